@@ -1,0 +1,19 @@
+"""Data: samples and batches, data sets by name, batched augmentation."""
+
+from cil.data.augment import Augment
+from cil.data.registry import Dataset, data_root, dataset_names, load_dataset, register_dataset
+from cil.data.samples import ArrayStore, Batch, Samples, Store, to_float
+
+__all__ = [
+    "ArrayStore",
+    "Augment",
+    "Batch",
+    "Dataset",
+    "Samples",
+    "Store",
+    "data_root",
+    "dataset_names",
+    "load_dataset",
+    "register_dataset",
+    "to_float",
+]

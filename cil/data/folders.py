@@ -1,0 +1,173 @@
+"""Data sets as folders of image files: any ImageFolder-like one, ImageNet and its subsets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cil.data.augment import Augment
+from cil.data.files import IMAGE_SUFFIXES, FileStore
+from cil.data.registry import Dataset, register_dataset
+from cil.data.samples import ArrayStore, Samples
+from cil.errors import DataError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@register_dataset("folder")
+def folder(root: Path, path: str | Path, size: int = 224, channels: int = 3, in_memory: bool = False) -> Dataset:
+    """A folder with ``train/CLASS/*`` and ``test/CLASS/*`` (or ``val/CLASS/*``); classes in alphabetical order.
+
+    Args:
+        path: A relative one is looked up here, then in the data root.
+        size: Height and width that images are brought to, in pixels.
+        channels: 3 for RGB, 1 for grey.
+        in_memory: Decode everything once into memory (small images; size * size * channels bytes each). The training
+            view is then the whole image, augmented as small images are.
+
+    Raises:
+        DataError: where folders, classes or images are missing, naming the folder.
+    """
+    where = _find(path, root)
+    return _from_folders(where.name, root, where, size, channels, in_memory, augment=Augment(flip=True))
+
+
+@register_dataset("tiny_imagenet")
+def tiny_imagenet(root: Path, path: str | Path = "tiny_imagenet", size: int = 64, in_memory: bool = True) -> Dataset:
+    """Tiny-ImageNet: 64x64 RGB, 200 classes, 500 + 50 images each; ``val`` as published or in class folders."""
+    where = _find(path, root)
+    augment = Augment(crop_padding=size // 8, flip=True) if in_memory else Augment(flip=True)
+    return _from_folders(
+        "tiny_imagenet", root, where, size, 3, in_memory, augment=augment, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
+
+
+@register_dataset("imagenet1000")
+def imagenet1000(root: Path, path: str | Path = "imagenet1000", size: int = 224) -> Dataset:
+    """ImageNet (ILSVRC 2012): 1000 classes; labels are the alphabetical order of the WordNet folders."""
+    where = _find(path, root)
+    augment = Augment(flip=True, brightness=63 / 255)
+    return _from_folders("imagenet1000", root, where, size, augment=augment, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+@register_dataset("imagenet100")
+def imagenet100(
+    root: Path, path: str | Path | None = None, size: int = 224, class_list: str | Path | None = None
+) -> Dataset:
+    """The 100-class subset of ImageNet; labels are the alphabetical order of the chosen folders.
+
+    Args:
+        path: A folder of 100 classes, or all of ImageNet; by default ``imagenet100`` in the data root, else
+            ``imagenet1000``.
+        class_list: Text file with one folder name a line. Without it, and where ``path`` holds 1000 classes, the subset
+            is the first 100 of the 1000 shuffled with seed 1993, as is the custom.
+    """
+    if path is None:
+        path = "imagenet100" if (root / "imagenet100").is_dir() else "imagenet1000"
+    where = _find(path, root)
+    names = _class_folders(_split_folder(where, ("train",)))
+    if class_list is not None:
+        listed = _find(class_list, root)
+        chosen = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+        missing = sorted(set(chosen) - set(names))
+        if missing or len(set(chosen)) != 100:
+            what = f"names {missing[0]}, which {where} lacks" if missing else f"lists {len(set(chosen))} folders, need 100"
+            raise DataError(f"{listed} {what} (stream.class_list)")
+        names = sorted(chosen)
+    elif len(names) == 1000:
+        order = np.random.RandomState(1993).permutation(1000)  # noqa: NPY002 - the legacy generator is the protocol
+        names = sorted(names[label] for label in order[:100])
+    elif len(names) != 100:
+        raise DataError(f"{where} has {len(names)} classes; imagenet100 needs 100 or 1000, or stream.class_list")
+    augment = Augment(flip=True)  # the survey's code has no brightness change here
+    return _from_folders(
+        "imagenet100", root, where, size, names=names, augment=augment, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
+
+
+def _from_folders(
+    name: str,
+    root: Path,
+    where: Path,
+    size: int,
+    channels: int = 3,
+    in_memory: bool = False,
+    names: Sequence[str] | None = None,
+    *,
+    augment: Augment,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Dataset:
+    train_folder, test_folder = _split_folder(where, ("train",)), _split_folder(where, ("test", "val"))
+    names = list(names) if names is not None else _class_folders(train_folder)
+    annotations = test_folder / "val_annotations.txt"
+    if annotations.is_file():
+        test = _annotated(annotations, names)
+    else:
+        extra = sorted(set(_class_folders(test_folder)) - set(_class_folders(train_folder)))
+        if extra:
+            raise DataError(f"{test_folder} has the class {extra[0]}, which {train_folder} lacks")
+        test = _listed(test_folder, names)
+    splits = []
+    for paths, labels in (_listed(train_folder, names), test):
+        store = FileStore(paths, size, channels, root / "cache" / "digests")
+        kept = ArrayStore(store.pixels(torch.arange(len(store)))) if in_memory else store
+        splits.append(Samples(kept, torch.tensor(labels)))
+    return Dataset(name, *splits, classes=names, mean=mean, std=std, augment=augment, source=str(where))
+
+
+def _find(path: str | Path, root: Path) -> Path:
+    """``path`` as it stands, else inside the data root."""
+    given = Path(path).expanduser()
+    for place in (given, root / given):
+        if place.exists():
+            return place
+    raise DataError(f"{given} does not exist, neither here nor in {root}; set stream.path or data_root (CIL_DATA)")
+
+
+def _split_folder(where: Path, names: Sequence[str]) -> Path:
+    for name in names:
+        if (where / name).is_dir():
+            return where / name
+    raise DataError(f"{where} has no folder {' or '.join(names)}; need train/CLASS/* and test/CLASS/* (or val)")
+
+
+def _class_folders(split: Path) -> list[str]:
+    names = sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise DataError(f"{split} has no class folders; need {split.name}/CLASS/*")
+    return names
+
+
+def _listed(split: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """All images below the class folders, sorted by path, with the place of their class in ``names``."""
+    paths, labels = [], []
+    for label, name in enumerate(names):
+        found = sorted(
+            str(Path(base) / file)
+            for base, _, files in os.walk(split / name)
+            for file in files
+            if Path(file).suffix.lower() in IMAGE_SUFFIXES and not file.startswith(".")
+        )
+        if not found:
+            raise DataError(f"{split / name} has no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        paths += found
+        labels += [label] * len(found)
+    return paths, labels
+
+
+def _annotated(annotations: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Tiny-ImageNet's published form of ``val``: one folder of images, and a table of file and class."""
+    label_of = {name: label for label, name in enumerate(names)}
+    rows = []
+    for number, line in enumerate(annotations.read_text().splitlines(), start=1):
+        file, name, *_ = [*line.split("\t"), "", ""]
+        if name not in label_of:
+            raise DataError(f"{annotations} line {number}: class '{name}' has no folder in train")
+        rows.append((label_of[name], str(annotations.parent / "images" / file)))
+    rows.sort()
+    return [path for _, path in rows], [label for label, _ in rows]

@@ -1,0 +1,144 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from cil.data.augment import Augment
+from cil.data.samples import Samples
+from cil.errors import ConfigError, DataError, nearest
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set before it becomes a stream.
+
+    Attributes:
+        name: As in tables.
+        train, test: With the data set's own labels in ``slots``.
+        classes: Name of each label.
+        mean, std: Of each channel for images in [0, 1]; None: a stream computes them on its first experience's
+            training data, so that no later experience and no test image leaks in.
+        official: Whether pixels and labels are those of the official set, whatever their order; None where no
+            checksum is known.
+        augment: Training augmentation where the stream names none.
+        source: File, folder or package, for messages.
+
+    Raises:
+        DataError: where training and test images differ in shape, or a split is empty.
+    """
+
+    name: str
+    train: Samples
+    test: Samples
+    classes: Sequence[str]
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    official: bool | None = None
+    augment: Augment = field(default_factory=Augment)
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for split, samples in (("training", self.train), ("test", self.test)):
+            if not len(samples):
+                raise DataError(f"{self.name}: the {split} split is empty ({self.source or 'made in memory'})")
+        if self.train.shape != self.test.shape:
+            raise DataError(
+                f"{self.name}: training images are {self.train.shape}, test images {self.test.shape} (C, H, W);"
+                f" both must be alike ({self.source or 'made in memory'})"
+            )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the pixels (or the bytes of the files) and labels of both splits, in order."""
+        digest = hashlib.sha256(repr(tuple(self.classes)).encode())
+        for samples in (self.train, self.test):
+            for store, rows in samples.parts:
+                content = store.digest() if hasattr(store, "digest") else store.pixels(rows).contiguous().cpu().numpy()
+                digest.update(repr((len(rows), store.shape)).encode())
+                digest.update(content)
+                digest.update(rows.contiguous().numpy())
+            digest.update(samples.slots.contiguous().numpy())
+            if samples.targets is not None:
+                digest.update(samples.targets.contiguous().numpy())
+        return digest.hexdigest()
+
+
+DatasetBuilder = Callable[..., Dataset]
+_BUILDERS: dict[str, DatasetBuilder] = {}
+_MODULES = ("cil.data.embedded", "cil.data.official", "cil.data.folders")
+
+
+def register_dataset(name: str) -> Callable[[DatasetBuilder], DatasetBuilder]:
+    """Make ``builder(root: Path, **options) -> Dataset`` known as ``name``.
+
+    Raises:
+        ConfigError: where another builder has the name.
+    """
+
+    def registered(builder: DatasetBuilder) -> DatasetBuilder:
+        if _BUILDERS.get(name, builder) is not builder:
+            raise ConfigError(f"the data set name '{name}' is taken by {_BUILDERS[name].__module__}; choose another")
+        _BUILDERS[name] = builder
+        return builder
+
+    return registered
+
+
+def dataset_names(root: str | Path | None = None) -> list[str]:
+    """Names that ``load_dataset`` knows; with ``root``, also the sets that lie there as NAME/train.npz."""
+    names = set(_builders())
+    if root is not None:
+        base = data_root(root)
+        names |= {path.parent.relative_to(base).as_posix() for path in base.glob("**/train.npz")}
+    return sorted(names)
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """Folder of data sets and caches: ``root``, else the environment's CIL_DATA, else ~/.cache/cil."""
+    chosen = root or os.environ.get("CIL_DATA") or Path.home() / ".cache" / "cil"
+    return Path(chosen).expanduser()
+
+
+def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
+    """A data set by name.
+
+    Args:
+        name: A registered name, or the path of a folder inside ``root`` that holds train.npz and test.npz, as in
+            ``small_tasks/mnist``.
+        root: See ``data_root``.
+        options: Of this data set: ``path``, ``size``, ...
+
+    Raises:
+        ConfigError: for an unknown name or option, with the nearest known ones.
+        DataError: where files are missing or wrong.
+    """
+    base, builders = data_root(root), _builders()
+    if name in builders:
+        allowed = list(inspect.signature(builders[name]).parameters)[1:]
+        for option in options:
+            if option not in allowed:
+                raise ConfigError(f"data set '{name}' has no option '{option}' (stream.{option}); {nearest(option, allowed)}")
+        try:
+            inspect.signature(builders[name]).bind(base, **options)
+        except TypeError as error:
+            raise ConfigError(f"data set '{name}': {error}; set it as stream.OPTION") from None
+        return builders[name](base, **options)
+    inside = Path(name)
+    if not inside.is_absolute() and ".." not in inside.parts and (base / inside / "train.npz").is_file():
+        return builders["npz"](base, path=base / inside, name=name, **options)
+    raise ConfigError(f"unknown data set '{name}' (stream.dataset; data_root is {base}); {nearest(name, dataset_names(base))}")
+
+
+def _builders() -> dict[str, DatasetBuilder]:
+    for module in _MODULES:
+        import_module(module)
+    return _BUILDERS

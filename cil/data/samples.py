@@ -1,0 +1,259 @@
+"""Samples: images with their slots, lazy where images are large; and the batches that losses see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cil.errors import DataError, ShapeError
+
+
+class Store(Protocol):
+    """Where pixels live: an array in memory, or files that are decoded when asked for."""
+
+    shape: tuple[int, int, int]  # (C, H, W) of one image in the evaluation view
+    in_memory: bool
+
+    def __len__(self) -> int: ...
+
+    def pixels(self, rows: Tensor) -> Tensor:
+        """Evaluation view of ``rows``: (n, C, H, W) uint8."""
+        ...
+
+    def training_pixels(self, rows: Tensor, draws: Tensor | None) -> Tensor:
+        """Training view: as ``pixels``, but a store of files may crop where it decodes, by ``draws`` (n, 4) in [0, 1)."""
+        ...
+
+    def take(self, rows: Tensor) -> Store:
+        """A store that holds ``rows`` alone, and cannot reach the others."""
+        ...
+
+
+class ArrayStore:
+    """Pixels as one uint8 tensor (N, C, H, W)."""
+
+    in_memory = True
+
+    def __init__(self, pixels: Tensor) -> None:
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4:
+            raise ShapeError(f"pixels must be uint8 (N, C, H, W), not {pixels.dtype} {tuple(pixels.shape)}")
+        self.tensor = pixels
+        self.shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def pixels(self, rows: Tensor) -> Tensor:
+        return self.tensor[rows.to(self.tensor.device)]
+
+    def training_pixels(self, rows: Tensor, draws: Tensor | None) -> Tensor:
+        return self.pixels(rows)
+
+    def take(self, rows: Tensor) -> ArrayStore:
+        return ArrayStore(self.tensor[rows.to(self.tensor.device)].clone())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss sees.
+
+    Attributes:
+        images: (N, C, H, W) float in [0, 1], augmented in training.
+        slots: (N,) int64, a class's place in the order of arrival.
+        targets: (N, L) float 0/1 for multi-label tasks, else None.
+        fetch: Gives ``pixels``, gathered only when asked for.
+        rows: (N,) int64, place in the phase's data.
+        extras: Stored side data of the rows (replayed logits and the like).
+        streams: Further batches of the same step, where a phase has several streams; also reachable as attributes
+            (``batch.memory``).
+    """
+
+    images: Tensor
+    slots: Tensor
+    targets: Tensor | None = None
+    fetch: Callable[[], Tensor] | None = None
+    rows: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    streams: Mapping[str, Batch] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def pixels(self) -> Tensor:
+        """(N, C, H, W) uint8 before augmentation; an online memory inserts these."""
+        if self.fetch is None:
+            raise DataError("this batch has no pixels before augmentation")
+        return self.fetch()
+
+    def __getattr__(self, name: str) -> Batch:
+        streams = self.__dict__.get("streams", {})
+        if name in streams:
+            return streams[name]
+        raise AttributeError(f"a batch has no stream '{name}'; it has: {', '.join(streams) or 'one unnamed stream'}")
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 to float in [0, 1], channels last in memory."""
+    return pixels.to(torch.float32).div_(255).contiguous(memory_format=torch.channels_last)
+
+
+class Samples:
+    """Images and slots, as rows of one or more stores. Immutable; adding and picking share the pixels.
+
+    Args:
+        store: Where the pixels are.
+        slots: (N,) int64, one for each row of ``rows``.
+        rows: (N,) row numbers in the store; all rows in order where left out.
+        targets: (N, L) 0/1 for multi-label tasks.
+        extras: Side data by name, each with N rows.
+
+    Raises:
+        ShapeError: where the numbers of rows differ.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        slots: Tensor,
+        rows: Tensor | None = None,
+        targets: Tensor | None = None,
+        extras: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        rows = torch.arange(len(store)) if rows is None else rows
+        if slots.ndim != 1 or len(slots) != len(rows):
+            raise ShapeError(f"{len(rows)} images but slots of shape {tuple(slots.shape)}")
+        for name, values in (dict(extras or {}) | ({} if targets is None else {"targets": targets})).items():
+            if len(values) != len(rows):
+                raise ShapeError(f"{len(rows)} images but {len(values)} rows of {name}")
+        self._parts: tuple[tuple[Store, Tensor], ...] = ((store, rows),)
+        self.slots = slots.to(torch.int64)
+        self.targets = targets
+        self.extras: dict[str, Tensor] = dict(extras or {})
+
+    @classmethod
+    def from_arrays(cls, pixels: Tensor, slots: Tensor, targets: Tensor | None = None) -> Samples:
+        """Samples of a uint8 tensor (N, C, H, W) in memory."""
+        return cls(ArrayStore(pixels), torch.as_tensor(slots), targets=targets)
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def __repr__(self) -> str:
+        return f"Samples({len(self)} images {self.shape}, {len(self.slots.unique())} slots)"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self._parts[0][0].shape
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all pixels are arrays in memory."""
+        return all(store.in_memory for store, _ in self._parts)
+
+    @property
+    def parts(self) -> tuple[tuple[Store, Tensor], ...]:
+        """The stores and the rows taken of each, in order."""
+        return self._parts
+
+    @property
+    def pixels(self) -> Tensor:
+        """All images in the evaluation view, (N, C, H, W) uint8."""
+        return torch.cat([store.pixels(rows) for store, rows in self._parts])
+
+    @property
+    def images(self) -> Tensor:
+        """All images as a loss or ``predict`` sees them: (N, C, H, W) float in [0, 1]."""
+        return to_float(self.pixels)
+
+    def __add__(self, other: Samples) -> Samples:
+        """Both, one after the other. Side data is kept where both have it; an empty side changes nothing."""
+        if len(other) == 0:
+            return self
+        if len(self) == 0:
+            return other
+        if self.shape != other.shape:
+            raise ShapeError(f"cannot join images of shape {self.shape} and {other.shape}")
+        if (self.targets is None) != (other.targets is None):
+            raise DataError("cannot join samples with and without multi-label targets")
+        targets = None
+        if self.targets is not None and other.targets is not None:
+            targets = torch.cat([self.targets, other.targets])
+        shared = self.extras.keys() & other.extras.keys()
+        extras = {name: torch.cat([self.extras[name], other.extras[name]]) for name in sorted(shared)}
+        return self._make(self._parts + other._parts, torch.cat([self.slots, other.slots]), targets, extras)
+
+    def __getitem__(self, rows: Tensor | slice | Sequence[int]) -> Samples:
+        """The samples of ``rows``: int64 row numbers, a boolean mask or a slice, in that order."""
+        index = torch.arange(len(self))[rows if isinstance(rows, slice) else torch.as_tensor(rows).cpu()]
+        if index.ndim == 0:
+            index = index[None]
+        parts, start = [], 0
+        if len(self._parts) == 1:
+            store, own = self._parts[0]
+            parts = [(store, own[index])]
+        else:  # keep the order asked for: one part a run of rows of the same store
+            bounds = torch.tensor([0] + [len(own) for _, own in self._parts]).cumsum(0)
+            which = torch.bucketize(index, bounds[1:], right=True)
+            for stop in [*(which.diff().nonzero().flatten() + 1).tolist(), len(index)]:
+                if stop > start:
+                    k = int(which[start])
+                    parts.append((self._parts[k][0], self._parts[k][1][index[start:stop] - bounds[k]]))
+                start = stop
+        targets = None if self.targets is None else self.targets[index]
+        extras = {name: values[index.to(values.device)] for name, values in self.extras.items()}
+        return self._make(tuple(parts) or ((self._parts[0][0], index),), self.slots[index], targets, extras)
+
+    def of_class(self, slot: int) -> Samples:
+        """The samples of one slot, in order."""
+        return self[(self.slots == slot).nonzero().flatten()]
+
+    def counts(self) -> dict[int, int]:
+        """Number of samples of each slot present."""
+        slots, counts = self.slots.unique(return_counts=True)
+        return dict(zip(slots.tolist(), counts.tolist(), strict=True))
+
+    def sealed(self) -> Samples:
+        """The same samples over stores that hold nothing else: other rows of the data set cannot be reached."""
+        parts = tuple((store.take(rows), torch.arange(len(rows))) for store, rows in self._parts)
+        return self._make(parts, self.slots, self.targets, self.extras)
+
+    def joined(self) -> Samples:
+        """The same samples with the pixels of arrays in one tensor, so that a batch is one gather."""
+        if not self.in_memory or (len(self._parts) == 1 and len(self._parts[0][0]) == len(self)):
+            return self
+        return Samples(ArrayStore(self.pixels), self.slots, targets=self.targets, extras=self.extras)
+
+    def batches(self, size: int = 500, device: torch.device | str | None = None) -> Iterator[Batch]:
+        """Batches in order in the evaluation view: no augmentation, no shuffling."""
+        for start in range(0, len(self), size):
+            part = self[start : start + size]
+            pixels = part.pixels
+            if device is not None:
+                pixels = pixels.to(device, non_blocking=True)
+            move: Callable[[Tensor], Tensor] = lambda values, to=pixels.device: values.to(to)  # noqa: E731
+            yield Batch(
+                to_float(pixels),
+                move(part.slots),
+                None if part.targets is None else move(part.targets),
+                lambda pixels=pixels: pixels,
+                torch.arange(start, start + len(part)),
+                {name: move(values) for name, values in part.extras.items()},
+            )
+
+    @classmethod
+    def _make(
+        cls,
+        parts: tuple[tuple[Store, Tensor], ...],
+        slots: Tensor,
+        targets: Tensor | None,
+        extras: Mapping[str, Tensor],
+    ) -> Samples:
+        made = cls.__new__(cls)
+        made._parts, made.slots, made.targets, made.extras = parts, slots, targets, dict(extras)
+        return made

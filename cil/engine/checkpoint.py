@@ -1,0 +1,212 @@
+"""Checkpoints: one commit a boundary, snapshots inside an experience. Safetensors and JSON; nothing is unpickled.
+
+    checkpoint/experience-003.json        what boundary 3 carries: names -> files, metadata, facts. Written last.
+    checkpoint/experience-003.safetensors the tensors that changed since the boundary before (frozen parts stay once)
+    checkpoint/evaluation-003.safetensors the counts of the evaluation after experience 3
+    snapshot/phase-1.*                    all that was held before phase 1 of the running experience
+    snapshot/now.*                        all that was held at some step, with optimizer and place
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cil.errors import ConfigError, ResumeError, TrainingError, nearest
+from cil.memory import State
+from cil.memory.state import Reference
+
+KEEP = ("all", "last", "best")
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write all or nothing: a new file, flushed to disk, renamed into place."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise TrainingError(f"cannot write {path}: {error.strerror}; what was committed before is safe") from error
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> None:
+    """A safetensors file, all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file({name: _own(tensor) for name, tensor in plain.items()}, temporary, dict(facts or {}))
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"cannot write {path}: {error}; what was committed before is safe") from error
+    _sync_folder(path.parent)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A tensor with storage of its own (safetensors refuses shared ones)."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size() else tensor
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ResumeError(f"cannot read {path}: {error}; start again in another run_dir") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ResumeError(f"cannot read {path}: {error}; start again in another run_dir") from error
+
+
+class Checkpoints:
+    """The carried states of a run on disk.
+
+    Args:
+        folder: The run directory.
+        keep: ``all`` boundaries, the ``last`` one, or the last and the ``best`` by accuracy.
+    """
+
+    def __init__(self, folder: Path, keep: str = "last") -> None:
+        if keep not in KEEP:
+            raise ConfigError(f"checkpoint.keep is '{keep}'; {nearest(keep, KEEP)}")
+        self.folder = folder / "checkpoint"
+        self.snapshots = folder / "snapshot"
+        self.keep = keep
+
+    def done(self) -> int:
+        """Number of experiences that are committed."""
+        count = 0
+        while (self.folder / f"experience-{count:03d}.json").exists():
+            count += 1
+        return count
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """What else was committed at a boundary."""
+        return read_json(self.folder / f"experience-{index:03d}.json")["facts"]
+
+    def commit(self, index: int, state: State, facts: Mapping[str, Any]) -> None:
+        """Write a boundary. It exists from the moment its JSON file has its name."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        before: dict[str, Tensor] = {}
+        files: dict[str, str] = {}
+        if index:
+            previous = read_json(self.folder / f"experience-{index - 1:03d}.json")
+            if previous["files"] is not None:
+                files, before = previous["files"], self._tensors(previous["files"])
+        name = f"experience-{index:03d}.safetensors"
+        new = {key: t.detach().cpu() for key, t in state.tensors.items()}
+        changed = {key: t for key, t in new.items() if key not in before or not _equal(before[key], t)}
+        write_tensors(self.folder / name, changed)
+        content = {
+            "files": {key: name if key in changed else files[key] for key in new},
+            "kinds": dict(state.kinds),
+            "meta": dict(state.meta),
+            "references": [vars(reference) for reference in state.references],
+            "survey": dict(state.survey),
+            "facts": dict(facts),
+        }
+        write_atomic(self.folder / f"experience-{index:03d}.json", json.dumps(content).encode())
+        shutil.rmtree(self.snapshots, ignore_errors=True)
+
+    def state(self, index: int) -> State:
+        """The state carried out of experience ``index``.
+
+        Raises:
+            ResumeError: if it was not kept.
+        """
+        content = read_json(self.folder / f"experience-{index:03d}.json")
+        if content["files"] is None:
+            raise ResumeError(f"the state after experience {index} was not kept; set checkpoint.keep=all")
+        return State(
+            self._tensors(content["files"]),
+            content["kinds"],
+            content["meta"],
+            tuple(Reference(**reference) for reference in content["references"]),
+            content["survey"],
+        )
+
+    def _tensors(self, files: Mapping[str, str]) -> dict[str, Tensor]:
+        opened = {name: read_tensors(self.folder / name) for name in sorted(set(files.values()))}
+        return {key: opened[name][key] for key, name in files.items()}
+
+    def evaluated(self, index: int) -> dict[str, Tensor] | None:
+        """The counts of one evaluation, if it was done."""
+        path = self.folder / f"evaluation-{index:03d}.safetensors"
+        return read_tensors(path) if path.exists() else None
+
+    def write_evaluation(self, index: int, counts: Mapping[str, Tensor]) -> None:
+        """Keep the counts of one evaluation."""
+        write_tensors(self.folder / f"evaluation-{index:03d}.safetensors", counts)
+
+    def prune(self, best: int | None = None) -> None:
+        """Drop the states that are not to be kept; facts and evaluations stay."""
+        done = self.done()
+        if self.keep == "all" or not done:
+            return
+        kept = {done - 1} | ({best} if self.keep == "best" and best is not None else set())
+        used: set[str] = set()
+        for index in range(done):
+            path = self.folder / f"experience-{index:03d}.json"
+            content = read_json(path)
+            if index in kept:
+                used |= set((content["files"] or {}).values())
+            elif content["files"] is not None:
+                write_atomic(path, json.dumps(content | {"files": None}).encode())
+        for path in self.folder.glob("experience-*.safetensors"):
+            if path.name not in used:
+                path.unlink()
+
+    # inside an experience -------------------------------------------------------------------------------------------
+
+    def write_snapshot(self, name: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+        """All that is held now. The tensors' file is named in the JSON, which is written last."""
+        self.snapshots.mkdir(parents=True, exist_ok=True)
+        path = self.snapshots / f"{name}.json"
+        old = json.loads(path.read_text())["tensors"] if path.exists() else None
+        file = f"{name}-{'b' if old == f'{name}-a.safetensors' else 'a'}.safetensors"
+        write_tensors(self.snapshots / file, tensors)
+        write_atomic(path, json.dumps({**content, "tensors": file}).encode())
+
+    def snapshot(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """A snapshot, if there is one."""
+        path = self.snapshots / f"{name}.json"
+        if not path.exists():
+            return None
+        content = read_json(path)
+        return read_tensors(self.snapshots / content["tensors"]), content
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Same bits (so that -0.0 and NaN count as what they are)."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8))

@@ -1,0 +1,111 @@
+"""Evaluation: one shuffled pass over the test data of all experiences whose classes were seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from cil.data import Samples
+from cil.engine.keys import generator
+from cil.errors import ContractError
+from cil.memory import Flops
+from cil.streams import Stream
+
+Predict = Callable[[Tensor], Tensor]
+
+
+def evaluable(stream: Stream, num_classes: int) -> list[int]:
+    """Experiences whose classes have all been seen."""
+    return [s.index for s in stream.signatures if max(s.present, default=0) < num_classes]
+
+
+def evaluate(
+    predict: Predict,
+    stream: Stream,
+    num_classes: int,
+    *,
+    seed: int,
+    device: torch.device,
+    batch_size: int = 500,
+    show: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Tensor]:
+    """Count right and wrong answers.
+
+    Files lie class by class, so the samples are shuffled: batch statistics must not leak the label. The task-aware
+    answer is the best of the same scores within the slots of the sample's experience.
+
+    Args:
+        predict: (N, C, H, W) float images in [0, 1] to (N, num_classes) scores.
+        num_classes: Slots seen.
+
+    Returns:
+        ``confusion`` (K, K) int64, true by predicted, over all K slots of the stream; ``correct``,
+        ``correct_task_aware`` and ``count`` (T,) int64 by experience; ``flops`` (1,) float64, of the pass.
+
+    Raises:
+        ContractError: where the scores have another shape, or are not numbers.
+    """
+    width, length = len(stream.classes), len(stream)
+    confusion = torch.zeros(width, width, dtype=torch.int64)
+    correct, aware, count = (torch.zeros(length, dtype=torch.int64) for _ in range(3))
+    masks = torch.full((length, num_classes), -torch.inf, device=device)
+    for signature in stream.signatures:
+        slots = [slot for slot in signature.present if slot < num_classes]
+        masks[signature.index, slots] = 0
+    flops, total, done = Flops(), 0, 0
+    broken = torch.zeros((), dtype=torch.bool, device=device)
+    parts = [(index, stream.test(index)) for index in evaluable(stream, num_classes)]
+    size = sum(len(samples) for _, samples in parts)
+    for images, slots, where in _shuffled(parts, seed, device, batch_size):
+        if done == 0:
+            with flops.counting():
+                scores = predict(images)
+            total = round(flops.count / len(images) * size)
+        else:
+            scores = predict(images)
+        if scores.shape != (len(images), num_classes):
+            raise ContractError(
+                f"predict gave scores of shape {tuple(scores.shape)} for {len(images)} images and {num_classes} classes"
+            )
+        scores = scores.float()
+        broken |= scores.isnan().any()
+        best = scores.argmax(1)
+        right = best == slots
+        right_aware = (scores + masks[where]).argmax(1) == slots
+        confusion += torch.bincount((slots * width + best).cpu(), minlength=width * width).reshape(width, width)
+        where = where.cpu()
+        correct += torch.bincount(where[right.cpu()], minlength=length)
+        aware += torch.bincount(where[right_aware.cpu()], minlength=length)
+        count += torch.bincount(where, minlength=length)
+        done += len(images)
+        show(done, size)
+    if broken:
+        raise ContractError("predict gave scores that are not numbers (NaN); -inf is allowed, for a class without a score")
+    return {
+        "confusion": confusion,
+        "correct": correct,
+        "correct_task_aware": aware,
+        "count": count,
+        "flops": torch.tensor([float(total)], dtype=torch.float64),
+    }
+
+
+def _shuffled(
+    parts: list[tuple[int, Samples]], seed: int, device: torch.device, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Images, slots and experiences of all parts in one keyed random order."""
+    parts = [(index, samples) for index, samples in parts if len(samples)]
+    if not parts:
+        return
+    joined = parts[0][1]
+    for _, samples in parts[1:]:
+        joined = joined + samples
+    where = torch.cat([torch.full((len(samples),), index) for index, samples in parts])
+    order = torch.randperm(len(joined), generator=generator(seed, "evaluate", len(parts)))
+    joined, where = joined.joined()[order], where[order].to(device)
+    start = 0
+    for batch in joined.batches(batch_size, device):
+        yield batch.images, batch.slots, where[start : start + len(batch)]
+        start += len(batch)

@@ -1,0 +1,34 @@
+"""Keyed randomness: every draw comes from a generator named by seed, purpose and place; there is no global stream."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import numpy as np
+import torch
+
+
+def key(seed: int, *parts: object) -> int:
+    """A 63-bit number that depends on all parts, and on nothing else.
+
+    >>> key(0, "order", 1, 2) == key(0, "order", 1, 2) != key(0, "order", 2, 1)
+    True
+    """
+    text = "/".join(map(str, (seed, *parts))).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def generator(seed: int, *parts: object) -> torch.Generator:
+    """A fresh CPU generator for one purpose at one place."""
+    return torch.Generator().manual_seed(key(seed, *parts))
+
+
+def reseed(seed: int, *parts: object) -> None:
+    """Key the global generators of torch, numpy and random, for code that draws from them (dropout, say)."""
+    number = key(seed, *parts)
+    torch.default_generator.manual_seed(number)  # torch.manual_seed asks every backend, 80 microseconds a call
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(number)
+    np.random.seed(number % 2**32)  # noqa: NPY002
+    random.seed(number)

@@ -1,0 +1,152 @@
+"""Batches of a phase: keyed order, keyed augmentation; arrays on the device, files decoded ahead of time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from cil.data import Augment, Batch, Samples
+
+Keyed = Callable[..., torch.Generator]
+LOOKAHEAD = 4  # batches that are decoded ahead of the one in use
+
+
+def batch_bounds(count: int, size: int) -> list[tuple[int, int]]:
+    """Where the batches of an epoch start and stop; a last batch of one joins the batch before it.
+
+    Batch statistics of a single image are undefined in some networks.
+
+    >>> batch_bounds(7, 3), batch_bounds(8, 3)
+    ([(0, 3), (3, 7)], [(0, 3), (3, 6), (6, 8)])
+    """
+    bounds = [(start, min(start + size, count)) for start in range(0, count, size)]
+    if len(bounds) > 1 and size > 1 and bounds[-1][1] - bounds[-1][0] == 1:
+        bounds[-2:] = [(bounds[-2][0], count)]
+    return bounds
+
+
+class Loader:
+    """One stream of a phase.
+
+    Args:
+        samples: What is drawn from.
+        augment: Training augmentation.
+        device: Where batches go; arrays are moved there once.
+        keyed: (purpose, epoch, step) to a generator.
+    """
+
+    def __init__(self, samples: Samples, augment: Augment, device: torch.device, keyed: Keyed) -> None:
+        self.samples = samples.joined()
+        self.augment, self.device, self.keyed = augment, device, keyed
+        self.slots = self.samples.slots.to(device)
+        self.targets = None if self.samples.targets is None else self.samples.targets.to(device)
+        self.extras = {name: values.to(device) for name, values in self.samples.extras.items()}
+        self._bound = None
+        if self.samples.in_memory:
+            self._pixels = self.samples.pixels if len(self.samples.parts) > 1 else self._array()
+            self._pixels = self._pixels.to(device)
+            self._bound = augment.bind(self._pixels)
+
+    def _array(self) -> Tensor:
+        store, rows = self.samples.parts[0]
+        everything = len(rows) == len(store) and bool((rows == torch.arange(len(store))).all())
+        return store.tensor if everything else store.pixels(rows)  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def order(self, epoch: int) -> Tensor:
+        """The permutation of one epoch."""
+        return torch.randperm(len(self), generator=self.keyed("order", epoch))
+
+    def batches(self, plan: list[tuple[Tensor, int, int]]) -> Iterator[Batch]:
+        """One batch for each (rows, epoch, step)."""
+        if self._bound is not None:
+            for rows, epoch, step in plan:
+                rows = rows.to(self.device)
+                images = self._bound(rows, self.keyed("augment", epoch, step))
+                yield self._batch(rows, images, lambda rows=rows: self._pixels[rows])
+            return
+        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+            waiting: deque[tuple[Tensor, torch.Generator, Future[Tensor]]] = deque()
+            for rows, epoch, step in plan:
+                generator = self.keyed("augment", epoch, step)
+                draws = torch.rand(len(rows), 4, generator=generator)
+                waiting.append((rows, generator, pool.submit(self._decode, rows, draws)))
+                if len(waiting) > LOOKAHEAD:
+                    yield self._decoded(*waiting.popleft())
+            while waiting:
+                yield self._decoded(*waiting.popleft())
+
+    def _decode(self, rows: Tensor, draws: Tensor) -> Tensor:
+        picked = self.samples[rows]
+        chunks, start = [], 0
+        for store, own in picked.parts:
+            chunks.append(store.training_pixels(own, draws[start : start + len(own)]))
+            start += len(own)
+        return torch.cat(chunks)
+
+    def _decoded(self, rows: Tensor, generator: torch.Generator, future: Future[Tensor]) -> Batch:
+        pixels = future.result().to(self.device, non_blocking=True)
+        return self._batch(rows.to(self.device), self.augment(pixels, generator), lambda: pixels)
+
+    def _batch(self, rows: Tensor, images: Tensor, fetch: Callable[[], Tensor]) -> Batch:
+        return Batch(
+            images,
+            self.slots[rows],
+            None if self.targets is None else self.targets[rows],
+            fetch,
+            rows,
+            {name: values[rows] for name, values in self.extras.items()},
+        )
+
+
+class PhaseLoader:
+    """All streams of a phase: the first sets the number of steps, the others are cycled beside it."""
+
+    def __init__(
+        self, data: Samples | Mapping[str, Samples], augment: Augment, device: torch.device, keyed: Keyed, size: int
+    ) -> None:
+        named = {"": data} if isinstance(data, Samples) else dict(data)
+        self.loaders = {
+            name: Loader(samples, augment, device, lambda *parts, name=name: keyed(name, *parts))
+            for name, samples in named.items()
+            if len(samples)
+        }
+        self.main = next(iter(named))
+        self.size = size
+        self.count = len(self.loaders[self.main]) if self.main in self.loaders else 0
+        self.bounds = batch_bounds(self.count, size)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from step ``first`` on."""
+        order = self.loaders[self.main].order(epoch)
+        steps = range(first, len(self.bounds))
+        iterators = {
+            self.main: self.loaders[self.main].batches(
+                [(order[slice(*self.bounds[step])], epoch, step) for step in steps]
+            )
+        }
+        for name, loader in self.loaders.items():
+            if name != self.main:
+                iterators[name] = loader.batches([(self._cycled(loader, epoch, s), epoch, s) for s in steps])
+        for batch in iterators[self.main]:
+            if len(iterators) == 1 and not self.main:
+                yield batch
+                continue
+            streams = {name: next(it) for name, it in iterators.items() if name != self.main} | {self.main: batch}
+            yield replace(batch, streams=streams)
+
+    def _cycled(self, loader: Loader, epoch: int, step: int) -> Tensor:
+        """Rows of a second stream: consecutive draws from its own permutations, started over when used up."""
+        size, count = min(self.size, len(loader)), len(loader)
+        start = (epoch * len(self.bounds) + step) * size
+        rounds = range(start // count, (start + size - 1) // count + 1)
+        rows = torch.cat([loader.order(number) for number in rounds])
+        offset = start - rounds[0] * count
+        return rows[offset : offset + size]

@@ -1,0 +1,111 @@
+"""Recipes: how long, with which optimizer, under which schedule a phase is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
+
+from cil.errors import ConfigError
+from cil.strategies import Phase
+
+MakeOptimizer = Callable[..., Optimizer]
+MakeSchedule = Callable[[Optimizer, int], LRScheduler]
+
+
+def _with_warmup(optimizer: Optimizer, rest: LRScheduler, warmup: int, factor: float) -> LRScheduler:
+    if not warmup:
+        return rest
+    ramp = lr_scheduler.LinearLR(optimizer, start_factor=factor, total_iters=warmup)
+    return lr_scheduler.SequentialLR(optimizer, [ramp, rest], milestones=[warmup])
+
+
+def constant(optimizer: Optimizer, epochs: int, *, warmup: int = 0, warmup_factor: float = 0.1) -> LRScheduler:
+    """No decay. ``warmup`` epochs rise linearly from ``warmup_factor`` times the learning rate."""
+    rest = lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
+    return _with_warmup(optimizer, rest, warmup, warmup_factor)
+
+
+def cosine(
+    optimizer: Optimizer, epochs: int, *, minimum: float = 0.0, warmup: int = 0, warmup_factor: float = 0.1
+) -> LRScheduler:
+    """Cosine decay to ``minimum`` over the epochs after the warm-up."""
+    rest = lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs - warmup), eta_min=minimum)
+    return _with_warmup(optimizer, rest, warmup, warmup_factor)
+
+
+def multistep(
+    optimizer: Optimizer,
+    epochs: int,
+    *,
+    milestones: Sequence[float] = (0.5, 0.75),
+    gamma: float = 0.1,
+    warmup: int = 0,
+    warmup_factor: float = 0.1,
+) -> LRScheduler:
+    """Times ``gamma`` at each milestone: an epoch, or (below 1) a share of the epochs."""
+    steps = [round(at * epochs) if at < 1 else int(at) for at in milestones]
+    rest = lr_scheduler.MultiStepLR(optimizer, [step - warmup for step in steps], gamma)
+    return _with_warmup(optimizer, rest, warmup, warmup_factor)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The configured way to train a phase.
+
+    Args:
+        epochs: Of all main phases.
+        batch_size: Images a step.
+        optimizer: Parameters to an optimizer (a partial of a torch class).
+        scheduler: Optimizer and epochs to a schedule that is stepped once an epoch.
+        max_steps: Optimizer steps a phase at most; None for no cap.
+        clip_norm: Gradients are scaled down to this norm; None for no clipping.
+        accumulate: Batches whose gradients are summed into one step.
+        first: What differs in the first experience (``epochs``, ``batch_size``).
+        snapshot_minutes, snapshot_steps: How often training is saved inside a phase.
+        log_every: Steps between two lines of the log.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    optimizer: MakeOptimizer = field(
+        default_factory=lambda: partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4)
+    )
+    scheduler: MakeSchedule = cosine
+    max_steps: int | None = None
+    clip_norm: float | None = None
+    accumulate: int = 1
+    first: dict[str, Any] = field(default_factory=dict)
+    snapshot_minutes: float | None = 5.0
+    snapshot_steps: int | None = None
+    log_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"trainer.{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(f"trainer.max_steps is {self.max_steps}; it must be 1 or more, or null")
+        unknown = set(self.first) - {"epochs", "batch_size"}
+        if unknown:
+            raise ConfigError(f"trainer.first has no key {sorted(unknown)}; it has: epochs, batch_size")
+
+    def of(self, phase: Phase, index: int) -> Recipe:
+        """The recipe of one phase of experience ``index``: what the phase says goes before what is configured."""
+        own: dict[str, Any] = {}
+        if index == 0:
+            own |= {name: value for name, value in self.first.items() if value is not None}
+        if not phase.main and phase.epochs is None:
+            raise ConfigError(f"phase '{phase.name}' is not a main one, so it must say its epochs")
+        own |= {name: getattr(phase, name) for name in ("epochs", "batch_size") if getattr(phase, name) is not None}
+        if phase.lr is not None or phase.weight_decay is not None:
+            given = {"lr": phase.lr, "weight_decay": phase.weight_decay}
+            own["optimizer"] = partial(self.optimizer, **{key: v for key, v in given.items() if v is not None})
+        if phase.milestones is not None:
+            own["scheduler"] = partial(multistep, milestones=tuple(phase.milestones))
+        return replace(self, **own)

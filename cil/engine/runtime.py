@@ -1,0 +1,107 @@
+"""Device and precision: the one seam to Lightning Fabric."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cil.errors import ConfigError, nearest
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "auto": ""}
+
+
+@dataclass
+class Runtime:
+    """Where and how precisely a run computes.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, ``mps``.
+        precision: ``fp32``, ``bf16`` or ``fp16`` (autocast), or ``auto``: bf16 on a GPU that has it, else fp32.
+        threads: CPU threads of torch; None leaves them as they are.
+
+    Raises:
+        ConfigError: for an unknown name, or a device that is not there.
+    """
+
+    device: str = "auto"
+    precision: str = "fp32"
+    threads: int | None = None
+    _fabric: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"trainer.precision is '{self.precision}'; {nearest(self.precision, PRECISIONS)}")
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        kind, _, index = self.device.partition(":")
+        if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+            raise ConfigError(f"device is '{self.device}'; {nearest(kind, ('auto', 'cpu', 'cuda', 'cuda:0', 'mps'))}")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"device is '{self.device}' but torch sees no GPU here; set device=cpu")
+        if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"device is '{self.device}' but there are {torch.cuda.device_count()} GPUs")
+        if kind == "mps" and not torch.backends.mps.is_available():
+            raise ConfigError("device is 'mps' but torch has no Metal device here; set device=cpu")
+        if self.precision == "auto":
+            self.precision = "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        if self.threads is not None:
+            if self.threads < 1:
+                raise ConfigError(f"trainer.threads is {self.threads}; it must be 1 or more")
+            torch.set_num_threads(self.threads)
+        if kind == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.benchmark = False
+
+    @property
+    def torch_device(self) -> torch.device:
+        """As torch names it."""
+        return torch.device(self.device)
+
+    @property
+    def fabric(self) -> Any:
+        """The Fabric of this run, made when first needed (its import takes seconds)."""
+        if self._fabric is None:
+            import logging
+            import warnings
+
+            logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                from lightning_fabric import Fabric
+
+                kind, _, index = self.device.partition(":")
+                devices: Any = [int(index or 0)] if kind == "cuda" else 1
+                self._fabric = Fabric(accelerator=kind, devices=devices, precision=PRECISIONS[self.precision])
+        return self._fabric
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing for Fabric to do: fp32 on the CPU, which then starts without its import."""
+        return self.precision == "fp32" and self.device == "cpu"
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which losses, features and predictions are computed."""
+        return nullcontext() if self.plain else self.fabric.autocast()
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward, scaled where the precision needs it."""
+        if self.plain:
+            loss.backward()
+        else:
+            self.fabric.backward(loss)
+
+    def optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
+        """The optimizer whose step undoes the loss scale, where the precision has one."""
+        return self.fabric.setup_optimizers(optimizer) if self.precision == "fp16" else optimizer
+
+    def close(self) -> None:
+        """Release what the run holds on the device."""
+        self._fabric = None
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()

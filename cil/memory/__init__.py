@@ -1,0 +1,32 @@
+"""Memory: exemplars, selection rules, codecs; the ledger, budgets and meters."""
+
+from cil.memory.budget import UNLIMITED, Budget
+from cil.memory.exemplars import ExemplarMemory, label_dtype
+from cil.memory.ledger import CONVENTIONS, KINDS, Entry, Ledger, check_kind, tensor_entry
+from cil.memory.meters import Flops, SavedBytes
+from cil.memory.selection import class_means, herd, register_selection, selection, unit
+from cil.memory.state import Reference, State, encode_meta, tensor_bytes
+
+__all__ = [
+    "CONVENTIONS",
+    "KINDS",
+    "UNLIMITED",
+    "Budget",
+    "Entry",
+    "ExemplarMemory",
+    "Flops",
+    "Ledger",
+    "Reference",
+    "SavedBytes",
+    "State",
+    "check_kind",
+    "class_means",
+    "encode_meta",
+    "herd",
+    "label_dtype",
+    "register_selection",
+    "selection",
+    "tensor_bytes",
+    "tensor_entry",
+    "unit",
+]

@@ -1,0 +1,125 @@
+"""The budget: how many bytes, or exemplars, a learner may carry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cil.errors import BudgetExceeded, ConfigError, nearest
+from cil.memory.exemplars import ExemplarMemory
+from cil.memory.ledger import CONVENTIONS, Ledger
+
+ENFORCE = ("error", "shrink", "report")
+RESERVE = ("now", "final")
+UNLIMITED = 2**62
+
+
+class Learner(Protocol):
+    """What a budget asks of a strategy."""
+
+    num_classes: int
+    image_shape: tuple[int, int, int]
+
+    def fixed_bytes(self, convention: str) -> int:
+        """Bytes of all that is carried but rehearsal memories."""
+        ...
+
+    def memories(self) -> dict[str, ExemplarMemory]:
+        """The rehearsal memories."""
+        ...
+
+
+@dataclass
+class Budget:
+    """Bytes or exemplars that may cross a boundary.
+
+    Args:
+        exemplars: Cap on the number of exemplars, the classic protocol; bytes are then reported, not equal.
+        limits: Cap in bytes after each experience; the last one holds for all later ones.
+        convention: ``exact``: every carried byte; ``survey``: as Zhou et al. 2024 count.
+        reserve: With bytes: exemplars get what is left beside the learner's size ``now``, or its size at the ``final``
+            boundary, so that a growing learner keeps their number constant (the survey's way).
+        enforce: ``error`` stops a run over its budget, ``shrink`` drops exemplars until it fits, ``report`` goes on.
+        final_bytes: Fixed bytes at the end of the stream, known from the dry run; for ``reserve: final``.
+        experience: Which boundary is next; set by the engine.
+    """
+
+    exemplars: int | None = None
+    limits: Sequence[int] | None = None
+    convention: str = "exact"
+    reserve: str = "now"
+    enforce: str = "error"
+    final_bytes: int | None = None
+    experience: int = 0
+
+    def __post_init__(self) -> None:
+        for value, allowed, key in (
+            (self.convention, CONVENTIONS, "convention"),
+            (self.reserve, RESERVE, "reserve"),
+            (self.enforce, ENFORCE, "enforce"),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"budget.{key} is '{value}'; {nearest(value, allowed)}")
+        if self.exemplars is not None and self.exemplars < 0:
+            raise ConfigError(f"budget.exemplars is {self.exemplars}; it must be 0 or more")
+        if self.limits is not None and (not len(self.limits) or min(self.limits) <= 0):
+            raise ConfigError(f"budget.limit is {list(self.limits)}; it must be a positive number of bytes")
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes allowed at the next boundary; None where only exemplars are counted, or nothing is."""
+        if self.limits is None:
+            return None
+        return int(self.limits[min(self.experience, len(self.limits) - 1)])
+
+    def remaining(self, learner: Learner) -> int:
+        """Bytes left for rehearsal memories, after everything else that is kept, at its size after ``grow``."""
+        if self.limit is None:
+            return UNLIMITED
+        fixed = learner.fixed_bytes(self.convention)
+        if self.reserve == "final" and self.final_bytes is not None:
+            fixed = max(fixed, self.final_bytes)
+        return max(0, self.limit - fixed)
+
+    def exemplar_slots(self, learner: Learner) -> int:
+        """The whole number of exemplars that fit: the difference first, then one floor.
+
+        A codec of variable size counts its exemplars at the raw size here, and fills ``remaining`` by actual size.
+        """
+        slots = UNLIMITED if self.exemplars is None else self.exemplars
+        if self.limit is not None:
+            items = [
+                memory.item_bytes(learner.image_shape, learner.num_classes, self.convention)
+                for memory in learner.memories().values()
+            ]
+            slots = min(slots, self.remaining(learner) // sum(items)) if items else 0
+        return slots
+
+    def capacity(self, learner: Learner, memory: ExemplarMemory) -> int | None:
+        """Bytes that ``memory`` may fill by actual size; None where its items are of one size, or are only counted."""
+        if memory.codec.fixed or self.limit is None or self.convention == "survey":
+            return None
+        return self.remaining(learner) // max(1, len(learner.memories()))
+
+    def over(self, ledger: Ledger, exemplars: int) -> str | None:
+        """What is over the budget, in words; None where all is well."""
+        total = ledger.total(self.convention)
+        if self.limit is not None and total > self.limit:
+            return f"carries {total:,} bytes ({self.convention}), budget.limit is {self.limit:,}"
+        if self.exemplars is not None and exemplars > self.exemplars:
+            return f"carries {exemplars:,} exemplars, budget.exemplars is {self.exemplars:,}"
+        return None
+
+    def check(self, ledger: Ledger, exemplars: int, name: str) -> None:
+        """Refuse a state that is over the budget.
+
+        Raises:
+            BudgetExceeded: naming every kind and its bytes.
+        """
+        over = self.over(ledger, exemplars)
+        if over and self.enforce != "report":
+            raise BudgetExceeded(
+                f"{name} {over} after experience {self.experience}: {ledger.describe(self.convention)}; "
+                f"raise budget.limit or budget.exemplars, or set budget.enforce=report"
+            )

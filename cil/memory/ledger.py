@@ -1,0 +1,128 @@
+"""The ledger: who carries how many bytes, as what, under which convention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from cil.errors import ConfigError, nearest
+from cil.memory.state import State, tensor_bytes
+
+KINDS = (
+    "parameters",
+    "buffers",
+    "exemplars",
+    "labels",
+    "features",
+    "prototypes",
+    "statistics",
+    "replay_logits",
+    "optimizer",
+    "teacher",
+    "temporary",
+    "gradients",
+    "activations",
+    "other",
+)
+TRAINING_KINDS = ("optimizer", "teacher", "temporary", "gradients", "activations")  # unless said otherwise
+CONVENTIONS = ("exact", "survey")
+
+
+def check_kind(kind: str) -> str:
+    """``kind`` if the ledger knows it."""
+    if kind not in KINDS:
+        raise ConfigError(f"the ledger has no kind '{kind}'; {nearest(kind, KINDS)}")
+    return kind
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the ledger.
+
+    Attributes:
+        lifetime: ``carried`` across the boundary, or there in ``training`` only.
+        source: ``tensor``, ``meta`` or ``reference``.
+        bytes, numel: Size.
+    """
+
+    name: str
+    kind: str
+    lifetime: str
+    source: str
+    bytes: int
+    numel: int
+    dtype: str
+
+
+def tensor_entry(name: str, kind: str, tensor: Tensor, lifetime: str = "carried") -> Entry:
+    """The line of one tensor."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return Entry(name, kind, lifetime, "tensor", tensor_bytes(tensor), tensor.numel(), dtype)
+
+
+class Ledger:
+    """The lines of one boundary, and their sums.
+
+    Two conventions. ``exact`` counts every carried byte. ``survey`` counts what Zhou et al. 2024 count: the parameters
+    of the backbones needed at inference, four bytes each, and the nominal raw pixels of the exemplars; heads, buffers,
+    labels, statistics and teachers are free (specification 6.2).
+    """
+
+    def __init__(self, entries: Iterable[Entry], survey: dict[str, int] | None = None) -> None:
+        self.entries = tuple(entries)
+        self._survey = dict(survey or {})
+
+    @classmethod
+    def of(cls, state: State, training: Iterable[Entry] = ()) -> Ledger:
+        """Charge a carried state, and list what else there was in training."""
+        entries = [tensor_entry(name, state.kinds[name], tensor) for name, tensor in state.tensors.items()]
+        meta = state.encoded_meta()
+        if meta:
+            entries.append(Entry("meta", "other", "carried", "meta", len(meta), len(meta), "utf-8"))
+        entries += [
+            Entry(ref.tag, "parameters", "carried", "reference", ref.bytes, ref.numel, "reference")
+            for ref in state.references
+        ]
+        return cls([*entries, *training], dict(state.survey))
+
+    def by_kind(self, convention: str = "exact", lifetime: str = "carried") -> dict[str, int]:
+        """Bytes of each kind that is present."""
+        if convention not in CONVENTIONS:
+            raise ConfigError(f"budget.convention is '{convention}'; {nearest(convention, CONVENTIONS)}")
+        if convention == "survey" and lifetime == "carried":
+            return {kind: size for kind, size in self._survey.items() if size}
+        sums: dict[str, int] = {}
+        for entry in self.entries:
+            if entry.lifetime == lifetime:
+                sums[entry.kind] = sums.get(entry.kind, 0) + entry.bytes
+        return {kind: sums[kind] for kind in KINDS if kind in sums}
+
+    def total(self, convention: str = "exact", lifetime: str = "carried") -> int:
+        """Bytes in all."""
+        return sum(self.by_kind(convention, lifetime).values())
+
+    @property
+    def peak_training_bytes(self) -> int:
+        """Carried and training bytes together: the most that was held at once, as far as the lines tell."""
+        return self.total() + self.total(lifetime="training")
+
+    @property
+    def public_bytes(self) -> int:
+        """Bytes of public weights that are referred to, not owned."""
+        return sum(entry.bytes for entry in self.entries if entry.source == "reference")
+
+    def describe(self, convention: str = "exact") -> str:
+        """The kinds and their bytes, largest first, for messages."""
+        sums = sorted(self.by_kind(convention).items(), key=lambda item: -item[1])
+        return ", ".join(f"{kind} {size:,}" for kind, size in sums) or "nothing"
+
+    def to_json(self) -> dict[str, Any]:
+        """For the record: every line, and the totals under both conventions."""
+        totals = {
+            convention: {**self.by_kind(convention), "total": self.total(convention)} for convention in CONVENTIONS
+        }
+        totals["training"] = {**self.by_kind(lifetime="training"), "total": self.total(lifetime="training")}
+        return {"entries": [asdict(entry) for entry in self.entries], "totals": totals, "public": self.public_bytes}

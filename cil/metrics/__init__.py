@@ -1,0 +1,185 @@
+"""Metrics: pure functions from arrays to numbers. No model, no state, nothing of torch.
+
+Accuracies, forgetting and transfer are percent. What is undefined is NaN, never 0; a record writes it as null. The
+class-by-class confusion over time, (t, K, K), is what is stored: nearly everything else can be counted from it again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cil.errors import ShapeError
+from cil.metrics._arrays import floats
+from cil.metrics.accuracy import (
+    OldNew,
+    accuracy_curve,
+    accuracy_from_counts,
+    accuracy_matrix,
+    accuracy_row,
+    average_accuracy,
+    average_incremental_accuracy,
+    class_accuracy,
+    confusion_matrix,
+    counts_by_experience,
+    last_accuracy,
+    learning_accuracy,
+    mean_class_accuracy,
+    old_new_harmonic,
+    overall_average_accuracy,
+    top_k_accuracy,
+)
+from cil.metrics.curves import area, auc
+from cil.metrics.decomposition import (
+    Decomposition,
+    cil_decomposition,
+    decomposition_from_confusion,
+    recency_ratio,
+    task_confusion,
+)
+from cil.metrics.domains import DomainSummary, GroupSummary, corruption_error, domain_summary, group_summary
+from cil.metrics.stability import (
+    Anytime,
+    StabilityGap,
+    anytime,
+    average_anytime_accuracy,
+    min_accuracy,
+    stability_gap,
+    windowed_forgetting,
+    windowed_plasticity,
+    worst_case_accuracy,
+)
+from cil.metrics.statistics import Interval, Paired, ci, paired
+from cil.metrics.transfer import (
+    VARIANTS,
+    ForgettingSpread,
+    Remembering,
+    backward_transfer,
+    forgetting,
+    forgetting_spread,
+    forward_transfer,
+    intransigence,
+    per_class_accuracy,
+    per_class_forgetting,
+    remembering,
+)
+
+__all__ = [
+    "VARIANTS",
+    "Anytime",
+    "Decomposition",
+    "DomainSummary",
+    "ForgettingSpread",
+    "GroupSummary",
+    "Interval",
+    "OldNew",
+    "Paired",
+    "Remembering",
+    "StabilityGap",
+    "accuracy_curve",
+    "accuracy_from_counts",
+    "accuracy_matrix",
+    "accuracy_row",
+    "anytime",
+    "area",
+    "auc",
+    "average_accuracy",
+    "average_anytime_accuracy",
+    "average_incremental_accuracy",
+    "backward_transfer",
+    "ci",
+    "cil_decomposition",
+    "class_accuracy",
+    "confusion_matrix",
+    "corruption_error",
+    "counts_by_experience",
+    "decomposition_from_confusion",
+    "domain_summary",
+    "forgetting",
+    "forgetting_spread",
+    "forward_transfer",
+    "group_summary",
+    "intransigence",
+    "last_accuracy",
+    "learning_accuracy",
+    "mean_class_accuracy",
+    "min_accuracy",
+    "old_new_harmonic",
+    "overall_average_accuracy",
+    "paired",
+    "per_class_accuracy",
+    "per_class_forgetting",
+    "recency_ratio",
+    "remembering",
+    "stability_gap",
+    "summary",
+    "task_confusion",
+    "top_k_accuracy",
+    "windowed_forgetting",
+    "windowed_plasticity",
+    "worst_case_accuracy",
+]
+
+
+def summary(
+    confusion: ArrayLike,
+    task_aware: ArrayLike,
+    experience_of_slot: ArrayLike,
+    initial: ArrayLike | None = None,
+    *,
+    counts: tuple[ArrayLike, ArrayLike] | None = None,
+) -> dict[str, Any]:
+    """The accuracy part of a record's results, ready for JSON: NaN is ``None``.
+
+    The stream has T experiences and K slots; t of them have been learned, so an unfinished run hands in fewer rows.
+
+    Args:
+        confusion: (t, K, K) counts, true slot by predicted slot, after each experience learned.
+        task_aware: R with the experience known, (t, T) or more rows, percent and NaN: argmax within its slots.
+        experience_of_slot: (K,) the experience that brought each slot.
+        initial: (T,) percent of the untrained network, if it was evaluated; without it no forward transfer.
+        counts: Right answers (t, T) and test samples (T,) or (t, T) of each experience, for streams whose classes
+            re-appear: a confusion by class cannot tell their experiences apart. By default counted from ``confusion``.
+
+    Returns:
+        ``accuracy_matrix`` and ``accuracy_matrix_task_aware`` (t rows of T), ``accuracy_curve`` (t),
+        ``average_incremental_accuracy``, ``last_accuracy``, ``average_accuracy``, ``forgetting``,
+        ``backward_transfer``, ``forward_transfer`` and ``class_counts`` (K test images; None for a class not met yet).
+
+    Raises:
+        ShapeError: if the shapes do not fit each other.
+    """
+    by_class = np.asarray(confusion)
+    if by_class.ndim != 3:
+        raise ShapeError(f"confusion has shape {by_class.shape}; (t, K, K) is needed.")
+    aware = floats("task_aware", task_aware, ndim=2)
+    steps, experiences = len(by_class), aware.shape[1]
+    if not steps <= len(aware) <= experiences:
+        raise ShapeError(f"task_aware has shape {aware.shape}; confusion has {steps} rows: (t, T), t <= T, is needed.")
+    correct, tested = counts_by_experience(by_class, experience_of_slot, experiences) if counts is None else counts
+    R = accuracy_from_counts(correct, tested)
+    if R.shape != (steps, experiences):
+        raise ShapeError(f"counts give R the shape {R.shape}; confusion and task_aware need {(steps, experiences)}.")
+    curve = accuracy_curve(R, tested)
+    images = by_class[-1].sum(1) if steps else np.zeros(by_class.shape[1], np.int64)
+    seen = (np.asarray(experience_of_slot) < steps) | (images > 0)
+    return {
+        "accuracy_matrix": _plain(R),
+        "accuracy_matrix_task_aware": _plain(aware[:steps]),
+        "accuracy_curve": _plain(curve),
+        "average_incremental_accuracy": _plain(average_incremental_accuracy(curve)),
+        "last_accuracy": _plain(last_accuracy(curve)),
+        "average_accuracy": _plain(average_accuracy(R)),
+        "forgetting": _plain(forgetting(R)),
+        "backward_transfer": _plain(backward_transfer(R)),
+        "forward_transfer": None if initial is None else _plain(forward_transfer(R, initial)),
+        "class_counts": [int(count) if known else None for count, known in zip(images, seen, strict=True)],
+    }
+
+
+def _plain(values: ArrayLike) -> Any:
+    """Nested lists of floats, or one float, with ``None`` for NaN."""
+    array = np.asarray(values, dtype=np.float64)
+    return np.where(np.isnan(array), np.array(None), array).tolist()

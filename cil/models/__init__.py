@@ -1,0 +1,49 @@
+"""Models: backbones by name, heads that grow, networks that grow or branch, and frozen or folded copies of them."""
+
+from cil.models.base import Backbone, count_parameters
+from cil.models.branching import BranchingNet
+from cil.models.cifar import CifarResNet
+from cil.models.convnets import ConvNet2, ConvNet4, SmallConvNet
+from cil.models.factory import NetFactory
+from cil.models.features import extract, extract_outputs
+from cil.models.folding import folded
+from cil.models.frozen import evaluating, freeze, frozen_copy
+from cil.models.growing import GrowingNet, Normalise
+from cil.models.heads import CosineHead, Head, LinearHead, weight_align
+from cil.models.imagenet import ImageNetResNet
+from cil.models.output import Output
+from cil.models.registry import build_backbone, names, register_model
+from cil.models.timm_zoo import TimmBackbone, timm_backbone
+from cil.models.weights import load_weights, save_weights
+
+__all__ = [
+    "Backbone",
+    "BranchingNet",
+    "CifarResNet",
+    "ConvNet2",
+    "ConvNet4",
+    "CosineHead",
+    "GrowingNet",
+    "Head",
+    "ImageNetResNet",
+    "LinearHead",
+    "NetFactory",
+    "Normalise",
+    "Output",
+    "SmallConvNet",
+    "TimmBackbone",
+    "build_backbone",
+    "count_parameters",
+    "evaluating",
+    "extract",
+    "extract_outputs",
+    "folded",
+    "freeze",
+    "frozen_copy",
+    "load_weights",
+    "names",
+    "register_model",
+    "save_weights",
+    "timm_backbone",
+    "weight_align",
+]

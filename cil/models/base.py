@@ -1,0 +1,84 @@
+"""What all convolutional backbones share, and how their parameters are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Backbone(nn.Module):
+    """A convolutional network without classifier: stem, stages, mean over the pixels.
+
+    ``stages[-1]`` is the part that MEMO repeats for each experience; stem and earlier stages are the part it shares.
+
+    Args:
+        stem: Maps (N, C, H, W) images to a map.
+        stages: Applied one after the other; the map after each is returned too.
+        feature_dim: Channels after the last stage.
+        survey_parameters: What the survey charges where that is not every parameter.
+
+    Attributes:
+        feature_dim: D, length of a feature.
+        survey_parameters: Learnable parameters that the survey charges for one backbone (Zhou et al. 2024, section on
+            memory-aligned comparison): all of the backbone, no classifier, no batch-norm statistics.
+    """
+
+    def __init__(
+        self, stem: nn.Module, stages: Iterable[nn.Module], feature_dim: int, survey_parameters: int | None = None
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.stages = nn.ModuleList(stages)
+        self.feature_dim = feature_dim
+        self.survey_parameters = count_parameters(self) if survey_parameters is None else survey_parameters
+        drop_counters(self)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Normalised images (N, C, H, W) to features (N, D) and the map after each stage."""
+        x = self.stem(images)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return x.mean((2, 3)), tuple(maps)
+
+    def split(self) -> tuple[int, int]:
+        """Parameters that MEMO shares (generalised) and that it repeats (specialised: the last stage).
+
+        Source:
+            Zhou et al., "A Model or 603 Exemplars", ICLR 2023, section 4; the cut is in front of the last stage.
+        """
+        specialised = count_parameters(self.stages[-1])
+        return count_parameters(self) - specialised, specialised
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameter values, trainable or not; buffers are not parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def drop_counters(module: nn.Module) -> nn.Module:
+    """Remove the batch counters of batch norm, in place: nothing uses them, and carried bytes are then 4 (P + F + B).
+
+    State dicts load with or without counters afterwards. Layers without momentum need theirs and keep it.
+    """
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm) and layer.momentum is not None and layer.num_batches_tracked is not None:
+            layer.num_batches_tracked = None
+            layer.register_load_state_dict_pre_hook(_forget_counter)
+    return module
+
+
+def _forget_counter(_module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Batch norm adds a counter to what it loads where there is none; take it out before the strict check."""
+    state_dict.pop(f"{prefix}num_batches_tracked", None)
+
+
+def he_normal(module: nn.Module) -> None:
+    """Convolutions of ``module`` to N(0, 2 / (k k outputs)), in place (He et al. 2015, fan-out)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

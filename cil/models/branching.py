@@ -1,0 +1,88 @@
+"""A network that adds a backbone for each experience and freezes those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cil.errors import ShapeError
+from cil.models.frozen import freeze
+from cil.models.heads import LinearHead
+from cil.models.output import Output
+
+
+class BranchingNet(nn.Module):
+    """b backbones side by side, one linear head on their concatenated features; only the last backbone learns.
+
+    Args:
+        make_backbone: Makes a fresh backbone for each ``add_branch``.
+        normalise: Applied to the images first, once for all branches.
+
+    Source:
+        Yan et al., DER, CVPR 2021, sections 3.2 and 3.3. The auxiliary head is the strategy's.
+    """
+
+    def __init__(self, make_backbone: Callable[[], nn.Module], normalise: nn.Module | None = None) -> None:
+        super().__init__()
+        self.normalise = normalise or nn.Identity()
+        self.branches = nn.ModuleList()
+        self.head = LinearHead(0)
+        self._make_backbone = make_backbone
+
+    def add_branch(self) -> None:
+        """Append a fresh backbone, freeze the others (evaluation mode for good), let the head see its features."""
+        for branch in self.branches:
+            freeze(branch)
+        self.branches.append(self._make_backbone().to(self.head.weight.device).train(self.training))
+        self.head.grow_inputs(self.branch_dim)
+
+    def copy_branch(self, source: int, target: int) -> None:
+        """Give branch ``target`` the parameters and buffers of branch ``source``; negative numbers count from the end.
+
+        Directly after ``add_branch``, ``copy_branch(-2, -1)`` starts the new branch where the last one ended.
+        """
+        self.branches[target].load_state_dict(self.branches[source].state_dict())
+
+    def grow(self, count: int) -> None:
+        """Add ``count`` outputs in place, on the features of all branches.
+
+        Raises:
+            ShapeError: if there is no branch yet.
+        """
+        self.head.grow(count)
+
+    def forward(self, images: Tensor) -> Output:
+        """Float images (N, C, H, W) in [0, 1] to logits, features (N, b d) oldest branch first, and the last stages."""
+        if not self.branches:
+            raise ShapeError("a branching network without branches cannot see; call add_branch first")
+        x = self.normalise(images)
+        with torch.no_grad():
+            parts = [branch(x)[0] for branch in self.branches[:-1]]
+        last, stages = self.branches[-1](x)
+        features = torch.cat([*parts, last], dim=1)
+        return Output(self.head(features), features, stages)
+
+    @property
+    def num_classes(self) -> int:
+        """C, columns of the logits."""
+        return self.head.num_classes
+
+    @property
+    def feature_dim(self) -> int:
+        """b * d, columns of the features."""
+        return self.head.in_features
+
+    @property
+    def branch_dim(self) -> int:
+        """d of the last branch: ``features[:, -branch_dim:]`` are what an auxiliary head sees."""
+        last: Any = self.branches[-1]
+        return last.feature_dim
+
+    @property
+    def survey_parameters(self) -> int:
+        """Parameters that the survey charges: those of all backbones."""
+        branches: Iterable[Any] = self.branches
+        return sum(branch.survey_parameters for branch in branches)

@@ -1,0 +1,45 @@
+"""Networks that no longer change: teachers, earlier branches, and networks in evaluation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import TypeVar
+
+from torch import nn
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def freeze(module: Net) -> Net:
+    """Stop a module from changing, in place and for good: no gradients, and evaluation mode whatever anyone asks.
+
+    ``train()`` on it or on a network around it leaves it in evaluation mode, so batch-norm statistics stay put.
+    """
+    module.requires_grad_(False)
+    module.eval()
+    module.train = MethodType(_stay_in_eval, module)  # type: ignore[method-assign]
+    return module
+
+
+def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
+    return type(module).train(module, False)
+
+
+def frozen_copy(net: Net) -> Net:
+    """A deep copy that is frozen (see ``freeze``): a teacher. The network itself is left as it is."""
+    return freeze(copy.deepcopy(net))
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; each layer is given its own mode back afterwards."""
+    modes = [(layer, layer.training) for layer in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode

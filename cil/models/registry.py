@@ -1,0 +1,97 @@
+"""Backbones by name. Knowing the names imports no model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from cil.errors import ConfigError, nearest
+from cil.models.base import drop_counters
+from cil.models.weights import load_weights
+
+GROUP = "cil.models"
+
+ImageSize = int | tuple[int, int]  # H, or (H, W)
+Builder = Callable[..., nn.Module]
+B = TypeVar("B", bound=Builder)
+_builders: dict[str, Builder] = {}
+
+
+def register_model(name: str) -> Callable[[B], B]:
+    """Make a backbone known by ``name``.
+
+    The builder is called as ``builder(in_channels=C, image_size=size, **options)`` and returns a module whose forward
+    gives (features, stages), with ``feature_dim`` and ``survey_parameters`` (see ``Backbone``). Other packages name
+    such a builder in an entry point of the group ``cil.models``.
+
+    Raises:
+        ConfigError: if the name is taken.
+    """
+
+    def register(builder: B) -> B:
+        if name in _builders:
+            raise ConfigError(f"the model name '{name}' is taken by {_builders[name]!r}; register another")
+        _builders[name] = builder
+        return builder
+
+    return register
+
+
+def names() -> list[str]:
+    """All known names, those of installed plugins too. Any timm model is known as ``timm:NAME`` besides."""
+    return sorted({*_builders, *(entry.name for entry in entry_points(group=GROUP))})
+
+
+def build_backbone(
+    name: str,
+    in_channels: int,
+    image_size: ImageSize,
+    weights: str | Path | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Build a backbone by name.
+
+    Args:
+        name: One of ``names()``, or ``timm:NAME``.
+        in_channels: Channels of the stream's images.
+        image_size: H, or (H, W), of the stream's images.
+        weights: None for random ones, the path of a file, or ``hub`` (timm models).
+        **options: For the builder; see the class of the model.
+
+    Raises:
+        ConfigError: for an unknown name or option, images too small, or weights that do not fit.
+    """
+    if name.startswith("timm:"):
+        from cil.models.timm_zoo import timm_backbone
+
+        return timm_backbone(name.removeprefix("timm:"), weights, in_channels, image_size, **options)
+    if weights == "hub":
+        raise ConfigError(
+            f"model '{name}' has no weights on the hub; set model.weights to null or a path, or use timm:"
+        )
+    builder = _find(name)
+    arguments = {"in_channels": in_channels, "image_size": image_size, **options}
+    try:
+        inspect.signature(builder).bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"model '{name}': {error}; see the keys of model") from error
+    backbone = drop_counters(builder(**arguments))
+    if weights is not None:
+        load_weights(backbone, weights)
+    return backbone
+
+
+def _find(name: str) -> Builder:
+    if name not in _builders:
+        for entry in entry_points(group=GROUP, name=name):
+            _builders[name] = entry.load()
+    if name not in _builders:
+        raise ConfigError(
+            f"no model '{name}', {nearest(name, names())}; or timm:NAME for any timm model; see model.name"
+        )
+    return _builders[name]

@@ -1,0 +1,123 @@
+"""Weights from files: read without running any code, renamed where the layout is known, loaded strictly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cil.errors import ConfigError
+from cil.models.base import Backbone
+from cil.models.blocks import paddings
+
+
+def load_weights(backbone: nn.Module, path: str | Path) -> None:
+    """Give a backbone the weights of a file, in place; on ``meta`` nothing is read.
+
+    Args:
+        backbone: Any module; a ``Backbone`` also takes files in the layout of torchvision and of the public CIFAR
+            ResNets (``conv1``, ``bn1``, ``layer1`` ...), whose classifier (``fc``, ``linear``) is left out.
+        path: A safetensors file, or a torch file of plain tensors.
+
+    Raises:
+        ConfigError: if the file is missing, is not plain tensors, does not fit, or belongs to a ResNet whose shortcuts
+            pad elsewhere. Padding has no weights, so this is known only from the public CIFAR layout (zeros on both
+            sides) and from files of ``save_weights``.
+    """
+    if next(backbone.parameters()).is_meta:
+        return
+    tensors, padding = read_weights(path)
+    if isinstance(backbone, Backbone) and "layer1.0.conv1.weight" in tensors:
+        tensors = _renamed(tensors)
+        padding = padding or "centre"
+    own = paddings(backbone)
+    if padding and own and own != {padding}:
+        given = ", ".join(own)
+        raise ConfigError(
+            f"{path} belongs to a ResNet whose shortcuts pad zeros by '{padding}', this one's by '{given}': "
+            f"set model.shortcut={padding}"
+        )
+    load_strictly(backbone, tensors, path)
+
+
+def save_weights(backbone: nn.Module, path: str | Path) -> None:
+    """Write a backbone's state dict as safetensors, with the padding of its shortcuts as metadata."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
+    save_file(tensors, path, metadata={"shortcut": ",".join(sorted(paddings(backbone)))})
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
+    """Tensors of a file by name, without ``module.`` and batch counters; and the padding it states, or ''.
+
+    Raises:
+        ConfigError: if there is no such file, or it holds more than plain tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no weights at {path}; model.weights is null, hub (timm models) or the path of a file")
+    padding = ""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, framework="pt") as file:
+                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                padding = (file.metadata() or {}).get("shortcut", "")
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            for key in ("state_dict", "model"):
+                content = content.get(key, content)
+        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    except Exception as error:  # each format has its own kinds
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"{path} is not a safetensors file or a torch file of plain tensors: {reason}") from error
+    named = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return {name: value for name, value in named.items() if not name.endswith("num_batches_tracked")}, padding
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Load tensors whose names and shapes are exactly those of the module.
+
+    Raises:
+        ConfigError: one line that names what is missing, unexpected or of another shape.
+    """
+    own = {name: value for name, value in module.state_dict().items() if not name.endswith("num_batches_tracked")}
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} in place of {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and own[name].shape != tensors[name].shape
+    ]
+    faults = [
+        ("missing", [name for name in own if name not in tensors]),
+        ("unexpected", [name for name in tensors if name not in own]),
+        ("of another shape", shapes),
+    ]
+    found = [f"{kind} {_few(names)}" for kind, names in faults if names]
+    if found:
+        kind = type(module).__name__
+        raise ConfigError(f"{source} does not fit {kind}: {'; '.join(found)}; see model.weights and model.name")
+    module.load_state_dict(tensors)
+
+
+def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """From the names of torchvision and the public CIFAR ResNets to those of ``Backbone``, without classifier."""
+    renamed = {}
+    for name, value in tensors.items():
+        if name.startswith(("fc.", "linear.")):
+            continue
+        name = re.sub(r"^conv1\.", "stem.0.", name)
+        name = re.sub(r"^bn1\.", "stem.1.", name)
+        name = re.sub(r"^layer(\d+)\.", lambda match: f"stages.{int(match[1]) - 1}.", name)
+        renamed[name] = value
+    return renamed
+
+
+def _few(names: Iterable[str], shown: int = 3) -> str:
+    names = list(names)
+    rest = f" (+{len(names) - shown} more)" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + rest

@@ -1,0 +1,30 @@
+"""Strategies: the contract, named parts, and one file for each method."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from cil.memory import State
+from cil.strategies.base import Desk, Phase, Progress, Strategy, find, reference_of, register
+
+_NOT_METHODS = {"__init__", "base", "parts"}
+
+__all__ = ["Desk", "Phase", "Progress", "State", "Strategy", "built_in", "find", "names", "reference_of", "register"]
+
+
+def built_in() -> list[str]:
+    """Names of the strategies that ship here: one file each."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _NOT_METHODS)
+
+
+def names() -> list[str]:
+    """All names, those of plugins too."""
+    return sorted({*built_in(), *(point.name for point in entry_points(group="cil.strategies"))})
+
+
+def load_built_in(name: str) -> None:
+    """Import the file of a built-in strategy, which registers it."""
+    if name in built_in():
+        importlib.import_module(f"cil.strategies.{name}")

@@ -1,0 +1,79 @@
+"""DER: dynamically expandable representation, one backbone for each experience, the older ones frozen."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cil.data import Batch
+from cil.memory import Budget, ExemplarMemory
+from cil.models import BranchingNet, NetFactory, weight_align
+from cil.strategies.base import Strategy, register
+from cil.strategies.parts import store_exemplars
+from cil.streams import Experience, Signature
+
+
+@register("der")
+class DER(Strategy):
+    """Concatenate the features of one backbone per experience; an auxiliary head makes the newest one discriminate.
+
+    Args:
+        auxiliary: Weight of the auxiliary loss.
+        align: Whether to align the norms of new and old rows after training.
+        selection: Rule that chooses exemplars, on the concatenated features.
+        codec: How their pixels are kept.
+
+    Source:
+        Yan, Xie, He. CVPR 2021, arXiv:2103.16788, section 3 (super-feature, equation 3; auxiliary loss, equation 5).
+        Departures, as in the survey's code: neither masks nor pruning, no classifier retraining; weight alignment
+        instead; a new backbone starts as a copy of the one before. Not Dark Experience Replay (``derpp``).
+    """
+
+    net: BranchingNet
+    memory: ExemplarMemory
+    auxiliary_head: nn.Linear | None
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        auxiliary: float = 1.0,
+        align: bool = True,
+        selection: str = "herding",
+        codec: str = "raw",
+    ) -> None:
+        super().__init__(make_net, budget)
+        self.auxiliary = auxiliary
+        self.align = align
+        self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
+        self.keep("auxiliary_head", None, kind="temporary")
+
+    def build_net(self) -> BranchingNet:
+        return self.make_net.branching()
+
+    def grow_net(self, signature: Signature) -> None:
+        self.net.add_branch()
+        self.net.grow(len(signature.new_slots))
+
+    def prepare(self, experience: Experience) -> None:
+        if experience.index == 0:
+            return
+        self.net.copy_branch(experience.index - 1, experience.index)
+        outputs = self.num_classes - self.old_classes + 1  # one for all old classes
+        self.auxiliary_head = nn.Linear(self.net.feature_dim, outputs).to(self.device)
+
+    def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        output = self.net(batch.images)
+        terms = {"classes": F.cross_entropy(output.logits, batch.slots)}
+        if self.auxiliary_head is not None:  # equation 5
+            newest = output.features[:, -self.net.feature_dim :]
+            target = torch.clamp(batch.slots - self.old_classes + 1, min=0)
+            terms["auxiliary"] = self.auxiliary * F.cross_entropy(self.auxiliary_head(newest), target)
+        return terms
+
+    def after_experience(self, experience: Experience) -> None:
+        if self.align and self.old_classes and self.num_classes > self.old_classes:
+            weight_align(self.net.head.weight, self.old_classes)
+        store_exemplars(self, experience)

@@ -1,0 +1,94 @@
+"""EWC: elastic weight consolidation, a quadratic pull towards the old weights, each by its importance."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cil.data import Batch
+from cil.memory import Budget
+from cil.models import NetFactory
+from cil.strategies.base import Strategy, register
+from cil.strategies.parts import new_class_cross_entropy, quadratic_penalty
+from cil.streams import Experience, Signature
+
+
+@register("ewc")
+class EWC(Strategy):
+    """Cross-entropy over the new outputs plus (lambda / 2) sum_j F_j (theta_j - theta*_j)^2.
+
+    Args:
+        strength: lambda; 0 gives Finetune.
+        cap: Upper bound on each entry of the Fisher matrix's diagonal.
+        batch_size: Mini-batch whose mean gradient is squared.
+
+    Source:
+        Kirkpatrick et al., PNAS 2017, arXiv:1612.00796, equation 3. Departures, as in the survey's code: the squared
+        gradient of a batch mean (with true labels, over all outputs) in place of the per-sample Fisher, capped, and one
+        merged diagonal, F <- (C_o / C) F_old + (1 - C_o / C) F_new. The Fisher is taken in evaluation mode, so batch
+        statistics stay as trained.
+    """
+
+    fisher: dict[str, Tensor]
+    anchor: dict[str, Tensor] | None
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        strength: float = 1000.0,
+        cap: float = 1e-4,
+        batch_size: int = 128,
+    ) -> None:
+        super().__init__(make_net, budget)
+        self.strength = strength
+        self.cap = cap
+        self.batch_size = batch_size
+        self.keep("fisher", {}, kind="statistics")
+        self.keep("anchor", None, kind="temporary")  # equals the weights at the boundary, so it is not carried
+
+    def grow(self, signature: Signature) -> None:
+        super().grow(signature)
+        old = self.fisher
+        self.fisher = {name: torch.zeros_like(value) for name, value in self._weights().items()}
+        for name, value in old.items():
+            self.fisher[name][: len(value)] = value
+
+    def before_experience(self, experience: Experience) -> None:
+        if self.num_classes and self.strength:
+            self.anchor = {name: value.detach().clone() for name, value in self._weights().items()}
+
+    def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        logits = self.net(batch.images).logits
+        terms = {"new": new_class_cross_entropy(logits, batch.slots, self.old_classes)}
+        if self.anchor is not None:  # equation 3
+            terms["penalty"] = self.strength / 2 * quadratic_penalty(self._weights(), self.anchor, self.fisher)
+        return terms
+
+    def after_experience(self, experience: Experience) -> None:
+        share = self.old_classes / self.num_classes
+        new_rows = {name: slice(self.old_classes, None) for name in ("head.weight", "head.bias")}
+        for name, new in self._fisher_of(experience).items():
+            merged = share * self.fisher[name] + (1 - share) * new
+            if name in new_rows:
+                merged[new_rows[name]] = new[new_rows[name]]
+            self.fisher[name] = merged
+
+    def _fisher_of(self, experience: Experience) -> dict[str, Tensor]:
+        """Mean over mini-batches of the squared gradient, capped."""
+        self.net.eval()
+        weights = self._weights()
+        total = {name: torch.zeros_like(value) for name, value in weights.items()}
+        batches = 0
+        order = torch.randperm(len(experience.train), generator=self.generator("fisher"))
+        for batch in experience.train[order].batches(self.batch_size, self.device):
+            loss = F.cross_entropy(self.net(batch.images).logits, batch.slots)
+            for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
+                total[name] += gradient.square()
+            batches += 1
+        return {name: (value / batches).clamp_(max=self.cap) for name, value in total.items()}
+
+    def _weights(self) -> dict[str, Tensor]:
+        return dict(self.net.named_parameters())

@@ -1,0 +1,76 @@
+"""WA: maintaining discrimination and fairness, by aligning the norms of new and old class weights."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from cil.data import Batch
+from cil.errors import ConfigError
+from cil.memory import Budget, ExemplarMemory
+from cil.models import GrowingNet, NetFactory, frozen_copy, weight_align
+from cil.strategies.base import Strategy, register
+from cil.strategies.parts import distillation, store_exemplars
+from cil.streams import Experience
+
+
+@register("wa")
+class WA(Strategy):
+    """Rehearsal and distillation, then one factor on the new rows of the head.
+
+    Args:
+        temperature: Of the distillation term; > 0.
+        strength: A number: CE + strength * L_KD (the survey's code has 2); ``balanced``: (1 - l) CE + l L_KD with
+            l = C_o / C (the paper, and PyCIL).
+        align: Whether to align weights after training; with strength 0 and no alignment this is Replay.
+        selection: Rule that chooses exemplars.
+        codec: How their pixels are kept.
+
+    Source:
+        Zhao, Xiao, Gan, Zhang, Xia. CVPR 2020, arXiv:1911.07053, equations 6 to 8. Departure: weights are not clipped
+        to be non-negative, as in the survey's code.
+    """
+
+    memory: ExemplarMemory
+    teacher: GrowingNet | None
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        temperature: float = 2.0,
+        strength: float | str = 2.0,
+        align: bool = True,
+        selection: str = "herding",
+        codec: str = "raw",
+    ) -> None:
+        super().__init__(make_net, budget)
+        if isinstance(strength, str) and strength != "balanced":
+            raise ConfigError(f"strategy.strength of wa is '{strength}'; allowed: a number, or balanced")
+        self.temperature = temperature
+        self.strength = strength
+        self.align = align
+        self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
+        self.keep("teacher", None, kind="teacher")
+
+    def before_experience(self, experience: Experience) -> None:
+        if self.num_classes and self.strength:
+            self.teacher = frozen_copy(self.net)
+
+    def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        logits = self.net(batch.images).logits
+        classes = F.cross_entropy(logits, batch.slots)
+        if self.teacher is None:
+            return {"classes": classes}
+        old = self.teacher(batch.images).logits
+        distilled = distillation(logits[:, : old.shape[1]], old, self.temperature)
+        if self.strength == "balanced":
+            share = self.old_classes / self.num_classes
+            return {"classes": (1 - share) * classes, "distillation": share * distilled}
+        return {"classes": classes, "distillation": float(self.strength) * distilled}
+
+    def after_experience(self, experience: Experience) -> None:
+        if self.align and self.old_classes and self.num_classes > self.old_classes:
+            weight_align(self.net.head.weight, self.old_classes)  # equations 6 and 7
+        store_exemplars(self, experience)

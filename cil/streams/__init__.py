@@ -1,0 +1,18 @@
+"""Streams: data sets turned into sequences of experiences."""
+
+from cil.streams.base import Experience, Part, Signature, Stream, fingerprint_of
+from cil.streams.class_incremental import class_incremental, class_order
+from cil.streams.registry import register_stream, stream_builder, stream_names
+
+__all__ = [
+    "Experience",
+    "Part",
+    "Signature",
+    "Stream",
+    "class_incremental",
+    "class_order",
+    "fingerprint_of",
+    "register_stream",
+    "stream_builder",
+    "stream_names",
+]

@@ -1,0 +1,197 @@
+"""Stream, Experience, Signature: what a learner meets, in order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from cil.data import Augment, Samples
+from cil.errors import StreamError
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The structure of one experience: all that ``grow`` is told, and enough for a dry run.
+
+    Attributes:
+        index: Place in the stream, from 0.
+        new_slots: Slots that arrive here for the first time.
+        present: Slots with training images here.
+        counts: Training images of each slot present.
+        image_shape: (C, H, W).
+        num_classes: Slots seen up to and including this experience.
+    """
+
+    index: int
+    new_slots: tuple[int, ...]
+    present: tuple[int, ...]
+    counts: dict[int, int]
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Experience:
+    """The training half of a step of the stream, and all that a strategy is handed of it."""
+
+    signature: Signature
+    train: Samples
+    validation: Samples | None = None
+
+    @property
+    def index(self) -> int:
+        return self.signature.index
+
+    @property
+    def new_slots(self) -> tuple[int, ...]:
+        return self.signature.new_slots
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        return self.signature.present
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where the samples of one experience come from; each call gives them anew."""
+
+    train: Callable[[], Samples]
+    test: Callable[[], Samples]
+    validation: Callable[[], Samples | None] = field(default=lambda: None)
+
+
+class Stream:
+    """A sequence of experiences over one set of slots.
+
+    Args:
+        name: As in tables.
+        classes: Name of the class in each slot.
+        order: Label in the data set of each slot.
+        signatures: One for each experience.
+        parts: The samples of each experience.
+        fingerprint: SHA-256 over pixels, labels, order and split (see ``cil.streams.fingerprint``).
+        augment: Training augmentation.
+        mean, std: Of each channel, for images in [0, 1].
+        official: Whether the data are the official set, as far as its checksum is known; None where none is known.
+        task_known_at_test: Whether ``predict`` is told the task (NEVIS-like streams only).
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        classes: Sequence[str],
+        order: Sequence[int],
+        signatures: Sequence[Signature],
+        parts: Sequence[Part],
+        fingerprint: str,
+        augment: Augment,
+        mean: Sequence[float],
+        std: Sequence[float],
+        official: bool | None = None,
+        task_known_at_test: bool = False,
+    ) -> None:
+        if not signatures:
+            raise StreamError(f"stream '{name}' has no experience; set stream.increment or stream.base")
+        if len(signatures) != len(parts):
+            raise StreamError(f"stream '{name}': {len(signatures)} signatures for {len(parts)} parts")
+        self.name = name
+        self.classes = tuple(classes)
+        self.order = tuple(int(label) for label in order)
+        self.signatures = tuple(signatures)
+        self.fingerprint = fingerprint
+        self.augment = augment
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.official = official
+        self.task_known_at_test = task_known_at_test
+        self._parts = tuple(parts)
+        self._test_open = True
+
+    def __len__(self) -> int:
+        return len(self.signatures)
+
+    def __getitem__(self, index: int) -> Experience:
+        """The training half of one experience, over stores that hold nothing else."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"experience {index} of a stream of {len(self)}")
+        part = self._parts[index]
+        validation = part.validation()
+        return Experience(
+            self.signatures[index],
+            part.train().sealed(),
+            validation.sealed() if validation is not None and len(validation) else None,
+        )
+
+    def __iter__(self) -> Iterator[Experience]:
+        return (self[index] for index in range(len(self)))
+
+    def test(self, index: int) -> Samples:
+        """Test samples of experience ``index``: read by the evaluator alone."""
+        if not self._test_open:
+            raise StreamError("this half of the stream has no test data: it was given to training")
+        return self._parts[index].test()
+
+    def training_half(self) -> Stream:
+        """The same stream without a way to the test data."""
+
+        def closed() -> Samples:
+            raise StreamError("this half of the stream has no test data: it was given to training")
+
+        half = Stream(
+            name=self.name,
+            classes=self.classes,
+            order=self.order,
+            signatures=self.signatures,
+            parts=[Part(part.train, closed, part.validation) for part in self._parts],
+            fingerprint=self.fingerprint,
+            augment=self.augment,
+            mean=self.mean,
+            std=self.std,
+            official=self.official,
+            task_known_at_test=self.task_known_at_test,
+        )
+        half._test_open = False
+        return half
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.signatures[0].image_shape
+
+    @cached_property
+    def experience_of_slot(self) -> tuple[int, ...]:
+        """The experience in which each slot arrives."""
+        where = {slot: s.index for s in self.signatures for slot in s.new_slots}
+        return tuple(where[slot] for slot in range(len(where)))
+
+    def description(self) -> dict[str, Any]:
+        """What the record says of the stream."""
+        return {
+            "name": self.name,
+            "experiences": len(self),
+            "classes": list(self.classes),
+            "class_order": list(self.order),
+            "new_slots": [list(s.new_slots) for s in self.signatures],
+            "train_counts": [sum(s.counts.values()) for s in self.signatures],
+            "image_shape": list(self.image_shape),
+            "fingerprint": self.fingerprint,
+            "data": {True: "official", False: "unofficial", None: "no official checksum known"}[self.official],
+            "task_known_at_test": self.task_known_at_test,
+        }
+
+
+def fingerprint_of(*values: torch.Tensor | str | Sequence[int]) -> str:
+    """SHA-256 over tensors' bytes and the text of everything else, in order."""
+    digest = hashlib.sha256()
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.contiguous().cpu().numpy().tobytes())
+        else:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()

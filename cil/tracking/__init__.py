@@ -1,0 +1,23 @@
+"""Tracking: the record of a run on disk, and the loggers that show it while it runs."""
+
+from cil.tracking.loggers import FileLogger, Logger, Loggers, build_loggers
+from cil.tracking.record import SCHEMA_VERSION, STATUSES, Record, RecordError, describe_environment
+from cil.tracking.storage import fsync_dir, identity_hash, plain, without_secrets, write_bytes_atomic, write_json_atomic
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "STATUSES",
+    "FileLogger",
+    "Logger",
+    "Loggers",
+    "Record",
+    "RecordError",
+    "build_loggers",
+    "describe_environment",
+    "fsync_dir",
+    "identity_hash",
+    "plain",
+    "without_secrets",
+    "write_bytes_atomic",
+    "write_json_atomic",
+]

@@ -1,0 +1,190 @@
+"""Loggers: where the numbers of a run go while it runs. Files always; wandb, TensorBoard and others if asked for."""
+
+from __future__ import annotations
+
+import logging
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from cil.errors import CilError, ConfigError, nearest
+from cil.tracking.record import Record
+
+Kind = Literal["step", "epoch", "boundary"]
+ENTRY_POINTS = "cil.loggers"
+TOTALS = ("experiences", "epochs", "share")  # axes that only progress bars need
+PREFIX: dict[str, str] = {"step": "train", "epoch": "epoch", "boundary": "eval"}  # of names on dashboards
+_KNOWN = {
+    "wandb": "cil.tracking.wandb_sink.WandbLogger",
+    "tensorboard": "cil.tracking.tensorboard_sink.TensorBoardLogger",
+    "progress": "cil.tracking.progress.ProgressLogger",
+}
+_say = logging.getLogger("cil.tracking")
+
+
+@runtime_checkable
+class Logger(Protocol):
+    """A place that numbers are sent to.
+
+    ``start`` may refuse, with an error that names the key to change; after it nothing that a logger does stops a run.
+
+    The ``axes`` say where in the run a value belongs:
+
+    * ``experience`` from 0; ``phase`` its name; ``epoch`` from 0 within the phase;
+      ``step`` optimiser steps since the start of the run: it never goes back, so it is the axis of curves;
+    * ``experiences`` and ``epochs`` the totals, ``share`` of the phase that is done, 0 to 1: for progress only.
+
+    The names of ``values`` are free. Progress shows ``loss``, ``accuracy`` (percent, all classes seen) and
+    ``carried_bytes`` where it meets them.
+    """
+
+    def start(self, identity: Mapping[str, Any], run_dir: Path, name: str, group: str | None) -> None:
+        """Begin, or go on with, the run of this identity (without secrets)."""
+        ...
+
+    def log(self, kind: Kind, values: Mapping[str, float | int], axes: Mapping[str, Any]) -> None:
+        """Take the values of one step, epoch or boundary."""
+        ...
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Take a table, such as an accuracy matrix."""
+        ...
+
+    def finish(self, status: str) -> None:
+        """End, with the status of the record."""
+        ...
+
+
+class FileLogger:
+    """``metrics.jsonl`` of the run directory: the truth that tests and reports read.
+
+    A line is ``{"kind": "step", "experience": 0, "phase": "main", "epoch": 1, "step": 40, "values": {"loss": 2.1}}``.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+    def start(self, identity: Mapping[str, Any], run_dir: Path, name: str, group: str | None) -> None:
+        """The record is open already."""
+
+    def log(self, kind: Kind, values: Mapping[str, float | int], axes: Mapping[str, Any]) -> None:
+        where = {axis: value for axis, value in axes.items() if axis not in TOTALS}
+        self.record.append({"kind": kind, **where, "values": values})
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        self.record.append({"kind": "table", "name": name, "columns": columns, "rows": rows})
+
+    def finish(self, status: str) -> None:
+        """The record is closed by who opened it."""
+
+
+class Loggers:
+    """Several loggers as one. One that fails after its start is reported once and dropped: training goes on."""
+
+    def __init__(self, sinks: Iterable[Logger]) -> None:
+        self.sinks = list(sinks)
+
+    def start(self, identity: Mapping[str, Any], run_dir: Path, name: str, group: str | None) -> None:
+        """Start all.
+
+        Raises:
+            ConfigError: if one of them cannot start; those that had started are finished first.
+        """
+        started: list[Logger] = []
+        for sink in self.sinks:
+            try:
+                sink.start(identity, run_dir, name, group)
+            except Exception as error:
+                Loggers(started).finish("failed")
+                if isinstance(error, CilError):
+                    raise
+                raise ConfigError(f"logger: {type(sink).__name__} cannot start: {error}; leave it out") from error
+            started.append(sink)
+
+    def log(self, kind: Kind, values: Mapping[str, float | int], axes: Mapping[str, Any]) -> None:
+        self._each(lambda sink: sink.log(kind, values, axes))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        self._each(lambda sink: sink.table(name, columns, rows))
+
+    def finish(self, status: str) -> None:
+        self._each(lambda sink: sink.finish(status))
+
+    def _each(self, action: Callable[[Logger], None]) -> None:
+        for sink in list(self.sinks):
+            try:
+                action(sink)
+            except Exception as error:
+                self.sinks.remove(sink)
+                _say.warning("%s failed and is dropped, the run goes on: %s", type(sink).__name__, error)
+
+
+def names() -> list[str]:
+    """Loggers that a name stands for: those here and those of other packages."""
+    return sorted({"files", *_KNOWN, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+
+
+def build_loggers(sinks: Any = (), record: Record | None = None, *, progress: bool = False) -> Loggers:
+    """Build the loggers of a run.
+
+    Args:
+        sinks: What the ``logger`` group of the config holds: nothing, a name, a mapping with ``_target_`` and its
+            options, a logger; or several of these, as a list or as a mapping of free names.
+        record: Gets a ``FileLogger``.
+        progress: Show progress.
+
+    Raises:
+        ConfigError: for an unknown name, target or option.
+
+    >>> build_loggers("files").sinks
+    []
+    """
+    chosen: list[Logger] = [] if record is None else [FileLogger(record)]
+    if progress:
+        chosen.append(_by_target(_KNOWN["progress"], {}))
+    return Loggers([*chosen, *_resolve(sinks)])
+
+
+def _resolve(sinks: Any) -> list[Logger]:
+    if not sinks or sinks == "files":
+        return []
+    if isinstance(sinks, str):
+        return [_by_name(sinks)]
+    if isinstance(sinks, Mapping):
+        if "_target_" in sinks:
+            return [_by_target(sinks["_target_"], {key: sinks[key] for key in sinks if key != "_target_"})]
+        return [logger for item in sinks.values() for logger in _resolve(item)]
+    if isinstance(sinks, Logger):
+        return [sinks]
+    if isinstance(sinks, Iterable):
+        return [logger for item in sinks for logger in _resolve(item)]
+    raise ConfigError(f"logger={sinks!r} is no logger: give a name, a mapping with _target_, or a list of these")
+
+
+def _by_name(name: str) -> Logger:
+    if name in _KNOWN:
+        return _by_target(_KNOWN[name], {})
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == name:
+            return _made(point.load(), {}, name)
+    raise ConfigError(f"logger={name} is unknown; {nearest(name, names())}")
+
+
+def _by_target(target: str, options: Mapping[str, Any]) -> Logger:
+    try:
+        maker = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"logger._target_={target} cannot be imported: {error}") from error
+    return _made(maker, options, target)
+
+
+def _made(maker: Any, options: Mapping[str, Any], name: str) -> Logger:
+    try:
+        logger = maker(**options)
+    except TypeError as error:
+        raise ConfigError(f"logger {name} does not take these options: {error}") from error
+    if not isinstance(logger, Logger):
+        raise ConfigError(f"logger {name} is no logger: it needs start, log, table and finish")
+    return logger

@@ -1,0 +1,276 @@
+"""The record: a run directory that says what ran, how it ended and every number it gave."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from cil.errors import CilError, ConfigError, ResumeError, TrainingError, nearest
+from cil.tracking.storage import first_difference, plain, without_secrets, write_bytes_atomic, write_json_atomic
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SCHEMA_VERSION = 1
+STATUSES = ("running", "finished", "interrupted", "failed", "over_budget")
+RECORD, METRICS, ARRAYS = "record.json", "metrics.jsonl", "arrays.safetensors"
+
+
+class RecordError(CilError):
+    """A run directory holds no record that can be read, or one that may not be written."""
+
+
+@dataclass
+class Record:
+    """One run directory. Only the process that trains writes it; everyone else loads it.
+
+    Attributes:
+        directory: Where it lives.
+        identity: What makes this run this run: config, strategy, stream, budget, seed, versions, device... Never
+            changes, holds no secrets.
+        environment: Facts that do not make it another run: processor, start time. No host names.
+        results: Numbers, as far as the run has come. Percent, bytes, seconds; undefined is None.
+        status: running, finished, interrupted, failed or over_budget.
+        error: One line that says why it failed, or what was over the budget.
+    """
+
+    directory: Path
+    identity: dict[str, Any]
+    environment: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    status: str = "running"
+    error: str | None = None
+    writable: bool = False
+    _log: IO[bytes] | None = field(default=None, repr=False)
+    _lock: IO[str] | None = field(default=None, repr=False)
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | Path,
+        identity: Mapping[str, Any],
+        environment: Mapping[str, Any] | None = None,
+        *,
+        exclusive: bool = True,
+    ) -> Record:
+        """Begin a run, or go on with one that has the same identity.
+
+        Args:
+            directory: Made if absent.
+            identity: See the class. Its order is the order in which differences are looked for.
+            environment: Of a new run; by default what ``describe_environment`` finds.
+            exclusive: Refuse a directory that another process is writing. A child that writes for its parent says
+                False.
+
+        Raises:
+            ResumeError: if the directory belongs to another run, naming the first key that differs; or if another
+                process is writing it.
+            RecordError: if what is there cannot be read.
+            ConfigError: if the directory cannot be made.
+        """
+        directory = Path(directory)
+        own = plain(without_secrets(identity))
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"run_dir={directory} cannot be made ({error.strerror}); choose another") from error
+        lock = _lock(directory) if exclusive else None
+        if (directory / RECORD).exists():
+            record = cls.load(directory)
+            difference = first_difference(record.identity, own)
+            if difference:
+                key, old, new = difference
+                raise ResumeError(
+                    f"run_dir={directory} belongs to another run: {key} was {_short(old)} and is now {_short(new)}; "
+                    "choose another run_dir"
+                )
+            record.writable, record._lock = True, lock
+        else:
+            facts = plain(describe_environment() if environment is None else environment)
+            record = cls(directory, own, facts, writable=True, _lock=lock)
+            record.save()
+        return record
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Record:
+        """Read a run directory; nothing can be written through what is returned.
+
+        Raises:
+            RecordError: if ``record.json`` is missing, is not what a record looks like, or is of a newer version.
+        """
+        path = Path(directory) / RECORD
+        try:
+            data = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise RecordError(f"{directory} is no run directory: it has no {RECORD}; give one that has") from None
+        except (OSError, ValueError) as error:
+            raise RecordError(f"{path} cannot be read ({error}); restore it or choose another run_dir") from error
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if not isinstance(version, int) or data.get("status") not in STATUSES:
+            raise RecordError(f"{path} is no record: schema_version or status is wrong; restore it or remove it")
+        if version > SCHEMA_VERSION:
+            raise RecordError(f"{path} has schema_version {version}, this cil reads up to {SCHEMA_VERSION}: update cil")
+        identity, environment, results = (data.get(key) or {} for key in ("identity", "environment", "results"))
+        return cls(Path(directory), identity, environment, results, data["status"], data.get("error"))
+
+    def save(self) -> None:
+        """Write ``record.json``, whole or not at all."""
+        self._check_writable()
+        content = {"schema_version": SCHEMA_VERSION, "status": self.status, "error": self.error}
+        content |= {"identity": self.identity, "environment": self.environment, "results": self.results}
+        write_json_atomic(self.directory / RECORD, content)
+
+    def update(self, results: Mapping[str, Any]) -> None:
+        """Replace the named results and save."""
+        self.results |= plain(results)
+        self.save()
+
+    def set_status(self, status: str, error: str | None = None) -> None:
+        """Say how the run stands, and save. A finished run stays finished.
+
+        Raises:
+            RecordError: for an unknown status, or if the run has finished.
+        """
+        if status not in STATUSES:
+            raise RecordError(f"status '{status}' is unknown; {nearest(status, STATUSES)}")
+        if self.status == "finished" and status != "finished":
+            raise RecordError(f"{self.directory} has finished and cannot become {status}; choose another run_dir")
+        self.status, self.error = status, error
+        self.save()
+
+    # metrics.jsonl
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl`` and hand it to the operating system."""
+        data = json.dumps(plain(line), separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+        log = self._open_log()
+        log.write(data.encode() + b"\n")
+        log.flush()
+
+    def offset(self) -> int:
+        """Bytes of ``metrics.jsonl``, all of them safe on the disk: what a checkpoint keeps for ``truncate``."""
+        log = self._open_log()
+        os.fsync(log.fileno())
+        return log.tell()
+
+    def truncate(self, offset: int) -> None:
+        """Forget the lines after ``offset``, so that a resumed run does not write them twice.
+
+        Raises:
+            ResumeError: if there is less than that: the file is not the one the checkpoint was made with.
+        """
+        log = self._open_log()
+        size = log.tell()
+        if not 0 <= offset <= size:
+            raise ResumeError(
+                f"{self.directory / METRICS} has {size:,} bytes, the checkpoint was made at {offset:,}; "
+                "restore the file or choose another run_dir"
+            )
+        log.truncate(offset)
+        log.seek(offset)
+        os.fsync(log.fileno())
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``; one that a crash cut short is left out."""
+        path = self.directory / METRICS
+        if path.exists():
+            with path.open("rb") as file:
+                yield from (json.loads(line) for line in file if line.endswith(b"\n"))
+
+    def _open_log(self) -> IO[bytes]:
+        self._check_writable()
+        if self._log is None:
+            path = self.directory / METRICS
+            try:
+                path.touch()
+                self._log = path.open("r+b")
+            except OSError as error:
+                raise TrainingError(f"cannot write {path}: {error.strerror}; choose another run_dir") from error
+            whole = path.read_bytes().rfind(b"\n") + 1  # a crash may have cut the last line short
+            self._log.truncate(whole)
+            self._log.seek(whole)
+        return self._log
+
+    # arrays.safetensors
+
+    def save_arrays(self, arrays: Mapping[str, Any]) -> None:
+        """Replace the named arrays of ``arrays.safetensors``: what is large, such as ``confusion`` (T, K, K)."""
+        import numpy as np
+        from safetensors.numpy import save
+
+        self._check_writable()
+        merged = self.arrays() | {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        write_bytes_atomic(self.directory / ARRAYS, save(merged))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays by name; empty if there are none.
+
+        Raises:
+            RecordError: if the file is damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        path = self.directory / ARRAYS
+        if not path.exists():
+            return {}
+        try:
+            return load(path.read_bytes())
+        except SafetensorError as error:
+            raise RecordError(f"{path} cannot be read ({error}); remove it or restore it") from error
+
+    def close(self) -> None:
+        """Let go of the files; the directory may then be opened by another process."""
+        for handle in (self._log, self._lock):
+            if handle is not None:
+                handle.close()
+        self._log = self._lock = None
+        self.writable = False
+
+    def _check_writable(self) -> None:
+        if not self.writable:
+            raise RecordError(f"{self.directory} is open for reading only; Record.open(directory, identity) writes")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Where and when a run started: no host, user or path. ``cores`` are those this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": cores,
+    }
+
+
+def _lock(directory: Path) -> IO[str] | None:
+    """Hold the directory for this process; the system lets go when the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return None
+    handle = (directory / ".lock").open("w")
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        handle.close()
+        raise ResumeError(f"run_dir={directory} is being written by another process; choose another run_dir") from None
+    except OSError:  # a file system without locks
+        handle.close()
+        return None
+    return handle
+
+
+def _short(value: Any) -> str:
+    if value is ...:
+        return "absent"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."

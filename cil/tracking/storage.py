@@ -1,0 +1,140 @@
+"""What may stand in a record: plain JSON, no secrets, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from cil.errors import TrainingError
+
+HIDDEN = "[hidden]"
+_PASSWORDS = {"password", "passwords", "passwd", "passphrase", "secret", "secrets", "credential", "credentials"}
+_KEYS = {"key", "keys", "apikey", "token", "tokens"}  # hyper-parameters have such names too
+
+
+def plain(value: Any) -> Any:
+    """The same as JSON types: numbers that are not finite become ``None``, arrays lists, keys text.
+
+    Raises:
+        TypeError: naming a type that has no JSON form.
+
+    >>> plain({"a": (1, float("nan")), 2: [float("inf")]})
+    {'a': [1, None], '2': [None]}
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy and torch, scalars too
+        return plain(value.tolist())
+    raise TypeError(f"a {type(value).__name__} has no place in a record: {value!r:.80}")
+
+
+def without_secrets(value: Any) -> Any:
+    """``value`` with everything hidden that stands under a key like ``password``, ``hub_token`` or ``api_key``.
+
+    Text under a last word ``key`` or ``token`` leaves eight digits of its SHA-256 behind, as it may be a
+    hyper-parameter (``embedding_key: mean``) that tells two runs apart; numbers there stay. A password leaves nothing.
+
+    >>> without_secrets({"api_key": "abc", "tokens": 5, "hub": {"password": 123}, "monkey": "x"})
+    {'api_key': '[hidden ba7816bf]', 'tokens': 5, 'hub': {'password': '[hidden]'}, 'monkey': 'x'}
+    """
+    if isinstance(value, Mapping):
+        return {key: _veil(str(key), item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_secrets(item) for item in value]
+    return value
+
+
+def _veil(key: str, value: Any) -> Any:
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", key)]
+    if value is None or isinstance(value, (bool, Mapping)) or not words:
+        return without_secrets(value)
+    if _PASSWORDS & set(words):
+        return HIDDEN
+    items = value if isinstance(value, (list, tuple)) else [value]
+    texts = any(isinstance(item, str) for item in items)
+    if texts and words[-1] in _KEYS and not str(value).startswith("[hidden"):
+        text = value if isinstance(value, str) else json.dumps(plain(value))
+        return f"[hidden {hashlib.sha256(text.encode()).hexdigest()[:8]}]"
+    return without_secrets(value)
+
+
+def identity_hash(identity: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that name an identity; the order of its keys does not matter.
+
+    >>> identity_hash({"a": 1, "b": 2}) == identity_hash({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps(plain(without_secrets(identity)), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """The first place where two JSON values differ: dotted path, old, new (``...`` where absent). None if equal.
+
+    >>> first_difference({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}})
+    ('a.b.1', 2, 3)
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(key, old.get(key, ...), new.get(key, ...)) for key in [*old, *(k for k in new if k not in old)]]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(str(index), *pair) for index, pair in enumerate(zip(old, new, strict=True))]
+    else:
+        return None if old == new else (path, old, new)
+    for key, before, after in pairs:
+        found = first_difference(before, after, f"{path}.{key}" if path else key)
+        if found:
+            return found
+    return None
+
+
+def write_json_atomic(path: str | Path, value: Any) -> None:
+    """Write JSON so that a reader, or a crash, meets the old file or the new one and nothing between.
+
+    Raises:
+        TrainingError: if the disk is full or the place cannot be written.
+    """
+    text = json.dumps(plain(value), indent=1, allow_nan=False, ensure_ascii=False)
+    write_bytes_atomic(path, text.encode() + b"\n")
+
+
+def write_bytes_atomic(path: str | Path, data: bytes) -> None:
+    """Temporary file, fsync, rename, fsync of the directory.
+
+    Raises:
+        TrainingError: if the disk is full or the place cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        fsync_dir(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TrainingError(f"cannot write {path}: {error.strerror}; make room or choose another run_dir") from error
+
+
+def fsync_dir(path: str | Path) -> None:
+    """Make renames inside a directory last through a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

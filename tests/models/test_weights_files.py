@@ -1,0 +1,152 @@
+"""Weights from files: strict, without pickles, and with the right shortcut padding."""
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cil.errors import ConfigError
+from cil.models import CifarResNet, ImageNetResNet, SmallConvNet, build_backbone, load_weights, save_weights
+
+
+def published(backbone: nn.Module, classifier: str) -> dict[str, torch.Tensor]:
+    """The backbone's tensors under the names of torchvision and of the public CIFAR ResNets, with a classifier."""
+    tensors = {f"{classifier}.weight": torch.rand(10, 64), f"{classifier}.bias": torch.rand(10)}
+    for name, value in backbone.state_dict().items():
+        name = name.replace("stem.0.", "conv1.").replace("stem.1.", "bn1.")
+        for stage in range(4):
+            name = name.replace(f"stages.{stage}.", f"layer{stage + 1}.")
+        tensors[name] = value
+        if name.endswith("running_var"):
+            tensors[name.replace("running_var", "num_batches_tracked")] = torch.tensor(5)
+    return tensors
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_saved_weights_load_into_the_same_backbone(tmp_path):
+    backbone = SmallConvNet().to(memory_format=torch.channels_last)
+    backbone(torch.rand(4, 3, 8, 8))
+    save_weights(backbone, tmp_path / "small.safetensors")
+    assert equal(build_backbone("smallconv", 3, 8, weights=tmp_path / "small.safetensors"), backbone)
+
+
+def test_a_torch_file_in_the_public_layout_loads_without_its_classifier(tmp_path):
+    backbone = ImageNetResNet((1, 1, 1, 1))
+    wrapped = {f"module.{name}": value for name, value in published(backbone, "fc").items()}
+    torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "resnet10.pt")
+    assert equal(build_backbone("resnet10", 3, 224, weights=tmp_path / "resnet10.pt"), backbone)
+
+
+def test_the_public_cifar_layout_needs_centred_shortcuts(tmp_path):
+    backbone = CifarResNet(14, shortcut="centre")
+    torch.save(published(backbone, "linear"), tmp_path / "cifar.pt")
+    assert equal(build_backbone("resnet14", 3, 32, weights=tmp_path / "cifar.pt", shortcut="centre"), backbone)
+    with pytest.raises(ConfigError, match=r"set model\.shortcut=centre"):
+        build_backbone("resnet14", 3, 32, weights=tmp_path / "cifar.pt")
+
+
+@pytest.mark.parametrize(("ours", "other"), [("append", "centre"), ("centre", "append")])
+def test_saved_weights_know_their_shortcuts(tmp_path, ours, other):
+    save_weights(CifarResNet(14, shortcut=ours), tmp_path / "cifar.safetensors")
+    load_weights(CifarResNet(14, shortcut=ours), tmp_path / "cifar.safetensors")
+    with pytest.raises(ConfigError, match=f"set model.shortcut={ours}"):
+        load_weights(CifarResNet(14, shortcut=other), tmp_path / "cifar.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (lambda: CifarResNet(20), r"missing stages\.0\.2\.conv1\.weight.*\(\+27 more\)"),
+        (lambda: CifarResNet(14, cosine=True), r"missing stages\.1\.0\.downsample\.0\.weight"),
+        (lambda: CifarResNet(14, in_channels=1), r"stem\.0\.weight \(16, 3, 3, 3\) in place of \(16, 1, 3, 3\)"),
+        (SmallConvNet, r"unexpected stages\.0\.0\.bn1\.bias"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, target, message):
+    save_weights(CifarResNet(14), tmp_path / "cifar.safetensors")
+    backbone = target()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_weights(backbone, tmp_path / "cifar.safetensors")
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, ("trapped",)
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Trap()}, "zip.pt")
+    Path("plain.pt").write_bytes(pickle.dumps(Trap()))
+    for name in ("zip.pt", "plain.pt"):
+        with pytest.raises(ConfigError, match="plain tensors") as caught:
+            load_weights(SmallConvNet(), name)
+        assert "\n" not in str(caught.value)
+    assert not Path("trapped").exists()
+
+
+def test_a_missing_file_or_a_damaged_one_is_a_configuration_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"no weights at .*none.safetensors"):
+        load_weights(SmallConvNet(), tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(ConfigError, match="is not a safetensors file"):
+        load_weights(SmallConvNet(), tmp_path / "bad.safetensors")
+
+
+def test_on_meta_no_file_is_read():
+    with torch.device("meta"):
+        backbone = build_backbone("smallconv", 3, 8, weights="nowhere.safetensors")
+    assert all(parameter.is_meta for parameter in backbone.parameters())
+
+
+def test_public_cifar10_weights_classify_with_centred_shortcuts_and_fail_with_appended_ones(tmp_path):
+    root = os.environ.get("CIL_TEST_DATA")
+    if not root:
+        pytest.skip("CIL_TEST_DATA does not name a folder with weights/ and cifar10/")
+    from safetensors.torch import load_file
+
+    path = Path(root, "weights", "cifar10_resnet32.safetensors")
+    images, labels = cifar10_test(Path(root, "cifar10", "test.zip"), step=20)
+    classifier = load_file(path)
+
+    def accuracy(backbone: nn.Module) -> float:
+        with torch.no_grad():
+            features, _ = backbone.eval()(images)
+        scores = features @ classifier["linear.weight"].T + classifier["linear.bias"]
+        return 100 * scores.argmax(1).eq(labels).float().mean().item()
+
+    centred = build_backbone("resnet32", 3, 32, weights=path, shortcut="centre")
+    appended = CifarResNet(32)
+    appended.load_state_dict(centred.state_dict())
+    assert accuracy(centred) > 90  # 92.63 on all images
+    assert accuracy(appended) < accuracy(centred) - 20
+
+
+def cifar10_test(path: Path, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every step-th test image, normalised as the public weights expect."""
+    image = pytest.importorskip("PIL.Image")
+    with zipfile.ZipFile(path) as pack:
+        meta = json.loads(pack.read("meta.json"))
+        height, width = meta["tile"]
+        tiles = []
+        for name, count in meta["sheets"]["test"]:
+            sheet = np.asarray(image.open(io.BytesIO(pack.read(name))).convert("RGB"))
+            grid = sheet.reshape(sheet.shape[0] // height, height, -1, width, 3).swapaxes(1, 2)
+            tiles.append(grid.reshape(-1, height, width, 3)[:count])
+        labels = np.load(io.BytesIO(pack.read("test_y.npy")), allow_pickle=False)
+    pixels = torch.from_numpy(np.concatenate(tiles)[::step].copy()).permute(0, 3, 1, 2) / 255
+    mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
+    return (pixels - mean[:, None, None]) / std[:, None, None], torch.from_numpy(labels[::step].astype(np.int64))
