@@ -1,10 +1,10 @@
 """Checkpoints: one commit a boundary, snapshots inside an experience. Safetensors and JSON; nothing is unpickled.
 
-    checkpoint/experience-003.json        what boundary 3 carries: names -> files, metadata, facts. Written last.
-    checkpoint/experience-003.safetensors the tensors that changed since the boundary before (frozen parts stay once)
-    checkpoint/evaluation-003.safetensors the counts of the evaluation after experience 3
-    snapshot/phase-1.*                    all that was held before phase 1 of the running experience
-    snapshot/now.*                        all that was held at some step, with optimizer and place
+checkpoint/experience-003.json        what boundary 3 carries: names -> files, metadata, facts. Written last.
+checkpoint/experience-003.safetensors the tensors that changed since the boundary before (frozen parts stay once)
+checkpoint/evaluation-003.safetensors the counts of the evaluation after experience 3
+snapshot/phase-1.*                    all that was held before phase 1 of the running experience
+snapshot/now.*                        all that was held at some step, with optimizer and place
 """
 
 from __future__ import annotations
@@ -196,13 +196,18 @@ class Checkpoints:
         write_tensors(self.snapshots / file, tensors)
         write_atomic(path, json.dumps({**content, "tensors": file}).encode())
 
-    def snapshot(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """A snapshot, if there is one."""
+    def snapshot_names(self) -> list[str]:
+        """Names of the snapshots there are."""
+        return sorted(path.stem for path in self.snapshots.glob("*.json"))
+
+    def snapshot_content(self, name: str) -> dict[str, Any] | None:
+        """What a snapshot says, if there is one."""
         path = self.snapshots / f"{name}.json"
-        if not path.exists():
-            return None
-        content = read_json(path)
-        return read_tensors(self.snapshots / content["tensors"]), content
+        return read_json(path) if path.exists() else None
+
+    def snapshot_tensors(self, content: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The tensors of a snapshot."""
+        return read_tensors(self.snapshots / content["tensors"])
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from cil.errors import BudgetExceeded, CilError, ConfigError
 from cil.memory import Budget
@@ -31,10 +30,6 @@ class Bill:
     exemplars: int
     total: dict[str, int]
     by_kind: dict[str, int]
-
-    def to_json(self) -> dict[str, Any]:
-        """For records and tables."""
-        return asdict(self)
 
 
 def dry_run(make_learner: MakeLearner, make_net: Callable[[], NetFactory], signatures: Sequence[Signature],

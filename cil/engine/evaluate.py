@@ -82,7 +82,7 @@ def evaluate(
         done += len(images)
         show(done, size)
     if broken:
-        raise ContractError("predict gave scores that are not numbers (NaN); -inf is allowed, for a class without a score")
+        raise ContractError("predict gave scores that are not numbers; -inf is allowed, for a class without a score")
     return {
         "confusion": confusion,
         "correct": correct,

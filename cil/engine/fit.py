@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from cil.data import Augment, Batch
 from cil.engine.keys import generator, reseed
 from cil.engine.loader import PhaseLoader
+from cil.engine.process import Stopped
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, TrainingError
@@ -28,6 +29,13 @@ class Cost:
     flops_per_image: float = 0.0
     activations: int = 0
     images: int = 0
+    steps: int = 0
+    entries: list[Entry] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> Cost:
+        """What ``dataclasses.asdict`` made of a cost."""
+        return cls(**{**saved, "entries": [Entry(**entry) for entry in saved["entries"]]})
 
     @property
     def flops(self) -> int:
@@ -45,6 +53,7 @@ class Fit:
         recipe: As it applies to this phase.
         experience: Index of the experience, part of every key.
         seed: The run's.
+        first_step: Steps of the run before this phase, for logs.
         on_log: Called every ``recipe.log_every`` steps, with values by name.
         on_snapshot: Called with tensors and content when it is time to save.
         stop: Says whether the run was asked to stop; training then saves and raises ``Stopped``.
@@ -58,11 +67,11 @@ class Fit:
     seed: int
     augment: Augment
     runtime: Runtime
-    on_log: Callable[[str, dict[str, float], dict[str, int]], None] = lambda kind, values, axes: None
+    first_step: int = 0
+    on_log: Callable[[str, dict[str, float], dict[str, Any]], None] = lambda kind, values, axes: None
     on_snapshot: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda tensors, content: None
     stop: Callable[[], bool] = lambda: False
     cost: Cost = field(default_factory=Cost)
-    entries: list[Entry] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._optimizer: Optimizer | None = None
@@ -78,9 +87,7 @@ class Fit:
             TrainingError: where a loss is not finite, naming experience, phase and step.
         """
         learner, recipe = self.learner, self.recipe
-        loader = PhaseLoader(
-            self.phase.data, self.augment, self.runtime.torch_device, self._keyed, recipe.batch_size
-        )
+        loader = PhaseLoader(self.phase.data, self.augment, self.runtime.torch_device, self._keyed, recipe.batch_size)
         if loader.count == 0:
             return
         optimizer = self._optimizer = self._make_optimizer()
@@ -106,6 +113,7 @@ class Fit:
                 update = (step + 1) % recipe.accumulate == 0 or step + 1 == in_epoch
                 values = self._step(batch, stepper, optimizer, update)
                 progress.step += 1
+                self.cost.steps += 1
                 self.cost.images += len(batch) + sum(len(more) for more in batch.streams.values() if more is not batch)
                 window.add(values)
                 if window.full:
@@ -136,12 +144,12 @@ class Fit:
             self.learner.adjust_gradients(batch)
             if self.recipe.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_norm)
-            if not self.entries:
+            if not self.cost.entries:
                 self._bill_gradients()
             stepper.step()
             optimizer.zero_grad(set_to_none=True)
             self.learner.after_step(batch)
-            if not any(entry.kind == "optimizer" for entry in self.entries):
+            if not any(entry.kind == "optimizer" for entry in self.cost.entries):
                 self._bill_optimizer(optimizer)
         return terms
 
@@ -156,7 +164,7 @@ class Fit:
     def _measured(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """The first batch of a phase: counts operations and saved bytes, computes the same bits."""
         flops = Flops()
-        exclude = [t for name in self.learner._kept for t in _tensors(getattr(self.learner, name))]
+        exclude = [tensor for value in self.learner.held().values() for tensor in _tensors(value)]
         with flops.counting():
             with SavedBytes(exclude) as saved:
                 terms, loss = self._loss(batch)
@@ -167,16 +175,20 @@ class Fit:
         return terms, loss
 
     def _bill_gradients(self) -> None:
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        size, numel = sum(tensor_bytes(g) for g in grads), sum(g.numel() for g in grads)
-        self.entries.append(Entry(f"{self.phase.name}.gradients", "gradients", "training", "tensor", size, numel, "float32"))
-        saved = self.cost.activations
-        self.entries.append(Entry(f"{self.phase.name}.activations", "activations", "training", "tensor", saved, 0, "mixed"))
+        self._bill("gradients", [p.grad for p in self._parameters if p.grad is not None])
+        self.cost.entries.append(
+            Entry(
+                f"{self.phase.name}.activations", "activations", "training", "tensor", self.cost.activations, 0, "mixed"
+            )
+        )
 
     def _bill_optimizer(self, optimizer: Optimizer) -> None:
         held = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-        size, numel = sum(tensor_bytes(t) for t in held), sum(t.numel() for t in held)
-        self.entries.append(Entry(f"{self.phase.name}.optimizer", "optimizer", "training", "tensor", size, numel, "float32"))
+        self._bill("optimizer", held)
+
+    def _bill(self, kind: str, tensors: list[Tensor]) -> None:
+        size, numel = sum(map(tensor_bytes, tensors)), sum(t.numel() for t in tensors)
+        self.cost.entries.append(Entry(f"{self.phase.name}.{kind}", kind, "training", "tensor", size, numel, "float32"))
 
     # around it ------------------------------------------------------------------------------------------------------
 
@@ -189,9 +201,7 @@ class Fit:
         groups = list(given)
         flat = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
         if not flat:
-            raise ConfigError(
-                f"phase '{self.phase.name}' has nothing to train: no kept parameter requires a gradient"
-            )
+            raise ConfigError(f"phase '{self.phase.name}' has nothing to train: no kept parameter requires a gradient")
         self._parameters = flat
         try:
             return self.recipe.optimizer(groups)
@@ -207,7 +217,10 @@ class Fit:
         values = window.means()
         if values and self._optimizer is not None:
             values["lr"] = float(self._optimizer.param_groups[0]["lr"])
-            self.on_log(kind, values, {"experience": self.experience, "phase": self.number, "epoch": epoch, "step": done})
+            progress = self.learner.progress
+            where = {"experience": self.experience, "phase": self.phase.name, "epoch": epoch}
+            where |= {"step": self.first_step + done, "epochs": progress.epochs, "share": progress.share}
+            self.on_log(kind, values, where)
 
     def _check(self, window: _Window, epoch: int, step: int) -> None:
         bad = window.first_bad()
@@ -233,15 +246,13 @@ class Fit:
         self.on_snapshot(
             tensors,
             {
-                "experience": self.experience,
                 "phase": self.number,
                 "epoch": epoch,
                 "step": step,
                 "meta": meta,
                 "optimizer": scalars,
                 "groups": [{k: v for k, v in g.items() if k != "params"} for g in state["param_groups"]],
-                "cost": vars(self.cost),
-                "entries": [vars(entry) for entry in self.entries],
+                "cost": asdict(self.cost),
             },
         )
 
@@ -263,13 +274,8 @@ class Fit:
                 optimizer.state[parameter] = held
         for group, saved in zip(optimizer.param_groups, content["groups"], strict=True):
             group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
-        self.cost = Cost(**content["cost"])
-        self.entries = [Entry(**entry) for entry in content["entries"]]
+        self.cost = Cost.of(content["cost"])
         return content["epoch"], content["step"]
-
-
-class Stopped(Exception):
-    """The run was asked to stop, and what was computed is saved."""
 
 
 class _Window:
@@ -301,9 +307,8 @@ class _Window:
         return (int(bad[0]), float(losses[bad[0]])) if len(bad) else None
 
     def means(self) -> dict[str, float]:
-        found = {name: float(buffer[: self.count].mean()) for name, buffer in self._buffers.items()} if self.count else {}
-        self.count = 0
-        return found
+        count, self.count = self.count, 0
+        return {name: float(buffer[:count].mean()) for name, buffer in self._buffers.items()} if count else {}
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -311,4 +316,4 @@ def _tensors(value: Any) -> list[Tensor]:
         return [*value.parameters(), *value.buffers()]
     if isinstance(value, Tensor):
         return [value]
-    return list(value.values()) if isinstance(value, dict) and all(isinstance(v, Tensor) for v in value.values()) else []
+    return [v for v in value.values() if isinstance(v, Tensor)] if isinstance(value, dict) else []

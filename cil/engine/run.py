@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cil import metrics
 from cil.engine.checkpoint import Checkpoints
-from cil.engine.dryrun import Bill, MakeLearner, check_bills, dry_run
+from cil.engine.dryrun import MakeLearner, check_bills, dry_run
 from cil.engine.evaluate import evaluate
-from cil.engine.fit import Fit, Stopped
+from cil.engine.fit import Cost, Fit
 from cil.engine.keys import generator, reseed
+from cil.engine.process import Stopped, in_child
 from cil.engine.recipe import Recipe
+from cil.engine.results import confusions, results_of
 from cil.engine.runtime import Runtime
 from cil.errors import BudgetExceeded, CilError, ConfigError, TrainingError
-from cil.memory import Budget, Entry, Ledger, State
+from cil.memory import Budget, Entry, Flops, Ledger, State
 from cil.models import NetFactory, evaluating
 from cil.strategies import Desk, Strategy
-from cil.streams import Experience, Stream
-from cil.tracking import Loggers, Record, build_loggers
+from cil.streams import Experience, Signature, Stream
+from cil.tracking import FileLogger, Loggers, Record, build_loggers
 
 MakeFactory = Callable[..., NetFactory]
+BOUNDARIES = ("inline", "process")
 
 
 @dataclass
@@ -56,6 +56,7 @@ class Run:
         keep: Which boundaries' states stay on disk: ``last``, ``all`` or ``best``.
         boundary: ``inline``, or ``process``: each experience and each evaluation in a process of its own.
         evaluation_batch: Images a batch.
+        group: Of runs that belong together on a dashboard.
     """
 
     stream: Stream
@@ -76,15 +77,17 @@ class Run:
     group: str | None = None
 
     def __post_init__(self) -> None:
-        if self.boundary not in ("inline", "process"):
-            raise ConfigError(f"boundary is '{self.boundary}'; allowed: inline, process")
+        if self.boundary not in BOUNDARIES:
+            raise ConfigError(f"boundary is '{self.boundary}'; allowed: {', '.join(BOUNDARIES)}")
         if self.boundary == "process" and (self.runtime.device != "cpu" or torch.get_num_threads() > 1):
             raise ConfigError("boundary=process forks, so it needs device=cpu and trainer.threads=1")
+        self.budget = replace(self.budget)  # its own: the run sets which boundary is next
         self.checkpoints = Checkpoints(Path(self.run_dir), self.keep)
+        self.learners = Learners(
+            self.make_learner, self.make_factory, self.budget, self.stream.signatures, self.runtime, self.seed
+        )
         self._stop = False
-        self._state: State | None = None
-
-    # the whole ------------------------------------------------------------------------------------------------------
+        self._clock = Clock()
 
     def execute(self) -> Record:
         """Run to the end, from wherever a run in this directory stood.
@@ -95,274 +98,211 @@ class Run:
         """
         record = Record.open(self.run_dir, self.identity)
         try:
-            return self._execute(record)
+            if record.status != "finished":
+                self._execute(record)
         finally:
             record.close()
             self.runtime.close()
+        return record
 
-    def _execute(self, record: Record) -> Record:
-        if record.status == "finished":
-            return record
-        self.budget = replace(self.budget)
+    def _execute(self, record: Record) -> None:
         loggers = build_loggers(self.loggers, record, progress=self.progress)
         record.set_status("running")
+        status: str = "finished"
+        error: BaseException | None = None
         try:
-            self._plan()
+            self._plan(record)
             record.truncate(self._log_offset())
             loggers.start(record.identity, Path(self.run_dir), self.name, self.group)
             with self._interruptible():
                 self._experiences(record, loggers)
-            status, error = "finished", None
         except BudgetExceeded as exceeded:
-            record.update({"bills": [bill.to_json() for bill in self._bills]})
             status, error = "over_budget", exceeded
         except (Stopped, KeyboardInterrupt):
             status, error = "interrupted", KeyboardInterrupt()
-        except torch.OutOfMemoryError as memory:
-            status = "failed"
-            error = TrainingError(f"no memory left on {self.runtime.device}: {str(memory).splitlines()[0]} "
-                                  "lower trainer.batch_size or take a smaller model")  # fmt: skip
+        except torch.OutOfMemoryError as full:
+            status, error = "failed", TrainingError(
+                f"no memory left on {self.runtime.device} ({str(full).splitlines()[0]}); lower trainer.batch_size or "
+                f"take a smaller model"
+            )  # fmt: skip
         except Exception as failed:
             status, error = "failed", failed
-        record.set_status(status, None if error is None else _line(error))
+        record.set_status(status, None if status in ("finished", "interrupted") else _line(error))
         loggers.finish(status)
         if error is not None:
             raise error
-        return record
 
-    def _plan(self) -> None:
+    def _plan(self, record: Record) -> None:
         """The dry run: what can be known before training fails before training."""
-        self._bills: list[Bill] = []
-        probe = self.make_learner(self.make_factory(seed=self.seed, meta=True), replace(self.budget))
-        if probe.bound:
-            self.budget.enforce = "report"
         make_net = partial(self.make_factory, seed=self.seed, meta=True)
-        if self.budget.reserve == "final" and self.budget.limits is not None:
-            now = replace(self.budget, reserve="now")
-            final = dry_run(self.make_learner, make_net, self.stream.signatures, now)[-1]
-            self.budget.final_bytes = final.fixed[self.budget.convention]
-        self._bills = dry_run(self.make_learner, make_net, self.stream.signatures, self.budget)
-        check_bills(self._bills, self.budget, self.name)
+        if self.make_learner(make_net(), replace(self.budget)).bound:
+            self.budget.enforce = "report"
+        bills = dry_run(self.make_learner, make_net, self.stream.signatures, self.budget)
+        if self.budget.reserve == "final":
+            self.budget.final_bytes = bills[-1].fixed[self.budget.convention]
+        record.update({"bills": [asdict(bill) for bill in bills]})
+        check_bills(bills, self.budget, self.name)
 
     def _experiences(self, record: Record, loggers: Loggers) -> None:
+        within = loggers if self.boundary == "inline" else Loggers([FileLogger(record)])  # others have threads
         for index in range(len(self.stream)):
             if index >= self.checkpoints.done():
-                self._in_process(lambda index=index: self._train(index, record, loggers))
+                self._isolated(partial(self._train, index, record, within))
             if self.checkpoints.evaluated(index) is None:
-                self._in_process(lambda index=index: self._evaluate(index))
+                self._isolated(partial(self._evaluate, index))
             self._publish(index, record, loggers)
-            if self._stop:
+            if self._stop and index + 1 < len(self.stream):
                 raise Stopped
-        best = max(range(len(self.stream)), key=lambda i: record.results["accuracy_curve"][i] or 0.0)
-        self.checkpoints.prune(best)
 
     # one experience -------------------------------------------------------------------------------------------------
 
-    def rebuilt(self, index: int, state: State | None) -> Strategy:
-        """A fresh learner, grown to the structure after ``index`` experiences, holding ``state``."""
-        self.budget.experience = max(0, index - 1)
-        reseed(self.seed, "build")
-        device = self.runtime.torch_device
-        learner = self.make_learner(self.make_factory(seed=self.seed, device=device), self.budget)
-        learner.desk = Desk(device, partial(self._keyed, index), self.runtime.backward)
-        learner.to(device)
-        for signature in self.stream.signatures[:index]:
-            self._grow(learner, signature.index)
-        if state is not None:
-            reseed(self.seed, "load", index)
-            with self.runtime.autocast():
-                learner.load_state(state)
-        return learner
-
-    def _keyed(self, index: int, purpose: str) -> torch.Generator:
-        return generator(self.seed, "strategy", index, purpose)
-
-    def _grow(self, learner: Strategy, index: int) -> None:
-        reseed(self.seed, "grow", index)
-        learner.grow(self.stream.signatures[index])
-        learner.to(self.runtime.torch_device)
-
-    def carried(self, index: int) -> State | None:
-        """The state before experience ``index``."""
-        return self.checkpoints.state(index - 1) if index else None
-
     def _train(self, index: int, record: Record, loggers: Loggers) -> None:
         """One experience: everything that happens to a strategy, in order."""
-        began = time.perf_counter()
-        self._began = time.monotonic()
+        found = self._snapshots(index)
+        self._clock = Clock(max((content["seconds"] for content in found.values()), default=0.0))
         experience = self.stream.training_half()[index]
-        learner = self.rebuilt(index, self.carried(index))
+        learner = self.learners.rebuilt(index, self.checkpoints.state(index - 1) if index else None)
         self.budget.experience = index
         with self.runtime.autocast():
             reseed(self.seed, "before", index)
             learner.before_experience(experience)
-        self._grow(learner, index)
+        self.learners.grow(learner, index)
         with self.runtime.autocast():
             reseed(self.seed, "prepare", index)
             learner.prepare(experience)
         learner.to(self.runtime.torch_device)
-        fits = self._phases(learner, experience, record, loggers)
-        trained = time.perf_counter()
+        costs = self._phases(learner, experience, record, loggers)
+        trained, flops = self._clock.seconds, Flops()
         reseed(self.seed, "after", index)
-        with self.runtime.autocast(), evaluating_all(learner):
+        with self.runtime.autocast(), flops.counting(), all_evaluating(learner):
             learner.after_experience(experience)
-        ledger = self._commit(learner, index, fits, record, began, trained)
-        self.budget.check(ledger, _exemplars(learner), self.name)
+        training = [*learner.training_entries(), *max((cost.entries for cost in costs), key=_bytes, default=[])]
+        if self.budget.enforce == "shrink":
+            shrink(learner, self.budget)
+        state, exemplars = learner.state(), count_exemplars(learner)
+        ledger = Ledger.of(state, training)
+        facts = {
+            "signature": asdict(experience.signature),
+            "ledger": ledger.to_json(),
+            "exemplars": exemplars,
+            "over_budget": self.budget.over(ledger, exemplars),
+            "flops": {"training": sum(cost.flops for cost in costs), "consolidation": flops.count},
+            "peak_training_bytes": ledger.peak_training_bytes,
+            "seconds": {"train": trained, "consolidate": self._clock.seconds - trained},
+            "steps": sum(cost.steps for cost in costs),
+            "offset": record.offset(),
+        }
+        if facts["over_budget"]:
+            earlier = [self.checkpoints.facts(i)["ledger"] for i in range(index)]
+            record.update({"ledger": [*earlier, facts["ledger"]]})
+            self.budget.check(ledger, exemplars, self.name)
+        self.checkpoints.commit(index, state, facts)
 
-    def _phases(self, learner: Strategy, experience: Experience, record: Record, loggers: Loggers) -> list[Fit]:
-        index = experience.index
+    def _phases(self, learner: Strategy, experience: Experience, record: Record, loggers: Loggers) -> list[Cost]:
+        """Run all phases. ``phase-k`` holds what phase k's definition saw, ``now`` some step inside a phase."""
+        index, number = experience.index, 0
+        before = sum(self.checkpoints.facts(i)["steps"] for i in range(index))
         now = self._snapshot("now", index)
-        fits: list[Fit] = []
+        costs: list[Cost] = []
         phases = learner.phases(experience)
-        number = 0
         while True:
             entry = self._snapshot(f"phase-{number}", index)
-            if entry is not None:  # this phase began before: what its definition saw is what it sees again
+            if entry is not None:
                 learner.load_full_state(entry[0], entry[1]["meta"])
-                fits = [_restored(cost, learner) for cost in entry[1]["fits"]]
+                costs = [Cost.of(saved) for saved in entry[1]["costs"]]
             reseed(self.seed, "phase", index, number)
             with self.runtime.autocast():
                 phase = next(phases, None)
             if phase is None:
-                return fits
-            later = self._snapshot(f"phase-{number + 1}", index)
-            if later is None:
+                return costs
+            learner.to(self.runtime.torch_device)
+            if self._snapshot(f"phase-{number + 1}", index) is None:
+                keep = partial(self._keep, record, index, costs)
                 fit = Fit(
-                    learner, phase, number, self.recipe.of(phase, index), index, self.seed,
-                    self.stream.augment, self.runtime, on_log=self._logger(loggers, phase.name, record),
-                    on_snapshot=partial(self._save, record, fits), stop=lambda: self._stop,
+                    learner, phase, number, self.recipe.of(phase, index), index, self.seed, self.stream.augment,
+                    self.runtime, first_step=before + sum(cost.steps for cost in costs),
+                    on_log=self._logger(loggers), on_snapshot=partial(keep, "now"), stop=lambda: self._stop,
                 )  # fmt: skip
                 fit.run(now if now is not None and now[1]["phase"] == number else None)
-                fits.append(fit)
+                costs.append(fit.cost)
                 tensors, meta = learner.full_state()
-                content = {"experience": index, "meta": meta, "fits": [_saved(fit) for fit in fits]}
-                self.checkpoints.write_snapshot(
-                    f"phase-{number + 1}", tensors, {**content, "offset": record.offset(), "seconds": self._spent()}
-                )
+                keep(f"phase-{number + 1}", tensors, {"meta": meta})
             number += 1
-
-    def _commit(
-        self, learner: Strategy, index: int, fits: list[Fit], record: Record, began: float, trained: float
-    ) -> Ledger:
-        training = [*learner.training_entries(), *_largest([fit.entries for fit in fits])]
-        if self.budget.enforce == "shrink":
-            self._shrink(learner, training)
-        state = learner.state()
-        ledger = Ledger.of(state, training)
-        over = self.budget.over(ledger, _exemplars(learner))
-        if over and self.budget.enforce == "error":
-            self.budget.check(ledger, _exemplars(learner), self.name)
-        facts = {
-            "ledger": ledger.to_json(),
-            "exemplars": _exemplars(learner),
-            "flops": sum(fit.cost.flops for fit in fits),
-            "peak_training_bytes": ledger.peak_training_bytes,
-            "train_seconds": self._before_seconds(index) + trained - began,
-            "consolidate_seconds": time.perf_counter() - trained,
-            "steps": sum(fit.cost.images for fit in fits),
-            "offset": record.offset(),
-        }
-        self.checkpoints.commit(index, state, facts)
-        return ledger
-
-    def _shrink(self, learner: Strategy, training: list[Entry]) -> None:
-        """Drop exemplars, the last chosen first, until the state fits."""
-        while self.budget.over(Ledger.of(learner.state(), training), _exemplars(learner)):
-            largest = max((max(m.counts().values(), default=0) for m in learner.memories().values()), default=0)
-            if not largest:
-                return
-            for memory in learner.memories().values():
-                memory.shrink(largest - 1)
 
     def _evaluate(self, index: int) -> None:
         """Evaluate what was carried: the learner is rebuilt from it."""
-        began = time.perf_counter()
-        learner = self.rebuilt(index + 1, self.checkpoints.state(index))
+        clock = Clock()
+        learner = self.learners.rebuilt(index + 1, self.checkpoints.state(index))
         counts = evaluate(
-            partial(self.scores, learner),
+            partial(self.learners.scores, learner),
             self.stream,
             learner.num_classes,
             seed=self.seed,
             device=self.runtime.torch_device,
             batch_size=self.evaluation_batch,
         )
-        counts["seconds"] = torch.tensor([time.perf_counter() - began], dtype=torch.float64)
+        counts["seconds"] = torch.tensor([clock.seconds], dtype=torch.float64)
         self.checkpoints.write_evaluation(index, counts)
 
-    @torch.inference_mode()
-    def scores(self, learner: Strategy, images: Tensor) -> Tensor:
-        """What ``predict`` says, in evaluation mode."""
-        with self.runtime.autocast(), evaluating_all(learner):
-            return learner.predict(images)
-
-    # record ---------------------------------------------------------------------------------------------------------
+    # record and snapshots -------------------------------------------------------------------------------------------
 
     def _publish(self, index: int, record: Record, loggers: Loggers) -> None:
         """Bring the record up to experience ``index``."""
-        done = index + 1
-        rows = [self.checkpoints.evaluated(i) for i in range(done)]
-        facts = [self.checkpoints.facts(i) for i in range(done)]
-        results = results_of([row for row in rows if row is not None], facts, self.stream)
-        record.save_arrays({"confusion": np.stack([row["confusion"].numpy() for row in rows if row is not None])})
+        facts = [self.checkpoints.facts(i) for i in range(index + 1)]
+        rows = [row for i in range(index + 1) if (row := self.checkpoints.evaluated(i)) is not None]
+        results = results_of(rows, facts, self.stream)
+        record.save_arrays({"confusion": confusions(rows)})
         record.update(results)
-        values = {
-            "accuracy": results["accuracy_curve"][-1],
-            "forgetting": results["forgetting"],
-            "carried_bytes": facts[-1]["ledger"]["totals"]["exact"]["total"],
-            "exemplars": facts[-1]["exemplars"],
-        }
-        if self.checkpoints.done() == done:
-            # a killed process may have written the line already: the commit knows where it would start
-            record.truncate(facts[-1]["offset"])
-            loggers.log("boundary", {k: v for k, v in values.items() if v is not None},
-                        {"experience": index, "experiences": len(self.stream)})  # fmt: skip
+        if record.offset() == facts[-1]["offset"]:  # else this boundary's line was written before an interruption
+            values = {
+                "accuracy": results["accuracy_curve"][-1],
+                "average_incremental_accuracy": results["average_incremental_accuracy"],
+                "forgetting": results["forgetting"],
+                "carried_bytes": facts[-1]["ledger"]["totals"]["exact"]["total"],
+                "exemplars": facts[-1]["exemplars"],
+            }
+            axes = {"experience": index, "step": sum(fact["steps"] for fact in facts), "experiences": len(self.stream)}
+            loggers.log("boundary", {name: value for name, value in values.items() if value is not None}, axes)
+        curve = results["accuracy_curve"]
+        self.checkpoints.prune(max(range(len(curve)), key=lambda i: curve[i] or 0.0))
 
-    def _logger(self, loggers: Loggers, phase: str, record: Record) -> Callable[..., None]:
-        def log(kind: Any, values: dict[str, float], axes: dict[str, int], totals: dict[str, Any]) -> None:
-            loggers.log(kind, values, axes | {"phase": phase, "experiences": len(self.stream)} | totals)
-
-        return log
+    def _logger(self, loggers: Loggers) -> Callable[[Any, dict[str, float], dict[str, Any]], None]:
+        return lambda kind, values, axes: loggers.log(kind, values, axes | {"experiences": len(self.stream)})
 
     def _log_offset(self) -> int:
         """Where ``metrics.jsonl`` stood at the point that is resumed from."""
         done = self.checkpoints.done()
-        offset = self.checkpoints.facts(done - 1)["offset"] if done else 0
-        if done and self.checkpoints.evaluated(done - 1) is not None and done < len(self.stream):
-            pass
-        for name, found in self._snapshots(done).items():
-            offset = max(offset, found["offset"]) if name else offset
-        return offset
+        committed = self.checkpoints.facts(done - 1)["offset"] if done else 0
+        return max([committed, *(content["offset"] for content in self._snapshots(done).values())])
 
-    def _snapshots(self, index: int) -> dict[str, dict[str, Any]]:
-        folder = self.checkpoints.snapshots
-        names = [path.stem for path in folder.glob("*.json")] if folder.exists() else []
-        found = {name: self._snapshot(name, index) for name in sorted(names)}
-        return {name: content[1] for name, content in found.items() if content is not None}
+    def _keep(self, record: Record, index: int, costs: list[Cost], name: str, tensors: Mapping[str, Tensor],
+              content: Mapping[str, Any]) -> None:  # fmt: skip
+        more = {"experience": index, "costs": [asdict(cost) for cost in costs]}
+        more |= {"offset": record.offset(), "seconds": self._clock.seconds}
+        self.checkpoints.write_snapshot(name, tensors, {**content, **more})
 
     def _snapshot(self, name: str, index: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        found = self.checkpoints.snapshot(name)
-        return found if found is not None and found[1]["experience"] == index else None
+        """A snapshot, if it is of experience ``index``."""
+        content = self.checkpoints.snapshot_content(name)
+        if content is None or content["experience"] != index:
+            return None
+        return self.checkpoints.snapshot_tensors(content), content
 
-    def _save(self, record: Record, fits: list[Fit], tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-        more = {"offset": record.offset(), "seconds": self._spent(), "fits": [_saved(fit) for fit in fits]}
-        self.checkpoints.write_snapshot("now", tensors, {**content, **more})
-
-    def _spent(self) -> float:
-        return time.monotonic() - self._began
-
-    def _before_seconds(self, index: int) -> float:
-        return 0.0
+    def _snapshots(self, index: int) -> dict[str, dict[str, Any]]:
+        """What the snapshots of experience ``index`` say."""
+        found = {name: self.checkpoints.snapshot_content(name) for name in self.checkpoints.snapshot_names()}
+        return {name: content for name, content in found.items() if content and content["experience"] == index}
 
     # processes and signals ------------------------------------------------------------------------------------------
 
-    def _in_process(self, work: Callable[[], None]) -> None:
+    def _isolated(self, work: Callable[[], None]) -> None:
         if self.boundary == "inline":
             work()
         else:
             in_child(work)
 
     @contextmanager
-    def _interruptible(self) -> Any:
+    def _interruptible(self) -> Iterator[None]:
         """Ctrl-C finishes the step and saves; a second one stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -379,3 +319,90 @@ class Run:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+@dataclass
+class Learners:
+    """Makes learners from what was carried, and nothing else."""
+
+    make_learner: MakeLearner
+    make_factory: MakeFactory
+    budget: Budget
+    signatures: tuple[Signature, ...]
+    runtime: Runtime
+    seed: int
+
+    def rebuilt(self, index: int, state: State | None) -> Strategy:
+        """A fresh learner, grown to the structure after ``index`` experiences, holding ``state``."""
+        self.budget.experience = max(0, index - 1)
+        reseed(self.seed, "build")
+        device = self.runtime.torch_device
+        learner = self.make_learner(self.make_factory(seed=self.seed, device=device), self.budget)
+        learner.desk = Desk(device, partial(generator, self.seed, "strategy", index), self.runtime.backward)
+        learner.to(device)
+        for past in range(index):
+            self.grow(learner, past)
+        if state is not None:
+            reseed(self.seed, "load", index)
+            with self.runtime.autocast():
+                learner.load_state(state)
+            learner.to(device)
+        return learner
+
+    def grow(self, learner: Strategy, index: int) -> None:
+        """Structure for the classes of experience ``index``."""
+        reseed(self.seed, "grow", index)
+        learner.grow(self.signatures[index])
+        learner.to(self.runtime.torch_device)
+
+    @torch.inference_mode()
+    def scores(self, learner: Strategy, images: Tensor) -> Tensor:
+        """What ``predict`` says, in evaluation mode."""
+        with self.runtime.autocast(), all_evaluating(learner):
+            return learner.predict(images)
+
+
+class Clock:
+    """Seconds of work, those before an interruption included."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._before, self._began = before, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return self._before + time.perf_counter() - self._began
+
+
+@contextmanager
+def all_evaluating(learner: Strategy) -> Iterator[None]:
+    """Evaluation mode for all modules that are kept; each gets its own mode back."""
+    with ExitStack() as stack:
+        for module in learner.modules():
+            stack.enter_context(evaluating(module))
+        yield
+
+
+def count_exemplars(learner: Strategy) -> int:
+    """Exemplars in all rehearsal memories."""
+    return sum(len(memory) for memory in learner.memories().values())
+
+
+def shrink(learner: Strategy, budget: Budget) -> None:
+    """Drop exemplars, the last chosen first, until the state fits."""
+    while budget.over(Ledger.of(learner.state()), count_exemplars(learner)):
+        largest = max((max(m.counts().values(), default=0) for m in learner.memories().values()), default=0)
+        if not largest:
+            return
+        for memory in learner.memories().values():
+            memory.shrink(largest - 1)
+
+
+def _bytes(entries: list[Entry]) -> int:
+    return sum(entry.bytes for entry in entries)
+
+
+def _line(error: BaseException | None) -> str:
+    """One line for the record."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, CilError) else f"{type(error).__name__}: {text}"

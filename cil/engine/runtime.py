@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cil.errors import ConfigError, nearest
 
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "auto": ""}
+PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "auto": ""}
 
 
 @dataclass

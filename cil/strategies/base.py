@@ -93,6 +93,8 @@ class Strategy:
     the classes seen, into which the carried state is loaded.
     """
 
+    net: Any  # what ``build_net`` gives
+    _kept: dict[str, _Kept]
     uses_horizon: ClassVar[bool] = False  # needs to know how many experiences will come
     bound: ClassVar[bool] = False  # an upper bound, not a competitor: kept out of rankings
 
@@ -155,10 +157,8 @@ class Strategy:
 
     def train_mode(self) -> None:
         """Put what is trained into training mode. Default: the network; frozen parts stay in evaluation mode."""
-        for name, kept in self._kept.items():
-            value = getattr(self, name)
-            if isinstance(value, nn.Module) and kept.kind != "teacher" and kept.reference is None:
-                value.train()
+        for module in self._trained_modules():
+            module.train()
 
     def adjust_gradients(self, batch: Batch) -> None:
         """After backward, before the optimizer: project, clip, mask."""
@@ -235,30 +235,32 @@ class Strategy:
         return self.desk.generator(purpose)
 
     def gradient(self, loss: Tensor) -> list[Tensor]:
-        """Gradients of an extra loss with respect to the trainable parameters; the network's ``grad`` is not touched."""
+        """Gradients of an extra loss for the trainable parameters; their ``grad`` is not touched."""
         parameters = self.trainable()
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
     def trainable(self) -> list[nn.Parameter]:
         """All parameters that require a gradient, in modules that are neither teachers nor references."""
-        found: dict[int, nn.Parameter] = {}
-        for name, kept in self._kept.items():
-            value = getattr(self, name)
-            if isinstance(value, nn.Module) and kept.kind != "teacher" and kept.reference is None:
-                found |= {id(p): p for p in value.parameters() if p.requires_grad}
-        return list(found.values())
+        held = (p for module in self._trained_modules() for p in module.parameters() if p.requires_grad)
+        return list({id(p): p for p in held}.values())
+
+    def held(self) -> dict[str, Any]:
+        """Everything that is kept, by name."""
+        return {name: getattr(self, name) for name in self._kept}
+
+    def modules(self) -> list[nn.Module]:
+        """The modules that are kept, teachers too."""
+        return [value for value in self.held().values() if isinstance(value, nn.Module)]
 
     def memories(self) -> dict[str, ExemplarMemory]:
         """The rehearsal memories that are kept, by name."""
-        held = {name: getattr(self, name) for name in self._kept}
-        return {name: value for name, value in held.items() if isinstance(value, ExemplarMemory)}
+        return {name: value for name, value in self.held().items() if isinstance(value, ExemplarMemory)}
 
     def to(self, device: torch.device | str) -> Strategy:
         """Move modules and tensors."""
         self.desk.device = torch.device(device)
-        for name in self._kept:
-            value = getattr(self, name)
+        for name, value in self.held().items():
             if isinstance(value, nn.Module | Tensor):
                 object.__setattr__(self, name, value.to(device))
             elif _is_tensor_dict(value):
@@ -307,6 +309,11 @@ class Strategy:
         tensors, kinds, _, _ = self._flatten("training")
         return [tensor_entry(name, kinds[name], tensor, "training") for name, tensor in tensors.items()]
 
+    def _trained_modules(self) -> list[nn.Module]:
+        """Modules that are neither teachers nor public weights."""
+        trained = (name for name, kept in self._kept.items() if kept.kind != "teacher" and kept.reference is None)
+        return [value for value in map(self.__getattribute__, trained) if isinstance(value, nn.Module)]
+
     def _survey(self) -> dict[str, int]:
         """The survey's charge: backbones needed at inference, as each states it, and nominal raw pixels."""
         charge = {"parameters": 0, "exemplars": 0}
@@ -324,7 +331,9 @@ class Strategy:
             found = {}
             for key, tensor in value.state_dict().items():
                 if not isinstance(tensor, Tensor):
-                    raise StateError(f"{name}.{key} is a {type(tensor).__name__}: a module's extra state is not carried")
+                    raise StateError(
+                        f"{name}.{key} is a {type(tensor).__name__}: extra state of a module is not carried"
+                    )
                 kind = "buffers" if kept.kind == "parameters" and key in buffers else kept.kind
                 found[f"{name}.{key}"] = (tensor, kind)
             return found
@@ -356,14 +365,16 @@ class Strategy:
                     tensors[key], kinds[key] = tensor.detach(), kind
             elif value is not None:
                 if not _is_meta(value):
-                    raise StateError(f"{name} is a {type(value).__name__}: keep modules, tensors, memories or JSON scalars")
+                    raise StateError(
+                        f"{name} is a {type(value).__name__}: keep modules, tensors, memories, JSON scalars"
+                    )
                 meta[name] = value
         return tensors, kinds, meta, tuple(references)
 
     def _unflatten(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], lifetime: str | None) -> None:
         left = dict(tensors)
         for name, kept in self._kept.items():
-            if lifetime is not None and kept.lifetime != lifetime or kept.reference is not None:
+            if (lifetime or kept.lifetime) != kept.lifetime or kept.reference is not None:
                 continue
             value = getattr(self, name)
             prefix = f"{name}."
@@ -371,7 +382,7 @@ class Strategy:
             if isinstance(value, ExemplarMemory):
                 value.load(given, self.image_shape)
             elif isinstance(value, nn.Module):
-                _same(name, {key: t for key, t in value.state_dict().items()}, given)
+                _same(name, value.state_dict(), given)
                 value.load_state_dict(given)
             elif kept.lifetime == "training" and not isinstance(value, dict) and name in left:
                 object.__setattr__(self, name, left.pop(name).to(self.device))

@@ -62,13 +62,13 @@ class DER(Strategy):
             return
         self.net.copy_branch(experience.index - 1, experience.index)
         outputs = self.num_classes - self.old_classes + 1  # one for all old classes
-        self.auxiliary_head = nn.Linear(self.net.feature_dim, outputs).to(self.device)
+        self.auxiliary_head = nn.Linear(self.net.branch_dim, outputs).to(self.device)
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         output = self.net(batch.images)
         terms = {"classes": F.cross_entropy(output.logits, batch.slots)}
         if self.auxiliary_head is not None:  # equation 5
-            newest = output.features[:, -self.net.feature_dim :]
+            newest = output.features[:, -self.net.branch_dim :]
             target = torch.clamp(batch.slots - self.old_classes + 1, min=0)
             terms["auxiliary"] = self.auxiliary * F.cross_entropy(self.auxiliary_head(newest), target)
         return terms

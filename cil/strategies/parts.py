@@ -55,7 +55,7 @@ def store_exemplars(learner: Strategy, experience: Experience) -> None:
 
 def features(learner: Strategy, samples: Samples) -> Tensor:
     """(N, D) features on the CPU, in evaluation mode, with the network as it is."""
-    return extract(learner.net, samples, device=learner.device).cpu()
+    return extract(learner.net, samples).cpu()
 
 
 def quadratic_penalty(

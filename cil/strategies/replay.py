@@ -27,9 +27,7 @@ class Replay(Strategy):
 
     memory: ExemplarMemory
 
-    def __init__(
-        self, make_net: NetFactory, budget: Budget, *, selection: str = "herding", codec: str = "raw"
-    ) -> None:
+    def __init__(self, make_net: NetFactory, budget: Budget, *, selection: str = "herding", codec: str = "raw") -> None:
         super().__init__(make_net, budget)
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
 

@@ -179,6 +179,8 @@ class Stream:
             "new_slots": [list(s.new_slots) for s in self.signatures],
             "train_counts": [sum(s.counts.values()) for s in self.signatures],
             "image_shape": list(self.image_shape),
+            "mean": list(self.mean),
+            "std": list(self.std),
             "fingerprint": self.fingerprint,
             "data": {True: "official", False: "unofficial", None: "no official checksum known"}[self.official],
             "task_known_at_test": self.task_known_at_test,

@@ -1,0 +1,51 @@
+"""The numbers of a record, from what was committed and evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from cil import metrics
+from cil.streams import Stream
+
+Rows = Sequence[Mapping[str, Tensor]]
+
+
+def results_of(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream) -> dict[str, Any]:
+    """The ``results`` of a record (design, section 6).
+
+    Args:
+        rows: What ``evaluate`` gave after each experience so far.
+        facts: What was committed with each.
+    """
+    names = ("correct", "correct_task_aware", "count")
+    correct, aware, count = (np.stack([row[name].numpy() for row in rows]).astype(float) for name in names)
+    tested = np.where(count > 0, count, np.nan)
+    accuracy = metrics.summary(
+        np.stack([row["confusion"].numpy() for row in rows]),
+        100 * aware / tested,
+        stream.experience_of_slot,
+        counts=(correct, count),
+    )
+    flops = {name: list(accumulate(fact["flops"][name] for fact in facts)) for name in ("training", "consolidation")}
+    flops["evaluation"] = list(accumulate(int(row["flops"]) for row in rows))
+    seconds: dict[str, Any] = {name: [fact["seconds"][name] for fact in facts] for name in ("train", "consolidate")}
+    seconds["evaluate"] = [float(row["seconds"]) for row in rows]
+    return {
+        **accuracy,
+        "ledger": [fact["ledger"] for fact in facts],
+        "exemplars": [fact["exemplars"] for fact in facts],
+        "over_budget": [fact["over_budget"] for fact in facts],
+        "flops": {**flops, "total": sum(each[-1] for each in flops.values())},
+        "seconds": {**seconds, "total": sum(map(sum, seconds.values()))},
+        "peak_training_bytes": max(fact["peak_training_bytes"] for fact in facts),
+    }
+
+
+def confusions(rows: Rows) -> np.ndarray:
+    """(t, K, K) counts: what nearly every other metric can be computed from again."""
+    return np.stack([row["confusion"].numpy() for row in rows])
