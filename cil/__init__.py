@@ -1,0 +1,62 @@
+"""Class-incremental learning under one honest memory budget.
+
+    from cil import Budget, class_incremental, train
+
+    record = train("icarl", class_incremental("mnist5k", increment=2), budget=Budget(exemplars=200), epochs=3)
+
+Importing ``cil`` imports nothing else: names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "Batch": "cil.data",
+    "Budget": "cil.memory",
+    "CilError": "cil.errors",
+    "Experience": "cil.streams",
+    "ExemplarMemory": "cil.memory",
+    "NetFactory": "cil.models",
+    "Phase": "cil.strategies",
+    "Recipe": "cil.engine.recipe",
+    "Record": "cil.tracking",
+    "Samples": "cil.data",
+    "Strategy": "cil.strategies",
+    "Stream": "cil.streams",
+    "class_incremental": "cil.streams",
+    "evaluate": "cil.trained",
+    "load": "cil.trained",
+    "load_dataset": "cil.data",
+    "plan": "cil.api",
+    "register": "cil.strategies",
+    "run": "cil.cli.compose",
+    "train": "cil.api",
+}
+
+__all__ = [*_HOMES]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from cil.api import plan, train
+    from cil.cli.compose import run
+    from cil.data import Batch, Samples, load_dataset
+    from cil.engine.recipe import Recipe
+    from cil.errors import CilError
+    from cil.memory import Budget, ExemplarMemory
+    from cil.models import NetFactory
+    from cil.strategies import Phase, Strategy, register
+    from cil.streams import Experience, Stream, class_incremental
+    from cil.tracking import Record
+    from cil.trained import evaluate, load
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cil' has no attribute '{name}'")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,7 +1,7 @@
 """Data: samples and batches, data sets by name, batched augmentation."""
 
 from cil.data.augment import Augment
-from cil.data.registry import Dataset, data_root, dataset_names, load_dataset, register_dataset
+from cil.data.registry import Dataset, data_root, dataset_names, dataset_options, load_dataset, register_dataset
 from cil.data.samples import ArrayStore, Batch, Samples, Store, to_float
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Store",
     "data_root",
     "dataset_names",
+    "dataset_options",
     "load_dataset",
     "register_dataset",
     "to_float",

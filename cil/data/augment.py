@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data.samples import to_float
@@ -38,11 +37,15 @@ class Augment:
 
     def __post_init__(self) -> None:
         if isinstance(self.crop_padding, bool) or not isinstance(self.crop_padding, int) or self.crop_padding < 0:
-            raise ConfigError(f"augment.crop_padding is {self.crop_padding!r}; it must be a whole number >= 0 (pixels)")
+            raise ConfigError(
+                f"stream.augment.crop_padding is {self.crop_padding!r}; it must be a whole number >= 0 (pixels)"
+            )
         if not isinstance(self.flip, bool):
-            raise ConfigError(f"augment.flip is {self.flip!r}; it must be true or false")
+            raise ConfigError(f"stream.augment.flip is {self.flip!r}; it must be true or false")
         if not isinstance(self.brightness, int | float) or not 0 <= self.brightness < float("inf"):
-            raise ConfigError(f"augment.brightness is {self.brightness!r}; it must be a number >= 0, as in 63/255 = 0.247")
+            raise ConfigError(
+                f"stream.augment.brightness is {self.brightness!r}; it must be a number >= 0 (63/255 = 0.247)"
+            )
 
     @property
     def is_identity(self) -> bool:
@@ -67,22 +70,19 @@ class Augment:
             raise ShapeError(f"pixels must be uint8 (N, C, H, W), not {pixels.dtype} {tuple(pixels.shape)}")
         if self.is_identity:
             return lambda rows, generator: to_float(pixels[rows.to(pixels.device)])
-        channels, height, width = pixels.shape[1:]
-        packed = _packed(F.pad(pixels, (self.crop_padding,) * 4)) if self.crop_padding else _packed(pixels)
-        device, padded_height, padded_width = pixels.device, *packed.shape[1:3]
-        flat = packed.flatten(0, 2)  # one entry a pixel
-        down = torch.arange(height, device=device) * padded_width
-        across = torch.arange(width, device=device)
+        device, (channels, height, width) = pixels.device, pixels.shape[1:]
+        padded_height, padded_width = height + 2 * self.crop_padding, width + 2 * self.crop_padding
+        entry_bytes = 4 if channels == 3 else channels  # a colour pixel is one 32-bit entry, its last byte unused
+        entries = _packed(pixels, self.crop_padding, entry_bytes)
+        down, across = torch.arange(height, device=device)[:, None] * padded_width, torch.arange(width, device=device)
+        offsets = torch.stack([down + across, down + across.flip(0)]).flatten(1)  # (2, H * W): as it is, mirrored
 
         def augmented(rows: Tensor, generator: torch.Generator) -> Tensor:
             shift, mirror, factor = (draw.to(device) for draw in self._draw(len(rows), generator))
-            columns = torch.where(mirror[:, None], across.flip(0), across)
             corner = (rows.to(device) * padded_height + shift[0]) * padded_width + shift[1]
-            places = (corner[:, None] + down)[:, :, None] + columns[:, None, :]  # (n, H, W)
-            taken = flat[places.flatten()]
-            if taken.dtype == torch.int32:  # four bytes: red, green, blue, nothing
-                taken = taken.view(torch.uint8).view(-1, 4)[:, :channels]
-            images = taken.reshape(len(rows), height, width, channels).to(torch.float32)
+            taken = entries.index_select(0, (offsets[mirror.long()] + corner[:, None]).flatten())
+            taken = taken.view(torch.uint8).view(-1, entry_bytes)[:, :channels]
+            images = taken.to(torch.float32).view(len(rows), height, width, channels)
             if self.brightness:
                 images.mul_(factor[:, None, None, None] / 255).clamp_(max=1)
             else:
@@ -104,8 +104,10 @@ class Augment:
         return shift, mirror, torch.rand(n, generator=generator, device=device) * (high - low) + low
 
 
-def _packed(pixels: Tensor) -> Tensor:
-    """(N, C, H, W) uint8 to (N, H, W) int32 for three channels, else (N, H, W, C) uint8: one entry a pixel."""
-    if pixels.shape[1] != 3:
-        return pixels.permute(0, 2, 3, 1).contiguous()
-    return F.pad(pixels, (0, 0, 0, 0, 0, 1)).permute(0, 2, 3, 1).contiguous().view(torch.int32)[..., 0]
+def _packed(pixels: Tensor, padding: int, entry_bytes: int) -> Tensor:
+    """Zero-padded images as one entry a pixel: (P,) int32 where an entry has four bytes, else (P, C) uint8."""
+    n, channels, height, width = pixels.shape
+    shape = (n, height + 2 * padding, width + 2 * padding, entry_bytes)
+    packed = torch.zeros(shape, dtype=torch.uint8, device=pixels.device)
+    packed[:, padding : padding + height, padding : padding + width, :channels] = pixels.permute(0, 2, 3, 1)
+    return packed.view(torch.int32).flatten() if entry_bytes == 4 else packed.view(-1, entry_bytes)

@@ -36,9 +36,9 @@ _PICTURES = (
 
 @register_dataset("digits")
 def digits(root: Path) -> Dataset:
-    """Handwritten digits of scikit-learn (UCI optdigits): 8x8 grey, 10 classes, 1437 + 360 images.
+    """Handwritten digits of scikit-learn (UCI optdigits): 8x8 grey, 10 classes, 1438 + 359 images.
 
-    The last fifth of each class, in file order and so mostly of other writers, is the test split.
+    The last fifth of each class in file order is the test split.
     """
     from sklearn.datasets import load_digits
 
@@ -65,8 +65,8 @@ def mnist5k(root: Path) -> Dataset:
 
 
 @register_dataset("crops")
-def crops(root: Path, train_per_class: int = 300, test_per_class: int = 60) -> Dataset:
-    """Crops of 17 photographs and textures of scikit-image: 32x32 RGB; a class is a picture.
+def crops(root: Path) -> Dataset:
+    """Crops of 17 photographs and textures of scikit-image: 32x32 RGB, 300 + 60 images each; a class is a picture.
 
     A picture is cut into tiles of 48x48; every fourth tile is for test crops, the others are for training crops, so no
     pixel is in both.
@@ -80,7 +80,7 @@ def crops(root: Path, train_per_class: int = 300, test_per_class: int = 60) -> D
         raise DataError("data set 'crops' needs scikit-image: pip install 'cil[samples]'") from None
 
     rng = np.random.default_rng(0)
-    train, test = [], []
+    images: dict[bool, list[NDArray[np.uint8]]] = {False: [], True: []}  # by whether they are for test
     for name in _PICTURES:
         picture = np.asarray(getattr(skimage.data, name)())
         picture = np.stack([picture] * 3, axis=-1) if picture.ndim == 2 else picture[..., :3]
@@ -89,16 +89,16 @@ def crops(root: Path, train_per_class: int = 300, test_per_class: int = 60) -> D
             for row in range(picture.shape[0] // 48)
             for column in range(picture.shape[1] // 48)
         ]
-        for target, count, wanted in ((train, train_per_class, False), (test, test_per_class, True)):
-            tiles = [corner[:2] for corner in corners if corner[2] is wanted]
-            for tile, (down, right) in zip(rng.integers(len(tiles), size=count), rng.integers(17, size=(count, 2)), strict=True):
-                top, left = tiles[tile][0] + down, tiles[tile][1] + right
-                target.append(picture[top : top + 32, left : left + 32])
+        for is_test, count in ((False, 300), (True, 60)):
+            tiles = [corner[:2] for corner in corners if corner[2] is is_test]
+            chosen, shifts = rng.integers(len(tiles), size=count), rng.integers(17, size=(count, 2))
+            for top, left in np.array(tiles)[chosen] + shifts:
+                images[is_test].append(picture[top : top + 32, left : left + 32])
     labels = np.arange(len(_PICTURES))
     return Dataset(
         name="crops",
-        train=checked_samples(np.stack(train), labels.repeat(train_per_class), "scikit-image"),
-        test=checked_samples(np.stack(test), labels.repeat(test_per_class), "scikit-image"),
+        train=checked_samples(np.stack(images[False]), labels.repeat(300), "scikit-image"),
+        test=checked_samples(np.stack(images[True]), labels.repeat(60), "scikit-image"),
         classes=_PICTURES,
         augment=Augment(flip=True),
         source="scikit-image",

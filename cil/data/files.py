@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -26,31 +26,42 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".
 class FileStore:
     """Image files as a store of samples.
 
-    The evaluation view is the survey's for ImageNet, scaled to ``size``: the shorter side becomes size * 256 / 224,
-    then the centre is cut out. The training view is a random part of 8 to 100 % of the area with sides 3:4 to 4:3,
-    resized; flips and brightness are the stream's ``augment``.
+    The evaluation view is an image whose shorter side became ``shorter`` pixels, and the centre of it. The training
+    view is a random part of 8 to 100 % of the area with sides 3:4 to 4:3, resized; flips and brightness are the
+    stream's ``augment``.
 
     Args:
         paths: One file an image.
         size: Height and width in pixels, both views.
         channels: 3 for RGB, 1 for grey; files are converted.
+        shorter: At least ``size``; None: size * 256 / 224, as is usual for ImageNet. With ``size`` itself, files of
+            size x size pixels are left as they are.
         digests: Folder in which ``digest`` keeps its result; None to keep nothing.
 
     Raises:
         ConfigError: where size or channels are out of range.
 
     Source:
-        Training view: Szegedy et al. 2015 (random resized crop). Departure: sides that leave the picture are cut to it
-        instead of being drawn again, so that each image takes four draws.
+        Evaluation view: the survey of Zhou et al. 2024, section 1.4 of its protocol; equal to torchvision's Resize and
+        CenterCrop. Training view: Szegedy et al. 2015 (random resized crop). Departure: sides that leave the picture
+        are cut to it instead of being drawn again, so that each image takes four draws.
     """
 
     in_memory = False
 
-    def __init__(self, paths: Sequence[str], size: int, channels: int = 3, digests: Path | None = None) -> None:
-        if size < 1 or channels not in (1, 3):
+    def __init__(
+        self,
+        paths: Sequence[str],
+        size: int,
+        channels: int = 3,
+        shorter: int | None = None,
+        digests: Path | None = None,
+    ) -> None:
+        if not isinstance(size, int) or size < 1 or channels not in (1, 3):
             raise ConfigError(f"stream.size is {size}, stream.channels {channels}; need size >= 1 and 1 or 3 channels")
         self.paths = tuple(paths)
         self.size, self.channels, self.digests = size, channels, digests
+        self.shorter = size * 256 // 224 if shorter is None else max(size, shorter)
         self.shape = (channels, size, size)
 
     def __len__(self) -> int:
@@ -63,7 +74,7 @@ class FileStore:
             DataError: for a file that is no readable image, naming it.
         """
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            return self._stack(list(pool.map(self._evaluation_view, rows.tolist())))
+            return self._stack(len(rows), pool.map(self._evaluation_view, rows.tolist()))
 
     def training_pixels(self, rows: Tensor, draws: Tensor | None) -> Tensor:
         """Training view by ``draws`` (n, 4) in [0, 1): area, ratio of sides, left, top; without draws as ``pixels``.
@@ -73,40 +84,41 @@ class FileStore:
         """
         if draws is None:
             return self.pixels(rows)
-        return self._stack([self._training_view(*pair) for pair in zip(rows.tolist(), draws.tolist(), strict=True)])
+        pairs = zip(rows.tolist(), draws.tolist(), strict=True)
+        return self._stack(len(rows), (self._training_view(row, own) for row, own in pairs))
 
     def take(self, rows: Tensor) -> FileStore:
         """A store of those files alone."""
-        return FileStore([self.paths[row] for row in rows.tolist()], self.size, self.channels, self.digests)
+        paths = [self.paths[row] for row in rows.tolist()]
+        return FileStore(paths, self.size, self.channels, self.shorter, self.digests)
 
-    def digest(self) -> bytes:
-        """SHA-256 over the bytes of all files, in order; remembered as long as no file changes size or time.
+    def digest(self, rows: Tensor) -> bytes:
+        """SHA-256 over the bytes of the files, in order; remembered as long as none changes size or time.
 
         Raises:
             DataError: for a file that is missing, or empty.
         """
+        paths = [self.paths[row] for row in rows.tolist()]
         listing = hashlib.sha256()
-        for path in self.paths:
+        for path in paths:
             listing.update(f"{path}\0{_size_and_time(path)}\n".encode())
         kept = None if self.digests is None else self.digests / listing.hexdigest()
         if kept is not None and kept.is_file() and len(known := kept.read_bytes()) == 32:
             return known
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            made = hashlib.sha256(b"".join(pool.map(_file_digest, self.paths))).digest()
+            made = hashlib.sha256(b"".join(pool.map(_file_digest, paths))).digest()
         if kept is not None:
             with suppress(OSError):  # nowhere to keep it: computed again next time
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                part = kept.with_suffix(f".{os.getpid()}")
+                part = kept.with_suffix(f".{secrets.token_hex(4)}")  # jobs beside this one may write the same file
                 part.write_bytes(made)
                 part.replace(kept)
         return made
 
     def _evaluation_view(self, row: int) -> Image:
         def view(image: Image) -> Image:
-            shorter = round(self.size * 256 / 224)
-            scale = shorter / min(image.size)
-            width, height = (max(shorter, round(side * scale)) for side in image.size)
-            left, top = (width - self.size) // 2, (height - self.size) // 2
+            width, height = (self.shorter * side // min(image.size) for side in image.size)
+            left, top = round((width - self.size) / 2), round((height - self.size) / 2)
             box = (left, top, left + self.size, top + self.size)
             return image.resize((width, height), _BILINEAR).crop(box)
 
@@ -120,7 +132,9 @@ class FileStore:
             height = min(image.height, max(1, round(math.sqrt(area / ratio))))
             left = int(draws[2] * (image.width - width + 1))
             top = int(draws[3] * (image.height - height + 1))
-            return image.resize((self.size, self.size), _BILINEAR, box=(left, top, left + width, top + height))
+            # not resize(box=...), which lets in a little of what lies around the box
+            part = image.crop((left, top, left + width, top + height))
+            return part.resize((self.size, self.size), _BILINEAR)
 
         return self._decoded(row, view)
 
@@ -131,14 +145,14 @@ class FileStore:
         try:
             with Image.open(path) as file:
                 return view(file.convert("RGB" if self.channels == 3 else "L"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # damaged bytes make decoders raise all sorts of things
             raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from None
 
-    def _stack(self, images: Sequence[Image]) -> Tensor:
-        if not images:
-            return torch.empty((0, *self.shape), dtype=torch.uint8)
-        arrays = np.stack([np.asarray(image) for image in images]).reshape(-1, self.size, self.size, self.channels)
-        return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
+    def _stack(self, count: int, images: Iterable[Image]) -> Tensor:
+        stacked = np.empty((count, *self.shape), np.uint8)
+        for place, image in zip(stacked, images, strict=True):
+            place[...] = np.asarray(image).reshape(self.size, self.size, -1).transpose(2, 0, 1)
+        return torch.from_numpy(stacked)
 
 
 _BILINEAR = 2  # PIL.Image.Resampling.BILINEAR, without importing Pillow

@@ -16,6 +16,7 @@ from cil.data.samples import ArrayStore, Samples
 from cil.errors import DataError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_FLIP = Augment(flip=True)
 
 
 @register_dataset("folder")
@@ -26,32 +27,47 @@ def folder(root: Path, path: str | Path, size: int = 224, channels: int = 3, in_
         path: A relative one is looked up here, then in the data root.
         size: Height and width that images are brought to, in pixels.
         channels: 3 for RGB, 1 for grey.
-        in_memory: Decode everything once into memory (small images; size * size * channels bytes each). The training
-            view is then the whole image, augmented as small images are.
+        in_memory: Decode everything once into memory (small images; size * size * channels bytes each). Both views
+            are then the centre of the image whose shorter side is ``size``, augmented as small images are.
 
     Raises:
         DataError: where folders, classes or images are missing, naming the folder.
     """
     where = _find(path, root)
-    return _from_folders(where.name, root, where, size, channels, in_memory, augment=Augment(flip=True))
+    shorter = size if in_memory else None
+    return _from_folders(where.name, root, where, ("test", "val"), size, channels, shorter, in_memory=in_memory)
 
 
 @register_dataset("tiny_imagenet")
 def tiny_imagenet(root: Path, path: str | Path = "tiny_imagenet", size: int = 64, in_memory: bool = True) -> Dataset:
-    """Tiny-ImageNet: 64x64 RGB, 200 classes, 500 + 50 images each; ``val`` as published or in class folders."""
+    """Tiny-ImageNet: 64x64 RGB, 200 classes, 500 + 50 images each; ``val`` as published or in class folders.
+
+    In memory they take 1.35 GB and are augmented by crops of the image padded by an eighth of its size, as CIFAR's, and
+    flips; otherwise they are decoded when needed and augmented by random resized crops and flips.
+    """
     where = _find(path, root)
-    augment = Augment(crop_padding=size // 8, flip=True) if in_memory else Augment(flip=True)
+    augment = Augment(crop_padding=size // 8, flip=True) if in_memory else _FLIP
     return _from_folders(
-        "tiny_imagenet", root, where, size, 3, in_memory, augment=augment, mean=IMAGENET_MEAN, std=IMAGENET_STD
+        "tiny_imagenet",
+        root,
+        where,
+        ("val", "test"),
+        size,
+        shorter=size,
+        in_memory=in_memory,
+        augment=augment,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
     )
 
 
 @register_dataset("imagenet1000")
 def imagenet1000(root: Path, path: str | Path = "imagenet1000", size: int = 224) -> Dataset:
     """ImageNet (ILSVRC 2012): 1000 classes; labels are the alphabetical order of the WordNet folders."""
-    where = _find(path, root)
-    augment = Augment(flip=True, brightness=63 / 255)
-    return _from_folders("imagenet1000", root, where, size, augment=augment, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    where, augment = _find(path, root), Augment(flip=True, brightness=63 / 255)
+    return _from_folders(
+        "imagenet1000", root, where, ("val", "test"), size, augment=augment, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
 
 
 @register_dataset("imagenet100")
@@ -66,26 +82,24 @@ def imagenet100(
         class_list: Text file with one folder name a line. Without it, and where ``path`` holds 1000 classes, the subset
             is the first 100 of the 1000 shuffled with seed 1993, as is the custom.
     """
-    if path is None:
-        path = "imagenet100" if (root / "imagenet100").is_dir() else "imagenet1000"
-    where = _find(path, root)
+    alone = root / "imagenet100"
+    where = _find(path or (alone if alone.is_dir() else "imagenet1000"), root)
     names = _class_folders(_split_folder(where, ("train",)))
     if class_list is not None:
         listed = _find(class_list, root)
-        chosen = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
-        missing = sorted(set(chosen) - set(names))
-        if missing or len(set(chosen)) != 100:
-            what = f"names {missing[0]}, which {where} lacks" if missing else f"lists {len(set(chosen))} folders, need 100"
+        chosen = {line.split()[0] for line in listed.read_text().splitlines() if line.strip()}
+        missing = sorted(chosen - set(names))
+        if missing or len(chosen) != 100:
+            what = f"names {missing[0]}, which {where} lacks" if missing else f"lists {len(chosen)} folders, need 100"
             raise DataError(f"{listed} {what} (stream.class_list)")
         names = sorted(chosen)
     elif len(names) == 1000:
-        order = np.random.RandomState(1993).permutation(1000)  # noqa: NPY002 - the legacy generator is the protocol
+        order = np.random.RandomState(1993).permutation(1000)  # the legacy generator is the protocol
         names = sorted(names[label] for label in order[:100])
     elif len(names) != 100:
         raise DataError(f"{where} has {len(names)} classes; imagenet100 needs 100 or 1000, or stream.class_list")
-    augment = Augment(flip=True)  # the survey's code has no brightness change here
-    return _from_folders(
-        "imagenet100", root, where, size, names=names, augment=augment, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    return _from_folders(  # flips alone: the survey's code changes no brightness here
+        "imagenet100", root, where, ("val", "test"), size, names=names, mean=IMAGENET_MEAN, std=IMAGENET_STD
     )
 
 
@@ -93,31 +107,36 @@ def _from_folders(
     name: str,
     root: Path,
     where: Path,
+    test_names: Sequence[str],
     size: int,
     channels: int = 3,
+    shorter: int | None = None,
+    *,
     in_memory: bool = False,
     names: Sequence[str] | None = None,
-    *,
-    augment: Augment,
+    augment: Augment = _FLIP,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Dataset:
-    train_folder, test_folder = _split_folder(where, ("train",)), _split_folder(where, ("test", "val"))
-    names = list(names) if names is not None else _class_folders(train_folder)
+    train_folder, test_folder = _split_folder(where, ("train",)), _split_folder(where, test_names)
+    known = _class_folders(train_folder)
+    names = known if names is None else names
     annotations = test_folder / "val_annotations.txt"
     if annotations.is_file():
-        test = _annotated(annotations, names)
+        test_files = _annotated(annotations, names)
     else:
-        extra = sorted(set(_class_folders(test_folder)) - set(_class_folders(train_folder)))
+        extra = sorted(set(_class_folders(test_folder)) - set(known))
         if extra:
             raise DataError(f"{test_folder} has the class {extra[0]}, which {train_folder} lacks")
-        test = _listed(test_folder, names)
-    splits = []
-    for paths, labels in (_listed(train_folder, names), test):
-        store = FileStore(paths, size, channels, root / "cache" / "digests")
-        kept = ArrayStore(store.pixels(torch.arange(len(store)))) if in_memory else store
-        splits.append(Samples(kept, torch.tensor(labels)))
-    return Dataset(name, *splits, classes=names, mean=mean, std=std, augment=augment, source=str(where))
+        test_files = _listed(test_folder, names)
+
+    def samples(paths: list[str], labels: list[int]) -> Samples:
+        files = FileStore(paths, size, channels, shorter, root / "cache" / "digests")
+        store = ArrayStore(files.pixels(torch.arange(len(files)))) if in_memory else files
+        return Samples(store, torch.tensor(labels))
+
+    train, test = samples(*_listed(train_folder, names)), samples(*test_files)
+    return Dataset(name, train, test, names, mean=mean, std=std, augment=augment, source=str(where))
 
 
 def _find(path: str | Path, root: Path) -> Path:

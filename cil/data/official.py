@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import tarfile
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cil.data.arrays import Arrays, check_labels, checked_samples, class_names, read_npz, write_npz
+from cil.data.arrays import Arrays, checked_samples, class_names, read_npz, write_npz
 from cil.data.augment import Augment
 from cil.data.registry import Dataset, register_dataset
 from cil.data.samples import Samples
@@ -78,11 +80,12 @@ def content_digest(samples: Samples) -> str:
 
 @register_dataset("npz")
 def npz(root: Path, path: str | Path, name: str | None = None) -> Dataset:
-    """Any set of arrays: a folder with train.npz and test.npz (``images``, ``labels``, optional ``classes``), or one file.
+    """Any set of arrays: a folder, or one ``.npz`` file.
 
-    One file holds ``train_images``, ``train_labels``, ``test_images``, ``test_labels`` and optional ``classes``; the
-    names ``x_train``, ``y_train``, ``x_test``, ``y_test`` are read too. Images are uint8 (N, H, W, C) or (N, H, W),
-    labels whole numbers from 0.
+    A folder has train.npz and test.npz with ``images``, ``labels`` and optional ``classes``. One file holds
+    ``train_images``, ``train_labels``, ``test_images``, ``test_labels`` and optional ``classes``; the names
+    ``x_train``, ``y_train``, ``x_test``, ``y_test`` are read too. Images are uint8 (N, H, W, C) or (N, H, W), labels
+    whole numbers from 0.
 
     Args:
         path: Folder or file; a relative one is looked up here, then in the data root.
@@ -121,33 +124,30 @@ def _dataset(name: str, parts: dict[str, Arrays], files: dict[str, Path], **sett
     named = parts["train"].get("classes", parts["test"].get("classes"))
     train, test = (checked_samples(part["images"], part["labels"], files[split]) for split, part in parts.items())
     classes = class_names(named, (train, test), files["train"])
-    for split, samples in (("train", train), ("test", test)):
-        check_labels(samples, len(classes), files[split])
     official = None
     if name in _OFFICIAL:
         official = (content_digest(train), content_digest(test)) == _OFFICIAL[name]
     return Dataset(name, train, test, classes, official=official, source=str(files["train"].parent), **settings)
 
 
-def _stored_or(name: str, root: Path, fetch: Any, **settings: Any) -> Dataset:
-    """The set in ``root/NAME``; fetched, and kept there, where it is missing."""
+def _stored_or(name: str, root: Path, fetch: Callable[[Path], dict[str, Arrays]], **settings: Any) -> Dataset:
+    """The set in ``root/NAME``; fetched, and kept there, where both its files are missing."""
     files = {split: root / name / f"{split}.npz" for split in ("train", "test")}
-    if all(file.is_file() for file in files.values()):
+    if any(file.is_file() for file in files.values()):
         parts = {split: read_npz(file) for split, file in files.items()}
     else:
         try:
             with tempfile.TemporaryDirectory(prefix=f"cil-{name}-") as folder:
                 parts = fetch(Path(folder))
         except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())  # torchvision's have several lines
             raise DataError(
-                f"{name} is not in {root / name} and could not be downloaded ({error}); put train.npz and test.npz"
+                f"{name} is not in {root / name} and could not be downloaded ({reason}); put train.npz and test.npz"
                 " there, or set data_root (CIL_DATA) to where they are"
             ) from None
-        try:
+        with suppress(OSError):  # nowhere to keep it: fetched again next time
             for split, file in files.items():
                 write_npz(file, parts[split])
-        except OSError:
-            pass  # nowhere to keep it: fetched again next time
     return _dataset(name, parts, files, **settings)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -23,7 +23,7 @@ class Dataset:
 
     Attributes:
         name: As in tables.
-        train, test: With the data set's own labels in ``slots``.
+        train, test: With the data set's own labels in ``slots`` (multi-label: one column of ``targets`` a class).
         classes: Name of each label.
         mean, std: Of each channel for images in [0, 1]; None: a stream computes them on its first experience's
             training data, so that no later experience and no test image leaks in.
@@ -33,7 +33,8 @@ class Dataset:
         source: File, folder or package, for messages.
 
     Raises:
-        DataError: where training and test images differ in shape, or a split is empty.
+        DataError: where training and test images differ in shape, a split is empty, a label is outside the classes, or
+            two classes have one name.
     """
 
     name: str
@@ -47,13 +48,26 @@ class Dataset:
     source: str = ""
 
     def __post_init__(self) -> None:
+        where, names = f"({self.source or 'made in memory'})", tuple(self.classes)
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"{self.name}: the class name '{twice}' occurs more than once {where}")
         for split, samples in (("training", self.train), ("test", self.test)):
             if not len(samples):
-                raise DataError(f"{self.name}: the {split} split is empty ({self.source or 'made in memory'})")
+                raise DataError(f"{self.name}: the {split} split is empty {where}")
+            low, high = int(samples.slots.min()), int(samples.slots.max())
+            if low < 0 or high >= len(names):
+                raise DataError(
+                    f"{self.name}: {split} labels go from {low} to {high}, but there are {len(names)} classes,"
+                    f" so 0 to {len(names) - 1} {where}"
+                )
+            if samples.targets is not None and samples.targets.shape[1] != len(names):
+                columns = samples.targets.shape[1]
+                raise DataError(f"{self.name}: {columns} {split} label columns for {len(names)} classes {where}")
         if self.train.shape != self.test.shape:
             raise DataError(
                 f"{self.name}: training images are {self.train.shape}, test images {self.test.shape} (C, H, W);"
-                f" both must be alike ({self.source or 'made in memory'})"
+                f" both must be alike {where}"
             )
 
     @cached_property
@@ -62,13 +76,11 @@ class Dataset:
         digest = hashlib.sha256(repr(tuple(self.classes)).encode())
         for samples in (self.train, self.test):
             for store, rows in samples.parts:
-                content = store.digest() if hasattr(store, "digest") else store.pixels(rows).contiguous().cpu().numpy()
                 digest.update(repr((len(rows), store.shape)).encode())
-                digest.update(content)
-                digest.update(rows.contiguous().numpy())
-            digest.update(samples.slots.contiguous().numpy())
-            if samples.targets is not None:
-                digest.update(samples.targets.contiguous().numpy())
+                digest.update(store.digest(rows))
+            for labels in (samples.slots, samples.targets):
+                if labels is not None:
+                    digest.update(labels.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -98,7 +110,8 @@ def dataset_names(root: str | Path | None = None) -> list[str]:
     names = set(_builders())
     if root is not None:
         base = data_root(root)
-        names |= {path.parent.relative_to(base).as_posix() for path in base.glob("**/train.npz")}
+        found = (*base.glob("*/train.npz"), *base.glob("*/*/train.npz"))  # no deeper: folders of images are large
+        names |= {path.parent.relative_to(base).as_posix() for path in found}
     return sorted(names)
 
 
@@ -121,21 +134,38 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> D
         ConfigError: for an unknown name or option, with the nearest known ones.
         DataError: where files are missing or wrong.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"stream.dataset is {name!r}; it must be the name of a data set")
     base, builders = data_root(root), _builders()
     if name in builders:
-        allowed = list(inspect.signature(builders[name]).parameters)[1:]
-        for option in options:
-            if option not in allowed:
-                raise ConfigError(f"data set '{name}' has no option '{option}' (stream.{option}); {nearest(option, allowed)}")
-        try:
-            inspect.signature(builders[name]).bind(base, **options)
-        except TypeError as error:
-            raise ConfigError(f"data set '{name}': {error}; set it as stream.OPTION") from None
+        allowed = _options(builders[name])
+        _refuse_unknown(name, options, allowed)
+        for option, parameter in allowed.items():
+            if parameter.default is parameter.empty and option not in options:
+                raise ConfigError(f"data set '{name}' needs stream.{option}")
         return builders[name](base, **options)
     inside = Path(name)
     if not inside.is_absolute() and ".." not in inside.parts and (base / inside / "train.npz").is_file():
-        return builders["npz"](base, path=base / inside, name=name, **options)
-    raise ConfigError(f"unknown data set '{name}' (stream.dataset; data_root is {base}); {nearest(name, dataset_names(base))}")
+        _refuse_unknown(name, options, ())
+        return builders["npz"](base, path=base / inside, name=name)
+    known = nearest(name, dataset_names(base))
+    raise ConfigError(f"unknown data set '{name}' (stream.dataset; data_root is {base}); {known}")
+
+
+def dataset_options(name: str) -> list[str]:
+    """Options of the data set ``name`` beside the data root; empty where it is not registered."""
+    return list(_options(_builders()[name])) if name in _builders() else []
+
+
+def _refuse_unknown(name: str, options: Iterable[str], allowed: Iterable[str]) -> None:
+    for option in options:
+        if option not in allowed:
+            raise ConfigError(f"data set '{name}' has no option stream.{option}; {nearest(option, allowed)}")
+
+
+def _options(builder: DatasetBuilder) -> dict[str, inspect.Parameter]:
+    """All parameters but the first, which is the data root."""
+    return dict(list(inspect.signature(builder).parameters.items())[1:])
 
 
 def _builders() -> dict[str, DatasetBuilder]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -25,11 +27,15 @@ class Store(Protocol):
         ...
 
     def training_pixels(self, rows: Tensor, draws: Tensor | None) -> Tensor:
-        """Training view: as ``pixels``, but a store of files may crop where it decodes, by ``draws`` (n, 4) in [0, 1)."""
+        """Training view: as ``pixels``, but files may be cropped while decoding, by ``draws`` (n, 4) in [0, 1)."""
         ...
 
     def take(self, rows: Tensor) -> Store:
         """A store that holds ``rows`` alone, and cannot reach the others."""
+        ...
+
+    def digest(self, rows: Tensor) -> bytes:
+        """SHA-256 over the content of ``rows``, in that order."""
         ...
 
 
@@ -54,7 +60,10 @@ class ArrayStore:
         return self.pixels(rows)
 
     def take(self, rows: Tensor) -> ArrayStore:
-        return ArrayStore(self.tensor[rows.to(self.tensor.device)].clone())
+        return ArrayStore(self.pixels(rows))  # indexing copies
+
+    def digest(self, rows: Tensor) -> bytes:
+        return hashlib.sha256(self.pixels(rows).contiguous().cpu().numpy().data).digest()
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,8 @@ class Samples:
     @property
     def pixels(self) -> Tensor:
         """All images in the evaluation view, (N, C, H, W) uint8."""
-        return torch.cat([store.pixels(rows) for store, rows in self._parts])
+        pieces = [store.pixels(rows) for store, rows in self._parts]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     @property
     def images(self) -> Tensor:
@@ -190,9 +200,10 @@ class Samples:
 
     def __getitem__(self, rows: Tensor | slice | Sequence[int]) -> Samples:
         """The samples of ``rows``: int64 row numbers, a boolean mask or a slice, in that order."""
-        index = torch.arange(len(self))[rows if isinstance(rows, slice) else torch.as_tensor(rows).cpu()]
-        if index.ndim == 0:
-            index = index[None]
+        if not isinstance(rows, slice):
+            rows = torch.as_tensor(rows).cpu().reshape(-1)
+            rows = rows if len(rows) else rows.long()  # an empty list would be float
+        index = torch.arange(len(self))[rows].contiguous()
         parts, start = [], 0
         if len(self._parts) == 1:
             store, own = self._parts[0]
@@ -208,6 +219,16 @@ class Samples:
         targets = None if self.targets is None else self.targets[index]
         extras = {name: values[index.to(values.device)] for name, values in self.extras.items()}
         return self._make(tuple(parts) or ((self._parts[0][0], index),), self.slots[index], targets, extras)
+
+    def with_slots(self, slots: Tensor) -> Samples:
+        """The same images under other slots (N,).
+
+        Raises:
+            ShapeError: where their number differs.
+        """
+        if slots.shape != self.slots.shape:
+            raise ShapeError(f"{len(self)} images but slots of shape {tuple(slots.shape)}")
+        return self._make(self._parts, slots.to(torch.int64), self.targets, self.extras)
 
     def of_class(self, slot: int) -> Samples:
         """The samples of one slot, in order."""
@@ -236,14 +257,13 @@ class Samples:
             pixels = part.pixels
             if device is not None:
                 pixels = pixels.to(device, non_blocking=True)
-            move: Callable[[Tensor], Tensor] = lambda values, to=pixels.device: values.to(to)  # noqa: E731
             yield Batch(
                 to_float(pixels),
-                move(part.slots),
-                None if part.targets is None else move(part.targets),
-                lambda pixels=pixels: pixels,
+                part.slots.to(pixels.device),
+                None if part.targets is None else part.targets.to(pixels.device),
+                partial(_same, pixels),
                 torch.arange(start, start + len(part)),
-                {name: move(values) for name, values in part.extras.items()},
+                {name: values.to(pixels.device) for name, values in part.extras.items()},
             )
 
     @classmethod
@@ -257,3 +277,7 @@ class Samples:
         made = cls.__new__(cls)
         made._parts, made.slots, made.targets, made.extras = parts, slots, targets, dict(extras)
         return made
+
+
+def _same(pixels: Tensor) -> Tensor:
+    return pixels

@@ -194,7 +194,7 @@ class Checkpoints:
         old = json.loads(path.read_text())["tensors"] if path.exists() else None
         file = f"{name}-{'b' if old == f'{name}-a.safetensors' else 'a'}.safetensors"
         write_tensors(self.snapshots / file, tensors)
-        write_atomic(path, json.dumps({**content, "tensors": file}).encode())
+        write_atomic(path, json.dumps({**content, "tensors": file, "names": list(tensors)}).encode())
 
     def snapshot_names(self) -> list[str]:
         """Names of the snapshots there are."""
@@ -206,8 +206,9 @@ class Checkpoints:
         return read_json(path) if path.exists() else None
 
     def snapshot_tensors(self, content: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The tensors of a snapshot."""
-        return read_tensors(self.snapshots / content["tensors"])
+        """The tensors of a snapshot, in the order they were held in: sums over them depend on it."""
+        found = read_tensors(self.snapshots / content["tensors"])
+        return {name: found[name] for name in content["names"]}
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -52,8 +52,7 @@ def evaluate(
     correct, aware, count = (torch.zeros(length, dtype=torch.int64) for _ in range(3))
     masks = torch.full((length, num_classes), -torch.inf, device=device)
     for signature in stream.signatures:
-        slots = [slot for slot in signature.present if slot < num_classes]
-        masks[signature.index, slots] = 0
+        masks[signature.index, [slot for slot in signature.present if slot < num_classes]] = 0
     flops, total, done = Flops(), 0, 0
     broken = torch.zeros((), dtype=torch.bool, device=device)
     parts = [(index, stream.test(index)) for index in evaluable(stream, num_classes)]

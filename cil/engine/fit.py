@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -93,13 +94,13 @@ class Fit:
         optimizer = self._optimizer = self._make_optimizer()
         schedule = recipe.scheduler(optimizer, recipe.epochs)
         stepper = self.runtime.optimizer(optimizer)
+        window = _Window(recipe.log_every, self.runtime.torch_device)
         start_epoch, start_step = 0, 0
         if resume is not None:
-            start_epoch, start_step = self._resume(optimizer, schedule, *resume)
+            start_epoch, start_step = self._resume(optimizer, schedule, window, *resume)
         in_epoch = len(loader.bounds)
         total = min(recipe.epochs * in_epoch, (recipe.max_steps or 10**12) * recipe.accumulate)
         progress = learner.progress = Progress(start_epoch, recipe.epochs, start_epoch * in_epoch + start_step, total)
-        window = _Window(recipe.log_every, self.runtime.torch_device)
         saved = time.monotonic()
         (self.phase.train_mode or learner.train_mode)()
         optimizer.zero_grad(set_to_none=True)
@@ -120,11 +121,11 @@ class Fit:
                     self._log("step", window, epoch, step, progress.step)
                 if update and self._due(saved, progress.step):
                     self._check(window, epoch, step)
-                    self._snapshot(optimizer, epoch, step + 1)
+                    self._snapshot(optimizer, window, epoch, step + 1)
                     saved = time.monotonic()
                 if update and self.stop():
                     self._check(window, epoch, step)
-                    self._snapshot(optimizer, epoch, step + 1)
+                    self._snapshot(optimizer, window, epoch, step + 1)
                     raise Stopped
             schedule.step()
             self._log("epoch", window, epoch, in_epoch - 1, progress.step)
@@ -232,8 +233,9 @@ class Fit:
 
     # snapshots ------------------------------------------------------------------------------------------------------
 
-    def _snapshot(self, optimizer: Optimizer, epoch: int, step: int) -> None:
+    def _snapshot(self, optimizer: Optimizer, window: _Window, epoch: int, step: int) -> None:
         tensors, meta = self.learner.full_state()
+        tensors |= {f"window|{name}": values for name, values in window.held().items()}
         state = optimizer.state_dict()
         for index, held in state["state"].items():
             for key, value in held.items():
@@ -257,12 +259,15 @@ class Fit:
         )
 
     def _resume(
-        self, optimizer: Optimizer, schedule: Any, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
-    ) -> tuple[int, int]:
-        own = {name: t for name, t in tensors.items() if not name.startswith("optimizer|")}
-        self.learner.load_full_state(own, content["meta"])
-        for _ in range(content["epoch"]):
-            schedule.step()
+        self, optimizer: Optimizer, schedule: Any, window: _Window, tensors: Mapping[str, Tensor],
+        content: Mapping[str, Any],
+    ) -> tuple[int, int]:  # fmt: skip
+        self.learner.load_full_state({name: t for name, t in tensors.items() if "|" not in name}, content["meta"])
+        window.load({name.removeprefix("window|"): t for name, t in tensors.items() if name.startswith("window|")})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the schedule is wound forward before the optimizer's first step
+            for _ in range(content["epoch"]):
+                schedule.step()
         for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
             held: dict[str, Any] = dict(content["optimizer"].get(str(index), {}))
             prefix = f"optimizer|{index}|"
@@ -305,6 +310,17 @@ class _Window:
         losses = self._buffers["loss"][: self.count]
         bad = (~torch.isfinite(losses)).nonzero()
         return (int(bad[0]), float(losses[bad[0]])) if len(bad) else None
+
+    def held(self) -> dict[str, Tensor]:
+        """The losses that no line has yet."""
+        return {name: buffer[: self.count].clone() for name, buffer in self._buffers.items()} if self.count else {}
+
+    def load(self, held: Mapping[str, Tensor]) -> None:
+        """Go on from what was held."""
+        for name, values in held.items():
+            self.count = len(values)
+            self._buffers[name] = torch.zeros(self._size, device=self._device)
+            self._buffers[name][: self.count] = values
 
     def means(self) -> dict[str, float]:
         count, self.count = self.count, 0

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class Loader:
             for rows, epoch, step in plan:
                 rows = rows.to(self.device)
                 images = self._bound(rows, self.keyed("augment", epoch, step))
-                yield self._batch(rows, images, lambda rows=rows: self._pixels[rows])
+                yield self._batch(rows, images, partial(self._pixels.__getitem__, rows))
             return
         with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
             waiting: deque[tuple[Tensor, torch.Generator, Future[Tensor]]] = deque()

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from cil import errors
 
@@ -42,7 +43,7 @@ def in_child(work: Callable[[], None]) -> None:
     with os.fdopen(reader, "rb") as pipe:
         try:
             for number, handler in old.items():
-                signal.signal(number, lambda n, frame, handler=handler: _forward(child, n, frame, handler))
+                signal.signal(number, partial(_forward, child, handler))
             said = pipe.read()
             _, status = os.waitpid(child, 0)
         finally:
@@ -59,7 +60,7 @@ def in_child(work: Callable[[], None]) -> None:
     raise kind(text) if isinstance(kind, type) else errors.TrainingError(f"{name}: {text}")
 
 
-def _forward(child: int, number: int, frame: object, handler: object) -> None:
+def _forward(child: int, handler: object, number: int, frame: object) -> None:
     os.kill(child, number)
     if callable(handler):
         handler(number, frame)

@@ -25,7 +25,7 @@ from cil.engine.process import Stopped, in_child
 from cil.engine.recipe import Recipe
 from cil.engine.results import confusions, results_of
 from cil.engine.runtime import Runtime
-from cil.errors import BudgetExceeded, CilError, ConfigError, TrainingError
+from cil.errors import BudgetExceeded, CilError, ConfigError, StateError, TrainingError
 from cil.memory import Budget, Entry, Flops, Ledger, State
 from cil.models import NetFactory, evaluating
 from cil.strategies import Desk, Strategy
@@ -345,7 +345,7 @@ class Learners:
         if state is not None:
             reseed(self.seed, "load", index)
             with self.runtime.autocast():
-                learner.load_state(state)
+                learner.load_state(as_structured(state, learner))
             learner.to(device)
         return learner
 
@@ -360,6 +360,25 @@ class Learners:
         """What ``predict`` says, in evaluation mode."""
         with self.runtime.autocast(), all_evaluating(learner):
             return learner.predict(images)
+
+
+def as_structured(state: State, learner: Strategy) -> State:
+    """What ``learner`` may be given of a carried state: only what is charged.
+
+    Names, kinds and what the survey charges are not; they are those of a learner that was grown and saw no data.
+
+    Raises:
+        StateError: where the state has a tensor that the structure does not have.
+    """
+    own = learner.state()
+    memories = {f"{name}.{key}" for name, memory in learner.memories().items() for key in memory.tensor_names}
+    odd = sorted((state.tensors.keys() - memories) ^ (own.tensors.keys() - memories))
+    if odd or state.references != own.references:
+        raise StateError(
+            f"{type(learner).__name__}: the state and the structure after grow differ in {', '.join(odd[:3])}"
+            f"{'' if odd else 'references to public weights'}; allocate in __init__ or grow whatever is carried"
+        )
+    return State(state.tensors, own.kinds, state.meta, own.references, own.survey)
 
 
 class Clock:

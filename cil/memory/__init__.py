@@ -4,7 +4,7 @@ from cil.memory.budget import UNLIMITED, Budget
 from cil.memory.exemplars import ExemplarMemory, label_dtype
 from cil.memory.ledger import CONVENTIONS, KINDS, Entry, Ledger, check_kind, tensor_entry
 from cil.memory.meters import Flops, SavedBytes
-from cil.memory.selection import class_means, herd, register_selection, selection, unit
+from cil.memory.selections import class_means, herd, register_selection, selection, unit
 from cil.memory.state import Reference, State, encode_meta, tensor_bytes
 
 __all__ = [

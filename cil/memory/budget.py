@@ -35,7 +35,7 @@ class Budget:
     """Bytes or exemplars that may cross a boundary.
 
     Args:
-        exemplars: Cap on the number of exemplars, the classic protocol; bytes are then reported, not equal.
+        exemplars: Cap on the number of exemplars in all, the classic protocol; bytes are then reported, not equal.
         limits: Cap in bytes after each experience; the last one holds for all later ones.
         convention: ``exact``: every carried byte; ``survey``: as Zhou et al. 2024 count.
         reserve: With bytes: exemplars get what is left beside the learner's size ``now``, or its size at the ``final``
@@ -83,15 +83,15 @@ class Budget:
         return max(0, self.limit - fixed)
 
     def exemplar_slots(self, learner: Learner) -> int:
-        """The whole number of exemplars that fit: the difference first, then one floor.
+        """The whole number of exemplars that fit in each rehearsal memory: the difference first, then one floor.
 
         A codec of variable size counts its exemplars at the raw size here, and fills ``remaining`` by actual size.
         """
-        slots = UNLIMITED if self.exemplars is None else self.exemplars
+        memories = learner.memories().values()
+        slots = UNLIMITED if self.exemplars is None else self.exemplars // max(1, len(memories))
         if self.limit is not None:
             items = [
-                memory.item_bytes(learner.image_shape, learner.num_classes, self.convention)
-                for memory in learner.memories().values()
+                memory.item_bytes(learner.image_shape, learner.num_classes, self.convention) for memory in memories
             ]
             slots = min(slots, self.remaining(learner) // sum(items)) if items else 0
         return slots

@@ -56,6 +56,8 @@ class Jpeg:
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         from PIL import Image
 
+        if len(pixels) and pixels.shape[1] not in (1, 3):
+            raise ConfigError(f"JPEG keeps images of 1 or 3 channels, not {pixels.shape[1]}; set strategy.codec=raw")
         chunks = []
         for image in pixels.permute(0, 2, 3, 1).cpu().numpy():
             buffer = io.BytesIO()

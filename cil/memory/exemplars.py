@@ -10,7 +10,8 @@ from torch import Tensor
 from cil.data import ArrayStore, Samples
 from cil.errors import ShapeError, StateError
 from cil.memory.codecs import codec as find_codec
-from cil.memory.selection import selection as find_selection
+from cil.memory.selections import selection as find_selection
+from cil.memory.selections import uses_features
 
 Features = Callable[[Samples], Tensor]
 
@@ -24,20 +25,27 @@ class ExemplarMemory:
     """Copies of training images, kept class by class in the order of choice (the first are the best).
 
     Its bytes are pixels as the codec stores them, labels in the smallest unsigned type, and whatever is stored beside
-    an image. The decoded copy is a cache: never saved, never charged.
+    an image. The decoded copy is a cache: never saved, never charged. An image is encoded once, when it arrives.
 
     Args:
         codec: ``raw``, or ``jpeg:QUALITY``.
         selection: Rule that orders the samples of a class: ``herding``, ``random``, ``reservoir``, ``closest_to_mean``.
         extras: Kind of each named side datum (for example ``{"logits": "replay_logits"}``).
+        extra_bytes: Bytes of side data beside one exemplar, so that they can be billed before any is stored; what is
+            stored is measured. A public attribute too, for sizes known in ``grow`` only.
     """
 
     def __init__(
-        self, codec: str = "raw", selection: str = "herding", extras: Mapping[str, str] | None = None
+        self,
+        codec: str = "raw",
+        selection: str = "herding",
+        extras: Mapping[str, str] | None = None,
+        extra_bytes: int = 0,
     ) -> None:
         self.codec = find_codec(codec)
         self.select = find_selection(selection)
         self.extra_kinds = dict(extras or {})
+        self.extra_bytes = extra_bytes
         self._clear()
 
     def _clear(self) -> None:
@@ -80,8 +88,13 @@ class ExemplarMemory:
         pixels = shape[0] * shape[1] * shape[2]
         if convention == "survey":
             return pixels
-        extras = sum(values[0].numel() * values.element_size() for values in self._extras.values() if len(values))
-        return pixels + label_dtype(num_classes).itemsize + extras
+        return pixels + label_dtype(num_classes).itemsize + self._side_bytes()
+
+    def _side_bytes(self) -> int:
+        """Bytes of side data beside one exemplar."""
+        if not len(self):
+            return self.extra_bytes
+        return sum(values[0].numel() * values.element_size() for values in self._extras.values())
 
     def add(self, slot: int, samples: Samples) -> None:
         """Append samples of one slot, in the order given."""
@@ -92,27 +105,52 @@ class ExemplarMemory:
 
     def shrink(self, quota: int) -> None:
         """Keep the first ``quota`` exemplars of each class: a prefix of the order they were chosen in."""
-        keep = self._rank() < quota
-        if not bool(keep.all()):
-            self.replace([self.samples()[keep]])
+        rows = (self._rank() < quota).nonzero().flatten()
+        if len(rows) == len(self):
+            return
+        self._data, self._sizes = self._stored(rows)
+        self._slots = self._slots[rows]
+        self._extras = {name: values[rows] for name, values in self._extras.items()}
+        self._cache = None
 
     def replace(self, groups: list[Samples]) -> None:
-        """Hold exactly these samples, sorted by slot, each class in the order given."""
+        """Hold exactly these samples, sorted by slot, each class in the order given.
+
+        Raises:
+            StateError: where side data that this memory stores are missing.
+        """
         groups = [group for group in groups if len(group)]
-        self._clear()
         if not groups:
+            self._clear()
             return
         joined = groups[0]
         for group in groups[1:]:
             joined = joined + group
-        joined = joined[joined.slots.argsort(stable=True)]
-        self._shape = joined.shape
-        self._data, self._sizes = self.codec.encode(joined.pixels.cpu())
-        self._slots = joined.slots.cpu()
         missing = self.extra_kinds.keys() - joined.extras.keys()
         if missing:
             raise StateError(f"exemplars need side data {sorted(missing)}, which the samples do not have")
+        joined = joined[joined.slots.argsort(stable=True)]
+        self._data, self._sizes = self._encoded(joined)
+        self._shape = joined.shape
+        self._slots = joined.slots.cpu()
         self._extras = {name: joined.extras[name].cpu() for name in self.extra_kinds}
+        self._cache = None
+
+    def _encoded(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """The bytes of samples, and their sizes. What is held already keeps its bytes: no loss on top of a loss."""
+        own = None if self._cache is None else self._cache.parts[0][0]
+        parts = [
+            self._stored(rows) if store is own else self.codec.encode(store.pixels(rows).cpu())
+            for store, rows in samples.parts
+        ]
+        return torch.cat([data for data, _ in parts]), torch.cat([sizes for _, sizes in parts])
+
+    def _stored(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The bytes of some exemplars as they are held, and their sizes."""
+        if self.codec.fixed:
+            return self._data.reshape(len(self), -1)[rows].flatten(), self._sizes[rows]
+        chunks = self._data.split(self._sizes.tolist())
+        return torch.cat([self._data[:0], *(chunks[row] for row in rows.tolist())]), self._sizes[rows]
 
     def rebuild(
         self, new: Samples, quota: int, features: Features, generator: torch.Generator, capacity: int | None = None
@@ -135,7 +173,8 @@ class ExemplarMemory:
         for slot in arriving:
             pool = old.of_class(slot) + new.of_class(slot) if len(old) else new.of_class(slot)
             if quota > 0:
-                chosen.append(pool[self.select(features(pool), quota, generator)])
+                seen = features(pool) if uses_features(self.select) else torch.empty(len(pool), 0)
+                chosen.append(pool[self.select(seen, quota, generator)])
         staying = old[~torch.isin(old.slots, torch.tensor(arriving))] if len(old) else old
         self.replace([staying, *chosen])
         if capacity is not None:
@@ -145,9 +184,9 @@ class ExemplarMemory:
         """Shrink to the largest equal quota whose encoded bytes fit."""
         rank = self._rank()
         label = label_dtype(int(self._slots.max()) + 1 if len(self) else 1).itemsize
-        cost = self._sizes.long() + label + (0 if self.codec.fixed else self._sizes.element_size())
-        for values in self._extras.values():
-            cost = cost + values[0].numel() * values.element_size()
+        cost = self._sizes.long() + label + self._side_bytes()
+        if not self.codec.fixed:
+            cost = cost + self._sizes.element_size()
         order = rank.argsort(stable=True)
         total = torch.cat([torch.zeros(1, dtype=torch.int64), cost[order].cumsum(0)])
         ends = torch.bincount(rank).cumsum(0) if len(self) else torch.zeros(0, dtype=torch.int64)
@@ -160,6 +199,11 @@ class ExemplarMemory:
         return torch.arange(len(self)) - starts
 
     # what is carried, charged and saved -----------------------------------------------------------------------------
+
+    @property
+    def tensor_names(self) -> set[str]:
+        """Names of all that ``tensors`` gives while the memory is not empty."""
+        return {"images", "slots", *self.extra_kinds} | (set() if self.codec.fixed else {"sizes"})
 
     def tensors(self, num_classes: int) -> dict[str, tuple[Tensor, str]]:
         """Each tensor and the kind it is charged as. None where the memory is empty."""
@@ -174,23 +218,33 @@ class ExemplarMemory:
         return held
 
     def load(self, tensors: Mapping[str, Tensor], shape: tuple[int, int, int]) -> None:
-        """Take over what ``tensors`` gave; ``shape`` is that of the stream's images."""
+        """Take over what ``tensors`` gave; ``shape`` is that of the stream's images.
+
+        Raises:
+            StateError: where names, types or sizes do not belong together.
+        """
         self._clear()
         if not tensors:
             return
-        expected = {"images", "slots", *self.extra_kinds} | (set() if self.codec.fixed else {"sizes"})
-        if set(tensors) != expected:
-            raise StateError(f"exemplar memory holds {sorted(expected)}, the state has {sorted(tensors)}")
-        self._shape = shape
-        self._slots = tensors["slots"].cpu().to(torch.int64)
-        self._data = tensors["images"].cpu().reshape(-1)
-        each = torch.full((len(self._slots),), self._data.numel() // len(self._slots), dtype=torch.int32)
-        self._sizes = each if self.codec.fixed else tensors["sizes"].cpu()
-        self._extras = {name: tensors[name].cpu() for name in self.extra_kinds}
-        if int(self._sizes.sum()) != self._data.numel():
-            raise StateError(f"exemplar memory: sizes sum to {int(self._sizes.sum())}, data are {self._data.numel()}")
-        if not bool((self._slots.diff() >= 0).all()):
+        if set(tensors) != self.tensor_names:
+            raise StateError(f"exemplar memory holds {sorted(self.tensor_names)}, the state has {sorted(tensors)}")
+        held = {name: values.cpu() for name, values in tensors.items()}
+        data, slots, count = held["images"].reshape(-1), held["slots"].to(torch.int64), len(held["slots"])
+        sizes = torch.full((count,), shape[0] * shape[1] * shape[2], dtype=torch.int32)
+        sizes = sizes if self.codec.fixed else held["sizes"]
+        rows = {name: len(held[name]) for name in ("slots", *self.extra_kinds)} | {"sizes": len(sizes)}
+        if data.dtype != torch.uint8:
+            raise StateError(f"exemplar memory: images are {data.dtype}, not uint8")
+        if set(rows.values()) != {count} or count == 0:
+            raise StateError(f"exemplar memory: the rows of {', '.join(f'{n} are {r}' for n, r in rows.items())}")
+        if int(sizes.sum()) != data.numel() or int(sizes.min()) < 1:
+            raise StateError(
+                f"exemplar memory: {count} images of {shape} are {int(sizes.sum())} bytes, the state has {data.numel()}"
+            )
+        if not bool((slots.diff() >= 0).all()):
             raise StateError("exemplar memory: slots are not sorted")
+        self._shape, self._data, self._sizes, self._slots = shape, data, sizes, slots
+        self._extras = {name: held[name] for name in self.extra_kinds}
 
     def survey_bytes(self) -> int:
         """Nominal raw pixels of all exemplars, C * H * W bytes each (the survey's charge)."""

@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 class SavedBytes:
-    """Counts the bytes that autograd keeps for backward: each storage once, parameters and inputs left out.
+    """Counts the bytes that autograd keeps for backward: each storage once and whole, whatever views of it are saved.
 
-    Use as a context around the forward pass; ``bytes`` holds the sum afterwards.
+    Use as a context around the forward pass; ``bytes`` holds the sum afterwards. A batch that a layer saves counts too.
 
     Args:
         exclude: Tensors that exist anyway (parameters, buffers): their storages are not counted.
@@ -33,7 +33,7 @@ class SavedBytes:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._known:
             self._seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself may be an output: a cycle, which would outlive the graph
 
     def __enter__(self) -> SavedBytes:
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
@@ -58,11 +58,26 @@ def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any,
     return 2 * batch * heads * queries * keys * (3 * depth + 2 * value_depth)
 
 
+def _attention_layer(query: Any, key: Any, value: Any, width: int, heads: int, *args: Any, **kwargs: Any) -> int:
+    """The fused layer that ``nn.MultiheadAttention`` runs in evaluation: four projections around the attention."""
+    batch, queries, _ = query
+    keys = key[1]
+    projections = 2 * batch * width * width * (2 * queries + 2 * keys)
+    return projections + _attention((batch, 1, queries, width), (batch, 1, keys, width), (batch, 1, keys, width))
+
+
+def _encoder_layer(tokens: Any, width: int, heads: int, *args: Any, **kwargs: Any) -> int:
+    """The fused layer that ``nn.TransformerEncoderLayer`` runs in evaluation: attention, then two linear layers."""
+    hidden, _ = args[11]  # shape of the first one's weight
+    feed_forward = 2 * (2 * tokens[0] * tokens[1] * width * hidden)
+    return _attention_layer(tokens, tokens, tokens, width, heads) + feed_forward
+
+
 class Flops:
     """Counts floating-point operations, two for each multiply-add; ``count`` holds the sum.
 
-    Torch's counter misses the attention kernel of the CPU; its formulas are added here. A frozen layer costs no
-    weight gradient, as measured, not as assumed.
+    Torch's counter misses the attention kernels of the CPU and of fused layers; their formulas are added here. A frozen
+    layer costs no weight gradient, as measured, not as assumed.
     """
 
     def __init__(self) -> None:
@@ -78,6 +93,8 @@ class Flops:
         for name, formula in (
             ("_scaled_dot_product_flash_attention_for_cpu", _attention),
             ("_scaled_dot_product_flash_attention_for_cpu_backward", _attention_backward),
+            ("_native_multi_head_attention", _attention_layer),
+            ("_transformer_encoder_layer_fwd", _encoder_layer),
         ):
             operator = getattr(aten, name, None)
             if operator is not None:

@@ -43,9 +43,9 @@ class CifarResNet(Backbone):
     ) -> None:
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
-            raise ConfigError(f"a CIFAR ResNet has depth 6n + 2 (14, 20, 26, 32, ...), not {depth}; see model.depth")
+            raise ConfigError(f"a CIFAR ResNet has depth 6n + 2 (14, 20, 26, 32, ...), not {depth}; see model.name")
         if shortcut not in ("append", "centre", "conv"):
-            raise ConfigError(f"shortcut '{shortcut}' is not append, centre or conv; see model.shortcut")
+            raise ConfigError(f"shortcut '{shortcut}' is not append, centre or conv; see model.options.shortcut")
         self.depth = depth
         self.shortcut: Shortcut = "conv" if cosine else shortcut
         stem = nn.Sequential(conv3x3(in_channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True))

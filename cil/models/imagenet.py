@@ -48,7 +48,7 @@ class ImageNetResNet(Backbone):
 
 def _stem(kind: str, in_channels: int) -> nn.Sequential:
     if kind not in ("7x7", "3x3", "3x3pool"):
-        raise ConfigError(f"stem '{kind}' is not 7x7, 3x3 or 3x3pool; see model.stem")
+        raise ConfigError(f"stem '{kind}' is not 7x7, 3x3 or 3x3pool; see model.options.stem")
     if kind == "7x7":
         convolution = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
     else:

@@ -79,7 +79,7 @@ def build_backbone(
     try:
         inspect.signature(builder).bind(**arguments)
     except TypeError as error:
-        raise ConfigError(f"model '{name}': {error}; see the keys of model") from error
+        raise ConfigError(f"model '{name}': {error}; see model.options") from error
     backbone = drop_counters(builder(**arguments))
     if weights is not None:
         load_weights(backbone, weights)

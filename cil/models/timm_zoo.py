@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,17 @@ class TimmBackbone(nn.Module):
         model: The timm model.
         feature_dim: D, length of a pooled feature.
         survey_parameters: All parameters of the headless model (the survey charges 85,798,656 for ViT-B/16).
-        mean, std: The normalisation its weights were trained with, by channel.
+        mean, std: The normalisation its public weights were trained with, one value for each channel; None where
+            weights are random, so that the stream's own statistics hold.
     """
 
-    def __init__(self, model: Any, stages: bool = False) -> None:
+    def __init__(self, model: Any, in_channels: int = 3, pretrained: bool = False, stages: bool = False) -> None:
         super().__init__()
         self.model = drop_counters(model)
         self.feature_dim = int(getattr(model, "head_hidden_size", None) or model.num_features)
         self.survey_parameters = count_parameters(model)
-        self.mean: tuple[float, ...] = tuple(model.pretrained_cfg["mean"])
-        self.std: tuple[float, ...] = tuple(model.pretrained_cfg["std"])
+        self.mean = _for_channels(model.pretrained_cfg["mean"], in_channels) if pretrained else None
+        self.std = _for_channels(model.pretrained_cfg["std"], in_channels) if pretrained else None
         self._with_stages = stages
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -58,7 +60,8 @@ def timm_backbone(
         name: As timm knows it. Give the full tag (``vit_base_patch16_224.augreg_in21k``): what a bare name stands for
             has changed between timm versions.
         weights: None for random ones, ``hub`` for the public ones of that tag, or the path of a file in timm's layout.
-        in_channels: Channels of an image.
+        in_channels: Channels of an image. Where a file has another number, its first convolution is adapted as timm
+            does: summed for one channel, repeated for more.
         image_size: H, or (H, W); used by models of fixed input size.
         stages: Return intermediate maps too (feature distillation); costs memory.
         **options: For ``timm.create_model``.
@@ -82,24 +85,38 @@ def timm_backbone(
     if weights is not None and not next(model.parameters()).is_meta:
         path = _download(model.pretrained_cfg, name) if weights == "hub" else Path(weights)
         _load(model, path)
-    return TimmBackbone(model, stages)
+    return TimmBackbone(model, in_channels, weights is not None, stages)
+
+
+def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Statistics by channel; their mean for each channel of images that have another number of channels."""
+    if len(values) == channels:
+        return tuple(values)
+    return (sum(values) / len(values),) * channels
 
 
 def _load(model: nn.Module, path: Path) -> None:
     """Load a file in timm's layout: converted by timm where the image size differs, without classifier, strictly."""
+    from timm.models import adapt_input_conv
+
     tensors, _ = read_weights(path)
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
         tensors = convert(tensors, model)
-    classifier = model.pretrained_cfg.get("classifier") or ()  # type: ignore[operator, union-attr]
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     own = model.state_dict()
-    body = {
-        name: value
-        for name, value in tensors.items()
-        if name in own or not name.startswith(tuple(f"{head}." for head in heads))
-    }
+    heads = tuple(f"{head}." for head in _layers(model, "classifier"))
+    body = {name: value for name, value in tensors.items() if name in own or not name.startswith(heads)}
+    for name in (f"{first}.weight" for first in _layers(model, "first_conv")):
+        channels = own[name].shape[1] if name in own else 0
+        if name in body and body[name].shape[1] != channels:
+            body[name] = adapt_input_conv(channels, body[name])
     load_strictly(model, body, path)
+
+
+def _layers(model: Any, role: str) -> tuple[str, ...]:
+    """Names that timm's configuration of a model gives: one, several or none."""
+    names = model.pretrained_cfg.get(role) or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _download(config: Any, name: str) -> Path:

@@ -25,7 +25,7 @@ def load_weights(backbone: nn.Module, path: str | Path) -> None:
     Raises:
         ConfigError: if the file is missing, is not plain tensors, does not fit, or belongs to a ResNet whose shortcuts
             pad elsewhere. Padding has no weights, so this is known only from the public CIFAR layout (zeros on both
-            sides) and from files of ``save_weights``.
+            sides) and from files of ``save_weights``; a file that does not tell is refused too.
     """
     if next(backbone.parameters()).is_meta:
         return
@@ -33,14 +33,7 @@ def load_weights(backbone: nn.Module, path: str | Path) -> None:
     if isinstance(backbone, Backbone) and "layer1.0.conv1.weight" in tensors:
         tensors = _renamed(tensors)
         padding = padding or "centre"
-    own = paddings(backbone)
-    if padding and own and own != {padding}:
-        given = ", ".join(own)
-        raise ConfigError(
-            f"{path} belongs to a ResNet whose shortcuts pad zeros by '{padding}', this one's by '{given}': "
-            f"set model.shortcut={padding}"
-        )
-    load_strictly(backbone, tensors, path)
+    load_strictly(backbone, tensors, path, padding)
 
 
 def save_weights(backbone: nn.Module, path: str | Path) -> None:
@@ -80,11 +73,14 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
     return {name: value for name, value in named.items() if not name.endswith("num_batches_tracked")}, padding
 
 
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: object, padding: str = "") -> None:
     """Load tensors whose names and shapes are exactly those of the module.
 
+    Args:
+        padding: How the shortcuts of the network they belong to pad; '' where that is not known.
+
     Raises:
-        ConfigError: one line that names what is missing, unexpected or of another shape.
+        ConfigError: one line that names what is missing, unexpected or of another shape, or the padding.
     """
     own = {name: value for name, value in module.state_dict().items() if not name.endswith("num_batches_tracked")}
     shapes = [
@@ -101,7 +97,25 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: obje
     if found:
         kind = type(module).__name__
         raise ConfigError(f"{source} does not fit {kind}: {'; '.join(found)}; see model.weights and model.name")
+    _check_padding(module, source, padding)
     module.load_state_dict(tensors)
+
+
+def _check_padding(module: nn.Module, source: object, padding: str) -> None:
+    """Names and shapes are the same for either padding, the accuracy is not: what is not known to fit is refused."""
+    own = paddings(module)
+    if not own or own == {padding}:
+        return
+    ours = " and ".join(sorted(own))
+    if not padding:
+        raise ConfigError(
+            f"{source} does not say whether its shortcuts pad by append or centre (this network: {ours}): "
+            "load it in Python into the right one and write it again with cil.models.save_weights"
+        )
+    raise ConfigError(
+        f"{source} belongs to a ResNet whose shortcuts pad zeros by '{padding}', this one's by '{ours}': "
+        f"set model.options.shortcut={padding}"
+    )
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -390,7 +390,7 @@ class Strategy:
                 object.__setattr__(self, name, {key: t.to(self.device) for key, t in given.items()})
             elif _is_tensor_dict(value):
                 _same(name, value, given)
-                object.__setattr__(self, name, {key: _like(value[key], t) for key, t in given.items()})
+                object.__setattr__(self, name, {key: _like(own, given[key]) for key, own in value.items()})
             elif isinstance(value, Tensor):
                 if name not in left:
                     raise StateError(f"the state lacks {name}")

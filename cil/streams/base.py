@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -74,7 +75,7 @@ class Stream:
         order: Label in the data set of each slot.
         signatures: One for each experience.
         parts: The samples of each experience.
-        fingerprint: SHA-256 over pixels, labels, order and split (see ``cil.streams.fingerprint``).
+        fingerprint: SHA-256 over pixels, labels, order and split (see ``fingerprint_of``).
         augment: Training augmentation.
         mean, std: Of each channel, for images in [0, 1].
         official: Whether the data are the official set, as far as its checksum is known; None where none is known.
@@ -110,7 +111,6 @@ class Stream:
         self.official = official
         self.task_known_at_test = task_known_at_test
         self._parts = tuple(parts)
-        self._test_open = True
 
     def __len__(self) -> int:
         return len(self.signatures)
@@ -131,9 +131,11 @@ class Stream:
         return (self[index] for index in range(len(self)))
 
     def test(self, index: int) -> Samples:
-        """Test samples of experience ``index``: read by the evaluator alone."""
-        if not self._test_open:
-            raise StreamError("this half of the stream has no test data: it was given to training")
+        """Test samples of experience ``index``: read by the evaluator alone.
+
+        Raises:
+            StreamError: where this is the training half.
+        """
         return self._parts[index].test()
 
     def training_half(self) -> Stream:
@@ -142,20 +144,8 @@ class Stream:
         def closed() -> Samples:
             raise StreamError("this half of the stream has no test data: it was given to training")
 
-        half = Stream(
-            name=self.name,
-            classes=self.classes,
-            order=self.order,
-            signatures=self.signatures,
-            parts=[Part(part.train, closed, part.validation) for part in self._parts],
-            fingerprint=self.fingerprint,
-            augment=self.augment,
-            mean=self.mean,
-            std=self.std,
-            official=self.official,
-            task_known_at_test=self.task_known_at_test,
-        )
-        half._test_open = False
+        half = copy(self)
+        half._parts = tuple(replace(part, test=closed) for part in self._parts)
         return half
 
     @property

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import inspect
+import math
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cil.data import Augment, Dataset, Samples, load_dataset
+from cil.data import Augment, Dataset, Samples, dataset_names, dataset_options, load_dataset
 from cil.errors import ConfigError, DataError, StreamError, nearest
 from cil.streams.base import Part, Signature, Stream, fingerprint_of
 from cil.streams.registry import register_stream
@@ -30,7 +33,7 @@ def class_order(num_classes: int, seed: int = 1993) -> list[int]:
     """
     if not 0 <= seed < 2**32:
         raise StreamError(f"stream.order_seed is {seed}; it must be in 0 to 2^32 - 1")
-    return np.random.RandomState(seed).permutation(num_classes).tolist()  # noqa: NPY002 - this generator is the protocol
+    return np.random.RandomState(seed).permutation(num_classes).tolist()  # this generator is the protocol
 
 
 def experience_sizes(num_classes: int, base: int, increment: int) -> list[int]:
@@ -48,8 +51,10 @@ def experience_sizes(num_classes: int, base: int, increment: int) -> list[int]:
     if rest and not 1 <= increment <= rest:
         raise StreamError(f"stream.increment is {increment}; after stream.base={base} it must be in 1 to {rest}")
     sizes = [base] if base else []
-    sizes += [increment] * (rest // increment) if rest else []
-    return [*sizes, rest % increment] if rest and rest % increment else sizes
+    while rest:
+        sizes.append(min(increment, rest))
+        rest -= sizes[-1]
+    return sizes
 
 
 @register_stream("class_incremental")
@@ -83,7 +88,7 @@ def class_incremental(
             not 0. Never test images.
         train_per_class, test_per_class: Most images of a class, chosen at random; None: all. ``validation`` takes its
             share of what is left.
-        augment: Training augmentation, or its arguments; None: the data set's own.
+        augment: Training augmentation, or its arguments, instead of the data set's own, which None keeps; {} for none.
         mean, std: Of each channel for images in [0, 1]. None: the data set's published values; where it has none they
             are computed on the training images of the first experience alone (files: at most 2000 of them), as nothing
             later is known when training starts.
@@ -102,21 +107,20 @@ def class_incremental(
     Source:
         Protocol of Zhou et al. 2024, section on benchmark splits; order after Rebuffi et al. 2017.
     """
+    caps = {"classes": classes, "train_per_class": train_per_class, "test_per_class": test_per_class}
+    _check_numbers({"base": base, "increment": increment, "order_seed": order_seed}, caps, validation)
+    _check_options(dataset, options)
     data = dataset if isinstance(dataset, Dataset) else load_dataset(dataset, root, **options)
-    if isinstance(dataset, Dataset) and options:
-        raise ConfigError(f"stream.{next(iter(options))} is not known; the data set is given as an object")
     if data.train.targets is not None:
         raise StreamError(f"data set '{data.name}' is multi-label; a class-incremental stream needs one label an image")
     labels = _slots_to_labels(len(data.classes), order, order_seed, classes)
     sizes = experience_sizes(len(labels), base, increment)
-    _check_shares(validation, train_per_class, test_per_class)
-
     train_rows, validation_rows, test_rows = _choose(
         data, labels, order_seed, validation, train_per_class, test_per_class
     )
     slot_of = torch.full((len(data.classes),), -1)
     slot_of[torch.tensor(labels)] = torch.arange(len(labels))
-    train, test = _with_slots(data.train, slot_of), _with_slots(data.test, slot_of)
+    train, test = (samples.with_slots(slot_of[samples.slots]) for samples in (data.train, data.test))
 
     signatures, parts, chosen, seen = [], [], [], 0
     for index, size in enumerate(sizes):
@@ -131,10 +135,7 @@ def class_incremental(
     if mean is None or std is None:
         known = (data.mean, data.std) if data.mean is not None and data.std is not None else None
         computed = known or channel_statistics(train[chosen[0]])
-        mean, std = mean or computed[0], std or computed[1]
-    for key, values in (("mean", mean), ("std", std)):
-        if len(values) != data.train.shape[0]:
-            raise StreamError(f"stream.{key} has {len(values)} values; images have {data.train.shape[0]} channels")
+        mean, std = computed[0] if mean is None else mean, computed[1] if std is None else std
     return Stream(
         name=f"{data.name}_b{base}_inc{increment}",
         classes=[data.classes[label] for label in labels],
@@ -143,8 +144,8 @@ def class_incremental(
         parts=parts,
         fingerprint=fingerprint_of(data.digest, labels, *chosen),
         augment=_augment(augment, data.augment),
-        mean=[float(value) for value in mean],
-        std=[float(value) for value in std],
+        mean=_check_channels("mean", mean, data.train.shape[0]),
+        std=_check_channels("std", std, data.train.shape[0]),
         official=data.official,
     )
 
@@ -156,13 +157,15 @@ def channel_statistics(samples: Samples) -> tuple[list[float], list[float]]:
     """
     if not samples.in_memory and len(samples) > MOST_FILES_FOR_MEAN:
         samples = samples[torch.linspace(0, len(samples) - 1, MOST_FILES_FOR_MEAN).long()]
-    total = torch.zeros(2, samples.shape[0], dtype=torch.float64)
+    counts = torch.zeros(samples.shape[0], 256, dtype=torch.int64)  # of each value: exact, whatever the order of sums
     for start in range(0, len(samples), 500):
-        pixels = samples[start : start + 500].pixels.double() / 255
-        total += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
-    mean, square = total / (len(samples) * samples.shape[1] * samples.shape[2])
-    std = (square - mean.square()).clamp_min(0).sqrt()
-    return mean.tolist(), torch.where(std < 1e-6, torch.ones_like(std), std).tolist()
+        for own, channel in zip(counts, samples[start : start + 500].pixels.transpose(0, 1), strict=True):
+            own += channel.flatten().bincount(minlength=256).cpu()
+    values = torch.arange(256, dtype=torch.float64) / 255
+    shares = counts.double() / counts.sum(1, keepdim=True)
+    mean = shares @ values
+    std = (shares @ values.square() - mean.square()).clamp_min(0).sqrt()
+    return mean.tolist(), torch.where(std < 1e-6, 1.0, std).tolist()
 
 
 def _slots_to_labels(many: int, order: str | Sequence[int], seed: int, classes: int | None) -> list[int]:
@@ -171,7 +174,10 @@ def _slots_to_labels(many: int, order: str | Sequence[int], seed: int, classes: 
             raise ConfigError(f"stream.order is '{order}'; {nearest(order, ('seed', 'natural'))}, or a list of labels")
         labels = class_order(many, seed) if order == "seed" else list(range(many))
     else:
-        labels = list(order)
+        given = list(order) if isinstance(order, Iterable) else [order]
+        if not all(map(_is_whole, given)):
+            raise ConfigError(f"stream.order is {order!r}; it must be 'seed', 'natural' or a list of labels")
+        labels = [int(label) for label in given]
         if sorted(labels) != list(range(many)):
             raise StreamError(
                 f"stream.order is no permutation of 0 to {many - 1}: it has {len(labels)} entries,"
@@ -184,12 +190,45 @@ def _slots_to_labels(many: int, order: str | Sequence[int], seed: int, classes: 
     return labels[:classes]
 
 
-def _check_shares(validation: float, train_per_class: int | None, test_per_class: int | None) -> None:
-    if not 0 <= validation < 1:
-        raise StreamError(f"stream.validation is {validation}; it is the share of training images, in [0, 1)")
-    for key, cap in (("train_per_class", train_per_class), ("test_per_class", test_per_class)):
-        if cap is not None and cap < 1:
-            raise StreamError(f"stream.{key} is {cap}; it must be 1 or more, or null for all")
+def _check_numbers(whole: Mapping[str, Any], caps: Mapping[str, Any], validation: Any) -> None:
+    """Whether these are numbers at all, as the command line may give anything."""
+    for key, value in whole.items():
+        if not _is_whole(value):
+            raise ConfigError(f"stream.{key} is {value!r}; it must be a whole number")
+    for key, value in caps.items():
+        if value is not None and not (_is_whole(value) and value >= 1):
+            raise ConfigError(f"stream.{key} is {value!r}; it must be a whole number from 1 on, or null for all")
+    if isinstance(validation, bool) or not isinstance(validation, int | float) or not 0 <= validation < 1:
+        raise ConfigError(f"stream.validation is {validation!r}; it is the share of training images, in [0, 1)")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _check_options(dataset: str | Dataset, options: Mapping[str, Any]) -> None:
+    if isinstance(dataset, Dataset):
+        name, allowed = dataset.name, []
+    elif dataset in dataset_names():
+        name, allowed = dataset, dataset_options(dataset)
+    else:
+        return  # a set in the data root, or a wrong name: load_dataset knows
+    own = [key for key in inspect.signature(class_incremental).parameters if key != "options"]
+    for option in options:
+        if option not in allowed:
+            raise ConfigError(f"stream.{option} is not known for data set '{name}'; {nearest(option, own + allowed)}")
+
+
+def _check_channels(key: str, values: Sequence[float], channels: int) -> list[float]:
+    try:
+        checked = [float(value) for value in values]
+    except (TypeError, ValueError):
+        raise ConfigError(f"stream.{key} is {values!r}; it must list a number a channel, or be null") from None
+    if len(checked) != channels:
+        raise StreamError(f"stream.{key} has {len(checked)} values; images have {channels} channels")
+    if not all(math.isfinite(value) and (value > 0 or key == "mean") for value in checked):
+        raise StreamError(f"stream.{key} is {checked}; need finite numbers{', above 0' * (key == 'std')}")
+    return checked
 
 
 def _choose(
@@ -197,13 +236,12 @@ def _choose(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Rows of each slot for training, validation and test. The draws of a class do not depend on other classes."""
     train, held, test = [], [], []
+    training_rows, test_rows = _by_label(data.train, len(data.classes)), _by_label(data.test, len(data.classes))
     for label in labels:
-        rows = {"training": (data.train.slots == label).nonzero().flatten()}
-        rows["test"] = (data.test.slots == label).nonzero().flatten()
-        for split, found in rows.items():
-            if not len(found):
+        for split, rows in (("training", training_rows[label]), ("test", test_rows[label])):
+            if not len(rows):
                 raise DataError(f"{data.name}: class '{data.classes[label]}' has no {split} image ({data.source})")
-        mine = _shuffled(rows["training"], seed, "training", label)[:most_train]
+        mine = _shuffled(training_rows[label], seed, "training", label)[:most_train]
         count = max(1, round(validation * len(mine))) if validation else 0
         if count >= len(mine):
             raise StreamError(
@@ -212,8 +250,14 @@ def _choose(
             )
         held.append(mine[:count])
         train.append(mine[count:])
-        test.append(_shuffled(rows["test"], seed, "test", label)[:most_test])
+        test.append(_shuffled(test_rows[label], seed, "test", label)[:most_test])
     return train, held, test
+
+
+def _by_label(samples: Samples, many: int) -> tuple[Tensor, ...]:
+    """Rows of each label, in order."""
+    counts = samples.slots.bincount(minlength=many)
+    return samples.slots.argsort(stable=True).split(counts.tolist())
 
 
 def _shuffled(rows: Tensor, seed: int, purpose: str, label: int) -> Tensor:
@@ -224,11 +268,6 @@ def _shuffled(rows: Tensor, seed: int, purpose: str, label: int) -> Tensor:
 
 def _together(rows: list[Tensor], slots: Sequence[int]) -> Tensor:
     return torch.cat([rows[slot] for slot in slots]).sort().values
-
-
-def _with_slots(samples: Samples, slot_of: Tensor) -> Samples:
-    ((store, rows),) = samples.parts
-    return Samples(store, slot_of[samples.slots], rows)
 
 
 def _part(train: Samples, test: Samples, train_rows: Tensor, validation_rows: Tensor, test_rows: Tensor) -> Part:
@@ -244,6 +283,8 @@ def _augment(given: Augment | Mapping[str, Any] | None, default: Augment) -> Aug
     if given is None or isinstance(given, Augment):
         return given or default
     known = Augment.__dataclass_fields__
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"stream.augment is {given!r}; give its arguments ({', '.join(known)}) or null")
     for key in given:
         if key not in known:
             raise ConfigError(f"stream.augment.{key} is not known; {nearest(key, known)}")

@@ -13,6 +13,7 @@ from cil.errors import CilError, ConfigError, nearest
 from cil.tracking.record import Record
 
 Kind = Literal["step", "epoch", "boundary"]
+Values = Mapping[str, float | int | None]  # None: undefined
 ENTRY_POINTS = "cil.loggers"
 TOTALS = ("experiences", "epochs", "share")  # axes that only progress bars need
 PREFIX: dict[str, str] = {"step": "train", "epoch": "epoch", "boundary": "eval"}  # of names on dashboards
@@ -44,7 +45,7 @@ class Logger(Protocol):
         """Begin, or go on with, the run of this identity (without secrets)."""
         ...
 
-    def log(self, kind: Kind, values: Mapping[str, float | int], axes: Mapping[str, Any]) -> None:
+    def log(self, kind: Kind, values: Values, axes: Mapping[str, Any]) -> None:
         """Take the values of one step, epoch or boundary."""
         ...
 
@@ -69,7 +70,7 @@ class FileLogger:
     def start(self, identity: Mapping[str, Any], run_dir: Path, name: str, group: str | None) -> None:
         """The record is open already."""
 
-    def log(self, kind: Kind, values: Mapping[str, float | int], axes: Mapping[str, Any]) -> None:
+    def log(self, kind: Kind, values: Values, axes: Mapping[str, Any]) -> None:
         where = {axis: value for axis, value in axes.items() if axis not in TOTALS}
         self.record.append({"kind": kind, **where, "values": values})
 
@@ -103,7 +104,7 @@ class Loggers:
                 raise ConfigError(f"logger: {type(sink).__name__} cannot start: {error}; leave it out") from error
             started.append(sink)
 
-    def log(self, kind: Kind, values: Mapping[str, float | int], axes: Mapping[str, Any]) -> None:
+    def log(self, kind: Kind, values: Values, axes: Mapping[str, Any]) -> None:
         self._each(lambda sink: sink.log(kind, values, axes))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from cil.tracking.loggers import Kind
+from cil.tracking.loggers import Kind, Values
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -50,8 +50,8 @@ class ProgressLogger:
         else:
             self._line(f"{name}: started")
 
-    def log(self, kind: Kind, values: Mapping[str, float | int], axes: Mapping[str, Any]) -> None:
-        self._latest |= {name: values[name] for name in SHOWN if values.get(name) is not None}
+    def log(self, kind: Kind, values: Values, axes: Mapping[str, Any]) -> None:
+        self._latest |= {name: value for name in SHOWN if (value := values.get(name)) is not None}
         done = _done(kind, axes)
         if self._first is None:
             self._first = done["experience"]

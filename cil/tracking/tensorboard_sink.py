@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cil.errors import ConfigError
-from cil.tracking.loggers import PREFIX, Kind
+from cil.tracking.loggers import PREFIX, Kind, Values
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -34,7 +34,7 @@ class TensorBoardLogger:
             ) from error
         self._writer = SummaryWriter(str(Path(run_dir) / "tensorboard"))
 
-    def log(self, kind: Kind, values: Mapping[str, float | int], axes: Mapping[str, Any]) -> None:
+    def log(self, kind: Kind, values: Values, axes: Mapping[str, Any]) -> None:
         if self._writer is not None:
             for name, value in values.items():
                 if value is not None:

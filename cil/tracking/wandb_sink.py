@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from cil.errors import ConfigError, nearest
-from cil.tracking.loggers import PREFIX, Kind
+from cil.tracking.loggers import PREFIX, Kind, Values
 from cil.tracking.storage import plain, without_secrets
 
 if TYPE_CHECKING:
@@ -94,9 +94,9 @@ class WandbLogger:
             self._run.define_metric(AXIS[kind])
             self._run.define_metric(f"{prefix}/*", step_metric=AXIS[kind])
 
-    def log(self, kind: Kind, values: Mapping[str, float | int], axes: Mapping[str, Any]) -> None:
+    def log(self, kind: Kind, values: Values, axes: Mapping[str, Any]) -> None:
         if self._run is not None:
-            named = {f"{PREFIX[kind]}/{name}": value for name, value in values.items()}
+            named = {f"{PREFIX[kind]}/{name}": value for name, value in values.items() if value is not None}
             where = {"experience": axes.get("experience"), "opt_step": axes.get("step"), "epoch": axes.get("epoch")}
             self._run.log(named | {axis: value for axis, value in where.items() if value is not None})
 

@@ -98,13 +98,17 @@ def test_resnet32_returns_three_stages_and_the_mean_of_the_last():
     assert torch.equal(features, stages[-1].mean((2, 3)))
 
 
-def test_features_are_signed_only_in_the_cosine_variants():
+def test_the_last_map_is_signed_only_in_the_cosine_variants():
     images = torch.rand(4, 3, 32, 32)
-    assert CifarResNet(14)(images)[0].min() >= 0
-    assert CifarResNet(14, cosine=True)(images)[0].min() < 0
+
+    def least(backbone: Backbone) -> float:
+        return backbone(images)[1][-1].min().item()
+
+    assert least(CifarResNet(14)) >= 0
+    assert least(CifarResNet(14, cosine=True)) < 0
     counts = (1, 1, 1, 1)
-    assert ImageNetResNet(counts, stem="3x3")(images)[0].min() >= 0
-    assert ImageNetResNet(counts, stem="3x3", cosine=True)(images)[0].min() < 0
+    assert least(ImageNetResNet(counts, stem="3x3")) >= 0
+    assert least(ImageNetResNet(counts, stem="3x3", cosine=True)) < 0
 
 
 @pytest.mark.parametrize(("centre", "kept"), [(False, slice(0, 2)), (True, slice(1, 3))])
@@ -114,6 +118,15 @@ def test_a_padding_shortcut_keeps_every_second_pixel_and_adds_zero_channels(cent
     assert padded.shape == (1, 4, 2, 2)
     assert torch.equal(padded[:, kept], x[:, :, ::2, ::2])
     assert padded.sum() == x[:, :, ::2, ::2].sum()
+
+
+def test_the_two_paddings_have_the_same_names_and_shapes_and_compute_something_else():
+    append, centre = (build_backbone("resnet14", 3, 32, shortcut=kind).eval() for kind in ("append", "centre"))
+    centre.load_state_dict(append.state_dict())
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ours, others = append(images), centre(images)
+    assert torch.equal(ours[1][0], others[1][0])  # no shortcut changes shape in the first stage
+    assert (ours[0] - others[0]).abs().max() > 0.01
 
 
 def test_convolutions_start_with_variance_two_over_fan_out():

@@ -15,7 +15,7 @@ def test_a_head_starts_without_outputs(make):
 
 
 @pytest.mark.parametrize("make", [LinearHead, CosineHead, lambda dim: CosineHead(dim, proxies=10)])
-def test_old_rows_and_old_logits_stay_bit_for_bit_when_a_head_grows(make):
+def test_old_rows_stay_bit_for_bit_and_old_logits_to_rounding_when_a_head_grows(make):
     features = torch.rand(8, 64)
     head = make(64)
     head.grow(10)
@@ -25,7 +25,7 @@ def test_old_rows_and_old_logits_stay_bit_for_bit_when_a_head_grows(make):
     before, old = head(features), {name: value.clone() for name, value in head.named_parameters()}
     head.grow(10)
     assert head.num_classes == 20
-    assert torch.equal(head(features)[:, :10], before)
+    torch.testing.assert_close(head(features)[:, :10], before, rtol=0, atol=1e-5)  # a wider product may sum otherwise
     for name, value in head.named_parameters():
         assert torch.equal(value[: len(old[name])] if value.ndim else value, old[name])
 

@@ -32,7 +32,32 @@ def test_a_timm_model_is_a_growing_network(name, dim, options):
     assert output.features.shape == (2, dim) == (2, factory.feature_dim)
     assert not any("num_batches_tracked" in key for key in net.state_dict())
     assert net.survey_parameters == count_parameters(net.backbone)
-    assert net.normalise.mean.flatten().tolist() == pytest.approx(net.backbone.mean)
+
+
+def test_the_statistics_of_public_weights_win_over_those_of_the_stream(tmp_path):
+    own = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 2.0)}
+
+    def expected(**options) -> list[float]:
+        factory = NetFactory(partial(timm_backbone, "vit_tiny_patch16_224", **(VIT | options)), **own)
+        return factory.normalise().mean.flatten().tolist()
+
+    save(vit().model, tmp_path / "vit.safetensors")
+    assert expected() == pytest.approx(own["mean"])
+    assert expected(weights=tmp_path / "vit.safetensors") == [0.5, 0.5, 0.5]
+
+
+def test_weights_for_three_channels_are_summed_for_images_of_one(tmp_path):
+    colour = timm_backbone("resnet10t", in_channels=3)
+    save(colour.model, tmp_path / "net.safetensors")
+    path = tmp_path / "net.safetensors"
+    colour = timm_backbone("resnet10t", path).eval()
+    grey = timm_backbone("resnet10t", path, in_channels=1).eval()
+    images = torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(grey(images)[0], colour(images.expand(-1, 3, -1, -1))[0], rtol=1e-4, atol=1e-4)
+    assert len(colour.mean) == 3
+    assert grey.mean == pytest.approx((sum(colour.mean) / 3,))
+    net = NetFactory(partial(timm_backbone, "resnet10t", path, 1))()
+    assert net(torch.rand(2, 1, 32, 32)).features.shape == (2, 512)
 
 
 def test_a_vit_b16_without_head_is_charged_85798656_parameters_on_meta():

@@ -25,7 +25,8 @@ class Memory:
     """Keeps what it is sent; fails at the call named."""
 
     def __init__(self, fails_at: str = "") -> None:
-        self.fails_at, self.calls = fails_at, []
+        self.fails_at = fails_at
+        self.calls: list[tuple] = []
 
     def _call(self, name, *args):
         self.calls.append((name, *args))
@@ -97,7 +98,7 @@ def test_each_choice_of_the_config_group_builds(tmp_path, overrides, expected):
         sinks = build_loggers(chosen).sinks
         assert [type(sink) for sink in sinks] == expected
     if "logger.wandb.mode=disabled" in overrides:
-        assert sinks[0].mode == "disabled"
+        assert isinstance(sinks[0], WandbLogger) and sinks[0].mode == "disabled"
 
 
 def test_names_configs_and_objects_may_be_mixed(tmp_path):

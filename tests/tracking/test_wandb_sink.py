@@ -38,7 +38,7 @@ def test_an_offline_run_holds_config_axes_values_table_and_status(tmp_path):
     identity = {"config": {"strategy": {"lr": 0.1}}, "api_key": "s3cr3t", "seed": 3}
     loggers.start(identity, run_dir, "icarl-seed3", "sweep-1")
     loggers.log("step", {"loss": 2.5}, {"experience": 0, "phase": "main", "epoch": 0, "step": 40, "share": 0.5})
-    loggers.log("boundary", {"accuracy": 81.0}, {"experience": 0, "experiences": 2, "step": 80})
+    loggers.log("boundary", {"accuracy": 81.0, "forgetting": None}, {"experience": 0, "experiences": 2, "step": 80})
     loggers.table("accuracy_matrix", ["0", "1"], [[90.0, None], [70.0, 80.0]])
     loggers.finish("finished")
     assert loggers.sinks, "the sink must not have been dropped"
@@ -62,6 +62,7 @@ def test_an_offline_run_holds_config_axes_values_table_and_status(tmp_path):
     history = [record["history"]["item"] for record in records if record["type"] == "history"]
     assert (history[0]["train/loss"], history[0]["opt_step"]) == (2.5, 40)
     assert (history[1]["eval/accuracy"], history[1]["experience"]) == (81.0, 0)
+    assert "eval/forgetting" not in history[1], "what is undefined is not sent"
     assert "share" not in history[0] and "phase" not in history[0]
     assert any(record["type"] == "artifact" for record in records)
     assert records[-1]["exit"]["exit_code"] == 0

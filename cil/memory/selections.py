@@ -8,17 +8,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.errors import ConfigError, ShapeError, nearest
+from cil.errors import ConfigError, ShapeError, TrainingError, nearest
 
 Selection = Callable[[Tensor, int, torch.Generator], Tensor]  # (N, D) features, count, generator -> (count,) rows
 _SELECTIONS: dict[str, Selection] = {}
+_BLIND: set[Selection] = set()  # rules that look at no feature
 
 
-def register_selection(name: str) -> Callable[[Selection], Selection]:
-    """Make a rule known by name. Other packages: entry points of the group ``cil.selections``."""
+def register_selection(name: str, features: bool = True) -> Callable[[Selection], Selection]:
+    """Make a rule known by name. Other packages: entry points of the group ``cil.selections``.
+
+    Args:
+        name: As in ``strategy.selection``.
+        features: Whether the rule looks at features; one that does not is given (N, 0), and none are computed.
+    """
 
     def add(rule: Selection) -> Selection:
         _SELECTIONS[name] = rule
+        if not features:
+            _BLIND.add(rule)
         return rule
 
     return add
@@ -40,6 +48,11 @@ def selection(name: str) -> Selection:
     return _SELECTIONS[name]
 
 
+def uses_features(rule: Selection) -> bool:
+    """Whether features must be computed for a rule."""
+    return rule not in _BLIND
+
+
 def unit(features: Tensor) -> Tensor:
     """Rows of unit length: phi / (||phi|| + 1e-8)."""
     return features / (features.norm(dim=1, keepdim=True) + 1e-8)
@@ -48,6 +61,8 @@ def unit(features: Tensor) -> Tensor:
 def _checked(features: Tensor) -> Tensor:
     if features.ndim != 2 or len(features) == 0:
         raise ShapeError(f"features must be (N, D) with N > 0, not {tuple(features.shape)}")
+    if not bool(features.isfinite().all()):
+        raise TrainingError("exemplars cannot be chosen: features are not finite; lower optimizer.lr")
     return features.double()
 
 
@@ -59,10 +74,12 @@ def herd(features: Tensor, count: int) -> Tensor:
         count: Samples wanted; no more than N are returned.
 
     Returns:
-        (min(count, N),) int64 row numbers, best first: any prefix is itself a herd. Ties go to the lowest row.
+        (min(count, N),) int64 row numbers, best first: any prefix is itself a herd. Ties go to the lowest row, and
+        distances that differ by rounding alone (1e-12 relative) are tied.
 
     Raises:
         ShapeError: if ``features`` is not (N, D) with N > 0.
+        TrainingError: if a feature is not finite.
 
     Source:
         Rebuffi et al. 2017, Algorithm 4, after Welling 2009. For pick k the distance
@@ -74,12 +91,13 @@ def herd(features: Tensor, count: int) -> Tensor:
     """
     features = _checked(features)
     mean, squares = features.mean(0), features.square().sum(1)
+    rounding = 1e-12 * squares.max()
     chosen: list[int] = []
     total = torch.zeros_like(mean)
     taken = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     for k in range(1, min(count, len(features)) + 1):
-        distance = squares - 2 * features @ (k * mean - total)
-        best = int(distance.masked_fill(taken, float("inf")).argmin())
+        distance = (squares - 2 * features @ (k * mean - total)).masked_fill_(taken, float("inf"))
+        best = int((distance <= distance.min() + rounding).to(torch.uint8).argmax())
         chosen.append(best)
         taken[best] = True
         total += features[best]
@@ -91,15 +109,18 @@ def _herding(features: Tensor, count: int, generator: torch.Generator) -> Tensor
     return herd(unit(features), count)
 
 
-@register_selection("random")
+@register_selection("random", features=False)
 def random(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """A uniform draw without replacement; any prefix is one too."""
     return torch.randperm(len(features), generator=generator)[:count]
 
 
-@register_selection("reservoir")
+@register_selection("reservoir", features=False)
 def reservoir(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Reservoir sampling over the rows in order: each is kept with probability count / N.
+
+    The sample is shuffled at the end, so that any prefix, which is what a memory keeps when it shrinks, is uniform too:
+    the first places of a reservoir favour the first rows.
 
     Source: Vitter 1985, Algorithm R.
     """
@@ -108,7 +129,7 @@ def reservoir(features: Tensor, count: int, generator: torch.Generator) -> Tenso
         place = int(torch.randint(row + 1, (), generator=generator))
         if place < count:
             kept[place] = row
-    return kept
+    return kept[torch.randperm(len(kept), generator=generator)]
 
 
 @register_selection("closest_to_mean")

@@ -1,0 +1,1 @@
+"""The command line: the only room that knows Hydra. One module for each command, imported when it is used."""

@@ -1,0 +1,122 @@
+"""``cil budget``: the bill before training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from cil.cli import environment
+from cil.cli.compose import Job
+from cil.cli.grid import Cell, expand
+
+if TYPE_CHECKING:
+    from cil.engine.dryrun import Bill
+
+HELP = """
+usage: cil budget [key=value ...] [--json]
+
+Who carries how many bytes after each experience, under both conventions, and how many exemplars that leaves; from
+structure alone, nothing is trained.
+
+  cil budget strategy=all
+  cil budget stream=split_cifar100 model=resnet32 strategy=icarl,der budget=aligned budget.exemplars=2000
+  cil budget strategy=all budget=bytes budget.points=[500_000,1_000_000] --json
+"""
+
+
+@dataclass(frozen=True)
+class Bills:
+    """The bills of one strategy under one budget.
+
+    Attributes:
+        over: Why it cannot be trained under this budget; None where it can.
+    """
+
+    label: str
+    stream: str
+    budget: dict[str, Any]
+    bound: bool
+    bills: list[Bill]
+    over: str | None
+
+    @classmethod
+    def of(cls, job: Job, label: str | None = None) -> Bills:
+        """By a dry run."""
+        from cil.api import bills
+        from cil.cli.build import build
+        from cil.engine.dryrun import check_bills
+        from cil.errors import BudgetExceeded
+
+        run = build(job, progress=False)
+        found, over = bills(run), None
+        try:
+            if not run.identity["bound"]:
+                check_bills(found, run.budget, run.name)
+        except BudgetExceeded as error:
+            over = str(error)
+        return cls(label or run.name, run.stream.name, run.identity["budget"], run.identity["bound"], found, over)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the bills."""
+    overrides = [item for item in arguments if item != "--json"]
+    environment.prepare(overrides)
+    cells = expand(overrides)
+    found = [Bills.of(cell.job, _label(cell)) for cell in cells]
+    if "--json" in arguments:
+        print(json.dumps([asdict(bills) for bills in found], indent=1))
+    else:
+        print(text(found))
+    return 0
+
+
+def _label(cell: Cell) -> str:
+    varied = {key: value for key, value in cell.varied.items() if key != "seed"}
+    return Cell(cell.job, varied).label
+
+
+def text(found: Sequence[Bills]) -> str:
+    """Three tables with a column for each experience, and who does not fit."""
+    parts = []
+    for stream, budget in dict.fromkeys((item.stream, _words(item.budget)) for item in found):
+        rows = [item for item in found if (item.stream, _words(item.budget)) == (stream, budget)]
+        count = max(len(item.bills) for item in rows)
+        parts.append(f"{stream}, {count} experiences; {budget}")
+        for title, value in (
+            ("exemplars", lambda bill: bill.exemplars),
+            ("bytes carried, every byte counted (exact)", lambda bill: bill.total["exact"]),
+            ("bytes carried, as the survey counts", lambda bill: bill.total["survey"]),
+        ):
+            parts.append(_table(f"{title}, after experience", rows, count, value))
+        parts += [f"{item.label} does not fit: {item.over}" for item in rows if item.over]
+        bounds = [item.label for item in rows if item.bound]
+        parts += [f"{', '.join(bounds)}: a bound that keeps all data, not held to the budget"] if bounds else []
+    return "\n\n".join(parts)
+
+
+def _words(budget: dict[str, Any]) -> str:
+    if budget["kind"] == "none":
+        return "no budget"
+    if budget["kind"] == "exemplars":
+        return f"{budget['exemplars']:,} exemplars"
+    limits = ", ".join(f"{limit:,}" for limit in budget["limits"])
+    origin = f", those of {budget['to']} with {budget['exemplars']:,} exemplars" if budget["kind"] == "aligned" else ""
+    return f"{limits} bytes ({budget['convention']}){origin}"
+
+
+def _table(title: str, rows: Sequence[Bills], count: int, value: Callable[[Bill], int]) -> str:
+    """As many columns as the terminal is wide; the rest below."""
+    cells = [[f"{value(bill):,}" for bill in item.bills] for item in rows]
+    heads = [str(index + 1) for index in range(count)]
+    wide = max(len(text) for line in [heads, *cells] for text in line) + 2
+    name = max(len(item.label) for item in rows) + 2
+    each = max(1, (shutil.get_terminal_size((120, 24)).columns - name) // wide)
+    lines = [title]
+    for start in range(0, count, each):
+        part = slice(start, start + each)
+        lines.append(" " * name + "".join(text.rjust(wide) for text in heads[part]))
+        lines += [item.label.ljust(name) + "".join(t.rjust(wide) for t in line[part]) for item, line in zip(rows, cells, strict=True)]
+    return "\n".join(lines)

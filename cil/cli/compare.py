@@ -1,0 +1,155 @@
+"""``cil compare``: strategies, seeds and budgets side by side; then one table and one page."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cil.cli import environment
+from cil.cli.compose import Job
+from cil.cli.grid import Cell, expand
+from cil.errors import CilError, ConfigError
+
+if TYPE_CHECKING:
+    from cil.cli.pool import Outcome
+    from cil.engine.run import Run
+    from cil.tracking import Record
+
+HELP = """
+usage: cil compare [key=value[,value...] ...] [jobs=auto] [out=DIR]
+
+Runs every combination of the values given, one process a core, then prints one table and writes one page. The same
+command again goes on with what is not finished. A run that is over its budget, fails or is killed stops no other.
+
+  cil compare experiment=demo strategy=finetune,replay,icarl,joint seed=0,1
+  cil compare strategy=all budget=aligned budget.to=der
+  cil compare strategy=icarl,wa budget.points=[50,100,200] seed=0,1,2 jobs=2 out=results/points
+
+  strategy=all         every strategy that is known
+  budget.points=[...]  one comparison for each: exemplars, or bytes with budget=bytes
+  jobs=N               runs at a time; auto: one a core (on a GPU one), each with cores / jobs threads
+  out=DIR              runs, table.csv, table.md and index.html; auto: runs/compare-NAME
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    return grid(arguments, "compare")
+
+
+def grid(arguments: Sequence[str], command: str) -> int:
+    """Run every combination and tell what came out; 1 where a run failed or was killed."""
+    overrides, own = split_own(arguments)
+    cells = expand(overrides)
+    jobs = _jobs(own["jobs"], cells)
+    environment.prepare(overrides, jobs)
+    out = Path(own["out"] if own["out"] != "auto" else f"runs/{command}-{_name(cells[0].job)}")
+    outcomes = run_cells(cells, jobs, out)
+    records = [record for outcome in outcomes if (record := _record(outcome.task.run_dir)) is not None]
+    if records:
+        print(written(records, out, f"{command}: {_name(cells[0].job)}"))
+    bad = [outcome for outcome in outcomes if outcome.status not in ("finished", "over_budget")]
+    for outcome in bad:
+        print(f"cil: {outcome.task.label}: {outcome.status}: {outcome.error}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def run_cells(cells: Sequence[Cell], jobs: int, out: Path) -> list[Outcome]:
+    """Build all runs, so that whatever is wrong is refused before any is trained; then do them.
+
+    Raises:
+        ConfigError: naming the cell that is wrong.
+    """
+    import torch
+
+    from cil.cli.board import Board
+    from cil.cli.pool import Task, run_all
+
+    runs: dict[Path, tuple[Cell, Run]] = {}
+    for cell in cells:
+        try:
+            run = planned(cell.job, jobs, out)
+        except CilError as error:
+            raise type(error)(f"{cell.label}: {error}" if len(cells) > 1 else str(error)) from error
+        finally:
+            torch.set_num_threads(1)  # this process forks: it must have started no threads of its own
+        runs.setdefault(Path(run.run_dir), (cell, run))
+    fork = sys.platform == "linux" and all(run.runtime.device == "cpu" for _, run in runs.values())
+    tasks = [
+        Task(cell.label, path, partial(_same, run) if fork else partial(planned, cell.job, jobs, out))
+        for path, (cell, run) in runs.items()
+    ]
+    jobs = 1 if not fork and jobs > 1 and any(run.runtime.device != "cpu" for _, run in runs.values()) else jobs
+    quiet = all(cell.job.config["progress"] is False for cell in cells)
+    try:
+        return run_all(tasks, jobs, fork=fork, board=Board(len(tasks), quiet))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"what was computed is in {out}; the same command goes on from there") from None
+
+
+def planned(job: Job, jobs: int, out: Path) -> Run:
+    """The run of one job, its folder under ``out``."""
+    from cil.cli.build import build
+
+    if job.config.get("run_dir") is not None:
+        raise ConfigError("run_dir is of cil run; here every run has a folder of its own, under out=DIR")
+    return build(job, jobs=jobs, root=out, group=out.name)
+
+
+def written(records: Sequence[Record], out: Path, title: str) -> str:
+    """Write table and page; the table as text."""
+    from cil.report import table, write_html
+
+    whole = table(records)
+    write_html(records, out / "index.html", title)
+    (out / "table.csv").write_text(whole.to_csv(), encoding="utf-8")
+    (out / "table.md").write_text(whole.to_markdown(), encoding="utf-8")
+    return f"{whole.to_text(shutil.get_terminal_size((120, 24)).columns)}\n\npage: {out / 'index.html'}"
+
+
+def _same(run: Run) -> Run:
+    return run
+
+
+def _record(run_dir: Path) -> Record | None:
+    from cil.tracking import Record, RecordError
+
+    try:
+        return Record.load(run_dir)
+    except RecordError:  # it failed before there was one
+        return None
+
+
+def split_own(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Split off what is not of the configuration."""
+    own = {"jobs": "auto", "out": "auto"}
+    rest = []
+    for item in arguments:
+        key, equals, value = item.partition("=")
+        if key in own and equals:
+            own[key] = value
+        elif item.startswith("-"):
+            raise ConfigError(f"no option '{item}' here; write key=value, or use cil run for Hydra's options")
+        else:
+            rest.append(item)
+    if own["jobs"] != "auto" and not (own["jobs"].isdigit() and int(own["jobs"]) > 0):
+        raise ConfigError(f"jobs is '{own['jobs']}'; it must be auto, or a whole number of 1 or more")
+    return rest, own
+
+
+def _jobs(given: str, cells: Sequence[Cell]) -> int:
+    """Runs at a time: what was given, else as many as there are cores for their threads."""
+    if given != "auto":
+        return int(given)
+    trainer: Mapping[str, Any] = cells[0].job.config.get("trainer") or {}
+    threads = trainer.get("threads")
+    each = threads if isinstance(threads, int) and threads > 0 else 1
+    return max(1, min(environment.cores() // each, len(cells)))
+
+
+def _name(job: Job) -> str:
+    return job.choices.get("experiment") or job.choices["stream"]

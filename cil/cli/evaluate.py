@@ -1,0 +1,97 @@
+"""``cil evaluate``: a finished run once more, on its own test data or on others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cil.cli import environment
+from cil.cli.show import split_options
+from cil.errors import ConfigError
+
+HELP = """
+usage: cil evaluate RUN_DIR [stream.key=value ...] [--experience N] [--device cpu] [--json]
+
+Rebuilds what a run learned from its checkpoint and evaluates it on the stream it was trained on, or on that stream
+with changes: other data of the same classes and image size, fewer test images...
+
+  cil evaluate runs/mnist5k_b0_inc2/icarl-200exemplars-s0-0a1b2c3d4e5f
+  cil evaluate RUN_DIR stream.dataset=mnist --json
+
+  --experience N   the state after experience N (from 0); earlier ones need checkpoint.keep=all
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    as_json = "--json" in arguments
+    given = [item for item in arguments if item != "--json"]
+    rest, options = split_options(given, {"--experience": "", "--device": "cpu"})
+    paths = [item for item in rest if "=" not in item]
+    if len(paths) != 1:
+        raise ConfigError("cil evaluate needs one run directory, then key=value")
+    if options["--experience"] and not options["--experience"].isdigit():
+        raise ConfigError(f"--experience is {options['--experience']}; it must be a whole number from 0")
+    environment.prepare()
+    from cil.cli.build import build_stream
+    from cil.tracking import Record
+    from cil.trained import evaluate
+
+    record = Record.load(paths[0])
+    stream = build_stream(changed(record, [item for item in rest if item != paths[0]]))
+    experience = int(options["--experience"]) if options["--experience"] else None
+    found = evaluate(paths[0], stream, experience=experience, device=options["--device"])
+    print(json.dumps(found, indent=1) if as_json else text(record, stream.name, found))
+    return 0
+
+
+def changed(record: Any, overrides: Sequence[str]) -> dict[str, Any]:
+    """The stream of a run, with changes; the class order stays, so that slots mean what they meant."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from cil.cli.refusals import explained, unknown_key
+
+    config = record.identity["config"]
+    if "builder" not in (config.get("stream") or {}):
+        raise ConfigError(f"{record.directory} was made in Python; evaluate it there: cil.evaluate(run_dir, stream)")
+    stream = dict(config["stream"])
+    whole: dict[str, Any] = {"stream": stream, "data_root": None}
+    with explained(overrides, lambda _: whole):
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for override in parsed:
+        key, value = override.key_or_group, override.value()
+        name = key.removeprefix("stream.")
+        if key == "data_root":
+            whole["data_root"] = value
+        elif not key.startswith("stream.") or (name not in stream and not override.is_add()):
+            raise ConfigError(f"{unknown_key(key, whole)}; cil evaluate changes keys of stream, and data_root")
+        else:
+            stream[name] = value
+    if "order" in stream:
+        stream["order"] = list(record.identity["class_order"])
+    return whole
+
+
+def text(record: Any, stream: str, found: Mapping[str, Any]) -> str:
+    """For people."""
+    identity = record.identity
+    own = stream == identity["stream"]["name"]
+    before = record.results["accuracy_curve"][found["experience"]]
+    names, values = zip(*found["accuracy_by_class"].items(), strict=True)
+    wide = max(map(len, names))
+    lines = [
+        f"{identity['strategy']}, seed {identity['seed']}, after experience {found['experience'] + 1}, on {stream}:"
+        f" {found['images']:,} test images",
+        f"  accuracy {found['accuracy']:.2f} %{f' (its record says {before:.2f} %)' if own and before is not None else ''}"
+        f"   mean over classes {found['mean_class_accuracy']:.2f} %",
+        f"  by experience (%): {_row(found['accuracy_by_experience'])}",
+        f"  within its experience (%): {_row(found['accuracy_task_aware_by_experience'])}",
+        "  by class (%):",
+        *(f"    {name.ljust(wide)} {'-' if value != value else f'{value:.1f}'}" for name, value in zip(names, values, strict=True)),
+    ]
+    return "\n".join(lines)
+
+
+def _row(values: Sequence[float]) -> str:
+    return "  ".join("-" if value != value else f"{value:.1f}" for value in values)

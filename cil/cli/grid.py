@@ -1,0 +1,87 @@
+"""Many runs from one command line: sweeps of Hydra's grammar, ``strategy=all``, several budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from cil.cli.compose import Job, compose
+from cil.cli.names import known
+from cil.cli.refusals import explained
+from cil.errors import ConfigError
+
+POINTS = {"exemplars": "budget.exemplars", "bytes": "budget.limit", "aligned": "budget.exemplars"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One job of a grid, and what sets it apart from the others."""
+
+    job: Job
+    varied: dict[str, str]
+
+    @property
+    def label(self) -> str:
+        """``wa, seed=1``."""
+        parts = [value if key == "strategy" else f"{key}={value}" for key, value in self.varied.items()]
+        return ", ".join(parts) or self.job.choices["strategy"]
+
+
+def expand(overrides: Sequence[str]) -> list[Cell]:
+    """All jobs that the overrides name, each composed.
+
+    ``strategy=all`` is every strategy that is known; ``budget.points=[a, b]`` is one job for each; what an experiment
+    sweeps over (``hydra.sweeper.params``) holds unless the command line says otherwise.
+
+    Raises:
+        ConfigError: for whatever cannot be composed.
+    """
+    fixed, swept = _split([_all(item) for item in overrides])
+    first = compose([*fixed, *(values[0] for values in swept.values())])
+    given = {item.lstrip("+~").partition("=")[0] for item in overrides}
+    for key, value in first.sweep.items():
+        if key not in given:
+            more, also = _split([_all(f"{key}={value}")])
+            fixed, swept = [*fixed, *more], swept | also
+    cells = []
+    for combination in product(*swept.values()):
+        varied = {key: item.partition("=")[2] for key, item in zip(swept, combination, strict=True)}
+        cells += _at_points(Cell(compose([*fixed, *combination]), varied))
+    return cells
+
+
+def _all(override: str) -> str:
+    """``strategy=all`` spelled out."""
+    return f"strategy={','.join(known('strategies'))}" if override == "strategy=all" else override
+
+
+def _split(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """What is fixed, and the values of each sweep, as overrides."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    fixed: list[str] = []
+    swept: dict[str, list[str]] = {}
+    with explained(overrides, lambda _: {}):
+        for parsed in OverridesParser.create().parse_overrides(list(overrides)):
+            if parsed.is_sweep_override():
+                key = parsed.get_key_element()
+                swept[key.lstrip("+")] = [f"{key}={value}" for value in parsed.sweep_string_iterator()]
+            else:
+                fixed.append(parsed.input_line or "")
+    return fixed, swept
+
+
+def _at_points(cell: Cell) -> list[Cell]:
+    budget: Mapping[str, Any] = cell.job.config.get("budget") or {}
+    points = budget.get("points")
+    if not points:
+        return [cell]
+    key = POINTS.get(budget.get("kind", ""))
+    if key is None or not isinstance(points, list):
+        raise ConfigError(f"budget.points is {points!r} with budget={budget.get('kind')}; give a list, and a budget with a size")
+    return [
+        Cell(compose([*cell.job.overrides, f"{key}={point}", "budget.points=null"]), {**cell.varied, key: str(point)})
+        for point in points
+    ]

@@ -1,0 +1,94 @@
+"""What there is, by name: read off files and entry points, so that neither torch nor Hydra is imported."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent
+KINDS = ("strategies", "streams", "models", "selections", "codecs", "loggers")
+GROUPS = {"strategies": "strategy", "streams": "stream", "models": "model", "loggers": "logger"}  # folders of conf/
+ENTRY_POINTS = tuple(f"cil.{kind}" for kind in (*KINDS, "metrics", "adapters"))
+
+
+@dataclass(frozen=True)
+class Known:
+    """Something that can be named: where it is from, and what it says of itself."""
+
+    name: str
+    origin: str
+    about: str = ""
+
+
+def conf_dir() -> Path:
+    """The folder of the configuration: in the package where it was installed, beside it in a checkout."""
+    inside = PACKAGE / "conf"
+    return inside if inside.is_dir() else PACKAGE.parent / "conf"
+
+
+@cache
+def plugin_points() -> tuple[EntryPoint, ...]:
+    """Entry points of other packages, in all groups of the framework."""
+    return tuple(point for group in ENTRY_POINTS for point in entry_points(group=group))
+
+
+def plugin_conf_dirs() -> dict[Path, str]:
+    """``conf/`` folders beside the modules of entry points, and whose they are. Nothing of a plugin is imported."""
+    found: dict[Path, str] = {}
+    for point in plugin_points():
+        top, *inner = point.module.split(".")
+        spec = find_spec(top)
+        for place in (spec.submodule_search_locations or []) if spec is not None else []:
+            folders = [Path(place).joinpath(*inner[:depth]) for depth in range(len(inner) + 1)]
+            for folder in folders:
+                if (folder / "conf").is_dir():
+                    found.setdefault(folder / "conf", _owner(point))
+    return found
+
+
+def _owner(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.module.partition(".")[0]
+
+
+def choices(group: str) -> dict[str, Known]:
+    """The files of a configuration group, those of plugins too."""
+    folders = {conf_dir(): "built in"} | plugin_conf_dirs()
+    found: dict[str, Known] = {}
+    for folder, origin in folders.items():
+        for path in sorted((folder / group).glob("[!_]*.yaml")):  # _name.yaml holds what others share
+            found.setdefault(path.stem, Known(path.stem, origin, _first_comment(path)))
+    return found
+
+
+def known(kind: str) -> dict[str, Known]:
+    """All names of a kind, in order of the alphabet."""
+    found = choices(GROUPS[kind]) if kind in GROUPS else {name: Known(name, "built in") for name in _in_source(kind)}
+    for point in plugin_points():
+        if point.group == f"cil.{kind}":
+            found.setdefault(point.name, Known(point.name, _owner(point)))
+    return dict(sorted(found.items()))
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") and "@package" not in first else ""
+
+
+def _in_source(kind: str) -> Iterator[str]:
+    """Names that a module of ``cil.memory`` registers, by decorator or in its table of names."""
+    module, decorator, table = {
+        "selections": ("selection", "register_selection", ""),
+        "codecs": ("codecs", "register_codec", "_CODECS"),
+    }[kind]
+    tree = ast.parse((PACKAGE / "memory" / f"{module}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == decorator:
+            yield from (item.value for item in node.args if isinstance(item, ast.Constant))
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == table:
+            if isinstance(node.value, ast.Dict):
+                yield from (item.value for item in node.value.keys if isinstance(item, ast.Constant))

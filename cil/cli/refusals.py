@@ -1,0 +1,107 @@
+"""What Hydra and OmegaConf refuse, said in one line with the nearest known names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from cil.cli.names import choices as group_choices
+from cil.errors import CilError, ConfigError, nearest
+from cil.targets import PARTIAL, TARGET
+
+Composed = Callable[[Sequence[str]], dict[str, Any]]
+GROUPS = (
+    *("stream", "strategy", "model", "budget", "optimizer", "scheduler", "trainer", "logger", "experiment", "scale"),
+)
+
+
+@contextmanager
+def explained(overrides: Sequence[str], composed: Composed) -> Iterator[None]:
+    """Hydra's and OmegaConf's errors as one line.
+
+    Args:
+        overrides: What was asked for.
+        composed: Overrides to a configuration, to look for the key that was meant.
+
+    Raises:
+        ConfigError: in their place.
+    """
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    try:
+        yield
+    except CilError:
+        raise
+    except MissingConfigException as error:
+        raise ConfigError(_missing_choice(error)) from error
+    except OverrideParseException as error:
+        reason = str(error.__cause__ or error).splitlines()
+        text = next((line for line in reason if not line.startswith(("Error parsing", "See "))), reason[0])
+        raise ConfigError(f"'{error.override}' is no override: {text}; write key=value, quote what has spaces") from error
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{getattr(error, 'full_key', None) or error} has no value; it must be given") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_refused(str(error), overrides, composed)) from error
+
+
+def _missing_choice(error: Any) -> str:
+    """No such file in a group."""
+    group, _, name = str(error.missing_cfg_file or "").rpartition("/")
+    options = [*(error.options or []), *(group_choices(group) if group in GROUPS else [])]
+    if not group:
+        return " ".join(str(error).split())
+    more = "; an own class is named module:Class" if group == "strategy" else ""
+    return f"no {group} '{name}' (key {group}); {nearest(name, {item for item in options if not item.startswith('_')})}{more}"
+
+
+def _refused(message: str, overrides: Sequence[str], composed: Composed) -> str:
+    """An override of a key that is not there, or whatever else Hydra says, in one line."""
+    found = re.search(r"Could not override '([^']+)'", message) or re.search(r"full_key: (\S+)", message)
+    if found is not None and "ambiguous" not in message.lower():
+        bad = found[1]
+        return unknown_key(bad, _config_without(bad, overrides, composed))
+    if message.startswith("Ambiguous value"):
+        given = message.splitlines()[0].removeprefix("Ambiguous value for argument ").strip("'")
+        return f"{given} names several values: cil sweep, cil compare or --multirun run each of them"
+    return " ".join(message.split())
+
+
+def unknown_key(bad: str, config: dict[str, Any]) -> str:
+    """The nearest known keys: in the same section, or of that last name anywhere.
+
+    >>> unknown_key("epochs", {"trainer": {"epochs": 1}})
+    "unknown key epochs; did you mean 'trainer.epochs'?"
+    """
+    *path, last = bad.split(".")
+    section: Any = config
+    for step in path:
+        section = section.get(step) if isinstance(section, dict) else None
+    if path and isinstance(section, dict) and section:
+        known = [key for key in section if key not in (TARGET, PARTIAL)]
+        return f"unknown key {bad}; {nearest(last, known)}"
+    same = [key for key in _dotted(config) if key.rpartition(".")[2] == last]
+    if same:
+        return f"unknown key {bad}; did you mean {' or '.join(repr(key) for key in same)}?"
+    return f"unknown key {bad}; {nearest(bad.partition('.')[0], {*GROUPS, *config})}"
+
+
+def _dotted(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _config_without(bad: str, overrides: Sequence[str], composed: Composed) -> dict[str, Any]:
+    """What is composed without the override that was refused (and without any, if that is refused too)."""
+    rest = [item for item in overrides if item.lstrip("+~").partition("=")[0] != bad]
+    for tried in (rest, [item for item in rest if item.partition("=")[0] in GROUPS], []):
+        try:
+            return composed(tried)
+        except Exception:
+            continue
+    return {}

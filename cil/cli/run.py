@@ -1,0 +1,117 @@
+"""``cil run``: one run, or with ``--multirun`` one after the other by Hydra's launchers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cil.cli import environment
+from cil.cli.compose import Job, application
+from cil.errors import CilError
+
+if TYPE_CHECKING:
+    from cil.engine.run import Run
+    from cil.tracking import Record
+
+HELP = """
+usage: cil run [key=value ...] [--dry-run] [--cfg job] [--multirun] [--info ...]
+
+Trains one strategy on one stream under one budget, and leaves a record. The same command finds its run again: it goes
+on where it stood, or says what came out.
+
+  cil run                                          the defaults: icarl on five times two digits of MNIST
+  cil run strategy=wa stream=split_cifar100 model=resnet32 budget.exemplars=2000 seed=1
+  cil run experiment=demo trainer.max_steps=5      a prepared setting, cut short
+  cil run strategy=my_idea:MyStrategy              an own class in ./my_idea.py
+  cil run budget=aligned budget.to=der --dry-run   the bill alone
+
+  --dry-run      what would be carried after each experience; trains nothing
+  --cfg job      the whole configuration, composed; with --package trainer a part of it
+  --multirun     one run for each value of a list, as in seed=0,1,2
+  --info         how the configuration was composed: defaults, searchpath, plugins
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    dry, rest = "--dry-run" in arguments, [item for item in arguments if item != "--dry-run"]
+    multirun = bool({"-m", "--multirun"} & set(rest)) or "hydra.mode=MULTIRUN" in rest
+    parallel = multirun and any(item.startswith("hydra/launcher=joblib") for item in rest)
+    environment.prepare(rest, environment.cores() if parallel else 1)
+    if multirun and not dry:
+        application(rest, one_of_many)
+        return 0
+    jobs: list[Job] = []
+    application(rest, jobs.append)
+    for job in jobs:
+        print(_bill(job) if dry else executed(job))
+    return 0
+
+
+def executed(job: Job) -> str:
+    """Run a job to its end; a summary."""
+    from cil.cli.build import build
+
+    run = build(job)
+    before = _status(run)
+    try:
+        record = run.execute()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"what was computed is in {run.run_dir}; the same command goes on from there") from None
+    return summary(record, "  (was finished before, nothing was run)" if before == "finished" else "")
+
+
+def one_of_many(job: Job, root: str = "runs") -> None:
+    """A job of a multirun, perhaps in another process. Its error is told at once: the others go on."""
+    from cil.cli.build import build
+
+    job.config["progress"] = False
+    try:
+        record = build(job, root=root).execute()
+        print(summary(record), flush=True)
+    except CilError as error:
+        print(f"cil: {' '.join(job.overrides)}: {error}", file=sys.stderr, flush=True)
+        raise
+
+
+def _status(run: Run) -> str | None:
+    from cil.tracking import Record, RecordError
+
+    try:
+        return Record.load(run.run_dir).status
+    except RecordError:
+        return None
+
+
+def _bill(job: Job) -> str:
+    from cil.cli.budget import Bills, text
+
+    return text([Bills.of(job)])
+
+
+def summary(record: Record, note: str = "") -> str:
+    """What came out, in a few lines."""
+    identity, results = record.identity, record.results
+    stream, totals = identity["stream"], results["ledger"][-1]["totals"]
+    curve = "  ".join("-" if value is None else f"{value:.1f}" for value in results["accuracy_curve"])
+    numbers = (
+        ("last", "last_accuracy"),
+        ("average incremental", "average_incremental_accuracy"),
+        ("forgetting", "forgetting"),
+    )
+    said = "   ".join(f"{name} {_percent(results[key])}" for name, key in numbers)
+    return "\n".join(
+        [
+            f"{identity['strategy']} on {stream['name']}, seed {identity['seed']}: {record.status}{note}",
+            f"  accuracy on all classes seen, after each of {stream['experiences']} experiences (%): {curve}",
+            f"  {said}",
+            f"  carries {totals['exact']['total']:,} bytes, {totals['survey']['total']:,} as the survey counts;"
+            f" {results['exemplars'][-1]:,} exemplars; {results['seconds']['total']:.0f} s",
+            f"  record: {record.directory}",
+        ]
+    )
+
+
+def _percent(value: Any) -> str:
+    return "-" if value is None else f"{value:.2f} %"

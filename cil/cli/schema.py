@@ -1,0 +1,173 @@
+"""Which keys the configuration has, and which values they take. What is built by target is checked by its signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cil.cli.refusals import unknown_key
+from cil.errors import ConfigError, nearest
+from cil.targets import TARGET
+
+Rule = Callable[[Any], str | None]  # None where the value is allowed, else what it must be
+
+
+def whole(least: int, none: bool = False) -> Rule:
+    """A whole number of ``least`` or more."""
+    said = f"a whole number of {least} or more{', or null' if none else ''}"
+
+    def rule(value: Any) -> str | None:
+        allowed = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        return None if allowed or (none and value is None) else said
+
+    return rule
+
+
+def above_zero(none: bool = False) -> Rule:
+    """A number greater than 0."""
+    said = f"a number above 0{', or null' if none else ''}"
+
+    def rule(value: Any) -> str | None:
+        allowed = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+        return None if allowed or (none and value is None) else said
+
+    return rule
+
+
+def one_of(*names: Any) -> Rule:
+    """One of a few names."""
+
+    def rule(value: Any) -> str | None:
+        return None if value in names else f"one of these; {nearest(value, names)}"
+
+    return rule
+
+
+def text(none: bool = False) -> Rule:
+    """Any text."""
+    said = f"text{', or null' if none else ''}"
+    return lambda value: None if isinstance(value, str) or (none and value is None) else said
+
+
+def limits(value: Any) -> str | None:
+    """Bytes: one positive number, or one for each experience."""
+    values = value if isinstance(value, list) else [value]
+    allowed = value is None or (values and all(whole(1)(item) is None for item in values))
+    return None if allowed else "a positive number of bytes, or a list of them, one for each experience"
+
+
+def points(value: Any) -> str | None:
+    """A list of positive numbers."""
+    allowed = value is None or (isinstance(value, list) and value and all(whole(1)(item) is None for item in value))
+    return None if allowed else "a list of positive whole numbers, or null"
+
+
+KEYS: dict[str, Rule] = {
+    "seed": whole(0),
+    "run_dir": text(none=True),
+    "data_root": text(none=True),
+    "device": text(),
+    "progress": one_of("auto", True, False),
+    "boundary": one_of("inline", "process"),
+    "checkpoint.keep": one_of("last", "all", "best"),
+    "trainer.epochs": whole(1),
+    "trainer.batch_size": whole(1),
+    "trainer.max_steps": whole(1, none=True),
+    "trainer.precision": one_of("fp32", "bf16", "fp16", "auto"),
+    "trainer.clip_norm": above_zero(none=True),
+    "trainer.accumulate": whole(1),
+    "trainer.first.epochs": whole(1, none=True),
+    "trainer.first.batch_size": whole(1, none=True),
+    "trainer.snapshot_minutes": above_zero(none=True),
+    "trainer.snapshot_steps": whole(1, none=True),
+    "trainer.log_every": whole(1),
+    "trainer.threads": whole(1, none=True),
+    "trainer.evaluation_batch": whole(1),
+    "budget.kind": one_of("none", "exemplars", "bytes", "aligned"),
+    "budget.exemplars": whole(0, none=True),
+    "budget.limit": limits,
+    "budget.to": text(none=True),
+    "budget.at": one_of("end", "each"),
+    "budget.convention": one_of("exact", "survey"),
+    "budget.reserve": one_of("now", "final"),
+    "budget.enforce": one_of("error", "shrink", "report"),
+    "budget.points": points,
+}
+BUILT = ("stream", "strategy", "optimizer", "scheduler", "model", "logger")  # checked when they are built
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuse keys that nothing reads, keys that are missing, and values that cannot be meant.
+
+    Raises:
+        ConfigError: naming the key, what it is and what it must be.
+    """
+    sections = {key.rpartition(".")[0] for key in KEYS if "." in key}
+    _check_section(config, "", sections)
+    for key in KEYS:
+        node: Any = config
+        for step in key.split("."):
+            if not isinstance(node, Mapping) or step not in node:
+                raise ConfigError(f"{key} is missing; it must be {KEYS[key](...)}")
+            node = node[step]
+    for name, says in (("stream", "builder"), ("strategy", ""), ("optimizer", ""), ("scheduler", ""), ("model", "name")):
+        section = config.get(name)
+        if not isinstance(section, Mapping) or not {TARGET, says} & section.keys():
+            raise ConfigError(f"{name} is {section!r}: choose a file of the group, as in {name}=NAME")
+    _check_budget(config["budget"])
+
+
+def _check_section(section: Mapping[str, Any], prefix: str, sections: set[str]) -> None:
+    known = {key.removeprefix(prefix).partition(".")[0] for key in KEYS if key.startswith(prefix)}
+    for name, value in section.items():
+        key = f"{prefix}{name}"
+        if not prefix and name in BUILT:
+            continue
+        if name not in known:
+            raise ConfigError(unknown_key(key, _tree()))
+        if key in sections:
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{key} is {value!r}; it has keys of its own, as in {key}.{_first(key)}=...")
+            _check_section(value, f"{key}.", sections)
+        elif (must := KEYS[key](value)) is not None:
+            raise ConfigError(f"{key} is {value!r}; it must be {must}")
+
+
+def _tree() -> dict[str, Any]:
+    """The keys as nested mappings."""
+    tree: dict[str, Any] = {name: None for name in BUILT}
+    for key in KEYS:
+        *path, last = key.split(".")
+        node = tree
+        for step in path:
+            node = node.setdefault(step, {})
+        node[last] = None
+    return tree
+
+
+def _first(key: str) -> str:
+    return next(name.removeprefix(f"{key}.") for name in KEYS if name.startswith(f"{key}."))
+
+
+def _check_budget(budget: Mapping[str, Any]) -> None:
+    """What belongs to one kind of budget is not given to another."""
+    kind, limit, to = budget["kind"], budget["limit"], budget["to"]
+    if limit is not None and kind != "bytes":
+        raise ConfigError(f"budget.limit is {limit}, but budget={kind} has none; say budget=bytes budget.limit={limit}")
+    if kind == "bytes" and limit is None and not budget["points"]:
+        raise ConfigError("budget.limit is missing; budget=bytes needs it, as in budget.limit=8000000")
+    if kind == "bytes" and (budget["at"] == "each") != isinstance(limit, list) and not budget["points"]:
+        raise ConfigError(f"budget.limit is {limit} with budget.at={budget['at']}; a list goes with each, a number with end")
+    if budget["exemplars"] is not None and kind in ("none", "bytes"):
+        given = budget["exemplars"]
+        raise ConfigError(f"budget.exemplars is {given}, but budget={kind}; say budget=exemplars budget.exemplars={given}")
+    if budget["exemplars"] is None and kind in ("exemplars", "aligned") and not budget["points"]:
+        raise ConfigError(f"budget.exemplars is missing; budget={kind} needs it, as in budget.exemplars=200")
+    if to is not None and kind != "aligned":
+        raise ConfigError(f"budget.to is {to}, but budget={kind}; say budget=aligned budget.to={to}")
+    if kind == "aligned" and to is None:
+        raise ConfigError("budget.to is missing; budget=aligned needs the strategy whose bytes it gives, as in budget.to=der")
+    if budget["at"] == "each" and kind in ("none", "exemplars"):
+        raise ConfigError(f"budget.at is each, but budget={kind} has no bytes; budget=bytes or aligned have")
+    if budget["at"] == "each" and budget["reserve"] == "final":
+        raise ConfigError("budget.at=each gives early experiences less than the final size; set budget.reserve=now")

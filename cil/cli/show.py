@@ -1,0 +1,89 @@
+"""``cil show``: a stream as a sheet of pictures, a run as a curve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cil.cli import environment
+from cil.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cil.tracking import Record
+
+HELP = """
+usage: cil show [key=value ...] [--out FILE] [--count N]
+       cil show RUN_DIR
+
+Writes a PNG with a few training images of each experience of a stream; or draws the accuracy of a run as text.
+
+  cil show stream=split_cifar100 --out cifar.png
+  cil show runs/mnist5k_b0_inc2/icarl-200exemplars-s0-0a1b2c3d4e5f
+
+  --out FILE    the PNG; STREAM.png by default
+  --count N     images of each experience
+"""
+WIDTH = 50
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    overrides, options = split_options(arguments, {"--out": "", "--count": "8"})
+    paths = [item for item in overrides if "=" not in item]
+    if len(paths) > 1 or (paths and len(overrides) > 1):
+        raise ConfigError(f"cil show has one run directory, or key=value; given {' '.join(overrides)}")
+    if paths:
+        from cil.tracking import Record
+
+        print(curve(Record.load(paths[0])))
+        return 0
+    if not options["--count"].isdigit():
+        raise ConfigError(f"--count is {options['--count']}; it must be a whole number of 1 or more")
+    environment.prepare()
+    from cil.cli.build import build_stream
+    from cil.cli.compose import compose
+    from cil.streams.show import contact_sheet
+
+    stream = build_stream(compose(overrides).config)
+    path = contact_sheet(stream, Path(options["--out"] or f"{stream.name}.png"), int(options["--count"]))
+    sizes = " + ".join(str(len(signature.new_slots)) for signature in stream.signatures)
+    images = sum(sum(signature.counts.values()) for signature in stream.signatures)
+    print(f"{stream.name}: {len(stream)} experiences of {sizes} classes, {images:,} training images {stream.image_shape}")
+    print(f"fingerprint {stream.fingerprint[:12]}, {stream.description()['data']}; class order {list(stream.order)}")
+    print(f"picture: {path}")
+    return 0
+
+
+def curve(record: Record) -> str:
+    """Bars of the accuracy on all classes seen, and the accuracy matrix."""
+    results = record.results
+    if not results.get("accuracy_curve"):
+        return f"{record.directory}: {record.status}, no experience was evaluated{f': {record.error}' if record.error else ''}"
+    lines = [f"{record.identity['strategy']} on {record.identity['stream']['name']}: {record.status}", ""]
+    for index, value in enumerate(results["accuracy_curve"]):
+        bar = "#" * round(WIDTH * (value or 0.0) / 100)
+        lines.append(f"{index + 1:>3} |{bar.ljust(WIDTH)}| {'-' if value is None else f'{value:.1f} %'}")
+    lines += ["", "accuracy on experience (column) after learning (row), percent"]
+    width = len(results["accuracy_matrix"][0])
+    lines.append("    " + "".join(f"{column + 1:>6}" for column in range(width)))
+    for index, row in enumerate(results["accuracy_matrix"]):
+        lines.append(f"{index + 1:>3} " + "".join(f"{'-' if value is None else f'{value:.1f}':>6}" for value in row))
+    return "\n".join(lines)
+
+
+def split_options(arguments: Sequence[str], options: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Options with a value (``--out FILE`` or ``--out=FILE``) apart from everything else."""
+    found, rest, given = dict(options), [], list(arguments)
+    while given:
+        item = given.pop(0)
+        name, equals, value = item.partition("=")
+        if name in options:
+            if not equals and not given:
+                raise ConfigError(f"{name} needs a value")
+            found[name] = value if equals else given.pop(0)
+        elif item.startswith("-"):
+            raise ConfigError(f"no option '{item}'; there is {', '.join(options)}")
+        else:
+            rest.append(item)
+    return rest, found

@@ -1,0 +1,46 @@
+"""``cil sweep``: any grid of keys. With a launcher of Hydra's it is ``run --multirun``, then aggregated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from cil.cli import environment
+from cil.cli.compare import grid, split_own, written
+from cil.cli.compose import application
+from cil.cli.run import one_of_many
+from cil.errors import ConfigError
+
+HELP = """
+usage: cil sweep key=value[,value...] ... [jobs=auto] [out=DIR]
+
+Runs every combination of the values given, as compare does, and prints a table of them.
+
+  cil sweep optimizer.lr=0.03,0.1,0.3 strategy=wa seed=range(3)
+  cil sweep strategy.temperature=1,2,4 jobs=2 out=results/temperature
+
+With a launcher of Hydra's (the extra cil[sweep]) it is run --multirun, and the table is of what lies in out:
+
+  cil sweep hydra/launcher=submitit_slurm strategy=wa seed=range(10) out=results/wa
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    if any(item.startswith("hydra/launcher=") for item in arguments):
+        return _launched(arguments)
+    return grid(arguments, "sweep")
+
+
+def _launched(arguments: Sequence[str]) -> int:
+    """Let Hydra launch the runs, then aggregate."""
+    overrides, own = split_own(arguments)
+    if own["out"] == "auto":
+        raise ConfigError("out is missing; with hydra/launcher the runs need a folder of their own, as in out=results/wa")
+    environment.prepare(overrides, environment.cores())
+    application([*overrides, "--multirun"], partial(one_of_many, root=own["out"]))
+    from cil.report import find_runs
+
+    print(written(find_runs(own["out"]), Path(own["out"]), "sweep"))
+    return 0

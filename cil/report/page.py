@@ -1,0 +1,216 @@
+"""One HTML page that holds everything: no script, nothing fetched, the same bytes for the same records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+
+from cil.errors import ConfigError
+from cil.report.areas import Areas
+from cil.report.formats import Grid, Line, areas_grid, areas_words, bill, flops, grid, remarks, seconds
+from cil.report.plots import Plot, areas_plots, colours, section_plots
+from cil.report.runs import Outcome
+from cil.report.tables import Section, Table, table
+from cil.tracking import Record, identity_hash, write_bytes_atomic
+
+BEST = ' class="best"'
+TERMS = (
+    ("n", "Seeds that finished. Numbers are means over them, ± one sample standard deviation (n − 1)."),
+    ("Avg %", "Average incremental accuracy: on all classes seen, after each experience; then the mean of these."),
+    ("Last %", "Accuracy on all classes after the last experience."),
+    ("forgetting", "Highest accuracy an experience once had less its last one, mean over experiences; less is better."),
+    ("exact B", "Every byte that crosses the last boundary: weights, buffers, exemplars, labels, statistics..."),
+    ("survey B", "What Zhou et al. 2024 charge: backbones needed at inference, 4 bytes a parameter, and raw pixels."),
+    ("own", "The same without public weights, which are referred to and not modified."),
+    ("FLOPs", "Of training, all experiences; a multiply-add counts two."),
+    ("peak B", "Most bytes held at once in training: what is carried, optimizer, gradients, activations, teachers."),
+    ("seconds", "Wall-clock time of the whole run on the machine it ran on; compare only on equal machines."),
+    ("bound", "A learner that may look back at all past data: what could be reached, not a competitor."),
+    ("uses less", "Keeps no exemplars and stays below the limit: it could not use what the others were given."),
+    ("best", "Called only where two seeds or more support it against every other row: a paired t-test on shared seeds "
+             "(Holm, 5 %), or 95 % intervals that do not overlap."),
+)  # fmt: skip
+
+
+def write_html(records: Iterable[Record], path: str | Path, title: str = "Comparison") -> Path:
+    """Write one self-contained page of records: tables, both bills, plots, settings, warnings.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: if there are no records, or the page cannot be written there.
+    """
+    records = list(records)
+    path = Path(path)
+    text = html(table(records), records, title)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path.parent} cannot be made ({error.strerror}); choose another place") from error
+    write_bytes_atomic(path, text.encode())
+    return path
+
+
+def html(content: Table, records: Sequence[Record], title: str) -> str:
+    """The page as text."""
+    labels = [row.label for section in content.sections for row in section.rows]
+    paint = colours([*labels, *(row.label for areas in content.areas for row in areas.rows)])
+    several = len(content.sections) > 1
+    body = [
+        f"<header><h1>{escape(title)}</h1>",
+        f'<p class="under">{escape(_summary(content, records))}</p></header>',
+        _list(content.warnings, "warnings"),
+        *(_section(section, i, several, paint) for i, section in enumerate(content.sections, 1)),
+        *(_areas(areas, number, paint) for number, areas in enumerate(content.areas, 1)),
+        _reading(),
+        _runs(records),
+    ]
+    style = resources.files("cil.report").joinpath("page.css").read_text(encoding="utf-8")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _summary(content: Table, records: Sequence[Record]) -> str:
+    strategies = {str(record.identity["strategy"]) for record in records}
+    tables = len(content.sections)
+    parts = [_count(len(records), "run"), _count(len(strategies), "strategy", "strategies")]
+    if tables > 1:
+        parts.append(f"{tables} settings that are not to be compared with each other")
+    return ", ".join(parts)
+
+
+def _count(number: int, word: str, words: str | None = None) -> str:
+    return f"{number} {word if number == 1 else words or word + 's'}"
+
+
+def _section(section: Section, number: int, several: bool, paint: dict[str, str]) -> str:
+    stream, _, budget = section.title.partition("; ")
+    mark = f'<span class="number">{number}</span>' if several else ""
+    best = {v.metric: v.winner for v in section.verdicts if v.winner}
+    bills = [(convention, bill(section, convention)) for convention in ("exact", "survey")]
+    parts = [
+        f"<section>\n<h2>{mark}{escape(stream)}</h2>",
+        f'<p class="budget">Budget: <strong>{escape(budget)}</strong></p>',
+        _grid(grid(section), best),
+        *(f'<p class="verdict">{escape(v.text)}</p>' for v in section.verdicts),
+        _list(remarks(section), "remarks"),
+        _list(section.warnings, "warnings"),
+        _plots(section_plots(section, number, paint)),
+        "<h3>The bills: bytes carried after the last experience</h3>",
+        *(f"<p>{_BILLS[convention]}</p>\n{_grid(cells)}" for convention, cells in bills if cells.lines),
+        f"<details open><summary>Settings</summary>\n{_facts(section)}</details>\n</section>",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+_BILLS = {
+    "exact": "<strong>Exact.</strong> Every byte.",
+    "survey": "<strong>Survey.</strong> Backbones needed at inference, and raw pixels of the exemplars.",
+}
+
+
+def _areas(areas: Areas, number: int, paint: dict[str, str]) -> str:
+    return "\n".join(
+        (
+            "<section>\n<h2>Accuracy over budgets</h2>",
+            f"<p>{escape(areas_words(areas))}</p>",
+            _grid(areas_grid(areas)),
+            _plots(areas_plots(areas, number, paint)),
+            "</section>",
+        )
+    )
+
+
+def _grid(cells: Grid, best: Mapping[str, str] | None = None) -> str:
+    """A table; deviations are aligned below each other."""
+    best, heads = best or {}, cells.heads
+    rooms = [
+        max((len(line.cells[index].partition(" ± ")[2]) for line in cells.lines), default=0)
+        for index in range(len(heads) - 1)
+    ]
+    body: list[str] = []
+    for heading, part in cells.parts:
+        if heading:
+            body.append(f'<tr class="part"><th colspan="{len(heads)}">{escape(heading)}</th></tr>')
+        for line in part:
+            marks = "".join(f' <span class="mark">{escape(mark)}</span>' for mark in line.marks)
+            row = [f'<th scope="row">{escape(line.name)}{marks}</th>']
+            for head, cell, room in zip(heads[1:], line.cells, rooms, strict=True):
+                won = not heading and best.get(head.removesuffix(" %")) == line.name
+                row.append(f"<td{BEST if won else ''}>{_cell(cell, room)}</td>")
+            body.append(f"<tr>{''.join(row)}</tr>")
+    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+    inside = "\n".join(body)
+    return f'<div class="wide"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{inside}\n</tbody></table></div>'
+
+
+def _cell(text: str, room: int) -> str:
+    mean, _, std = text.partition(" ± ")
+    if not room:
+        return escape(text)
+    shown = f"± {std}" if std else ""
+    return f'{escape(mean)} <span class="std" style="width:{room + 2}ch">{escape(shown)}</span>'
+
+
+def _plots(plots: Sequence[Plot]) -> str:
+    figures = [
+        f'<figure class="{"broad" if plot.broad else "plain"}"><h3>{escape(plot.title)}</h3>\n'
+        f"{plot.svg}\n<figcaption>{escape(plot.caption)}</figcaption></figure>"
+        for plot in plots
+    ]
+    return '<div class="plots">\n' + "\n".join(figures) + "\n</div>" if figures else ""
+
+
+def _facts(section: Section) -> str:
+    terms = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in section.facts.items())
+    return f"<dl>\n{terms}\n</dl>"
+
+
+def _list(items: Sequence[str], kind: str) -> str:
+    return f'<ul class="{kind}">' + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>" if items else ""
+
+
+def _reading() -> str:
+    terms = "\n".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in TERMS)
+    return (
+        "<section>\n<h2>How to read this</h2>\n"
+        "<p>A learner meets the classes in portions, one experience after the other, and carries nothing across a "
+        "boundary but what is charged in the bill. It is evaluated from exactly that. Rows are compared inside one "
+        "table only: same images in the same order, same budget, same precision and kind of device.</p>\n"
+        f"<dl>\n{terms}\n</dl>\n</section>"
+    )
+
+
+def _runs(records: Sequence[Record]) -> str:
+    """Each run, and how to run it again where its identity says how."""
+    runs = [Outcome(record) for record in records]
+    runs.sort(key=lambda run: (run.strategy, run.seed, identity_hash(run.identity), run.record.directory.name))
+    heads = ("strategy", "seed", "status", "experiences", "seconds", "FLOPs", "config", "directory")
+    lines = []
+    for run in runs:
+        config = str(run.identity.get("config_hash") or identity_hash(run.config))
+        done = f"{run.done}/{run.experiences}"
+        time, work = seconds(run.result("seconds", "total")), flops(run.result("flops", "training", -1))
+        name = run.record.directory.name
+        cells = (str(run.seed), run.status.replace("_", " "), done, time, work, config[:12], name)
+        lines.append(Line(run.strategy, cells))
+    commands = dict.fromkeys(command for run in runs if (command := _command(run)))
+    again = "".join(f"<li><code>{escape(command)}</code></li>" for command in commands)
+    return (
+        f"<section>\n<h2>Runs</h2>\n{_grid(Grid(heads, (('', tuple(lines)),)))}"
+        + (f"\n<h3>To run them again</h3>\n<ul>{again}</ul>" if again else "")
+        + "\n</section>"
+    )
+
+
+def _command(run: Outcome) -> str:
+    command = run.identity.get("command")
+    return " ".join(map(str, command)) if isinstance(command, list) else str(command or "")

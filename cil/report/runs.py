@@ -1,0 +1,212 @@
+"""Run directories to records, and the facts that tables and plots ask of a record."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cil.errors import ConfigError
+from cil.tracking import Record, RecordError
+
+NEEDED = ("config", "strategy", "seed", "stream", "budget")  # of an identity, to be put into a table
+_say = logging.getLogger("cil.report")
+
+
+def find_runs(paths: str | Path | Iterable[str | Path]) -> list[Record]:
+    """Every run at or under the paths, each once, in order of its directory.
+
+    A record that cannot be read, or lacks what a table needs, is left out with a warning of one line.
+
+    Raises:
+        ConfigError: if a path does not exist, or there is no run at all.
+    """
+    given = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    found: dict[Path, Record] = {}
+    for path in given:
+        if not path.exists():
+            raise ConfigError(f"'{path}' does not exist; give run directories, or directories above them")
+        for directory in _run_directories(path):
+            record = _readable(directory)
+            if record is not None:
+                found.setdefault(directory.resolve(), record)
+    if not found:
+        raise ConfigError(f"no run at or under {', '.join(map(str, given)) or 'no path'}: a run has a record.json")
+    return [found[directory] for directory in sorted(found)]
+
+
+def _run_directories(path: Path) -> Iterable[Path]:
+    for directory, below, files in os.walk(path):
+        if "record.json" in files:
+            below.clear()  # a run holds no other run, but many files
+            yield Path(directory)
+
+
+def _readable(directory: Path) -> Record | None:
+    try:
+        record = Record.load(directory)
+    except RecordError as error:
+        _say.warning("left out: %s", error)
+        return None
+    missing = [key for key in NEEDED if key not in record.identity]
+    if missing:
+        _say.warning("left out: %s/record.json has no identity.%s", directory, missing[0])
+        return None
+    return record
+
+
+def dig(value: Any, *path: str | int) -> Any:
+    """What lies at a path of keys and indices, None where there is nothing.
+
+    >>> dig({"ledger": [{"total": 5}]}, "ledger", -1, "total"), dig({}, "ledger", -1)
+    (5, None)
+    """
+    for step in path:
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A record, read the way a table reads it. Bytes, percent, seconds; None where the record does not say."""
+
+    record: Record
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.record.identity
+
+    @property
+    def strategy(self) -> str:
+        return str(self.identity["strategy"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.identity["seed"])
+
+    @property
+    def stream(self) -> dict[str, Any]:
+        return self.identity["stream"] or {}
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        return self.identity["budget"] or {}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.identity["config"] or {}
+
+    @property
+    def bound(self) -> bool:
+        return bool(self.identity.get("bound"))
+
+    @property
+    def status(self) -> str:
+        return self.record.status
+
+    @property
+    def experiences(self) -> int:
+        """In the whole stream."""
+        return int(self.stream.get("experiences") or 0)
+
+    @property
+    def done(self) -> int:
+        """Experiences that were learned and evaluated."""
+        return len(self.result("accuracy_curve") or ())
+
+    @property
+    def precision(self) -> str:
+        return str(self.identity.get("precision", "unknown"))
+
+    @property
+    def device(self) -> str:
+        """The kind: ``cpu``, ``cuda``."""
+        return str(self.identity.get("device", "unknown")).split(":")[0]
+
+    @property
+    def order(self) -> tuple[str, tuple[Any, ...]]:
+        """Fingerprint and class order: equal if and only if the same images came in the same order."""
+        order = self.identity.get("class_order") or self.stream.get("class_order") or ()
+        return str(self.stream.get("fingerprint")), tuple(order)
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes allowed at the end of the stream."""
+        return dig(self.budget, "limits", -1)
+
+    @property
+    def convention(self) -> str:
+        return str(self.budget.get("convention") or "exact")
+
+    def result(self, *path: str | int) -> Any:
+        """One of the results."""
+        return dig(self.record.results, *path)
+
+    def kinds(self, convention: str) -> dict[str, int]:
+        """Carried bytes by kind at the end of the stream; from the bill of the dry run if it came to nothing else."""
+        if self.status == "over_budget":
+            bill = self.result("bills", -1, "by_kind") or {}
+            kinds = bill if convention == "exact" else bill.get("survey") or {}
+        else:
+            kinds = self.result("ledger", -1, "totals", convention) or {}
+        return {kind: size for kind, size in kinds.items() if kind != "total" and isinstance(size, int)}
+
+    def carried(self, convention: str) -> int | None:
+        """Carried bytes at the end of the stream."""
+        if self.status == "over_budget":
+            return self.result("bills", -1, "total", convention)
+        return self.result("ledger", -1, "totals", convention, "total")
+
+    @property
+    def public(self) -> int:
+        """Bytes of public weights among the carried ones."""
+        return 0 if self.status == "over_budget" else self.result("ledger", -1, "public") or 0
+
+    def own(self, convention: str) -> int | None:
+        """Carried bytes without public weights; under ``survey`` these are part of the backbones' parameters."""
+        total = self.carried(convention)
+        if total is None or convention == "exact":
+            return None if total is None else total - self.public
+        return total - min(self.public, self.kinds(convention).get("parameters", 0))
+
+    @property
+    def exemplars(self) -> int | None:
+        """Stored at the end of the stream."""
+        if self.status == "over_budget":
+            return self.result("bills", -1, "exemplars")
+        return self.result("exemplars", -1)
+
+    @property
+    def excess(self) -> str | None:
+        """In words, by how much a run that was let go on (``enforce=report``) is over its budget."""
+        carried, cap = self.carried(self.convention), self.budget.get("exemplars")
+        if self.limit is not None and carried is not None and carried > self.limit:
+            return f"{carried - self.limit:,} bytes over the limit"
+        if cap is not None and (self.exemplars or 0) > cap:
+            return f"{(self.exemplars or 0) - cap:,} exemplars over the cap"
+        return None
+
+
+def same_everywhere(values: Iterable[Any]) -> bool:
+    """Whether all are equal."""
+    items = list(values)
+    return all(item == items[0] for item in items)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to leaves.
+
+    >>> flat({"a": {"b": 1, "c": [2]}})
+    {'a.b': 1, 'a.c': [2]}
+    """
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        leaves |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return leaves

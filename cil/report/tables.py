@@ -1,0 +1,375 @@
+"""Many records as one table: a section for each setting that can be compared, bounds and unfinished runs apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cil.errors import ConfigError
+from cil.report.areas import Areas, areas_of
+from cil.report.runs import Outcome, flat, same_everywhere
+from cil.report.settings import (
+    Arena,
+    Group,
+    allowance,
+    arenas,
+    budget_words,
+    by_budget,
+    differing,
+    grouped,
+    stream_words,
+)
+from cil.report.verdicts import Score, Verdict, verdict
+from cil.tracking import Record
+
+RECIPE = ("model", "trainer", "optimizer", "scheduler")  # parts of a config that rows of one table usually share
+AVERAGE, LAST, FORGETTING = "average_incremental_accuracy", "last_accuracy", "forgetting"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A remark on a row: a short mark beside its name, and a sentence below the table."""
+
+    mark: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting, over its seeds. Percent, bytes, FLOPs, seconds; None where unknown.
+
+    Attributes:
+        label: The strategy, and what tells it from another row of the same strategy.
+        runs: Those that the numbers are of, one for each seed.
+        standing: ``ranked``, ``bound`` or ``unranked``.
+        carried: Bytes at the end of the stream by convention, ``exact`` and ``survey``.
+        own: The same without public weights.
+        kinds: The same by kind.
+        flops: Of training.
+    """
+
+    label: str
+    strategy: str
+    standing: str
+    runs: tuple[Outcome, ...]
+    average: Score
+    last: Score
+    forgetting: Score
+    carried: dict[str, int | None]
+    own: dict[str, int | None]
+    kinds: dict[str, dict[str, int]]
+    public: int
+    exemplars: int | None
+    flops: float | None
+    peak_training_bytes: int | None
+    seconds: float | None
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.seed for run in self.runs)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there are numbers."""
+        return bool(self.runs) and all(run.status == "finished" for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows that met the same streams under the same budget: the only ones that are compared.
+
+    Attributes:
+        title: Stream and budget in words.
+        arena: Number of the streams; sections of one arena differ in their budget alone.
+        facts: What was the same for all, in words.
+        groups: What the rows were made of.
+    """
+
+    title: str
+    arena: int
+    facts: dict[str, str]
+    limit: int | None
+    convention: str
+    rows: tuple[Row, ...]
+    verdicts: tuple[Verdict, ...]
+    warnings: tuple[str, ...]
+    groups: tuple[Group, ...] = field(repr=False, default=())
+
+    def of(self, standing: str) -> list[Row]:
+        """The rows that are ``ranked`` (best last accuracy first), ``bound`` or ``unranked``."""
+        return [row for row in self.rows if row.standing == standing]
+
+    @property
+    def finished(self) -> list[Row]:
+        """Ranked rows and bounds: those with accuracies that may be drawn."""
+        return [row for row in self.rows if row.finished]
+
+    @property
+    def public(self) -> bool:
+        """Whether a row carries public weights, so that totals without them are worth showing."""
+        return any(row.public for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What ``table`` makes; each form is text."""
+
+    sections: tuple[Section, ...]
+    areas: tuple[Areas, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_text(self, width: int = 120) -> str:
+        """For a terminal of so many columns."""
+        from cil.report.formats import to_text
+
+        return to_text(self, width)
+
+    def to_markdown(self) -> str:
+        """With both bills."""
+        from cil.report.formats import to_markdown
+
+        return to_markdown(self)
+
+    def to_csv(self) -> str:
+        """One line a row, numbers unrounded."""
+        from cil.report.formats import to_csv
+
+        return to_csv(self)
+
+    def to_json(self) -> str:
+        """Everything, numbers unrounded."""
+        from cil.report.formats import to_json
+
+        return to_json(self)
+
+
+def table(records: Iterable[Record]) -> Table:
+    """Put records into one table.
+
+    Runs that differ in their seed alone are one row. Rows are compared, and a best one called, only inside a section:
+    same data, class orders, budget, precision and kind of device. Bounds, unfinished runs and runs over their budget
+    are shown and never ranked.
+
+    Raises:
+        ConfigError: if there are no records.
+    """
+    fields = arenas(grouped(records))
+    if not fields:
+        raise ConfigError("no records: a table needs at least one run")
+    sections = [
+        _section(number, arena, part) for number, arena in enumerate(fields) for part in by_budget(arena.groups)
+    ]
+    return Table(tuple(sections), tuple(areas_of(sections)), tuple(_apart(sections)))
+
+
+def _section(number: int, arena: Arena, groups: Sequence[Group]) -> Section:
+    labels = _labels(groups)
+    rows = [_row(group, label) for group, label in zip(groups, labels, strict=True)]
+    rows.sort(key=lambda row: (_ORDER[row.standing], -(row.last.mean or 0.0), row.label))
+    ranked = [row for row in rows if row.standing == "ranked"]
+    verdicts = (
+        verdict("Avg", {row.label: row.average for row in ranked}),
+        verdict("Last", {row.label: row.last for row in ranked}),
+    )
+    first = groups[0].first
+    budget = next((g.first.budget for g in groups if not g.first.bound), first.budget)
+    return Section(
+        title=f"{stream_words(first)}; {budget_words(budget)}",
+        arena=number,
+        facts=_facts(arena, groups, budget),
+        limit=first.limit,
+        convention=first.convention,
+        rows=tuple(rows),
+        verdicts=verdicts if len(ranked) > 1 else (),
+        warnings=tuple(_warnings(groups, rows)),
+        groups=tuple(groups),
+    )
+
+
+_ORDER = {"ranked": 0, "bound": 1, "unranked": 2}
+
+
+def _row(group: Group, label: str) -> Row:
+    finished = tuple(run for run in group.runs if run.status == "finished")
+    first = group.first
+    # without a finished run the row is empty, but for what the dry run knew of one over its budget
+    runs = finished or tuple(run for run in group.runs if run.status == "over_budget")
+    excess = next((f"seed {run.seed}: {run.excess}" for run in finished if run.excess), None)
+    standing = "bound" if first.bound else "ranked"
+    if not finished or (excess and not first.bound):
+        standing = "unranked"
+    notes = [*_status_notes(group, finished), *_kind_notes(first, finished)]
+    if excess and not first.bound:
+        notes.append(Note("over budget", f"{excess} (budget.enforce=report), so not ranked"))
+    conventions = ("exact", "survey")
+    return Row(
+        label=label,
+        strategy=first.strategy,
+        standing=standing,
+        runs=runs,
+        average=_score(finished, AVERAGE),
+        last=_score(finished, LAST),
+        forgetting=_score(finished, FORGETTING),
+        carried={convention: _whole([run.carried(convention) for run in runs]) for convention in conventions},
+        own={convention: _whole([run.own(convention) for run in runs]) for convention in conventions},
+        kinds={convention: _kinds(runs, convention) for convention in conventions},
+        public=max((run.public for run in runs), default=0),
+        exemplars=_whole([run.exemplars for run in runs]),
+        flops=_mean([run.result("flops", "training", -1) for run in finished]),
+        peak_training_bytes=_whole([run.result("peak_training_bytes") for run in finished]),
+        seconds=_mean([run.result("seconds", "total") for run in finished]),
+        notes=tuple(notes),
+    )
+
+
+def _score(runs: Iterable[Outcome], name: str) -> Score:
+    return Score({run.seed: run.result(name) for run in runs})
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _whole(values: Sequence[int | None]) -> int | None:
+    """Bytes and counts hardly differ between seeds; where they do, the largest is what had to fit."""
+    known = [value for value in values if value is not None]
+    return max(known, default=None)
+
+
+def _kinds(runs: Sequence[Outcome], convention: str) -> dict[str, int]:
+    """By kind, of the seed that carries most."""
+    if not runs:
+        return {}
+    return max(runs, key=lambda run: run.carried(convention) or 0).kinds(convention)
+
+
+def _status_notes(group: Group, finished: Sequence[Outcome]) -> Iterable[Note]:
+    stopped = [run for run in group.runs if run.status != "finished"]
+    for status, count in sorted(Counter(run.status for run in stopped).items()):
+        example = next(run for run in stopped if run.status == status)
+        why = f": {example.record.error}" if example.record.error else ""
+        words = status.replace("_", " ")
+        mark = words if status == "over_budget" else f"{words} {example.done}/{example.experiences}"
+        if finished:
+            mark = f"{count} of {len(group.runs)} {words}"
+            yield Note(mark, f"{mark}, left out{why}")
+        elif status == "over_budget":
+            yield Note(mark, f"over budget{why}")
+        else:
+            yield Note(mark, f"{words} after {example.done} of {example.experiences} experiences{why}")
+    if group.dropped:
+        runs = "1 more run" if group.dropped == 1 else f"{group.dropped} more runs"
+        yield Note("repeated", f"repeated: {runs} of seeds that are there already, left out")
+
+
+def _kind_notes(first: Outcome, finished: Sequence[Outcome]) -> Iterable[Note]:
+    if finished and not first.bound and not any(run.exemplars for run in finished):
+        limit, carried = first.limit, _whole([run.carried(first.convention) for run in finished])
+        if limit is not None and carried is not None and carried < limit:
+            yield Note("uses less", f"uses less: no exemplars, {limit - carried:,} bytes below the limit")
+        elif limit is None and first.budget.get("exemplars"):
+            yield Note("uses less", "uses less: no exemplars")
+    if first.identity.get("uses_horizon"):
+        yield Note("uses horizon", "uses the horizon: was told the length of the stream")
+
+
+def _labels(groups: Sequence[Group]) -> list[str]:
+    """The strategy's name, with the keys that tell rows of one strategy apart."""
+    labels = []
+    for group in groups:
+        alike = [other for other in groups if other.first.strategy == group.first.strategy]
+        keys = differing([other.first for other in alike])
+        leaves = flat(group.first.config)
+        parts = [f"{key.removeprefix('strategy.')}={leaves.get(key)}" for key in keys]
+        labels.append(f"{group.first.strategy} ({', '.join(parts)})" if parts else group.first.strategy)
+    seen: Counter[str] = Counter()
+    for index, label in enumerate(labels):
+        seen[label] += 1
+        if seen[label] > 1:
+            labels[index] = f"{label} #{seen[label]}"
+    return labels
+
+
+def _facts(arena: Arena, groups: Sequence[Group], budget: dict[str, Any]) -> dict[str, str]:
+    """What the rows share, in words."""
+    first, runs = groups[0].first, [run for group in groups for run in group.runs]
+    stream = first.stream
+    orders = {run.seed: run.order[1] for run in runs}
+    if same_everywhere(orders.values()):
+        order = " ".join(map(str, first.order[1])) or "unknown"
+    else:
+        order = "; ".join(f"seed {seed}: {' '.join(map(str, orders[seed]))}" for seed in sorted(orders))
+    prints = {str(run.stream.get("fingerprint"))[:12]: None for run in sorted(runs, key=lambda run: run.seed)}
+    facts = {
+        "stream": stream_words(first),
+        "data": str(stream.get("data", "unknown")),
+        "fingerprint": ", ".join(prints),
+        "class order": order,
+        "images": " × ".join(map(str, stream.get("image_shape") or [])),
+        "training images": " + ".join(map(str, stream.get("train_counts") or [])),
+        "budget": budget_words(budget),
+        "counted": f"at {budget['at']}" if budget.get("at") else "",
+        "reserve": " or ".join(sorted({str(run.budget["reserve"]) for run in runs if run.budget.get("reserve")})),
+        "precision": first.precision,
+        "device": first.device,
+        "threads": _values(runs, "threads"),
+        "versions": _versions(runs),
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def _values(runs: Iterable[Outcome], key: str) -> str:
+    return ", ".join(sorted({str(run.identity[key]) for run in runs if key in run.identity}))
+
+
+def _versions(runs: Iterable[Outcome]) -> str:
+    met: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for name, version in (run.identity.get("versions") or {}).items():
+            met.setdefault(str(name), {})[str(version)] = None
+    return ", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in sorted(met.items()))
+
+
+def _warnings(groups: Sequence[Group], rows: Sequence[Row]) -> Iterable[str]:
+    runs = [run for group in groups for run in group.runs]
+    first = runs[0]
+    if first.stream.get("data") == "unofficial":
+        yield "Unofficial data: the fingerprint is not that of the official set."
+    lone = [row.label for row in rows if row.finished and len(row.seeds) == 1]
+    if lone:
+        yield f"One seed only: {', '.join(lone)}. A difference from it may be chance."
+    planners = [row.label for row in rows if any(note.mark == "uses horizon" for note in row.notes)]
+    if planners:
+        yield f"Told the length of the stream, which no other row knows: {', '.join(planners)}."
+    if first.stream.get("task_known_at_test"):
+        yield "The experience of each test image was given at test time: an easier question."
+    if first.limit is None:
+        counted = "The budget counts exemplars" if allowance(first)[0] is not None else "There is no budget"
+        yield f"{counted}: carried bytes are reported and not equal."
+    for key in ("versions", "threads"):
+        if not same_everywhere(run.identity.get(key) for run in runs):
+            yield f"Rows differ in {key}: {_versions(runs) if key == 'versions' else _values(runs, key)}."
+    recipe = [key for key in differing([group.first for group in groups]) if key.split(".")[0] in RECIPE]
+    if recipe:
+        yield f"Rows differ in their recipe: {', '.join(recipe)}."
+
+
+def _apart(sections: Sequence[Section]) -> Iterable[str]:
+    """Say so where sections must not be compared, and what they differ in."""
+    if len(sections) < 2:
+        return
+    yield f"{len(sections)} settings, each with its own table: numbers of different tables are not to be compared."
+    keys = ("stream", "data", "class order", "fingerprint", "images", "budget", "precision", "device")
+    numbers: dict[str, list[str]] = {}
+    for number, section in enumerate(sections[1:], 2):
+        changed = [key for key in keys if section.facts.get(key) != sections[0].facts.get(key)]
+        if "class order" in changed and "fingerprint" in changed:
+            changed.remove("fingerprint")
+        numbers.setdefault(", ".join(changed) or "the way the budget is counted", []).append(str(number))
+    for changed_keys, which in numbers.items():
+        subject = f"Table {which[0]} differs" if len(which) == 1 else f"Tables {', '.join(which)} differ"
+        yield f"{subject} from table 1 in: {changed_keys}."

@@ -1,0 +1,149 @@
+"""Whether one row may be called the best: only where the seeds support it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cil.metrics import ci, paired
+
+LEVEL = 0.05  # of the two-sided paired test; intervals are those of 1 - LEVEL
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number over seeds, percent.
+
+    Attributes:
+        values: By seed; None where undefined.
+    """
+
+    values: Mapping[int, float | None]
+
+    @property
+    def known(self) -> list[float]:
+        """The values, or nothing if one is undefined: a mean over the others would be a mean of something else."""
+        known = [value for value in self.values.values() if value is not None]
+        return known if len(known) == len(self.values) else []
+
+    @property
+    def mean(self) -> float | None:
+        return sum(self.known) / len(self.known) if self.known else None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation (n - 1); None for fewer than two seeds."""
+        known = self.known
+        if len(known) < 2:
+            return None
+        centre = sum(known) / len(known)
+        return math.sqrt(sum((value - centre) ** 2 for value in known) / (len(known) - 1))
+
+    def at(self, seed: int) -> float:
+        """The value of one seed, NaN if undefined."""
+        value = self.values[seed]
+        return math.nan if value is None else value
+
+    def __str__(self) -> str:
+        if self.mean is None:
+            return "–"
+        return f"{self.mean:.2f}" if self.std is None else f"{self.mean:.2f} ± {self.std:.2f}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be said of the order.
+
+    Attributes:
+        metric: For example ``Avg``.
+        winner: Label of the best row, None where none is called.
+        text: Why, in one sentence.
+    """
+
+    metric: str
+    winner: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class _Lead:
+    """How the row with the highest mean stands to another one."""
+
+    rival: str
+    difference: float
+    shared: int
+    p: float  # NaN where no test is possible
+    apart: bool  # intervals do not overlap
+
+
+def verdict(metric: str, scores: Mapping[str, Score]) -> Verdict:
+    """Call the row with the highest mean the best, if the seeds support it against every other row.
+
+    It takes two seeds, and for each rival either a paired test over the shared seeds (Holm over the rivals, 5 %) or
+    95 % intervals that do not overlap. A row of one seed is never the best, and if its mean is the highest, none is.
+
+    Args:
+        metric: Name for the sentence; higher is better.
+        scores: By label of the row; all of one stream and one budget.
+
+    >>> steady = Score({0: 70.0, 1: 72.0, 2: 74.0, 3: 71.0, 4: 73.0})
+    >>> verdict("Avg", {"a": steady, "b": Score({0: 69.0, 1: 70.0, 2: 73.0, 3: 70.0, 4: 71.0})}).text
+    'Avg: a is best; b is 1.40 behind (paired over 5 seeds, p = 0.0046).'
+    >>> verdict("Avg", {"a": Score({0: 70.0}), "b": Score({0: 20.0})}).text
+    'Avg: no winner is called on one seed (a, b).'
+    """
+    known = {label: score for label, score in scores.items() if score.mean is not None}
+    labels = sorted(known, key=lambda label: (-(known[label].mean or 0.0), label))
+    if len(labels) < 2:
+        return Verdict(metric, None, f"{metric}: fewer than two rows to compare.")
+    lone = [label for label in labels if len(known[label].known) < 2]
+    if labels[0] in lone or len(lone) > len(labels) - 2:
+        return Verdict(metric, None, f"{metric}: no winner is called on one seed ({', '.join(lone)}).")
+    best, *rivals = [label for label in labels if label not in lone]
+    leads = [_lead(rival, known[best], known[rival]) for rival in rivals]
+    passed = {lead.rival for lead, holds in zip(leads, _holm([lead.p for lead in leads]), strict=True) if holds}
+    unsure = [lead for lead in leads if lead.rival not in passed and not lead.apart]
+    near, *rest = unsure or leads
+    gap = f"{near.difference:.2f}"
+    aside = f" Of one seed, so not judged: {', '.join(lone)}." if lone else ""
+    if not unsure:
+        text = f"{metric}: {best} is best; {near.rival} is {gap} behind ({_evidence(near)}).{aside}"
+        return Verdict(metric, best, text)
+    why = f"{best} has the highest mean but is not surely ahead of {near.rival}: {gap} ({_evidence(near)})"
+    more = f"; nor of {', '.join(other.rival for other in rest)}" if rest else ""
+    return Verdict(metric, None, f"{metric}: no clear winner; {why}{more}.{aside}")
+
+
+def _lead(rival: str, best: Score, other: Score) -> _Lead:
+    seeds = [seed for seed in best.values if seed in other.values]
+    p = math.nan
+    if len(seeds) >= 2:
+        p = paired([best.at(seed) for seed in seeds], [other.at(seed) for seed in seeds])["p"]
+    apart = ci(best.known)["low"] > ci(other.known)["high"]  # NaN, so False, for fewer than three seeds
+    return _Lead(rival, (best.mean or 0.0) - (other.mean or 0.0), len(seeds), p, apart)
+
+
+def _evidence(lead: _Lead) -> str:
+    if not math.isnan(lead.p):
+        text = f"paired over {lead.shared} seeds, p = {lead.p:.2g}"
+    elif lead.shared >= 2:
+        text = f"the same difference on all {lead.shared} shared seeds, so no spread is known"
+    else:
+        text = f"seeds shared: {lead.shared}"
+    return f"{text}, 95 % intervals apart" if lead.apart else text
+
+
+def _holm(ps: Sequence[float]) -> list[bool]:
+    """Holm's step-down: which hypotheses fall at ``LEVEL`` in all. NaN stands, and counts as one of them.
+
+    >>> _holm([0.01, 0.04, 0.03]), _holm([0.01, 0.04, float("nan")])
+    ([True, False, False], [True, False, False])
+    """
+    order = sorted(range(len(ps)), key=lambda index: (math.isnan(ps[index]), ps[index]))
+    falls = [False] * len(ps)
+    for place, index in enumerate(order):
+        if not ps[index] <= LEVEL / (len(ps) - place):
+            break
+        falls[index] = True
+    return falls

@@ -1,0 +1,167 @@
+"""Objects named in plain data: ``{_target_: module.Name, ...arguments}`` and back."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import PurePath
+from typing import Any
+
+from cil.errors import ConfigError, nearest
+
+TARGET, PARTIAL = "_target_", "_partial_"
+
+
+def resolve(target: str, key: str = TARGET) -> Any:
+    """What ``module.Name`` (or ``module:Name``) names.
+
+    Raises:
+        ConfigError: where it cannot be imported.
+    """
+    top, *path = target.replace(":", ".").split(".")
+    try:
+        found = import_module(top)
+        for depth, name in enumerate(path):
+            if not hasattr(found, name):  # a module that nobody imported yet
+                import_module(".".join([top, *path[: depth + 1]]))
+            found = getattr(found, name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}={target} cannot be imported: {error}") from error
+    return found
+
+
+def made(config: Any, key: str = "") -> Any:
+    """Build the object that ``config`` describes: nested targets too, and what holds no target stays as it is.
+
+    With ``_partial_: true`` the result is a ``functools.partial`` that waits for the remaining arguments.
+
+    Raises:
+        ConfigError: naming the key, for a target that cannot be imported and for arguments that it does not take.
+
+    >>> made({"_target_": "collections.Counter", "a": 2})["a"]
+    2
+    """
+    if isinstance(config, Mapping):
+        inside = {name: made(value, f"{key}.{name}") for name, value in config.items() if name not in (TARGET, PARTIAL)}
+        if TARGET not in config:
+            return inside
+        call = resolve(config[TARGET], f"{key}.{TARGET}" if key else TARGET)
+        check_arguments(call, inside, key)
+        return partial(call, **inside) if config.get(PARTIAL) else call(**inside)
+    if isinstance(config, list):
+        return [made(item, key) for item in config]
+    return config
+
+
+def described(value: Any) -> Any:
+    """Plain data that say what ``value`` is: the inverse of ``made`` for partials, classes and functions.
+
+    Raises:
+        ConfigError: for an object that has no such form.
+
+    >>> described(partial(described, value=(1, "a")))
+    {'_target_': 'cil.targets.described', '_partial_': True, 'value': [1, 'a']}
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): described(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(item) for item in value]
+    if isinstance(value, partial):
+        names = list(inspect.signature(value.func).parameters)
+        given = dict(zip(names, value.args, strict=False)) | value.keywords
+        return {**described(value.func), **{name: described(item) for name, item in given.items()}}
+    if isinstance(value, type) or inspect.isroutine(value):
+        return {TARGET: f"{value.__module__}.{value.__qualname__}", PARTIAL: True}
+    if is_dataclass(value):
+        return {f.name: described(getattr(value, f.name)) for f in fields(value) if not f.name.startswith("_")}
+    raise ConfigError(f"a {type(value).__name__} cannot be written into a record; give a name, a class or a partial")
+
+
+def check_arguments(call: Callable[..., Any], given: Mapping[str, Any], key: str) -> None:
+    """Refuse arguments that ``call`` does not have, and values of another type than it declares.
+
+    Raises:
+        ConfigError: naming ``key.argument`` and the nearest known ones.
+    """
+    try:
+        parameters = inspect.signature(call).parameters
+    except (TypeError, ValueError):  # some built-in functions have no signature
+        return
+    known = [name for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY)]
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    hints = _hints(call)
+    for name, value in given.items():
+        where = f"{key}.{name}" if key else name
+        if name not in known and not free:
+            raise ConfigError(f"unknown key {where}; {_name(call)} has none; {nearest(name, known)}")
+        if name in hints and not fits(value, hints[name]):
+            raise ConfigError(f"{where} is {value!r}; it must be {spoken(hints[name])}")
+
+
+def _name(call: Any) -> str:
+    return getattr(call, "__name__", type(call).__name__)
+
+
+def _hints(call: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(call.__init__ if isinstance(call, type) else call)
+    except Exception:  # annotations that name things which are imported for type checking only
+        return {}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value fits a type hint; hints that say nothing about plain values fit all.
+
+    >>> fits(1, float), fits(True, float), fits(None, int | None), fits("a", float | str), fits([1], typing.Sequence[str])
+    (True, False, True, True, False)
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, item) for item in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin in (list, tuple, Sequence, Iterable):
+        items = [item for item in arguments if item is not ...]
+        return isinstance(value, list | tuple) and (not items or all(any(fits(v, h) for h in items) for v in value))
+    if hint in (None, types.NoneType):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    if isinstance(hint, type) and issubclass(hint, PurePath):
+        return isinstance(value, str | PurePath)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping)
+    if isinstance(hint, type) and (value is None or isinstance(value, bool | int | float | str | list)):
+        return isinstance(value, hint)
+    return True  # built objects are judged by whoever takes them
+
+
+def spoken(hint: Any) -> str:
+    """A type hint in words.
+
+    >>> spoken(float | None), spoken(typing.Literal["a", "b"])
+    ('a number or null', 'a or b')
+    """
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "text", types.NoneType: "null"}
+    if hint in words:
+        return words[hint]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(spoken(item) for item in typing.get_args(hint)))
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (list, tuple, Sequence, Iterable):
+        return "a list"
+    return getattr(hint, "__name__", str(hint))

@@ -1,0 +1,103 @@
+"""Small made-up streams, and runs on them that take a second."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cil.data import ArrayStore, Augment, Dataset, Samples
+from cil.engine.recipe import Recipe
+from cil.engine.run import Run
+from cil.memory import Budget
+from cil.models import NetFactory, build_backbone
+from cil.strategies import Strategy, find
+from cil.streams import Stream, class_incremental
+from cil.streams.base import Part, Signature, fingerprint_of
+
+SIDE = 12  # pixels
+EXEMPLARS = 10
+
+
+def toy_dataset(
+    train: Sequence[int] = (12,) * 6, test: Sequence[int] = (8,) * 6, *, seed: int = 0, test_seed: int = 1
+) -> Dataset:
+    """Noisy 12 x 12 colour patterns, one for each class.
+
+    Args:
+        train, test: Images of each class.
+        seed: Of the patterns and the training noise.
+        test_seed: Of the test noise; another one changes no training image.
+    """
+    patterns = torch.randint(0, 256, (len(train), 3, SIDE, SIDE), generator=torch.Generator().manual_seed(seed)).float()
+
+    def split(counts: Sequence[int], key: int) -> Samples:
+        labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        noise = torch.randn(len(labels), 3, SIDE, SIDE, generator=torch.Generator().manual_seed(key))
+        return Samples(ArrayStore((patterns[labels] + 60 * noise).clamp(0, 255).byte()), labels)
+
+    names = [str(label) for label in range(len(train))]
+    return Dataset("toy", split(train, 100 + seed), split(test, 200 + test_seed), names, augment=Augment(flip=True))
+
+
+def toy_stream(*, test_seed: int = 1) -> Stream:
+    """Three experiences of two classes, twelve training images each."""
+    return class_incremental(toy_dataset(test_seed=test_seed), increment=2)
+
+
+def uneven_stream() -> Stream:
+    """Experiences of three, one and two classes; a class of two images; 17 images, a last batch of one at size 8."""
+    data = toy_dataset(train=(6, 6, 5, 9, 2, 7), test=(4, 3, 2, 4, 3, 4))
+    whole = class_incremental(data, increment=6, order="natural")
+    groups = ((0, 1, 2), (3,), (4, 5))
+    signatures, parts, seen = [], [], 0
+    for index, slots in enumerate(groups):
+        seen += len(slots)
+        pick = partial(_of, slots)
+        part = Part(partial(pick, whole[0].train), partial(pick, whole.test(0)))
+        signatures.append(Signature(index, slots, slots, part.train().counts(), whole.image_shape, seen))
+        parts.append(part)
+    return Stream(
+        name="toy_uneven", classes=whole.classes, order=whole.order, signatures=signatures, parts=parts,
+        fingerprint=fingerprint_of(whole.fingerprint, repr(groups)), augment=whole.augment, mean=whole.mean,
+        std=whole.std,
+    )  # fmt: skip
+
+
+def _of(slots: Sequence[int], samples: Samples) -> Samples:
+    return samples[torch.isin(samples.slots, torch.tensor(slots))]
+
+
+def toy_factory(stream: Stream, *, seed: int, device: Any = "cpu", meta: bool = False) -> NetFactory:
+    """Networks small enough for a test, with convolutions and batch normalisation."""
+    make = partial(build_backbone, "smallconv", stream.image_shape[0], stream.image_shape[1])
+    return NetFactory(make, mean=stream.mean, std=stream.std, seed=seed, device=device, meta=meta)
+
+
+def toy_run(
+    strategy: str | type[Strategy],
+    stream: Stream,
+    run_dir: Path,
+    *,
+    hyperparameters: Mapping[str, Any] | None = None,
+    budget: Budget | None = None,
+    recipe: Recipe | None = None,
+    **options: Any,
+) -> Run:
+    """A short run, ready to be executed; ``options`` are those of ``cil.engine.run.Run``."""
+    kind = find(strategy) if isinstance(strategy, str) else strategy
+    given = dict(hyperparameters or {})
+    return Run(
+        stream=stream,
+        make_learner=lambda make_net, own: kind(make_net, own, **given),
+        make_factory=partial(toy_factory, stream),
+        budget=budget or Budget(exemplars=EXEMPLARS),
+        recipe=recipe or Recipe(epochs=2, batch_size=8, log_every=1),
+        run_dir=run_dir,
+        identity={"strategy": kind.__name__, "stream": stream.fingerprint, "options": given},
+        name=kind.__name__,
+        **options,
+    )

@@ -1,0 +1,123 @@
+"""Watch what code does to the world while it runs: files, sockets, processes, other people's objects."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import safetensors
+import safetensors.torch
+import torch
+
+from cil.strategies import Strategy
+
+HOOKS = (
+    "grow",
+    "before_experience",
+    "prepare",
+    "training_set",
+    "loss",
+    "adjust_gradients",
+    "after_step",
+    "after_experience",
+    "predict",
+    "state",
+    "load_state",
+)  # ``phases`` is a generator: its body runs these, or is watched by what it leaves behind
+_FORBIDDEN = ("gc.get_objects", "gc.get_referrers", "socket.connect", "subprocess.Popen", "os.system", "os.putenv")
+_CODE = (".py", ".pyc", ".so", ".dll", ".pth")
+_SYSTEM = tuple(
+    {str(Path(place).resolve()) for place in (sys.prefix, sys.base_prefix, os.__file__, *sys.path[1:]) if place}
+    | {"/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/opt"}
+)
+
+_UNHEARD: tuple[tuple[Any, str], ...] = (
+    (torch, "save"),
+    (torch, "load"),
+    (safetensors.torch, "save_file"),
+    (safetensors.torch, "load_file"),
+    (safetensors, "safe_open"),
+)
+
+_depth = 0
+_seen: list[str] | None = None
+_installed = False
+
+
+@contextmanager
+def watching() -> Iterator[list[str]]:
+    """Collect, one line each, what watched code does that a learner may not."""
+    global _seen
+    _install()
+    old, _seen = _seen, []
+    try:
+        with ExitStack() as stack:
+            for module, name in _UNHEARD:
+                stack.enter_context(mock.patch.object(module, name, _told(name, getattr(module, name))))
+            yield _seen
+    finally:
+        _seen = old
+
+
+def _told(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+    """``work``, which opens files where the interpreter does not hear of it."""
+
+    @wraps(work)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if _depth and _seen is not None:
+            _seen.append(f"calls {name} on {args[-1] if 'save' in name else args[0]!s:.80}")
+        return work(*args, **kwargs)
+
+    return run
+
+
+def watched(learner: Strategy) -> Strategy:
+    """``learner``, with every hook watched."""
+    for name in HOOKS:
+        setattr(learner, name, inside(getattr(learner, name)))
+    return learner
+
+
+def inside(work: Callable[..., Any]) -> Callable[..., Any]:
+    """``work``, watched while it runs."""
+
+    @wraps(work)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        global _depth
+        _depth += 1
+        try:
+            return work(*args, **kwargs)
+        finally:
+            _depth -= 1
+
+    return run
+
+
+def _install() -> None:
+    global _installed
+    if not _installed:
+        sys.addaudithook(_audit)  # cannot be taken off again; it does nothing while nobody watches
+        _installed = True
+
+
+def _audit(event: str, args: tuple[Any, ...]) -> None:
+    if not _depth or _seen is None:
+        return
+    if event in _FORBIDDEN:
+        _seen.append(event)
+    elif event == "open" and isinstance(args[0], str | bytes | os.PathLike):
+        path, flags = os.fsdecode(args[0]), args[2] if isinstance(args[2], int) else 0
+        writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) or any(c in (args[1] or "") for c in "wax+")
+        if path == os.devnull or (path.startswith(tempfile.gettempdir()) and "/torch" in path):
+            return
+        if writes:
+            _seen.append(f"writes the file {path}")
+        elif not path.endswith(_CODE) and not path.startswith(_SYSTEM):
+            _seen.append(f"reads the file {path}")

@@ -1,0 +1,148 @@
+"""A finished run: as a plain module that scores images, and evaluated again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cil import metrics
+from cil.api import networks
+from cil.engine.checkpoint import Checkpoints
+from cil.engine.evaluate import evaluate as count
+from cil.engine.run import Learners
+from cil.engine.runtime import Runtime
+from cil.errors import ConfigError, ResumeError, StreamError
+from cil.memory import Budget
+from cil.strategies import Strategy, find
+from cil.streams import Signature, Stream
+from cil.targets import made
+from cil.tracking import Record
+
+
+class Trained(nn.Module):
+    """What a run learned, as a module in evaluation mode.
+
+    ``forward`` takes float images (N, C, H, W) in [0, 1], as the stream has them, and gives scores (N, classes seen);
+    whatever the method answers by, a head or the nearest mean, is inside.
+
+    Attributes:
+        classes: Name of the class of each column.
+        learner: The strategy itself.
+    """
+
+    def __init__(self, learner: Strategy, classes: list[str]) -> None:
+        super().__init__()
+        self.classes = classes
+        self.learner = learner
+        for name, value in learner.held().items():
+            if isinstance(value, nn.Module):
+                self.add_module(name, value)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.learner.predict(images)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Trained:
+        """Moves what is no module too: means, prototypes."""
+        super()._apply(fn, recurse)
+        probe = fn(torch.zeros((), device=self.learner.device))
+        self.learner.to(probe.device)
+        return self
+
+
+def load(run_dir: str | Path, *, strategy: Any = None, device: str = "cpu", experience: int | None = None) -> Trained:
+    """Load what a run learned.
+
+    Args:
+        run_dir: Of a run that has committed at least one experience.
+        strategy: The class (or a partial), where it cannot be imported from where the run had it.
+        device: Where it is put.
+        experience: After which experience; by default the last one done. Earlier ones need ``checkpoint.keep=all``.
+
+    Raises:
+        RecordError, ResumeError: where there is no such run, or its state was not kept.
+    """
+    record = Record.load(run_dir)
+    learners, index, checkpoints = _learners(record, strategy, device, experience)
+    learner = learners.rebuilt(index + 1, checkpoints.state(index))
+    return Trained(learner, record.identity["stream"]["classes"][: learner.num_classes])
+
+
+def evaluate(
+    run_dir: str | Path,
+    stream: Stream,
+    *,
+    strategy: Any = None,
+    device: str = "cpu",
+    experience: int | None = None,
+    batch_size: int = 500,
+) -> dict[str, Any]:
+    """Evaluate what a run learned on the test data of a stream: its own, or another one with the same slots.
+
+    Returns:
+        Percent: ``accuracy``, ``accuracy_by_experience``, ``accuracy_task_aware_by_experience``, ``accuracy_by_class``,
+        ``mean_class_accuracy``; and ``images``, their number; ``confusion``, (K, K) counts.
+
+    Raises:
+        StreamError: where the stream has images of another shape, or fewer classes.
+    """
+    record = Record.load(run_dir)
+    learners, index, checkpoints = _learners(record, strategy, device, experience)
+    learner = learners.rebuilt(index + 1, checkpoints.state(index))
+    shape = tuple(record.identity["stream"]["image_shape"])
+    if tuple(stream.image_shape) != shape:
+        raise StreamError(f"the run was trained on images {shape}; stream '{stream.name}' has {tuple(stream.image_shape)}")
+    if len(stream.classes) < learner.num_classes:
+        raise StreamError(f"the run knows {learner.num_classes} classes; stream '{stream.name}' has {len(stream.classes)}")
+    rows = count(
+        partial(learners.scores, learner), stream, learner.num_classes,
+        seed=record.identity["seed"], device=learners.runtime.torch_device, batch_size=batch_size,
+    )  # fmt: skip
+    confusion, tested = rows["confusion"].numpy(), rows["count"].numpy()
+    by_class = metrics.class_accuracy(confusion)[: learner.num_classes]
+    return {
+        "experience": index,
+        "images": int(tested.sum()),
+        "accuracy": 100 * float(rows["correct"].sum()) / max(1, int(tested.sum())),
+        "accuracy_by_experience": metrics.accuracy_from_counts(rows["correct"].numpy(), tested).tolist(),
+        "accuracy_task_aware_by_experience": metrics.accuracy_from_counts(
+            rows["correct_task_aware"].numpy(), tested
+        ).tolist(),
+        "mean_class_accuracy": metrics.mean_class_accuracy(confusion),
+        "accuracy_by_class": dict(zip(stream.classes, by_class.tolist(), strict=False)),
+        "confusion": confusion.tolist(),
+    }
+
+
+def _learners(
+    record: Record, strategy: Any, device: str, experience: int | None
+) -> tuple[Learners, int, Checkpoints]:
+    """What makes the learners of a run, from its record alone."""
+    identity, checkpoints = record.identity, Checkpoints(record.directory)
+    done = checkpoints.done()
+    if not done:
+        raise ResumeError(f"{record.directory} has no checkpoint yet: no experience was finished")
+    index = done - 1 if experience is None else experience
+    if not 0 <= index < done:
+        raise ConfigError(f"experience {index} of {record.directory} is not there; it has 0 to {done - 1}")
+    make = made(identity["config"]["strategy"], "strategy") if strategy is None else strategy
+    make = find(make) if isinstance(make, str) else make
+    nets = {key: value for key, value in identity["networks"].items() if key != "weights_sha256"}
+    if not checkpoints.state(index).references:  # all weights are in the checkpoint
+        nets["weights"] = None
+    signatures = tuple(_signature(checkpoints.facts(i)["signature"]) for i in range(index + 1))
+    terms = {key: identity["budget"][key] for key in ("exemplars", "limits", "convention", "reserve", "enforce")}
+    runtime = Runtime(device, identity["precision"])
+    factory = networks(identity["stream"]["image_shape"], **nets)
+    return Learners(make, factory, Budget(**terms), signatures, runtime, identity["seed"]), index, checkpoints
+
+
+def _signature(facts: dict[str, Any]) -> Signature:
+    """From JSON, which has lists for tuples and text for keys."""
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
+    return Signature(**plain | {"counts": {int(slot): number for slot, number in facts["counts"].items()}})

@@ -1,0 +1,66 @@
+"""What the tests of all rooms share: one thread, and streams that are made in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for processes that tests start
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cil.data import Augment, Dataset, Samples
+from cil.streams import Stream, class_incremental
+
+torch.set_num_threads(1)
+
+MakeDataset = Callable[..., Dataset]
+
+
+def _images(patterns: torch.Tensor, counts: Sequence[int], generator: torch.Generator) -> Samples:
+    """``counts[k]`` noisy copies of pattern k, shuffled."""
+    slots = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    slots = slots[torch.randperm(len(slots), generator=generator)]
+    noise = 45 * torch.randn(len(slots), *patterns.shape[1:], generator=generator)
+    return Samples.from_arrays((patterns[slots] + noise).round().clamp(0, 255).byte(), slots)
+
+
+def _make(
+    train_counts: Sequence[int],
+    test_counts: Sequence[int],
+    size: int = 12,
+    channels: int = 3,
+    name: str = "toy",
+    **settings: Any,
+) -> Dataset:
+    generator = torch.Generator().manual_seed(7)
+    coarse = 60 + 135 * torch.rand(len(train_counts), channels, 3, 3, generator=generator)
+    patterns = F.interpolate(coarse, size=(size, size))
+    train, test = (_images(patterns, counts, generator) for counts in (train_counts, test_counts))
+    return Dataset(name, train, test, [f"class {k}" for k in range(len(train_counts))], **settings)
+
+
+@pytest.fixture(scope="session")
+def make_dataset() -> MakeDataset:
+    """``make_dataset(train_counts, test_counts, size=12, channels=3)``: noisy 3x3 patterns, one a class, in memory."""
+    return _make
+
+
+@pytest.fixture(scope="session")
+def toy_stream() -> Stream:
+    """3 experiences of 2 classes, 12 training and 8 test images each, 3x12x12; order by seed, so slot is not label."""
+    dataset = _make([12] * 6, [8] * 6, augment=Augment(crop_padding=1, flip=True))
+    return class_incremental(dataset, increment=2)
+
+
+@pytest.fixture(scope="session")
+def uneven_stream() -> Stream:
+    """Experiences of 1, 2, 2 and 1 classes with 9, 2 + 7, 12 + 5 and 4 training images, 3x12x12; natural order.
+
+    Batches of 8 leave a last one of a single image in the first three; one class has two images only.
+    """
+    dataset = _make([9, 2, 7, 12, 5, 4], [5, 3, 8, 2, 6, 4], name="uneven")
+    return class_incremental(dataset, base=1, increment=2, order="natural")

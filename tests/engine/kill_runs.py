@@ -1,0 +1,119 @@
+"""Kill runs at random instants and demand that each ends, after as many resumes as it takes, where a straight run ends.
+
+    python tests/engine/kill_runs.py --kills 50
+
+Compared bit for bit: results (but for seconds), the weights and exemplars of every boundary, and the log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cil.engine.recipe import Recipe
+from cil.engine.run import Run
+from cil.strategies import built_in
+from cil.testing import toy_run, toy_stream
+from cil.testing.checks import demand_same
+
+RECIPE = Recipe(epochs=3, batch_size=4, log_every=2, snapshot_steps=2)
+
+
+@dataclass(frozen=True)
+class Killed:
+    """What happened to one run."""
+
+    strategy: str
+    kills: int
+    places: tuple[str, ...]
+
+
+def prepare(strategy: str, folder: Path) -> Run:
+    """The run that is killed, ready to start or to go on."""
+    return toy_run(strategy, toy_stream(), folder, recipe=RECIPE, keep="all")
+
+
+def kill_once(strategy: str, folder: Path, delay: float) -> bool:
+    """Start or resume the run in a process of its own, and kill it after ``delay`` seconds; whether it was alive."""
+    child = os.fork()
+    if child == 0:
+        try:
+            prepare(strategy, folder).execute()
+        except BaseException as error:
+            print(f"{strategy}: {type(error).__name__}: {error}", flush=True)
+            os._exit(1)
+        os._exit(0)
+    deadline = time.monotonic() + delay
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0, f"{strategy} failed when it was resumed"
+            return False
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+def where(folder: Path) -> str:
+    """Where a run was killed, as far as the disk tells."""
+    count = len(list((folder / "checkpoint").glob("experience-*.json")))
+    names = [path.stem for path in (folder / "snapshot").glob("*.json")]
+    return f"experience {count}{' after ' + max(names) if names else ''}"
+
+
+def kill_and_resume(strategy: str, kills: int, chance: random.Random) -> Killed:
+    """Kill one run so many times (fewer, if it ends before), let it finish, and compare it with a straight run."""
+    with tempfile.TemporaryDirectory(prefix="cil-kills-") as name:
+        straight = prepare(strategy, Path(name) / "straight")
+        began = time.monotonic()
+        expected = straight.execute()
+        length = time.monotonic() - began
+        folder, places = Path(name) / "killed", []
+        while len(places) < kills and kill_once(strategy, folder, chance.uniform(0.0, 0.9 * length)):
+            places.append(where(folder))
+        run = prepare(strategy, folder)
+        record = run.execute()
+        demand_same(f"straight and killed {len(places)} times", straight, expected, run, record)
+        assert list(_plain(record.lines())) == list(_plain(expected.lines())), f"{strategy}: metrics.jsonl differs"
+        assert (folder / "arrays.safetensors").read_bytes() == (straight.run_dir / "arrays.safetensors").read_bytes()
+    return Killed(strategy, len(places), tuple(places))
+
+
+def _plain(lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    return (line for line in lines if line["kind"] != "table")
+
+
+def main() -> None:
+    """Kill runs of all strategies in turn until enough were killed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    chance, total = random.Random(given.seed), 0
+    while total < given.kills:
+        for strategy in built_in():
+            killed = kill_and_resume(strategy, min(4, given.kills - total), chance)
+            total += killed.kills
+            print(
+                f"{strategy:10s} {killed.kills} kills, equal to the straight run   {'; '.join(killed.places)}",
+                flush=True,
+            )
+            if total >= given.kills:
+                break
+    print(f"{total} kills, every final record equal to the uninterrupted one")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The budget: whole exemplars from what is left, limits that change, and messages that name every byte."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from cil.data import ArrayStore, Samples
+from cil.errors import BudgetExceeded, ConfigError
+from cil.memory import UNLIMITED, Budget, Entry, ExemplarMemory, Ledger
+from cil.memory.survey import aligned_to_der
+
+RESNET32 = 463_504  # parameters
+CIFAR = (3, 32, 32)
+
+
+@dataclass
+class Learner:
+    """What a budget asks of a strategy, and no more."""
+
+    fixed: dict[str, int]
+    num_classes: int = 10
+    image_shape: tuple[int, int, int] = CIFAR
+    held: dict[str, ExemplarMemory] = field(default_factory=lambda: {"memory": ExemplarMemory()})
+
+    def fixed_bytes(self, convention: str) -> int:
+        return self.fixed[convention]
+
+    def memories(self) -> dict[str, ExemplarMemory]:
+        return self.held
+
+
+def learner(exact: int, survey: int = 0, **options) -> Learner:
+    return Learner({"exact": exact, "survey": survey}, **options)
+
+
+def ledger(survey: dict[str, int] | None = None, **kinds: int) -> Ledger:
+    entries = [Entry(kind, kind, "carried", "tensor", size, size, "uint8") for kind, size in kinds.items()]
+    return Ledger(entries, survey)
+
+
+# how many exemplars ---------------------------------------------------------------------------------------------------
+
+
+def test_the_difference_is_taken_first_and_floored_once():
+    # 10 - 2 bytes hold two items of 3; floors taken one by one would say 3 - 0
+    one = learner(2, image_shape=(1, 1, 2))
+    assert Budget(limits=[10]).exemplar_slots(one) == 2
+    assert Budget(limits=[11]).exemplar_slots(one) == 3
+
+
+def test_under_the_survey_a_resnet32_in_ders_budget_gets_7431_exemplars():
+    limit = 4 * 10 * RESNET32 + 2_000 * 3_072
+    budget = Budget(limits=[limit], convention="survey")
+    assert budget.exemplar_slots(learner(0, survey=4 * RESNET32)) == 7_431 == aligned_to_der(RESNET32, 3_072, 10)
+    assert budget.exemplar_slots(learner(0, survey=4 * 10 * RESNET32)) == 2_000
+
+
+def test_under_the_exact_convention_an_exemplar_costs_its_label_too():
+    budget = Budget(limits=[1_000 + 3 * 3_073])
+    assert budget.exemplar_slots(learner(1_000)) == 3
+    assert budget.exemplar_slots(learner(1_001)) == 2
+    assert budget.exemplar_slots(learner(1_000, num_classes=257)) == 2  # a label of two bytes
+
+
+def test_side_data_leave_room_for_fewer():
+    memory = ExemplarMemory(extras={"logits": "replay_logits"}, extra_bytes=40)
+    assert Budget(limits=[3 * 3_073]).exemplar_slots(learner(0, held={"memory": memory})) == 2
+
+
+def test_a_count_caps_the_exemplars_whatever_they_weigh_and_both_caps_hold():
+    one = learner(10**9)
+    assert Budget(exemplars=2_000).exemplar_slots(one) == 2_000
+    assert Budget(exemplars=0).exemplar_slots(one) == 0
+    assert Budget().exemplar_slots(one) == UNLIMITED
+    assert Budget(exemplars=5, limits=[3 * 3_073]).exemplar_slots(learner(0)) == 3
+    assert Budget(exemplars=2, limits=[3 * 3_073]).exemplar_slots(learner(0)) == 2
+
+
+def test_two_memories_share_what_is_allowed():
+    two = learner(0, held={"a": ExemplarMemory(), "b": ExemplarMemory(extras={"x": "other"}, extra_bytes=27)})
+    assert Budget(exemplars=7).exemplar_slots(two) == 3
+    assert Budget(limits=[2 * (3_073 + 3_100)]).exemplar_slots(two) == 2
+    assert Budget(limits=[2 * (3_073 + 3_100) - 1]).exemplar_slots(two) == 1
+
+
+def test_a_learner_without_memory_has_no_slots_in_a_budget_of_bytes():
+    assert Budget(limits=[10**6]).exemplar_slots(learner(0, held={})) == 0
+
+
+def test_what_is_left_is_never_negative():
+    assert Budget(limits=[100]).remaining(learner(30)) == 70
+    assert Budget(limits=[100]).remaining(learner(130)) == 0
+    assert Budget(limits=[100]).exemplar_slots(learner(130)) == 0
+    assert Budget(exemplars=10).remaining(learner(130)) == UNLIMITED
+
+
+def test_each_boundary_has_its_limit_and_the_last_one_holds_for_all_later_ones():
+    budget = Budget(limits=[10, 20])
+    limits = []
+    for experience in range(4):
+        budget.experience = experience
+        limits.append(budget.limit)
+    assert limits == [10, 20, 20, 20]
+    assert Budget(exemplars=3).limit is None
+
+
+def test_a_growing_learner_counts_its_exemplars_from_its_size_now_or_at_the_end():
+    small = learner(1_000)
+    now = Budget(limits=[10_000], final_bytes=7_000)
+    final = Budget(limits=[10_000], final_bytes=7_000, reserve="final")
+    assert (now.remaining(small), final.remaining(small)) == (9_000, 3_000)
+    assert final.remaining(learner(8_000)) == 2_000  # never more than what is left beside its size now
+
+
+def test_only_memories_of_variable_size_are_filled_by_bytes():
+    jpeg, raw = ExemplarMemory("jpeg"), ExemplarMemory()
+    one = learner(100, held={"memory": jpeg})
+    assert Budget(limits=[1_000]).capacity(one, jpeg) == 900
+    assert Budget(limits=[1_000]).capacity(learner(100, held={"a": jpeg, "b": jpeg}), jpeg) == 450
+    assert Budget(limits=[1_000]).capacity(one, raw) is None
+    assert Budget(exemplars=10).capacity(one, jpeg) is None
+    assert Budget(limits=[1_000], convention="survey").capacity(learner(100, 100), jpeg) is None
+
+
+@pytest.mark.parametrize("num_classes", [10, 300])
+def test_a_memory_filled_to_its_slots_fits_and_one_more_does_not(num_classes):
+    one = learner(5_000, num_classes=num_classes, image_shape=(1, 4, 4))
+    budget = Budget(limits=[6_000])
+    slots = budget.exemplar_slots(one)
+    for count, fits in ((slots, True), (slots + 1, False)):
+        memory = ExemplarMemory()
+        memory.replace([Samples(ArrayStore(torch.zeros(count, 1, 4, 4).byte()), torch.zeros(count).long())])
+        sizes = {name: t.numel() * t.element_size() for name, (t, _) in memory.tensors(num_classes).items()}
+        bill = ledger(parameters=5_000, exemplars=sizes["images"], labels=sizes["slots"])
+        assert (budget.over(bill, count) is None) == fits
+
+
+# what is over ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_over_its_bytes_is_refused_with_every_kind_and_its_bytes():
+    bill = ledger(parameters=1_864_416, buffers=9_336, exemplars=6_144_000, labels=2_000, other=2_248)
+    budget = Budget(limits=[7_400_000], experience=3)
+    with pytest.raises(BudgetExceeded) as caught:
+        budget.check(bill, 2_000, "icarl")
+    assert str(caught.value) == (
+        "icarl carries 8,022,000 bytes (exact), budget.limit is 7,400,000 after experience 3: exemplars 6,144,000, "
+        "parameters 1,864,416, buffers 9,336, other 2,248, labels 2,000; raise budget.limit or budget.exemplars, "
+        "or set budget.enforce=report"
+    )
+
+
+def test_each_convention_is_checked_against_its_own_total():
+    bill = ledger({"parameters": 60, "exemplars": 30}, parameters=80, labels=30)
+    assert Budget(limits=[100]).over(bill, 1) == "carries 110 bytes (exact), budget.limit is 100"
+    assert Budget(limits=[90], convention="survey").over(bill, 1) is None
+    assert Budget(limits=[89], convention="survey").over(bill, 1) == "carries 90 bytes (survey), budget.limit is 89"
+
+
+def test_more_exemplars_than_allowed_are_refused_whatever_they_weigh():
+    budget = Budget(exemplars=200)
+    budget.check(ledger(exemplars=10**9), 200, "replay")
+    with pytest.raises(BudgetExceeded, match=r"replay carries 201 exemplars, budget\.exemplars is 200 .*exemplars 5"):
+        budget.check(ledger(exemplars=5), 201, "replay")
+
+
+def test_a_report_only_looks_on_and_shrinking_must_have_helped():
+    bill = ledger(parameters=11)
+    Budget(limits=[10], enforce="report").check(bill, 0, "joint")
+    with pytest.raises(BudgetExceeded):
+        Budget(limits=[10], enforce="shrink").check(bill, 0, "icarl")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"convention": "surveys"}, r"budget\.convention is 'surveys'; did you mean 'survey'"),
+        ({"reserve": "later"}, r"budget\.reserve is 'later'.*final, now"),
+        ({"enforce": "warn"}, r"budget\.enforce is 'warn'.*error, report, shrink"),
+        ({"exemplars": -1}, r"budget\.exemplars is -1"),
+        ({"limits": [5, 0]}, r"budget\.limit is \[5, 0\]"),
+        ({"limits": []}, r"budget\.limit is \[\]"),
+    ],
+)
+def test_a_wrong_budget_names_its_key_in_one_line(options, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        Budget(**options)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,349 @@
+"""Learners that break one rule of the contract each. Every one of them must be caught, by the rule's name."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cil.data import Samples
+from cil.errors import StreamError
+from cil.memory import State
+from cil.strategies import Strategy
+from cil.strategies.parts import store_exemplars
+from cil.strategies.replay import Replay
+from cil.streams import Stream
+
+GLOBAL: list[Samples] = []
+FILE = Path(tempfile.gettempdir()) / "cil-cheat.pt"
+
+
+class Honest(Replay):
+    """Replay, written by someone else: the control."""
+
+
+class LoadsSomethingElse(Replay):
+    """A state that is not the same after it was loaded."""
+
+    def load_state(self, state: State) -> None:
+        super().load_state(state)
+        with torch.no_grad():
+            self.net.head.weight.mul_(1.01)
+
+
+class ModuleGlobal(Replay):
+    """Training data in a global of the module."""
+
+    def training_set(self, experience: Any) -> Samples:
+        data = super().training_set(experience)
+        return data + GLOBAL[-1] if experience.index and GLOBAL else data
+
+    def after_experience(self, experience: Any) -> None:
+        super().after_experience(experience)
+        GLOBAL.append(experience.train)
+
+
+class ClassAttribute(Replay):
+    """Weights in an attribute of the class."""
+
+    stash: ClassVar[dict[str, Tensor]] = {}
+
+    def prepare(self, experience: Any) -> None:
+        if experience.index and self.stash:
+            self.net.backbone.load_state_dict(self.stash)
+
+    def after_experience(self, experience: Any) -> None:
+        super().after_experience(experience)
+        if not experience.index:
+            self.stash.update({key: value.clone() for key, value in self.net.backbone.state_dict().items()})
+
+
+class OnTheBudget(Replay):
+    """Training data on an object of the engine that outlives the learner."""
+
+    def training_set(self, experience: Any) -> Samples:
+        data = super().training_set(experience)
+        kept = getattr(self.budget, "stash", None)
+        self.budget.stash = experience.train
+        return data if kept is None else data + kept
+
+
+class InAFile(Replay):
+    """Training data in a file."""
+
+    def after_experience(self, experience: Any) -> None:
+        super().after_experience(experience)
+        torch.save(experience.train.pixels, FILE)
+
+
+class ReadsAFile(Replay):
+    """Data from a file that nobody handed over."""
+
+    def before_experience(self, experience: Any) -> None:
+        if FILE.exists():
+            FILE.read_bytes()
+
+
+class FreeState(State):
+    """A state that says that its metadata weigh nothing."""
+
+    def encoded_meta(self) -> bytes:
+        return b""
+
+
+class FreeMetadata(Replay):
+    """Metadata that ride free."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.keep("notes", [])
+
+    def after_experience(self, experience: Any) -> None:
+        super().after_experience(experience)
+        self.notes = [*self.notes, *experience.train.pixels.flatten()[:50].tolist()]
+
+    def state(self) -> State:
+        own = super().state()
+        return FreeState(own.tensors, own.kinds, own.meta, own.references, own.survey)
+
+
+class DataInNames(Strategy):
+    """Bytes in the names of tensors, which nobody pays for."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.keep("names", {}, kind="other")
+
+    def loss(self, batch: Any) -> Tensor:
+        return F.cross_entropy(self.net(batch.images).logits, batch.slots)
+
+    def after_experience(self, experience: Any) -> None:
+        self.names = {str(bytes(experience.train.pixels[0].flatten()[:20].tolist())): torch.zeros(())}
+
+    def load_state(self, state: State) -> None:
+        self.net.load_state_dict({key[4:]: value for key, value in state.tensors.items() if key.startswith("net.")})
+
+
+class GrowsOnData(Replay):
+    """A tensor whose size is not known from the structure."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.keep("sketch", torch.zeros(1), kind="statistics")
+
+    def after_experience(self, experience: Any) -> None:
+        super().after_experience(experience)
+        self.sketch = torch.zeros(1 + len(experience.train) % 7)
+
+
+class Light(Tensor):
+    """A tensor that says that it has no values."""
+
+    def numel(self) -> int:
+        return 0
+
+
+class WeighsNothing(Replay):
+    """A state of tensors that lie about their size."""
+
+    def state(self) -> State:
+        own = super().state()
+        light = {name: t.as_subclass(Light) if name == "memory.images" else t for name, t in own.tensors.items()}
+        return State(light, own.kinds, own.meta, own.references, own.survey)
+
+
+class TwiceTheBudget(Replay):
+    """More exemplars than allowed."""
+
+    def after_experience(self, experience: Any) -> None:
+        self.memory.rebuild(experience.train, 10, lambda samples: torch.zeros(len(samples), 1), self.generator("x"))
+
+
+class SaysItIsSmall(Replay):
+    """A bill that leaves out the network, so that more exemplars seem to fit."""
+
+    def fixed_bytes(self, convention: str = "exact") -> int:
+        return 0
+
+
+class ExemplarsAsStatistics(Replay):
+    """Stored images under another name; under a budget of bytes they count all the same."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.keep("extra", torch.zeros(0), kind="statistics")
+
+    def grow(self, signature: Any) -> None:
+        super().grow(signature)
+        self.extra = torch.zeros(40, *signature.image_shape)
+
+    def fixed_bytes(self, convention: str = "exact") -> int:
+        return super().fixed_bytes(convention) - self.extra.numel() * 4
+
+
+class OtherRandomness(Replay):
+    """Draws that do not come from the run's seed."""
+
+    def loss(self, batch: Any) -> Tensor:
+        generator = torch.Generator()
+        generator.seed()
+        return super().loss(batch) * (1 + 0.1 * torch.rand((), generator=generator))
+
+
+class CountsSteps(Replay):
+    """Something that training changes and that is not kept: gone after a resume."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.steps = 0
+
+    def after_step(self, batch: Any) -> None:
+        self.steps += 1
+
+    def loss(self, batch: Any) -> Tensor:
+        return super().loss(batch) / (1 + self.steps)
+
+
+class PredictsInTrainingMode(Replay):
+    """Batch statistics of the test data."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        self.net.train()
+        return super().predict(images)
+
+
+class LearnsFromTestImages(Replay):
+    """A head that moves with each answer."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        scores = super().predict(images)
+        self.net.head.bias.data -= scores.mean(0)
+        return scores
+
+
+class RemembersTestImages(Replay):
+    """A counter of the answers given."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.asked = 0
+
+    def predict(self, images: Tensor) -> Tensor:
+        self.asked += 1
+        return super().predict(images) + self.asked
+
+
+class GuessesTheTask(Replay):
+    """One experience for the whole batch, by majority."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        scores = super().predict(images)
+        if scores.shape[1] > 2:
+            task = int(scores.argmax(1).div(2, rounding_mode="floor").mode().values)
+            scores[:, 2 * task : 2 * task + 2] += 100
+        return scores
+
+
+class CountsPlaces(Replay):
+    """An answer that depends on the place in the batch."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        scores = super().predict(images)
+        return scores + torch.arange(len(scores)).unsqueeze(1) % 3 * torch.arange(scores.shape[1])
+
+
+class AsksForTheTask(Replay):
+    """A predict that wants to know the experience."""
+
+    def predict(self, images: Tensor, task: int) -> Tensor:  # type: ignore[override]
+        return super().predict(images)
+
+
+class NewClassesOnly(Replay):
+    """Scores of the newest classes alone."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        return super().predict(images)[:, self.old_classes :]
+
+
+class NotANumber(Replay):
+    """Scores that are not numbers."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        scores = super().predict(images)
+        return torch.where(torch.arange(scores.shape[1]) == scores.shape[1] - 1, torch.nan, scores)
+
+
+class PeeksAtTheTest(Replay):
+    """Test data, by a search through all objects of the interpreter."""
+
+    def training_set(self, experience: Any) -> Samples:
+        data = super().training_set(experience)
+        for found in [found for found in gc.get_objects() if isinstance(found, Stream)]:
+            with suppress(StreamError):
+                data = data + found.test(experience.index)
+        return data
+
+
+class NeedsTwoClasses(Replay):
+    """Fails where an experience has one class."""
+
+    def prepare(self, experience: Any) -> None:
+        first, second = experience.new_slots[:2]
+        assert first != second
+
+
+class ForgetsToKeep(Replay):
+    """A tensor that was not kept."""
+
+    def after_experience(self, experience: Any) -> None:
+        store_exemplars(self, experience)
+        self.centre = experience.train.pixels.float().mean(0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A cheat, the rule that catches it, and a word of the message."""
+
+    cheat: type[Strategy]
+    rule: str
+    says: str
+
+
+CASES = [
+    Case(LoadsSomethingElse, "state_survives_the_round_trip", "load_state changed net.head.weight"),
+    Case(ModuleGlobal, "what_was_not_kept_cannot_help", "process for each experience"),
+    Case(ClassAttribute, "what_was_not_kept_cannot_help", "process for each experience"),
+    Case(OnTheBudget, "what_was_not_kept_cannot_help", "process for each experience"),
+    Case(InAFile, "hooks_keep_to_themselves", "calls save"),
+    Case(ReadsAFile, "hooks_keep_to_themselves", "reads the file"),
+    Case(FreeMetadata, "metadata_is_charged", "0 are charged"),
+    Case(DataInNames, "state_survives_the_round_trip", "differ in"),
+    Case(GrowsOnData, "state_survives_the_round_trip", "allocate it there at its final size"),
+    Case(WeighsNothing, "the_ledger_is_the_checkpoint", "the ledger says"),
+    Case(TwiceTheBudget, "the_budget_is_never_exceeded", "budget.exemplars is 10"),
+    Case(SaysItIsSmall, "the_budget_is_never_exceeded", "budget.limit is"),
+    Case(ExemplarsAsStatistics, "the_budget_is_never_exceeded", "statistics"),
+    Case(OtherRandomness, "same_seed_same_bits", "twice with the same seed"),
+    Case(CountsSteps, "a_resumed_run_ends_where_the_straight_run_ends", "interrupted at step"),
+    Case(PredictsInTrainingMode, "predict_has_no_side_effects", "predict"),
+    Case(LearnsFromTestImages, "predict_has_no_side_effects", "answers differently"),
+    Case(RemembersTestImages, "predict_has_no_side_effects", "answers differently"),
+    Case(PredictsInTrainingMode, "predict_does_not_look_at_the_rest_of_the_batch", "company"),
+    Case(GuessesTheTask, "predict_does_not_look_at_the_rest_of_the_batch", "company"),
+    Case(CountsPlaces, "predict_does_not_look_at_the_rest_of_the_batch", "order"),
+    Case(AsksForTheTask, "predict_scores_each_class_seen", "task"),
+    Case(NewClassesOnly, "predict_scores_each_class_seen", "classes"),
+    Case(NotANumber, "predict_scores_each_class_seen", "not numbers"),
+    Case(PeeksAtTheTest, "test_data_play_no_part_in_training", "with other test images"),
+    Case(PeeksAtTheTest, "hooks_keep_to_themselves", "gc.get_objects"),
+    Case(NeedsTwoClasses, "uneven_streams_are_learned", "ValueError"),
+    Case(ForgetsToKeep, "same_seed_same_bits", "was not kept"),
+]

@@ -1,0 +1,65 @@
+"""Every strategy keeps the contract, and every cheat is caught by the rule that it breaks."""
+
+from __future__ import annotations
+
+import pytest
+from cheats import CASES, FILE, GLOBAL, Case, ClassAttribute, Honest
+
+from cil import strategies, testing
+from cil.errors import ContractError
+from cil.testing import Subject, check_strategy, check_stream, toy_stream, uneven_stream
+
+RULES = {check.__name__: check for check in testing.ALL}
+VARIANTS = [
+    ("replay", {"selection": "random"}),
+    ("replay", {"codec": "jpeg:90", "selection": "reservoir"}),
+    ("icarl", {"selection": "closest_to_mean"}),
+    ("wa", {"strength": "balanced"}),
+    ("der", {"align": False}),
+]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_from_before():
+    GLOBAL.clear()
+    ClassAttribute.stash.clear()
+    yield
+    FILE.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", strategies.built_in())
+def test_every_strategy_keeps_every_rule(name, rule):
+    RULES[rule](Subject(name))
+
+
+@pytest.mark.parametrize(("name", "hyperparameters"), VARIANTS)
+def test_variants_keep_the_contract(name, hyperparameters):
+    check_strategy(name, **hyperparameters)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.cheat.__name__}-{case.rule}")
+def test_each_cheat_is_caught_and_named(case: Case):
+    if case.cheat.__name__ == "ReadsAFile":
+        FILE.write_bytes(b"from an earlier run")
+    (outcome,) = testing.outcomes(Subject(case.cheat), [RULES[case.rule]])
+    assert outcome.error is not None, f"{case.rule} did not see {case.cheat.__doc__}"
+    assert case.says in outcome.error
+
+
+def test_every_rule_has_a_cheat():
+    assert {case.rule for case in CASES} == set(RULES)
+
+
+def test_an_honest_plugin_passes_all():
+    check_strategy(Honest)
+
+
+def test_the_error_names_the_rules_that_are_broken():
+    with pytest.raises(ContractError, match=r"GuessesTheTask breaks 1 rule.*predict_does_not_look_at_the_rest"):
+        check_strategy(next(case.cheat for case in CASES if case.cheat.__name__ == "GuessesTheTask"))
+
+
+@pytest.mark.parametrize("stream", [toy_stream, uneven_stream])
+def test_toy_streams_keep_the_contract_of_streams(stream):
+    check_stream(stream())
