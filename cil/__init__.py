@@ -35,20 +35,29 @@ _HOMES = {
     "train": "cil.api",
 }
 
-__all__ = [*_HOMES]  # noqa: PLE0604
+__all__ = [*_HOMES]
 
 if TYPE_CHECKING:
-    from cil.api import plan, train
-    from cil.cli.compose import run
-    from cil.data import Batch, Samples, load_dataset
-    from cil.engine.recipe import Recipe
-    from cil.errors import CilError
-    from cil.memory import Budget, ExemplarMemory
-    from cil.models import NetFactory
-    from cil.strategies import Phase, Strategy, register
-    from cil.streams import Experience, Stream, class_incremental
-    from cil.tracking import Record
-    from cil.trained import evaluate, load
+    from cil.api import plan as plan
+    from cil.api import train as train
+    from cil.cli.compose import run as run
+    from cil.data import Batch as Batch
+    from cil.data import Samples as Samples
+    from cil.data import load_dataset as load_dataset
+    from cil.engine.recipe import Recipe as Recipe
+    from cil.errors import CilError as CilError
+    from cil.memory import Budget as Budget
+    from cil.memory import ExemplarMemory as ExemplarMemory
+    from cil.models import NetFactory as NetFactory
+    from cil.strategies import Phase as Phase
+    from cil.strategies import Strategy as Strategy
+    from cil.strategies import register as register
+    from cil.streams import Experience as Experience
+    from cil.streams import Stream as Stream
+    from cil.streams import class_incremental as class_incremental
+    from cil.tracking import Record as Record
+    from cil.trained import evaluate as evaluate
+    from cil.trained import load as load
 
 
 def __getattr__(name: str) -> Any:

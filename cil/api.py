@@ -60,7 +60,7 @@ def train(
         CilError: what is wrong in one line, before training where it can be known then.
     """
     recipe = recipe or Recipe()
-    changes = {"epochs": epochs, "batch_size": batch_size}
+    changes: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
     if lr is not None:
         recipe = replace(recipe, optimizer=partial(recipe.optimizer, lr=lr))

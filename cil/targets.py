@@ -96,7 +96,9 @@ def check_arguments(call: Callable[..., Any], given: Mapping[str, Any], key: str
         parameters = inspect.signature(call).parameters
     except (TypeError, ValueError):  # some built-in functions have no signature
         return
-    known = [name for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY)]
+    known = [
+        name for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY)
+    ]
     free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     hints = _hints(call)
     for name, value in given.items():
@@ -112,8 +114,9 @@ def _name(call: Any) -> str:
 
 
 def _hints(call: Any) -> dict[str, Any]:
+    annotated: Any = call.__init__ if isinstance(call, type) else call  # type: ignore[misc]
     try:
-        return typing.get_type_hints(call.__init__ if isinstance(call, type) else call)
+        return typing.get_type_hints(annotated)
     except Exception:  # annotations that name things which are imported for type checking only
         return {}
 
@@ -121,7 +124,7 @@ def _hints(call: Any) -> dict[str, Any]:
 def fits(value: Any, hint: Any) -> bool:
     """Whether a plain value fits a type hint; hints that say nothing about plain values fit all.
 
-    >>> fits(1, float), fits(True, float), fits(None, int | None), fits("a", float | str), fits([1], typing.Sequence[str])
+    >>> fits(1, float), fits(True, float), fits(None, int | None), fits("a", float | str), fits([1], list[str])
     (True, False, True, True, False)
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

@@ -96,9 +96,13 @@ def evaluate(
     learner = learners.rebuilt(index + 1, checkpoints.state(index))
     shape = tuple(record.identity["stream"]["image_shape"])
     if tuple(stream.image_shape) != shape:
-        raise StreamError(f"the run was trained on images {shape}; stream '{stream.name}' has {tuple(stream.image_shape)}")
+        raise StreamError(
+            f"the run was trained on images {shape}; stream '{stream.name}' has {tuple(stream.image_shape)}"
+        )
     if len(stream.classes) < learner.num_classes:
-        raise StreamError(f"the run knows {learner.num_classes} classes; stream '{stream.name}' has {len(stream.classes)}")
+        raise StreamError(
+            f"the run knows {learner.num_classes} classes; stream '{stream.name}' has {len(stream.classes)}"
+        )
     rows = count(
         partial(learners.scores, learner), stream, learner.num_classes,
         seed=record.identity["seed"], device=learners.runtime.torch_device, batch_size=batch_size,
@@ -119,9 +123,7 @@ def evaluate(
     }
 
 
-def _learners(
-    record: Record, strategy: Any, device: str, experience: int | None
-) -> tuple[Learners, int, Checkpoints]:
+def _learners(record: Record, strategy: Any, device: str, experience: int | None) -> tuple[Learners, int, Checkpoints]:
     """What makes the learners of a run, from its record alone."""
     identity, checkpoints = record.identity, Checkpoints(record.directory)
     done = checkpoints.done()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for processes that tests start
@@ -47,6 +48,12 @@ def _make(
 def make_dataset() -> MakeDataset:
     """``make_dataset(train_counts, test_counts, size=12, channels=3)``: noisy 3x3 patterns, one a class, in memory."""
     return _make
+
+
+@pytest.fixture(scope="session")
+def embedded_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root for the embedded sets, so that slow ones are made once."""
+    return tmp_path_factory.mktemp("data_root")
 
 
 @pytest.fixture(scope="session")

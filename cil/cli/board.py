@@ -52,7 +52,7 @@ class Board:
         self._labels[number], self._shares[number] = label, 0.0
         if self._bars is not None:
             self._tasks[number] = self._bars.add_task(label, total=1.0, state="")
-        else:
+        elif not self._quiet:
             self._line(f"[{number + 1}/{self._total}] {label}: started")
 
     def moved(
@@ -67,7 +67,7 @@ class Board:
             self._bars.update(self._tasks[number], completed=share, state=f"{experience + 1}/{experiences} {state}")
             self._bars.update(self._whole, completed=self._done + sum(self._shares.values()), state=self._left())
             self._bars.refresh()
-        elif kind == "boundary":
+        elif kind == "boundary" and not self._quiet:
             place = f"experience {experience + 1}/{experiences}"
             self._line(f"[{number + 1}/{self._total}] {self._labels[number]}: {place}, {state}")
 
@@ -77,7 +77,9 @@ class Board:
         self._shares.pop(number, None)
         how = _WORDS.get(outcome.status, outcome.status)
         how = f"{how} before, not run again" if outcome.found else f"{how} after {outcome.seconds:.0f} s"
-        text = f"[{number + 1}/{self._total}] {outcome.task.label}: {how}{f': {outcome.error}' if outcome.error else ''}"
+        text = (
+            f"[{number + 1}/{self._total}] {outcome.task.label}: {how}{f': {outcome.error}' if outcome.error else ''}"
+        )
         if self._bars is not None:
             if number in self._tasks:
                 self._bars.remove_task(self._tasks.pop(number))
@@ -94,5 +96,4 @@ class Board:
         return f"ETA {seconds / 60:.0f} min" if seconds >= 90 else f"ETA {seconds:.0f} s" if share else ""
 
     def _line(self, text: str) -> None:
-        if not self._quiet or "started" not in text:
-            print(text, file=self._stream, flush=True)
+        print(text, file=self._stream, flush=True)

@@ -64,8 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print the bills."""
     overrides = [item for item in arguments if item != "--json"]
     environment.prepare(overrides)
-    cells = expand(overrides)
-    found = [Bills.of(cell.job, _label(cell)) for cell in cells]
+    found = [Bills.of(job, label) for label, job in _without_seeds(expand(overrides)).items()]
     if "--json" in arguments:
         print(json.dumps([asdict(bills) for bills in found], indent=1))
     else:
@@ -73,9 +72,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _label(cell: Cell) -> str:
-    varied = {key: value for key, value in cell.varied.items() if key != "seed"}
-    return Cell(cell.job, varied).label
+def _without_seeds(cells: Sequence[Cell]) -> dict[str, Job]:
+    """One job for each label: a seed changes no bill."""
+    jobs: dict[str, Job] = {}
+    for cell in cells:
+        varied = {key: value for key, value in cell.varied.items() if key != "seed"}
+        jobs.setdefault(Cell(cell.job, varied).label, cell.job)
+    return jobs
 
 
 def text(found: Sequence[Bills]) -> str:
@@ -118,5 +121,8 @@ def _table(title: str, rows: Sequence[Bills], count: int, value: Callable[[Bill]
     for start in range(0, count, each):
         part = slice(start, start + each)
         lines.append(" " * name + "".join(text.rjust(wide) for text in heads[part]))
-        lines += [item.label.ljust(name) + "".join(t.rjust(wide) for t in line[part]) for item, line in zip(rows, cells, strict=True)]
+        lines += [
+            item.label.ljust(name) + "".join(t.rjust(wide) for t in line[part])
+            for item, line in zip(rows, cells, strict=True)
+        ]
     return "\n".join(lines)

@@ -15,7 +15,6 @@ from torch import nn
 from cil.api import networks, plan
 from cil.cli.compose import Job, compose
 from cil.cli.environment import threads_of
-from cil.cli.schema import check
 from cil.engine.dryrun import Bill, dry_run
 from cil.engine.recipe import Recipe
 from cil.engine.run import Run
@@ -42,7 +41,6 @@ def build(job: Job, *, jobs: int = 1, root: str | Path = "runs", **changes: Any)
         CilError: for whatever is wrong with it, in one line that names the key.
     """
     config = job.config
-    check(config)
     if config["budget"]["points"]:
         raise ConfigError("budget.points is a list of budgets for cil compare; cil run has one, as budget.exemplars")
     strategy = _strategy(config["strategy"])
@@ -65,7 +63,9 @@ def build(job: Job, *, jobs: int = 1, root: str | Path = "runs", **changes: Any)
     }
     budget = _budget(config, stream)
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    terms = {key: config["budget"][key] for key in ("kind", "exemplars", "convention", "at", "reserve", "enforce", "to")}
+    terms = {
+        key: config["budget"][key] for key in ("kind", "exemplars", "convention", "at", "reserve", "enforce", "to")
+    }
     facts = {"config": kept, "budget": {**terms, "limits": None if budget.limits is None else list(budget.limits)}}
     return plan(strategy, stream, _model(config["model"]), budget, facts=facts, **options | changes)
 
@@ -135,7 +135,9 @@ def _budget(config: Mapping[str, Any], stream: Stream) -> Budget:
     if given["kind"] == "bytes":
         limits = given["limit"] if isinstance(given["limit"], list) else [given["limit"]]
         if given["at"] == "each" and len(limits) != len(stream):
-            raise ConfigError(f"budget.limit has {len(limits)} numbers; stream '{stream.name}' has {len(stream)} experiences")
+            raise ConfigError(
+                f"budget.limit has {len(limits)} numbers; stream '{stream.name}' has {len(stream)} experiences"
+            )
         return Budget(limits=limits, **terms)
     return Budget(limits=_aligned_limits(config, stream), **terms)
 

@@ -44,6 +44,9 @@ def _checked(name: str) -> int:
     broken = 0
     for outcome in outcomes(Subject(kind)):
         broken += outcome.error is not None
-        print(f"{'ok    ' if outcome.error is None else 'BROKEN'} {outcome.name}: {outcome.error or outcome.rule}", flush=True)
+        print(
+            f"{'ok    ' if outcome.error is None else 'BROKEN'} {outcome.name}: {outcome.error or outcome.rule}",
+            flush=True,
+        )
     print(f"{name}: {f'{broken} rule(s) broken' if broken else 'keeps the contract'}")
     return broken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +14,18 @@ from typing import TYPE_CHECKING, Any
 from cil.cli.names import choices as group_choices
 from cil.cli.names import conf_dir, plugin_conf_dirs, plugin_points
 from cil.cli.refusals import explained
+from cil.cli.schema import check
+from cil.errors import ConfigError, nearest
 from cil.targets import PARTIAL, TARGET, check_arguments, resolve
 
 if TYPE_CHECKING:
     from cil.tracking import Record
 
 CONFIG = "config"
+OPTIONS = (  # of Hydra
+    *("--cfg", "-c", "--package", "-p", "--resolve", "--multirun", "-m", "--run", "-r", "--info", "-i", "--hydra-help"),
+    *("--config-dir", "-cd", "--shell-completion", "-sc", "--experimental-rerun"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,28 +49,30 @@ def compose(overrides: Sequence[str] = ()) -> Job:
     """Compose the configuration with these overrides.
 
     Raises:
-        ConfigError: for whatever Hydra refuses, with the nearest known names.
+        ConfigError: for whatever Hydra or the schema refuses, with the nearest known names.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
 
     with explained(overrides, composed):
         _offer_plugins(overrides)
         with initialize_config_dir(str(conf_dir()), job_name="cil", **_version_base()):
-            return job_of(hydra_compose(CONFIG, list(overrides), return_hydra_config=True), overrides)
+            whole = hydra_compose(CONFIG, list(overrides), return_hydra_config=True)
+            own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+            job = _job(own, whole.hydra, overrides)
+    check(job.config)
+    return job
 
 
-def job_of(whole: Any, overrides: Sequence[str]) -> Job:
-    """A job from a configuration that still holds Hydra's part."""
-    from omegaconf import OmegaConf, open_dict
+def _job(own: Any, hydra: Any, overrides: Sequence[str]) -> Job:
+    """A job from what Hydra composed, its own part apart."""
+    from omegaconf import OmegaConf
 
-    chosen = {key: value for key, value in whole.hydra.runtime.choices.items() if not key.startswith("hydra/")}
-    swept = whole.hydra.sweeper.get("params")
-    sweep = {} if swept is None else {key: str(value) for key, value in swept.items()}
-    with open_dict(whole):
-        own = OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"])
     config = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
+    chosen = {key: value for key, value in hydra.runtime.choices.items() if not key.startswith("hydra/")}
+    sweep = {key: str(value) for key, value in (hydra.sweeper.get("params") or {}).items()}
     return Job({str(key): value for key, value in config.items()}, chosen, tuple(overrides), sweep)
 
 
@@ -83,22 +92,18 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
 
     Args:
         arguments: As given to the command.
-        task: Called with each job; in a multirun perhaps in another process.
+        task: Called with each job, not checked yet; in a multirun perhaps in another process.
     """
-    import os
-
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
     overrides = [item for item in arguments if not item.startswith("-")]
+    for item in arguments:
+        if item.startswith("-") and item.partition("=")[0] not in OPTIONS:
+            raise ConfigError(f"no option '{item}'; {nearest(item, (name for name in OPTIONS if name[1] == '-'))}")
 
     def called(cfg: Any) -> Any:
-        from omegaconf import OmegaConf, open_dict
-
-        whole = OmegaConf.create({"hydra": {}})
-        with open_dict(whole):
-            whole = OmegaConf.merge(cfg, {"hydra": OmegaConf.to_container(HydraConfig.instance().cfg.hydra, resolve=False)})
-        return task(job_of(whole, list(HydraConfig.get().overrides.task)))
+        return task(_job(cfg, HydraConfig.get(), list(HydraConfig.get().overrides.task)))
 
     program, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     with explained(overrides, composed):
@@ -157,7 +162,7 @@ def _named(overrides: Sequence[str], group: str) -> Iterator[str]:
     for item in overrides:
         key, _, value = item.partition("=")
         if key in (group, f"+{group}"):
-            yield from (name.strip() for name in value.split(","))
+            yield from (name.strip(" '\"").replace("\\", "") for name in value.split(","))
 
 
 def _code_of(name: str) -> str | None:

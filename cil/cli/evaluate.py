@@ -78,17 +78,20 @@ def text(record: Any, stream: str, found: Mapping[str, Any]) -> str:
     identity = record.identity
     own = stream == identity["stream"]["name"]
     before = record.results["accuracy_curve"][found["experience"]]
+    recorded = f" (its record says {before:.2f} %)" if own and before is not None else ""
     names, values = zip(*found["accuracy_by_class"].items(), strict=True)
     wide = max(map(len, names))
     lines = [
         f"{identity['strategy']}, seed {identity['seed']}, after experience {found['experience'] + 1}, on {stream}:"
         f" {found['images']:,} test images",
-        f"  accuracy {found['accuracy']:.2f} %{f' (its record says {before:.2f} %)' if own and before is not None else ''}"
-        f"   mean over classes {found['mean_class_accuracy']:.2f} %",
+        f"  accuracy {found['accuracy']:.2f} %{recorded}   mean over classes {found['mean_class_accuracy']:.2f} %",
         f"  by experience (%): {_row(found['accuracy_by_experience'])}",
         f"  within its experience (%): {_row(found['accuracy_task_aware_by_experience'])}",
         "  by class (%):",
-        *(f"    {name.ljust(wide)} {'-' if value != value else f'{value:.1f}'}" for name, value in zip(names, values, strict=True)),
+        *(
+            f"    {name.ljust(wide)} {'-' if value != value else f'{value:.1f}'}"
+            for name, value in zip(names, values, strict=True)
+        ),
     ]
     return "\n".join(lines)
 

@@ -47,7 +47,7 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
             fixed, swept = [*fixed, *more], swept | also
     cells = []
     for combination in product(*swept.values()):
-        varied = {key: item.partition("=")[2] for key, item in zip(swept, combination, strict=True)}
+        varied = {key: item.partition("=")[2].replace("\\", "") for key, item in zip(swept, combination, strict=True)}
         cells += _at_points(Cell(compose([*fixed, *combination]), varied))
     return cells
 
@@ -80,7 +80,9 @@ def _at_points(cell: Cell) -> list[Cell]:
         return [cell]
     key = POINTS.get(budget.get("kind", ""))
     if key is None or not isinstance(points, list):
-        raise ConfigError(f"budget.points is {points!r} with budget={budget.get('kind')}; give a list, and a budget with a size")
+        raise ConfigError(
+            f"budget.points is {points!r} with budget={budget.get('kind')}; give a list, and a budget with a size"
+        )
     return [
         Cell(compose([*cell.job.overrides, f"{key}={point}", "budget.points=null"]), {**cell.varied, key: str(point)})
         for point in points

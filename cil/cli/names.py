@@ -11,8 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
-KINDS = ("strategies", "streams", "models", "selections", "codecs", "loggers")
+KINDS = ("strategies", "streams", "datasets", "models", "selections", "codecs", "loggers")
 GROUPS = {"strategies": "strategy", "streams": "stream", "models": "model", "loggers": "logger"}  # folders of conf/
+SOURCES = {  # kind: room, decorator that registers a name, table of further names
+    "datasets": ("data", "register_dataset", "_MNIST_LIKE"),
+    "selections": ("memory", "register_selection", ""),
+    "codecs": ("memory", "register_codec", "_CODECS"),
+}
 ENTRY_POINTS = tuple(f"cil.{kind}" for kind in (*KINDS, "metrics", "adapters"))
 
 
@@ -67,7 +72,7 @@ def choices(group: str) -> dict[str, Known]:
 
 def known(kind: str) -> dict[str, Known]:
     """All names of a kind, in order of the alphabet."""
-    found = choices(GROUPS[kind]) if kind in GROUPS else {name: Known(name, "built in") for name in _in_source(kind)}
+    found = choices(GROUPS[kind]) if kind in GROUPS else {item.name: item for item in _in_source(*SOURCES[kind])}
     for point in plugin_points():
         if point.group == f"cil.{kind}":
             found.setdefault(point.name, Known(point.name, _owner(point)))
@@ -79,16 +84,16 @@ def _first_comment(path: Path) -> str:
     return first.removeprefix("#").strip() if first.startswith("#") and "@package" not in first else ""
 
 
-def _in_source(kind: str) -> Iterator[str]:
-    """Names that a module of ``cil.memory`` registers, by decorator or in its table of names."""
-    module, decorator, table = {
-        "selections": ("selection", "register_selection", ""),
-        "codecs": ("codecs", "register_codec", "_CODECS"),
-    }[kind]
-    tree = ast.parse((PACKAGE / "memory" / f"{module}.py").read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == decorator:
-            yield from (item.value for item in node.args if isinstance(item, ast.Constant))
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == table:
-            if isinstance(node.value, ast.Dict):
-                yield from (item.value for item in node.value.keys if isinstance(item, ast.Constant))
+def _in_source(room: str, decorator: str, table: str) -> Iterator[Known]:
+    """Names that the modules of a room register by decorator, or have in a table: read, not imported."""
+    for path in sorted((PACKAGE / room).glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                about = (ast.get_docstring(node) or "").partition("\n")[0]
+                calls = [call for call in node.decorator_list if isinstance(call, ast.Call) and call.args]
+                for call in calls:
+                    if isinstance(call.func, ast.Name) and call.func.id == decorator:
+                        yield Known(ast.literal_eval(call.args[0]), "built in", about)
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == table:
+                assert isinstance(node.value, ast.Dict)
+                yield from (Known(ast.literal_eval(key), "built in") for key in node.value.keys if key is not None)

@@ -41,7 +41,7 @@ class Task:
 
 @dataclass
 class Outcome:
-    """How a task ended: ``finished``, ``over_budget``, ``failed``, ``interrupted`` or ``killed``; ``found`` if before."""
+    """How a task ended: ``finished`` (perhaps ``found``), ``over_budget``, ``failed``, ``interrupted``, ``killed``."""
 
     task: Task
     status: str
@@ -70,7 +70,7 @@ def run_all(tasks: Sequence[Task], jobs: int, *, fork: bool, board: Board) -> li
     Raises:
         KeyboardInterrupt: after a Ctrl-C, when all children have saved what they computed.
     """
-    context = multiprocessing.get_context("fork" if fork else "spawn")
+    context: Any = multiprocessing.get_context("fork" if fork else "spawn")
     outcomes: dict[int, Outcome] = {}
     waiting = list(enumerate(tasks))
     running: dict[int, _Running] = {}
@@ -114,7 +114,7 @@ def _finished(run_dir: Path) -> bool:
 
 def _listen(running: Mapping[int, _Running], board: Board) -> None:
     """Wait until a child says something, or ends."""
-    handles = {one.pipe: number for number, one in running.items()}
+    handles: dict[Any, int] = {one.pipe: number for number, one in running.items()}
     handles |= {one.process.sentinel: number for number, one in running.items()}
     try:
         ready = wait(list(handles), timeout=ABOARD)
@@ -143,7 +143,9 @@ def _outcome(one: _Running) -> Outcome:
         return Outcome(one.task, *one.said, seconds=seconds)
     code = one.process.exitcode
     how = f"signal {-code} ({signal.Signals(-code).name})" if code is not None and code < 0 else f"exit code {code}"
-    return Outcome(one.task, "killed", f"its process was ended by {how}; the same command goes on with it", seconds=seconds)
+    return Outcome(
+        one.task, "killed", f"its process was ended by {how}; the same command goes on with it", seconds=seconds
+    )
 
 
 def _forward(running: Mapping[int, _Running], interrupted: Callable[..., bool]) -> None:

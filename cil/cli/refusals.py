@@ -40,7 +40,9 @@ def explained(overrides: Sequence[str], composed: Composed) -> Iterator[None]:
     except OverrideParseException as error:
         reason = str(error.__cause__ or error).splitlines()
         text = next((line for line in reason if not line.startswith(("Error parsing", "See "))), reason[0])
-        raise ConfigError(f"'{error.override}' is no override: {text}; write key=value, quote what has spaces") from error
+        raise ConfigError(
+            f"'{error.override}' is no override: {text}; write key=value, quote what has spaces"
+        ) from error
     except MissingMandatoryValue as error:
         raise ConfigError(f"{getattr(error, 'full_key', None) or error} has no value; it must be given") from error
     except (HydraException, OmegaConfBaseException) as error:
@@ -54,7 +56,8 @@ def _missing_choice(error: Any) -> str:
     if not group:
         return " ".join(str(error).split())
     more = "; an own class is named module:Class" if group == "strategy" else ""
-    return f"no {group} '{name}' (key {group}); {nearest(name, {item for item in options if not item.startswith('_')})}{more}"
+    offered = {item for item in options if not item.startswith("_")}
+    return f"no {group} '{name}' (key {group}); {nearest(name, offered)}{more}"
 
 
 def _refused(message: str, overrides: Sequence[str], composed: Composed) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
 from cil.cli.compose import Job, application
+from cil.cli.schema import check
 from cil.errors import CilError
 
 if TYPE_CHECKING:
@@ -40,11 +43,11 @@ def main(arguments: Sequence[str]) -> int:
     parallel = multirun and any(item.startswith("hydra/launcher=joblib") for item in rest)
     environment.prepare(rest, environment.cores() if parallel else 1)
     if multirun and not dry:
-        application(rest, one_of_many)
-        return 0
+        return launched(rest)
     jobs: list[Job] = []
     application(rest, jobs.append)
     for job in jobs:
+        check(job.config)  # before torch is imported
         print(_bill(job) if dry else executed(job))
     return 0
 
@@ -62,17 +65,26 @@ def executed(job: Job) -> str:
     return summary(record, "  (was finished before, nothing was run)" if before == "finished" else "")
 
 
-def one_of_many(job: Job, root: str = "runs") -> None:
-    """A job of a multirun, perhaps in another process. Its error is told at once: the others go on."""
+def launched(arguments: Sequence[str], root: str = "runs") -> int:
+    """Let Hydra's launcher do the jobs; 1 where one failed."""
+    failed: list[str] = []
+    application(arguments, partial(_one_of_many, root, failed, os.getpid()))
+    return 1 if failed else 0
+
+
+def _one_of_many(root: str, failed: list[str], here: int, job: Job) -> None:
+    """A job of a multirun, perhaps in another process. Its error is told at once, and the others go on."""
     from cil.cli.build import build
 
-    job.config["progress"] = False
     try:
-        record = build(job, root=root).execute()
+        check(job.config)
+        record = build(job, root=root, progress=False).execute()
         print(summary(record), flush=True)
     except CilError as error:
         print(f"cil: {' '.join(job.overrides)}: {error}", file=sys.stderr, flush=True)
-        raise
+        failed.append(str(error))
+        if os.getpid() != here:  # the launcher must be told
+            raise
 
 
 def _status(run: Run) -> str | None:

@@ -110,7 +110,13 @@ def check(config: Mapping[str, Any]) -> None:
             if not isinstance(node, Mapping) or step not in node:
                 raise ConfigError(f"{key} is missing; it must be {KEYS[key](...)}")
             node = node[step]
-    for name, says in (("stream", "builder"), ("strategy", ""), ("optimizer", ""), ("scheduler", ""), ("model", "name")):
+    for name, says in (
+        ("stream", "builder"),
+        ("strategy", ""),
+        ("optimizer", ""),
+        ("scheduler", ""),
+        ("model", "name"),
+    ):
         section = config.get(name)
         if not isinstance(section, Mapping) or not {TARGET, says} & section.keys():
             raise ConfigError(f"{name} is {section!r}: choose a file of the group, as in {name}=NAME")
@@ -135,7 +141,7 @@ def _check_section(section: Mapping[str, Any], prefix: str, sections: set[str]) 
 
 def _tree() -> dict[str, Any]:
     """The keys as nested mappings."""
-    tree: dict[str, Any] = {name: None for name in BUILT}
+    tree: dict[str, Any] = dict.fromkeys(BUILT)
     for key in KEYS:
         *path, last = key.split(".")
         node = tree
@@ -157,16 +163,22 @@ def _check_budget(budget: Mapping[str, Any]) -> None:
     if kind == "bytes" and limit is None and not budget["points"]:
         raise ConfigError("budget.limit is missing; budget=bytes needs it, as in budget.limit=8000000")
     if kind == "bytes" and (budget["at"] == "each") != isinstance(limit, list) and not budget["points"]:
-        raise ConfigError(f"budget.limit is {limit} with budget.at={budget['at']}; a list goes with each, a number with end")
+        raise ConfigError(
+            f"budget.limit is {limit} with budget.at={budget['at']}; a list goes with each, a number with end"
+        )
     if budget["exemplars"] is not None and kind in ("none", "bytes"):
         given = budget["exemplars"]
-        raise ConfigError(f"budget.exemplars is {given}, but budget={kind}; say budget=exemplars budget.exemplars={given}")
+        raise ConfigError(
+            f"budget.exemplars is {given}, but budget={kind}; say budget=exemplars budget.exemplars={given}"
+        )
     if budget["exemplars"] is None and kind in ("exemplars", "aligned") and not budget["points"]:
         raise ConfigError(f"budget.exemplars is missing; budget={kind} needs it, as in budget.exemplars=200")
     if to is not None and kind != "aligned":
         raise ConfigError(f"budget.to is {to}, but budget={kind}; say budget=aligned budget.to={to}")
     if kind == "aligned" and to is None:
-        raise ConfigError("budget.to is missing; budget=aligned needs the strategy whose bytes it gives, as in budget.to=der")
+        raise ConfigError(
+            "budget.to is missing; budget=aligned needs the strategy whose bytes it gives, as in budget.to=der"
+        )
     if budget["at"] == "each" and kind in ("none", "exemplars"):
         raise ConfigError(f"budget.at is each, but budget={kind} has no bytes; budget=bytes or aligned have")
     if budget["at"] == "each" and budget["reserve"] == "final":

@@ -49,7 +49,9 @@ def main(arguments: Sequence[str]) -> int:
     path = contact_sheet(stream, Path(options["--out"] or f"{stream.name}.png"), int(options["--count"]))
     sizes = " + ".join(str(len(signature.new_slots)) for signature in stream.signatures)
     images = sum(sum(signature.counts.values()) for signature in stream.signatures)
-    print(f"{stream.name}: {len(stream)} experiences of {sizes} classes, {images:,} training images {stream.image_shape}")
+    print(
+        f"{stream.name}: {len(stream)} experiences of {sizes} classes, {images:,} training images {stream.image_shape}"
+    )
     print(f"fingerprint {stream.fingerprint[:12]}, {stream.description()['data']}; class order {list(stream.order)}")
     print(f"picture: {path}")
     return 0
@@ -59,7 +61,8 @@ def curve(record: Record) -> str:
     """Bars of the accuracy on all classes seen, and the accuracy matrix."""
     results = record.results
     if not results.get("accuracy_curve"):
-        return f"{record.directory}: {record.status}, no experience was evaluated{f': {record.error}' if record.error else ''}"
+        why = f": {record.error}" if record.error else ""
+        return f"{record.directory}: {record.status}, no experience was evaluated{why}"
     lines = [f"{record.identity['strategy']} on {record.identity['stream']['name']}: {record.status}", ""]
     for index, value in enumerate(results["accuracy_curve"]):
         bar = "#" * round(WIDTH * (value or 0.0) / 100)

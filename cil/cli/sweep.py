@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from cil.cli import environment
 from cil.cli.compare import grid, split_own, written
-from cil.cli.compose import application
-from cil.cli.run import one_of_many
+from cil.cli.run import launched
 from cil.errors import ConfigError
 
 HELP = """
@@ -37,10 +35,12 @@ def _launched(arguments: Sequence[str]) -> int:
     """Let Hydra launch the runs, then aggregate."""
     overrides, own = split_own(arguments)
     if own["out"] == "auto":
-        raise ConfigError("out is missing; with hydra/launcher the runs need a folder of their own, as in out=results/wa")
+        raise ConfigError(
+            "out is missing; with hydra/launcher the runs need a folder of their own, as in out=results/wa"
+        )
     environment.prepare(overrides, environment.cores())
-    application([*overrides, "--multirun"], partial(one_of_many, root=own["out"]))
+    code = launched([*overrides, "--multirun"], own["out"])
     from cil.report import find_runs
 
     print(written(find_runs(own["out"]), Path(own["out"]), "sweep"))
-    return 0
+    return code

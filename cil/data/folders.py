@@ -121,6 +121,7 @@ def _from_folders(
     train_folder, test_folder = _split_folder(where, ("train",)), _split_folder(where, test_names)
     known = _class_folders(train_folder)
     names = known if names is None else names
+    train_files = _listed(train_folder, names)
     annotations = test_folder / "val_annotations.txt"
     if annotations.is_file():
         test_files = _annotated(annotations, names)
@@ -135,7 +136,7 @@ def _from_folders(
         store = ArrayStore(files.pixels(torch.arange(len(files)))) if in_memory else files
         return Samples(store, torch.tensor(labels))
 
-    train, test = samples(*_listed(train_folder, names)), samples(*test_files)
+    train, test = samples(*train_files), samples(*test_files)
     return Dataset(name, train, test, names, mean=mean, std=std, augment=augment, source=str(where))
 
 

@@ -121,7 +121,7 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(chosen).expanduser()
 
 
-def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
+def load_dataset(name: str, /, root: str | Path | None = None, **options: Any) -> Dataset:
     """A data set by name.
 
     Args:

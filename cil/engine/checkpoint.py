@@ -9,11 +9,11 @@ snapshot/now.*                        all that was held at some step, with optim
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,40 +29,42 @@ from cil.memory.state import Reference
 KEEP = ("all", "last", "best")
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write all or nothing: a new file, flushed to disk, renamed into place."""
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """All or nothing: what is written to the file given is flushed to disk and renamed to ``path``.
+
+    Raises:
+        TrainingError: where the disk is full or the place cannot be written; ``path`` is then as it was.
+    """
     temporary = path.with_name(f".{path.name}.new")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise TrainingError(f"cannot write {path}: {error.strerror}; what was committed before is safe") from error
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> None:
-    """A safetensors file, all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file({name: _own(tensor) for name, tensor in plain.items()}, temporary, dict(facts or {}))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        raise TrainingError(f"cannot write {path}: {error}; what was committed before is safe") from error
-    _sync_folder(path.parent)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        why = getattr(error, "strerror", None) or str(error)
+        raise TrainingError(f"cannot write {path}: {why}; what was committed before is safe") from error
+    with suppress(OSError):
+        handle = os.open(path.parent, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """A JSON file, all or nothing."""
+    with _replacing(path) as temporary:
+        temporary.write_text(json.dumps(content))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file, all or nothing."""
+    plain = {name: _own(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}
+    with _replacing(path) as temporary:
+        save_file(plain, temporary)
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -115,7 +117,6 @@ class Checkpoints:
 
     def commit(self, index: int, state: State, facts: Mapping[str, Any]) -> None:
         """Write a boundary. It exists from the moment its JSON file has its name."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         before: dict[str, Tensor] = {}
         files: dict[str, str] = {}
         if index:
@@ -134,7 +135,7 @@ class Checkpoints:
             "survey": dict(state.survey),
             "facts": dict(facts),
         }
-        write_atomic(self.folder / f"experience-{index:03d}.json", json.dumps(content).encode())
+        write_json(self.folder / f"experience-{index:03d}.json", content)
         shutil.rmtree(self.snapshots, ignore_errors=True)
 
     def state(self, index: int) -> State:
@@ -180,7 +181,7 @@ class Checkpoints:
             if index in kept:
                 used |= set((content["files"] or {}).values())
             elif content["files"] is not None:
-                write_atomic(path, json.dumps(content | {"files": None}).encode())
+                write_json(path, content | {"files": None})
         for path in self.folder.glob("experience-*.safetensors"):
             if path.name not in used:
                 path.unlink()
@@ -189,12 +190,11 @@ class Checkpoints:
 
     def write_snapshot(self, name: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         """All that is held now. The tensors' file is named in the JSON, which is written last."""
-        self.snapshots.mkdir(parents=True, exist_ok=True)
         path = self.snapshots / f"{name}.json"
         old = json.loads(path.read_text())["tensors"] if path.exists() else None
         file = f"{name}-{'b' if old == f'{name}-a.safetensors' else 'a'}.safetensors"
         write_tensors(self.snapshots / file, tensors)
-        write_atomic(path, json.dumps({**content, "tensors": file, "names": list(tensors)}).encode())
+        write_json(path, {**content, "tensors": file, "names": list(tensors)})
 
     def snapshot_names(self) -> list[str]:
         """Names of the snapshots there are."""

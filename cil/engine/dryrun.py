@@ -53,6 +53,7 @@ def dry_run(make_learner: MakeLearner, make_net: Callable[[], NetFactory], signa
     seen: dict[int, int] = {}
     bills = []
     for signature in signatures:
+        own.experience = signature.index
         try:
             learner.grow(signature)
         except CilError:
@@ -61,7 +62,6 @@ def dry_run(make_learner: MakeLearner, make_net: Callable[[], NetFactory], signa
             raise ConfigError(
                 f"{type(learner).__name__}.grow fails without data at experience {signature.index}: {error}"
             ) from error
-        own.experience = signature.index
         for slot, count in signature.counts.items():
             seen[slot] = seen.get(slot, 0) + count
         exemplars = learner.exemplar_plan(own.exemplar_slots(learner), seen)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,9 +19,11 @@ from cil.engine.loader import PhaseLoader
 from cil.engine.process import Stopped
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
-from cil.errors import ConfigError, TrainingError
+from cil.errors import ConfigError, ContractError, TrainingError
 from cil.memory import Entry, Flops, SavedBytes, tensor_bytes
 from cil.strategies import Phase, Progress, Strategy
+
+WINDOW, OPTIMIZER = "window|", "optimizer|"  # beside the learner's own tensors in a snapshot
 
 
 @dataclass
@@ -30,7 +33,7 @@ class Cost:
     flops_per_image: float = 0.0
     activations: int = 0
     images: int = 0
-    steps: int = 0
+    steps: int = 0  # of the optimizer
     entries: list[Entry] = field(default_factory=list)
 
     @classmethod
@@ -54,8 +57,8 @@ class Fit:
         recipe: As it applies to this phase.
         experience: Index of the experience, part of every key.
         seed: The run's.
-        first_step: Steps of the run before this phase, for logs.
-        on_log: Called every ``recipe.log_every`` steps, with values by name.
+        first_step: Optimizer steps of the run before this phase, for logs.
+        on_log: Called every ``recipe.log_every`` optimizer steps and after each epoch, with means by name.
         on_snapshot: Called with tensors and content when it is time to save.
         stop: Says whether the run was asked to stop; training then saves and raises ``Stopped``.
     """
@@ -93,13 +96,13 @@ class Fit:
             return
         optimizer = self._optimizer = self._make_optimizer()
         schedule = recipe.scheduler(optimizer, recipe.epochs)
-        stepper = self.runtime.optimizer(optimizer)
-        window = _Window(recipe.log_every, self.runtime.torch_device)
+        window = _Window()
         start_epoch, start_step = 0, 0
         if resume is not None:
             start_epoch, start_step = self._resume(optimizer, schedule, window, *resume)
+        stepper = self.runtime.optimizer(optimizer, resume[1]["scale"] if resume is not None else {})
         in_epoch = len(loader.bounds)
-        total = min(recipe.epochs * in_epoch, (recipe.max_steps or 10**12) * recipe.accumulate)
+        total = _batches(recipe, in_epoch)
         progress = learner.progress = Progress(start_epoch, recipe.epochs, start_epoch * in_epoch + start_step, total)
         saved = time.monotonic()
         (self.phase.train_mode or learner.train_mode)()
@@ -107,41 +110,43 @@ class Fit:
         for epoch in range(start_epoch, recipe.epochs):
             progress.epoch = epoch
             first = start_step if epoch == start_epoch else 0
-            for step, batch in enumerate(loader.epoch(epoch, first), first):
-                if progress.step >= total:
-                    break
+            for step, batch in enumerate(loader.epoch(epoch, first, total - epoch * in_epoch), first):
                 reseed(self.seed, "step", self.experience, self.number, epoch, step)
                 update = (step + 1) % recipe.accumulate == 0 or step + 1 == in_epoch
-                values = self._step(batch, stepper, optimizer, update)
+                share = _share(loader.bounds, step, recipe.accumulate)
+                window.add(self._step(batch, share, stepper, optimizer, update))
                 progress.step += 1
+                self.cost.images += _images(batch)
+                if not update:
+                    continue
                 self.cost.steps += 1
-                self.cost.images += len(batch) + sum(len(more) for more in batch.streams.values() if more is not batch)
-                window.add(values)
-                if window.full:
-                    self._log("step", window, epoch, step, progress.step)
-                if update and self._due(saved, progress.step):
-                    self._check(window, epoch, step)
+                if self.cost.steps % recipe.log_every == 0:
+                    self._log("step", window, epoch, step + 1)
+                stopped = self.stop()
+                if stopped or self._due(saved):
+                    self._check(window, epoch, step + 1)
                     self._snapshot(optimizer, window, epoch, step + 1)
                     saved = time.monotonic()
-                if update and self.stop():
-                    self._check(window, epoch, step)
-                    self._snapshot(optimizer, window, epoch, step + 1)
+                if stopped:
                     raise Stopped
+            self._log("epoch", window, epoch, progress.step - epoch * in_epoch)
             schedule.step()
-            self._log("epoch", window, epoch, in_epoch - 1, progress.step)
             if progress.step >= total:
                 break
         optimizer.zero_grad(set_to_none=True)
 
     # one step -------------------------------------------------------------------------------------------------------
 
-    def _step(self, batch: Batch, stepper: Any, optimizer: Optimizer, update: bool) -> dict[str, Tensor]:
+    def _step(
+        self, batch: Batch, share: float, stepper: Any, optimizer: Optimizer, update: bool
+    ) -> dict[str, Tensor]:  # fmt: skip
         if not self.cost.flops_per_image:
-            terms, loss = self._measured(batch)
+            terms, loss = self._measured(batch, share)
         else:
-            terms, loss = self._loss(batch)
+            terms, loss = self._loss(batch, share)
             self.runtime.backward(loss)
         if update:
+            self.runtime.unscale(optimizer)
             self.learner.adjust_gradients(batch)
             if self.recipe.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_norm)
@@ -154,24 +159,28 @@ class Fit:
                 self._bill_optimizer(optimizer)
         return terms
 
-    def _loss(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    def _loss(self, batch: Batch, share: float) -> tuple[dict[str, Tensor], Tensor]:
         with self.runtime.autocast():
             result = self.phase.loss(batch)
         terms = dict(result) if isinstance(result, Mapping) else {"loss": result}
         loss = next(iter(terms.values())) if len(terms) == 1 else torch.stack(list(terms.values())).sum()
-        named = {"loss": loss.detach()} | ({} if len(terms) == 1 else {k: v.detach() for k, v in terms.items()})
-        return named, loss / self.recipe.accumulate if self.recipe.accumulate > 1 else loss
+        named = {} if len(terms) == 1 else {name: term.detach() for name, term in terms.items()}
+        return named | {"loss": loss.detach()}, loss if share == 1 else loss * share
 
-    def _measured(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    def _measured(self, batch: Batch, share: float) -> tuple[dict[str, Tensor], Tensor]:
         """The first batch of a phase: counts operations and saved bytes, computes the same bits."""
         flops = Flops()
         exclude = [tensor for value in self.learner.held().values() for tensor in _tensors(value)]
         with flops.counting():
             with SavedBytes(exclude) as saved:
-                terms, loss = self._loss(batch)
+                terms, loss = self._loss(batch, share)
+            if loss.ndim:
+                raise ContractError(
+                    f"the loss of phase '{self.phase.name}' has shape {tuple(loss.shape)}; it must be one number, or "
+                    f"named terms of one number each"
+                )
             self.runtime.backward(loss)
-        images = len(batch) + sum(len(more) for more in batch.streams.values() if more is not batch)
-        self.cost.flops_per_image = max(flops.count / images, 1e-9)
+        self.cost.flops_per_image = max(flops.count / _images(batch), 1e-9)
         self.cost.activations = saved.bytes
         return terms, loss
 
@@ -199,7 +208,7 @@ class Fit:
     def _make_optimizer(self) -> Optimizer:
         given: Any = self.phase.parameters
         given = self.learner.trainable() if given is None else given
-        groups = list(given)
+        groups = [{**group, "params": list(group["params"])} if isinstance(group, dict) else group for group in given]
         flat = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
         if not flat:
             raise ConfigError(f"phase '{self.phase.name}' has nothing to train: no kept parameter requires a gradient")
@@ -209,38 +218,40 @@ class Fit:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"the optimizer cannot be made: {error} (config group optimizer)") from error
 
-    def _due(self, saved: float, step: int) -> bool:
+    def _due(self, saved: float) -> bool:
         steps, minutes = self.recipe.snapshot_steps, self.recipe.snapshot_minutes
-        return bool(steps and step % steps == 0) or bool(minutes and time.monotonic() - saved > 60 * minutes)
+        due = bool(steps and self.cost.steps % steps == 0)
+        return due or bool(minutes and time.monotonic() - saved > 60 * minutes)
 
-    def _log(self, kind: str, window: _Window, epoch: int, step: int, done: int) -> None:
-        self._check(window, epoch, step)
-        values = window.means()
+    def _log(self, kind: str, window: _Window, epoch: int, done: int) -> None:
+        """Log a step, or an epoch of which ``done`` batches were trained."""
+        self._check(window, epoch, done)
+        values = window.means() if kind == "step" else window.epoch_means()
         if values and self._optimizer is not None:
             values["lr"] = float(self._optimizer.param_groups[0]["lr"])
             progress = self.learner.progress
             where = {"experience": self.experience, "phase": self.phase.name, "epoch": epoch}
-            where |= {"step": self.first_step + done, "epochs": progress.epochs, "share": progress.share}
+            where |= {"step": self.first_step + self.cost.steps, "epochs": progress.epochs, "share": progress.share}
             self.on_log(kind, values, where)
 
-    def _check(self, window: _Window, epoch: int, step: int) -> None:
+    def _check(self, window: _Window, epoch: int, done: int) -> None:
         bad = window.first_bad()
         if bad is not None:
             raise TrainingError(
                 f"the loss is {bad[1]} in experience {self.experience}, phase '{self.phase.name}', epoch {epoch}, "
-                f"step {step - (window.count - 1 - bad[0])}; lower optimizer.lr or set trainer.clip_norm"
+                f"step {done - bad[0]}; lower optimizer.lr or set trainer.clip_norm"
             )
 
     # snapshots ------------------------------------------------------------------------------------------------------
 
     def _snapshot(self, optimizer: Optimizer, window: _Window, epoch: int, step: int) -> None:
         tensors, meta = self.learner.full_state()
-        tensors |= {f"window|{name}": values for name, values in window.held().items()}
+        tensors |= {f"{WINDOW}{name}": values for name, values in window.held().items()}
         state = optimizer.state_dict()
         for index, held in state["state"].items():
             for key, value in held.items():
                 if isinstance(value, Tensor):
-                    tensors[f"optimizer|{index}|{key}"] = value
+                    tensors[f"{OPTIMIZER}{index}|{key}"] = value
         scalars = {
             str(index): {key: value for key, value in held.items() if not isinstance(value, Tensor)}
             for index, held in state["state"].items()
@@ -254,6 +265,8 @@ class Fit:
                 "meta": meta,
                 "optimizer": scalars,
                 "groups": [{k: v for k, v in g.items() if k != "params"} for g in state["param_groups"]],
+                "scale": self.runtime.loss_scale(),
+                "epoch_sums": window.sums,
                 "cost": asdict(self.cost),
             },
         )
@@ -262,21 +275,23 @@ class Fit:
         self, optimizer: Optimizer, schedule: Any, window: _Window, tensors: Mapping[str, Tensor],
         content: Mapping[str, Any],
     ) -> tuple[int, int]:  # fmt: skip
-        self.learner.load_full_state({name: t for name, t in tensors.items() if "|" not in name}, content["meta"])
-        window.load({name.removeprefix("window|"): t for name, t in tensors.items() if name.startswith("window|")})
+        held = {name: t for name, t in tensors.items() if not name.startswith((WINDOW, OPTIMIZER))}
+        self.learner.load_full_state(held, content["meta"])
+        lines = {name.removeprefix(WINDOW): t for name, t in tensors.items() if name.startswith(WINDOW)}
+        window.load(lines, content["epoch_sums"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the schedule is wound forward before the optimizer's first step
             for _ in range(content["epoch"]):
                 schedule.step()
         for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-            held: dict[str, Any] = dict(content["optimizer"].get(str(index), {}))
-            prefix = f"optimizer|{index}|"
+            state: dict[str, Any] = dict(content["optimizer"].get(str(index), {}))
+            prefix = f"{OPTIMIZER}{index}|"
             for name, value in tensors.items():
-                if name.startswith(prefix):  # in the parameter's layout, so that kernels do the same arithmetic
-                    like = torch.empty_like(parameter, dtype=value.dtype) if value.shape == parameter.shape else value
-                    held[name.removeprefix(prefix)] = like.copy_(value) if like is not value else value.clone()
-            if held:
-                optimizer.state[parameter] = held
+                if name.startswith(prefix):
+                    key = name.removeprefix(prefix)
+                    state[key] = value.clone() if key == "step" else _as(parameter, value)  # steps stay on the CPU
+            if state:
+                optimizer.state[parameter] = state
         for group, saved in zip(optimizer.param_groups, content["groups"], strict=True):
             group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
         self.cost = Cost.of(content["cost"])
@@ -284,47 +299,82 @@ class Fit:
 
 
 class _Window:
-    """The losses since the last line of the log, on the device: nothing is read before it is logged."""
+    """The losses since the last line of the log, on the device: nothing is read before it is logged.
 
-    def __init__(self, size: int, device: torch.device) -> None:
-        self._size, self._device = size, device
-        self._buffers: dict[str, Tensor] = {}
-        self.count = 0
+    Attributes:
+        sums: Of the lines of this epoch: sum and number of each named value.
+    """
 
-    @property
-    def full(self) -> bool:
-        return self.count >= self._size
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+        self.sums: dict[str, list[float]] = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        if self.count >= self._size:
-            self.count = 0
         for name, value in values.items():
-            if name not in self._buffers:
-                self._buffers[name] = torch.zeros(self._size, device=self._device)
-            self._buffers[name][self.count] = value
-        self.count += 1
+            self._values.setdefault(name, []).append(value)
 
     def first_bad(self) -> tuple[int, float] | None:
-        if not self.count or "loss" not in self._buffers:
+        """How many batches ago a loss was the first that is not finite (the last one: 1), and its value."""
+        losses = self.held().get("loss")
+        if losses is None:
             return None
-        losses = self._buffers["loss"][: self.count]
         bad = (~torch.isfinite(losses)).nonzero()
-        return (int(bad[0]), float(losses[bad[0]])) if len(bad) else None
+        return (len(losses) - int(bad[0]), float(losses[bad[0]])) if len(bad) else None
 
     def held(self) -> dict[str, Tensor]:
-        """The losses that no line has yet."""
-        return {name: buffer[: self.count].clone() for name, buffer in self._buffers.items()} if self.count else {}
+        """The values that no line has yet, by name."""
+        return {name: torch.stack(values).float() for name, values in self._values.items()}
 
-    def load(self, held: Mapping[str, Tensor]) -> None:
+    def load(self, held: Mapping[str, Tensor], sums: Mapping[str, list[float]]) -> None:
         """Go on from what was held."""
-        for name, values in held.items():
-            self.count = len(values)
-            self._buffers[name] = torch.zeros(self._size, device=self._device)
-            self._buffers[name][: self.count] = values
+        self._values = {name: list(values) for name, values in held.items()}
+        self.sums = {name: list(pair) for name, pair in sums.items()}
 
     def means(self) -> dict[str, float]:
-        count, self.count = self.count, 0
-        return {name: float(buffer[:count].mean()) for name, buffer in self._buffers.items()} if count else {}
+        """Of what no line has yet."""
+        means = {}
+        for name, values in self.held().items():
+            means[name] = float(values.mean())
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = [total + means[name] * len(values), count + len(values)]
+        self._values = {}
+        return means
+
+    def epoch_means(self) -> dict[str, float]:
+        """Of the epoch, which ends here."""
+        self.means()
+        means = {name: total / count for name, (total, count) in self.sums.items()}
+        self.sums = {}
+        return means
+
+
+def _batches(recipe: Recipe, in_epoch: int) -> int:
+    """Batches of a phase: ``max_steps`` counts those of the optimizer, and an epoch ends with one."""
+    if recipe.max_steps is None:
+        return recipe.epochs * in_epoch
+    epochs, rest = divmod(recipe.max_steps, math.ceil(in_epoch / recipe.accumulate))
+    return min(recipe.epochs * in_epoch, epochs * in_epoch + rest * recipe.accumulate)
+
+
+def _share(bounds: Sequence[tuple[int, int]], step: int, accumulate: int) -> float:
+    """Share of a batch in the images of its optimizer step."""
+    if accumulate == 1:
+        return 1.0
+    first = step - step % accumulate
+    last = min(first + accumulate, len(bounds)) - 1
+    return (bounds[step][1] - bounds[step][0]) / (bounds[last][1] - bounds[first][0])
+
+
+def _images(batch: Batch) -> int:
+    """Images in all streams of a batch."""
+    return sum(map(len, batch.streams.values())) if batch.streams else len(batch)
+
+
+def _as(parameter: Tensor, value: Tensor) -> Tensor:
+    """``value`` on the parameter's device, in its layout where shapes are equal: kernels do the same arithmetic."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device, copy=True)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _tensors(value: Any) -> list[Tensor]:

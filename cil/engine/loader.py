@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -124,30 +124,35 @@ class PhaseLoader:
         self.count = len(self.loaders[self.main]) if self.main in self.loaders else 0
         self.bounds = batch_bounds(self.count, size)
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from step ``first`` on."""
+    def epoch(self, epoch: int, first: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """The batches of one epoch, from step ``first`` on, up to ``stop``."""
         order = self.loaders[self.main].order(epoch)
-        steps = range(first, len(self.bounds))
-        iterators = {
-            self.main: self.loaders[self.main].batches(
-                [(order[slice(*self.bounds[step])], epoch, step) for step in steps]
-            )
+        steps = range(len(self.bounds))[first:stop]
+        rows = {
+            name: [order[slice(*self.bounds[step])] for step in steps]
+            if name == self.main
+            else self._cycled(loader, epoch, steps)
+            for name, loader in self.loaders.items()
         }
-        for name, loader in self.loaders.items():
-            if name != self.main:
-                iterators[name] = loader.batches([(self._cycled(loader, epoch, s), epoch, s) for s in steps])
-        for batch in iterators[self.main]:
-            if len(iterators) == 1 and not self.main:
+        iterators = {
+            name: loader.batches([(own, epoch, step) for own, step in zip(rows[name], steps, strict=True)])
+            for name, loader in self.loaders.items()
+        }
+        for batch in iterators.pop(self.main):
+            if self.main or iterators:
+                others = {name: next(iterator) for name, iterator in iterators.items()}
+                yield replace(batch, streams={self.main: batch, **others})
+            else:
                 yield batch
-                continue
-            streams = {name: next(it) for name, it in iterators.items() if name != self.main} | {self.main: batch}
-            yield replace(batch, streams=streams)
 
-    def _cycled(self, loader: Loader, epoch: int, step: int) -> Tensor:
+    def _cycled(self, loader: Loader, epoch: int, steps: range) -> Sequence[Tensor]:
         """Rows of a second stream: consecutive draws from its own permutations, started over when used up."""
-        size, count = min(self.size, len(loader)), len(loader)
-        start = (epoch * len(self.bounds) + step) * size
-        rounds = range(start // count, (start + size - 1) // count + 1)
+        if not steps:
+            return []
+        count = len(loader)
+        size = min(self.size, count)
+        start, stop = ((epoch * len(self.bounds) + step) * size for step in (steps.start, steps.stop))
+        rounds = range(start // count, (stop - 1) // count + 1)
         rows = torch.cat([loader.order(number) for number in rounds])
-        offset = start - rounds[0] * count
-        return rows[offset : offset + size]
+        offset = rounds.start * count
+        return rows[start - offset : stop - offset].split(size)

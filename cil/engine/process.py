@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import NoReturn
 
 from cil import errors
 
@@ -16,51 +18,80 @@ class Stopped(Exception):
     """The run was asked to stop, and what was computed is saved."""
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STOPS: dict[str, type[BaseException]] = {"Stopped": Stopped, "KeyboardInterrupt": KeyboardInterrupt}
+
+
 def in_child(work: Callable[[], None]) -> None:
     """Do ``work`` in a child process; its error is raised here, by type and text.
 
     A signal that this process is sent meanwhile reaches the child too.
 
     Raises:
-        Stopped: if the child was stopped; CilError: as raised there.
+        Stopped: if the child was stopped; CilError: as raised there; TrainingError: of any other type, or where the
+            child ended without a word.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    reader, writer = os.pipe()
+    said, say = os.pipe()
+    lifeline, hold = os.pipe()  # ends when this process does, however that happens
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until both sides know what to do with them
     child = os.fork()
     if child == 0:
-        os.close(reader)
-        code = 0
-        try:
-            work()
-        except BaseException as error:
-            code = 1
-            os.write(writer, json.dumps([type(error).__name__, str(error)]).encode()[:60_000])
-        finally:
-            os._exit(code)
-    os.close(writer)
-    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    with os.fdopen(reader, "rb") as pipe:
+        os.close(said)
+        os.close(hold)
+        _live(work, say, lifeline, blocked)
+    os.close(say)
+    os.close(lifeline)
+    old = {number: signal.getsignal(number) for number in SIGNALS}
+    with os.fdopen(said, "rb") as pipe:
         try:
             for number, handler in old.items():
                 signal.signal(number, partial(_forward, child, handler))
-            said = pipe.read()
-            _, status = os.waitpid(child, 0)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            text = pipe.read()
         finally:
+            os.close(hold)
+            _, status = os.waitpid(child, 0)
             for number, handler in old.items():
                 signal.signal(number, handler)
     if os.waitstatus_to_exitcode(status) == 0:
         return
-    if not said:
+    if not text:
         raise errors.TrainingError(f"the process of an experience ended with {os.waitstatus_to_exitcode(status)}")
-    name, text = json.loads(said)
-    if name == "Stopped":
-        raise Stopped
+    name, message = json.loads(text)
+    if name in _STOPS:
+        raise _STOPS[name]
     kind = getattr(errors, name, None)
-    raise kind(text) if isinstance(kind, type) else errors.TrainingError(f"{name}: {text}")
+    raise kind(message) if isinstance(kind, type) else errors.TrainingError(f"{name}: {message}")
+
+
+def _live(work: Callable[[], None], say: int, lifeline: int, blocked: Iterable[int]) -> NoReturn:
+    """All that the child does. It never returns: the parent's code is not its own."""
+    code = 0
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent passes it on as SIGTERM
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+        work()
+    except BaseException as error:
+        code = 1
+        os.write(say, json.dumps([type(error).__name__, str(error)[:5_000]]).encode())  # less than a pipe holds
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+
+
+def _end_with(lifeline: int) -> None:
+    """End this process when the parent has ended: an orphan would write beside the run that takes its place."""
+    os.read(lifeline, 1)
+    os._exit(1)
 
 
 def _forward(child: int, handler: object, number: int, frame: object) -> None:
-    os.kill(child, number)
+    os.kill(child, signal.SIGTERM)
     if callable(handler):
         handler(number, frame)

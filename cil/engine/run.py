@@ -118,6 +118,7 @@ class Run:
                 self._experiences(record, loggers)
         except BudgetExceeded as exceeded:
             status, error = "over_budget", exceeded
+            record.results |= Record.load(record.directory).results  # the ledger may have been written by a child
         except (Stopped, KeyboardInterrupt):
             status, error = "interrupted", KeyboardInterrupt()
         except torch.OutOfMemoryError as full:
@@ -145,7 +146,7 @@ class Run:
 
     def _experiences(self, record: Record, loggers: Loggers) -> None:
         within = loggers if self.boundary == "inline" else Loggers([FileLogger(record)])  # others have threads
-        for index in range(len(self.stream)):
+        for index in range(max(0, self.checkpoints.done() - 1), len(self.stream)):
             if index >= self.checkpoints.done():
                 self._isolated(partial(self._train, index, record, within))
             if self.checkpoints.evaluated(index) is None:
@@ -211,7 +212,7 @@ class Run:
                 learner.load_full_state(entry[0], entry[1]["meta"])
                 costs = [Cost.of(saved) for saved in entry[1]["costs"]]
             reseed(self.seed, "phase", index, number)
-            with self.runtime.autocast():
+            with self.runtime.autocast(), all_evaluating(learner):  # whether or not the phase before was run just now
                 phase = next(phases, None)
             if phase is None:
                 return costs
@@ -334,7 +335,7 @@ class Learners:
 
     def rebuilt(self, index: int, state: State | None) -> Strategy:
         """A fresh learner, grown to the structure after ``index`` experiences, holding ``state``."""
-        self.budget.experience = max(0, index - 1)
+        self.budget.experience = 0
         reseed(self.seed, "build")
         device = self.runtime.torch_device
         learner = self.make_learner(self.make_factory(seed=self.seed, device=device), self.budget)
@@ -351,6 +352,7 @@ class Learners:
 
     def grow(self, learner: Strategy, index: int) -> None:
         """Structure for the classes of experience ``index``."""
+        self.budget.experience = index  # so that structure is the same whenever it is grown again
         reseed(self.seed, "grow", index)
         learner.grow(self.signatures[index])
         learner.to(self.runtime.torch_device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,8 @@ class Runtime:
             raise ConfigError(f"device is '{self.device}' but there are {torch.cuda.device_count()} GPUs")
         if kind == "mps" and not torch.backends.mps.is_available():
             raise ConfigError("device is 'mps' but torch has no Metal device here; set device=cpu")
+        if self.precision == "fp16" and kind == "cpu":
+            raise ConfigError("trainer.precision is 'fp16', which needs a GPU; on device=cpu set bf16 or fp32")
         if self.precision == "auto":
             self.precision = "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
         if self.threads is not None:
@@ -96,9 +99,23 @@ class Runtime:
         else:
             self.fabric.backward(loss)
 
-    def optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
-        """The optimizer whose step undoes the loss scale, where the precision has one."""
-        return self.fabric.setup_optimizers(optimizer) if self.precision == "fp16" else optimizer
+    def optimizer(self, optimizer: torch.optim.Optimizer, scale: Mapping[str, Any]) -> Any:
+        """The optimizer of a phase. Where the precision has a loss scale, it starts anew, or from ``scale``."""
+        if self.precision != "fp16":
+            return optimizer
+        plugin = self.fabric._precision
+        plugin.scaler = torch.amp.GradScaler(self.torch_device.type)
+        plugin.load_state_dict(dict(scale) or plugin.state_dict())
+        return self.fabric.setup_optimizers(optimizer)
+
+    def loss_scale(self) -> dict[str, Any]:
+        """What ``optimizer`` takes to go on; empty where there is no loss scale."""
+        return self.fabric._precision.state_dict() if self.precision == "fp16" else {}
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Undo the loss scale in the gradients, before anyone looks at them."""
+        if self.precision == "fp16":
+            self.fabric._precision.unscale_gradients(optimizer)
 
     def close(self) -> None:
         """Release what the run holds on the device."""

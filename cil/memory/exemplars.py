@@ -237,7 +237,9 @@ class ExemplarMemory:
             raise StateError(f"exemplar memory: images are {data.dtype}, not uint8")
         if set(rows.values()) != {count} or count == 0:
             raise StateError(f"exemplar memory: the rows of {', '.join(f'{n} are {r}' for n, r in rows.items())}")
-        if int(sizes.sum()) != data.numel() or int(sizes.min()) < 1:
+        if int(sizes.min()) < 1:
+            raise StateError("exemplar memory: an image of no bytes")
+        if int(sizes.sum()) != data.numel():
             raise StateError(
                 f"exemplar memory: {count} images of {shape} are {int(sizes.sum())} bytes, the state has {data.numel()}"
             )

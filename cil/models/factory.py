@@ -29,8 +29,8 @@ class NetFactory:
         backbone: Makes a backbone: a module whose forward gives (features, stages), with ``feature_dim`` and
             ``survey_parameters`` (``functools.partial(build_backbone, "resnet32", 3, 32)``).
         head: ``linear``, ``cosine``, or a function of D that makes a head without outputs.
-        mean: Of the stream's images in [0, 1], by channel; None: images pass as they are. A backbone whose weights were
-            trained with another normalisation says so by its own ``mean`` and ``std`` (timm with weights), which win.
+        mean: Of the images in [0, 1], by channel. None: what the backbone's weights expect, where it says so by its own
+            ``mean`` and ``std`` (timm with weights); else images pass as they are.
         std: The same.
         seed: Of the run.
         device: Where networks are put.
@@ -81,8 +81,9 @@ class NetFactory:
     def normalise(self) -> nn.Module:
         """The first step of every network of this factory."""
         template: Any = self.template
-        own = getattr(template, "mean", None)
-        statistics = self._statistics if own is None else (own, template.std)
+        statistics = self._statistics
+        if statistics is None and getattr(template, "mean", None) is not None:
+            statistics = (template.mean, template.std)
         return nn.Identity() if statistics is None else Normalise(*statistics).to(self._device)
 
     @cached_property

@@ -63,8 +63,8 @@ def html(content: Table, records: Sequence[Record], title: str) -> str:
         f"<header><h1>{escape(title)}</h1>",
         f'<p class="under">{escape(_summary(content, records))}</p></header>',
         _list(content.warnings, "warnings"),
-        *(_section(section, i, several, paint) for i, section in enumerate(content.sections, 1)),
         *(_areas(areas, number, paint) for number, areas in enumerate(content.areas, 1)),
+        *(_section(section, i, several, paint) for i, section in enumerate(content.sections, 1)),
         _reading(),
         _runs(records),
     ]
@@ -192,7 +192,7 @@ def _reading() -> str:
 def _runs(records: Sequence[Record]) -> str:
     """Each run, and how to run it again where its identity says how."""
     runs = [Outcome(record) for record in records]
-    runs.sort(key=lambda run: (run.strategy, run.seed, identity_hash(run.identity), run.record.directory.name))
+    runs.sort(key=lambda run: (run.strategy, run.seed, run.record.directory.name, identity_hash(run.identity)))
     heads = ("strategy", "seed", "status", "experiences", "seconds", "FLOPs", "config", "directory")
     lines = []
     for run in runs:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
-from cil.models import BranchingNet, NetFactory, weight_align
+from cil.models import BranchingNet, LinearHead, NetFactory, weight_align
 from cil.strategies.base import Strategy, register
 from cil.strategies.parts import store_exemplars
 from cil.streams import Experience, Signature
@@ -32,7 +32,7 @@ class DER(Strategy):
 
     net: BranchingNet
     memory: ExemplarMemory
-    auxiliary_head: nn.Linear | None
+    auxiliary_head: LinearHead | None
 
     def __init__(
         self,
@@ -61,8 +61,8 @@ class DER(Strategy):
         if experience.index == 0:
             return
         self.net.copy_branch(experience.index - 1, experience.index)
-        outputs = self.num_classes - self.old_classes + 1  # one for all old classes
-        self.auxiliary_head = nn.Linear(self.net.branch_dim, outputs).to(self.device)
+        self.auxiliary_head = LinearHead(self.net.branch_dim).to(self.device)
+        self.auxiliary_head.grow(self.num_classes - self.old_classes + 1)  # one output for all old classes
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         output = self.net(batch.images)

@@ -10,7 +10,7 @@ from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory
 from cil.strategies.base import Strategy, register
-from cil.strategies.parts import new_class_cross_entropy, quadratic_penalty
+from cil.strategies.parts import new_class_cross_entropy, old_part, quadratic_penalty
 from cil.streams import Experience, Signature
 
 
@@ -54,7 +54,7 @@ class EWC(Strategy):
         old = self.fisher
         self.fisher = {name: torch.zeros_like(value) for name, value in self._weights().items()}
         for name, value in old.items():
-            self.fisher[name][: len(value)] = value
+            old_part(self.fisher[name], value).copy_(value)
 
     def before_experience(self, experience: Experience) -> None:
         if self.num_classes and self.strength:
@@ -71,7 +71,7 @@ class EWC(Strategy):
         share = self.old_classes / self.num_classes
         new_rows = {name: slice(self.old_classes, None) for name in ("head.weight", "head.bias")}
         for name, new in self._fisher_of(experience).items():
-            merged = share * self.fisher[name] + (1 - share) * new
+            merged = torch.lerp(new, self.fisher[name], share)  # share old + (1 - share) new, never above the cap
             if name in new_rows:
                 merged[new_rows[name]] = new[new_rows[name]]
             self.fisher[name] = merged

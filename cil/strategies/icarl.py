@@ -77,4 +77,4 @@ class ICaRL(Strategy):
         if self.means is None:  # no room for a single exemplar: the head answers
             return output.logits
         scores = -torch.cdist(unit(output.features.float()), self.means)
-        return scores.nan_to_num(nan=-torch.inf)  # a class without an exemplar is never the nearest
+        return scores.masked_fill(self.means.isnan().any(1), -torch.inf)  # no exemplar, no mean: never the nearest

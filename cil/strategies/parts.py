@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -45,10 +46,10 @@ def new_class_cross_entropy(logits: Tensor, slots: Tensor, old_classes: int) -> 
 def store_exemplars(learner: Strategy, experience: Experience) -> None:
     """Rebuild every rehearsal memory with the network as it is: floor(M / C) a class (specification 1.3)."""
     for name, memory in learner.memories().items():
-        quota = learner.budget.exemplar_slots(learner) // max(1, learner.num_classes)
         capacity = learner.budget.capacity(learner, memory)
-        if capacity is not None:  # items of variable size: as many as fit by actual size, in order of choice
-            quota = max(experience.train.counts().values(), default=0)
+        # items of variable size: as many as fit by actual size, in order of choice
+        budget = learner.budget if capacity is None else replace(learner.budget, limits=None)
+        quota = budget.exemplar_slots(learner) // max(1, learner.num_classes)
         generator = learner.generator(f"select:{name}")
         memory.rebuild(experience.train, quota, lambda samples: features(learner, samples), generator, capacity)
 
@@ -61,13 +62,14 @@ def features(learner: Strategy, samples: Samples) -> Tensor:
 def quadratic_penalty(
     parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor], importance: Mapping[str, Tensor]
 ) -> Tensor:
-    """sum_j importance_j (theta_j - anchor_j)^2, over the slice of each tensor that the anchor has.
-
-    A tensor that has grown since the anchor was taken is penalised on its old rows only.
-    """
+    """sum_j importance_j (theta_j - anchor_j)^2, over the part of each tensor that the anchor has."""
     total: Tensor | None = None
     for name, old in anchor.items():
-        moved = parameters[name][: len(old)] if old.ndim else parameters[name]
-        term = (importance[name][: len(old)] * (moved - old).square()).sum()
+        term = (old_part(importance[name], old) * (old_part(parameters[name], old) - old).square()).sum()
         total = term if total is None else total + term
     return torch.zeros(()) if total is None else total
+
+
+def old_part(grown: Tensor, old: Tensor) -> Tensor:
+    """The view of a tensor that has the shape ``old`` had before it grew: of a head its old rows."""
+    return grown[tuple(map(slice, old.shape))]

@@ -27,7 +27,7 @@ class WA(Strategy):
         codec: How their pixels are kept.
 
     Source:
-        Zhao, Xiao, Gan, Zhang, Xia. CVPR 2020, arXiv:1911.07053, equations 6 to 8. Departure: weights are not clipped
+        Zhao, Xiao, Gan, Zhang, Xia. CVPR 2020, arXiv:1911.07053, equations 8 and 9. Departure: weights are not clipped
         to be non-negative, as in the survey's code.
     """
 
@@ -72,5 +72,5 @@ class WA(Strategy):
 
     def after_experience(self, experience: Experience) -> None:
         if self.align and self.old_classes and self.num_classes > self.old_classes:
-            weight_align(self.net.head.weight, self.old_classes)  # equations 6 and 7
+            weight_align(self.net.head.weight, self.old_classes)  # equations 8 and 9
         store_exemplars(self, experience)

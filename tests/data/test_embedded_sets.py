@@ -14,16 +14,15 @@ EXPECTED = {  # name: (training images, test images, shape, classes, package)
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory):
-    root, loaded = tmp_path_factory.mktemp("data_root"), {}
+def embedded(embedded_root):
+    loaded = {}
 
     def load(name):
         pytest.importorskip(EXPECTED[name][4])
         if name not in loaded:
-            loaded[name] = load_dataset(name, root=root)
+            loaded[name] = load_dataset(name, root=embedded_root)
         return loaded[name]
 
-    load.root = root
     return load
 
 
@@ -43,8 +42,8 @@ def test_its_images_use_the_range_of_grey_levels(embedded, name):
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_it_is_the_same_when_loaded_again(embedded, name):
-    assert load_dataset(name, root=embedded.root).digest == embedded(name).digest
+def test_it_is_the_same_when_loaded_again(embedded, embedded_root, name):
+    assert load_dataset(name, root=embedded_root).digest == embedded(name).digest
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist5k", "crops"])
@@ -56,11 +55,11 @@ def test_its_classes_can_be_told_apart_by_their_means_and_not_without_errors(emb
     assert 1.8 / len(data.classes) < accuracy < 0.95
 
 
-def test_the_slow_ones_are_cached_in_the_data_root(embedded):
+def test_the_slow_ones_are_cached_in_the_data_root(embedded, embedded_root):
     embedded("mnist5k")
     embedded("glyphs")
-    assert (embedded.root / "cache" / "mnist5k.npz").is_file()
-    assert len(list((embedded.root / "cache").glob("glyphs-matplotlib*.npz"))) == 1
+    assert (embedded_root / "cache" / "mnist5k.npz").is_file()
+    assert len(list((embedded_root / "cache").glob("glyphs-matplotlib*.npz"))) == 1
 
 
 def test_glyphs_of_the_test_fonts_are_upright_letters_with_a_kept_baseline(embedded):

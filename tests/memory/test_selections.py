@@ -92,9 +92,9 @@ def test_ties_go_to_the_lowest_row():
 @pytest.mark.parametrize("key", range(30))
 def test_copies_of_a_sample_are_chosen_in_order_whatever_a_matrix_product_rounds(key):
     generator = keyed(key)
-    distinct = torch.randn(12, 1 + 3 * key, generator=generator)
-    which = torch.randint(12, (40,), generator=generator)
-    order = herd(distinct[which], 40)
+    distinct = torch.randn(12, 1 + 2 * key, generator=generator)
+    which = torch.randint(12, (41 + key,), generator=generator)
+    order = herd(distinct[which], len(which))
     for sample in range(12):
         copies = order[which[order] == sample]
         assert copies.tolist() == sorted(copies.tolist())

@@ -254,6 +254,28 @@ def test_folding_leaves_alone_what_it_cannot_prove():
     torch.testing.assert_close(fold(IMAGES), net.eval()(IMAGES))
 
 
+class Shared(nn.Module):
+    """A convolution whose output is also added to that of its batch norm, in a network that can be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return x + self.bn(x)
+
+
+def test_a_convolution_that_is_used_twice_is_not_folded():
+    net = Shared()
+    for _ in range(3):
+        net(IMAGES)
+    fold = folded(net)
+    assert isinstance(fold.bn, nn.BatchNorm2d)
+    torch.testing.assert_close(fold(IMAGES), net.eval()(IMAGES))
+
+
 def samples(count: int = 23) -> Samples:
     pixels = torch.randint(256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     return Samples.from_arrays(pixels, torch.zeros(count, dtype=torch.int64))

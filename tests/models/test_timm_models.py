@@ -34,16 +34,15 @@ def test_a_timm_model_is_a_growing_network(name, dim, options):
     assert net.survey_parameters == count_parameters(net.backbone)
 
 
-def test_the_statistics_of_public_weights_win_over_those_of_the_stream(tmp_path):
-    own = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 2.0)}
-
-    def expected(**options) -> list[float]:
-        factory = NetFactory(partial(timm_backbone, "vit_tiny_patch16_224", **(VIT | options)), **own)
-        return factory.normalise().mean.flatten().tolist()
-
+def test_weights_bring_their_statistics_where_none_are_given_and_random_ones_have_none(tmp_path):
     save(vit().model, tmp_path / "vit.safetensors")
-    assert expected() == pytest.approx(own["mean"])
-    assert expected(weights=tmp_path / "vit.safetensors") == [0.5, 0.5, 0.5]
+    trained = partial(vit, weights=tmp_path / "vit.safetensors")
+    own = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 2.0)}
+    assert NetFactory(trained).normalise().mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    assert NetFactory(trained, meta=True).normalise().mean.shape == (1, 3, 1, 1)
+    assert NetFactory(trained, **own).normalise().mean.flatten().tolist() == pytest.approx(own["mean"])
+    assert NetFactory(vit, **own).normalise().mean.flatten().tolist() == pytest.approx(own["mean"])
+    assert type(NetFactory(vit).normalise()) is nn.Identity
 
 
 def test_weights_for_three_channels_are_summed_for_images_of_one(tmp_path):

@@ -1,0 +1,42 @@
+# make demo: install, then compare strategies under one budget.   make test: install what tests need, then run them all.
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
+BIN := $(VENV)/bin
+TESTS ?= tests cil
+
+.PHONY: demo test lint format kills clean
+
+demo: $(VENV)/.installed
+	$(BIN)/cil compare experiment=demo
+
+test: lint
+	$(BIN)/python -m pytest -n 2 $(TESTS)
+
+lint: $(VENV)/.developing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.developing
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+kills: $(VENV)/.developing
+	$(BIN)/python tests/engine/kill_runs.py --kills 50
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "cil needs Python 3.11, 3.12 or 3.13; say which one: make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.developing: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) runs dist build

@@ -1,0 +1,132 @@
+"""Wrong configurations: each is refused before training, in one line that names the key and what it may be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "progress=false")
+RUN = ("run", "stream=split_digits", "progress=false")
+
+BAD = {
+    # keys and names
+    "unknown key": ((*RUN, "trainer.epoch=3"), "unknown key trainer.epoch", "'epochs'"),
+    "unknown section": ((*RUN, "trainr.epochs=3"), "unknown key trainr.epochs", "'trainer.epochs'"),
+    "key without its section": ((*RUN, "epochs=3"), "unknown key epochs", "'trainer.epochs'"),
+    "key that was added": ((*RUN, "+trainer.epoch=3"), "unknown key trainer.epoch", "'epochs'"),
+    "unknown hyperparameter": ((*RUN, "strategy.tempratur=2"), "unknown key strategy.tempratur", "'temperature'"),
+    "hyperparameter that was added": ((*RUN, "+strategy.tempratur=2"), "unknown key strategy.tempratur", "'temperature'"),
+    "unknown strategy": ((*RUN, "strategy=icarll"), "no strategy 'icarll'", "'icarl'"),
+    "unknown stream": (("run", "stream=split_digit"), "no stream 'split_digit'", "'split_digits'"),
+    "unknown model file": ((*RUN, "model=resnet23"), "no model 'resnet23'", "'resnet26'"),
+    "unknown model name": ((*RUN, "model.name=resnet33"), "resnet33", "'resnet32'"),
+    "unknown group": ((*RUN, "strateg=wa"), "unknown key strateg", "'strategy'"),
+    "unknown experiment": (("run", "experiment=demmo"), "no experiment 'demmo'", "'demo'"),
+    "unknown data set": ((*RUN, "stream.dataset=digit"), "digit", "'digits'"),
+    "unknown option of the optimizer": ((*RUN, "+optimizer.momentun=0"), "unknown key optimizer.momentun", "'momentum'"),
+    "own class that is not there": ((*RUN, "strategy=no_module:Mine"), "strategy=no_module:Mine", "cannot be imported"),
+    "value without key": ((*RUN, "trainer.epochs"), "'trainer.epochs' is no override", "key=value"),
+    "broken list": ((*RUN, "stream.order=[1,2"), "'stream.order=[1,2' is no override", "key=value"),
+    "a sweep in one run": ((*RUN, "strategy=wa,icarl"), "strategy=wa,icarl names several values", "cil compare"),
+    "unknown option": ((*RUN, "--cfgg"), "no option '--cfgg'", "'--cfg'"),
+    "unknown command": (("rum",), "no command 'rum'", "'run'"),
+    # values
+    "text for a number": ((*RUN, "trainer.epochs=abc"), "trainer.epochs is 'abc'", "whole number of 1 or more"),
+    "no epochs": ((*RUN, "trainer.epochs=0"), "trainer.epochs is 0", "whole number of 1 or more"),
+    "half a batch": ((*RUN, "trainer.batch_size=0.5"), "trainer.batch_size is 0.5", "whole number of 1 or more"),
+    "no steps": ((*RUN, "trainer.max_steps=0"), "trainer.max_steps is 0", "or null"),
+    "first epochs": ((*RUN, "trainer.first.epochs=-1"), "trainer.first.epochs is -1", "whole number of 1 or more"),
+    "section for a value": ((*RUN, "trainer.first=3"), "trainer.first is 3", "trainer.first.epochs=..."),
+    "unknown precision": ((*RUN, "trainer.precision=fp8"), "trainer.precision is 'fp8'", "'fp32'"),
+    "negative learning rate": ((*RUN, "optimizer.lr=-0.1"), "optimizer", "-0.1"),
+    "text for a learning rate": ((*RUN, "optimizer.lr=fast"), "optimizer.lr is 'fast'", "a number"),
+    "text for a hyperparameter": ((*RUN, "strategy.temperature=hot"), "strategy.temperature is 'hot'", "a number"),
+    "wrong word for a hyperparameter": ((*RUN, "strategy=wa", "strategy.strength=much"), "strategy.strength", "balanced"),
+    "unknown selection": ((*RUN, "strategy.selection=herdin"), "herdin", "'herding'"),
+    "unknown codec": ((*RUN, "strategy.codec=jpg"), "jpg", "'jpeg'"),
+    "unknown device": ((*RUN, "device=gpu"), "device is 'gpu'", "cuda"),
+    "negative seed": ((*RUN, "seed=-1"), "seed is -1", "whole number of 0 or more"),
+    "unknown retention": ((*RUN, "checkpoint.keep=first"), "checkpoint.keep is 'first'", "last"),
+    "unknown logger": ((*RUN, "logger=wandbb"), "no logger 'wandbb'", "'wandb'"),
+    "unknown logger mode": ((*RUN, "logger=wandb", "logger.mode=on"), "logger.mode", "'online'"),
+    "order that is no permutation": ((*RUN, "stream.order=[0,0,1]"), "stream.order", "permutation"),
+    "too many new classes": ((*RUN, "stream.increment=11"), "stream.increment is 11", "1 to 10"),
+    "key that was taken away": ((*RUN, "~trainer.epochs"), "trainer.epochs is missing", "whole number of 1 or more"),
+    "no model head": ((*RUN, "model.head=cosin"), "head", "cosine"),
+    # budgets
+    "bytes without a limit": ((*RUN, "budget=bytes"), "budget.limit is missing", "budget.limit=8000000"),
+    "a limit without bytes": ((*RUN, "budget.limit=1000"), "budget.limit is 1000", "budget=bytes budget.limit=1000"),
+    "a negative limit": ((*RUN, "budget=bytes", "budget.limit=-5"), "budget.limit is -5", "positive number of bytes"),
+    "a limit that nothing fits": ((*RUN, "budget=bytes", "budget.limit=5000"), "budget.limit is 5,000", "parameters"),
+    "exemplars without that budget": (
+        (*RUN, "budget=none", "budget.exemplars=5"),
+        "budget.exemplars is 5, but budget=none",
+        "budget=exemplars",
+    ),
+    "negative exemplars": ((*RUN, "budget.exemplars=-1"), "budget.exemplars is -1", "whole number of 0 or more"),
+    "aligned to a strategy that is not there": ((*RUN, "budget=aligned", "budget.to=dor"), "budget.to=dor", "'der'"),
+    "aligned to nothing": ((*RUN, "budget=aligned", "budget.to=null"), "budget.to is missing", "budget.to=der"),
+    "aligned to the bound": ((*RUN, "budget=aligned", "budget.to=joint"), "budget.to=joint", "bound"),
+    "to without aligned": ((*RUN, "budget.to=der"), "budget.to is der", "budget=aligned budget.to=der"),
+    "each without bytes": ((*RUN, "budget.at=each"), "budget.at is each", "bytes or aligned"),
+    "each with the final size": ((*RUN, "budget=aligned", "budget.at=each"), "budget.at=each", "budget.reserve=now"),
+    "too few limits": (
+        (*RUN, "budget=bytes", "budget.at=each", "budget.limit=[90000,90000]"),
+        "budget.limit has 2 numbers",
+        "5 experiences",
+    ),
+    "points in one run": ((*RUN, "budget.points=[1,2]"), "budget.points", "cil compare"),
+    "unknown convention": ((*RUN, "budget.convention=exakt"), "budget.convention is 'exakt'", "'exact'"),
+    "unknown enforcement": ((*RUN, "budget.enforce=stop"), "budget.enforce is 'stop'", "report"),
+    # other commands
+    "compare: wrong jobs": (("compare", *RUN[1:], "jobs=two"), "jobs is 'two'", "whole number of 1 or more"),
+    "compare: one of many is wrong": (("compare", *RUN[1:], "strategy=wa,wap"), "no strategy 'wap'", "'wa'"),
+    "compare: a run directory": (("compare", *RUN[1:], "run_dir=here"), "run_dir is of cil run", "out=DIR"),
+    "report: no such folder": (("report", "nowhere"), "nowhere", "does not exist"),
+    "report: unknown option": (("report", "--pdf"), "no option '--pdf'", "--html FILE"),
+    "evaluate: no run": (("evaluate",), "cil evaluate needs one run directory", "key=value"),
+    "evaluate: no such run": (("evaluate", "nowhere"), "nowhere is no run directory", "record.json"),
+    "list: unknown kind": (("list", "strategy"), "no kind 'strategy'", "'strategies'"),
+    "check: no class": (("check", "no_module:Mine"), "no_module:Mine", "cannot be imported"),
+    "show: count": (("show", "stream=split_digits", "--count", "0"), "0", "1 or more"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_in_one_line(case, cil, tmp_path):
+    arguments, *parts = BAD[case]
+    said = cil(*arguments)
+    assert said.code == 2
+    assert said.line.startswith("cil: ")
+    for part in parts:
+        assert part in said.line
+    trained = [path for path in tmp_path.rglob("metrics.jsonl") if path.stat().st_size]
+    assert not trained
+
+
+def test_a_traceback_is_shown_only_when_asked_for(cil, monkeypatch):
+    assert "Traceback" not in cil(*RUN, "trainer.epochs=0").err
+    monkeypatch.setenv("CIL_TRACEBACK", "1")
+    assert "Traceback" in cil(*RUN, "trainer.epochs=0").err
+
+
+def test_what_is_not_the_users_fault_ends_with_1(cil, monkeypatch):
+    def broken(job):
+        raise RuntimeError("a\nbug")
+
+    monkeypatch.setattr("cil.cli.run.executed", broken)
+    said = cil("run", *DIGITS)
+    assert said.code == 1
+    assert said.line == "cil: RuntimeError: a bug (CIL_TRACEBACK=1 shows where)"
+
+
+def test_a_wrong_key_is_told_without_importing_torch(tmp_path):
+    code = "import sys; from cil.cli.main import main; code = main(['run', 'trainer.epochs=0']); print('torch' in sys.modules, code)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "2"]

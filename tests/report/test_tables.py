@@ -1,0 +1,271 @@
+"""Rows, sections and their numbers, against sums done by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+
+import pytest
+from made_records import byte_budget, exemplar_budget
+
+from cil.errors import ConfigError
+from cil.report import find_runs, table
+
+
+def last(value: float) -> dict:
+    """A run whose last accuracy is ``value``: 80 after the first experience, so its average is (80 + value) / 2."""
+    return {"matrix": ((80.0, None), (value, value))}
+
+
+def rows(content) -> dict:
+    return {row.label: row for section in content.sections for row in section.rows}
+
+
+def test_a_row_holds_mean_and_sample_deviation_over_seeds(run):
+    records = [run(seed=seed, **last(value)) for seed, value in enumerate((60.0, 62.0, 64.0))]
+    row = rows(table(records))["icarl"]
+    assert row.seeds == (0, 1, 2)
+    assert (row.last.mean, row.last.std) == (62.0, 2.0)  # not 1.63, the deviation by n
+    assert (row.average.mean, row.average.std) == (71.0, 1.0)
+    assert (row.forgetting.mean, row.forgetting.std) == (20.0, 0.0)
+
+
+def test_a_single_seed_has_no_deviation(run):
+    row = rows(table([run(**last(60.0))]))["icarl"]
+    assert (row.last.mean, row.last.std, str(row.last)) == (60.0, None, "60.00")
+
+
+def test_an_undefined_value_of_one_seed_leaves_the_mean_undefined(run):
+    records = [run(seed=0, forgetting=None), run(seed=1, forgetting=10.0)]
+    row = rows(table(records))["icarl"]
+    assert row.forgetting.mean is None and str(row.forgetting) == "–"
+
+
+def test_costs_stand_beside_the_accuracy(run):
+    row = rows(table([run(parameters=1_000_000, exemplars=100)]))["icarl"]
+    assert row.carried == {"exact": 1_000_000 + 19_200 + 100, "survey": 999_000 + 19_200}
+    assert row.kinds["exact"] == {"parameters": 1_000_000, "exemplars": 19_200, "labels": 100}
+    assert (row.exemplars, row.flops, row.peak_training_bytes, row.seconds) == (100, 2e9, 5_000_000, 12.0)
+
+
+def test_public_weights_are_shown_with_and_without(run):
+    content = table([run("l2p", public=900_000, exemplars=0)])
+    row = rows(content)["l2p"]
+    assert row.own == {"exact": 100_000, "survey": 99_000}
+    assert "own exact B" in content.to_text(200)
+    assert "own exact B" not in table([run("wa")]).to_text(200)
+
+
+def test_rows_are_sorted_by_last_accuracy_whatever_the_order_of_records(run):
+    records = [run(name, seed, **last(value)) for name, value in (("a", 50), ("b", 70), ("c", 60)) for seed in (0, 1)]
+    expected = table(records).to_json()
+    assert [row.label for row in table(records).sections[0].rows] == ["b", "c", "a"]
+    for attempt in range(3):
+        random.Random(attempt).shuffle(records)
+        assert table(records).to_json() == expected
+
+
+# who is compared with whom
+
+
+def test_bounds_stand_apart_and_win_nothing(run):
+    records = [run("joint", seed, bound=True, **last(90.0 + seed)) for seed in range(3)]
+    records += [run("wa", seed, **last(60.0 + seed)) for seed in range(3)]
+    records += [run("lwf", seed, **last(30.0 + seed / 2)) for seed in range(3)]
+    [section] = table(records).sections
+    assert [row.label for row in section.of("ranked")] == ["wa", "lwf"]
+    assert [row.label for row in section.of("bound")] == ["joint"]
+    assert [verdict.winner for verdict in section.verdicts] == ["wa", "wa"]
+    assert all("joint" not in verdict.text for verdict in section.verdicts)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"order": (3, 2, 1, 0)}, "class order"),
+        ({"stream_changes": {"fingerprint": "other"}}, "fingerprint"),
+        ({"stream_changes": {"data": "unofficial"}}, "data"),
+        ({"budget": exemplar_budget(100)}, "budget"),
+        ({"budget": byte_budget(2_000_000)}, "budget"),
+        ({"precision": "bf16"}, "precision"),
+        ({"device": "cuda:0"}, "device"),
+    ],
+)
+def test_different_settings_are_never_in_one_ranking(run, change, word):
+    records = [run("wa", seed, **last(60.0 + seed)) for seed in range(2)]
+    records += [run("icarl", seed, **last(70.0 + seed), **change) for seed in range(2)]
+    content = table(records)
+    assert len(content.sections) == 2
+    assert all(not section.verdicts for section in content.sections)
+    assert "not to be compared" in content.warnings[0]
+    assert f"differs from table 1 in: {word}." in content.warnings[1]
+    assert "[2]" in content.to_text() and "! 2 settings" in content.to_text()
+
+
+def test_a_class_order_that_follows_the_seed_is_one_row_and_one_ranking(run):
+    orders = {0: (0, 1, 2, 3), 1: (3, 2, 1, 0), 2: (2, 0, 3, 1)}
+    records = [
+        run(
+            name, seed, order=orders[seed], config={"stream": {"name": "toy", "order_seed": seed}}, **last(value + seed)
+        )
+        for name, value, seeds in (("wa", 60.0, (0, 1, 2)), ("icarl", 50.0, (0, 1)), ("lwf", 20.0, (2,)))
+        for seed in seeds
+    ]
+    [section] = table(records).sections
+    assert {row.label: row.seeds for row in section.rows} == {"wa": (0, 1, 2), "icarl": (0, 1), "lwf": (2,)}
+    assert section.facts["class order"] == "seed 0: 0 1 2 3; seed 1: 3 2 1 0; seed 2: 2 0 3 1"
+
+
+def test_one_seed_on_two_class_orders_is_two_streams(run):
+    for order_seed, order in ((1, (0, 1, 2, 3)), (2, (3, 2, 1, 0))):
+        run("wa", 0, order=order, config={"stream": {"name": "toy", "order_seed": order_seed}}, name=str(order_seed))
+    records = find_runs(run("icarl", 0, order=(0, 1, 2, 3)).directory.parent)
+    content = table(records)
+    assert sorted(tuple(row.label for row in section.rows) for section in content.sections) == [
+        ("icarl", "wa"),
+        ("wa",),
+    ]
+
+
+def test_other_images_under_the_same_config_are_never_pooled(run):
+    """Another data root, say: seeds do not explain other images in the same class order."""
+    other = {"stream_changes": {"fingerprint": "other"}}
+    content = table([run("wa", 0), run("wa", 1, **other)])
+    assert [row.seeds for section in content.sections for row in section.rows] == [(0,), (1,)]
+    content = table([run("wa", 0), run("wa", 0, **other)])
+    assert [len(section.rows) for section in content.sections] == [1, 1]
+
+
+def test_the_same_limit_asked_for_in_two_ways_is_one_budget(run):
+    limit = byte_budget(3_000_000)
+    records = [run("der", budget={**limit, "kind": "aligned", "to": "der"}), run("wa", budget=limit)]
+    assert len(table(records).sections) == 1
+
+
+def test_one_strategy_with_two_settings_is_two_rows_named_by_what_differs(run):
+    records = [
+        run("icarl", seed, config={"strategy": {"name": "icarl", "temperature": value}})
+        for value in (2.0, 4.0)
+        for seed in (0, 1)
+    ]
+    assert sorted(rows(table(records))) == ["icarl (temperature=2.0)", "icarl (temperature=4.0)"]
+
+
+def test_a_seed_that_ran_twice_counts_once(run):
+    records = [run(seed=0, name="first"), run(seed=0, name="second"), run(seed=1)]
+    row = rows(table(records))["icarl"]
+    assert row.seeds == (0, 1)
+    assert "1 more run of seeds" in row.notes[0].text
+
+
+# rows that are not ranked
+
+
+def test_exemplar_free_rows_below_the_limit_are_marked(run):
+    budget = byte_budget(1_500_000)
+    found = rows(table([run("lwf", exemplars=0, budget=budget), run("wa", exemplars=100, budget=budget)]))
+    assert [note.mark for note in found["lwf"].notes] == ["uses less"]
+    assert found["lwf"].notes[0].text == "uses less: no exemplars, 500,000 bytes below the limit"
+    assert found["wa"].notes == ()
+
+
+def test_a_run_over_its_budget_is_an_empty_row_with_its_bytes_and_the_reason(run):
+    budget = byte_budget(1_500_000)
+    reason = "der will carry 2,000,000 bytes, budget.limit is 1,500,000"
+    records = [run("der", budget=budget, status="over_budget", error=reason), run("wa", budget=budget)]
+    [section] = table(records).sections
+    [row] = section.of("unranked")
+    assert (row.label, row.last.mean, row.seconds) == ("der", None, None)
+    assert row.carried == {"exact": 2_000_000, "survey": 1_999_000}
+    assert row.kinds["exact"] == {"parameters": 2_000_000}
+    assert "2,000,000" in table(records).to_text() and reason in table(records).to_text(400)
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
+def test_an_unfinished_run_is_shown_with_its_status_and_not_ranked(run, status):
+    records = [run("wa", status=status, matrix=((99.0, None),), error="the loss is not finite"), run("icarl")]
+    [section] = table(records).sections
+    assert [row.label for row in section.of("ranked")] == ["icarl"]
+    [row] = section.of("unranked")
+    assert row.last.mean is None, "half a stream is no last accuracy"
+    assert row.notes[0].mark == f"{status} 1/2"
+    assert "after 1 of 2 experiences: the loss is not finite" in row.notes[0].text
+
+
+def test_unfinished_seeds_are_left_out_of_the_mean(run):
+    records = [run(seed=0, **last(60.0)), run(seed=1, **last(62.0)), run(seed=2, status="interrupted", **last(0.0))]
+    row = rows(table(records))["icarl"]
+    assert (row.seeds, row.last.mean) == ((0, 1), 61.0)
+    assert [note.mark for note in row.notes] == ["1 of 3 interrupted"]
+
+
+def test_a_run_that_was_let_over_its_budget_is_not_ranked(run):
+    content = table([run("wa", exemplars=300, budget=exemplar_budget(200)), run("icarl", exemplars=200)])
+    [row] = content.sections[0].of("unranked")
+    assert (row.label, row.last.mean) == ("wa", 65.0)
+    assert "100 exemplars over the cap" in row.notes[0].text
+
+
+# what is said
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        ({"stream_changes": {"data": "unofficial"}}, "Unofficial data"),
+        ({"stream_changes": {"task_known_at_test": True}}, "given at test time"),
+        ({"uses_horizon": True}, "Told the length of the stream, which no other row knows: icarl"),
+        ({}, "One seed only: icarl"),
+        ({}, "carried bytes are reported and not equal"),
+    ],
+)
+def test_what_a_reader_must_know_is_a_warning(run, change, warning):
+    assert any(warning in text for text in table([run(**change)]).sections[0].warnings)
+
+
+def test_recipes_and_versions_that_differ_are_named(run):
+    records = [run("wa"), run("icarl", config={"trainer": {"epochs": 99}}, versions={"cil": "0.1.0", "torch": "2.8.0"})]
+    warnings = "\n".join(table(records).sections[0].warnings)
+    assert "Rows differ in their recipe: trainer.epochs." in warnings
+    assert "Rows differ in versions: cil 0.1.0, torch 2.8.0 and 2.9.0." in warnings
+
+
+def test_no_records_are_no_table():
+    with pytest.raises(ConfigError, match="at least one run"):
+        table([])
+
+
+# forms
+
+
+def test_text_fits_the_terminal_and_loses_no_column(run):
+    records = [run("a_strategy_with_a_long_name", seed, **last(60.0 + seed)) for seed in (0, 1)] + [run("lwf")]
+    for width in (120, 80):
+        text = table(records).to_text(width)
+        assert max(map(len, text.splitlines())) <= width
+        for head in ("Avg %", "Last %", "forgetting", "exact B", "survey B", "FLOPs", "peak B", "seconds"):
+            assert head in text
+    assert "60.50 ± 0.71" in text
+
+
+def test_csv_and_json_hold_unrounded_numbers(run):
+    records = [run(seed=seed, **last(value)) for seed, value in enumerate((60.0, 60.1, 60.25))] + [run("lwf")]
+    content = table(records)
+    lines = {line["label"]: line for line in csv.DictReader(io.StringIO(content.to_csv()))}
+    assert float(lines["icarl"]["last_accuracy"]) == pytest.approx(60.35 / 3 + 40, abs=1e-9)
+    assert lines["lwf"]["last_accuracy_std"] == ""
+    [first] = [row for row in json.loads(content.to_json())["sections"][0]["rows"] if row["label"] == "icarl"]
+    assert first["values"]["last_accuracy"] == {"0": 60.0, "1": 60.1, "2": 60.25}
+    assert first["bytes_by_kind"]["exact"]["labels"] == 100
+
+
+def test_markdown_has_both_bills_and_the_same_number_of_cells_in_each_line(run):
+    text = table([run("wa"), run("a|b", exemplars=0)]).to_markdown()
+    assert "last experience, exact" in text and "last experience, survey" in text
+    assert "| wa | 1,000,000 | 19,200 | 100 | 1,019,300 |" in text
+    assert "a\\|b (uses less)" in text
+    for block in text.split("\n\n"):
+        if block.startswith("|"):
+            assert len({line.replace("\\|", "").count("|") for line in block.splitlines()}) == 1
