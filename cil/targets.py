@@ -104,7 +104,8 @@ def check_arguments(call: Callable[..., Any], given: Mapping[str, Any], key: str
     for name, value in given.items():
         where = f"{key}.{name}" if key else name
         if name not in known and not free:
-            raise ConfigError(f"unknown key {where}; {_name(call)} has none; {nearest(name, known)}")
+            offered = [item for item in known if parameters[item].default is not inspect.Parameter.empty]
+            raise ConfigError(f"unknown key {where}; {_name(call)} has none; {nearest(name, offered or known)}")
         if name in hints and not fits(value, hints[name]):
             raise ConfigError(f"{where} is {value!r}; it must be {spoken(hints[name])}")
 
@@ -162,7 +163,8 @@ def spoken(hint: Any) -> str:
     if hint in words:
         return words[hint]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(spoken(item) for item in typing.get_args(hint)))
+        plain = [item for item in typing.get_args(hint) if item in words or typing.get_origin(item) is not None]
+        return " or ".join(dict.fromkeys(spoken(item) for item in plain or typing.get_args(hint)))
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in (list, tuple, Sequence, Iterable):

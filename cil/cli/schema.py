@@ -9,12 +9,12 @@ from cil.cli.refusals import unknown_key
 from cil.errors import ConfigError, nearest
 from cil.targets import TARGET
 
-Rule = Callable[[Any], str | None]  # None where the value is allowed, else what it must be
+Rule = Callable[[Any], str | None]  # None where the value is allowed, else what it must be, in words
 
 
 def whole(least: int, none: bool = False) -> Rule:
     """A whole number of ``least`` or more."""
-    said = f"a whole number of {least} or more{', or null' if none else ''}"
+    said = f"it must be a whole number of {least} or more{', or null' if none else ''}"
 
     def rule(value: Any) -> str | None:
         allowed = isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -25,7 +25,7 @@ def whole(least: int, none: bool = False) -> Rule:
 
 def above_zero(none: bool = False) -> Rule:
     """A number greater than 0."""
-    said = f"a number above 0{', or null' if none else ''}"
+    said = f"it must be a number above 0{', or null' if none else ''}"
 
     def rule(value: Any) -> str | None:
         allowed = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
@@ -38,14 +38,14 @@ def one_of(*names: Any) -> Rule:
     """One of a few names."""
 
     def rule(value: Any) -> str | None:
-        return None if value in names else f"one of these; {nearest(value, names)}"
+        return None if value in names else nearest(value, names)
 
     return rule
 
 
 def text(none: bool = False) -> Rule:
     """Any text."""
-    said = f"text{', or null' if none else ''}"
+    said = f"it must be text{', or null' if none else ''}"
     return lambda value: None if isinstance(value, str) or (none and value is None) else said
 
 
@@ -53,13 +53,13 @@ def limits(value: Any) -> str | None:
     """Bytes: one positive number, or one for each experience."""
     values = value if isinstance(value, list) else [value]
     allowed = value is None or (values and all(whole(1)(item) is None for item in values))
-    return None if allowed else "a positive number of bytes, or a list of them, one for each experience"
+    return None if allowed else "it must be a positive number of bytes, or a list of them, one for each experience"
 
 
 def points(value: Any) -> str | None:
     """A list of positive numbers."""
     allowed = value is None or (isinstance(value, list) and value and all(whole(1)(item) is None for item in value))
-    return None if allowed else "a list of positive whole numbers, or null"
+    return None if allowed else "it must be a list of positive whole numbers, or null"
 
 
 KEYS: dict[str, Rule] = {
@@ -108,7 +108,7 @@ def check(config: Mapping[str, Any]) -> None:
         node: Any = config
         for step in key.split("."):
             if not isinstance(node, Mapping) or step not in node:
-                raise ConfigError(f"{key} is missing; it must be {KEYS[key](...)}")
+                raise ConfigError(f"{key} is missing; {KEYS[key](...)}")
             node = node[step]
     for name, says in (
         ("stream", "builder"),
@@ -136,7 +136,7 @@ def _check_section(section: Mapping[str, Any], prefix: str, sections: set[str]) 
                 raise ConfigError(f"{key} is {value!r}; it has keys of its own, as in {key}.{_first(key)}=...")
             _check_section(value, f"{key}.", sections)
         elif (must := KEYS[key](value)) is not None:
-            raise ConfigError(f"{key} is {value!r}; it must be {must}")
+            raise ConfigError(f"{key} is {value!r}; {must}")
 
 
 def _tree() -> dict[str, Any]:

@@ -164,7 +164,7 @@ class Fit:
             result = self.phase.loss(batch)
         terms = dict(result) if isinstance(result, Mapping) else {"loss": result}
         loss = next(iter(terms.values())) if len(terms) == 1 else torch.stack(list(terms.values())).sum()
-        named = {} if len(terms) == 1 else {name: term.detach() for name, term in terms.items()}
+        named = {name: term.detach() for name, term in terms.items()}
         return named | {"loss": loss.detach()}, loss if share == 1 else loss * share
 
     def _measured(self, batch: Batch, share: float) -> tuple[dict[str, Tensor], Tensor]:

@@ -30,7 +30,7 @@ TERMS = (
     ("bound", "A learner that may look back at all past data: what could be reached, not a competitor."),
     ("uses less", "Keeps no exemplars and stays below the limit: it could not use what the others were given."),
     ("best", "Called only where two seeds or more support it against every other row: a paired t-test on shared seeds "
-             "(Holm, 5 %), or 95 % intervals that do not overlap."),
+             "(5 %), or 95 % intervals that do not overlap."),
 )  # fmt: skip
 
 

@@ -126,7 +126,7 @@ def _accuracy_curves(section: Section, paint: Mapping[str, str]) -> Made:
             std = [_std(column) for column in columns]
             low = [mean - spread for mean, spread in zip(centre, std, strict=True)]
             high = [mean + spread for mean, spread in zip(centre, std, strict=True)]
-            axes.fill_between(classes, low, high, color=style["color"], alpha=0.15, linewidth=0)
+            axes.fill_between(classes, low, high, color=style["color"], alpha=0.12, linewidth=0)
     axes.set_ylim(0, 100)
     if len(sizes) <= TICKS:
         axes.set_xticks([sum(sizes[: step + 1]) for step in range(len(sizes))] or axes.get_xticks())

@@ -65,7 +65,8 @@ def tiny(tmp_path, write_image):
     root = tmp_path / "tiny_imagenet"
     for name in ("n02", "n01"):
         for number in range(2):
-            write_image(root / "train" / name / "images" / f"{name}_{number}.JPEG", (90, 0, 0), (64, 64))
+            noise = np.random.default_rng(number).integers(256, size=(64, 64, 3), dtype=np.uint8)
+            write_image(root / "train" / name / "images" / f"{name}_{number}.JPEG", noise)
     for number in range(4):
         write_image(root / "val" / "images" / f"val_{number}.JPEG", (0, 0, 10 * number), (64, 64))
     rows = [f"val_{number}.JPEG\t{name}\t0\t0\t62\t62" for number, name in enumerate(("n02", "n01", "n02", "n01"))]
@@ -81,8 +82,14 @@ def test_tiny_imagenet_reads_its_table_of_validation_images(tiny, tmp_path):
     assert data.test.slots.tolist() == [0, 0, 1, 1]
     blue = data.test.pixels[:, 2, 32, 32].tolist()
     assert blue == pytest.approx([10, 30, 0, 20], abs=2)  # JPEG
-    assert data.train.shape == (3, 64, 64)
     assert data.train.in_memory
+
+
+def test_tiny_imagenet_keeps_the_pixels_of_its_files(tiny, tmp_path):
+    expected = torch.from_numpy(np.array(Image.open(tiny / "train" / "n01" / "images" / "n01_1.JPEG")))
+    for in_memory in (True, False):
+        data = load_dataset("tiny_imagenet", root=tmp_path, in_memory=in_memory)
+        assert torch.equal(data.train[[1]].pixels[0], expected.permute(2, 0, 1))
 
 
 def test_tiny_imagenet_is_read_from_class_folders_too(tiny, tmp_path, write_image):

@@ -14,11 +14,14 @@ from toys import (
     Hidden,
     Interrupt,
     Learner,
+    Normed,
     TwoStages,
+    factory,
     fit_of,
     grown,
     plain,
     small_run,
+    small_stream,
     some_samples,
 )
 
@@ -78,7 +81,9 @@ def test_two_batches_accumulated_are_one_of_twice_the_size(count):
     data, weights = some_samples(count), []
     for accumulate, size in ((2, 3), (1, 6)):
         learner = grown()
-        fit_of(learner, Phase("main", data, learner.loss), plain(epochs=3, accumulate=accumulate, batch_size=size)).run()
+        fit_of(
+            learner, Phase("main", data, learner.loss), plain(epochs=3, accumulate=accumulate, batch_size=size)
+        ).run()
         weights.append(learner.net.head.weight.detach())
     assert torch.allclose(*weights, atol=1e-6)
 
@@ -344,35 +349,37 @@ def test_a_phase_without_data_takes_no_step():
 
 
 def test_a_phase_may_depend_on_the_one_before_and_is_resumed_at_every_step(tmp_path):
-    stream, recipe = toy_stream(), Recipe(epochs=1, batch_size=8, log_every=1, snapshot_steps=2)
-    straight = toy_run(TwoStages, stream, tmp_path / "straight", recipe=recipe, keep="all")
+    recipe = plain(optimizer=partial(torch.optim.SGD, lr=0.5, momentum=0.9), log_every=1, snapshot_steps=2)
+    two = partial(
+        small_run, TwoStages, stream=small_stream(2), recipe=recipe, keep="all", make_factory=partial(factory, Normed)
+    )
+    straight = two(tmp_path / "straight")
     expected = straight.execute()
     steps = [line for line in expected.lines() if line["kind"] == "step"]
-    assert [line["phase"] for line in steps] == 3 * (3 * ["main"] + 6 * ["head"])
+    assert [line["phase"] for line in steps] == 2 * (4 * ["main"] + 8 * ["head"])
     for stop in range(len(steps)):
         folder = tmp_path / str(stop)
         with pytest.raises(KeyboardInterrupt):
-            toy_run(TwoStages, stream, folder, recipe=recipe, keep="all", loggers=[Interrupt(stop)]).execute()
-        run = toy_run(TwoStages, stream, folder, recipe=recipe, keep="all")
+            two(folder, loggers=[Interrupt(stop)]).execute()
+        run = two(folder)
         record = run.execute()
         demand_same(f"straight and interrupted at step {stop}", straight, expected, run, record)
         assert [*record.lines()] == [*expected.lines()]
 
 
 def test_the_second_phase_starts_where_the_first_ended_and_trains_the_head_alone(tmp_path):
-    weights = {}
-    for epochs in (1, 2):
+    class FirstOnly(TwoStages):
+        def phases(self, experience):
+            yield next(super().phases(experience))
 
-        class Both(TwoStages):
-            def phases(self, experience):
-                first, second = super().phases(experience)
-                yield first
-                yield from [second] * (epochs == 2)  # noqa: B023
-
-        run = toy_run(Both, toy_stream(), tmp_path / str(epochs), recipe=Recipe(epochs=1, batch_size=8), keep="all")
-        run.execute()
-        weights[epochs] = run.checkpoints.state(0).tensors
-    moved = {name for name, tensor in weights[1].items() if not torch.equal(tensor, weights[2][name])}
+    one, two = (
+        small_run(kind, tmp_path / kind.__name__, make_factory=partial(factory, Hidden), keep="all")
+        for kind in (FirstOnly, TwoStages)
+    )
+    one.execute()
+    two.execute()
+    before, after = one.checkpoints.state(0).tensors, two.checkpoints.state(0).tensors
+    moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert moved == {"net.head.weight", "net.head.bias"}
 
 
@@ -431,15 +438,16 @@ def test_an_epoch_has_one_line_with_the_mean_of_its_losses(log_every):
     learner, losses = grown(), []
 
     def loss(batch):
-        losses.append(learner.loss(batch))
-        return losses[-1]
+        loss = learner.loss(batch)
+        losses.append(loss.item())
+        return loss
 
     lines = _losses(fit_of(learner, Phase("main", some_samples(8), loss), plain(batch_size=2, log_every=log_every)))
     (epoch,) = [values for kind, values, _ in lines if kind == "epoch"]
-    assert epoch["loss"] == pytest.approx(sum(map(float, losses)) / 4)
+    assert epoch["loss"] == pytest.approx(sum(losses) / 4)
     steps = [values["loss"] for kind, values, _ in lines if kind == "step"]
     groups = [losses[start : start + log_every] for start in range(0, 4, log_every) if start + log_every <= 4]
-    assert steps == pytest.approx([sum(map(float, group)) / len(group) for group in groups])
+    assert steps == pytest.approx([sum(group) / len(group) for group in groups])
 
 
 def test_a_term_is_averaged_over_the_steps_that_have_it():

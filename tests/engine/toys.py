@@ -21,6 +21,7 @@ from cil.engine.run import Run
 from cil.engine.runtime import Runtime
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory
+from cil.models.base import drop_counters
 from cil.strategies import Phase, Strategy
 from cil.strategies.parts import features, new_class_cross_entropy, store_exemplars
 from cil.streams import Experience, Stream, class_incremental
@@ -68,8 +69,19 @@ def small_stream(experiences: int = 3, classes: int = 2, train: int = 8, test: i
 
 
 def factory(backbone: Callable[[], nn.Module] = Flat, **given: Any) -> NetFactory:
-    """Networks on images as they are."""
-    return NetFactory(backbone, **{"seed": 0, **given})
+    """Networks on images as they are, from seed 0."""
+    return NetFactory(backbone, **given)
+
+
+class Normed(Hidden):
+    """Three hidden units with batch normalisation: a network that behaves otherwise in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = drop_counters(nn.BatchNorm1d(3))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.norm(super().forward(images)[0]), ()
 
 
 class Learner(Strategy):
@@ -111,10 +123,9 @@ def small_run(kind: type[Strategy], folder: Path, stream: Stream | None = None, 
         "budget": Budget(exemplars=6),
         "recipe": plain(log_every=1),
         "identity": {"strategy": kind.__name__, "stream": own.fingerprint},
+        "make_factory": factory,
     }
-    return Run(
-        stream=own, make_learner=kind, make_factory=factory, run_dir=folder, name=kind.__name__, **{**given, **options}
-    )  # fmt: skip
+    return Run(stream=own, make_learner=kind, run_dir=folder, name=kind.__name__, **{**given, **options})
 
 
 # strategies that do more --------------------------------------------------------------------------------------------

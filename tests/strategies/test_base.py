@@ -124,9 +124,12 @@ def test_the_state_names_and_charges_every_sort_of_value():
 def test_fixed_bytes_are_the_state_without_its_exemplars():
     learner = probe(2)
     fixed = learner.fixed_bytes()
-    assert fixed == learner.state().bytes == sum(
-        tensor.numel() * tensor.element_size() for tensor in learner.state().tensors.values()
-    ) + len(encode_meta({"rounds": 0, "names": ["x", "y"]}))
+    assert (
+        fixed
+        == learner.state().bytes
+        == sum(tensor.numel() * tensor.element_size() for tensor in learner.state().tensors.values())
+        + len(encode_meta({"rounds": 0, "names": ["x", "y"]}))
+    )
     learner.memory.add(0, images([0, 0, 0]))
     assert learner.fixed_bytes() == fixed and learner.state().bytes == fixed + 3 * (432 + 1)
     assert learner.fixed_bytes("survey") == 4 * learner.net.survey_parameters

@@ -39,6 +39,16 @@ def test_the_nearest_mean_answers_by_direction():
     assert found.flatten().tolist() == pytest.approx(by_hand, abs=1e-5)
 
 
+def test_a_common_factor_on_all_features_changes_no_answer():
+    learner = bare("icarl", classes=[2])
+    learner.means = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    found = []
+    for factor in (1.0, 1000.0):
+        learner.net = Fixed([[0.0, 0.0]], [[3.0 * factor, 1.0 * factor]])
+        found.append(learner.predict(torch.zeros(1, 3, 12, 12)))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("stream", ["toy", "uneven"])
 def test_means_are_the_unit_means_of_the_exemplars_unit_features(learn, stream):
     done = learn("icarl", stream)

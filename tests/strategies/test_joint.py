@@ -40,7 +40,9 @@ def test_after_each_experience_it_is_a_fresh_network_trained_on_the_union(learn,
 
 
 def test_how_the_past_was_split_and_what_was_learned_then_does_not_matter(learn):
-    even, uneven = (learn("joint", regrouped(*groups)) for groups in (((0, 1), (2, 3), (4, 5)), ((0,), (1, 2, 3), (4, 5))))
+    even, uneven = (
+        learn("joint", regrouped(*groups)) for groups in (((0, 1), (2, 3), (4, 5)), ((0,), (1, 2, 3), (4, 5)))
+    )
     assert differing(dict(even.state(2).tensors), dict(uneven.state(2).tensors)) == []
     assert differing(even.net(1), uneven.net(1))
 

@@ -155,7 +155,9 @@ def test_features_are_those_of_evaluation_mode_and_leave_the_network_as_it_was()
     assert torch.equal(seen, extract(learner.net, images(5, 0)))
 
 
-@pytest.mark.parametrize(("slots", "held"), [(0, {}), (1, {}), (5, {0: 2, 1: 2}), (9, {0: 4, 1: 3}), (99, {0: 7, 1: 3})])
+@pytest.mark.parametrize(
+    ("slots", "held"), [(0, {}), (1, {}), (5, {0: 2, 1: 2}), (9, {0: 4, 1: 3}), (99, {0: 7, 1: 3})]
+)
 def test_memories_hold_floor_m_over_c_of_each_class_and_small_classes_whole(slots, held):
     learner = bare("replay", classes=[2], budget=Budget(exemplars=slots))
     (signature,) = signatures([2])

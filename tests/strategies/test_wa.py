@@ -82,6 +82,21 @@ def test_with_norms_1_3_and_4_6_new_rows_end_at_16_and_24(learn):
     learn(observed("wa", see))
 
 
+def test_without_biases_the_ranking_inside_the_new_classes_stays(learn):
+    ranks = []
+
+    def see(when, learner, experience):
+        if when in ("trained", "done") and experience.index == 1:
+            with torch.no_grad():
+                learner.net.head.bias.zero_()
+            logits = learner.net.eval()(experience.train.images).logits
+            ranks.append((logits[:, 2] > logits[:, 3], logits))
+
+    learn(observed("wa", see))
+    assert torch.equal(ranks[0][0], ranks[1][0]) and 0 < ranks[0][0].sum() < 24
+    assert not torch.equal(ranks[0][1], ranks[1][1])
+
+
 def test_the_teacher_is_the_aligned_network(learn):
     seen = {}
 

@@ -1,0 +1,87 @@
+"""cil budget: what it says before training is what the ledger says afterwards."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cil.cli.build import build
+from cil.cli.compose import compose
+from cil.tracking import Record
+
+DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "progress=false")
+
+
+@pytest.mark.parametrize("strategy", ["finetune", "ewc", "icarl", "der", "joint"])
+def test_the_bill_is_what_a_run_then_carries(cil, strategy):
+    (bill,) = json.loads(cil("budget", f"strategy={strategy}", "stream=split_digits", "--json").out)
+    cil("run", *DIGITS, f"strategy={strategy}", "run_dir=a")
+    results = Record.load("a").results
+    for told, ledger, exemplars in zip(bill["bills"], results["ledger"], results["exemplars"], strict=True):
+        assert told["total"]["exact"] == ledger["totals"]["exact"]["total"]
+        assert told["total"]["survey"] == ledger["totals"]["survey"]["total"]
+        assert told["exemplars"] == exemplars
+
+
+def test_all_strategies_are_billed_in_one_table(cil):
+    said = cil("budget", "strategy=all", "stream=split_digits")
+    assert said.code == 0
+    for name in ("der", "ewc", "finetune", "icarl", "joint", "lwf", "replay", "wa"):
+        assert said.out.count(f"\n{name} ") == 3  # exemplars, exact, survey
+    assert "joint: a bound" in said.out
+
+
+def test_who_does_not_fit_is_named(cil):
+    said = cil("budget", "strategy=der,icarl", "stream=split_digits", "budget=bytes", "budget.limit=50_000")
+    assert said.code == 0
+    assert "der does not fit: der will carry" in said.out and "icarl does not fit" not in said.out
+
+
+def test_points_are_bills_of_their_own(cil):
+    found = json.loads(cil("budget", "stream=split_digits", "budget.points=[10,50]", "seed=0,1", "--json").out)
+    assert [item["bills"][-1]["exemplars"] for item in found] == [10, 50]
+
+
+def test_aligned_gives_the_bytes_of_the_other_strategy(tmp_path):
+    """Five backbones of 4,896 parameters and 200 exemplars of 64 bytes, as the survey counts."""
+    job = compose(["stream=split_digits", "budget=aligned", "budget.convention=survey", "strategy=icarl"])
+    run = build(job, root=tmp_path)
+    assert run.budget.limits == [5 * 4 * 4896 + 200 * 64]
+    assert run.budget.reserve == "final"
+
+
+def test_aligned_each_follows_the_other_strategy(tmp_path):
+    budget = ("budget=aligned", "budget.at=each", "budget.reserve=now", "budget.convention=survey")
+    run = build(compose(["stream=split_digits", *budget]), root=tmp_path)
+    assert run.budget.limits == [n * 4 * 4896 + 200 * 64 for n in (1, 2)] + run.budget.limits[2:]
+    assert len(run.budget.limits) == 5
+
+
+def test_a_strategy_aligned_to_itself_keeps_the_exemplars_it_is_given(cil):
+    budget = ("budget=aligned", "budget.to=der", "budget.exemplars=100")
+    (bill,) = json.loads(cil("budget", "stream=split_digits", "strategy=der", *budget, "--json").out)
+    assert [step["exemplars"] for step in bill["bills"]][-1] == 100
+
+
+def test_the_survey_arithmetic_comes_out_of_the_command(cil, monkeypatch):
+    """7,431 exemplars for one network at the size of DER, CIFAR-100 B0 Inc10 (specification 6.4)."""
+    import torch
+
+    from cil.data import ArrayStore, Dataset, Samples
+    from cil.streams import class_incremental
+    from cil.streams.registry import _builders
+
+    def made(**options):
+        labels = torch.arange(100).repeat_interleave(100)
+        train = Samples(ArrayStore(torch.zeros(1, 3, 32, 32, dtype=torch.uint8).expand(10_000, -1, -1, -1)), labels)
+        data = Dataset("cifar", train, train, [str(i) for i in range(100)], mean=(0.5,) * 3, std=(0.5,) * 3)
+        return class_incremental(data, increment=10)
+
+    monkeypatch.setitem(_builders, "made", made)
+    stream = ("stream=split_digits", "~stream", "+stream.builder=made")
+    budget = ("budget=aligned", "budget.exemplars=2000", "budget.convention=survey", "model=resnet32")
+    run = build(compose([*stream, *budget, "strategy=icarl"]))
+    (limit,) = run.budget.limits
+    assert limit == 24_684_160
+    assert (limit - 4 * 463_504) // 3072 == 7431
