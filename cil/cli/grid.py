@@ -25,8 +25,8 @@ class Cell:
     @property
     def label(self) -> str:
         """``wa, seed=1``."""
-        parts = [value if key == "strategy" else f"{key}={value}" for key, value in self.varied.items()]
-        return ", ".join(parts) or self.job.choices["strategy"]
+        more = [f"{key}={value}" for key, value in self.varied.items() if key != "strategy"]
+        return ", ".join([self.job.choices["strategy"], *more])
 
 
 def expand(overrides: Sequence[str]) -> list[Cell]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -279,10 +278,9 @@ class Fit:
         self.learner.load_full_state(held, content["meta"])
         lines = {name.removeprefix(WINDOW): t for name, t in tensors.items() if name.startswith(WINDOW)}
         window.load(lines, content["epoch_sums"])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the schedule is wound forward before the optimizer's first step
-            for _ in range(content["epoch"]):
-                schedule.step()
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # before the interruption: no warning from schedules
+        for _ in range(content["epoch"]):
+            schedule.step()
         for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
             state: dict[str, Any] = dict(content["optimizer"].get(str(index), {}))
             prefix = f"{OPTIMIZER}{index}|"

@@ -30,18 +30,6 @@ class Under:
     std: float | None
     mean: float | None
 
-    def __str__(self) -> str:
-        """Four digits, as many as the survey prints.
-
-        >>> str(Under(10.7412, 0.0312, 0.675)), str(Under(713.04, None, 0.755))
-        ('10.74 ± 0.03', '713.0')
-        """
-        if self.area is None:
-            return "–"
-        decimals = max(0, 3 - math.floor(math.log10(self.area))) if self.area > 0 else 3
-        mean = f"{self.area:.{decimals}f}"
-        return mean if self.std is None else f"{mean} ± {self.std:.{decimals}f}"
-
 
 @dataclass(frozen=True)
 class Area:
@@ -77,6 +65,11 @@ class Areas:
     def mebibytes(self) -> list[float]:
         """The budgets in the survey's unit of 2^20 bytes."""
         return [limit / MIB for limit in self.limits]
+
+    @property
+    def decimals(self) -> int:
+        """Of an area, as many as the survey prints: 2 over 15.9 MiB, 1 over 944 MiB."""
+        return max(0, 3 - math.floor(math.log10(self.mebibytes[-1] - self.mebibytes[0])))
 
 
 def areas_of(sections: Sequence[Section]) -> list[Areas]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cil.report.areas import Area, Areas
+from cil.report.areas import Area, Areas, Under
 from cil.report.verdicts import Score
 from cil.tracking import plain
 
@@ -96,20 +96,28 @@ def kinds_of(rows: Iterable[Row], conventions: Iterable[str]) -> list[str]:
     return sorted(met, key=lambda kind: (KINDS.index(kind) if kind in KINDS else len(KINDS), kind))
 
 
-def areas_grid(areas: Areas) -> Grid:
-    """Accuracy at each budget and the areas under it."""
+def areas_grids(areas: Areas) -> tuple[Grid, Grid]:
+    """Average incremental accuracy at each budget and the area under it; the same of last accuracy."""
     at = [f"{size:.2f}" for size in areas.mebibytes]
-    heads = ["strategy", "n", *(f"Avg @{x}" for x in at), "AUC-A", "mean A"]
-    heads += [*(f"Last @{x}" for x in at), "AUC-L", "mean L"]
-    return Grid(tuple(heads), (("", tuple(_area_line(row) for row in areas.rows)),))
+    average = tuple(_area_line(row, row.average, row.auc_a, areas.decimals) for row in areas.rows)
+    last = tuple(_area_line(row, row.last, row.auc_l, areas.decimals) for row in areas.rows)
+    return (
+        Grid(("strategy", "n", *(f"Avg @{x}" for x in at), "AUC-A", "mean"), (("", average),)),
+        Grid(("strategy", "n", *(f"Last @{x}" for x in at), "AUC-L", "mean"), (("", last),)),
+    )
 
 
-def _area_line(row: Area) -> Line:
-    cells = [str(len(row.seeds))]
-    for scores, under in ((row.average, row.auc_a), (row.last, row.auc_l)):
-        cells += [NOTHING if score is None else str(score) for score in scores]
-        cells += [str(under), NOTHING if under.mean is None else f"{under.mean:.3f}"]
-    return Line(row.label, tuple(cells))
+def _area_line(row: Area, scores: Sequence[Score | None], under: Under, decimals: int) -> Line:
+    cells = [NOTHING if score is None else str(score) for score in scores]
+    mean = NOTHING if under.mean is None else f"{under.mean:.3f}"
+    return Line(row.label, (str(len(row.seeds)), *cells, _area(under, decimals), mean))
+
+
+def _area(under: Under, decimals: int) -> str:
+    if under.area is None:
+        return NOTHING
+    spread = "" if under.std is None else f" ± {under.std:.{decimals}f}"
+    return f"{under.area:.{decimals}f}{spread}"
 
 
 def areas_words(areas: Areas) -> str:
@@ -176,7 +184,10 @@ def to_text(table: Table, width: int = 120) -> str:
             lines += _wrap(f"! {warning}", width)
         blocks.append("\n".join(lines))
     for areas in table.areas:
-        blocks.append("\n".join([*_wrap(areas_words(areas), width), "", *_layout(areas_grid(areas), width)]))
+        lines = _wrap(areas_words(areas), width)
+        for cells in areas_grids(areas):
+            lines += ["", *_layout(cells, width)]
+        blocks.append("\n".join(lines))
     return "\n\n".join(block.rstrip() for block in blocks if block) + "\n"
 
 
@@ -242,7 +253,7 @@ def to_markdown(table: Table) -> str:
             if lines.lines:
                 blocks += [f"Bytes carried after the last experience, {convention}:", _markdown(lines)]
     for areas in table.areas:
-        blocks += [_escaped(areas_words(areas)), _markdown(areas_grid(areas))]
+        blocks += [_escaped(areas_words(areas)), *(_markdown(cells) for cells in areas_grids(areas))]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -293,7 +304,7 @@ def _flat(row: Row) -> dict[str, Any]:
         entry |= {name: score.mean, f"{name}_std": score.std}
     for convention in ("exact", "survey"):
         entry |= {f"{convention}_bytes": row.carried[convention], f"own_{convention}_bytes": row.own[convention]}
-    entry |= {"public_bytes": row.public, "exemplars": row.exemplars, "training_flops": row.flops}
+    entry |= {"public_bytes": row.public, "exemplars": row.exemplars, "flops": row.flops}
     entry |= {"peak_training_bytes": row.peak_training_bytes, "seconds": row.seconds}
     return entry | {"notes": "; ".join(note.text or note.mark for note in row.notes)}
 

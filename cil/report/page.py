@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cil.errors import ConfigError
 from cil.report.areas import Areas
-from cil.report.formats import Grid, Line, areas_grid, areas_words, bill, flops, grid, remarks, seconds
+from cil.report.formats import Grid, Line, areas_grids, areas_words, bill, flops, grid, remarks, seconds
 from cil.report.plots import Plot, areas_plots, colours, section_plots
 from cil.report.runs import Outcome
 from cil.report.tables import Section, Table, table
@@ -24,7 +24,7 @@ TERMS = (
     ("exact B", "Every byte that crosses the last boundary: weights, buffers, exemplars, labels, statistics..."),
     ("survey B", "What Zhou et al. 2024 charge: backbones needed at inference, 4 bytes a parameter, and raw pixels."),
     ("own", "The same without public weights, which are referred to and not modified."),
-    ("FLOPs", "Of training, all experiences; a multiply-add counts two."),
+    ("FLOPs", "Of everything but evaluation, all experiences; a multiply-add counts two."),
     ("peak B", "Most bytes held at once in training: what is carried, optimizer, gradients, activations, teachers."),
     ("seconds", "Wall-clock time of the whole run on the machine it ran on; compare only on equal machines."),
     ("bound", "A learner that may look back at all past data: what could be reached, not a competitor."),
@@ -122,7 +122,7 @@ def _areas(areas: Areas, number: int, paint: dict[str, str]) -> str:
         (
             "<section>\n<h2>Accuracy over budgets</h2>",
             f"<p>{escape(areas_words(areas))}</p>",
-            _grid(areas_grid(areas)),
+            *(_grid(cells) for cells in areas_grids(areas)),
             _plots(areas_plots(areas, number, paint)),
             "</section>",
         )
@@ -198,7 +198,7 @@ def _runs(records: Sequence[Record]) -> str:
     for run in runs:
         config = str(run.identity.get("config_hash") or identity_hash(run.config))
         done = f"{run.done}/{run.experiences}"
-        time, work = seconds(run.result("seconds", "total")), flops(run.result("flops", "training", -1))
+        time, work = seconds(run.result("seconds", "total")), flops(run.flops)
         name = run.record.directory.name
         cells = (str(run.seed), run.status.replace("_", " "), done, time, work, config[:12], name)
         lines.append(Line(run.strategy, cells))

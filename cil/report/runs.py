@@ -149,19 +149,25 @@ class Outcome:
         return dig(self.record.results, *path)
 
     def kinds(self, convention: str) -> dict[str, int]:
-        """Carried bytes by kind at the end of the stream; from the bill of the dry run if it came to nothing else."""
-        if self.status == "over_budget":
-            bill = self.result("bills", -1, "by_kind") or {}
-            kinds = bill if convention == "exact" else bill.get("survey") or {}
-        else:
-            kinds = self.result("ledger", -1, "totals", convention) or {}
-        return {kind: size for kind, size in kinds.items() if kind != "total" and isinstance(size, int)}
+        """Carried bytes by kind at the end of the stream.
+
+        Of a run over its budget, as the dry run knew them, or as they were where it stopped if that is more.
+        """
+        kept = self.result("ledger", -1, "totals", convention) or {}
+        if self.status == "over_budget" and (self.carried(convention) or 0) > (kept.get("total") or 0):
+            bill = self.result("bills", -1) or {}
+            fixed, total = (dig(bill, key, convention) or 0 for key in ("fixed", "total"))
+            # the survey knows no other kinds than these two
+            kept = bill.get("by_kind") if convention == "exact" else {"parameters": fixed, "exemplars": total - fixed}
+        return {kind: size for kind, size in (kept or {}).items() if kind != "total" and size}
 
     def carried(self, convention: str) -> int | None:
-        """Carried bytes at the end of the stream."""
-        if self.status == "over_budget":
-            return self.result("bills", -1, "total", convention)
-        return self.result("ledger", -1, "totals", convention, "total")
+        """Carried bytes at the end of the stream; see ``kinds``."""
+        kept = self.result("ledger", -1, "totals", convention, "total")
+        if self.status != "over_budget":
+            return kept
+        planned = self.result("bills", -1, "total", convention)
+        return max((size for size in (kept, planned) if size is not None), default=None)
 
     @property
     def public(self) -> int:
@@ -183,13 +189,18 @@ class Outcome:
         return self.result("exemplars", -1)
 
     @property
+    def flops(self) -> int | None:
+        """Of everything but evaluation: training, consolidation, search."""
+        parts = self.result("flops") or {}
+        sums = [dig(part, -1) for name, part in parts.items() if name not in ("evaluation", "total")]
+        return sum(sums) if sums and None not in sums else None
+
+    @property
     def excess(self) -> str | None:
-        """In words, by how much a run that was let go on (``enforce=report``) is over its budget."""
-        carried, cap = self.carried(self.convention), self.budget.get("exemplars")
-        if self.limit is not None and carried is not None and carried > self.limit:
-            return f"{carried - self.limit:,} bytes over the limit"
-        if cap is not None and (self.exemplars or 0) > cap:
-            return f"{(self.exemplars or 0) - cap:,} exemplars over the cap"
+        """Where a run that was let go on (``enforce=report``) was over its budget, in words."""
+        for step, words in enumerate(self.result("over_budget") or ()):
+            if words:
+                return f"{words}, after experience {step}"
         return None
 
 

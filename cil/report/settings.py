@@ -13,6 +13,17 @@ from cil.report.runs import Outcome, flat, same_everywhere
 from cil.tracking import Record
 
 MIB = 2**20
+HOW = (  # beginnings of keys that say how it was computed, not what; what was used in fact stands in the identity
+    "device",
+    "boundary",
+    "checkpoint.",
+    "progress",
+    "trainer.threads",
+    "trainer.precision",
+    "trainer.snapshot_",
+    "trainer.log_every",
+    "trainer.evaluation_batch",
+)
 Item = TypeVar("Item")
 
 
@@ -60,7 +71,7 @@ def grouped(records: Iterable[Record]) -> list[Group]:
     """Runs by everything that makes a setting except the seed, in an order that does not depend on theirs."""
     runs = sorted((Outcome(record) for record in records), key=_rank)
     groups = []
-    for alike in _split(runs, lambda run: _text([_facts(run), run.strategy, run.bound, run.budget, _seedless(run)])):
+    for alike in _split(runs, lambda run: _text([_facts(run), run.strategy, run.bound, run.budget, _setting(run)])):
         for same in _split(alike, partial(_other_seeds, _free_seeds(alike))):
             groups += [_group(part) for part in _by_stream(same)]
     return sorted(groups, key=lambda group: (-len(group.runs), *_rank(group.first)))
@@ -135,15 +146,20 @@ def budget_words(budget: dict[str, Any]) -> str:
 
 def differing(runs: Sequence[Outcome]) -> list[str]:
     """Keys of the configs whose values are not the same in all runs; seeds and budgets aside."""
-    leaves = [flat(run.config) for run in runs]
-    keys = {key: None for leaf in leaves for key in leaf if not _is_seed(key) and not key.startswith("budget.")}
+    leaves = [_setting(run) for run in runs]
+    keys = dict.fromkeys(key for leaf in leaves for key in leaf if not key.startswith("budget."))
     return [key for key in keys if not same_everywhere(leaf.get(key, ...) for leaf in leaves)]
 
 
 def config_text(run: Outcome, without: tuple[str, ...]) -> str:
     """The config as one text, without seeds and the named parts."""
-    kept = {key: value for key, value in flat(run.config).items() if key.split(".")[0] not in without}
-    return _text({key: value for key, value in kept.items() if not _is_seed(key)})
+    return _text({key: value for key, value in _setting(run).items() if key.split(".")[0] not in without})
+
+
+def _setting(run: Outcome) -> dict[str, Any]:
+    """The leaves of the config that make a setting, so neither seeds nor where and how it was computed."""
+    leaves = flat(run.config)
+    return {key: value for key, value in leaves.items() if not (_is_seed(key) or key.startswith(HOW))}
 
 
 def _facts(run: Outcome) -> Hashable:
@@ -153,10 +169,6 @@ def _facts(run: Outcome) -> Hashable:
     sizes = tuple(len(slots) for slots in stream.get("new_slots") or ())
     told = bool(stream.get("task_known_at_test"))
     return stream.get("name"), *counts, sizes, stream.get("data"), told, run.precision, run.device
-
-
-def _seedless(run: Outcome) -> dict[str, Any]:
-    return {key: value for key, value in flat(run.config).items() if not _is_seed(key)}
 
 
 def _free_seeds(runs: Sequence[Outcome]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,7 @@ class Row:
         carried: Bytes at the end of the stream by convention, ``exact`` and ``survey``.
         own: The same without public weights.
         kinds: The same by kind.
-        flops: Of training.
+        flops: Of everything but evaluation.
     """
 
     label: str
@@ -105,7 +105,8 @@ class Section:
     @property
     def finished(self) -> list[Row]:
         """Ranked rows and bounds: those with accuracies that may be drawn."""
-        return [row for row in self.rows if row.finished]
+        drawn = [row for row in self.rows if row.finished]
+        return [row for row in drawn if all(run.result("accuracy_curve") for run in row.runs)]
 
     @property
     def public(self) -> bool:
@@ -167,7 +168,11 @@ def table(records: Iterable[Record]) -> Table:
 
 def _section(number: int, arena: Arena, groups: Sequence[Group]) -> Section:
     labels = _labels(groups)
-    rows = [_row(group, label) for group, label in zip(groups, labels, strict=True)]
+    told = [bool(group.first.identity.get("uses_horizon")) for group in groups]
+    rows = [
+        _row(group, label, marked=planner and not all(told))
+        for group, label, planner in zip(groups, labels, told, strict=True)
+    ]
     rows.sort(key=lambda row: (_ORDER[row.standing], -(row.last.mean or 0.0), row.label))
     ranked = [row for row in rows if row.standing == "ranked"]
     verdicts = (
@@ -184,7 +189,7 @@ def _section(number: int, arena: Arena, groups: Sequence[Group]) -> Section:
         convention=first.convention,
         rows=tuple(rows),
         verdicts=verdicts if len(ranked) > 1 else (),
-        warnings=tuple(_warnings(groups, rows)),
+        warnings=tuple(_warnings(dict(zip(labels, groups, strict=True)), rows)),
         groups=tuple(groups),
     )
 
@@ -192,7 +197,7 @@ def _section(number: int, arena: Arena, groups: Sequence[Group]) -> Section:
 _ORDER = {"ranked": 0, "bound": 1, "unranked": 2}
 
 
-def _row(group: Group, label: str) -> Row:
+def _row(group: Group, label: str, marked: bool) -> Row:
     finished = tuple(run for run in group.runs if run.status == "finished")
     first = group.first
     # without a finished run the row is empty, but for what the dry run knew of one over its budget
@@ -202,8 +207,10 @@ def _row(group: Group, label: str) -> Row:
     if not finished or (excess and not first.bound):
         standing = "unranked"
     notes = [*_status_notes(group, finished), *_kind_notes(first, finished)]
+    if marked:
+        notes.append(Note("uses horizon", "uses the horizon: was told the length of the stream"))
     if excess and not first.bound:
-        notes.append(Note("over budget", f"{excess} (budget.enforce=report), so not ranked"))
+        notes.append(Note("over budget", f"over budget, so not ranked: {excess}"))
     conventions = ("exact", "survey")
     return Row(
         label=label,
@@ -218,7 +225,7 @@ def _row(group: Group, label: str) -> Row:
         kinds={convention: _kinds(runs, convention) for convention in conventions},
         public=max((run.public for run in runs), default=0),
         exemplars=_whole([run.exemplars for run in runs]),
-        flops=_mean([run.result("flops", "training", -1) for run in finished]),
+        flops=_mean([run.flops for run in finished]),
         peak_training_bytes=_whole([run.result("peak_training_bytes") for run in finished]),
         seconds=_mean([run.result("seconds", "total") for run in finished]),
         notes=tuple(notes),
@@ -273,8 +280,6 @@ def _kind_notes(first: Outcome, finished: Sequence[Outcome]) -> Iterable[Note]:
             yield Note("uses less", f"uses less: no exemplars, {limit - carried:,} bytes below the limit")
         elif limit is None and first.budget.get("exemplars"):
             yield Note("uses less", "uses less: no exemplars")
-    if first.identity.get("uses_horizon"):
-        yield Note("uses horizon", "uses the horizon: was told the length of the stream")
 
 
 def _labels(groups: Sequence[Group]) -> list[str]:
@@ -316,25 +321,27 @@ def _facts(arena: Arena, groups: Sequence[Group], budget: dict[str, Any]) -> dic
         "reserve": " or ".join(sorted({str(run.budget["reserve"]) for run in runs if run.budget.get("reserve")})),
         "precision": first.precision,
         "device": first.device,
-        "threads": _values(runs, "threads"),
-        "versions": _versions(runs),
+        "threads": ", ".join(_values(runs, "threads")),
+        "versions": ", ".join(f"{name} {' and '.join(found)}" for name, found in _versions(runs).items()),
     }
     return {name: text for name, text in facts.items() if text}
 
 
-def _values(runs: Iterable[Outcome], key: str) -> str:
-    return ", ".join(sorted({str(run.identity[key]) for run in runs if key in run.identity}))
+def _values(runs: Iterable[Outcome], key: str) -> list[str]:
+    return sorted({str(run.identity[key]) for run in runs if key in run.identity})
 
 
-def _versions(runs: Iterable[Outcome]) -> str:
-    met: dict[str, dict[str, None]] = {}
+def _versions(runs: Iterable[Outcome]) -> dict[str, list[str]]:
+    """Versions met of each package; a plugin's strategy names packages that others do not."""
+    met: dict[str, set[str]] = {}
     for run in runs:
         for name, version in (run.identity.get("versions") or {}).items():
-            met.setdefault(str(name), {})[str(version)] = None
-    return ", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in sorted(met.items()))
+            met.setdefault(str(name), set()).add(str(version))
+    return {name: sorted(met[name]) for name in sorted(met)}
 
 
-def _warnings(groups: Sequence[Group], rows: Sequence[Row]) -> Iterable[str]:
+def _warnings(labelled: Mapping[str, Group], rows: Sequence[Row]) -> Iterable[str]:
+    groups = list(labelled.values())
     runs = [run for group in groups for run in group.runs]
     first = runs[0]
     if first.stream.get("data") == "unofficial":
@@ -342,6 +349,8 @@ def _warnings(groups: Sequence[Group], rows: Sequence[Row]) -> Iterable[str]:
     lone = [row.label for row in rows if row.finished and len(row.seeds) == 1]
     if lone:
         yield f"One seed only: {', '.join(lone)}. A difference from it may be chance."
+    if all(group.first.identity.get("uses_horizon") for group in groups):
+        yield "The length of the stream was known in advance to all rows (budget.reserve=final, or by design)."
     planners = [row.label for row in rows if any(note.mark == "uses horizon" for note in row.notes)]
     if planners:
         yield f"Told the length of the stream, which no other row knows: {', '.join(planners)}."
@@ -350,9 +359,14 @@ def _warnings(groups: Sequence[Group], rows: Sequence[Row]) -> Iterable[str]:
     if first.limit is None:
         counted = "The budget counts exemplars" if allowance(first)[0] is not None else "There is no budget"
         yield f"{counted}: carried bytes are reported and not equal."
-    for key in ("versions", "threads"):
-        if not same_everywhere(run.identity.get(key) for run in runs):
-            yield f"Rows differ in {key}: {_versions(runs) if key == 'versions' else _values(runs, key)}."
+    several = [f"{name} {' and '.join(found)}" for name, found in _versions(runs).items() if len(found) > 1]
+    if several:
+        yield f"Runs differ in versions: {', '.join(several)}."
+    if len(threads := _values(runs, "threads")) > 1:
+        yield f"Runs differ in threads: {' and '.join(threads)}."
+    edited = [label for label, group in labelled.items() if len(_values(group.runs, "code")) > 1]
+    if edited:
+        yield f"The code was edited between the seeds of one row: {', '.join(edited)}."
     recipe = [key for key in differing([group.first for group in groups]) if key.split(".")[0] in RECIPE]
     if recipe:
         yield f"Rows differ in their recipe: {', '.join(recipe)}."

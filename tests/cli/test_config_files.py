@@ -51,7 +51,16 @@ def test_every_way_to_train_is_one_that_can_be_built(group, name, tmp_path):
 
 def test_the_defaults_of_the_trainer_are_those_of_the_recipe():
     trainer, plain = compose().config["trainer"], Recipe()
-    same = ("epochs", "batch_size", "max_steps", "clip_norm", "accumulate", "snapshot_minutes", "snapshot_steps", "log_every")
+    same = (
+        "epochs",
+        "batch_size",
+        "max_steps",
+        "clip_norm",
+        "accumulate",
+        "snapshot_minutes",
+        "snapshot_steps",
+        "log_every",
+    )
     assert {key: trainer[key] for key in same} == {key: getattr(plain, key) for key in same}
 
 

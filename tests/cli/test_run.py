@@ -77,13 +77,15 @@ def test_nothing_but_the_runs_is_left_behind(cil, tmp_path):
 
 def test_an_interrupted_run_says_how_to_go_on_and_ends_where_the_straight_one_ends(tmp_path):
     """Through a real process and a real signal."""
-    command = [sys.executable, "-m", "cil.cli.main", "run", "stream=split_digits", "strategy=replay", "trainer.epochs=6",
-               "trainer.batch_size=16", "trainer.threads=1", "trainer.log_every=1"]  # fmt: skip
+    options = ["trainer.epochs=2", "trainer.batch_size=32", "trainer.threads=1", "trainer.log_every=1"]
+    command = [sys.executable, "-m", "cil.cli.main", "run", "stream=split_digits", "strategy=replay", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, "run_dir=a"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "run_dir=a"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
     log = tmp_path / "a" / "metrics.jsonl"
     deadline = time.monotonic() + 60
-    while not (log.exists() and log.read_text().count("\n") > 20) and time.monotonic() < deadline:
+    while not (log.exists() and log.read_text().count("\n") > 8) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -156,7 +158,7 @@ def test_a_stream_is_shown_as_a_picture(cil, tmp_path):
 
 def test_a_report_has_every_form(cil, finished, tmp_path):
     assert "icarl" in cil("report", str(finished)).out
-    assert cil("report", str(finished), "--csv").out.count("icarl") == 1
+    assert len(cil("report", str(finished), "--csv").out.splitlines()) == 2
     assert "| icarl" in cil("report", str(finished), "--markdown").out
     assert cil("report", str(finished), "--html", "page.html").out.strip() == "page: page.html"
     assert "<html" in (tmp_path / "page.html").read_text()

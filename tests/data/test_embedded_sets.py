@@ -55,6 +55,18 @@ def test_its_classes_can_be_told_apart_by_their_means_and_not_without_errors(emb
     assert 1.8 / len(data.classes) < accuracy < 0.95
 
 
+def test_no_part_of_a_training_crop_is_seen_in_a_test_crop(embedded):
+    data = embedded("crops")
+    label = data.classes.index("gravel")  # a texture without plain areas
+
+    def patches(samples):
+        windows = samples.of_class(label).pixels.unfold(2, 8, 1).unfold(3, 8, 1)  # every 8x8 part
+        return {patch.numpy().tobytes() for patch in windows.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)[:, 0]}
+
+    assert len(patches(data.train)) > 10_000
+    assert not patches(data.train) & patches(data.test)
+
+
 def test_the_slow_ones_are_cached_in_the_data_root(embedded, embedded_root):
     embedded("mnist5k")
     embedded("glyphs")

@@ -9,6 +9,7 @@ from typing import Any
 from cil.tracking import Record
 
 MIB = 2**20
+FLOPS = ("training", "consolidation", "evaluation")
 NO_BUDGET = {"kind": "none", "exemplars": None, "limits": None, "convention": "exact", "at": "end"}
 
 
@@ -50,6 +51,7 @@ def make_run(root: Path) -> Callable[..., Record]:
         error: str | None = None,
         config: dict[str, Any] | None = None,
         stream_changes: dict[str, Any] | None = None,
+        results: dict[str, Any] | None = None,
         name: str = "",
         **identity: Any,
     ) -> Record:
@@ -81,7 +83,7 @@ def make_run(root: Path) -> Callable[..., Record]:
         directory = root / (name or f"{strategy}-{seed}-{number}")
         record = Record.open(directory, identity, {"cores": 2})
         if status in ("finished", "interrupted", "running", "failed"):
-            record.update(_results(matrix, forgetting, parameters, exemplars, public))
+            record.update(_results(matrix, forgetting, parameters, exemplars, public) | (results or {}))
         else:
             record.update({"bills": [_bill(step, parameters) for step in range(2)]})
         record.set_status(status, error)
@@ -106,7 +108,8 @@ def _results(matrix: Any, forgetting: float | None, parameters: int, exemplars: 
         "forgetting": forgetting,
         "ledger": [{"entries": [], "totals": totals, "public": public} for _ in curve],
         "exemplars": [exemplars for _ in curve],
-        "flops": {"training": [10**9 * (step + 1) for step in range(len(curve))], "total": 3 * 10**9},
+        "over_budget": [None for _ in curve],
+        "flops": {name: [10**9 * (step + 1) for step in range(len(curve))] for name in FLOPS} | {"total": 6 * 10**9},
         "seconds": {"total": 12.0},
         "peak_training_bytes": 5_000_000,
     }

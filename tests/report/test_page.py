@@ -150,6 +150,13 @@ def test_runs_without_numbers_still_make_a_page(run, tmp_path):
     assert any("too large" in text for text in page.texts)
 
 
+def test_a_finished_record_without_accuracies_has_a_row_and_no_picture(run, tmp_path):
+    nothing: dict[str, Any] = {"accuracy_curve": None, "accuracy_matrix": None, "last_accuracy": None, "ledger": []}
+    reader = Reader(write_html([run(results=nothing)], tmp_path / "page.html").read_text())
+    assert not any(tag == "svg" for tag, _ in reader.tags)
+    assert "icarl" in reader.texts
+
+
 def test_no_page_is_made_of_nothing_or_where_it_cannot_be(run, tmp_path):
     with pytest.raises(ConfigError, match="at least one run"):
         write_html([], tmp_path / "page.html")

@@ -47,7 +47,7 @@ def test_costs_stand_beside_the_accuracy(run):
     row = rows(table([run(parameters=1_000_000, exemplars=100)]))["icarl"]
     assert row.carried == {"exact": 1_000_000 + 19_200 + 100, "survey": 999_000 + 19_200}
     assert row.kinds["exact"] == {"parameters": 1_000_000, "exemplars": 19_200, "labels": 100}
-    assert (row.exemplars, row.flops, row.peak_training_bytes, row.seconds) == (100, 2e9, 5_000_000, 12.0)
+    assert (row.exemplars, row.flops, row.peak_training_bytes, row.seconds) == (100, 4e9, 5_000_000, 12.0)
 
 
 def test_public_weights_are_shown_with_and_without(run):
@@ -179,7 +179,7 @@ def test_a_run_over_its_budget_is_an_empty_row_with_its_bytes_and_the_reason(run
     [row] = section.of("unranked")
     assert (row.label, row.last.mean, row.seconds) == ("der", None, None)
     assert row.carried == {"exact": 2_000_000, "survey": 1_999_000}
-    assert row.kinds["exact"] == {"parameters": 2_000_000}
+    assert row.kinds == {"exact": {"parameters": 2_000_000}, "survey": {"parameters": 1_999_000}}
     assert "2,000,000" in table(records).to_text() and reason in table(records).to_text(400)
 
 
@@ -202,10 +202,17 @@ def test_unfinished_seeds_are_left_out_of_the_mean(run):
 
 
 def test_a_run_that_was_let_over_its_budget_is_not_ranked(run):
-    content = table([run("wa", exemplars=300, budget=exemplar_budget(200)), run("icarl", exemplars=200)])
+    over = {"over_budget": ["carries 300 exemplars, budget.exemplars is 200", None]}
+    content = table([run("wa", results=over), run("icarl")])
     [row] = content.sections[0].of("unranked")
     assert (row.label, row.last.mean) == ("wa", 65.0)
-    assert "100 exemplars over the cap" in row.notes[0].text
+    assert row.notes[0].text.endswith("carries 300 exemplars, budget.exemplars is 200, after experience 0")
+
+
+def test_a_bound_over_the_budget_is_still_a_bound(run):
+    over = {"over_budget": [None, "carries 300 exemplars, budget.exemplars is 200"]}
+    [row] = table([run("joint", bound=True, results=over)]).sections[0].rows
+    assert (row.standing, row.notes) == ("bound", ())
 
 
 # what is said
@@ -216,7 +223,7 @@ def test_a_run_that_was_let_over_its_budget_is_not_ranked(run):
     [
         ({"stream_changes": {"data": "unofficial"}}, "Unofficial data"),
         ({"stream_changes": {"task_known_at_test": True}}, "given at test time"),
-        ({"uses_horizon": True}, "Told the length of the stream, which no other row knows: icarl"),
+        ({"uses_horizon": True}, "known in advance to all rows"),
         ({}, "One seed only: icarl"),
         ({}, "carried bytes are reported and not equal"),
     ],
@@ -229,7 +236,31 @@ def test_recipes_and_versions_that_differ_are_named(run):
     records = [run("wa"), run("icarl", config={"trainer": {"epochs": 99}}, versions={"cil": "0.1.0", "torch": "2.8.0"})]
     warnings = "\n".join(table(records).sections[0].warnings)
     assert "Rows differ in their recipe: trainer.epochs." in warnings
-    assert "Rows differ in versions: cil 0.1.0, torch 2.8.0 and 2.9.0." in warnings
+    assert "Runs differ in versions: torch 2.8.0 and 2.9.0." in warnings
+
+
+def test_only_a_row_that_knows_more_than_others_is_marked_for_the_horizon(run):
+    content = table([run("wa", uses_horizon=True), run("icarl")])
+    assert [note.mark for note in rows(content)["wa"].notes] == ["uses horizon"]
+    assert any("no other row knows: wa" in text for text in content.sections[0].warnings)
+    both = table([run("wa", uses_horizon=True), run("icarl", uses_horizon=True)])
+    assert rows(both)["wa"].notes == ()
+
+
+def test_where_and_how_a_seed_was_computed_makes_no_other_row(run):
+    records = [
+        run(
+            seed=0,
+            config={"device": "auto", "checkpoint": {"keep": "last"}, "trainer": {"epochs": 10, "threads": None}},
+        ),
+        run(seed=1, config={"device": "cpu", "checkpoint": {"keep": "all"}, "trainer": {"epochs": 10, "threads": 1}}),
+    ]
+    assert rows(table(records))["icarl"].seeds == (0, 1)
+
+
+def test_code_that_was_edited_between_seeds_is_a_warning(run):
+    records = [run(seed=0, code="a"), run(seed=1, code="b"), run("wa", code="c")]
+    assert any("edited between the seeds of one row: icarl." in text for text in table(records).sections[0].warnings)
 
 
 def test_no_records_are_no_table():

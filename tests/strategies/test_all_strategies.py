@@ -170,7 +170,7 @@ def test_the_bill_before_training_is_the_ledger_after_it(learn, name, stream, ki
 
 @pytest.mark.parametrize("name", REHEARSAL)
 def test_reserved_bytes_hold_the_same_number_of_exemplars_all_along(learn, name):
-    """Eleven fit beside the final size: 5 a class, 2, 1. Beside the size now more fit early on, and the same at the end."""
+    """Eleven fit beside the final size: 5 a class, 2, 1. Beside the size now more fit early on, as many at the end."""
     held = {
         kind: learn(name, "toy", budget=BUDGETS[kind](name, STREAMS["toy"]()), recipe=ONE_STEP).record.results[
             "exemplars"

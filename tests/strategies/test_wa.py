@@ -44,7 +44,7 @@ def test_the_first_experience_is_cross_entropy_alone(strength):
 
 
 def test_a_strength_in_words_is_balanced_or_refused():
-    with pytest.raises(ConfigError, match="strategy.strength of wa is 'equal'; allowed: a number, or balanced"):
+    with pytest.raises(ConfigError, match=r"strategy\.strength of wa is 'equal'; allowed: a number, or balanced"):
         bare("wa", strength="equal")
 
 

@@ -1,0 +1,146 @@
+"""The same in Python: train, run, load; one path with the command line."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+import cil
+from cil.api import bills, plan
+from cil.errors import ConfigError
+from cil.strategies.icarl import ICaRL
+from cil.targets import described, made, resolve
+
+
+@pytest.fixture
+def stream():
+    torch.set_num_threads(1)
+    return cil.class_incremental("digits", increment=5)
+
+
+def quick(strategy, stream, **options):
+    recipe = cil.Recipe(epochs=1, batch_size=64, max_steps=2)
+    return cil.train(strategy, stream, model="smallconv", recipe=recipe, **options)
+
+
+def test_fifteen_lines_train_a_strategy(stream, tmp_path):
+    record = quick("icarl", stream, budget=cil.Budget(exemplars=20), run_dir=tmp_path / "run")
+    assert record.status == "finished" and record.results["exemplars"] == [20, 20]
+    assert cil.load(record.directory)(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+    assert cil.evaluate(record.directory, stream)["accuracy"] == pytest.approx(record.results["last_accuracy"])
+
+
+def test_a_name_a_class_and_a_partial_are_the_same_run(stream, tmp_path):
+    runs = [plan(s, stream, "smallconv", root=tmp_path) for s in ("icarl", ICaRL, partial(ICaRL))]
+    assert len({run.run_dir for run in runs}) == 1
+    other = plan(partial(ICaRL, temperature=3.0), stream, "smallconv", root=tmp_path)
+    assert other.run_dir != runs[0].run_dir
+
+
+def test_training_again_finds_the_run(stream, tmp_path):
+    first = quick("finetune", stream, root=tmp_path)
+    again = quick("finetune", stream, root=tmp_path)
+    assert again.directory == first.directory and again.results == first.results
+
+
+def test_hyperparameters_of_a_partial_are_loaded_again(stream, tmp_path):
+    record = quick(partial(ICaRL, temperature=4.0), stream, run_dir=tmp_path / "run", budget=cil.Budget(exemplars=10))
+    assert cil.load(record.directory).learner.temperature == 4.0
+
+
+def test_a_class_that_cannot_be_imported_is_given_to_load(stream, tmp_path):
+    class Local(ICaRL):
+        pass
+
+    record = quick(Local, stream, run_dir=tmp_path / "run", budget=cil.Budget(exemplars=10))
+    with pytest.raises(ConfigError, match=r"strategy\._target_"):
+        cil.load(record.directory)
+    assert cil.load(record.directory, strategy=Local)(torch.rand(1, 1, 8, 8)).shape == (1, 10)
+
+
+def test_short_options_change_the_recipe(stream, tmp_path):
+    record = cil.train("finetune", stream, "smallconv", epochs=1, batch_size=700, lr=0.01, run_dir=tmp_path / "run")
+    trainer = record.identity["config"]["trainer"]
+    assert (trainer["epochs"], trainer["batch_size"], trainer["optimizer"]["lr"]) == (1, 700, 0.01)
+
+
+def test_a_wrong_option_is_told_the_nearest(stream):
+    with pytest.raises(ConfigError, match="unknown key sed; plan has none; did you mean 'seed'"):
+        cil.train("finetune", stream, sed=1)
+    with pytest.raises(ConfigError, match=r"unknown key model\.heads"):
+        plan("finetune", stream, {"name": "smallconv", "heads": "linear"})
+
+
+def test_a_mapping_says_more_of_the_model(stream, tmp_path):
+    run = plan("finetune", stream, {"name": "resnet14", "options": {"width": 4}}, root=tmp_path)
+    whole = plan("finetune", stream, "resnet14", root=tmp_path)
+    assert bills(run)[-1].total["exact"] < bills(whole)[-1].total["exact"] / 10
+
+
+def test_the_command_line_is_a_thin_layer(stream, tmp_path):
+    """The same settings, given as objects and as a configuration, learn the same."""
+    options = [
+        "stream=split_digits",
+        "stream.increment=5",
+        "trainer.epochs=1",
+        "trainer.batch_size=64",
+        "trainer.max_steps=2",
+    ]
+    one = cil.run(
+        *options,
+        "strategy=replay",
+        "budget.exemplars=20",
+        f"run_dir={tmp_path}/a",
+        "progress=false",
+        "trainer.threads=1",
+    )
+    other = quick("replay", stream, budget=cil.Budget(exemplars=20), run_dir=tmp_path / "b")
+    assert one.results["accuracy_matrix"] == other.results["accuracy_matrix"]
+    assert one.results["ledger"] == other.results["ledger"]
+
+
+def test_every_public_name_is_there():
+    for name in cil.__all__:
+        assert getattr(cil, name) is not None
+    assert set(cil.__all__) <= set(dir(cil))
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = cil.trian
+
+
+# targets ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_described_can_be_made_again():
+    maker = partial(ICaRL, temperature=3.0, selection="random")
+    again = made(described(maker))
+    assert again.func is ICaRL and again.keywords == maker.keywords
+
+
+def test_nested_targets_are_made_too():
+    made_up = made({"_target_": "collections.OrderedDict", "inner": {"_target_": "fractions.Fraction", "numerator": 3}})
+    assert made_up["inner"] == 3
+
+
+def test_a_function_that_is_named_like_its_module_is_found():
+    assert resolve("cil.streams.class_incremental") is cil.class_incremental
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"_target_": "fractions.Fraktion"}, "_target_=fractions.Fraktion cannot be imported"),
+        (
+            {"_target_": "cil.strategies.lwf.LwF", "_partial_": True, "strength": "a"},
+            "x.strength is 'a'; it must be a number",
+        ),
+        (
+            {"_target_": "cil.strategies.lwf.LwF", "_partial_": True, "strenght": 1},
+            "unknown key x.strenght.*'strength'",
+        ),
+    ],
+)
+def test_a_wrong_target_is_refused_by_name(config, message):
+    with pytest.raises(ConfigError, match=message):
+        made(config, "x")

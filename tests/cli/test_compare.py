@@ -1,0 +1,187 @@
+"""cil compare and cil sweep: many runs side by side, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from cil.cli.board import Board
+from cil.cli.compose import compose
+from cil.cli.grid import expand
+from cil.cli.pool import Task, run_all
+from cil.errors import BudgetExceeded, TrainingError
+from cil.tracking import Record
+
+DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "progress=false")
+
+
+# what a grid is -----------------------------------------------------------------------------------------------------
+
+
+def test_every_combination_is_a_cell():
+    cells = expand(["strategy=wa,icarl", "seed=0,1,2", "trainer.epochs=3"])
+    assert [cell.label for cell in cells] == [f"{s}, seed={n}" for s in ("wa", "icarl") for n in range(3)]
+    assert all(cell.job.config["trainer"]["epochs"] == 3 for cell in cells)
+
+
+def test_all_is_every_strategy_that_is_known():
+    assert [cell.label for cell in expand(["strategy=all"])] == [
+        "der", "ewc", "finetune", "icarl", "joint", "lwf", "replay", "wa",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("budget", "key"), [("exemplars", "exemplars"), ("bytes", "limit"), ("aligned", "exemplars")])
+def test_points_are_budgets_of_the_chosen_kind(budget, key):
+    cells = expand([f"budget={budget}", "budget.points=[1000,2000]"])
+    assert [cell.job.config["budget"][key] for cell in cells] == [1000, 2000]
+    assert all(cell.job.config["budget"]["points"] is None for cell in cells)
+
+
+def test_a_grid_in_an_experiment_holds_unless_the_command_line_says_otherwise():
+    assert {cell.varied["seed"] for cell in expand(["experiment=demo"])} == {"0", "1"}
+    cells = expand(["experiment=demo", "seed=7", "strategy=wa"])
+    assert [cell.job.config["seed"] for cell in cells] == [7]
+
+
+def test_ranges_of_hydra_work():
+    assert len(expand(["seed=range(3)", "optimizer.lr=choice(0.1,0.2)"])) == 6
+
+
+# the command --------------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_leaves_runs_a_table_and_a_page(cil, tmp_path):
+    said = cil("compare", *DIGITS, "strategy=finetune,replay", "seed=0,1", "jobs=2", "out=here")
+    assert said.code == 0, said.err
+    assert "replay" in said.out and "page: here/index.html" in said.out
+    assert len(list(tmp_path.glob("here/digits_b0_inc2/*/record.json"))) == 4
+    assert "<html" in (tmp_path / "here/index.html").read_text()
+    assert len((tmp_path / "here/table.csv").read_text().splitlines()) == 3
+    assert "replay" in (tmp_path / "here/table.md").read_text()
+
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")}
+    again = cil("compare", *DIGITS[:-1], "strategy=finetune,replay", "seed=0,1", "jobs=2", "out=here")
+    assert again.err.count("finished before, not run again") == 4
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")} == stamps
+    assert again.out == said.out
+
+
+def test_a_run_of_a_comparison_is_the_run_alone_bit_for_bit(cil, tmp_path):
+    cil("compare", *DIGITS, "strategy=replay,finetune", "trainer.threads=1", "out=many")
+    cil("run", *DIGITS, "strategy=replay", "trainer.threads=1", "run_dir=one")
+    many = Record.load(next(tmp_path.glob("many/*/replay*")))
+    one = Record.load(tmp_path / "one")
+    assert many.identity == one.identity
+    files = [path.name for path in (tmp_path / "one/checkpoint").glob("experience-*.safetensors")]
+    for name in files:
+        assert (many.directory / "checkpoint" / name).read_bytes() == (tmp_path / "one/checkpoint" / name).read_bytes()
+    assert many.results["accuracy_matrix"] == one.results["accuracy_matrix"]
+
+
+def test_one_over_its_budget_stops_no_other(cil, tmp_path):
+    said = cil("compare", *DIGITS, "strategy=der,finetune", "budget=bytes", "budget.limit=50_000", "out=here")
+    assert said.code == 0
+    statuses = {path.name.partition("-")[0]: Record.load(path).status for path in tmp_path.glob("here/*/*")}
+    assert statuses == {"der": "over_budget", "finetune": "finished"}
+    assert "der" in said.out and "over budget" in said.out
+
+
+def test_what_is_wrong_with_one_is_said_before_any_is_trained(cil, tmp_path):
+    said = cil("compare", *DIGITS, "strategy=finetune", "stream.increment=2,11", "out=here")
+    assert said.code == 2
+    assert said.line.startswith("cil: finetune, stream.increment=11: stream.increment is 11")
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_progress_is_a_line_for_each_boundary(cil):
+    err = cil("compare", *DIGITS[:-1], "strategy=finetune", "seed=0,1", "jobs=1", "out=here").err
+    for number in (1, 2):
+        start = f"[{number}/2] finetune, seed={number - 1}: "
+        assert [line for line in err.splitlines() if line.startswith(start)][0] == f"{start}started"
+        assert f"{start}experience 5/5, loss" in err and f"{start}finished after" in err
+
+
+def test_a_sweep_is_a_table_of_whatever_was_varied(cil):
+    said = cil("sweep", *DIGITS, "strategy=replay", "optimizer.lr=0.01,0.1", "out=here")
+    assert said.code == 0
+    assert "replay (optimizer.lr=0.01)" in said.out and "replay (optimizer.lr=0.1)" in said.out
+
+
+def test_an_interrupted_comparison_goes_on_where_it_stood(tmp_path):
+    """Through real processes: the parent alone is told to stop."""
+    command = [sys.executable, "-m", "cil.cli.main", "compare", "stream=split_digits", "strategy=replay", "seed=0,1",
+               "trainer.epochs=60", "trainer.batch_size=16", "trainer.log_every=1", "jobs=1", "out=here"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not _lines(tmp_path) > 20 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "what was computed is in here; the same command goes on from there" in err
+    (record,) = [Record.load(path.parent) for path in tmp_path.rglob("record.json")]
+    assert record.status == "interrupted"
+    assert list(record.directory.glob("snapshot/now.json")) or list(record.directory.glob("checkpoint/*.json"))
+
+
+def _lines(folder: Path) -> int:
+    return sum(path.read_text().count("\n") for path in folder.rglob("metrics.jsonl"))
+
+
+# the pool -----------------------------------------------------------------------------------------------------------
+
+
+class _Fake:
+    """Something that is executed like a run."""
+
+    loggers: object = ()
+    progress = False
+    runtime = type("Runtime", (), {"threads": 1})
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def execute(self) -> None:
+        if self.what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.what == "over":
+            raise BudgetExceeded("too much")
+        if self.what == "fail":
+            raise TrainingError("not a number")
+        if self.what == "bug":
+            raise ValueError("a\nbug")
+
+
+def test_a_worker_that_is_killed_fails_or_is_over_stops_no_other(tmp_path, capfd):
+    kinds = ("kill", "over", "fail", "bug", "fine")
+    tasks = [Task(kind, tmp_path / kind, partial(_Fake, kind)) for kind in kinds]
+    outcomes = run_all(tasks, 2, fork=True, board=Board(len(tasks)))
+    assert [outcome.status for outcome in outcomes] == ["killed", "over_budget", "failed", "failed", "finished"]
+    assert "signal 9 (SIGKILL)" in outcomes[0].error
+    assert [outcome.error for outcome in outcomes[1:]] == ["too much", "not a number", "ValueError: a bug", None]
+    assert "[1/5] kill: killed after 0 s: its process was ended by signal 9" in capfd.readouterr().err
+
+
+def test_jobs_share_the_cores(monkeypatch):
+    from cil.cli import environment
+    from cil.cli.compare import _jobs
+
+    monkeypatch.setattr(environment, "cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cells = expand(["seed=range(6)"])
+    assert _jobs("auto", cells) == 6
+    assert environment.threads_of(6) == 1 and environment.threads_of(2) == 4
+    assert _jobs("auto", expand(["seed=range(6)", "trainer.threads=4"])) == 2
+    assert _jobs("3", cells) == 3
+
+
+def test_a_job_composed_twice_is_the_same_job():
+    assert compose(["seed=3"]).config == compose(["seed=3"]).config

@@ -1,0 +1,100 @@
+"""Other packages: their conf/ joins the search path, their entry points are names; nothing is imported early."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from cil.cli import names
+from cil.cli.compose import compose
+from cil.strategies import base
+
+CODE = '''
+from torch.nn import functional as F
+from cil import Strategy
+IMPORTED = True
+class {kind}(Strategy):
+    """Of another package."""
+    def __init__(self, make_net, budget, *, alpha: float = 0.5, word: str = "a") -> None:
+        super().__init__(make_net, budget)
+        self.alpha = alpha
+    def loss(self, batch):
+        return self.alpha * F.cross_entropy(self.net(batch.images).logits, batch.slots)
+'''
+DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "progress=false")
+
+
+@pytest.fixture
+def acme(tmp_path, monkeypatch):
+    """A package on the path, with the metadata of an installed one."""
+    site = tmp_path / "site"
+    (site / "acme_cil/methods/conf/strategy").mkdir(parents=True)
+    (site / "acme_cil/__init__.py").write_text("raise ImportError('imported too early')\n")
+    (site / "acme_cil/methods/__init__.py").write_text("")
+    (site / "acme_cil/methods/conf/strategy/acme.yaml").write_text(
+        "# Of acme.\n_target_: acme_one.Acme\n_partial_: true\nalpha: 0.25\n"
+    )
+    (site / "acme_one.py").write_text(CODE.format(kind="Acme") + CODE.format(kind="Bare"))
+    info = site / "acme_cil-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-cil\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[cil.strategies]\nacme = acme_cil.methods:Acme\nbare = acme_one:Bare\n[cil.codecs]\nzip = acme_one:Zip\n"
+    )
+    monkeypatch.syspath_prepend(str(site))
+    names.plugin_points.cache_clear()
+    yield
+    names.plugin_points.cache_clear()
+    base._STRATEGIES.pop("bare", None)
+    sys.modules.pop("acme_one", None)
+
+
+def test_a_plugin_is_listed_with_its_package_and_not_imported(acme, cil):
+    out = cil("list", "strategies", "codecs").out
+    assert "  acme      acme-cil  Of acme." in out
+    assert "  bare      acme-cil" in out and "  zip   acme-cil" in out
+    assert "acme_one" not in sys.modules
+
+
+def test_a_plugins_file_joins_the_search_path(acme):
+    job = compose(["strategy=acme", "strategy.alpha=2"])
+    assert job.config["strategy"] == {"_target_": "acme_one.Acme", "_partial_": True, "alpha": 2}
+    assert "acme_one" not in sys.modules
+
+
+def test_a_plugin_without_a_file_has_the_hyperparameters_of_its_class(acme, cil):
+    assert compose(["strategy=bare"]).config["strategy"] == {
+        "_target_": "acme_one.Bare", "_partial_": True, "alpha": 0.5, "word": "a",
+    }  # fmt: skip
+    said = cil("run", "strategy=bare", "strategy.alpa=1", *DIGITS)
+    assert said.code == 2 and "unknown key strategy.alpa; did you mean 'alpha'" in said.line
+
+
+def test_a_plugin_runs_and_stands_in_the_record(acme, cil):
+    from cil.tracking import Record
+
+    said = cil("run", "strategy=acme", "run_dir=a", *DIGITS)
+    assert said.code == 0, said.err
+    identity = Record.load("a").identity
+    assert identity["strategy"] == "acme" and identity["config"]["strategy"]["alpha"] == 0.25
+
+
+def test_a_wrong_name_is_told_the_plugins_too(acme, cil):
+    assert "did you mean 'acme'" in cil("run", "strategy=acne", *DIGITS).line
+
+
+def test_an_own_class_in_the_folder_runs_by_module_and_class(cil, tmp_path):
+    (tmp_path / "my_idea.py").write_text(CODE.format(kind="Mine"))
+    said = cil("run", "strategy=my_idea:Mine", "strategy.alpha=2", *DIGITS)
+    assert said.code == 0, said.err
+    assert said.out.startswith("Mine on digits_b0_inc2")
+    sys.modules.pop("my_idea")
+
+
+def test_an_edited_strategy_is_another_run(cil, tmp_path):
+    for alpha in ("0.5", "0.75"):
+        (tmp_path / "my_edit.py").write_text(CODE.format(kind="Mine").replace("0.5", alpha) + f"\n# {alpha}\n")
+        assert cil("run", "strategy=my_edit:Mine", "strategy.alpha=1", *DIGITS).code == 0
+    assert len(list(tmp_path.glob("runs/*/*"))) == 2
+    sys.modules.pop("my_edit")

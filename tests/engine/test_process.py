@@ -1,0 +1,177 @@
+"""Processes and signals: what a child does stays in it, and a run that is told to stop loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from toys import Acting, exit_code, forked, plain, small_run
+
+from cil.engine.process import Stopped, in_child
+from cil.errors import BudgetExceeded, TrainingError
+from cil.testing.checks import demand_same
+from cil.tracking import Record
+
+HELD: list[int] = []
+
+
+def _raises(error):
+    def work():
+        raise error
+
+    return work
+
+
+# work in a child ----------------------------------------------------------------------------------------------------
+
+
+def test_what_a_child_does_to_memory_is_gone():
+    HELD.clear()
+    in_child(lambda: HELD.append(os.getpid()))
+    assert not HELD
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (BudgetExceeded("too much"), BudgetExceeded, "too much"),
+        (TrainingError("é" * 20_000), TrainingError, "é" * 5_000),  # what a pipe holds
+        (ValueError("odd"), TrainingError, "ValueError: odd"),
+        (SystemExit(3), TrainingError, "SystemExit: 3"),
+    ],
+)
+def test_the_error_of_a_child_is_raised_by_type_and_text(error, kind, says):
+    with pytest.raises(kind) as raised:
+        in_child(_raises(error))
+    assert type(raised.value) is kind
+    assert str(raised.value) == says
+
+
+@pytest.mark.parametrize("stop", [Stopped, KeyboardInterrupt])
+def test_a_child_that_was_stopped_stops_its_parent(stop):
+    with pytest.raises(stop):
+        in_child(_raises(stop()))
+
+
+def test_a_child_that_is_killed_is_missed():
+    with pytest.raises(TrainingError, match="the process of an experience ended with -9"):
+        in_child(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def test_signal_handlers_and_open_files_are_as_before():
+    def before():
+        return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], signal.pthread_sigmask(
+            signal.SIG_BLOCK, []
+        )
+
+    handlers, files = before(), len(os.listdir("/dev/fd"))
+    in_child(lambda: None)
+    with pytest.raises(TrainingError):
+        in_child(_raises(ValueError()))
+    assert before() == handlers
+    assert len(os.listdir("/dev/fd")) == files
+
+
+# runs ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The run that nothing happens to."""
+    run = _run(tmp_path_factory.mktemp("straight"))
+    return run, run.execute()
+
+
+def _run(folder: Path, **options):
+    recipe = plain(log_every=1, snapshot_steps=3)
+    return small_run(Acting, folder, recipe=recipe, keep="all", **options)
+
+
+def _at(monkeypatch, place, *acts):
+    """Do things before the loss of one step; give signals the time to arrive."""
+
+    def act(experience, step):
+        if (experience, step) == place:
+            for each in acts:
+                each()
+                time.sleep(0.2)
+
+    monkeypatch.setattr(Acting, "act", staticmethod(act))
+
+
+def _ends_as(straight, folder, **options):
+    """Started again, the run ends where the straight one did, in bits and in lines."""
+    run = _run(folder, **options)
+    record = run.execute()
+    assert record.status == "finished"
+    demand_same("straight and interrupted", *straight, run, record)
+    assert [*record.lines()] == [*straight[1].lines()]
+
+
+def _signal_self(number=signal.SIGINT):
+    return lambda: os.kill(os.getpid(), number)
+
+
+def test_a_process_for_each_experience_gives_the_same(straight, tmp_path):
+    _ends_as(straight, tmp_path, boundary="process")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_finishes_the_step_saves_and_says_so(straight, tmp_path, monkeypatch, number):
+    with monkeypatch.context() as patch:
+        _at(patch, (1, 1), _signal_self(number))
+        assert exit_code(forked(lambda: _run(tmp_path).execute())) == 130
+    assert Record.load(tmp_path).status == "interrupted"
+    content = _run(tmp_path).checkpoints.snapshot_content("now")
+    assert (content["experience"], content["step"]) == (1, 2)  # the second step of experience 1 is done and saved
+    _ends_as(straight, tmp_path)
+
+
+def test_a_second_ctrl_c_stops_at_once(straight, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        _at(patch, (1, 1), _signal_self(), _signal_self(), lambda: (tmp_path / "went on").touch())
+        assert exit_code(forked(lambda: _run(tmp_path).execute())) == 130
+    assert not (tmp_path / "went on").exists()
+    assert Record.load(tmp_path).status == "interrupted"
+    assert not _run(tmp_path).checkpoints.snapshot_names()  # the step was not finished
+    _ends_as(straight, tmp_path)
+
+
+def test_ctrl_c_in_the_last_step_of_all_lets_the_run_finish_or_resume(straight, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        _at(patch, (2, 4), _signal_self())
+        assert exit_code(forked(lambda: _run(tmp_path).execute())) == 130
+    _ends_as(straight, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "tell",
+    [
+        lambda: os.kill(os.getppid(), signal.SIGTERM),  # to the parent alone, as a cluster does
+        lambda: os.kill(os.getppid(), signal.SIGINT),
+        lambda: os.killpg(os.getpgrp(), signal.SIGINT),  # to all, as a terminal does
+    ],
+    ids=["sigterm", "sigint", "terminal"],
+)
+def test_a_signal_reaches_the_process_of_an_experience(straight, tmp_path, monkeypatch, tell):
+    with monkeypatch.context() as patch:
+        _at(patch, (1, 1), tell)
+        assert exit_code(forked(lambda: _run(tmp_path, boundary="process").execute())) == 130
+    assert Record.load(tmp_path).status == "interrupted"
+    content = _run(tmp_path).checkpoints.snapshot_content("now")
+    assert (content["experience"], content["step"]) == (1, 2)
+    _ends_as(straight, tmp_path, boundary="process")
+
+
+def test_the_process_of_an_experience_ends_with_its_parent(straight, tmp_path, monkeypatch):
+    """Else it would write beside the run that is started next."""
+    with monkeypatch.context() as patch:
+        _at(patch, (1, 1), lambda: os.kill(os.getppid(), signal.SIGKILL), lambda: (tmp_path / "went on").touch())
+        assert exit_code(forked(lambda: _run(tmp_path, boundary="process").execute())) == -signal.SIGKILL
+    time.sleep(0.5)
+    assert not (tmp_path / "went on").exists()
+    assert Record.load(tmp_path).status == "running"
+    _ends_as(straight, tmp_path)
