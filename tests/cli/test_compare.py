@@ -104,7 +104,7 @@ def test_progress_is_a_line_for_each_boundary(cil):
     err = cil("compare", *DIGITS[:-1], "strategy=finetune", "seed=0,1", "jobs=1", "out=here").err
     for number in (1, 2):
         start = f"[{number}/2] finetune, seed={number - 1}: "
-        assert [line for line in err.splitlines() if line.startswith(start)][0] == f"{start}started"
+        assert next(line for line in err.splitlines() if line.startswith(start)) == f"{start}started"
         assert f"{start}experience 5/5, loss" in err and f"{start}finished after" in err
 
 

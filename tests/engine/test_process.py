@@ -67,12 +67,12 @@ def test_signal_handlers_and_open_files_are_as_before():
             signal.SIG_BLOCK, []
         )
 
-    handlers, files = before(), len(os.listdir("/dev/fd"))
+    handlers, files = before(), len([*Path("/dev/fd").iterdir()])
     in_child(lambda: None)
     with pytest.raises(TrainingError):
         in_child(_raises(ValueError()))
     assert before() == handlers
-    assert len(os.listdir("/dev/fd")) == files
+    assert len([*Path("/dev/fd").iterdir()]) == files
 
 
 # runs ---------------------------------------------------------------------------------------------------------------

@@ -302,6 +302,24 @@ def test_a_bound_is_billed_and_not_held_to_the_budget(tmp_path):
     assert None not in record.results["over_budget"]
 
 
+def test_exemplars_may_be_counted_from_the_size_at_the_end(tmp_path):
+    limit = FIXED[-1] + 12 * ITEM
+    record = small_run(Rehearse, tmp_path, budget=Budget(limits=[limit], reserve="final")).execute()
+    assert record.results["exemplars"] == [12, 12, 12]
+    assert [bill["exemplars"] for bill in record.results["bills"]] == [12, 12, 12]
+
+
+def test_a_strategy_that_cannot_be_grown_without_data_is_told_so(tmp_path):
+    class Looks(Learner):
+        def grow(self, signature):
+            super().grow(signature)
+            self.net.head.weight.sum().item()
+
+    with pytest.raises(ConfigError, match=r"Looks\.grow fails without data at experience 0: "):
+        small_run(Looks, tmp_path).execute()
+    assert _found(tmp_path).status == "failed"
+
+
 # what may be carried ------------------------------------------------------------------------------------------------
 
 

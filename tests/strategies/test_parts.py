@@ -183,10 +183,13 @@ def test_exemplars_of_variable_size_are_held_to_a_count_as_well():
 
 def test_exemplars_of_variable_size_fill_the_bytes_that_are_left_by_their_actual_size():
     learner = bare("replay", classes=[2], codec="jpeg:50")
-    pool = images(9, 0) + images(9, 1)
+    learner.image_shape = (3, 48, 48)  # 6,912 bytes raw, under a thousand as a plain JPEG
+    pixels = torch.arange(18, dtype=torch.uint8)[:, None, None, None].expand(18, *learner.image_shape) * 10
+    pool = Samples.from_arrays(pixels.contiguous(), torch.tensor([0, 1] * 9))
     whole = ExemplarMemory("jpeg:50")
     whole.replace([pool])
     size = sum(tensor.numel() * tensor.element_size() for tensor, _ in whole.tensors(2).values())
+    assert size < 18 * 1000
     (signature,) = signatures([2])
     for spare, held in ((0, {0: 9, 1: 9}), (-1, {0: 8, 1: 8})):
         learner.budget = Budget(limits=[learner.fixed_bytes() + size + spare])
