@@ -4,7 +4,6 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
-TESTS ?= tests cil
 
 .PHONY: demo test lint format kills clean
 
@@ -12,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/cil compare experiment=demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2 $(TESTS)
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.developing
 	$(BIN)/ruff format --check .

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cil.cli import environment
 from cil.cli.compare import grid, split_own, written
 from cil.cli.run import launched
-from cil.errors import ConfigError
+from cil.errors import CilError, ConfigError
 
 HELP = """
 usage: cil sweep key=value[,value...] ... [jobs=auto] [out=DIR]
@@ -39,7 +40,11 @@ def _launched(arguments: Sequence[str]) -> int:
             "out is missing; with hydra/launcher the runs need a folder of their own, as in out=results/wa"
         )
     environment.prepare(overrides, environment.cores())
-    code = launched([*overrides, "--multirun"], own["out"])
+    try:
+        code = launched([*overrides, "--multirun"], own["out"])
+    except CilError as error:  # of a job in another process; the table tells of the others
+        print(f"cil: {error}", file=sys.stderr)
+        code = 1
     from cil.report import find_runs
 
     print(written(find_runs(own["out"]), Path(own["out"]), "sweep"))

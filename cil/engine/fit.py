@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -106,32 +107,33 @@ class Fit:
         saved = time.monotonic()
         (self.phase.train_mode or learner.train_mode)()
         optimizer.zero_grad(set_to_none=True)
-        for epoch in range(start_epoch, recipe.epochs):
-            progress.epoch = epoch
-            first = start_step if epoch == start_epoch else 0
-            for step, batch in enumerate(loader.epoch(epoch, first, total - epoch * in_epoch), first):
-                reseed(self.seed, "step", self.experience, self.number, epoch, step)
-                update = (step + 1) % recipe.accumulate == 0 or step + 1 == in_epoch
-                share = _share(loader.bounds, step, recipe.accumulate)
-                window.add(self._step(batch, share, stepper, optimizer, update))
-                progress.step += 1
-                self.cost.images += _images(batch)
-                if not update:
-                    continue
-                self.cost.steps += 1
-                if self.cost.steps % recipe.log_every == 0:
-                    self._log("step", window, epoch, step + 1)
-                stopped = self.stop()
-                if stopped or self._due(saved):
-                    self._check(window, epoch, step + 1)
-                    self._snapshot(optimizer, window, epoch, step + 1)
-                    saved = time.monotonic()
-                if stopped:
-                    raise Stopped
-            self._log("epoch", window, epoch, progress.step - epoch * in_epoch)
-            schedule.step()
-            if progress.step >= total:
-                break
+        with _gradients_for(self._parameters, learner.trainable()):
+            for epoch in range(start_epoch, recipe.epochs):
+                progress.epoch = epoch
+                first = start_step if epoch == start_epoch else 0
+                for step, batch in enumerate(loader.epoch(epoch, first, total - epoch * in_epoch), first):
+                    reseed(self.seed, "step", self.experience, self.number, epoch, step)
+                    update = (step + 1) % recipe.accumulate == 0 or step + 1 == in_epoch
+                    share = _share(loader.bounds, step, recipe.accumulate)
+                    window.add(self._step(batch, share, stepper, optimizer, update))
+                    progress.step += 1
+                    self.cost.images += _images(batch)
+                    if not update:
+                        continue
+                    self.cost.steps += 1
+                    if self.cost.steps % recipe.log_every == 0:
+                        self._log("step", window, epoch, step + 1)
+                    stopped = self.stop()
+                    if stopped or self._due(saved):
+                        self._check(window, epoch, step + 1)
+                        self._snapshot(optimizer, window, epoch, step + 1)
+                        saved = time.monotonic()
+                    if stopped:
+                        raise Stopped
+                self._log("epoch", window, epoch, progress.step - epoch * in_epoch)
+                schedule.step()
+                if progress.step >= total:
+                    break
         optimizer.zero_grad(set_to_none=True)
 
     # one step -------------------------------------------------------------------------------------------------------
@@ -344,6 +346,20 @@ class _Window:
         means = {name: total / count for name, (total, count) in self.sums.items()}
         self.sums = {}
         return means
+
+
+@contextmanager
+def _gradients_for(parameters: Sequence[Tensor], trainable: Sequence[Tensor]) -> Iterator[None]:
+    """Gradients for what a phase optimises alone: others would be computed, held and never used."""
+    chosen = {id(parameter) for parameter in parameters}
+    others = [parameter for parameter in trainable if id(parameter) not in chosen]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
 
 
 def _batches(recipe: Recipe, in_epoch: int) -> int:

@@ -114,6 +114,15 @@ def test_a_sweep_is_a_table_of_whatever_was_varied(cil):
     assert "replay (optimizer.lr=0.01)" in said.out and "replay (optimizer.lr=0.1)" in said.out
 
 
+@pytest.mark.slow
+def test_a_launcher_of_hydra_does_the_runs_of_a_sweep(cil):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    swept = ("strategy=finetune", "seed=0,1", "trainer.epochs=0,1", "out=here")
+    said = cil("sweep", "hydra/launcher=joblib", *DIGITS, *swept)
+    assert said.code == 1 and "trainer.epochs is 0" in said.err  # two of the four are wrong
+    assert "page: here/index.html" in said.out
+
+
 def test_an_interrupted_comparison_goes_on_where_it_stood(tmp_path):
     """Through real processes: the parent alone is told to stop."""
     command = [sys.executable, "-m", "cil.cli.main", "compare", "stream=split_digits", "strategy=replay", "seed=0,1",

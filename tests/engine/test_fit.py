@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -74,6 +75,25 @@ def test_a_phase_equals_a_loop_written_by_hand_bit_for_bit(tmp_path):
     learned = run.checkpoints.state(0).tensors
     for name, tensor in net.state_dict().items():
         assert torch.equal(learned[f"net.{name}"], tensor), name
+
+
+def test_a_draw_in_a_hook_shifts_nothing_elsewhere():
+    class Draws(Learner):
+        drawn = 0
+
+        def loss(self, batch):
+            return super().loss(replace(batch, images=F.dropout(batch.images, 0.5)))
+
+        def after_step(self, batch):
+            torch.rand(self.drawn)
+
+    weights = []
+    for drawn in (0, 5):
+        learner = grown(Draws)
+        learner.drawn = drawn
+        fit_of(learner, Phase("main", some_samples(8), learner.loss), plain(batch_size=2)).run()
+        weights.append(learner.net.head.weight.detach())
+    assert torch.equal(*weights)
 
 
 @pytest.mark.parametrize("count", [7, 8, 10, 12])  # 7 and 10: a last batch of one joins the one before
@@ -164,6 +184,20 @@ def test_a_phase_trains_the_parameters_it_names_and_no_others():
     after = learner.net.state_dict()
     moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert moved == {"head.weight", "head.bias"}
+
+
+def test_what_a_phase_does_not_train_has_no_gradient_and_has_one_again_afterwards():
+    class Looking(Learner):
+        def adjust_gradients(self, batch):
+            self.log.append(self.net.backbone.layer.weight.grad)
+
+    learner = grown(Looking, backbone=Hidden)
+    phase = Phase("head", some_samples(4), learner.loss, parameters=learner.net.head.parameters())
+    fit = fit_of(learner, phase, plain())
+    fit.run()
+    assert learner.log == [("loss", 4), None]
+    assert fit.cost.flops_per_image == 36 + 12  # forward, and the gradient of the head
+    assert learner.net.backbone.layer.weight.requires_grad
 
 
 def test_progress_says_where_training_stands():

@@ -86,7 +86,7 @@ def straight(tmp_path_factory):
 
 
 def _run(folder: Path, **options):
-    recipe = plain(log_every=1, snapshot_steps=3)
+    recipe = plain(log_every=2, snapshot_steps=3)
     return small_run(Acting, folder, recipe=recipe, keep="all", **options)
 
 
@@ -122,11 +122,11 @@ def test_a_process_for_each_experience_gives_the_same(straight, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_finishes_the_step_saves_and_says_so(straight, tmp_path, monkeypatch, number):
     with monkeypatch.context() as patch:
-        _at(patch, (1, 1), _signal_self(number))
+        _at(patch, (1, 2), _signal_self(number))
         assert exit_code(forked(lambda: _run(tmp_path).execute())) == 130
     assert Record.load(tmp_path).status == "interrupted"
     content = _run(tmp_path).checkpoints.snapshot_content("now")
-    assert (content["experience"], content["step"]) == (1, 2)  # the second step of experience 1 is done and saved
+    assert (content["experience"], content["step"]) == (1, 3)  # the third step of experience 1 is done and saved
     _ends_as(straight, tmp_path)
 
 

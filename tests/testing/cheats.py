@@ -286,7 +286,8 @@ class PeeksAtTheTest(Replay):
 
     def training_set(self, experience: Any) -> Samples:
         data = super().training_set(experience)
-        for found in [found for found in gc.get_objects() if isinstance(found, Stream)]:
+        streams = [found for found in gc.get_objects() if isinstance(found, Stream)]
+        for found in [found for found in streams if found.name.startswith("toy_b0_inc2")]:
             with suppress(StreamError):
                 data = data + found.test(experience.index)
         return data
