@@ -13,8 +13,9 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from cil.strategies import built_in
 from cil.testing import toy_run, toy_stream
 from cil.testing.checks import demand_same
 
+Due = Callable[[], bool]
+Instants = Callable[[Path, float, int, random.Random], Iterator[Due]]
 RECIPE = Recipe(epochs=3, batch_size=4, log_every=2, snapshot_steps=2)
 
 
@@ -43,8 +46,8 @@ def prepare(strategy: str, folder: Path) -> Run:
     return toy_run(strategy, toy_stream(), folder, recipe=RECIPE, keep="all")
 
 
-def kill_once(strategy: str, folder: Path, delay: float) -> bool:
-    """Start or resume the run in a process of its own, and kill it after ``delay`` seconds; whether it was alive."""
+def kill_once(strategy: str, folder: Path, due: Due) -> bool:
+    """Start or resume the run in a process of its own, and kill it when it is due; whether it was alive."""
     child = os.fork()
     if child == 0:
         try:
@@ -53,8 +56,7 @@ def kill_once(strategy: str, folder: Path, delay: float) -> bool:
             print(f"{strategy}: {type(error).__name__}: {error}", flush=True)
             os._exit(1)
         os._exit(0)
-    deadline = time.monotonic() + delay
-    while time.monotonic() < deadline:
+    while not due():
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             assert os.waitstatus_to_exitcode(status) == 0, f"{strategy} failed when it was resumed"
@@ -65,6 +67,29 @@ def kill_once(strategy: str, folder: Path, delay: float) -> bool:
     return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 
 
+def at_any_time(folder: Path, seconds: float, lines: int, chance: random.Random) -> Iterator[Due]:
+    """Instants within nine tenths of the time that a straight run takes; a run may end before."""
+    while True:
+        deadline = time.monotonic() + chance.uniform(0.0, 0.9 * seconds)
+        yield lambda deadline=deadline: time.monotonic() >= deadline  # type: ignore[misc]
+
+
+def soon_after_a_line(folder: Path, seconds: float, lines: int, chance: random.Random) -> Iterator[Due]:
+    """One instant in each half of the log, however busy the machine is."""
+    log = folder / "metrics.jsonl"
+    for half in range(2):
+        line = round((half + chance.uniform(0.1, 0.9)) * lines / 2)
+        pause = chance.uniform(0.0, 0.02)
+
+        def due(line: int = line, pause: float = pause) -> bool:
+            if not log.exists() or log.read_bytes().count(b"\n") < line:
+                return False
+            time.sleep(pause)
+            return True
+
+        yield due
+
+
 def where(folder: Path) -> str:
     """Where a run was killed, as far as the disk tells."""
     count = len(list((folder / "checkpoint").glob("experience-*.json")))
@@ -72,7 +97,7 @@ def where(folder: Path) -> str:
     return f"experience {count}{' after ' + max(names) if names else ''}"
 
 
-def kill_and_resume(strategy: str, kills: int, chance: random.Random) -> Killed:
+def kill_and_resume(strategy: str, kills: int, chance: random.Random, instants: Instants = at_any_time) -> Killed:
     """Kill one run so many times (fewer, if it ends before), let it finish, and compare it with a straight run."""
     with tempfile.TemporaryDirectory(prefix="cil-kills-") as name:
         straight = prepare(strategy, Path(name) / "straight")
@@ -80,7 +105,9 @@ def kill_and_resume(strategy: str, kills: int, chance: random.Random) -> Killed:
         expected = straight.execute()
         length = time.monotonic() - began
         folder, places = Path(name) / "killed", []
-        while len(places) < kills and kill_once(strategy, folder, chance.uniform(0.0, 0.9 * length)):
+        for due in islice(instants(folder, length, len(list(expected.lines())), chance), kills):
+            if not kill_once(strategy, folder, due):
+                break
             places.append(where(folder))
         run = prepare(strategy, folder)
         record = run.execute()

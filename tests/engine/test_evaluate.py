@@ -10,6 +10,7 @@ from toys import small_stream
 
 from cil.data import Augment, Samples
 from cil.engine.evaluate import evaluable, evaluate
+from cil.engine.results import confusions, results_of
 from cil.errors import ContractError
 from cil.streams import Signature, Stream
 from cil.streams.base import Part
@@ -62,6 +63,24 @@ def test_answers_are_counted_by_class_and_by_experience():
     assert counts["correct"].tolist() == [2, 0]
     assert counts["correct_task_aware"].tolist() == [3, 3]
     assert counts["count"].tolist() == [3, 4]
+
+
+def test_counts_become_percent():
+    stream = _stream((0, 0, 1), (2, 2, 2, 3))
+    first = _evaluate(_answers({0: [1, 0], 1: [1, 0]}), stream, 2)
+    second = _evaluate(_answers({0: [1, 0, 0, 0], 1: [0, 1, 2, 0], 2: [3, 0, 2, 0], 3: [0, 0, 0, 1]}), stream, 4)
+    rows = [counts | {"seconds": torch.tensor([0.5])} for counts in (first, second)]
+    fact = {"flops": {"training": 10, "consolidation": 1}, "seconds": {"train": 2.0, "consolidate": 1.0}, "ledger": {},
+            "exemplars": 0, "over_budget": None, "peak_training_bytes": 7}  # fmt: skip
+    results = results_of(rows, [fact, fact | {"peak_training_bytes": 9}], stream)
+    assert results["accuracy_matrix"] == [[pytest.approx(200 / 3), None], [pytest.approx(200 / 3), 25]]
+    assert results["accuracy_matrix_task_aware"] == [[pytest.approx(200 / 3), None], [100, 100]]
+    assert results["accuracy_curve"] == [pytest.approx(200 / 3), pytest.approx(300 / 7)]
+    assert results["class_counts"] == [2, 1, 3, 1]
+    assert results["flops"] == {"training": [10, 20], "consolidation": [1, 2], "evaluation": [0, 0], "total": 22}
+    assert results["seconds"]["total"] == 2 * (2.0 + 1.0 + 0.5)
+    assert results["peak_training_bytes"] == 9
+    assert confusions(rows)[0].tolist() == first["confusion"].tolist()
 
 
 def test_classes_not_seen_yet_are_left_out():

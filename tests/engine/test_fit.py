@@ -419,6 +419,26 @@ def test_the_second_phase_starts_where_the_first_ended_and_trains_the_head_alone
     assert moved == {"net.head.weight", "net.head.bias"}
 
 
+def test_the_network_is_in_training_mode_within_phases_and_not_between_them(tmp_path):
+    seen = []
+
+    class Looks(TwoStages):
+        def loss(self, batch):
+            seen.append(self.net.training)
+            return super().loss(batch)
+
+        def phases(self, experience):
+            first, second = super().phases(experience)
+            seen.append(f"before: {self.net.training}")
+            yield first
+            seen.append(f"between: {self.net.training}")
+            yield second
+
+    make = partial(factory, Normed)
+    small_run(Looks, tmp_path, small_stream(1), make_factory=make, recipe=plain(batch_size=16)).execute()
+    assert seen == ["before: False", True, "between: False", True, True]
+
+
 def _streams(learner, counts, epochs=1, size=2):
     """Rows that a phase with the streams ``new`` and ``memory`` draws, one pair a batch."""
     seen = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,22 @@ def test_ctrl_c_in_the_last_step_of_all_lets_the_run_finish_or_resume(straight, 
         _at(patch, (2, 4), _signal_self())
         assert exit_code(forked(lambda: _run(tmp_path).execute())) == 130
     _ends_as(straight, tmp_path)
+
+
+@pytest.mark.parametrize(("index", "status"), [(1, "interrupted"), (2, "finished")])
+def test_ctrl_c_between_training_and_evaluation_finishes_the_experience(tmp_path, index, status):
+    class Late(Acting):
+        def after_experience(self, experience):
+            super().after_experience(experience)
+            if experience.index == index:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    run = small_run(Late, tmp_path)
+    with pytest.raises(KeyboardInterrupt) if status == "interrupted" else nullcontext():
+        run.execute()
+    assert Record.load(tmp_path).status == status
+    assert len(Record.load(tmp_path).results["accuracy_curve"]) == run.checkpoints.done() == index + 1
+    assert not run.checkpoints.snapshot_names()  # nothing was begun after it
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,7 @@ def test_strength_0_is_finetune_bit_for_bit(learn, stream):
         assert differing(plain.net(index), other.net(index)) == []
         assert bool(differing(plain.net(index), pulled.net(index))) == (index > 0)
     assert plain.record.results["accuracy_matrix"] == other.record.results["accuracy_matrix"]
+    assert not [name for name in other.trained_with(1) if name.startswith("anchor")]
 
 
 def test_a_cosine_head_with_its_scale_is_held_back_too():

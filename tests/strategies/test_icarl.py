@@ -19,10 +19,10 @@ def scores(done, learner):
 
 def test_the_loss_is_cross_entropy_over_all_outputs_and_the_distillation():
     learner = bare("icarl", classes=[2, 1])
-    learner.net, learner.teacher = Fixed([[0.0, 0.0, 3.0]]), Fixed([[2.0, 0.0]])
+    learner.net, learner.teacher = Fixed([[2.0, 0.0, 3.0]]), Fixed([[2.0, 0.0]])
     terms = learner.loss(batch(0))
-    assert terms["classes"].item() == pytest.approx(3.094923, abs=1e-5)  # log(2 + e^3)
-    assert terms["distillation"].item() == pytest.approx(0.693147, abs=1e-5)
+    assert terms["classes"].item() == pytest.approx(1.349012, abs=1e-5)  # log(e^2 + 1 + e^3) - 2
+    assert terms["distillation"].item() == pytest.approx(0.582203, abs=1e-5)
     learner.strength, learner.temperature = 0.5, 1.0
     learner.net = Fixed([[1.0, 0.0, 3.0]])
     assert learner.loss(batch(0))["distillation"].item() == pytest.approx(0.5 * 0.432465, abs=1e-5)
@@ -122,6 +122,7 @@ def test_strength_0_trains_as_replay_and_the_first_experience_does_anyway(learn,
     for index in range(3):
         assert differing(dict(replay.state(index).tensors), dict(plain.state(index).tensors)) == []
         assert bool(differing(replay.net(index), full.net(index))) == (index > 0)
+        assert not [name for name in plain.trained_with(index) if name.startswith("teacher")]
 
 
 def test_means_are_recomputed_and_so_neither_carried_nor_charged(learn):
