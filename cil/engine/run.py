@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -370,15 +371,19 @@ def as_structured(state: State, learner: Strategy) -> State:
     Names, kinds and what the survey charges are not; they are those of a learner that was grown and saw no data.
 
     Raises:
-        StateError: where the state has a tensor that the structure does not have.
+        StateError: where a tensor has another name, shape or type than the structure gives it.
     """
-    own = learner.state()
-    memories = {f"{name}.{key}" for name, memory in learner.memories().items() for key in memory.tensor_names}
-    odd = sorted((state.tensors.keys() - memories) ^ (own.tensors.keys() - memories))
+    own, left = learner.state(), dict(state.tensors)
+    for name, memory in learner.memories().items():  # the one thing whose size depends on the data
+        keys = [key for key in memory.tensor_names if f"{name}.{key}" in left]
+        copy(memory).load({key: left.pop(f"{name}.{key}") for key in keys}, learner.image_shape)
+    ours, theirs = ({key: (t.shape, t.dtype) for key, t in held.items()} for held in (own.tensors, left))
+    odd = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     if odd or state.references != own.references:
         raise StateError(
             f"{type(learner).__name__}: the state and the structure after grow differ in {', '.join(odd[:3])}"
-            f"{'' if odd else 'references to public weights'}; allocate in __init__ or grow whatever is carried"
+            f"{'' if odd else 'references to public weights'}; allocate in __init__ or grow, at its final size, all "
+            f"that is carried"
         )
     return State(state.tensors, own.kinds, state.meta, own.references, own.survey)
 

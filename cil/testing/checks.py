@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,9 +21,10 @@ from cil.errors import BudgetExceeded, CilError, ContractError
 from cil.memory import Budget, State, encode_meta, tensor_bytes
 from cil.strategies import Strategy, find
 from cil.streams import Stream
-from cil.testing.toy import EXEMPLARS, toy_run, toy_stream, uneven_stream
+from cil.testing.toy import EXEMPLARS, toy_pasts, toy_run, toy_stream, uneven_stream
 from cil.testing.watch import inside, watched, watching
 from cil.tracking import Record
+from cil.tracking.record import METRICS
 from cil.tracking.storage import first_difference
 
 _TIMES = ("seconds",)
@@ -104,6 +106,30 @@ def what_was_not_kept_cannot_help(subject: Subject) -> None:
     """Each experience and evaluation in a process of its own gives the same numbers and weights."""
     with subject.finished(boundary="process") as (sealed, one), subject.finished() as (inline, other):
         demand_same("with a process for each experience and in one process", sealed, one, inline, other)
+
+
+@check
+def only_the_state_crosses_a_boundary(subject: Subject) -> None:
+    """With a state from one past, amid what another past left behind, the last experience goes as it went before.
+
+    Whatever else an experience leaves (globals, files, shared memory, other people's objects) is then of the other
+    past, and shows.
+    """
+    one, two = (replace(subject, stream=stream) for stream in toy_pasts())
+    with (
+        one.finished() as (first, expected),
+        two.finished(),
+        tempfile.TemporaryDirectory(prefix="cil-check-") as folder,
+    ):
+        last = len(first.stream) - 1
+        for path in first.checkpoints.folder.iterdir():
+            if not path.stem.endswith(f"-{last:03d}"):
+                (Path(folder) / "checkpoint").mkdir(exist_ok=True)
+                shutil.copy(path, Path(folder) / "checkpoint" / path.name)
+        again = two.run(folder)
+        (Path(folder) / METRICS).write_bytes(b" " * (again.checkpoints.facts(last - 1)["offset"] - 1) + b"\n")
+        record = again.execute()
+        demand_same("from the same state after two pasts", first, expected, again, record)
 
 
 @check

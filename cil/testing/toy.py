@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,16 @@ def toy_dataset(
 def toy_stream(*, test_seed: int = 1) -> Stream:
     """Three experiences of two classes, twelve training images each."""
     return class_incremental(toy_dataset(test_seed=test_seed), increment=2)
+
+
+def toy_pasts() -> tuple[Stream, Stream]:
+    """Two streams that differ in the training images of all experiences but the last, and in nothing else."""
+    data = toy_dataset()
+    pixels, slots = data.train.pixels, data.train.slots
+    early = (slots < 4).view(-1, 1, 1, 1)
+    other = replace(data, train=Samples(ArrayStore(torch.where(early, 255 - pixels, pixels)), slots))
+    given: dict[str, Any] = {"increment": 2, "order": "natural", "mean": [0.5] * 3, "std": [0.25] * 3}
+    return class_incremental(data, **given), class_incremental(other, **given)
 
 
 def uneven_stream() -> Stream:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from cil.strategies import Strategy
+from cil.strategies import Phase, Strategy
+from cil.streams import Experience
 
 HOOKS = (
     "grow",
@@ -30,8 +32,8 @@ HOOKS = (
     "predict",
     "state",
     "load_state",
-)  # ``phases`` is a generator: its body runs these, or is watched by what it leaves behind
-_FORBIDDEN = ("gc.get_objects", "gc.get_referrers", "socket.connect", "subprocess.Popen", "os.system", "os.putenv")
+)
+_FORBIDDEN = ("gc.get_objects", "gc.get_referrers", "socket.connect", "subprocess.Popen", "os.system", "mmap.__new__")
 _CODE = (".py", ".pyc", ".so", ".dll", ".pth")
 _SYSTEM = tuple(
     {str(Path(place).resolve()) for place in (sys.prefix, sys.base_prefix, os.__file__, *sys.path[1:]) if place}
@@ -82,6 +84,14 @@ def watched(learner: Strategy) -> Strategy:
     """``learner``, with every hook watched."""
     for name in HOOKS:
         setattr(learner, name, inside(getattr(learner, name)))
+    phases = learner.phases
+
+    def watched_phases(experience: Experience) -> Iterator[Phase]:
+        body = phases(experience)
+        while (phase := inside(next)(body, None)) is not None:
+            yield replace(phase, loss=inside(phase.loss))
+
+    setattr(learner, "phases", watched_phases)  # noqa: B010
     return learner
 
 

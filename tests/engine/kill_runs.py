@@ -78,8 +78,8 @@ def soon_after_a_line(folder: Path, seconds: float, lines: int, chance: random.R
     """One instant in each half of the log, however busy the machine is."""
     log = folder / "metrics.jsonl"
     for half in range(2):
-        line = round((half + chance.uniform(0.1, 0.9)) * lines / 2)
-        pause = chance.uniform(0.0, 0.02)
+        line = round((half + chance.uniform(0.1, 0.8)) * lines / 2)
+        pause = chance.uniform(0.0, 0.01)
 
         def due(line: int = line, pause: float = pause) -> bool:
             if not log.exists() or log.read_bytes().count(b"\n") < line:
