@@ -9,6 +9,7 @@ Importing ``cil`` imports nothing else: names are loaded when they are first use
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'cil' has no attribute '{name}'")
+    if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is imported: threads that spin slow down what runs beside
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)
     return value
 

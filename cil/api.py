@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -210,6 +211,8 @@ def _nets(model: str | Mapping[str, Any], stream: Stream) -> dict[str, Any]:
         raise ConfigError("model.name is missing; see cil list models")
     check_arguments(networks, given, "model")
     nets: dict[str, Any] = {"head": "linear", "weights": None, "mean": None, "std": None} | given
+    if nets["weights"] not in (None, "hub") and not Path(nets["weights"]).is_file():
+        raise ConfigError(f"model.weights={nets['weights']} is no file; give the path of one, hub, or null")
     if (nets["mean"] is None) != (nets["std"] is None):
         raise ConfigError("model.mean and model.std go together: give both or neither")
     if nets["mean"] is None and not (nets["weights"] and str(nets["name"]).startswith("timm:")):
@@ -248,9 +251,16 @@ def _version(package: str) -> str:
         return "source"
 
 
-def _source(kind: Any) -> str | None:
-    """Digest of the strategy's own file: after an edit the same command is another run."""
-    try:
-        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()[:12]
-    except (OSError, TypeError):  # typed into a session
-        return None
+_COMPUTE = ("data", "engine", "memory", "metrics", "models", "strategies", "streams")  # rooms that move results
+
+
+def _source(kind: Any) -> str:
+    """Digest of the source of the strategy and of what computes here: after an edit the same command is another run."""
+    files = {path for room in _COMPUTE for path in (Path(__file__).parent / room).rglob("*.py")}
+    for base in inspect.getmro(kind) if isinstance(kind, type) else (kind,):
+        with suppress(OSError, TypeError):  # typed into a session, or built in
+            files.add(Path(inspect.getfile(base)).resolve())
+    digest = hashlib.sha256()
+    for path in sorted(files, key=lambda path: (path.name, path.parent.name)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

@@ -28,11 +28,25 @@ def resolve(target: str, key: str = TARGET) -> Any:
         found = import_module(top)
         for depth, name in enumerate(path):
             if not hasattr(found, name):  # a module that nobody imported yet
-                import_module(".".join([top, *path[: depth + 1]]))
+                _import_below(found, ".".join([top, *path[: depth + 1]]), f"{key}={target}")
             found = getattr(found, name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}={target} cannot be imported: {error}") from error
     return found
+
+
+def _import_below(parent: Any, name: str, what: str) -> None:
+    """Import a module that its package does not know yet; where there is none, say which name was meant."""
+    owner, _, last = name.rpartition(".")
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:  # it is there, and imports something that is not
+            raise
+        public = {item: value for item, value in vars(parent).items() if not item.startswith("_")}
+        own = [item for item, value in public.items() if getattr(value, "__module__", None) == owner]
+        known = public if hasattr(parent, "__path__") else own  # a package shows what its modules define
+        raise ConfigError(f"{what}: {owner} has no {last}; {nearest(last, known)}") from error
 
 
 def made(config: Any, key: str = "") -> Any:

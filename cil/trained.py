@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from cil.errors import ConfigError, ResumeError, StreamError
 from cil.memory import Budget
 from cil.strategies import Strategy, find
 from cil.streams import Signature, Stream
-from cil.targets import made
+from cil.targets import TARGET, made, resolve
 from cil.tracking import Record
 
 
@@ -132,7 +133,7 @@ def _learners(record: Record, strategy: Any, device: str, experience: int | None
     index = done - 1 if experience is None else experience
     if not 0 <= index < done:
         raise ConfigError(f"experience {index} of {record.directory} is not there; it has 0 to {done - 1}")
-    make = made(identity["config"]["strategy"], "strategy") if strategy is None else strategy
+    make = _strategy(identity["config"]["strategy"]) if strategy is None else strategy
     make = find(make) if isinstance(make, str) else make
     nets = {key: value for key, value in identity["networks"].items() if key != "weights_sha256"}
     if not checkpoints.state(index).references:  # all weights are in the checkpoint
@@ -142,6 +143,24 @@ def _learners(record: Record, strategy: Any, device: str, experience: int | None
     runtime = Runtime(device, identity["precision"])
     factory = networks(identity["stream"]["image_shape"], **nets)
     return Learners(make, factory, Budget(**terms), signatures, runtime, identity["seed"]), index, checkpoints
+
+
+def _strategy(config: Any) -> Any:
+    """The strategy that a record names. A record is data: it may name a strategy and plain values, and nothing to call.
+
+    Raises:
+        ConfigError: where it names anything else.
+    """
+    if isinstance(config, str):
+        return find(config)
+    plain = json.dumps({key: value for key, value in dict(config).items() if key != TARGET})
+    kind = resolve(config[TARGET], f"strategy.{TARGET}")
+    if TARGET in plain or not (isinstance(kind, type) and issubclass(kind, Strategy)):
+        raise ConfigError(
+            f"the record's strategy is {config[TARGET]}, which is no strategy or has arguments to call; give "
+            f"load(run_dir, strategy=...)"
+        )
+    return made(config, "strategy")
 
 
 def _signature(facts: dict[str, Any]) -> Signature:

@@ -41,11 +41,13 @@ def _checked(name: str) -> int:
     kind = resolve(name, "strategy") if ":" in name else find(name)
     if not (isinstance(kind, type) and issubclass(kind, Strategy)):
         raise ConfigError(f"{name} is not a subclass of cil.Strategy")
-    broken = 0
+    broken, said = 0, set[str]()
     for outcome in outcomes(Subject(kind)):
         broken += outcome.error is not None
+        error = "the same" if outcome.error in said else outcome.error
+        said |= {outcome.error} if outcome.error else set()
         print(
-            f"{'ok    ' if outcome.error is None else 'BROKEN'} {outcome.name}: {outcome.error or outcome.rule}",
+            f"{'ok    ' if error is None else 'BROKEN'} {outcome.name}: {error or outcome.rule}",
             flush=True,
         )
     print(f"{name}: {f'{broken} rule(s) broken' if broken else 'keeps the contract'}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,8 +34,10 @@ command again goes on with what is not finished. A run that is over its budget, 
   strategy=all         every strategy that is known
   budget.points=[...]  one comparison for each: exemplars, or bytes with budget=bytes
   jobs=N               runs at a time; auto: one a core (on a GPU one), each with cores / jobs threads
-  out=DIR              runs, table.csv, table.md and index.html; auto: runs/compare-NAME
+  out=DIR              runs, table.csv, table.md and index.html; auto: runs/compare-NAME for experiment=NAME alone,
+                       else runs/compare-NAME-1a2b3c, six digits of what was asked for: the same command finds it
 """
+NOT_WHAT = ("jobs", "out", "logger", "progress", "data_root", "device")  # say where and how, not what is compared
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,7 +51,7 @@ def grid(arguments: Sequence[str], command: str) -> int:
     cells = expand(overrides)
     jobs = _jobs(own["jobs"], cells)
     environment.prepare(overrides, jobs)
-    out = Path(own["out"] if own["out"] != "auto" else f"runs/{command}-{_name(cells[0].job)}")
+    out = Path(own["out"] if own["out"] != "auto" else f"runs/{command}-{_folder(cells[0].job, overrides)}")
     outcomes = run_cells(cells, jobs, out)
     records = [record for outcome in outcomes if (record := _record(outcome.task.run_dir)) is not None]
     if records:
@@ -153,3 +157,12 @@ def _jobs(given: str, cells: Sequence[Cell]) -> int:
 
 def _name(job: Job) -> str:
     return job.choices.get("experiment") or job.choices["stream"]
+
+
+def _folder(job: Job, overrides: Sequence[str]) -> str:
+    """The name, and unless an experiment alone was asked for, digits that tell it from others of this name."""
+    what = sorted(item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] not in NOT_WHAT)
+    name = _name(job)
+    if what in ([], [f"experiment={name}"], [f"+experiment={name}"]):
+        return name
+    return f"{name}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:6]}"

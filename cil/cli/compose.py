@@ -26,6 +26,8 @@ OPTIONS = (  # of Hydra
     *("--cfg", "-c", "--package", "-p", "--resolve", "--multirun", "-m", "--run", "-r", "--info", "-i", "--hydra-help"),
     *("--config-dir", "-cd", "--shell-completion", "-sc", "--experimental-rerun"),
 )
+WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--experimental-rerun")
+INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what --info may be followed by
 
 
 @dataclass(frozen=True)
@@ -96,26 +98,59 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [item for item in arguments if not item.startswith("-")]
-    for item in arguments:
-        if item.startswith("-") and item.partition("=")[0] not in OPTIONS:
-            raise ConfigError(f"no option '{item}'; {nearest(item, (name for name in OPTIONS if name[1] == '-'))}")
+    options, overrides = _parted(arguments)
+    here, refused = os.getpid(), list[OmegaConfBaseException]()
 
     def called(cfg: Any) -> Any:
-        return task(_job(cfg, HydraConfig.get(), list(HydraConfig.get().overrides.task)))
+        try:
+            job = _job(cfg, HydraConfig.get(), list(HydraConfig.get().overrides.task))
+        except OmegaConfBaseException as error:
+            if os.getpid() != here:  # the launcher must be told
+                raise
+            refused.append(error)  # raised below: here Hydra would print a line of its own
+            return None
+        return task(job)
 
     program, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     with explained(overrides, composed):
         _offer_plugins(overrides)
         app = hydra.main(config_path=str(conf_dir()), config_name=CONFIG, **_version_base())(called)
-        sys.argv = ["cil", *arguments]
+        sys.argv = ["cil", *options, *overrides]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here, to be told in one line
         try:
             app()
         finally:
             sys.argv = program
             os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
+        if refused:
+            raise refused[0]
+
+
+def _parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Hydra's options with their values, and the overrides: Hydra wants the options first.
+
+    Raises:
+        ConfigError: for an option that Hydra does not have.
+    """
+    options: list[str] = []
+    overrides: list[str] = []
+    given = list(arguments)
+    while given:
+        item = given.pop(0)
+        if not item.startswith("-"):
+            overrides.append(item)
+            continue
+        if item.partition("=")[0] not in OPTIONS:
+            known = ("--dry-run", *(name for name in OPTIONS if name[1] == "-"))
+            raise ConfigError(f"no option '{item}'; {nearest(item, known)}")
+        if item in ("--info", "-i"):
+            item = f"--info={given.pop(0) if given and given[0] in INFOS else 'all'}"
+        options.append(item)
+        if item in WITH_VALUE and given:
+            options.append(given.pop(0))
+    return options, overrides
 
 
 def _version_base() -> dict[str, str]:

@@ -62,6 +62,8 @@ def changed(record: Any, overrides: Sequence[str]) -> dict[str, Any]:
     for override in parsed:
         key, value = override.key_or_group, override.value()
         name = key.removeprefix("stream.")
+        if key == "stream":
+            raise ConfigError(f"stream={value} cannot be changed here; stream.dataset=... and other stream.KEY can")
         if key == "data_root":
             whole["data_root"] = value
         elif not key.startswith("stream.") or (name not in stream and not override.is_add()):

@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _command(given)
+        code = _command(given)
+        sys.stdout.flush()  # here, where a closed pipe is no error
+        return code
     except CilError as error:
         return _told(error, 2)
     except KeyboardInterrupt as stopped:

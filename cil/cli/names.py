@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -62,12 +63,23 @@ def _owner(point: EntryPoint) -> str:
 
 def choices(group: str) -> dict[str, Known]:
     """The files of a configuration group, those of plugins too."""
-    folders = {conf_dir(): "built in"} | plugin_conf_dirs()
     found: dict[str, Known] = {}
-    for folder, origin in folders.items():
-        for path in sorted((folder / group).glob("[!_]*.yaml")):  # _name.yaml holds what others share
-            found.setdefault(path.stem, Known(path.stem, origin, _first_comment(path)))
+    for path, origin in _files(group):
+        found.setdefault(path.stem, Known(path.stem, origin, _first_comment(path)))
     return found
+
+
+def choices_with(group: str, key: str) -> list[str]:
+    """The files of a configuration group that have this key themselves."""
+    has = re.compile(rf"^{re.escape(key)}\s*:", re.MULTILINE)
+    return list(dict.fromkeys(path.stem for path, _ in _files(group) if has.search(path.read_text(encoding="utf-8"))))
+
+
+def _files(group: str) -> Iterator[tuple[Path, str]]:
+    """The files of a group, each with whose it is."""
+    for folder, origin in ({conf_dir(): "built in"} | plugin_conf_dirs()).items():
+        for path in sorted((folder / group).glob("[!_]*.yaml")):  # _name.yaml holds what others share
+            yield path, origin
 
 
 def known(kind: str) -> dict[str, Known]:

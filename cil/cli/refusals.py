@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cil.cli.names import choices as group_choices
+from cil.cli.names import choices_with
 from cil.errors import CilError, ConfigError, nearest
 from cil.targets import PARTIAL, TARGET
 
@@ -15,6 +16,7 @@ Composed = Callable[[Sequence[str]], dict[str, Any]]
 GROUPS = (
     *("stream", "strategy", "model", "budget", "optimizer", "scheduler", "trainer", "logger", "experiment", "scale"),
 )
+BUILT = ("stream", "strategy", "model", "optimizer", "scheduler", "logger")  # groups whose files have keys of their own
 
 
 @contextmanager
@@ -79,6 +81,8 @@ def unknown_key(bad: str, config: dict[str, Any]) -> str:
     "unknown key epochs; did you mean 'trainer.epochs'?"
     """
     *path, last = bad.split(".")
+    if len(path) == 1 and path[0] in BUILT and (owners := choices_with(path[0], last)):
+        return f"{bad} belongs to {path[0]}={' or '.join(owners)}, which was not chosen"
     section: Any = config
     for step in path:
         section = section.get(step) if isinstance(section, dict) else None

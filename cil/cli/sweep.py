@@ -19,6 +19,8 @@ Runs every combination of the values given, as compare does, and prints a table 
   cil sweep optimizer.lr=0.03,0.1,0.3 strategy=wa seed=range(3)
   cil sweep strategy.temperature=1,2,4 jobs=2 out=results/temperature
 
+Without out=DIR it is runs/sweep-NAME-1a2b3c: a folder for each grid, which the same command finds again.
+
 With a launcher of Hydra's (the extra cil[sweep]) it is run --multirun, and the table is of what lies in out:
 
   cil sweep hydra/launcher=submitit_slurm strategy=wa seed=range(10) out=results/wa

@@ -196,7 +196,13 @@ class Samples:
             targets = torch.cat([self.targets, other.targets])
         shared = self.extras.keys() & other.extras.keys()
         extras = {name: torch.cat([self.extras[name], other.extras[name]]) for name in sorted(shared)}
-        return self._make(self._parts + other._parts, torch.cat([self.slots, other.slots]), targets, extras)
+        parts = [*self._parts]
+        for store, rows in other._parts:
+            if parts and parts[-1][0] is store:  # neighbours of one store are one part: read, or decoded, together
+                parts[-1] = (store, torch.cat([parts[-1][1], rows]))
+            else:
+                parts.append((store, rows))
+        return self._make(tuple(parts), torch.cat([self.slots, other.slots]), targets, extras)
 
     def __getitem__(self, rows: Tensor | slice | Sequence[int]) -> Samples:
         """The samples of ``rows``: int64 row numbers, a boolean mask or a slice, in that order."""

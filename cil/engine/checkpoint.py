@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cil.errors import ConfigError, ResumeError, TrainingError, nearest
-from cil.memory import State
+from cil.memory import State, encode_meta
 from cil.memory.state import Reference
 
 KEEP = ("all", "last", "best")
@@ -103,6 +103,8 @@ class Checkpoints:
         self.folder = folder / "checkpoint"
         self.snapshots = folder / "snapshot"
         self.keep = keep
+        self._facts: dict[int, dict[str, Any]] = {}
+        self._pruned: set[int] = set()
 
     def done(self) -> int:
         """Number of experiences that are committed."""
@@ -113,7 +115,9 @@ class Checkpoints:
 
     def facts(self, index: int) -> dict[str, Any]:
         """What else was committed at a boundary."""
-        return read_json(self.folder / f"experience-{index:03d}.json")["facts"]
+        if index not in self._facts:  # they do not change any more
+            self._facts[index] = read_json(self.folder / f"experience-{index:03d}.json")["facts"]
+        return self._facts[index]
 
     def commit(self, index: int, state: State, facts: Mapping[str, Any]) -> None:
         """Write a boundary. It exists from the moment its JSON file has its name."""
@@ -130,13 +134,13 @@ class Checkpoints:
         content = {
             "files": {key: name if key in changed else files[key] for key in new},
             "kinds": dict(state.kinds),
-            "meta": dict(state.meta),
+            "meta": json.loads(encode_meta(state.meta) or b"{}"),
             "references": [vars(reference) for reference in state.references],
             "survey": dict(state.survey),
             "facts": dict(facts),
         }
         write_json(self.folder / f"experience-{index:03d}.json", content)
-        shutil.rmtree(self.snapshots, ignore_errors=True)
+        self.drop_snapshots()
 
     def state(self, index: int) -> State:
         """The state carried out of experience ``index``.
@@ -175,13 +179,14 @@ class Checkpoints:
             return
         kept = {done - 1} | ({best} if self.keep == "best" and best is not None else set())
         used: set[str] = set()
-        for index in range(done):
+        for index in sorted(set(range(done)) - self._pruned):
             path = self.folder / f"experience-{index:03d}.json"
             content = read_json(path)
             if index in kept:
                 used |= set((content["files"] or {}).values())
             elif content["files"] is not None:
                 write_json(path, content | {"files": None})
+        self._pruned |= set(range(done)) - kept
         for path in self.folder.glob("experience-*.safetensors"):
             if path.name not in used:
                 path.unlink()
@@ -195,6 +200,10 @@ class Checkpoints:
         file = f"{name}-{'b' if old == f'{name}-a.safetensors' else 'a'}.safetensors"
         write_tensors(self.snapshots / file, tensors)
         write_json(path, {**content, "tensors": file, "names": list(tensors)})
+
+    def drop_snapshots(self) -> None:
+        """Forget the snapshots: their experience is committed."""
+        shutil.rmtree(self.snapshots, ignore_errors=True)
 
     def snapshot_names(self) -> list[str]:
         """Names of the snapshots there are."""

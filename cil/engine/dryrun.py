@@ -50,7 +50,7 @@ def dry_run(make_learner: MakeLearner, make_net: Callable[[], NetFactory], signa
         budget = replace(budget, final_bytes=first[-1].fixed[budget.convention])
     own = replace(budget)
     learner = make_learner(make_net(), own)
-    seen: dict[int, int] = {}
+    held: dict[int, int] = {}
     bills = []
     for signature in signatures:
         own.experience = signature.index
@@ -62,9 +62,9 @@ def dry_run(make_learner: MakeLearner, make_net: Callable[[], NetFactory], signa
             raise ConfigError(
                 f"{type(learner).__name__}.grow fails without data at experience {signature.index}: {error}"
             ) from error
-        for slot, count in signature.counts.items():
-            seen[slot] = seen.get(slot, 0) + count
-        exemplars = learner.exemplar_plan(own.exemplar_slots(learner), seen)
+        choice = {slot: held.get(slot, 0) + signature.counts.get(slot, 0) for slot in range(signature.num_classes)}
+        held = learner.exemplar_plan(own.exemplar_slots(learner), choice)
+        exemplars = sum(held.values())
         state = learner.state()
         by_kind: dict[str, int] = {}
         for name, tensor in state.tensors.items():

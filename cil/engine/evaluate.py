@@ -57,7 +57,7 @@ def evaluate(
     broken = torch.zeros((), dtype=torch.bool, device=device)
     parts = [(index, stream.test(index)) for index in evaluable(stream, num_classes)]
     size = sum(len(samples) for _, samples in parts)
-    for images, slots, where in _shuffled(parts, seed, device, batch_size):
+    for images, slots, where in _shuffled(parts, seed, stream.fingerprint, device, batch_size):
         if done == 0:
             with flops.counting():
                 scores = predict(images)
@@ -91,9 +91,9 @@ def evaluate(
 
 
 def _shuffled(
-    parts: list[tuple[int, Samples]], seed: int, device: torch.device, batch_size: int
+    parts: list[tuple[int, Samples]], seed: int, fingerprint: str, device: torch.device, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Images, slots and experiences of all parts in one keyed random order."""
+    """Images, slots and experiences of all parts in one random order, keyed by what no learner is told."""
     parts = [(index, samples) for index, samples in parts if len(samples)]
     if not parts:
         return
@@ -101,7 +101,7 @@ def _shuffled(
     for _, samples in parts[1:]:
         joined = joined + samples
     where = torch.cat([torch.full((len(samples),), index) for index, samples in parts])
-    order = torch.randperm(len(joined), generator=generator(seed, "evaluate", len(parts)))
+    order = torch.randperm(len(joined), generator=generator(seed, "evaluate", fingerprint, len(parts)))
     joined, where = joined.joined()[order], where[order].to(device)
     start = 0
     for batch in joined.batches(batch_size, device):

@@ -98,7 +98,7 @@ class Recipe:
     def of(self, phase: Phase, index: int) -> Recipe:
         """The recipe of one phase of experience ``index``: what the phase says goes before what is configured."""
         own: dict[str, Any] = {}
-        if index == 0:
+        if index == 0 or phase.fresh:
             own |= {name: value for name, value in self.first.items() if value is not None}
         if not phase.main and phase.epochs is None:
             raise ConfigError(f"phase '{phase.name}' is not a main one, so it must say its epochs")

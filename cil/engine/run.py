@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cil.engine.checkpoint import Checkpoints
-from cil.engine.dryrun import MakeLearner, check_bills, dry_run
+from cil.engine.dryrun import Bill, MakeLearner, check_bills, dry_run
 from cil.engine.evaluate import evaluate
 from cil.engine.fit import Cost, Fit
 from cil.engine.keys import generator, reseed
@@ -97,24 +97,31 @@ class Run:
             BudgetExceeded: with status ``over_budget``; ResumeError: where the directory belongs to another run;
             KeyboardInterrupt: after a Ctrl-C, with what was computed saved and status ``interrupted``.
         """
+        bills = self._dry_run()
+        build_loggers(self.loggers)  # what is refused here leaves no trace
         record = Record.open(self.run_dir, self.identity)
         try:
             if record.status != "finished":
-                self._execute(record)
+                self._execute(record, bills)
         finally:
             record.close()
             self.runtime.close()
         return record
 
-    def _execute(self, record: Record) -> None:
+    def _execute(self, record: Record, bills: list[Bill]) -> None:
         loggers = build_loggers(self.loggers, record, progress=self.progress)
         record.set_status("running")
         status: str = "finished"
         error: BaseException | None = None
+        started = False
         try:
-            self._plan(record)
+            record.update({"bills": [asdict(bill) for bill in bills]})
+            check_bills(bills, self.budget, self.name)
             record.truncate(self._log_offset())
+            if not self._snapshots(self.checkpoints.done()):
+                self.checkpoints.drop_snapshots()  # of an experience that was committed before they could be dropped
             loggers.start(record.identity, Path(self.run_dir), self.name, self.group)
+            started = True
             with self._interruptible():
                 self._experiences(record, loggers)
         except BudgetExceeded as exceeded:
@@ -130,20 +137,20 @@ class Run:
         except Exception as failed:
             status, error = "failed", failed
         record.set_status(status, None if status in ("finished", "interrupted") else _line(error))
-        loggers.finish(status)
+        if started:
+            loggers.finish(status)
         if error is not None:
             raise error
 
-    def _plan(self, record: Record) -> None:
-        """The dry run: what can be known before training fails before training."""
+    def _dry_run(self) -> list[Bill]:
+        """What will be carried; what can be known before training fails before training."""
         make_net = partial(self.make_factory, seed=self.seed, meta=True)
         if self.make_learner(make_net(), replace(self.budget)).bound:
             self.budget.enforce = "report"
         bills = dry_run(self.make_learner, make_net, self.stream.signatures, self.budget)
         if self.budget.reserve == "final":
             self.budget.final_bytes = bills[-1].fixed[self.budget.convention]
-        record.update({"bills": [asdict(bill) for bill in bills]})
-        check_bills(bills, self.budget, self.name)
+        return bills
 
     def _experiences(self, record: Record, loggers: Loggers) -> None:
         within = loggers if self.boundary == "inline" else Loggers([FileLogger(record)])  # others have threads
@@ -165,11 +172,11 @@ class Run:
         experience = self.stream.training_half()[index]
         learner = self.learners.rebuilt(index, self.checkpoints.state(index - 1) if index else None)
         self.budget.experience = index
-        with self.runtime.autocast():
+        with self.runtime.autocast(), all_evaluating(learner):
             reseed(self.seed, "before", index)
             learner.before_experience(experience)
         self.learners.grow(learner, index)
-        with self.runtime.autocast():
+        with self.runtime.autocast(), all_evaluating(learner):
             reseed(self.seed, "prepare", index)
             learner.prepare(experience)
         learner.to(self.runtime.torch_device)
@@ -346,7 +353,7 @@ class Learners:
             self.grow(learner, past)
         if state is not None:
             reseed(self.seed, "load", index)
-            with self.runtime.autocast():
+            with self.runtime.autocast(), all_evaluating(learner):
                 learner.load_state(as_structured(state, learner))
             learner.to(device)
         return learner

@@ -105,7 +105,11 @@ class ExemplarMemory:
 
     def shrink(self, quota: int) -> None:
         """Keep the first ``quota`` exemplars of each class: a prefix of the order they were chosen in."""
-        rows = (self._rank() < quota).nonzero().flatten()
+        self._keep(self._rank() < quota)
+
+    def _keep(self, which: Tensor) -> None:
+        """Drop what ``which`` (M,) bool does not name; nothing is decoded or encoded again."""
+        rows = which.nonzero().flatten()
         if len(rows) == len(self):
             return
         self._data, self._sizes = self._stored(rows)
@@ -181,17 +185,16 @@ class ExemplarMemory:
             self._fit(capacity)
 
     def _fit(self, capacity: int) -> None:
-        """Shrink to the largest equal quota whose encoded bytes fit."""
+        """Keep what fits by encoded bytes: the best of every class, then the second best, until the bytes are used."""
         rank = self._rank()
         label = label_dtype(int(self._slots.max()) + 1 if len(self) else 1).itemsize
         cost = self._sizes.long() + label + self._side_bytes()
         if not self.codec.fixed:
             cost = cost + self._sizes.element_size()
         order = rank.argsort(stable=True)
-        total = torch.cat([torch.zeros(1, dtype=torch.int64), cost[order].cumsum(0)])
-        ends = torch.bincount(rank).cumsum(0) if len(self) else torch.zeros(0, dtype=torch.int64)
-        quota = int((total[ends] <= capacity).sum())
-        self.shrink(quota)
+        keep = torch.zeros(len(self), dtype=torch.bool)
+        keep[order[cost[order].cumsum(0) <= capacity]] = True
+        self._keep(keep)
 
     def _rank(self) -> Tensor:
         """Place of each exemplar within its class."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -89,18 +90,17 @@ def herd(features: Tensor, count: int) -> Tensor:
     >>> herd(torch.tensor([[0.0], [1.0], [5.0]]), count=2).tolist()
     [1, 2]
     """
-    features = _checked(features)
-    mean, squares = features.mean(0), features.square().sum(1)
+    rows = _checked(features).detach().cpu().numpy()  # picks are small: calls of torch would cost more
+    mean, squares = rows.mean(0), np.square(rows).sum(1)
     rounding = 1e-12 * squares.max()
     chosen: list[int] = []
-    total = torch.zeros_like(mean)
-    taken = torch.zeros(len(features), dtype=torch.bool, device=features.device)
-    for k in range(1, min(count, len(features)) + 1):
-        distance = (squares - 2 * features @ (k * mean - total)).masked_fill_(taken, float("inf"))
-        best = int((distance <= distance.min() + rounding).to(torch.uint8).argmax())
+    total = np.zeros_like(mean)
+    for k in range(1, min(count, len(rows)) + 1):
+        distance = squares - 2 * (rows @ (k * mean - total))
+        distance[chosen] = np.inf
+        best = int((distance <= distance.min() + rounding).argmax())
         chosen.append(best)
-        taken[best] = True
-        total += features[best]
+        total += rows[best]
     return torch.tensor(chosen, dtype=torch.int64)
 
 

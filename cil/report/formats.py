@@ -188,6 +188,7 @@ def to_text(table: Table, width: int = 120) -> str:
         for cells in areas_grids(areas):
             lines += ["", *_layout(cells, width)]
         blocks.append("\n".join(lines))
+    blocks += ["\n".join(_wrap(note, width)) for note in table.footnotes]
     return "\n\n".join(block.rstrip() for block in blocks if block) + "\n"
 
 
@@ -254,6 +255,7 @@ def to_markdown(table: Table) -> str:
                 blocks += [f"Bytes carried after the last experience, {convention}:", _markdown(lines)]
     for areas in table.areas:
         blocks += [_escaped(areas_words(areas)), *(_markdown(cells) for cells in areas_grids(areas))]
+    blocks += map(_escaped, table.footnotes)
     return "\n\n".join(blocks) + "\n"
 
 
@@ -286,6 +288,8 @@ def to_csv(table: Table) -> str:
         for number, section in enumerate(table.sections, 1)
         for row in section.rows
     ]
+    if not entries:  # of runs without results alone
+        return ""
     writer = csv.DictWriter(out, list(entries[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(entries)
@@ -340,6 +344,7 @@ def to_json(table: Table) -> str:
             }
             for areas in table.areas
         ],
+        "footnotes": table.footnotes,
     }
     return json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 

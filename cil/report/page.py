@@ -65,6 +65,7 @@ def html(content: Table, records: Sequence[Record], title: str) -> str:
         _list(content.warnings, "warnings"),
         *(_areas(areas, number, paint) for number, areas in enumerate(content.areas, 1)),
         *(_section(section, i, several, paint) for i, section in enumerate(content.sections, 1)),
+        _list(content.footnotes, "remarks"),
         _reading(),
         _runs(records),
     ]

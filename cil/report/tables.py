@@ -25,6 +25,7 @@ from cil.report.verdicts import Score, Verdict, verdict
 from cil.tracking import Record
 
 RECIPE = ("model", "trainer", "optimizer", "scheduler")  # parts of a config that rows of one table usually share
+LABEL, VALUE = 60, 24  # most characters of a row's label, and of one value in it
 AVERAGE, LAST, FORGETTING = "average_incremental_accuracy", "last_accuracy", "forgetting"
 
 
@@ -121,6 +122,7 @@ class Table:
     sections: tuple[Section, ...]
     areas: tuple[Areas, ...] = ()
     warnings: tuple[str, ...] = ()
+    footnotes: tuple[str, ...] = ()
 
     def to_text(self, width: int = 120) -> str:
         """For a terminal of so many columns."""
@@ -157,13 +159,28 @@ def table(records: Iterable[Record]) -> Table:
     Raises:
         ConfigError: if there are no records.
     """
-    fields = arenas(grouped(records))
-    if not fields:
+    groups = grouped(records)
+    if not groups:
         raise ConfigError("no records: a table needs at least one run")
+    fields = arenas(group for group in groups if _told(group))
     sections = [
         _section(number, arena, part) for number, arena in enumerate(fields) for part in by_budget(arena.groups)
     ]
-    return Table(tuple(sections), tuple(areas_of(sections)), tuple(_apart(sections)))
+    empty = [group for group in groups if not _told(group)]
+    return Table(tuple(sections), tuple(areas_of(sections)), tuple(_apart(sections)), tuple(_without_result(empty)))
+
+
+def _told(group: Group) -> bool:
+    """Whether a run has anything to show: an experience that was evaluated, or the bills it was refused for."""
+    return any(run.done or (run.status == "over_budget" and run.result("bills")) for run in group.runs)
+
+
+def _without_result(groups: Sequence[Group]) -> Iterable[str]:
+    """A footnote on runs that ended, or still are, before the first boundary."""
+    met = Counter(f"{run.strategy} {run.status.replace('_', ' ')}" for group in groups for run in group.runs)
+    if met:
+        words = [f"{what} ({count} runs)" if count > 1 else what for what, count in sorted(met.items())]
+        yield f"No row, because no result yet: {', '.join(words)}."
 
 
 def _section(number: int, arena: Arena, groups: Sequence[Group]) -> Section:
@@ -286,17 +303,26 @@ def _labels(groups: Sequence[Group]) -> list[str]:
     """The strategy's name, with the keys that tell rows of one strategy apart."""
     labels = []
     for group in groups:
-        alike = [other for other in groups if other.first.strategy == group.first.strategy]
-        keys = differing([other.first for other in alike])
+        alike = [other.first for other in groups if other.first.strategy == group.first.strategy]
+        configs = [flat(run.config) for run in alike]
         leaves = flat(group.first.config)
-        parts = [f"{key.removeprefix('strategy.')}={leaves.get(key)}" for key in keys]
-        labels.append(f"{group.first.strategy} ({', '.join(parts)})" if parts else group.first.strategy)
+        parts = [
+            f"{key.removeprefix('strategy.')}={_cut(str(leaves[key]), VALUE)}"
+            for key in differing(alike)
+            if key in leaves and not (leaves[key] is None and any(key not in config for config in configs))
+        ]
+        label = f"{group.first.strategy} ({', '.join(parts)})" if parts else group.first.strategy
+        labels.append(_cut(label, LABEL))
     seen: Counter[str] = Counter()
     for index, label in enumerate(labels):
         seen[label] += 1
         if seen[label] > 1:
             labels[index] = f"{label} #{seen[label]}"
     return labels
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
 def _facts(arena: Arena, groups: Sequence[Group], budget: dict[str, Any]) -> dict[str, str]:

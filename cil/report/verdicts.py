@@ -105,15 +105,16 @@ def verdict(metric: str, scores: Mapping[str, Score]) -> Verdict:
     best, *rivals = [label for label in labels if label not in lone]
     leads = [_lead(rival, known[best], known[rival]) for rival in rivals]
     unsure = [lead for lead in leads if not (lead.p <= LEVEL or lead.apart)]
-    near, *rest = unsure or leads
+    near = (unsure or leads)[0]
     gap = f"{near.difference:.2f}"
     aside = f" Of one seed, so not judged: {', '.join(lone)}." if lone else ""
     if not unsure:
         text = f"{metric}: {best} is best; {near.rival} is {gap} behind ({_evidence(near)}).{aside}"
         return Verdict(metric, best, text)
-    why = f"{best} has the highest mean but is not surely ahead of {near.rival}: {gap} ({_evidence(near)})"
-    more = f"; nor of {', '.join(other.rival for other in rest)}" if rest else ""
-    return Verdict(metric, None, f"{metric}: no clear winner; {why}{more}.{aside}")
+    seeds = "" if math.isnan(near.p) else f"with {near.shared} seeds it "
+    evidence = _evidence(near) if math.isnan(near.p) else f"p = {near.p:.2g}"
+    why = f"{best} has the highest mean, but {seeds}is not surely ahead of {near.rival} ({gap}, {evidence})"
+    return Verdict(metric, None, f"{metric}: no clear winner; {why}.{aside}")
 
 
 def _lead(rival: str, best: Score, other: Score) -> _Lead:

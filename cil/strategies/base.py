@@ -32,6 +32,7 @@ class Phase:
         loss: Batch to a scalar, or to named terms that are summed and logged.
         parameters: What is optimised (parameters or groups); all that require a gradient where left out.
         main: Whether ``trainer.epochs`` sets its length; a second stage says its own ``epochs``.
+        fresh: Whether it trains from fresh weights, so that what ``trainer.first`` says holds at every experience.
         epochs, batch_size: In place of the recipe's.
         lr, weight_decay: In place of the optimizer's.
         milestones: In place of the schedule's: the learning rate is divided by ten at these epochs.
@@ -43,6 +44,7 @@ class Phase:
     loss: Loss
     parameters: Sequence[Any] | None = None
     main: bool = True
+    fresh: bool = False
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
@@ -104,6 +106,7 @@ class Strategy:
         self.budget = budget
         self.num_classes = 0
         self.old_classes = 0
+        self.first_slot = 0  # the lowest with data here; where no class re-appears, the first new one
         self.image_shape: tuple[int, int, int] = (0, 0, 0)
         self.progress = Progress()
         self.desk = Desk()
@@ -123,6 +126,7 @@ class Strategy:
         """
         self.old_classes = self.num_classes
         self.num_classes = signature.num_classes
+        self.first_slot = min(signature.present, default=self.old_classes)
         self.image_shape = signature.image_shape
         self.grow_net(signature)
 
@@ -173,15 +177,16 @@ class Strategy:
         """Score each class seen: (N, C, H, W) float in [0, 1] to (N, num_classes). Default: the head's logits."""
         return self.net(images).logits
 
-    def exemplar_plan(self, slots: int, counts: Mapping[int, int]) -> int:
-        """Exemplars held after an experience, for the dry run. Default: floor(slots / C) a class, small classes whole.
+    def exemplar_plan(self, slots: int, counts: Mapping[int, int]) -> dict[int, int]:
+        """Exemplars of each slot after an experience, for the dry run. Default: floor(slots / C), small classes whole.
 
         Args:
             slots: What the budget allows.
-            counts: Training images seen so far, of each slot.
+            counts: Images to choose from, of each slot seen: those held, and those that arrive. What was not kept is
+                gone, even if there is room for it later.
         """
         quota = slots // max(1, len(counts))
-        return sum(min(quota, count) for count in counts.values()) if self.memories() else 0
+        return {slot: min(quota, count) for slot, count in counts.items()} if self.memories() else {}
 
     # what the base does ---------------------------------------------------------------------------------------------
 
@@ -212,6 +217,8 @@ class Strategy:
             lifetime = "training" if kind in TRAINING_KINDS else "carried"
         if lifetime not in ("carried", "training"):
             raise ConfigError(f"keep('{name}'): lifetime is '{lifetime}'; allowed: carried, training")
+        if isinstance(value, nn.Parameter):
+            raise ConfigError(f"keep('{name}'): a bare parameter is trained only inside a module; put it into one")
         if hasattr(type(self), name):
             raise ConfigError(f"keep('{name}'): the name is taken by a method of the class")
         self._kept[name] = _Kept(kind, lifetime, reference)

@@ -62,7 +62,7 @@ class EWC(Strategy):
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         logits = self.net(batch.images).logits
-        terms = {"new": new_class_cross_entropy(logits, batch.slots, self.old_classes)}
+        terms = {"new": new_class_cross_entropy(logits, batch.slots, self.first_slot)}
         if self.anchor is not None:  # equation 3
             terms["penalty"] = self.strength / 2 * quadratic_penalty(self._weights(), self.anchor, self.fisher)
         return terms

@@ -19,4 +19,4 @@ class Finetune(Strategy):
     """
 
     def loss(self, batch: Batch) -> Tensor:
-        return new_class_cross_entropy(self.net(batch.images).logits, batch.slots, self.old_classes)
+        return new_class_cross_entropy(self.net(batch.images).logits, batch.slots, self.first_slot)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory
-from cil.strategies.base import Strategy, register
+from cil.strategies.base import Phase, Strategy, register
 from cil.streams import Experience
 
 
@@ -33,8 +33,8 @@ class Joint(Strategy):
         super().__init__(make_net, budget)
         self.keep("memory", ExemplarMemory(), kind="exemplars")
 
-    def exemplar_plan(self, slots: int, counts: Mapping[int, int]) -> int:
-        return sum(counts.values())
+    def exemplar_plan(self, slots: int, counts: Mapping[int, int]) -> dict[int, int]:
+        return dict(counts)
 
     def prepare(self, experience: Experience) -> None:
         if experience.index == 0:
@@ -42,6 +42,9 @@ class Joint(Strategy):
         fresh = self.make_net()
         fresh.grow(self.num_classes)
         self.net.load_state_dict(fresh.state_dict())
+
+    def phases(self, experience: Experience) -> Iterator[Phase]:
+        yield Phase("main", self.training_set(experience), self.loss, fresh=True)
 
     def loss(self, batch: Batch) -> Tensor:
         return F.cross_entropy(self.net(batch.images).logits, batch.slots)

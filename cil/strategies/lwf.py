@@ -41,7 +41,7 @@ class LwF(Strategy):
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         logits = self.net(batch.images).logits
-        terms = {"new": new_class_cross_entropy(logits, batch.slots, self.old_classes)}
+        terms = {"new": new_class_cross_entropy(logits, batch.slots, self.first_slot)}
         if self.teacher is not None:
             old = self.teacher(batch.images).logits
             terms["distillation"] = self.strength * distillation(logits[:, : old.shape[1]], old, self.temperature)

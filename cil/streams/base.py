@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -171,6 +171,7 @@ class Stream:
             "image_shape": list(self.image_shape),
             "mean": list(self.mean),
             "std": list(self.std),
+            "augment": asdict(self.augment),
             "fingerprint": self.fingerprint,
             "data": {True: "official", False: "unofficial", None: "no official checksum known"}[self.official],
             "task_known_at_test": self.task_known_at_test,

@@ -82,7 +82,10 @@ class FileLogger:
 
 
 class Loggers:
-    """Several loggers as one. One that fails after its start is reported once and dropped: training goes on."""
+    """Several loggers as one. One that fails after its start is reported once and dropped: training goes on.
+
+    All but the files: where the log cannot be written, the run stops, and can be resumed.
+    """
 
     def __init__(self, sinks: Iterable[Logger]) -> None:
         self.sinks = list(sinks)
@@ -118,6 +121,8 @@ class Loggers:
             try:
                 action(sink)
             except Exception as error:
+                if isinstance(sink, FileLogger):  # the truth: a run does not go on without it
+                    raise
                 self.sinks.remove(sink)
                 _say.warning("%s failed and is dropped, the run goes on: %s", type(sink).__name__, error)
 

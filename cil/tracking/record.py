@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -82,6 +83,8 @@ class Record:
         except OSError as error:
             raise ConfigError(f"run_dir={directory} cannot be made ({error.strerror}); choose another") from error
         lock = _lock(directory) if exclusive else None
+        for left in directory.glob(".*.tmp") if exclusive else ():  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         if (directory / RECORD).exists():
             record = cls.load(directory)
             difference = first_difference(record.identity, own)
@@ -151,13 +154,20 @@ class Record:
         """Add one line to ``metrics.jsonl`` and hand it to the operating system."""
         data = json.dumps(plain(line), separators=(",", ":"), allow_nan=False, ensure_ascii=False)
         log = self._open_log()
-        log.write(data.encode() + b"\n")
-        log.flush()
+        try:
+            log.write(data.encode() + b"\n")
+            log.flush()
+        except OSError as error:
+            raise TrainingError(f"cannot write {self.directory / METRICS}: {error.strerror}; make room") from error
 
     def offset(self) -> int:
         """Bytes of ``metrics.jsonl``, all of them safe on the disk: what a checkpoint keeps for ``truncate``."""
         log = self._open_log()
-        os.fsync(log.fileno())
+        try:
+            log.flush()
+            os.fsync(log.fileno())
+        except OSError as error:
+            raise TrainingError(f"cannot write {self.directory / METRICS}: {error.strerror}; make room") from error
         return log.tell()
 
     def truncate(self, offset: int) -> None:
@@ -230,7 +240,8 @@ class Record:
         """Let go of the files; the directory may then be opened by another process."""
         for handle in (self._log, self._lock):
             if handle is not None:
-                handle.close()
+                with suppress(OSError):  # a line that a full disk did not take: it was reported when it was written
+                    handle.close()
         self._log = self._lock = None
         self.writable = False
 
@@ -259,7 +270,7 @@ def _lock(directory: Path) -> IO[str] | None:
         return None
     handle = (directory / ".lock").open("w")
     try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         handle.close()
         raise ResumeError(f"run_dir={directory} is being written by another process; choose another run_dir") from None

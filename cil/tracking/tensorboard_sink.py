@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +20,17 @@ class TensorBoardLogger:
     """Write ``run_dir/tensorboard``: ``train/*`` and ``epoch/*`` over optimiser steps, ``eval/*`` over experiences.
 
     Raises:
-        ConfigError: at the start, if TensorBoard is not installed.
+        ConfigError: if TensorBoard is not installed.
     """
 
     def __init__(self) -> None:
+        if find_spec("tensorboard") is None:
+            raise ConfigError("logger=tensorboard needs a package: pip install 'cil[dashboards]', or logger=files")
         self._writer: SummaryWriter | None = None
 
     def start(self, identity: Mapping[str, Any], run_dir: Path, name: str, group: str | None) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                "logger=tensorboard needs a package: pip install 'cil[dashboards]', or logger=files"
-            ) from error
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(Path(run_dir) / "tensorboard"))
 
     def log(self, kind: Kind, values: Values, axes: Mapping[str, Any]) -> None:

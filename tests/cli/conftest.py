@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,11 @@ def cil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
     def run(*arguments: str) -> Said:
         capfd.readouterr()
+        root = logging.getLogger()
+        handlers, level = list(root.handlers), root.level
         code = main(arguments)
+        root.handlers[:], root.level = handlers, level  # Hydra sets up the logging of the whole process
+        logging.disable(logging.NOTSET)
         out, err = capfd.readouterr()
         return Said(code, out, err)
 

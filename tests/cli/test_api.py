@@ -130,7 +130,7 @@ def test_a_function_that_is_named_like_its_module_is_found():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"_target_": "fractions.Fraktion"}, "_target_=fractions.Fraktion cannot be imported"),
+        ({"_target_": "fractions.Fraktion"}, "fractions has no Fraktion"),
         (
             {"_target_": "cil.strategies.lwf.LwF", "_partial_": True, "strength": "a"},
             "x.strength is 'a'; it must be a number",
@@ -144,3 +144,35 @@ def test_a_function_that_is_named_like_its_module_is_found():
 def test_a_wrong_target_is_refused_by_name(config, message):
     with pytest.raises(ConfigError, match=message):
         made(config, "x")
+
+
+def test_another_augmentation_is_another_run(tmp_path):
+    """Two streams that differ in nothing else."""
+    from cil import class_incremental, train
+    from cil.testing.toy import toy_dataset
+
+    options = {"model": "smallconv", "epochs": 1, "root": tmp_path}
+    plain, flipped = (class_incremental(toy_dataset(), increment=2, augment=how) for how in ({}, {"flip": True}))
+    assert train("replay", plain, **options).directory != train("replay", flipped, **options).directory
+
+
+def test_a_record_cannot_name_something_to_call(tmp_path):
+    """A record is data: who loads a stranger's run runs nothing of it."""
+    import json
+
+    from cil import class_incremental, load, train
+    from cil.errors import ConfigError
+    from cil.testing.toy import toy_dataset
+
+    record = train(
+        "replay", class_incremental(toy_dataset(), increment=2), "smallconv", epochs=1, run_dir=tmp_path / "run"
+    )
+    path = record.directory / "record.json"
+    content = json.loads(path.read_text())
+    trap = {"_target_": "pathlib.Path.touch", "self": str(tmp_path / "trap")}
+    for strategy in ({**content["identity"]["config"]["strategy"], "selection": trap}, {"_target_": "os.getcwd"}):
+        content["identity"]["config"]["strategy"] = strategy
+        path.write_text(json.dumps(content))
+        with pytest.raises(ConfigError, match="is no strategy or has arguments to call"):
+            load(record.directory)
+    assert not (tmp_path / "trap").exists()

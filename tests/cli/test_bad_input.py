@@ -32,6 +32,18 @@ BAD = {
     "broken list": ((*RUN, "stream.order=[1,2"), "'stream.order=[1,2' is no override", "key=value"),
     "a sweep in one run": ((*RUN, "strategy=wa,icarl"), "strategy=wa,icarl names several values", "cil compare"),
     "unknown option": ((*RUN, "--cfgg"), "no option '--cfgg'", "'--cfg'"),
+    "misspelt dry run": ((*RUN, "--dryrun"), "no option '--dryrun'", "'--dry-run'"),
+    "no value": (
+        ("run", "stream=split_npz", "scale=quick", "stream.path=ok"),
+        "stream.increment has no value",
+        "must be given",
+    ),
+    "key of another logger": ((*RUN, "logger.mode=disabled"), "logger.mode belongs to logger=wandb", "not chosen"),
+    "key of another schedule": (
+        (*RUN, "scheduler.milestones=[3]"),
+        "scheduler.milestones belongs to scheduler=multistep",
+        "not chosen",
+    ),
     "unknown command": (("rum",), "no command 'rum'", "'run'"),
     # values
     "text for a number": ((*RUN, "trainer.epochs=abc"), "trainer.epochs is 'abc'", "whole number of 1 or more"),

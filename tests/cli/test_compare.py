@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cil.cli.board import Board
+from cil.cli.compare import _folder
 from cil.cli.compose import compose
 from cil.cli.grid import expand
 from cil.cli.pool import Task, run_all
@@ -83,6 +85,25 @@ def test_a_run_of_a_comparison_is_the_run_alone_bit_for_bit(cil, tmp_path):
     for name in files:
         assert (many.directory / "checkpoint" / name).read_bytes() == (tmp_path / "one/checkpoint" / name).read_bytes()
     assert many.results["accuracy_matrix"] == one.results["accuracy_matrix"]
+
+
+def _place(*overrides: str) -> str:
+    return _folder(expand(overrides)[0].job, overrides)
+
+
+def test_each_comparison_has_a_folder_of_its_own_that_the_same_command_finds():
+    assert _place("experiment=demo") == "demo"
+    assert _place("experiment=demo", "device=cpu", "progress=false", "logger=files") == "demo"
+    first = _place("stream=split_digits", "strategy=wa,icarl")
+    assert re.fullmatch(r"split_digits-[0-9a-f]{6}", first)
+    assert _place("strategy=wa,icarl", "data_root=here", "stream=split_digits") == first
+    assert _place("stream=split_digits", "strategy=wa,lwf") != first
+
+
+def test_without_out_the_folder_is_beside_the_others(cil, tmp_path):
+    assert cil("compare", *DIGITS, "strategy=finetune", "jobs=1").code == 0
+    (page,) = tmp_path.glob("runs/compare-split_digits-*/index.html")
+    assert cil("compare", *reversed(DIGITS), "strategy=finetune").out.endswith(f"page: {page.relative_to(tmp_path)}\n")
 
 
 def test_one_over_its_budget_stops_no_other(cil, tmp_path):

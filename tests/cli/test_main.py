@@ -115,6 +115,17 @@ print(torch.get_num_threads(), os.environ["OMP_NUM_THREADS"], os.environ["GOMP_S
     assert done.stdout.split() == ["1", "1", "1000"]
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "cil.cli.main", "list", "strategies"],
+        cwd=tmp_path, env=dict(os.environ), stdout=write, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_installed_command_is_the_same(tmp_path):
     from pathlib import Path
 

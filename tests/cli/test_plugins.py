@@ -92,6 +92,25 @@ def test_an_own_class_in_the_folder_runs_by_module_and_class(cil, tmp_path):
     sys.modules.pop("my_idea")
 
 
+def test_a_misspelt_class_is_told_its_module_has_another(cil, tmp_path):
+    (tmp_path / "my_slip.py").write_text(CODE.format(kind="MyIdea"))
+    line = cil("run", "strategy=my_slip:MyIdeo", *DIGITS).line
+    assert "my_slip has no MyIdeo; did you mean 'MyIdea'?" in line and "Strategy" not in line
+    assert "my_slip has no MyIdeo; did you mean 'MyIdea'?" in cil("check", "my_slip:MyIdeo").line
+    sys.modules.pop("my_slip")
+
+
+def test_what_breaks_every_rule_alike_is_said_once(cil, tmp_path):
+    code = CODE.format(kind="Mine").replace("self.alpha = alpha", "raise ValueError('no such thing')")
+    (tmp_path / "my_fault.py").write_text(code)
+    said = cil("check", "my_fault:Mine")
+    assert said.code == 1
+    messages = [line.partition(": ")[2] for line in said.out.splitlines()[:-1]]
+    assert len(messages) == said.out.count("BROKEN") and messages.count("ValueError: no such thing") == 1
+    assert messages.count("the same") >= len(messages) - 2  # one rule names the case that broke it
+    sys.modules.pop("my_fault")
+
+
 def test_an_edited_strategy_is_another_run(cil, tmp_path):
     for alpha in ("0.5", "0.75"):
         (tmp_path / "my_edit.py").write_text(CODE.format(kind="Mine").replace("0.5", alpha) + f"\n# {alpha}\n")

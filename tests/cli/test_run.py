@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import cil as package
+from cil.cli.compose import _parted
 from cil.tracking import Record
 
 DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "progress=false")
@@ -110,6 +111,22 @@ def test_hydra_runs_several_and_one_that_is_wrong_stops_no_other(cil):
     assert said.err.count("trainer.epochs is 0; it must be a whole number of 1 or more") == 2
 
 
+def test_an_option_may_stand_among_the_overrides(cil):
+    said = cil("run", *DIGITS, "--multirun", "strategy=finetune", "trainer.epochs=1", "seed=4,5")
+    assert said.code == 0, said.err
+    assert said.out.count(": finished") == 2
+    said = cil("run", "trainer.epochs=7", "--cfg", "job", "strategy=wa", "--package=trainer")
+    assert said.code == 0 and "epochs: 7\n" in said.out and "strategy" not in said.out
+    assert _parted(["a=1", "--info", "seed=1", "-c", "job"]) == (["--info=all", "-c", "job"], ["a=1", "seed=1"])
+    assert _parted(["a=1", "--info", "plugins", "-m"]) == (["--info=plugins", "-m"], ["a=1"])
+
+
+def test_a_value_that_is_missing_in_one_of_several_is_told_once_and_the_others_run(cil):
+    said = cil("run", "--multirun", *DIGITS, "strategy=finetune", 'stream.increment="???",2')
+    assert said.code == 2 and said.out.count(": finished") == 1
+    assert said.err.strip() == "cil: stream.increment has no value; it must be given"
+
+
 def test_hydra_says_where_the_configuration_is_from(cil):
     assert "provider" in cil("run", "--info", "searchpath").out.lower()
 
@@ -140,6 +157,12 @@ def test_slots_keep_their_meaning_whatever_order_is_asked_for(cil, finished):
 def test_evaluate_refuses_a_key_that_is_not_of_the_stream(cil, finished):
     said = cil("evaluate", str(finished), "stream.tst_per_class=7")
     assert said.code == 2 and "unknown key stream.tst_per_class; did you mean 'test_per_class'" in said.line
+
+
+def test_evaluate_says_that_the_stream_itself_stays(cil, finished):
+    said = cil("evaluate", str(finished), "stream=split_digits")
+    assert said.code == 2
+    assert said.line == ("cil: stream=split_digits cannot be changed here; stream.dataset=... and other stream.KEY can")
 
 
 def test_a_run_is_shown_as_a_curve(cil, finished):

@@ -188,7 +188,7 @@ class Hoards(Rehearse):
     """Keeps all that it meets, whatever the budget says, and does not tell the dry run."""
 
     def exemplar_plan(self, slots, counts):
-        return 0
+        return {}
 
     def after_experience(self, experience):
         for slot in experience.new_slots:
@@ -316,7 +316,7 @@ def test_a_strategy_that_cannot_be_grown_without_data_is_told_so(tmp_path):
 
     with pytest.raises(ConfigError, match=r"Looks\.grow fails without data at experience 0: "):
         small_run(Looks, tmp_path).execute()
-    assert _found(tmp_path).status == "failed"
+    assert not list(tmp_path.iterdir())  # what is refused before training leaves nothing
 
 
 # what may be carried ------------------------------------------------------------------------------------------------
@@ -330,8 +330,8 @@ def test_a_tensor_that_grow_did_not_make_is_refused(tmp_path):
     with pytest.raises(StateError) as refused:
         small_run(Smuggles, tmp_path).execute()
     assert str(refused.value) == (
-        "Smuggles: the state and the structure after grow differ in extra; allocate in __init__ or grow whatever is "
-        "carried"
+        "Smuggles: the state and the structure after grow differ in extra; allocate in __init__ or grow, at its "
+        "final size, all that is carried"
     )
     assert _found(tmp_path).status == "failed"
 

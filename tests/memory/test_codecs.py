@@ -123,7 +123,7 @@ def test_an_image_is_compressed_once_however_often_the_memory_changes():
     assert torch.equal(memory.tensors(10)["sizes"][0][:1], bytes_of_first[:1])
 
 
-def test_bytes_are_filled_by_actual_size_to_the_largest_equal_quota():
+def test_bytes_are_filled_by_actual_size_the_best_of_each_class_first():
     pixels = torch.cat([noise(8), smooth(8)])  # class 0 costs more than class 1
     data = samples(pixels, [0] * 8 + [1] * 8)
 
@@ -138,8 +138,8 @@ def test_bytes_are_filled_by_actual_size_to_the_largest_equal_quota():
         exact = held(_prefix(whole, quota))
         assert filled(exact).counts() == ({0: quota, 1: quota} if quota else {})
         assert held(filled(exact)) == exact
-        if quota:
-            assert len(filled(exact - 1)) == 2 * (quota - 1)
+        if quota:  # one byte less: the last of the last class has to go, and nothing else
+            assert filled(exact - 1).counts() == {0: quota} | ({1: quota - 1} if quota > 1 else {})
 
 
 def _prefix(memory: ExemplarMemory, quota: int) -> ExemplarMemory:
@@ -155,5 +155,5 @@ def test_side_data_count_when_bytes_are_filled():
     _, sizes = codec("jpeg").encode(smooth(1))
     each = int(sizes[0]) + 4 + 1 + 400
     memory.rebuild(data, 2, lambda part: part.pixels.flatten(1).double(), torch.Generator(), 3 * each + 20)
-    assert memory.counts() == {0: 1, 1: 1}
-    assert held(memory) == pytest.approx(2 * each, abs=20)
+    assert memory.counts() == {0: 2, 1: 1}
+    assert held(memory) == pytest.approx(3 * each, abs=20)

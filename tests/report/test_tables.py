@@ -160,7 +160,42 @@ def test_a_seed_that_ran_twice_counts_once(run):
     assert "1 more run of seeds" in row.notes[0].text
 
 
+def test_a_label_has_no_key_that_another_row_lacks_or_only_leaves_open(run):
+    old = {"strategy": {"name": "icarl", "temperature": 2.0}}
+    new = {"strategy": {"name": "icarl", "temperature": 4.0, "drop": None}}
+    assert sorted(rows(table([run(config=old), run(config=new)]))) == [
+        "icarl (temperature=2.0)",
+        "icarl (temperature=4.0)",
+    ]
+    more = {"strategy": {"name": "icarl", "temperature": 2.0, "extra": 1}}
+    assert sorted(rows(table([run(config=old), run(config=more)]))) == ["icarl", "icarl (extra=1)"]
+
+
+def test_a_label_is_never_long(run):
+    configs = [
+        {"strategy": {"name": "icarl", **{f"key_{letter}": [index] * 40 for letter in "abcd"}}} for index in (1, 2)
+    ]
+    labels = sorted(rows(table([run(config=config) for config in configs])))
+    assert len(set(labels)) == 2 and all(len(label) <= 60 and label.endswith("…") for label in labels)
+
+
 # rows that are not ranked
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
+def test_a_run_without_any_result_is_a_footnote_and_makes_no_label(run, status):
+    nothing = {"accuracy_curve": [], "ledger": []}
+    other = {"strategy": {"name": "icarl", "temperature": 9}}
+    content = table([run(), *(run(seed=seed, status=status, results=nothing, config=other) for seed in (0, 1))])
+    assert list(rows(content)) == ["icarl"] and content.warnings == ()
+    assert content.footnotes == (f"No row, because no result yet: icarl {status} (2 runs).",)
+    assert content.footnotes[0] in content.to_text() and content.footnotes[0] in content.to_markdown()
+
+
+def test_runs_that_all_lack_results_are_a_table_without_sections(run):
+    content = table([run(status="failed", results={"accuracy_curve": []})])
+    assert content.sections == () and content.to_text() == "No row, because no result yet: icarl failed.\n"
+    assert content.to_csv() == "" and '"sections": []' in content.to_json()
 
 
 def test_exemplar_free_rows_below_the_limit_are_marked(run):

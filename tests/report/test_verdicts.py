@@ -40,8 +40,13 @@ def test_a_paired_test_that_holds_calls_a_winner():
 def test_a_difference_within_the_noise_has_no_winner_and_says_why():
     said = verdict("Avg", {"a": score(70.0, 75.0), "b": score(72.0, 72.0)})
     assert said.winner is None
-    assert said.text.startswith("Avg: no clear winner; a has the highest mean but is not surely ahead of b: 0.50")
-    assert said.text.endswith("(paired over 2 seeds, p = 0.87).")
+    why = "a has the highest mean, but with 2 seeds it is not surely ahead of b (0.50, p = 0.87)"
+    assert said.text == f"Avg: no clear winner; {why}."
+
+
+def test_only_the_closest_rival_is_named_where_none_wins():
+    said = verdict("Avg", {"a": score(70.0, 75.0), "b": score(72.0, 72.0), "c": score(60.0, 66.0)})
+    assert said.winner is None and "ahead of b (" in said.text and "nor" not in said.text
 
 
 def test_other_seeds_are_compared_by_intervals_that_must_not_overlap():

@@ -191,9 +191,6 @@ def test_under_the_surveys_convention_eleven_images_of_pixels_fit_beside_the_bac
     ]
 
 
-@pytest.mark.xfail(
-    reason="the dry run plans from all images seen; those not chosen are gone when quotas rise", strict=True
-)
 def test_the_bill_holds_where_the_limit_rises_faster_than_the_classes(learn):
     fixed = bytes_of("replay", STREAMS["toy"](), "now").limit - 12 * ITEM + 1
     budget = Budget(limits=[fixed + 4 * ITEM, fixed + 40 * ITEM, fixed + 72 * ITEM])

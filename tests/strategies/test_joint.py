@@ -89,3 +89,14 @@ def test_others_are_stopped_by_such_a_budget_and_the_callers_budget_stays_as_it_
     assert budget == Budget(limits=[1000])
     with pytest.raises(BudgetExceeded, match="without a single exemplar"):
         toy_run("replay", toy_stream(), tmp_path / "replay", budget=budget, recipe=ONE_STEP).execute()
+
+
+def test_it_trains_by_the_recipe_of_the_first_experience_every_time(tmp_path):
+    """A fresh network wants the length of a first training (specification 2.17)."""
+    from cil.engine.recipe import Recipe
+    from cil.testing import toy_run, toy_stream
+
+    recipe = Recipe(epochs=1, batch_size=50, first={"epochs": 3})
+    record = toy_run("joint", toy_stream(), tmp_path, recipe=recipe).execute()
+    epochs = [line["experience"] for line in record.lines() if line["kind"] == "epoch"]
+    assert [epochs.count(index) for index in range(3)] == [3, 3, 3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import mmap
+import os
 import sys
 import tempfile
 from contextlib import suppress
@@ -25,7 +26,7 @@ from cil.streams import Stream
 
 GLOBAL: list[Samples] = []
 SHARED = mmap.mmap(-1, 1 << 16)
-FILE = Path(tempfile.gettempdir()) / "cil-cheat.pt"
+FILE = Path(tempfile.gettempdir()) / f"cil-cheat-{os.getpid()}.pt"  # suites may run side by side
 
 
 class Honest(Replay):

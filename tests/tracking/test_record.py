@@ -34,6 +34,7 @@ def test_opening_again_goes_on_with_the_same_results(tmp_path):
     first = Record.open(tmp_path, IDENTITY, {"cores": 2})
     first.update({"accuracy_curve": [90.0]})
     first.set_status("interrupted")
+    first.close()
     again = Record.open(tmp_path, IDENTITY, {"cores": 8})
     assert (again.status, again.results, again.environment) == ("interrupted", {"accuracy_curve": [90.0]}, {"cores": 2})
 
