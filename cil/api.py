@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from cil.engine.dryrun import Bill, dry_run
+from cil.engine.learners import MakeFactory
 from cil.engine.recipe import Recipe
-from cil.engine.run import MakeFactory, Run
+from cil.engine.run import Run
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError
 from cil.memory import Budget

@@ -15,7 +15,7 @@ from cil import metrics
 from cil.api import networks
 from cil.engine.checkpoint import Checkpoints
 from cil.engine.evaluate import evaluate as count
-from cil.engine.run import Learners
+from cil.engine.learners import Learners
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, ResumeError, StreamError
 from cil.memory import Budget

@@ -6,8 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from copy import copy
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,19 +20,18 @@ from cil.engine.checkpoint import Checkpoints
 from cil.engine.dryrun import Bill, MakeLearner, check_bills, dry_run
 from cil.engine.evaluate import evaluate
 from cil.engine.fit import Cost, Fit
-from cil.engine.keys import generator, reseed
+from cil.engine.keys import reseed
+from cil.engine.learners import Learners, MakeFactory, all_evaluating
 from cil.engine.process import Stopped, in_child
 from cil.engine.recipe import Recipe
 from cil.engine.results import confusions, results_of
 from cil.engine.runtime import Runtime
-from cil.errors import BudgetExceeded, CilError, ConfigError, StateError, TrainingError
-from cil.memory import Budget, Entry, Flops, Ledger, State
-from cil.models import NetFactory, evaluating
-from cil.strategies import Desk, Strategy
-from cil.streams import Experience, Signature, Stream
+from cil.errors import BudgetExceeded, CilError, ConfigError, TrainingError
+from cil.memory import Budget, Entry, Flops, Ledger
+from cil.strategies import Strategy
+from cil.streams import Experience, Stream
 from cil.tracking import FileLogger, Loggers, Record, build_loggers
 
-MakeFactory = Callable[..., NetFactory]
 BOUNDARIES = ("inline", "process")
 
 
@@ -330,71 +328,6 @@ class Run:
                 signal.signal(number, handler)
 
 
-@dataclass
-class Learners:
-    """Makes learners from what was carried, and nothing else."""
-
-    make_learner: MakeLearner
-    make_factory: MakeFactory
-    budget: Budget
-    signatures: tuple[Signature, ...]
-    runtime: Runtime
-    seed: int
-
-    def rebuilt(self, index: int, state: State | None) -> Strategy:
-        """A fresh learner, grown to the structure after ``index`` experiences, holding ``state``."""
-        self.budget.experience = 0
-        reseed(self.seed, "build")
-        device = self.runtime.torch_device
-        learner = self.make_learner(self.make_factory(seed=self.seed, device=device), self.budget)
-        learner.desk = Desk(device, partial(generator, self.seed, "strategy", index), self.runtime.backward)
-        learner.to(device)
-        for past in range(index):
-            self.grow(learner, past)
-        if state is not None:
-            reseed(self.seed, "load", index)
-            with self.runtime.autocast(), all_evaluating(learner):
-                learner.load_state(as_structured(state, learner))
-            learner.to(device)
-        return learner
-
-    def grow(self, learner: Strategy, index: int) -> None:
-        """Structure for the classes of experience ``index``."""
-        self.budget.experience = index  # so that structure is the same whenever it is grown again
-        reseed(self.seed, "grow", index)
-        learner.grow(self.signatures[index])
-        learner.to(self.runtime.torch_device)
-
-    @torch.inference_mode()
-    def scores(self, learner: Strategy, images: Tensor) -> Tensor:
-        """What ``predict`` says, in evaluation mode."""
-        with self.runtime.autocast(), all_evaluating(learner):
-            return learner.predict(images)
-
-
-def as_structured(state: State, learner: Strategy) -> State:
-    """What ``learner`` may be given of a carried state: only what is charged.
-
-    Names, kinds and what the survey charges are not; they are those of a learner that was grown and saw no data.
-
-    Raises:
-        StateError: where a tensor has another name, shape or type than the structure gives it.
-    """
-    own, left = learner.state(), dict(state.tensors)
-    for name, memory in learner.memories().items():  # the one thing whose size depends on the data
-        keys = [key for key in memory.tensor_names if f"{name}.{key}" in left]
-        copy(memory).load({key: left.pop(f"{name}.{key}") for key in keys}, learner.image_shape)
-    ours, theirs = ({key: (t.shape, t.dtype) for key, t in held.items()} for held in (own.tensors, left))
-    odd = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-    if odd or state.references != own.references:
-        raise StateError(
-            f"{type(learner).__name__}: the state and the structure after grow differ in {', '.join(odd[:3])}"
-            f"{'' if odd else 'references to public weights'}; allocate in __init__ or grow, at its final size, all "
-            f"that is carried"
-        )
-    return State(state.tensors, own.kinds, state.meta, own.references, own.survey)
-
-
 class Clock:
     """Seconds of work, those before an interruption included."""
 
@@ -405,15 +338,6 @@ class Clock:
     def seconds(self) -> float:
         """So far."""
         return self._before + time.perf_counter() - self._began
-
-
-@contextmanager
-def all_evaluating(learner: Strategy) -> Iterator[None]:
-    """Evaluation mode for all modules that are kept; each gets its own mode back."""
-    with ExitStack() as stack:
-        for module in learner.modules():
-            stack.enter_context(evaluating(module))
-        yield
 
 
 def count_exemplars(learner: Strategy) -> int:

@@ -7,9 +7,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from cil.memory import State
-from cil.strategies.base import Desk, Phase, Progress, Strategy, find, reference_of, register
+from cil.strategies.base import Strategy, reference_of
+from cil.strategies.phase import Desk, Phase, Progress
+from cil.strategies.registry import find, register
 
-_NOT_METHODS = {"__init__", "base", "parts"}
+_NOT_METHODS = {"__init__", "base", "parts", "phase", "registry"}
 
 __all__ = ["Desk", "Phase", "Progress", "State", "Strategy", "built_in", "find", "names", "reference_of", "register"]
 

@@ -3,78 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from cil.data import Batch, Samples
-from cil.errors import ConfigError, NotKept, StateError, nearest
+from cil.errors import ConfigError, NotKept, StateError
 from cil.memory import Budget, Entry, ExemplarMemory, Reference, State, check_kind, encode_meta, tensor_bytes
 from cil.memory.ledger import TRAINING_KINDS, tensor_entry
 from cil.models import NetFactory
+from cil.strategies.phase import Desk, Phase, Progress
 from cil.streams import Experience, Signature
 
-Loss = Callable[[Batch], "Tensor | Mapping[str, Tensor]"]
 _META = (bool, int, float, str)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One stretch of training that the engine runs: data, loss, and what differs from the configured recipe.
-
-    Attributes:
-        name: For logs and snapshots.
-        data: What is drawn from. A mapping gives several streams; the first one sets the number of steps, and the
-            others are reachable by name in the batch (``batch.memory``).
-        loss: Batch to a scalar, or to named terms that are summed and logged.
-        parameters: What is optimised (parameters or groups); all that require a gradient where left out.
-        main: Whether ``trainer.epochs`` sets its length; a second stage says its own ``epochs``.
-        fresh: Whether it trains from fresh weights, so that what ``trainer.first`` says holds at every experience.
-        epochs, batch_size: In place of the recipe's.
-        lr, weight_decay: In place of the optimizer's.
-        milestones: In place of the schedule's: the learning rate is divided by ten at these epochs.
-        train_mode: Puts modules into training mode at the start of the phase; ``Strategy.train_mode`` if left out.
-    """
-
-    name: str
-    data: Samples | Mapping[str, Samples]
-    loss: Loss
-    parameters: Sequence[Any] | None = None
-    main: bool = True
-    fresh: bool = False
-    epochs: int | None = None
-    batch_size: int | None = None
-    lr: float | None = None
-    weight_decay: float | None = None
-    milestones: Sequence[int] | None = None
-    train_mode: Callable[[], None] | None = None
-
-
-@dataclass
-class Progress:
-    """Where training stands, for losses that need it."""
-
-    epoch: int = 0
-    epochs: int = 1
-    step: int = 0
-    steps: int = 1
-
-    @property
-    def share(self) -> float:
-        """Share of the phase that is done, in [0, 1]."""
-        return self.step / max(1, self.steps)
-
-
-@dataclass
-class Desk:
-    """What the engine lends a learner: its device, keyed generators and gradients. Not carried."""
-
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    generator: Callable[[str], torch.Generator] = lambda purpose: torch.Generator().manual_seed(0)
-    backward: Callable[[Tensor], None] = lambda loss: loss.backward()
 
 
 @dataclass(frozen=True)
@@ -460,40 +404,3 @@ def reference_of(module: nn.Module, tag: str) -> Reference:
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         size, numel = size + tensor_bytes(tensor), numel + tensor.numel()
     return Reference(tag, digest.hexdigest(), size, numel)
-
-
-# names --------------------------------------------------------------------------------------------------------------
-
-S = TypeVar("S", bound=type[Strategy])
-_STRATEGIES: dict[str, type[Strategy]] = {}
-
-
-def register(name: str) -> Callable[[S], S]:
-    """Make a strategy known by name. Other packages: entry points of the group ``cil.strategies``."""
-
-    def add(strategy: S) -> S:
-        strategy.name = name  # type: ignore[attr-defined]
-        _STRATEGIES[name] = strategy
-        return strategy
-
-    return add
-
-
-def find(name: str) -> type[Strategy]:
-    """The strategy of that name, built in or of a plugin.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    import cil.strategies
-
-    cil.strategies.load_built_in(name)
-    if name not in _STRATEGIES:
-        from importlib.metadata import entry_points
-
-        for point in entry_points(group="cil.strategies"):
-            if point.name == name:
-                register(name)(point.load())
-    if name not in _STRATEGIES:
-        raise ConfigError(f"no strategy '{name}' (key strategy); {nearest(name, cil.strategies.names())}")
-    return _STRATEGIES[name]

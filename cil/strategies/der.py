@@ -9,8 +9,9 @@ from torch import Tensor
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
 from cil.models import BranchingNet, LinearHead, NetFactory, weight_align
-from cil.strategies.base import Strategy, register
+from cil.strategies.base import Strategy
 from cil.strategies.parts import store_exemplars
+from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
 

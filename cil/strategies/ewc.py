@@ -9,8 +9,9 @@ from torch import Tensor
 from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory
-from cil.strategies.base import Strategy, register
+from cil.strategies.base import Strategy
 from cil.strategies.parts import new_class_cross_entropy, old_part, quadratic_penalty
+from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
 

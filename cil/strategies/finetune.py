@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from cil.data import Batch
-from cil.strategies.base import Strategy, register
+from cil.strategies.base import Strategy
 from cil.strategies.parts import new_class_cross_entropy
+from cil.strategies.registry import register
 
 
 @register("finetune")

@@ -9,8 +9,9 @@ from torch import Tensor
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory, State, class_means, unit
 from cil.models import GrowingNet, NetFactory, frozen_copy
-from cil.strategies.base import Strategy, register
+from cil.strategies.base import Strategy
 from cil.strategies.parts import distillation, features, store_exemplars
+from cil.strategies.registry import register
 from cil.streams import Experience
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory
-from cil.strategies.base import Phase, Strategy, register
+from cil.strategies.base import Strategy
+from cil.strategies.phase import Phase
+from cil.strategies.registry import register
 from cil.streams import Experience
 
 

@@ -7,8 +7,9 @@ from torch import Tensor
 from cil.data import Batch
 from cil.memory import Budget
 from cil.models import GrowingNet, NetFactory, frozen_copy
-from cil.strategies.base import Strategy, register
+from cil.strategies.base import Strategy
 from cil.strategies.parts import distillation, new_class_cross_entropy
+from cil.strategies.registry import register
 from cil.streams import Experience
 
 

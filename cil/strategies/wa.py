@@ -9,8 +9,9 @@ from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
 from cil.models import GrowingNet, NetFactory, frozen_copy, weight_align
-from cil.strategies.base import Strategy, register
+from cil.strategies.base import Strategy
 from cil.strategies.parts import distillation, store_exemplars
+from cil.strategies.registry import register
 from cil.streams import Experience
 
 

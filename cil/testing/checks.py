@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from cil.engine.checkpoint import read_tensors
+from cil.engine.learners import Learners
 from cil.engine.recipe import Recipe
-from cil.engine.run import Learners, Run
+from cil.engine.run import Run
 from cil.errors import BudgetExceeded, CilError, ContractError
 from cil.memory import Budget, State, encode_meta, tensor_bytes
 from cil.strategies import Strategy, find

@@ -12,8 +12,8 @@ import torch
 from toys import SHAPE, Acting, Interrupt, Learner, Rehearse, plain, small_run, small_stream
 
 from cil.api import plan
+from cil.engine.learners import as_structured
 from cil.engine.recipe import Recipe
-from cil.engine.run import as_structured
 from cil.engine.runtime import Runtime
 from cil.errors import BudgetExceeded, ConfigError, ContractError, ResumeError, StateError, TrainingError
 from cil.memory import Budget, State

@@ -330,7 +330,7 @@ def test_an_unknown_name_is_refused_with_the_nearest():
 
 
 def test_a_registered_strategy_is_found(monkeypatch):
-    monkeypatch.setattr("cil.strategies.base._STRATEGIES", {})
+    monkeypatch.setattr("cil.strategies.registry._STRATEGIES", {})
     assert find(register("probe")(Probe).name) is Probe
 
 

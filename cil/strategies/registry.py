@@ -1,0 +1,43 @@
+"""Strategies by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from cil.errors import ConfigError, nearest
+from cil.strategies.base import Strategy
+
+S = TypeVar("S", bound=type[Strategy])
+_STRATEGIES: dict[str, type[Strategy]] = {}
+
+
+def register(name: str) -> Callable[[S], S]:
+    """Make a strategy known by name. Other packages: entry points of the group ``cil.strategies``."""
+
+    def add(strategy: S) -> S:
+        strategy.name = name  # type: ignore[attr-defined]
+        _STRATEGIES[name] = strategy
+        return strategy
+
+    return add
+
+
+def find(name: str) -> type[Strategy]:
+    """The strategy of that name, built in or of a plugin.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    import cil.strategies
+
+    cil.strategies.load_built_in(name)
+    if name not in _STRATEGIES:
+        from importlib.metadata import entry_points
+
+        for point in entry_points(group="cil.strategies"):
+            if point.name == name:
+                register(name)(point.load())
+    if name not in _STRATEGIES:
+        raise ConfigError(f"no strategy '{name}' (key strategy); {nearest(name, cil.strategies.names())}")
+    return _STRATEGIES[name]
