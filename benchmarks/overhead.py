@@ -36,7 +36,7 @@ from cil.strategies import find
 from cil.streams import Stream, class_incremental
 from cil.tracking import Record
 
-SIZES = {"resnet32": (100, 2, 128), "smallconv": (200, 8, 32)}  # training images of a class, epochs, images a batch
+SIZES = {"resnet32": (100, 4, 128), "smallconv": (200, 16, 32)}  # training images of a class, epochs, images a batch
 CLASSES, EXPERIENCES, EXEMPLARS, TEST = 5, 2, 100, 50
 
 

@@ -73,7 +73,8 @@ class Runtime:
             import logging
             import warnings
 
-            logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+            for name in ("lightning.fabric", "lightning_fabric"):
+                logging.getLogger(name).setLevel(logging.ERROR)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 from lightning_fabric import Fabric

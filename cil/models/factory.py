@@ -65,8 +65,8 @@ class NetFactory:
     def __call__(self, head: str | Callable[[int], Head] | None = None) -> GrowingNet:
         """A fresh network without outputs; ``head`` in place of the configured one for methods that need their own."""
         make_head = self._head if head is None else _head_maker(head)
-        backbone = self.backbone()
-        return GrowingNet(backbone, make_head(self.feature_dim), self.normalise()).to(self._device)
+        backbone: Any = self.backbone()
+        return GrowingNet(backbone, make_head(backbone.feature_dim), self.normalise()).to(self._device)
 
     def branching(self) -> BranchingNet:
         """A network without branches; each ``add_branch`` makes a fresh backbone."""
@@ -80,10 +80,10 @@ class NetFactory:
 
     def normalise(self) -> nn.Module:
         """The first step of every network of this factory."""
-        template: Any = self.template
         statistics = self._statistics
-        if statistics is None and getattr(template, "mean", None) is not None:
-            statistics = (template.mean, template.std)
+        if statistics is None:
+            template: Any = self.template
+            statistics = None if getattr(template, "mean", None) is None else (template.mean, template.std)
         return nn.Identity() if statistics is None else Normalise(*statistics).to(self._device)
 
     @cached_property
