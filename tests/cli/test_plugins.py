@@ -8,7 +8,7 @@ import pytest
 
 from cil.cli import names
 from cil.cli.compose import compose
-from cil.strategies import base
+from cil.strategies import registry
 
 CODE = '''
 from torch.nn import functional as F
@@ -46,7 +46,7 @@ def acme(tmp_path, monkeypatch):
     names.plugin_points.cache_clear()
     yield
     names.plugin_points.cache_clear()
-    base._STRATEGIES.pop("bare", None)
+    registry._STRATEGIES.pop("bare", None)
     sys.modules.pop("acme_one", None)
 
 
