@@ -47,9 +47,10 @@ def images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(0, 256, (len(labels), 3, 32, 32), dtype=torch.uint8, generator=generator), labels
 
 
-def make_work(net: str, precision: str) -> raw.Work:
+def make_work(net: str, precision: str, epochs: int | None = None) -> raw.Work:
     """The work of one run."""
-    count, epochs, batch = SIZES[net]
+    count, usual, batch = SIZES[net]
+    epochs = epochs or usual
     return raw.Work(
         images(count, 0), images(TEST, 1), CLASSES, EXPERIENCES, epochs, batch, EXEMPLARS, bf16=precision == "bf16"
     )
@@ -84,9 +85,9 @@ def framework(work: raw.Work, stream: Stream, method: str, net: str, folder: Pat
     ).execute()  # fmt: skip
 
 
-def pairs(net: str, method: str, precision: str, count: int) -> tuple[list[float], float]:
+def pairs(net: str, method: str, precision: str, count: int, epochs: int | None) -> tuple[list[float], float]:
     """Ratios of CPU seconds, framework to raw loop, and the milliseconds of a raw step."""
-    work = make_work(net, precision)
+    work = make_work(net, precision, epochs)
     stream = make_stream(work)
     ratios, step = [], 0.0
     for number in range(count + 1):  # the first pair warms up
@@ -142,13 +143,14 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
     parser.add_argument("--method", nargs="+", default=["finetune", "replay", "icarl"])
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=None, help="of an experience; short by default: 4 or 16")
     parser.add_argument("--parts", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     for net in given.net:
         for precision in given.precision:
             for method in given.method:
-                ratios, step = pairs(net, method, precision, given.pairs)
+                ratios, step = pairs(net, method, precision, given.pairs, given.epochs)
                 each = " ".join(f"{ratio:.3f}" for ratio in ratios)
                 print(f"{net} {precision} {method:9s} median {statistics.median(ratios):.3f}  [{each}]  "
                       f"raw: {step:.1f} ms a step", flush=True)  # fmt: skip

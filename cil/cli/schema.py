@@ -23,12 +23,13 @@ def whole(least: int, none: bool = False) -> Rule:
     return rule
 
 
-def above_zero(none: bool = False) -> Rule:
-    """A number greater than 0."""
-    said = f"it must be a number above 0{', or null' if none else ''}"
+def above_zero(none: bool = False, zero: bool = False) -> Rule:
+    """A number greater than 0, or 0 where ``zero`` says so."""
+    said = f"it must be a number {'of 0 or more' if zero else 'above 0'}{', or null' if none else ''}"
 
     def rule(value: Any) -> str | None:
-        allowed = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        allowed = number and (0 < value < float("inf") or (zero and value == 0))
         return None if allowed or (none and value is None) else said
 
     return rule
@@ -56,6 +57,13 @@ def limits(value: Any) -> str | None:
     return None if allowed else "it must be a positive number of bytes, or a list of them, one for each experience"
 
 
+def milestones(value: Any) -> str | None:
+    """Epochs, or shares of the epochs, where a learning rate falls."""
+    each = above_zero()
+    allowed = value is None or (isinstance(value, list) and all(each(item) is None for item in value))
+    return None if allowed else "it must be a list of epochs, or of shares of the epochs below 1, or null"
+
+
 def points(value: Any) -> str | None:
     """A list of positive numbers."""
     allowed = value is None or (isinstance(value, list) and value and all(whole(1)(item) is None for item in value))
@@ -78,6 +86,10 @@ KEYS: dict[str, Rule] = {
     "trainer.accumulate": whole(1),
     "trainer.first.epochs": whole(1, none=True),
     "trainer.first.batch_size": whole(1, none=True),
+    "trainer.first.lr": above_zero(none=True),
+    "trainer.first.weight_decay": above_zero(none=True, zero=True),
+    "trainer.first.milestones": milestones,
+    "trainer.first.schedule": one_of("constant", "cosine", None),
     "trainer.snapshot_minutes": above_zero(none=True),
     "trainer.snapshot_steps": whole(1, none=True),
     "trainer.log_every": whole(1),

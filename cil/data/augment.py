@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from cil.data.crops import crop_resized
 from cil.data.samples import to_float
 from cil.errors import ConfigError, ShapeError
 
@@ -22,6 +23,8 @@ class Augment:
         crop_padding: Zero pixels added at each side before a crop of the old size: (2 p + 1)^2 equally likely places.
         flip: Mirror left and right with probability 1/2.
         brightness: b multiplies an image by one factor from U[max(0, 1 - b), 1 + b]; what exceeds 1 becomes 1.
+        resized_crop: First a random part (see ``crop_box``), resized to the whole: of files while they are decoded, of
+            stored images (exemplars of a stream of files) as a batch.
 
     Raises:
         ConfigError: where an argument is negative or no number.
@@ -34,14 +37,16 @@ class Augment:
     crop_padding: int = 0
     flip: bool = False
     brightness: float = 0.0
+    resized_crop: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.crop_padding, bool) or not isinstance(self.crop_padding, int) or self.crop_padding < 0:
             raise ConfigError(
                 f"stream.augment.crop_padding is {self.crop_padding!r}; it must be a whole number >= 0 (pixels)"
             )
-        if not isinstance(self.flip, bool):
-            raise ConfigError(f"stream.augment.flip is {self.flip!r}; it must be true or false")
+        for name in ("flip", "resized_crop"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"stream.augment.{name} is {getattr(self, name)!r}; it must be true or false")
         if not isinstance(self.brightness, int | float) or not 0 <= self.brightness < float("inf"):
             raise ConfigError(
                 f"stream.augment.brightness is {self.brightness!r}; it must be a number >= 0 (63/255 = 0.247)"
@@ -70,6 +75,8 @@ class Augment:
             raise ShapeError(f"pixels must be uint8 (N, C, H, W), not {pixels.dtype} {tuple(pixels.shape)}")
         if self.is_identity:
             return lambda rows, generator: to_float(pixels[rows.to(pixels.device)])
+        if self.resized_crop:
+            return lambda rows, generator: self._of_parts(pixels[rows.to(pixels.device)], generator)
         device, (channels, height, width) = pixels.device, pixels.shape[1:]
         padded_height, padded_width = height + 2 * self.crop_padding, width + 2 * self.crop_padding
         entry_bytes = 4 if channels == 3 else channels  # a colour pixel is one 32-bit entry, its last byte unused
@@ -94,6 +101,14 @@ class Augment:
     def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Augment one batch: (n, C, H, W) uint8 to float in [0, 1], with the draws that ``bind`` would make."""
         return self.bind(pixels)(torch.arange(len(pixels), device=pixels.device), generator)
+
+    def _of_parts(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        draws = torch.rand(len(pixels), 4, generator=generator, device=generator.device)
+        return self.uncropped()(crop_resized(pixels, draws), generator)
+
+    def uncropped(self) -> Augment:
+        """What is left to do once parts were cut out and resized."""
+        return replace(self, resized_crop=False)
 
     def _draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Corner (2, n) of the crop, mirror (n,) bool, brightness factor (n,); always the same number of draws."""

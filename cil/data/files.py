@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cil.data.crops import crop_box
 from cil.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ class FileStore:
     """Image files as a store of samples.
 
     The evaluation view is an image whose shorter side became ``shorter`` pixels, and the centre of it. The training
-    view is a random part of 8 to 100 % of the area with sides 3:4 to 4:3, resized; flips and brightness are the
-    stream's ``augment``.
+    view is a random part (``crop_box``) of the file, resized; flips and brightness are the stream's ``augment``.
 
     Args:
         paths: One file an image.
@@ -43,8 +42,7 @@ class FileStore:
 
     Source:
         Evaluation view: the survey of Zhou et al. 2024, section 1.4 of its protocol; equal to torchvision's Resize and
-        CenterCrop. Training view: Szegedy et al. 2015 (random resized crop). Departure: sides that leave the picture
-        are cut to it instead of being drawn again, so that each image takes four draws.
+        CenterCrop.
     """
 
     in_memory = False
@@ -76,14 +74,12 @@ class FileStore:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             return self._stack(len(rows), pool.map(self._evaluation_view, rows.tolist()))
 
-    def training_pixels(self, rows: Tensor, draws: Tensor | None) -> Tensor:
-        """Training view by ``draws`` (n, 4) in [0, 1): area, ratio of sides, left, top; without draws as ``pixels``.
+    def training_pixels(self, rows: Tensor, draws: Tensor) -> Tensor:
+        """Training view by ``draws`` (n, 4) in [0, 1): area, ratio of sides, left, top.
 
         Raises:
             DataError: for a file that is no readable image, naming it.
         """
-        if draws is None:
-            return self.pixels(rows)
         pairs = zip(rows.tolist(), draws.tolist(), strict=True)
         return self._stack(len(rows), (self._training_view(row, own) for row, own in pairs))
 
@@ -126,12 +122,7 @@ class FileStore:
 
     def _training_view(self, row: int, draws: Sequence[float]) -> Image:
         def view(image: Image) -> Image:
-            area = image.width * image.height * (0.08 + 0.92 * draws[0])
-            ratio = math.exp((2 * draws[1] - 1) * math.log(4 / 3))  # width to height
-            width = min(image.width, max(1, round(math.sqrt(area * ratio))))
-            height = min(image.height, max(1, round(math.sqrt(area / ratio))))
-            left = int(draws[2] * (image.width - width + 1))
-            top = int(draws[3] * (image.height - height + 1))
+            left, top, width, height = crop_box(image.width, image.height, draws)
             # not resize(box=...), which lets in a little of what lies around the box
             part = image.crop((left, top, left + width, top + height))
             return part.resize((self.size, self.size), _BILINEAR)

@@ -16,7 +16,7 @@ from cil.data.samples import ArrayStore, Samples
 from cil.errors import DataError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_FLIP = Augment(flip=True)
+_FLIP, _FILES = Augment(flip=True), Augment(flip=True, resized_crop=True)
 
 
 @register_dataset("folder")
@@ -46,7 +46,7 @@ def tiny_imagenet(root: Path, path: str | Path = "tiny_imagenet", size: int = 64
     flips; otherwise they are decoded when needed and augmented by random resized crops and flips.
     """
     where = _find(path, root)
-    augment = Augment(crop_padding=size // 8, flip=True) if in_memory else _FLIP
+    augment = Augment(crop_padding=size // 8, flip=True) if in_memory else _FILES
     return _from_folders(
         "tiny_imagenet",
         root,
@@ -64,7 +64,7 @@ def tiny_imagenet(root: Path, path: str | Path = "tiny_imagenet", size: int = 64
 @register_dataset("imagenet1000")
 def imagenet1000(root: Path, path: str | Path = "imagenet1000", size: int = 224) -> Dataset:
     """ImageNet (ILSVRC 2012): 1000 classes; labels are the alphabetical order of the WordNet folders."""
-    where, augment = _find(path, root), Augment(flip=True, brightness=63 / 255)
+    where, augment = _find(path, root), Augment(flip=True, brightness=63 / 255, resized_crop=True)
     return _from_folders(
         "imagenet1000", root, where, ("val", "test"), size, augment=augment, mean=IMAGENET_MEAN, std=IMAGENET_STD
     )
@@ -114,7 +114,7 @@ def _from_folders(
     *,
     in_memory: bool = False,
     names: Sequence[str] | None = None,
-    augment: Augment = _FLIP,
+    augment: Augment | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Dataset:
@@ -137,7 +137,16 @@ def _from_folders(
         return Samples(store, torch.tensor(labels))
 
     train, test = samples(*train_files), samples(*test_files)
-    return Dataset(name, train, test, names, mean=mean, std=std, augment=augment, source=str(where))
+    return Dataset(
+        name,
+        train,
+        test,
+        names,
+        mean=mean,
+        std=std,
+        augment=augment or (_FLIP if in_memory else _FILES),
+        source=str(where),
+    )
 
 
 def _find(path: str | Path, root: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cil.data.crops import crop_resized
 from cil.errors import DataError, ShapeError
 
 
@@ -26,8 +27,8 @@ class Store(Protocol):
         """Evaluation view of ``rows``: (n, C, H, W) uint8."""
         ...
 
-    def training_pixels(self, rows: Tensor, draws: Tensor | None) -> Tensor:
-        """Training view: as ``pixels``, but files may be cropped while decoding, by ``draws`` (n, 4) in [0, 1)."""
+    def training_pixels(self, rows: Tensor, draws: Tensor) -> Tensor:
+        """Training view of ``augment.resized_crop``: random parts (``crop_box``) by ``draws`` (n, 4) in [0, 1)."""
         ...
 
     def take(self, rows: Tensor) -> Store:
@@ -56,8 +57,8 @@ class ArrayStore:
     def pixels(self, rows: Tensor) -> Tensor:
         return self.tensor[rows.to(self.tensor.device)]
 
-    def training_pixels(self, rows: Tensor, draws: Tensor | None) -> Tensor:
-        return self.pixels(rows)
+    def training_pixels(self, rows: Tensor, draws: Tensor) -> Tensor:
+        return crop_resized(self.pixels(rows), draws)
 
     def take(self, rows: Tensor) -> ArrayStore:
         return ArrayStore(self.pixels(rows))  # indexing copies

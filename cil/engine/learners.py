@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from cil.data import Augment
 from cil.engine.dryrun import MakeLearner
 from cil.engine.keys import generator, reseed
 from cil.engine.runtime import Runtime
@@ -33,6 +34,7 @@ class Learners:
     signatures: tuple[Signature, ...]
     runtime: Runtime
     seed: int
+    augment: Augment = field(default_factory=Augment)
 
     def rebuilt(self, index: int, state: State | None) -> Strategy:
         """A fresh learner, grown to the structure after ``index`` experiences, holding ``state``."""
@@ -40,7 +42,9 @@ class Learners:
         reseed(self.seed, "build")
         device = self.runtime.torch_device
         learner = self.make_learner(self.make_factory(seed=self.seed, device=device), self.budget)
-        learner.desk = Desk(device, partial(generator, self.seed, "strategy", index), self.runtime.backward)
+        learner.desk = Desk(
+            device, partial(generator, self.seed, "strategy", index), self.runtime.backward, self.augment
+        )
         learner.to(device)
         for past in range(index):
             self.grow(learner, past)

@@ -85,16 +85,20 @@ class Loader:
                 yield self._decoded(*waiting.popleft())
 
     def _decode(self, rows: Tensor, draws: Tensor) -> Tensor:
+        """Pixels of the training view: random parts of files, and of images that are stored beside them."""
         picked = self.samples[rows]
         chunks, start = [], 0
         for store, own in picked.parts:
-            chunks.append(store.training_pixels(own, draws[start : start + len(own)]))
+            if self.augment.resized_crop:
+                chunks.append(store.training_pixels(own, draws[start : start + len(own)]))
+            else:
+                chunks.append(store.pixels(own))
             start += len(own)
         return torch.cat(chunks)
 
     def _decoded(self, rows: Tensor, generator: torch.Generator, future: Future[Tensor]) -> Batch:
         pixels = future.result().to(self.device, non_blocking=True)
-        return self._batch(rows.to(self.device), self.augment(pixels, generator), lambda: pixels)
+        return self._batch(rows.to(self.device), self.augment.uncropped()(pixels, generator), lambda: pixels)
 
     def _batch(self, rows: Tensor, images: Tensor, fetch: Callable[[], Tensor]) -> Batch:
         return Batch(

@@ -54,6 +54,10 @@ def multistep(
     return _with_warmup(optimizer, rest, warmup, warmup_factor)
 
 
+SCHEDULES: dict[str, MakeSchedule] = {"constant": constant, "cosine": cosine}
+FIRST = ("epochs", "batch_size", "lr", "weight_decay", "milestones", "schedule")  # what a phase may say of itself
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The configured way to train a phase.
@@ -66,7 +70,8 @@ class Recipe:
         max_steps: Optimizer steps a phase at most; None for no cap.
         clip_norm: Gradients are scaled down to this norm; None for no clipping.
         accumulate: Batches whose gradients are summed into one step.
-        first: What differs in the first experience (``epochs``, ``batch_size``).
+        first: What differs in the first experience: ``epochs``, ``batch_size``, ``lr``, ``weight_decay``,
+            ``milestones``, ``schedule``, as of a ``Phase``.
         snapshot_minutes, snapshot_steps: How often training is saved inside a phase.
         log_every: Steps between two lines of the log.
     """
@@ -91,21 +96,29 @@ class Recipe:
                 raise ConfigError(f"trainer.{name} is {getattr(self, name)}; it must be 1 or more")
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"trainer.max_steps is {self.max_steps}; it must be 1 or more, or null")
-        unknown = set(self.first) - {"epochs", "batch_size"}
+        unknown = set(self.first) - set(FIRST)
         if unknown:
-            raise ConfigError(f"trainer.first has no key {sorted(unknown)}; it has: epochs, batch_size")
+            raise ConfigError(f"trainer.first has no key {sorted(unknown)}; it has: {', '.join(FIRST)}")
+        if self.first.get("schedule") not in (None, *SCHEDULES):
+            raise ConfigError(
+                f"trainer.first.schedule is '{self.first['schedule']}'; allowed: {', '.join(SCHEDULES)}, null"
+            )
 
     def of(self, phase: Phase, index: int) -> Recipe:
         """The recipe of one phase of experience ``index``: what the phase says goes before what is configured."""
-        own: dict[str, Any] = {}
-        if index == 0 or phase.fresh:
-            own |= {name: value for name, value in self.first.items() if value is not None}
         if not phase.main and phase.epochs is None:
             raise ConfigError(f"phase '{phase.name}' is not a main one, so it must say its epochs")
-        own |= {name: getattr(phase, name) for name in ("epochs", "batch_size") if getattr(phase, name) is not None}
-        if phase.lr is not None or phase.weight_decay is not None:
-            given = {"lr": phase.lr, "weight_decay": phase.weight_decay}
-            own["optimizer"] = partial(self.optimizer, **{key: v for key, v in given.items() if v is not None})
-        if phase.milestones is not None:
-            own["scheduler"] = partial(multistep, milestones=tuple(phase.milestones))
+        said = {name: getattr(phase, name) for name in FIRST if getattr(phase, name) is not None}
+        first = self.first if phase.main and (index == 0 or phase.fresh) else {}
+        if said.keys() & {"milestones", "schedule"}:  # either is a whole schedule
+            first = {name: value for name, value in first.items() if name not in ("milestones", "schedule")}
+        given = {name: value for name, value in {**first, **said}.items() if value is not None}
+        own: dict[str, Any] = {name: given[name] for name in ("epochs", "batch_size") if name in given}
+        terms = {name: given[name] for name in ("lr", "weight_decay") if name in given}
+        if terms:
+            own["optimizer"] = partial(self.optimizer, **terms)
+        if "schedule" in given:
+            own["scheduler"] = SCHEDULES[given["schedule"]]
+        if "milestones" in given:
+            own["scheduler"] = partial(multistep, milestones=tuple(given["milestones"]))
         return replace(self, **own)

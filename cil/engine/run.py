@@ -83,7 +83,13 @@ class Run:
         self.budget = replace(self.budget)  # its own: the run sets which boundary is next
         self.checkpoints = Checkpoints(Path(self.run_dir), self.keep)
         self.learners = Learners(
-            self.make_learner, self.make_factory, self.budget, self.stream.signatures, self.runtime, self.seed
+            self.make_learner,
+            self.make_factory,
+            self.budget,
+            self.stream.signatures,
+            self.runtime,
+            self.seed,
+            self.stream.augment,
         )
         self._stop = False
         self._clock = Clock()

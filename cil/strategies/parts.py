@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.data import Samples
+from cil.data import Batch, Samples
 from cil.models import extract
 from cil.strategies.base import Strategy
 from cil.streams import Experience
@@ -52,6 +52,28 @@ def store_exemplars(learner: Strategy, experience: Experience) -> None:
         quota = budget.exemplar_slots(learner) // max(1, learner.num_classes)
         generator = learner.generator(f"select:{name}")
         memory.rebuild(experience.train, quota, lambda samples: features(learner, samples), generator, capacity)
+
+
+def draw(learner: Strategy, samples: Samples, count: int, purpose: str) -> Batch | None:
+    """A training batch of ``count`` samples at most, drawn without replacement; None where there are none.
+
+    The draw is keyed by purpose and step, so that it may be made in ``loss``: what is drawn from may have changed in
+    the step before, as an online memory does.
+    """
+    if not len(samples):
+        return None
+    generator = learner.generator(f"{purpose}:{learner.progress.step}")
+    rows = torch.randperm(len(samples), generator=generator)[:count]
+    part = samples[rows]
+    pixels = part.pixels.to(learner.device)
+    return Batch(
+        learner.desk.augment(pixels, generator),
+        part.slots.to(learner.device),
+        None if part.targets is None else part.targets.to(learner.device),
+        lambda: pixels,
+        rows,
+        {name: values.to(learner.device) for name, values in part.extras.items()},
+    )
 
 
 def features(learner: Strategy, samples: Samples) -> Tensor:

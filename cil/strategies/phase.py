@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from cil.data import Batch, Samples
+from cil.data import Augment, Batch, Samples
 
 Loss = Callable[[Batch], "Tensor | Mapping[str, Tensor]"]
 
@@ -29,6 +29,7 @@ class Phase:
         epochs, batch_size: In place of the recipe's.
         lr, weight_decay: In place of the optimizer's.
         milestones: In place of the schedule's: the learning rate is divided by ten at these epochs.
+        schedule: In place of the configured one: ``constant`` or ``cosine``.
         train_mode: Puts modules into training mode at the start of the phase; ``Strategy.train_mode`` if left out.
     """
 
@@ -43,6 +44,7 @@ class Phase:
     lr: float | None = None
     weight_decay: float | None = None
     milestones: Sequence[int] | None = None
+    schedule: Literal["constant", "cosine"] | None = None
     train_mode: Callable[[], None] | None = None
 
 
@@ -63,8 +65,9 @@ class Progress:
 
 @dataclass
 class Desk:
-    """What the engine lends a learner: its device, keyed generators and gradients. Not carried."""
+    """What the engine lends a learner: its device, keyed generators, gradients, augmentation. Not carried."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     generator: Callable[[str], torch.Generator] = lambda purpose: torch.Generator().manual_seed(0)
     backward: Callable[[Tensor], None] = lambda loss: loss.backward()
+    augment: Augment = field(default_factory=Augment)

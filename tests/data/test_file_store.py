@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cil.data import ArrayStore
 from cil.data.files import FileStore
 from cil.errors import ConfigError, DataError
 
@@ -61,9 +62,16 @@ def test_the_training_view_of_the_whole_area_is_the_resized_image(quarters):
     assert image[3, 3] == 40
 
 
-def test_without_draws_the_training_view_is_the_evaluation_view(pictures):
-    store, rows = FileStore(pictures, size=8), torch.tensor([2, 0])
-    assert torch.equal(store.training_pixels(rows, None), store.pixels(rows))
+def test_parts_of_a_stored_image_are_those_of_its_file(tmp_path, write_image):
+    """An exemplar is kept as the evaluation view; where that is the file itself, its training views are the file's."""
+    smooth = (128 + 120 * np.sin(np.arange(24 * 24).reshape(24, 24) / 90)).astype(np.uint8)
+    files = FileStore([str(write_image(tmp_path / "smooth.png", smooth))], size=24, channels=1, shorter=24)
+    rows = torch.zeros(50, dtype=torch.int64)
+    draws = torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
+    stored = ArrayStore(files.pixels(rows)).training_pixels(torch.arange(50), draws)
+    decoded = files.training_pixels(rows, draws)
+    assert (stored.int() - decoded.int()).abs().max() <= 1  # two ways to round
+    assert len(decoded.flatten(1).unique(dim=0)) > 40
 
 
 def test_all_draws_give_images_of_the_wanted_size(pictures):

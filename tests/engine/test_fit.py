@@ -273,7 +273,8 @@ def test_learning_rate_decay_and_milestones_of_a_phase_replace_those_of_the_reci
         ({"batch_size": 0}, "trainer.batch_size is 0"),
         ({"accumulate": 0}, "trainer.accumulate is 0"),
         ({"max_steps": 0}, "trainer.max_steps is 0; it must be 1 or more, or null"),
-        ({"first": {"lr": 1}}, "trainer.first has no key ['lr']; it has: epochs, batch_size"),
+        ({"first": {"rate": 1}}, "trainer.first has no key ['rate']; it has: epochs, batch_size, lr, weight_decay"),
+        ({"first": {"schedule": "linear"}}, "trainer.first.schedule is 'linear'; allowed: constant, cosine, null"),
     ],
 )
 def test_a_recipe_that_cannot_be_followed_is_refused(given, says):

@@ -194,7 +194,8 @@ def test_crops_of_files_are_those_of_the_step(tmp_path):
     ramp.putdata(list(range(256)))
     ramp.save(path)
     samples = Samples(FileStore([str(path)] * 8, 4, channels=1), torch.arange(8))
-    once, again, later = ([b.images for b in _phase(samples, 4).epoch(epoch)] for epoch in (0, 0, 1))
+    crops = Augment(resized_crop=True)
+    once, again, later = ([b.images for b in _phase(samples, 4, crops).epoch(epoch)] for epoch in (0, 0, 1))
     assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
     assert not any(torch.equal(one, other) for one, other in zip(once, later, strict=True))
     assert not torch.equal(once[0][0], once[0][1])  # each image has a crop of its own
@@ -211,3 +212,35 @@ def test_a_file_that_is_no_image_stops_the_epoch_and_is_named(files, tmp_path):
     (tmp_path / "7.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"7\.png cannot be read as an image"):
         list(_phase(files, 5).epoch(0))
+
+
+# parts of files and of what is stored of them -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def half_file_half_stored(tmp_path):
+    """Samples of one file beside a stored copy of it, left half black and right half white."""
+    image = Image.new("L", (16, 16))
+    image.paste(255, (8, 0, 16, 16))
+    image.save(tmp_path / "halves.png")
+    files = FileStore([str(tmp_path / "halves.png")] * 30, size=16, channels=1, shorter=16)
+    slots = torch.zeros(30, dtype=torch.int64)
+    return Samples(files, slots) + Samples.from_arrays(files.pixels(torch.arange(30)), slots + 1)
+
+
+def test_exemplars_of_a_stream_of_files_are_cropped_as_new_files_are(half_file_half_stored):
+    augment = Augment(resized_crop=True)
+    means = {0: [], 1: []}
+    for batch in _phase(half_file_half_stored, 20, augment).epoch(0):
+        for slot, image in zip(batch.slots.tolist(), batch.images, strict=True):
+            means[slot].append(image.mean().item())
+    for found in means.values():
+        assert len(found) == 30 and sum(abs(mean - 0.5) > 0.05 for mean in found) > 15
+    alone = half_file_half_stored[half_file_half_stored.slots == 1]
+    views = torch.cat([batch.images for batch in _phase(alone, 20, augment).epoch(0)])
+    assert ((views.mean((1, 2, 3)) - 0.5).abs() > 0.05).sum() > 15
+
+
+def test_without_resized_crops_files_and_stored_images_are_seen_whole(half_file_half_stored):
+    for batch in _phase(half_file_half_stored, 20).epoch(0):
+        assert torch.equal(batch.images, half_file_half_stored[batch.rows.tolist()].images)
