@@ -253,6 +253,26 @@ def test_what_a_phase_says_goes_before_the_first_experience_which_goes_before_th
     assert lengths(0, main=False, epochs=7) == (7, 8)
 
 
+def test_the_first_experience_may_have_its_own_rate_decay_and_schedule():
+    recipe = Recipe(epochs=4, first={"lr": 1.0, "weight_decay": 0.0, "milestones": [1], "schedule": None})
+    data = some_samples(2)
+
+    def rates(index, **own):
+        found = recipe.of(Phase("main", data, lambda batch: batch, **own), index)
+        optimizer = found.optimizer([torch.nn.Parameter(torch.zeros(1))])
+        schedule, seen = found.scheduler(optimizer, found.epochs), []
+        for _ in range(3):
+            seen.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        return optimizer.param_groups[0]["weight_decay"], seen
+
+    assert rates(0) == (0.0, pytest.approx([1, 0.1, 0.1]))
+    assert rates(0, schedule="constant") == (0.0, [1, 1, 1])  # what a phase says of its schedule is all of it
+    assert rates(0, main=False, epochs=4) == rates(1) == (5e-4, pytest.approx([0.1, 0.0853553, 0.05]))
+    assert rates(1, fresh=True, lr=2.0) == (0.0, pytest.approx([2, 0.2, 0.2]))
+
+
 def test_learning_rate_decay_and_milestones_of_a_phase_replace_those_of_the_recipe():
     recipe = Recipe(optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.5, weight_decay=1e-3))
     phase = Phase("late", some_samples(2), lambda batch: batch, lr=0.02, weight_decay=0.0, milestones=[1])

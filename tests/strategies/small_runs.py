@@ -22,8 +22,9 @@ from cil.testing import toy_stream, uneven_stream
 from cil.testing.toy import toy_dataset, toy_factory
 from cil.tracking import Record
 
-REHEARSAL = ("replay", "icarl", "wa", "der")
-DISTILLING = ("lwf", "icarl", "wa")
+LINEAR = ("finetune", "joint", "replay", "lwf", "ewc", "icarl", "wa", "der")  # one plain network, and cross-entropy
+REHEARSAL = ("replay", "icarl", "wa", "der")  # whose ``memory`` has floor(M / C) herded exemplars of each class
+DISTILLING = ("lwf", "icarl", "wa")  # whose ``teacher`` is the network of the last boundary
 PIXELS = 3 * 12 * 12  # bytes of a toy image
 STREAMS = {"toy": toy_stream, "uneven": uneven_stream}
 ONE_STEP = Recipe(epochs=1, batch_size=64, max_steps=1)

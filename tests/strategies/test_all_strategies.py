@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import pytest
 import torch
-from small_runs import DISTILLING, ONE_STEP, PIXELS, REHEARSAL, STREAMS, bits, differing, observed
+from small_runs import DISTILLING, LINEAR, ONE_STEP, PIXELS, REHEARSAL, STREAMS, bits, differing, observed
 
 from cil import strategies
 from cil.engine.dryrun import dry_run
@@ -28,14 +28,14 @@ ITEM = PIXELS + 1  # bytes of a toy exemplar and its label
 @pytest.mark.parametrize("stream", STREAMS)
 def test_after_the_first_experience_all_methods_have_the_same_weights(learn, stream):
     expected = learn("finetune", stream).net(0)
-    for name in NAMES:
+    for name in LINEAR:
         found = learn(name, stream).net(0)
         found = {key.replace("net.branches.0.", "net.backbone."): value for key, value in found.items()}
         assert differing(found, expected) == [], name
 
 
 def test_after_the_second_they_differ(learn):
-    nets = [learn(name).net(1) for name in NAMES if name != "der"]
+    nets = [learn(name).net(1) for name in LINEAR if name != "der"]
     assert all(differing(one, other) for i, one in enumerate(nets) for other in nets[:i])
 
 
@@ -201,7 +201,7 @@ def test_the_bill_holds_where_the_limit_rises_faster_than_the_classes(learn):
 # what is carried, by the formulas of the specification --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LINEAR)
 def test_carried_bytes_are_those_of_the_formulas(learn, name):
     """P weights of a backbone, B statistics, d features, C classes, T backbones: 4 (T P + T d C + C) and 4 T B."""
     done = learn(name)
