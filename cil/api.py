@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from cil.engine.dryrun import Bill, dry_run
 from cil.engine.learners import MakeFactory
 from cil.engine.recipe import Recipe
 from cil.engine.run import Run
@@ -153,13 +152,6 @@ def plan(
     )
 
 
-def bills(run: Run) -> list[Bill]:
-    """What a run will carry after each experience, before it is trained; a bound is not held to its budget."""
-    make_net = partial(run.make_factory, seed=run.seed, meta=True)
-    budget = replace(run.budget, enforce="report") if run.identity["bound"] else run.budget
-    return dry_run(run.make_learner, make_net, run.stream.signatures, budget)
-
-
 def networks(
     image_shape: Sequence[int],
     name: str = "resnet20",
@@ -184,7 +176,8 @@ def networks(
     """
     size = (image_shape[1], image_shape[2])
     backbone = partial(build_backbone, name, image_shape[0], size, weights, **(options or {}))
-    return partial(NetFactory, backbone, head=head, mean=mean, std=std, channels_last=channels_last)
+    public = None if weights is None else f"{name} {Path(weights).name}"
+    return partial(NetFactory, backbone, head=head, mean=mean, std=std, channels_last=channels_last, pretrained=public)
 
 
 def default_run_dir(identity: Mapping[str, Any], root: str | Path = "runs") -> Path:
@@ -221,10 +214,13 @@ def _nets(model: str | Mapping[str, Any], stream: Stream) -> dict[str, Any]:
     return nets
 
 
+_SET_BY_THE_ENGINE = ("final_bytes", "experience", "given_up", "image_bytes")
+
+
 def _terms(budget: Budget) -> dict[str, Any]:
     """A plain budget as the identity says it."""
     kind = "bytes" if budget.limits is not None else "none" if budget.exemplars is None else "exemplars"
-    held = {key: value for key, value in asdict(budget).items() if key not in ("final_bytes", "experience")}
+    held = {key: value for key, value in asdict(budget).items() if key not in _SET_BY_THE_ENGINE}
     return {"kind": kind, **held, "at": "end" if len(budget.limits or ()) < 2 else "each", "to": None}
 
 

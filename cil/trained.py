@@ -139,7 +139,8 @@ def _learners(record: Record, strategy: Any, device: str, experience: int | None
     if not checkpoints.state(index).references:  # all weights are in the checkpoint
         nets["weights"] = None
     signatures = tuple(_signature(checkpoints.facts(i)["signature"]) for i in range(index + 1))
-    terms = {key: identity["budget"][key] for key in ("exemplars", "limits", "convention", "reserve", "enforce")}
+    names = ("exemplars", "limits", "convention", "reserve", "scope", "enforce")
+    terms = {key: identity["budget"][key] for key in names if key in identity["budget"]}
     runtime = Runtime(device, identity["precision"])
     factory = networks(identity["stream"]["image_shape"], **nets)
     return Learners(make, factory, Budget(**terms), signatures, runtime, identity["seed"]), index, checkpoints

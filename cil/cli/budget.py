@@ -43,15 +43,19 @@ class Bills:
     over: str | None
 
     @classmethod
-    def of(cls, job: Job, label: str | None = None) -> Bills:
-        """By a dry run."""
-        from cil.api import bills
+    def of(cls, job: Job, label: str | None = None, alone: bool = True) -> Bills:
+        """By a dry run; one of many that cannot work with the model has no bills and says why."""
         from cil.cli.build import build
         from cil.engine.dryrun import check_bills
-        from cil.errors import BudgetExceeded
+        from cil.errors import BudgetExceeded, ConfigError
 
         run = build(job, progress=False)
-        found, over = bills(run), None
+        try:
+            found, over = run.bills(), None
+        except ConfigError as error:
+            if alone:
+                raise
+            return cls(label or run.name, run.stream.name, run.identity["budget"], False, [], str(error))
         try:
             if not run.identity["bound"]:
                 check_bills(found, run.budget, run.name)
@@ -64,7 +68,8 @@ def main(arguments: Sequence[str]) -> int:
     """Print the bills."""
     overrides = [item for item in arguments if item != "--json"]
     environment.prepare(overrides)
-    found = [Bills.of(job, label) for label, job in _without_seeds(expand(overrides)).items()]
+    jobs = _without_seeds(expand(overrides))
+    found = [Bills.of(job, label, alone=len(jobs) == 1) for label, job in jobs.items()]
     if "--json" in arguments:
         print(json.dumps([asdict(bills) for bills in found], indent=1))
     else:
@@ -103,6 +108,8 @@ def text(found: Sequence[Bills]) -> str:
 def _words(budget: dict[str, Any]) -> str:
     if budget["kind"] == "none":
         return "no budget"
+    if budget["scope"] != "carried":
+        return f"{_words({**budget, 'scope': 'carried'})}; as many more as incoming images are given up"
     if budget["kind"] == "exemplars":
         return f"{budget['exemplars']:,} exemplars"
     limits = ", ".join(f"{limit:,}" for limit in budget["limits"])

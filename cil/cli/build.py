@@ -16,7 +16,7 @@ from cil.api import networks, plan
 from cil.cli.compose import Job, compose
 from cil.cli.environment import threads_of
 from cil.engine.dryrun import Bill, dry_run
-from cil.engine.recipe import Recipe
+from cil.engine.recipe import SCHEDULES, Recipe
 from cil.engine.run import Run
 from cil.errors import ConfigError
 from cil.memory import Budget
@@ -63,9 +63,8 @@ def build(job: Job, *, jobs: int = 1, root: str | Path = "runs", **changes: Any)
     }
     budget = _budget(config, stream)
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    terms = {
-        key: config["budget"][key] for key in ("kind", "exemplars", "convention", "at", "reserve", "enforce", "to")
-    }
+    said = ("kind", "exemplars", "convention", "at", "reserve", "scope", "enforce", "to")
+    terms = {key: config["budget"][key] for key in said}
     facts = {"config": kept, "budget": {**terms, "limits": None if budget.limits is None else list(budget.limits)}}
     return plan(strategy, stream, _model(config["model"]), budget, facts=facts, **options | changes)
 
@@ -103,8 +102,10 @@ def _model(given: Any) -> dict[str, Any]:
 def _recipe(config: Mapping[str, Any]) -> Recipe:
     """Optimizer and schedule are tried once on a parameter of their own, so that they are refused here."""
     trainer = config["trainer"]
-    optimizer = made({**config["optimizer"], PARTIAL: True}, "optimizer")
-    scheduler = made({**config["scheduler"], PARTIAL: True}, "scheduler")
+    optimizer = made({**_without_nulls(config["optimizer"]), PARTIAL: True}, "optimizer")
+    scheduler = SCHEDULES.get(trainer.get("schedule")) or made(
+        {**_without_nulls(config["scheduler"]), PARTIAL: True}, "scheduler"
+    )
     try:
         tried = optimizer([nn.Parameter(torch.zeros(1))])
     except (TypeError, ValueError) as error:
@@ -121,13 +122,18 @@ def _recipe(config: Mapping[str, Any]) -> Recipe:
     )
 
 
+def _without_nulls(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe of by_strategy/ changes the target of a section, and takes out keys of the other one by null."""
+    return {key: value for key, value in section.items() if value is not None}
+
+
 # budgets ------------------------------------------------------------------------------------------------------------
 
 
 def _budget(config: Mapping[str, Any], stream: Stream) -> Budget:
     """The budget that the run is held to, in exemplars or bytes."""
     given = config["budget"]
-    terms = {key: given[key] for key in ("convention", "reserve", "enforce")}
+    terms = {key: given[key] for key in ("convention", "reserve", "scope", "enforce")}
     if given["kind"] == "none":
         return Budget(**terms)
     if given["kind"] == "exemplars":

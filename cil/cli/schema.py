@@ -84,6 +84,7 @@ KEYS: dict[str, Rule] = {
     "trainer.precision": one_of("fp32", "bf16", "fp16", "auto"),
     "trainer.clip_norm": above_zero(none=True),
     "trainer.accumulate": whole(1),
+    "trainer.schedule": one_of("constant", "cosine", None),
     "trainer.first.epochs": whole(1, none=True),
     "trainer.first.batch_size": whole(1, none=True),
     "trainer.first.lr": above_zero(none=True),
@@ -102,6 +103,7 @@ KEYS: dict[str, Rule] = {
     "budget.at": one_of("end", "each"),
     "budget.convention": one_of("exact", "survey"),
     "budget.reserve": one_of("now", "final"),
+    "budget.scope": one_of("carried", "carried+incoming"),
     "budget.enforce": one_of("error", "shrink", "report"),
     "budget.points": points,
 }
@@ -193,5 +195,7 @@ def _check_budget(budget: Mapping[str, Any]) -> None:
         )
     if budget["at"] == "each" and kind in ("none", "exemplars"):
         raise ConfigError(f"budget.at is each, but budget={kind} has no bytes; budget=bytes or aligned have")
+    if budget["at"] == "each" and budget["scope"] != "carried":
+        raise ConfigError(f"budget.at=each has a limit for each experience, budget.scope={budget['scope']} needs one")
     if budget["at"] == "each" and budget["reserve"] == "final":
         raise ConfigError("budget.at=each gives early experiences less than the final size; set budget.reserve=now")

@@ -10,10 +10,8 @@ snapshot/now.*                        all that was held at some step, with optim
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,48 +20,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cil.errors import ConfigError, ResumeError, TrainingError, nearest
+from cil.errors import ConfigError, ResumeError, nearest
 from cil.memory import State, encode_meta
 from cil.memory.state import Reference
+from cil.tracking import replacing
 
 KEEP = ("all", "last", "best")
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """All or nothing: what is written to the file given is flushed to disk and renamed to ``path``.
-
-    Raises:
-        TrainingError: where the disk is full or the place cannot be written; ``path`` is then as it was.
-    """
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        why = getattr(error, "strerror", None) or str(error)
-        raise TrainingError(f"cannot write {path}: {why}; what was committed before is safe") from error
-    with suppress(OSError):
-        handle = os.open(path.parent, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """A JSON file, all or nothing."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(content))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file, all or nothing."""
     plain = {name: _own(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         save_file(plain, temporary)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from cil.engine.incoming import met
 from cil.errors import BudgetExceeded, CilError, ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory
@@ -53,7 +54,7 @@ def dry_run(make_learner: MakeLearner, make_net: Callable[[], NetFactory], signa
     held: dict[int, int] = {}
     bills = []
     for signature in signatures:
-        own.experience = signature.index
+        signature = met(learner, signature, own)
         try:
             learner.grow(signature)
         except CilError:
@@ -81,10 +82,9 @@ def dry_run(make_learner: MakeLearner, make_net: Callable[[], NetFactory], signa
         for convention in fixed:
             each = sum(m.item_bytes(learner.image_shape, learner.num_classes, convention) for m in memories)
             total[convention] += exemplars * each
-        pixels = exemplars * learner.image_shape[0] * learner.image_shape[1] * learner.image_shape[2]
-        if exemplars:
-            by_kind["exemplars"] = pixels
-            by_kind["labels"] = total["exact"] - fixed["exact"] - pixels
+        for memory in memories if exemplars else ():
+            for kind, size in memory.item_kinds(learner.image_shape, learner.num_classes).items():
+                by_kind[kind] = by_kind.get(kind, 0) + exemplars * size
         bills.append(Bill(signature.index, fixed, exemplars, total, by_kind))
     return bills
 

@@ -31,6 +31,7 @@ class Cost:
     """What a phase costs; measured on its first batch, multiplied by the images seen."""
 
     flops_per_image: float = 0.0
+    flops_per_step: int = 0  # of gradients that the learner takes for itself
     activations: int = 0
     images: int = 0
     steps: int = 0  # of the optimizer
@@ -44,7 +45,7 @@ class Cost:
     @property
     def flops(self) -> int:
         """Training operations, two for each multiply-add."""
-        return round(self.flops_per_image * self.images)
+        return round(self.flops_per_image * self.images) + self.flops_per_step * self.steps
 
 
 @dataclass
@@ -148,7 +149,7 @@ class Fit:
             self.runtime.backward(loss)
         if update:
             self.runtime.unscale(optimizer)
-            self.learner.adjust_gradients(batch)
+            self._adjust_gradients(batch)
             if self.recipe.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_norm)
             if not self.cost.entries:
@@ -184,6 +185,16 @@ class Fit:
         self.cost.flops_per_image = max(flops.count / _images(batch), 1e-9)
         self.cost.activations = saved.bytes
         return terms, loss
+
+    def _adjust_gradients(self, batch: Batch) -> None:
+        """The learner's hook; its operations are counted on the first step."""
+        if self.cost.steps:
+            self.learner.adjust_gradients(batch)
+            return
+        flops = Flops()
+        with flops.counting():
+            self.learner.adjust_gradients(batch)
+        self.cost.flops_per_step = flops.count
 
     def _bill_gradients(self) -> None:
         self._bill("gradients", [p.grad for p in self._parameters if p.grad is not None])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cil.data import Augment
 from cil.engine.dryrun import MakeLearner
+from cil.engine.incoming import met
 from cil.engine.keys import generator, reseed
 from cil.engine.runtime import Runtime
 from cil.errors import StateError
@@ -38,7 +39,7 @@ class Learners:
 
     def rebuilt(self, index: int, state: State | None) -> Strategy:
         """A fresh learner, grown to the structure after ``index`` experiences, holding ``state``."""
-        self.budget.experience = 0
+        self.budget.experience = self.budget.given_up = 0
         reseed(self.seed, "build")
         device = self.runtime.torch_device
         learner = self.make_learner(self.make_factory(seed=self.seed, device=device), self.budget)
@@ -55,11 +56,15 @@ class Learners:
             learner.to(device)
         return learner
 
+    def meet(self, learner: Strategy, index: int) -> Signature:
+        """Experience ``index`` is next: what the learner takes of it, and what it gives up is the budget's to know."""
+        return met(learner, self.signatures[index], self.budget)
+
     def grow(self, learner: Strategy, index: int) -> None:
         """Structure for the classes of experience ``index``."""
-        self.budget.experience = index  # so that structure is the same whenever it is grown again
+        signature = self.meet(learner, index)  # so that structure is the same whenever it is grown again
         reseed(self.seed, "grow", index)
-        learner.grow(self.signatures[index])
+        learner.grow(signature)
         learner.to(self.runtime.torch_device)
 
     @torch.inference_mode()

@@ -39,6 +39,7 @@ def results_of(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream) -
         **accuracy,
         "ledger": [fact["ledger"] for fact in facts],
         "exemplars": [fact["exemplars"] for fact in facts],
+        "given_up": [fact.get("given_up", 0) for fact in facts],
         "over_budget": [fact["over_budget"] for fact in facts],
         "flops": {**flops, "total": sum(each[-1] for each in flops.values())},
         "seconds": {**seconds, "total": sum(map(sum, seconds.values()))},

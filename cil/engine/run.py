@@ -20,7 +20,8 @@ from cil.engine.checkpoint import Checkpoints
 from cil.engine.dryrun import Bill, MakeLearner, check_bills, dry_run
 from cil.engine.evaluate import evaluate
 from cil.engine.fit import Cost, Fit
-from cil.engine.keys import reseed
+from cil.engine.incoming import drawn
+from cil.engine.keys import generator, reseed
 from cil.engine.learners import Learners, MakeFactory, all_evaluating
 from cil.engine.process import Stopped, in_child
 from cil.engine.recipe import Recipe
@@ -101,7 +102,7 @@ class Run:
             BudgetExceeded: with status ``over_budget``; ResumeError: where the directory belongs to another run;
             KeyboardInterrupt: after a Ctrl-C, with what was computed saved and status ``interrupted``.
         """
-        bills = self._dry_run()
+        bills = self.bills()
         build_loggers(self.loggers)  # what is refused here leaves no trace
         record = Record.open(self.run_dir, self.identity)
         try:
@@ -111,6 +112,20 @@ class Run:
             record.close()
             self.runtime.close()
         return record
+
+    def bills(self) -> list[Bill]:
+        """What will be carried after each experience; a bound is not held to its budget.
+
+        Raises:
+            CilError: for what can be known to fail before training.
+        """
+        make_net = partial(self.make_factory, seed=self.seed, meta=True)
+        if self.make_learner(make_net(), replace(self.budget)).bound:
+            self.budget.enforce = "report"
+        found = dry_run(self.make_learner, make_net, self.stream.signatures, self.budget)
+        if self.budget.reserve == "final":
+            self.budget.final_bytes = found[-1].fixed[self.budget.convention]
+        return found
 
     def _execute(self, record: Record, bills: list[Bill]) -> None:
         loggers = build_loggers(self.loggers, record, progress=self.progress)
@@ -146,16 +161,6 @@ class Run:
         if error is not None:
             raise error
 
-    def _dry_run(self) -> list[Bill]:
-        """What will be carried; what can be known before training fails before training."""
-        make_net = partial(self.make_factory, seed=self.seed, meta=True)
-        if self.make_learner(make_net(), replace(self.budget)).bound:
-            self.budget.enforce = "report"
-        bills = dry_run(self.make_learner, make_net, self.stream.signatures, self.budget)
-        if self.budget.reserve == "final":
-            self.budget.final_bytes = bills[-1].fixed[self.budget.convention]
-        return bills
-
     def _experiences(self, record: Record, loggers: Loggers) -> None:
         within = loggers if self.boundary == "inline" else Loggers([FileLogger(record)])  # others have threads
         for index in range(max(0, self.checkpoints.done() - 1), len(self.stream)):
@@ -173,12 +178,14 @@ class Run:
         """One experience: everything that happens to a strategy, in order."""
         found = self._snapshots(index)
         self._clock = Clock(max((content["seconds"] for content in found.values()), default=0.0))
-        experience = self.stream.training_half()[index]
         learner = self.learners.rebuilt(index, self.checkpoints.state(index - 1) if index else None)
-        self.budget.experience = index
+        taken = self.learners.meet(learner, index)
+        experience = drawn(self.stream.training_half()[index], taken, generator(self.seed, "incoming", index))
         with self.runtime.autocast(), all_evaluating(learner):
             reseed(self.seed, "before", index)
             learner.before_experience(experience)
+        if self.budget.scope != "carried":
+            self._check_incoming(learner)
         self.learners.grow(learner, index)
         with self.runtime.autocast(), all_evaluating(learner):
             reseed(self.seed, "prepare", index)
@@ -195,7 +202,8 @@ class Run:
         state, exemplars = learner.state(), count_exemplars(learner)
         ledger = Ledger.of(state, training)
         facts = {
-            "signature": asdict(experience.signature),
+            "signature": asdict(self.stream.signatures[index]),
+            "given_up": self.budget.given_up,
             "ledger": ledger.to_json(),
             "exemplars": exemplars,
             "over_budget": self.budget.over(ledger, exemplars),
@@ -211,6 +219,13 @@ class Run:
             self.budget.check(ledger, exemplars, self.name)
         self.checkpoints.commit(index, state, facts)
 
+    def _check_incoming(self, learner: Strategy) -> None:
+        """Exemplars and the images that arrive fit together: as many more of those as are missing of these."""
+        if self.budget.enforce == "shrink":
+            shrink(learner, self.budget)
+        ledger = Ledger.of(learner.state())
+        self.budget.check(ledger, count_exemplars(learner), self.name, when="with what arrives in")
+
     def _phases(self, learner: Strategy, experience: Experience, record: Record, loggers: Loggers) -> list[Cost]:
         """Run all phases. ``phase-k`` holds what phase k's definition saw, ``now`` some step inside a phase."""
         index, number = experience.index, 0
@@ -224,8 +239,11 @@ class Run:
                 learner.load_full_state(entry[0], entry[1]["meta"])
                 costs = [Cost.of(saved) for saved in entry[1]["costs"]]
             reseed(self.seed, "phase", index, number)
-            with self.runtime.autocast(), all_evaluating(learner):  # whether or not the phase before was run just now
+            between = Flops()  # features that a phase is trained on, for one
+            with self.runtime.autocast(), between.counting(), all_evaluating(learner):  # as if nothing ran just now
                 phase = next(phases, None)
+            if between.count:
+                costs.append(Cost(flops_per_image=between.count, images=1))
             if phase is None:
                 return costs
             learner.to(self.runtime.torch_device)

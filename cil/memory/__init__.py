@@ -2,9 +2,20 @@
 
 from cil.memory.budget import UNLIMITED, Budget
 from cil.memory.exemplars import ExemplarMemory, label_dtype
+from cil.memory.features import FeatureMemory, Prototypes, feature_samples
 from cil.memory.ledger import CONVENTIONS, KINDS, Entry, Ledger, check_kind, tensor_entry
 from cil.memory.meters import Flops, SavedBytes
-from cil.memory.selections import class_means, herd, register_selection, selection, unit
+from cil.memory.online import OnlineMemory, greedily_balanced, reservoir_places
+from cil.memory.selections import (
+    Gradients,
+    Predictions,
+    Seen,
+    class_means,
+    herd,
+    register_selection,
+    selection,
+    unit,
+)
 from cil.memory.state import Reference, State, encode_meta, tensor_bytes
 
 __all__ = [
@@ -14,17 +25,26 @@ __all__ = [
     "Budget",
     "Entry",
     "ExemplarMemory",
+    "FeatureMemory",
     "Flops",
+    "Gradients",
     "Ledger",
+    "OnlineMemory",
+    "Predictions",
+    "Prototypes",
     "Reference",
     "SavedBytes",
+    "Seen",
     "State",
     "check_kind",
     "class_means",
     "encode_meta",
+    "feature_samples",
+    "greedily_balanced",
     "herd",
     "label_dtype",
     "register_selection",
+    "reservoir_places",
     "selection",
     "tensor_bytes",
     "tensor_entry",

@@ -12,6 +12,7 @@ from cil.memory.ledger import CONVENTIONS, Ledger
 
 ENFORCE = ("error", "shrink", "report")
 RESERVE = ("now", "final")
+SCOPES = ("carried", "carried+incoming")
 UNLIMITED = 2**62
 
 
@@ -40,9 +41,14 @@ class Budget:
         convention: ``exact``: every carried byte; ``survey``: as Zhou et al. 2024 count.
         reserve: With bytes: exemplars get what is left beside the learner's size ``now``, or its size at the ``final``
             boundary, so that a growing learner keeps their number constant (the survey's way).
+        scope: What the cap is on: what is ``carried``, or ``carried+incoming``: exemplars and the new images of an
+            experience together, so that as many more exemplars may be held as incoming images are given up (RMM). The
+            images given up are never handed to the learner. The limit is then one for the whole stream.
         enforce: ``error`` stops a run over its budget, ``shrink`` drops exemplars until it fits, ``report`` goes on.
         final_bytes: Fixed bytes at the end of the stream, known from the dry run; for ``reserve: final``.
-        experience: Which boundary is next; set by the engine.
+        experience: Which boundary is next; set by the engine, as are the next two.
+        given_up: Images of that experience that the learner does without (``Strategy.accepts``).
+        image_bytes: Raw bytes of one of them.
     """
 
     exemplars: int | None = None
@@ -50,14 +56,18 @@ class Budget:
     convention: str = "exact"
     reserve: str = "now"
     enforce: str = "error"
+    scope: str = "carried"
     final_bytes: int | None = None
     experience: int = 0
+    given_up: int = 0
+    image_bytes: int = 0
 
     def __post_init__(self) -> None:
         for value, allowed, key in (
             (self.convention, CONVENTIONS, "convention"),
             (self.reserve, RESERVE, "reserve"),
             (self.enforce, ENFORCE, "enforce"),
+            (self.scope, SCOPES, "scope"),
         ):
             if value not in allowed:
                 raise ConfigError(f"budget.{key} is '{value}'; {nearest(value, allowed)}")
@@ -65,13 +75,25 @@ class Budget:
             raise ConfigError(f"budget.exemplars is {self.exemplars}; it must be 0 or more")
         if self.limits is not None and (not len(self.limits) or min(self.limits) <= 0):
             raise ConfigError(f"budget.limit is {list(self.limits)}; it must be a positive number of bytes")
+        if self.scope != "carried" and self.limits is not None and len(self.limits) > 1:
+            raise ConfigError(f"budget.scope is {self.scope} with {len(self.limits)} limits; one must hold for all")
+
+    @property
+    def extra(self) -> int:
+        """Exemplars that may be held beyond the cap, in place of incoming images."""
+        return self.given_up if self.scope == "carried+incoming" else 0
+
+    @property
+    def cap(self) -> int | None:
+        """Exemplars allowed at the next boundary; None where they are not counted."""
+        return None if self.exemplars is None else self.exemplars + self.extra
 
     @property
     def limit(self) -> int | None:
         """Bytes allowed at the next boundary; None where only exemplars are counted, or nothing is."""
         if self.limits is None:
             return None
-        return int(self.limits[min(self.experience, len(self.limits) - 1)])
+        return int(self.limits[min(self.experience, len(self.limits) - 1)]) + self.extra * self.image_bytes
 
     def remaining(self, learner: Learner) -> int:
         """Bytes left for rehearsal memories, after everything else that is kept, at its size after ``grow``."""
@@ -88,7 +110,7 @@ class Budget:
         A codec of variable size counts its exemplars at the raw size here, and fills ``remaining`` by actual size.
         """
         memories = learner.memories().values()
-        slots = UNLIMITED if self.exemplars is None else self.exemplars // max(1, len(memories))
+        slots = UNLIMITED if self.cap is None else self.cap // max(1, len(memories))
         if self.limit is not None:
             items = [
                 memory.item_bytes(learner.image_shape, learner.num_classes, self.convention) for memory in memories
@@ -107,12 +129,13 @@ class Budget:
         total = ledger.total(self.convention)
         if self.limit is not None and total > self.limit:
             return f"carries {total:,} bytes ({self.convention}), budget.limit is {self.limit:,}"
-        if self.exemplars is not None and exemplars > self.exemplars:
-            return f"carries {exemplars:,} exemplars, budget.exemplars is {self.exemplars:,}"
+        if self.cap is not None and exemplars > self.cap:
+            more = f", and {self.extra:,} incoming images were given up" if self.extra else ""
+            return f"carries {exemplars:,} exemplars, budget.exemplars is {self.exemplars:,}{more}"
         return None
 
-    def check(self, ledger: Ledger, exemplars: int, name: str) -> None:
-        """Refuse a state that is over the budget.
+    def check(self, ledger: Ledger, exemplars: int, name: str, when: str = "after") -> None:
+        """Refuse a state that is over the budget ``when`` the experience is reached or done.
 
         Raises:
             BudgetExceeded: naming every kind and its bytes.
@@ -120,6 +143,6 @@ class Budget:
         over = self.over(ledger, exemplars)
         if over and self.enforce != "report":
             raise BudgetExceeded(
-                f"{name} {over} after experience {self.experience}: {ledger.describe(self.convention)}; "
+                f"{name} {over} {when} experience {self.experience}: {ledger.describe(self.convention)}; "
                 f"raise budget.limit or budget.exemplars, or set budget.enforce=report"
             )

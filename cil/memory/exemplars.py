@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from cil.data import ArrayStore, Samples
+from cil.data import Samples
+from cil.data.crops import crop_resized
 from cil.errors import ShapeError, StateError
+from cil.memory.codecs import Codec
 from cil.memory.codecs import codec as find_codec
+from cil.memory.selections import Seen
 from cil.memory.selections import selection as find_selection
-from cil.memory.selections import uses_features
 
-Features = Callable[[Samples], Tensor]
+See = Callable[[Samples], Seen]
 
 
 def label_dtype(num_classes: int) -> torch.dtype:
@@ -21,15 +26,62 @@ def label_dtype(num_classes: int) -> torch.dtype:
     return torch.uint8 if num_classes <= 256 else torch.uint16 if num_classes <= 65536 else torch.int32
 
 
+class EncodedStore:
+    """Images as a codec keeps them, decoded when first asked for: never encoded a second time.
+
+    Args:
+        codec: That wrote them.
+        data, sizes: What ``codec.encode`` gave.
+        shape: (C, H, W) of a decoded image.
+    """
+
+    in_memory = True
+
+    def __init__(self, codec: Codec, data: Tensor, sizes: Tensor, shape: tuple[int, int, int]) -> None:
+        self.codec, self.data, self.sizes, self.shape = codec, data, sizes, shape
+
+    @cached_property
+    def tensor(self) -> Tensor:
+        """All images decoded, (n, C, H, W) uint8."""
+        if not len(self):
+            return torch.empty(0, *self.shape, dtype=torch.uint8)
+        return self.codec.decode(self.data, self.sizes, self.shape)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def stored(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The bytes of ``rows`` as they are kept, and the size of each."""
+        if self.codec.fixed:
+            each = int(self.sizes[0]) if len(self) else 0
+            return self.data.reshape(len(self), each)[rows].flatten(), self.sizes[rows]
+        chunks = self.data.split(self.sizes.tolist())
+        return torch.cat([self.data[:0], *(chunks[row] for row in rows.tolist())]), self.sizes[rows]
+
+    def pixels(self, rows: Tensor) -> Tensor:
+        return self.tensor[rows]
+
+    def training_pixels(self, rows: Tensor, draws: Tensor) -> Tensor:
+        return crop_resized(self.pixels(rows), draws)
+
+    def take(self, rows: Tensor) -> EncodedStore:
+        return EncodedStore(self.codec, *self.stored(rows), self.shape)
+
+    def digest(self, rows: Tensor) -> bytes:
+        return hashlib.sha256(self.pixels(rows).contiguous().numpy().data).digest()
+
+
 class ExemplarMemory:
     """Copies of training images, kept class by class in the order of choice (the first are the best).
 
     Its bytes are pixels as the codec stores them, labels in the smallest unsigned type, and whatever is stored beside
-    an image. The decoded copy is a cache: never saved, never charged. An image is encoded once, when it arrives.
+    an image. The decoded copy is a cache: never saved, never charged. An image is encoded once, when it arrives, and
+    a rule that looks at images sees them as they will be stored.
 
     Args:
-        codec: ``raw``, or ``jpeg:QUALITY``.
-        selection: Rule that orders the samples of a class: ``herding``, ``random``, ``reservoir``, ``closest_to_mean``.
+        codec: ``raw``, ``jpeg:QUALITY``, ``downsample:SIDE`` or one of a plugin; or a codec.
+        selection: Rule that orders the samples of a class, ``NAME`` or ``NAME:OPTION``; see
+            ``cil.memory.selections``.
         extras: Kind of each named side datum (for example ``{"logits": "replay_logits"}``).
         extra_bytes: Bytes of side data beside one exemplar, so that they can be billed before any is stored; what is
             stored is measured. A public attribute too, for sizes known in ``grow`` only.
@@ -37,12 +89,12 @@ class ExemplarMemory:
 
     def __init__(
         self,
-        codec: str = "raw",
+        codec: str | Codec = "raw",
         selection: str = "herding",
         extras: Mapping[str, str] | None = None,
         extra_bytes: int = 0,
     ) -> None:
-        self.codec = find_codec(codec)
+        self.codec: Codec = find_codec(codec) if isinstance(codec, str) else codec
         self.select = find_selection(selection)
         self.extra_kinds = dict(extras or {})
         self.extra_bytes = extra_bytes
@@ -70,10 +122,11 @@ class ExemplarMemory:
     def samples(self) -> Samples:
         """All exemplars, class by class, best first; side data as ``extras``."""
         if self._cache is None:
-            shape = self._shape or (1, 1, 1)
-            pixels = self.codec.decode(self._data, self._sizes, shape) if len(self) else torch.empty(0, *shape).byte()
-            self._cache = Samples(ArrayStore(pixels), self._slots, extras=self._extras)
+            self._cache = Samples(self._store(), self._slots, extras=self._extras)
         return self._cache
+
+    def _store(self) -> EncodedStore:
+        return EncodedStore(self.codec, self._data, self._sizes, self._shape or (1, 1, 1))
 
     def of_class(self, slot: int) -> Samples:
         """The exemplars of one slot, best first."""
@@ -84,17 +137,25 @@ class ExemplarMemory:
         return self.samples().counts() if len(self) else {}
 
     def item_bytes(self, shape: tuple[int, int, int], num_classes: int, convention: str = "exact") -> int:
-        """Bytes of one exemplar of fixed size: pixels, label and side data; the pixels alone under ``survey``."""
-        pixels = shape[0] * shape[1] * shape[2]
-        if convention == "survey":
-            return pixels
-        return pixels + label_dtype(num_classes).itemsize + self._side_bytes()
+        """Bytes of one exemplar: what the codec stores, label and side data; raw pixels alone under ``survey``.
 
-    def _side_bytes(self) -> int:
-        """Bytes of side data beside one exemplar."""
+        An image of variable size counts as if it were raw.
+        """
+        return math.prod(shape) if convention == "survey" else sum(self.item_kinds(shape, num_classes).values())
+
+    def item_kinds(self, shape: tuple[int, int, int], num_classes: int) -> dict[str, int]:
+        """Bytes of one exemplar by kind."""
+        kinds = {"exemplars": math.prod(self.codec.stored_shape(shape)), "labels": label_dtype(num_classes).itemsize}
+        for kind, size in self._side_kinds():
+            kinds[kind] = kinds.get(kind, 0) + size
+        return kinds
+
+    def _side_kinds(self) -> list[tuple[str, int]]:
+        """Kind and bytes of the side data beside one exemplar; while there is none, all as the first one's kind."""
         if not len(self):
-            return self.extra_bytes
-        return sum(values[0].numel() * values.element_size() for values in self._extras.values())
+            return [(next(iter(self.extra_kinds.values()), "other"), self.extra_bytes)] if self.extra_bytes else []
+        sizes = {name: values[0].numel() * values.element_size() for name, values in self._extras.items()}
+        return [(self.extra_kinds[name], size) for name, size in sizes.items()]
 
     def add(self, slot: int, samples: Samples) -> None:
         """Append samples of one slot, in the order given."""
@@ -112,7 +173,7 @@ class ExemplarMemory:
         rows = which.nonzero().flatten()
         if len(rows) == len(self):
             return
-        self._data, self._sizes = self._stored(rows)
+        self._data, self._sizes = self._store().stored(rows)
         self._slots = self._slots[rows]
         self._extras = {name: values[rows] for name, values in self._extras.items()}
         self._cache = None
@@ -141,33 +202,42 @@ class ExemplarMemory:
         self._cache = None
 
     def _encoded(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        """The bytes of samples, and their sizes. What is held already keeps its bytes: no loss on top of a loss."""
-        own = None if self._cache is None else self._cache.parts[0][0]
-        parts = [
-            self._stored(rows) if store is own else self.codec.encode(store.pixels(rows).cpu())
-            for store, rows in samples.parts
-        ]
+        """The bytes of samples, and their sizes. What was encoded here keeps its bytes: no loss on top of a loss."""
+        parts = []
+        for store, rows in samples.parts:
+            if isinstance(store, EncodedStore) and store.codec is self.codec:
+                parts.append(store.stored(rows))
+            else:  # some at a time: files are decoded for it
+                parts += [self.codec.encode(store.pixels(some).cpu()) for some in rows.split(256)]
         return torch.cat([data for data, _ in parts]), torch.cat([sizes for _, sizes in parts])
 
-    def _stored(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The bytes of some exemplars as they are held, and their sizes."""
-        if self.codec.fixed:
-            return self._data.reshape(len(self), -1)[rows].flatten(), self._sizes[rows]
-        chunks = self._data.split(self._sizes.tolist())
-        return torch.cat([self._data[:0], *(chunks[row] for row in rows.tolist())]), self._sizes[rows]
+    def as_stored(self, samples: Samples) -> Samples:
+        """The samples as they will be when they were stored and decoded; encoded here, for good."""
+        if self.codec.lossless or not len(samples):
+            return samples
+        store = EncodedStore(self.codec, *self._encoded(samples), samples.shape)
+        return Samples(store, samples.slots, targets=samples.targets, extras=samples.extras)
 
     def rebuild(
-        self, new: Samples, quota: int, features: Features, generator: torch.Generator, capacity: int | None = None
+        self,
+        new: Samples,
+        quota: int,
+        see: See,
+        generator: torch.Generator,
+        capacity: int | None = None,
+        own: Mapping[int, int] | None = None,
     ) -> None:
         """The update after an experience: old classes keep their first ``quota``, new ones are chosen by the rule.
 
         Args:
             new: Training data of the experience. Of a class that is also in memory, both are the pool.
             quota: Exemplars a class, floor(M / C). A smaller class is stored whole.
-            features: Samples to (N, D), with the network as it is now.
+            see: Samples of one class to what the rule needs of them (``self.select.needs``), with the network as it
+                is now. They are shown as they will be stored (specification 4.2).
             generator: For rules that draw.
             capacity: With a codec of variable size: bytes for all; the largest equal quota that fits is taken,
                 and ``quota`` is its upper bound.
+            own: Exemplars of single classes that arrive, in place of the quota.
 
         Source: Rebuffi et al. 2017, Algorithms 4 and 5.
         """
@@ -175,20 +245,28 @@ class ExemplarMemory:
         old, chosen = self.samples(), []
         arriving = sorted(set(new.slots.tolist()))
         for slot in arriving:
-            pool = old.of_class(slot) + new.of_class(slot) if len(old) else new.of_class(slot)
-            if quota > 0:
-                seen = features(pool) if uses_features(self.select) else torch.empty(len(pool), 0)
-                chosen.append(pool[self.select(seen, quota, generator)])
+            count = (own or {}).get(slot, quota)
+            if count > 0:
+                chosen.append(self._chosen(old.of_class(slot), new.of_class(slot), count, see, generator))
         staying = old[~torch.isin(old.slots, torch.tensor(arriving))] if len(old) else old
         self.replace([staying, *chosen])
         if capacity is not None:
             self._fit(capacity)
 
+    def _chosen(self, old: Samples, new: Samples, count: int, see: See, generator: torch.Generator) -> Samples:
+        """What the rule chooses of one class, best first."""
+        if self.select.needs == "nothing":
+            pool = old + new
+            return pool[self.select(torch.empty(len(pool), 0), count, generator)]
+        pool = old + self.as_stored(new)
+        chosen = pool[self.select(see(pool), count, generator)]
+        return chosen if self.codec.lossless else chosen.sealed()  # lets go of what was not chosen
+
     def _fit(self, capacity: int) -> None:
         """Keep what fits by encoded bytes: the best of every class, then the second best, until the bytes are used."""
         rank = self._rank()
         label = label_dtype(int(self._slots.max()) + 1 if len(self) else 1).itemsize
-        cost = self._sizes.long() + label + self._side_bytes()
+        cost = self._sizes.long() + label + sum(size for _, size in self._side_kinds())
         if not self.codec.fixed:
             cost = cost + self._sizes.element_size()
         order = rank.argsort(stable=True)
@@ -212,9 +290,11 @@ class ExemplarMemory:
         """Each tensor and the kind it is charged as. None where the memory is empty."""
         if not len(self):
             return {}
-        shape = self._shape or (1, 1, 1)
-        held = {"images": (self._data.reshape(-1, *shape) if self.codec.fixed else self._data, "exemplars")}
-        if not self.codec.fixed:
+        held = {"images": (self._data, "exemplars")}
+        if self.codec.fixed:
+            shape = self.codec.stored_shape(self._shape or (1, 1, 1))
+            held["images"] = (self._data.reshape(len(self), *shape), "exemplars")
+        else:
             held["sizes"] = (self._sizes, "exemplars")
         held["slots"] = (self._slots.to(label_dtype(num_classes)), "labels")
         held.update({name: (values, self.extra_kinds[name]) for name, values in self._extras.items()})
@@ -232,19 +312,22 @@ class ExemplarMemory:
         if set(tensors) != self.tensor_names:
             raise StateError(f"exemplar memory holds {sorted(self.tensor_names)}, the state has {sorted(tensors)}")
         held = {name: values.cpu() for name, values in tensors.items()}
-        data, slots, count = held["images"].reshape(-1), held["slots"].to(torch.int64), len(held["slots"])
-        sizes = torch.full((count,), shape[0] * shape[1] * shape[2], dtype=torch.int32)
+        data = held.get("images", torch.empty(0, dtype=torch.uint8)).reshape(-1)
+        slots, count = held["slots"].to(torch.int64), len(held["slots"])
+        stored = self.codec.stored_shape(shape)
+        sizes = torch.full((count,), math.prod(stored), dtype=torch.int32)
         sizes = sizes if self.codec.fixed else held["sizes"]
         rows = {name: len(held[name]) for name in ("slots", *self.extra_kinds)} | {"sizes": len(sizes)}
         if data.dtype != torch.uint8:
             raise StateError(f"exemplar memory: images are {data.dtype}, not uint8")
         if set(rows.values()) != {count} or count == 0:
             raise StateError(f"exemplar memory: the rows of {', '.join(f'{n} are {r}' for n, r in rows.items())}")
-        if int(sizes.min()) < 1:
+        if not self.codec.fixed and int(sizes.min()) < 1:
             raise StateError("exemplar memory: an image of no bytes")
-        if int(sizes.sum()) != data.numel():
+        total = int(sizes.sum())
+        if total != data.numel():
             raise StateError(
-                f"exemplar memory: {count} images of {shape} are {int(sizes.sum())} bytes, the state has {data.numel()}"
+                f"exemplar memory: {count} images of {stored} are {total} bytes, the state has {data.numel()}"
             )
         if not bool((slots.diff() >= 0).all()):
             raise StateError("exemplar memory: slots are not sorted")
@@ -253,5 +336,4 @@ class ExemplarMemory:
 
     def survey_bytes(self) -> int:
         """Nominal raw pixels of all exemplars, C * H * W bytes each (the survey's charge)."""
-        shape = self._shape or (0, 0, 0)
-        return len(self) * shape[0] * shape[1] * shape[2]
+        return len(self) * math.prod(self._shape or (0, 0, 0))

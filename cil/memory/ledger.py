@@ -120,9 +120,28 @@ class Ledger:
         return ", ".join(f"{kind} {size:,}" for kind, size in sums) or "nothing"
 
     def to_json(self) -> dict[str, Any]:
-        """For the record: every line, and the totals under both conventions."""
+        """For the record: the totals under both conventions, and one line for all of a kept thing that is alike.
+
+        Tensor by tensor, a network that grows over a hundred experiences would make a record of a hundred megabytes;
+        the names and sizes of all tensors are in the checkpoint.
+        """
         totals = {
             convention: {**self.by_kind(convention), "total": self.total(convention)} for convention in CONVENTIONS
         }
         totals["training"] = {**self.by_kind(lifetime="training"), "total": self.total(lifetime="training")}
-        return {"entries": [asdict(entry) for entry in self.entries], "totals": totals, "public": self.public_bytes}
+        return {"entries": [asdict(line) for line in self._lines()], "totals": totals, "public": self.public_bytes}
+
+    def _lines(self) -> list[Entry]:
+        """Entries of one kept thing with the same kind and type as one, named ``net.*``."""
+        groups: dict[tuple[str, ...], list[Entry]] = {}
+        for entry in self.entries:
+            kept = entry.name.partition(".")[0] if entry.source == "tensor" else entry.name
+            groups.setdefault((kept, entry.kind, entry.lifetime, entry.source, entry.dtype), []).append(entry)
+        return [
+            each[0]
+            if len(each) == 1
+            else Entry(
+                f"{kept}.*", kind, lifetime, source, sum(e.bytes for e in each), sum(e.numel for e in each), dtype
+            )
+            for (kept, kind, lifetime, source, dtype), each in groups.items()
+        ]

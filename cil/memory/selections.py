@@ -1,57 +1,151 @@
-"""Which samples of a class become exemplars: rules over features, chosen by name."""
+"""Which samples of a class become exemplars: rules by name, each with what it needs to see of them.
+
+A rule gets what it needs, the number wanted and a generator, and gives that many distinct row numbers (or all rows,
+where there are fewer), best first. In the rules here any prefix of an answer is the answer for fewer (but of
+``reservoir``, whose draws depend on the number), so that a memory that shrinks keeps what the rule would have chosen;
+ties go to the lowest row. Features are looked at as unit vectors.
+
+Source: specification of protocols 4.3 and 4.4.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cil.errors import ConfigError, ShapeError, TrainingError, nearest
 
-Selection = Callable[[Tensor, int, torch.Generator], Tensor]  # (N, D) features, count, generator -> (count,) rows
-_SELECTIONS: dict[str, Selection] = {}
-_BLIND: set[Selection] = set()  # rules that look at no feature
+NEEDS = ("nothing", "features", "logits", "gradients")
+ROUNDING = 1e-12  # of the largest value: what differs by less is tied
+CLUSTERS = 10  # within one class, unless said otherwise
+
+Array = NDArray[Any]
 
 
-def register_selection(name: str, features: bool = True) -> Callable[[Selection], Selection]:
+class Predictions(NamedTuple):
+    """What the network answers to samples of one class: what a rule that needs ``logits`` gets.
+
+    Attributes:
+        logits: (N, C).
+        slots: (N,) int64, the true slots.
+    """
+
+    logits: Tensor
+    slots: Tensor
+
+
+class Gradients(NamedTuple):
+    """Gradients of each sample's cross-entropy by the weights and biases of a linear head, in factors.
+
+    The gradient of sample i is the outer product of its error, softmax(logits_i) - onehot(slot_i), and its input,
+    (features_i, 1). Inner products of two such matrices are those of the errors times those of the inputs, so that none
+    of them (C x (D + 1) numbers a sample) is ever made.
+
+    Attributes:
+        errors: (N, C).
+        inputs: (N, D + 1).
+    """
+
+    errors: Tensor
+    inputs: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, features: Tensor, slots: Tensor) -> Gradients:
+        """Of logits (N, C), features (N, D) and true slots (N,)."""
+        errors = logits.double().softmax(1) - F.one_hot(slots.long(), logits.shape[1])
+        return cls(errors, torch.cat([features.double(), features.new_ones(len(features), 1).double()], dim=1))
+
+
+Seen = Tensor | Predictions | Gradients
+Selection = Callable[..., Tensor]  # (what it needs, count, generator[, option]) -> (min(count, N),) rows
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of selection as it is used: the function, what it needs, and the option it was given.
+
+    Attributes:
+        choose: The function.
+        needs: One of ``NEEDS``.
+        options: Words that may follow the name after a colon; ``NUMBER`` stands for any whole number from 1 on.
+        option: Given to ``choose`` as ``option``; None where none was given.
+    """
+
+    choose: Selection
+    needs: str = "features"
+    options: Sequence[str] = ()
+    option: str | int | None = None
+
+    def __call__(self, seen: Seen, count: int, generator: torch.Generator) -> Tensor:
+        """Row numbers of the chosen, best first."""
+        given = {} if self.option is None else {"option": self.option}
+        return self.choose(seen, count, generator, **given)
+
+    def with_option(self, name: str, option: str) -> Rule:
+        """The rule ``name`` with what followed its name.
+
+        Raises:
+            ConfigError: if the rule has no such option.
+        """
+        if "NUMBER" in self.options and option.isdigit() and int(option) > 0:
+            return replace(self, option=int(option))
+        if option in self.options and option != "NUMBER":
+            return replace(self, option=option)
+        allowed = ", ".join([name, *(f"{name}:{known}" for known in self.options)])
+        raise ConfigError(f"strategy.selection is '{name}:{option}'; allowed: {allowed}")
+
+
+_SELECTIONS: dict[str, Rule] = {}
+
+
+def register_selection(
+    name: str, needs: str = "features", options: Sequence[str] = ()
+) -> Callable[[Selection], Selection]:
     """Make a rule known by name. Other packages: entry points of the group ``cil.selections``.
 
     Args:
         name: As in ``strategy.selection``.
-        features: Whether the rule looks at features; one that does not is given (N, 0), and none are computed.
+        needs: What the rule gets of the samples of a class: ``nothing`` ((N, 0), and nothing is computed), ``features``
+            (N, D), ``logits`` (a ``Predictions``), ``gradients`` (a ``Gradients``).
+        options: Words that may follow the name after a colon, given to the rule as ``option``; see ``Rule``.
+
+    Raises:
+        ConfigError: if there is no such need.
     """
+    if needs not in NEEDS:
+        raise ConfigError(f"selection rule '{name}' needs '{needs}'; {nearest(needs, NEEDS)}")
 
     def add(rule: Selection) -> Selection:
-        _SELECTIONS[name] = rule
-        if not features:
-            _BLIND.add(rule)
+        _SELECTIONS[name] = Rule(rule, needs, options)
         return rule
 
     return add
 
 
-def selection(name: str) -> Selection:
-    """The rule of that name.
+def selection(name: str) -> Rule:
+    """The rule of that name; what follows a colon is its option: ``herding``, ``k_means:20``, ``entropy:typical``.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is none, or it has no such option.
     """
-    if name not in _SELECTIONS:
+    base, colon, option = name.partition(":")
+    if base not in _SELECTIONS:
         from importlib.metadata import entry_points
 
         for point in entry_points(group="cil.selections"):
-            _SELECTIONS.setdefault(point.name, point.load())
-    if name not in _SELECTIONS:
-        raise ConfigError(f"no selection rule '{name}' (strategy.selection); {nearest(name, _SELECTIONS)}")
-    return _SELECTIONS[name]
-
-
-def uses_features(rule: Selection) -> bool:
-    """Whether features must be computed for a rule."""
-    return rule not in _BLIND
+            loaded = point.load()  # may be registered by now, under this name or another one
+            own = next((rule for rule in _SELECTIONS.values() if rule.choose is loaded), Rule(loaded))
+            _SELECTIONS.setdefault(point.name, own)
+    if base not in _SELECTIONS:
+        raise ConfigError(f"no selection rule '{base}' (strategy.selection); {nearest(base, _SELECTIONS)}")
+    return _SELECTIONS[base].with_option(base, option) if colon else _SELECTIONS[base]
 
 
 def unit(features: Tensor) -> Tensor:
@@ -92,7 +186,7 @@ def herd(features: Tensor, count: int) -> Tensor:
     """
     rows = _checked(features).detach().cpu().numpy()  # picks are small: calls of torch would cost more
     mean, squares = rows.mean(0), np.square(rows).sum(1)
-    rounding = 1e-12 * squares.max()
+    rounding = ROUNDING * squares.max()
     chosen: list[int] = []
     total = np.zeros_like(mean)
     for k in range(1, min(count, len(rows)) + 1):
@@ -106,16 +200,17 @@ def herd(features: Tensor, count: int) -> Tensor:
 
 @register_selection("herding")
 def _herding(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """The samples whose running mean stays nearest to the mean of all."""
     return herd(unit(features), count)
 
 
-@register_selection("random", features=False)
+@register_selection("random", needs="nothing")
 def random(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """A uniform draw without replacement; any prefix is one too."""
     return torch.randperm(len(features), generator=generator)[:count]
 
 
-@register_selection("reservoir", features=False)
+@register_selection("reservoir", needs="nothing")
 def reservoir(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Reservoir sampling over the rows in order: each is kept with probability count / N.
 
@@ -137,6 +232,280 @@ def closest_to_mean(features: Tensor, count: int, generator: torch.Generator) ->
     """The samples nearest to the class mean of unit features, nearest first; ties go to the lowest row."""
     features = _checked(unit(features))
     return (features - features.mean(0)).norm(dim=1).argsort(stable=True)[:count].cpu()
+
+
+# by what the network answers ---------------------------------------------------------------------------------------
+
+
+def _by_value(values: Tensor, count: int, lowest_first: bool) -> Tensor:
+    """Rows in order of their value; ties go to the lowest row."""
+    if values.ndim != 1 or len(values) == 0:
+        raise ShapeError(f"values to choose by must be (N,) with N > 0, not {tuple(values.shape)}")
+    if not bool(values.isfinite().all()):
+        raise TrainingError("exemplars cannot be chosen: logits are not finite; lower optimizer.lr")
+    return (values if lowest_first else -values).argsort(stable=True)[:count].cpu()
+
+
+@register_selection("entropy", needs="logits", options=("uncertain", "typical"))
+def entropy(seen: Predictions, count: int, generator: torch.Generator, option: str = "uncertain") -> Tensor:
+    """The samples whose prediction has the highest entropy first; ``typical``: the lowest.
+
+    Source: Masana et al. 2022 (FACIL), section on exemplar selection.
+    """
+    entropies = torch.special.entr(seen.logits.double().softmax(1)).sum(1)
+    return _by_value(entropies, count, lowest_first=option == "typical")
+
+
+@register_selection("margin", needs="logits", options=("top_two", "true_class"))
+def margin(seen: Predictions, count: int, generator: torch.Generator, option: str = "top_two") -> Tensor:
+    """The samples nearest to a decision boundary first: smallest difference of the two largest probabilities.
+
+    ``true_class``: smallest logit of the true class, the distance of FACIL.
+
+    Source: Masana et al. 2022, after Chaudhry et al. 2018 (RWalk).
+    """
+    if option == "true_class":
+        return _by_value(_at(seen.logits.double(), seen.slots), count, lowest_first=True)
+    top = seen.logits.double().softmax(1).topk(min(2, seen.logits.shape[1]), dim=1).values
+    return _by_value(top[:, 0] - top[:, 1:].sum(1), count, lowest_first=True)
+
+
+@register_selection("loss", needs="logits", options=("highest", "lowest"))
+def loss(seen: Predictions, count: int, generator: torch.Generator, option: str = "highest") -> Tensor:
+    """The samples of the highest cross-entropy first; ``lowest``: those of the lowest."""
+    losses = -_at(seen.logits.double().log_softmax(1), seen.slots)
+    return _by_value(losses, count, lowest_first=option == "lowest")
+
+
+@register_selection("confidence", needs="logits")
+def confidence(seen: Predictions, count: int, generator: torch.Generator) -> Tensor:
+    """The samples whose largest probability is smallest first."""
+    return _by_value(seen.logits.double().log_softmax(1).amax(1), count, lowest_first=True)
+
+
+def _at(values: Tensor, slots: Tensor) -> Tensor:
+    return values.gather(1, slots.long()[:, None])[:, 0]
+
+
+# by coverage -------------------------------------------------------------------------------------------------------
+
+
+def farthest_first(start: int, count: int, closeness: Callable[[int], Array]) -> Tensor:
+    """From ``start`` on, always the row that is least close to the nearest of those chosen.
+
+    Args:
+        start: The first row.
+        count: Rows wanted; no more than there are are returned.
+        closeness: Of all rows (N,) to one row; the larger the closer.
+
+    Returns:
+        (min(count, N),) int64; ties go to the lowest row.
+
+    Source:
+        Gonzalez 1985: with distances the cover radius is at most twice the best one.
+
+    >>> points = np.array([0.0, 1.0, 2.0, 10.0])
+    >>> farthest_first(0, 4, lambda row: -abs(points - points[row])).tolist()
+    [0, 3, 2, 1]
+    """
+    nearest_chosen = closeness(start)
+    rounding = ROUNDING * float(np.abs(nearest_chosen).max(initial=0))
+    taken = np.zeros(len(nearest_chosen), dtype=bool)
+    chosen: list[int] = []
+    row = start
+    while len(chosen) < min(count, len(taken)):
+        chosen.append(row)
+        taken[row] = True
+        nearest_chosen = np.maximum(nearest_chosen, closeness(row))
+        left = np.where(taken, np.inf, nearest_chosen)
+        row = int((left <= left.min() + rounding).argmax())
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def _first_nearest(distances: Array) -> int:
+    """The row of the smallest value; ties, also those that rounding alone breaks, go to the lowest row."""
+    return int((distances <= distances.min() + ROUNDING * np.abs(distances).max()).argmax())
+
+
+@register_selection("k_center", options=("mean", "random"))
+def k_center(features: Tensor, count: int, generator: torch.Generator, option: str = "mean") -> Tensor:
+    """Greedy k-center: from the sample nearest to the mean, always the one farthest from all chosen.
+
+    ``random``: from a sample that is drawn.
+
+    Source: Sener and Savarese 2018, Algorithm 1, after Gonzalez 1985.
+    """
+    rows = _unit_rows(features)
+    start = int(torch.randint(len(rows), (), generator=generator))
+    if option == "mean":
+        start = _first_nearest(np.square(rows - rows.mean(0)).sum(1))
+    return farthest_first(start, count, lambda row: -np.square(rows - rows[row]).sum(1))
+
+
+@register_selection("gradient_diversity", needs="gradients")
+def gradient_diversity(seen: Gradients, count: int, generator: torch.Generator) -> Tensor:
+    """Samples whose loss gradients point in different directions.
+
+    From the sample whose gradient is most along the class's mean gradient direction, always the one whose largest
+    cosine with the gradients of those chosen is smallest. Gradients are those of a linear head's weights and biases.
+
+    Source:
+        After Aljundi et al. 2019 (GSS), which keeps the buffer of a stream diverse in gradients: its greedy form scores
+        a sample by its largest cosine with gradients of random buffer batches and replaces at random by score. Here the
+        class is at hand as a whole, so the same score is taken against all samples chosen so far, exactly, and
+        nothing is replaced. Departure: the head's gradients in place of all parameters'.
+    """
+    errors, inputs = (_unit_rows(part) for part in seen)
+    mean = errors.T @ inputs / len(errors)  # (C, D + 1)
+    start = _first_nearest(-((errors @ mean) * inputs).sum(1))
+    return farthest_first(start, count, lambda row: (errors @ errors[row]) * (inputs @ inputs[row]))
+
+
+# by clusters -------------------------------------------------------------------------------------------------------
+
+
+@register_selection("k_means", options=("NUMBER",))
+def k_means(features: Tensor, count: int, generator: torch.Generator, option: int = CLUSTERS) -> Tensor:
+    """Of each of so many clusters (10) the sample nearest to the centre, then of each the second nearest, and on.
+
+    Larger clusters come first in each round, so that a cluster has floor(count / clusters) samples or one more, or all.
+    """
+    rows = _unit_rows(features)
+    clusters, cosines = _clusters(rows, option, generator)
+    clusters.sort(key=lambda members: (-len(members), members[0]))
+    queues = [_ordered(members, -cosines[members]) for members in clusters]
+    rounds = max(map(len, queues))
+    order = [queue[place] for place in range(rounds) for queue in queues if place < len(queue)]
+    return torch.tensor(order[:count], dtype=torch.int64)
+
+
+@register_selection("cluster_complexity", options=("easy", "hard", "random"))
+def cluster_complexity(features: Tensor, count: int, generator: torch.Generator, option: str = "easy") -> Tensor:
+    """More samples of clusters that are wide and far from the others; in a cluster the ``easy`` ones near the centre.
+
+    ``hard``: the ones far from the centre, as the source does, which keeps much of much data; for a few exemplars a
+    class typical ones are safer. ``random``: drawn.
+
+    Source:
+        Abbas et al. 2024, density-based pruning of web-scale data, with the sub-clusters of a class (ten) as clusters.
+        Complexity d_j = d_intra,j d_inter,j; shares softmax(d / 0.5); see ``allocation``. Departure: instead of
+        rounding the allocation of one count, samples are taken one by one from the cluster that lacks most of its
+        allocation at that count, so that the sum is right and prefixes nest.
+    """
+    rows = _unit_rows(features)
+    clusters, cosines = _clusters(rows, CLUSTERS, generator)
+    shares = _softmax(complexities(rows, clusters).round(10) / 0.5)
+    ranked = sorted(range(len(clusters)), key=lambda j: (-shares[j], clusters[j][0]))
+    clusters, shares = [clusters[j] for j in ranked], shares[ranked]
+    sign = {"easy": -1.0, "hard": 1.0}
+    keys = torch.rand(len(rows), generator=generator, dtype=torch.float64).numpy()
+    queues = [_ordered(own, sign[option] * cosines[own] if option in sign else keys[own]) for own in clusters]
+    sizes = np.array([len(own) for own in clusters])
+    counts = np.arange(1, min(count, len(rows)) + 1)
+    taken, order = np.zeros(len(sizes), dtype=int), []
+    for wanted in allocation(shares, sizes, counts):
+        j = int((wanted - taken >= (wanted - taken).max() - 1e-9).argmax())
+        order.append(queues[j][taken[j]])
+        taken[j] += 1
+    return torch.tensor(order, dtype=torch.int64)
+
+
+def allocation(shares: Array, sizes: Array, counts: Array, lower: float = 1.0) -> Array:
+    """How many samples of each cluster: the x nearest to shares * count with sum(x) = count, lower <= x <= sizes.
+
+    Args:
+        shares: (k,), of sum one.
+        sizes: (k,) samples there are.
+        counts: (n,) samples wanted, each at most the sum of the sizes.
+        lower: Least number of each cluster; less where there are not as many.
+
+    Returns:
+        (n, k), not rounded; each column grows with the count.
+
+    Source:
+        Abbas et al. 2024: x = clip(shares * count + lambda, lower, sizes), lambda by bisection; specification 4.4.
+
+    >>> allocation(np.array([0.5, 0.3, 0.2]), np.array([5, 50, 50]), np.array([40])).round(6).tolist()
+    [[5.0, 19.5, 15.5]]
+    """
+    counts = counts[:, None].astype(float)
+    least = np.minimum(np.minimum(lower, counts / len(sizes)), sizes)
+    target = shares * counts
+    low, high = -counts - sizes.max(), counts + sizes.max()  # all at their least; all at their most
+    for _ in range(100):
+        shift = (low + high) / 2
+        few = np.clip(target + shift, least, sizes).sum(1, keepdims=True) < counts
+        low, high = np.where(few, shift, low), np.where(few, high, shift)
+    return np.asarray(np.clip(target + high, least, sizes))
+
+
+def complexities(rows: Array, clusters: Sequence[Array]) -> Array:
+    """d_j: mean cosine distance of the members to their centre, times that of the centre to the 20 nearest others.
+
+    Args:
+        rows: (N, D) of unit length.
+        clusters: Row numbers of each.
+
+    Returns:
+        (k,). A cluster of one sample has the mean of the others; where there is no other cluster, all are 0.
+    """
+    centres = np.stack([_unit(rows[members].sum(0)) for members in clusters])
+    if len(clusters) == 1:
+        return np.zeros(1)
+    intra = np.array([1 - (rows[members] @ centre).mean() for members, centre in zip(clusters, centres, strict=True)])
+    apart = np.sort(1 - centres @ centres.T + np.diag(np.full(len(centres), np.inf)), axis=1)[:, : len(centres) - 1]
+    found = intra * apart[:, :20].mean(1)
+    tiny = np.array([len(members) < 2 for members in clusters])
+    found[tiny] = found[~tiny].mean() if not tiny.all() else 0.0
+    return found
+
+
+def _clusters(rows: Array, count: int, generator: torch.Generator) -> tuple[list[Array], Array]:
+    """Spherical k-means of unit rows: members of each cluster that has any, and each row's cosine with its centre.
+
+    Starts by k-means++ (Arthur and Vassilvitskii 2007); ends where no row changes its cluster, or after 100 rounds.
+    """
+    draws = torch.rand(min(count, len(rows)), generator=generator, dtype=torch.float64).numpy()
+    centres = rows[[int(draws[0] * len(rows))]]
+    while len(centres) < len(draws):
+        weights = np.clip(1 - (rows @ centres.T).max(1), 0, None)  # half the squared distance
+        weights[weights < 1e-9] = 0
+        if not weights.any():  # fewer distinct rows than clusters
+            break
+        reached = weights.cumsum() / weights.sum()
+        centres = np.concatenate([centres, rows[[int((reached > draws[len(centres)]).argmax())]]])
+    own = np.full(len(rows), -1)
+    for _ in range(100):
+        cosines = rows @ centres.T
+        now = (cosines >= cosines.max(1, keepdims=True) - ROUNDING).argmax(1)
+        if (now == own).all():
+            break
+        own = now
+        for j in np.unique(own):
+            centres[j] = _unit(rows[own == j].sum(0))
+    cosines = rows @ centres.T
+    return [np.flatnonzero(own == j) for j in np.unique(own)], cosines[np.arange(len(rows)), own]
+
+
+def _ordered(members: Array, keys: Array) -> list[int]:
+    """Members by key, lowest first; keys that differ by rounding alone are tied, and go by row."""
+    return [int(members[place]) for place in np.argsort(keys.round(10), kind="stable")]
+
+
+def _unit_rows(features: Tensor) -> Array:
+    """(N, D) in double precision."""
+    return _unit(_checked(features).detach().cpu().numpy())
+
+
+def _unit(rows: Array) -> Array:
+    """Of unit length; what is zero stays zero."""
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return np.asarray(rows / np.where(lengths > 0, lengths, 1))
+
+
+def _softmax(values: Array) -> Array:
+    powers = np.exp(values - values.max())
+    return np.asarray(powers / powers.sum())
 
 
 def class_means(features: Tensor, slots: Tensor, num_classes: int) -> Tensor:

@@ -1,8 +1,10 @@
 """Models: backbones by name, heads that grow, networks that grow or branch, and frozen or folded copies of them."""
 
+from cil.models.aggregation import AggregatedBackbone, ScaledConv2d
 from cil.models.base import Backbone, count_parameters
 from cil.models.branching import BranchingNet
 from cil.models.cifar import CifarResNet
+from cil.models.convit import ConViT, TaskTokenNet
 from cil.models.convnets import ConvNet2, ConvNet4, SmallConvNet
 from cil.models.factory import NetFactory
 from cil.models.features import extract, extract_outputs
@@ -13,13 +15,16 @@ from cil.models.heads import CosineHead, Head, LinearHead, weight_align
 from cil.models.imagenet import ImageNetResNet
 from cil.models.output import Output
 from cil.models.registry import build_backbone, names, register_model
+from cil.models.reparameterised import ParallelAdapters, adaptable
 from cil.models.timm_zoo import TimmBackbone, timm_backbone
 from cil.models.weights import load_weights, save_weights
 
 __all__ = [
+    "AggregatedBackbone",
     "Backbone",
     "BranchingNet",
     "CifarResNet",
+    "ConViT",
     "ConvNet2",
     "ConvNet4",
     "CosineHead",
@@ -30,8 +35,12 @@ __all__ = [
     "NetFactory",
     "Normalise",
     "Output",
+    "ParallelAdapters",
+    "ScaledConv2d",
     "SmallConvNet",
+    "TaskTokenNet",
     "TimmBackbone",
+    "adaptable",
     "build_backbone",
     "count_parameters",
     "evaluating",

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cil.errors import ConfigError
+
 
 class Backbone(nn.Module):
     """A convolutional network without classifier: stem, stages, mean over the pixels.
@@ -53,6 +55,20 @@ class Backbone(nn.Module):
         """
         specialised = count_parameters(self.stages[-1])
         return count_parameters(self) - specialised, specialised
+
+    def cut(self, count: int) -> tuple[nn.Sequential, Backbone]:
+        """The same layers in two parts: stem and first stages, and a backbone of the last ``count`` stages.
+
+        Raises:
+            ConfigError: where there are not so many stages, or a subclass does more than apply them in turn.
+        """
+        kind = type(self)
+        if not 1 <= count <= len(self.stages):
+            raise ConfigError(f"cannot cut off {count} stages of a {kind.__name__}: it has {len(self.stages)}")
+        if kind.forward is not Backbone.forward:
+            raise ConfigError(f"cannot cut a {kind.__name__}: it has a forward of its own; choose another model.name")
+        first = nn.Sequential(self.stem, *self.stages[:-count])
+        return first, Backbone(nn.Identity(), self.stages[-count:], self.feature_dim).train(self.training)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""A network that adds a backbone for each experience and freezes those before it."""
+"""A network that adds a backbone, or the last stages of one, for each experience and freezes those before it."""
 
 from __future__ import annotations
 
@@ -15,28 +15,50 @@ from cil.models.output import Output
 
 
 class BranchingNet(nn.Module):
-    """b backbones side by side, one linear head on their concatenated features; only the last backbone learns.
+    """b branches side by side, one linear head on their concatenated features; of the branches only the last learns.
 
     Args:
         make_backbone: Makes a fresh backbone for each ``add_branch``.
         normalise: Applied to the images first, once for all branches.
+        specialised: A branch is so many last stages of a backbone (MEMO: 1), on top of the stem and the stages before
+            them, which all branches share; None for whole backbones (DER).
+
+    Attributes:
+        shared: Stem and stages that all branches share, those of the first backbone; empty for whole backbones. It
+            learns until it is frozen.
 
     Source:
-        Yan et al., DER, CVPR 2021, sections 3.2 and 3.3. The auxiliary head is the strategy's.
+        Yan et al., DER, CVPR 2021, sections 3.2 and 3.3; Zhou et al., MEMO, ICLR 2023, section 4. The auxiliary head is
+        the strategy's.
     """
 
-    def __init__(self, make_backbone: Callable[[], nn.Module], normalise: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        make_backbone: Callable[[], nn.Module],
+        normalise: nn.Module | None = None,
+        specialised: int | None = None,
+    ) -> None:
         super().__init__()
         self.normalise = normalise or nn.Identity()
+        self.shared = nn.Sequential()
         self.branches = nn.ModuleList()
         self.head = LinearHead(0)
         self._make_backbone = make_backbone
+        self._specialised = specialised
+        self._shared_parameters = 0
 
     def add_branch(self) -> None:
-        """Append a fresh backbone, freeze the others (evaluation mode for good), let the head see its features."""
+        """Append a fresh branch, freeze the others (evaluation mode for good), let the head see its features."""
         for branch in self.branches:
             freeze(branch)
-        self.branches.append(self._make_backbone().to(self.head.weight.device).train(self.training))
+        made: Any = self._make_backbone().to(self.head.weight.device).train(self.training)
+        if self._specialised is not None:
+            charged = made.survey_parameters
+            shared, made = made.cut(self._specialised)
+            if not self.branches:
+                self.shared = shared
+                self._shared_parameters = charged - made.survey_parameters
+        self.branches.append(made)
         self.head.grow_inputs(self.branch_dim)
 
     def copy_branch(self, source: int, target: int) -> None:
@@ -59,11 +81,15 @@ class BranchingNet(nn.Module):
         if not self.branches:
             raise ShapeError("a branching network without branches cannot see; call add_branch first")
         x = self.normalise(images)
-        with torch.no_grad():
+        maps = []
+        for part in self.shared:
+            x = part(x)
+            maps.append(x)
+        with torch.set_grad_enabled(x.requires_grad):  # frozen branches pass gradients on to a shared part that learns
             parts = [branch(x)[0] for branch in self.branches[:-1]]
         last, stages = self.branches[-1](x)
         features = torch.cat([*parts, last], dim=1)
-        return Output(self.head(features), features, stages)
+        return Output(self.head(features), features, (*maps[1:], *stages))  # maps[0] is the stem's
 
     @property
     def num_classes(self) -> int:
@@ -83,6 +109,6 @@ class BranchingNet(nn.Module):
 
     @property
     def survey_parameters(self) -> int:
-        """Parameters that the survey charges: those of all backbones."""
+        """Parameters that the survey charges: those of all branches, and once those of the shared part."""
         branches: Iterable[Any] = self.branches
-        return sum(branch.survey_parameters for branch in branches)
+        return self._shared_parameters + sum(branch.survey_parameters for branch in branches)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cil.errors import ConfigError
-from cil.models.base import drop_counters
+from cil.models.base import Backbone, drop_counters
 from cil.models.branching import BranchingNet
 from cil.models.growing import GrowingNet, Normalise
 from cil.models.heads import CosineHead, Head, LinearHead
@@ -36,6 +36,7 @@ class NetFactory:
         device: Where networks are put.
         meta: Build on the ``meta`` device: structure without values, for dry runs.
         channels_last: Memory format of convolution weights, and so of the maps.
+        pretrained: Name of the public weights that backbones start from; None where they start at random.
 
     Raises:
         ConfigError: for an unknown head, or mean without std.
@@ -51,7 +52,9 @@ class NetFactory:
         device: torch.device | str = "cpu",
         meta: bool = False,
         channels_last: bool = True,
+        pretrained: str | None = None,
     ) -> None:
+        self.pretrained = pretrained
         if (mean is None) != (std is None):
             raise ConfigError(f"mean {mean} and std {std}: give both or neither")
         self._make = backbone
@@ -68,9 +71,25 @@ class NetFactory:
         backbone: Any = self.backbone()
         return GrowingNet(backbone, make_head(backbone.feature_dim), self.normalise()).to(self._device)
 
-    def branching(self) -> BranchingNet:
-        """A network without branches; each ``add_branch`` makes a fresh backbone."""
-        return BranchingNet(self.backbone, self.normalise()).to(self._device)
+    def branching(self, specialised: int | None = None) -> BranchingNet:
+        """A network without branches; each ``add_branch`` makes a fresh backbone.
+
+        Args:
+            specialised: Of each backbone but the first, only so many last stages are used, on top of what all branches
+                share (MEMO: 1); None for whole backbones.
+
+        Raises:
+            ConfigError: where the backbone has no stages to cut, or too few.
+        """
+        if specialised is not None:
+            template = self.template
+            if not isinstance(template, Backbone):
+                raise ConfigError(
+                    f"cannot share a part of a {type(template).__name__}: it is not made of a stem and stages; choose "
+                    f"a model.name that is (resnet32, resnet18, convnet2, ...)"
+                )
+            template.cut(specialised)
+        return BranchingNet(self.backbone, self.normalise(), specialised).to(self._device)
 
     def backbone(self) -> nn.Module:
         """A fresh backbone; it takes normalised images."""

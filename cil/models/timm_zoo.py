@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.errors import ConfigError
@@ -40,10 +42,19 @@ class TimmBackbone(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Normalised images (N, C, H, W) to features (N, D), and the intermediate maps where asked for."""
         model: Any = self.model
+        images = self.resized(images)
         if not self._with_stages:
             return model(images), ()
         last, maps = model.forward_intermediates(images)
         return model.forward_head(last, pre_logits=True), tuple(maps)
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Images at the size that a model of fixed input size was built for (``model.options.img_size``), bicubic."""
+        patches: Any = getattr(self.model, "patch_embed", None)
+        size = getattr(patches, "img_size", None)
+        if size is None or not getattr(patches, "strict_img_size", False) or images.shape[-2:] == torch.Size(size):
+            return images
+        return F.interpolate(images, size=tuple(size), mode="bicubic", align_corners=False, antialias=True)
 
 
 def timm_backbone(

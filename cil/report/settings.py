@@ -92,7 +92,7 @@ def arenas(groups: Iterable[Group]) -> list[Arena]:
 
 def by_budget(groups: Sequence[Group]) -> list[list[Group]]:
     """Groups that may carry the same, smallest budget first and no budget last."""
-    parts = _split(groups, lambda group: _text(allowance(group.first)))
+    parts = _split(groups, lambda group: _text([allowance(group.first), group.first.budget.get("scope", "carried")]))
     return sorted(parts, key=lambda part: _size(part[0].first))
 
 
@@ -141,7 +141,8 @@ def budget_words(budget: dict[str, Any]) -> str:
         parts.append(f"aligned to {to}, {words}" if to else words)
     if exemplars is not None:
         parts.append(f"{exemplars:,} exemplars")
-    return ", ".join(parts) or "no budget"
+    more = "; as many more as incoming images are given up" if budget.get("scope") == "carried+incoming" else ""
+    return (", ".join(parts) or "no budget") + more
 
 
 def differing(runs: Sequence[Outcome]) -> list[str]:

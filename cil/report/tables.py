@@ -291,6 +291,9 @@ def _status_notes(group: Group, finished: Sequence[Outcome]) -> Iterable[Note]:
 
 
 def _kind_notes(first: Outcome, finished: Sequence[Outcome]) -> Iterable[Note]:
+    lost = max((sum(run.result("given_up") or ()) for run in finished), default=0)
+    if lost:
+        yield Note("gave up images", f"gave up images: learned without {lost:,} of those that arrived")
     if finished and not first.bound and not any(run.exemplars for run in finished):
         limit, carried = first.limit, _whole([run.carried(first.convention) for run in finished])
         if limit is not None and carried is not None and carried < limit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from importlib.metadata import entry_points
+from keyword import iskeyword
 from pathlib import Path
 
 from cil.memory import State
@@ -17,8 +18,9 @@ __all__ = ["Desk", "Phase", "Progress", "State", "Strategy", "built_in", "find",
 
 
 def built_in() -> list[str]:
-    """Names of the strategies that ship here: one file each."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _NOT_METHODS)
+    """Names of the strategies that ship here: one file each (``pass_.py`` is ``pass``, a word of Python)."""
+    files = Path(__file__).parent.glob("*.py")
+    return sorted(path.stem.removesuffix("_") for path in files if path.stem not in _NOT_METHODS)
 
 
 def names() -> list[str]:
@@ -29,4 +31,4 @@ def names() -> list[str]:
 def load_built_in(name: str) -> None:
     """Import the file of a built-in strategy, which registers it."""
     if name in built_in():
-        importlib.import_module(f"cil.strategies.{name}")
+        importlib.import_module(f"cil.strategies.{name}{'_' if iskeyword(name) else ''}")

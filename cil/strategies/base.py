@@ -43,6 +43,8 @@ class Strategy:
     _kept: dict[str, _Kept]
     uses_horizon: ClassVar[bool] = False  # needs to know how many experiences will come
     bound: ClassVar[bool] = False  # an upper bound, not a competitor: kept out of rankings
+    toy: ClassVar[Mapping[str, Any]] = {}  # hyperparameters for toy runs, where the defaults are far too large
+    toy_model: ClassVar[Mapping[str, Any]] = {}  # name and options of a backbone for toy runs, where any will not do
 
     def __init__(self, make_net: NetFactory, budget: Budget) -> None:
         object.__setattr__(self, "_kept", {})
@@ -120,6 +122,18 @@ class Strategy:
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen: (N, C, H, W) float in [0, 1] to (N, num_classes). Default: the head's logits."""
         return self.net(images).logits
+
+    def accepts(self, signature: Signature) -> Mapping[int, int]:
+        """Images of each slot that the learner takes of an experience. Default: all that arrive.
+
+        Asked before the experience, of structure alone. The engine draws that many and hands over no others, also not
+        in the signature; under ``budget.scope=carried+incoming`` as many more exemplars may be held.
+        """
+        return signature.counts
+
+    def quotas(self, experience: Experience, quota: int) -> Mapping[int, int]:
+        """Exemplars of single slots, where ``store_exemplars`` shall take another number than ``quota``."""
+        return {}
 
     def exemplar_plan(self, slots: int, counts: Mapping[int, int]) -> dict[int, int]:
         """Exemplars of each slot after an experience, for the dry run. Default: floor(slots / C), small classes whole.
@@ -401,6 +415,7 @@ def reference_of(module: nn.Module, tag: str) -> Reference:
     digest, size, numel = hashlib.sha256(), 0, 0
     for key, tensor in sorted(module.state_dict().items()):
         digest.update(key.encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        if not tensor.is_meta:  # a dry run has sizes, and no values
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         size, numel = size + tensor_bytes(tensor), numel + tensor.numel()
     return Reference(tag, digest.hexdigest(), size, numel)

@@ -82,9 +82,25 @@ def _of(slots: Sequence[int], samples: Samples) -> Samples:
     return samples[torch.isin(samples.slots, torch.tensor(slots))]
 
 
-def toy_factory(stream: Stream, *, seed: int, device: Any = "cpu", meta: bool = False) -> NetFactory:
-    """Networks small enough for a test, with convolutions and batch normalisation."""
-    make = partial(build_backbone, "smallconv", stream.image_shape[0], stream.image_shape[1])
+def toy_factory(
+    stream: Stream,
+    *,
+    seed: int,
+    device: Any = "cpu",
+    meta: bool = False,
+    model: Mapping[str, Any] | None = None,
+) -> NetFactory:
+    """Networks small enough for a test: with convolutions and batch normalisation, unless ``model`` says another.
+
+    Args:
+        stream: Its images are shown to them.
+        seed, device, meta: As of ``NetFactory``.
+        model: ``name`` and ``options`` of a backbone; a strategy that cannot work with any has them as ``toy_model``.
+    """
+    given = dict(model or {"name": "smallconv"})
+    make = partial(
+        build_backbone, given["name"], stream.image_shape[0], stream.image_shape[1], **given.get("options", {})
+    )
     return NetFactory(make, mean=stream.mean, std=stream.std, seed=seed, device=device, meta=meta)
 
 
@@ -100,11 +116,11 @@ def toy_run(
 ) -> Run:
     """A short run, ready to be executed; ``options`` are those of ``cil.engine.run.Run``."""
     kind = find(strategy) if isinstance(strategy, str) else strategy
-    given = dict(hyperparameters or {})
+    given = {**kind.toy, **(hyperparameters or {})}
     return Run(
         stream=stream,
         make_learner=lambda make_net, own: kind(make_net, own, **given),
-        make_factory=partial(toy_factory, stream),
+        make_factory=partial(toy_factory, stream, model=kind.toy_model),
         budget=budget or Budget(exemplars=EXEMPLARS),
         recipe=recipe or Recipe(epochs=2, batch_size=8, log_every=1),
         run_dir=run_dir,

@@ -21,6 +21,8 @@ from cil.strategies import Phase, Strategy
 from cil.streams import Experience
 
 HOOKS = (
+    "accepts",
+    "quotas",
     "grow",
     "before_experience",
     "prepare",

@@ -2,7 +2,15 @@
 
 from cil.tracking.loggers import FileLogger, Logger, Loggers, build_loggers
 from cil.tracking.record import SCHEMA_VERSION, STATUSES, Record, RecordError, describe_environment
-from cil.tracking.storage import fsync_dir, identity_hash, plain, without_secrets, write_bytes_atomic, write_json_atomic
+from cil.tracking.storage import (
+    fsync_dir,
+    identity_hash,
+    plain,
+    replacing,
+    without_secrets,
+    write_bytes_atomic,
+    write_json_atomic,
+)
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -17,6 +25,7 @@ __all__ = [
     "fsync_dir",
     "identity_hash",
     "plain",
+    "replacing",
     "without_secrets",
     "write_bytes_atomic",
     "write_json_atomic",

@@ -7,7 +7,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -112,23 +113,33 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
 
 
 def write_bytes_atomic(path: str | Path, data: bytes) -> None:
-    """Temporary file, fsync, rename, fsync of the directory.
+    """A file of these bytes, all or nothing; see ``replacing``."""
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """All or nothing: what is written to the file given is flushed to disk and renamed to ``path``.
 
     Raises:
-        TrainingError: if the disk is full or the place cannot be written.
+        TrainingError: where the disk is full or the place cannot be written; ``path`` is then as it was.
     """
-    path = Path(path)
+    from safetensors import SafetensorError
+
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
         fsync_dir(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise TrainingError(f"cannot write {path}: {error.strerror}; make room or choose another run_dir") from error
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        why = getattr(error, "strerror", None) or str(error)
+        raise TrainingError(f"cannot write {path}: {why}; make room (what was committed before is safe)") from error
 
 
 def fsync_dir(path: str | Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import cil
-from cil.api import bills, plan
+from cil.api import plan
 from cil.errors import ConfigError
 from cil.strategies.icarl import ICaRL
 from cil.targets import described, made, resolve
@@ -76,7 +76,7 @@ def test_a_wrong_option_is_told_the_nearest(stream):
 def test_a_mapping_says_more_of_the_model(stream, tmp_path):
     run = plan("finetune", stream, {"name": "resnet14", "options": {"width": 4}}, root=tmp_path)
     whole = plan("finetune", stream, "resnet14", root=tmp_path)
-    assert bills(run)[-1].total["exact"] < bills(whole)[-1].total["exact"] / 10
+    assert run.bills()[-1].total["exact"] < whole.bills()[-1].total["exact"] / 10
 
 
 def test_the_command_line_is_a_thin_layer(stream, tmp_path):

@@ -92,6 +92,12 @@ BAD = {
     ),
     "points in one run": ((*RUN, "budget.points=[1,2]"), "budget.points", "cil compare"),
     "unknown convention": ((*RUN, "budget.convention=exakt"), "budget.convention is 'exakt'", "'exact'"),
+    "unknown scope": ((*RUN, "budget.scope=incoming"), "budget.scope is 'incoming'", "'carried+incoming'"),
+    "each with incoming images": (
+        (*RUN, "budget=bytes", "budget.at=each", "budget.limit=[90000,90000]", "budget.scope=carried+incoming"),
+        "budget.at=each",
+        "budget.scope=carried+incoming needs one",
+    ),
     "unknown enforcement": ((*RUN, "budget.enforce=stop"), "budget.enforce is 'stop'", "report"),
     # other commands
     "compare: wrong jobs": (("compare", *RUN[1:], "jobs=two"), "jobs is 'two'", "whole number of 1 or more"),

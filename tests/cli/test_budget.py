@@ -9,18 +9,24 @@ import pytest
 from cil.cli.build import build
 from cil.cli.compose import compose
 from cil.cli.names import choices
+from cil.strategies import find
 from cil.tracking import Record
 
 DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "progress=false")
 
 
+def toy_model(strategy: str) -> list[str]:
+    """Overrides that give a strategy which cannot work with any model one that it can, small."""
+    model = find(strategy).toy_model
+    options = [f"++model.options.{key}={value}" for key, value in model.get("options", {}).items()]
+    return [f"model.name={model['name']}", *options] if model else []
+
+
 @pytest.mark.parametrize("strategy", choices("strategy"))
 def test_every_strategy_runs_by_its_name_and_carries_what_its_bill_said(cil, strategy):
-    (bill,) = json.loads(cil("budget", f"strategy={strategy}", "stream=split_digits", "--json").out)
-    assert (
-        f"{strategy} on digits_b0_inc2, seed 0: finished"
-        in cil("run", *DIGITS, f"strategy={strategy}", "run_dir=a").out
-    )
+    chosen = (f"strategy={strategy}", *toy_model(strategy))
+    (bill,) = json.loads(cil("budget", *chosen, "stream=split_digits", "--json").out)
+    assert f"{strategy} on digits_b0_inc2, seed 0: finished" in cil("run", *DIGITS, *chosen, "run_dir=a").out
     results = Record.load("a").results
     for told, ledger, exemplars in zip(bill["bills"], results["ledger"], results["exemplars"], strict=True):
         assert told["total"]["exact"] == ledger["totals"]["exact"]["total"]
@@ -34,6 +40,22 @@ def test_all_strategies_are_billed_in_one_table(cil):
     for name in ("der", "ewc", "finetune", "icarl", "joint", "lwf", "replay", "wa"):
         assert said.out.count(f"\n{name} ") == 3  # exemplars, exact, survey
     assert "joint: a bound" in said.out
+
+
+def test_who_cannot_work_with_the_model_is_named_among_others_and_refused_alone(cil):
+    said = cil("budget", "strategy=finetune,l2p", "stream=split_digits")
+    assert said.code == 0 and said.out.count("\nfinetune ") == 3
+    assert "l2p does not fit: strategy l2p needs a timm vision transformer, not a SmallConvNet" in said.out
+    said = cil("budget", "strategy=l2p", "stream=split_digits")
+    assert said.code and "model.name" in said.line
+
+
+def test_dytox_asks_for_its_model_itself_and_takes_no_other(cil):
+    (bill,) = json.loads(cil("budget", "strategy=dytox", "stream=split_digits", "--json").out)
+    shared = 10_683_564 - (64 - 4) * 384 - 2 * 16 * 384  # 2 x 2 patches of 4 x 4 grey pixels
+    assert bill["bills"][0]["total"]["survey"] - 64 * bill["bills"][0]["exemplars"] == 4 * (shared + 384)
+    said = cil("run", *DIGITS, "strategy=dytox", "model=smallconv", "run_dir=a")
+    assert said.code and "strategy dytox needs the patches of a ConViT, not a SmallConvNet" in said.line
 
 
 def test_who_does_not_fit_is_named(cil):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import pickletools
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def test_a_crash_before_the_rename_changes_nothing(kept, tmp_path, monkeypatch, 
 def test_a_file_is_on_the_disk_before_it_has_its_name(kept, monkeypatch):
     happened = []
     replace = Path.replace
-    monkeypatch.setattr(checkpoint.os, "fsync", lambda handle: happened.append("fsync"))
+    monkeypatch.setattr(os, "fsync", lambda handle: happened.append("fsync"))
     monkeypatch.setattr(Path, "replace", lambda self, to: (happened.append(to.name), replace(self, to))[1])
     kept.commit(0, _state(a=torch.zeros(2)), {})
     name = "experience-000"
@@ -272,13 +273,13 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch):
         with pytest.raises(TrainingError) as stopped:
             small_run(Rehearse, tmp_path, keep="all").execute()
     told = str(stopped.value)
-    assert told.endswith("experience-001.safetensors: No space left on device; what was committed before is safe")
+    assert told.endswith("experience-001.safetensors: No space left on device; make room (what was committed before is safe)")
     assert "\n" not in told
     found = json.loads((tmp_path / "record.json").read_text())
     assert (found["status"], found["error"]) == ("failed", told)
     assert len(found["results"]["accuracy_curve"]) == 1
     assert Checkpoints(tmp_path).state(0).tensors
-    assert not list(tmp_path.rglob("*.new"))  # what was begun takes no room
+    assert not list(tmp_path.rglob(".*.tmp"))  # what was begun takes no room
     record = small_run(Rehearse, tmp_path, keep="all").execute()  # once there is room again
     assert (record.status, record.error) == ("finished", None)
     straight = small_run(Rehearse, tmp_path / "straight").execute()

@@ -187,3 +187,51 @@ def test_a_wrong_budget_names_its_key_in_one_line(options, message):
     with pytest.raises(ConfigError, match=message) as caught:
         Budget(**options)
     assert "\n" not in str(caught.value)
+
+
+# in place of incoming images: budget.scope=carried+incoming ----------------------------------------------------------
+
+
+def given_up(images, scope="carried+incoming", **caps):
+    return Budget(scope=scope, given_up=images, image_bytes=3_072, **caps)
+
+
+def test_rmms_fixture_on_cifar():
+    """CIFAR-100, ten classes of 500 arrive, 30 % are given up: 2000 + 1500, 58 for each of 60 classes."""
+    slots = given_up(1_500, exemplars=2_000).exemplar_slots(learner(0))
+    assert slots == 3_500 and slots // 60 == 58
+
+
+def test_what_is_given_up_counts_only_where_incoming_images_do():
+    assert given_up(1_500, scope="carried", exemplars=2_000).exemplar_slots(learner(0)) == 2_000
+    assert given_up(3, scope="carried", limits=[100]).limit == 100
+    assert given_up(0, exemplars=2_000).exemplar_slots(learner(0)) == 2_000
+    assert given_up(9).exemplar_slots(learner(0)) == Budget().exemplar_slots(learner(0))  # nothing is capped
+
+
+def test_of_bytes_it_is_the_raw_images():
+    budget = given_up(4, limits=[1_000 + 3 * 3_073])
+    assert budget.limit == 1_000 + 3 * 3_073 + 4 * 3_072
+    assert budget.exemplar_slots(learner(1_000, image_shape=CIFAR)) == 6  # an exemplar has its label too
+    assert given_up(4, limits=[3 * 3_072], convention="survey").exemplar_slots(learner(0)) == 7
+
+
+def test_a_state_is_held_to_the_cap_and_what_was_given_up():
+    budget = given_up(5, exemplars=10)
+    budget.check(ledger(), 15, "rmm")
+    with pytest.raises(BudgetExceeded, match=r"carries 16 exemplars, budget.exemplars is 10, and 5 incoming images"):
+        budget.check(ledger(), 16, "rmm")
+    with pytest.raises(BudgetExceeded, match=r"carries 11 exemplars, budget.exemplars is 10 after experience 0"):
+        given_up(5, scope="carried", exemplars=10).check(ledger(), 11, "rmm")
+    bytes_ = given_up(1, limits=[100])
+    bytes_.check(ledger(exemplars=3_172), 1, "rmm")
+    with pytest.raises(BudgetExceeded, match="3,173 bytes"):
+        bytes_.check(ledger(exemplars=3_173), 1, "rmm")
+
+
+def test_another_scope_and_a_limit_for_each_experience_are_refused():
+    with pytest.raises(ConfigError, match=r"budget\.scope is 'incoming'.*carried\+incoming"):
+        Budget(scope="incoming")
+    with pytest.raises(ConfigError, match=r"budget\.scope is carried\+incoming with 2 limits"):
+        Budget(scope="carried+incoming", limits=[1, 2])
+    Budget(scope="carried", limits=[1, 2])

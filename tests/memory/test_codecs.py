@@ -1,6 +1,7 @@
 """Codecs: what comes back, and the bytes that are charged; memories filled by actual size."""
 
 import io
+import weakref
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cil.data import ArrayStore, Samples
-from cil.errors import ConfigError
-from cil.memory import ExemplarMemory, tensor_bytes
+from cil.errors import ConfigError, StateError
+from cil.memory import Budget, ExemplarMemory, tensor_bytes
 from cil.memory.codecs import codec
 
 
@@ -35,7 +36,7 @@ def held(memory: ExemplarMemory, num_classes: int = 10) -> int:
 shapes = st.tuples(st.sampled_from([1, 3]), st.integers(1, 12), st.integers(1, 12))
 
 
-@given(shapes, st.integers(0, 4), st.sampled_from(["raw", "jpeg", "jpeg:20"]))
+@given(shapes, st.integers(0, 4), st.sampled_from(["raw", "jpeg", "jpeg:20", "downsample:1"]))
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_sizes_add_up_to_the_data_and_shapes_come_back(shape, count, name):
     pixels = noise(count, shape)
@@ -83,6 +84,8 @@ def test_a_lower_quality_takes_fewer_bytes():
         ("raw:5", "no codec 'raw:5'"),
         ("jpeg:0", r"quality 0 is not in 1\.\.95"),
         ("jpeg:100", r"quality 100 is not in 1\.\.95"),
+        ("downsample:0", r"cannot be 0 pixels wide; write strategy\.codec=downsample:16"),
+        ("downsample:half", "downsample:16"),
     ],
 )
 def test_an_unknown_codec_or_quality_is_refused_in_one_line(name, message):
@@ -94,6 +97,159 @@ def test_an_unknown_codec_or_quality_is_refused_in_one_line(name, message):
 def test_jpeg_refuses_images_that_are_neither_grey_nor_colour():
     with pytest.raises(ConfigError, match=r"1 or 3 channels, not 4; set strategy\.codec=raw"):
         codec("jpeg").encode(noise(1, (4, 8, 8)))
+
+
+# down-sampling ------------------------------------------------------------------------------------------------------
+
+
+def test_downsampling_averages_squares_and_rounds():
+    rows = torch.tensor([[0, 10, 20, 30], [2, 8, 20, 31], [255, 255, 0, 0], [255, 254, 0, 1]], dtype=torch.uint8)
+    data, sizes = codec("downsample:2").encode(rows.expand(2, 3, 4, 4))
+    # (0 + 10 + 2 + 8) / 4 = 5, 101 / 4 = 25.25, 1019 / 4 = 254.75, 1 / 4
+    assert data.reshape(2, 3, 4).tolist() == [[[5, 25, 255, 0]] * 3] * 2
+    assert sizes.tolist() == [12, 12]
+
+
+def test_it_is_decoded_by_bilinear_interpolation_between_centres_of_pixels():
+    data = torch.tensor([0, 100, 0, 100], dtype=torch.uint8)
+    back = codec("downsample:2").decode(data, torch.tensor([4], dtype=torch.int32), (1, 4, 4))
+    assert back[0, 0].tolist() == [[0, 25, 75, 100]] * 4
+
+
+def test_at_full_side_nothing_is_lost_and_a_plain_image_never_changes():
+    pixels = noise(3)
+    data, sizes = codec("downsample:16").encode(pixels)
+    assert torch.equal(codec("downsample:16").decode(data, sizes, (3, 16, 16)), pixels)
+    plain = torch.full((1, 3, 15, 20), 77, dtype=torch.uint8)
+    data, sizes = codec("downsample:7").encode(plain)
+    assert len(data) == 3 * 7 * 7
+    assert torch.equal(codec("downsample:7").decode(data, sizes, (3, 15, 20)), plain)
+
+
+def test_an_image_may_not_grow_by_being_stored():
+    message = r"downsample:17 would enlarge images of 16 x 32 pixels; set strategy\.codec to .*SIDE <= 16, or raw"
+    with pytest.raises(ConfigError, match=message):
+        codec("downsample:17").encode(noise(1, (3, 16, 32)))
+    with pytest.raises(ConfigError, match=message):  # the dry run asks this
+        ExemplarMemory("downsample:17").item_bytes((3, 16, 32), 10)
+
+
+def test_a_downsampled_memory_charges_its_small_images_and_the_survey_the_raw_ones():
+    memory = ExemplarMemory("downsample:4")
+    assert memory.item_bytes((3, 16, 16), 10) == 3 * 4 * 4 + 1
+    assert memory.item_bytes((3, 224, 224), 1000) == 3 * 4 * 4 + 2
+    assert memory.item_bytes((3, 16, 16), 10, "survey") == 768
+    assert memory.item_kinds((3, 16, 16), 10) == {"exemplars": 48, "labels": 1}
+    memory.replace([samples(noise(5), [0, 1, 1, 2, 2])])
+    tensors = {name: tensor for name, (tensor, _) in memory.tensors(10).items()}
+    assert tensors["images"].shape == (5, 3, 4, 4)
+    assert held(memory) == 5 * 49
+    assert memory.survey_bytes() == 5 * 768
+    other = ExemplarMemory("downsample:4")
+    other.load(tensors, (3, 16, 16))
+    assert torch.equal(other.samples().pixels, memory.samples().pixels)
+    with pytest.raises(StateError, match=r"5 images of \(3, 16, 16\) are 3840 bytes, the state has 240"):
+        ExemplarMemory().load(tensors, (3, 16, 16))
+
+
+class OneMemory:
+    """What a budget asks of a learner."""
+
+    def __init__(self, memory: ExemplarMemory, fixed: int, num_classes: int) -> None:
+        self.memory, self.fixed, self.num_classes, self.image_shape = memory, fixed, num_classes, (3, 16, 16)
+
+    def fixed_bytes(self, convention: str) -> int:
+        return self.fixed
+
+    def memories(self) -> dict[str, ExemplarMemory]:
+        return {"memory": self.memory}
+
+
+@pytest.mark.parametrize("name", ["raw", "downsample:1", "downsample:5", "downsample:16"])
+@pytest.mark.parametrize("limit", [1_000, 5_000, 76_901, 76_902])
+def test_a_budget_in_bytes_holds_as_many_as_fit_and_not_one_more(name, limit):
+    memory = ExemplarMemory(name)
+    slots = Budget(limits=[limit]).exemplar_slots(OneMemory(memory, 2, 300))
+    memory.replace([samples(noise(slots), [7] * slots)] if slots else [])
+    assert 2 + held(memory, 300) <= limit
+    memory.add(8, samples(noise(1), [8]))
+    assert 2 + held(memory, 300) > limit
+
+
+# what a rule sees is what is stored ----------------------------------------------------------------------------------
+
+
+class Counting:
+    """A codec that counts the images it encodes."""
+
+    def __init__(self, name: str) -> None:
+        self.inner, self.encoded = codec(name), 0
+        self.fixed, self.lossless, self.stored_shape = self.inner.fixed, self.inner.lossless, self.inner.stored_shape
+        self.decode = self.inner.decode
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        self.encoded += len(pixels)
+        return self.inner.encode(pixels)
+
+
+def images_of(data: Samples) -> set[bytes]:
+    return {image.numpy().tobytes() for image in data.pixels}
+
+
+@pytest.mark.parametrize("name", ["raw", "downsample:6", "jpeg:40"])
+def test_a_rule_sees_the_images_as_they_will_be_stored(name):
+    memory, seen = ExemplarMemory(name), []
+
+    def see(data: Samples) -> Tensor:
+        seen.append(data)
+        return data.pixels.flatten(1).float()
+
+    first, again = samples(noise(9), [0] * 9), samples(noise(9, key=1), [0] * 4 + [1] * 5)
+    memory.rebuild(first, 4, see, torch.Generator())
+    data, sizes = codec(name).encode(first.pixels)
+    assert torch.equal(seen[0].pixels, codec(name).decode(data, sizes, (3, 16, 16)))
+    kept = images_of(memory.samples())
+    assert len(kept) == 4 and kept <= images_of(seen[0])
+    memory.rebuild(again, 3, see, torch.Generator())
+    assert [len(data) for data in seen] == [9, 3 + 4, 5]
+    assert images_of(seen[1]) & kept == images_of(seen[1][:3])  # of the class that came again, as they were stored
+    assert images_of(memory.samples()) <= images_of(seen[1]) | images_of(seen[2])
+    assert (images_of(seen[2]) == images_of(again.of_class(1))) == (name == "raw")
+
+
+@pytest.mark.parametrize("name", ["raw", "downsample:6", "jpeg:40"])
+@pytest.mark.parametrize("rule", ["herding", "random"])
+def test_an_image_is_encoded_once_and_one_that_no_rule_looks_at_only_to_be_stored(name, rule):
+    counting = Counting(name)
+    memory = ExemplarMemory(counting, rule)
+    see = lambda data: data.pixels.flatten(1).float()  # noqa: E731
+    looks = rule == "herding" and name != "raw"
+    memory.rebuild(samples(noise(9), [0] * 9), 4, see, torch.Generator().manual_seed(0))
+    assert counting.encoded == (9 if looks else 4)
+    before = counting.encoded
+    bytes_before = memory.of_class(0).parts[0][0].data.clone()
+    memory.rebuild(samples(noise(6, key=1), [1] * 6), 4, see, torch.Generator().manual_seed(0))
+    assert counting.encoded - before == (6 if looks else 4)
+    now = counting.encoded
+    memory.add(2, memory.of_class(1).with_slots(torch.full((4,), 2)))
+    memory.shrink(2)
+    memory.replace([memory.samples()])
+    assert counting.encoded == now
+    assert torch.equal(
+        memory.tensors(3)["images"][0].flatten()[: len(bytes_before) // 4], bytes_before[: len(bytes_before) // 4]
+    )
+
+
+def test_the_images_that_were_not_chosen_are_let_go_before_the_next_class():
+    memory, stores = ExemplarMemory("jpeg:40"), []
+
+    def see(data: Samples) -> Tensor:
+        assert all(store() is None for store in stores)
+        stores.append(weakref.ref(data.parts[0][0]))
+        return data.pixels.flatten(1).float()
+
+    memory.rebuild(samples(noise(9), [0] * 4 + [1] * 5), 2, see, torch.Generator())
+    assert len(stores) == 2
 
 
 # memories of variable size ------------------------------------------------------------------------------------------

@@ -101,7 +101,23 @@ def test_a_description_lists_all_kinds_largest_first():
     assert Ledger([]).describe() == "nothing"
 
 
-def test_the_record_gets_every_line_and_the_totals_of_both_conventions():
+def test_the_record_gets_one_line_for_all_that_is_alike_of_a_kept_thing():
+    branches = {f"net.branches.{number}.weight": torch.zeros(5) for number in range(100)}
+    kinds = dict.fromkeys(branches, "parameters") | {"net.mean": "buffers", "memory.images": "exemplars"}
+    held = branches | {"net.mean": torch.zeros(3), "memory.images": torch.zeros(2, 3, 2, 2, dtype=torch.uint8)}
+    ledger = Ledger.of(State(held, kinds))
+    content = ledger.to_json()
+    found = {line["name"]: (line["kind"], line["bytes"], line["numel"]) for line in content["entries"]}
+    assert found == {
+        "net.*": ("parameters", 2000, 500),
+        "net.mean": ("buffers", 12, 3),
+        "memory.images": ("exemplars", 24, 24),
+    }
+    assert sum(line["bytes"] for line in content["entries"]) == ledger.total() == content["totals"]["exact"]["total"]
+    assert len(ledger.entries) == 102
+
+
+def test_the_record_gets_lines_and_the_totals_of_both_conventions():
     content = json.loads(json.dumps(Ledger.of(STATE, TRAINING).to_json()))
     assert len(content["entries"]) == len(TENSORS) + 3
     assert content["totals"]["exact"]["total"] == STATE.bytes

@@ -206,6 +206,17 @@ def test_exemplar_free_rows_below_the_limit_are_marked(run):
     assert found["wa"].notes == ()
 
 
+def test_images_given_up_are_a_note_and_exemplars_for_them_another_table(run):
+    wide = exemplar_budget(200) | {"scope": "carried+incoming"}
+    given_up = {"given_up": [30, 20]}
+    content = table([run("rmm", results=given_up), run("icarl"), run("rmm", budget=wide, results=given_up)])
+    assert [sorted(row.label for row in section.rows) for section in content.sections] == [["icarl", "rmm"], ["rmm"]]
+    assert content.sections[1].title.endswith("200 exemplars; as many more as incoming images are given up")
+    notes = rows(content)["rmm"].notes
+    assert [note.text for note in notes] == ["gave up images: learned without 50 of those that arrived"]
+    assert not rows(content)["icarl"].notes
+
+
 def test_a_run_over_its_budget_is_an_empty_row_with_its_bytes_and_the_reason(run):
     budget = byte_budget(1_500_000)
     reason = "der will carry 2,000,000 bytes, budget.limit is 1,500,000"

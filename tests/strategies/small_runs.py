@@ -65,7 +65,9 @@ class Done:
 
 def bare(strategy: str, *, classes: Sequence[int] = (), budget: Budget | None = None, **hyperparameters: Any) -> Any:
     """A learner without an engine, grown by so many classes after one another."""
-    learner = find(strategy)(toy_factory(toy_stream(), seed=0), budget or Budget(exemplars=10), **hyperparameters)
+    kind = find(strategy)
+    factory = toy_factory(toy_stream(), seed=0, model=kind.toy_model)
+    learner = kind(factory, budget or Budget(exemplars=10), **hyperparameters)
     torch.manual_seed(0)
     for signature in signatures(classes):
         learner.grow(signature)

@@ -1,0 +1,87 @@
+"""A-GEM: finetune along gradients that do not raise the loss on a batch of exemplars."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cil.data import Batch, Samples
+from cil.errors import ConfigError
+from cil.memory import Budget, ExemplarMemory
+from cil.models import NetFactory
+from cil.strategies.base import Strategy
+from cil.strategies.parts import draw, store_exemplars
+from cil.strategies.registry import register
+from cil.streams import Experience
+
+
+@register("agem")
+class AGEM(Strategy):
+    """Averaged gradient episodic memory: exemplars are never trained on, they only bend the gradient.
+
+    Args:
+        reference: Exemplars that the reference gradient is taken on; None for as many as there are new images.
+        selection: Rule that chooses exemplars.
+        codec: How their pixels are kept.
+
+    Source:
+        Chaudhry, Ranzato, Rohrbach, Elhoseiny. ICLR 2019, arXiv:1812.00420, equation 11. Cross-entropy over all outputs
+        for both gradients. Departure: floor(M / C) exemplars a class in place of M / T a task, which would need to know
+        T. Weight decay and momentum act after the projection.
+    """
+
+    memory: ExemplarMemory
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        reference: int | None = None,
+        selection: str = "random",
+        codec: str = "raw",
+    ) -> None:
+        super().__init__(make_net, budget)
+        if reference is not None and reference < 1:
+            raise ConfigError(f"strategy.reference is {reference}; it must be 1 or more, or null")
+        self.reference = reference
+        self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
+
+    def training_set(self, experience: Experience) -> Samples:
+        return experience.train
+
+    def loss(self, batch: Batch) -> Tensor:
+        return F.cross_entropy(self.net(batch.images).logits, batch.slots)
+
+    def adjust_gradients(self, batch: Batch) -> None:
+        exemplars = draw(self, self.memory.samples(), self.reference or len(batch), "reference")
+        if exemplars is not None:
+            project(self.trainable(), self.gradient(self.loss(exemplars)))
+
+    def after_experience(self, experience: Experience) -> None:
+        store_exemplars(self, experience)
+
+
+@torch.no_grad()
+def project(parameters: list[torch.nn.Parameter], reference: list[Tensor]) -> None:
+    """Take from the gradients g what goes against the reference: g - (<g, r> / ||r||^2) r where <g, r> < 0.
+
+    Done without reading a number from the device. A reference of zeros changes nothing.
+
+    Args:
+        parameters: Their ``grad`` is changed in place.
+        reference: One gradient for each.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> weight.grad = torch.tensor([1.0, -2.0])
+    >>> project([weight], [torch.tensor([1.0, 1.0])])
+    >>> weight.grad.tolist()
+    [1.5, -1.5]
+    """
+    pairs = [(p.grad, r) for p, r in zip(parameters, reference, strict=True) if p.grad is not None]
+    product = torch.stack([(g * r).sum() for g, r in pairs]).sum()
+    square = torch.stack([r.square().sum() for r in reference]).sum()
+    factor = product.clamp(max=0) / square.clamp(min=torch.finfo(square.dtype).tiny)
+    for gradient, r in pairs:
+        gradient.sub_(factor * r)

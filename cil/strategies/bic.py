@@ -1,0 +1,159 @@
+"""BiC: bias correction, two numbers for each task, learned on a balanced validation set after training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cil.data import Batch, Samples
+from cil.errors import ConfigError
+from cil.memory import Budget, ExemplarMemory
+from cil.models import GrowingNet, NetFactory, frozen_copy
+from cil.strategies.base import Strategy
+from cil.strategies.parts import distillation, store_exemplars
+from cil.strategies.phase import Phase
+from cil.strategies.registry import register
+from cil.streams import Experience, Signature
+
+
+class BiasLayers(nn.Module):
+    """alpha_b z_k + beta_b for the outputs k of each task b; one that has not been trained changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs = nn.ParameterList()  # alpha and beta of each task
+        self.counts: list[int] = []  # of its outputs
+
+    def grow(self, count: int) -> None:
+        """One pair more, for ``count`` outputs."""
+        self.counts.append(count)
+        self.pairs.append(nn.Parameter(torch.tensor([1.0, 0.0]), requires_grad=False))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """(N, C), those of a teacher with fewer tasks too."""
+        repeats = torch.tensor(self.counts, device=logits.device)
+        pairs = torch.stack(list(self.pairs)).repeat_interleave(repeats, dim=0)[: logits.shape[1]]  # (C, 2)
+        return logits * pairs[:, 0] + pairs[:, 1]
+
+
+@register("bic")
+class BiC(Strategy):
+    """Rehearsal and distillation, then a linear correction of the new outputs, learned apart.
+
+    Args:
+        temperature: Of the distillation term; > 0.
+        split: Share of an old class's exemplars that is left out of the first stage, as is the same number of images of
+            each new class; the second stage learns on them. 0, or a share below one image: no second stage.
+        bias_epochs: Of the second stage; null: trained as the first one, with its epochs and schedule.
+        bias_lr: Its learning rate; null: that of the first one.
+        double_softmax: Whether the second stage's cross-entropy is given probabilities for logits, as in the survey's
+            code: small gradients, and a loss that is never small.
+        selection: Rule that chooses exemplars.
+        codec: How their pixels are kept.
+
+    Source:
+        Wu, Chen, Wang, Ye, Liu, Guo, Fu. CVPR 2019, arXiv:1905.13260, sections 3 and 4. Validation images are chosen
+        at random and augmented, both stages are equally long, and every output that is trained or distilled passes the
+        layers of its task, as in the survey's code. Departure from it: batch statistics do not move in the second
+        stage.
+    """
+
+    memory: ExemplarMemory
+    teacher: GrowingNet | None
+    bias: BiasLayers
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        temperature: float = 2.0,
+        split: float = 0.1,
+        bias_epochs: int | None = None,
+        bias_lr: float | None = None,
+        double_softmax: bool = False,
+        selection: str = "herding",
+        codec: str = "raw",
+    ) -> None:
+        super().__init__(make_net, budget)
+        if temperature <= 0:
+            raise ConfigError(f"strategy.temperature of bic is {temperature}; it must be more than 0")
+        if not 0 <= split < 1:
+            raise ConfigError(f"strategy.split of bic is {split}; it must be 0 or more, and less than 1")
+        if bias_epochs is not None and bias_epochs < 1:
+            raise ConfigError(f"strategy.bias_epochs of bic is {bias_epochs}; it must be 1 or more, or null")
+        if bias_lr is not None and bias_lr <= 0:
+            raise ConfigError(f"strategy.bias_lr of bic is {bias_lr}; it must be more than 0, or null")
+        self.temperature = temperature
+        self.split = split
+        self.bias_epochs = bias_epochs
+        self.bias_lr = bias_lr
+        self.double_softmax = double_softmax
+        self.keep("bias", BiasLayers(), kind="parameters")
+        self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
+        self.keep("teacher", None, kind="teacher")
+
+    def grow(self, signature: Signature) -> None:
+        super().grow(signature)
+        if signature.new_slots:
+            self.bias.grow(len(signature.new_slots))
+
+    def before_experience(self, experience: Experience) -> None:
+        if self.num_classes:
+            self.teacher = frozen_copy(self.net)  # its bias layers are the old ones here, which stay as they are
+
+    def phases(self, experience: Experience) -> Iterator[Phase]:
+        train, validation = self.stages(experience)
+        yield Phase("main", train, self.loss)
+        if len(validation):
+            newest = self.bias.pairs[-1].requires_grad_(True)
+            yield Phase(
+                "bias", validation, self.bias_loss, parameters=[newest], main=self.bias_epochs is None,
+                epochs=self.bias_epochs, lr=self.bias_lr, train_mode=self.net.eval,
+            )  # fmt: skip
+            newest.requires_grad_(False)
+
+    def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        logits = self.predict(batch.images)
+        classes = F.cross_entropy(logits, batch.slots)
+        if self.teacher is None:
+            return {"classes": classes}
+        old = self.bias(self.teacher(batch.images).logits)
+        share = self.old_classes / self.num_classes  # lambda
+        distilled = distillation(logits[:, : old.shape[1]], old, self.temperature)
+        return {"classes": (1 - share) * classes, "distillation": share * distilled}
+
+    def bias_loss(self, batch: Batch) -> Tensor:
+        """Of the second stage: cross-entropy of the corrected logits."""
+        with torch.no_grad():
+            logits = self.net(batch.images).logits
+        corrected = self.bias(logits)
+        return F.cross_entropy(corrected.softmax(1) if self.double_softmax else corrected, batch.slots)
+
+    def stages(self, experience: Experience) -> tuple[Samples, Samples]:
+        """What the first stage trains on, and the validation set of the second: as many images of each class.
+
+        Of a class that has no more than those, one stays in the first stage.
+        """
+        whole = self.training_set(experience)
+        held = max(self.memory.counts().values(), default=0)  # floor(M / C_o)
+        count = math.floor(self.split * held + 1e-9)
+        if not experience.new_slots or not count:
+            return whole, whole[:0]
+        apart = torch.zeros(len(whole), dtype=torch.bool)
+        generator = self.generator("validation")
+        for slot, images in sorted(whole.counts().items()):
+            rows = (whole.slots == slot).nonzero().flatten()
+            apart[rows[torch.randperm(images, generator=generator)[: min(count, images - 1)]]] = True
+        return whole[(~apart).nonzero().flatten()], whole[apart.nonzero().flatten()]
+
+    def after_experience(self, experience: Experience) -> None:
+        store_exemplars(self, experience)  # validation images may be chosen too
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Corrected logits: (N, ...) to (N, C)."""
+        return self.bias(self.net(images).logits)

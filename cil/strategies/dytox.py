@@ -1,0 +1,161 @@
+"""DyTox: one transformer for all tasks, and for each task a token that asks it for what the task needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cil.data import Batch
+from cil.errors import ConfigError, nearest
+from cil.memory import Budget, ExemplarMemory
+from cil.models import NetFactory, frozen_copy
+from cil.models.convit import ConViT, TaskHead, TaskTokenNet
+from cil.strategies.base import Strategy
+from cil.strategies.parts import balanced_set, distillation, store_exemplars
+from cil.strategies.phase import Phase
+from cil.strategies.registry import register
+from cil.streams import Experience, Signature
+
+MEANS = ("outputs", "batch")
+
+
+@register("dytox")
+class DyTox(Strategy):
+    """Dynamic token expansion: a new token and classifier for each experience, old ones frozen, the rest shared.
+
+    Its encoder is the configured model, which must be ``convit``; width and heads of the task-attention block are its.
+
+    Args:
+        divergence: Weight of the divergence loss: a head on the newest embedding tells new classes from each other and
+            from all old ones together. It is gone after training.
+        temperature: Of the distillation, which has no factor of its square; > 0.
+        kd_mean: Over what the distillation term is a mean: ``outputs`` (batch and old outputs, as the official code
+            and its numbers have it), or ``batch`` alone, which weighs C_o times as much.
+        tuning_epochs: Of the second phase on as many images of each new class as of each old one; 0 for none.
+        tuning_lr: Its constant learning rate.
+        tuning_teacher: Whether it distils too.
+        selection: Rule that chooses exemplars, on the embeddings of all tasks side by side.
+        codec: How their pixels are kept.
+
+    Raises:
+        ConfigError: for a value out of range, and for a model that is not ``convit``.
+
+    Source:
+        Douillard, Rame, Couairon, Cord. CVPR 2022, arXiv:2111.11326, section 3. Departures: exemplars are chosen after
+        the second phase, with the network that is carried; old tokens and classifiers stay frozen in it; an experience
+        without new classes adds no token.
+    """
+
+    toy_model: ClassVar[Mapping[str, Any]] = {"name": "convit", "options": {"width": 32, "depth": 2, "heads": 4}}
+    toy: ClassVar[Mapping[str, Any]] = {"tuning_epochs": 2}
+    net: TaskTokenNet
+    memory: ExemplarMemory
+    teacher: TaskTokenNet | None
+    divergence_head: TaskHead | None
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        divergence: float = 0.1,
+        temperature: float = 1.0,
+        kd_mean: str = "outputs",
+        tuning_epochs: int = 20,
+        tuning_lr: float = 5e-5,
+        tuning_teacher: bool = False,
+        selection: str = "herding",
+        codec: str = "raw",
+    ) -> None:
+        super().__init__(make_net, budget)
+        for name, value in (("divergence", divergence), ("tuning_epochs", tuning_epochs)):
+            if value < 0:
+                raise ConfigError(f"strategy.{name} of dytox is {value}; it must be 0 or more")
+        for name, value in (("temperature", temperature), ("tuning_lr", tuning_lr)):
+            if value <= 0:
+                raise ConfigError(f"strategy.{name} of dytox is {value}; it must be above 0")
+        if kd_mean not in MEANS:
+            raise ConfigError(f"strategy.kd_mean of dytox is '{kd_mean}'; {nearest(kd_mean, MEANS)}")
+        self.divergence = divergence
+        self.temperature = temperature
+        self.kd_mean = kd_mean
+        self.tuning_epochs = tuning_epochs
+        self.tuning_lr = tuning_lr
+        self.tuning_teacher = tuning_teacher
+        self.old_share = 0.0
+        self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
+        self.keep("teacher", None, kind="teacher")
+        self.keep("divergence_head", None, kind="temporary")
+
+    def build_net(self) -> TaskTokenNet:
+        encoder = self.make_net.backbone()
+        if not isinstance(encoder, ConViT):
+            raise ConfigError(
+                f"strategy dytox needs the patches of a ConViT, not a {type(encoder).__name__}: set model=convit "
+                f"(model.name=convit)"
+            )
+        return TaskTokenNet(encoder, self.make_net.normalise())
+
+    def grow_net(self, signature: Signature) -> None:
+        super().grow_net(signature)
+        self.old_share = 1 - len(signature.present) / self.num_classes  # C_o / C where no class re-appears
+
+    def before_experience(self, experience: Experience) -> None:
+        if self.num_classes:
+            self.teacher = frozen_copy(self.net)
+
+    def prepare(self, experience: Experience) -> None:
+        if self.old_classes and self.num_classes > self.old_classes and self.divergence:
+            head = TaskHead(self.net.token_dim).to(self.device)
+            head.linear.grow(self.num_classes - self.old_classes + 1)  # output 0 for all old classes
+            self.divergence_head = head
+
+    def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        """(1 - l) L_clf + l L_kd + divergence L_div, with l the share of classes that are old."""
+        logits, terms = self._classes(batch)
+        if self.teacher is not None:
+            old = self.teacher(batch.images).logits  # (N, C_o)
+            distilled = distillation(logits[:, : old.shape[1]], old, self.temperature)
+            distilled = distilled / old.shape[1] if self.kd_mean == "outputs" else distilled
+            terms["classes"] = (1 - self.old_share) * terms["classes"]
+            terms["distillation"] = self.old_share * distilled
+        return terms
+
+    def _classes(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The logits, and the terms that need no teacher."""
+        output = self.net(batch.images)
+        terms = {"classes": binary_cross_entropy(output.logits, batch.slots)}
+        if self.divergence_head is not None:
+            found = self.divergence_head(output.features[:, -self.net.token_dim :])
+            target = torch.clamp(batch.slots - self.old_classes + 1, min=0)
+            terms["divergence"] = self.divergence * binary_cross_entropy(found, target)
+        return output.logits, terms
+
+    def tuning_loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        """The loss of the second phase: without distillation, unless it is asked for."""
+        return self.loss(batch) if self.tuning_teacher else self._classes(batch)[1]
+
+    def phases(self, experience: Experience) -> Iterator[Phase]:
+        yield Phase("main", self.training_set(experience), self.loss)
+        if not (self.old_classes and self.tuning_epochs):
+            return
+        balanced = balanced_set(self, experience)
+        if len(balanced):
+            frozen = {id(parameter) for parameter in self.net.encoder.parameters()}
+            tuned = [parameter for parameter in self.trainable() if id(parameter) not in frozen]
+            yield Phase(
+                "tuning", balanced, self.tuning_loss, tuned, main=False,
+                epochs=self.tuning_epochs, lr=self.tuning_lr, schedule="constant",
+            )  # fmt: skip
+
+    def after_experience(self, experience: Experience) -> None:
+        store_exemplars(self, experience)
+
+
+def binary_cross_entropy(logits: Tensor, slots: Tensor) -> Tensor:
+    """Mean over images and outputs of the binary cross-entropy between logits (N, C) and one-hot slots (N,)."""
+    return F.binary_cross_entropy_with_logits(logits, F.one_hot(slots, logits.shape[1]).to(logits.dtype))

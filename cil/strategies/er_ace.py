@@ -1,0 +1,101 @@
+"""ER-ACE: rehearsal whose loss on incoming images leaves the outputs of absent classes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cil.data import Batch, Samples
+from cil.errors import ConfigError
+from cil.memory import Budget, OnlineMemory
+from cil.models import CosineHead, NetFactory
+from cil.strategies.base import Strategy
+from cil.strategies.parts import NOTHING_SEEN, draw, offer, open_reservoir, reservoir_plan
+from cil.strategies.registry import register
+from cil.streams import Experience
+
+MASKED = -1e9
+
+
+@register("er_ace")
+class ERACE(Strategy):
+    """Cross-entropy on incoming images among the classes present in the batch; on exemplars over all outputs.
+
+    Every image that is trained on is offered to a reservoir after the step, in every epoch.
+
+    Args:
+        cosine: Whether the head is a cosine one of fixed scale; if not, it is the one that the model configures.
+        scale: Of the cosine head, > 0.
+        task_free: Whether the first experience is learned like the others. If not, its loss is the cross-entropy over
+            all outputs, without exemplars, as in the reference code.
+        replay: Exemplars a step; None for as many as there are new images.
+        codec: How their pixels are kept.
+
+    Source:
+        Caccia, Aljundi, Asadi, Tuytelaars, Pineau, Belilovsky. ICLR 2022, arXiv:2104.05025, section 4, Algorithm 1.
+        There is no output for a class that was not seen yet, so none is left open.
+    """
+
+    memory: OnlineMemory
+    seen: str
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        cosine: bool = True,
+        scale: float = 10.0,
+        task_free: bool = False,
+        replay: int | None = None,
+        codec: str = "raw",
+    ) -> None:
+        super().__init__(make_net, budget)
+        if scale <= 0:
+            raise ConfigError(f"strategy.scale is {scale}; it must be above 0")
+        if replay is not None and replay < 1:
+            raise ConfigError(f"strategy.replay is {replay}; it must be 1 or more, or null")
+        self.task_free = task_free
+        self.replay = replay
+        self.keep("memory", OnlineMemory(codec), kind="exemplars")
+        self.keep("seen", NOTHING_SEEN)
+        if cosine:
+            head = CosineHead(self.net.feature_dim).to(self.net.head.weight.device)
+            torch.nn.init.constant_(head.scale.requires_grad_(False), scale)
+            self.net.head = head
+
+    def exemplar_plan(self, slots: int, counts: Mapping[int, int]) -> dict[int, int]:
+        return reservoir_plan(slots, counts)
+
+    def prepare(self, experience: Experience) -> None:
+        self.capacity = open_reservoir(self, self.memory, experience)
+
+    def training_set(self, experience: Experience) -> Samples:
+        return experience.train  # exemplars are drawn in the loss
+
+    def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        logits = self.net(batch.images).logits  # (N, C)
+        if not self.task_free and not self.old_classes:
+            return {"incoming": F.cross_entropy(logits, batch.slots)}
+        terms = {"incoming": present_cross_entropy(logits, batch.slots)}
+        if (known := draw(self, self.memory, self.replay or len(batch), "known")) is not None:
+            terms["exemplars"] = F.cross_entropy(self.net(known.images).logits, known.slots)
+        return terms
+
+    def after_step(self, batch: Batch) -> None:
+        self.seen = offer(self, self.memory, self.seen, self.capacity, batch, {})
+
+
+def present_cross_entropy(logits: Tensor, slots: Tensor) -> Tensor:
+    """Cross-entropy with every output masked but those of the classes present: the others get exactly no gradient.
+
+    Args:
+        logits: (N, C); masked as float32, which holds the mask's value.
+        slots: (N,).
+    """
+    present = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+    present[slots] = True
+    return F.cross_entropy(logits.float().masked_fill(~present, MASKED), slots)

@@ -1,0 +1,172 @@
+"""FeTrIL: a frozen backbone; features of new classes, moved to the means of old ones, stand for the old classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cil.data import ArrayStore, Batch, Samples
+from cil.errors import ConfigError
+from cil.memory import Budget
+from cil.models import GrowingNet, LinearHead, NetFactory, freeze
+from cil.strategies.base import Strategy
+from cil.strategies.parts import class_sums, exact, exact_features, features_only, trains_first
+from cil.strategies.phase import Phase
+from cil.strategies.registry import register
+from cil.streams import Experience, Signature
+
+
+@register("fetril")
+class FeTrIL(Strategy):
+    """An old class o is played by the class n at hand of the most similar mean: phi(x) - mu_n + mu_o, x of n.
+
+    Args:
+        classifier: ``linear``: cross-entropy on real and moved features, one phase an experience. ``svm``: a linear
+            support vector machine on their unit vectors, fitted after it.
+        svm_c: C of that machine; > 0.
+        cached_features: Whether the head is trained on features extracted once in the evaluation view, as in the
+            public code; if not, augmented images pass the frozen backbone at each step.
+        train_first: Whether the first experience trains the backbone before it is frozen; ``auto``: only where
+            ``model.weights`` gives no public weights.
+
+    Source:
+        Petit, Popescu, Schindler, Picard, Delezoide. "FeTrIL: feature translation for exemplar-free class-incremental
+        learning", WACV 2023, arXiv:2211.13131, section 3. Departure: counts of the classes are carried too, so that
+        the mean of a class that comes back is that of all its images.
+    """
+
+    net: GrowingNet
+    head: LinearHead
+    means: Tensor  # (C, D)
+    counts: Tensor  # (C,) int32
+    cache: Tensor | None  # (N, D), features of this experience
+    shift: Tensor | None  # (C, D), mu_o - mu_n(o) of an old class, 0 of one at hand
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        classifier: str = "linear",
+        svm_c: float = 1.0,
+        cached_features: bool = True,
+        train_first: bool | str = "auto",
+    ) -> None:
+        super().__init__(make_net, budget)
+        if classifier not in ("linear", "svm"):
+            raise ConfigError(f"strategy.classifier of fetril is '{classifier}'; allowed: linear, svm")
+        if not svm_c > 0:
+            raise ConfigError(f"strategy.svm_c of fetril is {svm_c}; it must be > 0")
+        self.classifier, self.svm_c, self.cached_features = classifier, svm_c, cached_features
+        self.trained = trains_first(self, train_first)
+        blank, d = self.net.head.weight, self.net.feature_dim
+        self.keep("head", LinearHead(d).to(blank), kind="parameters")
+        self.keep("means", blank.new_zeros(0, d), kind="prototypes")
+        self.keep("counts", blank.new_zeros(0, dtype=torch.int32), kind="statistics")
+        self.keep("cache", None, kind="temporary")
+        self.keep("shift", None, kind="temporary")
+
+    def build_net(self) -> GrowingNet:
+        return features_only(self.make_net)
+
+    def grow_net(self, signature: Signature) -> None:
+        if signature.index:
+            freeze(self.net)
+        new = len(signature.new_slots)
+        self.head.grow(new)
+        self.means, self.counts = F.pad(self.means, (0, 0, 0, new)), F.pad(self.counts, (0, new))
+
+    def phases(self, experience: Experience) -> Iterator[Phase]:
+        if self._trains_backbone(experience):
+            yield Phase("main", experience.train, self.loss)
+        elif self.classifier == "linear" and len(experience.train):
+            features, plays = self._met(experience)
+            data = experience.train
+            if self.cached_features:  # nobody looks at the images again
+                self.cache = features.to(self.means)
+                blank = ArrayStore(torch.zeros(len(data), 1, 1, 1, dtype=torch.uint8))
+                data = Samples(blank, data.slots, extras={"row": torch.arange(len(data))})
+            rows, slots = _cast(data.slots, plays)
+            yield Phase("head", data[rows].with_slots(slots), self.loss, parameters=list(self.head.parameters()))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy over all outputs; before there is an old class, of plain features."""
+        features = self.net(batch.images).features if self.cache is None else self.cache[batch.extras["row"]]
+        if self.shift is not None:
+            features = features + self.shift[batch.slots]
+        return F.cross_entropy(self.head(features), batch.slots)
+
+    def after_experience(self, experience: Experience) -> None:
+        if self._trains_backbone(experience) or self.classifier == "svm":  # else the means are up to date
+            features, plays = self._met(experience)
+            if self.classifier == "svm" and len(features):
+                rows, slots = _cast(experience.train.slots, plays)
+                assert self.shift is not None
+                self._fit_svm(features[rows] + exact(self.shift)[slots], slots)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Score each class seen; one without data by minus infinity: (N, ...) to (N, C)."""
+        features = self.net(images).features
+        scores = self.head(F.normalize(features) if self.classifier == "svm" else features)
+        return scores.masked_fill(self.counts == 0, -torch.inf)
+
+    def _trains_backbone(self, experience: Experience) -> bool:
+        return self.trained and experience.index == 0
+
+    def _met(self, experience: Experience) -> tuple[Tensor, Tensor]:
+        """Update the means and set ``shift``.
+
+        Returns:
+            (N, D) features, and (C,) the class at hand that plays each class: itself where it is at hand, -1 where a
+            class has no images at all.
+        """
+        features = exact_features(self, experience.train)
+        sums, here = class_sums(features, experience.train.slots, self.num_classes)
+        own, means, counts = sums / here.clamp(min=1)[:, None], exact(self.means), exact(self.counts)
+        likeness = F.normalize(means) @ F.normalize(own).T  # (C, C): each by each, cosine
+        plays = likeness.masked_fill(here == 0, -torch.inf).argmax(1)
+        plays = torch.where(here > 0, torch.arange(len(plays)).to(plays), plays)
+        plays = torch.where((here > 0) | (counts > 0), plays, -1)
+        self.shift = torch.where(here[:, None] > 0, 0.0, means - own[plays]).to(self.means)
+        share = here / (counts + here).clamp(min=1)
+        self.means = torch.lerp(means, own, share[:, None]).to(self.means)
+        self.counts = (counts + here).to(self.counts)
+        return features, plays.cpu()
+
+    def _fit_svm(self, features: Tensor, slots: Tensor) -> None:
+        """The machine's rows become those of the head; with a single class there is nothing to separate."""
+        from sklearn.svm import LinearSVC
+
+        known = slots.unique()
+        if len(known) < 2:
+            return
+        machine = LinearSVC(C=self.svm_c, random_state=0).fit(F.normalize(features).cpu().numpy(), slots.numpy())
+        rows, bias = torch.from_numpy(machine.coef_), torch.from_numpy(machine.intercept_)
+        if len(known) == 2:  # one row, for the second
+            rows, bias = torch.cat([-rows, rows]), torch.cat([-bias, bias])
+        weight, offset = self.head.weight, self.head.bias
+        with torch.no_grad():
+            weight.zero_()[known] = rows.to(weight)
+            offset.zero_()[known] = bias.to(offset)
+
+
+def _cast(slots: Tensor, plays: Tensor) -> tuple[Tensor, Tensor]:
+    """Which image stands for which class: all images for their own, and again for each old class that theirs plays.
+
+    Args:
+        slots: (N,) of the images.
+        plays: (C,) the class that plays each class, -1 for none.
+
+    Returns:
+        (R,) rows of images, and (R,) the slots they stand for.
+    """
+    rows, stand = [torch.arange(len(slots))], [slots]
+    at_hand = torch.bincount(slots, minlength=len(plays)) > 0
+    for old in (~at_hand & (plays >= 0)).nonzero().flatten().tolist():
+        own = (slots == plays[old]).nonzero().flatten()
+        rows.append(own)
+        stand.append(torch.full_like(own, old))
+    return torch.cat(rows), torch.cat(stand)

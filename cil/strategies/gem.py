@@ -1,0 +1,169 @@
+"""GEM: gradient episodic memory, no step that raises the loss on an old task's exemplars, to first order."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cil.data import Batch, Samples
+from cil.errors import ConfigError, nearest
+from cil.memory import Budget, ExemplarMemory
+from cil.models import NetFactory, evaluating
+from cil.strategies.base import Strategy
+from cil.strategies.parts import draw, new_class_cross_entropy, store_exemplars
+from cil.strategies.registry import register
+from cil.streams import Experience, Signature
+
+STATISTICS = ("batch", "running")
+AT_ONCE = 500  # exemplars in one forward pass
+COLUMNS = 2**18  # of the gradient matrix that are turned to float64 at once
+
+
+@register("gem")
+class GEM(Strategy):
+    """Cross-entropy over the new outputs; its gradient is projected to where no old task's loss rises.
+
+    A task is an experience: its classes are those that arrived in it, its loss is the cross-entropy over their outputs
+    alone, on their exemplars, augmented anew at every step.
+
+    Args:
+        margin: Added to the dual variables after a violation, which favours old tasks; 0 or more.
+        constraint_batch: Exemplars of a task whose gradient is taken at a step, drawn at random; null: all of them, as
+            in the paper. The cost of a step grows with it: with all 2,000 it is that of sixteen batches of 128.
+        statistics: What normalises exemplars in batch-norm layers: those of the ``batch``, as in the paper's code, so
+            that running statistics see exemplars too; or the ``running`` ones, which then stay those of new data.
+        selection: Rule that chooses exemplars.
+        codec: How their pixels are kept.
+
+    Source:
+        Lopez-Paz and Ranzato, NIPS 2017, arXiv:1706.08840, Algorithm 1 and equation 11. Margin 0, herded exemplars and
+        a fixed total as in the survey's code.
+    """
+
+    memory: ExemplarMemory
+    constraints: Tensor | None  # (tasks, weights)
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        margin: float = 0.0,
+        constraint_batch: int | None = None,
+        statistics: str = "batch",
+        selection: str = "herding",
+        codec: str = "raw",
+    ) -> None:
+        super().__init__(make_net, budget)
+        if margin < 0:
+            raise ConfigError(f"strategy.margin of gem is {margin}; it must be 0 or more")
+        if constraint_batch is not None and constraint_batch < 1:
+            raise ConfigError(f"strategy.constraint_batch of gem is {constraint_batch}; it must be 1 or more, or null")
+        if statistics not in STATISTICS:
+            raise ConfigError(f"strategy.statistics of gem is '{statistics}'; {nearest(statistics, STATISTICS)}")
+        self.margin = margin
+        self.constraint_batch = constraint_batch
+        self.statistics = statistics
+        self.bounds = [0]  # where the slots of a task end; follows from the structure, so it is not carried
+        self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
+        self.keep("constraints", None, kind="gradients")
+
+    def grow(self, signature: Signature) -> None:
+        super().grow(signature)
+        if signature.new_slots:
+            self.bounds.append(self.num_classes)
+
+    def training_set(self, experience: Experience) -> Samples:
+        return experience.train  # exemplars constrain, and are never mixed in
+
+    def loss(self, batch: Batch) -> Tensor:
+        return new_class_cross_entropy(self.net(batch.images).logits, batch.slots, self.first_slot)
+
+    def adjust_gradients(self, batch: Batch) -> None:
+        tasks = [self._gradient_of(start, stop) for start, stop in pairwise(self.bounds) if stop <= self.old_classes]
+        rows = [task for task in tasks if task is not None]
+        if not rows:
+            return
+        self.constraints = torch.stack(rows)  # (tasks, weights)
+        weights = self.trainable()
+        gradient = _flat([torch.zeros_like(w) if w.grad is None else w.grad for w in weights])
+        projected = project(gradient, self.constraints, self.margin)
+        if projected is not None:
+            for weight, part in zip(weights, projected.split([w.numel() for w in weights]), strict=True):
+                weight.grad = torch.empty_like(weight).copy_(part.view(weight.shape))
+
+    def after_experience(self, experience: Experience) -> None:
+        store_exemplars(self, experience)
+
+    def _gradient_of(self, start: int, stop: int) -> Tensor | None:
+        """Of the loss on the exemplars of the task that has the slots from ``start`` up to ``stop``."""
+        exemplars = self.memory.samples()
+        own = exemplars[((exemplars.slots >= start) & (exemplars.slots < stop)).nonzero().flatten()]
+        drawn = draw(self, own, self.constraint_batch or len(own), f"constraint:{start}")
+        if drawn is None:
+            return None
+        total = torch.zeros((), device=self.device)
+        for rows in torch.arange(len(drawn), device=self.device).tensor_split(-(-len(drawn) // AT_ONCE)):
+            running = self.statistics == "running" or len(rows) == 1  # one image has no statistics
+            with evaluating(self.net) if running else nullcontext():
+                logits = self.net(drawn.images[rows]).logits[:, start:stop]
+                loss = F.cross_entropy(logits, drawn.slots[rows] - start, reduction="sum") / len(drawn)
+                total = total + _flat(self.gradient(loss))
+        return total
+
+
+def project(gradient: Tensor, constraints: Tensor, margin: float = 0.0) -> Tensor | None:
+    """The vector nearest to a gradient whose product with each constraint is not negative.
+
+    min_{v >= 0} v' G G' v / 2 + (G g)' v, then g~ = G' v + g, in float64.
+
+    Args:
+        gradient: (P,), g.
+        constraints: (t, P), G.
+        margin: Added to v.
+
+    Returns:
+        g~ (P,); None where no product is negative (nothing is to be done), or one is not a number.
+
+    Source: Lopez-Paz and Ranzato 2017, equation 11.
+
+    >>> project(torch.tensor([-1.0, 1.0]), torch.eye(2)).tolist()
+    [0.0, 1.0]
+    """
+    gram = torch.zeros(len(constraints), len(constraints), dtype=torch.float64, device=gradient.device)
+    products = gram.new_zeros(len(constraints))
+    for rows, own in zip(constraints.split(COLUMNS, dim=1), gradient.split(COLUMNS), strict=True):
+        gram += rows.double() @ rows.double().T
+        products += rows.double() @ own.double()
+    gram, products = gram.cpu(), products.cpu()
+    if not bool((products < 0).any() & products.isfinite().all() & gram.isfinite().all()):
+        return None
+    weights = nearest_in_cone(gram, products) + margin
+    return gradient + weights.to(constraints) @ constraints
+
+
+def nearest_in_cone(gram: Tensor, products: Tensor) -> Tensor:
+    """argmin_{v >= 0} v' K v / 2 + p' v, as non-negative least squares.
+
+    Args:
+        gram: (t, t) float64, K = G G', which may be singular.
+        products: (t,) float64, p = G g.
+    """
+    from scipy.optimize import nnls
+
+    norms = gram.diagonal().sqrt()
+    norms = torch.where(norms > 0, norms, 1.0)  # every constraint counts, however small its gradient
+    values, vectors = torch.linalg.eigh(gram / norms / norms[:, None])
+    held = values > values.max() * len(values) * 1e-14
+    root, axes = values[held].sqrt(), vectors[:, held].T
+    # with A'A = K and A'b = -p, |A v - b|^2 / 2 is the objective and a constant
+    solution, _ = nnls((root[:, None] * axes).numpy(), (-(axes @ (products / norms)) / root).numpy(), 100 * len(gram))
+    return torch.from_numpy(solution) / norms
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])

@@ -1,0 +1,125 @@
+"""L2P: learn prompts for a frozen transformer, and keys by which an image finds the prompts it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cil.data import Batch
+from cil.errors import ConfigError, nearest
+from cil.memory import Budget
+from cil.models import Head, NetFactory, TimmBackbone, freeze
+from cil.models.prompts import POSITIONS, PromptPool, Selected, prompt_features, vision_transformer
+from cil.strategies.base import Strategy, reference_of
+from cil.strategies.registry import register
+from cil.streams import Signature
+
+SELECTIONS = ("sample", "batch")
+
+
+@register("l2p")
+class L2P(Strategy):
+    """A pool of prompts in front of the patches of a frozen vision transformer; no exemplars, no teacher.
+
+    The transformer is carried as a reference to public weights where it has some (``model.weights``), and as any other
+    tensors where they are random. The query network is the same transformer without prompts, so it is carried once and
+    costs a second forward pass.
+
+    Args:
+        prompts: M, prompts in the pool; it never grows.
+        length: L, tokens of one prompt.
+        top: K <= M, prompts chosen for an image: K L more tokens.
+        pull: lambda, how much the keys of the chosen prompts are pulled towards the query; 0 leaves keys as drawn.
+        train_selection: ``sample``: each image is given its own prompts, in training as in answers; ``batch``: all
+            images of a training batch are given those that most of them would choose, as public code does.
+        position: What is added to prompts as position: that of the ``class`` token, or ``none``.
+
+    Raises:
+        ConfigError: for a value out of range, and for a backbone that is not a timm vision transformer.
+
+    Source:
+        Wang et al. CVPR 2022, arXiv:2112.08654, section 4. Departures: answers are always by the prompts of the image
+        itself, where public code lets the test batch vote, so that they depend on its order and company; pull 0.1 as in
+        that code (the paper has 0.5); classes that have no data here are masked in the cross-entropy, as in that code.
+    """
+
+    toy_model: ClassVar[Mapping[str, Any]] = {
+        "name": "timm:vit_tiny_patch16_224",
+        "options": {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    }
+    net: Head  # on what comes out at the prompts
+    vit: TimmBackbone
+    normalise: nn.Module
+    pool: PromptPool
+    present: list[int]
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        prompts: int = 10,
+        length: int = 5,
+        top: int = 5,
+        pull: float = 0.1,
+        train_selection: str = "sample",
+        position: str = "class",
+    ) -> None:
+        super().__init__(make_net, budget)
+        for name, value in (("prompts", prompts), ("length", length), ("top", top)):
+            if value < 1:
+                raise ConfigError(f"strategy.{name} of l2p is {value}; it must be 1 or more")
+        if top > prompts:
+            raise ConfigError(f"strategy.top of l2p is {top}; it must be at most strategy.prompts, {prompts}")
+        if pull < 0:
+            raise ConfigError(f"strategy.pull of l2p is {pull}; it must be 0 or more")
+        if train_selection not in SELECTIONS:
+            raise ConfigError(
+                f"strategy.train_selection of l2p is '{train_selection}'; {nearest(train_selection, SELECTIONS)}"
+            )
+        if position not in POSITIONS:
+            raise ConfigError(f"strategy.position of l2p is '{position}'; {nearest(position, POSITIONS)}")
+        self.pull = pull
+        self.majority = train_selection == "batch"
+        self.position = position
+        self.present = []
+        pool = PromptPool(prompts, length, top, self.vit.feature_dim)
+        self.keep("pool", pool.to(next(self.vit.parameters()).device), kind="parameters")
+
+    def build_net(self) -> Head:
+        """The head; the transformer is kept beside it, as what it is: frozen, and public where weights are given."""
+        whole = self.make_net()
+        vit = freeze(vision_transformer(whole.backbone, "strategy l2p"))
+        public = self.make_net.pretrained
+        self.keep("vit", vit, kind="parameters", reference=None if public is None else reference_of(vit, public))
+        self.keep("normalise", whole.normalise, kind="parameters")
+        return whole.head
+
+    def grow_net(self, signature: Signature) -> None:
+        super().grow_net(signature)
+        self.present = sorted(signature.present)
+
+    def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        features, selected = self._prompted(batch.images, self.majority)
+        here = torch.tensor(self.present, device=features.device)
+        logits = self.net(features)[:, here]  # the training mask: classes without data here have no part
+        terms = {"classes": F.cross_entropy(logits, torch.searchsorted(here, batch.slots))}
+        if self.pull:  # equation 5, its second term: the keys of the chosen prompts towards the query
+            terms["pull"] = -self.pull * selected.similarities.sum(1).mean()
+        return terms
+
+    def predict(self, images: Tensor) -> Tensor:
+        """The head's logits, each image with its own prompts: (N, ...) to (N, C)."""
+        return self.net(self._prompted(images)[0])
+
+    def _prompted(self, images: Tensor, majority: bool = False) -> tuple[Tensor, Selected]:
+        """Features (N, D) with prompts, and what was selected."""
+        x = self.normalise(images)
+        with torch.no_grad():
+            queries = self.vit(x)[0]  # q(x), (N, D): the transformer without prompts
+        selected = self.pool(queries.float(), majority)  # equation 3
+        return prompt_features(self.vit, x, selected.prompts, self.position), selected

@@ -1,0 +1,110 @@
+"""MAS: memory aware synapses, importance by how much a weight moves the outputs; no labels are needed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cil.data import Batch
+from cil.errors import ConfigError, nearest
+from cil.memory import Budget
+from cil.models import NetFactory, evaluating
+from cil.strategies.base import Strategy
+from cil.strategies.parts import grown, new_class_cross_entropy, old_part, quadratic_penalty
+from cil.strategies.registry import register
+from cil.streams import Experience, Signature
+
+FUNCTIONS = ("squared", "norm")
+MERGES = ("half", "classes", "sum")
+
+
+@register("mas")
+class MAS(Strategy):
+    """Cross-entropy over the new outputs plus (lambda / 2) sum_j Omega_j (theta_j - theta*_j)^2.
+
+    Args:
+        strength: lambda; 0 gives Finetune.
+        function: Of the logits, whose gradient is taken: ``squared`` length (the paper's), or the length itself,
+            ``norm`` (FACIL's).
+        batch_size: Images whose gradients are summed before the absolute value is taken. 1 is the definition; more is
+            faster and cancels (FACIL).
+        merge: Of the importances so far and those of this experience: ``half`` of each, weighted by their ``classes``
+            (C_o / C and the rest), or their ``sum`` (the paper's). What is new takes the new ones whole.
+        heads: Whether the head is pulled back too.
+
+    Source:
+        Aljundi et al., ECCV 2018, arXiv:1711.09601, section 4.1. Departures: importances are merged half and half, and
+        of the backbone alone, as in FACIL (Masana et al. 2022). They are taken in evaluation mode, on images that are
+        not augmented.
+    """
+
+    importance: dict[str, Tensor]
+    anchor: dict[str, Tensor] | None
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        strength: float = 1.0,
+        function: str = "squared",
+        batch_size: int = 1,
+        merge: str = "half",
+        heads: bool = False,
+    ) -> None:
+        super().__init__(make_net, budget)
+        if strength < 0:
+            raise ConfigError(f"strategy.strength of mas is {strength}; it must be 0 or more")
+        if function not in FUNCTIONS:
+            raise ConfigError(f"strategy.function of mas is '{function}'; {nearest(function, FUNCTIONS)}")
+        if batch_size < 1:
+            raise ConfigError(f"strategy.batch_size of mas is {batch_size}; it must be 1 or more")
+        if merge not in MERGES:
+            raise ConfigError(f"strategy.merge of mas is '{merge}'; {nearest(merge, MERGES)}")
+        self.strength = strength
+        self.function = function
+        self.batch_size = batch_size
+        self.merge = merge
+        self.heads = heads
+        self.keep("importance", {}, kind="statistics")  # Omega
+        self.keep("anchor", None, kind="temporary")  # theta*: the weights at the boundary, so it is not carried
+
+    def grow(self, signature: Signature) -> None:
+        super().grow(signature)
+        self.importance = grown(self.importance, self._weights())
+
+    def before_experience(self, experience: Experience) -> None:
+        if self.num_classes:
+            self.anchor = {name: weight.detach().clone() for name, weight in self._weights().items()}
+
+    def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        terms = {"new": new_class_cross_entropy(self.net(batch.images).logits, batch.slots, self.first_slot)}
+        if self.anchor is not None and self.strength:
+            terms["penalty"] = self.strength / 2 * quadratic_penalty(self._weights(), self.anchor, self.importance)
+        return terms
+
+    def after_experience(self, experience: Experience) -> None:
+        found = self._importance_of(experience)
+        for name, old in (self.anchor or {}).items():
+            before, new = old_part(self.importance[name], old), old_part(found[name], old)
+            if self.merge == "sum":
+                new += before
+            else:
+                new.lerp_(before, 0.5 if self.merge == "half" else self.old_classes / self.num_classes)
+        self.importance = found
+
+    def _importance_of(self, experience: Experience) -> dict[str, Tensor]:
+        """Omega_j = (1 / N) sum_x |d ||f(x)||^2 / d theta_j|."""
+        weights = self._weights()
+        total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        order = torch.randperm(len(experience.train), generator=self.generator("importance"))
+        with evaluating(self.net):
+            for batch in experience.train[order].batches(self.batch_size, self.device):
+                length = torch.linalg.vector_norm(self.net(batch.images).logits.float(), dim=1)  # (N,)
+                value = length.sum() if self.function == "norm" else length.square().sum()
+                for name, gradient in zip(weights, torch.autograd.grad(value, list(weights.values())), strict=True):
+                    total[name] += gradient.abs()
+        return {name: value / len(experience.train) for name, value in total.items()}
+
+    def _weights(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.net.named_parameters() if self.heads or not n.startswith("head.")}

@@ -1,0 +1,178 @@
+"""PODNet: pooled outputs of every stage stay near the old ones, several proxies a class, a balanced last phase."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cil.data import Batch
+from cil.errors import ConfigError
+from cil.memory import Budget, ExemplarMemory
+from cil.models import GrowingNet, NetFactory, frozen_copy
+from cil.strategies.base import Strategy
+from cil.strategies.parts import balanced_set, cosine_distance, hold_rows, store_exemplars
+from cil.strategies.phase import Phase
+from cil.strategies.registry import register
+from cil.streams import Experience
+
+
+@register("podnet")
+class PODNet(Strategy):
+    """Pooled outputs distillation on a local similarity classifier, then tuning on as many images of each class.
+
+    Made for a backbone with signed features (``model=resnet32_cosine``); whatever ``model.head`` says, the head is a
+    cosine one.
+
+    Args:
+        spatial: lambda_c, weight of the distance between pooled maps; 0 leaves it out.
+        flat: lambda_f, weight of the distance between features; 0 leaves it out.
+        proxies: K, rows of the head for each class; 1 is a plain cosine head.
+        margin: delta.
+        margin_on: ``target``: z_y - delta; ``similarity``: sigma (s_y - delta), as the paper writes it; ``all``: as the
+            survey's code and the authors' have it, where it cancels (see ``nca``).
+        hinge: Whether the classification loss of an image is at least 0, as the paper writes it.
+        tune_epochs: Of the balanced phase; 0 leaves it out.
+        tune_lr: Its learning rate, decayed by a cosine.
+        tuned: What it trains: ``network``, or ``head`` alone (the authors' code, at 0.05).
+        selection: Rule that chooses exemplars.
+        codec: How their pixels are kept.
+
+    Source:
+        Douillard, Cord, Ollion, Robert, Valle. ECCV 2020, arXiv:2004.13513, sections 3.1 and 3.2. Departures: factors
+        and tuning as in the survey's code, the factor of distillation is sqrt(C / C_n); new proxies start at random
+        instead of by k-means; the margin acts on the target alone, where both codes subtract it from every similarity.
+        Without a new class C_n counts as 1; with one class in all there is nothing to tell apart, and the loss is 0.
+    """
+
+    memory: ExemplarMemory
+    teacher: GrowingNet | None
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        spatial: float = 5.0,
+        flat: float = 1.0,
+        proxies: int = 10,
+        margin: float = 0.6,
+        margin_on: str = "target",
+        hinge: bool = False,
+        tune_epochs: int = 20,
+        tune_lr: float = 0.005,
+        tuned: str = "network",
+        selection: str = "herding",
+        codec: str = "raw",
+    ) -> None:
+        super().__init__(make_net, budget)
+        for key, value, least in (
+            ("spatial", spatial, 0), ("flat", flat, 0), ("margin", margin, 0), ("proxies", proxies, 1),
+            ("tune_epochs", tune_epochs, 0), ("tune_lr", tune_lr, 0),
+        ):  # fmt: skip
+            if not value >= least:
+                raise ConfigError(f"strategy.{key} of podnet is {value}; it must be {least} or more")
+        for key, word, allowed in (
+            ("margin_on", margin_on, ("target", "similarity", "all")), ("tuned", tuned, ("network", "head")),
+        ):  # fmt: skip
+            if word not in allowed:
+                raise ConfigError(f"strategy.{key} of podnet is '{word}'; allowed: {', '.join(allowed)}")
+        self.spatial, self.flat = spatial, flat
+        self.margin, self.margin_on, self.hinge = margin, margin_on, hinge
+        self.tune_epochs, self.tune_lr, self.tuned = tune_epochs, tune_lr, tuned
+        self.holding = False  # whether old proxies are kept from moving: set by ``phases``
+        self.net.head.proxies = proxies  # before the first row is grown
+        self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
+        self.keep("teacher", None, kind="teacher")
+
+    def build_net(self) -> GrowingNet:
+        return self.make_net(head="cosine")
+
+    def before_experience(self, experience: Experience) -> None:
+        if self.num_classes:
+            self.teacher = frozen_copy(self.net)
+
+    def phases(self, experience: Experience) -> Iterator[Phase]:
+        self.holding = self.teacher is not None
+        yield Phase("main", self.training_set(experience), self.loss)
+        self.holding = False
+        if self.teacher is None or not self.tune_epochs or not len(self.memory):
+            return
+        head = self.tuned == "head"
+        yield Phase(
+            "tune", balanced_set(self, experience), self.loss, main=False, epochs=self.tune_epochs, lr=self.tune_lr,
+            schedule="cosine", parameters=list(self.net.head.parameters()) if head else None,
+            train_mode=self.net.eval if head else None,
+        )  # fmt: skip
+
+    def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        output = self.net(batch.images)
+        margin = self.margin * self.net.head.scale if self.margin_on == "similarity" else self.margin
+        each = nca(output.logits, batch.slots, margin, on_all=self.margin_on == "all")
+        terms = {"classes": (each.clamp(min=0) if self.hinge else each).mean()}
+        if self.teacher is not None and (self.spatial or self.flat):
+            old = self.teacher(batch.images)
+            factor = math.sqrt(self.num_classes / max(1, self.num_classes - self.old_classes))
+            if self.spatial:
+                terms["spatial"] = factor * self.spatial * pod_spatial(output.stages, old.stages)
+            if self.flat:
+                terms["flat"] = factor * self.flat * cosine_distance(output.features, old.features)
+        return terms
+
+    def adjust_gradients(self, batch: Batch) -> None:
+        if self.holding and self.teacher is not None:
+            hold_rows(self.net.head.weight, self.teacher.head.weight)
+
+    def after_step(self, batch: Batch) -> None:
+        if self.holding and self.teacher is not None:
+            hold_rows(self.net.head.weight, self.teacher.head.weight)
+
+    def after_experience(self, experience: Experience) -> None:
+        store_exemplars(self, experience)
+
+
+def nca(logits: Tensor, slots: Tensor, margin: float | Tensor, on_all: bool = False) -> Tensor:
+    """Loss of each image by neighbourhood component analysis, (N,): -log(exp(z_y - margin) / sum_{j != y} exp(z_j)).
+
+    Args:
+        logits: (N, C).
+        slots: (N,).
+        margin: Subtracted from the logit of the own class.
+        on_all: Subtract it from every logit instead, so that it cancels, shift the largest logit to 0, and let the own
+            class count as exp(0) below the line: what the survey's code and the authors' compute.
+
+    >>> nca(torch.tensor([[0.9, 0.1, 0.3]]), torch.tensor([0]), 0.6).item()  # doctest: +ELLIPSIS
+    0.598138...
+    """
+    own = logits.gather(1, slots[:, None])
+    target = F.one_hot(slots, logits.shape[1]).bool()
+    if on_all:
+        top = logits.amax(1, keepdim=True)
+        return (logits - top).masked_fill(target, 0).logsumexp(1) - (own - top).squeeze(1)
+    if logits.shape[1] == 1:
+        return 0 * own.squeeze(1)
+    return logits.masked_fill(target, -torch.inf).logsumexp(1) - (own - margin).squeeze(1)
+
+
+def pod_spatial(stages: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Mean over the stages of the distance between the pooled squares of two maps, at most sqrt(2).
+
+    Of a map (N, C, H, W) the squares are summed over W (C H values) and over H (C W values), and both together scaled
+    to unit length.
+
+    Raises:
+        ConfigError: where the backbone gives no maps.
+    """
+    if not stages:
+        raise ConfigError("podnet needs the maps of stages; set model.options.stages=true, or strategy.spatial=0")
+    pooled = zip(map(_pooled, stages), map(_pooled, teacher), strict=True)
+    return torch.stack([(u - old).norm(dim=1).mean() for u, old in pooled]).mean()
+
+
+def _pooled(stage: Tensor) -> Tensor:
+    """(N, C, H, W) to unit (N, C (H + W))."""
+    squares = stage.square()
+    return F.normalize(torch.cat([squares.sum(3).flatten(1), squares.sum(2).flatten(1)], dim=1))

@@ -1,0 +1,207 @@
+"""RanPAC: features of a frozen backbone through a fixed random layer, and a ridge classifier from running sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cil.data import Batch
+from cil.errors import ConfigError
+from cil.memory import Budget, State
+from cil.models import GrowingNet, Head, NetFactory
+from cil.strategies.base import Strategy
+from cil.strategies.parts import exact, exact_features, features_only, first_head, lent, trains_first
+from cil.strategies.phase import Phase
+from cil.strategies.registry import register
+from cil.streams import Experience, Signature
+
+GRID = tuple(10.0**power for power in range(-8, 9))
+ROWS = 1000  # that are projected at once
+TYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@register("ranpac")
+class RanPAC(Strategy):
+    """h = relu(W_r' phi), W_r ~ N(0, 1); G = sum h h', Q = sum h y'; scores h' (G + lambda I)^-1 Q.
+
+    Args:
+        size: M, length of h.
+        ridge: lambda, or ``auto``: of 10^-8 ... 10^8 the one of least squared error on the last 20 % of the shuffled
+            images of the experience, fitted on the others.
+        projection: ``seed``: W_r is drawn again from a carried seed of eight bytes. ``stored``: it is carried itself.
+        gram: How G is carried: ``full``, or ``packed``: its upper triangle.
+        statistics: Type of the carried sums, ``float32`` or ``float64``.
+        train_first: Whether the first experience trains the backbone before it is frozen; ``auto``: only where
+            ``model.weights`` gives no public weights.
+        first_head: Head of that training, dropped after it; ``cosine`` or ``linear``.
+
+    Source:
+        McDonnell, Gong, Parvaneh, Abbasnejad, van den Hengel. NeurIPS 2023, arXiv:2307.02251, Algorithm 1.
+        Departures: no adapter is tuned in the first experience; a lambda chosen by ``auto`` is not below
+        what the rounding of the carried G amounts to, sqrt(M) eps max G.
+    """
+
+    toy: ClassVar[Mapping[str, Any]] = {"size": 64}
+
+    net: GrowingNet
+    first_head: Head | None
+    seed: Tensor | None  # (), int64
+    layer: Tensor | None  # (D, M), W_r
+    gram: Tensor  # (M, M), or (M (M + 1) / 2,)
+    targets: Tensor  # (M, C), Q
+    ridge: Tensor | None  # ()
+    head: Tensor | None  # (M, C)
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        size: int = 10_000,
+        ridge: float | str = "auto",
+        projection: str = "seed",
+        gram: str = "full",
+        statistics: str = "float32",
+        train_first: bool | str = "auto",
+        first_head: str = "cosine",
+    ) -> None:
+        super().__init__(make_net, budget)
+        for key, value, allowed in (
+            ("projection", projection, ("seed", "stored")),
+            ("gram", gram, ("full", "packed")),
+            ("statistics", statistics, tuple(TYPES)),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"strategy.{key} of ranpac is '{value}'; allowed: {', '.join(allowed)}")
+        if size < 1:
+            raise ConfigError(f"strategy.size of ranpac is {size}; it must be 1 or more")
+        if ridge != "auto" and (isinstance(ridge, str) or ridge <= 0):
+            raise ConfigError(f"strategy.ridge of ranpac is '{ridge}'; allowed: a number > 0, or auto")
+        self.size, self.packed = size, gram == "packed"
+        self.given_ridge = 0.0 if ridge == "auto" else float(ridge)
+        self.trained = trains_first(self, train_first)
+        self.head_kind = first_head
+        blank, kind = self.net.head.weight, TYPES[statistics]
+        self.keep("first_head", None, kind="temporary")
+        stored = projection == "stored"
+        self.keep("seed", None if stored else blank.new_zeros((), dtype=torch.int64), kind="statistics")
+        layer = blank.new_zeros(self.net.feature_dim, size) if stored else None
+        self.keep("layer", layer, kind="statistics" if stored else "temporary")
+        shape = (size * (size + 1) // 2,) if self.packed else (size, size)
+        self.keep("gram", blank.new_zeros(shape, dtype=kind), kind="statistics")
+        self.keep("targets", blank.new_zeros(size, 0, dtype=kind), kind="statistics")
+        self.keep("ridge", None if self.given_ridge else blank.new_ones(()), kind="statistics")
+        self.keep("head", None, kind="temporary")  # it follows from the sums
+
+    def build_net(self) -> GrowingNet:
+        return features_only(self.make_net)
+
+    def grow_net(self, signature: Signature) -> None:
+        self.first_head = first_head(self, signature, self.head_kind, self.trained)
+        self.targets = F.pad(self.targets, (0, len(signature.new_slots)))
+
+    def prepare(self, experience: Experience) -> None:
+        if experience.index == 0:  # W_r is drawn once
+            seed = torch.randint(2**62, (), generator=self.generator("projection"))
+            self.layer = self._drawn(int(seed))
+            if self.seed is not None:
+                self.seed = seed
+
+    def phases(self, experience: Experience) -> Iterator[Phase]:
+        if self.first_head is not None:
+            yield Phase("main", experience.train, self.loss)
+
+    def loss(self, batch: Batch) -> Tensor:
+        assert self.first_head is not None
+        return F.cross_entropy(self.first_head(self.net(batch.images).features), batch.slots)
+
+    def after_experience(self, experience: Experience) -> None:
+        order = torch.randperm(len(experience.train), generator=self.generator("order"))
+        samples = experience.train[order]
+        features = exact_features(self, samples)
+        truth = F.one_hot(samples.slots, self.num_classes).to(features)  # (N, C)
+        gram, targets = self._sums(features, truth)
+        gram += self._gram()  # running sums
+        self.targets = self.targets + targets.to(self.targets)
+        if self.ridge is not None and len(samples) > 1:
+            rounding = math.sqrt(self.size) * torch.finfo(self.gram.dtype).eps * float(gram.diagonal().max())
+            self.ridge = torch.tensor(max(self._chosen(features, truth), rounding)).to(self.ridge)
+        self.gram = (gram[self._upper()] if self.packed else gram).to(self.gram)
+
+    def load_state(self, state: State) -> None:
+        super().load_state(state)
+        if self.seed is not None:
+            self.layer = self._drawn(int(self.seed))
+        system = self._gram()
+        system.diagonal().add_(self.given_ridge if self.ridge is None else float(self.ridge))
+        self.head = lent(_solved(system, exact(self.targets)), self)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Score each class seen; one without data by minus infinity: (N, ...) to (N, C)."""
+        assert self.head is not None and self.layer is not None
+        features = self.net(images).features.to(self.head)
+        scores = (features @ self.layer.to(self.head)).relu() @ self.head
+        return scores.masked_fill((self.targets == 0).all(0), -torch.inf)
+
+    def _drawn(self, seed: int) -> Tensor:
+        """W_r."""
+        drawn = torch.randn(self.net.feature_dim, self.size, generator=torch.Generator().manual_seed(seed))
+        return drawn.to(self.device)
+
+    def _projected(self, features: Tensor) -> Tensor:
+        """h: (N, D) to (N, M)."""
+        assert self.layer is not None
+        return (features @ exact(self.layer)).relu()
+
+    def _sums(self, features: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """G (M, M) and Q (M, C) of these images."""
+        gram, targets = features.new_zeros(self.size, self.size), features.new_zeros(self.size, truth.shape[1])
+        for rows, own in zip(features.split(ROWS), truth.split(ROWS), strict=True):
+            h = self._projected(rows)
+            gram.addmm_(h.T, h)
+            targets.addmm_(h.T, own)
+        return gram, targets
+
+    def _chosen(self, features: Tensor, truth: Tensor) -> float:
+        """Of the grid the lambda of least squared error on the last 20 %; one decomposition serves all.
+
+        With fewer images than M by the dual, W = H' (H H' + lambda I)^-1 Y: the same classifier.
+        """
+        cut = int(0.8 * len(features))
+        fit = self._projected(features[:cut]) if cut <= self.size else None
+        if fit is None:
+            gram, right = self._sums(features[:cut], truth[:cut])
+        else:
+            gram, right = fit @ fit.T, truth[:cut]
+        values, vectors = torch.linalg.eigh(gram)
+        values, right = values.clamp(min=0)[:, None], vectors.T @ right
+        errors = features.new_zeros(len(GRID))
+        for rows, own in zip(features[cut:].split(ROWS), truth[cut:].split(ROWS), strict=True):
+            h = self._projected(rows)
+            left = (h if fit is None else h @ fit.T) @ vectors
+            errors += torch.stack([(left @ (right / (values + ridge)) - own).square().sum() for ridge in GRID])
+        return GRID[int(errors.argmin())]
+
+    def _gram(self) -> Tensor:
+        """A float64 copy of G, (M, M)."""
+        held = exact(self.gram)
+        if not self.packed:
+            return held.clone()
+        upper = held.new_zeros(self.size, self.size).masked_scatter_(self._upper(), held)
+        return upper + upper.triu(1).T
+
+    def _upper(self) -> Tensor:
+        """Where the upper triangle is: (M, M) bool."""
+        device = exact(self.gram[:0]).device
+        return torch.ones(self.size, self.size, dtype=torch.bool, device=device).triu()
+
+
+def _solved(system: Tensor, right: Tensor) -> Tensor:
+    """X of system X = right, by Cholesky; by LU where rounding has cost the system its definiteness."""
+    factor, broken = torch.linalg.cholesky_ex(system)
+    return torch.linalg.solve(system, right) if bool(broken) else torch.cholesky_solve(right, factor)

@@ -1,0 +1,160 @@
+"""RMM: give up images that arrive for exemplars of what is known, around any method that rehearses."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+
+from cil.errors import ConfigError, nearest
+from cil.memory import Budget
+from cil.models import NetFactory, extract_outputs
+from cil.strategies.base import Strategy
+from cil.strategies.registry import find, register
+from cil.streams import Experience, Signature
+
+RATES = [0.3, 0.3, 0.3, 0.3, 0.4, 0.6, 0.6, 0.5, 0.5, 0.5]  # of the survey, for ten experiences of CIFAR-100
+TILTS = [0.2, 0.2, 0.1, 0.0, 0.1, 0.1, 0.1, 0.0, 0.0, 0.1]
+
+
+@register("rmm")
+class RMM(Strategy):
+    """Reinforced memory management with fixed rates; losses, networks and answers are the host's.
+
+    Level 1: of each class that arrives a share m_b is given up. Under ``budget.scope=carried+incoming`` as many more
+    exemplars are held, so that old exemplars and the new images kept are never more than M and what arrives; under
+    ``carried`` there is no such trade, and the images are merely lost. Level 2: of the new classes the half with the
+    larger cross-entropy gets floor(q (1 - c_b)) exemplars each, the other half floor(q (1 + c_b)), for q = floor(M_b /
+    C). With rates and tilts of 0 it is the host, bit for bit.
+
+    Args:
+        host: Name of the method around which it is built; it must keep exemplars, by the part ``store_exemplars``.
+        host_options: Hyperparameters of the host that differ from its defaults.
+        rates: m_b of each experience, in [0, 1]; the last one holds for all later ones.
+        tilts: c_b of each experience, in [-1, 1]; the same. Above 0 the harder classes get fewer.
+
+    Raises:
+        ConfigError: for a host that cannot be one, or an option that it does not have.
+
+    Source:
+        Liu, Schiele, Sun. NeurIPS 2021, arXiv:2301.05792, with the rate lists of the survey of Zhou et al. 2024, of
+        which the default is that of ten experiences. Not here: the policy (DDPG) that finds rates by episodes of whole
+        streams. Departures: kept images are drawn without replacement; exemplars are chosen among them; a rate of 0
+        means M, not the M_b before; where fewer images are given up than before, exemplars are dropped when the
+        experience begins, so that the sum holds then too; in a group of odd size the middle class gets q; no class
+        gets more than the smallest of those that could give more than q, so that the bill is known before training.
+    """
+
+    def __new__(
+        cls,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        host: str = "icarl",
+        host_options: Mapping[str, Any] | None = None,  # the arguments of __init__, so that either tells them
+        rates: Sequence[float] = RATES,
+        tilts: Sequence[float] = TILTS,
+    ) -> RMM:
+        """An object of a class that is both: every hook that is not written here is the host's."""
+        if issubclass(cls, _host(host)):
+            return super().__new__(cls)
+        return super().__new__(type(cls.__name__, (cls, _host(host)), {}))
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        host: str = "icarl",
+        host_options: Mapping[str, Any] | None = None,
+        rates: Sequence[float] = RATES,
+        tilts: Sequence[float] = TILTS,
+    ) -> None:
+        given, known = dict(host_options or {}), inspect.signature(_host(host)).parameters
+        for name in given.keys() - known.keys():
+            raise ConfigError(f"unknown key strategy.host_options.{name}; {host} has none; {nearest(name, known)}")
+        super().__init__(make_net, budget, **given)
+        for key, values, least in (("rates", rates, 0), ("tilts", tilts, -1)):
+            if not values or not all(least <= value <= 1 for value in values):
+                raise ConfigError(
+                    f"strategy.{key} of rmm is {list(values)}; it must be a list of numbers in [{least}, 1]"
+                )
+        if not self.memories():
+            raise ConfigError(f"strategy.host of rmm is '{host}', which keeps no exemplars that rates could buy")
+        self.rates = tuple(rates)
+        self.tilts = tuple(tilts)
+
+    def accepts(self, signature: Signature) -> dict[int, int]:
+        """Level 1: floor((1 - m_b) n) of the n images of each class, and one at least."""
+        share = 1 - _of(self.rates, signature.index)
+        return {slot: max(1, _floor(share * count)) for slot, count in signature.counts.items()}
+
+    def grow(self, signature: Signature) -> None:
+        super().grow(signature)
+        self.tilt = _of(self.tilts, signature.index)
+        self.arriving = {slot: signature.counts.get(slot, 0) for slot in signature.new_slots}
+
+    def before_experience(self, experience: Experience) -> None:
+        if self.budget.scope != "carried":  # old exemplars and what arrives: fewer of those where more is taken of this
+            slots = self.budget.exemplar_slots(self)
+            for memory in self.memories().values():
+                counts = memory.counts().values()
+                fits = (q for q in range(max(counts, default=0), 0, -1) if sum(min(q, n) for n in counts) <= slots)
+                memory.shrink(next(fits, 0))
+        super().before_experience(experience)
+
+    def quotas(self, experience: Experience, quota: int) -> dict[int, int]:
+        """Level 2: easy classes first, by their mean cross-entropy on their own images."""
+        found = dict(super().quotas(experience, quota))
+        if not self.tilt or not quota:
+            return found
+        losses = {}
+        for slot in self.arriving:
+            images = experience.train.of_class(slot)
+            if len(images):
+                logits = extract_outputs(self.net, images).logits
+                losses[slot] = float(F.cross_entropy(logits, images.slots.to(logits.device)))
+        return found | self._tilted(sorted(losses, key=lambda slot: (losses[slot], slot)), quota)
+
+    def _tilted(self, slots: Sequence[int], quota: int) -> dict[int, int]:
+        """Exemplars of the new classes, given from easy to hard, that have more images than the quota."""
+        able = [slot for slot in slots if self.arriving[slot] > quota]
+        most = min((self.arriving[slot] for slot in able), default=quota)
+        easy, hard = (min(most, _floor(quota * (1 + tilt))) for tilt in (self.tilt, -self.tilt))
+        half = len(able) // 2
+        return dict.fromkeys(able[:half], easy) | dict.fromkeys(able[len(able) - half :], hard)
+
+    def exemplar_plan(self, slots: int, counts: Mapping[int, int]) -> dict[int, int]:
+        plan = super().exemplar_plan(slots, counts)
+        quota = slots // max(1, len(counts))
+        return plan | self._tilted(list(self.arriving), quota) if self.tilt else plan
+
+
+def _host(name: str) -> type[Strategy]:
+    """The class around which it is built.
+
+    Raises:
+        ConfigError: where it cannot be one.
+    """
+    host = find(name)
+    for holds, why in (
+        (host.uses_horizon, "which knows how many experiences come"),
+        (host.bound or issubclass(host, RMM), "which is no learner of its own"),
+        (host.exemplar_plan is not Strategy.exemplar_plan, "whose exemplars are not floor(M / C) of each class"),
+    ):
+        if holds:
+            raise ConfigError(f"strategy.host of rmm is '{name}', {why}; take another, as icarl or foster")
+    return host
+
+
+def _of(values: Sequence[float], index: int) -> float:
+    """The value of an experience; the last one holds for all later ones."""
+    return values[min(index, len(values) - 1)]
+
+
+def _floor(value: float) -> int:
+    """The whole part, where rounding alone does not take one off: 0.7 * 10 is 7."""
+    return math.floor(value + 1e-9)

@@ -1,0 +1,113 @@
+"""SI: synaptic intelligence, weights that brought the loss down on their way are pulled back to where they arrived."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cil.data import Batch
+from cil.errors import ConfigError
+from cil.memory import Budget
+from cil.models import NetFactory
+from cil.strategies.base import Strategy
+from cil.strategies.parts import grown, new_class_cross_entropy, quadratic_penalty
+from cil.strategies.registry import register
+from cil.streams import Experience, Signature
+
+
+@register("si")
+class SI(Strategy):
+    """Cross-entropy over the new outputs plus c sum_j Omega_j (theta_j - theta*_j)^2, Omega a path integral.
+
+    Args:
+        strength: c; 0 gives Finetune.
+        damping: xi, keeps the importance of a weight that hardly moved bounded; > 0.
+        heads: Whether the head is pulled back too.
+        clamp: Whether Omega is kept from going below 0. A path integral of noisy gradients may be negative, and the
+            weight is then pushed away from its old value.
+
+    The penalty acts through its gradient in closed form, added after backward: what the path integral sees before is
+    the gradient of the task loss alone, whatever is accumulated, scaled or clipped. The term in the log has no graph.
+
+    Source:
+        Zenke, Poole, Ganguli. ICML 2017, arXiv:1703.04200, equations 3 to 5. c, xi and the backbone alone as in FACIL
+        (Masana et al. 2022).
+    """
+
+    importance: dict[str, Tensor]
+    anchor: dict[str, Tensor]
+    path: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    before: dict[str, Tensor]
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        strength: float = 0.1,
+        damping: float = 0.1,
+        heads: bool = False,
+        clamp: bool = False,
+    ) -> None:
+        super().__init__(make_net, budget)
+        if strength < 0:
+            raise ConfigError(f"strategy.strength of si is {strength}; it must be 0 or more")
+        if damping <= 0:
+            raise ConfigError(f"strategy.damping of si is {damping}; it must be more than 0")
+        self.strength = strength
+        self.damping = damping
+        self.heads = heads
+        self.clamp = clamp
+        self.keep("importance", {}, kind="statistics")  # Omega
+        self.keep("anchor", None, kind="temporary")  # theta*: the weights at the boundary, so it is not carried
+        self.keep("path", None, kind="temporary")  # omega, of this experience
+        self.keep("gradients", None, kind="gradients")  # of the task loss alone, in the step that is taken
+        self.keep("before", None, kind="temporary")  # the weights before it
+
+    def grow(self, signature: Signature) -> None:
+        super().grow(signature)
+        self.importance = grown(self.importance, self._weights())
+
+    def prepare(self, experience: Experience) -> None:
+        self.anchor = _copies(self._weights())
+        self.path = {name: torch.zeros_like(value) for name, value in self.anchor.items()}
+
+    def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        terms = {"new": new_class_cross_entropy(self.net(batch.images).logits, batch.slots, self.first_slot)}
+        if self._pulls():  # equation 4
+            with torch.no_grad():
+                terms["penalty"] = self.strength * quadratic_penalty(self._weights(), self.anchor, self.importance)
+        return terms
+
+    def adjust_gradients(self, batch: Batch) -> None:
+        weights = self._weights()
+        self.before = _copies(weights)
+        self.gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in weights.items()}
+        if self._pulls():
+            for name, weight in weights.items():
+                pull = 2 * self.strength * self.importance[name] * (weight.detach() - self.anchor[name])
+                weight.grad = pull if weight.grad is None else weight.grad + pull
+
+    def after_step(self, batch: Batch) -> None:
+        for name, weight in self._weights().items():  # equation 3
+            moved = weight.detach() - self.before[name]
+            # nothing moved where an overflow of the loss scale made the step be left out: its gradient is no number
+            self.path[name] -= torch.where(moved != 0, self.gradients[name] * moved, 0)
+
+    def after_experience(self, experience: Experience) -> None:
+        for name, weight in self._weights().items():  # equation 5
+            moved = weight.detach() - self.anchor[name]
+            self.importance[name] += self.path[name] / (moved.square() + self.damping)
+            if self.clamp:
+                self.importance[name].clamp_(min=0)
+
+    def _pulls(self) -> bool:
+        return self.old_classes > 0 and self.strength > 0
+
+    def _weights(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.net.named_parameters() if self.heads or not n.startswith("head.")}
+
+
+def _copies(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in weights.items()}

@@ -1,0 +1,104 @@
+"""SimpleCIL: a frozen backbone, and answers by the nearest class mean; later experiences train nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cil.data import Batch
+from cil.errors import ConfigError, nearest
+from cil.memory import Budget
+from cil.models import GrowingNet, Head, NetFactory
+from cil.strategies.base import Strategy
+from cil.strategies.parts import class_sums, exact, exact_features, features_only, first_head, trains_first
+from cil.strategies.phase import Phase
+from cil.strategies.registry import register
+from cil.streams import Experience, Signature
+
+METRICS = ("cosine", "euclidean")
+
+
+@register("simplecil")
+class SimpleCIL(Strategy):
+    """Prototypes are means of raw features; the classifier is their cosine to the feature of an image.
+
+    Args:
+        metric: ``cosine``: SimpleCIL. ``euclidean``: the nearest class mean (NCM), for which counts are carried too.
+        unit: Whether features are scaled to unit length before they enter means.
+        train_first: Whether the first experience trains the backbone before it is frozen; ``auto``: only where
+            ``model.weights`` gives no public weights.
+        first_head: Head of that training, dropped after it; ``cosine`` or ``linear``.
+
+    Source:
+        Zhou, Cai, Ye, Zhan, Liu. "Revisiting class-incremental learning with pre-trained models", IJCV 2024,
+        arXiv:2303.07338. Departure: sums of features are carried in place of their means. Their direction
+        is the same, and a class that comes back adds to its sum without a count.
+    """
+
+    net: GrowingNet
+    first_head: Head | None
+    sums: Tensor  # (C, D)
+    counts: Tensor | None  # (C,)
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        metric: str = "cosine",
+        unit: bool = False,
+        train_first: bool | str = "auto",
+        first_head: str = "cosine",
+    ) -> None:
+        super().__init__(make_net, budget)
+        if metric not in METRICS:
+            raise ConfigError(f"strategy.metric of simplecil is '{metric}'; {nearest(metric, METRICS)}")
+        self.unit = unit
+        self.trained = trains_first(self, train_first)
+        self.head_kind = first_head
+        blank = self.net.head.weight
+        self.keep("first_head", None, kind="temporary")
+        self.keep("sums", blank.new_zeros(0, self.net.feature_dim), kind="prototypes")
+        counts = None if metric == "cosine" else blank.new_zeros(0, dtype=torch.int32)
+        self.keep("counts", counts, kind="statistics")
+
+    def build_net(self) -> GrowingNet:
+        return features_only(self.make_net)
+
+    def grow_net(self, signature: Signature) -> None:
+        self.first_head = first_head(self, signature, self.head_kind, self.trained)
+        new = len(signature.new_slots)
+        self.sums = F.pad(self.sums, (0, 0, 0, new))
+        if self.counts is not None:
+            self.counts = F.pad(self.counts, (0, new))
+
+    def phases(self, experience: Experience) -> Iterator[Phase]:
+        if self.first_head is not None:
+            yield Phase("main", experience.train, self.loss)
+
+    def loss(self, batch: Batch) -> Tensor:
+        assert self.first_head is not None
+        return F.cross_entropy(self.first_head(self.net(batch.images).features), batch.slots)
+
+    def after_experience(self, experience: Experience) -> None:
+        features = self._scaled(exact_features(self, experience.train))
+        sums, counts = class_sums(features, experience.train.slots, self.num_classes)
+        self.sums = self.sums + sums.to(self.sums)
+        if self.counts is not None:
+            self.counts = self.counts + counts.to(self.counts)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Score each class seen by its cosine, or minus its squared distance; one without data by minus infinity."""
+        features, sums = self._scaled(exact(self.net(images).features)), exact(self.sums)  # (N, D), (C, D)
+        if self.counts is None:
+            scores, empty = F.normalize(features) @ F.normalize(sums).T, (sums == 0).all(1)
+        else:
+            counts = self.counts.to(sums)
+            scores, empty = -torch.cdist(features, sums / counts.clamp(min=1)[:, None]).square(), counts == 0
+        return scores.masked_fill(empty, -torch.inf).to(images.device, torch.float32)
+
+    def _scaled(self, features: Tensor) -> Tensor:
+        return F.normalize(features) if self.unit else features

@@ -1,0 +1,253 @@
+"""DER++: logits, images and labels of a reservoir, rehearsed from the second step on."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_runs import ONE_STEP, PIXELS, Fixed, bare, batch, differing
+
+from cil.data import Batch
+from cil.engine.dryrun import dry_run
+from cil.engine.keys import generator
+from cil.engine.recipe import Recipe
+from cil.errors import ConfigError
+from cil.memory import Budget
+from cil.strategies import derpp
+from cil.strategies.derpp import DERpp, stored_distance
+from cil.strategies.finetune import Finetune
+from cil.testing import toy_run, toy_stream
+from cil.testing.toy import toy_factory
+
+NONE = torch.empty(0).long()
+ABSENT = -torch.inf
+
+
+class AllOutputs(Finetune):
+    """Finetune with the cross-entropy over all outputs."""
+
+    def loss(self, batch):
+        return F.cross_entropy(self.net(batch.images).logits, batch.slots)
+
+
+def held(learner, *logits, slots=(0, 1)):
+    """``learner`` with as many exemplars, whose logits were these."""
+    pixels = torch.zeros(len(logits), 3, 12, 12, dtype=torch.uint8)
+    learner.memory.exchange(NONE, pixels, torch.tensor(slots), {"logits": torch.tensor(logits)})
+    return learner
+
+
+def test_the_loss_is_that_of_new_images_of_stored_logits_and_of_exemplars():
+    learner = held(bare("derpp", classes=[1, 2], alpha=0.3, beta=0.5), [2.0, 1.0, 3.0], [0.0, 3.0, 1.0])
+    learner.net = Fixed([[0.0, 1.0, 3.0], [0.0, 1.0, 3.0]])
+    terms = learner.loss(batch(2, 0))
+    # log(1 + e + e^3) = 3.169846; squared distances 4, 0, 0 and 0, 4, 4; exemplars of classes 0 and 1
+    assert terms["classes"].item() == pytest.approx((0.169846 + 3.169846) / 2, abs=1e-5)
+    assert terms["dark"].item() == pytest.approx(0.3 * 12 / 6, abs=1e-5)
+    assert terms["exemplars"].item() == pytest.approx(0.5 * (3.169846 + 2.169846) / 2, abs=1e-5)
+
+
+def test_without_alpha_or_beta_there_is_no_such_term_and_with_an_empty_memory_neither():
+    for given, names in (({"beta": 0}, {"classes", "dark"}), ({"alpha": 0}, {"classes", "exemplars"})):
+        assert held(bare("derpp", classes=[2], **given), [1.0, 2.0], [0.0, 0.0]).loss(batch(0, 1)).keys() == names
+    assert bare("derpp", classes=[2]).loss(batch(0, 1)).keys() == {"classes"}
+
+
+def test_logits_are_matched_where_there_was_an_output_and_nowhere_else():
+    logits = torch.tensor([[1.0, 2.0, 9.0], [0.0, 0.0, 1.0]], requires_grad=True)
+    loss = stored_distance(logits, torch.tensor([[3.0, 1.0, ABSENT], [0.0, 1.0, 3.0]]))
+    assert loss.item() == pytest.approx((4 + 1 + 0 + 1 + 4) / 5)
+    loss.backward()
+    assert logits.grad.flatten().tolist() == pytest.approx([-0.8, 0.4, 0.0, 0.0, -0.4, -0.8])
+    assert logits.grad[0, 2] == 0
+    stored = torch.randn(4, 5)
+    torch.testing.assert_close(stored_distance(stored + 1, stored), F.mse_loss(stored + 1, stored))
+
+
+@pytest.mark.parametrize("stream", ["toy", "uneven"])
+def test_with_both_weights_at_0_it_is_finetune_over_all_outputs_bit_for_bit(learn, stream):
+    off, plain = learn("derpp", stream, hyperparameters={"alpha": 0, "beta": 0}), learn(AllOutputs, stream)
+    for index in range(3):
+        assert differing(off.net(index), plain.net(index)) == []
+    assert off.record.results["exemplars"] == [10, 10, 10]
+    assert differing(learn("derpp", stream).net(0), plain.net(0))
+
+
+def test_without_room_for_an_exemplar_it_is_finetune_over_all_outputs_bit_for_bit(learn):
+    none, plain = learn("derpp", budget=Budget(exemplars=0)), learn(AllOutputs)
+    assert [differing(none.net(index), plain.net(index)) for index in range(3)] == [[]] * 3
+
+
+class Watched(DERpp):
+    """Keeps what it answered, by image, in a list that is the test's."""
+
+    answers: dict = {}  # noqa: RUF012
+
+    def loss(self, batch):
+        result = super().loss(batch)
+        for pixels, logits in zip(batch.pixels, self.outputs, strict=True):
+            self.answers[pixels.numpy().tobytes()] = logits
+        return result
+
+
+def test_stored_are_images_before_augmentation_with_the_outputs_of_the_step_they_came_in(learn):
+    Watched.answers = {}
+    seen = []
+
+    class Looking(Watched):
+        def after_experience(self, experience):
+            held = self.memory.samples()
+            for pixels, logits in zip(held.pixels, held.extras["logits"], strict=True):
+                answer = self.answers[pixels.numpy().tobytes()]
+                assert torch.equal(logits[: len(answer)], answer)
+                assert (logits[len(answer) :] == ABSENT).all()
+            assert held.extras["logits"].shape[1] == self.num_classes
+            seen.append(len(held))
+
+    done = learn(Looking, budget=Budget(exemplars=1000), recipe=Recipe(epochs=1, batch_size=7))
+    assert seen == [24, 48, 72]  # all of them
+    pixels = {image.numpy().tobytes() for index in range(3) for image in done.stream[index].train.pixels}
+    assert pixels == Watched.answers.keys()
+
+
+def test_outputs_are_those_before_the_step_in_training_mode(learn):
+    learner = bare("derpp", classes=[2])
+    learner.train_mode()
+    given, expected = batch(0, 1), bare("derpp", classes=[2])
+    expected.train_mode()
+    learner.loss(given)
+    assert torch.equal(learner.outputs, expected.net(given.images).logits)
+    assert not learner.outputs.requires_grad
+
+
+def test_every_image_is_offered_in_every_epoch_and_the_count_is_carried(learn):
+    done = learn("derpp")  # two epochs of 24 images an experience
+    assert [int(done.state(index).meta["seen"]) for index in range(3)] == [48, 96, 144]
+    assert len({len(done.state(index).encoded_meta()) for index in range(3)}) == 1
+
+
+def test_the_two_batches_are_drawn_independently_anew_at_every_step(learn, monkeypatch):
+    drawn = []
+
+    def watching(learner, samples, count, purpose):
+        found = draw(learner, samples, count, purpose)
+        if found is not None and len(samples) == 10:
+            drawn.append((purpose, tuple(found.rows.tolist())))
+        return found
+
+    draw = derpp.draw
+    monkeypatch.setattr(derpp, "draw", watching)
+
+    class Anew(DERpp):
+        pass
+
+    learn(Anew)
+    dark, known = ([rows for purpose, rows in drawn if purpose == name] for name in ("dark", "known"))
+    assert len(dark) == len(known) > 6
+    assert {len(rows) for rows in dark + known} == {8}
+    assert sum(a == b for a, b in zip(dark, known, strict=True)) == 0
+    assert len(set(dark)) == len(dark) and len(set(known)) == len(known)
+
+
+def test_so_many_exemplars_are_replayed_as_asked_for():
+    learner = held(bare("derpp", classes=[2], replay=3), *[[0.0, 0.0]] * 5, slots=(0, 0, 0, 1, 1))
+    counts = []
+    learner.net.register_forward_hook(lambda net, images, output: counts.append(len(images[0])))
+    learner.loss(batch(0, 1))
+    assert counts == [2, 3, 3]
+
+
+# bytes --------------------------------------------------------------------------------------------------------------
+
+
+def test_carried_bytes_are_those_of_the_formula(learn):
+    """M (I + 4 C + 1), and fifteen digits."""
+    done = learn("derpp")
+    for index in range(3):
+        ledger, classes = done.ledger(index), 2 * (index + 1)
+        assert ledger["exemplars"] == 10 * PIXELS and ledger["labels"] == 10
+        assert ledger["replay_logits"] == 10 * 4 * classes
+        assert ledger["other"] == len('{"seen":"000000000000048"}')
+        assert {k: ledger[k] for k in ("parameters", "buffers")} == learn("finetune").ledger(index)
+        assert not any(name.startswith("outputs") for name in done.trained_with(index))
+
+
+def test_as_logits_widen_fewer_exemplars_fit_and_each_boundary_is_full(learn):
+    stream = toy_stream()
+    fixed = [bill.fixed["exact"] for bill in dry_run(DERpp, lambda: toy_factory(stream, seed=0, meta=True),
+             stream.signatures, Budget(exemplars=0))]  # fmt: skip
+    limit = fixed[-1] + 25 * (PIXELS + 1 + 24) + 3
+    done = learn("derpp", budget=Budget(limits=[limit]), recipe=Recipe(epochs=2, batch_size=8))
+    room = [(limit - fixed[index]) // (PIXELS + 1 + 8 * (index + 1)) for index in range(3)]
+    assert room == [27, 26, 25]
+    assert done.record.results["exemplars"] == [24, 26, 25]  # the first experience has 24 images
+    assert [bill["exemplars"] for bill in done.record.results["bills"]] == [24, 26, 25]
+    for index in (1, 2):
+        assert done.state(index).bytes <= limit < done.state(index).bytes + PIXELS + 1 + 8 * (index + 1)
+
+
+def test_where_there_is_more_room_than_images_it_never_holds_more_than_came_in(learn):
+    done = learn("derpp", budget=Budget(exemplars=1000))  # two epochs
+    assert done.record.results["exemplars"] == [24, 48, 72]
+
+
+def test_the_bill_holds_where_room_shrinks_and_grows(learn):
+    done = learn("derpp", "uneven", budget=Budget(exemplars=12), recipe=ONE_STEP)
+    assert done.record.results["exemplars"] == [12, 12, 12]
+    item = PIXELS + 1 + 24
+    fixed = done.record.results["bills"][-1]["fixed"]["exact"]
+    limits = [fixed + 9 * item, fixed + 3 * item, fixed + 30 * item]
+    done = learn("derpp", "uneven", budget=Budget(limits=limits))
+    results = done.record.results
+    assert [bill["exemplars"] for bill in results["bills"]] == results["exemplars"]
+    assert results["exemplars"][1] < results["exemplars"][0] < results["exemplars"][2]
+
+
+def test_exemplars_of_all_experiences_are_held_in_proportion():
+    """Of 144 images offered each is held with probability 40 / 144: 13.3 of each experience on average."""
+    totals = torch.zeros(6)
+    for key in range(40):
+        learner = bare("derpp", classes=[6])
+        learner.desk.generator = lambda purpose, key=key: generator(key, purpose)
+        learner.capacity = 40
+        for step in range(18):
+            learner.progress.step = step
+            learner.outputs = torch.zeros(8, 6)
+            pixels = torch.zeros(8, 3, 12, 12, dtype=torch.uint8)
+            given = Batch(pixels.float(), torch.full((8,), step // 3), fetch=lambda pixels=pixels: pixels)
+            learner.after_step(given)
+            assert len(learner.memory) == min(40, 8 * (step + 1))
+        totals += torch.bincount(learner.memory.slots, minlength=6)
+    assert (totals / 40 - 40 / 6).abs().max() < 1.5
+
+
+# what else ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["downsample:6", "jpeg:50"])
+def test_other_codecs_serve_under_a_budget_of_exemplars(learn, codec):
+    done = learn("derpp", hyperparameters={"codec": codec})
+    assert done.record.results["exemplars"] == [10, 10, 10]
+
+
+def test_a_codec_of_variable_size_is_refused_under_a_budget_in_bytes_before_training(tmp_path):
+    run = toy_run("derpp", toy_stream(), tmp_path, budget=Budget(limits=[10**6]), hyperparameters={"codec": "jpeg"})
+    with pytest.raises(ConfigError, match=r"strategy\.codec"):
+        run.execute()
+    assert not list(run.checkpoints.folder.glob("experience*"))
+
+
+@pytest.mark.parametrize(("key", "value"), [("alpha", -0.1), ("beta", -1), ("replay", 0)])
+def test_what_is_out_of_range_is_refused(key, value):
+    with pytest.raises(ConfigError, match=rf"strategy\.{key} is {value}"):
+        bare("derpp", **{key: value})
+
+
+def test_logits_are_stored_at_the_width_of_the_head_whoever_brings_classes_back(learn):
+    from small_runs import regrouped
+
+    done = learn("derpp", regrouped((0, 1, 2), (3,), (4, 5)), budget=Budget(exemplars=30))
+    logits = [done.state(index).tensors["memory.logits"] for index in range(3)]
+    assert [values.shape[1] for values in logits] == [3, 4, 6]
+    for index, widths in enumerate(({3}, {3, 4}, {3, 4, 6})):
+        there = logits[index] != ABSENT
+        assert set(there.sum(1).tolist()) == widths
+        assert (there.int().diff(dim=1) <= 0).all()  # those that there were come first
