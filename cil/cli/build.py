@@ -16,7 +16,7 @@ from cil.api import networks, plan
 from cil.cli.compose import Job, compose
 from cil.cli.environment import threads_of
 from cil.engine.dryrun import Bill, dry_run
-from cil.engine.recipe import SCHEDULES, Recipe
+from cil.engine.recipe import Recipe
 from cil.engine.run import Run
 from cil.errors import ConfigError
 from cil.memory import Budget
@@ -103,9 +103,7 @@ def _recipe(config: Mapping[str, Any]) -> Recipe:
     """Optimizer and schedule are tried once on a parameter of their own, so that they are refused here."""
     trainer = config["trainer"]
     optimizer = made({**_without_nulls(config["optimizer"]), PARTIAL: True}, "optimizer")
-    scheduler = SCHEDULES.get(trainer.get("schedule")) or made(
-        {**_without_nulls(config["scheduler"]), PARTIAL: True}, "scheduler"
-    )
+    scheduler = made({**_without_nulls(config["scheduler"]), PARTIAL: True}, "scheduler")
     try:
         tried = optimizer([nn.Parameter(torch.zeros(1))])
     except (TypeError, ValueError) as error:

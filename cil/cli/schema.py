@@ -84,7 +84,6 @@ KEYS: dict[str, Rule] = {
     "trainer.precision": one_of("fp32", "bf16", "fp16", "auto"),
     "trainer.clip_norm": above_zero(none=True),
     "trainer.accumulate": whole(1),
-    "trainer.schedule": one_of("constant", "cosine", None),
     "trainer.first.epochs": whole(1, none=True),
     "trainer.first.batch_size": whole(1, none=True),
     "trainer.first.lr": above_zero(none=True),

@@ -28,8 +28,10 @@ def crop_box(width: int, height: int, draws: Sequence[float]) -> tuple[int, int,
 
 def crop_resized(pixels: Tensor, draws: Tensor) -> Tensor:
     """A random part of each image, resized to the old size, by ``draws`` (n, 4): (n, C, H, W) uint8, as given."""
-    cropped = torch.empty_like(pixels)
     height, width = pixels.shape[2:]
+    if height == width == 1:
+        return pixels  # what stands in for stored features has no parts
+    cropped = torch.empty_like(pixels)
     for image, own, place in zip(pixels, draws.tolist(), cropped, strict=True):
         left, top, wide, high = crop_box(width, height, own)
         part = image[None, :, top : top + high, left : left + wide].float()

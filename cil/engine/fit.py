@@ -24,11 +24,12 @@ from cil.memory import Entry, Flops, SavedBytes, tensor_bytes
 from cil.strategies import Phase, Progress, Strategy
 
 WINDOW, OPTIMIZER = "window|", "optimizer|"  # beside the learner's own tensors in a snapshot
+MEASURED = 2  # optimizer steps of a phase: what the first one puts into a memory is replayed from the second on
 
 
 @dataclass
 class Cost:
-    """What a phase costs; measured on its first batch, multiplied by the images seen."""
+    """What a phase costs; the most that its first two steps took, multiplied by the images seen."""
 
     flops_per_image: float = 0.0
     flops_per_step: int = 0  # of gradients that the learner takes for itself
@@ -135,6 +136,7 @@ class Fit:
                 schedule.step()
                 if progress.step >= total:
                     break
+        self._bill_optimizer(optimizer)  # here, as a step that is left out for an overflow makes no state
         optimizer.zero_grad(set_to_none=True)
 
     # one step -------------------------------------------------------------------------------------------------------
@@ -142,23 +144,23 @@ class Fit:
     def _step(
         self, batch: Batch, share: float, stepper: Any, optimizer: Optimizer, update: bool
     ) -> dict[str, Tensor]:  # fmt: skip
-        if not self.cost.flops_per_image:
+        measured = self.cost.steps < MEASURED
+        if measured:
             terms, loss = self._measured(batch, share)
         else:
             terms, loss = self._loss(batch, share)
             self.runtime.backward(loss)
         if update:
             self.runtime.unscale(optimizer)
-            self._adjust_gradients(batch)
+            self._adjust_gradients(batch, measured)
             if self.recipe.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_norm)
-            if not self.cost.entries:
+            if measured:
+                self.cost.entries = []
                 self._bill_gradients()
             stepper.step()
             optimizer.zero_grad(set_to_none=True)
             self.learner.after_step(batch)
-            if not any(entry.kind == "optimizer" for entry in self.cost.entries):
-                self._bill_optimizer(optimizer)
         return terms
 
     def _loss(self, batch: Batch, share: float) -> tuple[dict[str, Tensor], Tensor]:
@@ -170,11 +172,10 @@ class Fit:
         return named | {"loss": loss.detach()}, loss if share == 1 else loss * share
 
     def _measured(self, batch: Batch, share: float) -> tuple[dict[str, Tensor], Tensor]:
-        """The first batch of a phase: counts operations and saved bytes, computes the same bits."""
+        """The first batches of a phase: counts operations and saved bytes, computes the same bits."""
         flops = Flops()
-        exclude = [tensor for value in self.learner.held().values() for tensor in _tensors(value)]
         with flops.counting():
-            with SavedBytes(exclude) as saved:
+            with SavedBytes(self._held()) as saved:
                 terms, loss = self._loss(batch, share)
             if loss.ndim:
                 raise ContractError(
@@ -182,19 +183,23 @@ class Fit:
                     f"named terms of one number each"
                 )
             self.runtime.backward(loss)
-        self.cost.flops_per_image = max(flops.count / _images(batch), 1e-9)
-        self.cost.activations = saved.bytes
+        self.cost.flops_per_image = max(self.cost.flops_per_image, flops.count / _images(batch))
+        self.cost.activations = max(self.cost.activations, saved.bytes)
         return terms, loss
 
-    def _adjust_gradients(self, batch: Batch) -> None:
-        """The learner's hook; its operations are counted on the first step."""
-        if self.cost.steps:
+    def _adjust_gradients(self, batch: Batch, measured: bool) -> None:
+        """The learner's hook; on the first steps its operations are counted, and what its graphs save at a time."""
+        if not measured:
             self.learner.adjust_gradients(batch)
             return
         flops = Flops()
-        with flops.counting():
+        with flops.counting(), SavedBytes(self._held()) as saved:
             self.learner.adjust_gradients(batch)
-        self.cost.flops_per_step = flops.count
+        self.cost.flops_per_step = max(self.cost.flops_per_step, flops.count)
+        self.cost.activations = max(self.cost.activations, saved.peak)
+
+    def _held(self) -> list[Tensor]:
+        return [tensor for value in self.learner.held().values() for tensor in _tensors(value)]
 
     def _bill_gradients(self) -> None:
         self._bill("gradients", [p.grad for p in self._parameters if p.grad is not None])

@@ -98,7 +98,10 @@ class Loader:
 
     def _decoded(self, rows: Tensor, generator: torch.Generator, future: Future[Tensor]) -> Batch:
         pixels = future.result().to(self.device, non_blocking=True)
-        return self._batch(rows.to(self.device), self.augment.uncropped()(pixels, generator), lambda: pixels)
+        images = self.augment.uncropped()(pixels, generator)
+        if not self.augment.resized_crop:
+            return self._batch(rows.to(self.device), images, lambda: pixels)
+        return self._batch(rows.to(self.device), images, lambda: self.samples[rows].pixels.to(self.device))  # the whole
 
     def _batch(self, rows: Tensor, images: Tensor, fetch: Callable[[], Tensor]) -> Batch:
         return Batch(

@@ -103,6 +103,11 @@ class Recipe:
             raise ConfigError(
                 f"trainer.first.schedule is '{self.first['schedule']}'; allowed: {', '.join(SCHEDULES)}, null"
             )
+        if self.first.get("schedule") is not None and self.first.get("milestones") is not None:
+            raise ConfigError(
+                f"trainer.first.schedule is '{self.first['schedule']}' and trainer.first.milestones is "
+                f"{list(self.first['milestones'])}; each is a whole schedule, so set one of them to null"
+            )
 
     def of(self, phase: Phase, index: int) -> Recipe:
         """The recipe of one phase of experience ``index``: what the phase says goes before what is configured."""

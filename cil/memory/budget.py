@@ -127,10 +127,11 @@ class Budget:
     def over(self, ledger: Ledger, exemplars: int) -> str | None:
         """What is over the budget, in words; None where all is well."""
         total = ledger.total(self.convention)
+        more = f", and {self.extra:,} incoming images were given up" if self.extra else ""
         if self.limit is not None and total > self.limit:
-            return f"carries {total:,} bytes ({self.convention}), budget.limit is {self.limit:,}"
+            said = self.limit - self.extra * self.image_bytes
+            return f"carries {total:,} bytes ({self.convention}), budget.limit is {said:,}{more}"
         if self.cap is not None and exemplars > self.cap:
-            more = f", and {self.extra:,} incoming images were given up" if self.extra else ""
             return f"carries {exemplars:,} exemplars, budget.exemplars is {self.exemplars:,}{more}"
         return None
 

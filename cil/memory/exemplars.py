@@ -251,7 +251,7 @@ class ExemplarMemory:
         staying = old[~torch.isin(old.slots, torch.tensor(arriving))] if len(old) else old
         self.replace([staying, *chosen])
         if capacity is not None:
-            self._fit(capacity)
+            self.fit(capacity)
 
     def _chosen(self, old: Samples, new: Samples, count: int, see: See, generator: torch.Generator) -> Samples:
         """What the rule chooses of one class, best first."""
@@ -262,7 +262,7 @@ class ExemplarMemory:
         chosen = pool[self.select(see(pool), count, generator)]
         return chosen if self.codec.lossless else chosen.sealed()  # lets go of what was not chosen
 
-    def _fit(self, capacity: int) -> None:
+    def fit(self, capacity: int) -> None:
         """Keep what fits by encoded bytes: the best of every class, then the second best, until the bytes are used."""
         rank = self._rank()
         label = label_dtype(int(self._slots.max()) + 1 if len(self) else 1).itemsize

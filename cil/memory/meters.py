@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ class SavedBytes:
     """Counts the bytes that autograd keeps for backward: each storage once and whole, whatever views of it are saved.
 
     Use as a context around the forward pass; ``bytes`` holds the sum afterwards. A batch that a layer saves counts too.
+    Where several passes go forward and back inside, ``peak`` is the most that was kept at a time.
 
     Args:
         exclude: Tensors that exist anyway (parameters, buffers): their storages are not counted.
@@ -24,6 +26,8 @@ class SavedBytes:
     def __init__(self, exclude: Iterable[Tensor] = ()) -> None:
         self._known = {tensor.untyped_storage().data_ptr() for tensor in exclude}
         self._seen: dict[int, int] = {}
+        self._kept: dict[int, list[int]] = {}  # by storage: its bytes, and how many graphs' nodes keep it now
+        self._now = self.peak = 0
         self._hooks: Any = None
 
     @property
@@ -33,9 +37,23 @@ class SavedBytes:
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._known:
-            self._seen[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # the tensor itself may be an output: a cycle, which would outlive the graph
+        place, packed = storage.data_ptr(), tensor.detach()
+        if place not in self._known:
+            self._seen[place] = storage.nbytes()
+            kept = self._kept.setdefault(place, [storage.nbytes(), 0])
+            kept[1] += 1
+            if kept[1] == 1:
+                self._now += kept[0]
+                self.peak = max(self.peak, self._now)
+            weakref.finalize(packed, self._let_go, place).atexit = False
+        return packed  # the tensor itself may be an output: a cycle, which would outlive the graph
+
+    def _let_go(self, place: int) -> None:
+        """One node less keeps a storage."""
+        kept = self._kept[place]
+        kept[1] -= 1
+        if not kept[1]:
+            self._now -= self._kept.pop(place)[0]
 
     def __enter__(self) -> SavedBytes:
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)

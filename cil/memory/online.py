@@ -139,8 +139,8 @@ class OnlineMemory(ExemplarMemory):
             self._shape = shape
             store = self._store()
             codes = None if self.codec.lossless else list(store.data.split(store.sizes.tolist())) if len(self) else []
-            own = self._extras if len(self) else {name: extras[name][:0].detach().cpu() for name in self.extra_kinds}
-            side = {name: values.clone() for name, values in own.items()}
+            side = self._extras if len(self) else {name: extras[name][:0].detach().cpu() for name in self.extra_kinds}
+            side = {name: values.clone() for name, values in side.items()}
             self._open = _Open(store.tensor.clone(), codes, side, torch.arange(len(self)))
             self._cache = None
         return self._open
@@ -179,9 +179,9 @@ class OnlineMemory(ExemplarMemory):
         self._settle()
         super()._keep(which)
 
-    def _fit(self, capacity: int) -> None:
+    def fit(self, capacity: int) -> None:
         self._settle()
-        super()._fit(capacity)
+        super().fit(capacity)
 
     def _side_kinds(self) -> list[tuple[str, int]]:
         self._settle()

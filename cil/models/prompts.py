@@ -56,7 +56,8 @@ class PromptPool(nn.Module):
             majority: Give all images the K prompts that most of them would choose. What an image is given then depends
                 on the others in its batch, so it is for training alone.
         """
-        similarities = F.normalize(queries, dim=1) @ F.normalize(self.keys, dim=1).T  # (N, M)
+        with torch.autocast(queries.device.type, enabled=False):  # half precision would choose others
+            similarities = F.normalize(queries.float(), dim=1) @ F.normalize(self.keys, dim=1).T  # (N, M)
         chosen = _first(similarities, self.top)
         if majority:
             votes = torch.bincount(chosen.flatten(), minlength=len(self.keys))

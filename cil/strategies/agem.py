@@ -32,6 +32,7 @@ class AGEM(Strategy):
     """
 
     memory: ExemplarMemory
+    of_exemplars: dict[str, Tensor] | None
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class AGEM(Strategy):
             raise ConfigError(f"strategy.reference is {reference}; it must be 1 or more, or null")
         self.reference = reference
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
+        self.keep("of_exemplars", None, kind="gradients")  # g_ref, in the step that is taken
 
     def training_set(self, experience: Experience) -> Samples:
         return experience.train
@@ -57,7 +59,9 @@ class AGEM(Strategy):
     def adjust_gradients(self, batch: Batch) -> None:
         exemplars = draw(self, self.memory.samples(), self.reference or len(batch), "reference")
         if exemplars is not None:
-            project(self.trainable(), self.gradient(self.loss(exemplars)))
+            found = self.gradient(self.loss(exemplars))
+            self.of_exemplars = {str(place): gradient for place, gradient in enumerate(found)}
+            project(self.trainable(), found)
 
     def after_experience(self, experience: Experience) -> None:
         store_exemplars(self, experience)

@@ -35,8 +35,8 @@ class BiasLayers(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         """(N, C), those of a teacher with fewer tasks too."""
-        repeats = torch.tensor(self.counts, device=logits.device)
-        pairs = torch.stack(list(self.pairs)).repeat_interleave(repeats, dim=0)[: logits.shape[1]]  # (C, 2)
+        each = [pair.expand(count, 2) for pair, count in zip(self.pairs, self.counts, strict=True)]
+        pairs = torch.cat(each)[: logits.shape[1]]  # (C, 2)
         return logits * pairs[:, 0] + pairs[:, 1]
 
 
@@ -80,13 +80,13 @@ class BiC(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        if temperature <= 0:
+        if not temperature > 0:
             raise ConfigError(f"strategy.temperature of bic is {temperature}; it must be more than 0")
         if not 0 <= split < 1:
             raise ConfigError(f"strategy.split of bic is {split}; it must be 0 or more, and less than 1")
         if bias_epochs is not None and bias_epochs < 1:
             raise ConfigError(f"strategy.bias_epochs of bic is {bias_epochs}; it must be 1 or more, or null")
-        if bias_lr is not None and bias_lr <= 0:
+        if bias_lr is not None and not bias_lr > 0:
             raise ConfigError(f"strategy.bias_lr of bic is {bias_lr}; it must be more than 0, or null")
         self.temperature = temperature
         self.split = split

@@ -59,9 +59,10 @@ def transported(weights: Tensor, means: Tensor, to: Tensor, regulariser: float, 
 
     Source: Zhou et al. 2021, semantic transport in both directions; the factor gamma as in the reference code.
     """
-    plan = transport_plan(torch.cdist(means.double(), to.double(), p=norm), regulariser).to(weights)
-    rows = len(weights) * plan.T @ F.normalize(weights)
-    return rows * weights.norm(dim=1).mean() / rows.norm(dim=1).mean()
+    plan = transport_plan(torch.cdist(means.double(), to.double(), p=norm), regulariser)
+    given = weights.cpu().double()  # which autocast does not round
+    rows = len(given) * plan.T @ F.normalize(given)
+    return (rows * given.norm(dim=1).mean() / rows.norm(dim=1).mean()).to(weights)
 
 
 def cosines(features: Tensor, rows: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class DERpp(Strategy):
     ) -> None:
         super().__init__(make_net, budget)
         for value, key in ((alpha, "alpha"), (beta, "beta")):
-            if value < 0:
+            if not value >= 0:
                 raise ConfigError(f"strategy.{key} is {value}; it must be 0 or more")
         if replay is not None and replay < 1:
             raise ConfigError(f"strategy.replay is {replay}; it must be 1 or more, or null")

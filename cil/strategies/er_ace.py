@@ -54,7 +54,7 @@ class ERACE(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        if scale <= 0:
+        if not scale > 0:
             raise ConfigError(f"strategy.scale is {scale}; it must be above 0")
         if replay is not None and replay < 1:
             raise ConfigError(f"strategy.replay is {replay}; it must be 1 or more, or null")

@@ -26,8 +26,8 @@ class FeatureReplay(Strategy):
     """The network learns the first experience; from the second on its backbone is frozen, so that features stay valid.
 
     The head then goes on learning with cross-entropy over all outputs, on the features of the new images (evaluation
-    view) and of old classes: those stored, as many as the budget allows, or as many Gaussian samples of each old class
-    as a new class has images on average.
+    view) and as many of each old class as a new class has images on average, so that few stored ones are not drowned by
+    many new ones: those stored, as many as the budget allows, again and again in turn; or Gaussian samples.
 
     Args:
         store: ``features`` (vectors chosen as exemplars are), or ``prototypes`` (mean and spread of each class).
@@ -74,11 +74,13 @@ class FeatureReplay(Strategy):
         if not self.old_classes:
             return experience.train
         new = feature_samples({"features": features(self, experience.train)}, experience.train.slots)
-        if self.store == "features":
-            return new + feature_samples({"features": self.memory.features()}, self.memory.slots)
         present = new.slots.unique()
+        each = len(new) // max(1, len(present))
+        if self.store == "features":
+            held = feature_samples({"features": self.memory.features()}, self.memory.slots)
+            return new + held[_rounds(held.slots, present, each)]
         old = torch.arange(self.old_classes)
-        slots = old[~torch.isin(old, present)].repeat_interleave(len(new) // max(1, len(present)))
+        slots = old[~torch.isin(old, present)].repeat_interleave(each)
         return new + feature_samples({"features": self.prototypes.draw(slots, self.generator("prototypes"))}, slots)
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
@@ -102,3 +104,19 @@ class FeatureReplay(Strategy):
             store_exemplars(self, experience)
         else:
             self.prototypes.update(features(self, experience.train), experience.train.slots)
+
+
+def _rounds(slots: Tensor, present: Tensor, each: int) -> Tensor:
+    """Rows of what is stored: all, and those of an absent class over and over until there are ``each``.
+
+    Args:
+        slots: (M,) of what is stored, class by class.
+        present: Classes that have new images.
+        each: Rows wanted of a class.
+    """
+    rows = [torch.empty(0, dtype=torch.int64)]
+    for slot in slots.unique().tolist():
+        own = (slots == slot).nonzero().flatten()
+        count = len(own) if slot in present else max(each, len(own))
+        rows.append(own[torch.arange(count) % len(own)])
+    return torch.cat(rows)

@@ -14,7 +14,7 @@ from cil.errors import ConfigError, nearest
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory, evaluating
 from cil.strategies.base import Strategy
-from cil.strategies.parts import draw, new_class_cross_entropy, store_exemplars
+from cil.strategies.parts import draw, exact, new_class_cross_entropy, store_exemplars
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -59,7 +59,7 @@ class GEM(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        if margin < 0:
+        if not margin >= 0:
             raise ConfigError(f"strategy.margin of gem is {margin}; it must be 0 or more")
         if constraint_batch is not None and constraint_batch < 1:
             raise ConfigError(f"strategy.constraint_batch of gem is {constraint_batch}; it must be 1 or more, or null")
@@ -134,11 +134,12 @@ def project(gradient: Tensor, constraints: Tensor, margin: float = 0.0) -> Tenso
     >>> project(torch.tensor([-1.0, 1.0]), torch.eye(2)).tolist()
     [0.0, 1.0]
     """
-    gram = torch.zeros(len(constraints), len(constraints), dtype=torch.float64, device=gradient.device)
+    gram = exact(gradient.new_zeros(len(constraints), len(constraints)))
     products = gram.new_zeros(len(constraints))
     for rows, own in zip(constraints.split(COLUMNS, dim=1), gradient.split(COLUMNS), strict=True):
-        gram += rows.double() @ rows.double().T
-        products += rows.double() @ own.double()
+        wide = exact(rows)
+        gram += wide @ wide.T
+        products += wide @ exact(own)
     gram, products = gram.cpu(), products.cpu()
     if not bool((products < 0).any() & products.isfinite().all() & gram.isfinite().all()):
         return None

@@ -121,5 +121,5 @@ class L2P(Strategy):
         x = self.normalise(images)
         with torch.no_grad():
             queries = self.vit(x)[0]  # q(x), (N, D): the transformer without prompts
-        selected = self.pool(queries.float(), majority)  # equation 3
+        selected = self.pool(queries, majority)  # equation 3
         return prompt_features(self.vit, x, selected.prompts, self.position), selected

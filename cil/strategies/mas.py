@@ -53,7 +53,7 @@ class MAS(Strategy):
         heads: bool = False,
     ) -> None:
         super().__init__(make_net, budget)
-        if strength < 0:
+        if not strength >= 0:
             raise ConfigError(f"strategy.strength of mas is {strength}; it must be 0 or more")
         if function not in FUNCTIONS:
             raise ConfigError(f"strategy.function of mas is '{function}'; {nearest(function, FUNCTIONS)}")
@@ -107,4 +107,5 @@ class MAS(Strategy):
         return {name: value / len(experience.train) for name, value in total.items()}
 
     def _weights(self) -> dict[str, nn.Parameter]:
-        return {n: p for n, p in self.net.named_parameters() if self.heads or not n.startswith("head.")}
+        found = ((n, p) for n, p in self.net.named_parameters() if p.requires_grad)
+        return {n: p for n, p in found if self.heads or not n.startswith("head.")}

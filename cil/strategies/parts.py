@@ -217,7 +217,7 @@ def cosine_distance(features: Tensor, teacher: Tensor) -> Tensor:
     >>> cosine_distance(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0]])).item()  # doctest: +ELLIPSIS
     0.39999...
     """
-    return (1 - F.cosine_similarity(features, teacher)).mean()
+    return (1 - F.cosine_similarity(features.float(), teacher.float())).mean()  # in bf16 half of it would be rounding
 
 
 def margin_ranking(cosines: Tensor, slots: Tensor, old_classes: int, negatives: int = 2, margin: float = 0.5) -> Tensor:

@@ -56,9 +56,9 @@ class PASS(Strategy):
     ) -> None:
         super().__init__(make_net, budget)
         for key, value in (("distillation", distillation), ("prototypes", prototypes), ("pseudo", pseudo)):
-            if value < 0:
+            if not value >= 0:
                 raise ConfigError(f"strategy.{key} of pass is {value}; it must be 0 or more")
-        if temperature <= 0:
+        if not temperature > 0:
             raise ConfigError(f"strategy.temperature of pass is {temperature}; it must be above 0")
         if radius not in ("all", "first"):
             raise ConfigError(f"strategy.radius of pass is '{radius}'; allowed: all, first")

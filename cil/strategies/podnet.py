@@ -95,6 +95,14 @@ class PODNet(Strategy):
         if self.num_classes:
             self.teacher = frozen_copy(self.net)
 
+    def prepare(self, experience: Experience) -> None:
+        if (
+            self.spatial and experience.index == 0
+        ):  # a network without maps is refused now, not after its first training
+            with torch.no_grad():
+                stages = self.net(experience.train[:1].images.to(self.device)).stages
+            pod_spatial(stages, stages)
+
     def phases(self, experience: Experience) -> Iterator[Phase]:
         self.holding = self.teacher is not None
         yield Phase("main", self.training_set(experience), self.loss)
@@ -174,5 +182,5 @@ def pod_spatial(stages: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
 
 def _pooled(stage: Tensor) -> Tensor:
     """(N, C, H, W) to unit (N, C (H + W))."""
-    squares = stage.square()
+    squares = stage.float().square()
     return F.normalize(torch.cat([squares.sum(3).flatten(1), squares.sum(2).flatten(1)], dim=1))

@@ -45,7 +45,8 @@ class RMM(Strategy):
         streams. Departures: kept images are drawn without replacement; exemplars are chosen among them; a rate of 0
         means M, not the M_b before; where fewer images are given up than before, exemplars are dropped when the
         experience begins, so that the sum holds then too; in a group of odd size the middle class gets q; no class
-        gets more than the smallest of those that could give more than q, so that the bill is known before training.
+        gets more than the smallest of those that could give more than q, so that the bill is known before training;
+        with images of variable size under a budget in bytes there is no q, and so no level 2.
     """
 
     def __new__(
@@ -73,15 +74,15 @@ class RMM(Strategy):
         rates: Sequence[float] = RATES,
         tilts: Sequence[float] = TILTS,
     ) -> None:
-        given, known = dict(host_options or {}), inspect.signature(_host(host)).parameters
-        for name in given.keys() - known.keys():
+        given = dict(host_options or {})
+        known = inspect.signature(_host(host)).parameters.keys() - {"make_net", "budget"}  # those are its own already
+        for name in given.keys() - known:
             raise ConfigError(f"unknown key strategy.host_options.{name}; {host} has none; {nearest(name, known)}")
         super().__init__(make_net, budget, **given)
         for key, values, least in (("rates", rates, 0), ("tilts", tilts, -1)):
-            if not values or not all(least <= value <= 1 for value in values):
-                raise ConfigError(
-                    f"strategy.{key} of rmm is {list(values)}; it must be a list of numbers in [{least}, 1]"
-                )
+            held = list(values) if isinstance(values, Sequence) else []
+            if not held or not all(isinstance(value, int | float) and least <= value <= 1 for value in held):
+                raise ConfigError(f"strategy.{key} of rmm is {values}; it must be a list of numbers in [{least}, 1]")
         if not self.memories():
             raise ConfigError(f"strategy.host of rmm is '{host}', which keeps no exemplars that rates could buy")
         self.rates = tuple(rates)
@@ -101,6 +102,10 @@ class RMM(Strategy):
         if self.budget.scope != "carried":  # old exemplars and what arrives: fewer of those where more is taken of this
             slots = self.budget.exemplar_slots(self)
             for memory in self.memories().values():
+                capacity = self.budget.capacity(self, memory)
+                if capacity is not None:  # images of variable size, by their bytes
+                    memory.fit(capacity)
+                    continue
                 counts = memory.counts().values()
                 fits = (q for q in range(max(counts, default=0), 0, -1) if sum(min(q, n) for n in counts) <= slots)
                 memory.shrink(next(fits, 0))

@@ -51,9 +51,9 @@ class SI(Strategy):
         clamp: bool = False,
     ) -> None:
         super().__init__(make_net, budget)
-        if strength < 0:
+        if not strength >= 0:
             raise ConfigError(f"strategy.strength of si is {strength}; it must be 0 or more")
-        if damping <= 0:
+        if not damping > 0:
             raise ConfigError(f"strategy.damping of si is {damping}; it must be more than 0")
         self.strength = strength
         self.damping = damping

@@ -55,9 +55,9 @@ class SSRE(Strategy):
     ) -> None:
         super().__init__(make_net, budget)
         for key, value in (("distillation", distillation), ("prototypes", prototypes)):
-            if value < 0:
+            if not value >= 0:
                 raise ConfigError(f"strategy.{key} of ssre is {value}; it must be 0 or more")
-        if temperature <= 0:
+        if not temperature > 0:
             raise ConfigError(f"strategy.temperature of ssre is {temperature}; it must be above 0")
         if not adaptable(self.net):
             raise ConfigError("strategy=ssre widens 3x3 convolutions, and the network (model.name) has none")

@@ -273,7 +273,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch):
         with pytest.raises(TrainingError) as stopped:
             small_run(Rehearse, tmp_path, keep="all").execute()
     told = str(stopped.value)
-    assert told.endswith("experience-001.safetensors: No space left on device; make room (what was committed before is safe)")
+    assert told.endswith(
+        "experience-001.safetensors: No space left on device; make room (what was committed before is safe)"
+    )
     assert "\n" not in told
     found = json.loads((tmp_path / "record.json").read_text())
     assert (found["status"], found["error"]) == ("failed", told)

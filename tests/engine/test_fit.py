@@ -26,6 +26,7 @@ from toys import (
     some_samples,
 )
 
+from cil.data import Batch
 from cil.engine.keys import key
 from cil.engine.recipe import Recipe, constant, cosine, multistep
 from cil.errors import ConfigError, ContractError, TrainingError
@@ -294,6 +295,7 @@ def test_learning_rate_decay_and_milestones_of_a_phase_replace_those_of_the_reci
         ({"accumulate": 0}, "trainer.accumulate is 0"),
         ({"max_steps": 0}, "trainer.max_steps is 0; it must be 1 or more, or null"),
         ({"first": {"rate": 1}}, "trainer.first has no key ['rate']; it has: epochs, batch_size, lr, weight_decay"),
+        ({"first": {"schedule": "cosine", "milestones": [60]}}, "trainer.first.milestones is [60]; each is a whole"),
         ({"first": {"schedule": "linear"}}, "trainer.first.schedule is 'linear'; allowed: constant, cosine, null"),
     ],
 )
@@ -580,6 +582,48 @@ def test_operations_of_several_streams_are_those_of_all_their_images():
     fit = fit_of(learner, phase, plain(batch_size=2))
     fit.run()
     assert fit.cost.flops == 32 * 8
+
+
+class Late(torch.optim.SGD):
+    """Leaves its first steps out, as a loss scale does that is still too large."""
+
+    taken = 0
+
+    def step(self, closure=None):
+        self.taken += 1
+        return super().step(closure) if self.taken > 3 else None
+
+
+def test_an_optimizer_that_has_no_state_at_first_is_billed_too():
+    learner = grown()
+    recipe = plain(epochs=3, batch_size=4, optimizer=partial(Late, lr=0.1, momentum=0.9))
+    fit = fit_of(learner, Phase("main", some_samples(8), learner.loss), recipe)
+    fit.run()
+    assert [entry.bytes for entry in fit.cost.entries if entry.kind == "optimizer"] == [4 * 10]
+
+
+def test_what_is_replayed_from_the_second_step_on_is_counted():
+    learner, met = grown(), []
+
+    def loss(batch):
+        replayed = sum(learner.loss(old) for old in met[:1])  # as an online memory, empty at first
+        met.append(batch)
+        return learner.loss(batch) + replayed
+
+    fit = fit_of(learner, Phase("main", some_samples(8), loss), plain(epochs=3, batch_size=4))
+    fit.run()
+    assert fit.cost.flops_per_image == 2 * 32
+    assert {e.kind: e.bytes for e in fit.cost.entries}["activations"] == 2 * (4 * 4 * 4 + 4 * 2 * 4 + 4 * 8 + 4)
+
+
+def test_extra_gradients_are_billed_by_their_operations_and_by_the_largest_of_their_graphs():
+    learner = grown()
+    batches = [Batch(part.images, part.slots) for part in map(some_samples, (20, 8))]
+    learner.adjust_gradients = lambda batch: [learner.gradient(learner.loss(old)) for old in batches]
+    fit = fit_of(learner, Phase("main", some_samples(8), learner.loss), plain(batch_size=8))
+    fit.run()
+    assert fit.cost.flops_per_step == 32 * 28
+    assert {e.kind: e.bytes for e in fit.cost.entries}["activations"] == 20 * 4 * 4 + 20 * 2 * 4 + 20 * 8 + 4
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,11 @@ def test_files_and_exemplars_are_drawn_together(files):
         assert torch.equal(_shades(batch), batch.slots)
 
 
+def test_pixels_before_augmentation_are_of_the_whole_image_where_parts_are_cut_out(half_file_half_stored):
+    for batch in _phase(half_file_half_stored, 20, Augment(resized_crop=True)).epoch(0):
+        assert torch.equal(batch.pixels, half_file_half_stored[batch.rows].pixels)
+
+
 def test_a_file_that_is_no_image_stops_the_epoch_and_is_named(files, tmp_path):
     (tmp_path / "7.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"7\.png cannot be read as an image"):

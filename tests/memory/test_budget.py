@@ -225,7 +225,7 @@ def test_a_state_is_held_to_the_cap_and_what_was_given_up():
         given_up(5, scope="carried", exemplars=10).check(ledger(), 11, "rmm")
     bytes_ = given_up(1, limits=[100])
     bytes_.check(ledger(exemplars=3_172), 1, "rmm")
-    with pytest.raises(BudgetExceeded, match="3,173 bytes"):
+    with pytest.raises(BudgetExceeded, match=r"3,173 bytes \(exact\), budget.limit is 100, and 1 incoming images"):
         bytes_.check(ledger(exemplars=3_173), 1, "rmm")
 
 

@@ -59,6 +59,20 @@ def test_a_storage_counts_once_and_whole_whatever_views_are_saved():
     assert meter.bytes == FLOAT * 60
 
 
+def test_of_passes_one_after_the_other_the_peak_is_the_largest_and_of_two_at_once_their_sum():
+    net = Perceptron()
+    each = [FLOAT * (n * 4 + n * 3) for n in (5, 2)]
+    with SavedBytes(net.parameters()) as meter:
+        for n in (5, 2):
+            torch.autograd.grad(net(torch.rand(n, 4)).sum(), list(net.parameters()))
+    assert meter.peak == each[0]
+    with SavedBytes(net.parameters()) as meter:
+        both = [net(torch.rand(n, 4)).sum() for n in (5, 2)]
+        for loss in both:
+            torch.autograd.grad(loss, list(net.parameters()))
+    assert meter.peak == meter.bytes == sum(each)
+
+
 def test_the_meter_changes_no_gradient():
     net, x = Perceptron(), torch.rand(5, 4)
     gradients = []

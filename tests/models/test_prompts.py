@@ -146,6 +146,15 @@ def test_by_sample_selection_follows_the_images_in_any_order():
     assert len(whole.chosen.unique(dim=0)) > 1
 
 
+def test_autocast_changes_no_choice():
+    torch.manual_seed(0)
+    pool, queries = PromptPool(10, 1, 5, 64), torch.randn(1000, 64)
+    _, similarities, chosen = pool(queries)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pool(queries)
+    assert torch.equal(found.chosen, chosen) and torch.equal(found.similarities, similarities)
+
+
 def test_prompts_and_keys_start_uniform_between_minus_one_and_one():
     torch.manual_seed(0)
     pool = PromptPool(10, 5, 5, 768)

@@ -22,9 +22,12 @@ from cil.testing import toy_stream, uneven_stream
 from cil.testing.toy import toy_dataset, toy_factory
 from cil.tracking import Record
 
-LINEAR = ("finetune", "joint", "replay", "lwf", "ewc", "icarl", "wa", "der")  # one plain network, and cross-entropy
-REHEARSAL = ("replay", "icarl", "wa", "der")  # whose ``memory`` has floor(M / C) herded exemplars of each class
-DISTILLING = ("lwf", "icarl", "wa")  # whose ``teacher`` is the network of the last boundary
+# one plain network, and cross-entropy in the first experience
+LINEAR = ("finetune", "joint", "replay", "lwf", "ewc", "si", "mas", "gem", "icarl", "bic", "wa", "der")
+# whose ``memory`` has floor(M / C) exemplars of each class, herded on the features of what is carried
+REHEARSAL = ("replay", "gem", "icarl", "bic", "wa", "podnet", "lucir", "coil", "aanets", "der", "memo", "dytox")
+# whose ``teacher`` is the network of the last boundary
+DISTILLING = ("lwf", "icarl", "bic", "wa", "podnet", "lucir", "coil", "aanets", "dytox")
 PIXELS = 3 * 12 * 12  # bytes of a toy image
 STREAMS = {"toy": toy_stream, "uneven": uneven_stream}
 ONE_STEP = Recipe(epochs=1, batch_size=64, max_steps=1)

@@ -141,6 +141,14 @@ def test_the_other_gradients_and_the_weights_are_not_touched():
     assert differing(before, bits(learner.net)) == [] and torch.equal(exemplars, bits_of(learner))
 
 
+def test_the_gradient_of_the_exemplars_is_billed_in_training(learn):
+    done = learn("agem")
+    for index in range(3):
+        lines = done.trained_with(index)
+        own = sum(size for name, size in lines.items() if name.startswith("of_exemplars"))
+        assert own == (lines["main.gradients"] if index else 0)
+
+
 def bits_of(learner):
     return learner.memory.samples().pixels.clone()
 

@@ -351,8 +351,10 @@ def test_a_run_that_is_interrupted_in_either_stage_goes_on(learn):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("temperature", 0.0), ("split", 1.0), ("split", -0.1), ("bias_epochs", 0), ("bias_lr", 0.0)]
-)
+    ("key", "value"),
+    [("temperature", 0.0), ("temperature", math.nan), ("split", 1.0), ("split", -0.1), ("bias_epochs", 0),
+     ("bias_lr", 0.0), ("bias_lr", math.nan)],
+)  # fmt: skip
 def test_what_is_out_of_range_is_refused(key, value):
     with pytest.raises(ConfigError, match=rf"strategy\.{key} of bic is {value}"):
         bare("bic", **{key: value})

@@ -78,6 +78,15 @@ def test_the_mean_norm_of_transported_rows_is_that_of_the_rows_they_come_from(ol
     assert rows.norm(dim=1).mean().item() == pytest.approx(weights.norm(dim=1).mean().item(), rel=1e-5)
 
 
+def test_autocast_does_not_round_what_is_transported():
+    g = torch.Generator().manual_seed(0)
+    weights, means = torch.randn(4, 6, generator=g), F.normalize(torch.randn(4, 6, generator=g))
+    expected = transported(weights, means, means[:3].flip(1), 0.464, 3.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = transported(weights, means, means[:3].flip(1), 0.464, 3.0)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
 # the loss -----------------------------------------------------------------------------------------------------------
 
 

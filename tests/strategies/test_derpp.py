@@ -155,6 +155,15 @@ def test_so_many_exemplars_are_replayed_as_asked_for():
     assert counts == [2, 3, 3]
 
 
+@pytest.mark.parametrize(("name", "times"), [("derpp", 3), ("er_ace", 2)])
+def test_replay_is_billed_in_the_first_experience_too(learn, name, times):
+    given = {"task_free": True, "cosine": False} if name == "er_ace" else {}
+    done, plain = learn(name, hyperparameters=given), learn(AllOutputs)
+    spent, alone = (run.record.results["flops"]["training"][0] for run in (done, plain))
+    assert spent == pytest.approx(times * alone, rel=0.01)
+    assert done.trained_with(0)["main.activations"] > 0.99 * times * plain.trained_with(0)["main.activations"]
+
+
 # bytes --------------------------------------------------------------------------------------------------------------
 
 
@@ -235,7 +244,7 @@ def test_a_codec_of_variable_size_is_refused_under_a_budget_in_bytes_before_trai
     assert not list(run.checkpoints.folder.glob("experience*"))
 
 
-@pytest.mark.parametrize(("key", "value"), [("alpha", -0.1), ("beta", -1), ("replay", 0)])
+@pytest.mark.parametrize(("key", "value"), [("alpha", -0.1), ("alpha", float("nan")), ("beta", -1), ("replay", 0)])
 def test_what_is_out_of_range_is_refused(key, value):
     with pytest.raises(ConfigError, match=rf"strategy\.{key} is {value}"):
         bare("derpp", **{key: value})

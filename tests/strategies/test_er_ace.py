@@ -143,7 +143,7 @@ def test_exemplars_do_not_come_in_as_new_images(learn):
     assert sizes == [(24, 0), (24, 10), (24, 10)]
 
 
-@pytest.mark.parametrize(("key", "value"), [("scale", 0.0), ("scale", -1), ("replay", 0)])
+@pytest.mark.parametrize(("key", "value"), [("scale", 0.0), ("scale", float("nan")), ("scale", -1), ("replay", 0)])
 def test_what_is_out_of_range_is_refused(key, value):
     with pytest.raises(ConfigError, match=rf"strategy\.{key} is {value}"):
         bare("er_ace", **{key: value})

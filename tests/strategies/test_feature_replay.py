@@ -78,17 +78,16 @@ def sets(learn, stream="toy", **options):
     return found
 
 
-def test_the_head_sees_all_new_features_and_those_stored(learn):
+def test_the_head_sees_all_new_features_and_those_stored_as_often_as_a_new_class(learn):
     found = sets(learn)
-    assert [counts for counts, _, _ in found] == [
-        {0: 12, 1: 12},
-        {0: 5, 1: 5, 2: 12, 3: 12},
-        {0: 2, 1: 2, 2: 2, 3: 2, 4: 12, 5: 12},
-    ]
+    assert [counts for counts, _, _ in found] == [dict.fromkeys(range(classes), 12) for classes in (2, 4, 6)]
     done = learn("feature_replay")
     for index in (1, 2):
         learner, (_, features, slots) = done.learner(index - 1), found[index]
-        assert torch.equal(features[slots < 2 * index], learner.memory.features())
+        stored = learner.memory.features()
+        for slot in range(2 * index):
+            own = stored[learner.memory.slots == slot]  # 5, then 2, in turn
+            assert torch.equal(features[slots == slot], own.repeat(12 // len(own) + 1, 1)[:12])
         assert torch.equal(features[slots >= 2 * index], extract(learner.net, done.stream[index].train))
 
 
@@ -120,6 +119,18 @@ def test_a_class_that_comes_again_is_not_sampled_beside_its_images():
     assert data.counts() == {0: 4, 1: 4, 2: 5}
     assert not data.extras["features"][data.slots == 0].any()  # the mean
     assert torch.equal(data.extras["features"][:9], extract(learner.net, Samples.from_arrays(pixels, torch.zeros(9))))
+
+
+def test_stored_features_of_a_class_that_comes_again_are_seen_once_and_of_more_than_a_new_class_has_all():
+    learner = bare("feature_replay", classes=[3, 1])
+    stored = torch.arange(10.0)[:, None].expand(10, DIM)
+    slots = torch.tensor([0] * 2 + [1] * 2 + [2] * 6)
+    learner.memory.replace([learner.memory.packed(stored, slots)])
+    pixels = torch.randint(256, (8, 3, 12, 12), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    signature = Signature(1, (3,), (1, 3), {1: 3, 3: 5}, (3, 12, 12), 4)
+    data = learner.training_set(Experience(signature, Samples.from_arrays(pixels, torch.tensor([1] * 3 + [3] * 5))))
+    assert data.counts() == {0: 4, 1: 3 + 2, 2: 6, 3: 5}
+    assert data.extras["features"][8:, 0].tolist() == [0, 1, 0, 1, 2, 3, *range(4, 10)]
 
 
 def test_without_room_for_a_feature_the_head_learns_the_new_classes_alone(learn):

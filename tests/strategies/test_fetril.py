@@ -53,6 +53,12 @@ def test_similarity_is_of_directions_not_of_distances():
     torch.testing.assert_close(learner.shift[0], torch.tensor([3.9, 0.0]))
 
 
+def test_an_old_class_unlike_all_at_hand_is_still_played_by_one_of_them():
+    learner, (phase,), _ = met([[-1.0, 0.5], [-4.0, -2.0]], (2, 3))  # (4, 0) is at cosine -0.894 of both
+    assert learner.shift[0].tolist() in ([5, -0.5], [8, 2])
+    assert phase.data.slots.tolist() == [2, 3, 0, 1]
+
+
 def test_moved_features_have_the_old_mean_and_the_covariance_of_the_class_that_plays():
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(40, 2, generator=generator) @ torch.tensor([[2.0, 1.0], [0.0, 0.5]]) + torch.tensor([5.0, 1.0])

@@ -70,8 +70,9 @@ def test_a_backbone_that_is_not_trained_stays_as_it_was_made(learn, name):
     assert {line["phase"] for line in steps} == ({"head"} if name == "fetril" else set())
 
 
+@pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_frozen_backbone_is_in_evaluation_mode_and_asks_for_no_gradient(learn, name):
+def test_a_frozen_backbone_is_in_evaluation_mode_and_asks_for_no_gradient(learn, name, trained):
     seen = []
 
     def see(when, learner, experience):
@@ -80,8 +81,8 @@ def test_a_frozen_backbone_is_in_evaluation_mode_and_asks_for_no_gradient(learn,
             frozen = not any(p.requires_grad for p in learner.net.parameters())
             seen.append((frozen, not any(layer.training for layer in learner.net.modules())))
 
-    learn(observed(name, see))
-    assert seen == [(False, False), (True, True), (True, True)]
+    learn(observed(name, see), hyperparameters={"train_first": trained})
+    assert seen == [(not trained,) * 2, (True, True), (True, True)]
 
 
 @pytest.mark.parametrize("name", NAMES)

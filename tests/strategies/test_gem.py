@@ -273,7 +273,9 @@ def test_the_contract_holds_for_the_other_choices(given):
     a_resumed_run_ends_where_the_straight_run_ends(subject)
 
 
-@pytest.mark.parametrize(("key", "value"), [("margin", -0.5), ("constraint_batch", 0), ("statistics", "none")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("margin", -0.5), ("margin", float("nan")), ("constraint_batch", 0), ("statistics", "none")]
+)
 def test_what_is_out_of_range_is_refused(key, value):
     with pytest.raises(ConfigError, match=rf"strategy\.{key} of gem is '?{value}"):
         bare("gem", **{key: value})

@@ -67,6 +67,15 @@ def test_the_distance_of_features_is_one_minus_their_cosine_and_blind_to_length(
     assert cosine_distance(10 * one, other).item() == pytest.approx(0.7, abs=1e-6)
 
 
+def test_the_distance_of_features_is_exact_under_autocast():
+    g = torch.Generator().manual_seed(0)
+    one = torch.randn(8, 64, generator=g)
+    other = one + 0.05 * torch.randn(8, 64, generator=g)
+    exact = cosine_distance(one.bfloat16().float(), other.bfloat16().float()).item()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cosine_distance(one.bfloat16(), other.bfloat16()).item() == pytest.approx(exact, rel=1e-4)
+
+
 class Given(torch.nn.Module):
     """A network of fixed features on a cosine head."""
 

@@ -186,6 +186,15 @@ def test_the_head_is_free_unless_it_is_held_back_too():
         assert any(name.startswith("backbone.") for name in learner.importance)
 
 
+def test_a_weight_that_does_not_learn_has_no_importance():
+    learner = bare("mas")
+    learner.net = Scaled()
+    learner.net.shift.requires_grad_(False)
+    learner.num_classes = 2
+    learner.after_experience(data((1, 0), (1, 1)))
+    assert {name: value.tolist() for name, value in learner.importance.items()} == {"scale": [1.0, 2.0]}
+
+
 @pytest.mark.parametrize("heads", [False, True])
 def test_importances_are_carried_at_the_size_of_the_backbone_or_of_all_weights(learn, heads):
     done = learn("mas", hyperparameters={"heads": heads})
@@ -199,7 +208,8 @@ def test_importances_are_carried_at_the_size_of_the_backbone_or_of_all_weights(l
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("strength", -1.0), ("function", "cubed"), ("batch_size", 0), ("merge", "mean")]
+    ("key", "value"),
+    [("strength", -1.0), ("strength", float("nan")), ("function", "cubed"), ("batch_size", 0), ("merge", "mean")],
 )
 def test_what_is_out_of_range_is_refused(key, value):
     with pytest.raises(ConfigError, match=rf"strategy\.{key} of mas is '?{value}"):

@@ -286,6 +286,8 @@ def test_images_that_are_not_square_cannot_be_turned():
     [
         ({"distillation": -1}, r"strategy\.distillation of pass is -1"),
         ({"prototypes": -0.5}, r"strategy\.prototypes of pass"),
+        ({"prototypes": float("nan")}, r"strategy\.prototypes of pass is nan"),
+        ({"temperature": float("nan")}, r"strategy\.temperature of pass is nan"),
         ({"pseudo": -1}, r"strategy\.pseudo of pass"),
         ({"temperature": 0}, r"strategy\.temperature of pass is 0; it must be above 0"),
         ({"radius": "some"}, r"strategy\.radius of pass is 'some'; allowed: all, first"),

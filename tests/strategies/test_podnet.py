@@ -14,6 +14,7 @@ from cil.models.base import count_parameters
 from cil.strategies.parts import balanced_set, hold_rows
 from cil.strategies.podnet import PODNet, nca, pod_spatial
 from cil.streams import Experience
+from cil.testing import toy_stream
 
 Z = [[0.9, 0.1, 0.3]]
 NO_TUNING = {"tune_epochs": 0}
@@ -141,6 +142,29 @@ def test_a_network_without_maps_is_refused_or_distilled_by_features_alone():
     with pytest.raises(ConfigError, match=r"model\.options\.stages=true, or strategy\.spatial=0"):
         loss_of(net, 0, teacher=Given(Z))
     assert loss_of(net, 0, teacher=Given(Z), spatial=0.0).keys() == {"classes", "flat"}
+
+
+def test_a_network_without_maps_is_refused_before_the_first_experience_is_trained():
+    experience = Experience(signatures([2])[0], toy_stream()[0].train)
+    for spatial in (5.0, 0.0):
+        learner = bare("podnet", classes=[2], spatial=spatial)
+        learner.net = Given(Z)
+        if spatial:
+            with pytest.raises(ConfigError, match=r"model\.options\.stages=true, or strategy\.spatial=0"):
+                learner.prepare(experience)
+        else:
+            learner.prepare(experience)
+
+
+def test_maps_are_compared_exactly_under_autocast_and_their_squares_do_not_overflow():
+    g = torch.Generator().manual_seed(0)
+    one = torch.randn(8, 16, 8, 8, generator=g).bfloat16()
+    other = (one.float() + 0.01 * torch.randn(8, 16, 8, 8, generator=g)).bfloat16()
+    exact = pod_spatial([one.float()], [other.float()]).item()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert pod_spatial([one], [other]).item() == pytest.approx(exact, rel=1e-4)
+    large = 300 * tensor(MAP)
+    assert pod_spatial([large.half()], [large.half()]).item() == 0
 
 
 @pytest.mark.parametrize("stream", ["toy", "uneven"])

@@ -1,21 +1,23 @@
 """RMM: incoming images are given up for exemplars, classes get unequal shares, and the rest is the host."""
 
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 
 import pytest
 import torch
 import torch.nn.functional as F
-from small_runs import ONE_STEP, PIXELS, STREAMS, bare, differing, observed
+from small_runs import ONE_STEP, PIXELS, STREAMS, bare, differing, observed, signatures
 
 import cil
+from cil.data import Samples
 from cil.engine.incoming import met
 from cil.errors import BudgetExceeded, ConfigError
-from cil.memory import Budget
+from cil.memory import Budget, tensor_bytes
 from cil.models import extract_outputs
 from cil.strategies import find
 from cil.strategies.rmm import RMM
-from cil.streams import Signature
+from cil.streams import Experience, Signature
 from cil.testing import Subject, checks, toy_run, toy_stream
 
 SCOPES = ("carried", "carried+incoming")
@@ -170,6 +172,23 @@ def test_bytes_buy_exemplars_too(learn):
     assert done.record.results["exemplars"][2] == 18
     assert limit < sum(done.ledger(2).values()) <= limit + 12 * PIXELS
     assert done.record.results["over_budget"] == [None] * 3
+
+
+def test_images_of_variable_size_stay_as_long_as_their_bytes_fit():
+    """A JPEG of one colour has a tenth of the raw bytes: more are held than raw images would fit."""
+    learner = bare("rmm", rates=[0.5], tilts=[0.0], host_options={"codec": "jpeg:50"})
+    for signature in signatures([2], 40):
+        learner.grow(replace(signature, image_shape=(3, 64, 64)))
+    pixels = torch.arange(80, dtype=torch.uint8)[:, None, None, None].expand(80, 3, 64, 64).contiguous()
+    images = Samples.from_arrays(pixels, torch.arange(2).repeat_interleave(40))
+    learner.memory.replace([images])
+    size = sum(tensor_bytes(tensor) for tensor, _ in learner.memory.tensors(2).values())
+    later = Experience(signatures([2, 2])[1], images)
+    for room, held in ((size, 80), (size // 2, 40)):
+        learner.budget = Budget(limits=[learner.fixed_bytes() + room], scope="carried+incoming")
+        assert learner.budget.exemplar_slots(learner) < 10
+        learner.before_experience(later)
+        assert len(learner.memory) == pytest.approx(held, abs=1)
 
 
 # level 2 ------------------------------------------------------------------------------------------------------------
@@ -342,6 +361,10 @@ def test_a_finished_run_loads_with_the_same_answers(tmp_path):
         ({"host": "rmm"}, r"strategy\.host of rmm is 'rmm', which is no learner"),
         ({"host": "icral"}, r"no strategy 'icral'.*icarl"),
         ({"host_options": {"strenght": 1}}, r"unknown key strategy\.host_options\.strenght; icarl has none.*strength"),
+        ({"host_options": {"make_net": 1}}, r"unknown key strategy\.host_options\.make_net; icarl has none"),
+        ({"host_options": {"budget": 1}}, r"unknown key strategy\.host_options\.budget; icarl has none"),
+        ({"rates": 0.3}, r"strategy\.rates of rmm is 0\.3; it must be a list of numbers"),
+        ({"rates": ["a"]}, r"strategy\.rates of rmm is \['a'\]; it must be a list of numbers"),
         ({"rates": []}, r"strategy\.rates of rmm is \[\]"),
         ({"rates": [0.5, 1.5]}, r"strategy\.rates of rmm is \[0\.5, 1\.5\]; it must be a list of numbers in \[0, 1\]"),
         ({"rates": [-0.1]}, r"strategy\.rates of rmm"),

@@ -235,7 +235,9 @@ def test_nothing_but_importances_moves_at_the_boundary(learn):
     learn(observed("si", see))
 
 
-@pytest.mark.parametrize(("key", "value"), [("strength", -0.1), ("damping", 0.0)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("strength", -0.1), ("damping", 0.0), ("strength", float("nan")), ("damping", float("nan"))]
+)
 def test_what_is_out_of_range_is_refused(key, value):
     with pytest.raises(ConfigError, match=rf"strategy\.{key} of si is {value}"):
         bare("si", **{key: value})

@@ -243,6 +243,8 @@ def test_a_network_without_3x3_convolutions_is_refused():
     [
         ({"distillation": -1}, r"strategy\.distillation of ssre is -1"),
         ({"prototypes": -0.5}, r"strategy\.prototypes of ssre"),
+        ({"distillation": float("nan")}, r"strategy\.distillation of ssre is nan"),
+        ({"temperature": float("nan")}, r"strategy\.temperature of ssre is nan"),
         ({"temperature": 0.0}, r"strategy\.temperature of ssre is 0\.0; it must be above 0"),
     ],
 )
