@@ -12,7 +12,7 @@ from cil.strategies.base import Strategy, reference_of
 from cil.strategies.phase import Desk, Phase, Progress
 from cil.strategies.registry import find, register
 
-_NOT_METHODS = {"__init__", "base", "parts", "phase", "registry"}
+_NOT_METHODS = {"__init__", "base", "parts", "phase", "ranges", "registry"}
 
 __all__ = ["Desk", "Phase", "Progress", "State", "Strategy", "built_in", "find", "names", "reference_of", "register"]
 

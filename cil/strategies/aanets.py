@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.data import Batch
-from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
 from cil.models import AggregatedBackbone, GrowingNet, NetFactory, evaluating, frozen_copy
 from cil.strategies.base import Strategy
-from cil.strategies.parts import balanced_set, cosine_distance, hold_rows, imprint, margin_ranking, store_exemplars
+from cil.strategies.parts import balanced_set, hold_rows, imprint, less_forget, margin_ranking, store_exemplars
 from cil.strategies.phase import Phase
+from cil.strategies.ranges import at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -74,14 +73,9 @@ class AANets(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        for key, value, least in (
-            ("mixture_lr", mixture_lr, 0), ("strength", strength, 0), ("ranking", ranking, 0), ("margin", margin, 0),
-            ("negatives", negatives, 1),
-        ):  # fmt: skip
-            if not value >= least:
-                raise ConfigError(f"strategy.{key} of aanets is {value}; it must be {least} or more")
-        if stable not in ("scaled", "frozen"):
-            raise ConfigError(f"strategy.stable of aanets is '{stable}'; allowed: scaled, frozen")
+        at_least(0, "aanets", mixture_lr=mixture_lr, strength=strength, ranking=ranking, margin=margin)
+        at_least(1, "aanets", negatives=negatives)
+        one_of(("scaled", "frozen"), "aanets", stable=stable)
         self.stable, self.mixture_lr = stable, mixture_lr
         self.strength, self.ranking, self.margin, self.negatives = strength, ranking, margin, negatives
         self.hold_old, self.imprint = hold_old, imprint
@@ -124,8 +118,9 @@ class AANets(Strategy):
             output = self.net(batch.images)
             terms = {"classes": F.cross_entropy(output.logits, batch.slots)}
             if self.teacher is not None:
-                weight = self.strength * math.sqrt(self.old_classes / max(1, self.num_classes - self.old_classes))
-                terms["features"] = weight * cosine_distance(output.features, self.teacher(batch.images).features)
+                old, new = self.old_classes, self.num_classes - self.old_classes
+                teacher = self.teacher(batch.images).features
+                terms["features"] = less_forget(output.features, teacher, self.strength, old, new)
             if self.old_classes and self.ranking:
                 cosines = self.net.head.similarities(output.features)
                 terms["ranking"] = self.ranking * margin_ranking(

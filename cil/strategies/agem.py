@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data import Batch, Samples
-from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory
 from cil.strategies.base import Strategy
 from cil.strategies.parts import draw, store_exemplars
+from cil.strategies.ranges import at_least
 from cil.strategies.registry import register
 from cil.streams import Experience
 
@@ -44,8 +44,7 @@ class AGEM(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        if reference is not None and reference < 1:
-            raise ConfigError(f"strategy.reference is {reference}; it must be 1 or more, or null")
+        at_least(1, "agem", reference=reference)
         self.reference = reference
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
         self.keep("of_exemplars", None, kind="gradients")  # g_ref, in the step that is taken

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.data import Batch, Samples
-from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
 from cil.models import GrowingNet, NetFactory, frozen_copy
 from cil.strategies.base import Strategy
 from cil.strategies.parts import distillation, store_exemplars
 from cil.strategies.phase import Phase
+from cil.strategies.ranges import above, at_least, below
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -80,14 +80,10 @@ class BiC(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        if not temperature > 0:
-            raise ConfigError(f"strategy.temperature of bic is {temperature}; it must be more than 0")
-        if not 0 <= split < 1:
-            raise ConfigError(f"strategy.split of bic is {split}; it must be 0 or more, and less than 1")
-        if bias_epochs is not None and bias_epochs < 1:
-            raise ConfigError(f"strategy.bias_epochs of bic is {bias_epochs}; it must be 1 or more, or null")
-        if bias_lr is not None and not bias_lr > 0:
-            raise ConfigError(f"strategy.bias_lr of bic is {bias_lr}; it must be more than 0, or null")
+        above(0, "bic", temperature=temperature, bias_lr=bias_lr)
+        at_least(0, "bic", split=split)
+        below(1, "bic", split=split)
+        at_least(1, "bic", bias_epochs=bias_epochs)
         self.temperature = temperature
         self.split = split
         self.bias_epochs = bias_epochs

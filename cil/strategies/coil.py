@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data import Batch, Samples
-from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory, class_means
 from cil.models import GrowingNet, NetFactory, frozen_copy
 from cil.strategies.base import Strategy
 from cil.strategies.parts import distillation, features, store_exemplars
+from cil.strategies.ranges import above, at_least
 from cil.strategies.registry import register
 from cil.streams import Experience
 
@@ -118,16 +118,9 @@ class Coil(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        for name, value, allowed, fits in (
-            ("temperature", temperature, "above 0", temperature > 0),
-            ("prospective", prospective, "0 or more", prospective >= 0),
-            ("retrospective", retrospective, "0 or more", retrospective >= 0),
-            ("refresh", refresh, "1 or more", refresh >= 1),
-            ("sinkhorn", sinkhorn, "above 0", sinkhorn > 0),
-            ("norm", norm, "1 or more", norm >= 1),
-        ):
-            if not fits:
-                raise ConfigError(f"{name} is {value}; it must be {allowed} (strategy.{name})")
+        above(0, "coil", temperature=temperature, sinkhorn=sinkhorn)
+        at_least(0, "coil", prospective=prospective, retrospective=retrospective)
+        at_least(1, "coil", refresh=refresh, norm=norm)
         self.temperature = temperature
         self.prospective, self.retrospective = prospective, retrospective
         self.refresh = refresh

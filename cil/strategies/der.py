@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,7 +9,8 @@ from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
 from cil.models import BranchingNet, LinearHead, NetFactory, weight_align
 from cil.strategies.base import Strategy
-from cil.strategies.parts import store_exemplars
+from cil.strategies.parts import old_or_which, store_exemplars
+from cil.strategies.ranges import at_least
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -46,6 +46,7 @@ class DER(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
+        at_least(0, "der", auxiliary=auxiliary)
         self.auxiliary = auxiliary
         self.align = align
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
@@ -70,8 +71,8 @@ class DER(Strategy):
         terms = {"classes": F.cross_entropy(output.logits, batch.slots)}
         if self.auxiliary_head is not None:  # equation 5
             newest = output.features[:, -self.net.branch_dim :]
-            target = torch.clamp(batch.slots - self.old_classes + 1, min=0)
-            terms["auxiliary"] = self.auxiliary * F.cross_entropy(self.auxiliary_head(newest), target)
+            logits = self.auxiliary_head(newest)
+            terms["auxiliary"] = self.auxiliary * old_or_which(logits, batch.slots, self.old_classes)
         return terms
 
     def after_experience(self, experience: Experience) -> None:

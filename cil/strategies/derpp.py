@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data import Batch, Samples
-from cil.errors import ConfigError
 from cil.memory import Budget, OnlineMemory
 from cil.models import NetFactory
 from cil.strategies.base import Strategy
 from cil.strategies.parts import NOTHING_SEEN, draw, offer, open_reservoir, reservoir_plan
+from cil.strategies.ranges import at_least
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -55,11 +55,8 @@ class DERpp(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        for value, key in ((alpha, "alpha"), (beta, "beta")):
-            if not value >= 0:
-                raise ConfigError(f"strategy.{key} is {value}; it must be 0 or more")
-        if replay is not None and replay < 1:
-            raise ConfigError(f"strategy.replay is {replay}; it must be 1 or more, or null")
+        at_least(0, "derpp", alpha=alpha, beta=beta)
+        at_least(1, "derpp", replay=replay)
         self.alpha = alpha
         self.beta = beta
         self.replay = replay

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data import Batch
-from cil.errors import ConfigError, nearest
+from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory, frozen_copy
 from cil.models.convit import ConViT, TaskHead, TaskTokenNet
 from cil.strategies.base import Strategy
 from cil.strategies.parts import balanced_set, distillation, store_exemplars
 from cil.strategies.phase import Phase
+from cil.strategies.ranges import above, at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -72,14 +73,9 @@ class DyTox(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        for name, value in (("divergence", divergence), ("tuning_epochs", tuning_epochs)):
-            if value < 0:
-                raise ConfigError(f"strategy.{name} of dytox is {value}; it must be 0 or more")
-        for name, value in (("temperature", temperature), ("tuning_lr", tuning_lr)):
-            if value <= 0:
-                raise ConfigError(f"strategy.{name} of dytox is {value}; it must be above 0")
-        if kd_mean not in MEANS:
-            raise ConfigError(f"strategy.kd_mean of dytox is '{kd_mean}'; {nearest(kd_mean, MEANS)}")
+        at_least(0, "dytox", divergence=divergence, tuning_epochs=tuning_epochs)
+        above(0, "dytox", temperature=temperature, tuning_lr=tuning_lr)
+        one_of(MEANS, "dytox", kd_mean=kd_mean)
         self.divergence = divergence
         self.temperature = temperature
         self.kd_mean = kd_mean

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data import Batch, Samples
-from cil.errors import ConfigError
 from cil.memory import Budget, OnlineMemory
 from cil.models import CosineHead, NetFactory
 from cil.strategies.base import Strategy
 from cil.strategies.parts import NOTHING_SEEN, draw, offer, open_reservoir, reservoir_plan
+from cil.strategies.ranges import above, at_least
 from cil.strategies.registry import register
 from cil.streams import Experience
 
@@ -54,10 +54,8 @@ class ERACE(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        if not scale > 0:
-            raise ConfigError(f"strategy.scale is {scale}; it must be above 0")
-        if replay is not None and replay < 1:
-            raise ConfigError(f"strategy.replay is {replay}; it must be 1 or more, or null")
+        above(0, "er_ace", scale=scale)
+        at_least(1, "er_ace", replay=replay)
         self.task_free = task_free
         self.replay = replay
         self.keep("memory", OnlineMemory(codec), kind="exemplars")

@@ -11,6 +11,7 @@ from cil.memory import Budget
 from cil.models import NetFactory
 from cil.strategies.base import Strategy
 from cil.strategies.parts import new_class_cross_entropy, old_part, quadratic_penalty
+from cil.strategies.ranges import at_least
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -44,6 +45,8 @@ class EWC(Strategy):
         batch_size: int = 128,
     ) -> None:
         super().__init__(make_net, budget)
+        at_least(0, "ewc", strength=strength, cap=cap)
+        at_least(1, "ewc", batch_size=batch_size)
         self.strength = strength
         self.cap = cap
         self.batch_size = batch_size

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data import Batch, Samples
-from cil.errors import ConfigError, nearest
 from cil.memory import Budget, FeatureMemory, Prototypes, feature_samples
 from cil.models import NetFactory
 from cil.strategies.base import Strategy
 from cil.strategies.parts import features, store_exemplars
 from cil.strategies.phase import Phase
+from cil.strategies.ranges import one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -54,8 +54,7 @@ class FeatureReplay(Strategy):
         selection: str = "herding",
     ) -> None:
         super().__init__(make_net, budget)
-        if store not in STORES:
-            raise ConfigError(f"strategy.store is '{store}'; {nearest(store, STORES)}")
+        one_of(STORES, "feature_replay", store=store)
         memory = FeatureMemory(make_net.feature_dim, bits, selection)
         prototypes = Prototypes(make_net.feature_dim, spread)  # both are made, so that all options are checked
         if store == "features":

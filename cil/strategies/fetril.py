@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data import ArrayStore, Batch, Samples
-from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import GrowingNet, LinearHead, NetFactory, freeze
 from cil.strategies.base import Strategy
 from cil.strategies.parts import class_sums, exact, exact_features, features_only, trains_first
 from cil.strategies.phase import Phase
+from cil.strategies.ranges import above, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -56,10 +56,8 @@ class FeTrIL(Strategy):
         train_first: bool | str = "auto",
     ) -> None:
         super().__init__(make_net, budget)
-        if classifier not in ("linear", "svm"):
-            raise ConfigError(f"strategy.classifier of fetril is '{classifier}'; allowed: linear, svm")
-        if not svm_c > 0:
-            raise ConfigError(f"strategy.svm_c of fetril is {svm_c}; it must be > 0")
+        one_of(("linear", "svm"), "fetril", classifier=classifier)
+        above(0, "fetril", svm_c=svm_c)
         self.classifier, self.svm_c, self.cached_features = classifier, svm_c, cached_features
         self.trained = trains_first(self, train_first)
         blank, d = self.net.head.weight, self.net.feature_dim

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data import Batch
-from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
 from cil.models import BranchingNet, GrowingNet, LinearHead, NetFactory, freeze, weight_align
 from cil.strategies.base import Strategy
 from cil.strategies.parts import distillation, store_exemplars
 from cil.strategies.phase import Phase
+from cil.strategies.ranges import above, at_least, below, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -108,23 +108,13 @@ class FOSTER(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        for name, value, allowed, fits in (
-            ("beta1", beta1, "at least 0 and below 1", 0 <= beta1 < 1),
-            ("beta2", beta2, "at least 0 and below 1", 0 <= beta2 < 1),
-            ("temperature", temperature, "above 0", temperature > 0),
-            ("strength", strength, "0 or more", strength >= 0),
-            ("old_features", old_features, "trained or zero", old_features in ("trained", "zero")),
-            (
-                "compression_epochs",
-                compression_epochs,
-                "1 or more, or null",
-                compression_epochs is None or compression_epochs >= 1,
-            ),
-            ("compression_decay", compression_decay, "0 or more", compression_decay >= 0),
-            ("keep", keep, "student or teacher", keep in ("student", "teacher")),
-        ):
-            if not fits:
-                raise ConfigError(f"{name} is {value}; it must be {allowed} (strategy.{name})")
+        at_least(0, "foster", beta1=beta1, beta2=beta2)
+        below(1, "foster", beta1=beta1, beta2=beta2)
+        above(0, "foster", temperature=temperature)
+        at_least(0, "foster", strength=strength, compression_decay=compression_decay)
+        at_least(1, "foster", compression_epochs=compression_epochs)
+        one_of(("trained", "zero"), "foster", old_features=old_features)
+        one_of(("student", "teacher"), "foster", keep=keep)
         self.beta1, self.beta2 = beta1, beta2
         self.temperature = temperature
         self.strength = strength

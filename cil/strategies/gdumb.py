@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data import Batch, Samples
-from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory, greedily_balanced
 from cil.models import NetFactory
 from cil.strategies.base import Strategy
 from cil.strategies.parts import same_sized
 from cil.strategies.phase import Phase
+from cil.strategies.ranges import between
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -40,8 +40,7 @@ class GDumb(Strategy):
 
     def __init__(self, make_net: NetFactory, budget: Budget, *, cutmix: float = 0.0, codec: str = "raw") -> None:
         super().__init__(make_net, budget)
-        if not 0 <= cutmix <= 1:
-            raise ConfigError(f"strategy.cutmix is {cutmix}; it must be a probability, 0 to 1")
+        between(0, 1, "gdumb", cutmix=cutmix)
         self.cutmix = cutmix
         self.keep("memory", ExemplarMemory(codec, "random"), kind="exemplars")
 

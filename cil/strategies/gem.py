@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data import Batch, Samples
-from cil.errors import ConfigError, nearest
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory, evaluating
 from cil.strategies.base import Strategy
 from cil.strategies.parts import draw, exact, new_class_cross_entropy, store_exemplars
+from cil.strategies.ranges import at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -59,12 +59,9 @@ class GEM(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        if not margin >= 0:
-            raise ConfigError(f"strategy.margin of gem is {margin}; it must be 0 or more")
-        if constraint_batch is not None and constraint_batch < 1:
-            raise ConfigError(f"strategy.constraint_batch of gem is {constraint_batch}; it must be 1 or more, or null")
-        if statistics not in STATISTICS:
-            raise ConfigError(f"strategy.statistics of gem is '{statistics}'; {nearest(statistics, STATISTICS)}")
+        at_least(0, "gem", margin=margin)
+        at_least(1, "gem", constraint_batch=constraint_batch)
+        one_of(STATISTICS, "gem", statistics=statistics)
         self.margin = margin
         self.constraint_batch = constraint_batch
         self.statistics = statistics

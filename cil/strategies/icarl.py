@@ -11,6 +11,7 @@ from cil.memory import Budget, ExemplarMemory, State, class_means, unit
 from cil.models import GrowingNet, NetFactory, frozen_copy
 from cil.strategies.base import Strategy
 from cil.strategies.parts import distillation, features, store_exemplars
+from cil.strategies.ranges import above, at_least
 from cil.strategies.registry import register
 from cil.streams import Experience
 
@@ -45,6 +46,8 @@ class ICaRL(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
+        above(0, "icarl", temperature=temperature)
+        at_least(0, "icarl", strength=strength)
         self.temperature = temperature
         self.strength = strength
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.data import Batch
-from cil.errors import ConfigError, nearest
+from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import Head, NetFactory, TimmBackbone, freeze
 from cil.models.prompts import POSITIONS, PromptPool, Selected, prompt_features, vision_transformer
 from cil.strategies.base import Strategy, reference_of
+from cil.strategies.ranges import at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Signature
 
@@ -70,19 +71,12 @@ class L2P(Strategy):
         position: str = "class",
     ) -> None:
         super().__init__(make_net, budget)
-        for name, value in (("prompts", prompts), ("length", length), ("top", top)):
-            if value < 1:
-                raise ConfigError(f"strategy.{name} of l2p is {value}; it must be 1 or more")
+        at_least(1, "l2p", prompts=prompts, length=length, top=top)
         if top > prompts:
             raise ConfigError(f"strategy.top of l2p is {top}; it must be at most strategy.prompts, {prompts}")
-        if pull < 0:
-            raise ConfigError(f"strategy.pull of l2p is {pull}; it must be 0 or more")
-        if train_selection not in SELECTIONS:
-            raise ConfigError(
-                f"strategy.train_selection of l2p is '{train_selection}'; {nearest(train_selection, SELECTIONS)}"
-            )
-        if position not in POSITIONS:
-            raise ConfigError(f"strategy.position of l2p is '{position}'; {nearest(position, POSITIONS)}")
+        at_least(0, "l2p", pull=pull)
+        one_of(SELECTIONS, "l2p", train_selection=train_selection)
+        one_of(POSITIONS, "l2p", position=position)
         self.pull = pull
         self.majority = train_selection == "batch"
         self.position = position

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data import Batch
-from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
 from cil.models import GrowingNet, NetFactory, frozen_copy
 from cil.strategies.base import Strategy
-from cil.strategies.parts import balanced_set, cosine_distance, hold_rows, imprint, margin_ranking, store_exemplars
+from cil.strategies.parts import balanced_set, hold_rows, imprint, less_forget, margin_ranking, store_exemplars
 from cil.strategies.phase import Phase
+from cil.strategies.ranges import at_least
 from cil.strategies.registry import register
 from cil.streams import Experience
 
@@ -64,12 +63,10 @@ class LUCIR(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        for key, value, least in (
-            ("strength", strength, 0), ("ranking", ranking, 0), ("margin", margin, 0), ("negatives", negatives, 1),
-            ("tune_epochs", tune_epochs, 0), ("tune_lr", tune_lr, 0),
-        ):  # fmt: skip
-            if not value >= least:
-                raise ConfigError(f"strategy.{key} of lucir is {value}; it must be {least} or more")
+        at_least(
+            0, "lucir", strength=strength, ranking=ranking, margin=margin, tune_epochs=tune_epochs, tune_lr=tune_lr
+        )
+        at_least(1, "lucir", negatives=negatives)
         self.strength, self.ranking, self.margin, self.negatives = strength, ranking, margin, negatives
         self.hold_old, self.imprint = hold_old, imprint
         self.tune_epochs, self.tune_lr = tune_epochs, tune_lr
@@ -103,8 +100,9 @@ class LUCIR(Strategy):
         output = self.net(batch.images)
         terms = {"classes": F.cross_entropy(output.logits, batch.slots)}
         if self.teacher is not None:  # less-forget
-            weight = self.strength * math.sqrt(self.old_classes / max(1, self.num_classes - self.old_classes))
-            terms["features"] = weight * cosine_distance(output.features, self.teacher(batch.images).features)
+            old, new = self.old_classes, self.num_classes - self.old_classes
+            teacher = self.teacher(batch.images).features
+            terms["features"] = less_forget(output.features, teacher, self.strength, old, new)
         if self.old_classes and self.ranking:  # inter-class separation, on cosines and not on scaled logits
             cosines = self.net.head.similarities(output.features)
             terms["ranking"] = self.ranking * margin_ranking(

@@ -9,6 +9,7 @@ from cil.memory import Budget
 from cil.models import GrowingNet, NetFactory, frozen_copy
 from cil.strategies.base import Strategy
 from cil.strategies.parts import distillation, new_class_cross_entropy
+from cil.strategies.ranges import above, at_least
 from cil.strategies.registry import register
 from cil.streams import Experience
 
@@ -32,6 +33,8 @@ class LwF(Strategy):
         self, make_net: NetFactory, budget: Budget, *, strength: float = 3.0, temperature: float = 2.0
     ) -> None:
         super().__init__(make_net, budget)
+        above(0, "lwf", temperature=temperature)
+        at_least(0, "lwf", strength=strength)
         self.strength = strength
         self.temperature = temperature
         self.keep("teacher", None, kind="teacher")

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from cil.data import Batch
-from cil.errors import ConfigError, nearest
 from cil.memory import Budget
 from cil.models import NetFactory, evaluating
 from cil.strategies.base import Strategy
 from cil.strategies.parts import grown, new_class_cross_entropy, old_part, quadratic_penalty
+from cil.strategies.ranges import at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -53,14 +53,10 @@ class MAS(Strategy):
         heads: bool = False,
     ) -> None:
         super().__init__(make_net, budget)
-        if not strength >= 0:
-            raise ConfigError(f"strategy.strength of mas is {strength}; it must be 0 or more")
-        if function not in FUNCTIONS:
-            raise ConfigError(f"strategy.function of mas is '{function}'; {nearest(function, FUNCTIONS)}")
-        if batch_size < 1:
-            raise ConfigError(f"strategy.batch_size of mas is {batch_size}; it must be 1 or more")
-        if merge not in MERGES:
-            raise ConfigError(f"strategy.merge of mas is '{merge}'; {nearest(merge, MERGES)}")
+        at_least(0, "mas", strength=strength)
+        at_least(1, "mas", batch_size=batch_size)
+        one_of(FUNCTIONS, "mas", function=function)
+        one_of(MERGES, "mas", merge=merge)
         self.strength = strength
         self.function = function
         self.batch_size = batch_size

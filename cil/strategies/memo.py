@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data import Batch
-from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
 from cil.models import BranchingNet, LinearHead, NetFactory, freeze, weight_align
 from cil.strategies.base import Strategy
-from cil.strategies.parts import store_exemplars
+from cil.strategies.parts import old_or_which, store_exemplars
+from cil.strategies.ranges import at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -55,10 +54,8 @@ class MEMO(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        if not auxiliary >= 0:
-            raise ConfigError(f"auxiliary is {auxiliary}; it must be 0 or more (strategy.auxiliary)")
-        if train_shared not in (True, False, "auto"):
-            raise ConfigError(f"train_shared is '{train_shared}'; allowed: auto, true, false (strategy.train_shared)")
+        at_least(0, "memo", auxiliary=auxiliary)
+        one_of(("auto", True, False), "memo", train_shared=train_shared)
         self.auxiliary = auxiliary
         self.train_shared = train_shared
         self.align = align
@@ -88,8 +85,8 @@ class MEMO(Strategy):
         terms = {"classes": F.cross_entropy(output.logits, batch.slots)}
         if self.auxiliary_head is not None:  # on the newest last stage: all old classes, or which of the new ones
             newest = output.features[:, -self.net.branch_dim :]
-            target = torch.clamp(batch.slots - self.old_classes + 1, min=0)
-            terms["auxiliary"] = self.auxiliary * F.cross_entropy(self.auxiliary_head(newest), target)
+            logits = self.auxiliary_head(newest)
+            terms["auxiliary"] = self.auxiliary * old_or_which(logits, batch.slots, self.old_classes)
         return terms
 
     def after_experience(self, experience: Experience) -> None:

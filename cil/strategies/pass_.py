@@ -11,6 +11,7 @@ from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import GrowingNet, NetFactory, extract, frozen_copy
 from cil.strategies.base import Strategy
+from cil.strategies.ranges import above, at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -55,13 +56,9 @@ class PASS(Strategy):
         radius: str = "all",
     ) -> None:
         super().__init__(make_net, budget)
-        for key, value in (("distillation", distillation), ("prototypes", prototypes), ("pseudo", pseudo)):
-            if not value >= 0:
-                raise ConfigError(f"strategy.{key} of pass is {value}; it must be 0 or more")
-        if not temperature > 0:
-            raise ConfigError(f"strategy.temperature of pass is {temperature}; it must be above 0")
-        if radius not in ("all", "first"):
-            raise ConfigError(f"strategy.radius of pass is '{radius}'; allowed: all, first")
+        at_least(0, "pass", distillation=distillation, prototypes=prototypes, pseudo=pseudo)
+        above(0, "pass", temperature=temperature)
+        one_of(("all", "first"), "pass", radius=radius)
         self.distillation = distillation
         self.prototypes = prototypes
         self.temperature = temperature

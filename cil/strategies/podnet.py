@@ -16,6 +16,7 @@ from cil.models import GrowingNet, NetFactory, frozen_copy
 from cil.strategies.base import Strategy
 from cil.strategies.parts import balanced_set, cosine_distance, hold_rows, store_exemplars
 from cil.strategies.phase import Phase
+from cil.strategies.ranges import at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience
 
@@ -69,17 +70,10 @@ class PODNet(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        for key, value, least in (
-            ("spatial", spatial, 0), ("flat", flat, 0), ("margin", margin, 0), ("proxies", proxies, 1),
-            ("tune_epochs", tune_epochs, 0), ("tune_lr", tune_lr, 0),
-        ):  # fmt: skip
-            if not value >= least:
-                raise ConfigError(f"strategy.{key} of podnet is {value}; it must be {least} or more")
-        for key, word, allowed in (
-            ("margin_on", margin_on, ("target", "similarity", "all")), ("tuned", tuned, ("network", "head")),
-        ):  # fmt: skip
-            if word not in allowed:
-                raise ConfigError(f"strategy.{key} of podnet is '{word}'; allowed: {', '.join(allowed)}")
+        at_least(0, "podnet", spatial=spatial, flat=flat, margin=margin, tune_epochs=tune_epochs, tune_lr=tune_lr)
+        at_least(1, "podnet", proxies=proxies)
+        one_of(("target", "similarity", "all"), "podnet", margin_on=margin_on)
+        one_of(("network", "head"), "podnet", tuned=tuned)
         self.spatial, self.flat = spatial, flat
         self.margin, self.margin_on, self.hinge = margin, margin_on, hinge
         self.tune_epochs, self.tune_lr, self.tuned = tune_epochs, tune_lr, tuned

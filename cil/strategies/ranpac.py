@@ -17,6 +17,7 @@ from cil.models import GrowingNet, Head, NetFactory
 from cil.strategies.base import Strategy
 from cil.strategies.parts import exact, exact_features, features_only, first_head, lent, trains_first
 from cil.strategies.phase import Phase
+from cil.strategies.ranges import at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -71,15 +72,10 @@ class RanPAC(Strategy):
         first_head: str = "cosine",
     ) -> None:
         super().__init__(make_net, budget)
-        for key, value, allowed in (
-            ("projection", projection, ("seed", "stored")),
-            ("gram", gram, ("full", "packed")),
-            ("statistics", statistics, tuple(TYPES)),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"strategy.{key} of ranpac is '{value}'; allowed: {', '.join(allowed)}")
-        if size < 1:
-            raise ConfigError(f"strategy.size of ranpac is {size}; it must be 1 or more")
+        one_of(("seed", "stored"), "ranpac", projection=projection)
+        one_of(("full", "packed"), "ranpac", gram=gram)
+        one_of(tuple(TYPES), "ranpac", statistics=statistics)
+        at_least(1, "ranpac", size=size)
         if ridge != "auto" and (isinstance(ridge, str) or ridge <= 0):
             raise ConfigError(f"strategy.ridge of ranpac is '{ridge}'; allowed: a number > 0, or auto")
         self.size, self.packed = size, gram == "packed"

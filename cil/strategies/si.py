@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from cil.data import Batch
-from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory
 from cil.strategies.base import Strategy
 from cil.strategies.parts import grown, new_class_cross_entropy, quadratic_penalty
+from cil.strategies.ranges import above, at_least
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -51,10 +51,8 @@ class SI(Strategy):
         clamp: bool = False,
     ) -> None:
         super().__init__(make_net, budget)
-        if not strength >= 0:
-            raise ConfigError(f"strategy.strength of si is {strength}; it must be 0 or more")
-        if not damping > 0:
-            raise ConfigError(f"strategy.damping of si is {damping}; it must be more than 0")
+        at_least(0, "si", strength=strength)
+        above(0, "si", damping=damping)
         self.strength = strength
         self.damping = damping
         self.heads = heads

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data import Batch
-from cil.errors import ConfigError, nearest
 from cil.memory import Budget
 from cil.models import GrowingNet, Head, NetFactory
 from cil.strategies.base import Strategy
 from cil.strategies.parts import class_sums, exact, exact_features, features_only, first_head, trains_first
 from cil.strategies.phase import Phase
+from cil.strategies.ranges import one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -54,8 +54,7 @@ class SimpleCIL(Strategy):
         first_head: str = "cosine",
     ) -> None:
         super().__init__(make_net, budget)
-        if metric not in METRICS:
-            raise ConfigError(f"strategy.metric of simplecil is '{metric}'; {nearest(metric, METRICS)}")
+        one_of(METRICS, "simplecil", metric=metric)
         self.unit = unit
         self.trained = trains_first(self, train_first)
         self.head_kind = first_head

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data import Batch
-from cil.errors import ConfigError, nearest
 from cil.memory import Budget, State
 from cil.models import GrowingNet, Head, NetFactory
 from cil.strategies.base import Strategy
 from cil.strategies.parts import class_sums, exact, exact_features, features_only, first_head, lent, trains_first
 from cil.strategies.phase import Phase
+from cil.strategies.ranges import between, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -60,12 +60,9 @@ class SLDA(Strategy):
         first_head: str = "linear",
     ) -> None:
         super().__init__(make_net, budget)
-        if covariance not in COVARIANCES:
-            raise ConfigError(f"strategy.covariance of slda is '{covariance}'; {nearest(covariance, COVARIANCES)}")
-        if base not in ("plain", "oas"):
-            raise ConfigError(f"strategy.base of slda is '{base}'; allowed: plain, oas")
-        if not 0 <= shrinkage <= 1:
-            raise ConfigError(f"strategy.shrinkage of slda is {shrinkage}; it must be in [0, 1]")
+        one_of(COVARIANCES, "slda", covariance=covariance)
+        one_of(("plain", "oas"), "slda", base=base)
+        between(0, 1, "slda", shrinkage=shrinkage)
         self.covariance, self.shrinkage, self.base = covariance, shrinkage, base
         self.trained = trains_first(self, train_first)
         self.head_kind = first_head

@@ -14,6 +14,7 @@ from cil.memory import Budget
 from cil.models import GrowingNet, NetFactory, ParallelAdapters, adaptable, extract, frozen_copy
 from cil.strategies.base import Strategy
 from cil.strategies.phase import Phase
+from cil.strategies.ranges import above, at_least
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -54,11 +55,8 @@ class SSRE(Strategy):
         freeze_norm: bool = True,
     ) -> None:
         super().__init__(make_net, budget)
-        for key, value in (("distillation", distillation), ("prototypes", prototypes)):
-            if not value >= 0:
-                raise ConfigError(f"strategy.{key} of ssre is {value}; it must be 0 or more")
-        if not temperature > 0:
-            raise ConfigError(f"strategy.temperature of ssre is {temperature}; it must be above 0")
+        at_least(0, "ssre", distillation=distillation, prototypes=prototypes)
+        above(0, "ssre", temperature=temperature)
         if not adaptable(self.net):
             raise ConfigError("strategy=ssre widens 3x3 convolutions, and the network (model.name) has none")
         self.distillation = distillation

@@ -11,6 +11,7 @@ from cil.memory import Budget, ExemplarMemory
 from cil.models import GrowingNet, NetFactory, frozen_copy, weight_align
 from cil.strategies.base import Strategy
 from cil.strategies.parts import distillation, store_exemplars
+from cil.strategies.ranges import above, at_least
 from cil.strategies.registry import register
 from cil.streams import Experience
 
@@ -47,8 +48,11 @@ class WA(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
+        above(0, "wa", temperature=temperature)
         if isinstance(strength, str) and strength != "balanced":
             raise ConfigError(f"strategy.strength of wa is '{strength}'; allowed: a number, or balanced")
+        if not isinstance(strength, str):
+            at_least(0, "wa", strength=strength)
         self.temperature = temperature
         self.strength = strength
         self.align = align

@@ -16,10 +16,11 @@ DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "pro
 
 
 def toy_model(strategy: str) -> list[str]:
-    """Overrides that give a strategy which cannot work with any model one that it can, small."""
-    model = find(strategy).toy_model
-    options = [f"++model.options.{key}={value}" for key, value in model.get("options", {}).items()]
-    return [f"model.name={model['name']}", *options] if model else []
+    """Overrides that make a strategy small, and give one which cannot work with any model one that it can."""
+    kind = find(strategy)
+    small = [f"strategy.{key}={value}" for key, value in kind.toy.items()]
+    options = [f"++model.options.{key}={value}" for key, value in kind.toy_model.get("options", {}).items()]
+    return [*small, f"model.name={kind.toy_model['name']}", *options] if kind.toy_model else small
 
 
 @pytest.mark.parametrize("strategy", choices("strategy"))

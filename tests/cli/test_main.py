@@ -85,7 +85,7 @@ def test_every_model_file_names_a_model_that_there_is():
         ("cil co", "compare"),
         ("cil run strategy=i", "strategy=icarl"),
         ("cil compare trainer.ep", "trainer.epochs="),
-        ("cil run optimizer=", "optimizer=adamw optimizer=sgd"),
+        ("cil run optimizer=", "optimizer=adam optimizer=adamw optimizer=sgd"),
     ],
 )
 def test_completion_answers(line, expected, cil, monkeypatch):

@@ -154,5 +154,5 @@ def bits_of(learner):
 
 
 def test_what_is_out_of_range_is_refused():
-    with pytest.raises(ConfigError, match=r"strategy\.reference is 0"):
+    with pytest.raises(ConfigError, match=r"strategy\.reference of agem is 0"):
         bare("agem", reference=0)

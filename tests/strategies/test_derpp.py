@@ -246,7 +246,7 @@ def test_a_codec_of_variable_size_is_refused_under_a_budget_in_bytes_before_trai
 
 @pytest.mark.parametrize(("key", "value"), [("alpha", -0.1), ("alpha", float("nan")), ("beta", -1), ("replay", 0)])
 def test_what_is_out_of_range_is_refused(key, value):
-    with pytest.raises(ConfigError, match=rf"strategy\.{key} is {value}"):
+    with pytest.raises(ConfigError, match=rf"strategy\.{key} of derpp is {value}"):
         bare("derpp", **{key: value})
 
 

@@ -145,5 +145,5 @@ def test_exemplars_do_not_come_in_as_new_images(learn):
 
 @pytest.mark.parametrize(("key", "value"), [("scale", 0.0), ("scale", float("nan")), ("scale", -1), ("replay", 0)])
 def test_what_is_out_of_range_is_refused(key, value):
-    with pytest.raises(ConfigError, match=rf"strategy\.{key} is {value}"):
+    with pytest.raises(ConfigError, match=rf"strategy\.{key} of er_ace is {value}"):
         bare("er_ace", **{key: value})

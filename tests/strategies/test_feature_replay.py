@@ -178,7 +178,7 @@ def test_twice_as_many_halves_fit_in_the_same_bytes(learn):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"store": "images"}, r"strategy\.store is 'images'"),
+        ({"store": "images"}, r"strategy\.store of feature_replay is 'images'"),
         ({"bits": 12}, r"strategy\.bits is 12; allowed: 32, 16, 8"),
         ({"store": "prototypes", "spread": "wide"}, r"strategy\.spread is 'wide'"),
         ({"selection": "loss"}, r"strategy\.selection is 'loss', which needs logits"),

@@ -263,7 +263,7 @@ def test_with_the_machine_later_experiences_run_no_phase(learn):
 
 @pytest.mark.parametrize(("hyperparameters", "message"), [
     ({"classifier": "tree"}, "strategy.classifier of fetril is 'tree'; allowed: linear, svm"),
-    ({"svm_c": 0}, "strategy.svm_c of fetril is 0; it must be > 0"),
+    ({"svm_c": 0}, "strategy.svm_c of fetril is 0; it must be above 0"),
 ])  # fmt: skip
 def test_what_is_out_of_range_is_refused_in_one_line(hyperparameters, message):
     with pytest.raises(ConfigError, match=message):

@@ -179,5 +179,5 @@ def test_batches_are_mixed_with_the_probability_given():
 
 @pytest.mark.parametrize("value", [-0.1, 1.5])
 def test_what_is_out_of_range_is_refused(value):
-    with pytest.raises(ConfigError, match=rf"strategy\.cutmix is {value}"):
+    with pytest.raises(ConfigError, match=rf"strategy\.cutmix of gdumb is {value}"):
         bare("gdumb", cutmix=value)

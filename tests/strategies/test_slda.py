@@ -191,7 +191,7 @@ def test_the_classifier_is_neither_carried_nor_left_out_of_the_training_bill(lea
 @pytest.mark.parametrize(("hyperparameters", "message"), [
     ({"covariance": "exakt"}, "strategy.covariance of slda is 'exakt'.*exact"),
     ({"base": "lda"}, "strategy.base of slda is 'lda'; allowed: plain, oas"),
-    ({"shrinkage": 1.5}, r"strategy.shrinkage of slda is 1.5; it must be in \[0, 1\]"),
+    ({"shrinkage": 1.5}, r"strategy.shrinkage of slda is 1.5; it must be between 0 and 1"),
     ({"shrinkage": -1e-9}, "strategy.shrinkage"),
 ])  # fmt: skip
 def test_what_is_out_of_range_is_refused_in_one_line(hyperparameters, message):
