@@ -12,7 +12,7 @@ from cil.cli.names import choices
 from cil.strategies import find
 from cil.tracking import Record
 
-DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "progress=false")
+DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "optimizer.lr=0.01", "progress=false")
 
 
 def toy_model(strategy: str) -> list[str]:
