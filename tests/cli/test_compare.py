@@ -19,6 +19,7 @@ from cil.cli.compose import compose
 from cil.cli.grid import expand
 from cil.cli.pool import Task, run_all
 from cil.errors import BudgetExceeded, TrainingError
+from cil.strategies import built_in
 from cil.tracking import Record
 
 DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "progress=false")
