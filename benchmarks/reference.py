@@ -40,9 +40,9 @@ COSINE = ("podnet",)
 HEADS = {"icarl": "nearest mean"}  # what the toolbox reports and we compare with; else the head
 OPTIONS: dict[str, dict[str, Any]] = {  # what the toolbox does, where the default here is another
     "wa": {"strength": "balanced"},
-    "bic": {"double_softmax": True, "bias_epochs": EPOCHS},
-    "podnet": {"margin_on": "all", "finetune_epochs": 5},
-    "foster": {"keep_teacher": True, "compression_epochs": EPOCHS},
+    "bic": {"double_softmax": True},
+    "podnet": {"margin_on": "all", "tune_epochs": 5},
+    "foster": {"keep": "teacher"},
 }
 
 

@@ -38,7 +38,8 @@ class PODNet(Strategy):
         hinge: Whether the classification loss of an image is at least 0, as the paper writes it.
         tune_epochs: Of the balanced phase; 0 leaves it out.
         tune_lr: Its learning rate, decayed by a cosine.
-        tuned: What it trains: ``network``, or ``head`` alone (the authors' code, at 0.05).
+        tuned: What it trains: the ``network``, old proxies held as before, or the whole ``head`` alone (the authors'
+            code, at 0.05).
         selection: Rule that chooses exemplars.
         codec: How their pixels are kept.
 
@@ -90,17 +91,15 @@ class PODNet(Strategy):
             self.teacher = frozen_copy(self.net)
 
     def prepare(self, experience: Experience) -> None:
-        if (
-            self.spatial and experience.index == 0
-        ):  # a network without maps is refused now, not after its first training
-            with torch.no_grad():
+        if self.spatial and experience.index == 0:
+            with torch.no_grad():  # a network without maps is refused now, not after its first training
                 stages = self.net(experience.train[:1].images.to(self.device)).stages
             pod_spatial(stages, stages)
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
-        self.holding = self.teacher is not None
+        self.holding = True
         yield Phase("main", self.training_set(experience), self.loss)
-        self.holding = False
+        self.holding = self.tuned == "network"  # the head alone is tuned whole, old proxies too
         if self.teacher is None or not self.tune_epochs or not len(self.memory):
             return
         head = self.tuned == "head"
@@ -125,11 +124,11 @@ class PODNet(Strategy):
         return terms
 
     def adjust_gradients(self, batch: Batch) -> None:
-        if self.holding and self.teacher is not None:
+        if self.teacher is not None and self.holding:
             hold_rows(self.net.head.weight, self.teacher.head.weight)
 
     def after_step(self, batch: Batch) -> None:
-        if self.holding and self.teacher is not None:
+        if self.teacher is not None and self.holding:
             hold_rows(self.net.head.weight, self.teacher.head.weight)
 
     def after_experience(self, experience: Experience) -> None:
