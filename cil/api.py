@@ -102,6 +102,8 @@ def plan(
     """
     make = find(strategy) if isinstance(strategy, str) else strategy
     kind = make.func if isinstance(make, partial) else make
+    if isinstance(make, partial):
+        check_arguments(kind, make.keywords, "strategy")
     budget, recipe = budget or Budget(), recipe or Recipe()
     runtime = Runtime(device, precision, threads or torch.get_num_threads())
     nets = _nets(model, stream)

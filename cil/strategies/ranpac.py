@@ -17,7 +17,7 @@ from cil.models import GrowingNet, Head, NetFactory
 from cil.strategies.base import Strategy
 from cil.strategies.parts import exact, exact_features, features_only, first_head, lent, trains_first
 from cil.strategies.phase import Phase
-from cil.strategies.ranges import at_least, one_of
+from cil.strategies.ranges import above, at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -76,8 +76,10 @@ class RanPAC(Strategy):
         one_of(("full", "packed"), "ranpac", gram=gram)
         one_of(tuple(TYPES), "ranpac", statistics=statistics)
         at_least(1, "ranpac", size=size)
-        if ridge != "auto" and (isinstance(ridge, str) or ridge <= 0):
+        if isinstance(ridge, str) and ridge != "auto":
             raise ConfigError(f"strategy.ridge of ranpac is '{ridge}'; allowed: a number > 0, or auto")
+        if not isinstance(ridge, str):
+            above(0, "ranpac", ridge=ridge)
         self.size, self.packed = size, gram == "packed"
         self.given_ridge = 0.0 if ridge == "auto" else float(ridge)
         self.trained = trains_first(self, train_first)

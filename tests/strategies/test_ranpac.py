@@ -246,8 +246,9 @@ def test_the_paper_size_with_a_vit_is_that_of_the_specification():
 @pytest.mark.parametrize(("hyperparameters", "message"), [
     ({"size": 0}, "strategy.size of ranpac is 0; it must be 1 or more"),
     ({"ridge": "best"}, "strategy.ridge of ranpac is 'best'; allowed: a number > 0, or auto"),
-    ({"ridge": 0.0}, "strategy.ridge of ranpac is '0.0'"),
-    ({"ridge": -1}, "strategy.ridge of ranpac is '-1'"),
+    ({"ridge": 0.0}, "strategy.ridge of ranpac is 0.0; it must be above 0"),
+    ({"ridge": -1}, "strategy.ridge of ranpac is -1; it must be above 0"),
+    ({"ridge": float("nan")}, "strategy.ridge of ranpac is nan; it must be above 0"),
     ({"projection": "none"}, "strategy.projection of ranpac is 'none'; allowed: seed, stored"),
     ({"gram": "half"}, "strategy.gram of ranpac is 'half'; allowed: full, packed"),
     ({"statistics": "float16"}, "strategy.statistics of ranpac is 'float16'; allowed: float32, float64"),
