@@ -104,7 +104,7 @@ def toolbox(where: Path, method: str, seed: int) -> list[float]:
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     learner = importlib.import_module("utils.factory").get_model(method, given)
-    learner.topk = 2  # it also wants the top five, of four classes
+    learner.topk, learner._evaluate = 2, _top_one  # it also wants the top five, of four classes
     curve = []
     for _ in range(data.nb_tasks):
         learner.incremental_train(data)
@@ -112,6 +112,12 @@ def toolbox(where: Path, method: str, seed: int) -> list[float]:
         learner.after_task()
         curve.append(float((nearest if HEADS.get(method) == "nearest mean" else head)["top1"]))
     return curve
+
+
+def _top_one(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Accuracy in percent of the first of the classes predicted for each image, under all names that are asked for."""
+    percent = 100 * float((predicted.T[0] == labels).mean())
+    return {"grouped": {"total": percent}, "top1": percent, "top5": percent}
 
 
 def _their_data(seed: int) -> Any:
