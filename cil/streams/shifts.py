@@ -1,0 +1,91 @@
+"""Shift streams: one set of classes, test images whose domain changes without notice; for test-time adaptation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from cil.data import Samples
+from cil.errors import StreamError
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of the stream. Batches do not reach over its end, and a boundary is declared there.
+
+    Attributes:
+        name: ``gaussian_noise``, ``gaussian_noise-3`` (a severity), ``mixed``, ``fog (round 2)``.
+        samples: Its test images in order of arrival, made when asked for; ``slots`` are read by the evaluator alone.
+        count: Their number.
+        domains: (count,) index into ``ShiftStream.domains`` of each image: errors are reported by domain.
+        reset: Whether the adapter is put back to its source before it (the protocol ``reset_each_shift``).
+    """
+
+    name: str
+    samples: Callable[[], Samples]
+    count: int
+    domains: Tensor
+    reset: bool = False
+
+
+@dataclass(frozen=True)
+class ShiftStream:
+    """What an adapter meets.
+
+    Attributes:
+        name: As in tables (``cifar10_c``; images that this package corrupted are called ``cifar10_corrupted``).
+        classes: Names of the classes, by slot.
+        domains: Names of the domains, in order of first appearance.
+        segments: In order of arrival.
+        source: Clean labelled training data of the same classes; None where there are none.
+        clean: The uncorrupted test images; None where there are none.
+        mean, std: Of each channel, for images in [0, 1].
+        fingerprint: SHA-256 over what makes the stream this stream.
+        official: Whether the files are the published ones, as far as a checksum is known.
+        settings: What the record says beside (severity, order, seed, images a domain).
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    domains: tuple[str, ...]
+    segments: tuple[Segment, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str
+    source: Callable[[], Samples] | None = None
+    clean: Callable[[], Samples] | None = None
+    official: bool | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.segments:
+            raise StreamError(f"stream '{self.name}' has no segment; set stream.corruptions")
+        for segment in self.segments:
+            if len(segment.domains) != segment.count:
+                raise StreamError(
+                    f"stream '{self.name}', {segment.name}: {segment.count} images and {len(segment.domains)} domains"
+                )
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    def description(self) -> dict[str, Any]:
+        """What the record says of the stream."""
+        return {
+            "name": self.name,
+            "kind": "shifts",
+            "segments": [segment.name for segment in self.segments],
+            "counts": [segment.count for segment in self.segments],
+            "domains": list(self.domains),
+            "classes": list(self.classes),
+            "image_shape": list(self.image_shape),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "fingerprint": self.fingerprint,
+            "data": {True: "official", False: "unofficial", None: "no official checksum known"}[self.official],
+            **self.settings,
+        }

@@ -1,0 +1,143 @@
+"""A small made-up stream whose images shift, a network that knows its classes, and runs on it that take a second."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cil.adapt import Adapter, Source, find
+from cil.data import Samples
+from cil.engine.adaptation import AdaptationRun
+from cil.engine.recipe import Recipe
+from cil.models import NetFactory, build_backbone, evaluating
+from cil.streams.shifts import Segment, ShiftStream
+from cil.testing.toy import toy_dataset
+
+CLASSES, EACH, BATCH = 4, 6, 10  # of the toy: 24 images a segment, so that a last batch of four is left
+SHIFTS = {
+    "dark": lambda pixels: pixels * 0.4,
+    "pale": lambda pixels: 150 + pixels * 0.35,
+    "grey": lambda pixels: pixels.mean(1, keepdim=True).expand_as(pixels),
+}
+
+
+def toy_shifts(
+    order: Sequence[str] = ("dark", "pale", "grey", "dark"), *, resets: Sequence[int] = (3,), mixed: bool = True
+) -> ShiftStream:
+    """Noisy patterns in other lights: 24 images of four classes in each segment.
+
+    Args:
+        order: Domains, one for each segment.
+        resets: Segments before which the adapter is put back.
+        mixed: Whether the third segment has images of the first domain too.
+    """
+    data = toy_dataset(train=(12,) * CLASSES, test=(EACH * len(order),) * CLASSES)
+    slots, pixels = data.test.slots, data.test.pixels
+    domains = tuple(dict.fromkeys(order))
+    segments = []
+    for number, name in enumerate(order):
+        own = slice(number * EACH, (number + 1) * EACH)
+        rows = torch.cat([(slots == k).nonzero().flatten()[own] for k in range(CLASSES)])
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(number))]
+        of = torch.full((len(rows),), domains.index(name))
+        if mixed and number == 2:
+            of[::3] = domains.index(order[0])
+        shifted = torch.stack([_shifted(pixels[row], domains[int(d)]) for row, d in zip(rows, of, strict=True)])
+        samples = Samples.from_arrays(shifted, slots[rows])
+        label = name if name not in order[:number] else f"{name} (round 2)"
+        segments.append(Segment(label, partial(_given, samples), len(rows), of, reset=number in resets))
+    return ShiftStream(
+        name="toy_shifts", classes=tuple(data.classes), domains=domains, segments=tuple(segments),
+        image_shape=data.test.shape, mean=(0.5,) * 3, std=(0.25,) * 3, fingerprint=f"toy-{'-'.join(order)}",
+        source=partial(_given, data.train), clean=partial(_given, data.test[: 2 * EACH]),
+    )  # fmt: skip
+
+
+def with_images(stream: ShiftStream, segment: int, change: Any) -> ShiftStream:
+    """The stream with ``change`` (Samples to Samples) done to one segment."""
+    old = stream.segments[segment]
+    new = change(old.samples())
+    changed = replace(old, samples=partial(_given, new), count=len(new), domains=old.domains[: len(new)])
+    segments = [changed if number == segment else each for number, each in enumerate(stream.segments)]
+    return replace(stream, segments=tuple(segments), fingerprint=f"{stream.fingerprint}-changed")
+
+
+def _given(samples: Samples) -> Samples:
+    return samples
+
+
+def _shifted(pixels: Tensor, domain: str) -> Tensor:
+    return SHIFTS[domain](pixels.float()[None])[0].round().clamp(0, 255).byte()
+
+
+def toy_source(stream: ShiftStream, device: Any = "cpu", model: Mapping[str, Any] | None = None) -> Source:
+    """A network with random features, statistics of the source data and a last layer of class means.
+
+    Args:
+        stream: Whose source data are looked at.
+        model: ``name`` and ``options`` of a backbone; a small convolutional one by default.
+    """
+    given = dict(model or {"name": "smallconv"})
+    key = repr((stream.name, stream.image_shape, given))
+    if key not in _nets:
+        _nets[key] = _trained(stream, given)
+    net = deepcopy(_nets[key])
+    return Source(net.to(device), len(stream.classes), stream.image_shape, "toy")
+
+
+_nets: dict[str, nn.Module] = {}  # all toys have the same source data
+
+
+def _trained(stream: ShiftStream, given: Mapping[str, Any]) -> nn.Module:
+    shape = stream.image_shape
+    make = partial(build_backbone, given["name"], shape[0], shape[1], **given.get("options", {}))
+    net = NetFactory(make, mean=stream.mean, std=stream.std)()
+    assert stream.source is not None
+    data = stream.source()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        net.grow(len(stream.classes))
+        net.train()
+        for _ in range(20):
+            net(data.images)
+        with evaluating(net):
+            features = net(data.images).features
+        means = torch.stack([features[data.slots == slot].mean(0) for slot in range(len(stream.classes))])
+        means = means - means.mean(0)
+        head: Any = net.head
+        scale = 6 / (features @ means.T).std()  # sure enough for methods that wait for sure answers
+        head.weight.copy_(scale * means)
+        head.bias.copy_(-scale * (means @ features.mean(0)))
+    return net.eval()
+
+
+def toy_adaptation(
+    adapter: str | type[Adapter],
+    stream: ShiftStream,
+    run_dir: Path,
+    *,
+    hyperparameters: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> AdaptationRun:
+    """A short run, ready to be executed; ``options`` are those of ``cil.engine.adaptation.AdaptationRun``."""
+    kind = find(adapter) if isinstance(adapter, str) else adapter
+    given = {**kind.toy, **(hyperparameters or {})}
+    defaults: dict[str, Any] = {
+        "recipe": Recipe(epochs=1, batch_size=16, log_every=1, optimizer=partial(torch.optim.SGD, lr=0.01)),
+        "batch_size": BATCH,
+    }
+    return AdaptationRun(
+        stream=stream,
+        make_adapter=lambda source: kind(source, **given),
+        make_source=partial(toy_source, stream, model=kind.toy_model),
+        run_dir=run_dir,
+        identity={"kind": "adaptation", "adapter": kind.__name__, "stream": stream.fingerprint, "options": given},
+        name=kind.__name__,
+        **{**defaults, **options},
+    )
