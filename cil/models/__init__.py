@@ -18,6 +18,7 @@ from cil.models.registry import build_backbone, names, register_model
 from cil.models.reparameterised import ParallelAdapters, adaptable
 from cil.models.timm_zoo import TimmBackbone, timm_backbone
 from cil.models.weights import load_weights, save_weights
+from cil.models.wide_resnets import WideResNet
 
 __all__ = [
     "AggregatedBackbone",
@@ -40,6 +41,7 @@ __all__ = [
     "SmallConvNet",
     "TaskTokenNet",
     "TimmBackbone",
+    "WideResNet",
     "adaptable",
     "build_backbone",
     "count_parameters",

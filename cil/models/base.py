@@ -26,7 +26,10 @@ class Backbone(nn.Module):
         feature_dim: D, length of a feature.
         survey_parameters: Learnable parameters that the survey charges for one backbone (Zhou et al. 2024, section on
             memory-aligned comparison): all of the backbone, no classifier, no batch-norm statistics.
+        signed: Whether features have both signs, as cosine heads want them; None where that is not known.
     """
+
+    signed: bool | None = None
 
     def __init__(
         self, stem: nn.Module, stages: Iterable[nn.Module], feature_dim: int, survey_parameters: int | None = None

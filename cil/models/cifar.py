@@ -54,6 +54,7 @@ class CifarResNet(Backbone):
         extra = sum(count_parameters(block.downsample) for block in first_blocks) if cosine else 0
         charged = count_parameters(stem) + sum(map(count_parameters, stages)) - extra
         super().__init__(stem, stages, 4 * width, charged)
+        self.signed = cosine
         he_normal(self)
 
 

@@ -29,6 +29,8 @@ class ConvNet2(Backbone):
         1,920 of them before MEMO's cut.
     """
 
+    signed = False
+
     def __init__(self, in_channels: int = 3) -> None:
         super().__init__(nn.Identity(), [_block(in_channels, 64), _block(64, 64)], feature_dim=64)
 
@@ -40,6 +42,8 @@ class ConvNet4(Backbone):
         As ``ConvNet2``, smallest ImageNet budget: 906,240 parameters, 314,880 of them before MEMO's cut.
     """
 
+    signed = False
+
     def __init__(self, in_channels: int = 3) -> None:
         first = _block(in_channels, 128, kernel=7, stride=2)
         super().__init__(nn.Identity(), [first, _block(128, 128), _block(128, 128), _block(128, 512)], feature_dim=512)
@@ -47,6 +51,8 @@ class ConvNet4(Backbone):
 
 class SmallConvNet(Backbone):
     """Two blocks of 16 and 32 channels, about 5,000 parameters, for images from 8x8; D = 32. Not in the survey."""
+
+    signed = False
 
     def __init__(self, in_channels: int = 3) -> None:
         super().__init__(nn.Identity(), [_block(in_channels, 16), _block(16, 32)], feature_dim=32)

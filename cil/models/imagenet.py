@@ -43,6 +43,7 @@ class ImageNetResNet(Backbone):
         block = Bottleneck if bottleneck else BasicBlock
         stages = make_stages(block, counts, 64, 64, "conv", signed=cosine)
         super().__init__(_stem(stem, in_channels), stages, 512 * block.expansion)
+        self.signed = cosine
         he_normal(self)
 
 

@@ -56,7 +56,8 @@ class PromptPool(nn.Module):
             majority: Give all images the K prompts that most of them would choose. What an image is given then depends
                 on the others in its batch, so it is for training alone.
         """
-        with torch.autocast(queries.device.type, enabled=False):  # half precision would choose others
+        kind = "cpu" if queries.is_meta else queries.device.type  # on meta nothing is cast
+        with torch.autocast(kind, enabled=False):  # half precision would choose others
             similarities = F.normalize(queries.float(), dim=1) @ F.normalize(self.keys, dim=1).T  # (N, M)
         chosen = _first(similarities, self.top)
         if majority:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cil.errors import ConfigError
 from cil.models.base import count_parameters, drop_counters
-from cil.models.weights import load_strictly, read_weights
+from cil.models.weights import file_mark, load_strictly, read_weights
 
 HUB_SECONDS = 10.0  # to answer at all, before the hub is taken to be out of reach
 
@@ -110,6 +110,7 @@ def _load(model: nn.Module, path: Path) -> None:
     """Load a file in timm's layout: converted by timm where the image size differs, without classifier, strictly."""
     from timm.models import adapt_input_conv
 
+    mark = file_mark(path)
     tensors, _ = read_weights(path)
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
@@ -122,6 +123,7 @@ def _load(model: nn.Module, path: Path) -> None:
         if name in body and body[name].shape[1] != channels:
             body[name] = adapt_input_conv(channels, body[name])
     load_strictly(model, body, path)
+    model.loaded_from = mark  # type: ignore[assignment]
 
 
 def _layers(model: Any, role: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -29,11 +30,13 @@ def load_weights(backbone: nn.Module, path: str | Path) -> None:
     """
     if next(backbone.parameters()).is_meta:
         return
+    mark = file_mark(path)
     tensors, padding = read_weights(path)
     if isinstance(backbone, Backbone) and "layer1.0.conv1.weight" in tensors:
         tensors = _renamed(tensors)
         padding = padding or "centre"
     load_strictly(backbone, tensors, path, padding)
+    backbone.loaded_from = mark  # type: ignore[assignment]
 
 
 def save_weights(backbone: nn.Module, path: str | Path) -> None:
@@ -47,13 +50,31 @@ def save_weights(backbone: nn.Module, path: str | Path) -> None:
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
     """Tensors of a file by name, without ``module.`` and batch counters; and the padding it states, or ''.
 
+    The file that was read last is not read again until it changes. The tensors are not to be written to.
+
     Raises:
         ConfigError: if there is no such file, or it holds more than plain tensors.
+    """
+    tensors, padding = _read(file_mark(path))
+    return dict(tensors), padding
+
+
+def file_mark(path: str | Path) -> tuple[str, int, int]:
+    """What tells one content of a weights file from another: path, time of the last change in ns, bytes.
+
+    Raises:
+        ConfigError: if there is no such file.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no weights at {path}; model.weights is null, hub (timm models) or the path of a file")
-    padding = ""
+    about = path.stat()
+    return str(path.resolve()), about.st_mtime_ns, about.st_size
+
+
+@lru_cache(maxsize=1)
+def _read(mark: tuple[str, int, int]) -> tuple[dict[str, Tensor], str]:
+    path, padding = Path(mark[0]), ""
     try:
         if path.suffix == ".safetensors":
             from safetensors import safe_open

@@ -1,0 +1,30 @@
+"""Test-time adaptation: its contract, and one file for each method."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from cil.adapt.base import Adapter, Source
+from cil.adapt.registry import find, register
+
+__all__ = ["Adapter", "Source", "built_in", "find", "load_built_in", "names", "register"]
+
+_NOT_METHODS = {"__init__", "base", "parts", "registry"}
+
+
+def built_in() -> list[str]:
+    """Names of the adapters that ship here: one file each."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _NOT_METHODS)
+
+
+def names() -> list[str]:
+    """All names, those of plugins too."""
+    return sorted({*built_in(), *(point.name for point in entry_points(group="cil.adapters"))})
+
+
+def load_built_in(name: str) -> None:
+    """Import the file of a built-in adapter, which registers it."""
+    if name in built_in():
+        importlib.import_module(f"cil.adapt.{name}")

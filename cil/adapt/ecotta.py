@@ -1,0 +1,253 @@
+"""EcoTTA: meta networks beside a frozen network, adapted by entropy and held to the frozen maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cil.adapt.base import Adapter, Source
+from cil.adapt.parts import CarriedOptimizer, by_classes, entropy, gradients, one_of, within
+from cil.adapt.parts.colours import colour_views
+from cil.adapt.registry import register
+from cil.contract import Phase
+from cil.data import Batch, Samples
+from cil.models import freeze
+from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks, cut
+
+BN_MODES = ("batch", "mixed", "source")
+UPDATES = ("two_step", "joint")
+REDUCTIONS = ("mean", "sum_per_sample")
+PREDICTIONS = ("pass2", "pre_update", "post_update")
+SCHEDULES = ("multistep", "cosine")
+
+
+@register("ecotta")
+class EcoTTA(Adapter):
+    """Memory-efficient continual adaptation: only small meta networks learn, and little is kept for the way back.
+
+    x~_k = BN_k(x_k) + ReLU(BN'_k(Conv_k(x~_{k-1}))), where x_k = F_k(x~_{k-1}) is a part of the frozen network. The
+    source network never changes, its batch-norm statistics included; where the source names public weights, it is
+    carried as a reference. Before it is deployed the meta networks are warmed up on source data.
+
+    Args:
+        parts: K, into how many parts the network is cut (``cil.models.meta.partition``), or the blocks of each part.
+        kernel: Of the meta networks' convolutions; None: 1 beside bottlenecks (ResNet-50), else 3.
+        regularisation: lambda, weight of the distance to the frozen maps; 0 leaves its pass out.
+        threshold: H0 / ln K: only predictions of less entropy count.
+        lr, momentum: Of SGD without decay. The momentum is carried, and charged.
+        update: ``two_step``: a step on the regularisation, then a second forward pass and a step on the entropy; both
+            share the momentum. ``joint``: one pass, one step on their sum.
+        reg_reduction: ``mean`` over all elements of a map, or ``sum_per_sample``: the L1 norm of each image's map,
+            averaged over the batch.
+        reg_detach_input: Whether the regularisation of group k reaches meta network k alone.
+        predict_from: ``pass2``: the answer is what the entropy pass computes, before its step; ``pre_update``: before
+            any step; ``post_update``: after all, by one more pass. Of ``joint`` the first two are the same.
+        grad_path: How the entropy's gradient passes frozen parts: ``full``, ``lean``, ``stop``; see
+            ``cil.models.meta.GroupedNet``.
+        mask_bits: 1 or 8, of ReLU masks in ``lean``.
+        bn_mode: Statistics that all batch norms use: ``batch``, ``source``, or ``mixed``: (1 - alpha) source + alpha
+            batch. Those of the meta networks' source are what warm-up leaves.
+        alpha: Of ``mixed``.
+        warmup_epochs, warmup_batch_size, warmup_schedule: None: 10, 64, ``multistep`` (a linear rise over the first
+            epoch; times 0.2 at 30, 60 and 80 % of the epochs); for about 1000 classes 3, 256, ``cosine``.
+        warmup_lr: Of SGD without decay.
+        warmup_augment: Colours, blur and grey, as published.
+
+    Raises:
+        ConfigError: for a value out of range, or a network that is not made of residual blocks.
+
+    Source:
+        Song, Lee, Kweon, Choi, CVPR 2023, arXiv:2303.01904, equations by number; lambda and the rest of the settings as
+        in section 4 there and in its public reimplementation, whose lambda is 0.25.
+        Departures from the latter: running statistics stay as they are at test time (it lets those of frozen layers
+        drift); no step at all where no prediction is sure (there the momentum still moves the weights); kernel 1 and
+        parts 4, 4, 4, 4 for ResNet-50, which alone give the megabytes reported; ``lean`` gradients in place of ``full``
+        ones; the rise of the learning rate acts on gradients.
+    """
+
+    needs_source: ClassVar[bool] = True
+    toy: ClassVar[Mapping[str, Any]] = {"parts": 2, "warmup_epochs": 1, "warmup_batch_size": 16}
+    toy_model: ClassVar[Mapping[str, Any]] = {"name": "resnet14", "options": {"width": 4}}
+    meta: MetaNetworks
+    optimizer: CarriedOptimizer
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        parts: int | Sequence[int] = 4,
+        kernel: int | None = None,
+        regularisation: float = 0.5,
+        threshold: float = 0.4,
+        lr: float = 5e-3,
+        momentum: float = 0.9,
+        update: str = "two_step",
+        reg_reduction: str = "mean",
+        reg_detach_input: bool = True,
+        predict_from: str = "pass2",
+        grad_path: str = "lean",
+        mask_bits: int = 1,
+        bn_mode: str = "batch",
+        alpha: float = 0.1,
+        warmup_epochs: int | None = None,
+        warmup_batch_size: int | None = None,
+        warmup_lr: float = 5e-2,
+        warmup_schedule: str | None = None,
+        warmup_augment: bool = True,
+    ) -> None:
+        super().__init__(source)
+        within(0, None, "ecotta", regularisation=regularisation, threshold=threshold, lr=lr, warmup_lr=warmup_lr)
+        within(0, 1, "ecotta", momentum=momentum, alpha=alpha)
+        within(0, None, "ecotta", warmup_epochs=warmup_epochs)
+        within(1, None, "ecotta", warmup_batch_size=warmup_batch_size)
+        one_of(UPDATES, "ecotta", update=update)
+        one_of(REDUCTIONS, "ecotta", reg_reduction=reg_reduction)
+        one_of(PREDICTIONS, "ecotta", predict_from=predict_from)
+        one_of(GRAD_PATHS, "ecotta", grad_path=grad_path)
+        one_of((1, 8), "ecotta", mask_bits=mask_bits)
+        one_of(BN_MODES, "ecotta", bn_mode=bn_mode)
+        one_of((None, *SCHEDULES), "ecotta", warmup_schedule=warmup_schedule)
+        self.regularisation, self.bound = regularisation, threshold * math.log(self.num_classes)  # H0, section 3.2
+        self.update, self.reduction, self.local = update, reg_reduction, reg_detach_input
+        self.predict_from = predict_from
+        self.epochs = by_classes(warmup_epochs, self.num_classes, {10: 10, 100: 10, 1000: 3})
+        self.batch_size = by_classes(warmup_batch_size, self.num_classes, {10: 64, 100: 64, 1000: 256})
+        published = {10: "multistep", 100: "multistep", 1000: "cosine"}
+        self.schedule = by_classes(warmup_schedule, self.num_classes, published)
+        self.warmup_lr, self.augment = warmup_lr, warmup_augment
+
+        freeze(self.net)
+        self.keep("net", self.net, kind="parameters", reference=source.reference)
+        cuts = cut(self.net, self.image_shape, parts if isinstance(parts, int) else list(parts))
+        made = MetaNetworks(cuts, kernel, self.generator("meta networks"))
+        self.keep("meta", made.to(next(self.net.parameters()).device), kind="parameters")
+        carried = CarriedOptimizer(list(self.meta.parameters()), "sgd", lr, momentum)
+        self.keep("optimizer", carried, kind="optimizer", lifetime="carried")
+        share = {"batch": 1.0, "mixed": alpha, "source": 0.0}[bn_mode]
+        self.adapted = GroupedNet(self.net, cuts, self.meta, grad_path, share, packed=mask_bits == 1)
+        self.warmed = GroupedNet(self.net, cuts, self.meta, "full")
+
+    # before deployment ----------------------------------------------------------------------------------------------
+
+    def phases(self, source: Samples) -> Iterator[Phase]:
+        """The warm-up: cross-entropy on source data, meta networks alone, statistics of the batch everywhere."""
+        self.meta.reset(self.generator("meta networks"))
+        if self.epochs:
+            steps: dict[str, Any] = {"milestones": (0.3, 0.6, 0.8), "gamma": 0.2}
+            yield Phase(
+                "warmup",
+                source,
+                self._warmup_loss,
+                parameters=list(self.meta.parameters()),
+                main=False,
+                epochs=self.epochs,
+                batch_size=self.batch_size,
+                lr=self.warmup_lr,
+                weight_decay=0.0,
+                **(steps if self.schedule == "multistep" else {"schedule": "cosine"}),
+            )
+
+    def _warmup_loss(self, batch: Batch) -> Tensor:
+        images = batch.images
+        if self.augment:
+            images = colour_views(images, self.generator(f"colours:{self.progress.step}"))
+        return F.cross_entropy(_logits(self.warmed(images)), batch.slots)
+
+    def train_mode(self) -> None:
+        self.meta.train()
+
+    def adjust_gradients(self, batch: Batch) -> None:
+        """The linear rise over the first epoch of the warm-up."""
+        if self.schedule == "multistep" and self.progress.epoch == 0:
+            share = (self.progress.step + 1) * self.progress.epochs / self.progress.steps
+            for parameter in self.meta.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(min(1.0, share))
+
+    def deploy(self, source: Samples | None) -> None:
+        self.meta.eval()
+
+    # at test time ---------------------------------------------------------------------------------------------------
+
+    def adapt_and_predict(self, images: Tensor) -> Tensor:
+        self.meta.eval()
+        scores = self._two_steps(images) if self.update == "two_step" else self._joint_step(images)
+        if self.predict_from == "post_update":
+            with torch.no_grad():
+                scores = _logits(self.adapted(images))
+        return scores.detach()
+
+    def _two_steps(self, images: Tensor) -> Tensor:
+        """Algorithm 1: a step on equation 5's second term, then one on its first."""
+        before = self._regularise(images) if self.regularisation else None
+        logits = _logits(self.adapted(images))
+        uncertainty = self._entropy(logits)
+        if uncertainty is not None:
+            self.optimizer.step(gradients(uncertainty, self.optimizer.tuned))
+        return before if before is not None and self.predict_from == "pre_update" else logits
+
+    def _regularise(self, images: Tensor) -> Tensor:
+        """A step on lambda sum_k L_k; the logits before it.
+
+        With inputs detached each L_k goes backward at once, so that only one group's graph is there at a time.
+        """
+        found: list[Tensor] = []
+        terms: list[Tensor] = []
+
+        def on_group(k: int, adapted: Tensor, frozen: Tensor) -> None:
+            term = self.regularisation * self._distance(adapted, frozen)
+            if self.local:
+                found.extend(gradients(term, list(self.meta[k].parameters())))
+            else:
+                terms.append(term)
+
+        logits = _logits(self.adapted(images, on_group, local=self.local))
+        if not self.local:
+            found = gradients(torch.stack(terms).sum(), self.optimizer.tuned)
+        self.optimizer.step(found)
+        return logits
+
+    def _joint_step(self, images: Tensor) -> Tensor:
+        """One step on L_ent + lambda sum_k L_k, of one forward pass."""
+        pairs: list[tuple[Tensor, Tensor]] = []
+        keep_pairs = (lambda k, adapted, frozen: pairs.append((adapted, frozen))) if self.regularisation else None
+        logits = _logits(self.adapted(images, keep_pairs))
+        uncertainty = self._entropy(logits)
+        terms = [self.regularisation * self._distance(adapted, frozen) for adapted, frozen in pairs]
+        total = [torch.zeros_like(p) for p in self.optimizer.tuned]
+        if terms and self.local:  # asking for phi_k alone stops the gradient of L_k at the group's input
+            parts = [
+                torch.autograd.grad(term, list(meta.parameters()), retain_graph=True)
+                for term, meta in zip(terms, self.meta, strict=True)
+            ]
+            total = [gradient for part in parts for gradient in part]
+            terms = []
+        terms += [] if uncertainty is None else [uncertainty]
+        if terms:
+            rest = gradients(torch.stack(terms).sum(), self.optimizer.tuned)
+            total = [one + other for one, other in zip(total, rest, strict=True)]
+        if terms or pairs:
+            self.optimizer.step(total)
+        return logits
+
+    def _entropy(self, logits: Tensor) -> Tensor | None:
+        """L_ent, equation 3: the mean entropy of sure predictions; None where there is none."""
+        each = entropy(logits)  # (N,)
+        sure = (each.detach() < self.bound).to(each.dtype)
+        if not each.is_meta and not bool(sure.any()):  # on meta, where there are no values, as if all were sure
+            return None
+        return (each * sure).sum() / sure.sum()
+
+    def _distance(self, adapted: Tensor, frozen: Tensor) -> Tensor:
+        """L_k, equation 4: |x~_k - x_k|, the frozen map held fast."""
+        apart = (adapted - frozen.detach()).abs()
+        return apart.mean() if self.reduction == "mean" else apart.flatten(1).sum(1).mean()
+
+
+def _logits(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output.logits  # type: ignore[no-any-return]

@@ -1,0 +1,28 @@
+"""Entropy and cross-entropy of predictions, in nats; and gradients that leave nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """H(p) of each row, p = softmax: (N, K) to (N,), in [0, ln K].
+
+    >>> [round(value, 4) for value in entropy(torch.tensor([[0.0, 0.0], [50.0, 0.0]])).tolist()]
+    [0.6931, 0.0]
+    """
+    return cross_entropy(logits, logits)
+
+
+def cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
+    """-sum_k softmax(target)_k log softmax(logits)_k of each row: (N, K) twice to (N,)."""
+    return -(target.float().softmax(1) * logits.float().log_softmax(1)).sum(1)
+
+
+def gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Of a loss for parameters, zeros for what it does not depend on; no ``grad`` is filled."""
+    found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]

@@ -1,0 +1,155 @@
+"""Normalisation layers: which of their values are trained, and where their statistics come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cil.errors import ConfigError
+from cil.models import Backbone
+
+NORMS = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+
+
+def train_norms(net: nn.Module, adapter: str, leave: Collection[nn.Module] = ()) -> list[nn.Parameter]:
+    """Freeze a network, in place and in evaluation mode, but for gamma and beta of its norm layers.
+
+    Args:
+        net: Any network; ``BatchNorm2d``, ``LayerNorm`` and ``GroupNorm`` count as norm layers.
+        adapter: Name of the method, for the message.
+        leave: Norm layers inside these modules stay frozen too.
+
+    Returns:
+        What is trained, in order of the network's modules.
+
+    Raises:
+        ConfigError: where nothing would be trained.
+    """
+    frozen(net)
+    left = {layer for module in leave for layer in module.modules()}
+    layers: list[Any] = [layer for layer in net.modules() if isinstance(layer, NORMS) and layer not in left]
+    trained = [value for layer in layers for value in (layer.weight, layer.bias) if value is not None]
+    if not trained:
+        raise ConfigError(
+            f"{adapter} trains gamma and beta of norm layers, and of this {type(net).__name__} none would be trained; "
+            f"choose a network with batch, layer or group norm (model.name)"
+        )
+    for value in trained:
+        value.requires_grad_(True)
+    return trained
+
+
+def frozen(net: nn.Module) -> nn.Module:
+    """No gradients and evaluation mode, in place; a later call may change either."""
+    set_mode(net, training=False)
+    return net.requires_grad_(False)
+
+
+def set_mode(net: nn.Module, training: bool) -> None:
+    """Training or evaluation mode of every layer, also of networks that were frozen for good."""
+    for layer in net.modules():
+        layer.training = training
+
+
+def use_batch_statistics(net: nn.Module) -> nn.Module:
+    """Remove the statistics of all ``BatchNorm2d``, in place: in any mode, those of the batch are used."""
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+            layer.track_running_stats = False
+    return net
+
+
+class MixedNorm2d(nn.Module):
+    """A batch norm whose statistics are (1 - share) stored + share those of the batch, variances biased.
+
+    State dicts are those of the batch norm that it stands for, without counter.
+
+    Args:
+        norm: Gives gamma, beta, epsilon and the stored statistics; an activation that it has built in (timm) is
+            applied as before.
+        share: Of the batch, in [0, 1].
+        follow: False: the mixture is used in any mode, and what is stored stays. True: in training mode the mixture is
+            used and stored; in evaluation mode what is stored is used.
+
+    Raises:
+        ConfigError: where the norm stores no statistics.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d, share: float, follow: bool = False) -> None:
+        super().__init__()
+        if norm.running_mean is None or norm.running_var is None:
+            raise ConfigError("a batch norm without stored statistics has nothing to mix with the batch's (model.name)")
+        self.weight, self.bias = norm.weight, norm.bias
+        self.register_buffer("running_mean", norm.running_mean)
+        self.register_buffer("running_var", norm.running_var)
+        self.eps, self.share, self.follow = norm.eps, share, follow
+        self.after = nn.Sequential(*(getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
+        mean, var = self.running_mean, self.running_var
+        if self.training or not self.follow:
+            batch_var, batch_mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+            mean = (1 - self.share) * mean + self.share * batch_mean
+            var = (1 - self.share) * var + self.share * batch_var
+            if self.follow:
+                self.running_mean.copy_(mean.detach())
+                self.running_var.copy_(var.detach())
+        scale = torch.rsqrt(var + self.eps)
+        scale = scale if self.weight is None else scale * self.weight
+        shift = -mean * scale
+        shift = shift if self.bias is None else shift + self.bias
+        return self.after((x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).to(x.dtype))
+
+
+def replace_batch_norms(net: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> list[nn.Module]:
+    """Put ``make(layer)`` in the place of each ``BatchNorm2d`` inside a network; the new layers, in order."""
+    names = [name for name, layer in net.named_modules(remove_duplicate=False) if isinstance(layer, nn.BatchNorm2d)]
+    made = []
+    for name in names:
+        layer: Any = net.get_submodule(name)
+        made.append(make(layer))
+        net.set_submodule(name, made[-1])
+    return made
+
+
+def late_layers(net: nn.Module, adapter: str) -> list[nn.Module]:
+    """The layers near the output: the last stage and what follows it, by the network's own make.
+
+    * a ``Backbone`` of this package: ``stages[-1]``, and whatever it has beside stem and stages;
+    * torchvision's and timm's ResNets: ``layer4``; other convolutional nets of timm: the last of ``stages``;
+    * transformers (``blocks``): the last quarter of the blocks (9 to 11 of 12), and the norms after them.
+
+    Raises:
+        ConfigError: where the network is none of these.
+    """
+    found = _late(net)
+    if not found:
+        raise ConfigError(
+            f"{adapter} leaves the last stage as it is, and which that is in this {type(net).__name__} is not known; "
+            f"name its modules in adapter.leave ([] trains all norm layers)"
+        )
+    return found
+
+
+def _late(part: nn.Module) -> list[nn.Module]:
+    children = dict(part.named_children())
+    blocks = list(children.get("blocks", nn.Identity()).children())
+    if isinstance(part, Backbone):
+        return [part.stages[-1], *(child for name, child in children.items() if name not in ("stem", "stages"))]
+    if "layer4" in children:
+        return [children["layer4"]]
+    if "stages" in children:
+        return list(children["stages"].children())[-1:]
+    if blocks:
+        return blocks[-max(1, len(blocks) // 4) :] + [
+            children[name] for name in ("norm", "fc_norm") if name in children
+        ]
+    return [layer for child in children.values() for layer in _late(child)]

@@ -1,0 +1,272 @@
+"""From objects to an adaptation run: a trained network, an adapter, a stream of shifting test images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cil.adapt import Adapter, Source, find
+from cil.api import networks, safe_name, source_digest, versions_of, weights_digest
+from cil.engine.adaptation import AdaptationRun
+from cil.engine.recipe import Recipe
+from cil.engine.runtime import Runtime
+from cil.errors import ConfigError, StreamError
+from cil.models import GrowingNet
+from cil.models.classifier import load_classifier
+from cil.strategies import Strategy
+from cil.streams import Stream
+from cil.streams.shifts import ShiftStream
+from cil.targets import check_arguments, described
+from cil.tracking import Record, identity_hash
+from cil.trained import Trained, load
+
+MakeAdapter = Callable[..., Adapter]
+
+
+def adapt_to(
+    stream: ShiftStream,
+    adapter: str | type[Adapter] | MakeAdapter,
+    source: str | Path | Mapping[str, Any],
+    *,
+    batch_size: int = 200,
+    **options: Any,
+) -> Record:
+    """Let an adapter meet a stream of shifting test images. Calling it again goes on with the run, or finds it done.
+
+    Args:
+        stream: What is met.
+        adapter: A name, a class, or a ``functools.partial`` of one with its hyperparameters.
+        source: The directory of a finished run; or what ``load_classifier`` takes, as a mapping: ``name``, ``weights``,
+            ``mean``, ``std``...
+        batch_size: Images a batch.
+        options: ``clean``, ``recipe``, ``seed``, ``run_dir``, ``device``, ``precision``, ``threads``, ``loggers``,
+            ``progress`` and whatever else ``plan_adaptation`` takes.
+
+    Returns:
+        The record: ``record.results["mean_error"]``, ``record.results["domain_errors"]``...
+
+    Raises:
+        CilError: what is wrong in one line, before anything is done where it can be known then.
+
+    >>> adapt_to(stream, "tent", {"name": "resnet20", "weights": "net.safetensors"})  # doctest: +SKIP
+    """
+    check_arguments(plan_adaptation, options, "")
+    return plan_adaptation(stream, adapter, source, batch_size=batch_size, **options).execute()
+
+
+def plan_adaptation(
+    stream: ShiftStream,
+    adapter: str | type[Adapter] | MakeAdapter,
+    source: str | Path | Mapping[str, Any],
+    *,
+    batch_size: int = 200,
+    clean: bool = False,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    root: str | Path = "runs",
+    device: str = "auto",
+    precision: str = "fp32",
+    threads: int | None = None,
+    loggers: Any = (),
+    progress: bool = False,
+    keep: str = "last",
+    boundary: str = "inline",
+    group: str | None = None,
+    name: str | None = None,
+    facts: Mapping[str, Any] | None = None,
+    admit: Callable[[Adapter, tuple[int, ...]], None] | None = None,
+) -> AdaptationRun:
+    """Put an adaptation run together, without executing it.
+
+    Args:
+        clean: Also measure the error on the stream's clean images, before and after.
+        recipe: How adapters that read source data are trained on it; the default of ``cil.Recipe`` if left out.
+        run_dir: Where the record is; by default a folder under ``root`` that is named by the identity of the run.
+        name: Of the adapter in tables; by default the name it was asked for by, or that of its class.
+        facts: What the identity says in place of what is read off the objects (``config``).
+        admit: See ``cil.engine.adaptation.AdaptationRun``.
+        others: See ``adapt_to`` and ``cil.api.plan``.
+
+    Raises:
+        ConfigError: where adapter, source and stream do not go together.
+    """
+    if not isinstance(stream, ShiftStream):
+        given, what = getattr(stream, "name", "stream"), type(stream).__name__
+        what = "class-incremental" if isinstance(stream, Stream) else f"a {what}"
+        raise ConfigError(
+            f"an adapter meets images that shift; '{given}' is {what}: choose a stream of that kind, as in "
+            f"stream=cifar10_corrupted"
+        )
+    make = find(adapter) if isinstance(adapter, str) else adapter
+    kind: Any = make.func if isinstance(make, partial) else make
+    if isinstance(make, partial):
+        check_arguments(kind, make.keywords, "adapter")
+    recipe = recipe or Recipe()
+    runtime = Runtime(device, precision, threads or torch.get_num_threads())
+    sources: Weights | Finished
+    sources = Weights(source, stream) if isinstance(source, Mapping) else Finished(source, stream)
+    name = name or (adapter if isinstance(adapter, str) else str(getattr(kind, "name", kind.__name__)))
+    facts = dict(facts or {})
+    config = facts.pop("config", None) or {
+        "adapter": described(make if isinstance(make, partial) else kind),
+        "adaptation": {"batch_size": batch_size, "clean": clean},
+        **({"trainer": described(recipe)} if getattr(kind, "needs_source", False) else {}),
+        "seed": seed,
+    }
+    identity = {
+        "kind": "adaptation",
+        "config": config,
+        "adapter": name,
+        "seed": seed,
+        "source": sources.description,
+        "stream": stream.description(),
+        "batch_size": batch_size,
+        "device": runtime.device,
+        "threads": runtime.threads,
+        "precision": runtime.precision,
+        "versions": versions_of(kind, sources.model),
+        "code": source_digest(kind),
+        **facts,
+    }
+    identity["config_hash"] = identity_hash(config)
+    if run_dir is None:
+        folder = f"{name}-on-{sources.name}-s{seed}-{identity_hash(identity)}"
+        run_dir = Path(root) / safe_name(stream.name) / safe_name(folder)
+    return AdaptationRun(
+        stream=stream,
+        make_adapter=make,
+        make_source=sources,
+        recipe=recipe,
+        run_dir=Path(run_dir),
+        identity=identity,
+        name=name,
+        columns=sources.columns,
+        runtime=runtime,
+        seed=seed,
+        loggers=loggers,
+        progress=progress,
+        keep=keep,
+        boundary=boundary,
+        batch_size=batch_size,
+        clean=clean,
+        group=group,
+        admit=admit,
+    )
+
+
+class Weights:
+    """Trained networks from a file, one copy for each call.
+
+    Args:
+        model: What ``load_classifier`` takes.
+        stream: Whose classes, by slot, are the outputs of the network in order.
+
+    Raises:
+        ConfigError: where the file is missing or does not fit.
+    """
+
+    columns: Tensor | None = None
+
+    def __init__(self, model: Mapping[str, Any], stream: ShiftStream) -> None:
+        check_arguments(networks, model, "model")
+        if not model.get("name"):
+            raise ConfigError("model.name is missing; see cil list models")
+        if not model.get("weights"):
+            raise ConfigError(
+                "an adapter needs a trained network: give model.weights=FILE, or source=RUN_DIR of a finished run"
+            )
+        self.model = str(model["name"])
+        self.name = self.model if model["weights"] == "hub" else Path(str(model["weights"])).stem
+        self._shape = stream.image_shape
+        self._net = load_classifier(**{"image_shape": stream.image_shape, **model})
+        said = {key: value for key, value in model.items() if key != "weights"}
+        self.description = {"kind": "weights", "name": self.name, **said, **weights_digest(str(model["weights"]))}
+
+    def __call__(self, device: torch.device) -> Source:
+        net = deepcopy(self._net).to(device)
+        return Source(net, net.num_classes, self._shape, self.name)
+
+
+class Finished:
+    """What a finished run learned, loaded anew for each call.
+
+    Args:
+        run_dir: Of a run of any strategy.
+        stream: Of the same classes; their order may differ.
+
+    Attributes:
+        columns: (K,) slot of the run for each class of the stream.
+
+    Raises:
+        CilError: where there is no such run, or it knows other classes.
+    """
+
+    def __init__(self, run_dir: str | Path, stream: ShiftStream) -> None:
+        record = Record.load(run_dir)
+        if record.status != "finished":
+            raise ConfigError(f"source={run_dir} is {record.status}; it must be a run that has finished")
+        self._run_dir, self._shape = Path(run_dir), stream.image_shape
+        trained = load(run_dir)
+        known, asked = trained.classes, list(stream.classes)
+        if sorted(known) != sorted(asked):
+            odd = sorted(set(known) ^ set(asked))[:3]
+            raise StreamError(
+                f"source={run_dir} knows {len(known)} classes, stream '{stream.name}' has {len(asked)}; they must be "
+                f"the same, and differ in {', '.join(odd)}"
+            )
+        shape = tuple(record.identity["stream"]["image_shape"])
+        if shape != tuple(stream.image_shape):
+            raise StreamError(f"source={run_dir} takes images {shape}; stream '{stream.name}' has {stream.image_shape}")
+        columns = [known.index(name) for name in asked]
+        self.columns = None if columns == list(range(len(columns))) else torch.tensor(columns)
+        identity = record.identity
+        self.name = f"{identity['stream']['name']}_{identity['strategy']}"
+        self.model = str(identity.get("networks", {}).get("name", ""))
+        digest = hashlib.sha256()
+        for key, tensor in sorted(trained.learner.state().tensors.items()):
+            values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            digest.update(key.encode() + values.tobytes())
+        self.description = {
+            "kind": "run",
+            "name": self.name,
+            "strategy": identity["strategy"],
+            "stream": identity["stream"]["name"],
+            "identity": identity_hash(identity),
+            "state_sha256": digest.hexdigest(),
+        }
+
+    def __call__(self, device: torch.device) -> Source:
+        trained = load(self._run_dir, device=str(device))
+        learner = trained.learner
+        plain = type(learner).predict is Strategy.predict and isinstance(learner.net, GrowingNet)
+        net = learner.net.eval() if plain else Learned(trained)
+        return Source(net, learner.num_classes, self._shape, self.name)
+
+
+class Learned(nn.Module):
+    """What a finished learner answers by, as a network: gradients flow through its ``predict``.
+
+    Its modules are submodules, and the tensors that it holds (class means, say) are buffers, so that all of them are
+    carried and charged. Rehearsal memories are not: nothing is learned from them any more.
+    """
+
+    def __init__(self, trained: Trained) -> None:
+        super().__init__()
+        self.trained = trained
+        for name, value in trained.learner.held().items():
+            held = {name: value} if isinstance(value, Tensor) else value if isinstance(value, dict) else {}
+            for key, tensor in held.items():
+                if isinstance(tensor, Tensor):  # the same tensor: what is loaded here is loaded there
+                    self.register_buffer(f"held_{name}_{key}".replace(".", "_"), tensor)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores (N, K) of images (N, C, H, W) in [0, 1]."""
+        return self.trained(images)

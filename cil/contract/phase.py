@@ -1,0 +1,83 @@
+"""What a strategy hands to the engine, and what the engine lends it: phases, progress, the desk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cil.data import Augment, Batch, Samples
+from cil.memory import Flops
+
+Loss = Callable[[Batch], "Tensor | Mapping[str, Tensor]"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training that the engine runs: data, loss, and what differs from the configured recipe.
+
+    Attributes:
+        name: For logs and snapshots.
+        data: What is drawn from. A mapping gives several streams; the first one sets the number of steps, and the
+            others are reachable by name in the batch (``batch.memory``).
+        loss: Batch to a scalar, or to named terms that are summed and logged.
+        parameters: What is optimised (parameters or groups); all that require a gradient where left out.
+        main: Whether ``trainer.epochs`` sets its length; a second stage says its own ``epochs``.
+        fresh: Whether it trains from fresh weights, so that what ``trainer.first`` says holds; None: in the first
+            experience.
+        epochs, batch_size: In place of the recipe's; epochs below 1 are a share of the recipe's.
+        lr, weight_decay: In place of the optimizer's.
+        milestones: In place of the schedule's: the learning rate is divided by ten at these epochs (below 1: shares).
+        gamma: At milestones, in place of one tenth.
+        schedule: In place of the configured one: ``constant`` or ``cosine``.
+        train_mode: Puts modules into training mode at the start of the phase; ``Strategy.train_mode`` if left out.
+    """
+
+    name: str
+    data: Samples | Mapping[str, Samples]
+    loss: Loss
+    parameters: Sequence[Any] | None = None
+    main: bool = True
+    fresh: bool | None = None
+    epochs: float | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    milestones: Sequence[float] | None = None
+    gamma: float | None = None
+    schedule: Literal["constant", "cosine"] | None = None
+    train_mode: Callable[[], None] | None = None
+
+
+@dataclass
+class Progress:
+    """Where training stands, for losses that need it."""
+
+    epoch: int = 0
+    epochs: int = 1
+    step: int = 0
+    steps: int = 1
+
+    @property
+    def share(self) -> float:
+        """Share of the phase that is done, in [0, 1]."""
+        return self.step / max(1, self.steps)
+
+
+@dataclass
+class Desk:
+    """What the engine lends a learner: its device, keyed generators, gradients, augmentation. Not carried.
+
+    Attributes:
+        flops: Counts, by ``with desk.flops.counting()``, work inside a step that is not the same at every step, as a
+            pass over all images now and then: it is billed once as it is, not as a share of each image.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    generator: Callable[[str], torch.Generator] = lambda purpose: torch.Generator().manual_seed(0)
+    backward: Callable[[Tensor], None] = lambda loss: loss.backward()
+    augment: Augment = field(default_factory=Augment)
+    flops: Flops = field(default_factory=Flops)

@@ -1,0 +1,46 @@
+"""Every adapter keeps the contract, and every cheat is caught by the rule that it breaks."""
+
+from __future__ import annotations
+
+import pytest
+from adapter_cheats import CASES, GLOBAL, Case, Honest, RemembersAcrossAReset
+
+from cil import adapt, testing
+from cil.errors import ContractError
+from cil.testing import AdapterSubject, check_adapter
+
+SUBJECTS = {name: AdapterSubject(name) for name in adapt.built_in()}  # they keep one run for several rules
+RULES = {check.__name__: check for check in testing.ADAPTER_CHECKS}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_from_before(monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+    GLOBAL.clear()
+    RemembersAcrossAReset.stash.clear()
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", adapt.built_in())
+def test_every_adapter_keeps_every_rule(name, rule):
+    RULES[rule](SUBJECTS[name])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.cheat.__name__}-{case.rule}")
+def test_each_cheat_is_caught_and_named(case: Case):
+    (outcome,) = testing.outcomes(AdapterSubject(case.cheat), [RULES[case.rule]])
+    assert outcome.error is not None, f"{case.rule} did not see {case.cheat.__doc__}"
+    assert case.says in outcome.error
+
+
+def test_every_rule_has_a_cheat():
+    assert {case.rule for case in CASES} == set(RULES)
+
+
+def test_an_honest_plugin_passes_all():
+    check_adapter(Honest)
+
+
+def test_the_error_names_the_rules_that_are_broken():
+    with pytest.raises(ContractError, match=r"PeeksAtTheLabels breaks 1 rule.*labels_and_domains_are_not_looked_at"):
+        check_adapter(next(case.cheat for case in CASES if case.cheat.__name__ == "PeeksAtTheLabels"))
