@@ -1,10 +1,13 @@
 """What the framework costs beside the arithmetic: pairs of runs, by hand and in the framework, in one process.
 
     python benchmarks/overhead.py --net resnet32 --precision fp32 bf16 --pairs 5
+    python benchmarks/overhead.py --net resnet32 --precision bf16 --epochs 8 --apart
     python benchmarks/overhead.py --net smallconv --parts
 
 Each pair trains the same amount with ``benchmarks/raw.py`` and with ``cil``, in alternating order, on one thread, and
-compares CPU seconds of the process. Reported: the median ratio, and all ratios. Start from an idle machine.
+compares CPU seconds of the process. Reported: the median ratio, and all ratios. Start from an idle machine. With
+``--apart`` each side has a process of its own, after a warm-up of one epoch, so that neither finds the other's
+allocator and kernel caches.
 """
 
 from __future__ import annotations
@@ -85,26 +88,41 @@ def framework(work: raw.Work, stream: Stream, method: str, net: str, folder: Pat
     ).execute()  # fmt: skip
 
 
-def pairs(net: str, method: str, precision: str, count: int, epochs: int | None) -> tuple[list[float], float]:
-    """Ratios of CPU seconds, framework to raw loop, and the milliseconds of a raw step."""
+def seconds(side: str, net: str, method: str, precision: str, epochs: int | None) -> float:
+    """CPU seconds that one side takes, in this process."""
     work = make_work(net, precision, epochs)
     stream = make_stream(work)
-    ratios, step = [], 0.0
-    for number in range(count + 1):  # the first pair warms up
-        spent = {}
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.process_time()
+        if side == "raw":
+            raw.train(work, method, partial(make_backbone, net))
+        else:
+            framework(work, stream, method, net, Path(folder))
+        return time.process_time() - began
+
+
+def seconds_apart(side: str, net: str, method: str, precision: str, epochs: int | None) -> float:
+    """The same in a fresh process, which warms up first."""
+    given = ["--side", side, "--net", net, "--method", method, "--precision", precision]
+    given += ["--epochs", str(epochs)] if epochs else []
+    done = subprocess.run([sys.executable, __file__, *given], check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def pairs(
+    net: str, method: str, precision: str, count: int, epochs: int | None, apart: bool
+) -> tuple[list[float], float]:
+    """Ratios of CPU seconds, framework to raw loop, and the milliseconds of a raw step."""
+    measure = seconds_apart if apart else seconds
+    ratios, spent = [], {}
+    for number in range(int(apart), count + 1):  # in one process the first pair warms up
         for side in ("raw", "cil") if number % 2 else ("cil", "raw"):
-            with tempfile.TemporaryDirectory() as folder:
-                began = time.process_time()
-                if side == "raw":
-                    raw.train(work, method, partial(make_backbone, net))
-                else:
-                    framework(work, stream, method, net, Path(folder))
-                spent[side] = time.process_time() - began
-        steps = EXPERIENCES * work.epochs * -(-len(work.train[0]) // EXPERIENCES // work.batch_size)
-        step = 1000 * spent["raw"] / steps
+            spent[side] = measure(side, net, method, precision, epochs)
         if number:
             ratios.append(spent["cil"] / spent["raw"])
-    return ratios, step
+    work = make_work(net, precision, epochs)
+    steps = EXPERIENCES * work.epochs * -(-len(work.train[0]) // EXPERIENCES // work.batch_size)
+    return ratios, 1000 * spent["raw"] / steps
 
 
 def parts(net: str) -> None:
@@ -145,12 +163,19 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=None, help="of an experience; short by default: 4 or 16")
     parser.add_argument("--parts", action="store_true")
+    parser.add_argument("--apart", action="store_true", help="each side in a process of its own")
+    parser.add_argument("--side", choices=["raw", "cil"], help="print the CPU seconds of one side only, warmed up")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.side:
+        what = given.side, given.net[0], given.method[0], given.precision[0]
+        seconds(*what, 1)
+        print(seconds(*what, given.epochs))
+        return
     for net in given.net:
         for precision in given.precision:
             for method in given.method:
-                ratios, step = pairs(net, method, precision, given.pairs, given.epochs)
+                ratios, step = pairs(net, method, precision, given.pairs, given.epochs, given.apart)
                 each = " ".join(f"{ratio:.3f}" for ratio in ratios)
                 print(f"{net} {precision} {method:9s} median {statistics.median(ratios):.3f}  [{each}]  "
                       f"raw: {step:.1f} ms a step", flush=True)  # fmt: skip

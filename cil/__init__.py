@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "Adapter": "cil.adapt",
     "Batch": "cil.data",
     "Budget": "cil.memory",
     "CilError": "cil.errors",
@@ -24,8 +25,10 @@ _HOMES = {
     "Recipe": "cil.engine.recipe",
     "Record": "cil.tracking",
     "Samples": "cil.data",
+    "ShiftStream": "cil.streams.shifts",
     "Strategy": "cil.strategies",
     "Stream": "cil.streams",
+    "adapt_to": "cil.adaptation",
     "class_incremental": "cil.streams",
     "evaluate": "cil.trained",
     "load": "cil.trained",
@@ -39,6 +42,8 @@ _HOMES = {
 __all__ = [*_HOMES]
 
 if TYPE_CHECKING:
+    from cil.adapt import Adapter as Adapter
+    from cil.adaptation import adapt_to as adapt_to
     from cil.api import plan as plan
     from cil.api import train as train
     from cil.cli.compose import run as run
@@ -56,6 +61,7 @@ if TYPE_CHECKING:
     from cil.streams import Experience as Experience
     from cil.streams import Stream as Stream
     from cil.streams import class_incremental as class_incremental
+    from cil.streams.shifts import ShiftStream as ShiftStream
     from cil.tracking import Record as Record
     from cil.trained import evaluate as evaluate
     from cil.trained import load as load

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +20,7 @@ from cil.engine.learners import MakeFactory
 from cil.engine.recipe import Recipe
 from cil.engine.run import Run
 from cil.engine.runtime import Runtime
-from cil.errors import ConfigError
+from cil.errors import ConfigError, nearest
 from cil.memory import Budget
 from cil.models import NetFactory, build_backbone
 from cil.strategies import Strategy, find
@@ -28,6 +29,7 @@ from cil.targets import check_arguments, described
 from cil.tracking import Record, identity_hash
 
 MakeStrategy = Callable[..., Strategy]
+_say = logging.getLogger("cil")
 
 
 def train(
@@ -65,8 +67,22 @@ def train(
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
     if lr is not None:
         recipe = replace(recipe, optimizer=partial(recipe.optimizer, lr=lr))
+    _check_options(options)
+    run = plan(strategy, stream, model, budget, recipe=recipe, **options)
+    for note in run.notes():
+        _say.warning(note)
+    return run.execute()
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that ``train`` does not take, and say where they belong."""
+    takes = {name for call in (train, plan) for name in inspect.signature(call).parameters} - {"options"}
+    for name in options.keys() - takes:
+        for key, kind in (("recipe", Recipe), ("budget", Budget)):
+            if name in {item.name for item in fields(kind) if item.name not in _SET_BY_THE_ENGINE}:
+                raise ConfigError(f"unknown key {name}; train takes it as {key}=cil.{kind.__name__}({name}=...)")
+        raise ConfigError(f"unknown key {name}; train has none; {nearest(name, takes)}")
     check_arguments(plan, options, "")
-    return plan(strategy, stream, model, budget, recipe=recipe, **options).execute()
 
 
 def plan(
@@ -125,12 +141,12 @@ def plan(
         "uses_horizon": bool(getattr(kind, "uses_horizon", False)) or budget.reserve == "final",
         "class_order": list(stream.order),
         "stream": stream.description(),
-        "networks": nets | _weights_digest(nets["weights"]),
+        "networks": nets | weights_digest(nets["weights"]),
         "device": runtime.device,
         "threads": runtime.threads,
         "precision": runtime.precision,
-        "versions": _versions(kind, nets["name"]),
-        "code": _source(kind),
+        "versions": versions_of(kind, nets["name"]),
+        "code": source_digest(kind),
         **facts,
     }
     identity["config_hash"] = identity_hash(config)
@@ -192,10 +208,10 @@ def default_run_dir(identity: Mapping[str, Any], root: str | Path = "runs") -> P
         "aligned": f"as-{budget['to']}-{budget['exemplars']}exemplars",
     }[budget["kind"]]
     folder = f"{identity['strategy']}-{size}-s{identity['seed']}-{identity_hash(identity)}"
-    return Path(root) / _safe(identity["stream"]["name"]) / _safe(folder)
+    return Path(root) / safe_name(identity["stream"]["name"]) / safe_name(folder)
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """A name as a file name."""
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
 
@@ -226,13 +242,14 @@ def _terms(budget: Budget) -> dict[str, Any]:
     return {"kind": kind, **held, "at": "end" if len(budget.limits or ()) < 2 else "each", "to": None}
 
 
-def _weights_digest(weights: str | None) -> dict[str, str]:
+def weights_digest(weights: str | None) -> dict[str, str]:
+    """SHA-256 of a weights file, to stand in an identity; nothing where there is no file."""
     if weights is None or not Path(weights).is_file():
         return {}
     return {"weights_sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest()}
 
 
-def _versions(kind: Any, model: str) -> dict[str, str]:
+def versions_of(kind: Any, model: str) -> dict[str, str]:
     """Of what computes: a strategy of another package counts, timm only where it makes the network."""
     packages = ["torch", "numpy", *(["timm"] if str(model).startswith("timm:") else [])]
     own = str(kind.__module__).partition(".")[0]
@@ -250,10 +267,21 @@ def _version(package: str) -> str:
         return "source"
 
 
-_COMPUTE = ("data", "engine", "memory", "metrics", "models", "strategies", "streams")  # rooms that move results
+# rooms that move results
+_COMPUTE = (
+    "adapt",
+    "contract",
+    "data",
+    "engine",
+    "memory",
+    "metrics",
+    "models",
+    "strategies",
+    "streams",
+)  # rooms that move results
 
 
-def _source(kind: Any) -> str:
+def source_digest(kind: Any) -> str:
     """Digest of the source of the strategy and of what computes here: after an edit the same command is another run."""
     files = {path for room in _COMPUTE for path in (Path(__file__).parent / room).rglob("*.py")}
     for base in inspect.getmro(kind) if isinstance(kind, type) else (kind,):

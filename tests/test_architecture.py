@@ -16,15 +16,29 @@ ALLOWED = {
     "metrics": {"errors"},
     "streams": {"data", "errors"},
     "memory": {"data", "errors"},
-    "strategies": {"models", "memory", "streams", "data", "errors"},
+    "contract": {"memory", "data", "errors"},
+    "strategies": {"contract", "models", "memory", "streams", "data", "errors"},
+    "adapt": {"contract", "models", "memory", "streams", "data", "errors"},
     "tracking": {"metrics", "errors"},
-    "engine": {"strategies", "models", "memory", "streams", "data", "metrics", "tracking", "errors"},
+    "engine": {
+        "adapt",
+        "strategies",
+        "contract",
+        "models",
+        "memory",
+        "streams",
+        "data",
+        "metrics",
+        "tracking",
+        "errors",
+    },
     "report": {"tracking", "metrics", "errors"},
 }
 ENGINE_AND_BELOW = {*ALLOWED} - {"report"}
 ALLOWED["testing"] = ENGINE_AND_BELOW
 ALLOWED["api"] = ENGINE_AND_BELOW
 ALLOWED["trained"] = ENGINE_AND_BELOW | {"api"}
+ALLOWED["adaptation"] = ENGINE_AND_BELOW | {"api", "trained"}
 ALLOWED["cli"] = {*ALLOWED}
 HEAVY = {
     "torch",

@@ -49,7 +49,10 @@ class Bills:
         from cil.engine.dryrun import check_bills
         from cil.errors import BudgetExceeded, ConfigError
 
-        run = build(job, progress=False)
+        if job.config.get("adapter"):
+            name = job.choices["adapter"]
+            raise ConfigError(f"cil budget is of strategies; cil run adapter={name} ... --dry-run says what it carries")
+        run: Any = build(job, progress=False)
         try:
             found, over = run.bills(), None
         except ConfigError as error:
@@ -113,7 +116,9 @@ def _words(budget: dict[str, Any]) -> str:
     if budget["kind"] == "exemplars":
         return f"{budget['exemplars']:,} exemplars"
     limits = ", ".join(f"{limit:,}" for limit in budget["limits"])
-    origin = f", those of {budget['to']} with {budget['exemplars']:,} exemplars" if budget["kind"] == "aligned" else ""
+    origin = ""
+    if budget["kind"] == "aligned":
+        origin = f", those of {budget['to']} on {budget['to_model']} with {budget['exemplars']:,} exemplars"
     return f"{limits} bytes ({budget['convention']}){origin}"
 
 

@@ -15,40 +15,54 @@ from torch import nn
 from cil.api import networks, plan
 from cil.cli.compose import Job, compose
 from cil.cli.environment import threads_of
+from cil.engine.adaptation import AdaptationRun
 from cil.engine.dryrun import Bill, dry_run
 from cil.engine.recipe import Recipe
 from cil.engine.run import Run
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.streams import Stream, stream_builder
+from cil.streams.shifts import ShiftStream
 from cil.targets import PARTIAL, TARGET, check_arguments, made, resolve
 
 NOT_IDENTITY = ("run_dir", "data_root", "logger", "progress")
-_streams: dict[str, Stream] = {}
+_streams: dict[str, Stream | ShiftStream] = {}
 _targets: dict[str, list[Bill]] = {}
 
 
-def build(job: Job, *, jobs: int = 1, root: str | Path = "runs", **changes: Any) -> Run:
-    """Build a run.
+def build(
+    job: Job, *, jobs: int = 1, root: str | Path = "runs", stream: Stream | ShiftStream | None = None, **changes: Any
+) -> Run | AdaptationRun:
+    """Build a run, of a strategy or of an adapter.
 
     Args:
         job: The composed configuration.
         jobs: Runs that share the machine; sets the threads of each.
         root: Where the run's folder is made, unless ``run_dir`` says.
-        changes: Of ``cil.api.plan``.
+        stream: In place of the configured one, for a strategy.
+        changes: Of ``cil.api.plan``, or of ``cil.adaptation.plan_adaptation``.
 
     Raises:
         CilError: for whatever is wrong with it, in one line that names the key.
     """
     config = job.config
+    if config.get("adapter"):
+        from cil.cli.adaptation import build_adaptation
+
+        return build_adaptation(job, jobs=jobs, root=root, **changes)
     if config["budget"]["points"]:
         raise ConfigError("budget.points is a list of budgets for cil compare; cil run has one, as budget.exemplars")
     strategy = _strategy(config["strategy"])
-    stream = build_stream(config)
+    stream = stream or build_stream(config)
+    if isinstance(stream, ShiftStream):
+        raise ConfigError(
+            f"stream '{stream.name}' has images that shift and no classes that arrive: choose an adapter for it, as in "
+            f"adapter=tent, or a class-incremental stream for strategy={job.choices['strategy']}"
+        )
     trainer = config["trainer"]
     options: dict[str, Any] = {
         "name": job.choices["strategy"] if ":" not in job.choices["strategy"] else None,
-        "recipe": _recipe(config),
+        "recipe": recipe_of(config),
         "seed": config["seed"],
         "run_dir": config["run_dir"],
         "root": root,
@@ -61,15 +75,17 @@ def build(job: Job, *, jobs: int = 1, root: str | Path = "runs", **changes: Any)
         "boundary": config["boundary"],
         "evaluation_batch": trainer["evaluation_batch"],
     }
-    budget = _budget(config, stream)
+    budget = _budget(job, stream)
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    said = ("kind", "exemplars", "convention", "at", "reserve", "scope", "enforce", "to")
+    said = ("kind", "exemplars", "convention", "at", "reserve", "scope", "enforce", "training_bytes", "to")
     terms = {key: config["budget"][key] for key in said}
+    if config["budget"]["kind"] == "aligned":
+        terms["to_model"] = _target_model(job)["name"]
     facts = {"config": kept, "budget": {**terms, "limits": None if budget.limits is None else list(budget.limits)}}
     return plan(strategy, stream, _model(config["model"]), budget, facts=facts, **options | changes)
 
 
-def build_stream(config: Mapping[str, Any]) -> Stream:
+def build_stream(config: Mapping[str, Any]) -> Stream | ShiftStream:
     """The stream; the same configuration is loaded once in a process, and shared with those forked from it."""
     given = {key: value for key, value in config["stream"].items() if key not in ("builder", TARGET, PARTIAL)}
     named = config["stream"].get("builder")
@@ -81,7 +97,7 @@ def build_stream(config: Mapping[str, Any]) -> Stream:
     key = json.dumps([named or target, given], sort_keys=True)
     if key not in _streams:
         stream = call(**made(given, "stream"))
-        if not isinstance(stream, Stream):
+        if not isinstance(stream, Stream | ShiftStream):
             raise ConfigError(f"stream={named or target} made a {type(stream).__name__}, not a Stream")
         _streams[key] = stream
     return _streams[key]
@@ -99,7 +115,7 @@ def _model(given: Any) -> dict[str, Any]:
     return dict(given)
 
 
-def _recipe(config: Mapping[str, Any]) -> Recipe:
+def recipe_of(config: Mapping[str, Any]) -> Recipe:
     """Optimizer and schedule are tried once on a parameter of their own, so that they are refused here."""
     trainer = config["trainer"]
     optimizer = made({**_without_nulls(config["optimizer"]), PARTIAL: True}, "optimizer")
@@ -128,10 +144,10 @@ def _without_nulls(section: Mapping[str, Any]) -> dict[str, Any]:
 # budgets ------------------------------------------------------------------------------------------------------------
 
 
-def _budget(config: Mapping[str, Any], stream: Stream) -> Budget:
+def _budget(job: Job, stream: Stream) -> Budget:
     """The budget that the run is held to, in exemplars or bytes."""
-    given = config["budget"]
-    terms = {key: given[key] for key in ("convention", "reserve", "scope", "enforce")}
+    given = job.config["budget"]
+    terms = {key: given[key] for key in ("convention", "reserve", "scope", "enforce", "training_bytes")}
     if given["kind"] == "none":
         return Budget(**terms)
     if given["kind"] == "exemplars":
@@ -143,13 +159,13 @@ def _budget(config: Mapping[str, Any], stream: Stream) -> Budget:
                 f"budget.limit has {len(limits)} numbers; stream '{stream.name}' has {len(stream)} experiences"
             )
         return Budget(limits=limits, **terms)
-    return Budget(limits=_aligned_limits(config, stream), **terms)
+    return Budget(limits=_aligned_limits(job, stream), **terms)
 
 
-def _aligned_limits(config: Mapping[str, Any], stream: Stream) -> list[int]:
+def _aligned_limits(job: Job, stream: Stream) -> list[int]:
     """Bytes of the strategy ``budget.to`` with ``budget.exemplars`` exemplars and its own defaults, by a dry run."""
-    given, convention = config["budget"], config["budget"]["convention"]
-    found = _target_bills(config, stream)
+    given, convention = job.config["budget"], job.config["budget"]["convention"]
+    found = _target_bills(job, stream)
     totals = [bill.total[convention] for bill in found]
     if convention == "survey":  # the nominal number of exemplars, whole quotas or not
         pixels = stream.image_shape[0] * stream.image_shape[1] * stream.image_shape[2]
@@ -157,8 +173,8 @@ def _aligned_limits(config: Mapping[str, Any], stream: Stream) -> list[int]:
     return totals if given["at"] == "each" else totals[-1:]
 
 
-def _target_bills(config: Mapping[str, Any], stream: Stream) -> list[Bill]:
-    name = config["budget"]["to"]
+def _target_bills(job: Job, stream: Stream) -> list[Bill]:
+    name = job.config["budget"]["to"]
     try:
         target = compose([f"strategy={name}"]).config["strategy"]
     except ConfigError as error:
@@ -166,9 +182,15 @@ def _target_bills(config: Mapping[str, Any], stream: Stream) -> list[Bill]:
     make = _strategy(target)
     if make.func.bound:
         raise ConfigError(f"budget.to={name} is a bound that keeps all data; align to a strategy that competes")
-    model, exemplars = _model(config["model"]), config["budget"]["exemplars"]
+    model, exemplars = _model(_target_model(job)), job.config["budget"]["exemplars"]
     key = json.dumps([target, model, exemplars, stream.fingerprint], sort_keys=True)
     if key not in _targets:
         nets = networks(stream.image_shape, **model)
         _targets[key] = dry_run(make, partial(nets, seed=0, meta=True), stream.signatures, Budget(exemplars=exemplars))
     return _targets[key]
+
+
+def _target_model(job: Job) -> Mapping[str, Any]:
+    """The model that ``budget.to`` has in this setting: the file of the run's own strategy may ask for another one."""
+    others = [item for item in job.overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] != "strategy"]
+    return compose([*others, f"strategy={job.config['budget']['to']}"]).config["model"]

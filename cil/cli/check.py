@@ -3,46 +3,77 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cil.cli import environment
+from cil.cli.refusals import explained
 from cil.errors import ConfigError
-from cil.targets import resolve
+from cil.targets import check_arguments, resolve
 
 HELP = """
-usage: cil check STRATEGY...
+usage: cil check NAME... [strategy.KEY=VALUE ...] [adapter.KEY=VALUE ...]
 
 Demands of a strategy what the framework relies on: what it does not keep cannot help, same seed same bits, a resumed
-run equals the straight one, predict has no side effects... A minute on one core. STRATEGY is module:Class, or a name.
+run equals the straight one, predict has no side effects... A minute on one core. Of an adapter: the like, and that it
+answers without labels. NAME is module:Class, or a name of cil list strategies or adapters; keys that are not given have
+their defaults, made small where a strategy says so.
 
   cil check my_idea:MyStrategy
   cil check icarl
+  cil check tent adapter.lr=0.01
+  cil check ranpac strategy.size=64 strategy.gram=packed
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command: 0 where all rules hold, 1 where one is broken."""
-    if not arguments:
-        raise ConfigError("cil check needs a strategy: module:Class, or a name of cil list strategies")
+    names = [item for item in arguments if "=" not in item]
+    if not names:
+        raise ConfigError("cil check needs a strategy or an adapter: module:Class, or a name of cil list")
+    given = _hyperparameters([item for item in arguments if "=" in item])
     environment.prepare()
     sys.path.insert(0, str(Path.cwd()))  # an own idea in the folder one stands in
     broken = 0
-    for name in arguments:
-        broken += _checked(name)
+    for name in names:
+        broken += _checked(name, given)
     return 1 if broken else 0
 
 
-def _checked(name: str) -> int:
-    """Tell each rule and whether it holds; how many do not."""
-    from cil.strategies import Strategy, find
-    from cil.testing import Subject, outcomes
+def _hyperparameters(overrides: Sequence[str]) -> dict[str, Any]:
+    """Values of ``strategy.KEY=VALUE`` or ``adapter.KEY=VALUE``, in the grammar of ``cil run``."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    kind = resolve(name, "strategy") if ":" in name else find(name)
-    if not (isinstance(kind, type) and issubclass(kind, Strategy)):
-        raise ConfigError(f"{name} is not a subclass of cil.Strategy")
+    given = {}
+    with explained(overrides, lambda _: {}):
+        for item in OverridesParser.create().parse_overrides(list(overrides)):
+            section, _, key = item.key_or_group.partition(".")
+            if section not in ("strategy", "adapter") or not key:
+                raise ConfigError(
+                    f"cil check takes names and keys of theirs, as in strategy.KEY=VALUE, not '{item.input_line}'"
+                )
+            given[key] = item.value()
+    return given
+
+
+def _checked(name: str, given: Mapping[str, Any]) -> int:
+    """Tell each rule and whether it holds; how many do not."""
+    from cil import adapt, strategies
+    from cil.testing import ADAPTER_CHECKS, ALL, AdapterSubject, Subject, outcomes
+
+    known = adapt if name in adapt.names() and name not in strategies.names() else strategies
+    kind = resolve(name, "NAME") if ":" in name else known.find(name)
+    if not (isinstance(kind, type) and issubclass(kind, strategies.Strategy | adapt.Adapter)):
+        raise ConfigError(f"{name} is not a subclass of cil.Strategy or cil.Adapter")
+    if issubclass(kind, adapt.Adapter):
+        check_arguments(kind, given, "adapter")
+        rules = outcomes(AdapterSubject(kind, given), ADAPTER_CHECKS)
+    else:
+        check_arguments(kind, given, "strategy")
+        rules = outcomes(Subject(kind, given), ALL)
     broken, said = 0, set[str]()
-    for outcome in outcomes(Subject(kind)):
+    for outcome in rules:
         broken += outcome.error is not None
         error = "the same" if outcome.error in said else outcome.error
         said |= {outcome.error} if outcome.error else set()

@@ -18,6 +18,7 @@ from cil.errors import CilError, ConfigError
 
 if TYPE_CHECKING:
     from cil.cli.pool import Outcome
+    from cil.engine.adaptation import AdaptationRun
     from cil.engine.run import Run
     from cil.tracking import Record
 
@@ -29,9 +30,10 @@ command again goes on with what is not finished. A run that is over its budget, 
 
   cil compare experiment=demo strategy=finetune,replay,icarl,joint seed=0,1
   cil compare strategy=all budget=aligned budget.to=der
+  cil compare adapter=source,bn_stats,tent stream=cifar10_corrupted model=resnet20 model.weights=FILE seed=0,1
   cil compare strategy=icarl,wa budget.points=[50,100,200] seed=0,1,2 jobs=2 out=results/points
 
-  strategy=all         every strategy that is known
+  strategy=all         every strategy that is known; adapter=all: every adapter
   budget.points=[...]  one comparison for each: exemplars, or bytes with budget=bytes
   jobs=N               runs at a time; auto: one a core (on a GPU one), each with cores / jobs threads
   out=DIR              runs, table.csv, table.md and index.html; auto: runs/compare-NAME for experiment=NAME alone,
@@ -72,8 +74,9 @@ def run_cells(cells: Sequence[Cell], jobs: int, out: Path) -> list[Outcome]:
 
     from cil.cli.board import Board
     from cil.cli.pool import Task, run_all
+    from cil.cli.run import tell_notes
 
-    runs: dict[Path, tuple[Cell, Run]] = {}
+    runs: dict[Path, tuple[Cell, Run | AdaptationRun]] = {}
     for cell in cells:
         try:
             run = planned(cell.job, jobs, out)
@@ -82,6 +85,7 @@ def run_cells(cells: Sequence[Cell], jobs: int, out: Path) -> list[Outcome]:
         finally:
             torch.set_num_threads(1)  # this process forks: it must have started no threads of its own
         runs.setdefault(Path(run.run_dir), (cell, run))
+    tell_notes(run for _, run in runs.values())
     fork = sys.platform == "linux" and all(run.runtime.device == "cpu" for _, run in runs.values())
     tasks = [
         Task(cell.label, path, partial(_same, run) if fork else partial(planned, cell.job, jobs, out))
@@ -95,7 +99,7 @@ def run_cells(cells: Sequence[Cell], jobs: int, out: Path) -> list[Outcome]:
         raise KeyboardInterrupt(f"what was computed is in {out}; the same command goes on from there") from None
 
 
-def planned(job: Job, jobs: int, out: Path) -> Run:
+def planned(job: Job, jobs: int, out: Path) -> Run | AdaptationRun:
     """The run of one job, its folder under ``out``."""
     from cil.cli.build import build
 
@@ -115,7 +119,7 @@ def written(records: Sequence[Record], out: Path, title: str) -> str:
     return f"{whole.to_text(shutil.get_terminal_size((120, 24)).columns)}\n\npage: {out / 'index.html'}"
 
 
-def _same(run: Run) -> Run:
+def _same(run: Run | AdaptationRun) -> Run | AdaptationRun:
     return run
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +30,16 @@ OPTIONS = (  # of Hydra
 )
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--experimental-rerun")
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what --info may be followed by
+CODE = {"strategy": "cil.strategies", "adapter": "cil.adapters"}  # groups whose files a class may stand for
+INSTEAD = {  # what is said on the command line: what a recipe may have said of the same
+    "optimizer": ("optimizer", "trainer.first.lr", "trainer.first.weight_decay"),
+    "scheduler": ("scheduler", "trainer.first.milestones", "trainer.first.schedule"),
+    "optimizer.lr": ("trainer.first.lr",),
+    "optimizer.weight_decay": ("trainer.first.weight_decay",),
+    "scheduler.milestones": ("trainer.first.milestones", "trainer.first.schedule"),
+    "trainer.epochs": ("trainer.first.epochs",),
+    "trainer.batch_size": ("trainer.first.batch_size",),
+}
 
 
 @dataclass(frozen=True)
@@ -48,23 +60,58 @@ class Job:
 
 
 def compose(overrides: Sequence[str] = ()) -> Job:
-    """Compose the configuration with these overrides.
+    """Compose the configuration with these overrides, which go before what a recipe says.
 
     Raises:
         ConfigError: for whatever Hydra or the schema refuses, with the nearest known names.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from omegaconf import OmegaConf
-
     with explained(overrides, composed):
         _offer_plugins(overrides)
-        with initialize_config_dir(str(conf_dir()), job_name="cil", **_version_base()):
-            whole = hydra_compose(CONFIG, list(overrides), return_hydra_config=True)
-            own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-            job = _job(own, whole.hydra, overrides)
+        job = _before_recipe(_composed_job(overrides, overrides))
     check(job.config)
     return job
+
+
+def _composed_job(overrides: Sequence[str], asked: Sequence[str]) -> Job:
+    """Compose by Hydra; ``asked`` is what the job says it was made of."""
+    from hydra import compose as hydra_compose
+    from omegaconf import OmegaConf
+
+    with _hydra():
+        whole = hydra_compose(CONFIG, list(overrides), return_hydra_config=True)
+        own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        return _job(own, whole.hydra, asked)
+
+
+def _before_recipe(job: Job) -> Job:
+    """The same job, where a recipe leaves nothing that the command line says otherwise."""
+    more = _instead_of_recipe(job.overrides, job.choices)
+    return _composed_job([*job.overrides, *more], job.overrides) if more else job
+
+
+def _instead_of_recipe(overrides: Sequence[str], choices: Mapping[str, str]) -> list[str]:
+    """More overrides, that put back what a recipe says by other keys of what the command line says.
+
+    Hydra merges a recipe after the groups: ``scheduler=constant`` would keep its milestones, or do nothing, and
+    ``trainer.epochs=20`` would leave the first experience at 200.
+    """
+    named = [item.lstrip("+").partition("=")[0] for item in overrides]
+    keys = dict.fromkeys(key for name in named for key in INSTEAD.get(name, ()))
+    if not keys or choices.get("recipe") == "default":
+        return []
+    groups = {"recipe": "default", **{name: choices[name] for name in ("optimizer", "scheduler")}}
+    plain = [item for item, name in zip(overrides, named, strict=True) if name not in groups]
+    plain += [f"{name}={choice}" for name, choice in groups.items()]
+    said, held = _leaves(composed(overrides)), _leaves(composed(plain))
+    parts = [leaf for leaf in said if any(leaf == key or leaf.startswith(f"{key}.") for key in keys)]
+    return [f"++{leaf}={json.dumps(held.get(leaf))}" for leaf in parts if said[leaf] != held.get(leaf)]
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
 
 
 def _job(own: Any, hydra: Any, overrides: Sequence[str]) -> Job:
@@ -111,11 +158,13 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
                 raise
             refused.append(error)  # raised below: here Hydra would print a line of its own
             return None
-        return task(job)
+        return task(_before_recipe(job))
 
     program, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     with explained(overrides, composed):
         _offer_plugins(overrides)
+        if {"--cfg", "-c"} & {item.partition("=")[0] for item in options}:  # shows what would run
+            overrides += _instead_of_recipe(overrides, _composed_job(overrides, overrides).choices)
         app = hydra.main(config_path=str(conf_dir()), config_name=CONFIG, **_version_base())(called)
         sys.argv = ["cil", *options, *overrides]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here, to be told in one line
@@ -159,13 +208,25 @@ def _version_base() -> dict[str, str]:
     return {"version_base": "1.3"} if (int(major), int(minor)) < (1, 4) else {}
 
 
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra on the configuration of the package; inside a job of a multirun it is there already."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    if GlobalHydra.instance().is_initialized():
+        yield
+        return
+    with initialize_config_dir(str(conf_dir()), job_name="cil", **_version_base()):
+        yield
+
+
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
     """The configuration alone, unresolved; Hydra's errors as they are."""
     from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
     from omegaconf import OmegaConf
 
-    with initialize_config_dir(str(conf_dir()), **_version_base()):
+    with _hydra():
         return OmegaConf.to_container(hydra_compose(CONFIG, list(overrides)), resolve=False)  # type: ignore[return-value]
 
 
@@ -186,10 +247,11 @@ def _offer_plugins(overrides: Sequence[str]) -> None:
 
     if not any(plugin.__name__ == "PluginFolders" for plugin in Plugins.instance().discover(SearchPathPlugin)):
         Plugins.instance().register(PluginFolders)
-    for name in _named(overrides, "strategy"):
-        target = _code_of(name)
-        if target is not None:
-            ConfigStore.instance().store(group="strategy", name=name, node=_node_of(target))
+    for group, points in CODE.items():
+        for name in _named(overrides, group):
+            target = _code_of(name, group, points)
+            if target is not None:
+                ConfigStore.instance().store(group=group, name=name, node=_node_of(target, group))
 
 
 def _named(overrides: Sequence[str], group: str) -> Iterator[str]:
@@ -200,27 +262,27 @@ def _named(overrides: Sequence[str], group: str) -> Iterator[str]:
             yield from (name.strip(" '\"").replace("\\", "") for name in value.split(","))
 
 
-def _code_of(name: str) -> str | None:
-    """Where the class of a strategy is that has no file of its own: an entry point, or ``module:Class`` itself."""
+def _code_of(name: str, group: str, points: str) -> str | None:
+    """Where the class is of a strategy or adapter without a file: an entry point, or ``module:Class`` itself."""
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))  # an own idea in the folder one stands in
         return name
-    if name in group_choices("strategy"):
+    if name in group_choices(group):
         return None
-    return next((p.value for p in plugin_points() if p.group == "cil.strategies" and p.name == name), None)
+    return next((p.value for p in plugin_points() if p.group == points and p.name == name), None)
 
 
-def _node_of(target: str) -> dict[str, Any]:
+def _node_of(target: str, group: str) -> dict[str, Any]:
     """A configuration made of a class: its hyperparameters with their defaults."""
     import inspect
 
-    kind = resolve(target, "strategy")
+    kind = resolve(target, group)
     defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(kind).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
         and (parameter.default is None or isinstance(parameter.default, bool | int | float | str | list | dict))
     }
-    check_arguments(kind, defaults, "strategy")
+    check_arguments(kind, defaults, group)
     return {TARGET: target.replace(":", "."), PARTIAL: True, **defaults}

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     from cil.trained import evaluate
 
     record = Record.load(paths[0])
-    stream = build_stream(changed(record, [item for item in rest if item != paths[0]]))
+    stream: Any = build_stream(changed(record, [item for item in rest if item != paths[0]]))
     experience = int(options["--experience"]) if options["--experience"] else None
     found = evaluate(paths[0], stream, experience=experience, device=options["--device"])
     print(json.dumps(found, indent=1) if as_json else text(record, stream.name, found))

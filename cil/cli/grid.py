@@ -25,15 +25,16 @@ class Cell:
     @property
     def label(self) -> str:
         """``wa, seed=1``."""
-        more = [f"{key}={value}" for key, value in self.varied.items() if key != "strategy"]
-        return ", ".join([self.job.choices["strategy"], *more])
+        named = self.job.choices.get("adapter") or self.job.choices["strategy"]
+        more = [f"{key}={value}" for key, value in self.varied.items() if key not in ("strategy", "adapter")]
+        return ", ".join([named, *more])
 
 
 def expand(overrides: Sequence[str]) -> list[Cell]:
     """All jobs that the overrides name, each composed.
 
-    ``strategy=all`` is every strategy that is known; ``budget.points=[a, b]`` is one job for each; what an experiment
-    sweeps over (``hydra.sweeper.params``) holds unless the command line says otherwise.
+    ``strategy=all`` is every strategy that is known, ``adapter=all`` every adapter; ``budget.points=[a, b]`` is one job
+    for each; what an experiment sweeps over (``hydra.sweeper.params``) holds unless the command line says otherwise.
 
     Raises:
         ConfigError: for whatever cannot be composed.
@@ -53,8 +54,9 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
 
 
 def _all(override: str) -> str:
-    """``strategy=all`` spelled out."""
-    return f"strategy={','.join(known('strategies'))}" if override == "strategy=all" else override
+    """``strategy=all`` and ``adapter=all`` spelled out."""
+    kinds = {"strategy=all": "strategies", "adapter=all": "adapters"}
+    return f"{override.removesuffix('all')}{','.join(known(kinds[override]))}" if override in kinds else override
 
 
 def _split(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:

@@ -14,11 +14,13 @@ COMMANDS = {
     "compare": "many strategies, seeds and budgets: runs side by side, a table, a page",
     "sweep": "any grid of keys, then a table; --multirun of Hydra with its launchers",
     "budget": "who carries how many bytes, before anything is trained",
+    "memory": "what a step of training or adaptation holds, by part of the network",
     "report": "table, page, CSV or Markdown of runs that were made",
     "evaluate": "a finished run once more, on its own or on other test data",
     "show": "a stream as a picture, or a run as a curve",
-    "list": "strategies, streams, models and more, with their origin",
-    "check": "the contract checks on a strategy: module:Class, or a name",
+    "stream": "a stream of tasks as a manifest: validate it, show it",
+    "list": "strategies, adapters, streams, models and more, with their origin",
+    "check": "the contract checks on a strategy or an adapter: module:Class, or a name",
 }
 _MODULES = {"list": "listing"}
 INTERRUPTED = 130

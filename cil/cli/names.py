@@ -12,14 +12,20 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
-KINDS = ("strategies", "streams", "datasets", "models", "selections", "codecs", "loggers")
-GROUPS = {"strategies": "strategy", "streams": "stream", "models": "model", "loggers": "logger"}  # folders of conf/
+KINDS = ("strategies", "adapters", "streams", "datasets", "models", "selections", "codecs", "loggers")
+GROUPS = {  # folders of conf/
+    "strategies": "strategy",
+    "adapters": "adapter",
+    "streams": "stream",
+    "models": "model",
+    "loggers": "logger",
+}
 SOURCES = {  # kind: room, decorator that registers a name, table of further names
     "datasets": ("data", "register_dataset", "_MNIST_LIKE"),
     "selections": ("memory", "register_selection", ""),
     "codecs": ("memory", "register_codec", "_CODECS"),
 }
-ENTRY_POINTS = tuple(f"cil.{kind}" for kind in (*KINDS, "metrics", "adapters"))
+ENTRY_POINTS = tuple(f"cil.{kind}" for kind in (*KINDS, "metrics"))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cil.cli.board import Board
+from cil.engine.adaptation import AdaptationRun
 from cil.engine.run import Run
 from cil.errors import BudgetExceeded, CilError
 from cil.tracking import Record, RecordError
@@ -36,7 +37,7 @@ class Task:
 
     label: str
     run_dir: Path
-    make: Callable[[], Run]
+    make: Callable[[], Run | AdaptationRun]
 
 
 @dataclass

@@ -14,9 +14,11 @@ from cil.targets import PARTIAL, TARGET
 
 Composed = Callable[[Sequence[str]], dict[str, Any]]
 GROUPS = (
-    *("stream", "strategy", "model", "budget", "optimizer", "scheduler", "trainer", "logger", "experiment", "scale"),
+    *("stream", "strategy", "adapter", "model", "budget", "optimizer", "scheduler", "trainer", "logger"),
+    *("experiment", "scale"),
 )
-BUILT = ("stream", "strategy", "model", "optimizer", "scheduler", "logger")  # groups whose files have keys of their own
+# groups whose files have keys of their own
+BUILT = ("stream", "strategy", "adapter", "model", "optimizer", "scheduler", "logger")
 
 
 @contextmanager
@@ -57,7 +59,7 @@ def _missing_choice(error: Any) -> str:
     options = [*(error.options or []), *(group_choices(group) if group in GROUPS else [])]
     if not group:
         return " ".join(str(error).split())
-    more = "; an own class is named module:Class" if group == "strategy" else ""
+    more = "; an own class is named module:Class" if group in ("strategy", "adapter") else ""
     offered = {item for item in options if not item.startswith("_")}
     return f"no {group} '{name}' (key {group}); {nearest(name, offered)}{more}"
 

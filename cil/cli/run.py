@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +15,23 @@ from cil.cli.schema import check
 from cil.errors import CilError
 
 if TYPE_CHECKING:
+    from cil.engine.adaptation import AdaptationRun
     from cil.engine.run import Run
     from cil.tracking import Record
 
 HELP = """
 usage: cil run [key=value ...] [--dry-run] [--cfg job] [--multirun] [--info ...]
 
-Trains one strategy on one stream under one budget, and leaves a record. The same command finds its run again: it goes
-on where it stood, or says what came out.
+Trains one strategy on one stream under one budget, or lets one adapter meet one, and leaves a record. The same command
+finds its run again: it goes on where it stood, or says what came out.
 
   cil run                                          the defaults: icarl on five times two digits of MNIST
   cil run strategy=wa stream=split_cifar100 model=resnet32 budget.exemplars=2000 seed=1
   cil run experiment=demo trainer.max_steps=5      a prepared setting, cut short
   cil run strategy=my_idea:MyStrategy              an own class in ./my_idea.py
+  cil run adapter=tent stream=cifar10_corrupted model=resnet20 model.weights=FILE
+                                                   a trained network meets test images that shift
+  cil run adapter=bn_stats stream=mnist5k_corrupted source=RUN_DIR     so does what a finished run learned
   cil run budget=aligned budget.to=der --dry-run   the bill alone
 
   --dry-run      what would be carried after each experience; trains nothing
@@ -57,6 +62,7 @@ def executed(job: Job) -> str:
     from cil.cli.build import build
 
     run = build(job)
+    tell_notes([run])
     before = _status(run)
     try:
         record = run.execute()
@@ -78,7 +84,9 @@ def _one_of_many(root: str, failed: list[str], here: int, job: Job) -> None:
 
     try:
         check(job.config)
-        record = build(job, root=root, progress=False).execute()
+        run = build(job, root=root, progress=False)
+        tell_notes([run])
+        record = run.execute()
         print(summary(record), flush=True)
     except CilError as error:
         print(f"cil: {' '.join(job.overrides)}: {error}", file=sys.stderr, flush=True)
@@ -87,7 +95,20 @@ def _one_of_many(root: str, failed: list[str], here: int, job: Job) -> None:
             raise
 
 
-def _status(run: Run) -> str | None:
+def tell_notes(runs: Iterable[Run | AdaptationRun]) -> None:
+    """Say, each once, what should be heard before these runs; of those that have finished, nothing."""
+    from cil.engine.run import Run
+
+    said: dict[str, None] = {}
+    for run in runs:
+        with suppress(CilError):  # what is refused is told where the run is executed
+            if isinstance(run, Run) and _status(run) != "finished":
+                said |= dict.fromkeys(run.notes())
+    for note in said:
+        print(f"cil: note: {note}", file=sys.stderr, flush=True)
+
+
+def _status(run: Run | AdaptationRun) -> str | None:
     from cil.tracking import Record, RecordError
 
     try:
@@ -97,6 +118,10 @@ def _status(run: Run) -> str | None:
 
 
 def _bill(job: Job) -> str:
+    if job.config.get("adapter"):
+        from cil.cli.adaptation import bill, build_adaptation
+
+        return bill(build_adaptation(job, progress=False))
     from cil.cli.budget import Bills, text
 
     return text([Bills.of(job)])
@@ -105,6 +130,10 @@ def _bill(job: Job) -> str:
 def summary(record: Record, note: str = "") -> str:
     """What came out, in a few lines."""
     identity, results = record.identity, record.results
+    if identity.get("kind") == "adaptation":
+        from cil.cli.adaptation import summary as of_adaptation
+
+        return of_adaptation(record, note)
     stream, totals = identity["stream"], results["ledger"][-1]["totals"]
     curve = "  ".join("-" if value is None else f"{value:.1f}" for value in results["accuracy_curve"])
     numbers = (

@@ -77,6 +77,9 @@ KEYS: dict[str, Rule] = {
     "device": text(),
     "progress": one_of("auto", True, False),
     "boundary": one_of("inline", "process"),
+    "source": text(none=True),
+    "adaptation.batch_size": whole(1),
+    "adaptation.clean": one_of(True, False),
     "checkpoint.keep": one_of("last", "all", "best"),
     "trainer.epochs": whole(1),
     "trainer.batch_size": whole(1),
@@ -104,9 +107,10 @@ KEYS: dict[str, Rule] = {
     "budget.reserve": one_of("now", "final"),
     "budget.scope": one_of("carried", "carried+incoming"),
     "budget.enforce": one_of("error", "shrink", "report"),
+    "budget.training_bytes": whole(1, none=True),
     "budget.points": points,
 }
-BUILT = ("stream", "strategy", "optimizer", "scheduler", "model", "logger")  # checked when they are built
+BUILT = ("stream", "strategy", "adapter", "optimizer", "scheduler", "model", "logger")  # checked when they are built
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -134,6 +138,7 @@ def check(config: Mapping[str, Any]) -> None:
         if not isinstance(section, Mapping) or not {TARGET, says} & section.keys():
             raise ConfigError(f"{name} is {section!r}: choose a file of the group, as in {name}=NAME")
     _check_budget(config["budget"])
+    _check_adapter(config)
 
 
 def _check_section(section: Mapping[str, Any], prefix: str, sections: set[str]) -> None:
@@ -198,3 +203,14 @@ def _check_budget(budget: Mapping[str, Any]) -> None:
         raise ConfigError(f"budget.at=each has a limit for each experience, budget.scope={budget['scope']} needs one")
     if budget["at"] == "each" and budget["reserve"] == "final":
         raise ConfigError("budget.at=each gives early experiences less than the final size; set budget.reserve=now")
+
+
+def _check_adapter(config: Mapping[str, Any]) -> None:
+    """An adapter is a file of its group, and what only adapters have is not given without one."""
+    section = config.get("adapter")
+    if section is not None and (not isinstance(section, Mapping) or TARGET not in section):
+        raise ConfigError(f"adapter is {section!r}: choose a file of the group, as in adapter=NAME")
+    if section is None and config["source"] is not None:
+        raise ConfigError(f"source={config['source']} is for adapters; choose one, as in adapter=tent")
+    if section is None and config["adaptation"]["clean"]:
+        raise ConfigError("adaptation.clean is for adapters; choose one, as in adapter=tent")

@@ -10,19 +10,23 @@ from cil.cli import environment
 from cil.errors import ConfigError
 
 if TYPE_CHECKING:
+    from cil.streams import Stream
+    from cil.streams.shifts import ShiftStream
     from cil.tracking import Record
 
 HELP = """
 usage: cil show [key=value ...] [--out FILE] [--count N]
        cil show RUN_DIR
 
-Writes a PNG with a few training images of each experience of a stream; or draws the accuracy of a run as text.
+Writes a PNG with a few training images of each experience of a stream, or the same test images in each domain of a
+corruption stream; or draws the accuracy of a run as text.
 
   cil show stream=split_cifar100 --out cifar.png
+  cil show stream=mnist5k_corrupted stream.corruptions=all stream.severity=3
   cil show runs/mnist5k_b0_inc2/icarl-200exemplars-s0-0a1b2c3d4e5f
 
   --out FILE    the PNG; STREAM.png by default
-  --count N     images of each experience
+  --count N     images of each experience, or domain
 """
 WIDTH = 50
 
@@ -47,19 +51,39 @@ def main(arguments: Sequence[str]) -> int:
 
     stream = build_stream(compose(overrides).config)
     path = contact_sheet(stream, Path(options["--out"] or f"{stream.name}.png"), int(options["--count"]))
-    sizes = " + ".join(str(len(signature.new_slots)) for signature in stream.signatures)
-    images = sum(sum(signature.counts.values()) for signature in stream.signatures)
-    print(
-        f"{stream.name}: {len(stream)} experiences of {sizes} classes, {images:,} training images {stream.image_shape}"
-    )
-    print(f"fingerprint {stream.fingerprint[:12]}, {stream.description()['data']}; class order {list(stream.order)}")
+    print("\n".join(_described(stream)))
     print(f"picture: {path}")
     return 0
+
+
+def _described(stream: Stream | ShiftStream) -> list[str]:
+    """What the stream is, in two lines."""
+    from cil.streams.shifts import ShiftStream
+
+    data = f"fingerprint {stream.fingerprint[:12]}, {stream.description()['data']}"
+    if isinstance(stream, ShiftStream):
+        counts = sorted({segment.count for segment in stream.segments})
+        each = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+        total = sum(segment.count for segment in stream.segments)
+        return [
+            f"{stream.name}: {len(stream)} segments of {each} images, {total:,} in all, {stream.image_shape}",
+            f"{data}; domains {', '.join(stream.domains)}",
+        ]
+    sizes = " + ".join(str(len(signature.new_slots)) for signature in stream.signatures)
+    images = sum(sum(signature.counts.values()) for signature in stream.signatures)
+    return [
+        f"{stream.name}: {len(stream)} experiences of {sizes} classes, {images:,} training images {stream.image_shape}",
+        f"{data}; class order {list(stream.order)}",
+    ]
 
 
 def curve(record: Record) -> str:
     """Bars of the accuracy on all classes seen, and the accuracy matrix."""
     results = record.results
+    if record.identity.get("kind") == "adaptation":
+        from cil.cli.adaptation import curve as of_adaptation
+
+        return of_adaptation(record)
     if not results.get("accuracy_curve"):
         why = f": {record.error}" if record.error else ""
         return f"{record.directory}: {record.status}, no experience was evaluated{why}"

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on the device they live on; every image draws its own crop, flip and brightness."""
+"""Augmentation of whole batches on the device they live on; every image has draws of its own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cil.data.crops import crop_resized
+from cil.data.policies import DRAWS, POLICIES, with_hole, with_policy
 from cil.data.samples import to_float
 from cil.errors import ConfigError, ShapeError
 
@@ -17,7 +18,9 @@ BoundAugment = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Augment:
-    """Random crop of the zero-padded image, horizontal flip, brightness. Without arguments it changes nothing.
+    """Random crop of the zero-padded image, horizontal flip, brightness, then a policy of image operations and a hole.
+
+    Without arguments it changes nothing.
 
     Args:
         crop_padding: Zero pixels added at each side before a crop of the old size: (2 p + 1)^2 equally likely places.
@@ -25,9 +28,12 @@ class Augment:
         brightness: b multiplies an image by one factor from U[max(0, 1 - b), 1 + b]; what exceeds 1 becomes 1.
         resized_crop: First a random part (see ``crop_box``), resized to the whole: of files while they are decoded, of
             stored images (exemplars of a stream of files) as a batch.
+        policy: ``autoaugment`` or ``randaugment``, on images rounded to whole grey levels; see ``cil.data.policies``.
+        cutout: Side in pixels of a square of zeros around a random pixel; 0: none.
 
     Raises:
-        ConfigError: where an argument is negative or no number.
+        ConfigError: where an argument is negative or no number, or there is no such policy; where images have neither
+            one channel nor three, which policies need.
 
     Source:
         CIFAR recipe of the survey of Zhou et al. 2024: ``Augment(crop_padding=4, flip=True, brightness=63 / 255)``.
@@ -38,12 +44,16 @@ class Augment:
     flip: bool = False
     brightness: float = 0.0
     resized_crop: bool = False
+    policy: str | None = None
+    cutout: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.crop_padding, bool) or not isinstance(self.crop_padding, int) or self.crop_padding < 0:
-            raise ConfigError(
-                f"stream.augment.crop_padding is {self.crop_padding!r}; it must be a whole number >= 0 (pixels)"
-            )
+        for name in ("crop_padding", "cutout"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ConfigError(f"stream.augment.{name} is {value!r}; it must be a whole number >= 0 (pixels)")
+        if self.policy not in (None, *POLICIES):
+            raise ConfigError(f"stream.augment.policy is {self.policy!r}; allowed: null, {', '.join(POLICIES)}")
         for name in ("flip", "resized_crop"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"stream.augment.{name} is {getattr(self, name)!r}; it must be true or false")
@@ -73,6 +83,10 @@ class Augment:
         """
         if pixels.dtype != torch.uint8 or pixels.ndim != 4:
             raise ShapeError(f"pixels must be uint8 (N, C, H, W), not {pixels.dtype} {tuple(pixels.shape)}")
+        if self.policy is not None and pixels.shape[1] not in (1, 3):
+            raise ConfigError(
+                f"stream.augment.policy is '{self.policy}': it needs images of 1 or 3 channels, not {pixels.shape[1]}"
+            )
         if self.is_identity:
             return lambda rows, generator: to_float(pixels[rows.to(pixels.device)])
         if self.resized_crop:
@@ -94,13 +108,22 @@ class Augment:
                 images.mul_(factor[:, None, None, None] / 255).clamp_(max=1)
             else:
                 images.div_(255)
-            return images.permute(0, 3, 1, 2)
+            return self._worked_on(images.permute(0, 3, 1, 2), generator)
 
         return augmented
 
     def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Augment one batch: (n, C, H, W) uint8 to float in [0, 1], with the draws that ``bind`` would make."""
         return self.bind(pixels)(torch.arange(len(pixels), device=pixels.device), generator)
+
+    def _worked_on(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The policy and the hole, by draws that are made after all others, and alike whichever of them there is."""
+        if (self.policy is None and not self.cutout) or images.shape[2:] == (1, 1):  # stands in for stored features
+            return images
+        draws = torch.rand(len(images), DRAWS + 2, generator=generator, device=generator.device).cpu()
+        if self.policy is not None:
+            images = to_float(with_policy((255 * images).round().byte(), draws[:, :DRAWS], self.policy))
+        return with_hole(images, draws[:, DRAWS:], self.cutout) if self.cutout else images
 
     def _of_parts(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         draws = torch.rand(len(pixels), 4, generator=generator, device=generator.device)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +146,12 @@ class Checkpoints:
         """Keep the counts of one evaluation."""
         write_tensors(self.folder / f"evaluation-{index:03d}.safetensors", counts)
 
-    def prune(self, best: int | None = None) -> None:
-        """Drop the states that are not to be kept; facts and evaluations stay."""
+    def prune(self, best: int | None = None, held: Iterable[int] = ()) -> None:
+        """Drop the states that are not to be kept, nor ``held`` for later; facts and evaluations stay."""
         done = self.done()
         if self.keep == "all" or not done:
             return
-        kept = {done - 1} | ({best} if self.keep == "best" and best is not None else set())
+        kept = {done - 1, *held} | ({best} if self.keep == "best" and best is not None else set())
         used: set[str] = set()
         for index in sorted(set(range(done)) - self._pruned):
             path = self.folder / f"experience-{index:03d}.json"

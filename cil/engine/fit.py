@@ -13,40 +13,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from cil.adapt import Adapter
 from cil.data import Augment, Batch
+from cil.engine.cost import Cost
 from cil.engine.keys import generator, reseed
 from cil.engine.loader import PhaseLoader
 from cil.engine.process import Stopped
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, ContractError, TrainingError
-from cil.memory import Entry, Flops, SavedBytes, tensor_bytes
 from cil.strategies import Phase, Progress, Strategy
 
 WINDOW, OPTIMIZER = "window|", "optimizer|"  # beside the learner's own tensors in a snapshot
-MEASURED = 2  # optimizer steps of a phase: what the first one puts into a memory is replayed from the second on
-
-
-@dataclass
-class Cost:
-    """What a phase costs; the most that its first two steps took, multiplied by the images seen."""
-
-    flops_per_image: float = 0.0
-    flops_per_step: int = 0  # of gradients that the learner takes for itself
-    activations: int = 0
-    images: int = 0
-    steps: int = 0  # of the optimizer
-    entries: list[Entry] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, saved: Mapping[str, Any]) -> Cost:
-        """What ``dataclasses.asdict`` made of a cost."""
-        return cls(**{**saved, "entries": [Entry(**entry) for entry in saved["entries"]]})
-
-    @property
-    def flops(self) -> int:
-        """Training operations, two for each multiply-add."""
-        return round(self.flops_per_image * self.images) + self.flops_per_step * self.steps
 
 
 @dataclass
@@ -65,7 +43,7 @@ class Fit:
         stop: Says whether the run was asked to stop; training then saves and raises ``Stopped``.
     """
 
-    learner: Strategy
+    learner: Strategy | Adapter
     phase: Phase
     number: int
     recipe: Recipe
@@ -109,7 +87,7 @@ class Fit:
         saved = time.monotonic()
         (self.phase.train_mode or learner.train_mode)()
         optimizer.zero_grad(set_to_none=True)
-        with _gradients_for(self._parameters, learner.trainable()):
+        with gradients_for(self._parameters, learner.trainable()):
             for epoch in range(start_epoch, recipe.epochs):
                 progress.epoch = epoch
                 first = start_step if epoch == start_epoch else 0
@@ -136,7 +114,7 @@ class Fit:
                 schedule.step()
                 if progress.step >= total:
                     break
-        self._bill_optimizer(optimizer)  # here, as a step that is left out for an overflow makes no state
+        self.cost.bill_optimizer(self.phase.name, optimizer)
         optimizer.zero_grad(set_to_none=True)
 
     # one step -------------------------------------------------------------------------------------------------------
@@ -144,20 +122,17 @@ class Fit:
     def _step(
         self, batch: Batch, share: float, stepper: Any, optimizer: Optimizer, update: bool
     ) -> dict[str, Tensor]:  # fmt: skip
-        measured = self.cost.steps < MEASURED
-        if measured:
-            terms, loss = self._measured(batch, share)
-        else:
-            terms, loss = self._loss(batch, share)
+        with self.cost.batch(self.learner, _images(batch)) as saving:
+            with saving:
+                terms, loss = self._loss(batch, share)
             self.runtime.backward(loss)
         if update:
             self.runtime.unscale(optimizer)
-            self._adjust_gradients(batch, measured)
+            with self.cost.adjusting(self.learner):
+                self.learner.adjust_gradients(batch)
             if self.recipe.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_norm)
-            if measured:
-                self.cost.entries = []
-                self._bill_gradients()
+            self.cost.bill_step(self.phase.name, self._parameters)
             stepper.step()
             optimizer.zero_grad(set_to_none=True)
             self.learner.after_step(batch)
@@ -168,54 +143,13 @@ class Fit:
             result = self.phase.loss(batch)
         terms = dict(result) if isinstance(result, Mapping) else {"loss": result}
         loss = next(iter(terms.values())) if len(terms) == 1 else torch.stack(list(terms.values())).sum()
+        if loss.ndim:
+            raise ContractError(
+                f"the loss of phase '{self.phase.name}' has shape {tuple(loss.shape)}; it must be one number, or "
+                f"named terms of one number each"
+            )
         named = {name: term.detach() for name, term in terms.items()}
         return named | {"loss": loss.detach()}, loss if share == 1 else loss * share
-
-    def _measured(self, batch: Batch, share: float) -> tuple[dict[str, Tensor], Tensor]:
-        """The first batches of a phase: counts operations and saved bytes, computes the same bits."""
-        flops = Flops()
-        with flops.counting():
-            with SavedBytes(self._held()) as saved:
-                terms, loss = self._loss(batch, share)
-            if loss.ndim:
-                raise ContractError(
-                    f"the loss of phase '{self.phase.name}' has shape {tuple(loss.shape)}; it must be one number, or "
-                    f"named terms of one number each"
-                )
-            self.runtime.backward(loss)
-        self.cost.flops_per_image = max(self.cost.flops_per_image, flops.count / _images(batch))
-        self.cost.activations = max(self.cost.activations, saved.bytes)
-        return terms, loss
-
-    def _adjust_gradients(self, batch: Batch, measured: bool) -> None:
-        """The learner's hook; on the first steps its operations are counted, and what its graphs save at a time."""
-        if not measured:
-            self.learner.adjust_gradients(batch)
-            return
-        flops = Flops()
-        with flops.counting(), SavedBytes(self._held()) as saved:
-            self.learner.adjust_gradients(batch)
-        self.cost.flops_per_step = max(self.cost.flops_per_step, flops.count)
-        self.cost.activations = max(self.cost.activations, saved.peak)
-
-    def _held(self) -> list[Tensor]:
-        return [tensor for value in self.learner.held().values() for tensor in _tensors(value)]
-
-    def _bill_gradients(self) -> None:
-        self._bill("gradients", [p.grad for p in self._parameters if p.grad is not None])
-        self.cost.entries.append(
-            Entry(
-                f"{self.phase.name}.activations", "activations", "training", "tensor", self.cost.activations, 0, "mixed"
-            )
-        )
-
-    def _bill_optimizer(self, optimizer: Optimizer) -> None:
-        held = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-        self._bill("optimizer", held)
-
-    def _bill(self, kind: str, tensors: list[Tensor]) -> None:
-        size, numel = sum(map(tensor_bytes, tensors)), sum(t.numel() for t in tensors)
-        self.cost.entries.append(Entry(f"{self.phase.name}.{kind}", kind, "training", "tensor", size, numel, "float32"))
 
     # around it ------------------------------------------------------------------------------------------------------
 
@@ -365,7 +299,7 @@ class _Window:
 
 
 @contextmanager
-def _gradients_for(parameters: Sequence[Tensor], trainable: Sequence[Tensor]) -> Iterator[None]:
+def gradients_for(parameters: Sequence[Tensor], trainable: Sequence[Tensor]) -> Iterator[None]:
     """Gradients for what a phase optimises alone: others would be computed, held and never used."""
     chosen = {id(parameter) for parameter in parameters}
     others = [parameter for parameter in trainable if id(parameter) not in chosen]
@@ -405,11 +339,3 @@ def _as(parameter: Tensor, value: Tensor) -> Tensor:
     if value.shape != parameter.shape:
         return value.to(parameter.device, copy=True)
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, torch.nn.Module):
-        return [*value.parameters(), *value.buffers()]
-    if isinstance(value, Tensor):
-        return [value]
-    return [v for v in value.values() if isinstance(v, Tensor)] if isinstance(value, dict) else []

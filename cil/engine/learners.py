@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from cil.contract import Holder
 from cil.data import Augment
 from cil.engine.dryrun import MakeLearner
 from cil.engine.incoming import met
@@ -74,7 +75,7 @@ class Learners:
             return learner.predict(images)
 
 
-def as_structured(state: State, learner: Strategy) -> State:
+def as_structured(state: State, learner: Holder) -> State:
     """What ``learner`` may be given of a carried state: only what is charged.
 
     Names, kinds and what the survey charges are not; they are those of a learner that was grown and saw no data.
@@ -82,7 +83,7 @@ def as_structured(state: State, learner: Strategy) -> State:
     Raises:
         StateError: where a tensor has another name, shape or type than the structure gives it.
     """
-    own, left = learner.state(), dict(state.tensors)
+    own, left = learner.structure(), dict(state.tensors)
     for name, memory in learner.memories().items():  # the one thing whose size depends on the data
         keys = [key for key in memory.tensor_names if f"{name}.{key}" in left]
         copy(memory).load({key: left.pop(f"{name}.{key}") for key in keys}, learner.image_shape)
@@ -98,7 +99,7 @@ def as_structured(state: State, learner: Strategy) -> State:
 
 
 @contextmanager
-def all_evaluating(learner: Strategy) -> Iterator[None]:
+def all_evaluating(learner: Holder) -> Iterator[None]:
     """Evaluation mode for all modules that are kept; each gets its own mode back."""
     with ExitStack() as stack:
         for module in learner.modules():

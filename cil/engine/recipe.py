@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -49,7 +50,7 @@ def multistep(
     warmup_factor: float = 0.1,
 ) -> LRScheduler:
     """Times ``gamma`` at each milestone: an epoch, or (below 1) a share of the epochs."""
-    steps = [round(at * epochs) if at < 1 else int(at) for at in milestones]
+    steps = [max(1, round(at * epochs)) if at < 1 else int(at) for at in milestones]  # none before the first epoch
     rest = lr_scheduler.MultiStepLR(optimizer, [step - warmup for step in steps], gamma)
     return _with_warmup(optimizer, rest, warmup, warmup_factor)
 
@@ -103,6 +104,9 @@ class Recipe:
             raise ConfigError(
                 f"trainer.first.schedule is '{self.first['schedule']}'; allowed: {', '.join(SCHEDULES)}, null"
             )
+        _check_numbers("optimizer", getattr(self.optimizer, "keywords", {}))
+        _check_numbers("scheduler", getattr(self.scheduler, "keywords", {}))
+        _check_numbers("trainer.first", self.first)
         if self.first.get("schedule") is not None and self.first.get("milestones") is not None:
             raise ConfigError(
                 f"trainer.first.schedule is '{self.first['schedule']}' and trainer.first.milestones is "
@@ -114,16 +118,35 @@ class Recipe:
         if not phase.main and phase.epochs is None:
             raise ConfigError(f"phase '{phase.name}' is not a main one, so it must say its epochs")
         said = {name: getattr(phase, name) for name in FIRST if getattr(phase, name) is not None}
-        first = self.first if phase.main and (index == 0 or phase.fresh) else {}
+        fresh = index == 0 if phase.fresh is None else phase.fresh
+        first = self.first if phase.main and fresh else {}
         if said.keys() & {"milestones", "schedule"}:  # either is a whole schedule
             first = {name: value for name, value in first.items() if name not in ("milestones", "schedule")}
         given = {name: value for name, value in {**first, **said}.items() if value is not None}
         own: dict[str, Any] = {name: given[name] for name in ("epochs", "batch_size") if name in given}
+        if "epochs" in own:
+            own["epochs"] = max(1, round(own["epochs"] * self.epochs)) if own["epochs"] < 1 else int(own["epochs"])
         terms = {name: given[name] for name in ("lr", "weight_decay") if name in given}
         if terms:
             own["optimizer"] = partial(self.optimizer, **terms)
         if "schedule" in given:
             own["scheduler"] = SCHEDULES[given["schedule"]]
         if "milestones" in given:
-            own["scheduler"] = partial(multistep, milestones=tuple(given["milestones"]))
+            own["scheduler"] = partial(
+                multistep, milestones=tuple(given["milestones"]), gamma=0.1 if phase.gamma is None else phase.gamma
+            )
         return replace(self, **own)
+
+
+def _check_numbers(section: str, given: Mapping[str, Any]) -> None:
+    """Refuse what no schedule can come back from: NaN and infinity anywhere, and rates below 0.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    for key, value in given.items():
+        numbers = [item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, float)]
+        if not all(map(math.isfinite, numbers)):
+            raise ConfigError(f"{section}.{key} is {value}; it must be finite")
+        if key in ("lr", "weight_decay") and isinstance(value, int | float) and value < 0:
+            raise ConfigError(f"{section}.{key} is {value}; it must be 0 or more")

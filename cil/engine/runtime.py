@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from cil.errors import ConfigError, nearest
 
+LARGE = 1 << 30  # bytes; a block below it is kept for the next step instead of going back to the system
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "auto": ""}
 
 
@@ -56,6 +59,7 @@ class Runtime:
             if self.threads < 1:
                 raise ConfigError(f"trainer.threads is {self.threads}; it must be 1 or more")
             torch.set_num_threads(self.threads)
+        keep_freed_blocks()
         if kind == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.backends.cudnn.deterministic = True
@@ -123,3 +127,15 @@ class Runtime:
         self._fabric = None
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
+
+
+def keep_freed_blocks() -> None:
+    """Let this process keep memory that is freed, unless its environment has settings of its own (``MALLOC_...``).
+
+    Blocks that go back to the system at each step and are asked for again cost up to a tenth of the time on the CPU.
+    """
+    if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # the C library has read its environment already
+        if mallopt is not None:
+            mallopt(-3, LARGE)  # M_MMAP_THRESHOLD
+            mallopt(-1, LARGE)  # M_TRIM_THRESHOLD

@@ -6,17 +6,10 @@ from cil.memory.features import FeatureMemory, Prototypes, feature_samples
 from cil.memory.ledger import CONVENTIONS, KINDS, Entry, Ledger, check_kind, tensor_entry
 from cil.memory.meters import Flops, SavedBytes
 from cil.memory.online import OnlineMemory, greedily_balanced, reservoir_places
-from cil.memory.selections import (
-    Gradients,
-    Predictions,
-    Seen,
-    class_means,
-    herd,
-    register_selection,
-    selection,
-    unit,
-)
+from cil.memory.rules import class_means, herd, unit
+from cil.memory.selections import Gradients, Predictions, Seen, register_selection, selection
 from cil.memory.state import Reference, State, encode_meta, tensor_bytes
+from cil.memory.training import Published, TrainingMemory, measure_step, published
 
 __all__ = [
     "CONVENTIONS",
@@ -32,10 +25,12 @@ __all__ = [
     "OnlineMemory",
     "Predictions",
     "Prototypes",
+    "Published",
     "Reference",
     "SavedBytes",
     "Seen",
     "State",
+    "TrainingMemory",
     "check_kind",
     "class_means",
     "encode_meta",
@@ -43,6 +38,8 @@ __all__ = [
     "greedily_balanced",
     "herd",
     "label_dtype",
+    "measure_step",
+    "published",
     "register_selection",
     "reservoir_places",
     "selection",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from cil.errors import BudgetExceeded, ConfigError, nearest
 from cil.memory.exemplars import ExemplarMemory
 from cil.memory.ledger import CONVENTIONS, Ledger
+from cil.memory.training import Fitting, TrainingMemory
 
 ENFORCE = ("error", "shrink", "report")
 RESERVE = ("now", "final")
@@ -45,6 +46,8 @@ class Budget:
             experience together, so that as many more exemplars may be held as incoming images are given up (RMM). The
             images given up are never handed to the learner. The limit is then one for the whole stream.
         enforce: ``error`` stops a run over its budget, ``shrink`` drops exemplars until it fits, ``report`` goes on.
+        training_bytes: Cap on what a step of training holds in all: what is carried, what else is held in training,
+            gradients, optimizer state and activations (``peak_training_bytes`` of the record).
         final_bytes: Fixed bytes at the end of the stream, known from the dry run; for ``reserve: final``.
         experience: Which boundary is next; set by the engine, as are the next two.
         given_up: Images of that experience that the learner does without (``Strategy.accepts``).
@@ -57,6 +60,7 @@ class Budget:
     reserve: str = "now"
     enforce: str = "error"
     scope: str = "carried"
+    training_bytes: int | None = None
     final_bytes: int | None = None
     experience: int = 0
     given_up: int = 0
@@ -75,6 +79,8 @@ class Budget:
             raise ConfigError(f"budget.exemplars is {self.exemplars}; it must be 0 or more")
         if self.limits is not None and (not len(self.limits) or min(self.limits) <= 0):
             raise ConfigError(f"budget.limit is {list(self.limits)}; it must be a positive number of bytes")
+        if self.training_bytes is not None and self.training_bytes < 1:
+            raise ConfigError(f"budget.training_bytes is {self.training_bytes}; it must be a positive number of bytes")
         if self.scope != "carried" and self.limits is not None and len(self.limits) > 1:
             raise ConfigError(f"budget.scope is {self.scope} with {len(self.limits)} limits; one must hold for all")
 
@@ -133,7 +139,14 @@ class Budget:
             return f"carries {total:,} bytes ({self.convention}), budget.limit is {said:,}{more}"
         if self.cap is not None and exemplars > self.cap:
             return f"carries {exemplars:,} exemplars, budget.exemplars is {self.exemplars:,}{more}"
-        return None
+        return self._over_in_training(ledger)
+
+    def _over_in_training(self, ledger: Ledger) -> str | None:
+        if self.training_bytes is None or ledger.peak_training_bytes <= self.training_bytes:
+            return None
+        return (
+            f"held {ledger.peak_training_bytes:,} bytes in training, budget.training_bytes is {self.training_bytes:,}"
+        )
 
     def check(self, ledger: Ledger, exemplars: int, name: str, when: str = "after") -> None:
         """Refuse a state that is over the budget ``when`` the experience is reached or done.
@@ -143,7 +156,38 @@ class Budget:
         """
         over = self.over(ledger, exemplars)
         if over and self.enforce != "report":
+            kinds, key = ledger.describe(self.convention), "budget.limit or budget.exemplars"
+            if over == self._over_in_training(ledger):
+                kinds, key = f"{kinds}, {ledger.describe(lifetime='training')}", "budget.training_bytes"
             raise BudgetExceeded(
-                f"{name} {over} {when} experience {self.experience}: {ledger.describe(self.convention)}; "
-                f"raise budget.limit or budget.exemplars, or set budget.enforce=report"
+                f"{name} {over} {when} experience {self.experience}: {kinds}; raise {key}, or set budget.enforce=report"
             )
+
+    def check_training(
+        self, name: str, measure: Callable[[int | None], TrainingMemory], key: str = "trainer.batch_size"
+    ) -> TrainingMemory | None:
+        """Refuse, before the first step, one that holds more than ``training_bytes``.
+
+        Args:
+            name: Of the method, for messages.
+            measure: Batch size (None: as configured) to what a step holds; not called where there is no cap.
+            key: Where the batch size is changed.
+
+        Returns:
+            What the step holds; None where there is no cap.
+
+        Raises:
+            BudgetExceeded: naming every kind and its bytes, and the largest batch that fits.
+        """
+        if self.training_bytes is None:
+            return None
+        memory = measure(None)
+        if memory.total <= self.training_bytes or self.enforce == "report":
+            return memory
+        fits = Fitting(measure, self.training_bytes).largest(memory.batch_size)
+        advice = f"{key}={fits} is the largest that fits" if fits else "no batch size fits: take a smaller model"
+        raise BudgetExceeded(
+            f"{name} needs {memory.total:,} bytes in a step of {memory.batch_size} images ({memory.where}), "
+            f"budget.training_bytes is {self.training_bytes:,}: {memory.describe()}; {advice}, or raise it, or set "
+            f"budget.enforce=report"
+        )

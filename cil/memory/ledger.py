@@ -114,9 +114,9 @@ class Ledger:
         """Bytes of public weights that are referred to, not owned."""
         return sum(entry.bytes for entry in self.entries if entry.source == "reference")
 
-    def describe(self, convention: str = "exact") -> str:
+    def describe(self, convention: str = "exact", lifetime: str = "carried") -> str:
         """The kinds and their bytes, largest first, for messages."""
-        sums = sorted(self.by_kind(convention).items(), key=lambda item: -item[1])
+        sums = sorted(self.by_kind(convention, lifetime).items(), key=lambda item: -item[1])
         return ", ".join(f"{kind} {size:,}" for kind, size in sums) or "nothing"
 
     def to_json(self) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -19,12 +20,19 @@ class SavedBytes:
     Use as a context around the forward pass; ``bytes`` holds the sum afterwards. A batch that a layer saves counts too.
     Where several passes go forward and back inside, ``peak`` is the most that was kept at a time.
 
+    A storage is known by its handle, not by where its bytes are: on ``meta`` they are nowhere, and on a device a place
+    is used again. The meter holds weak references, so that a handle is not used again while it counts, and keeps no
+    byte alive.
+
     Args:
         exclude: Tensors that exist anyway (parameters, buffers): their storages are not counted.
+
+    Source: specification of EcoTTA, section 11.
     """
 
     def __init__(self, exclude: Iterable[Tensor] = ()) -> None:
-        self._known = {tensor.untyped_storage().data_ptr() for tensor in exclude}
+        self._references = [StorageWeakRef(tensor.untyped_storage()) for tensor in exclude]
+        self._known = {reference.cdata for reference in self._references}
         self._seen: dict[int, int] = {}
         self._kept: dict[int, list[int]] = {}  # by storage: its bytes, and how many graphs' nodes keep it now
         self._now = self.peak = 0
@@ -37,25 +45,30 @@ class SavedBytes:
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        place, packed = storage.data_ptr(), tensor.detach()
+        place, packed = storage._cdata, tensor.detach()
         if place not in self._known:
-            self._seen[place] = storage.nbytes()
-            kept = self._kept.setdefault(place, [storage.nbytes(), 0])
+            if place not in self._seen:
+                self._references.append(StorageWeakRef(storage))
+                self._seen[place] = storage.nbytes()
+            kept = self._kept.setdefault(place, [self._seen[place], 0])
             kept[1] += 1
             if kept[1] == 1:
                 self._now += kept[0]
                 self.peak = max(self.peak, self._now)
-            weakref.finalize(packed, self._let_go, place).atexit = False
+            weakref.finalize(packed, self._let_go, place, self._note(tensor, place)).atexit = False
         return packed  # the tensor itself may be an output: a cycle, which would outlive the graph
 
-    def _let_go(self, place: int) -> None:
+    def _note(self, tensor: Tensor, place: int) -> Any:
+        """For meters that know more of what is saved: given back to ``_let_go``."""
+
+    def _let_go(self, place: int, note: Any) -> None:
         """One node less keeps a storage."""
         kept = self._kept[place]
         kept[1] -= 1
         if not kept[1]:
             self._now -= self._kept.pop(place)[0]
 
-    def __enter__(self) -> SavedBytes:
+    def __enter__(self) -> Self:
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
         self._hooks.__enter__()
         return self

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cil.errors import ConfigError
 from cil.report.areas import Area, Areas, Under
 from cil.report.verdicts import Score
 from cil.tracking import plain
@@ -92,7 +93,12 @@ def bill(section: Section, convention: str) -> Grid:
 
 def kinds_of(rows: Iterable[Row], conventions: Iterable[str]) -> list[str]:
     """The kinds of bytes that the rows carry, in the order of ``KINDS``; what that does not know comes last."""
-    met = {kind for row in rows for convention in conventions for kind in row.kinds[convention]}
+    return kinds_of_bytes(row.kinds[convention] for row in rows for convention in conventions)
+
+
+def kinds_of_bytes(sizes: Iterable[Iterable[str]]) -> list[str]:
+    """The kinds that are met, in the order of ``KINDS``."""
+    met = {kind for kinds in sizes for kind in kinds}
     return sorted(met, key=lambda kind: (KINDS.index(kind) if kind in KINDS else len(KINDS), kind))
 
 
@@ -173,6 +179,8 @@ def seconds(value: float | None) -> str:
 
 def to_text(table: Table, width: int = 120) -> str:
     """For a terminal of so many columns; a table that is wider goes on below, under the same first column."""
+    from cil.report import online_forms
+
     several = len(table.sections) > 1
     blocks = ["\n".join(line for warning in table.warnings for line in _wrap(f"! {warning}", width))]
     for number, section in enumerate(table.sections, 1):
@@ -187,6 +195,14 @@ def to_text(table: Table, width: int = 120) -> str:
         lines = _wrap(areas_words(areas), width)
         for cells in areas_grids(areas):
             lines += ["", *_layout(cells, width)]
+        blocks.append("\n".join(lines))
+    for number, online in enumerate(table.online, 1):
+        title = f"[{number}] {online.title}" if len(table.online) > 1 else online.title
+        lines = [*_wrap(title, width), "", *_layout(online_forms.online_grid(online), width), ""]
+        said = [online.verdict.text] if online.verdict else []
+        said += [f"* {remark}" for remark in online_forms.online_remarks(online)]
+        said += [f"! {warning}" for warning in online.warnings]
+        lines += [line for sentence in said for line in _wrap(sentence, width)]
         blocks.append("\n".join(lines))
     blocks += ["\n".join(_wrap(note, width)) for note in table.footnotes]
     return "\n\n".join(block.rstrip() for block in blocks if block) + "\n"
@@ -244,6 +260,8 @@ def _wrap(text: str, width: int) -> list[str]:
 
 def to_markdown(table: Table) -> str:
     """Tables, verdicts, warnings and both bills."""
+    from cil.report import online_forms
+
     blocks = [f"> {_escaped(warning)}" for warning in table.warnings]
     for section in table.sections:
         blocks += [f"### {_escaped(section.title)}", _markdown(grid(section))]
@@ -255,6 +273,13 @@ def to_markdown(table: Table) -> str:
                 blocks += [f"Bytes carried after the last experience, {convention}:", _markdown(lines)]
     for areas in table.areas:
         blocks += [_escaped(areas_words(areas)), *(_markdown(cells) for cells in areas_grids(areas))]
+    for online in table.online:
+        blocks += [f"### {_escaped(online.title)}", _markdown(online_forms.online_grid(online))]
+        said = [online.verdict.text] if online.verdict else []
+        said += [*online_forms.online_remarks(online), *online.warnings]
+        blocks += ["\n".join(f"- {_escaped(sentence)}" for sentence in said)] if said else []
+        blocks += ["Bytes after the last segment, and with what an update holds besides:"]
+        blocks += [_markdown(online_forms.online_bill(online))]
     blocks += map(_escaped, table.footnotes)
     return "\n\n".join(blocks) + "\n"
 
@@ -282,12 +307,17 @@ def _escaped(text: str) -> str:
 
 def to_csv(table: Table) -> str:
     """One line a row, numbers unrounded, nothing where undefined."""
+    from cil.report import online_forms
+
     out = io.StringIO()
     entries = [
         {"table": number, "budget": section.facts.get("budget"), "title": section.title, **_flat(row)}
         for number, section in enumerate(table.sections, 1)
         for row in section.rows
     ]
+    if table.online and entries:
+        raise ConfigError("runs of strategies and of adapters have other columns; give the paths of one kind")
+    entries = entries or online_forms.online_entries(table.online)
     if not entries:  # of runs without results alone
         return ""
     writer = csv.DictWriter(out, list(entries[0]), lineterminator="\n")
@@ -323,6 +353,8 @@ def _scores(row: Row) -> Iterable[tuple[str, Score]]:
 
 def to_json(table: Table) -> str:
     """Everything, numbers unrounded, null where undefined."""
+    from cil.report import online_forms
+
     content = {
         "warnings": table.warnings,
         "sections": [
@@ -345,6 +377,7 @@ def to_json(table: Table) -> str:
             for areas in table.areas
         ],
         "footnotes": table.footnotes,
+        **({"online": online_forms.online_entries(table.online)} if table.online else {}),
     }
     return json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from cil.errors import ConfigError
 from cil.report.areas import Areas
 from cil.report.formats import Grid, Line, areas_grids, areas_words, bill, flops, grid, remarks, seconds
+from cil.report.online import OnlineSection
+from cil.report.online_forms import online_bill, online_grid, online_plots, online_reading, online_remarks
 from cil.report.plots import Plot, areas_plots, colours, section_plots
-from cil.report.runs import Outcome
+from cil.report.runs import Outcome, is_adaptation
 from cil.report.tables import Section, Table, table
 from cil.tracking import Record, identity_hash, write_bytes_atomic
 
@@ -28,7 +30,7 @@ TERMS = (
     ("peak B", "Most bytes held at once in training: what is carried, optimizer, gradients, activations, teachers."),
     ("seconds", "Wall-clock time of the whole run on the machine it ran on; compare only on equal machines."),
     ("bound", "A learner that may look back at all past data: what could be reached, not a competitor."),
-    ("uses less", "Keeps no exemplars and stays below the limit: it could not use what the others were given."),
+    ("uses less", "Keeps no exemplars, and carries less than the limit; without one, less than all rows with some."),
     ("best", "Called only where two seeds or more support it against every other row: a paired t-test on shared seeds "
              "(5 %), or 95 % intervals that do not overlap."),
 )  # fmt: skip
@@ -57,6 +59,7 @@ def write_html(records: Iterable[Record], path: str | Path, title: str = "Compar
 def html(content: Table, records: Sequence[Record], title: str) -> str:
     """The page as text."""
     labels = [row.label for section in content.sections for row in section.rows]
+    labels += [row.label for section in content.online for row in section.rows]
     paint = colours([*labels, *(row.label for areas in content.areas for row in areas.rows)])
     several = len(content.sections) > 1
     body = [
@@ -65,8 +68,10 @@ def html(content: Table, records: Sequence[Record], title: str) -> str:
         _list(content.warnings, "warnings"),
         *(_areas(areas, number, paint) for number, areas in enumerate(content.areas, 1)),
         *(_section(section, i, several, paint) for i, section in enumerate(content.sections, 1)),
+        *(_online(section, i, len(content.online) > 1, paint) for i, section in enumerate(content.online, 1)),
         _list(content.footnotes, "remarks"),
-        _reading(),
+        "" if content.online and not content.sections else _reading(),
+        online_reading() if content.online else "",
         _runs(records),
     ]
     style = resources.files("cil.report").joinpath("page.css").read_text(encoding="utf-8")
@@ -80,9 +85,12 @@ def html(content: Table, records: Sequence[Record], title: str) -> str:
 
 
 def _summary(content: Table, records: Sequence[Record]) -> str:
-    strategies = {str(record.identity["strategy"]) for record in records}
-    tables = len(content.sections)
-    parts = [_count(len(records), "run"), _count(len(strategies), "strategy", "strategies")]
+    strategies = {str(record.identity["strategy"]) for record in records if not is_adaptation(record)}
+    adapters = {str(record.identity["adapter"]) for record in records if is_adaptation(record)}
+    tables = len(content.sections) + len(content.online)
+    parts = [_count(len(records), "run")]
+    parts += [_count(len(strategies), "strategy", "strategies")] if strategies or not adapters else []
+    parts += [_count(len(adapters), "adapter")] if adapters else []
     if tables > 1:
         parts.append(f"{tables} settings that are not to be compared with each other")
     return ", ".join(parts)
@@ -107,7 +115,27 @@ def _section(section: Section, number: int, several: bool, paint: dict[str, str]
         _plots(section_plots(section, number, paint)),
         "<h3>The bills: bytes carried after the last experience</h3>",
         *(f"<p>{_BILLS[convention]}</p>\n{_grid(cells)}" for convention, cells in bills if cells.lines),
-        f"<details open><summary>Settings</summary>\n{_facts(section)}</details>\n</section>",
+        f"<details open><summary>Settings</summary>\n{_terms(section.facts)}</details>\n</section>",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _online(section: OnlineSection, number: int, several: bool, paint: dict[str, str]) -> str:
+    """Adaptation runs: errors by domain, over time, against memory, and the bill."""
+    stream, _, source = section.title.partition("; ")
+    mark = f'<span class="number">{number}</span>' if several else ""
+    best = {"mean": section.verdict.winner} if section.verdict and section.verdict.winner else {}
+    parts = [
+        f"<section>\n<h2>{mark}{escape(stream)}</h2>",
+        f'<p class="budget">{escape(source.capitalize())}</p>',
+        _grid(online_grid(section), best),
+        f'<p class="verdict">{escape(section.verdict.text)}</p>' if section.verdict else "",
+        _list(online_remarks(section), "remarks"),
+        _list(section.warnings, "warnings"),
+        _plots(online_plots(section, number, paint)),
+        "<h3>The bill: bytes carried after the last segment</h3>",
+        _grid(online_bill(section)),
+        f"<details open><summary>Settings</summary>\n{_terms(section.facts)}</details>\n</section>",
     ]
     return "\n".join(part for part in parts if part)
 
@@ -170,8 +198,8 @@ def _plots(plots: Sequence[Plot]) -> str:
     return '<div class="plots">\n' + "\n".join(figures) + "\n</div>" if figures else ""
 
 
-def _facts(section: Section) -> str:
-    terms = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in section.facts.items())
+def _terms(facts: Mapping[str, str]) -> str:
+    terms = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
     return f"<dl>\n{terms}\n</dl>"
 
 
@@ -194,7 +222,10 @@ def _runs(records: Sequence[Record]) -> str:
     """Each run, and how to run it again where its identity says how."""
     runs = [Outcome(record) for record in records]
     runs.sort(key=lambda run: (run.strategy, run.seed, run.record.directory.name, identity_hash(run.identity)))
-    heads = ("strategy", "seed", "status", "experiences", "seconds", "FLOPs", "config", "directory")
+    kinds = {is_adaptation(run.record) for run in runs}
+    who, steps = ("strategy", "experiences") if kinds == {False} else ("adapter", "segments")
+    who, steps = (who, steps) if len(kinds) == 1 else ("strategy or adapter", "done")
+    heads = (who, "seed", "status", steps, "seconds", "FLOPs", "config", "directory")
     lines = []
     for run in runs:
         config = str(run.identity.get("config_hash") or identity_hash(run.config))

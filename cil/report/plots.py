@@ -71,7 +71,7 @@ def section_plots(section: Section, number: int, paint: Mapping[str, str]) -> li
     """
     if not section.finished:
         return []
-    with _styled():
+    with styled():
         made = [
             _accuracy_curves(section, paint),
             _accuracy_against_bytes(section, paint),
@@ -80,14 +80,14 @@ def section_plots(section: Section, number: int, paint: Mapping[str, str]) -> li
             _accuracy_matrices(section),
         ]
         return [
-            Plot(title, caption, _svg(figure, f"s{number}p{index}", title), figure.get_figwidth() > WIDTH)
+            Plot(title, caption, svg_of(figure, f"s{number}p{index}", title), figure.get_figwidth() > WIDTH)
             for index, (title, caption, figure) in enumerate(plot for plot in made if plot is not None)
         ]
 
 
 def areas_plots(areas: Areas, number: int, paint: Mapping[str, str]) -> list[Plot]:
     """Average incremental and last accuracy over the budgets."""
-    with _styled():
+    with styled():
         return [
             _areas_plot(areas, name, word, paint, f"a{number}{name}")
             for name, word in (("average", "Average incremental accuracy"), ("last", "Last accuracy"))
@@ -95,24 +95,24 @@ def areas_plots(areas: Areas, number: int, paint: Mapping[str, str]) -> list[Plo
 
 
 def _areas_plot(areas: Areas, name: str, word: str, paint: Mapping[str, str], prefix: str) -> Plot:
-    figure, (axes,) = _figure(3.9)
+    figure, (axes,) = figure_of(3.9)
     for place, row in enumerate(areas.rows):
         scores = getattr(row, name)
         points = [(x, s.mean, s.std or 0.0) for x, s in zip(areas.mebibytes, scores, strict=True) if s and s.known]
         x, y, std = zip(*points, strict=True) if points else ((), (), ())
-        axes.errorbar(x, y, yerr=std, **_line(paint[row.label], place), label=row.label, capsize=2, elinewidth=1)
+        axes.errorbar(x, y, yerr=std, **line_style(paint[row.label], place), label=row.label, capsize=2, elinewidth=1)
     axes.set_xlabel(f"budget, MiB of 2^20 bytes ({areas.convention})")
     axes.set_ylabel("accuracy, %")
-    _legend(axes)
+    legend(axes)
     title = f"{word} against the budget"
-    return Plot(title, "Mean over seeds; bars: one standard deviation.", _svg(figure, prefix, title))
+    return Plot(title, "Mean over seeds; bars: one standard deviation.", svg_of(figure, prefix, title))
 
 
 Made = tuple[str, str, "Figure"] | None
 
 
 def _accuracy_curves(section: Section, paint: Mapping[str, str]) -> Made:
-    figure, (axes,) = _figure(4.2, width=1.7 * WIDTH)
+    figure, (axes,) = figure_of(4.2, width=1.7 * WIDTH)
     sizes = [len(slots) for slots in section.finished[0].runs[0].stream.get("new_slots") or []]
     for place, row in enumerate(section.finished):
         curves = [_numbers(run.result("accuracy_curve")) for run in row.runs]
@@ -120,7 +120,8 @@ def _accuracy_curves(section: Section, paint: Mapping[str, str]) -> Made:
         classes = [sum(sizes[: step + 1]) if sizes else step + 1 for step in range(steps)]
         columns = [[curve[step] for curve in curves] for step in range(steps)]
         centre = [sum(column) / len(column) for column in columns]
-        style = _line(BOUND, place, dashed=True) if row.standing == "bound" else _line(paint[row.label], place)
+        bound = row.standing == "bound"
+        style = line_style(BOUND if bound else paint[row.label], place, dashed=bound)
         axes.plot(classes, centre, **style, label=row.label)
         if len(curves) > 1:
             std = [_std(column) for column in columns]
@@ -132,7 +133,7 @@ def _accuracy_curves(section: Section, paint: Mapping[str, str]) -> Made:
         axes.set_xticks([sum(sizes[: step + 1]) for step in range(len(sizes))] or axes.get_xticks())
     axes.set_xlabel("classes seen" if sizes else "experiences")
     axes.set_ylabel("accuracy on all classes seen, %")
-    _legend(axes)
+    legend(axes)
     caption = (
         "After each experience, on the test images of all classes seen. Line: mean over seeds; band: one standard "
     )
@@ -145,10 +146,10 @@ def _accuracy_against_bytes(section: Section, paint: Mapping[str, str]) -> Made:
     rows = [row for row in section.finished if row.carried[section.convention] and row.last.mean is not None]
     if len(rows) < 2:
         return None
-    figure, (axes,) = _figure(3.9)
+    figure, (axes,) = figure_of(3.9)
     for place, row in enumerate(rows):
         x, y = (row.carried[section.convention] or 0) / MIB, row.last.mean or 0.0
-        style = _line(BOUND if row.standing == "bound" else paint[row.label], place)
+        style = line_style(BOUND if row.standing == "bound" else paint[row.label], place)
         style |= {"linestyle": "none", "markersize": 9}
         axes.plot([x], [y], **style, label=row.label)
         axes.errorbar([x], [y], yerr=[row.last.std or 0.0], color=style["color"], capsize=3, elinewidth=1.2)
@@ -160,7 +161,7 @@ def _accuracy_against_bytes(section: Section, paint: Mapping[str, str]) -> Made:
     axes.set_xlabel(f"carried after the last experience, MiB ({section.convention})")
     axes.set_ylabel("last accuracy, %")
     axes.margins(x=0.08, y=0.12)
-    _legend(axes)
+    legend(axes)
     return "Last accuracy against bytes", "Bars: one standard deviation over seeds. Up and left is better.", figure
 
 
@@ -274,7 +275,7 @@ _STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def _styled() -> Iterator[None]:
+def styled() -> Iterator[None]:
     """The same look whatever the reader's own matplotlib settings are."""
     import matplotlib.style
 
@@ -282,7 +283,8 @@ def _styled() -> Iterator[None]:
         yield
 
 
-def _figure(height: float, width: float = WIDTH, panels: int = 1) -> tuple[Figure, list[Axes]]:
+def figure_of(height: float, width: float = WIDTH, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of so many inches, and its panels side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -295,7 +297,7 @@ def _figure(height: float, width: float = WIDTH, panels: int = 1) -> tuple[Figur
 
 
 def _bars(count: int, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    figure, row = _figure(1.3 + 0.36 * count, WIDTH * panels, panels)
+    figure, row = figure_of(1.3 + 0.36 * count, WIDTH * panels, panels)
     for axes in row:
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
@@ -304,7 +306,8 @@ def _bars(count: int, panels: int = 1) -> tuple[Figure, list[Axes]]:
     return figure, row
 
 
-def _line(colour: str, place: int, dashed: bool = False) -> dict[str, Any]:
+def line_style(colour: str, place: int, dashed: bool = False) -> dict[str, Any]:
+    """How the line of a row is drawn."""
     marker = MARKERS[place % len(MARKERS)]
     return {
         "color": colour,
@@ -317,7 +320,8 @@ def _line(colour: str, place: int, dashed: bool = False) -> dict[str, Any]:
     }
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
+    """Names of the lines, beside the panel."""
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, handlelength=1.6)
 
 
@@ -334,7 +338,7 @@ def _std(values: Sequence[float]) -> float:
     return math.sqrt(sum((value - centre) ** 2 for value in values) / (len(values) - 1))
 
 
-def _svg(figure: Figure, prefix: str, title: str) -> str:
+def svg_of(figure: Figure, prefix: str, title: str) -> str:
     """The figure as one element for a page: no XML head, no addresses, ids of its own."""
     from html import escape
 

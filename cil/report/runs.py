@@ -13,6 +13,7 @@ from cil.errors import ConfigError
 from cil.tracking import Record, RecordError
 
 NEEDED = ("config", "strategy", "seed", "stream", "budget")  # of an identity, to be put into a table
+NEEDED_ONLINE = ("config", "adapter", "seed", "stream", "source")  # the same of an adaptation run
 _say = logging.getLogger("cil.report")
 
 
@@ -51,11 +52,17 @@ def _readable(directory: Path) -> Record | None:
     except RecordError as error:
         _say.warning("left out: %s", error)
         return None
-    missing = [key for key in NEEDED if key not in record.identity]
+    needed = NEEDED_ONLINE if is_adaptation(record) else NEEDED
+    missing = [key for key in needed if key not in record.identity]
     if missing:
         _say.warning("left out: %s/record.json has no identity.%s", directory, missing[0])
         return None
     return record
+
+
+def is_adaptation(record: Record) -> bool:
+    """Whether the record is of an adapter, and not of a strategy."""
+    return record.identity.get("kind") == "adaptation"
 
 
 def dig(value: Any, *path: str | int) -> Any:
@@ -84,7 +91,8 @@ class Outcome:
 
     @property
     def strategy(self) -> str:
-        return str(self.identity["strategy"])
+        """Its name, or that of the adapter."""
+        return str(self.identity["adapter"] if is_adaptation(self.record) else self.identity["strategy"])
 
     @property
     def seed(self) -> int:
@@ -96,7 +104,7 @@ class Outcome:
 
     @property
     def budget(self) -> dict[str, Any]:
-        return self.identity["budget"] or {}
+        return self.identity.get("budget") or {}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -112,13 +120,13 @@ class Outcome:
 
     @property
     def experiences(self) -> int:
-        """In the whole stream."""
-        return int(self.stream.get("experiences") or 0)
+        """In the whole stream; segments of an adaptation run."""
+        return int(self.stream.get("experiences") or len(self.stream.get("segments") or ()))
 
     @property
     def done(self) -> int:
         """Experiences that were learned and evaluated."""
-        return len(self.result("accuracy_curve") or ())
+        return len(self.result("accuracy_curve") or self.result("segment_errors") or ())
 
     @property
     def precision(self) -> str:
@@ -192,7 +200,8 @@ class Outcome:
     def flops(self) -> int | None:
         """Of everything but evaluation: training, consolidation, search."""
         parts = self.result("flops") or {}
-        sums = [dig(part, -1) for name, part in parts.items() if name not in ("evaluation", "total")]
+        counted = [part for name, part in parts.items() if name not in ("evaluation", "total")]
+        sums = [part if isinstance(part, int) else dig(part, -1) for part in counted]
         return sum(sums) if sums and None not in sums else None
 
     @property

@@ -138,7 +138,8 @@ def budget_words(budget: dict[str, Any]) -> str:
         if not same_everywhere(limits):
             words = f"after each experience its own limit, at the end {words}"
         to = budget.get("to") if budget.get("kind") == "aligned" else None
-        parts.append(f"aligned to {to}, {words}" if to else words)
+        on = f" on {budget['to_model']}" if budget.get("to_model") else ""
+        parts.append(f"aligned to {to}{on}, {words}" if to else words)
     if exemplars is not None:
         parts.append(f"{exemplars:,} exemplars")
     more = "; as many more as incoming images are given up" if budget.get("scope") == "carried+incoming" else ""
@@ -169,7 +170,8 @@ def _facts(run: Outcome) -> Hashable:
     counts = (len(stream.get("classes") or ()), run.experiences, tuple(stream.get("image_shape") or ()))
     sizes = tuple(len(slots) for slots in stream.get("new_slots") or ())
     told = bool(stream.get("task_known_at_test"))
-    return stream.get("name"), *counts, sizes, stream.get("data"), told, run.precision, run.device
+    source = _text(run.identity.get("source"))  # of an adaptation run: the trained network
+    return stream.get("name"), *counts, sizes, stream.get("data"), told, source, run.precision, run.device
 
 
 def _free_seeds(runs: Sequence[Outcome]) -> list[str]:

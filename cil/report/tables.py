@@ -9,7 +9,8 @@ from typing import Any
 
 from cil.errors import ConfigError
 from cil.report.areas import Areas, areas_of
-from cil.report.runs import Outcome, flat, same_everywhere
+from cil.report.online import OnlineSection, online_sections
+from cil.report.runs import Outcome, flat, is_adaptation, same_everywhere
 from cil.report.settings import (
     Arena,
     Group,
@@ -21,7 +22,7 @@ from cil.report.settings import (
     grouped,
     stream_words,
 )
-from cil.report.verdicts import Score, Verdict, verdict
+from cil.report.verdicts import Score, Verdict, few, verdict
 from cil.tracking import Record
 
 RECIPE = ("model", "trainer", "optimizer", "scheduler")  # parts of a config that rows of one table usually share
@@ -123,6 +124,7 @@ class Table:
     areas: tuple[Areas, ...] = ()
     warnings: tuple[str, ...] = ()
     footnotes: tuple[str, ...] = ()
+    online: tuple[OnlineSection, ...] = ()  # adaptation runs
 
     def to_text(self, width: int = 120) -> str:
         """For a terminal of so many columns."""
@@ -154,20 +156,24 @@ def table(records: Iterable[Record]) -> Table:
 
     Runs that differ in their seed alone are one row. Rows are compared, and a best one called, only inside a section:
     same data, class orders, budget, precision and kind of device. Bounds, unfinished runs and runs over their budget
-    are shown and never ranked.
+    are shown and never ranked. Adaptation runs have tables of their own.
 
     Raises:
         ConfigError: if there are no records.
     """
-    groups = grouped(records)
-    if not groups:
+    records = list(records)
+    if not records:
         raise ConfigError("no records: a table needs at least one run")
+    adaptations = [record for record in records if is_adaptation(record)]
+    online = online_sections(adaptations, _labels)
+    groups = grouped(record for record in records if not is_adaptation(record))
     fields = arenas(group for group in groups if _told(group))
     sections = [
         _section(number, arena, part) for number, arena in enumerate(fields) for part in by_budget(arena.groups)
     ]
     empty = [group for group in groups if not _told(group)]
-    return Table(tuple(sections), tuple(areas_of(sections)), tuple(_apart(sections)), tuple(_without_result(empty)))
+    warnings, footnotes = tuple(_apart(sections)), tuple(_without_result(empty))
+    return Table(tuple(sections), tuple(areas_of(sections)), warnings, footnotes, online)
 
 
 def _told(group: Group) -> bool:
@@ -186,8 +192,9 @@ def _without_result(groups: Sequence[Group]) -> Iterable[str]:
 def _section(number: int, arena: Arena, groups: Sequence[Group]) -> Section:
     labels = _labels(groups)
     told = [bool(group.first.identity.get("uses_horizon")) for group in groups]
+    least = _least_with_exemplars(groups)
     rows = [
-        _row(group, label, marked=planner and not all(told))
+        _row(group, label, marked=planner and not all(told), least=least)
         for group, label, planner in zip(groups, labels, told, strict=True)
     ]
     rows.sort(key=lambda row: (_ORDER[row.standing], -(row.last.mean or 0.0), row.label))
@@ -214,7 +221,14 @@ def _section(number: int, arena: Arena, groups: Sequence[Group]) -> Section:
 _ORDER = {"ranked": 0, "bound": 1, "unranked": 2}
 
 
-def _row(group: Group, label: str, marked: bool) -> Row:
+def _least_with_exemplars(groups: Sequence[Group]) -> int | None:
+    """Fewest bytes that a competitor with exemplars carries; None where none has any."""
+    runs = [run for group in groups for run in group.runs if run.status == "finished" and not run.bound]
+    sizes = [run.carried(run.convention) for run in runs if run.exemplars]
+    return min((size for size in sizes if size is not None), default=None)
+
+
+def _row(group: Group, label: str, marked: bool, least: int | None) -> Row:
     finished = tuple(run for run in group.runs if run.status == "finished")
     first = group.first
     # without a finished run the row is empty, but for what the dry run knew of one over its budget
@@ -223,7 +237,7 @@ def _row(group: Group, label: str, marked: bool) -> Row:
     standing = "bound" if first.bound else "ranked"
     if not finished or (excess and not first.bound):
         standing = "unranked"
-    notes = [*_status_notes(group, finished), *_kind_notes(first, finished)]
+    notes = [*_status_notes(group, finished), *_kind_notes(first, finished, least)]
     if marked:
         notes.append(Note("uses horizon", "uses the horizon: was told the length of the stream"))
     if excess and not first.bound:
@@ -290,7 +304,7 @@ def _status_notes(group: Group, finished: Sequence[Outcome]) -> Iterable[Note]:
         yield Note("repeated", f"repeated: {runs} of seeds that are there already, left out")
 
 
-def _kind_notes(first: Outcome, finished: Sequence[Outcome]) -> Iterable[Note]:
+def _kind_notes(first: Outcome, finished: Sequence[Outcome], least: int | None) -> Iterable[Note]:
     lost = max((sum(run.result("given_up") or ()) for run in finished), default=0)
     if lost:
         yield Note("gave up images", f"gave up images: learned without {lost:,} of those that arrived")
@@ -298,7 +312,8 @@ def _kind_notes(first: Outcome, finished: Sequence[Outcome]) -> Iterable[Note]:
         limit, carried = first.limit, _whole([run.carried(first.convention) for run in finished])
         if limit is not None and carried is not None and carried < limit:
             yield Note("uses less", f"uses less: no exemplars, {limit - carried:,} bytes below the limit")
-        elif limit is None and first.budget.get("exemplars"):
+        counted = limit is None and first.budget.get("exemplars")
+        if counted and least is not None and carried is not None and carried < least:
             yield Note("uses less", "uses less: no exemplars")
 
 
@@ -310,7 +325,7 @@ def _labels(groups: Sequence[Group]) -> list[str]:
         configs = [flat(run.config) for run in alike]
         leaves = flat(group.first.config)
         parts = [
-            f"{key.removeprefix('strategy.')}={_cut(str(leaves[key]), VALUE)}"
+            f"{key.removeprefix('strategy.').removeprefix('adapter.')}={_cut(str(leaves[key]), VALUE)}"
             for key in differing(alike)
             if key in leaves and not (leaves[key] is None and any(key not in config for config in configs))
         ]
@@ -377,12 +392,12 @@ def _warnings(labelled: Mapping[str, Group], rows: Sequence[Row]) -> Iterable[st
         yield "Unofficial data: the fingerprint is not that of the official set."
     lone = [row.label for row in rows if row.finished and len(row.seeds) == 1]
     if lone:
-        yield f"One seed only: {', '.join(lone)}. A difference from it may be chance."
+        yield f"One seed only: {few(lone)}. A difference from it may be chance."
     if all(group.first.identity.get("uses_horizon") for group in groups):
         yield "The length of the stream was known in advance to all rows (budget.reserve=final, or by design)."
     planners = [row.label for row in rows if any(note.mark == "uses horizon" for note in row.notes)]
     if planners:
-        yield f"Told the length of the stream, which no other row knows: {', '.join(planners)}."
+        yield f"Told the length of the stream, which no other row knows: {few(planners)}."
     if first.stream.get("task_known_at_test"):
         yield "The experience of each test image was given at test time: an easier question."
     if first.limit is None:
@@ -395,10 +410,10 @@ def _warnings(labelled: Mapping[str, Group], rows: Sequence[Row]) -> Iterable[st
         yield f"Runs differ in threads: {' and '.join(threads)}."
     edited = [label for label, group in labelled.items() if len(_values(group.runs, "code")) > 1]
     if edited:
-        yield f"The code was edited between the seeds of one row: {', '.join(edited)}."
+        yield f"The code was edited between the seeds of one row: {few(edited)}."
     recipe = [key for key in differing([group.first for group in groups]) if key.split(".")[0] in RECIPE]
     if recipe:
-        yield f"Rows differ in their recipe: {', '.join(recipe)}."
+        yield f"Rows differ in their recipe: {few(recipe)}."
 
 
 def _apart(sections: Sequence[Section]) -> Iterable[str]:

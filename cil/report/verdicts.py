@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cil.metrics import ci, paired
 
 LEVEL = 0.05  # of the two-sided paired test; intervals are those of 1 - LEVEL
+SHOWN = 5  # most names in a sentence
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,13 @@ def verdict(metric: str, scores: Mapping[str, Score]) -> Verdict:
         return Verdict(metric, None, f"{metric}: fewer than two rows to compare.")
     lone = [label for label in labels if len(known[label].known) < 2]
     if labels[0] in lone or len(lone) > len(labels) - 2:
-        return Verdict(metric, None, f"{metric}: no winner is called on one seed ({', '.join(lone)}).")
+        return Verdict(metric, None, f"{metric}: no winner is called on one seed ({few(lone)}).")
     best, *rivals = [label for label in labels if label not in lone]
     leads = [_lead(rival, known[best], known[rival]) for rival in rivals]
     unsure = [lead for lead in leads if not (lead.p <= LEVEL or lead.apart)]
     near = (unsure or leads)[0]
     gap = f"{near.difference:.2f}"
-    aside = f" Of one seed, so not judged: {', '.join(lone)}." if lone else ""
+    aside = f" Of one seed, so not judged: {few(lone)}." if lone else ""
     if not unsure:
         text = f"{metric}: {best} is best; {near.rival} is {gap} behind ({_evidence(near)}).{aside}"
         return Verdict(metric, best, text)
@@ -134,3 +135,13 @@ def _evidence(lead: _Lead) -> str:
     else:
         text = f"seeds shared: {lead.shared}"
     return f"{text}, 95 % intervals apart" if lead.apart else text
+
+
+def few(names: Sequence[str]) -> str:
+    """Names for a sentence: all of them where they are few.
+
+    >>> few("abcde"), few("abcdefgh")
+    ('a, b, c, d, e', 'a, b, c, d, e and 3 more')
+    """
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

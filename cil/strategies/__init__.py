@@ -7,12 +7,12 @@ from importlib.metadata import entry_points
 from keyword import iskeyword
 from pathlib import Path
 
+from cil.contract import Desk, Phase, Progress, reference_of
 from cil.memory import State
-from cil.strategies.base import Strategy, reference_of
-from cil.strategies.phase import Desk, Phase, Progress
+from cil.strategies.base import Strategy
 from cil.strategies.registry import find, register
 
-_NOT_METHODS = {"__init__", "base", "parts", "phase", "ranges", "registry"}
+_NOT_METHODS = {"__init__", "base", "parts", "ranges", "registry"}
 
 __all__ = ["Desk", "Phase", "Progress", "State", "Strategy", "built_in", "find", "names", "reference_of", "register"]
 

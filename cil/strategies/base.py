@@ -1,34 +1,21 @@
-"""The strategy contract: what a method holds, the hooks it fills, and what crosses a boundary."""
+"""The strategy contract: the hooks that a method fills. What it holds and carries is ``cil.contract.Holder``'s."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from cil.contract import Holder, Phase, Progress
 from cil.data import Batch, Samples
-from cil.errors import ConfigError, NotKept, StateError
-from cil.memory import Budget, Entry, ExemplarMemory, Reference, State, check_kind, encode_meta, tensor_bytes
-from cil.memory.ledger import TRAINING_KINDS, tensor_entry
+from cil.memory import Budget
 from cil.models import NetFactory
-from cil.strategies.phase import Desk, Phase, Progress
 from cil.streams import Experience, Signature
 
-_META = (bool, int, float, str)
 
-
-@dataclass(frozen=True)
-class _Kept:
-    kind: str
-    lifetime: str
-    reference: Reference | None = None
-
-
-class Strategy:
+class Strategy(Holder):
     """A class-incremental learner. Subclass it, say what is kept, write ``loss``.
 
     Args:
@@ -40,22 +27,19 @@ class Strategy:
     """
 
     net: Any  # what ``build_net`` gives
-    _kept: dict[str, _Kept]
     uses_horizon: ClassVar[bool] = False  # needs to know how many experiences will come
     bound: ClassVar[bool] = False  # an upper bound, not a competitor: kept out of rankings
     toy: ClassVar[Mapping[str, Any]] = {}  # hyperparameters for toy runs, where the defaults are far too large
     toy_model: ClassVar[Mapping[str, Any]] = {}  # name and options of a backbone for toy runs, where any will not do
 
     def __init__(self, make_net: NetFactory, budget: Budget) -> None:
-        object.__setattr__(self, "_kept", {})
+        super().__init__()
         self.make_net = make_net
         self.budget = budget
-        self.num_classes = 0
         self.old_classes = 0
         self.first_slot = 0  # the lowest with data here; where no class re-appears, the first new one
-        self.image_shape: tuple[int, int, int] = (0, 0, 0)
         self.progress = Progress()
-        self.desk = Desk()
+        self.notes: list[str] = []  # a sentence for each thing that a person should hear before training
         self.keep("net", self.build_net(), kind="parameters")
 
     # what a method may fill -----------------------------------------------------------------------------------------
@@ -148,274 +132,8 @@ class Strategy:
 
     # what the base does ---------------------------------------------------------------------------------------------
 
-    def keep(
-        self,
-        name: str,
-        value: Any,
-        kind: str = "other",
-        lifetime: str | None = None,
-        reference: Reference | None = None,
-    ) -> None:
-        """Hold ``value`` as ``self.name``, charged as ``kind``.
-
-        Args:
-            name: Attribute name.
-            value: A module, a tensor, a dict of tensors, an ``ExemplarMemory``, None, or (kind ``other``) a JSON
-                scalar or short list.
-            kind: One of ``cil.memory.KINDS``. Of a module kept as ``parameters`` the buffers are charged as such.
-            lifetime: ``carried`` or ``training``; by default teachers, temporaries, optimizers, gradients and
-                activations are gone at the boundary, all else is carried.
-            reference: Public weights that the module is, unmodified: carried and charged as a reference.
-
-        Raises:
-            ConfigError: if the kind is unknown.
-        """
-        check_kind(kind)
-        if lifetime is None:
-            lifetime = "training" if kind in TRAINING_KINDS else "carried"
-        if lifetime not in ("carried", "training"):
-            raise ConfigError(f"keep('{name}'): lifetime is '{lifetime}'; allowed: carried, training")
-        if isinstance(value, nn.Parameter):
-            raise ConfigError(f"keep('{name}'): a bare parameter is trained only inside a module; put it into one")
-        if hasattr(type(self), name):
-            raise ConfigError(f"keep('{name}'): the name is taken by a method of the class")
-        self._kept[name] = _Kept(kind, lifetime, reference)
-        object.__setattr__(self, name, value)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in self._kept and _holds_tensors(value):
-            raise NotKept(
-                f"{type(self).__name__}.{name} is a {type(value).__name__} that was not kept: it would not survive "
-                f"the boundary; call self.keep('{name}', ..., kind=...) first (kind='temporary' for training only)"
-            )
-        object.__setattr__(self, name, value)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors are."""
-        return self.desk.device
-
-    def generator(self, purpose: str) -> torch.Generator:
-        """A fresh CPU generator, keyed by seed, experience and purpose: same key, same draws."""
-        return self.desk.generator(purpose)
-
     def gradient(self, loss: Tensor) -> list[Tensor]:
         """Gradients of an extra loss for the trainable parameters; their ``grad`` is not touched."""
         parameters = self.trainable()
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-
-    def trainable(self) -> list[nn.Parameter]:
-        """All parameters that require a gradient, in modules that are neither teachers nor references."""
-        held = (p for module in self._trained_modules() for p in module.parameters() if p.requires_grad)
-        return list({id(p): p for p in held}.values())
-
-    def held(self) -> dict[str, Any]:
-        """Everything that is kept, by name."""
-        return {name: getattr(self, name) for name in self._kept}
-
-    def modules(self) -> list[nn.Module]:
-        """The modules that are kept, teachers too."""
-        return [value for value in self.held().values() if isinstance(value, nn.Module)]
-
-    def memories(self) -> dict[str, ExemplarMemory]:
-        """The rehearsal memories that are kept, by name."""
-        return {name: value for name, value in self.held().items() if isinstance(value, ExemplarMemory)}
-
-    def to(self, device: torch.device | str) -> Strategy:
-        """Move modules and tensors."""
-        self.desk.device = torch.device(device)
-        for name, value in self.held().items():
-            if isinstance(value, nn.Module | Tensor):
-                object.__setattr__(self, name, value.to(device))
-            elif _is_tensor_dict(value):
-                object.__setattr__(self, name, {key: tensor.to(device) for key, tensor in value.items()})
-        return self
-
-    def state(self) -> State:
-        """All that is carried. Tensors are those in use, not copies: the engine copies what it stores."""
-        tensors, kinds, meta, references = self._flatten("carried")
-        return State(tensors, kinds, meta, references, self._survey())
-
-    def load_state(self, state: State) -> None:
-        """Take over what was carried. The structure must be the one that ``grow`` gave.
-
-        Raises:
-            StateError: where names, shapes or types differ.
-        """
-        self._unflatten(state.tensors, state.meta, "carried")
-
-    def full_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything kept, training entries too, for a snapshot inside an experience."""
-        carried, _, meta, _ = self._flatten("carried")
-        training, _, more, _ = self._flatten("training")
-        return carried | training, meta | more
-
-    def load_full_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Take over what ``full_state`` gave, into the same structure."""
-        self._unflatten(tensors, meta, None)
-
-    def fixed_bytes(self, convention: str = "exact") -> int:
-        """Bytes of all that is carried but rehearsal memories."""
-        if convention == "survey":
-            return self._survey().get("parameters", 0)
-        total = len(encode_meta(self._flatten("carried")[2]))
-        for name, kept in self._kept.items():
-            value = getattr(self, name)
-            if kept.lifetime == "carried" and not isinstance(value, ExemplarMemory):
-                if kept.reference is not None:
-                    total += kept.reference.bytes
-                else:
-                    total += sum(tensor_bytes(tensor) for tensor, _ in self._tensors_of(name, value, kept).values())
-        return total
-
-    def training_entries(self) -> list[Entry]:
-        """Ledger lines of what is held in training only."""
-        tensors, kinds, _, _ = self._flatten("training")
-        return [tensor_entry(name, kinds[name], tensor, "training") for name, tensor in tensors.items()]
-
-    def _trained_modules(self) -> list[nn.Module]:
-        """Modules that are neither teachers nor public weights."""
-        trained = (name for name, kept in self._kept.items() if kept.kind != "teacher" and kept.reference is None)
-        return [value for value in map(self.__getattribute__, trained) if isinstance(value, nn.Module)]
-
-    def _survey(self) -> dict[str, int]:
-        """The survey's charge: backbones needed at inference, as each states it, and nominal raw pixels."""
-        charge = {"parameters": 0, "exemplars": 0}
-        for name, kept in self._kept.items():
-            value = getattr(self, name)
-            if isinstance(value, ExemplarMemory):
-                charge["exemplars"] += value.survey_bytes()
-            elif isinstance(value, nn.Module) and kept.lifetime == "carried":
-                charge["parameters"] += 4 * int(getattr(value, "survey_parameters", 0))
-        return charge
-
-    def _tensors_of(self, name: str, value: Any, kept: _Kept) -> dict[str, tuple[Tensor, str]]:
-        if isinstance(value, nn.Module):
-            buffers = {key for key, _ in value.named_buffers()}
-            found = {}
-            for key, tensor in value.state_dict().items():
-                if not isinstance(tensor, Tensor):
-                    raise StateError(
-                        f"{name}.{key} is a {type(tensor).__name__}: extra state of a module is not carried"
-                    )
-                kind = "buffers" if kept.kind == "parameters" and key in buffers else kept.kind
-                found[f"{name}.{key}"] = (tensor, kind)
-            return found
-        if isinstance(value, Tensor):
-            return {name: (value, kept.kind)}
-        if isinstance(value, ExemplarMemory):
-            return {f"{name}.{key}": held for key, held in value.tensors(self.num_classes).items()}
-        if _is_tensor_dict(value):
-            return {f"{name}.{key}": (tensor, kept.kind) for key, tensor in value.items()}
-        return {}
-
-    def _flatten(
-        self, lifetime: str
-    ) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any], tuple[Reference, ...]]:
-        tensors: dict[str, Tensor] = {}
-        kinds: dict[str, str] = {}
-        meta: dict[str, Any] = {}
-        references = []
-        for name, kept in self._kept.items():
-            if kept.lifetime != lifetime:
-                continue
-            value = getattr(self, name)
-            if kept.reference is not None:
-                if reference_of(value, kept.reference.tag) != kept.reference:
-                    raise StateError(f"{name} refers to the public weights '{kept.reference.tag}' but was modified")
-                references.append(kept.reference)
-            elif isinstance(value, nn.Module | Tensor | ExemplarMemory) or _is_tensor_dict(value):
-                for key, (tensor, kind) in self._tensors_of(name, value, kept).items():
-                    tensors[key], kinds[key] = tensor.detach(), kind
-            elif value is not None:
-                if not _is_meta(value):
-                    raise StateError(
-                        f"{name} is a {type(value).__name__}: keep modules, tensors, memories, JSON scalars"
-                    )
-                meta[name] = value
-        return tensors, kinds, meta, tuple(references)
-
-    def _unflatten(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], lifetime: str | None) -> None:
-        left = dict(tensors)
-        for name, kept in self._kept.items():
-            if (lifetime or kept.lifetime) != kept.lifetime or kept.reference is not None:
-                continue
-            value = getattr(self, name)
-            prefix = f"{name}."
-            given = {key.removeprefix(prefix): left.pop(key) for key in list(left) if key.startswith(prefix)}
-            if isinstance(value, ExemplarMemory):
-                value.load(given, self.image_shape)
-            elif isinstance(value, nn.Module):
-                _same(name, value.state_dict(), given)
-                value.load_state_dict(given)
-            elif kept.lifetime == "training" and not isinstance(value, dict) and name in left:
-                object.__setattr__(self, name, left.pop(name).to(self.device))
-            elif kept.lifetime == "training" and given and not _is_tensor_dict(value):
-                object.__setattr__(self, name, {key: t.to(self.device) for key, t in given.items()})
-            elif _is_tensor_dict(value):
-                _same(name, value, given)
-                object.__setattr__(self, name, {key: _like(own, given[key]) for key, own in value.items()})
-            elif isinstance(value, Tensor):
-                if name not in left:
-                    raise StateError(f"the state lacks {name}")
-                _same(name, {"": value}, {"": left[name]})
-                object.__setattr__(self, name, _like(value, left.pop(name)))
-            elif name in meta:
-                object.__setattr__(self, name, meta[name])
-        if left:
-            raise StateError(
-                f"{type(self).__name__} has no place for {', '.join(sorted(left)[:3])}: allocate in __init__ or grow, "
-                f"at its final size, whatever is carried"
-            )
-
-
-def _same(name: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Names and shapes are structure: were they free, they could carry bytes that nobody pays for."""
-    if own.keys() != given.keys():
-        odd = sorted(own.keys() ^ given.keys())[:3]
-        raise StateError(f"{name}: the state and the structure after grow differ in {', '.join(odd)}")
-    for key, tensor in own.items():
-        if tensor.shape != given[key].shape or tensor.dtype != given[key].dtype:
-            raise StateError(
-                f"{name}.{key} is {given[key].dtype} {tuple(given[key].shape)} in the state, "
-                f"{tensor.dtype} {tuple(tensor.shape)} after grow: allocate it there at its final size"
-            )
-
-
-def _like(own: Tensor, given: Tensor) -> Tensor:
-    """The values given, in the layout and on the device of what is replaced."""
-    return torch.empty_like(own).copy_(given)
-
-
-def _is_tensor_dict(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
-
-
-def _is_meta(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(_is_meta(item) for item in value)
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_meta(item) for key, item in value.items())
-    return value is None or isinstance(value, _META)
-
-
-def _holds_tensors(value: Any) -> bool:
-    if isinstance(value, Tensor | nn.Module | ExemplarMemory):
-        return True
-    if isinstance(value, dict):
-        return any(_holds_tensors(item) for item in value.values())
-    if isinstance(value, list | tuple | set):
-        return any(_holds_tensors(item) for item in value)
-    return False
-
-
-def reference_of(module: nn.Module, tag: str) -> Reference:
-    """The reference that names a module's weights: SHA-256 over its tensors in order of name, and their size."""
-    digest, size, numel = hashlib.sha256(), 0, 0
-    for key, tensor in sorted(module.state_dict().items()):
-        digest.update(key.encode())
-        if not tensor.is_meta:  # a dry run has sizes, and no values
-            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-        size, numel = size + tensor_bytes(tensor), numel + tensor.numel()
-    return Reference(tag, digest.hexdigest(), size, numel)

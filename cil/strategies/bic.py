@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cil.contract import Phase
 from cil.data import Batch, Samples
 from cil.memory import Budget, ExemplarMemory
 from cil.models import GrowingNet, NetFactory, frozen_copy
 from cil.strategies.base import Strategy
 from cil.strategies.parts import distillation, store_exemplars
-from cil.strategies.phase import Phase
 from cil.strategies.ranges import above, at_least, below
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature

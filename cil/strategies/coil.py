@@ -11,6 +11,7 @@ from cil.memory import Budget, ExemplarMemory, class_means
 from cil.models import GrowingNet, NetFactory, frozen_copy
 from cil.strategies.base import Strategy
 from cil.strategies.parts import distillation, features, store_exemplars
+from cil.strategies.parts.notes import cosine_net
 from cil.strategies.ranges import above, at_least
 from cil.strategies.registry import register
 from cil.streams import Experience
@@ -132,7 +133,7 @@ class Coil(Strategy):
         self.keep("refreshed", [0, 0], kind="temporary")  # epoch and step of the last transport to the old classes
 
     def build_net(self) -> GrowingNet:
-        return self.make_net(head="cosine")
+        return cosine_net(self)
 
     def before_experience(self, experience: Experience) -> None:
         if self.num_classes:
@@ -175,7 +176,9 @@ class Coil(Strategy):
         """Retrospective transport, by the network as it is: at the start of an epoch and every ``refresh`` steps."""
         epoch, step = self.progress.epoch, self.progress.step
         if self.backward_rows is None or self.refreshed[0] != epoch or step - self.refreshed[1] >= self.refresh:
-            means, weight = self._means(), self.net.head.weight
+            with self.desk.flops.counting():
+                means = self._means()
+            weight = self.net.head.weight
             self.backward_rows = self._transported(weight[self.old_classes :], means[1], means[0])
             self.refreshed = [epoch, step]
         return self.backward_rows

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract import Phase
 from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
@@ -16,7 +17,6 @@ from cil.models import NetFactory, frozen_copy
 from cil.models.convit import ConViT, TaskHead, TaskTokenNet
 from cil.strategies.base import Strategy
 from cil.strategies.parts import balanced_set, distillation, store_exemplars
-from cil.strategies.phase import Phase
 from cil.strategies.ranges import above, at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature

@@ -10,7 +10,7 @@ from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory
 from cil.strategies.base import Strategy
-from cil.strategies.parts import new_class_cross_entropy, old_part, quadratic_penalty
+from cil.strategies.parts import grown, learned, new_class_cross_entropy, quadratic_penalty
 from cil.strategies.ranges import at_least
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
@@ -55,20 +55,17 @@ class EWC(Strategy):
 
     def grow(self, signature: Signature) -> None:
         super().grow(signature)
-        old = self.fisher
-        self.fisher = {name: torch.zeros_like(value) for name, value in self._weights().items()}
-        for name, value in old.items():
-            old_part(self.fisher[name], value).copy_(value)
+        self.fisher = grown(self.fisher, learned(self.net))
 
     def before_experience(self, experience: Experience) -> None:
         if self.num_classes and self.strength:
-            self.anchor = {name: value.detach().clone() for name, value in self._weights().items()}
+            self.anchor = {name: value.detach().clone() for name, value in learned(self.net).items()}
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         logits = self.net(batch.images).logits
         terms = {"new": new_class_cross_entropy(logits, batch.slots, self.first_slot)}
         if self.anchor is not None:  # equation 3
-            terms["penalty"] = self.strength / 2 * quadratic_penalty(self._weights(), self.anchor, self.fisher)
+            terms["penalty"] = self.strength / 2 * quadratic_penalty(learned(self.net), self.anchor, self.fisher)
         return terms
 
     def after_experience(self, experience: Experience) -> None:
@@ -83,7 +80,7 @@ class EWC(Strategy):
     def _fisher_of(self, experience: Experience) -> dict[str, Tensor]:
         """Mean over mini-batches of the squared gradient, capped."""
         self.net.eval()
-        weights = self._weights()
+        weights = learned(self.net)
         total = {name: torch.zeros_like(value) for name, value in weights.items()}
         batches = 0
         order = torch.randperm(len(experience.train), generator=self.generator("fisher"))
@@ -93,6 +90,3 @@ class EWC(Strategy):
                 total[name] += gradient.square()
             batches += 1
         return {name: (value / batches).clamp_(max=self.cap) for name, value in total.items()}
-
-    def _weights(self) -> dict[str, Tensor]:
-        return dict(self.net.named_parameters())

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract import Phase
 from cil.data import Batch, Samples
 from cil.memory import Budget, FeatureMemory, Prototypes, feature_samples
-from cil.models import NetFactory
+from cil.models import GrowingNet, Head, LinearHead, NetFactory, freeze
 from cil.strategies.base import Strategy
-from cil.strategies.parts import features, store_exemplars
-from cil.strategies.phase import Phase
+from cil.strategies.parts import features, store_exemplars, trains_first
 from cil.strategies.ranges import one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
@@ -23,23 +23,28 @@ STORES = ("features", "prototypes")
 
 @register("feature_replay")
 class FeatureReplay(Strategy):
-    """The network learns the first experience; from the second on its backbone is frozen, so that features stay valid.
+    """The network learns the first experience; then its backbone is frozen for good, so that features stay valid.
 
-    The head then goes on learning with cross-entropy over all outputs, on the features of the new images (evaluation
-    view) and as many of each old class as a new class has images on average, so that few stored ones are not drowned by
-    many new ones: those stored, as many as the budget allows, again and again in turn; or Gaussian samples.
+    From there on the head alone learns, with cross-entropy over all outputs, on the features of the new images
+    (evaluation view) and as many of each old class as a new class has images on average, so that few stored ones are
+    not drowned by many new ones: those stored, as many as the budget allows, again and again in turn; or Gaussian
+    samples.
 
     Args:
         store: ``features`` (vectors chosen as exemplars are), or ``prototypes`` (mean and spread of each class).
         bits: Of a value of a stored feature: 32, 16 or 8; without meaning for prototypes.
         spread: Of prototypes: ``none``, ``radius``, ``diagonal``, ``full``; see ``cil.memory.Prototypes``.
         selection: Rule that chooses features; one that needs features alone, or nothing.
+        train_first: Whether the first experience trains the backbone before it is frozen; ``auto``: only where
+            ``model.weights`` gives no public weights.
 
     Source:
         A baseline, with stored features as in Hayes et al. 2020 (REMIND, there quantised feature maps) and samples of
         prototypes as in Zhu et al. 2021 (PASS); memory by the specification of protocols 4.1.
     """
 
+    net: GrowingNet  # the backbone, with a head that never gets an output
+    head: Head
     memory: FeatureMemory
     prototypes: Prototypes
 
@@ -52,9 +57,11 @@ class FeatureReplay(Strategy):
         bits: int = 32,
         spread: str = "diagonal",
         selection: str = "herding",
+        train_first: bool | str = "auto",
     ) -> None:
         super().__init__(make_net, budget)
         one_of(STORES, "feature_replay", store=store)
+        self.trained = trains_first(self, train_first)
         memory = FeatureMemory(make_net.feature_dim, bits, selection)
         prototypes = Prototypes(make_net.feature_dim, spread)  # both are made, so that all options are checked
         if store == "features":
@@ -63,14 +70,26 @@ class FeatureReplay(Strategy):
             self.keep("prototypes", prototypes, kind="prototypes")
         self.store = store
 
+    def build_net(self) -> GrowingNet:
+        """The backbone; the head is kept beside it, as it goes on learning."""
+        net = self.make_net()
+        self.keep("head", net.head, kind="parameters")
+        net.head = LinearHead(net.feature_dim).to(net.head.weight).requires_grad_(False)
+        return net
+
+    def grow_net(self, signature: Signature) -> None:
+        if signature.index:
+            freeze(self.net)
+        self.head.grow(len(signature.new_slots))
+
     def grow(self, signature: Signature) -> None:
         super().grow(signature)
         if self.store == "prototypes":
             self.prototypes.grow(self.num_classes - self.old_classes)
 
     def training_set(self, experience: Experience) -> Samples:
-        """Images in the first experience, then features, new and old."""
-        if not self.old_classes:
+        """Images while the backbone learns, then features, new and old."""
+        if self._trains_backbone(experience):
             return experience.train
         new = feature_samples({"features": features(self, experience.train)}, experience.train.slots)
         present = new.slots.unique()
@@ -83,26 +102,30 @@ class FeatureReplay(Strategy):
         return new + feature_samples({"features": self.prototypes.draw(slots, self.generator("prototypes"))}, slots)
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
-        if not self.old_classes:
+        if self._trains_backbone(experience):
             yield Phase("main", self.training_set(experience), self.loss)
         else:
-            head = list(self.net.head.parameters())
-            yield Phase("head", self.training_set(experience), self.head_loss, parameters=head)
-
-    def train_mode(self) -> None:
-        self.net.train(not self.old_classes)  # the backbone is frozen from the second experience on
+            head = list(self.head.parameters())
+            yield Phase("head", self.training_set(experience), self.head_loss, parameters=head, fresh=False)
 
     def loss(self, batch: Batch) -> Tensor:
-        return F.cross_entropy(self.net(batch.images).logits, batch.slots)
+        return F.cross_entropy(self.predict(batch.images), batch.slots)
 
     def head_loss(self, batch: Batch) -> Tensor:
-        return F.cross_entropy(self.net.head(batch.extras["features"]), batch.slots)
+        return F.cross_entropy(self.head(batch.extras["features"]), batch.slots)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """The head's logits: (N, ...) to (N, C)."""
+        return self.head(self.net(images).features)
 
     def after_experience(self, experience: Experience) -> None:
         if self.store == "features":
             store_exemplars(self, experience)
         else:
             self.prototypes.update(features(self, experience.train), experience.train.slots)
+
+    def _trains_backbone(self, experience: Experience) -> bool:
+        return self.trained and experience.index == 0
 
 
 def _rounds(slots: Tensor, present: Tensor, each: int) -> Tensor:

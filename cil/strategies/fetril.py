@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract import Phase
 from cil.data import ArrayStore, Batch, Samples
 from cil.memory import Budget
 from cil.models import GrowingNet, LinearHead, NetFactory, freeze
 from cil.strategies.base import Strategy
 from cil.strategies.parts import class_sums, exact, exact_features, features_only, trains_first
-from cil.strategies.phase import Phase
 from cil.strategies.ranges import above, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
@@ -88,7 +88,8 @@ class FeTrIL(Strategy):
                 blank = ArrayStore(torch.zeros(len(data), 1, 1, 1, dtype=torch.uint8))
                 data = Samples(blank, data.slots, extras={"row": torch.arange(len(data))})
             rows, slots = _cast(data.slots, plays)
-            yield Phase("head", data[rows].with_slots(slots), self.loss, parameters=list(self.head.parameters()))
+            head = list(self.head.parameters())  # trained as later heads are, also where there is no backbone to train
+            yield Phase("head", data[rows].with_slots(slots), self.loss, parameters=head, fresh=False)
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy over all outputs; before there is an old class, of plain features."""

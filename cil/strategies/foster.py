@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract import Phase
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
-from cil.models import BranchingNet, GrowingNet, LinearHead, NetFactory, freeze, weight_align
+from cil.models import BranchingNet, GrowingNet, LinearHead, NetFactory, freeze
 from cil.strategies.base import Strategy
-from cil.strategies.parts import distillation, store_exemplars
-from cil.strategies.phase import Phase
+from cil.strategies.parts import align_rows, distillation, store_exemplars
 from cil.strategies.ranges import above, at_least, below, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
@@ -69,7 +69,7 @@ class FOSTER(Strategy):
             "az" in the reference code).
         align_teacher: Whether to align the norms of new and old rows after boosting.
         align_student: The same after compression.
-        compression_epochs: None: as long as boosting.
+        compression_epochs: Or, below 1, a share of those of boosting; None: as long as boosting.
         compression_decay: Weight decay in compression; >= 0.
         keep: What answers: the ``student``, or the ``teacher``, the two backbones of boosting, whose accuracy the
             reference code reports. The next experience starts from the student, so that ``teacher`` carries three
@@ -101,7 +101,7 @@ class FOSTER(Strategy):
         old_features: Literal["trained", "zero"] = "trained",
         align_teacher: bool = False,
         align_student: bool = False,
-        compression_epochs: int | None = None,
+        compression_epochs: float | None = None,
         compression_decay: float = 0.0,
         keep: Literal["student", "teacher"] = "student",
         selection: str = "herding",
@@ -112,7 +112,7 @@ class FOSTER(Strategy):
         below(1, "foster", beta1=beta1, beta2=beta2)
         above(0, "foster", temperature=temperature)
         at_least(0, "foster", strength=strength, compression_decay=compression_decay)
-        at_least(1, "foster", compression_epochs=compression_epochs)
+        above(0, "foster", compression_epochs=compression_epochs)
         one_of(("trained", "zero"), "foster", old_features=old_features)
         one_of(("student", "teacher"), "foster", keep=keep)
         self.beta1, self.beta2 = beta1, beta2
@@ -168,8 +168,8 @@ class FOSTER(Strategy):
             return
         learns = [*self.boosted.branches[-1].parameters(), *self.boosted.head.parameters()]
         yield Phase("boosting", data, self.loss, [*learns, *self.extra_head.parameters()])
-        if self.align_teacher and self.num_classes > self.old_classes:
-            weight_align(self.boosted.head.weight, self.old_classes)
+        if self.align_teacher:
+            align_rows(self, self.boosted.head)
         freeze(self.boosted)
         yield Phase(
             "compression",
@@ -206,8 +206,8 @@ class FOSTER(Strategy):
                 gradient[self.old_classes :, : self.net.feature_dim] = 0
 
     def after_experience(self, experience: Experience) -> None:
-        if self.align_student and self.old_classes and self.num_classes > self.old_classes:
-            weight_align(self.net.head.weight, self.old_classes)
+        if self.align_student:
+            align_rows(self, self.net.head)
         store_exemplars(self, experience, self.boosted)
 
     def predict(self, images: Tensor) -> Tensor:

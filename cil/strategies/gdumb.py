@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract import Phase
 from cil.data import Batch, Samples
 from cil.memory import Budget, ExemplarMemory, greedily_balanced
 from cil.models import NetFactory
 from cil.strategies.base import Strategy
 from cil.strategies.parts import same_sized
-from cil.strategies.phase import Phase
 from cil.strategies.ranges import between
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature

@@ -105,8 +105,7 @@ class GEM(Strategy):
             return None
         total = torch.zeros((), device=self.device)
         for rows in torch.arange(len(drawn), device=self.device).tensor_split(-(-len(drawn) // AT_ONCE)):
-            running = self.statistics == "running" or len(rows) == 1  # one image has no statistics
-            with evaluating(self.net) if running else nullcontext():
+            with evaluating(self.net) if self.statistics == "running" else nullcontext():
                 logits = self.net(drawn.images[rows]).logits[:, start:stop]
                 loss = F.cross_entropy(logits, drawn.slots[rows] - start, reduction="sum") / len(drawn)
                 total = total + _flat(self.gradient(loss))

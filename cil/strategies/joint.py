@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract import Phase
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory
 from cil.strategies.base import Strategy
-from cil.strategies.phase import Phase
 from cil.strategies.registry import register
 from cil.streams import Experience
 

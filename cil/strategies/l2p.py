@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cil.contract import loaded_reference
 from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import Head, NetFactory, TimmBackbone, freeze
 from cil.models.prompts import POSITIONS, PromptPool, Selected, prompt_features, vision_transformer
-from cil.strategies.base import Strategy, reference_of
+from cil.strategies.base import Strategy
+from cil.strategies.parts.notes import note_random_weights
 from cil.strategies.ranges import at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Signature
@@ -89,7 +91,8 @@ class L2P(Strategy):
         whole = self.make_net()
         vit = freeze(vision_transformer(whole.backbone, "strategy l2p"))
         public = self.make_net.pretrained
-        self.keep("vit", vit, kind="parameters", reference=None if public is None else reference_of(vit, public))
+        note_random_weights(self)
+        self.keep("vit", vit, kind="parameters", reference=None if public is None else loaded_reference(vit, public))
         self.keep("normalise", whole.normalise, kind="parameters")
         return whole.head
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract import Phase
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
 from cil.models import GrowingNet, NetFactory, frozen_copy
 from cil.strategies.base import Strategy
 from cil.strategies.parts import balanced_set, hold_rows, imprint, less_forget, margin_ranking, store_exemplars
-from cil.strategies.phase import Phase
+from cil.strategies.parts.notes import cosine_net
 from cil.strategies.ranges import at_least
 from cil.strategies.registry import register
 from cil.streams import Experience
@@ -75,7 +76,7 @@ class LUCIR(Strategy):
         self.keep("teacher", None, kind="teacher")
 
     def build_net(self) -> GrowingNet:
-        return self.make_net(head="cosine")
+        return cosine_net(self)
 
     def before_experience(self, experience: Experience) -> None:
         if self.num_classes and self.strength:

@@ -9,7 +9,7 @@ from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory, evaluating
 from cil.strategies.base import Strategy
-from cil.strategies.parts import grown, new_class_cross_entropy, old_part, quadratic_penalty
+from cil.strategies.parts import grown, learned, new_class_cross_entropy, old_part, quadratic_penalty
 from cil.strategies.ranges import at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
@@ -103,5 +103,4 @@ class MAS(Strategy):
         return {name: value / len(experience.train) for name, value in total.items()}
 
     def _weights(self) -> dict[str, nn.Parameter]:
-        found = ((n, p) for n, p in self.net.named_parameters() if p.requires_grad)
-        return {n: p for n, p in found if self.heads or not n.startswith("head.")}
+        return learned(self.net, self.heads)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
-from cil.models import BranchingNet, LinearHead, NetFactory, freeze, weight_align
+from cil.models import BranchingNet, LinearHead, NetFactory, freeze
 from cil.strategies.base import Strategy
-from cil.strategies.parts import old_or_which, store_exemplars
+from cil.strategies.parts import align_rows, old_or_which, old_or_which_head, store_exemplars
 from cil.strategies.ranges import at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
@@ -74,11 +74,9 @@ class MEMO(Strategy):
         self.net.grow(len(signature.new_slots))
 
     def prepare(self, experience: Experience) -> None:
-        if experience.index == 0:
-            return
-        self.net.copy_branch(experience.index - 1, experience.index)
-        self.auxiliary_head = LinearHead(self.net.branch_dim).to(self.device)
-        self.auxiliary_head.grow(self.num_classes - self.old_classes + 1)  # one output for all old classes
+        if experience.index:
+            self.net.copy_branch(-2, -1)
+            self.auxiliary_head = old_or_which_head(self, self.net.branch_dim)
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         output = self.net(batch.images)
@@ -90,6 +88,6 @@ class MEMO(Strategy):
         return terms
 
     def after_experience(self, experience: Experience) -> None:
-        if self.align and self.old_classes and self.num_classes > self.old_classes:
-            weight_align(self.net.head.weight, self.old_classes)
+        if self.align:
+            align_rows(self, self.net.head)
         store_exemplars(self, experience)

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract import Phase
 from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
 from cil.models import GrowingNet, NetFactory, frozen_copy
 from cil.strategies.base import Strategy
 from cil.strategies.parts import balanced_set, cosine_distance, hold_rows, store_exemplars
-from cil.strategies.phase import Phase
+from cil.strategies.parts.notes import cosine_net
 from cil.strategies.ranges import at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience
@@ -84,7 +85,7 @@ class PODNet(Strategy):
         self.keep("teacher", None, kind="teacher")
 
     def build_net(self) -> GrowingNet:
-        return self.make_net(head="cosine")
+        return cosine_net(self)
 
     def before_experience(self, experience: Experience) -> None:
         if self.num_classes:

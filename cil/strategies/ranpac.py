@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.data import Batch
+from cil.contract import Phase
 from cil.errors import ConfigError
-from cil.memory import Budget, State
+from cil.memory import Budget, State, tensor_bytes
 from cil.models import GrowingNet, Head, NetFactory
 from cil.strategies.base import Strategy
-from cil.strategies.parts import exact, exact_features, features_only, first_head, lent, trains_first
-from cil.strategies.phase import Phase
+from cil.strategies.parts import exact, exact_features, features_only, first_head, first_phase, lent, trains_first
 from cil.strategies.ranges import above, at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
 GRID = tuple(10.0**power for power in range(-8, 9))
 ROWS = 1000  # that are projected at once
+HEAVY = 100  # times the network's bytes, from where on G is worth a word before training
 TYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -95,6 +95,12 @@ class RanPAC(Strategy):
         self.keep("targets", blank.new_zeros(size, 0, dtype=kind), kind="statistics")
         self.keep("ridge", None if self.given_ridge else blank.new_ones(()), kind="statistics")
         self.keep("head", None, kind="temporary")  # it follows from the sums
+        sums, weights = tensor_bytes(self.gram), sum(map(tensor_bytes, self.net.state_dict().values()))
+        if sums > HEAVY * weights:
+            self.notes.append(
+                f"ranpac will carry {sums:,} bytes for G, {sums // weights:,} times its network, and solve systems of "
+                f"strategy.size={size}; strategy.size={size // 10} carries a hundredth"
+            )
 
     def build_net(self) -> GrowingNet:
         return features_only(self.make_net)
@@ -111,12 +117,7 @@ class RanPAC(Strategy):
                 self.seed = seed
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
-        if self.first_head is not None:
-            yield Phase("main", experience.train, self.loss)
-
-    def loss(self, batch: Batch) -> Tensor:
-        assert self.first_head is not None
-        return F.cross_entropy(self.first_head(self.net(batch.images).features), batch.slots)
+        return first_phase(self, experience)
 
     def after_experience(self, experience: Experience) -> None:
         order = torch.randperm(len(experience.train), generator=self.generator("order"))

@@ -23,8 +23,12 @@ def register(name: str) -> Callable[[S], S]:
     return add
 
 
-def find(name: str) -> type[Strategy]:
+def find(name: str, key: str = "strategy") -> type[Strategy]:
     """The strategy of that name, built in or of a plugin.
+
+    Args:
+        name: As ``register`` or an entry point knows it.
+        key: Of the configuration, for the message.
 
     Raises:
         ConfigError: if there is none.
@@ -39,5 +43,5 @@ def find(name: str) -> type[Strategy]:
             if point.name == name:
                 register(name)(point.load())
     if name not in _STRATEGIES:
-        raise ConfigError(f"no strategy '{name}' (key strategy); {nearest(name, cil.strategies.names())}")
+        raise ConfigError(f"no strategy '{name}' (key {key}); {nearest(name, cil.strategies.names())}")
     return _STRATEGIES[name]

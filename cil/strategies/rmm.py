@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 
-from cil.errors import ConfigError, nearest
+from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory, extract_outputs
-from cil.strategies.base import Strategy
-from cil.strategies.registry import find, register
+from cil.strategies.parts import Guest
+from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
 RATES = [0.3, 0.3, 0.3, 0.3, 0.4, 0.6, 0.6, 0.5, 0.5, 0.5]  # of the survey, for ten experiences of CIFAR-100
@@ -21,7 +20,7 @@ TILTS = [0.2, 0.2, 0.1, 0.0, 0.1, 0.1, 0.1, 0.0, 0.0, 0.1]
 
 
 @register("rmm")
-class RMM(Strategy):
+class RMM(Guest):
     """Reinforced memory management with fixed rates; losses, networks and answers are the host's.
 
     Level 1: of each class that arrives a share m_b is given up. Under ``budget.scope=carried+incoming`` as many more
@@ -49,20 +48,8 @@ class RMM(Strategy):
         with images of variable size under a budget in bytes there is no q, and so no level 2.
     """
 
-    def __new__(
-        cls,
-        make_net: NetFactory,
-        budget: Budget,
-        *,
-        host: str = "icarl",
-        host_options: Mapping[str, Any] | None = None,  # the arguments of __init__, so that either tells them
-        rates: Sequence[float] = RATES,
-        tilts: Sequence[float] = TILTS,
-    ) -> RMM:
-        """An object of a class that is both: every hook that is not written here is the host's."""
-        if issubclass(cls, _host(host)):
-            return super().__new__(cls)
-        return super().__new__(type(cls.__name__, (cls, _host(host)), {}))
+    host = "icarl"
+    hosts = "icarl or foster"
 
     def __init__(
         self,
@@ -74,11 +61,7 @@ class RMM(Strategy):
         rates: Sequence[float] = RATES,
         tilts: Sequence[float] = TILTS,
     ) -> None:
-        given = dict(host_options or {})
-        known = inspect.signature(_host(host)).parameters.keys() - {"make_net", "budget"}  # those are its own already
-        for name in given.keys() - known:
-            raise ConfigError(f"unknown key strategy.host_options.{name}; {host} has none; {nearest(name, known)}")
-        super().__init__(make_net, budget, **given)
+        super().__init__(make_net, budget, **self.options(host, host_options))
         for key, values, least in (("rates", rates, 0), ("tilts", tilts, -1)):
             held = list(values) if isinstance(values, Sequence) else []
             if not held or not all(isinstance(value, int | float) and least <= value <= 1 for value in held):
@@ -136,23 +119,6 @@ class RMM(Strategy):
         plan = super().exemplar_plan(slots, counts)
         quota = slots // max(1, len(counts))
         return plan | self._tilted(list(self.arriving), quota) if self.tilt else plan
-
-
-def _host(name: str) -> type[Strategy]:
-    """The class around which it is built.
-
-    Raises:
-        ConfigError: where it cannot be one.
-    """
-    host = find(name)
-    for holds, why in (
-        (host.uses_horizon, "which knows how many experiences come"),
-        (host.bound or issubclass(host, RMM), "which is no learner of its own"),
-        (host.exemplar_plan is not Strategy.exemplar_plan, "whose exemplars are not floor(M / C) of each class"),
-    ):
-        if holds:
-            raise ConfigError(f"strategy.host of rmm is '{name}', {why}; take another, as icarl or foster")
-    return host
 
 
 def _of(values: Sequence[float], index: int) -> float:

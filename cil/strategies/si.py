@@ -9,7 +9,7 @@ from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory
 from cil.strategies.base import Strategy
-from cil.strategies.parts import grown, new_class_cross_entropy, quadratic_penalty
+from cil.strategies.parts import grown, learned, new_class_cross_entropy, quadratic_penalty
 from cil.strategies.ranges import above, at_least
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
@@ -104,7 +104,7 @@ class SI(Strategy):
         return self.old_classes > 0 and self.strength > 0
 
     def _weights(self) -> dict[str, nn.Parameter]:
-        return {n: p for n, p in self.net.named_parameters() if self.heads or not n.startswith("head.")}
+        return learned(self.net, self.heads)
 
 
 def _copies(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.data import Batch
+from cil.contract import Phase
 from cil.memory import Budget
 from cil.models import GrowingNet, Head, NetFactory
 from cil.strategies.base import Strategy
-from cil.strategies.parts import class_sums, exact, exact_features, features_only, first_head, trains_first
-from cil.strategies.phase import Phase
+from cil.strategies.parts import class_sums, exact, exact_features, features_only, first_head, first_phase, trains_first
 from cil.strategies.ranges import one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
@@ -75,12 +74,7 @@ class SimpleCIL(Strategy):
             self.counts = F.pad(self.counts, (0, new))
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
-        if self.first_head is not None:
-            yield Phase("main", experience.train, self.loss)
-
-    def loss(self, batch: Batch) -> Tensor:
-        assert self.first_head is not None
-        return F.cross_entropy(self.first_head(self.net(batch.images).features), batch.slots)
+        return first_phase(self, experience)
 
     def after_experience(self, experience: Experience) -> None:
         features = self._scaled(exact_features(self, experience.train))

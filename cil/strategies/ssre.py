@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract import Phase
 from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import GrowingNet, NetFactory, ParallelAdapters, adaptable, extract, frozen_copy
 from cil.strategies.base import Strategy
-from cil.strategies.phase import Phase
 from cil.strategies.ranges import above, at_least
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature

@@ -8,9 +8,9 @@ from torch import Tensor
 from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
-from cil.models import GrowingNet, NetFactory, frozen_copy, weight_align
+from cil.models import GrowingNet, NetFactory, frozen_copy
 from cil.strategies.base import Strategy
-from cil.strategies.parts import distillation, store_exemplars
+from cil.strategies.parts import align_rows, distillation, store_exemplars
 from cil.strategies.ranges import above, at_least
 from cil.strategies.registry import register
 from cil.streams import Experience
@@ -76,6 +76,6 @@ class WA(Strategy):
         return {"classes": classes, "distillation": float(self.strength) * distilled}
 
     def after_experience(self, experience: Experience) -> None:
-        if self.align and self.old_classes and self.num_classes > self.old_classes:
-            weight_align(self.net.head.weight, self.old_classes)  # equations 8 and 9
+        if self.align:
+            align_rows(self, self.net.head)  # equations 8 and 9
         store_exemplars(self, experience)

@@ -2,6 +2,7 @@
 
 from cil.streams.base import Experience, Part, Signature, Stream, fingerprint_of
 from cil.streams.class_incremental import class_incremental, class_order
+from cil.streams.corrupted import corrupted, materialise
 from cil.streams.registry import register_stream, stream_builder, stream_names
 
 __all__ = [
@@ -11,7 +12,9 @@ __all__ = [
     "Stream",
     "class_incremental",
     "class_order",
+    "corrupted",
     "fingerprint_of",
+    "materialise",
     "register_stream",
     "stream_builder",
     "stream_names",

@@ -8,16 +8,17 @@ from typing import TypeVar
 
 from cil.errors import ConfigError, nearest
 from cil.streams.base import Stream
+from cil.streams.shifts import ShiftStream
 
 GROUP = "cil.streams"
 
-Builder = Callable[..., Stream]
+Builder = Callable[..., Stream | ShiftStream]
 B = TypeVar("B", bound=Builder)
 _builders: dict[str, Builder] = {}
 
 
 def register_stream(name: str) -> Callable[[B], B]:
-    """Make ``builder(**options) -> Stream`` known by ``name``.
+    """Make ``builder(**options) -> Stream``, or ``ShiftStream``, known by ``name``.
 
     Other packages name such a builder in an entry point of the group ``cil.streams``.
 

@@ -1,24 +1,30 @@
-"""A stream as a picture: a few training images of each experience."""
+"""A stream as a picture: a few training images of each experience, or the same test images in each domain."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from cil.data import Samples
 from cil.errors import ConfigError
 from cil.streams.base import Stream
+from cil.streams.shifts import Segment, ShiftStream
 
 TILE, GAP, CAPTION, MARGIN = 96, 6, 15, 36  # pixels: image, space around it, its class name, place for row numbers
 
 
-def contact_sheet(stream: Stream, path: str | Path, per_experience: int = 8) -> Path:
-    """Write a PNG with one row of training images for each experience, each under its class name.
+def contact_sheet(stream: Stream | ShiftStream, path: str | Path, per_experience: int = 8) -> Path:
+    """Write a PNG of the stream: a row of images for each step of it, each image under its class name.
 
-    The images of a row are spread evenly over the classes of the experience, in order of their slots.
+    Of a stream of experiences, a row shows training images of one experience, spread evenly over its classes in order
+    of their slots; its test data are not read. Of a shift stream, the first row shows clean test images where there
+    are some, and then every domain of every segment has a row, of the same images where it has them.
 
     Args:
-        stream: Any stream; its test data are not read.
+        stream: Any stream.
         path: File to write; its folder is made where it is missing.
         per_experience: Images in a row.
 
@@ -32,26 +38,72 @@ def contact_sheet(stream: Stream, path: str | Path, per_experience: int = 8) -> 
         raise ConfigError(f"per_experience is {per_experience}; it must be 1 or more")
     from PIL import Image, ImageDraw, ImageFont
 
+    if isinstance(stream, ShiftStream):
+        what = f"{len(stream)} segments, {len(stream.domains)} domains"
+        rows = _domain_rows(stream, per_experience)
+    else:
+        what, rows = f"{len(stream)} experiences", _experience_rows(stream, per_experience)
     font, wide, high = ImageFont.load_default(size=11), TILE + GAP, TILE + GAP + CAPTION
-    sheet = Image.new("RGB", (MARGIN + per_experience * wide, 2 * CAPTION + len(stream) * high), "white")
+    names = list(rows)
+    margin = max(MARGIN, 2 * GAP + round(max(font.getlength(name) for name in names)))
+    sheet = Image.new("RGB", (margin + per_experience * wide, 2 * CAPTION + len(names) * high), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((GAP, GAP), f"{stream.name}: {len(stream)} experiences, {len(stream.classes)} classes", "black", font)
-    for row, experience in enumerate(stream):
+    draw.text((GAP, GAP), f"{stream.name}: {what}, {len(stream.classes)} classes", "black", font)
+    for row, name in enumerate(names):
         top = 2 * CAPTION + row * high
-        draw.text((GAP, top + CAPTION + TILE // 2), f"{experience.index}", "black", font, anchor="lm")
-        by_slot = experience.train.slots.argsort(stable=True)
-        picked = experience.train[by_slot[_evenly(len(by_slot), per_experience)]]
+        draw.text((GAP, top + CAPTION + TILE // 2), name, "black", font, anchor="lm")
+        picked = rows[name]()
         for column, (pixels, slot) in enumerate(zip(picked.pixels, picked.slots.tolist(), strict=True)):
             shown = pixels if len(pixels) == 3 else pixels[:1].expand(3, -1, -1)
             image = Image.fromarray(shown.permute(1, 2, 0).contiguous().cpu().numpy())
             image = image.resize(_within(image.size, TILE), Image.Resampling.NEAREST)
-            left = MARGIN + column * wide
+            left = margin + column * wide
             draw.text((left, top), stream.classes[slot][:14], "black", font)
             sheet.paste(image, (left, top + CAPTION))
     where = Path(path)
     where.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(where, format="PNG")
     return where
+
+
+def _experience_rows(stream: Stream, wanted: int) -> dict[str, Callable[[], Samples]]:
+    """By the number of the experience."""
+    return {str(index): partial(_of_experience, stream, index, wanted) for index in range(len(stream))}
+
+
+def _of_experience(stream: Stream, index: int, wanted: int) -> Samples:
+    return _spread(stream[index].train, wanted)
+
+
+def _domain_rows(stream: ShiftStream, wanted: int) -> dict[str, Callable[[], Samples]]:
+    """By the name of the segment, and of the domain where a segment has several."""
+    rows: dict[str, Callable[[], Samples]] = {}
+    first = stream.segments[0].samples() if stream.clean is None else stream.clean()
+    shown = _spread(first, wanted)
+    if stream.clean is not None:
+        rows["clean"] = lambda: shown
+    for segment in stream.segments:
+        domains = segment.domains.unique(sorted=True).tolist()
+        for domain in domains:
+            name = segment.name if len(domains) == 1 else f"{segment.name}: {stream.domains[domain]}"
+            rows[name] = partial(_of_domain, segment, domain, shown, wanted)
+    return rows
+
+
+def _of_domain(segment: Segment, domain: int, shown: Samples, wanted: int) -> Samples:
+    """The images ``shown`` as they are in this domain; others where it lacks them."""
+    samples = segment.samples()[segment.domains == domain]
+    if "image" not in shown.extras or "image" not in samples.extras:
+        return _spread(samples, wanted)
+    place_of = {number: place for place, number in enumerate(samples.extras["image"].tolist())}
+    places = [place_of[number] for number in shown.extras["image"].tolist() if number in place_of]
+    return samples[places] if places else _spread(samples, wanted)
+
+
+def _spread(samples: Samples, wanted: int) -> Samples:
+    """Images spread evenly over the classes, in order of their slots."""
+    by_slot = samples.slots.argsort(stable=True)
+    return samples[by_slot[_evenly(len(by_slot), wanted)]]
 
 
 def _evenly(count: int, wanted: int) -> torch.Tensor:

@@ -74,7 +74,8 @@ def check(function: Check) -> Check:
     return function
 
 
-def _demand(holds: bool, message: str) -> None:
+def demand(holds: bool, message: str) -> None:
+    """Raise what a rule has to say where it does not hold."""
     if not holds:
         raise ContractError(message)
 
@@ -93,11 +94,11 @@ def state_survives_the_round_trip(subject: Subject) -> None:
         for name, tensor in state.tensors.items():
             for learner in (first, again):
                 held = learner.state().tensors.get(name)
-                _demand(held is not None and _equal(held, tensor), f"load_state changed {name}")
-        _demand(dict(again.state().meta) == dict(state.meta), "load_state changed the metadata")
+                demand(held is not None and equal(held, tensor), f"load_state changed {name}")
+        demand(dict(again.state().meta) == dict(state.meta), "load_state changed the metadata")
         images = _test_images(run.stream)
-        _demand(
-            _equal(learners.scores(first, images), learners.scores(again, images)),
+        demand(
+            equal(learners.scores(first, images), learners.scores(again, images)),
             "two learners of the same state answer differently",
         )
 
@@ -142,7 +143,7 @@ def metadata_is_charged(subject: Subject) -> None:
             entries = record.results["ledger"][index]["entries"]
             charged = sum(entry["bytes"] for entry in entries if entry["source"] == "meta")
             carried = len(encode_meta(content["meta"]))
-            _demand(charged == carried, f"{carried} bytes of metadata are carried, {charged} are charged")
+            demand(charged == carried, f"{carried} bytes of metadata are carried, {charged} are charged")
 
 
 @check
@@ -155,7 +156,7 @@ def the_ledger_is_the_checkpoint(subject: Subject) -> None:
             stored = sum(tensor_bytes(files[file][name]) for name, file in content["files"].items())
             stored += len(encode_meta(content["meta"])) + sum(ref["bytes"] for ref in content["references"])
             charged = record.results["ledger"][index]["totals"]["exact"]["total"]
-            _demand(stored == charged, f"the checkpoint holds {stored:,} bytes, the ledger says {charged:,}")
+            demand(stored == charged, f"the checkpoint holds {stored:,} bytes, the ledger says {charged:,}")
 
 
 @check
@@ -168,9 +169,7 @@ def the_budget_is_never_exceeded(subject: Subject) -> None:
                     total = record.results["ledger"][index]["totals"]["exact"]["total"]
                     if not subject.kind.bound:
                         over = total > (budget.limit or total) or count > (budget.exemplars or count)
-                        _demand(
-                            not over, f"after experience {index}: {total:,} bytes and {count} exemplars are carried"
-                        )
+                        demand(not over, f"after experience {index}: {total:,} bytes and {count} exemplars are carried")
         except BudgetExceeded as error:
             raise ContractError(str(error)) from error
 
@@ -203,20 +202,20 @@ def a_resumed_run_ends_where_the_straight_run_ends(subject: Subject) -> None:
         lines = sum(1 for line in expected.lines() if line["kind"] == "step")
         for stop in sorted({2, lines // 2, lines - 1}):
             with tempfile.TemporaryDirectory(prefix="cil-check-") as folder:
-                for loggers in ([_Bomb(stop)], []):
+                for loggers in ([Bomb(stop)], []):
                     run = subject.run(folder, recipe=recipe, loggers=loggers)
                     try:
                         record = run.execute()
                     except KeyboardInterrupt:
                         continue
                 demand_same(f"straight and interrupted at step {stop}", straight, expected, run, record)
-                _demand(
+                demand(
                     [line["values"] for line in record.lines()] == [line["values"] for line in expected.lines()],
                     f"interrupted at step {stop} and resumed, metrics.jsonl differs",
                 )
 
 
-class _Bomb:
+class Bomb:
     """A logger that interrupts the run at a line, between two snapshots as like as not."""
 
     def __init__(self, line: int) -> None:
@@ -247,11 +246,11 @@ def predict_scores_each_class_seen(subject: Subject) -> None:
         images = _test_images(run.stream)
         for done, learner in _learners(run):
             scores = run.learners.scores(learner, images)
-            _demand(
+            demand(
                 tuple(scores.shape) == (len(images), learner.num_classes),
                 f"predict gave {tuple(scores.shape)} for {len(images)} images and {learner.num_classes} classes",
             )
-            _demand(not bool(scores.isnan().any()), f"predict gave NaN after experience {done - 1}")
+            demand(not bool(scores.isnan().any()), f"predict gave NaN after experience {done - 1}")
 
 
 @check
@@ -264,10 +263,10 @@ def predict_has_no_side_effects(subject: Subject) -> None:
             first = run.learners.scores(learner, images)
             run.learners.scores(learner, images.flip(0)[: len(images) // 2] * 0.5)
             second = run.learners.scores(learner, images)
-            _demand(_equal(first, second), "predict answers differently when asked again")
+            demand(equal(first, second), "predict answers differently when asked again")
             after = learner.state().tensors
-            moved = [name for name, tensor in before.items() if not _equal(tensor, after[name])]
-            _demand(not moved, f"predict changed {', '.join(moved[:3])}")
+            moved = [name for name, tensor in before.items() if not equal(tensor, after[name])]
+            demand(not moved, f"predict changed {', '.join(moved[:3])}")
 
 
 @check
@@ -283,7 +282,7 @@ def predict_does_not_look_at_the_rest_of_the_batch(subject: Subject) -> None:
             alone = torch.cat([run.learners.scores(learner, images[i : i + 1]) for i in range(len(images))])
             half = torch.cat([run.learners.scores(learner, part) for part in images.split(5)])
             for name, other in (("order", shuffled), ("company", alone), ("company", half)):
-                _demand(_close(whole, other), f"predict depends on the {name} of the images in a batch")
+                demand(_close(whole, other), f"predict depends on the {name} of the images in a batch")
 
 
 # what is handed over ------------------------------------------------------------------------------------------------
@@ -297,9 +296,9 @@ def test_data_play_no_part_in_training(subject: Subject) -> None:
         replace(subject, stream=toy_stream(test_seed=2)).finished() as (two, second),
     ):
         for index in range(len(one.stream)):
-            named = _difference(one.checkpoints.state(index), two.checkpoints.state(index))
-            _demand(not named, f"with other test images, {named} differs after experience {index}")
-        _demand(first.results["exemplars"] == second.results["exemplars"], "the number of exemplars differs")
+            named = difference(one.checkpoints.state(index), two.checkpoints.state(index))
+            demand(not named, f"with other test images, {named} differs after experience {index}")
+        demand(first.results["exemplars"] == second.results["exemplars"], "the number of exemplars differs")
 
 
 @check
@@ -314,7 +313,7 @@ def hooks_keep_to_themselves(subject: Subject) -> None:
             run = subject.run(again)
             run.make_learner = run.learners.make_learner = lambda net, budget: watched(inside(make)(net, budget))
             run.execute()
-    _demand(not seen, f"a hook does what a learner may not: {seen[0] if seen else ''}")
+    demand(not seen, f"a hook does what a learner may not: {seen[0] if seen else ''}")
 
 
 # awkward streams ----------------------------------------------------------------------------------------------------
@@ -327,7 +326,7 @@ def uneven_streams_are_learned(subject: Subject) -> None:
         awkward = replace(subject, stream=uneven_stream())
         try:
             with awkward.finished(budget=budget) as (_, record):
-                _demand(record.status == "finished", f"the run is {record.status}")
+                demand(record.status == "finished", f"the run is {record.status}")
         except CilError:
             raise
         except Exception as error:
@@ -352,7 +351,8 @@ def _test_images(stream: Stream) -> Tensor:
     return torch.cat([stream.test(index)[:6].pixels for index in range(len(stream))]).float() / 255
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Same shape, type and bits."""
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(_bits(a), _bits(b))
 
 
@@ -369,10 +369,10 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool(((a - b)[finite].abs() <= TOLERANCE * spread + 1e-6).all())
 
 
-def _difference(a: State, b: State) -> str:
+def difference(a: State, b: State) -> str:
     """Name of the first part in which two states differ; empty where they are equal."""
     for name in sorted(a.tensors.keys() | b.tensors.keys()):
-        if name not in a.tensors or name not in b.tensors or not _equal(a.tensors[name], b.tensors[name]):
+        if name not in a.tensors or name not in b.tensors or not equal(a.tensors[name], b.tensors[name]):
             return name
     return "" if dict(a.meta) == dict(b.meta) else "meta"
 
@@ -384,8 +384,8 @@ def demand_same(how: str, one: Run, first: Record, two: Run, second: Record) -> 
         ContractError: naming the first part that differs.
     """
     for index in range(len(one.stream)):
-        named = _difference(one.checkpoints.state(index), two.checkpoints.state(index))
-        _demand(not named, f"run {how}, {named} differs after experience {index}")
+        named = difference(one.checkpoints.state(index), two.checkpoints.state(index))
+        demand(not named, f"run {how}, {named} differs after experience {index}")
     old, new = ({k: v for k, v in record.results.items() if k not in _TIMES} for record in (first, second))
     different = first_difference(old, new)
-    _demand(different is None, f"run {how}, {different[0] if different else ''} differs")
+    demand(different is None, f"run {how}, {different[0] if different else ''} differs")

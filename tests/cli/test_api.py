@@ -67,10 +67,25 @@ def test_short_options_change_the_recipe(stream, tmp_path):
 
 
 def test_a_wrong_option_is_told_the_nearest(stream):
-    with pytest.raises(ConfigError, match="unknown key sed; plan has none; did you mean 'seed'"):
+    with pytest.raises(ConfigError, match="unknown key sed; train has none; did you mean 'seed'"):
         cil.train("finetune", stream, sed=1)
     with pytest.raises(ConfigError, match=r"unknown key model\.heads"):
         plan("finetune", stream, {"name": "smallconv", "heads": "linear"})
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"max_steps": 2}, "unknown key max_steps; train takes it as recipe=cil.Recipe(max_steps=...)"),
+        ({"exemplars": 2}, "unknown key exemplars; train takes it as budget=cil.Budget(exemplars=...)"),
+        ({"epoch": 2}, "did you mean 'epochs'? known: batch_size, boundary, budget, device, epochs,"),
+        ({"lrr": 2}, "run_dir, seed, strategy, stream, threads"),
+    ],
+)
+def test_an_option_of_the_recipe_or_the_budget_is_told_its_place(stream, given, says):
+    with pytest.raises(ConfigError) as refused:
+        cil.train("finetune", stream, **given)
+    assert says in str(refused.value)
 
 
 def test_a_mapping_says_more_of_the_model(stream, tmp_path):

@@ -85,6 +85,19 @@ def test_aligned_each_follows_the_other_strategy(tmp_path):
     assert len(run.budget.limits) == 5
 
 
+def test_the_other_strategy_is_measured_on_the_model_of_the_setting(cil, tmp_path):
+    """dytox asks for a ConViT; der would run on smallconv here, as beside any other strategy."""
+    budget = ("stream=split_digits", "budget=aligned", "budget.convention=survey", "budget.reserve=now")
+    run = build(compose([*budget, "strategy=dytox"]), root=tmp_path)
+    assert run.budget.limits == [5 * 4 * 4896 + 200 * 64]
+    assert run.identity["budget"]["to_model"] == "smallconv"
+    assert "those of der on smallconv with 200 exemplars" in cil("budget", *budget, "strategy=dytox").out
+    given = build(compose([*budget, "strategy=dytox", "model=convit"]), root=tmp_path)
+    assert given.identity["budget"]["to_model"] == "convit" and given.budget.limits[0] > 10**8
+    own = build(compose([*budget, "strategy=replay", "budget.to=dytox"]), root=tmp_path)
+    assert own.identity["budget"]["to_model"] == "convit" and own.budget.limits[0] > 4 * 10**7
+
+
 def test_a_strategy_aligned_to_itself_keeps_the_exemplars_it_is_given(cil):
     budget = ("budget=aligned", "budget.to=der", "budget.exemplars=100")
     (bill,) = json.loads(cil("budget", "stream=split_digits", "strategy=der", *budget, "--json").out)

@@ -6,10 +6,13 @@ import inspect
 
 import pytest
 
+from cil import adapt
 from cil.cli.build import build
 from cil.cli.compose import compose
 from cil.cli.names import choices, conf_dir
 from cil.engine.recipe import Recipe
+from cil.models import NetFactory, build_backbone
+from cil.models.classifier import save_classifier
 from cil.targets import resolve
 
 DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "progress=false")
@@ -21,7 +24,39 @@ DATA_ELSEWHERE = (
 )  # instead of data that must be downloaded
 
 
-@pytest.mark.parametrize("name", choices("experiment"))
+def _adapts(name: str) -> bool:
+    return "override /adapter" in (conf_dir() / "experiment" / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("scale", ["paper", "small"])
+@pytest.mark.parametrize("name", filter(_adapts, choices("experiment")))
+def test_every_experiment_of_adapters_composes_and_meets_a_batch(name, scale, tmp_path):
+    asked = compose([f"experiment={name}", f"scale={scale}"]).config
+    assert asked["adaptation"]["batch_size"] == 64
+    assert asked["stream"]["images"] == (2000 if scale == "small" else None)
+    net = NetFactory(lambda: build_backbone("resnet14", 1, 28, width=4, shortcut="centre"), mean=[0.1], std=[0.3])()
+    net.grow(10)
+    save_classifier(net, tmp_path / "net.safetensors")
+    model = ["model=resnet14", "model.options.width=4", "model.options.shortcut=centre", "++model.mean=[0.1]"]
+    model += ["++model.std=[0.3]", f"model.weights={tmp_path / 'net.safetensors'}"]
+    stream = ["stream=mnist5k_corrupted", "stream.corruptions=[brightness]", "stream.images=10"]
+    short = ["trainer.max_steps=1", "adapter.parts=2", "adapter.warmup_epochs=1", "progress=false"]
+    job = compose([f"experiment={name}", f"scale={scale}", *model, *stream, *short])
+    record = build(job, root=tmp_path).execute()
+    assert record.status == "finished" and record.identity["adapter"] == "ecotta"
+
+
+@pytest.mark.parametrize("name", choices("adapter"))
+def test_an_adapter_file_says_every_hyperparameter_with_its_default(name):
+    given = compose([f"adapter={name}"]).config["adapter"]
+    kind = resolve(given.pop("_target_"))
+    assert given.pop("_partial_") is True
+    parameters = inspect.signature(kind).parameters.values()
+    assert given == {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert adapt.find(name) is kind
+
+
+@pytest.mark.parametrize("name", [name for name in choices("experiment") if not _adapts(name)])
 def test_every_experiment_composes_and_trains_a_step(name, tmp_path):
     job = compose([f"experiment={name}", *DATA_ELSEWHERE, *DIGITS[1:], "budget.exemplars=50"])
     record = build(job, root=tmp_path).execute()

@@ -1,21 +1,25 @@
 """recipe=survey: what the survey's code trains with."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from torch import nn
 
-from cil.cli.build import _recipe
+from cil.cli.build import recipe_of
 from cil.cli.compose import compose
 from cil.data import Samples
 from cil.engine.recipe import multistep
 from cil.strategies import Phase
+from cil.tracking import Record
 
 EMPTY = Samples.from_arrays(torch.empty(0, 3, 4, 4, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
 
 
-def recipes(strategy, *phases):
+def recipes(strategy, *phases, more=()):
     """Epochs, schedule and weight decay of the first experience, then of each phase of a later one."""
-    configured = _recipe(compose([f"strategy={strategy}", "recipe=survey"]).config)
+    configured = recipe_of(compose([f"strategy={strategy}", "recipe=survey", *more]).config)
     main = Phase("main", EMPTY, lambda batch: batch.images.sum())
     said = []
     for index, phase in ((0, main), *((1, phase) for phase in phases or (main,))):
@@ -26,8 +30,17 @@ def recipes(strategy, *phases):
 
 
 def _schedule_of(recipe):
+    """Its name; of steps the epochs before which the rate falls, found by going through all."""
     made = getattr(recipe.scheduler, "func", recipe.scheduler)
-    return made.__name__ if made is not multistep else list(recipe.scheduler.keywords["milestones"])
+    if made is not multistep:
+        return made.__name__
+    optimizer = recipe.optimizer([nn.Parameter(torch.zeros(1))])
+    schedule, rates = recipe.scheduler(optimizer, recipe.epochs), []
+    for _ in range(recipe.epochs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return [epoch for epoch in range(1, recipe.epochs) if rates[epoch] != rates[epoch - 1]]
 
 
 SIXTY = [60, 120, 170]  # of 200 epochs
@@ -50,23 +63,76 @@ SIXTY = [60, 120, 170]  # of 200 epochs
         ("foster", [(200, "cosine", 5e-4), (170, "cosine", 5e-4)]),
         ("coil", [(160, [80, 120], 5e-4), (160, [80, 120], 5e-4)]),
         ("der", [(200, SIXTY, 5e-4), (170, [80, 120, 150], 2e-4)]),
+        ("joint", [(200, SIXTY, 5e-4), (200, SIXTY, 5e-4)]),
+        ("aanets", [(160, [80, 120], 5e-4), (160, [80, 120], 5e-4)]),
+        ("lucir", [(160, [80, 120], 5e-4), (160, [80, 120], 5e-4)]),
+        ("derpp", [(50, [35, 45], 0.0), (50, [35, 45], 0.0)]),
+        ("pass", [(101, [45, 90], 2e-4), (101, [45, 90], 2e-4)]),
+        ("ssre", [(101, [45, 90], 5e-4), (101, [45, 90], 5e-4)]),
     ],
 )
 def test_epochs_schedule_and_decay_are_the_surveys(strategy, expected):
     assert recipes(strategy) == expected
 
 
-def test_fosters_compression_has_130_epochs_and_the_milestones_of_coil_are_80_and_120():
-    job = compose(["strategy=foster", "recipe=survey"])
-    assert job.config["strategy"]["compression_epochs"] == 130
-    epochs = job.config["strategy"]["compression_epochs"]
+def test_fosters_compression_has_130_epochs():
+    epochs = compose(["strategy=foster", "recipe=survey"]).config["strategy"]["compression_epochs"]
     compression = Phase("compression", EMPTY, lambda batch: batch.images.sum(), epochs=epochs, weight_decay=0.0)
     assert recipes("foster", compression)[1] == (130, "cosine", 0.0)
-    recipe = _recipe(compose(["strategy=coil", "recipe=survey"]).config)
-    optimizer = recipe.optimizer([nn.Parameter(torch.zeros(1))])
-    schedule, rates = recipe.scheduler(optimizer, recipe.epochs), []
-    for _ in range(recipe.epochs):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert [rates.index(rate) for rate in sorted(set(rates), reverse=True)] == [0, 80, 120]
+    assert recipes("foster", compression, more=["trainer.epochs=20"])[1] == (15, "cosine", 0.0)
+
+
+# what the command line says ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("strategy", "more", "expected"),
+    [
+        # epochs alone: the same shares, in the first experience too
+        ("icarl", ["trainer.epochs=20"], [(20, [6, 12, 17], 5e-4), (20, [9, 14], 2e-4)]),
+        ("icarl", ["trainer.epochs=1"], [(1, [], 5e-4), (1, [], 2e-4)]),
+        ("finetune", ["trainer.epochs=8"], [(8, "cosine", 5e-4), (8, [4, 7], 2e-4)]),
+        ("der", ["trainer.epochs=17", "trainer.first.epochs=10"], [(10, [3, 6, 8], 5e-4), (17, [8, 12, 15], 2e-4)]),
+        # a schedule
+        ("icarl", ["scheduler=constant"], [(200, "constant", 5e-4), (170, "constant", 2e-4)]),
+        ("icarl", ["scheduler=cosine"], [(200, "cosine", 5e-4), (170, "cosine", 2e-4)]),
+        ("icarl", ["scheduler=multistep"], [(200, [100, 150], 5e-4), (170, [85, 128], 2e-4)]),
+        ("finetune", ["scheduler=constant"], [(200, "constant", 5e-4), (80, "constant", 2e-4)]),
+        ("memo", ["scheduler=constant"], [(200, "constant", 5e-4), (170, "constant", 2e-4)]),
+        ("memo", ["scheduler=multistep", "scheduler.milestones=[7]"], [(200, [7], 5e-4), (170, [7], 2e-4)]),
+        ("icarl", ["scheduler.milestones=[7]"], [(200, [7], 5e-4), (170, [7], 2e-4)]),
+        (
+            "icarl",
+            ["scheduler=constant", "trainer.first.schedule=cosine"],
+            [(200, "cosine", 5e-4), (170, "constant", 2e-4)],
+        ),
+        # an optimizer
+        ("icarl", ["optimizer.weight_decay=0.3"], [(200, SIXTY, 0.3), (170, [80, 120], 0.3)]),
+        ("icarl", ["optimizer=adamw"], [(200, SIXTY, 0.01), (170, [80, 120], 0.01)]),
+    ],
+)
+def test_the_command_line_goes_before_the_recipe(strategy, more, expected):
+    assert recipes(strategy, more=more) == expected
+
+
+def test_an_optimizer_of_the_command_line_is_the_one_that_is_made():
+    config = compose(["strategy=l2p", "recipe=survey", "optimizer=sgd", "optimizer.lr=0.5"]).config
+    made = recipe_of(config).optimizer
+    assert (made.func, made.keywords["lr"], made.keywords["momentum"]) == (torch.optim.SGD, 0.5, 0.9)
+
+
+def test_what_is_shown_is_what_runs(cil):
+    asked = ("strategy=icarl", "recipe=survey", "scheduler=constant", "trainer.epochs=3")
+    shown = yaml.safe_load(cil("run", "--cfg", "job", *asked).out)
+    held = compose(asked).config
+    assert (shown["scheduler"], shown["trainer"]) == (held["scheduler"], held["trainer"])
+
+
+def test_a_multirun_goes_before_the_recipe_too(cil):
+    said = cil(
+        "run", "--multirun", "stream=split_digits", "trainer.max_steps=2", "progress=false", "recipe=survey",
+        "scheduler=constant,cosine", "trainer.epochs=1",
+    )  # fmt: skip
+    assert said.code == 0 and said.out.count(": finished") == 2, said.err
+    trainers = [Record.load(path.parent).identity["config"]["trainer"] for path in Path().rglob("record.json")]
+    assert [trainer["first"]["epochs"] for trainer in trainers] == [None, None]

@@ -231,6 +231,7 @@ def test_progress_says_where_training_stands():
         (multistep, [1, 1, 0.1, 0.01]),  # at half and three quarters of the epochs
         (partial(multistep, milestones=[0.5], gamma=0.5), [1, 1, 0.5, 0.5]),
         (partial(multistep, milestones=[3], warmup=2), [0.1, 0.55, 1, 0.1]),
+        (partial(multistep, milestones=[0.1]), [1, 0.1, 0.1, 0.1]),  # not before the first epoch
     ],
 )
 def test_the_learning_rate_of_each_epoch(schedule, expected):
@@ -296,6 +297,12 @@ def test_learning_rate_decay_and_milestones_of_a_phase_replace_those_of_the_reci
         ({"max_steps": 0}, "trainer.max_steps is 0; it must be 1 or more, or null"),
         ({"first": {"rate": 1}}, "trainer.first has no key ['rate']; it has: epochs, batch_size, lr, weight_decay"),
         ({"first": {"schedule": "cosine", "milestones": [60]}}, "trainer.first.milestones is [60]; each is a whole"),
+        ({"optimizer": partial(torch.optim.SGD, lr=math.nan)}, "optimizer.lr is nan; it must be finite"),
+        ({"optimizer": partial(torch.optim.SGD, lr=-0.1)}, "optimizer.lr is -0.1; it must be 0 or more"),
+        ({"optimizer": partial(torch.optim.Adam, betas=(0.9, math.inf))}, "optimizer.betas is (0.9, inf)"),
+        ({"scheduler": partial(cosine, minimum=math.inf)}, "scheduler.minimum is inf; it must be finite"),
+        ({"first": {"lr": math.nan}}, "trainer.first.lr is nan; it must be finite"),
+        ({"first": {"weight_decay": -1.0}}, "trainer.first.weight_decay is -1.0; it must be 0 or more"),
         ({"first": {"schedule": "linear"}}, "trainer.first.schedule is 'linear'; allowed: constant, cosine, null"),
     ],
 )
@@ -303,6 +310,14 @@ def test_a_recipe_that_cannot_be_followed_is_refused(given, says):
     with pytest.raises(ConfigError) as refused:
         Recipe(**given)
     assert says in str(refused.value)
+
+
+def test_epochs_of_a_phase_may_be_a_share_of_the_recipes():
+    found = [
+        Recipe(epochs=epochs).of(Phase("late", some_samples(2), lambda batch: batch, main=False, epochs=share), 1)
+        for epochs, share in ((170, 0.765), (10, 0.25), (3, 0.1), (10, 7))
+    ]
+    assert [recipe.epochs for recipe in found] == [130, 2, 1, 7]
 
 
 def test_a_second_stage_must_say_its_epochs():
@@ -592,6 +607,25 @@ class Late(torch.optim.SGD):
     def step(self, closure=None):
         self.taken += 1
         return super().step(closure) if self.taken > 3 else None
+
+
+def test_what_a_loss_counts_itself_is_billed_as_it_is_and_not_as_a_share_of_each_image():
+    class NowAndThen(Learner):
+        def loss(self, batch):
+            if self.progress.step in (1, 4):
+                with self.desk.flops.counting():
+                    torch.ones(5, 7) @ torch.ones(7, 3)  # 210 operations
+            return super().loss(batch)
+
+    costs = []
+    for kind in (Learner, NowAndThen):
+        learner = grown(kind)
+        fit = fit_of(learner, Phase("main", some_samples(8), learner.loss), plain(epochs=3))
+        fit.run()
+        costs.append(fit.cost)
+    assert costs[0].steps == costs[1].steps == 6
+    assert costs[1].flops == costs[0].flops + 420
+    assert costs[1].flops_per_image == costs[0].flops_per_image
 
 
 def test_an_optimizer_that_has_no_state_at_first_is_billed_too():

@@ -456,6 +456,24 @@ def test_operations_and_seconds_of_the_record(finished):
     assert seconds["total"] == pytest.approx(sum(sum(seconds[part]) for part in parts))
 
 
+def test_work_before_and_after_the_phases_is_billed(tmp_path):
+    class Looking(Rehearse):
+        def before_experience(self, experience):
+            torch.ones(5, 7) @ torch.ones(7, 3)  # 210 operations
+
+        def prepare(self, experience):
+            torch.ones(2, 3) @ torch.ones(3, 4)  # 48
+
+        def after_experience(self, experience):
+            super().after_experience(experience)
+            torch.ones(1, 2) @ torch.ones(2, 1)  # 4
+
+    plain = small_run(Rehearse, tmp_path / "plain").execute().results["flops"]
+    flops = small_run(Looking, tmp_path / "looking").execute().results["flops"]
+    assert flops["consolidation"] == [262, 524, 786]
+    assert flops["training"] == plain["training"]
+
+
 def test_the_confusion_over_time_holds_what_the_accuracies_say(finished):
     confusion = finished.arrays()["confusion"]
     assert confusion.shape == (3, 6, 6)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cil.errors import ConfigError, ShapeError, TrainingError
-from cil.memory import Gradients, Predictions, class_means, herd, register_selection, selection, selections, unit
-from cil.memory.selections import allocation, complexities, farthest_first
+from cil.memory import Gradients, Predictions, class_means, herd, register_selection, rules, selection, selections, unit
+from cil.memory.rules import allocation, complexities, farthest_first
 
 
 def at_angles(*degrees: float) -> Tensor:
@@ -399,14 +399,14 @@ def test_complexity_is_width_times_distance_to_the_other_clusters():
 
 
 def test_cluster_complexity_takes_more_of_the_wide_cluster_and_the_easy_or_the_hard_ones(monkeypatch):
-    monkeypatch.setattr(selections, "CLUSTERS", 2)
+    monkeypatch.setattr(rules, "CLUSTERS", 2)
     narrow, wide = torch.linspace(-1, 1, 21), torch.linspace(60, 150, 31)  # centres at 0 and 105 degrees
     rows = at_angles(*narrow.tolist(), *wide.tolist())
     for key in range(3):
         easy, hard = (choose(f"cluster_complexity:{option}", rows, 20, key) for option in ("easy", "hard"))
         assert easy == choose("cluster_complexity", rows, 20, key)
         for chosen in (easy, hard):
-            shares = selections._softmax(complexities(rows.numpy(), [np.arange(21, 52), np.arange(21)]) / 0.5)
+            shares = rules._softmax(complexities(rows.numpy(), [np.arange(21, 52), np.arange(21)]) / 0.5)
             in_wide = sum(row >= 21 for row in chosen)
             assert in_wide == pytest.approx(20 * shares[0], abs=1) and in_wide > 10
         assert (easy[0], easy[1]) == (21 + 15, 10)  # the middle of either, the wide one first
@@ -416,7 +416,7 @@ def test_cluster_complexity_takes_more_of_the_wide_cluster_and_the_easy_or_the_h
 
 
 def test_cluster_complexity_at_random_keeps_the_shares(monkeypatch):
-    monkeypatch.setattr(selections, "CLUSTERS", 2)
+    monkeypatch.setattr(rules, "CLUSTERS", 2)
     rows = at_angles(*torch.linspace(-1, 1, 21).tolist(), *torch.linspace(60, 150, 31).tolist())
     draws = [choose("cluster_complexity:random", rows, 20, key) for key in range(40)]
     expected = sum(row >= 21 for row in choose("cluster_complexity", rows, 20))

@@ -206,6 +206,27 @@ def test_exemplar_free_rows_below_the_limit_are_marked(run):
     assert found["wa"].notes == ()
 
 
+def test_under_a_count_of_exemplars_a_row_uses_less_where_it_carries_less_than_all_that_have_some(run):
+    """wa carries 1,019,300 bytes; lwf less, ranpac more, both without exemplars. Alone, lwf is less than nobody."""
+    others = [run("ranpac", exemplars=0, parameters=400_000_000), run("wa"), run("icarl", exemplars=200)]
+    found = rows(table([run("lwf", exemplars=0), *others]))
+    assert [note.text for note in found["lwf"].notes] == ["uses less: no exemplars"]
+    assert found["ranpac"].notes == found["wa"].notes == ()
+    assert rows(table([run("lwf", exemplars=0)]))["lwf"].notes == ()
+    assert rows(table([run("even", exemplars=0, parameters=1_019_300), *others]))["even"].notes == ()
+
+
+def test_a_warning_names_a_few_rows_and_how_many_more(run):
+    content = table([run(f"method{number}") for number in range(7)])
+    warnings = " ".join(content.sections[0].warnings)
+    assert "One seed only: method0, method1, method2, method3, method4 and 2 more. A difference" in warnings
+
+
+def test_an_aligned_budget_says_on_which_model_the_other_was_measured(run):
+    budget = byte_budget(1_500_000) | {"kind": "aligned", "to": "der", "to_model": "resnet32", "exemplars": 200}
+    assert "aligned to der on resnet32, 1,500,000 bytes" in table([run(budget=budget)]).sections[0].title
+
+
 def test_images_given_up_are_a_note_and_exemplars_for_them_another_table(run):
     wide = exemplar_budget(200) | {"scope": "carried+incoming"}
     given_up = {"given_up": [30, 20]}

@@ -13,9 +13,11 @@ from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory, extract
 from cil.models.base import count_parameters
+from cil.strategies import find
 from cil.strategies.aanets import AANets
 from cil.strategies.parts import cosine_distance, margin_ranking
 from cil.streams import Experience
+from cil.testing import check_strategy
 
 LEARNING = {"mixture_lr": 0.1}
 
@@ -75,7 +77,7 @@ def test_the_shares_see_the_cross_entropy_of_the_balanced_batch_in_evaluation_mo
 
 @pytest.mark.parametrize("mode", ["alone", "beside a balanced batch"])
 def test_the_branches_learn_by_the_losses_of_lucir(mode):
-    learner = between(strength=3.0, ranking=0.5, margin=0.4, negatives=1)
+    learner = between(host_options={"strength": 3.0, "ranking": 0.5, "margin": 0.4, "negatives": 1})
     learner.net.eval()
     given = batch(0, 1, 2, 3) if mode == "alone" else with_balanced(learner, 0, 3)
     terms, output = learner.loss(given), learner.net(given.images)
@@ -158,7 +160,7 @@ def test_new_rows_are_imprinted_and_old_ones_held_unless_told_otherwise(learn):
 
     for free in (False, True):
         given = {"hold_old": False, "imprint": False} if free else {}
-        learn(observed("aanets", see), hyperparameters=given)
+        learn(observed("aanets", see), hyperparameters={"host_options": given})
         for index, old in ((1, 2), (2, 4)):
             before, after = (seen[index, when]["weight"] for when in ("prepared", "trained"))
             assert torch.equal(before[:old], after[:old]) != free
@@ -168,7 +170,7 @@ def test_new_rows_are_imprinted_and_old_ones_held_unless_told_otherwise(learn):
 # shares -------------------------------------------------------------------------------------------------------------
 
 
-def shares(done):
+def shares_of(done):
     return [done.net(index)["net.backbone.mixture"].tolist() for index in range(3)]
 
 
@@ -180,21 +182,21 @@ def test_shares_start_at_one_half_are_learned_and_go_on_where_they_were(learn):
             starts[experience.index] = learner.net.backbone.mixture.tolist()
 
     done = learn(observed("aanets", see), hyperparameters=LEARNING)
-    found = shares(done)
+    found = shares_of(done)
     assert starts == {0: [], 1: [0.5, 0.5], 2: found[1]} and found[0] == []
     assert all(0.001 < abs(a - 0.5) < 0.5 for a in found[1]) and found[2] != found[1]
 
 
 def test_their_rate_is_their_own_and_at_0_they_stay(learn):
-    assert shares(learn("aanets", hyperparameters={"mixture_lr": 0.0})) == [[], [0.5, 0.5], [0.5, 0.5]]
-    slow, fast = (shares(learn("aanets", hyperparameters={"mixture_lr": lr}, recipe=ONE_STEP)) for lr in (0.1, 1.0))
+    assert shares_of(learn("aanets", hyperparameters={"mixture_lr": 0.0})) == [[], [0.5, 0.5], [0.5, 0.5]]
+    slow, fast = (shares_of(learn("aanets", hyperparameters={"mixture_lr": lr}, recipe=ONE_STEP)) for lr in (0.1, 1.0))
     assert slow[1] == fast[1] == [0.5, 0.5]  # branches that are equal give no gradient, and nothing decays
     moved = [[a - 0.5 for a in found[2]] for found in (slow, fast)]
     assert all(moved[0]) and moved[1] == pytest.approx([10 * step for step in moved[0]], rel=1e-2)
 
 
 def test_at_the_authors_rate_they_hardly_move(learn):
-    assert all(abs(a - 0.5) < 1e-5 for found in shares(learn("aanets")) for a in found)
+    assert all(abs(a - 0.5) < 1e-5 for found in shares_of(learn("aanets")) for a in found)
 
 
 @pytest.mark.parametrize(("stream", "counts"), [
@@ -220,7 +222,7 @@ def test_shares_are_trained_on_as_many_images_of_each_class(learn, stream, count
 
 def test_without_exemplars_the_shares_stay_at_one_half(learn):
     done = learn("aanets", budget=Budget(exemplars=0), hyperparameters=LEARNING, recipe=ONE_STEP)
-    assert shares(done) == [[], [0.5, 0.5], [0.5, 0.5]]
+    assert shares_of(done) == [[], [0.5, 0.5], [0.5, 0.5]]
 
 
 # what is carried ----------------------------------------------------------------------------------------------------
@@ -242,13 +244,83 @@ def test_carried_bytes_are_those_of_two_branches_their_factors_and_shares(learn,
         assert survey["total"] == 4 * branches + PIXELS * held
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("mixture_lr", -1e-3), ("strength", -1.0), ("ranking", -1.0), ("margin", float("nan")), ("negatives", 0),
-    ("stable", "free"),
+# hosts --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", ["toy", "uneven"])
+@pytest.mark.parametrize("host", ["lucir", "podnet", "icarl", "wa", "bic"])
+def test_until_there_are_two_branches_it_is_the_host_bit_for_bit(learn, host, stream):
+    def renamed(weights):
+        return {name.replace("backbone.branches.0", "backbone"): value for name, value in weights.items()}
+
+    found, plain = learn("aanets", stream, hyperparameters={"host": host}), learn(host, stream)
+    first = renamed(found.state(0).tensors)
+    assert first.pop("net.backbone.mixture").numel() == 0
+    assert differing(first, dict(plain.state(0).tensors)) == []
+    assert found.state(0).meta == plain.state(0).meta
+    assert differing(found.net(1), found.net(2))
+
+
+@pytest.mark.parametrize("host", ["podnet", "icarl", "replay"])
+def test_around_another_host_the_branches_learn_by_its_loss_and_the_shares_by_balanced_data(learn, host):
+    learner = between(host=host)
+    assert isinstance(learner, find(host)) and isinstance(learner, AANets)
+    learner.train_mode()
+    found = learner.loss(with_balanced(learner, 0, 3))
+    shares, branches = learner.net.backbone.mixture, learner._branches()
+    mixture = found.pop("mixture")
+    upper = torch.autograd.grad(mixture, [shares, *branches], allow_unused=True)
+    assert upper[0].all() and all(gradient is None for gradient in upper[1:])
+    lower = torch.autograd.grad(sum(found.values()), [shares, *branches], allow_unused=True)
+    assert lower[0] is None and all(gradient is not None for gradient in lower[1:])
+    options = {"tune_epochs": 1} if host == "podnet" else {}
+    moved = shares_of(learn("aanets", hyperparameters={**LEARNING, "host": host, "host_options": options}))
+    assert moved[0] == [] and all(1e-4 < abs(a - 0.5) < 0.5 for a in moved[2])
+
+
+def test_a_second_stage_of_the_host_leaves_the_shares_alone(learn):
+    seen = {}
+
+    class Watched(AANets):
+        def phases(self, experience):
+            for phase in super().phases(experience):
+                yield phase
+                if experience.index:
+                    seen[experience.index, phase.name] = self.net.backbone.mixture.tolist()
+
+    learn(Watched, hyperparameters={**LEARNING, "host": "podnet", "host_options": {"tune_epochs": 1}})
+    for index in (1, 2):
+        assert seen[index, "main"] == seen[index, "tune"] != [0.5, 0.5]
+
+
+def test_rmm_around_aanets_around_a_host(learn):
+    """The host of a host is among its options."""
+    given = {"host": "aanets", "host_options": {"host": "icarl", **LEARNING}, "rates": [0.0], "tilts": [0.0]}
+    both, alone = learn("rmm", hyperparameters=given), learn("aanets", hyperparameters={"host": "icarl", **LEARNING})
+    assert differing(dict(both.state(2).tensors), dict(alone.state(2).tensors)) == []
+    assert [kind.__name__ for kind in type(both.learner(2)).__mro__][1:5] == ["RMM", "AANets", "AANets", "Guest"]
+
+
+def test_a_host_keeps_the_contract():
+    check_strategy("aanets", host="podnet", host_options={"tune_epochs": 1})
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"host": "der"}, "strategy.host of aanets is 'der', whose network is not one backbone and one head all along; "
+                      "take another, as lucir, podnet or icarl"),
+    ({"host": "lwf"}, "strategy.host of aanets is 'lwf', which keeps no exemplars"),
+    ({"host": "joint"}, "strategy.host of aanets is 'joint', which is no learner of its own"),
+    ({"host": "aanets"}, "strategy.host of aanets is 'aanets', which is no learner of its own"),
+    ({"host": "derpp"}, r"strategy.host of aanets is 'derpp', whose exemplars are not floor\(M / C\)"),
+    ({"host": "lucri"}, "no strategy 'lucri'.*lucir"),
+    ({"host_options": {"strenght": 2.0}}, "unknown key strategy.host_options.strenght; lucir has none; .*strength"),
+    ({"mixture_lr": -1e-3}, "strategy.mixture_lr of aanets is -0.001; it must be 0 or more"),
+    ({"stable": "free"}, "strategy.stable of aanets is 'free'; allowed: scaled, frozen"),
+    ({"host_options": {"negatives": 0}}, "strategy.negatives of lucir is 0; it must be 1 or more"),
 ])  # fmt: skip
-def test_a_value_out_of_range_is_refused_by_its_key(key, value):
-    with pytest.raises(ConfigError, match=rf"strategy\.{key} of aanets is '?{value}'?; (it must be|allowed)"):
-        bare("aanets", **{key: value})
+def test_what_cannot_be_is_refused_in_one_line(given, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        bare("aanets", **given)
 
 
 class Odd(nn.Module):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from small_runs import Fixed, bare, batch, bits, differing, observed, regrouped, signatures
 
+from cil.contract import Progress
 from cil.data import Samples
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError
@@ -14,7 +15,6 @@ from cil.memory import Budget
 from cil.models import CosineHead, extract
 from cil.models.base import count_parameters
 from cil.strategies.coil import Coil, cosines, transport_plan, transported
-from cil.strategies.phase import Progress
 from cil.streams import Experience
 from cil.testing import toy_stream
 from cil.testing.toy import toy_factory

@@ -6,9 +6,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from frozen_runs import UNTRAINED, public_run, split
 from small_runs import ONE_STEP, bare, bits, differing, observed, signatures
 
 from cil.data import Batch, Samples
+from cil.engine.recipe import Recipe
 from cil.errors import ConfigError
 from cil.memory import Budget, herd, unit
 from cil.models import extract
@@ -22,17 +24,22 @@ PROTOTYPES = {"store": "prototypes"}
 def test_the_first_experience_is_that_of_finetune_then_only_the_head_learns(learn):
     for hyperparameters in ({}, PROTOTYPES):
         done = learn("feature_replay", hyperparameters=hyperparameters)
-        assert differing(done.net(0), learn("finetune").net(0)) == []
+        first = done.state(0).tensors
+        for name, value in learn("finetune").net(0).items():
+            assert torch.equal(first[name.replace("net.head.", "head.")], value), name
         for earlier, later in pairwise(range(3)):
-            assert differing(done.net(earlier), done.net(later)) == ["net.head.bias", "net.head.weight"]
+            assert differing(done.net(earlier), done.net(later)) == []
+            before, after = (done.state(index).tensors for index in (earlier, later))
+            for name in ("head.weight", "head.bias"):
+                assert not torch.equal(before[name], after[name][: len(before[name])])
 
 
 def test_the_head_is_trained_with_the_cross_entropy_over_all_outputs_on_features():
     learner = bare("feature_replay", classes=[1, 2])
     with torch.no_grad():
-        learner.net.head.weight.zero_()
-        learner.net.head.bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
-        learner.net.head.weight[1, 0] = 2.0
+        learner.head.weight.zero_()
+        learner.head.bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
+        learner.head.weight[1, 0] = 2.0
     features = torch.zeros(2, DIM)
     features[0, 0] = 1.5  # logits 0, 3, 1 and 0, 0, 1
     batch = Batch(torch.zeros(2, 1, 1, 1), torch.tensor([1, 0]), extras={"features": features})
@@ -40,7 +47,7 @@ def test_the_head_is_trained_with_the_cross_entropy_over_all_outputs_on_features
     # log(1 + e^3 + e) - 3 = 0.169846 and log(2 + e) = 1.551445
     assert loss.item() == pytest.approx((0.169846 + 1.551445) / 2, abs=1e-5)
     loss.backward()
-    assert learner.net.head.weight.grad[:, 0].any()
+    assert learner.head.weight.grad[:, 0].any()
     assert all(parameter.grad is None for parameter in learner.net.backbone.parameters())
 
 
@@ -195,6 +202,35 @@ def test_an_experience_without_new_classes_changes_no_structure():
     before = bits(learner.prototypes)
     learner.grow(signatures([2, 0])[1])
     assert differing(before, bits(learner.prototypes)) == []
+
+
+# a backbone that is not trained -------------------------------------------------------------------------------------
+
+
+def test_a_backbone_that_is_not_trained_stays_as_it_was_made_and_the_head_learns_from_the_first_experience_on(learn):
+    for hyperparameters in (UNTRAINED, UNTRAINED | PROTOTYPES):
+        done = learn("feature_replay", hyperparameters=hyperparameters)
+        start = {f"net.{name}": value for name, value in bits(done.run.learners.rebuilt(0, None).net).items()}
+        assert differing(start, done.net(0)) == differing(start, done.net(2)) == []
+        steps = [line for line in done.record.lines() if line["kind"] == "step"]
+        assert {line["phase"] for line in steps} == {"head"} and {line["experience"] for line in steps} == {0, 1, 2}
+
+
+def test_public_weights_are_a_reference_and_the_head_beside_them_learns(tmp_path):
+    done = public_run("feature_replay", split(2), tmp_path, recipe=Recipe(epochs=20, batch_size=8))
+    for index, held in enumerate([10, 8, 6]):
+        state, classes = done.state(index), 2 * (index + 1)
+        assert sorted(state.tensors) == ["head.bias", "head.weight", "memory.features", "memory.slots"]
+        assert [reference.tag for reference in state.references] == ["smallconv toy_public.safetensors"]
+        own = 4 * (DIM + 1) * classes + held * (4 * DIM + 1)
+        ledger = done.record.results["ledger"][index]
+        assert ledger["totals"]["exact"]["total"] - ledger["public"] == own
+        assert done.record.results["bills"][index]["total"]["exact"] == ledger["totals"]["exact"]["total"]
+    assert done.record.results["last_accuracy"] > 50
+
+
+def test_an_untrained_backbone_keeps_the_contract():
+    check_strategy("feature_replay", **UNTRAINED)
 
 
 def test_prototypes_keep_the_contract():

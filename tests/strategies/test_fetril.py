@@ -149,6 +149,16 @@ def test_cached_features_know_nothing_of_the_augmentation(learn, augment):
     assert differing(dict(plain.state(2).tensors), dict(augmented.state(2).tensors)) == []
 
 
+@pytest.mark.parametrize("name", ["fetril", "feature_replay"])
+def test_a_head_is_trained_as_later_heads_are_where_there_is_no_backbone_to_train(learn, name):
+    """``trainer.first`` is for the backbone."""
+    recipe = Recipe(epochs=2, batch_size=8, log_every=1, first={"epochs": 5})
+    for hyperparameters, first in (({}, 5), (UNTRAINED, 2)):
+        lines = learn(name, recipe=recipe, hyperparameters=hyperparameters).record.lines()
+        epochs = [line["experience"] for line in lines if line["kind"] == "epoch"]
+        assert [epochs.count(index) for index in range(3)] == [first, 2, 2]
+
+
 # over a stream ------------------------------------------------------------------------------------------------------
 
 

@@ -17,11 +17,12 @@ from PIL import Image
 from small_runs import bare, bits, differing, observed
 
 from cil.api import networks, plan
+from cil.contract import holder
 from cil.data import Dataset, Samples
 from cil.engine.recipe import Recipe
 from cil.errors import BudgetExceeded, ConfigError, StateError, TrainingError
 from cil.memory import Budget
-from cil.models import build_backbone, save_weights
+from cil.models import build_backbone, save_weights, weights
 from cil.strategies import find, reference_of
 from cil.streams import class_incremental
 from cil.testing import toy_run, toy_stream, uneven_stream
@@ -167,6 +168,31 @@ def test_a_modified_reference_is_noticed_at_the_boundary(tmp_path, name):
         next(backbone.buffers()).add_(1) if name == "slda" else next(backbone.parameters()).mul_(2)
     with pytest.raises(StateError, match="was modified"):
         learner.state()
+
+
+def test_a_write_past_autograd_is_noticed_too(tmp_path):
+    learner = public_run("simplecil", split(2), tmp_path).learner(0)
+    next(learner.net.parameters()).data.mul_(2)
+    with pytest.raises(StateError, match="was modified"):
+        learner.state()
+
+
+def test_public_weights_are_read_once_and_hashed_once_and_then_once_a_boundary(tmp_path, monkeypatch):
+    hashed, original = [], holder.reference_of
+
+    def counted(module, tag):
+        hashed.append(next(module.parameters()).is_meta)
+        return original(module, tag)
+
+    monkeypatch.setattr(holder, "reference_of", counted)
+    weights._read.cache_clear()
+    done = public_run("simplecil", split(2), tmp_path)
+    assert weights._read.cache_info().misses == 1
+    assert hashed.count(False) == 1 + 3
+    read = weights.read_weights(tmp_path / "toy_public.safetensors")[0]
+    assert differing(bits(build_backbone("smallconv", 3, 12, weights=tmp_path / "toy_public.safetensors")), read) == []
+    done.learner(2)
+    assert weights._read.cache_info().misses == 1 and hashed.count(False) == 1 + 3
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,19 +1,16 @@
 """MEMO: a shared part, one last stage an experience, the older ones frozen, the newest helped by an auxiliary head."""
 
-import math
 from functools import partial
 
 import pytest
 import torch
-from small_runs import Fixed, bare, batch, bits, differing, observed, signatures
-from torch import nn
+from small_runs import bare, batch, bits, differing, observed, signatures
 
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory, build_backbone, extract
 from cil.models.base import count_parameters
 from cil.strategies.memo import MEMO
-from cil.streams import Experience
 from cil.testing.toy import toy_factory
 
 
@@ -22,53 +19,7 @@ def part(held, name):
     return {k.removeprefix(f"{name}."): v for k, v in held.items() if k.startswith(f"{name}.")}
 
 
-class FixedBranches(Fixed):
-    branch_dim = 2
-
-
-def with_auxiliary_head(**hyperparameters):
-    """Five classes, three of them old; features of two branches, two numbers each."""
-    learner = bare("memo", **hyperparameters)
-    learner.old_classes, learner.num_classes = 3, 5
-    learner.net = FixedBranches([[0.0] * 5] * 4, [[50.0, 70.0, 0.0, 1.0]] * 4)
-    learner.auxiliary_head = nn.Linear(2, 3)
-    with torch.no_grad():
-        learner.auxiliary_head.weight.copy_(torch.tensor([[9.0, 0.0], [9.0, math.log(2)], [9.0, math.log(3)]]))
-        learner.auxiliary_head.bias.zero_()
-    return learner
-
-
 # the loss -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_auxiliary_target_is_0_for_any_old_class_and_counts_the_new_ones_from_1():
-    # the newest features (0, 1) give the three outputs the shares 1/6, 2/6, 3/6
-    learner = with_auxiliary_head()
-    for slots, expected in (
-        ((0, 1, 2, 2), math.log(6)),
-        ((3, 3, 3, 3), math.log(3)),
-        ((4, 4, 4, 4), math.log(2)),
-        ((0, 2, 3, 4), (2 * math.log(6) + math.log(3) + math.log(2)) / 4),
-    ):
-        terms = learner.loss(batch(*slots))
-        assert terms["auxiliary"].item() == pytest.approx(expected, abs=1e-5)
-        assert terms["classes"].item() == pytest.approx(math.log(5), abs=1e-5)
-        assert terms.keys() == {"classes", "auxiliary"}
-
-
-def test_the_auxiliary_loss_sees_the_newest_stage_alone_and_has_the_weight_given():
-    learner = with_auxiliary_head(auxiliary=0.25)
-    loss = learner.loss(batch(0, 1, 2, 2))["auxiliary"]
-    assert loss.item() == pytest.approx(0.25 * math.log(6), abs=1e-5)
-    (gradient,) = torch.autograd.grad(loss, learner.net.features)
-    assert not gradient[:, :2].any() and gradient[:, 3].all()
-
-
-def test_the_first_experience_is_cross_entropy_alone():
-    learner = bare("memo", classes=[2])
-    learner.prepare(Experience(signatures([2])[0], None))
-    assert learner.auxiliary_head is None
-    assert learner.loss(batch(0, 1)).keys() == {"classes"}
 
 
 # what it equals -----------------------------------------------------------------------------------------------------
@@ -93,17 +44,6 @@ def test_the_first_experience_trains_what_finetune_trains(learn):
     for ours, theirs in places.items():
         found = {name.replace(ours, theirs): value for name, value in found.items()}
     assert differing(found, expected) == []
-
-
-def test_an_auxiliary_weight_of_0_trains_as_without_the_head(learn):
-    class Without(MEMO):
-        def loss(self, batch):
-            return super().loss(batch)["classes"]
-
-    zero, without, full = learn("memo", hyperparameters={"auxiliary": 0.0}), learn(Without), learn("memo")
-    for index in range(3):
-        assert differing(zero.net(index), without.net(index)) == []
-        assert bool(differing(zero.net(index), full.net(index))) == (index > 0)
 
 
 # what moves ---------------------------------------------------------------------------------------------------------
@@ -200,32 +140,6 @@ def test_ten_experiences_of_cifar_100_cost_what_the_survey_says():
         learner.grow(signature)
     assert learner.fixed_bytes("survey") == 4 * (112_016 + 10 * 351_488)  # 13.84 MB
     assert learner.fixed_bytes() == 4 * (3_626_896 + (10 * 64 + 1) * 100 + 992 + 1_280 * 10)
-
-
-def test_the_auxiliary_head_is_billed_in_training_and_not_carried(learn):
-    done = learn("memo")
-    for index in range(3):
-        assert not [name for name in done.state(index).tensors if "auxiliary" in name]
-        extra = [size for name, size in done.trained_with(index).items() if name.startswith("auxiliary_head")]
-        assert sum(extra) == (4 * (32 + 1) * (2 + 1) if index else 0)
-
-
-@pytest.mark.parametrize("align", [True, False])
-def test_after_training_the_mean_norm_of_new_rows_is_that_of_old_ones(learn, align):
-    heads = {}
-
-    def see(when, learner, experience):
-        heads[when] = bits(learner.net.head)
-        old = learner.old_classes
-        if when == "done" and old and align:
-            norms = heads["done"]["weight"].norm(dim=1)
-            assert norms[old:].mean().item() == pytest.approx(norms[:old].mean().item(), rel=1e-6)
-            assert torch.equal(heads["trained"]["weight"][:old], heads["done"]["weight"][:old])
-            assert differing(heads["trained"], heads["done"]) == ["weight"]
-        elif when == "done":
-            assert differing(heads["trained"], heads["done"]) == []
-
-    learn(observed("memo", see), hyperparameters={"align": align})
 
 
 def test_exemplars_are_chosen_by_the_features_of_all_stages(learn):

@@ -1,6 +1,7 @@
 """Losses, penalties and memory updates that strategies share, on numbers done by hand."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,10 +11,20 @@ from small_runs import bare, bits, differing, signatures
 from torch import Tensor
 
 from cil.data import Samples
+from cil.engine.recipe import Recipe
 from cil.memory import Budget, ExemplarMemory
-from cil.models import extract
-from cil.strategies.parts import distillation, features, new_class_cross_entropy, quadratic_penalty, store_exemplars
-from cil.streams import Experience
+from cil.models import NetFactory, build_backbone, extract
+from cil.strategies.parts import (
+    distillation,
+    draw,
+    features,
+    new_class_cross_entropy,
+    quadratic_penalty,
+    store_exemplars,
+)
+from cil.streams import Experience, class_incremental
+from cil.testing import toy_run, toy_stream
+from cil.testing.toy import toy_dataset
 
 
 def rows(*values: list[float]) -> Tensor:
@@ -197,3 +208,60 @@ def test_exemplars_of_variable_size_fill_the_bytes_that_are_left_by_their_actual
         store_exemplars(learner, experience(pool, signature))
         assert learner.memory.counts() == held
         assert learner.state().bytes <= learner.budget.limit
+
+
+# exemplars of which there is one ------------------------------------------------------------------------------------
+
+
+class Normed(torch.nn.Module):
+    """Maps of one pixel, so that batch statistics of one image are undefined."""
+
+    feature_dim, survey_parameters = 3, 12
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = torch.nn.Linear(3, 3), torch.nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        return self.norm(self.layer(images.mean((2, 3)))[:, :, None, None]).flatten(1), ()
+
+
+@pytest.mark.parametrize("name", ["agem", "derpp", "er_ace"])
+def test_a_single_exemplar_can_be_rehearsed_on_maps_of_one_pixel(tmp_path, name):
+    stream = class_incremental(toy_dataset(), increment=1, classes=3)
+    run = toy_run(name, stream, tmp_path / "run", budget=Budget(exemplars=1), recipe=Recipe(epochs=1, batch_size=8))
+    run.make_factory = run.learners.make_factory = partial(NetFactory, Normed)
+    assert run.execute().results["exemplars"][:1] == [1]
+
+
+def test_a_single_sample_is_drawn_twice_and_several_once_each():
+    learner = bare("er_ace", classes=[2])
+    pixels = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 12, 12)
+    samples = Samples.from_arrays(pixels.clone(), torch.tensor([0, 1, 0, 1]))
+    one = draw(learner, samples[[3]], 5, "x")
+    assert one.slots.tolist() == [1, 1] and torch.equal(*one.images)
+    assert draw(learner, samples, 1, "x").slots.shape == (2,)
+    assert draw(learner, samples[[]], 5, "x") is None
+    several = draw(learner, samples, 3, "x")
+    assert len(several) == 3 and len(several.images.flatten(1).unique(dim=0)) == 3
+
+
+# weights that do not learn ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ewc", "si", "mas"])
+def test_frozen_weights_have_no_importance_and_stay(tmp_path, name):
+    def half_frozen():
+        backbone = build_backbone("smallconv", 3, 12)
+        backbone.stages[0].requires_grad_(False)
+        return backbone
+
+    run = toy_run(name, toy_stream(), tmp_path / "run", keep="all")
+    run.make_factory = run.learners.make_factory = partial(NetFactory, half_frozen)
+    run.execute()
+    start, tensors = run.learners.rebuilt(0, None).net.state_dict(), run.checkpoints.state(2).tensors
+    importance = [key.split(".", 1)[1] for key in tensors if key.startswith(("fisher.", "importance."))]
+    assert any("stages.1." in key for key in importance) and not any("stages.0." in key for key in importance)
+    for key in ("backbone.stages.0.0.weight", "backbone.stages.0.0.bias"):
+        assert torch.equal(tensors[f"net.{key}"], start[key])
+    assert not torch.equal(tensors["net.backbone.stages.1.0.weight"], start["backbone.stages.1.0.weight"])

@@ -204,22 +204,6 @@ def test_the_loss_on_prototypes_moves_the_head_alone(learn):
     learn(observed("pass", see))
 
 
-@pytest.mark.parametrize("stream", ["toy", "uneven"])
-def test_means_are_those_of_the_features_when_a_class_arrived_and_never_change(learn, stream):
-    done = learn("pass", stream)
-    known = {}
-    for index in range(3):
-        learner = done.learner(index)
-        for slot in done.stream.signatures[index].new_slots:
-            known[slot] = extract(learner.net, done.stream[index].train.of_class(slot)).mean(0)
-        assert len(learner.means) == len(known)
-        for slot, mean in known.items():
-            torch.testing.assert_close(learner.means[slot], mean, rtol=1e-5, atol=1e-6)
-            if index:
-                earlier = done.learner(index - 1).means
-                assert slot >= len(earlier) or torch.equal(earlier[slot], learner.means[slot])
-
-
 @pytest.mark.parametrize("radius", ["all", "first"])
 @pytest.mark.parametrize("stream", ["toy", "uneven"])
 def test_the_radius_is_the_root_of_the_mean_variance(learn, stream, radius):

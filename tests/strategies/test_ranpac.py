@@ -259,10 +259,12 @@ def test_what_is_out_of_range_is_refused_in_one_line(hyperparameters, message):
 
 
 def test_the_first_training_is_cross_entropy_of_a_cosine_head(learn):
-    learner = learn("ranpac").run.learners.rebuilt(1, None)
+    done = learn("ranpac")
+    learner = done.run.learners.rebuilt(1, None)
+    (phase,) = learner.phases(done.stream[0])
     images = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     slots = torch.tensor([0, 1, 1, 0])
     features = learner.net(images).features
     logits = learner.first_head.scale * F.normalize(features) @ F.normalize(learner.first_head.weight).T
-    torch.testing.assert_close(learner.loss(Batch(images, slots)), F.cross_entropy(logits, slots))
+    torch.testing.assert_close(phase.loss(Batch(images, slots)), F.cross_entropy(logits, slots))
     assert bits(learner.first_head)["scale"] == 1

@@ -109,7 +109,8 @@ def test_the_first_training_is_cross_entropy_of_a_head_that_is_dropped(tmp_path)
         assert type(learner.first_head) is head
         shown = batch(0, 1, 1)
         expected = F.cross_entropy(learner.first_head(learner.net(shown.images).features), shown.slots)
-        loss = learner.loss(shown)
+        (phase,) = learner.phases(toy_stream()[0])
+        loss = phase.loss(shown)
         assert loss.item() == expected.item() > 0
         gradients = learner.gradient(loss)
         assert sum(bool(gradient.any()) for gradient in gradients) == len(gradients) > 4

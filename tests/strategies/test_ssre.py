@@ -11,7 +11,7 @@ from torch import nn
 from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget
-from cil.models import Backbone, LinearHead, NetFactory, extract
+from cil.models import Backbone, LinearHead, NetFactory
 from cil.models.base import count_parameters
 from cil.strategies import find
 
@@ -192,21 +192,6 @@ def test_carried_are_the_folded_network_and_a_mean_for_each_class(learn):
 
 
 # prototypes ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stream", ["toy", "uneven"])
-def test_means_are_those_of_the_folded_network_when_a_class_arrived_and_never_change(learn, stream):
-    done = learn("ssre", stream)
-    known = {}
-    for index in range(3):
-        learner = done.learner(index)
-        for slot in done.stream.signatures[index].new_slots:
-            known[slot] = extract(learner.net, done.stream[index].train.of_class(slot)).mean(0)
-        assert len(learner.means) == len(known)
-        for slot, mean in known.items():
-            torch.testing.assert_close(learner.means[slot], mean, rtol=1e-5, atol=1e-6)
-            if index and slot < len(done.learner(index - 1).means):
-                assert torch.equal(done.learner(index - 1).means[slot], learner.means[slot])
 
 
 def test_as_many_old_prototypes_as_images_are_drawn_anew_each_step(learn):

@@ -1,11 +1,23 @@
 """Named parts that several strategies share."""
 
-from cil.strategies.parts.frozen import class_sums, exact, exact_features, features_only, first_head, lent, trains_first
+from cil.strategies.parts.frozen import (
+    class_sums,
+    exact,
+    exact_features,
+    features_only,
+    first_head,
+    first_phase,
+    lent,
+    trains_first,
+)
+from cil.strategies.parts.heads import align_rows, old_or_which_head
+from cil.strategies.parts.hosts import Guest
 from cil.strategies.parts.losses import (
     cosine_distance,
     distillation,
     grown,
     hold_rows,
+    learned,
     less_forget,
     margin_ranking,
     new_class_cross_entropy,
@@ -18,6 +30,8 @@ from cil.strategies.parts.reservoirs import NOTHING_SEEN, offer, open_reservoir,
 
 __all__ = [
     "NOTHING_SEEN",
+    "Guest",
+    "align_rows",
     "balanced_set",
     "class_sums",
     "cosine_distance",
@@ -28,15 +42,18 @@ __all__ = [
     "features",
     "features_only",
     "first_head",
+    "first_phase",
     "grown",
     "hold_rows",
     "imprint",
+    "learned",
     "lent",
     "less_forget",
     "margin_ranking",
     "new_class_cross_entropy",
     "offer",
     "old_or_which",
+    "old_or_which_head",
     "old_part",
     "open_reservoir",
     "quadratic_penalty",

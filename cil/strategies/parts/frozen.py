@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.data import Samples
+from cil.contract import Phase, loaded_reference
+from cil.data import Batch, Samples
 from cil.errors import ConfigError, TrainingError, nearest
 from cil.models import CosineHead, GrowingNet, Head, LinearHead, NetFactory, extract, freeze
-from cil.strategies.base import Strategy, reference_of
-from cil.streams import Signature
+from cil.strategies.base import Strategy
+from cil.strategies.parts.notes import note_random_weights
+from cil.streams import Experience, Signature
 
 
 def features_only(make_net: NetFactory) -> GrowingNet:
@@ -38,8 +43,9 @@ def trains_first(learner: Strategy, choice: bool | str) -> bool:
     if choice is True or (choice == "auto" and public is None):
         return True
     net = freeze(learner.net)
+    note_random_weights(learner, ", or strategy.train_first=true")
     if public is not None:
-        learner.keep("net", net, kind="parameters", reference=reference_of(net, public))
+        learner.keep("net", net, kind="parameters", reference=loaded_reference(net, public))
     return False
 
 
@@ -65,6 +71,22 @@ def first_head(learner: Strategy, signature: Signature, kind: str, trained: bool
     head = heads[kind](learner.net.feature_dim).to(learner.net.head.weight)
     head.grow(len(signature.new_slots))
     return head
+
+
+def first_phase(learner: Any, experience: Experience) -> Iterator[Phase]:
+    """The phase that trains ``net`` by cross-entropy of ``first_head``; none where there is no such head.
+
+    Args:
+        learner: Keeps what ``first_head`` gave under that name.
+        experience: Whose images train it.
+    """
+    net, head = learner.net, learner.first_head
+    if head is not None:
+
+        def loss(batch: Batch) -> Tensor:
+            return F.cross_entropy(head(net(batch.images).features), batch.slots)
+
+        yield Phase("main", experience.train, loss)
 
 
 def exact_features(learner: Strategy, samples: Samples) -> Tensor:

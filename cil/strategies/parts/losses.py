@@ -106,6 +106,11 @@ def quadratic_penalty(
     return torch.zeros(()) if total is None else total
 
 
+def learned(net: nn.Module, head: bool = True) -> dict[str, nn.Parameter]:
+    """Parameters that learn, by name; of the head only where ``head`` says so."""
+    return {n: p for n, p in net.named_parameters() if p.requires_grad and (head or not n.startswith("head."))}
+
+
 def old_part(grown: Tensor, old: Tensor) -> Tensor:
     """The view of a tensor that has the shape ``old`` had before it grew: of a head its old rows."""
     return grown[tuple(map(slice, old.shape))]

@@ -79,6 +79,9 @@ def seen(net: nn.Module, num_classes: int, needs: str, samples: Samples) -> Seen
 def draw(learner: Strategy, samples: Samples | OnlineMemory, count: int, purpose: str) -> Batch | None:
     """A training batch of ``count`` samples at most, drawn without replacement; None where there are none.
 
+    A single one is drawn twice, each with an augmentation of its own: batch statistics of one image are undefined where
+    maps are of one pixel, and of two that are alike they are those of one.
+
     The draw is keyed by purpose and step, so that it may be made in ``loss``: what is drawn from may have changed in
     the step before, as an online memory does.
     """
@@ -86,6 +89,7 @@ def draw(learner: Strategy, samples: Samples | OnlineMemory, count: int, purpose
         return None
     generator = learner.generator(f"{purpose}:{learner.progress.step}")
     rows = torch.randperm(len(samples), generator=generator)[:count]
+    rows = rows.repeat(2) if len(rows) == 1 else rows
     part = samples[rows]
     pixels = part.pixels.to(learner.device)
     return Batch(

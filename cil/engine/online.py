@@ -1,0 +1,81 @@
+"""The numbers of an adaptation record, from what was counted and committed at each boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from cil.streams.shifts import ShiftStream
+
+Counts = Mapping[str, Tensor]
+
+
+def online_results(
+    rows: Sequence[Counts], facts: Sequence[Mapping[str, Any]], stream: ShiftStream
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The ``results`` of an adaptation record, and its arrays.
+
+    Args:
+        rows: What was counted up to each boundary: the first is the deployment (clean images at most), then a segment
+            each.
+        facts: What was committed with each.
+
+    Returns:
+        ``domain_errors`` (percent, in order of ``stream.domains``; None where not met yet), ``mean_error`` (their mean,
+        unweighted; None until all were met), ``segment_errors``, ``online_error`` (of all images so far),
+        ``clean_error_before`` and ``_after``, ``ledger`` (at each boundary), ``flops``, ``seconds`` (``per_batch``: of
+        batches that no meter slowed down), ``peak_training_bytes`` (while adapting), ``peak_source_training_bytes``.
+        Arrays: ``wrong``, ``count``, ``segment`` of each batch, and ``running_error``, percent of all images so far.
+    """
+    met = rows[1:]
+    wrong, count = (np.concatenate([row[name].numpy() for row in met]) if met else None for name in ("wrong", "count"))
+    by_domain = [sum((row[f"{name}_by_domain"].numpy() for row in met), np.zeros(len(stream.domains), int))
+                 for name in ("wrong", "count")]  # fmt: skip
+    domains = [percent(w, n) for w, n in zip(*by_domain, strict=True)]
+    known = [error for error in domains if error is not None]
+    adapted, deployed = facts[1:], facts[0]
+    batches = [seconds for fact in adapted for seconds in fact["seconds"]["batches"]]
+    adapting = [fact["seconds"]["adapt"] for fact in adapted]
+    evaluating = [fact["seconds"]["evaluate"] for fact in adapted]
+    flops = list(accumulate(fact["flops"]["adapt"] for fact in adapted))
+    results = {
+        "domain_errors": domains,
+        "mean_error": sum(known) / len(known) if len(known) == len(domains) else None,
+        "segment_errors": [percent(row["wrong"].sum(), row["count"].sum()) for row in met],
+        "online_error": percent(wrong.sum(), count.sum()) if wrong is not None and count is not None else None,
+        "clean_error_before": _clean(rows[0]),
+        "clean_error_after": _clean(rows[-1]) if len(rows) == len(stream) + 1 else None,
+        "ledger": [fact["ledger"] for fact in facts],
+        "flops": {**deployed["flops"], "adapt": flops, "total": sum(deployed["flops"].values()) + sum(flops[-1:])},
+        "seconds": {
+            **deployed["seconds"],
+            "adapt": adapting,
+            "evaluate": evaluating,
+            "per_batch": sum(batches) / len(batches) if batches else None,
+            "total": sum(deployed["seconds"].values()) + sum(adapting) + sum(evaluating),
+        },
+        "peak_training_bytes": max((fact["peak_training_bytes"] for fact in adapted), default=None),
+        "peak_source_training_bytes": deployed["peak_training_bytes"],
+    }
+    if wrong is None or count is None:
+        return results, {}
+    segment = np.repeat(np.arange(len(met)), [len(row["wrong"]) for row in met])
+    running = 100 * wrong.cumsum() / count.cumsum()
+    return results, {"wrong": wrong, "count": count, "segment": segment, "running_error": running}
+
+
+def percent(wrong: Any, count: Any) -> float | None:
+    """Wrong of ``count``, in percent; None of none.
+
+    >>> percent(1, 8), percent(0, 0)
+    (12.5, None)
+    """
+    return 100 * float(wrong) / float(count) if count else None
+
+
+def _clean(row: Counts) -> float | None:
+    return percent(row["clean_wrong"][0], row["clean_count"][0]) if "clean_wrong" in row else None

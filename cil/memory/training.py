@@ -1,0 +1,476 @@
+"""Training memory: what one step holds, by part of the network; and the accounting that EcoTTA's table is made by.
+
+Two accountings, never to be mixed. The exact one measures what autograd keeps, by hooks on saved tensors. The published
+one (TinyTL's, EcoTTA's) is arithmetic on the layers: trainable ones keep their inputs, frozen ones nothing, a ReLU one
+bit a value, and frozen parameters are counted at eight bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cil.memory.ledger import KINDS
+from cil.memory.meters import SavedBytes
+from cil.memory.state import tensor_bytes
+
+OUTSIDE = "(outside)"  # of what no module's forward saved: losses, mostly
+STEP_KINDS = ("activations", "gradients", "optimizer")  # what a step adds to what is held anyway
+
+
+@dataclass(frozen=True)
+class SavedTensor:
+    """One tensor that autograd saved.
+
+    Attributes:
+        part: Path of the innermost module whose forward was running; ``(outside)`` where none was.
+        place: Which storage it is a view of.
+        storage_bytes: Bytes of that storage, whole.
+        logical_bytes: Bytes of the values saved.
+    """
+
+    part: str
+    place: int
+    dtype: str
+    storage_bytes: int
+    logical_bytes: int
+
+
+class Watch:
+    """Knows which module's forward is running, and which parameters were given a gradient. Use as a context.
+
+    Args:
+        modules: By name; what is inside is called ``name.path``. A module with two paths goes by the first.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.modules = dict(modules)
+        self.graded: dict[int, Tensor] = {}
+        self._running: list[str] = []
+        self._stack = ExitStack()
+
+    @property
+    def running(self) -> str:
+        """Path of the innermost module."""
+        return self._running[-1] if self._running else OUTSIDE
+
+    def __enter__(self) -> Watch:
+        seen: set[int] = set()
+        for root, whole in self.modules.items():
+            for path, module in whole.named_modules(memo=None):
+                if id(module) not in seen:
+                    seen.add(id(module))
+                    name = f"{root}.{path}" if path else root
+                    self._hold(module.register_forward_pre_hook(partial(self._enter, name)))
+                    self._hold(module.register_forward_hook(self._leave, always_call=True))
+            for parameter in whole.parameters():
+                if parameter.requires_grad:
+                    self._hold(parameter.register_hook(partial(self._grade, parameter)))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def _hold(self, handle: Any) -> None:
+        self._stack.callback(handle.remove)
+
+    def _enter(self, name: str, module: nn.Module, inputs: Any) -> None:
+        self._running.append(name)
+
+    def _leave(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        if self._running:  # a forward hook is called after an error too, even where the one before was not
+            self._running.pop()
+
+    def _grade(self, parameter: Tensor, gradient: Tensor) -> None:
+        self.graded[id(parameter)] = parameter
+
+
+class SavedByPart(SavedBytes):
+    """``SavedBytes`` that knows whose forward saved what, at the end and at the peak.
+
+    Args:
+        watch: Entered around it.
+        exclude: As of ``SavedBytes``.
+    """
+
+    def __init__(self, watch: Watch, exclude: Iterable[Tensor] = ()) -> None:
+        super().__init__(exclude)
+        self._watch = watch
+        self._alive: dict[int, SavedTensor] = {}
+        self._at_peak: list[SavedTensor] = []
+        self._stale = False  # whether more was saved since the peak was looked at
+        self.saved: list[SavedTensor] = []
+
+    def _note(self, tensor: Tensor, place: int) -> int:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        one = SavedTensor(self._watch.running, place, dtype, self._seen[place], tensor_bytes(tensor))
+        self._alive[len(self.saved)] = one
+        self.saved.append(one)
+        self._stale = self._stale or self._now == self.peak
+        return len(self.saved) - 1
+
+    def _let_go(self, place: int, note: Any) -> None:
+        self._look()
+        super()._let_go(place, note)
+        self._alive.pop(note)
+
+    def _look(self) -> None:
+        if self._stale and self._now == self.peak:
+            self._at_peak, self._stale = list(self._alive.values()), False
+
+    @property
+    def at_peak(self) -> list[SavedTensor]:
+        """What was kept when most was."""
+        self._look()
+        return self._at_peak
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of one part of the network in a step.
+
+    Attributes:
+        activations: Storages saved for backward that this part was the first to save.
+        logical: Of the values saved, those of one storage as often as they were saved.
+        entries: Tensors saved, parameters and buffers left out.
+    """
+
+    name: str
+    parameters: int = 0
+    buffers: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    logical: int = 0
+    entries: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """What one training or adaptation step holds.
+
+    Attributes:
+        kinds: Bytes by kind of the ledger, all that is held when most is.
+        parts: The same by part of the network, as far as it belongs to a module or was saved for backward.
+        dtypes: Bytes saved for backward, by type.
+        batch_size: Images of the step.
+        device: What it was measured on: ``meta`` or ``cpu``.
+        where: Of what step it is, in words.
+        published: The other accounting; None where it was not asked for.
+        refused: Why ``meta`` would not do.
+    """
+
+    kinds: Mapping[str, int]
+    parts: tuple[Part, ...]
+    dtypes: Mapping[str, int]
+    batch_size: int = 0
+    device: str = ""
+    where: str = ""
+    published: Published | None = None
+    refused: str = ""
+
+    @property
+    def total(self) -> int:
+        """All bytes: the record's ``peak_training_bytes``."""
+        return sum(self.kinds.values())
+
+    @property
+    def storage_bytes(self) -> int:
+        """Bytes saved for backward, each storage once and whole."""
+        return sum(part.activations for part in self.parts)
+
+    @property
+    def logical_bytes(self) -> int:
+        """Bytes of the values saved, each as often as it was saved."""
+        return sum(part.logical for part in self.parts)
+
+    @property
+    def entries(self) -> int:
+        """Tensors saved."""
+        return sum(part.entries for part in self.parts)
+
+    def describe(self) -> str:
+        """Kinds and bytes for messages: what the step adds first, then the largest."""
+        rest = sorted((kind for kind in self.kinds if kind not in STEP_KINDS), key=lambda kind: -self.kinds[kind])
+        return ", ".join(f"{kind} {self.kinds.get(kind, 0):,}" for kind in (*STEP_KINDS, *rest))
+
+    def at_depth(self, depth: int) -> tuple[Part, ...]:
+        """The parts, those whose paths agree in the first ``depth`` names as one."""
+        groups: dict[str, list[Part]] = {}
+        for part in self.parts:
+            groups.setdefault(".".join(part.name.split(".")[:depth]), []).append(part)
+        columns = [name for name in Part.__dataclass_fields__ if name != "name"]
+        return tuple(
+            Part(name, **{key: sum(getattr(part, key) for part in group) for key in columns})
+            for name, group in groups.items()
+        )
+
+
+def parts_of(watch: Watch, saved: Iterable[SavedTensor], optimizer: Mapping[int, int]) -> tuple[Part, ...]:
+    """A row for each module that has or saved something itself, in order of definition; ``(outside)`` last.
+
+    Args:
+        saved: Tensors saved for backward, in order: the first of a storage has its bytes.
+        optimizer: Bytes of state by ``id`` of the parameter.
+    """
+    rows: dict[str, dict[str, int]] = {}
+    seen: set[int] = set()
+
+    def row(name: str) -> dict[str, int]:
+        return rows.setdefault(name, {})
+
+    def add(name: str, **bytes_: int) -> None:
+        for key, value in bytes_.items():
+            row(name)[key] = row(name).get(key, 0) + value
+
+    for root, whole in watch.modules.items():
+        for path, module in whole.named_modules():
+            name = f"{root}.{path}" if path else root
+            row(name)
+            for kind, own in (("parameters", module._parameters), ("buffers", module._buffers)):
+                for tensor in own.values():
+                    if tensor is not None and id(tensor) not in seen:
+                        seen.add(id(tensor))
+                        add(name, **{kind: tensor_bytes(tensor)})
+                        add(name, optimizer=optimizer.get(id(tensor), 0))
+                        add(name, gradients=tensor_bytes(tensor) if id(tensor) in watch.graded else 0)
+    places: set[int] = set()
+    for one in saved:
+        fresh = one.place not in places
+        places.add(one.place)
+        add(one.part, activations=one.storage_bytes if fresh else 0, logical=one.logical_bytes, entries=1)
+    outside = rows.pop(OUTSIDE, None)
+    found = [*rows.items(), *([(OUTSIDE, outside)] if outside is not None else [])]
+    return tuple(Part(name, **values) for name, values in found if any(values.values()))
+
+
+def dtypes_of(saved: Iterable[SavedTensor]) -> dict[str, int]:
+    """Bytes saved by type, each storage once."""
+    places, sums = set(), dict[str, int]()
+    for one in saved:
+        if one.place not in places:
+            places.add(one.place)
+            sums[one.dtype] = sums.get(one.dtype, 0) + one.storage_bytes
+    return sums
+
+
+def by_kind(kinds: Mapping[str, int]) -> dict[str, int]:
+    """In the ledger's order, those that are there."""
+    return {kind: kinds[kind] for kind in KINDS if kinds.get(kind)}
+
+
+def held_tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Parameters and buffers."""
+    return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+
+
+def optimizer_bytes(optimizer: Optimizer | None) -> dict[int, int]:
+    """Bytes of an optimizer's state by ``id`` of the parameter; counts of steps are part of it."""
+    if optimizer is None:
+        return {}
+    return {
+        id(parameter): sum(tensor_bytes(value) for value in state.values() if isinstance(value, Tensor))
+        for parameter, state in optimizer.state.items()
+    }
+
+
+def measure_step(
+    modules: nn.Module | Mapping[str, nn.Module],
+    loss: Callable[[], Tensor],
+    optimizer: Optimizer | None = None,
+    exclude: Iterable[Tensor] = (),
+) -> TrainingMemory:
+    """One step of any network: forward, backward, and a step of the optimizer where one is given.
+
+    Args:
+        modules: What is trained, and what else is held; a network alone goes by the name ``net``.
+        loss: Runs the forward pass and gives a number. On ``meta`` nothing is computed and the bytes are the same but
+            for batch normalisation in evaluation mode, which saves two empty vectors on the CPU and two of C values on
+            ``meta``.
+        optimizer: Its state after the step is counted.
+        exclude: Tensors that exist anyway, beside parameters and buffers: the input batch, if it shall not count.
+
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> batch, targets = torch.rand(5, 4), torch.tensor([0, 1, 0, 1, 0])
+    >>> measure_step(net, lambda: nn.functional.cross_entropy(net(batch), targets)).storage_bytes
+    224
+    """
+    named = {"net": modules} if isinstance(modules, nn.Module) else dict(modules)
+    held = held_tensors(named.values())
+    with Watch(named) as watch:
+        with SavedByPart(watch, [*held, *exclude]) as meter:
+            result = loss()
+        if result.requires_grad:
+            result.backward()
+        if optimizer is not None:
+            optimizer.step()
+    state = optimizer_bytes(optimizer)
+    parts = parts_of(watch, meter.saved, state)
+    kinds = {key: sum(getattr(part, key) for part in parts) for key in ("parameters", "buffers", "gradients")}
+    kinds |= {"optimizer": sum(state.values()), "activations": meter.bytes}
+    device = "meta" if any(tensor.is_meta for tensor in held) else "cpu"
+    return TrainingMemory(by_kind(kinds), parts, dtypes_of(meter.saved), device=device)
+
+
+# the published accounting ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Published:
+    """Training memory by the rule that reproduces the MB of the EcoTTA paper.
+
+    bytes = 4 copies trainable + frozen + 4 inputs + relus / 8
+
+    Attributes:
+        trainable, frozen: Numbers of parameter values; frozen ones count one byte each (eight bits).
+        inputs: Values, of the whole batch, that enter layers whose weights are trained.
+        relus: Values, of the whole batch, that enter ReLUs: a bit each.
+        copies: Float copies of what is trained that a method holds: 1, with a teacher 2, with a teacher and the source
+            3 (CoTTA).
+
+    Source: specification of EcoTTA, section 6.1, after the accounting of TinyTL.
+    """
+
+    trainable: int
+    frozen: int
+    inputs: int
+    relus: int
+    copies: int = 1
+
+    @property
+    def parameters(self) -> int:
+        """Bytes of parameters."""
+        return 4 * self.copies * self.trainable + self.frozen
+
+    @property
+    def activations(self) -> int:
+        """Bytes kept for backward."""
+        return 4 * self.inputs + -(-self.relus // 8)
+
+    @property
+    def bytes(self) -> int:
+        """Both."""
+        return self.parameters + self.activations
+
+
+def published(net: nn.Module, images: Tensor, *, original: nn.Module | None = None, copies: int = 1) -> Published:
+    """Read the quantities of the published accounting off one forward pass; ``meta`` tensors do.
+
+    Args:
+        net: What is adapted; what is trained of it requires a gradient.
+        images: A batch, as ``net`` takes it.
+        original: Whose ReLUs are counted; ``net`` where left out. With meta networks: the network without them.
+        copies: See ``Published``.
+
+    >>> published(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()), torch.rand(2, 3, 4, 4))
+    Published(trainable=224, frozen=0, inputs=96, relus=256, copies=1)
+    """
+    with counting_inputs([net]) as count:
+        net(images)
+    inputs, relus = count.inputs, count.relus
+    if original is not None:
+        with counting_inputs([]) as count, torch.no_grad():
+            original(images)
+        relus = count.relus
+    trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in net.parameters() if not p.requires_grad)
+    return Published(trainable, frozen, inputs, relus, copies)
+
+
+@dataclass
+class Count:
+    """Values that entered trained layers, and ReLUs; of the latter also those through which a gradient comes back."""
+
+    inputs: int = 0
+    relus: int = 0
+    relus_on_the_way: int = 0
+
+
+@contextmanager
+def counting_inputs(modules: Iterable[nn.Module]) -> Iterator[Count]:
+    """Count what enters trained layers of ``modules``, and all ReLUs, modules or not, in what runs inside.
+
+    A trained layer is a module that has parameters of its own that require a gradient, and no such module inside.
+    """
+    count = Count()
+
+    def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if torch.is_grad_enabled():
+            count.inputs += next((value.numel() for value in inputs if isinstance(value, Tensor)), 0)
+
+    with ExitStack() as stack:
+        for layer in {id(m): m for module in modules for m in module.modules() if _is_trained(m)}.values():
+            stack.callback(layer.register_forward_pre_hook(enter).remove)
+        stack.enter_context(_Relus(count))
+        yield count
+
+
+def _is_trained(module: nn.Module) -> bool:
+    own = any(p.requires_grad for p in module.parameters(recurse=False))
+    return own and not any(p.requires_grad for child in module.children() for p in child.parameters())
+
+
+class _Relus(TorchDispatchMode):
+    """Adds up what enters ``relu``, whoever calls it."""
+
+    def __init__(self, count: Count) -> None:
+        super().__init__()
+        self.count = count
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "_overloadpacket", None) in (torch.ops.aten.relu, torch.ops.aten.relu_):
+            self.count.relus += args[0].numel()
+            self.count.relus_on_the_way += args[0].numel() if args[0].requires_grad else 0
+        return func(*args, **(kwargs or {}))
+
+
+# a budget -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Fitting:
+    """The largest batch that a limit allows, by steps measured at a few sizes.
+
+    Args:
+        measure: Batch size to what a step of it holds.
+        limit: Bytes.
+    """
+
+    measure: Callable[[int], TrainingMemory]
+    limit: int
+    _found: dict[int, TrainingMemory] = field(default_factory=dict)
+
+    def at(self, size: int) -> TrainingMemory:
+        """What a step of ``size`` images holds."""
+        if size not in self._found:
+            self._found[size] = self.measure(size)
+        return self._found[size]
+
+    def largest(self, below: int, least: int = 2) -> int | None:
+        """The largest size from ``least`` up to ``below`` - 1 that fits; None where none does.
+
+        Bytes grow with the size; the first guess is that they do so evenly. Two images are the least, as batch
+        statistics of one are undefined in some networks.
+        """
+        if below <= least or self.at(least).total > self.limit:
+            return None
+        fits, over = least, below
+        while over - fits > 1:
+            low, high = self.at(fits).total, self.at(over).total
+            share = (self.limit - low) / max(1, high - low)
+            guess = min(max(fits + int(share * (over - fits)), fits + 1), over - 1)
+            if self.at(guess).total <= self.limit:
+                fits = guess
+                if fits + 1 < over and self.at(fits + 1).total > self.limit:
+                    over = fits + 1
+            else:
+                over = guess
+        return fits

@@ -1,0 +1,33 @@
+"""cil check takes hyperparameters, in the grammar of cil run."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        (("ranpac",), {}),
+        (("ranpac", "strategy.size=64", "strategy.gram=packed", "strategy.ridge=0.5"),
+         {"size": 64, "gram": "packed", "ridge": 0.5}),
+        (("strategy.host_options={strength:0.5}", "rmm"), {"host_options": {"strength": 0.5}}),
+        (("cil.strategies.podnet:PODNet", "strategy.hinge=true"), {"hinge": True}),
+    ],
+)  # fmt: skip
+def test_hyperparameters_reach_what_is_checked(cil, monkeypatch, arguments, given):
+    subjects = []
+    monkeypatch.setattr("cil.testing.outcomes", lambda subject, checks: subjects.append(subject) or [])
+    said = cil("check", *arguments)
+    assert said.code == 0, said.err
+    assert [dict(subject.hyperparameters) for subject in subjects] == [given]
+
+
+def test_every_strategy_that_is_named_is_given_them(cil, monkeypatch):
+    subjects = []
+    monkeypatch.setattr("cil.testing.outcomes", lambda subject, checks: subjects.append(subject) or [])
+    assert cil("check", "wa", "icarl", "strategy.codec=jpeg:90").code == 0
+    assert [(s.kind.name, dict(s.hyperparameters)) for s in subjects] == [
+        ("wa", {"codec": "jpeg:90"}),
+        ("icarl", {"codec": "jpeg:90"}),
+    ]
