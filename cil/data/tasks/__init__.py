@@ -1,0 +1,26 @@
+"""Tasks: examples out of many kinds of sources, their labels, and which split each belongs to."""
+
+from cil.data.tasks.generators import GENERATORS
+from cil.data.tasks.labels import Labelled, buckets, labelled
+from cil.data.tasks.sources import SOURCES, Access, open_source, parts_of, would_download
+from cil.data.tasks.splits import PARTS, SPLITS, apportion, split_rows
+from cil.data.tasks.tables import FileImages, Images, Table
+
+__all__ = [
+    "GENERATORS",
+    "PARTS",
+    "SOURCES",
+    "SPLITS",
+    "Access",
+    "FileImages",
+    "Images",
+    "Labelled",
+    "Table",
+    "apportion",
+    "buckets",
+    "labelled",
+    "open_source",
+    "parts_of",
+    "split_rows",
+    "would_download",
+]

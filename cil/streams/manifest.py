@@ -1,0 +1,360 @@
+"""Streams of tasks as text: a YAML file that lists data sets with their years, kinds, sources and splits.
+
+Nothing here opens data: ``manifest_rules`` judges what is written, ``manifest_data`` the data, ``tasks`` loads them.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cil.data.tasks import SPLITS
+from cil.errors import ConfigError, StreamError, nearest
+
+VERSION = 1
+DOMAINS = (
+    *("object", "scene", "texture", "face", "ocr", "shape", "satellite", "medical", "quality", "counting", "action"),
+    *("art", "sketch", "other"),
+)
+KINDS = ("multiclass", "multilabel")
+HEADS = ("per_task", "offset")
+SHUFFLES = ("none", "within_year", "all")
+SHIPPED = Path(__file__).parent / "manifests"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One event of a stream: a data set at the time of its publication.
+
+    Attributes:
+        id: Of the event, unique.
+        dataset: Key of the data: tasks with the same key share source, split and head.
+        year: And ``date`` (ISO, optional) for a finer order.
+        domain, kind: One of ``DOMAINS``, ``KINDS``.
+        classes: How many, or their names in order.
+        source: ``type`` and what it needs, see ``cil.data.tasks.sources``.
+        splits: See ``cil.data.tasks.split_rows``. Also ``duplicates``: error, drop or warn, for exact copies of an
+            image in two splits (drop leaves the copy nearest to ``test``), and ``deduplicate``: whether exact copies of
+            image and label go before anything is split.
+        license: name, url, redistributable, accept.
+        preprocess: resize (pixels; the stream's ``image_size`` where left out), interpolation (bilinear, nearest),
+            hflip (whether a mirror image keeps its label), lazy (image files are decoded when needed).
+        channels: 3 for RGB, 1 for grey.
+        transform: Of labels, see ``cil.data.tasks.labelled``.
+        label_names: ``sorted``, the order of class names that are not listed in ``classes``.
+        empty_labels: Whether images without any label are meant (multilabel).
+        train_examples: As published, for ``min_size`` where the data are not opened.
+        paper: title, venue: where the task is from.
+        note: Anything worth knowing.
+    """
+
+    id: str
+    dataset: str
+    year: int
+    domain: str
+    kind: str
+    classes: int | tuple[str, ...]
+    source: Mapping[str, Any]
+    splits: Mapping[str, Any] = field(default_factory=dict)
+    license: Mapping[str, Any] = field(default_factory=dict)
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
+    date: str | None = None
+    channels: int = 3
+    transform: Mapping[str, Any] = field(default_factory=dict)
+    label_names: str = "sorted"
+    empty_labels: bool = False
+    train_examples: int | None = None
+    paper: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def num_classes(self) -> int:
+        return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+    @property
+    def multilabel(self) -> bool:
+        return self.kind == "multilabel"
+
+    @property
+    def when(self) -> str:
+        """What the order goes by; a year alone comes before its days."""
+        return self.date or str(self.year)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What tasks of the same ``dataset`` must agree in."""
+        names = ("kind", "classes", "source", "splits", "transform", "channels", "preprocess")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """What holds for the stream as a whole.
+
+    Attributes:
+        name, description: Of the stream.
+        default_splits: What is predicted after each task.
+        final_year_from: Tasks from this year on are kept for the end; None: all are for development.
+        image_size: Height and width in pixels of tasks that say nothing else.
+        heads: ``per_task``, or ``offset``: class numbers run on from data set to data set.
+        shuffle, seed: ``none`` (by year, then by place in the file), ``within_year`` or ``all``.
+        fallback: Tasks that remain where a package is missing which others need.
+        offsets: Of data sets, where they are not those of this file's own order (a selection of another file).
+    """
+
+    name: str = "stream"
+    description: str = ""
+    default_splits: tuple[str, ...] = ("dev_test",)
+    final_year_from: int | None = None
+    image_size: int = 64
+    heads: str = "per_task"
+    shuffle: str = "none"
+    seed: int = 0
+    fallback: tuple[str, ...] = ()
+    offsets: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A stream of tasks, in the order of its file. ``ordered`` gives the order in which a learner meets them."""
+
+    stream: StreamInfo
+    tasks: tuple[Task, ...]
+    path: Path | None = field(default=None, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    def __getitem__(self, name: str) -> Task:
+        for task in self.tasks:
+            if task.id == name:
+                return task
+        raise ConfigError(f"the stream has no task '{name}'; {nearest(name, [task.id for task in self.tasks])}")
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Keys of the data, in order of first appearance."""
+        return tuple(dict.fromkeys(task.dataset for task in self.ordered(shuffle="none")))
+
+    @property
+    def repeats(self) -> tuple[str, ...]:
+        """Tasks whose data came before."""
+        seen: set[str] = set()
+        found = []
+        for task in self.ordered(shuffle="none"):
+            if task.dataset in seen:
+                found.append(task.id)
+            seen.add(task.dataset)
+        return tuple(found)
+
+    def ordered(self, shuffle: str | None = None, seed: int | None = None) -> tuple[Task, ...]:
+        """By year or date, then by place in the file; shuffled within a year, or altogether, by a seed.
+
+        Raises:
+            ConfigError: for an unknown way to shuffle.
+        """
+        shuffle = self.stream.shuffle if shuffle is None else shuffle
+        seed = self.stream.seed if seed is None else seed
+        if shuffle not in SHUFFLES:
+            raise ConfigError(f"no shuffle '{shuffle}' (stream.shuffle); {nearest(shuffle, SHUFFLES)}")
+        tasks = sorted(self.tasks, key=lambda task: task.when)
+        if shuffle != "none":
+            draws = np.random.Generator(np.random.PCG64(seed)).random(len(tasks))
+            keys = {
+                task.id: (task.year if shuffle == "within_year" else 0, u) for task, u in zip(tasks, draws, strict=True)
+            }
+            tasks.sort(key=lambda task: keys[task.id])
+        return tuple(tasks)
+
+    def offsets(self) -> dict[str, int]:
+        """First class number of each data set under ``heads: offset``, in order of first appearance.
+
+        Filtering keeps them: what is left has the numbers that it had.
+        """
+        found, start = dict(self.stream.offsets), 0
+        if found:
+            return {name: found[name] for name in self.datasets if name in found}
+        for task in self.ordered(shuffle="none"):
+            if task.dataset not in found and not task.multilabel:
+                found[task.dataset] = start
+                start += task.num_classes
+        return found
+
+    def select(
+        self,
+        *,
+        ids: Collection[str] | None = None,
+        domains: Collection[str] | None = None,
+        kinds: Collection[str] | None = None,
+        years: Sequence[int | None] | None = None,
+        min_size: int | None = None,
+        first: int | None = None,
+        last: int | None = None,
+        sizes: Mapping[str, int] | None = None,
+    ) -> Manifest:
+        """The tasks that pass all filters; class numbers of ``heads: offset`` stay as they were.
+
+        Args:
+            ids, domains, kinds: Those alone.
+            years: First and last, both included; None: open.
+            min_size: Least number of training examples.
+            first, last: So many from either end, after the other filters and in order.
+            sizes: Training examples by task where they are known; else ``train_examples`` of the manifest.
+
+        Raises:
+            ConfigError: for unknown names, or where a size is not known.
+            StreamError: where nothing is left.
+        """
+        for what, given, known in (
+            ("ids", ids, [task.id for task in self.tasks]),
+            ("domains", domains, DOMAINS),
+            ("kinds", kinds, KINDS),
+        ):
+            for name in given or ():
+                if name not in known:
+                    raise ConfigError(f"filter {what} has '{name}'; {nearest(name, known)}")
+        kept = []
+        low, high = years or (None, None)
+        for task in self.ordered(shuffle="none"):
+            size = (sizes or {}).get(task.id, task.train_examples)
+            if min_size is not None and size is None:
+                raise ConfigError(f"filter min_size: {task.id} has no train_examples; give them, or a lock file")
+            if (
+                (ids is None or task.id in ids)
+                and (domains is None or task.domain in domains)
+                and (kinds is None or task.kind in kinds)
+                and (low is None or task.year >= low)
+                and (high is None or task.year <= high)
+                and (min_size is None or (size or 0) >= min_size)
+            ):
+                kept.append(task)
+        kept = kept if first is None else kept[:first]
+        kept = kept if last is None else kept[max(0, len(kept) - last) :]
+        if not kept:
+            raise StreamError(f"no task of '{self.stream.name}' passes the filters")
+        wanted = {task.id for task in kept}
+        left = tuple(task for task in self.tasks if task.id in wanted)
+        offsets, plain = self.offsets(), replace(self.stream, offsets={})
+        own = {name: offsets[name] for name in Manifest(plain, left).datasets if name in offsets}
+        same = own == Manifest(plain, left).offsets()
+        fallback = tuple(name for name in self.stream.fallback if name in wanted)
+        return replace(self, stream=replace(plain, offsets={} if same else own, fallback=fallback), tasks=left)
+
+
+def as_mapping(manifest: Manifest) -> dict[str, Any]:
+    """Plain data that ``parse`` reads back; what has its default is left out."""
+    return {
+        "version": VERSION,
+        "stream": _section(manifest.stream, always=("name",)),
+        "tasks": [_section(task) for task in manifest.tasks],
+    }
+
+
+def _section(item: Any, always: Collection[str] = ()) -> dict[str, Any]:
+    said = {}
+    for own in fields(item):
+        value = getattr(item, own.name)
+        default = own.default_factory() if callable(own.default_factory) else own.default
+        if own.name in always or value != default:
+            said[own.name] = _plain(value)
+    return said
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def to_yaml(manifest: Manifest) -> str:
+    """The manifest as text that ``read_manifest`` reads back."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(as_mapping(manifest)), sort_keys=False)
+
+
+def manifest_path(name: str | Path) -> Path:
+    """A file, or the name of a manifest that comes with the package (``embedded_tasks``).
+
+    Raises:
+        ConfigError: where there is neither.
+    """
+    given = Path(name).expanduser()
+    if given.is_file():
+        return given
+    shipped = SHIPPED / f"{given.name.removesuffix('.yaml')}.yaml"
+    if len(given.parts) == 1 and shipped.is_file():
+        return shipped
+    known = [path.stem for path in SHIPPED.glob("*.yaml")]
+    raise ConfigError(f"no manifest '{name}': neither a file nor one that is built in; {nearest(str(name), known)}")
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain content of a YAML file; no objects, no code.
+
+    Raises:
+        StreamError: where it is no YAML.
+    """
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # of the YAML library and of OmegaConf, without a common root
+        raise StreamError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+
+
+def read_manifest(name: str | Path) -> Manifest:
+    """A manifest by file or by name, checked for its structure.
+
+    Raises:
+        ConfigError: where there is no such file.
+        StreamError: naming the first errors.
+    """
+    from cil.streams.manifest_rules import parse
+
+    path = manifest_path(name)
+    manifest, problems = parse(read_yaml(path))
+    errors = [str(problem) for problem in problems if problem.level == "error"]
+    if manifest is None or errors:
+        more = f"; and {len(errors) - 3} more" if len(errors) > 3 else ""
+        raise StreamError(f"{path}: {'; '.join(errors[:3])}{more} (cil stream validate {name} lists all)")
+    return replace(manifest, path=path)
+
+
+def is_date(text: Any) -> bool:
+    """Whether it is a day, as in 2004-06-01."""
+    try:
+        datetime.date.fromisoformat(text)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+__all__ = [
+    "DOMAINS",
+    "HEADS",
+    "KINDS",
+    "SHIPPED",
+    "SHUFFLES",
+    "SPLITS",
+    "VERSION",
+    "Manifest",
+    "StreamInfo",
+    "Task",
+    "as_mapping",
+    "is_date",
+    "manifest_path",
+    "read_manifest",
+    "read_yaml",
+    "to_yaml",
+]
