@@ -1,4 +1,4 @@
-"""Areas under curves: accuracy against a budget."""
+"""Areas under curves: accuracy against a budget, and accuracy over the samples of a stream."""
 
 from __future__ import annotations
 
@@ -65,3 +65,28 @@ def auc(megabytes: ArrayLike, accuracy: ArrayLike, normalise: bool = False) -> f
     if (heights < 0).any() or (heights > 1).any():
         raise DataError(f"accuracy is {heights.tolist()}; fractions from 0 to 1 are needed, not percent.")
     return area(megabytes, heights, normalise)
+
+
+def prequential(correct: ArrayLike, sizes: ArrayLike) -> float:
+    """Online accuracy: each batch is answered before it is learned; right answers by samples seen, cumulated.
+
+    Where samples arrive sorted by label it rewards who repeats the last label.
+
+    Args:
+        correct: (B,) right answers in each batch.
+        sizes: (B,) samples in each batch.
+
+    Returns:
+        Percent; NaN of nothing.
+
+    Raises:
+        DataError: if more answers are right than there are samples.
+
+    >>> prequential([2, 3, 4], [4, 4, 4])
+    75.0
+    """
+    right, seen = floats("correct", correct, ndim=1), floats("sizes", sizes, ndim=1)
+    same_shape("correct", right, "sizes", seen)
+    if (right > seen).any() or (right < 0).any():
+        raise DataError(f"correct is {right.tolist()} of {seen.tolist()}; 0 up to the size of the batch is allowed.")
+    return float(100 * right.sum() / seen.sum()) if seen.sum() else float("nan")
