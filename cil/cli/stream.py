@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from cil.cli.show import split_options
 from cil.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from cil.streams.manifest import Manifest, Task
+    from cil.streams.manifest import Manifest
     from cil.streams.manifest_data import Lock
 
 HELP = """
@@ -23,20 +22,24 @@ A manifest is a YAML file that lists data sets with their years, kinds, sources 
 comes along: embedded_tasks, nevis22, small_tasks, example_folder.
 
   cil stream validate embedded_tasks --data
-  cil stream show nevis22
+  cil stream show nevis22 --variant tiny
 
 validate lists every error with its task and place; it exits with 1 where there is one.
-  --data        open the sources too: labels, splits, exact copies; writes what was found into a lock file, and
-                compares with it the next time
-  --offline     nothing may be downloaded (with --data); alone: the structure only, which is the default
-  --root DIR    data root; CIL_DATA by default
-  --lock FILE   the lock file; beside the manifest by default
-  --relock      write it anew where the data differ from it
+  --offline     the structure alone, which is the default; with --data: nothing may be downloaded
+  --data        open the sources too: labels, splits, exact copies; what was found goes into a lock file, and is
+                compared with it the next time
   --accept IDS  tasks whose licence you have read and accept for this call; all: of all tasks
+  --lock FILE   the lock file; by default beside the manifest, or in DATA_ROOT/locks for those that come along
+  --relock      write it anew where the data differ from it
 
-show prints counts and a time line.
+show prints the stream as a table; examples of each split are those of the lock, ~ marks what the manifest states.
+
+Both:
+  --root DIR      data root; CIL_DATA by default
+  --ids ID,...    these tasks alone
+  --variant NAME  a choice of tasks that the manifest names
 """
-WIDTH = 40
+CHOICE = {"--root": "", "--ids": "", "--variant": ""}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,63 +52,47 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _validate(arguments: list[str]) -> int:
-    flags = {name: name in arguments for name in ("--offline", "--data", "--relock")}
+    flags = {name for name in ("--offline", "--data", "--relock") if name in arguments}
     rest, options = split_options(
-        [item for item in arguments if item not in flags], {"--root": "", "--lock": "", "--accept": ""}
+        [item for item in arguments if item not in flags], {**CHOICE, "--lock": "", "--accept": ""}
     )
     path = _file(rest, "validate")
     from cil.streams.manifest import read_yaml
-    from cil.streams.manifest_data import lock_path, read_lock, validate, write_lock
-    from cil.streams.manifest_rules import parse
-    from cil.streams.tasks import available
+    from cil.streams.manifest_data import Lock, known_lock, lock_path, read_lock, validate_data, write_lock
+    from cil.streams.manifest_rules import errors_in, parse
 
     manifest, problems = parse(read_yaml(path))
-    notes: list[str] = []
-    lock: Lock = {}
-    if manifest is not None and flags["--data"] and not any(item.level == "error" for item in problems):
-        manifest, notes = available(manifest)
-        where = Path(options["--lock"]) if options["--lock"] else lock_path(path)
-        before = {} if flags["--relock"] else read_lock(where)
-        accepted = [item.strip() for item in options["--accept"].split(",") if item.strip()]
-        known = [task.id for task in manifest]
-        for name in accepted:
-            if name != "all" and name not in known:
-                raise ConfigError(f"--accept: {nearest(name, known)}")
-        report = validate(
-            manifest,
-            data=True,
-            root=options["--root"] or None,
-            lock=before,
-            offline=flags["--offline"],
-            accept=known if "all" in accepted else accepted,
-        )
-        opened = {problem.task for problem in problems if problem.path == "license.accept"} & set(report.lock)
-        problems = [item for item in problems if item.task not in opened] + list(report.problems)
-        lock = report.lock
-        if not report.errors and (merged := before | lock) != before:
+    said = "structure only (--data opens the sources)"
+    manifest = None if manifest is None or errors_in(problems) else _chosen(manifest, options)
+    if manifest is not None and "--data" in flags:
+        root, own = options["--root"] or None, options["--lock"]
+        where = Path(own) if own else lock_path(path, root)
+        written, before = "", Lock()
+        if "--relock" not in flags:
+            before = read_lock(where) if own else known_lock(path, root)
+        accepted = _accepted(options["--accept"], [task.id for task in manifest])
+        report = validate_data(manifest, root, lock=before, offline="--offline" in flags, accept=accepted)
+        problems = [item for item in problems if item.path != "license.accept"] + list(report.problems)
+        if report.lock and (merged := before | report.lock) != before:
             write_lock(where, merged)
-            notes.append(f"lock written: {where}")
+            written = f", lock written: {where}"
+        said = f"data of {len(report.opened)} opened{written}"
     for problem in problems:
         print(f"{problem.level:<7}  {problem}")
-    for note in notes:
-        print(f"note     {note}")
-    errors = sum(problem.level == "error" for problem in problems)
-    if manifest is not None and lock:
-        print("\n".join(_counted(manifest, lock)))
-    opened_said = f", data of {len(lock)} opened" if flags["--data"] else ", structure only (--data opens the sources)"
+    errors = len(errors_in(problems))
     count = "no manifest" if manifest is None else f"{len(manifest)} tasks"
-    print(f"{path.name}: {count}, {errors} errors, {len(problems) - errors} warnings{opened_said}")
+    print(f"{path.name}: {count}, {errors} errors, {len(problems) - errors} warnings; {said}")
     return 1 if errors else 0
 
 
 def _show(arguments: list[str]) -> int:
-    rest, options = split_options(arguments, {"--root": ""})
+    rest, options = split_options(arguments, dict(CHOICE))
     path = _file(rest, "show")
     from cil.streams.manifest import read_manifest
-    from cil.streams.manifest_data import lock_path, read_lock
+    from cil.streams.manifest_data import known_lock
 
-    manifest = replace(read_manifest(path), path=path)
-    print("\n".join(timeline(manifest, read_lock(lock_path(path)))))
+    manifest = _chosen(read_manifest(path), options)
+    print("\n".join(timeline(manifest, known_lock(path, options["--root"] or None))))
     return 0
 
 
@@ -117,52 +104,62 @@ def _file(rest: Sequence[str], action: str) -> Path:
     return manifest_path(rest[0])
 
 
-def _counted(manifest: Manifest, lock: Lock) -> list[str]:
-    """Examples of each split, task by task."""
-    wide = max(len(task.id) for task in manifest)
-    lines = [f"{'task'.ljust(wide)}   train     dev  dev_test    test  classes"]
-    for task in manifest.ordered(shuffle="none"):
-        if task.id in lock:
-            counts = lock[task.id]["counts"]
-            lines.append(
-                f"{task.id.ljust(wide)} {counts['train']:>7} {counts['dev']:>7} {counts['dev_test']:>9}"
-                f" {counts['test']:>7} {task.num_classes:>8}"
-            )
-    return lines
+def _chosen(manifest: Manifest, options: dict[str, str]) -> Manifest:
+    manifest = manifest.variant(options["--variant"]) if options["--variant"] else manifest
+    return manifest.select(ids=_listed(options["--ids"])) if options["--ids"] else manifest
 
 
-def timeline(manifest: Manifest, lock: Lock) -> list[str]:
-    """Counts, then a line a task in the order of the stream, marked by year."""
-    info, tasks = manifest.stream, manifest.ordered()
-    repeats, domains = set(manifest.repeats), Counter(task.domain for task in tasks)
-    final = sum(info.final_year_from is not None and task.year >= info.final_year_from for task in tasks)
-    lines = [
-        f"{info.name}: {info.description}".rstrip(": "),
-        f"{len(tasks)} tasks, {len(manifest.datasets)} data sets, {len(repeats)} repeats,"
-        f" {sum(task.multilabel for task in tasks)} multilabel, {min(task.year for task in tasks)} to"
-        f" {max(task.year for task in tasks)}; {final} kept for the end"
-        f"{f' (from {info.final_year_from})' if final else ''}; heads {info.heads}, images {info.image_size} pixels",
-        "domains: " + ", ".join(f"{name} {count}" for name, count in domains.most_common()),
-        "",
-    ]
-    years = Counter(task.year for task in tasks)
-    most = max(years.values())
-    lines += [f"{year} {'#' * max(1, round(WIDTH * years[year] / most))} {years[year]}" for year in sorted(years)]
-    lines.append("")
-    wide, previous = max(len(task.id) for task in tasks), None
-    for task in tasks:
-        lines.append(_line(task, wide, task.id in repeats, lock, first=task.year != previous))
-        previous = task.year
-    return lines
+def _accepted(given: str, known: Collection[str]) -> Collection[str]:
+    names = _listed(given)
+    for name in names:
+        if name not in (*known, "all"):
+            raise ConfigError(f"--accept: no task '{name}'; {nearest(name, known)}")
+    return known if "all" in names else names
 
 
-def _line(task: Task, wide: int, repeat: bool, lock: Lock, *, first: bool) -> str:
-    if task.id in lock:
-        size = f"{lock[task.id]['counts']['train']:,}"
-    else:
-        size = "-" if task.train_examples is None else f"~{task.train_examples:,}"
-    marks = " ".join(mark for mark, holds in (("multilabel", task.multilabel), ("repeat", repeat)) if holds)
-    return (
-        f"{task.year if first else '':>4}  {task.id.ljust(wide)}  {task.domain:<9} {task.num_classes:>5} classes"
-        f" {size:>10}  {task.splits.get('rule', 'A')}  {task.source['type']:<11} {marks}"
-    ).rstrip()
+def _listed(given: str) -> list[str]:
+    return [item.strip() for item in given.split(",") if item.strip()]
+
+
+def timeline(manifest: Manifest, lock: Lock) -> Iterator[str]:
+    """What the stream is in a few lines, then a table with a row for each task in the order of the stream.
+
+    Args:
+        lock: Where counts of examples are known from.
+    """
+    info, tasks, repeats = manifest.stream, manifest.ordered(), set(manifest.repeats)
+    years = [task.year for task in tasks]
+    domains = Counter(task.domain for task in tasks)
+    yield f"{info.name}: {info.description}".rstrip(": ")
+    yield (
+        f"{len(tasks)} tasks from {min(years)} to {max(years)}, {len(manifest.datasets)} data sets,"
+        f" {len(repeats)} repeats, {sum(task.multilabel for task in tasks)} multilabel;"
+        f" images {info.image_size} pixels, heads {info.heads}"
+        f"{'' if info.shuffle == 'none' else f', shuffled: {info.shuffle}, seed {info.seed}'}"
+    )
+    yield "domains: " + ", ".join(f"{name} {count}" for name, count in domains.most_common())
+    if info.variants:
+        yield "variants: " + ", ".join(f"{name} {len(ids)}" for name, ids in info.variants.items())
+    rows = [("event", "year", "task", "domain", "kind", "classes", "train", "dev", "dev_test", "test", "source", "")]
+    for event, task in enumerate(tasks, start=1):
+        marks = [f"repeat of {task.dataset}"] if task.id in repeats else []
+        if info.final_year_from is not None and task.year >= info.final_year_from:
+            marks.append("final")
+        counts = lock.get(task.id, {}).get("counts", {})
+        stated = "-" if task.train_examples is None else f"~{task.train_examples}"
+        sizes = (str(counts.get(name, "-")) for name in ("dev", "dev_test", "test"))
+        train, source = str(counts.get("train", stated)), task.source["type"]
+        rows.append(
+            (str(event), task.when, task.id, task.domain, task.kind, str(task.num_classes), train, *sizes, source,
+             ", ".join(marks))
+        )  # fmt: skip
+    yield ""
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = {0, 5, 6, 7, 8, 9}  # numbers
+    for row in rows:
+        cells = (
+            cell.rjust(wide[place]) if place in right else cell.ljust(wide[place]) for place, cell in enumerate(row)
+        )
+        yield "  ".join(cells).rstrip()
+    if info.final_year_from is not None:
+        yield f"final: kept for the end, from {info.final_year_from} on"

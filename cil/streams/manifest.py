@@ -5,7 +5,6 @@ Nothing here opens data: ``manifest_rules`` judges what is written, ``manifest_d
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -13,17 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from cil.data.tasks import SPLITS
 from cil.errors import ConfigError, StreamError, nearest
+from cil.streams.manifest_schema import DOMAINS, KINDS, SHUFFLES, VERSION
 
-VERSION = 1
-DOMAINS = (
-    *("object", "scene", "texture", "face", "ocr", "shape", "satellite", "medical", "quality", "counting", "action"),
-    *("art", "sketch", "other"),
-)
-KINDS = ("multiclass", "multilabel")
-HEADS = ("per_task", "offset")
-SHUFFLES = ("none", "within_year", "all")
 SHIPPED = Path(__file__).parent / "manifests"
 
 
@@ -104,6 +95,7 @@ class StreamInfo:
         heads: ``per_task``, or ``offset``: class numbers run on from data set to data set.
         shuffle, seed: ``none`` (by year, then by place in the file), ``within_year`` or ``all``.
         fallback: Tasks that remain where a package is missing which others need.
+        variants: Named choices of tasks: ids, each with the year that it has there, or None for its own.
         offsets: Of data sets, where they are not those of this file's own order (a selection of another file).
     """
 
@@ -116,6 +108,7 @@ class StreamInfo:
     shuffle: str = "none"
     seed: int = 0
     fallback: tuple[str, ...] = ()
+    variants: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)
     offsets: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -146,10 +139,10 @@ class Manifest:
 
     @property
     def repeats(self) -> tuple[str, ...]:
-        """Tasks whose data came before."""
+        """Tasks whose data came before, in the order of the stream."""
         seen: set[str] = set()
         found = []
-        for task in self.ordered(shuffle="none"):
+        for task in self.ordered():
             if task.dataset in seen:
                 found.append(task.id)
             seen.add(task.dataset)
@@ -167,11 +160,10 @@ class Manifest:
             raise ConfigError(f"no shuffle '{shuffle}' (stream.shuffle); {nearest(shuffle, SHUFFLES)}")
         tasks = sorted(self.tasks, key=lambda task: task.when)
         if shuffle != "none":
-            draws = np.random.Generator(np.random.PCG64(seed)).random(len(tasks))
-            keys = {
-                task.id: (task.year if shuffle == "within_year" else 0, u) for task, u in zip(tasks, draws, strict=True)
-            }
-            tasks.sort(key=lambda task: keys[task.id])
+            drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(tasks))
+            tasks = [tasks[place] for place in drawn]
+        if shuffle == "within_year":
+            tasks.sort(key=lambda task: task.year)
         return tuple(tasks)
 
     def offsets(self) -> dict[str, int]:
@@ -179,14 +171,29 @@ class Manifest:
 
         Filtering keeps them: what is left has the numbers that it had.
         """
-        found, start = dict(self.stream.offsets), 0
-        if found:
-            return {name: found[name] for name in self.datasets if name in found}
+        if self.stream.offsets:
+            return {name: self.stream.offsets[name] for name in self.datasets if name in self.stream.offsets}
+        found: dict[str, int] = {}
+        start = 0
         for task in self.ordered(shuffle="none"):
             if task.dataset not in found and not task.multilabel:
                 found[task.dataset] = start
                 start += task.num_classes
         return found
+
+    def variant(self, name: str) -> Manifest:
+        """The tasks of a variant that the manifest names, in the years that they have there.
+
+        Raises:
+            ConfigError: for an unknown name.
+        """
+        if name not in self.stream.variants:
+            raise ConfigError(f"'{self.stream.name}' has no variant '{name}'; {nearest(name, self.stream.variants)}")
+        years = self.stream.variants[name]
+        moved = (
+            replace(task, year=year, date=None) if (year := years.get(task.id)) is not None else task for task in self
+        )
+        return self._reduced({task.id: task for task in moved if task.id in years})
 
     def select(
         self,
@@ -213,40 +220,44 @@ class Manifest:
             ConfigError: for unknown names, or where a size is not known.
             StreamError: where nothing is left.
         """
-        for what, given, known in (
-            ("ids", ids, [task.id for task in self.tasks]),
-            ("domains", domains, DOMAINS),
-            ("kinds", kinds, KINDS),
-        ):
+        named = {"ids": (ids, [task.id for task in self]), "domains": (domains, DOMAINS), "kinds": (kinds, KINDS)}
+        for what, (given, known) in named.items():
             for name in given or ():
                 if name not in known:
                     raise ConfigError(f"filter {what} has '{name}'; {nearest(name, known)}")
-        kept = []
         low, high = years or (None, None)
-        for task in self.ordered(shuffle="none"):
-            size = (sizes or {}).get(task.id, task.train_examples)
-            if min_size is not None and size is None:
-                raise ConfigError(f"filter min_size: {task.id} has no train_examples; give them, or a lock file")
-            if (
-                (ids is None or task.id in ids)
-                and (domains is None or task.domain in domains)
-                and (kinds is None or task.kind in kinds)
-                and (low is None or task.year >= low)
-                and (high is None or task.year <= high)
-                and (min_size is None or (size or 0) >= min_size)
-            ):
-                kept.append(task)
+        kept = [
+            task
+            for task in self.ordered(shuffle="none")
+            if (ids is None or task.id in ids)
+            and (domains is None or task.domain in domains)
+            and (kinds is None or task.kind in kinds)
+            and (low is None or task.year >= low)
+            and (high is None or task.year <= high)
+        ]
+        if min_size is not None:
+            known_sizes = {task.id: (sizes or {}).get(task.id, task.train_examples) for task in kept}
+            unknown = [name for name, size in known_sizes.items() if size is None]
+            if unknown:
+                raise ConfigError(f"filter min_size: {unknown[0]} has no train_examples; give them, or a lock file")
+            kept = [task for task in kept if (known_sizes[task.id] or 0) >= min_size]
         kept = kept if first is None else kept[:first]
         kept = kept if last is None else kept[max(0, len(kept) - last) :]
+        return self._reduced({task.id: task for task in kept})
+
+    def _reduced(self, kept: Mapping[str, Task]) -> Manifest:
+        """These tasks in the order of the file, with the offsets that their data had."""
         if not kept:
             raise StreamError(f"no task of '{self.stream.name}' passes the filters")
-        wanted = {task.id for task in kept}
-        left = tuple(task for task in self.tasks if task.id in wanted)
-        offsets, plain = self.offsets(), replace(self.stream, offsets={})
-        own = {name: offsets[name] for name in Manifest(plain, left).datasets if name in offsets}
-        same = own == Manifest(plain, left).offsets()
-        fallback = tuple(name for name in self.stream.fallback if name in wanted)
-        return replace(self, stream=replace(plain, offsets={} if same else own, fallback=fallback), tasks=left)
+        info = replace(
+            self.stream,
+            fallback=tuple(name for name in self.stream.fallback if name in kept),
+            variants={},
+            offsets={},
+        )
+        left = Manifest(info, tuple(kept[task.id] for task in self if task.id in kept), self.path)
+        had = {name: start for name, start in self.offsets().items() if name in left.datasets}
+        return left if had == left.offsets() else replace(left, stream=replace(info, offsets=had))
 
 
 def as_mapping(manifest: Manifest) -> dict[str, Any]:
@@ -320,39 +331,23 @@ def read_manifest(name: str | Path) -> Manifest:
         ConfigError: where there is no such file.
         StreamError: naming the first errors.
     """
-    from cil.streams.manifest_rules import parse
+    from cil.streams.manifest_rules import errors_in, parse
 
     path = manifest_path(name)
     manifest, problems = parse(read_yaml(path))
-    errors = [str(problem) for problem in problems if problem.level == "error"]
+    errors = [str(problem) for problem in errors_in(problems)]
     if manifest is None or errors:
         more = f"; and {len(errors) - 3} more" if len(errors) > 3 else ""
         raise StreamError(f"{path}: {'; '.join(errors[:3])}{more} (cil stream validate {name} lists all)")
     return replace(manifest, path=path)
 
 
-def is_date(text: Any) -> bool:
-    """Whether it is a day, as in 2004-06-01."""
-    try:
-        datetime.date.fromisoformat(text)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
 __all__ = [
-    "DOMAINS",
-    "HEADS",
-    "KINDS",
     "SHIPPED",
-    "SHUFFLES",
-    "SPLITS",
-    "VERSION",
     "Manifest",
     "StreamInfo",
     "Task",
     "as_mapping",
-    "is_date",
     "manifest_path",
     "read_manifest",
     "read_yaml",

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cil.data import data_root
 from cil.data.tasks import SPLITS
-from cil.errors import CilError, StreamError
-from cil.streams.manifest import Manifest, read_yaml
-from cil.streams.manifest_rules import Problem, parse
-from cil.streams.tasks import TaskData, open_task
+from cil.errors import DataError, StreamError
+from cil.streams.manifest import SHIPPED, Manifest
+from cil.streams.manifest_rules import Problem, errors_in
+from cil.streams.tasks import TaskData, TaskError, available, open_task
 
 Lock = dict[str, dict[str, Any]]
 
@@ -25,71 +26,63 @@ class Report:
     """What a validation found.
 
     Attributes:
-        manifest: None where it could not be understood.
+        manifest: None where what is written is not allowed.
         problems: Errors and warnings, in order.
-        lock: Of the tasks whose data were opened.
+        opened: What was found in the data of each task that could be opened.
     """
 
     manifest: Manifest | None
     problems: tuple[Problem, ...]
-    lock: Lock = field(default_factory=dict)
+    opened: Lock = field(default_factory=dict)
 
     @property
-    def errors(self) -> tuple[Problem, ...]:
-        return tuple(problem for problem in self.problems if problem.level == "error")
+    def errors(self) -> list[Problem]:
+        return errors_in(self.problems)
 
     @property
-    def warnings(self) -> tuple[Problem, ...]:
-        return tuple(problem for problem in self.problems if problem.level == "warning")
+    def lock(self) -> Lock:
+        """Of the tasks without an error."""
+        wrong = {problem.task for problem in self.errors}
+        return {name: found for name, found in self.opened.items() if name not in wrong}
 
 
-def validate(
-    manifest: Manifest | Mapping[str, Any] | str | Path,
-    data: bool = False,
+def validate_data(
+    manifest: Manifest,
     root: str | Path | None = None,
     *,
     lock: Lock | None = None,
     offline: bool = False,
-    accept: Sequence[str] = (),
+    accept: Collection[str] = (),
 ) -> Report:
-    """All that is wrong with a manifest.
+    """Open the sources and look at labels, splits and contents.
 
     Args:
-        manifest: An object, plain data or a file.
-        data: Whether to open the sources and look at labels, splits and contents; else its structure alone.
         root: The data root.
         lock: What the data were before; a difference is an error.
         offline: Whether nothing may be downloaded.
         accept: Tasks whose licence the user accepts here.
-
-    Raises:
-        StreamError: where the file is no YAML.
     """
     problems: list[Problem] = []
-    made: Manifest | None
-    if isinstance(manifest, Manifest):
-        made = manifest
-    else:
-        made, problems = parse(read_yaml(Path(manifest)) if isinstance(manifest, str | Path) else manifest)
-    if made is None or not data or any(problem.level == "error" for problem in problems):
-        return Report(made, tuple(problems))
+    if manifest.stream.fallback:
+        manifest, notes = available(manifest)
+        problems += [Problem("", "stream.fallback", note, "warning") for note in notes]
     found: Lock = {}
-    offsets, first = made.offsets(), {}
-    for task in made.ordered(shuffle="none"):
-        if task.dataset in first:  # the same data once more
-            found[task.id] = found[first[task.dataset]]
+    offsets, first = manifest.offsets(), dict[str, str]()
+    for task in manifest.ordered(shuffle="none"):
+        before = first.setdefault(task.dataset, task.id)
+        if before != task.id:  # the same data once more
+            found |= {task.id: found[before]} if before in found else {}
             continue
         try:
-            opened = open_task(task, root, offline=offline, accept=task.id in accept)
-            problems += checked(opened)
-            found[task.id] = entry(opened) | ({"offset": offsets[task.dataset]} if task.dataset in offsets else {})
-        except CilError as error:
-            said = str(error).removeprefix(f"{task.id}: ")
-            problems.append(Problem(task.id, "license" if "licence" in said else "source", said))
-            continue
-        first[task.dataset] = task.id
+            data = open_task(task, root, offline=offline, accept=task.id in accept)
+            problems += checked(data)
+            found[task.id] = entry(data) | ({"offset": offsets[task.dataset]} if task.dataset in offsets else {})
+        except TaskError as error:
+            problems.append(Problem(task.id, error.path, error.reason))
+        except DataError as error:  # a file that is damaged
+            problems.append(Problem(task.id, "source", str(error)))
     problems += compared(found, lock or {})
-    return Report(made, tuple(problems), found)
+    return Report(manifest, tuple(problems), found)
 
 
 def checked(data: TaskData) -> Iterator[Problem]:
@@ -168,9 +161,19 @@ def _difference(then: Any, now: Any) -> str:
     return f"it was {str(then)[:12]}, is {str(now)[:12]}"
 
 
-def lock_path(manifest: Path) -> Path:
-    """Where the lock of a manifest is: beside it."""
-    return manifest.with_suffix(".lock.json")
+def lock_path(manifest: Path, root: str | Path | None = None) -> Path:
+    """Where the lock of a manifest is: beside it; in the data root for a manifest that comes with the package."""
+    name = f"{manifest.stem}.lock.json"
+    return data_root(root) / "locks" / name if manifest.parent == SHIPPED else manifest.with_name(name)
+
+
+def known_lock(manifest: Path, root: str | Path | None = None) -> Lock:
+    """What the data of a manifest were: by its lock, else by the one that comes with the package.
+
+    Raises:
+        StreamError: where it is damaged.
+    """
+    return read_lock(lock_path(manifest, root)) or read_lock(manifest.with_name(f"{manifest.stem}.lock.json"))
 
 
 def read_lock(path: Path) -> Lock:
@@ -201,6 +204,7 @@ def write_lock(path: Path, lock: Lock) -> None:
     """
     part = path.with_name(f".{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(lock_text(lock), encoding="utf-8")
         part.replace(path)
     except OSError as error:
@@ -218,10 +222,11 @@ __all__ = [
     "checked",
     "compared",
     "entry",
+    "known_lock",
     "lock_path",
     "lock_text",
     "read_lock",
     "sizes_of",
-    "validate",
+    "validate_data",
     "write_lock",
 ]

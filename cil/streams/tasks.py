@@ -26,7 +26,8 @@ from cil.data.tasks import (
 )
 from cil.errors import DataError, StreamError
 from cil.streams.manifest import Manifest, Task
-from cil.streams.manifest_rules import is_inside, refuses_download
+from cil.streams.manifest_rules import refuses_download
+from cil.streams.manifest_schema import is_inside
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class TaskData:
     """A task whose source is open: nothing is decoded yet.
 
     Attributes:
-        images: Of the source.
+        images: Of the source; cut out where the task says so.
         labels: (n,) class numbers or (n, L) of 0 and 1, by row of the source; -1 for rows that have gone.
         names: Of the classes.
         rows: Rows of the source in each split, ascending.
@@ -53,14 +54,17 @@ class TaskData:
         return copies_across(self.images, self.rows)
 
 
-def access_for(task: Task, root: Path, *, offline: bool, accept: bool) -> Access:
-    """What opening the task's source may do: licences that nobody accepted allow no download."""
-    if offline:
-        return Access(root, False, "offline was asked for")
-    if refuses_download(task.license) and not accept:
-        said = f"its licence ({task.license.get('name', 'not stated')}) is not accepted; read it, then set license.accept: true"
-        return Access(root, False, said)
-    return Access(root, True)
+class TaskError(DataError):
+    """The data of a task are missing or not as its manifest says.
+
+    Attributes:
+        path: Place in the manifest, as in ``splits``.
+        reason: The message without the task's name.
+    """
+
+    def __init__(self, task: str, path: str, reason: str) -> None:
+        super().__init__(f"{task}: {reason}")
+        self.path, self.reason = path, reason
 
 
 def open_task(task: Task, root: str | Path | None = None, *, offline: bool = False, accept: bool = False) -> TaskData:
@@ -72,33 +76,45 @@ def open_task(task: Task, root: str | Path | None = None, *, offline: bool = Fal
         accept: Whether the licence is accepted for this call, whatever the manifest says.
 
     Raises:
-        DataError: naming the task: data missing or not as the manifest says, a download that is not allowed.
+        TaskError: where data are missing or not as the manifest says, or would need a download that is not allowed.
     """
-    base = data_root(root)
+    base, path = data_root(root), "source"
+    access = _access(task, base, offline=offline, accept=accept)
     try:
-        table = open_source(task.source, access_for(task, base, offline=offline, accept=accept))
+        table = open_source(task.source, access)
+        path = "classes"
         found = labelled(table, task.kind, task.classes, task.transform)
-        rows, labels = found.rows, found.labels
-        images, gone = found.table.images, []
+        images, rows, labels = found.table.images, found.rows, found.labels
+        path = "splits"
+        gone: list[int] = []
         if task.splits.get("deduplicate"):
             stays = _first_copies(images, rows, labels)
-            gone += rows[~stays].tolist()
-            rows, labels = rows[stays], labels[stays]
+            gone, rows, labels = rows[~stays].tolist(), rows[stays], labels[stays]
         columns = {name: values[rows] for name, values in found.table.columns.items()}
-        placed = split_rows(task.splits, task.dataset, labels, columns, lambda path: _lines(base, path))
+        placed = split_rows(task.splits, task.dataset, labels, columns, lambda name: _lines(base, name))
         own = {name: rows[place] for name, place in placed.items()}
         if task.splits.get("duplicates") == "drop":
             for where in copies_across(images, own).values():
-                last = [name for name in SPLITS if name in where][-1]
-                for name in where:
-                    if name != last:
-                        own[name] = np.setdiff1d(own[name], where[name])
-                        gone += where[name]
+                for name in list(where)[:-1]:  # the copy nearest to test stays
+                    own[name] = np.setdiff1d(own[name], where[name])
+                    gone += where[name]
     except DataError as error:
-        raise DataError(f"{task.id}: {error}") from None
+        if access.why_not and access.why_not in str(error) and not offline:
+            path = "license.accept"
+        raise TaskError(task.id, path, str(error)) from None
     full = np.full((len(images), *labels.shape[1:]), -1, dtype=np.int64)
     full[rows] = labels
     return TaskData(task, images, full, found.names, own, tuple(sorted(gone)))
+
+
+def _access(task: Task, root: Path, *, offline: bool, accept: bool) -> Access:
+    """What opening the task's source may do: licences that nobody accepted allow no download."""
+    if offline:
+        return Access(root, why_not="offline was asked for")
+    if refuses_download(task.license) and not accept:
+        stated = task.license.get("name", "not stated")
+        return Access(root, why_not=f"its licence ({stated}) is not accepted; read it, then set license.accept: true")
+    return Access(root, download=True)
 
 
 def load_task(
@@ -117,7 +133,7 @@ def load_task(
         root, offline, accept: See ``open_task``.
 
     Raises:
-        DataError: see ``open_task``; also for images that cannot be read.
+        TaskError: see ``open_task``; also for images that cannot be read.
     """
     data = open_task(task, root, offline=offline, accept=accept)
     size, channels = task.preprocess.get("resize", 64), task.channels
@@ -126,7 +142,7 @@ def load_task(
         try:
             store = _store(data.images, rows, size, channels, task.preprocess)
         except DataError as error:
-            raise DataError(f"{task.id}: {error}") from None
+            raise TaskError(task.id, "source", str(error)) from None
         labels = torch.from_numpy(data.labels[rows])
         if task.multilabel:
             slots = torch.zeros(len(rows), dtype=torch.int64)
@@ -209,4 +225,4 @@ def _lines(root: Path, path: str) -> list[str]:
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-__all__ = ["TaskData", "available", "copies_across", "load_task", "open_task"]
+__all__ = ["TaskData", "TaskError", "available", "copies_across", "load_task", "open_task"]

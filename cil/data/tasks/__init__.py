@@ -1,8 +1,9 @@
 """Tasks: examples out of many kinds of sources, their labels, and which split each belongs to."""
 
+from cil.data.tasks.access import Access, parts_of
 from cil.data.tasks.generators import GENERATORS
 from cil.data.tasks.labels import Labelled, buckets, labelled
-from cil.data.tasks.sources import SOURCES, Access, open_source, parts_of, would_download
+from cil.data.tasks.sources import SOURCES, open_source, would_download
 from cil.data.tasks.splits import PARTS, SPLITS, apportion, split_rows
 from cil.data.tasks.tables import FileImages, Images, Table
 

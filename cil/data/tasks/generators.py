@@ -36,7 +36,7 @@ def shapes(seed: int = 0, counts: Sequence[int] = COUNTS) -> Table:
     """One filled circle, square, triangle or cross an image, of random colour, size and place: 32x32 RGB."""
     draw, images, labels = generator(seed, "shapes"), [], []
     for row in range(sum(counts)):
-        canvas, radius = _background(draw), draw.integers(5, 13)
+        canvas, radius = _background(draw), int(draw.integers(5, 13))
         centre = draw.integers(radius, SIZE - radius, size=2)
         _paint(canvas, _mask(SHAPES[row % 4], centre, radius), draw)
         images.append(_noisy(canvas, draw))
@@ -108,13 +108,13 @@ def _mask(shape: str, centre: NDArray[Any], radius: int) -> NDArray[np.bool_]:
 def digits() -> Table:
     """1797 handwritten digits, 8x8 grey, 10 classes (UCI optdigits, the test part)."""
     images, labels = _digits()
-    return Table(in_memory(images), labels, {"part": _whole(images)}, tuple(map(str, range(10))))
+    return Table(in_memory(images), labels, names=tuple(map(str, range(10))))
 
 
 def digit_parity(seed: int = 0) -> Table:
     """The digits as even or odd, each in the split that it has in task ``digits``."""
     images, labels = _digits()
-    columns = {"part": _whole(images), "split": _digit_splits(labels, seed)}
+    columns = {"split": _digit_splits(labels, seed)}
     return Table(in_memory(images), labels % 2, columns, ("even", "odd"))
 
 
@@ -126,7 +126,7 @@ def digits_rot(seed: int = 0) -> Table:
     turns = np.empty(len(labels), np.int64)
     turns[rows] = generator(seed, "digits-rot").permutation(np.arange(len(rows)) % 4)
     turned = [np.rot90(images[row], turns[row]) for row in rows]
-    columns = {"part": _whole(rows), "split": split[rows]}
+    columns = {"split": split[rows]}
     return Table(in_memory(turned), turns[rows], columns, ("0", "90", "180", "270"))
 
 
@@ -137,12 +137,13 @@ def digits_noisy(seed: int = 0, sigma: float = 0.2) -> Table:
         sigma: Of the noise, where white is 1.
     """
     images, labels = _digits()
-    draw, made = generator(seed, "digits-noisy"), []
+    draw = generator(seed, "digits-noisy")
+    made: list[NDArray[np.uint8]] = []
     for image in images:
         ink = _enlarged(image, 4)[..., None] / 255
         ground, front = draw.uniform(0, 0.5, 3), draw.uniform(0.5, 1, 3)
         made.append(_noisy(255 * (ground * (1 - ink) + front * ink), draw, 255 * sigma))
-    columns = {"part": _whole(images), "split": _digit_splits(labels, seed)}
+    columns = {"split": _digit_splits(labels, seed)}
     return Table(in_memory(made), labels, columns, tuple(map(str, range(10))))
 
 
@@ -150,7 +151,8 @@ def digit_pairs(seed: int = 0, counts: Sequence[int] = PAIRS) -> Table:
     """Two digits side by side, 32x32 grey; labels say which digits are there. Parents are of the same split."""
     images, labels = _digits()
     split, draw = _digit_splits(labels, seed), generator(seed, "digit-pairs")
-    made, targets = [], np.zeros((sum(counts), 10), np.int64)
+    made: list[NDArray[np.uint8]] = []
+    targets = np.zeros((sum(counts), 10), np.int64)
     for name, many in zip(SPLITS, counts, strict=True):
         for pair in draw.choice(np.flatnonzero(split == name), size=(many, 2)):
             canvas = np.zeros((SIZE, SIZE), np.uint8)
@@ -187,7 +189,7 @@ def faces() -> Table:
     """200 grey patches of 25x25: 100 faces of Labeled Faces in the Wild, then 100 patches without a face."""
     patches = np.rint(np.asarray(_pictures().lfw_subset()) * 255).astype(np.uint8)
     labels = np.repeat([1, 0], len(patches) // 2)
-    return Table(in_memory(patches), labels, {"part": _whole(patches)}, ("other", "face"))
+    return Table(in_memory(patches), labels, names=("other", "face"))
 
 
 def textures() -> Table:
@@ -200,11 +202,13 @@ def textures() -> Table:
                 tiles.append(_tile(picture, row, column))
                 labels.append(label)
                 split.append(name_of)
-    return Table(in_memory(tiles), np.array(labels), {"part": _whole(tiles), "split": np.array(split)}, TEXTURES)
+    return Table(in_memory(tiles), np.array(labels), {"split": np.array(split)}, TEXTURES)
 
 
 def photo_patches(seed: int = 0, counts: Sequence[int] = (40, 10, 10, 20)) -> Table:
     """Tiles of 48x48 of eight photographs; a class is a photograph, a split a band of it (half, eighths, quarter).
+
+    Flat tiles (the frame of the retina) are left out: they show nothing, and some are copies of each other.
 
     Args:
         counts: Tiles of each photograph in train, dev, dev_test and test, at most.
@@ -216,11 +220,12 @@ def photo_patches(seed: int = 0, counts: Sequence[int] = (40, 10, 10, 20)) -> Ta
         ends = [high // 2, high // 2 + high // 8, high // 2 + 2 * (high // 8), high]
         for name_of, start, end, most in zip(SPLITS, [0, *ends], ends, counts, strict=False):
             cells = [(row, column) for row in range(start, end) for column in range(wide)]
+            cells = [cell for cell in cells if not _is_flat(_tile(picture, *cell))]
             for place in np.sort(draw.permutation(len(cells))[:most]):
                 tiles.append(_tile(picture, *cells[place]))
                 labels.append(label)
                 split.append(name_of)
-    columns = {"part": _whole(tiles), "split": np.array(split)}
+    columns = {"split": np.array(split)}
     return Table(in_memory(tiles), np.array(labels), columns, PHOTOGRAPHS)
 
 
@@ -240,14 +245,15 @@ def _tile(picture: NDArray[np.uint8], row: int, column: int) -> NDArray[np.uint8
     return picture[TILE * row : TILE * (row + 1), TILE * column : TILE * (column + 1)]
 
 
+def _is_flat(tile: NDArray[np.uint8], least: int = 8) -> bool:
+    """Whether no channel has a range of ``least`` grey levels."""
+    return bool((np.ptp(tile, axis=(0, 1)) < least).all())
+
+
 def _made(images: list[Any], labels: NDArray[Any], counts: Sequence[int], names: tuple[str, ...] | None) -> Table:
     """A table whose splits follow one another."""
-    columns = {"part": _whole(images), "split": np.repeat(np.array(SPLITS), counts)}
+    columns = {"split": np.repeat(np.array(SPLITS), counts)}
     return Table(in_memory(images), labels, columns, names)
-
-
-def _whole(rows: Any) -> NDArray[np.str_]:
-    return np.full(len(rows), "all")
 
 
 GENERATORS: dict[str, dict[str, Callable[..., Table]]] = {

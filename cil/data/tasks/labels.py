@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from cil.data.tasks.tables import FileImages, Table
 from cil.errors import DataError, nearest
+
+Names = tuple[str, ...]
+Values = NDArray[Any] | list[Names]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Labelled:
     table: Table
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
-    names: tuple[str, ...]
+    names: Names
 
 
 def buckets(values: NDArray[Any], count: int, edges: Sequence[float] | None = None) -> NDArray[np.int64]:
@@ -63,95 +66,84 @@ def labelled(table: Table, kind: str, classes: int | Sequence[str], transform: M
     rows = np.arange(len(table.images))
     if "crop" in transform:
         table, rows = _cropped(table, rows, transform["crop"])
-    values: NDArray[Any] | list[tuple[str, ...]] = table.labels
+    values: Values = table.labels
+    names = table.names
     if "buckets" in transform:
         how = transform["buckets"]
-        values = table.labels if "column" not in how else _column(table, how["column"])
-        values = buckets(_numbers(values, "buckets"), how.get("n", 0), how.get("edges"))
+        measured = _column(table, how["column"]) if "column" in how else table.labels
+        values, names = buckets(_numbers(measured, "buckets"), how.get("n", 0), how.get("edges")), None
     if "binarise" in transform:
         values = (_numbers(values, "binarise") > transform["binarise"]["threshold"]).astype(np.int64)
-    replaced = any(key in transform for key in ("buckets", "binarise"))
-    names = None if replaced and kind == "multiclass" else table.names
+        names = names if kind == "multilabel" else None
+    mapping = {str(old): new for old, new in transform.get("label_map", {}).items()}
     if kind == "multilabel":
-        return _multilabel(table, rows, values, names, classes, transform.get("label_map", {}))
-    return _multiclass(table, rows, values, names, classes, transform)
-
-
-def _multiclass(
-    table: Table,
-    rows: NDArray[np.int64],
-    values: NDArray[Any] | list[tuple[str, ...]],
-    names: tuple[str, ...] | None,
-    classes: int | Sequence[str],
-    transform: Mapping[str, Any],
-) -> Labelled:
+        matrix, order = _matrix(values, names, classes, mapping)
+        return Labelled(table, rows, matrix[rows], order)
     if isinstance(values, list) or values.ndim != 1:
         shape = "several labels an example" if isinstance(values, list) else f"labels of shape {values.shape}"
         raise DataError(f"the source has {shape}, a multiclass task needs one an example; is it kind: multilabel?")
-    values = values[rows]
+    coded = values[rows]
     least = transform.get("drop_classes_below", 0)
-    if "label_map" in transform or (least and values.dtype.kind in "iu"):  # by name: numbers change when classes go
-        text = [_named(value, names) for value in values]
-        mapping = {str(old): new for old, new in transform.get("label_map", {}).items()}
-        changed = [mapping.get(value, value) for value in text]
-        stays = np.array([value is not None for value in changed], dtype=bool)
-        rows, values, names = rows[stays], np.array([str(value) for value in changed if value is not None]), None
-    if least:
-        found, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-        stays = counts[place] >= least
-        rows, values, names = rows[stays], values[stays], None
+    if mapping or least:  # by name from here on: numbers change when classes go
+        text = [_named(value, names) for value in coded]
+        for old in mapping:
+            if old not in text:
+                raise DataError(f"transform.label_map has '{old}', no class of the source; {nearest(old, set(text))}")
+        changed = [mapping.get(old, old) for old in text]
+        rows = rows[np.array([new is not None for new in changed])]
+        coded = np.array([str(new) for new in changed if new is not None])
+        _, place, counts = np.unique(coded, return_inverse=True, return_counts=True)
+        rows, coded = rows[counts[place] >= least], coded[counts[place] >= least]
     if not len(rows):
         raise DataError("no example is left after the label transformations")
-    wanted = None if isinstance(classes, int) else tuple(classes)
-    whole = values.dtype.kind in "iub" or all(str(value).isdecimal() for value in values)
-    if whole and wanted is not None and values.dtype.kind not in "iub" and set(map(str, values)) <= set(wanted):
-        whole = False  # the names are numerals
-    if whole and not least:
-        codes = values.astype(np.int64)
-        known = wanted or names
-        many = classes if isinstance(classes, int) else len(classes)
-        if known is not None and len(known) != many:
-            raise DataError(f"classes is {many}, the source has {len(known)}")
-        if codes.min() < 0 or codes.max() >= many:
-            raise DataError(f"labels go from {codes.min()} to {codes.max()}; classes is {many}, so 0 to {many - 1}")
-        return Labelled(table, rows, codes, known or tuple(map(str, range(many))))
+    codes, order = _codes(coded, names, classes)
+    return Labelled(table, rows, codes, order)
+
+
+def _codes(values: NDArray[Any], names: Names | None, classes: int | Sequence[str]) -> tuple[NDArray[np.int64], Names]:
+    """Class numbers, and the names of the classes; ``names`` are the source's, for labels that are numbers."""
+    many = classes if isinstance(classes, int) else len(classes)
+    listed = None if isinstance(classes, int) else tuple(classes)
     if values.dtype.kind == "f":
         raise DataError("labels are numbers with fractions; give classes by transform.buckets or transform.binarise")
-    text = [str(value) for value in values]
-    order = wanted or tuple(sorted(set(text), key=_natural))
-    unknown = sorted(set(text) - set(order))
-    if unknown:
-        raise DataError(f"the source has the class '{unknown[0]}', which classes lacks; {nearest(unknown[0], order)}")
-    if isinstance(classes, int) and len(order) != classes:
-        raise DataError(f"classes is {classes}, the source has {len(order)}")
+    if values.dtype.kind in "iub":
+        codes, known = values.astype(np.int64), listed or names
+        if known is not None and len(known) != many:
+            raise DataError(f"classes is {many}, the source has {len(known)}")
+        if listed and names and set(listed) == set(names) and listed != names:
+            raise DataError("classes lists the source's names in another order than its class numbers have")
+        if codes.min() < 0 or codes.max() >= many:
+            raise DataError(f"labels go from {codes.min()} to {codes.max()}; classes is {many}, so 0 to {many - 1}")
+        return codes, known or tuple(map(str, range(many)))
+    text = set(map(str, values))
+    if "" in text:
+        raise DataError("an example has an empty label")
+    order = listed or tuple(sorted(text, key=_natural))
+    _known(text, order, "class")
+    if len(order) != many:
+        raise DataError(f"classes is {many}, the source has {len(order)}")
     code = {name: place for place, name in enumerate(order)}
-    return Labelled(table, rows, np.array([code[value] for value in text], dtype=np.int64), order)
+    return np.array([code[str(value)] for value in values], dtype=np.int64), order
 
 
-def _multilabel(
-    table: Table,
-    rows: NDArray[np.int64],
-    values: NDArray[Any] | list[tuple[str, ...]],
-    names: tuple[str, ...] | None,
-    classes: int | Sequence[str],
-    mapping: Mapping[Any, Any],
-) -> Labelled:
-    wanted = None if isinstance(classes, int) else tuple(classes)
+def _matrix(
+    values: Values, names: Names | None, classes: int | Sequence[str], mapping: Mapping[str, Any]
+) -> tuple[NDArray[np.int64], Names]:
+    """(n, L) of 0 and 1, and the names of the labels."""
     many = classes if isinstance(classes, int) else len(classes)
+    listed = None if isinstance(classes, int) else tuple(classes)
     if isinstance(values, list):
-        renamed = {str(old): new for old, new in mapping.items()}
-        sets = [{str(renamed.get(item, item)) for item in own if renamed.get(item, item) is not None} for own in values]
-        order = wanted or names or tuple(sorted(set().union(*sets), key=_natural))
-        unknown = sorted(set().union(*sets) - set(order))
-        if unknown:
-            raise DataError(
-                f"the source has the label '{unknown[0]}', which classes lacks; {nearest(unknown[0], order)}"
-            )
+        sets = [{str(new) for item in own if (new := mapping.get(item, item)) is not None} for own in values]
+        found = set().union(*sets)
+        order = listed or (None if mapping else names) or tuple(sorted(found, key=_natural))
+        _known(found, order, "label")
         matrix = np.array([[name in own for name in order] for own in sets], dtype=np.int64)
     elif values.ndim != 2:
         raise DataError(f"labels have shape {values.shape}, a multilabel task needs one column a class (n, L)")
+    elif mapping:
+        raise DataError("transform.label_map is for labels by name; these are columns of 0 and 1")
     else:
-        order = wanted or names or tuple(map(str, range(values.shape[1])))
+        order = listed or names or tuple(map(str, range(values.shape[1])))
         allowed = np.isin(values, (0, 1))
         if not allowed.all():
             bad = values[~allowed].flat[0]
@@ -159,26 +151,32 @@ def _multilabel(
         matrix = values.astype(np.int64)
     if matrix.shape[1] != many or len(order) != many:
         raise DataError(f"classes is {many}, the source has {matrix.shape[1]}")
-    return Labelled(table, rows, matrix[rows], order)
+    return matrix, order
+
+
+def _known(found: Iterable[str], order: Names, what: str) -> None:
+    unknown = sorted(set(found) - set(order))
+    if unknown:
+        raise DataError(f"the source has the {what} '{unknown[0]}', which classes lacks; {nearest(unknown[0], order)}")
 
 
 def _cropped(table: Table, rows: NDArray[np.int64], how: Mapping[str, Any]) -> tuple[Table, NDArray[np.int64]]:
     if not isinstance(table.images, FileImages):
-        raise DataError("transform.crop needs image files: source type csv or imagefolder")
+        raise DataError("transform.crop needs image files: source type csv")
     boxes = np.stack([_numbers(_column(table, name), "crop") for name in how["columns"]], axis=1)
     least = max(1, how.get("min_side", 1))
     sides = boxes[:, 2:] - boxes[:, :2]
     return replace(table, images=FileImages(table.images.paths, boxes)), rows[(sides >= least).all(axis=1)]
 
 
-def _named(value: Any, names: tuple[str, ...] | None) -> str:
+def _named(value: Any, names: Names | None) -> str:
     if names is not None and isinstance(value, np.integer) and 0 <= value < len(names):
         return names[int(value)]
     return str(value)
 
 
 def _natural(name: str) -> tuple[int, str]:
-    """Numerals by value, before and after them names by alphabet."""
+    """Names by alphabet, after them numerals by value."""
     return (int(name), name) if name.isdecimal() else (-1, name)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,10 +28,26 @@ class Images(Protocol):
         ...
 
 
-class ArrayImages:
+class _Remembered:
+    """Hashes each row once: splitting, checks and the lock file all ask for it."""
+
+    def __init__(self) -> None:
+        self._contents: dict[int, bytes] = {}
+
+    def content(self, row: int) -> bytes:
+        if row not in self._contents:
+            self._contents[row] = hashlib.sha256(self._bytes(row)).digest()
+        return self._contents[row]
+
+    def _bytes(self, row: int) -> bytes:
+        raise NotImplementedError
+
+
+class ArrayImages(_Remembered):
     """Images in memory, or made one at a time by ``get``."""
 
     def __init__(self, count: int, get: Callable[[int], Any]) -> None:
+        super().__init__()
         self._count, self._get = count, get
 
     def __len__(self) -> int:
@@ -40,9 +56,9 @@ class ArrayImages:
     def __getitem__(self, row: int) -> Pixels:
         return np.asarray(self._get(row))
 
-    def content(self, row: int) -> bytes:
+    def _bytes(self, row: int) -> bytes:
         image = np.ascontiguousarray(self[row])
-        return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+        return repr(image.shape).encode() + image.tobytes()
 
 
 def in_memory(images: Sequence[Any] | NDArray[Any]) -> ArrayImages:
@@ -50,7 +66,7 @@ def in_memory(images: Sequence[Any] | NDArray[Any]) -> ArrayImages:
     return ArrayImages(len(images), images.__getitem__)
 
 
-class FileImages:
+class FileImages(_Remembered):
     """Image files, or boxes in them.
 
     Args:
@@ -59,6 +75,7 @@ class FileImages:
     """
 
     def __init__(self, paths: Sequence[str], boxes: NDArray[Any] | None = None) -> None:
+        super().__init__()
         self.paths, self.boxes = tuple(paths), boxes
 
     def __len__(self) -> int:
@@ -73,15 +90,16 @@ class FileImages:
         except Exception as error:  # damaged bytes make decoders raise all sorts of things
             raise DataError(f"{self.paths[row]} cannot be read as an image ({error}); replace or remove it") from None
         if self.boxes is not None:
-            image = image.crop(tuple(round(float(side)) for side in self.boxes[row]))
+            left, top, right, bottom = (round(float(side)) for side in self.boxes[row])
+            image = image.crop((left, top, right, bottom))
         return np.asarray(image)
 
-    def content(self, row: int) -> bytes:
+    def _bytes(self, row: int) -> bytes:
         path = Path(self.paths[row])
         if not path.is_file():
             raise DataError(f"{path} does not exist")
         box = b"" if self.boxes is None else np.asarray(self.boxes[row], dtype=np.float64).tobytes()
-        return hashlib.sha256(path.read_bytes() + box).digest()
+        return path.read_bytes() + box
 
 
 @dataclass(frozen=True)
@@ -98,5 +116,33 @@ class Table:
 
     images: Images
     labels: NDArray[Any] | list[tuple[str, ...]]
-    columns: dict[str, NDArray[Any]]
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
     names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        self.columns.setdefault("part", np.full(len(self.images), "all"))
+
+
+def joined(pieces: Sequence[tuple[str, Table]]) -> Table:
+    """Tables of parts, one after the other; column ``part`` says which."""
+    tables = [table for _, table in pieces]
+    starts = np.cumsum([0, *(len(table.images) for table in tables)])
+
+    def get(row: int) -> Any:
+        which = int(np.searchsorted(starts, row, side="right")) - 1
+        return tables[which].images[row - int(starts[which])]
+
+    labels: Any
+    if all(isinstance(table.labels, list) for table in tables):
+        labels = [label for table in tables for label in table.labels]
+    else:
+        labels = np.concatenate([np.asarray(table.labels) for table in tables])
+    shared = set.intersection(*(set(table.columns) for table in tables)) - {"part"}
+    columns = {name: np.concatenate([table.columns[name] for table in tables]) for name in sorted(shared)}
+    columns["part"] = np.concatenate([np.full(len(table.images), name) for name, table in pieces])
+    images: Images = ArrayImages(int(starts[-1]), get)
+    if all(isinstance(table.images, FileImages) for table in tables):  # which can be decoded later
+        images = FileImages([path for table in tables for path in getattr(table.images, "paths", ())])
+    if len({table.names for table in tables}) > 1:
+        raise DataError("the parts of the source have different classes")
+    return Table(images, labels, columns, tables[0].names)

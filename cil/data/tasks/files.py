@@ -1,0 +1,147 @@
+"""Examples in files of the data root: folders of images, tables, arrays."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cil.data.arrays import read_npz
+from cil.data.files import IMAGE_SUFFIXES
+from cil.data.tasks.access import Access, obtain, parts_of
+from cil.data.tasks.tables import FileImages, Table, in_memory, joined
+from cil.errors import DataError, nearest
+
+
+def imagefolder(source: Mapping[str, Any], access: Access) -> Table:
+    """``root/CLASS/*``, or ``root/PART/CLASS/*`` with a folder for each part; ``name`` is the path below the root."""
+    base = access.root / source["root"]
+    given = parts_of(source) or {"all": "."}
+    names = sorted({name for folder in given.values() for name in _folders(base / folder, source)})
+    pieces = []
+    for part, folder in given.items():
+        paths, labels = [], []
+        for name in names:
+            for path in _pictures_below(base / folder / name):
+                paths.append(path)
+                labels.append(name)
+        if not paths:
+            raise DataError(f"{base / folder} has no image in its class folders{obtain(source)}")
+        columns = {"name": np.array([Path(path).relative_to(base).as_posix() for path in paths])}
+        pieces.append((part, Table(FileImages(paths), np.array(labels), columns)))
+    return joined(pieces)
+
+
+def _folders(where: Path, source: Mapping[str, Any]) -> list[str]:
+    if not where.is_dir():
+        raise DataError(f"{where} does not exist; put CLASS/* there{obtain(source)}")
+    names = sorted(entry.name for entry in os.scandir(where) if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise DataError(f"{where} has no class folders; put CLASS/* there{obtain(source)}")
+    return names
+
+
+def _pictures_below(where: Path) -> list[str]:
+    return sorted(
+        str(Path(base) / file)
+        for base, _, files in os.walk(where)
+        for file in files
+        if Path(file).suffix.lower() in IMAGE_SUFFIXES and not file.startswith(".")
+    )
+
+
+def csv_table(source: Mapping[str, Any], access: Access) -> Table:
+    """A table with a column of image paths (below ``root``) and of labels; all columns can be split by."""
+    file = access.root / source["file"]
+    if not file.is_file():
+        raise DataError(f"{file} does not exist; put a table of images and labels there{obtain(source)}")
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            reader = csv.DictReader(opened)
+            rows = list(reader)
+            header = list(reader.fieldnames or [])
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as a table: {error}") from None
+    if not rows:
+        raise DataError(f"{file} has no rows")
+
+    def column(name: str) -> list[str]:
+        if name not in header:
+            raise DataError(f"{file} has no column '{name}'; {nearest(name, header)}")
+        values = [row[name] for row in rows]
+        if None in values:
+            raise DataError(f"{file} line {values.index(None) + 2} has no value for '{name}'")
+        return values
+
+    listed = column(source.get("image_column", "image"))
+    for line, name in enumerate(listed, start=2):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DataError(f"{file} line {line}: '{name}' must be a path inside the data root, without '..'")
+    base = access.root / source.get("root", str(Path(source["file"]).parent))
+    labels: Any
+    names = None
+    if "label_columns" in source:
+        names = tuple(source["label_columns"])
+        try:
+            labels = np.array([[float(value) for value in column(name)] for name in names]).T
+        except ValueError as error:
+            raise DataError(f"{file}: label_columns must hold numbers ({error})") from None
+    elif "label_separator" in source:
+        mark = source["label_separator"]
+        text = column(source.get("label_column", "label"))
+        labels = [tuple(item.strip() for item in value.split(mark) if item.strip()) for value in text]
+    else:
+        labels = _typed(column(source.get("label_column", "label")))
+    columns = {name: _typed(column(name)) for name in header}
+    columns["name"] = np.array(listed)
+    if "split_column" in source:
+        columns["part"] = np.array(column(source["split_column"]))
+    return Table(FileImages([str(base / name) for name in listed]), labels, columns, names)
+
+
+def _typed(values: list[str]) -> NDArray[Any]:
+    """Whole numbers where all are, else numbers, else text."""
+    for kind in (np.int64, np.float64):
+        try:
+            return np.array(values).astype(kind)
+        except ValueError:
+            continue
+    return np.array(values)
+
+
+def npz(source: Mapping[str, Any], access: Access) -> Table:
+    """Arrays of one file, or of one a part; ``images`` uint8 (n, H, W[, C]), ``labels`` (n,) or (n, C)."""
+
+    def opened(own: Mapping[str, Any]) -> Table:
+        file = access.root / own["file"]
+        if not file.is_file():
+            raise DataError(f"{file} does not exist; put arrays of images and labels there{obtain(source)}")
+        arrays = read_npz(file)
+
+        def array(key: str) -> NDArray[Any]:
+            name = own.get(key, key)
+            if name not in arrays:
+                raise DataError(f"{file} has no array '{name}'; it has: {', '.join(arrays)}")
+            return arrays[name]
+
+        images, labels = array("images"), array("labels")
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] > 4):
+            raise DataError(f"{file}: images are {images.dtype} {images.shape}, need uint8 (n, H, W) or (n, H, W, C)")
+        if len(labels) != len(images) or labels.ndim not in (1, 2):
+            raise DataError(f"{file}: {len(images)} images but labels of shape {labels.shape}")
+        columns = {name: value for name, value in arrays.items() if value.ndim == 1 and len(value) == len(images)}
+        if "split" in own:
+            columns["part"] = array("split").astype(str)
+        names = tuple(arrays["classes"].astype(str).tolist()) if "classes" in arrays else None
+        return Table(in_memory(images), labels, columns, names)
+
+    given = parts_of(source)
+    if not given:
+        return opened(source)
+    files = {part: {"file": own} if isinstance(own, str) else own for part, own in given.items()}
+    return joined([(part, opened({**source, **own})) for part, own in files.items()])

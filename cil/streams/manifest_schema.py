@@ -1,0 +1,298 @@
+"""The keys of a manifest and what each may be: a rule says nothing about an allowed value, else what it must be."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+from cil.data.tasks import SOURCES, SPLITS
+from cil.errors import nearest
+
+Rule = Callable[[Any], str | None]
+Section = dict[str, Rule]
+
+VERSION = 1
+YEARS = (1900, 2100)
+DOMAINS = (
+    *("object", "scene", "texture", "face", "ocr", "shape", "satellite", "medical", "quality", "counting", "action"),
+    *("art", "sketch", "other"),
+)
+KINDS = ("multiclass", "multilabel")
+HEADS = ("per_task", "offset")
+SHUFFLES = ("none", "within_year", "all")
+
+
+# --- kinds of values ---
+
+
+def whole(low: int, high: int | None = None) -> Rule:
+    """A whole number from ``low`` to ``high``."""
+    words = f"it must be a whole number {f'of {low} or more' if high is None else f'from {low} to {high}'}"
+
+    def rule(value: Any) -> str | None:
+        fits = (
+            isinstance(value, int) and not isinstance(value, bool) and low <= value <= (value if high is None else high)
+        )
+        return None if fits else words
+
+    return rule
+
+
+def one_of(*names: Any) -> Rule:
+    """One of a few names."""
+    return lambda value: None if value in names and not isinstance(value, bool) else nearest(str(value), names)
+
+
+def a(kind: type | tuple[type, ...], words: str) -> Rule:
+    """Of a type."""
+    return lambda value: None if isinstance(value, kind) else f"it must be {words}"
+
+
+def list_of(rule: Rule, least: int = 0) -> Rule:
+    """A list whose items pass."""
+
+    def judged(value: Any) -> str | None:
+        if not isinstance(value, list) or len(value) < least:
+            return f"it must be a list{f' of {least} or more' if least else ''}"
+        return next((f"'{item}': {said}" for item in value if (said := rule(item))), None)
+
+    return judged
+
+
+def either(first: Rule, second: Rule) -> Rule:
+    """What passes one of two rules."""
+    return lambda value: (
+        None if first(value) is None or second(value) is None else f"{first(value)}; or {second(value)}"
+    )
+
+
+def or_none(rule: Rule) -> Rule:
+    """Null, or what passes."""
+    return lambda value: None if value is None else rule(value)
+
+
+def matches(pattern: str, words: str) -> Rule:
+    """Text of a form."""
+    return lambda value: None if isinstance(value, str) and re.fullmatch(pattern, value) else f"it must be {words}"
+
+
+def mapping_of(rule: Rule) -> Rule:
+    """A section whose values pass."""
+
+    def judged(value: Any) -> str | None:
+        if not isinstance(value, dict):
+            return "it must be a section with keys"
+        return next((f"{key}: {said}" for key, item in value.items() if (said := rule(item))), None)
+
+    return judged
+
+
+def by_split(rule: Rule) -> Rule:
+    """A section with a key for splits, whose values pass."""
+
+    def judged(value: Any) -> str | None:
+        if not isinstance(value, dict) or not value:
+            return f"it must have a key for each of {', '.join(SPLITS)} or some of them"
+        unknown = next((name for name in value if name not in SPLITS), None)
+        return mapping_of(rule)(value) if unknown is None else f"'{unknown}': {nearest(str(unknown), SPLITS)}"
+
+    return judged
+
+
+text = a(str, "text")
+flag = a(bool, "true or false")
+section = a(dict, "a section with keys")
+slug = matches(r"[a-z0-9-]+", "small letters, digits and dashes")
+
+
+def filled(value: Any) -> str | None:
+    return None if isinstance(value, str) and value.strip() else "it must be text that says something"
+
+
+def number(value: Any) -> str | None:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    return None if fits else "it must be a number"
+
+
+def day(value: Any) -> str | None:
+    return None if is_date(value) else "it must be a day in quotes, as in '2004-06-01'"
+
+
+def inside(value: Any) -> str | None:
+    """A path in the data root."""
+    fits = isinstance(value, str) and is_inside(value)
+    return None if fits else "it must be a path inside the data root: relative, without '..'"
+
+
+def classes(value: Any) -> str | None:
+    if isinstance(value, list):
+        named = bool(value) and all(isinstance(item, str) and item for item in value)
+        return None if named and len(set(value)) == len(value) else "names must be texts (in quotes), each once"
+    return "it must be a number of classes of 1 or more, or a list of names" if whole(1)(value) else None
+
+
+def shares(value: Any) -> str | None:
+    said = by_split(lambda share: None if number(share) is None and share >= 0 else "it must be 0 or more")(value)
+    return said or (None if sum(value.values()) > 0 else "one share at least must be above 0")
+
+
+def span(value: Any) -> str | None:
+    fits = isinstance(value, list) and len(value) == 2 and all(whole(0)(item) is None for item in value)
+    return None if fits and value[0] <= value[1] else "it must be [start, end], the end excluded"
+
+
+def four_columns(value: Any) -> str | None:
+    return list_of(text)(value) or (None if len(value) == 4 else "four columns are needed: left, top, right, bottom")
+
+
+def ascending(value: Any) -> str | None:
+    return list_of(number, 1)(value) or (None if sorted(set(value)) == value else "they must ascend")
+
+
+def is_date(value: Any) -> bool:
+    """Whether it is a day, as in 2004-06-01."""
+    try:
+        return datetime.date.fromisoformat(value).isoformat() == value
+    except (TypeError, ValueError):
+        return False
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path is relative and does not lead out.
+
+    >>> is_inside("faces/train"), is_inside("/faces"), is_inside("faces/../.."), is_inside("C:/faces")
+    (True, False, False, False)
+    """
+    posix, windows = PurePosixPath(path), PureWindowsPath(path)
+    out = posix.is_absolute() or windows.drive or windows.root or path.startswith("~")
+    return not out and ".." not in (*posix.parts, *windows.parts)
+
+
+# --- keys ---
+
+TOP: Section = {
+    "version": one_of(VERSION),
+    "stream": section,
+    "task_defaults": section,
+    "tasks": list_of(section, 1),
+}
+STREAM: Section = {
+    "name": filled,
+    "description": text,
+    "default_splits": list_of(one_of(*SPLITS), 1),
+    "final_year_from": or_none(whole(*YEARS)),
+    "image_size": whole(1),
+    "heads": one_of(*HEADS),
+    "shuffle": one_of(*SHUFFLES),
+    "seed": whole(0),
+    "fallback": list_of(text),
+    "variants": mapping_of(mapping_of(or_none(whole(*YEARS)))),
+    "offsets": mapping_of(whole(0)),
+}
+TASK: Section = {
+    "id": slug,
+    "dataset": slug,
+    "year": whole(*YEARS),
+    "date": or_none(day),
+    "domain": one_of(*DOMAINS),
+    "kind": one_of(*KINDS),
+    "classes": classes,
+    "source": section,
+    "splits": section,
+    "license": section,
+    "preprocess": section,
+    "channels": one_of(1, 3),
+    "transform": section,
+    "label_names": one_of("sorted"),
+    "empty_labels": flag,
+    "train_examples": or_none(whole(1)),
+    "paper": section,
+    "note": text,
+}
+NEEDED = ("id", "dataset", "domain", "kind", "classes", "source", "license")
+INNER: dict[str, Section] = {
+    "license": {"name": filled, "url": text, "redistributable": flag, "accept": flag},
+    "preprocess": {"resize": whole(1), "hflip": flag, "interpolation": one_of("bilinear", "nearest"), "lazy": flag},
+    "paper": {"title": text, "venue": text},
+    "transform": {
+        "label_map": section,
+        "buckets": section,
+        "binarise": section,
+        "crop": section,
+        "drop_classes_below": whole(1),
+    },
+    "transform.buckets": {"column": text, "n": whole(1), "mode": one_of("equal_mass", "edges"), "edges": ascending},
+    "transform.binarise": {"threshold": number},
+    "transform.crop": {"columns": four_columns, "min_side": number},
+    "splits": {
+        "rule": one_of("A", "T", "V", "X"),
+        "seed": whole(0),
+        "compat": one_of("nevis"),
+        "catalogue": flag,
+        "duplicates": one_of("error", "drop", "warn"),
+        "deduplicate": flag,
+        "by": one_of("column", "list", "index_ranges", "group"),
+        "column": text,
+        "values": by_split(list_of(a((str, int, float), "a value of the column"))),
+        "groups": by_split(list_of(a((str, int, float), "a value of the column"))),
+        "shares": section,
+        "lists": by_split(either(list_of(a((str, int), "a row number or a name")), inside)),
+        "ranges": by_split(list_of(span)),
+    },
+}
+_SOURCE: Section = {
+    **dict.fromkeys(("name", "path", "revision", "config", "generator", "obtain", "label_attr"), filled),
+    **dict.fromkeys(("images", "labels", "split", "image_column", "label_column", "label_separator"), filled),
+    **dict.fromkeys(("file", "root"), inside),
+    "split_column": filled,
+    "label_columns": list_of(text, 1),
+    "args": section,
+    "params": section,
+    "download": flag,
+    "seed": whole(0),
+}
+
+
+def npz_part(value: Any) -> str | None:
+    """A file, or a section with ``file`` and names of arrays."""
+    keys = {"file": inside, "images": text, "labels": text, "split": text}
+    if not isinstance(value, dict):
+        return inside(value)
+    if unknown := next((key for key in value if key not in keys), None):
+        return f"unknown key '{unknown}'; {nearest(str(unknown), keys)}"
+    return (
+        "file: it is missing" if "file" not in value else next((s for k, v in value.items() if (s := keys[k](v))), None)
+    )
+
+
+_PARTS: dict[str, Rule] = {
+    "torchvision": either(section, list_of(section, 1)),
+    "imagefolder": inside,
+    "npz": npz_part,
+    "hf": filled,
+}
+
+
+def source_keys(kind: str) -> Section:
+    """The keys of a type of source."""
+    known = SOURCES[kind]
+    return {key: _SOURCE.get(key) or _PARTS[kind] for key in (*known.needed, *known.optional)}
+
+
+def broken(path: str, given: Mapping[Any, Any], rules: Section) -> Iterator[tuple[str, str]]:
+    """Place and message of unknown keys, and of values that are not allowed."""
+    for key, value in given.items():
+        where = f"{path}.{key}" if path else str(key)
+        if key not in rules:
+            yield where, f"unknown key; {nearest(str(key), rules)}"
+        elif said := rules[key](value):
+            yield where, f"{short(value)}: {said}"
+
+
+def short(value: Any) -> str:
+    """A value in a few letters."""
+    said = f"a list of {len(value)}" if isinstance(value, list | tuple) else str(value)
+    return said if len(said) <= 60 else f"{said[:57]}..."
