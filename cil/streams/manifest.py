@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cil.errors import ConfigError, StreamError, nearest
-from cil.streams.manifest_schema import DOMAINS, KINDS, SHUFFLES, VERSION
+from cil.streams.manifest_schema import DOMAINS, HEADS, KINDS, SHUFFLES, VERSION
 
 SHIPPED = Path(__file__).parent / "manifests"
 
@@ -343,7 +343,12 @@ def read_manifest(name: str | Path) -> Manifest:
 
 
 __all__ = [
+    "DOMAINS",
+    "HEADS",
+    "KINDS",
     "SHIPPED",
+    "SHUFFLES",
+    "VERSION",
     "Manifest",
     "StreamInfo",
     "Task",
