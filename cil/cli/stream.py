@@ -64,6 +64,8 @@ def _validate(arguments: list[str]) -> int:
     manifest, problems = parse(read_yaml(path))
     said = "structure only (--data opens the sources)"
     manifest = None if manifest is None or errors_in(problems) else _chosen(manifest, options)
+    if manifest is not None:
+        problems = [item for item in problems if item.task in ("", *(task.id for task in manifest))]
     if manifest is not None and "--data" in flags:
         root, own = options["--root"] or None, options["--lock"]
         where = Path(own) if own else lock_path(path, root)

@@ -182,18 +182,15 @@ class Manifest:
         return found
 
     def variant(self, name: str) -> Manifest:
-        """The tasks of a variant that the manifest names, in the years that they have there.
+        """The tasks of a variant that the manifest names, in the years that they have there; those of a year as listed.
 
         Raises:
             ConfigError: for an unknown name.
         """
         if name not in self.stream.variants:
             raise ConfigError(f"'{self.stream.name}' has no variant '{name}'; {nearest(name, self.stream.variants)}")
-        years = self.stream.variants[name]
-        moved = (
-            replace(task, year=year, date=None) if (year := years.get(task.id)) is not None else task for task in self
-        )
-        return self._reduced({task.id: task for task in moved if task.id in years})
+        listed = [(self[own], year) for own, year in self.stream.variants[name].items()]
+        return self._reduced([task if year is None else replace(task, year=year, date=None) for task, year in listed])
 
     def select(
         self,
@@ -243,19 +240,16 @@ class Manifest:
             kept = [task for task in kept if (known_sizes[task.id] or 0) >= min_size]
         kept = kept if first is None else kept[:first]
         kept = kept if last is None else kept[max(0, len(kept) - last) :]
-        return self._reduced({task.id: task for task in kept})
+        return self._reduced(kept)
 
-    def _reduced(self, kept: Mapping[str, Task]) -> Manifest:
-        """These tasks in the order of the file, with the offsets that their data had."""
+    def _reduced(self, kept: Sequence[Task]) -> Manifest:
+        """These tasks, with the offsets that their data had."""
         if not kept:
             raise StreamError(f"no task of '{self.stream.name}' passes the filters")
-        info = replace(
-            self.stream,
-            fallback=tuple(name for name in self.stream.fallback if name in kept),
-            variants={},
-            offsets={},
-        )
-        left = Manifest(info, tuple(kept[task.id] for task in self if task.id in kept), self.path)
+        ids = {task.id for task in kept}
+        fallback = tuple(name for name in self.stream.fallback if name in ids)
+        info = replace(self.stream, fallback=fallback, variants={}, offsets={})
+        left = Manifest(info, tuple(kept), self.path)
         had = {name: start for name, start in self.offsets().items() if name in left.datasets}
         return left if had == left.offsets() else replace(left, stream=replace(info, offsets=had))
 
