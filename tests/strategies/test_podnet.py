@@ -205,20 +205,20 @@ def test_logits_are_at_most_the_scale_and_one_proxy_is_a_plain_cosine_head(proxi
 class Watched(PODNet):
     """Notes the network at the start and after every phase, and what each phase is."""
 
-    notes: list  # set by a test: strategies are made anew for every experience
+    told: list  # set by a test: strategies are made anew for every experience
 
     def phases(self, experience):
-        self.notes.append((experience.index, "start", bits(self.net), None))
+        self.told.append((experience.index, "start", bits(self.net), None))
         for phase in super().phases(experience):
             yield phase
-            self.notes.append((experience.index, phase.name, bits(self.net), phase))
+            self.told.append((experience.index, phase.name, bits(self.net), phase))
 
 
 def watched(learn, stream="toy", **hyperparameters):
-    kind = type("Watched", (Watched,), {"notes": []})
+    kind = type("Watched", (Watched,), {"told": []})
     learn(kind, stream, hyperparameters=hyperparameters)
     found = {}
-    for index, when, weights, phase in kind.notes:
+    for index, when, weights, phase in kind.told:
         found[index, when] = weights, phase
     return found
 
