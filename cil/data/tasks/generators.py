@@ -208,7 +208,7 @@ def textures() -> Table:
 def photo_patches(seed: int = 0, counts: Sequence[int] = (40, 10, 10, 20)) -> Table:
     """Tiles of 48x48 of eight photographs; a class is a photograph, a split a band of it (half, eighths, quarter).
 
-    Flat tiles (the frame of the retina) are left out: they show nothing, and some are copies of each other.
+    Tiles of one colour (the frame of the retina) are left out: they show nothing, and are copies of each other.
 
     Args:
         counts: Tiles of each photograph in train, dev, dev_test and test, at most.
@@ -245,9 +245,9 @@ def _tile(picture: NDArray[np.uint8], row: int, column: int) -> NDArray[np.uint8
     return picture[TILE * row : TILE * (row + 1), TILE * column : TILE * (column + 1)]
 
 
-def _is_flat(tile: NDArray[np.uint8], least: int = 8) -> bool:
-    """Whether no channel has a range of ``least`` grey levels."""
-    return bool((np.ptp(tile, axis=(0, 1)) < least).all())
+def _is_flat(tile: NDArray[np.uint8]) -> bool:
+    """Whether it has one colour."""
+    return bool((np.ptp(tile, axis=(0, 1)) == 0).all())
 
 
 def _made(images: list[Any], labels: NDArray[Any], counts: Sequence[int], names: tuple[str, ...] | None) -> Table:

@@ -129,8 +129,10 @@ def _of_hub(data: Any, image: str, label: str) -> Table:
     feature, values = data.features[label], list(data[label])
     inner = getattr(feature, "feature", None)
     names = getattr(feature if inner is None else inner, "names", None)
-    labels: Any = np.asarray(values)
-    if inner is not None:
+    labels: Any
+    if inner is None:
+        labels = np.asarray(values)
+    else:
         labels = [tuple(str(names[item] if names else item) for item in own) for own in values]
     images = ArrayImages(len(data), lambda row: np.asarray(data[row][image]))
     return Table(images, labels, names=None if names is None else tuple(names))
