@@ -20,6 +20,7 @@ from cil.engine.learners import MakeFactory
 from cil.engine.recipe import Recipe
 from cil.engine.run import Run
 from cil.engine.runtime import Runtime
+from cil.engine.tasks import check_told
 from cil.errors import ConfigError, nearest
 from cil.memory import Budget
 from cil.models import NetFactory, build_backbone
@@ -120,11 +121,12 @@ def plan(
     kind = make.func if isinstance(make, partial) else make
     if isinstance(make, partial):
         check_arguments(kind, make.keywords, "strategy")
+    name = name or str(getattr(kind, "name", getattr(kind, "__name__", "strategy")))
+    check_told(bool(getattr(kind, "takes_task", False)), stream, name)
     budget, recipe = budget or Budget(), recipe or Recipe()
     runtime = Runtime(device, precision, threads or torch.get_num_threads())
     nets = _nets(model, stream)
     make_factory = networks(stream.image_shape, **nets)
-    name = name or str(getattr(kind, "name", getattr(kind, "__name__", "strategy")))
     facts = dict(facts or {})
     config = facts.pop("config", None) or {
         "strategy": described(make) if isinstance(make, partial) else described(kind),

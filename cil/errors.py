@@ -50,6 +50,10 @@ class TrainingError(CilError):
     """Training cannot go on: a loss that is not finite, no memory left, a full disk."""
 
 
+class Diverged(TrainingError):
+    """A loss is not finite."""
+
+
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
     """Describe the names one could have meant.
 

@@ -20,7 +20,7 @@ from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, ResumeError, StreamError
 from cil.memory import Budget
 from cil.strategies import Strategy, find
-from cil.streams import Signature, Stream
+from cil.streams import Signature, Stream, TaskKey
 from cil.targets import TARGET, made, resolve
 from cil.tracking import Record
 
@@ -29,7 +29,8 @@ class Trained(nn.Module):
     """What a run learned, as a module in evaluation mode.
 
     ``forward`` takes float images (N, C, H, W) in [0, 1], as the stream has them, and gives scores (N, classes seen);
-    whatever the method answers by, a head or the nearest mean, is inside.
+    whatever the method answers by, a head or the nearest mean, is inside. After a stream that tells the task, the task
+    is a second argument, and the columns are its classes.
 
     Attributes:
         classes: Name of the class of each column.
@@ -45,8 +46,8 @@ class Trained(nn.Module):
                 self.add_module(name, value)
         self.eval()
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.learner.predict(images)
+    def forward(self, images: Tensor, *task: TaskKey) -> Tensor:
+        return self.learner.predict(images, *task)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Trained:
         """Moves what is no module too: means, prototypes."""
@@ -93,6 +94,11 @@ def evaluate(
         StreamError: where the stream has images of another shape, or fewer classes.
     """
     record = Record.load(run_dir)
+    if stream.task_known_at_test or record.identity["stream"].get("task_known_at_test"):
+        raise StreamError(
+            f"'{stream.name}' or the run's stream tells the task of a test image, and cil evaluate does not; the record "
+            f"has what was evaluated (stream.splits, stream.reevaluate)"
+        )
     learners, index, checkpoints = _learners(record, strategy, device, experience)
     learner = learners.rebuilt(index + 1, checkpoints.state(index))
     shape = tuple(record.identity["stream"]["image_shape"])
@@ -169,4 +175,6 @@ def _strategy(config: Any) -> Any:
 def _signature(facts: dict[str, Any]) -> Signature:
     """From JSON, which has lists for tuples and text for keys."""
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
+    if plain.get("task") is not None:
+        plain["task"] = TaskKey(**plain["task"])
     return Signature(**plain | {"counts": {int(slot): number for slot, number in facts["counts"].items()}})

@@ -2,5 +2,17 @@
 
 from cil.contract.holder import Holder, loaded_reference, reference_of
 from cil.contract.phase import Desk, Phase, Progress
+from cil.contract.search import Choice, Range, Search, Settings
 
-__all__ = ["Desk", "Holder", "Phase", "Progress", "loaded_reference", "reference_of"]
+__all__ = [
+    "Choice",
+    "Desk",
+    "Holder",
+    "Phase",
+    "Progress",
+    "Range",
+    "Search",
+    "Settings",
+    "loaded_reference",
+    "reference_of",
+]

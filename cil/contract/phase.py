@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,6 +35,8 @@ class Phase:
         gamma: At milestones, in place of one tenth.
         schedule: In place of the configured one: ``constant`` or ``cosine``.
         train_mode: Puts modules into training mode at the start of the phase; ``Strategy.train_mode`` if left out.
+        steps: Optimizer steps, in place of any number of epochs; they are as many as that takes.
+        augment: In place of the stream's, where the data are of several experiences.
     """
 
     name: str
@@ -50,6 +53,13 @@ class Phase:
     gamma: float | None = None
     schedule: Literal["constant", "cosine"] | None = None
     train_mode: Callable[[], None] | None = None
+    steps: int | None = None
+    augment: Augment | None = None
+
+    @property
+    def samples(self) -> Samples:
+        """What sets the number of steps."""
+        return self.data if isinstance(self.data, Samples) else next(iter(self.data.values()))
 
 
 @dataclass
@@ -74,6 +84,7 @@ class Desk:
     Attributes:
         flops: Counts, by ``with desk.flops.counting()``, work inside a step that is not the same at every step, as a
             pass over all images now and then: it is billed once as it is, not as a share of each image.
+        parts: Operations outside phases that the bill shall name, by ``with desk.part(name)``.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -81,3 +92,10 @@ class Desk:
     backward: Callable[[Tensor], None] = lambda loss: loss.backward()
     augment: Augment = field(default_factory=Augment)
     flops: Flops = field(default_factory=Flops)
+    parts: dict[str, Flops] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Around work of a hook that is billed under a name of its own."""
+        with self.parts.setdefault(name, Flops()).counting():
+            yield

@@ -31,15 +31,22 @@ class Cost:
     steps: int = 0  # of the optimizer
     extra: int = 0  # what the learner counted itself, by ``desk.flops``
     entries: list[Entry] = field(default_factory=list)
+    part: str = "training"  # of the bill: training, search or validation
+    trial: dict[str, Any] = field(default_factory=dict)  # settings and error, where it is one of a search
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> Cost:
         """What ``dataclasses.asdict`` made of a cost."""
         return cls(**{**saved, "entries": [Entry(**entry) for entry in saved["entries"]]})
 
+    @classmethod
+    def once(cls, flops: int, part: str) -> Cost:
+        """Work that was counted as it was."""
+        return cls(extra=flops, part=part)
+
     @property
     def flops(self) -> int:
-        """Training operations, two for each multiply-add."""
+        """Operations, two for each multiply-add."""
         return round(self.flops_per_image * self.images) + self.flops_per_step * self.steps + self.extra
 
     @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cil.engine.incoming import met
@@ -77,16 +77,20 @@ def dry_run(make_learner: MakeLearner, make_net: Callable[[], NetFactory], signa
         if state.references:
             by_kind["parameters"] = by_kind.get("parameters", 0) + sum(r.bytes for r in state.references)
         fixed = {convention: learner.fixed_bytes(convention) for convention in ("exact", "survey")}
-        memories = list(learner.memories().values())
         total = dict(fixed)
-        for convention in fixed:
-            each = sum(m.item_bytes(learner.image_shape, learner.num_classes, convention) for m in memories)
-            total[convention] += exemplars * each
-        for memory in memories if exemplars else ():
-            for kind, size in memory.item_kinds(learner.image_shape, learner.num_classes).items():
-                by_kind[kind] = by_kind.get(kind, 0) + exemplars * size
+        for name, memory in learner.memories().items():
+            count = sum(held_in(learner, name, held).values())
+            for convention in fixed:
+                total[convention] += count * memory.item_bytes(learner.image_shape, learner.num_classes, convention)
+            for kind, size in memory.item_kinds(learner.image_shape, learner.num_classes).items() if count else ():
+                by_kind[kind] = by_kind.get(kind, 0) + count * size
         bills.append(Bill(signature.index, fixed, exemplars, total, by_kind))
     return bills
+
+
+def held_in(learner: Strategy, name: str, held: Mapping[int, int]) -> dict[int, int]:
+    """Of the exemplars of each slot, those in one memory."""
+    return {slot: count for slot, count in held.items() if learner.memory_of(slot) in (None, name)}
 
 
 def check_bills(bills: Sequence[Bill], budget: Budget, name: str) -> None:

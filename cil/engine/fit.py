@@ -21,7 +21,7 @@ from cil.engine.loader import PhaseLoader
 from cil.engine.process import Stopped
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
-from cil.errors import ConfigError, ContractError, TrainingError
+from cil.errors import ConfigError, ContractError, Diverged
 from cil.strategies import Phase, Progress, Strategy
 
 WINDOW, OPTIMIZER = "window|", "optimizer|"  # beside the learner's own tensors in a snapshot
@@ -33,7 +33,7 @@ class Fit:
 
     Args:
         learner: Holds what is trained.
-        phase, number: The phase and its place in the experience.
+        phase, number: The phase and its place in the experience (of a trial of a search: ``2.0``).
         recipe: As it applies to this phase.
         experience: Index of the experience, part of every key.
         seed: The run's.
@@ -41,11 +41,12 @@ class Fit:
         on_log: Called every ``recipe.log_every`` optimizer steps and after each epoch, with means by name.
         on_snapshot: Called with tensors and content when it is time to save.
         stop: Says whether the run was asked to stop; training then saves and raises ``Stopped``.
+        spent: Says, of what this phase cost so far, whether the budget leaves no further step; training then ends.
     """
 
     learner: Strategy | Adapter
     phase: Phase
-    number: int
+    number: int | str
     recipe: Recipe
     experience: int
     seed: int
@@ -55,6 +56,7 @@ class Fit:
     on_log: Callable[[str, dict[str, float], dict[str, Any]], None] = lambda kind, values, axes: None
     on_snapshot: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda tensors, content: None
     stop: Callable[[], bool] = lambda: False
+    spent: Callable[[Cost], bool] = lambda cost: False
     cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self) -> None:
@@ -68,10 +70,13 @@ class Fit:
             resume: A snapshot of this phase: tensors and content.
 
         Raises:
-            TrainingError: where a loss is not finite, naming experience, phase and step.
+            Diverged: where a loss is not finite, naming experience, phase and step.
         """
         learner, recipe = self.learner, self.recipe
-        loader = PhaseLoader(self.phase.data, self.augment, self.runtime.torch_device, self._keyed, recipe.batch_size)
+        if resume is None and self.spent(self.cost):
+            return
+        augment = self.phase.augment or self.augment
+        loader = PhaseLoader(self.phase.data, augment, self.runtime.torch_device, self._keyed, recipe.batch_size)
         if loader.count == 0:
             return
         optimizer = self._optimizer = self._make_optimizer()
@@ -92,6 +97,9 @@ class Fit:
                 progress.epoch = epoch
                 first = start_step if epoch == start_epoch else 0
                 for step, batch in enumerate(loader.epoch(epoch, first, total - epoch * in_epoch), first):
+                    if step % recipe.accumulate == 0 and self.spent(self.cost):
+                        total = progress.step
+                        break
                     reseed(self.seed, "step", self.experience, self.number, epoch, step)
                     update = (step + 1) % recipe.accumulate == 0 or step + 1 == in_epoch
                     share = _share(loader.bounds, step, recipe.accumulate)
@@ -188,7 +196,7 @@ class Fit:
     def _check(self, window: _Window, epoch: int, done: int) -> None:
         bad = window.first_bad()
         if bad is not None:
-            raise TrainingError(
+            raise Diverged(
                 f"the loss is {bad[1]} in experience {self.experience}, phase '{self.phase.name}', epoch {epoch}, "
                 f"step {done - bad[0]}; lower optimizer.lr or set trainer.clip_norm"
             )

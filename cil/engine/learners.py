@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from cil.errors import StateError
 from cil.memory import Budget, State
 from cil.models import NetFactory, evaluating
 from cil.strategies import Desk, Strategy
-from cil.streams import Signature
+from cil.streams import Signature, TaskKey
 
 MakeFactory = Callable[..., NetFactory]
 
@@ -69,10 +70,11 @@ class Learners:
         learner.to(self.runtime.torch_device)
 
     @torch.inference_mode()
-    def scores(self, learner: Strategy, images: Tensor) -> Tensor:
-        """What ``predict`` says, in evaluation mode."""
+    def scores(self, learner: Strategy, images: Tensor, task: TaskKey | None = None) -> Tensor:
+        """What ``predict`` says, in evaluation mode; ``task`` is told where the stream tells it."""
+        told: tuple[Any, ...] = () if task is None else (task,)
         with self.runtime.autocast(), all_evaluating(learner):
-            return learner.predict(images)
+            return learner.predict(images, *told)
 
 
 def as_structured(state: State, learner: Holder) -> State:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 from cil.adapt import Adapter
-from cil.contract import Phase
+from cil.contract import Phase, Search
 from cil.data import Augment
 from cil.engine.cost import Cost
 from cil.engine.fit import Fit
@@ -16,8 +16,10 @@ from cil.engine.keys import reseed
 from cil.engine.learners import all_evaluating
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
+from cil.engine.search import Trials
 from cil.engine.session import Clock, Snapshots
-from cil.memory import Flops
+from cil.errors import Diverged
+from cil.memory import Budget, Flops
 from cil.strategies import Strategy
 from cil.tracking import Record
 
@@ -28,9 +30,13 @@ class Training:
 
     Args:
         index: Of the experience, part of every key.
-        snapshots: Of this experience: ``phase-k`` holds what phase k's definition saw, ``now`` some step inside one.
+        snapshots: Of this experience: ``phase-k`` holds what phase k's definition saw, ``now`` some step inside one,
+            ``search-k`` the best trial so far of phase k.
         first_step: Optimizer steps of the run before.
         on_log, stop: As of ``Fit``.
+        budget: Whose operations and updates are not exceeded by more than a step; None: no cap.
+        before: Operations of the experience before its phases, for the budget.
+        error: Learner and held-out data to an error in percent, by which trials of a search are judged.
     """
 
     index: int
@@ -44,11 +50,13 @@ class Training:
     first_step: int = 0
     on_log: Callable[[str, dict[str, float], dict[str, Any]], None] = lambda kind, values, axes: None
     stop: Callable[[], bool] = lambda: False
+    budget: Budget = field(default_factory=Budget)
+    before: int = 0
+    error: Callable[[Any, Any], float] | None = None
 
-    def run(self, learner: Strategy | Adapter, phases: Iterator[Phase]) -> list[Cost]:
+    def run(self, learner: Strategy | Adapter, phases: Iterator[Phase | Search]) -> list[Cost]:
         """Run all phases, from wherever a snapshot stands; what each of them cost."""
         number = 0
-        now = self.snapshots.find("now")
         costs: list[Cost] = []
         while True:
             entry = self.snapshots.find(f"phase-{number}")
@@ -65,17 +73,45 @@ class Training:
                 return costs
             learner.to(self.runtime.torch_device)
             if self.snapshots.find(f"phase-{number + 1}") is None:
-                fit = Fit(
-                    learner, phase, number, self.recipe.of(phase, self.index), self.index, self.seed, self.augment,
-                    self.runtime, first_step=self.first_step + sum(cost.steps for cost in costs), on_log=self.on_log,
-                    on_snapshot=partial(self._keep, "now", costs), stop=self.stop,
-                )  # fmt: skip
-                fit.run(now if now is not None and now[1]["phase"] == number else None)
-                costs.append(fit.cost)
+                if isinstance(phase, Search):
+                    costs = Trials(self, learner, phase, number).run(costs)
+                else:
+                    costs.append(self.fit(learner, phase, number, costs))
                 tensors, meta = learner.full_state()
-                self._keep(f"phase-{number + 1}", costs, tensors, {"meta": meta})
+                self.keep(f"phase-{number + 1}", costs, tensors, {"meta": meta})
             number += 1
 
-    def _keep(self, name: str, costs: list[Cost], tensors: Any, content: Any) -> None:
+    def fit(
+        self, learner: Strategy | Adapter, phase: Phase, number: int | str, costs: Sequence[Cost], trial: bool = False
+    ) -> Cost:
+        """Train one phase, from the snapshot inside it where there is one; what it cost.
+
+        Args:
+            costs: Of all before it.
+            trial: Whether its loss may become infinite: the cost then says so.
+        """
+        fit = Fit(
+            learner, phase, number, self.recipe.of(phase, self.index), self.index, self.seed, self.augment,
+            self.runtime, first_step=self.first_step + sum(cost.steps for cost in costs), on_log=self.on_log,
+            on_snapshot=partial(self.keep, "now", costs), stop=self.stop, spent=partial(self.spent, costs),
+        )  # fmt: skip
+        now = self.snapshots.find("now")
+        try:
+            fit.run(now if now is not None and now[1]["phase"] == number else None)
+        except Diverged:
+            if not trial:
+                raise
+            fit.cost.trial = {"diverged": True}
+        return fit.cost
+
+    def spent(self, costs: Sequence[Cost], more: Cost | None = None) -> bool:
+        """Whether the budget leaves no further step after these costs, and some more."""
+        if self.budget.flops is None and self.budget.updates is None:
+            return False
+        each = [*costs, more] if more is not None else costs
+        return self.budget.spent(self.before + sum(cost.flops for cost in each), sum(cost.steps for cost in each))
+
+    def keep(self, name: str, costs: Sequence[Cost], tensors: Any, content: Any) -> None:
+        """Write a snapshot."""
         given = {**content, "costs": [asdict(cost) for cost in costs]}
         self.snapshots.keep(name, tensors, given, record=self.record, clock=self.clock)

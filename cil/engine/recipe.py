@@ -12,6 +12,7 @@ import torch
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from cil.engine.loader import batch_bounds
 from cil.errors import ConfigError
 from cil.strategies import Phase
 
@@ -115,7 +116,7 @@ class Recipe:
 
     def of(self, phase: Phase, index: int) -> Recipe:
         """The recipe of one phase of experience ``index``: what the phase says goes before what is configured."""
-        if not phase.main and phase.epochs is None:
+        if not phase.main and phase.epochs is None and phase.steps is None:
             raise ConfigError(f"phase '{phase.name}' is not a main one, so it must say its epochs")
         said = {name: getattr(phase, name) for name in FIRST if getattr(phase, name) is not None}
         fresh = index == 0 if phase.fresh is None else phase.fresh
@@ -135,7 +136,14 @@ class Recipe:
             own["scheduler"] = partial(
                 multistep, milestones=tuple(given["milestones"]), gamma=0.1 if phase.gamma is None else phase.gamma
             )
-        return replace(self, **own)
+        made = replace(self, **own)
+        return made if phase.steps is None else made.lasting(phase.steps, len(phase.samples))
+
+    def lasting(self, steps: int, images: int) -> Recipe:
+        """The same for so many optimizer steps: as many epochs of ``images`` as they take, the last one cut short."""
+        each = math.ceil(max(1, len(batch_bounds(images, self.batch_size))) / self.accumulate)
+        most = steps if self.max_steps is None else min(steps, self.max_steps)
+        return replace(self, epochs=math.ceil(steps / each), max_steps=most)
 
 
 def _check_numbers(section: str, given: Mapping[str, Any]) -> None:

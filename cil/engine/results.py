@@ -10,7 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from cil import metrics
+from cil.engine.tasks import task_results
 from cil.streams import Stream
+from cil.streams.task_stream import TaskStream
 
 Rows = Sequence[Mapping[str, Tensor]]
 
@@ -22,6 +24,8 @@ def results_of(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream) -
         rows: What ``evaluate`` gave after each experience so far.
         facts: What was committed with each.
     """
+    if isinstance(stream, TaskStream):
+        return {**task_results(rows, facts, stream), **spent(rows, facts)}
     names = ("correct", "correct_task_aware", "count")
     correct, aware, count = (np.stack([row[name].numpy() for row in rows]).astype(float) for name in names)
     tested = np.where(count > 0, count, np.nan)
@@ -31,12 +35,19 @@ def results_of(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream) -
         stream.experience_of_slot,
         counts=(correct, count),
     )
-    flops = {name: list(accumulate(fact["flops"][name] for fact in facts)) for name in ("training", "consolidation")}
+    return {**accuracy, **spent(rows, facts)}
+
+
+def spent(rows: Rows, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a run carried and spent: ledger, operations by part (summed up over experiences), seconds, peaks."""
+    parts = dict.fromkeys(name for fact in facts for name in fact["flops"])
+    flops = {name: list(accumulate(fact["flops"].get(name, 0) for fact in facts)) for name in parts}
     flops["evaluation"] = list(accumulate(int(row["flops"]) for row in rows))
     seconds: dict[str, Any] = {name: [fact["seconds"][name] for fact in facts] for name in ("train", "consolidate")}
     seconds["evaluate"] = [float(row["seconds"]) for row in rows]
+    peaks = [fact["peak_parameters"] for fact in facts if "peak_parameters" in fact]
+    compute = {"compute": [fact.get("compute") for fact in facts]} if "compute" in facts[-1] else {}
     return {
-        **accuracy,
         "ledger": [fact["ledger"] for fact in facts],
         "exemplars": [fact["exemplars"] for fact in facts],
         "given_up": [fact.get("given_up", 0) for fact in facts],
@@ -44,6 +55,8 @@ def results_of(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream) -
         "flops": {**flops, "total": sum(each[-1] for each in flops.values())},
         "seconds": {**seconds, "total": sum(map(sum, seconds.values()))},
         "peak_training_bytes": max(fact["peak_training_bytes"] for fact in facts),
+        "peak_parameters": max(peaks, default=None),
+        **compute,
     }
 
 

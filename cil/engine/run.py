@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cil.data import Samples
 from cil.engine.checkpoint import Checkpoints
 from cil.engine.cost import Cost
 from cil.engine.dryrun import Bill, MakeLearner, check_bills, dry_run
@@ -34,10 +35,12 @@ from cil.engine.session import (
     loggers_within,
     recorded,
 )
+from cil.engine.tasks import check_told, evaluate_tasks, scored
 from cil.engine.training import StrategySteps
 from cil.memory import Budget, Entry, Flops, Ledger
 from cil.strategies import Strategy
-from cil.streams import Experience, Stream
+from cil.streams import Experience, Stream, TaskKey
+from cil.streams.task_stream import TaskStream
 from cil.tracking import Loggers, Record, build_loggers
 
 
@@ -116,7 +119,9 @@ class Run:
             CilError: for what can be known to fail before training.
         """
         make_net = partial(self.make_factory, seed=self.seed, meta=True)
-        if self.make_learner(make_net(), replace(self.budget)).bound:
+        learner = self.make_learner(make_net(), replace(self.budget))
+        check_told(learner.takes_task, self.stream, self.name)
+        if learner.bound:
             self.budget.enforce = "report"
         found = dry_run(self.make_learner, make_net, self.stream.signatures, self.budget)
         if self.budget.reserve == "final":
@@ -174,6 +179,7 @@ class Run:
         self._clock = Clock(max((content["seconds"] for content in found.values()), default=0.0))
         learner = self.learners.rebuilt(index, self.checkpoints.state(index - 1) if index else None)
         taken = self.learners.meet(learner, index)
+        learner.desk.augment = self.stream.augment_of(index)
         experience = drawn(self.stream.training_half()[index], taken, generator(self.seed, "incoming", index))
         flops = Flops()  # of all but the phases
         with self.runtime.autocast(), flops.counting(), all_evaluating(learner):
@@ -186,7 +192,8 @@ class Run:
             reseed(self.seed, "prepare", index)
             learner.prepare(experience)
         learner.to(self.runtime.torch_device)
-        costs = self._phases(learner, experience, record, loggers)
+        costs = self._phases(learner, experience, record, loggers, flops.count)
+        parameters = sum(p.numel() for p in {id(p): p for m in learner.modules() for p in m.parameters()}.values())
         self._stop_here()  # what was trained is in the snapshots
         trained = self._clock.seconds
         reseed(self.seed, "after", index)
@@ -203,12 +210,17 @@ class Run:
             "ledger": ledger.to_json(),
             "exemplars": exemplars,
             "over_budget": self.budget.over(ledger, exemplars),
-            "flops": {"training": sum(cost.flops for cost in costs), "consolidation": flops.count},
+            "flops": by_part(costs, learner, flops.count),
             "peak_training_bytes": ledger.peak_training_bytes,
             "seconds": {"train": trained, "consolidate": self._clock.seconds - trained},
             "steps": sum(cost.steps for cost in costs),
             "offset": record.offset(),
+            "peak_parameters": parameters,
+            "findings": learner.findings,
+            "search": [cost.trial | {"flops": cost.flops} for cost in costs if cost.trial],
         }
+        if self.budget.flops is not None or self.budget.updates is not None:
+            facts["compute"] = compute(self.budget, facts["flops"], facts["steps"])
         if facts["over_budget"]:
             earlier = [self.checkpoints.facts(i)["ledger"] for i in range(index)]
             record.update({"ledger": [*earlier, facts["ledger"]]})
@@ -222,33 +234,43 @@ class Run:
         ledger = Ledger.of(learner.state())
         self.budget.check(ledger, count_exemplars(learner), self.name, when="with what arrives in")
 
-    def _phases(self, learner: Strategy, experience: Experience, record: Record, loggers: Loggers) -> list[Cost]:
-        """Run all phases of the experience, from wherever a snapshot stands."""
+    def _phases(
+        self, learner: Strategy, experience: Experience, record: Record, loggers: Loggers, before: int
+    ) -> list[Cost]:
+        """Run all phases of the experience, from wherever a snapshot stands; ``before`` are operations of its hooks."""
         index = experience.index
         training = Training(
-            index, self.seed, self.recipe, self.stream.augment, self.runtime, Snapshots(self.checkpoints, index),
-            record, self._clock, first_step=sum(self.checkpoints.facts(i)["steps"] for i in range(index)),
-            on_log=self._logger(loggers), stop=self._stop,
+            index, self.seed, self.recipe, self.stream.augment_of(index), self.runtime,
+            Snapshots(self.checkpoints, index), record, self._clock,
+            first_step=sum(self.checkpoints.facts(i)["steps"] for i in range(index)), on_log=self._logger(loggers),
+            stop=self._stop, budget=self.budget, before=before, error=partial(self._error, experience),
         )  # fmt: skip
         return training.run(learner, learner.phases(experience))
+
+    def _error(self, experience: Experience, learner: Strategy, samples: Samples) -> float:
+        """Error in percent on held-out data of an experience, by which trials of a search are judged."""
+        task = experience.task
+        columns, first = (learner.num_classes, 0) if task is None else (task.classes, task.first)
+        order = generator(self.seed, "validate", experience.index)
+        device, size = self.runtime.torch_device, self.evaluation_batch
+        answer = partial(self.learners.scores, learner, task=task)
+        return scored(answer, samples, columns, first, order, device, size).error
 
     def _evaluate(self, index: int) -> None:
         """Evaluate what was carried: the learner is rebuilt from it."""
         clock = Clock()
         learner = self.learners.rebuilt(index + 1, self.checkpoints.state(index))
 
-        def scores(images: Tensor) -> Tensor:
+        def scores(images: Tensor, task: TaskKey | None = None) -> Tensor:
             self._stop_here()
-            return self.learners.scores(learner, images)
+            return self.learners.scores(learner, images, task)
 
-        counts = evaluate(
-            scores,
-            self.stream,
-            learner.num_classes,
-            seed=self.seed,
-            device=self.runtime.torch_device,
-            batch_size=self.evaluation_batch,
-        )
+        given: dict[str, Any] = {"seed": self.seed, "device": self.runtime.torch_device}
+        given["batch_size"] = self.evaluation_batch
+        if isinstance(self.stream, TaskStream):
+            counts = evaluate_tasks(scores, self.stream, index, **given)
+        else:
+            counts = evaluate(scores, self.stream, learner.num_classes, **given)
         counts["seconds"] = torch.tensor([clock.seconds], dtype=torch.float64)
         self.checkpoints.write_evaluation(index, counts)
 
@@ -264,7 +286,8 @@ class Run:
         facts = [self.checkpoints.facts(i) for i in range(index + 1)]
         rows = [row for i in range(index + 1) if (row := self.checkpoints.evaluated(i)) is not None]
         results = results_of(rows, facts, self.stream)
-        record.save_arrays({"confusion": confusions(rows)})
+        if not isinstance(self.stream, TaskStream):
+            record.save_arrays({"confusion": confusions(rows)})
         record.update(results)
         if record.offset() == facts[-1]["offset"]:  # else this boundary's line was written before an interruption
             values = {
@@ -296,6 +319,21 @@ def shrink(learner: Strategy, budget: Budget) -> None:
             return
         for memory in learner.memories().values():
             memory.shrink(largest - 1)
+
+
+def by_part(costs: Sequence[Cost], learner: Strategy, hooks: int) -> dict[str, int]:
+    """Operations of an experience: ``training``, what a search adds, and of hooks what they name and the rest."""
+    parts = {"training": 0}
+    for cost in costs:
+        parts[cost.part] = parts.get(cost.part, 0) + cost.flops
+    named = {name: flops.count for name, flops in learner.desk.parts.items()}
+    return {**parts, "consolidation": hooks - sum(named.values()), **named}
+
+
+def compute(budget: Budget, flops: Mapping[str, int], steps: int) -> dict[str, Any]:
+    """What was available to an experience, and what was spent."""
+    spent = {"flops": (budget.flops, sum(flops.values())), "updates": (budget.updates, steps)}
+    return {name: {"available": pair[0], "spent": pair[1]} for name, pair in spent.items() if pair[0] is not None}
 
 
 def _bytes(entries: list[Entry]) -> int:

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from cil.adapt import Adapter, Source
-from cil.contract import Desk, Holder, Phase, Progress
+from cil.contract import Desk, Holder, Phase, Progress, Search
 from cil.data import ArrayStore, Augment, Batch, Samples
 from cil.data.samples import to_float
 from cil.engine.cost import MEASURED, held_tensors
-from cil.engine.dryrun import Bill, MakeLearner
+from cil.engine.dryrun import Bill, MakeLearner, held_in
 from cil.engine.fit import gradients_for
 from cil.engine.incoming import met
 from cil.engine.keys import generator
@@ -124,6 +124,7 @@ class StrategySteps:
             if phase is None:
                 return self._told(learner, index, found, device, refused)
             learner.to(device)
+            phase = phase.trial(phase.middle) if isinstance(phase, Search) else phase
             step = self._step_of(learner, phase, index, batch_size)
             if step is not None:
                 found.append(step)
@@ -143,8 +144,8 @@ class StrategySteps:
             learner.to(device)
             choice = {slot: held.get(slot, 0) + signature.counts.get(slot, 0) for slot in range(signature.num_classes)}
             held = learner.exemplar_plan(own.exemplar_slots(learner), choice)
-        for memory in learner.memories().values():
-            fill(memory, held, learner.image_shape)
+        for name, memory in learner.memories().items():
+            fill(memory, held_in(learner, name, held), learner.image_shape)
             if memory.select.needs != "nothing":
                 memory.select = selection("random")  # which exemplars a rule would choose changes no byte
         if index:
@@ -169,7 +170,10 @@ class StrategySteps:
             share = min(1.0, most / max(1, sum(counts.values())))
             counts = {slot: min(count, max(2, math.ceil(count * share))) for slot, count in counts.items()}
         slots = torch.repeat_interleave(torch.tensor(sorted(counts)), torch.tensor([counts[s] for s in sorted(counts)]))
-        return Experience(replace(signature, counts=counts), made_up(slots, signature.image_shape, noise))
+        train, task = made_up(slots, signature.image_shape, noise), signature.task
+        if task is not None and task.multilabel:
+            train = Samples(train.parts[0][0], slots, targets=torch.zeros(len(slots), task.classes))
+        return Experience(replace(signature, counts=counts), train, None if task is None else train)
 
     def _step_of(self, learner: Strategy, phase: Phase, index: int, batch_size: int | None) -> Measured | None:
         recipe = self.recipe.of(phase, index)

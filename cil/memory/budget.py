@@ -48,6 +48,9 @@ class Budget:
         enforce: ``error`` stops a run over its budget, ``shrink`` drops exemplars until it fits, ``report`` goes on.
         training_bytes: Cap on what a step of training holds in all: what is carried, what else is held in training,
             gradients, optimizer state and activations (``peak_training_bytes`` of the record).
+        flops: Operations that may be spent on an experience before its state is carried: training, every trial of a
+            search, validation, and what hooks compute before it. Training stops there, overspending by a step at most.
+        updates: Optimizer steps of an experience, those of all trials together.
         final_bytes: Fixed bytes at the end of the stream, known from the dry run; for ``reserve: final``.
         experience: Which boundary is next; set by the engine, as are the next two.
         given_up: Images of that experience that the learner does without (``Strategy.accepts``).
@@ -61,6 +64,8 @@ class Budget:
     enforce: str = "error"
     scope: str = "carried"
     training_bytes: int | None = None
+    flops: float | None = None
+    updates: int | None = None
     final_bytes: int | None = None
     experience: int = 0
     given_up: int = 0
@@ -81,6 +86,10 @@ class Budget:
             raise ConfigError(f"budget.limit is {list(self.limits)}; it must be a positive number of bytes")
         if self.training_bytes is not None and self.training_bytes < 1:
             raise ConfigError(f"budget.training_bytes is {self.training_bytes}; it must be a positive number of bytes")
+        for key in ("flops", "updates"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"budget.{key} is {value}; it must be a positive number, for each experience")
         if self.scope != "carried" and self.limits is not None and len(self.limits) > 1:
             raise ConfigError(f"budget.scope is {self.scope} with {len(self.limits)} limits; one must hold for all")
 
@@ -100,6 +109,12 @@ class Budget:
         if self.limits is None:
             return None
         return int(self.limits[min(self.experience, len(self.limits) - 1)]) + self.extra * self.image_bytes
+
+    def spent(self, flops: int, updates: int) -> bool:
+        """Whether so many operations or optimizer steps leave nothing for another step."""
+        return (self.flops is not None and flops >= self.flops) or (
+            self.updates is not None and updates >= self.updates
+        )
 
     def remaining(self, learner: Learner) -> int:
         """Bytes left for rehearsal memories, after everything else that is kept, at its size after ``grow``."""

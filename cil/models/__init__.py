@@ -16,6 +16,7 @@ from cil.models.imagenet import ImageNetResNet
 from cil.models.output import Output
 from cil.models.registry import build_backbone, names, register_model
 from cil.models.reparameterised import ParallelAdapters, adaptable
+from cil.models.tasks import TaskNet, TaskNets, TaskPool, batch_statistics_features
 from cil.models.timm_zoo import TimmBackbone, timm_backbone
 from cil.models.weights import load_weights, save_weights
 from cil.models.wide_resnets import WideResNet
@@ -39,10 +40,14 @@ __all__ = [
     "ParallelAdapters",
     "ScaledConv2d",
     "SmallConvNet",
+    "TaskNet",
+    "TaskNets",
+    "TaskPool",
     "TaskTokenNet",
     "TimmBackbone",
     "WideResNet",
     "adaptable",
+    "batch_statistics_features",
     "build_backbone",
     "count_parameters",
     "evaluating",

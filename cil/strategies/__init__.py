@@ -7,14 +7,28 @@ from importlib.metadata import entry_points
 from keyword import iskeyword
 from pathlib import Path
 
-from cil.contract import Desk, Phase, Progress, reference_of
+from cil.contract import Choice, Desk, Phase, Progress, Range, Search, reference_of
 from cil.memory import State
 from cil.strategies.base import Strategy
 from cil.strategies.registry import find, register
 
 _NOT_METHODS = {"__init__", "base", "parts", "ranges", "registry"}
 
-__all__ = ["Desk", "Phase", "Progress", "State", "Strategy", "built_in", "find", "names", "reference_of", "register"]
+__all__ = [
+    "Choice",
+    "Desk",
+    "Phase",
+    "Progress",
+    "Range",
+    "Search",
+    "State",
+    "Strategy",
+    "built_in",
+    "find",
+    "names",
+    "reference_of",
+    "register",
+]
 
 
 def built_in() -> list[str]:

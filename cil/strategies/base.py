@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cil.contract import Holder, Phase, Progress
+from cil.contract import Holder, Phase, Progress, Search
 from cil.data import Batch, Samples
 from cil.memory import Budget
 from cil.models import NetFactory
@@ -29,6 +29,7 @@ class Strategy(Holder):
     net: Any  # what ``build_net`` gives
     uses_horizon: ClassVar[bool] = False  # needs to know how many experiences will come
     bound: ClassVar[bool] = False  # an upper bound, not a competitor: kept out of rankings
+    takes_task: ClassVar[bool] = False  # answers ``predict(images, task)``, so streams must tell the task
     toy: ClassVar[Mapping[str, Any]] = {}  # hyperparameters for toy runs, where the defaults are far too large
     toy_model: ClassVar[Mapping[str, Any]] = {}  # name and options of a backbone for toy runs, where any will not do
 
@@ -40,6 +41,7 @@ class Strategy(Holder):
         self.first_slot = 0  # the lowest with data here; where no class re-appears, the first new one
         self.progress = Progress()
         self.notes: list[str] = []  # a sentence for each thing that a person should hear before training
+        self.findings: dict[str, Any] = {}  # what to tell of an experience: plain data, for the record
         self.keep("net", self.build_net(), kind="parameters")
 
     # what a method may fill -----------------------------------------------------------------------------------------
@@ -81,8 +83,10 @@ class Strategy(Holder):
         """The one method that most strategies must write."""
         raise NotImplementedError(f"{type(self).__name__} must write loss(batch), or give its phases a loss")
 
-    def phases(self, experience: Experience) -> Iterator[Phase]:
+    def phases(self, experience: Experience) -> Iterator[Phase | Search]:
         """The phases of training, lazily: code between two of them runs between them. Default: one.
+
+        A ``Search`` is a phase too: the engine trains its trials, judges them on held-out data and keeps the best.
 
         After an interruption the iterator is run again up to where training stood, each stretch on the state it saw
         the first time, so it must not depend on anything that is not kept.
@@ -129,6 +133,10 @@ class Strategy(Holder):
         """
         quota = slots // max(1, len(counts))
         return {slot: min(quota, count) for slot, count in counts.items()} if self.memories() else {}
+
+    def memory_of(self, slot: int) -> str | None:
+        """Name of the rehearsal memory that alone holds exemplars of a slot. Default: None, each memory holds all."""
+        return None
 
     # what the base does ---------------------------------------------------------------------------------------------
 

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cil.contract import Phase
 from cil.data import Batch, Samples
 from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory, State
-from cil.models import GrowingNet, Head, NetFactory, count_parameters, extract, freeze, frozen_copy
-from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks, OnGroup, cut
+from cil.models import GrowingNet, Head, NetFactory, extract, frozen_copy
+from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks, apart
+from cil.models.partition import cut
 from cil.strategies.base import Strategy
-from cil.strategies.parts import class_sums, exact, features_only, first_head, store_exemplars, trains_first
+from cil.strategies.parts import (
+    class_sums,
+    distillation,
+    exact,
+    features_only,
+    first_head,
+    store_exemplars,
+    trains_first,
+)
+from cil.strategies.parts.frozen import cosines
+from cil.strategies.parts.metas import MetaSets, meta_groups, normalised_entropy, routed
 from cil.strategies.parts.tuned import (
     Assembled,
     grow_small_rows,
@@ -30,73 +40,58 @@ from cil.strategies.ranges import above, at_least, below, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
-INITS = ("identity", "warmup")
-NORMS = ("freeze_after_base", "track", "groupnorm")
-SHARINGS = ("one", "per_task")
-ROUTINGS = ("entropy", "mean")
-ANSWERS = ("auto", "linear", "ncm", "cosine")
+ME = "ecotta_cil"
 
 
-class Phis(nn.ModuleList):
-    """The meta networks: one set, or one for each experience with new classes."""
-
-    @property
-    def survey_parameters(self) -> int:
-        """All of them are needed at inference."""
-        return count_parameters(self)
-
-
-@register("ecotta_cil")
+@register(ME)
 class EcoTTACIL(Strategy):
-    """Only small meta networks and rows of the head learn; the backbone theta, its buffers included, never changes.
+    """Only small meta networks phi and rows of the head learn; the backbone, its statistics included, never changes.
 
-    x~_k = BN_k(x_k) + ReLU(BN'_k(Conv_k(x~_{k-1}))) with x_k = F_k(x~_{k-1}), a part of the frozen backbone; features f
-    are those of x~_K. Over phi, and the head W:
+    x~_k = BN_k(x_k) + ReLU(BN'_k(Conv_k(x~_{k-1}))), where x_k = F_k(x~_{k-1}) is a part of the frozen backbone; the
+    features f are those of x~_K. What is minimised over phi and the head, equation 1 of specification 12:
 
-        CE_scope + anchor / K sum_k mean |x~_k - sg(x_k)| + previous / K sum_k mean |x~_k - sg(x~_k of phi_{t-1})|
-        + distillation T^2 KL(old softmax || softmax over old classes) + replay CE_all(exemplars)
+        CE_scope(z, y) + anchor / K sum_k mean |x~_k - sg(x_k)| + previous / K sum_k mean |x~_k - sg(x~_k of phi_{t-1})|
+        + distillation T^2 KL(softmax(z_{t-1} / T) || softmax(z / T) over old classes) + replay CE_all(exemplars)
 
     Args:
         rehearsal: Whether exemplars are kept; what is ``auto`` or null below follows from it.
-        parts: K, into how many parts the backbone is cut (``cil.models.meta.partition``), or the blocks of each part.
-        kernel: Of the meta networks' convolutions; None: 1 beside bottlenecks, else 3.
+        parts: K, into how many parts the backbone is cut (``cil.models.partition``), or the blocks of each part.
+        kernel: Of the meta networks' convolutions, odd; None: 1 beside bottlenecks, else 3.
         anchor: lambda_sd, of the distance to the frozen maps.
-        previous: lambda_prev, of the distance to the maps that the last experience's meta networks give. These are the
-            previous network's own, so they cost a forward pass through the frozen parts, without gradient.
+        previous: lambda_prev, of the distance to the maps of the last experience's meta networks, each of the network
+            they are in: one more forward pass through the frozen parts.
         distillation: lambda_kd, over the old outputs; None: 1 with exemplars, else 0.
         temperature: T > 0.
         replay: lambda_rep; 0 leaves exemplars out of training.
-        scope: Softmax of the new data: ``new`` classes, ``all`` seen (with exemplars alone), or ``auto``: all with
+        scope: Softmax of new data: ``new`` classes, ``all`` seen (with exemplars alone), or ``auto``: all with
             exemplars.
         head: What answers: ``linear``; ``cosine``: scale times the cosine to a row, rows starting at class means;
             ``ncm``: the nearest class mean of f by cosine (trained by a linear head); ``auto``: linear with exemplars,
             else ncm. Means are those of exemplars, computed anew, or sums that are carried and charged.
-        train_old_head: Whether rows of classes that are not here learn; the scale of a cosine head always does.
+        train_old_head: Whether rows of classes that are not here learn; None: with exemplars. The scale of a cosine
+            head always does.
         init: ``identity``: x~_k starts as nearly x_k. ``warmup``: a fresh start, and epochs of cross-entropy on the
             first experience before the anchors hold.
         gamma: Of BN'_k, at ``identity``; at 0 its ReLU lets no gradient through.
         warmup_epochs, warmup_lr: Of ``warmup``.
         norm: Statistics of the meta networks' norms: ``freeze_after_base``: the first experience's; ``track``: they go
             on with the batches; ``groupnorm``: BN'_k is a group norm, which has none.
-        grad_path: How the gradient passes frozen parts: ``stop``, ``lean``, ``full``; see ``cil.models.meta``.
+        grad_path: How the gradient passes frozen parts: ``stop``, ``lean``, ``full``; see ``GroupedNet``.
         sharing: ``one`` phi for all experiences, or ``per_task``: one for each with new classes, fixed after it.
-            There images of classes that come back are left out, ``previous`` and ``distillation`` have no object.
+            Images of classes that come back are then left out; ``previous`` and ``distillation`` have no object.
         routing: Of ``per_task``: an image is answered by the task of least ``entropy``, H / ln |C_t| (1 for a task of
             one class), or of the nearest class ``mean`` in frozen features.
         consolidation: c: at each step phi_eval becomes c phi_eval + (1 - c) phi, and is what stays; 0: phi itself.
         lr, weight_decay: Of phi; convolutions alone decay.
         head_lr: Of the head, which does not decay.
-        selection, codec: Of exemplars.
-        train_first: Whether the first experience trains the backbone before it is frozen; ``auto``: only where
-            ``model.weights`` gives no public weights.
-        first_head: Head of that training, dropped after it; ``linear`` or ``cosine``.
+        selection, codec, train_first, first_head: As of ``linear_probe``.
 
     Raises:
         ConfigError: for a value out of range, or a backbone that is not made of residual blocks.
 
     Source:
         Architecture and anchor: Song, Lee, Kweon, Choi, "EcoTTA", CVPR 2023, arXiv:2303.01904, there for adaptation
-        without labels; the class-incremental objective is this package's own (specification 12). Frozen batch norms
+        without labels; the class-incremental objective is this package's own (specification 12.1). Frozen batch norms
         always use their stored statistics. With ``identity`` those of BN_k are measured over all images of the first
         experience and stay, so that an infinite anchor is a linear probe; BN'_k has those of its batches.
     """
@@ -106,10 +101,10 @@ class EcoTTACIL(Strategy):
     net: GrowingNet
     first_head: Head | None
     head: Head
-    metas: Phis
+    metas: MetaSets
     previous_meta: MetaNetworks | None
     previous_head: Head | None
-    average: MetaNetworks | None
+    average: MetaNetworks | None  # phi_eval
     sums: Tensor | None  # (C, D), of f
     frozen_sums: Tensor | None  # (C, D), of the frozen backbone's features
     means: Tensor | None  # (C, D), of exemplars
@@ -129,7 +124,7 @@ class EcoTTACIL(Strategy):
         replay: float = 1.0,
         scope: str = "auto",
         head: str = "auto",
-        train_old_head: bool = False,
+        train_old_head: bool | None = None,
         init: str = "identity",
         gamma: float = 0.01,
         warmup_epochs: int = 10,
@@ -148,56 +143,41 @@ class EcoTTACIL(Strategy):
         first_head: str = "linear",
     ) -> None:
         super().__init__(make_net, budget)
-        me = "ecotta_cil"
-        one_of((True, False), me, rehearsal=rehearsal, train_old_head=train_old_head)
-        one_of(("auto", "new", "all"), me, scope=scope)
-        one_of(ANSWERS, me, head=head)
-        one_of(INITS, me, init=init)
-        one_of(NORMS, me, norm=norm)
-        one_of(GRAD_PATHS, me, grad_path=grad_path)
-        one_of(SHARINGS, me, sharing=sharing)
-        one_of(ROUTINGS, me, routing=routing)
-        at_least(0, me, anchor=anchor, previous=previous, distillation=distillation, replay=replay, gamma=gamma)
-        at_least(0, me, lr=lr, head_lr=head_lr, weight_decay=weight_decay, warmup_lr=warmup_lr)
-        at_least(0, me, consolidation=consolidation)
-        at_least(1, me, warmup_epochs=warmup_epochs)
-        below(1, me, consolidation=consolidation)
-        above(0, me, temperature=temperature)
-        if isinstance(parts, str | float | bool) or parts is None:
-            raise ConfigError(
-                f"strategy.parts of {me} is {parts!r}; it must be a number of parts, or blocks of each part"
-            )
-        if kernel is not None and (kernel < 1 or kernel % 2 == 0):
-            raise ConfigError(
-                f"strategy.kernel of {me} is {kernel}; it must be odd, so that maps keep their size, or null"
-            )
-        if scope == "all" and not rehearsal:
-            raise ConfigError(
-                f"strategy.scope of {me} is 'all' without exemplars, which only pushes old classes down; set "
-                f"strategy.rehearsal=true, or scope to new"
-            )
-        if sharing == "per_task" and rehearsal:
-            raise ConfigError(
-                f"strategy.sharing of {me} is 'per_task', where old meta networks are fixed and exemplars have nothing "
-                f"to train; set strategy.rehearsal=false, or sharing to one"
-            )
-        self.parts = parts if isinstance(parts, int) else [int(size) for size in parts]
-        self.kernel, self.gamma, self.init, self.norm, self.grad_path = kernel, gamma, init, norm, grad_path
-        self.anchor, self.previous, self.replay, self.temperature = anchor, previous, replay, temperature
-        self.distillation = float(rehearsal) if distillation is None else distillation
+        one_of((True, False), ME, rehearsal=rehearsal)
+        one_of((None, True, False), ME, train_old_head=train_old_head)
+        one_of(("auto", "new", "all"), ME, scope=scope)
+        one_of(("auto", "linear", "ncm", "cosine"), ME, head=head)
+        one_of(("identity", "warmup"), ME, init=init)
+        one_of(("freeze_after_base", "track", "groupnorm"), ME, norm=norm)
+        one_of(GRAD_PATHS, ME, grad_path=grad_path)
+        one_of(("one", "per_task"), ME, sharing=sharing)
+        one_of(("entropy", "mean"), ME, routing=routing)
+        at_least(0, ME, anchor=anchor, previous=previous, distillation=distillation, replay=replay, gamma=gamma)
+        at_least(0, ME, lr=lr, head_lr=head_lr, weight_decay=weight_decay, warmup_lr=warmup_lr)
+        at_least(1, ME, warmup_epochs=warmup_epochs)
+        at_least(0, ME, consolidation=consolidation)
+        below(1, ME, consolidation=consolidation)
+        above(0, ME, temperature=temperature)
+        if scope == "all" and not rehearsal:  # it would only push old classes down
+            raise ConfigError(f"strategy.scope of {ME} is 'all' without exemplars; set strategy.rehearsal=true")
+        if sharing == "per_task" and rehearsal:  # old meta networks are fixed
+            raise ConfigError(f"strategy.sharing of {ME} is 'per_task', which has no use for strategy.rehearsal=true")
+        self.parts, self.kernel, self.gamma, self.init, self.norm = parts, kernel, gamma, init, norm
+        self.grad_path, self.anchor, self.previous, self.replay = grad_path, anchor, previous, replay
+        self.distillation, self.temperature = rehearsal if distillation is None else distillation, temperature
         self.scope = ("all" if rehearsal else "new") if scope == "auto" else scope
         self.answer = ("linear" if rehearsal else "ncm") if head == "auto" else head
-        self.old_rows_learn, self.per_task, self.routing = train_old_head, sharing == "per_task", routing
+        self.old_rows_learn = rehearsal if train_old_head is None else train_old_head
+        self.per_task, self.routing, self.consolidation = sharing == "per_task", routing, consolidation
         self.warmup_epochs, self.warmup_lr = warmup_epochs, warmup_lr
-        self.consolidation, self.lr, self.head_lr, self.weight_decay = consolidation, lr, head_lr, weight_decay
+        self.lr, self.head_lr, self.weight_decay = lr, head_lr, weight_decay
+        self.trained, self.head_kind = trains_first(self, train_first), first_head
         self.rehearses = rehearsal
-        self.trained = trains_first(self, train_first)
-        self.head_kind = first_head
         self.base = True  # whether the meta networks are new here
         self.lowest = 0  # first row that learns by its own class
         self.tasks: list[tuple[int, ...]] = []  # slots of each set of meta networks
         self.keep("first_head", None, kind="temporary")
-        self.keep("metas", Phis(), kind="parameters")
+        self.keep("metas", MetaSets(), kind="parameters")
         self.keep("head", tuned_head(self, "cosine" if self.answer == "cosine" else "linear"), kind="parameters")
         self.keep("previous_meta", None, kind="teacher")
         self.keep("previous_head", None, kind="teacher")
@@ -217,13 +197,13 @@ class EcoTTACIL(Strategy):
     def grow_net(self, signature: Signature) -> None:
         self.first_head = first_head(self, signature, self.head_kind, self.trained)
         self.lowest = self.old_classes if self.per_task else self.first_slot
-        self.base = signature.index == 0
         if not self.metas:
             self.cuts = cut(self.net, signature.image_shape, self.parts, "strategy.parts")
-        if not self.metas or (self.per_task and signature.new_slots):
-            self.base = True
-            freeze(self.metas)
-            self.metas.append(self._fresh())
+        self.base = not self.metas or (self.per_task and bool(signature.new_slots))
+        if self.base:
+            drawn = self.generator(f"meta networks:{len(self.metas)}")
+            norm = "group" if self.norm == "groupnorm" else "batch"
+            self.metas.add(MetaNetworks(self.cuts, self.kernel, drawn, norm, "strategy").to(self.head.weight.device))
             self.tasks.append(())
         self.tasks[-1] += signature.new_slots
         grow_small_rows(self, self.head, signature)
@@ -233,24 +213,22 @@ class EcoTTACIL(Strategy):
         if self.frozen_sums is not None:
             self.frozen_sums = F.pad(self.frozen_sums, more)
 
-    def _fresh(self) -> MetaNetworks:
-        metas = MetaNetworks(self.cuts, self.kernel, self.generator(f"meta networks:{len(self.metas)}"))
-        if self.norm == "groupnorm":
-            each: Any
-            for each in metas:
-                each.conv_norm = nn.GroupNorm(_groups(each.conv_norm.num_features), each.conv_norm.num_features)
-        return metas.to(self.net.head.weight.device)
+    def grouped(self, metas: MetaNetworks) -> GroupedNet:
+        """The frozen backbone with meta networks beside it; stored statistics throughout."""
+        return GroupedNet(self.net, self.cuts, metas, self.grad_path, share=0.0)
 
-    @property
-    def meta(self) -> MetaNetworks:
-        """Those that learn."""
-        return self.metas[-1]  # type: ignore[return-value]
+    def features(self, images: Tensor, metas: MetaNetworks) -> Tensor:
+        """f of images (N, C, H, W), (N, D)."""
+        return self.grouped(metas)(images).features  # type: ignore[no-any-return]
+
+    def _whole(self) -> Assembled:
+        return Assembled(lambda images: self.features(images, self.metas.latest), self.head, [self.net, self.metas])
 
     # training -------------------------------------------------------------------------------------------------------
 
     def before_experience(self, experience: Experience) -> None:
         if self.num_classes and not self.per_task and (self.previous or self.distillation):
-            self.previous_meta = frozen_copy(self.meta)
+            self.previous_meta = frozen_copy(self.metas.latest)
             self.previous_head = frozen_copy(self.head) if self.distillation else None
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
@@ -260,7 +238,7 @@ class EcoTTACIL(Strategy):
             return
         if self.base and self.init == "identity":
             images = (batch.images for batch in own.batches(500, self.device))
-            self._grouped(self.meta).start_at_identity(images, self.gamma)
+            self.grouped(self.metas.latest).start_at_identity(images, self.gamma)
         if self.answer == "cosine":
             self._start_rows_at_means(experience, own)
         if self.base and self.init == "warmup":
@@ -269,7 +247,7 @@ class EcoTTACIL(Strategy):
                 epochs=self.warmup_epochs, train_mode=self._learning_mode,
             )  # fmt: skip
         if self.consolidation:
-            self.average = frozen_copy(self.meta)
+            self.average = frozen_copy(self.metas.latest)
         data: Any = own
         if self.rehearses and self.replay and len(self.memories()["memory"]):
             data = {"new": own, "memory": self.memories()["memory"].samples()}
@@ -282,61 +260,53 @@ class EcoTTACIL(Strategy):
         return train[train.slots >= self.old_classes] if self.per_task else train
 
     def _groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        metas: list[Any] = list(self.meta)
-        convolutions = [meta.conv.weight for meta in metas]
-        norms = [p for meta in metas for layer in (meta.norm, meta.conv_norm) for p in layer.parameters()]
-        return [
-            {"params": convolutions, "lr": lr, "weight_decay": weight_decay},
-            {"params": norms, "lr": lr, "weight_decay": 0.0},
-            {"params": list(self.head.parameters()), "lr": self.head_lr, "weight_decay": 0.0},
-        ]
+        head = {"params": list(self.head.parameters()), "lr": self.head_lr, "weight_decay": 0.0}
+        return [*meta_groups(self.metas.latest, lr, weight_decay), head]
 
     def _learning_mode(self) -> None:
         """Batch statistics where they are still to be learned, stored ones elsewhere."""
         self.metas.eval()
         tracks = self.norm == "track"
-        meta: Any
-        for meta in self.meta:
-            meta.conv_norm.train(tracks or self.base)
-            meta.norm.train(tracks or (self.base and self.init == "warmup"))
+        each: Any
+        for each in self.metas.latest:
+            each.conv_norm.train(tracks or self.base)
+            each.norm.train(tracks or (self.base and self.init == "warmup"))
+
+    @torch.no_grad()
+    def _start_rows_at_means(self, experience: Experience, own: Samples) -> None:
+        sums = F.normalize(self._sums(own))
+        for slot in experience.new_slots:
+            if bool(sums[slot].any()):
+                self.head.weight[slot] = sums[slot].to(self.head.weight)
 
     def _warmup_loss(self, batch: Batch) -> Tensor:
-        logits = self.head(self._features(batch.images, self.meta))
+        logits = self.head(self.features(batch.images, self.metas.latest))
         return scoped_cross_entropy(logits, batch.slots, self.lowest, "new")
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The joint objective, specification 12.1, by name of its terms."""
+        """Equation 1, by name of its terms."""
         memory = batch.streams.get("memory")
         images = batch.images if memory is None else torch.cat([batch.images, memory.images])
-        adapted: list[Tensor] = []
-        frozen: list[Tensor] = []
-
-        def on_group(k: int, ours: Tensor, theirs: Tensor) -> None:
-            adapted.append(ours)
-            frozen.append(theirs.detach())
-
-        anchored = self.anchor or (self.previous and self.previous_meta is not None)
-        logits = self.head(self._features(images, self.meta, on_group if anchored else None))
+        output, adapted, frozen = self.grouped(self.metas.latest).maps(images)
+        logits = self.head(output.features)
         terms = {"classes": scoped_cross_entropy(logits[: len(batch)], batch.slots, self.lowest, self.scope)}
         if self.anchor:
-            terms["anchor"] = self.anchor * _apart(adapted, frozen)
+            terms["anchor"] = self.anchor * _mean_apart(adapted, frozen)
         if self.previous_meta is not None:
-            before: list[Tensor] = []
             with torch.no_grad():
-                old = self._features(images, self.previous_meta, lambda k, ours, theirs: before.append(ours))
+                output, before, _ = self.grouped(self.previous_meta).maps(images)
             if self.previous:
-                terms["previous"] = self.previous * _apart(adapted, before)
+                terms["previous"] = self.previous * _mean_apart(adapted, before)
             if self.previous_head is not None:
-                terms["distillation"] = self.distillation * self._forgotten(logits, self.previous_head(old).detach())
+                terms["distillation"] = self.distillation * self._forgotten(logits, self.previous_head(output.features))
         if memory is not None:
             terms["replay"] = self.replay * F.cross_entropy(logits[len(batch) :], memory.slots)
         return terms
 
     def _forgotten(self, logits: Tensor, old: Tensor) -> Tensor:
-        """T^2 KL(softmax(old / T) || softmax(logits over the old classes / T))."""
-        now = F.log_softmax(logits[:, : old.shape[1]] / self.temperature, 1)
-        then = F.log_softmax(old / self.temperature, 1)
-        return self.temperature**2 * F.kl_div(now, then, reduction="batchmean", log_target=True)
+        """T^2 KL of the old softmax and the present one over old classes: cross-entropy less entropy."""
+        old, heat = old.detach(), self.temperature
+        return heat**2 * (distillation(logits[:, : old.shape[1]], old, heat) - distillation(old, old, heat))
 
     def adjust_gradients(self, batch: Batch) -> None:
         if not self.old_rows_learn:
@@ -345,7 +315,7 @@ class EcoTTACIL(Strategy):
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
         if self.average is not None:
-            for held, learned in zip(self.average.parameters(), self.meta.parameters(), strict=True):
+            for held, learned in zip(self.average.parameters(), self.metas.latest.parameters(), strict=True):
                 held.lerp_(learned, 1 - self.consolidation)
 
     # what stays -----------------------------------------------------------------------------------------------------
@@ -353,7 +323,7 @@ class EcoTTACIL(Strategy):
     def after_experience(self, experience: Experience) -> None:
         if self.average is not None:
             with torch.no_grad():
-                for learned, held in zip(self.meta.parameters(), self.average.parameters(), strict=True):
+                for learned, held in zip(self.metas.latest.parameters(), self.average.parameters(), strict=True):
                     learned.copy_(held)
             self.average = None
         store_exemplars(self, experience, self._whole())
@@ -373,13 +343,6 @@ class EcoTTACIL(Strategy):
         """Sum of f over the images of each class, (C, D) float64: its direction is that of their mean."""
         return class_sums(exact(extract(self._whole(), samples)), samples.slots, self.num_classes)[0]
 
-    @torch.no_grad()
-    def _start_rows_at_means(self, experience: Experience, own: Samples) -> None:
-        sums = F.normalize(self._sums(own))
-        for slot in experience.new_slots:
-            if bool(sums[slot].any()):
-                self.head.weight[slot] = sums[slot].to(self.head.weight)
-
     # answers --------------------------------------------------------------------------------------------------------
 
     def predict(self, images: Tensor) -> Tensor:
@@ -389,55 +352,25 @@ class EcoTTACIL(Strategy):
         the image is routed to.
         """
         if not self.per_task:
-            return self._answers(self._features(images, self.meta))
-        scores = images.new_zeros(len(images), self.num_classes)
-        doubts = []
-        for slots, meta in zip(self.tasks, self.metas, strict=True):
-            own = torch.tensor(slots, device=images.device)
-            features = self._features(images, meta)
-            logs = F.log_softmax(self.head(features)[:, own].float(), 1)  # (N, |C_t|)
-            doubts.append(
-                -(logs.exp() * logs).sum(1) / math.log(len(slots)) if len(slots) > 1 else torch.ones_like(logs[:, 0])
-            )
-            inside = (1 + self._answers(features)[:, own]) / 2 if self.answer == "ncm" else logs.exp()
-            scores[:, own] = inside.to(scores)
-        doubt = torch.stack(doubts, 1)  # (N, T)
-        if self.frozen_sums is not None:
-            near = _cosines(self.net(images).features, self.frozen_sums)
-            doubt = torch.stack([-near[:, list(slots)].amax(1) for slots in self.tasks], 1)
-        chosen = doubt.argmin(1, keepdim=True)
-        for number, slots in enumerate(self.tasks):
-            scores[:, list(slots)] += (chosen == number).to(scores)
-        return scores
+            return self._answers(self.features(images, self.metas.latest))
+        inside, doubts = [], []
+        near = None if self.frozen_sums is None else cosines(self.net(images).features, self.frozen_sums)  # (N, C)
+        metas: Any
+        for slots, metas in zip(map(list, self.tasks), self.metas, strict=True):
+            features = self.features(images, metas)
+            logits = self.head(features)[:, slots]  # (N, C_t)
+            by_mean = self.answer == "ncm"
+            inside.append((1 + self._answers(features)[:, slots]) / 2 if by_mean else logits.float().softmax(1))
+            doubts.append(normalised_entropy(logits) if near is None else -near[:, slots].amax(1))
+        return routed(inside, torch.stack(doubts, 1), self.tasks)
 
     def _answers(self, features: Tensor) -> Tensor:
         means = self.means if self.sums is None else self.sums
         if self.answer != "ncm" or means is None:  # no room for a single exemplar: the head answers
             return self.head(features)  # type: ignore[no-any-return]
-        return _cosines(features, means)
-
-    def _features(self, images: Tensor, meta: Any, on_group: OnGroup | None = None) -> Tensor:
-        return self._grouped(meta)(images, on_group).features  # type: ignore[no-any-return]
-
-    def _grouped(self, meta: Any) -> GroupedNet:
-        return GroupedNet(self.net, self.cuts, meta, self.grad_path, share=0.0)
-
-    def _whole(self) -> Assembled:
-        return Assembled(lambda images: self._features(images, self.meta), self.head, [self.net, self.metas])
+        return cosines(features, means)
 
 
-def _apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
+def _mean_apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
     """sum_k a_k mean |x~_k - fixed_k| with a_k = 1 / K."""
-    return torch.stack([(one - other).abs().mean() for one, other in zip(ours, theirs, strict=True)]).mean()
-
-
-def _cosines(features: Tensor, sums: Tensor) -> Tensor:
-    """(N, D), (C, D) to (N, C); minus infinity for a class of which nothing was seen."""
-    sums = exact(sums)
-    scores = F.normalize(exact(features)) @ F.normalize(sums).T
-    return scores.masked_fill((sums == 0).all(1), -torch.inf).to(features.device, torch.float32)
-
-
-def _groups(channels: int) -> int:
-    """Groups of a group norm: at most 32, of at least two channels where that is possible."""
-    return next((g for g in (32, 16, 8, 4, 2) if channels % g == 0 and channels // g >= 2), 1)
+    return torch.stack([apart(one, other) for one, other in zip(ours, theirs, strict=True)]).mean()

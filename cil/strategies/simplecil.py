@@ -13,6 +13,7 @@ from cil.memory import Budget
 from cil.models import GrowingNet, Head, NetFactory
 from cil.strategies.base import Strategy
 from cil.strategies.parts import class_sums, exact, exact_features, features_only, first_head, first_phase, trains_first
+from cil.strategies.parts.frozen import cosines
 from cil.strategies.ranges import one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
@@ -85,13 +86,13 @@ class SimpleCIL(Strategy):
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen by its cosine, or minus its squared distance; one without data by minus infinity."""
-        features, sums = self._scaled(exact(self.net(images).features)), exact(self.sums)  # (N, D), (C, D)
+        found = self.net(images).features  # (N, D)
         if self.counts is None:
-            scores, empty = F.normalize(features) @ F.normalize(sums).T, (sums == 0).all(1)
-        else:
-            counts = self.counts.to(sums)
-            scores, empty = -torch.cdist(features, sums / counts.clamp(min=1)[:, None]).square(), counts == 0
-        return scores.masked_fill(empty, -torch.inf).to(images.device, torch.float32)
+            return cosines(found, self.sums)
+        features, sums = self._scaled(exact(found)), exact(self.sums)  # (N, D), (C, D)
+        counts = self.counts.to(sums)
+        scores = -torch.cdist(features, sums / counts.clamp(min=1)[:, None]).square()
+        return scores.masked_fill(counts == 0, -torch.inf).to(images.device, torch.float32)
 
     def _scaled(self, features: Tensor) -> Tensor:
         return F.normalize(features) if self.unit else features

@@ -16,6 +16,28 @@ from cil.errors import StreamError
 
 
 @dataclass(frozen=True)
+class TaskKey:
+    """A question that images are asked, on streams that say which: one data set, and so one head.
+
+    Attributes:
+        dataset: Equal for experiences with the same data set.
+        first: Its first slot.
+        classes: How many slots it has, one after the other; those are the columns of ``predict(images, task)``.
+        multilabel: Whether several labels may hold at once.
+    """
+
+    dataset: str
+    first: int
+    classes: int
+    multilabel: bool = False
+
+    @property
+    def name(self) -> str:
+        """A name for parts of a network, short and the same wherever the data set re-appears."""
+        return str(self.first)
+
+
+@dataclass(frozen=True)
 class Signature:
     """The structure of one experience: all that ``grow`` is told, and enough for a dry run.
 
@@ -26,6 +48,8 @@ class Signature:
         counts: Training images of each slot present.
         image_shape: (C, H, W).
         num_classes: Slots seen up to and including this experience.
+        task: Which question the images are asked; None on streams that do not tell it at test time either. The images
+            of a multilabel task all count under its first slot, as their slots say nothing.
     """
 
     index: int
@@ -34,6 +58,7 @@ class Signature:
     counts: dict[int, int]
     image_shape: tuple[int, int, int]
     num_classes: int
+    task: TaskKey | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +80,10 @@ class Experience:
     @property
     def present(self) -> tuple[int, ...]:
         return self.signature.present
+
+    @property
+    def task(self) -> TaskKey | None:
+        return self.signature.task
 
 
 @dataclass(frozen=True)
@@ -147,6 +176,10 @@ class Stream:
         half = copy(self)
         half._parts = tuple(replace(part, test=closed) for part in self._parts)
         return half
+
+    def augment_of(self, index: int) -> Augment:
+        """Training augmentation of experience ``index``."""
+        return self.augment
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

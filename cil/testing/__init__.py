@@ -19,7 +19,7 @@ from cil.testing.adapters import ADAPTER_CHECKS, AdapterCheck, AdapterSubject
 from cil.testing.checks import ALL, Check, Subject
 from cil.testing.shifts import toy_adaptation, toy_shifts
 from cil.testing.streams import check_stream
-from cil.testing.toy import toy_run, toy_stream, uneven_stream
+from cil.testing.toy import toy_run, toy_stream, toy_tasks, uneven_stream
 
 __all__ = [
     "ADAPTER_CHECKS",
@@ -36,6 +36,7 @@ __all__ = [
     "toy_run",
     "toy_shifts",
     "toy_stream",
+    "toy_tasks",
     "uneven_stream",
 ]
 

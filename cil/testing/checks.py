@@ -22,7 +22,7 @@ from cil.errors import BudgetExceeded, CilError, ContractError
 from cil.memory import Budget, State, encode_meta, tensor_bytes
 from cil.strategies import Strategy, find
 from cil.streams import Stream
-from cil.testing.toy import EXEMPLARS, toy_pasts, toy_run, toy_stream, uneven_stream
+from cil.testing.toy import EXEMPLARS, toy_pasts, toy_run, toy_stream, toy_tasks, uneven_stream
 from cil.testing.watch import inside, watched, watching
 from cil.tracking import Record
 from cil.tracking.record import METRICS
@@ -39,12 +39,28 @@ class Subject:
     Args:
         strategy: Name or class.
         hyperparameters: Of its constructor.
-        stream: Met in most checks; three experiences are enough.
+        stream: Met in most checks; three experiences are enough. None: a toy stream that suits the strategy.
     """
 
     strategy: str | type[Strategy]
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    stream: Stream = field(default_factory=toy_stream)
+    stream: Any = None
+
+    def __post_init__(self) -> None:
+        if self.stream is None:
+            self.stream = self.toy()
+
+    def toy(self, test_seed: int = 1) -> Stream:
+        """A toy stream that suits the strategy; another ``test_seed`` changes nothing but its test images."""
+        return toy_tasks(test_seed=test_seed) if self.kind.takes_task else toy_stream(test_seed=test_seed)
+
+    def pasts(self) -> tuple[Stream, Stream]:
+        """Two toy streams that differ in all experiences but the last."""
+        return (toy_tasks(), toy_tasks(seed=5)) if self.kind.takes_task else toy_pasts()
+
+    def uneven(self) -> Stream:
+        """A toy stream with awkward numbers."""
+        return toy_tasks(each=3) if self.kind.takes_task else uneven_stream()
 
     @property
     def kind(self) -> type[Strategy]:
@@ -98,7 +114,7 @@ def state_survives_the_round_trip(subject: Subject) -> None:
         demand(dict(again.state().meta) == dict(state.meta), "load_state changed the metadata")
         images = _test_images(run.stream)
         demand(
-            equal(learners.scores(first, images), learners.scores(again, images)),
+            equal(answers(run, first, images), answers(run, again, images)),
             "two learners of the same state answer differently",
         )
 
@@ -117,7 +133,7 @@ def only_the_state_crosses_a_boundary(subject: Subject) -> None:
     Whatever else an experience leaves (globals, files, shared memory, other people's objects) is then of the other
     past, and shows.
     """
-    one, two = (replace(subject, stream=stream) for stream in toy_pasts())
+    one, two = (replace(subject, stream=stream) for stream in subject.pasts())
     with (
         one.finished() as (first, expected),
         two.finished(),
@@ -245,7 +261,7 @@ def predict_scores_each_class_seen(subject: Subject) -> None:
     with subject.finished() as (run, _):
         images = _test_images(run.stream)
         for done, learner in _learners(run):
-            scores = run.learners.scores(learner, images)
+            scores = answers(run, learner, images)
             demand(
                 tuple(scores.shape) == (len(images), learner.num_classes),
                 f"predict gave {tuple(scores.shape)} for {len(images)} images and {learner.num_classes} classes",
@@ -260,9 +276,9 @@ def predict_has_no_side_effects(subject: Subject) -> None:
         images = _test_images(run.stream)
         for _, learner in _learners(run):
             before = {name: tensor.clone() for name, tensor in learner.state().tensors.items()}
-            first = run.learners.scores(learner, images)
-            run.learners.scores(learner, images.flip(0)[: len(images) // 2] * 0.5)
-            second = run.learners.scores(learner, images)
+            first = answers(run, learner, images)
+            answers(run, learner, images.flip(0)[: len(images) // 2] * 0.5)
+            second = answers(run, learner, images)
             demand(equal(first, second), "predict answers differently when asked again")
             after = learner.state().tensors
             moved = [name for name, tensor in before.items() if not equal(tensor, after[name])]
@@ -275,12 +291,12 @@ def predict_does_not_look_at_the_rest_of_the_batch(subject: Subject) -> None:
     with subject.finished() as (run, _):
         images = _test_images(run.stream)
         for _, learner in _learners(run):
-            whole = run.learners.scores(learner, images)
+            whole = answers(run, learner, images)
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
             shuffled = torch.empty_like(whole)
-            shuffled[order] = run.learners.scores(learner, images[order])
-            alone = torch.cat([run.learners.scores(learner, images[i : i + 1]) for i in range(len(images))])
-            half = torch.cat([run.learners.scores(learner, part) for part in images.split(5)])
+            shuffled[order] = answers(run, learner, images[order])
+            alone = torch.cat([answers(run, learner, images[i : i + 1]) for i in range(len(images))])
+            half = torch.cat([answers(run, learner, part) for part in images.split(5)])
             for name, other in (("order", shuffled), ("company", alone), ("company", half)):
                 demand(_close(whole, other), f"predict depends on the {name} of the images in a batch")
 
@@ -292,8 +308,8 @@ def predict_does_not_look_at_the_rest_of_the_batch(subject: Subject) -> None:
 def test_data_play_no_part_in_training(subject: Subject) -> None:
     """With other test images of the same names and counts, exactly the same is learned."""
     with (
-        replace(subject, stream=toy_stream()).finished() as (one, first),
-        replace(subject, stream=toy_stream(test_seed=2)).finished() as (two, second),
+        replace(subject, stream=subject.toy()).finished() as (one, first),
+        replace(subject, stream=subject.toy(test_seed=2)).finished() as (two, second),
     ):
         for index in range(len(one.stream)):
             named = difference(one.checkpoints.state(index), two.checkpoints.state(index))
@@ -323,7 +339,7 @@ def hooks_keep_to_themselves(subject: Subject) -> None:
 def uneven_streams_are_learned(subject: Subject) -> None:
     """Experiences of one class, classes smaller than their quota, a last batch of one, room for nothing."""
     for budget in (Budget(exemplars=EXEMPLARS), Budget(exemplars=1000), Budget(exemplars=0)):
-        awkward = replace(subject, stream=uneven_stream())
+        awkward = replace(subject, stream=subject.uneven())
         try:
             with awkward.finished(budget=budget) as (_, record):
                 demand(record.status == "finished", f"the run is {record.status}")
@@ -344,6 +360,12 @@ def _learners(run: Run) -> Iterator[tuple[int, Strategy]]:
     learners: Learners = run.learners
     for done in range(1, len(run.stream) + 1):
         yield done, learners.rebuilt(done, run.checkpoints.state(done - 1))
+
+
+def answers(run: Run, learner: Strategy, images: Tensor) -> Tensor:
+    """Scores of all classes seen, (N, num_classes); where the stream tells the task, the answers for all, side by side."""
+    told = dict.fromkeys(s.task for s in run.stream.signatures if s.num_classes <= learner.num_classes)
+    return torch.cat([run.learners.scores(learner, images, task) for task in told], dim=1)
 
 
 def _test_images(stream: Stream) -> Tensor:

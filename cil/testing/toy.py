@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from cil.data import ArrayStore, Augment, Dataset, Samples
 from cil.engine.recipe import Recipe
@@ -16,8 +17,9 @@ from cil.engine.run import Run
 from cil.memory import Budget
 from cil.models import NetFactory, build_backbone
 from cil.strategies import Strategy, find
-from cil.streams import Stream, class_incremental
+from cil.streams import Stream, TaskKey, TaskStream, class_incremental
 from cil.streams.base import Part, Signature, fingerprint_of
+from cil.streams.task_stream import Event
 
 SIDE = 12  # pixels
 EXEMPLARS = 10
@@ -76,6 +78,67 @@ def uneven_stream() -> Stream:
         fingerprint=fingerprint_of(whole.fingerprint, repr(groups)), augment=whole.augment, mean=whole.mean,
         std=whole.std,
     )  # fmt: skip
+
+
+def toy_tasks(
+    *, seed: int = 0, test_seed: int = 1, each: int = 12, order: str = "abca", reevaluate: str = "all_seen"
+) -> TaskStream:
+    """Four events of three data sets, 12 x 12: two classes, three labels an image, three classes, the first once more.
+
+    Args:
+        seed: Of the training images of all events but the last, which are those of the first.
+        test_seed: Of the test images; another one changes nothing else.
+        each: Training images of a class.
+        order: Of the data sets a, b and c.
+    """
+    sizes = {"a": (2, False), "b": (3, True), "c": (3, False)}
+    start, keys = 0, {}
+    for name in dict.fromkeys(order):
+        keys[name] = TaskKey(name, start, *sizes[name])
+        start += sizes[name][0]
+    signatures, parts, events, tests = [], [], [], []
+    for index, name in enumerate(order):
+        key = keys[name]
+        met = [keys[other] for other in order[: index + 1]]
+        number = 0 if index == len(order) - 1 else seed  # so that the last event of two pasts is the same
+        train, dev = (_task_images(key, each, 100 + more + number) for more in (0, 10))
+        held = {split: _task_images(key, 8, 200 + more + test_seed) for more, split in ((0, "dev_test"), (10, "test"))}
+        new = tuple(range(key.first, key.first + key.classes)) if key not in met[:-1] else ()
+        shape, seen = (3, SIDE, SIDE), max(task.first + task.classes for task in met)
+        counts = train.counts()
+        signatures.append(Signature(index, new, tuple(counts), counts, shape, seen, key))
+        parts.append(Part(partial(_same, train), partial(_same, held["dev_test"]), partial(_same, dev)))
+        tests.append({split: partial(_same, samples) for split, samples in held.items()})
+        kind = "multilabel" if key.multilabel else "multiclass"
+        sizes_of = {"train": len(train), "dev": len(dev), **{split: len(samples) for split, samples in held.items()}}
+        events.append(Event(key, f"{name}-{index}", 2000 + index, "other", kind, index > 2, sizes_of))
+    made = fingerprint_of("toy_tasks", str((seed, test_seed, each, order)))
+    return TaskStream(
+        name="toy_tasks", classes=[str(slot) for slot in range(start)], order=list(range(start)),
+        signatures=signatures, parts=parts, fingerprint=made,
+        augment=Augment(flip=True), mean=[0.5] * 3, std=[0.5] * 3, events=events, tests=tests, reevaluate=reevaluate,
+        flips=[name != "b" for name in order],
+    )  # fmt: skip
+
+
+def _task_images(task: TaskKey, each: int, seed: int) -> Samples:
+    """Patterns of a task's classes, or sums of those that an image shows, in noise; ``each`` images a class."""
+    own = ord(task.dataset)
+    known = torch.Generator().manual_seed(1000 + own)
+    patterns = torch.randint(0, 256, (task.classes, 3, SIDE, SIDE), generator=known).float()
+    drawn = torch.Generator().manual_seed(seed + 1000 * own)
+    labels = torch.arange(task.classes).repeat(each)
+    targets = F.one_hot(labels, task.classes).float()
+    if task.multilabel:
+        targets = ((targets + torch.rand(targets.shape, generator=drawn)) > 0.7).float()
+    shown = torch.einsum("nk,kchw->nchw", targets, patterns) / targets.sum(1)[:, None, None, None]
+    noisy = (shown + 40 * torch.randn(shown.shape, generator=drawn)).clamp(0, 255).byte()
+    slots = torch.full_like(labels, task.first) if task.multilabel else labels + task.first
+    return Samples(ArrayStore(noisy), slots, targets=targets if task.multilabel else None)
+
+
+def _same(samples: Samples) -> Samples:
+    return samples
 
 
 def _of(slots: Sequence[int], samples: Samples) -> Samples:

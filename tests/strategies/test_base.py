@@ -334,6 +334,6 @@ def test_a_registered_strategy_is_found(monkeypatch):
     assert find(register("probe")(Probe).name) is Probe
 
 
-def test_only_joint_is_a_bound_and_none_needs_to_know_what_will_come():
-    assert [name for name in strategies.built_in() if find(name).bound] == ["joint"]
+def test_those_that_keep_all_data_are_bounds_and_none_needs_to_know_what_will_come():
+    assert [name for name in strategies.built_in() if find(name).bound] == ["cumulative", "joint"]
     assert not any(find(name).uses_horizon for name in strategies.built_in())

@@ -115,3 +115,14 @@ def class_sums(features: Tensor, slots: Tensor, classes: int) -> tuple[Tensor, T
     """Sum of the features of each class, (C, D), and their number, (C,); as a product, so the same bits each time."""
     members = F.one_hot(slots.to(features.device), classes).to(features.dtype)  # (N, C)
     return members.T @ features, members.sum(0)
+
+
+def cosines(features: Tensor, sums: Tensor) -> Tensor:
+    """Of features (N, D) to class means, given as sums (C, D): (N, C) float32, minus infinity for a class without any.
+
+    >>> cosines(torch.tensor([[3.0, 4.0]]), torch.tensor([[5.0, 0.0], [0.0, 0.0]]))
+    tensor([[0.6000,   -inf]])
+    """
+    sums = exact(sums)
+    scores = F.normalize(exact(features)) @ F.normalize(sums).T
+    return scores.masked_fill((sums == 0).all(1), -torch.inf).to(features.device, torch.float32)

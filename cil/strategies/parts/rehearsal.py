@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cil.data import Batch, Samples
+from cil.data import Augment, Batch, Samples
 from cil.errors import ConfigError
 from cil.memory import (
     FeatureMemory,
@@ -76,14 +76,16 @@ def seen(net: nn.Module, num_classes: int, needs: str, samples: Samples) -> Seen
     return Predictions(logits, slots) if needs == "logits" else Gradients.of(logits, output.features.cpu(), slots)
 
 
-def draw(learner: Strategy, samples: Samples | OnlineMemory, count: int, purpose: str) -> Batch | None:
+def draw(
+    learner: Strategy, samples: Samples | OnlineMemory, count: int, purpose: str, augment: Augment | None = None
+) -> Batch | None:
     """A training batch of ``count`` samples at most, drawn without replacement; None where there are none.
 
     A single one is drawn twice, each with an augmentation of its own: batch statistics of one image are undefined where
     maps are of one pixel, and of two that are alike they are those of one.
 
     The draw is keyed by purpose and step, so that it may be made in ``loss``: what is drawn from may have changed in
-    the step before, as an online memory does.
+    the step before, as an online memory does. ``augment``: in place of that of the experience.
     """
     if not len(samples):
         return None
@@ -93,7 +95,7 @@ def draw(learner: Strategy, samples: Samples | OnlineMemory, count: int, purpose
     part = samples[rows]
     pixels = part.pixels.to(learner.device)
     return Batch(
-        learner.desk.augment(pixels, generator),
+        (augment or learner.desk.augment)(pixels, generator),
         part.slots.to(learner.device),
         None if part.targets is None else part.targets.to(learner.device),
         lambda: pixels,

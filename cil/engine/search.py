@@ -1,0 +1,133 @@
+"""Hyperparameter search inside an experience: trials trained one after the other, judged on held-out data, billed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from cil.adapt import Adapter
+from cil.contract import Search
+from cil.engine.cost import Cost
+from cil.engine.keys import generator
+from cil.engine.learners import all_evaluating
+from cil.errors import ConfigError, Diverged
+from cil.memory import Flops
+from cil.strategies import Strategy
+
+if TYPE_CHECKING:
+    from cil.engine.phases import Training
+
+Held = tuple[dict[str, Tensor], dict[str, Any]]  # what ``Holder.full_state`` gives
+
+
+@dataclass
+class Trials:
+    """The trials of one search phase.
+
+    Every trial starts from the same state, with keys of its own. After each the best state so far is in a snapshot, so
+    a resumed run goes on with the next trial, or inside the one it was in.
+
+    Args:
+        training: Where phases are trained.
+        learner: Stands where every trial starts.
+        search, number: The phase and its place in the experience.
+    """
+
+    training: Training
+    learner: Strategy | Adapter
+    search: Search
+    number: int
+
+    def run(self, costs: Sequence[Cost]) -> list[Cost]:
+        """Leave the learner as the best trial made it; all costs, those given first.
+
+        Raises:
+            ConfigError: where there are trials and nothing to judge them by.
+            Diverged: where no trial's loss stayed finite.
+        """
+        search, training = self.search, self.training
+        if search.validation is None or not len(search.validation):
+            raise ConfigError(
+                f"phase '{search.name}' of experience {training.index} has {search.trials} trials and no held-out data "
+                f"to judge them by; set stream.validation (or a dev split), or strategy.search.trials=0"
+            )
+        start = copied(self.learner.full_state())
+        costs, best, first = self._resumed(costs)
+        for trial in range(first, search.trials):
+            if trial and training.spent(costs):
+                break
+            self.learner.load_full_state(*start)
+            cost, validation = self._trial(trial, costs)
+            costs = [*costs, cost, validation]
+            if best is None or cost.trial["error"] < min(self._errors(costs[:-2])):
+                best = copied(self.learner.full_state())
+            self._keep(best, costs, trial + 1)
+        assert best is not None
+        chosen = min((cost for cost in costs if self._own(cost)), key=lambda cost: cost.trial["error"])
+        if all("diverged" in cost.trial for cost in costs if self._own(cost)):
+            raise Diverged(
+                f"the loss of every trial of experience {training.index} became infinite; lower strategy.search.lr"
+            )
+        chosen.trial["chosen"] = True
+        less = replace(chosen, steps=max(0, chosen.steps - 1), images=max(0, chosen.images - 1))
+        if search.refit is not None and not training.spent(costs, less):  # there is room for as much as the trial took
+            self.learner.load_full_state(*start)
+            phase = search.refit(self._settings(chosen))
+            costs = [*costs, training.fit(self.learner, phase, f"{self.number}.refit", costs)]
+        else:
+            self.learner.load_full_state(*best)
+        return costs
+
+    def _trial(self, trial: int, costs: Sequence[Cost]) -> tuple[Cost, Cost]:
+        """Train one trial and judge it; what it cost, and what judging cost."""
+        search, training = self.search, self.training
+        settings = search.draw(generator(training.seed, "search", training.index, self.number, trial))
+        phase = search.trial(settings)
+        phase = replace(phase, name=f"{phase.name}-{trial}")
+        cost = training.fit(self.learner, phase, f"{self.number}.{trial}", costs, trial=True)
+        flops, error = Flops(), 100.0
+        assert training.error is not None
+        if not self._finite():
+            cost.trial = {"diverged": True}
+        if not cost.trial:
+            with flops.counting(), all_evaluating(self.learner):
+                error = training.error(self.learner, search.validation)
+        cost.part = "search"
+        cost.trial |= {"phase": self.number, "trial": trial, **settings, "error": error, "steps": cost.steps}
+        where = {"experience": training.index, "phase": phase.name, "trial": trial}
+        where |= {"step": training.first_step + sum(one.steps for one in [*costs, cost])}
+        training.on_log("trial", {**settings, "error": error}, where)
+        return cost, Cost.once(flops.count, "validation")
+
+    def _finite(self) -> bool:
+        """Whether all that the learner holds are numbers: the last steps of a trial may have broken them."""
+        return all(bool(t.isfinite().all()) for t in self.learner.full_state()[0].values() if t.is_floating_point())
+
+    def _resumed(self, costs: Sequence[Cost]) -> tuple[list[Cost], Held | None, int]:
+        """Costs, best state and next trial, from the snapshot where there is one."""
+        found = self.training.snapshots.find(f"search-{self.number}")
+        if found is None:
+            return list(costs), None, 0
+        tensors, content = found
+        return [Cost.of(saved) for saved in content["costs"]], (tensors, content["meta"]), content["trials"]
+
+    def _keep(self, best: Held, costs: Sequence[Cost], trials: int) -> None:
+        tensors, meta = best
+        self.training.keep(f"search-{self.number}", costs, tensors, {"meta": meta, "trials": trials})
+
+    def _own(self, cost: Cost) -> bool:
+        return cost.trial.get("phase") == self.number
+
+    def _errors(self, costs: Sequence[Cost]) -> list[float]:
+        return [cost.trial["error"] for cost in costs if self._own(cost)]
+
+    def _settings(self, cost: Cost) -> dict[str, float]:
+        return {name: cost.trial[name] for name in self.search.space}
+
+
+def copied(held: tuple[Mapping[str, Tensor], Mapping[str, Any]]) -> Held:
+    """Copies, as the tensors of a learner go on to change."""
+    return {name: tensor.detach().clone() for name, tensor in held[0].items()}, dict(held[1])

@@ -1,0 +1,69 @@
+"""Dynamic: fine-tune from the stored model of the earlier task that is nearest, by a probe with nearest neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cil.memory import Budget
+from cil.models import NetFactory, TaskNet, TaskNets
+from cil.strategies.parts.probe import Probe
+from cil.strategies.parts.tasks import SEARCH, TaskLearner
+from cil.strategies.registry import register
+from cil.streams import Experience, Signature
+
+
+@register("dynamic")
+class Dynamic(TaskLearner):
+    """A network for each data set, all kept; each task starts from the stored one whose features suit it best.
+
+    The first task starts from random weights. A data set that comes again has its head and its own network among those
+    that it may start from.
+
+    Args:
+        search: See ``cil.strategies.parts.tasks.TaskRecipe``.
+        neighbours, train, dev: See ``cil.strategies.parts.probe.Probe``.
+
+    Source:
+        Bornschein et al., NEVIS'22, JMLR 24 (308), 2023, "FT-d". A network of random weights is ranked too, and never
+        chosen. Departure: of a repeated data set its latest network is the one to start from, there the first.
+    """
+
+    net: TaskNets
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        search: Mapping[str, Any] = SEARCH,
+        neighbours: int = 5,
+        train: int = 10_000,
+        dev: int = 5_000,
+    ) -> None:
+        super().__init__(make_net, budget, search=search)
+        self.probe = Probe.of("dynamic", neighbours, train, dev)
+        self.datasets: dict[str, str] = {}  # by name of the network; of the structure, so not carried
+
+    def build_net(self) -> TaskNets:
+        return TaskNets()
+
+    def grow_net(self, signature: Signature) -> None:
+        if self.task.name not in self.net.names():
+            fresh = TaskNet(self.make_net("linear"))
+            fresh.open(self.task.name, self.task.classes)
+            self.net.put(self.task.name, fresh)
+            self.datasets[self.task.name] = self.task.dataset
+            self.new = True
+        else:
+            self.new = False
+
+    def prepare(self, experience: Experience) -> None:
+        own = self.net.of(self.task.name)
+        stored = {name: self.net.of(name) for name in self.net.names() if not (self.new and name == self.task.name)}
+        scores = self.probe.scores(self, stored | ({"random": own} if self.new else {}), experience, self.task)
+        source = max(stored, key=lambda name: scores[name], default=None)  # the earliest of equals
+        if source is not None:
+            own.take_backbone(stored[source].backbone)
+        named = {self.datasets.get(name, name): round(score, 4) for name, score in scores.items()}
+        self.findings = {"source": None if source is None else self.datasets[source], "probe": named}

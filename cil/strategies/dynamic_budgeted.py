@@ -1,0 +1,85 @@
+"""Dynamic-budgeted: Dynamic with room for a few backbones; the one that was started from least often makes place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cil.memory import Budget
+from cil.models import NetFactory, TaskPool
+from cil.strategies.parts.probe import Probe
+from cil.strategies.parts.tasks import SEARCH, TaskLearner
+from cil.strategies.ranges import at_least
+from cil.strategies.registry import register
+from cil.streams import Experience, Signature
+
+
+@register("dynamic_budgeted")
+class DynamicBudgeted(TaskLearner):
+    """M backbones at most, each of one task, and the heads of all tasks. A task starts from the backbone that suits it.
+
+    Where all places are taken, the backbone that was chosen least often (the oldest of equals) gives way to the new
+    task; it may be started from a last time. A task whose backbone is gone is answered alike for all classes. What the
+    probe computes counts under ``budget.flops``, as with Dynamic.
+
+    Args:
+        search: See ``cil.strategies.parts.tasks.TaskRecipe``.
+        models: M.
+        neighbours, train, dev: See ``cil.strategies.parts.probe.Probe``.
+
+    Source:
+        Specification of task streams, section 8: Dynamic of NEVIS'22 with at most M stored models.
+    """
+
+    net: TaskPool
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        search: Mapping[str, Any] = SEARCH,
+        models: int = 4,
+        neighbours: int = 5,
+        train: int = 10_000,
+        dev: int = 5_000,
+    ) -> None:
+        super().__init__(make_net, budget, search=search)
+        at_least(1, "dynamic_budgeted", models=models)
+        self.models = models
+        self.probe = Probe.of("dynamic_budgeted", neighbours, train, dev)
+        self.datasets: dict[str, str] = {}  # by name of the task; of the structure, so not carried
+
+    def build_net(self) -> TaskPool:
+        return TaskPool()
+
+    def grow_net(self, signature: Signature) -> None:
+        if self.task.name not in self.datasets and len(self.datasets) < self.models:
+            self.net.add_place(self.make_net("linear"))
+        self.datasets[self.task.name] = self.task.dataset
+        super().grow_net(signature)
+
+    def prepare(self, experience: Experience) -> None:
+        net, places = self.net, {str(owner): k for k, owner in enumerate(self.net.owners.tolist()) if owner >= 0}
+        scores = self.probe.scores(self, {name: net.of(name) for name in places}, experience, self.task)
+        source = max(places, key=lambda name: scores[name], default=None)  # the earliest place of equals
+        place = net.place(self.task.name)
+        if source is not None:
+            net.chosen[places[source]] += 1
+        if place is None:
+            place = len(places) if len(places) < len(net.backbones) else self._victim()
+        if source is not None:
+            net.backbones[place].load_state_dict(net.backbones[places[source]].state_dict())
+        owner = int(net.owners[place])
+        if owner != self.task.first:
+            net.owners[place], net.chosen[place] = self.task.first, 0
+        self.findings = {
+            "source": None if source is None else self.datasets[source],
+            "probe": {self.datasets[name]: round(score, 4) for name, score in scores.items()},
+            "dropped": self.datasets[str(owner)] if owner not in (-1, self.task.first) else None,
+        }
+
+    def _victim(self) -> int:
+        """The place whose backbone was chosen least often, the oldest task's of equals."""
+        chosen, owners = self.net.chosen.tolist(), self.net.owners.tolist()
+        return min(range(len(owners)), key=lambda place: (chosen[place], owners[place]))

@@ -1,0 +1,30 @@
+"""Independent: every task from random weights, with a network of its own. No transfer: the reference."""
+
+from __future__ import annotations
+
+from cil.models import TaskNet, TaskNets
+from cil.strategies.parts.tasks import TaskLearner
+from cil.strategies.registry import register
+from cil.streams import Signature
+
+
+@register("independent")
+class Independent(TaskLearner):
+    """A fresh network for each experience; that of a data set which comes again is replaced.
+
+    Args:
+        search: See ``cil.strategies.parts.tasks.TaskRecipe``.
+
+    Source:
+        Bornschein et al., NEVIS'22, JMLR 24 (308), 2023.
+    """
+
+    net: TaskNets
+
+    def build_net(self) -> TaskNets:
+        return TaskNets()
+
+    def grow_net(self, signature: Signature) -> None:
+        fresh = TaskNet(self.make_net("linear"))
+        fresh.open(self.task.name, self.task.classes)
+        self.net.put(self.task.name, fresh)

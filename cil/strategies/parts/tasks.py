@@ -1,0 +1,186 @@
+"""What learners of task streams share: the task they are told, losses by task, and the search around training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cil.contract import Choice, Phase, Range, Search, Settings
+from cil.data import Batch, Samples
+from cil.errors import ConfigError, nearest
+from cil.memory import Budget
+from cil.models import NetFactory
+from cil.strategies.base import Strategy
+from cil.strategies.ranges import at_least
+from cil.streams import Experience, Signature, TaskKey
+
+SEARCH: Mapping[str, Any] = {
+    "trials": 4,
+    "steps": 200,
+    "batch_size": None,
+    "lr": [1e-4, 1e-1],
+    "smoothing": [0.0, 0.3],
+    "refit": False,
+}
+
+
+@dataclass(frozen=True)
+class TaskRecipe:
+    """How the learners of task streams are trained on a task: ``strategy.search`` of each.
+
+    Args:
+        trials: Of the random search; 0: none, with ``optimizer.lr`` and no smoothing.
+        steps: Optimizer steps of a trial.
+        batch_size: None: by the rule of NEVIS'22, see ``task_batch``.
+        lr: Range of the learning rate, log-uniform.
+        smoothing: Range of the label smoothing, uniform.
+        refit: Whether the chosen settings are trained again, on train and dev together, in place of the trial.
+
+    Raises:
+        ConfigError: for values out of range.
+
+    Source:
+        NEVIS'22, section 7 of the specification: 16 trials of 50,000 steps, lr in [1e-4, 1e-1], smoothing in [0, 0.3];
+        the trial with the lowest dev error is kept. Departures: fewer and shorter trials by default; a trial is judged
+        by its last weights, not by the best of several moments; no early stopping.
+    """
+
+    trials: int
+    steps: int
+    batch_size: int | None
+    lr: Sequence[float]
+    smoothing: Sequence[float]
+    refit: bool
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], strategy: str) -> TaskRecipe:
+        """What the configuration says; what it leaves out is as in ``SEARCH``.
+
+        Raises:
+            ConfigError: for unknown keys and values out of range.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise ConfigError(f"strategy.search.{name} of {strategy} is not known; {nearest(name, known)}")
+        made = cls(**{**SEARCH, **given})
+        at_least(0, strategy, **{"search.trials": made.trials})
+        at_least(1, strategy, **{"search.steps": made.steps, "search.batch_size": made.batch_size})
+        for key, low, high in (("lr", 0.0, float("inf")), ("smoothing", -1e-12, 1.0)):
+            pair = list(getattr(made, key))
+            fits = all(isinstance(value, int | float) and low < value < high for value in pair)
+            if len(pair) != 2 or not fits or pair[0] > pair[1]:
+                raise ConfigError(
+                    f"strategy.search.{key} of {strategy} is {pair}; it must be a range [low, high]"
+                    f"{', both above 0' if key == 'lr' else ' in [0, 1)'}"
+                )
+        return made
+
+    @property
+    def space(self) -> dict[str, Range | Choice]:
+        """What is drawn."""
+        return {"lr": Range(*self.lr, log=True), "smoothing": Range(*self.smoothing)}
+
+
+def task_batch(images: int) -> int:
+    """min(512, max(16, 2^floor(log2(0.0025 n)))) images a batch, for n training images.
+
+    Source: NEVIS'22.
+
+    >>> task_batch(35_000), task_batch(1_153_050), task_batch(1_000)
+    (64, 512, 16)
+    """
+    return min(512, max(16, 2 ** max(0, int(0.0025 * images).bit_length() - 1)))
+
+
+def task_loss(logits: Tensor, batch: Batch, task: TaskKey, smoothing: float) -> Tensor:
+    """Cross-entropy within a task, labels smoothed: y (1 - a) + a / C; of several labels, y (1 - a) + a / 2.
+
+    Args:
+        logits: (N, task.classes).
+        smoothing: a, in [0, 1).
+
+    Source: NEVIS'22; of several labels the mean over labels of the binary cross-entropy.
+    """
+    if task.multilabel:
+        assert batch.targets is not None
+        return F.binary_cross_entropy_with_logits(logits, batch.targets * (1 - smoothing) + smoothing / 2)
+    return F.cross_entropy(logits, batch.slots - task.first, label_smoothing=smoothing)
+
+
+def decayed(parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+    """Parameter groups: weight decay on matrices and kernels alone, as in NEVIS'22."""
+    groups = [{"params": [p for p in parameters if p.ndim > 1]}]
+    rest = [p for p in parameters if p.ndim <= 1]
+    return [*groups, {"params": rest, "weight_decay": 0.0}] if rest else groups
+
+
+class TaskLearner(Strategy):
+    """A learner that is told the task of every image, in training and at test time. Its ``net`` is called with both.
+
+    A subclass says what the network is, and where its weights come from; this trains and searches.
+
+    Args:
+        search: See ``TaskRecipe``.
+    """
+
+    takes_task = True
+    toy: ClassVar[Mapping[str, Any]] = {"search": {"trials": 2, "steps": 3, "batch_size": 8}}
+    task: TaskKey  # of the experience that is trained
+
+    def __init__(self, make_net: NetFactory, budget: Budget, *, search: Mapping[str, Any] = SEARCH) -> None:
+        super().__init__(make_net, budget)
+        self.recipe = TaskRecipe.of(search, str(getattr(self, "name", type(self).__name__)))
+
+    def grow(self, signature: Signature) -> None:
+        assert signature.task is not None
+        self.task = signature.task
+        super().grow(signature)
+
+    def grow_net(self, signature: Signature) -> None:
+        self.net.open(self.task.name, self.task.classes)
+
+    def phases(self, experience: Experience) -> Iterator[Phase | Search]:
+        """The search, or one phase without it."""
+        recipe, train, dev = self.recipe, experience.train, experience.validation
+        if not recipe.trials:
+            yield self.phase(train, {"smoothing": 0.0})
+            return
+        refit = partial(self.phase, train if dev is None else train + dev) if recipe.refit else None
+        yield Search("main", self.space(), recipe.trials, partial(self.phase, train), dev, refit)
+
+    def space(self) -> dict[str, Range | Choice]:
+        """What is searched over."""
+        return self.recipe.space
+
+    def phase(self, data: Samples, settings: Settings) -> Phase:
+        """Training on the task with these settings."""
+        net = self.net.of(self.task.name)
+        return Phase(
+            "main",
+            data,
+            partial(self.loss_with, settings),
+            parameters=decayed(self.tuned()),
+            lr=settings.get("lr"),
+            steps=self.recipe.steps,
+            batch_size=self.recipe.batch_size or task_batch(len(data)),
+            train_mode=net.train,
+        )
+
+    def tuned(self) -> list[nn.Parameter]:
+        """What a task trains: its network's backbone and its head."""
+        net = self.net.of(self.task.name)
+        return [*net.backbone.parameters(), *net.heads[self.task.name].parameters()]
+
+    def loss_with(self, settings: Settings, batch: Batch) -> Tensor | Mapping[str, Tensor]:
+        """The loss on a batch of the task."""
+        return task_loss(self.net(batch.images, self.task.name).logits, batch, self.task, settings["smoothing"])
+
+    def predict(self, images: Tensor, task: TaskKey) -> Tensor:  # type: ignore[override]
+        """Score the classes of one task: (N, C, H, W) float in [0, 1] to (N, task.classes)."""
+        return self.net(images, task.name).logits  # type: ignore[no-any-return]
