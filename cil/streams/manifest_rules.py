@@ -17,7 +17,6 @@ from cil.streams.manifest_schema import (
     TOP,
     VERSION,
     broken,
-    is_date,
     shares,
     short,
     source_keys,
@@ -41,7 +40,7 @@ class Problem:
     level: str = "error"
 
     def __str__(self) -> str:
-        return f"{': '.join(item for item in (self.task, self.path) if item)}: {self.message}"
+        return ": ".join(item for item in (self.task, self.path, self.message) if item)
 
 
 def errors_in(problems: Iterable[Problem]) -> list[Problem]:
@@ -64,9 +63,10 @@ def parse(given: Any) -> tuple[Manifest | None, list[Problem]]:
     info, defaults = _section(given, "stream"), _section(given, "task_defaults")
     problems += [Problem("", *said) for said in broken("stream", info, STREAM)]
     problems += [Problem("", *said) for said in broken("task_defaults", defaults, TASK)]
+    sound = {key: value for key, value in defaults.items() if key in TASK and TASK[key](value) is None}
     listed = given.get("tasks")
     written = [
-        (str(own.get("id", f"tasks[{place}]")), _joined(defaults, own))
+        (str(own.get("id", f"tasks[{place}]")), _joined(sound, own))
         for place, own in enumerate(listed if isinstance(listed, list) else [])
         if isinstance(own, dict)
     ]
@@ -117,7 +117,7 @@ def _task(own: Mapping[str, Any]) -> Said:
     """What is wrong with one task, first key by key, then between keys."""
     found = list(broken("", own, TASK))
     found += [(key, "it is missing") for key in NEEDED if key not in own]
-    if "year" not in own and not is_date(own.get("date")):
+    if "year" not in own and own.get("date") is None:
         found.append(("year", "it is missing; give year, or date"))
     for path, rules in INNER.items():
         inner: Any = own
@@ -157,10 +157,13 @@ def _source(source: Mapping[str, Any]) -> Said:
 
 def _splits(splits: Mapping[str, Any], source: Mapping[str, Any]) -> Said:
     rule, by = splits["rule"], splits.get("by")
-    marked = {"csv": "split_column", "npz": "split"}.get(source["type"], "")  # says the part of each example
-    for part in PARTS.get(rule, ()):
-        if part not in source and marked not in source:
-            yield f"source.{part}", f"it is missing, splits.rule {rule} needs it{f' (or {marked})' if marked else ''}"
+    if source["type"] == "csv":
+        needed: tuple[str, ...] = ("split_column",) if PARTS.get(rule) else ()
+    else:
+        needed = () if "split" in source else PARTS.get(rule, ())
+    for key in needed:
+        if key not in source:
+            yield f"source.{key}", f"it is missing, splits.rule {rule} needs it"
     if rule != "X":
         for key in ("by", "column", "values", "groups", "shares", "lists", "ranges"):
             if key in splits:
