@@ -25,7 +25,7 @@ from cil.streams import Stream, stream_builder
 from cil.streams.shifts import ShiftStream
 from cil.targets import PARTIAL, TARGET, check_arguments, made, resolve
 
-NOT_IDENTITY = ("run_dir", "data_root", "logger", "progress")
+NOT_IDENTITY = ("run_dir", "data_root", "logger", "progress", "tune")
 _streams: dict[str, Stream | ShiftStream] = {}
 _targets: dict[str, list[Bill]] = {}
 
@@ -82,6 +82,7 @@ def build(
     if config["budget"]["kind"] == "aligned":
         terms["to_model"] = _target_model(job)["name"]
     facts = {"config": kept, "budget": {**terms, "limits": None if budget.limits is None else list(budget.limits)}}
+    facts |= changes.pop("facts", {})
     return plan(strategy, stream, _model(config["model"]), budget, facts=facts, **options | changes)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cil.engine.adaptation import AdaptationRun
     from cil.engine.run import Run
     from cil.tracking import Record
+
+    Plan = Callable[[Cell, int, Path], Run | AdaptationRun]
 
 HELP = """
 usage: cil compare [key=value[,value...] ...] [jobs=auto] [out=DIR]
@@ -51,11 +53,11 @@ def grid(arguments: Sequence[str], command: str) -> int:
     """Run every combination and tell what came out; 1 where a run failed or was killed."""
     overrides, own = split_own(arguments)
     cells = expand(overrides)
-    jobs = _jobs(own["jobs"], cells)
+    jobs = jobs_of(own["jobs"], cells[0].job, len(cells))
     environment.prepare(overrides, jobs)
-    out = Path(own["out"] if own["out"] != "auto" else f"runs/{command}-{_folder(cells[0].job, overrides)}")
+    out = Path(own["out"] if own["out"] != "auto" else f"runs/{command}-{folder_of(cells[0].job, overrides)}")
     outcomes = run_cells(cells, jobs, out)
-    records = [record for outcome in outcomes if (record := _record(outcome.task.run_dir)) is not None]
+    records = [record for outcome in outcomes if (record := record_of(outcome.task.run_dir)) is not None]
     if records:
         print(written(records, out, f"{command}: {_name(cells[0].job)}"))
     bad = [outcome for outcome in outcomes if outcome.status not in ("finished", "over_budget")]
@@ -64,8 +66,11 @@ def grid(arguments: Sequence[str], command: str) -> int:
     return 1 if bad else 0
 
 
-def run_cells(cells: Sequence[Cell], jobs: int, out: Path) -> list[Outcome]:
+def run_cells(cells: Sequence[Cell], jobs: int, out: Path, plan: Plan | None = None) -> list[Outcome]:
     """Build all runs, so that whatever is wrong is refused before any is trained; then do them.
+
+    Args:
+        plan: Cell, jobs and ``out`` to a run, in place of ``planned``; it is pickled where children are not forked.
 
     Raises:
         ConfigError: naming the cell that is wrong.
@@ -76,19 +81,21 @@ def run_cells(cells: Sequence[Cell], jobs: int, out: Path) -> list[Outcome]:
     from cil.cli.pool import Task, run_all
     from cil.cli.run import tell_notes
 
+    plan = plan or planned
     runs: dict[Path, tuple[Cell, Run | AdaptationRun]] = {}
+    torch.set_num_threads(1)  # this process forks: it must have started no threads of its own
     for cell in cells:
         try:
-            run = planned(cell.job, jobs, out)
+            run = plan(cell, jobs, out)
         except CilError as error:
             raise type(error)(f"{cell.label}: {error}" if len(cells) > 1 else str(error)) from error
         finally:
-            torch.set_num_threads(1)  # this process forks: it must have started no threads of its own
+            torch.set_num_threads(1)
         runs.setdefault(Path(run.run_dir), (cell, run))
     tell_notes(run for _, run in runs.values())
     fork = sys.platform == "linux" and all(run.runtime.device == "cpu" for _, run in runs.values())
     tasks = [
-        Task(cell.label, path, partial(_same, run) if fork else partial(planned, cell.job, jobs, out))
+        Task(cell.label, path, partial(_same, run) if fork else partial(plan, cell, jobs, out))
         for path, (cell, run) in runs.items()
     ]
     jobs = 1 if not fork and jobs > 1 and any(run.runtime.device != "cpu" for _, run in runs.values()) else jobs
@@ -99,13 +106,13 @@ def run_cells(cells: Sequence[Cell], jobs: int, out: Path) -> list[Outcome]:
         raise KeyboardInterrupt(f"what was computed is in {out}; the same command goes on from there") from None
 
 
-def planned(job: Job, jobs: int, out: Path) -> Run | AdaptationRun:
-    """The run of one job, its folder under ``out``."""
+def planned(cell: Cell, jobs: int, out: Path) -> Run | AdaptationRun:
+    """The run of one cell, its folder under ``out``."""
     from cil.cli.build import build
 
-    if job.config.get("run_dir") is not None:
+    if cell.job.config.get("run_dir") is not None:
         raise ConfigError("run_dir is of cil run; here every run has a folder of its own, under out=DIR")
-    return build(job, jobs=jobs, root=out, group=out.name)
+    return build(cell.job, jobs=jobs, root=out, group=out.name)
 
 
 def written(records: Sequence[Record], out: Path, title: str) -> str:
@@ -123,7 +130,8 @@ def _same(run: Run | AdaptationRun) -> Run | AdaptationRun:
     return run
 
 
-def _record(run_dir: Path) -> Record | None:
+def record_of(run_dir: Path) -> Record | None:
+    """What a run left, if anything."""
     from cil.tracking import Record, RecordError
 
     try:
@@ -149,21 +157,21 @@ def split_own(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return rest, own
 
 
-def _jobs(given: str, cells: Sequence[Cell]) -> int:
-    """Runs at a time: what was given, else as many as there are cores for their threads."""
+def jobs_of(given: str, job: Job, most: int) -> int:
+    """Runs at a time, ``most`` in all: what was given, else as many as there are cores for their threads."""
     if given != "auto":
         return int(given)
-    trainer: Mapping[str, Any] = cells[0].job.config.get("trainer") or {}
+    trainer: Mapping[str, Any] = job.config.get("trainer") or {}
     threads = trainer.get("threads")
     each = threads if isinstance(threads, int) and threads > 0 else 1
-    return max(1, min(environment.cores() // each, len(cells)))
+    return max(1, min(environment.cores() // each, most))
 
 
 def _name(job: Job) -> str:
     return job.choices.get("experiment") or job.choices["stream"]
 
 
-def _folder(job: Job, overrides: Sequence[str]) -> str:
+def folder_of(job: Job, overrides: Sequence[str]) -> str:
     """The name, and unless an experiment alone was asked for, digits that tell it from others of this name."""
     what = sorted(item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] not in NOT_WHAT)
     name = _name(job)

@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "one run: any key or group of the configuration as key=value",
     "compare": "many strategies, seeds and budgets: runs side by side, a table, a page",
     "sweep": "any grid of keys, then a table; --multirun of Hydra with its launchers",
+    "tune": "hyperparameters by a protocol that never opens the test data; then the result",
     "budget": "who carries how many bytes, before anything is trained",
     "memory": "what a step of training or adaptation holds, by part of the network",
     "report": "table, page, CSV or Markdown of runs that were made",

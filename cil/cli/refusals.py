@@ -15,7 +15,7 @@ from cil.targets import PARTIAL, TARGET
 Composed = Callable[[Sequence[str]], dict[str, Any]]
 GROUPS = (
     *("stream", "strategy", "adapter", "model", "budget", "optimizer", "scheduler", "trainer", "logger"),
-    *("experiment", "scale"),
+    *("experiment", "scale", "tune"),
 )
 # groups whose files have keys of their own
 BUILT = ("stream", "strategy", "adapter", "model", "optimizer", "scheduler", "logger")

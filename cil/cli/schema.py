@@ -64,6 +64,17 @@ def milestones(value: Any) -> str | None:
     return None if allowed else "it must be a list of epochs, or of shares of the epochs below 1, or null"
 
 
+def share(value: Any) -> str | None:
+    """A number between 0 and 1."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return None if number and 0 < value < 1 else "it must be a share above 0 and below 1"
+
+
+def anything(value: Any) -> str | None:
+    """What reads it looks at it more closely."""
+    return None
+
+
 def points(value: Any) -> str | None:
     """A list of positive numbers."""
     allowed = value is None or (isinstance(value, list) and value and all(whole(1)(item) is None for item in value))
@@ -109,6 +120,16 @@ KEYS: dict[str, Rule] = {
     "budget.enforce": one_of("error", "shrink", "report"),
     "budget.training_bytes": whole(1, none=True),
     "budget.points": points,
+    "tune.protocol": one_of("two_phase", "first_k", "per_task", "none"),
+    "tune.stream": text(),
+    "tune.k": whole(1),
+    "tune.trials": whole(1),
+    "tune.space": anything,
+    "tune.sampler": one_of("random", "tpe"),
+    "tune.metric": one_of("average_incremental_accuracy", "last_accuracy"),
+    "tune.validation": share,
+    "tune.seed": whole(0),
+    "tune.seeds": whole(1),
 }
 BUILT = ("stream", "strategy", "adapter", "optimizer", "scheduler", "model", "logger")  # checked when they are built
 

@@ -58,21 +58,24 @@ class Grid:
 
 def grid(section: Section) -> Grid:
     """The main table of a section."""
-    heads = ["strategy", "n", "Avg %", "Last %", "forgetting", "exemplars", "exact B", "survey B"]
+    heads = ["strategy", "n", "Avg %", "Last %", "forgetting"]
+    heads += ["tuning", "tuning FLOPs"] if section.tuned else []
+    heads += ["exemplars", "exact B", "survey B"]
     heads += ["own exact B", "own survey B"] if section.public else []
     heads += ["FLOPs", "peak B", "seconds"]
     parts = []
     for standing in ("ranked", "bound", "unranked"):
-        lines = tuple(_line(row, section.public) for row in section.of(standing))
+        lines = tuple(_line(row, section.public, section.tuned) for row in section.of(standing))
         if lines:
             parts.append((HEADINGS.get(standing, ""), lines))
     return Grid(tuple(heads), tuple(parts))
 
 
-def _line(row: Row, public: bool) -> Line:
+def _line(row: Row, public: bool, tuned: bool) -> Line:
     cells = [str(len(row.seeds)) if row.finished else "0"]
-    cells += [str(row.average), str(row.last), str(row.forgetting), whole(row.exemplars)]
-    cells += [whole(row.carried["exact"]), whole(row.carried["survey"])]
+    cells += [str(row.average), str(row.last), str(row.forgetting)]
+    cells += [row.tuning, flops(row.tuning_flops)] if tuned else []
+    cells += [whole(row.exemplars), whole(row.carried["exact"]), whole(row.carried["survey"])]
     cells += [whole(row.own["exact"]), whole(row.own["survey"])] if public else []
     cells += [flops(row.flops), whole(row.peak_training_bytes), seconds(row.seconds)]
     return Line(row.label, tuple(cells), tuple(note.mark for note in row.notes))
@@ -339,6 +342,7 @@ def _flat(row: Row) -> dict[str, Any]:
     for convention in ("exact", "survey"):
         entry |= {f"{convention}_bytes": row.carried[convention], f"own_{convention}_bytes": row.own[convention]}
     entry |= {"public_bytes": row.public, "exemplars": row.exemplars, "flops": row.flops}
+    entry |= {"tuning": row.tuning, "tuning_flops": row.tuning_flops}
     entry |= {"peak_training_bytes": row.peak_training_bytes, "seconds": row.seconds}
     return entry | {"notes": "; ".join(note.text or note.mark for note in row.notes)}
 

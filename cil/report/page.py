@@ -23,6 +23,7 @@ TERMS = (
     ("Avg %", "Average incremental accuracy: on all classes seen, after each experience; then the mean of these."),
     ("Last %", "Accuracy on all classes after the last experience."),
     ("forgetting", "Highest accuracy an experience once had less its last one, mean over experiences; less is better."),
+    ("tuning", "How settings were chosen; tuning FLOPs: of all trials with their validation, beside those of the run."),
     ("exact B", "Every byte that crosses the last boundary: weights, buffers, exemplars, labels, statistics..."),
     ("survey B", "What Zhou et al. 2024 charge: backbones needed at inference, 4 bytes a parameter, and raw pixels."),
     ("own", "The same without public weights, which are referred to and not modified."),

@@ -18,7 +18,7 @@ _say = logging.getLogger("cil.report")
 
 
 def find_runs(paths: str | Path | Iterable[str | Path]) -> list[Record]:
-    """Every run at or under the paths, each once, in order of its directory.
+    """Every run at or under the paths, each once, in order of its directory; trials of a tuning only where all are.
 
     A record that cannot be read, or lacks what a table needs, is left out with a warning of one line.
 
@@ -36,7 +36,9 @@ def find_runs(paths: str | Path | Iterable[str | Path]) -> list[Record]:
                 found.setdefault(directory.resolve(), record)
     if not found:
         raise ConfigError(f"no run at or under {', '.join(map(str, given)) or 'no path'}: a run has a record.json")
-    return [found[directory] for directory in sorted(found)]
+    records = [found[directory] for directory in sorted(found)]
+    results = [record for record in records if record.identity.get("role") != "trial"]
+    return results or records
 
 
 def _run_directories(path: Path) -> Iterable[Path]:

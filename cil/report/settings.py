@@ -71,7 +71,12 @@ def grouped(records: Iterable[Record]) -> list[Group]:
     """Runs by everything that makes a setting except the seed, in an order that does not depend on theirs."""
     runs = sorted((Outcome(record) for record in records), key=_rank)
     groups = []
-    for alike in _split(runs, lambda run: _text([_facts(run), run.strategy, run.bound, run.budget, _setting(run)])):
+    for alike in _split(
+        runs,
+        lambda run: _text(
+            [_facts(run), run.strategy, run.bound, run.budget, _setting(run), run.identity.get("tuning")]
+        ),
+    ):
         for same in _split(alike, partial(_other_seeds, _free_seeds(alike))):
             groups += [_group(part) for part in _by_stream(same)]
     return sorted(groups, key=lambda group: (-len(group.runs), *_rank(group.first)))

@@ -22,6 +22,7 @@ from cil.report.settings import (
     grouped,
     stream_words,
 )
+from cil.report.tuning import NONE, is_tuned, tuning_facts, tuning_of, tuning_warnings, tuning_words
 from cil.report.verdicts import Score, Verdict, few, verdict
 from cil.tracking import Record
 
@@ -74,6 +75,16 @@ class Row:
         return tuple(run.seed for run in self.runs)
 
     @property
+    def tuning(self) -> str:
+        """How its settings were chosen."""
+        return tuning_words(self.runs[0]) if self.runs else NONE
+
+    @property
+    def tuning_flops(self) -> int:
+        """Of all trials, validation included; the runs themselves are not."""
+        return int(tuning_of(self.runs[0])["tuning_cost"]) if self.runs else 0
+
+    @property
     def finished(self) -> bool:
         """Whether there are numbers."""
         return bool(self.runs) and all(run.status == "finished" for run in self.runs)
@@ -114,6 +125,11 @@ class Section:
     def public(self) -> bool:
         """Whether a row carries public weights, so that totals without them are worth showing."""
         return any(row.public for row in self.rows)
+
+    @property
+    def tuned(self) -> bool:
+        """Whether settings of a row were chosen by tuning."""
+        return any(row.tuning != NONE for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -329,6 +345,8 @@ def _labels(groups: Sequence[Group]) -> list[str]:
             for key in differing(alike)
             if key in leaves and not (leaves[key] is None and any(key not in config for config in configs))
         ]
+        if is_tuned(group.first) and not all(map(is_tuned, alike)):
+            parts = [f"tuned: {parts[0]}" if parts else "tuned", *parts[1:]]
         label = f"{group.first.strategy} ({', '.join(parts)})" if parts else group.first.strategy
         labels.append(_cut(label, LABEL))
     seen: Counter[str] = Counter()
@@ -366,6 +384,7 @@ def _facts(arena: Arena, groups: Sequence[Group], budget: dict[str, Any]) -> dic
         "precision": first.precision,
         "device": first.device,
         "threads": ", ".join(_values(runs, "threads")),
+        "tuning": " | ".join(dict.fromkeys(words for run in runs if (words := tuning_facts(run)))),
         "versions": ", ".join(f"{name} {' and '.join(found)}" for name, found in _versions(runs).items()),
     }
     return {name: text for name, text in facts.items() if text}
@@ -411,6 +430,7 @@ def _warnings(labelled: Mapping[str, Group], rows: Sequence[Row]) -> Iterable[st
     edited = [label for label, group in labelled.items() if len(_values(group.runs, "code")) > 1]
     if edited:
         yield f"The code was edited between the seeds of one row: {few(edited)}."
+    yield from tuning_warnings([group.first for group in groups if not group.first.bound])
     recipe = [key for key in differing([group.first for group in groups]) if key.split(".")[0] in RECIPE]
     if recipe:
         yield f"Rows differ in their recipe: {few(recipe)}."

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cil.cli.board import Board
-from cil.cli.compare import _folder
+from cil.cli.compare import folder_of
 from cil.cli.compose import compose
 from cil.cli.grid import expand
 from cil.cli.pool import Task, run_all
@@ -88,7 +88,7 @@ def test_a_run_of_a_comparison_is_the_run_alone_bit_for_bit(cil, tmp_path):
 
 
 def _place(*overrides: str) -> str:
-    return _folder(expand(overrides)[0].job, overrides)
+    return folder_of(expand(overrides)[0].job, overrides)
 
 
 def test_each_comparison_has_a_folder_of_its_own_that_the_same_command_finds():

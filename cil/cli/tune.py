@@ -1,0 +1,359 @@
+"""``cil tune``: choose hyperparameters by a protocol that never opens the test data, then report what they give."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cil.cli import environment
+from cil.cli.compare import folder_of, jobs_of, planned, record_of, run_cells, split_own, written
+from cil.cli.compose import Job
+from cil.cli.grid import Cell, expand
+from cil.errors import CilError, ConfigError, TrainingError
+
+if TYPE_CHECKING:
+    from cil.cli.pool import Outcome
+    from cil.cli.protocols import Protocol
+    from cil.cli.space import Range, Study
+    from cil.tracking import Record
+
+HELP = """
+usage: cil tune [key=value ...] [tune=FILE] [tune.protocol=...] [jobs=auto] [out=DIR]
+
+Draws settings from tune.space, runs each on a stream that is judged on validation data and has no test data, takes the
+best, and runs that and the defaults from scratch on the stream that is reported, for every seed given. The cost of all
+trials stands in the record beside the result. The same command again goes on with what is not finished; more trials or
+seeds are added to those that are there.
+
+  cil tune stream=split_digits strategy=replay tune=lr_and_epochs seed=0,1,2
+  cil tune strategy=icarl tune.trials=10 'tune.space={optimizer.lr:{log:[1e-3,1.0]},strategy.temperature:[1,2,4]}'
+  cil tune stream=split_cifar100 strategy=wa tune=gtep_scratch tune.stream=half
+
+  tune.protocol=two_phase  on tune.stream=half of the classes, the others are reported; on another stream,
+                           tune.stream=NAME; or on other orders of the same classes, tune.stream=order
+  tune.protocol=first_k    on the first tune.k experiences
+  tune.protocol=none       the defaults alone
+  tune.space               key: [a, b], {uniform: [low, high]}, {log: [low, high]}, {int: [...]} or {int_log: [...]}
+  tune.trials, tune.sampler=random|tpe, tune.metric, tune.validation, tune.seed, tune.seeds: cil run --cfg job -p tune
+  jobs=N, out=DIR          as in cil compare; trials are in out/trials, the report also in out/tune.json
+"""
+ROUND = {"random": sys.maxsize, "tpe": 4}  # trials asked for at a time, however many run side by side
+NOT_WHICH = ("seed", "tune.trials")  # further seeds and trials belong to what is there
+QUANTILES = (0, 25, 50, 75, 100)
+DRAWS = (1, 2, 3, 5, 10, 20, 50, 100)
+
+
+@dataclass
+class Trial:
+    """One drawn setting and what came out: ``score`` in percent on validation data, None where it did not finish."""
+
+    number: int
+    values: dict[str, Any]
+    seed: int
+    run_dir: Path | None = None
+    score: float | None = None
+    flops: int = 0
+    error: str | None = None
+
+
+@dataclass
+class Subject:
+    """One setting to be tuned.
+
+    Attributes:
+        cells: The runs to be reported before anything is tuned, one for each seed.
+        job: One of them.
+        ranges: What is drawn.
+    """
+
+    cells: list[Cell]
+    job: Job
+    protocol: Protocol
+    ranges: list[Range]
+    stream_id: str | None
+    disjoint: bool
+
+    @property
+    def tune(self) -> Mapping[str, Any]:
+        return self.job.config["tune"]
+
+    @property
+    def label(self) -> str:
+        more = {key: value for key, value in self.cells[0].varied.items() if key != "seed"}
+        return Cell(self.job, more).label
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    overrides, own = split_own(arguments)
+    if any(item.startswith("tune.space=") for item in overrides):
+        overrides = ["tune.space=null", *overrides]  # in place of what a file says, where Hydra would merge the two
+    cells = expand(overrides)
+    tune = cells[0].job.config["tune"]
+    jobs = jobs_of(own["jobs"], cells[0].job, max(tune["trials"], len(cells)))
+    environment.prepare(overrides, jobs)
+    which = [item for item in overrides if item.lstrip("+~").partition("=")[0] not in NOT_WHICH]
+    out = Path(own["out"] if own["out"] != "auto" else f"runs/tune-{folder_of(cells[0].job, which)}")
+    subjects = [_subject(alike) for alike in _by_subject(cells)]
+    reports = [_tuned(subject, jobs, out) for subject in subjects]
+    records = [record for report in reports for record in report["records"]]
+    _tell(reports, out)
+    if records:
+        title = f"tune: {cells[0].job.choices.get('experiment') or cells[0].job.choices['stream']}"
+        print(written(list({str(record.directory): record for record in records}.values()), out, title))
+    return 1 if any(report["failed"] for report in reports) else 0
+
+
+def _by_subject(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that differ in their seed alone are one subject."""
+    found: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(tuple(f"{k}={v}" for k, v in cell.varied.items() if k != "seed"), []).append(cell)
+    return list(found.values())
+
+
+def _subject(cells: list[Cell]) -> Subject:
+    """Check whatever can be checked before anything is trained."""
+    import torch
+
+    from cil.cli.protocols import protocol_of, tuning_streams
+    from cil.cli.space import parsed
+
+    torch.set_num_threads(1)  # this process will fork
+    job = cells[0].job
+    protocol = protocol_of(job)
+    if not protocol.trials:
+        return Subject(cells, job, protocol, [], None, True)
+    ranges = parsed(job.config["tune"]["space"])
+    for each in ranges:
+        for value in each.values:
+            _checked(job, each, value)
+    planned(cells[0], 1, Path())
+    torch.set_num_threads(1)
+    return Subject(cells, job, protocol, ranges, *tuning_streams(job, protocol))
+
+
+def _checked(job: Job, each: Range, value: Any) -> None:
+    from cil.cli.protocols import composed
+
+    try:
+        composed(job, ["tune.space=null", each.override(value)])
+    except CilError as error:
+        raise ConfigError(f"tune.space: {error}") from error
+
+
+# search -------------------------------------------------------------------------------------------------------------
+
+
+def _tuned(subject: Subject, jobs: int, out: Path) -> dict[str, Any]:
+    """Search, then the runs that are reported."""
+    trials = _search(subject, jobs, out / "trials") if subject.protocol.trials else []
+    scored = [trial for trial in trials if trial.score is not None]
+    if trials and not scored:
+        raise TrainingError(f"{subject.label}: no trial of {len(trials)} finished; the first says: {trials[0].error}")
+    chosen = max(scored, key=lambda trial: (trial.score, -trial.number), default=None)
+    tuning = _tuning(subject, trials, chosen) if chosen else None
+    outcomes = _reported(subject, chosen, tuning, jobs, out)
+    bad = [outcome for outcome in outcomes if outcome.status not in ("finished", "over_budget")]
+    for outcome in bad:
+        print(f"cil: {outcome.task.label}: {outcome.status}: {outcome.error}", file=sys.stderr)
+    records = [record for outcome in outcomes if (record := record_of(outcome.task.run_dir)) is not None]
+    return {"subject": subject, "trials": trials, "tuning": tuning, "records": records, "failed": bool(bad)}
+
+
+def _search(subject: Subject, jobs: int, out: Path) -> list[Trial]:
+    """All trials, those that have finished before from their records."""
+    from cil.cli.space import Study, keyed
+
+    tune = subject.tune
+    study = Study(subject.ranges, tune["sampler"], tune["seed"])
+    trials: list[Trial] = []
+    while len(trials) < tune["trials"]:
+        start, size = len(trials), min(ROUND[tune["sampler"]], tune["trials"] - len(trials))
+        asked = [
+            Trial(number, study.ask(), keyed(tune["seed"], "seed", number) % tune["seeds"])
+            for number in range(start, start + size)
+        ]
+        _run_trials(subject, asked, jobs, out)
+        _tell_study(study, asked)
+        trials += asked
+    return trials
+
+
+def _run_trials(subject: Subject, trials: Sequence[Trial], jobs: int, out: Path) -> None:
+    """Run them, equal ones once, and read what came out."""
+    from cil.cli.protocols import composed, planned_trial
+
+    alike: dict[str, list[Trial]] = {}
+    for trial in trials:
+        alike.setdefault(f"{trial.values} {trial.seed}", []).append(trial)
+    cells = []
+    for first, *_ in alike.values():
+        drawn = [each.override(first.values[each.key]) for each in subject.ranges]
+        said = {"trial": str(first.number)} | {item.partition("=")[0]: item.partition("=")[2] for item in drawn}
+        cells.append(Cell(composed(subject.job, [*subject.protocol.trials[first.seed], *drawn]), said))
+    outcomes = run_cells(cells, jobs, out, partial(planned_trial, subject.protocol.first))
+    assert len(outcomes) == len(cells)  # what is drawn differs, so do the runs
+    for group, outcome in zip(alike.values(), outcomes, strict=True):
+        _read(group, outcome, subject.tune["metric"])
+
+
+def _read(alike: Sequence[Trial], outcome: Outcome, metric: str) -> None:
+    record = record_of(outcome.task.run_dir)
+    results = record.results if record is not None else {}
+    finished = record is not None and record.status == "finished"
+    for trial in alike:
+        trial.run_dir = outcome.task.run_dir
+        trial.score = results[metric] if finished else None
+        trial.error = None if finished else outcome.error or outcome.status
+    alike[0].flops = (results.get("flops") or {}).get("total") or 0  # of equal trials one was run
+
+
+def _tell_study(study: Study, trials: Sequence[Trial]) -> None:
+    for trial in trials:
+        study.tell(trial.number, trial.score)
+
+
+def _tuning(subject: Subject, trials: Sequence[Trial], chosen: Trial) -> dict[str, Any]:
+    """What the record of a tuned run says of it."""
+    from cil.cli.space import space_hash
+
+    tune = subject.tune
+    return {
+        "protocol": tune["protocol"],
+        "n_trials": len(trials),
+        "tuning_stream_id": subject.stream_id,
+        "search_space_hash": space_hash(subject.ranges),
+        "selection_metric": tune["metric"],
+        "tuning_cost": sum(trial.flops for trial in trials),
+        "tuned_on": subject.protocol.words,
+        "classes_disjoint": subject.disjoint,
+        "sampler": tune["sampler"],
+        "seed": tune["seed"],
+        "search_space": {each.key: each.plain() for each in subject.ranges},
+        "chosen": chosen.values,
+        "chosen_trial": chosen.number,
+        "unfinished_trials": sum(trial.score is None for trial in trials),
+    }
+
+
+def _reported(
+    subject: Subject, chosen: Trial | None, tuning: Mapping[str, Any] | None, jobs: int, out: Path
+) -> list[Outcome]:
+    """The chosen setting and the defaults, from scratch, for every seed; equal to what cil run would do."""
+    from cil.cli.protocols import UNTUNED, composed, planned_report
+
+    settings: dict[str, list[str]] = {UNTUNED: []}
+    if chosen is not None:
+        settings[subject.tune["protocol"]] = _drawn(subject, chosen)
+    cells = [
+        Cell(composed(cell.job, [*subject.protocol.report, *drawn]), {**cell.varied, "tuning": words})
+        for words, drawn in settings.items()
+        for cell in subject.cells
+    ]
+    return run_cells(cells, jobs, out, partial(planned_report, tuning))
+
+
+def _drawn(subject: Subject, trial: Trial) -> list[str]:
+    return [each.override(trial.values[each.key]) for each in subject.ranges]
+
+
+# report -------------------------------------------------------------------------------------------------------------
+
+
+def _tell(reports: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Print what was found, and leave it as JSON."""
+    from cil.tracking import write_json_atomic
+
+    contents = [
+        content(**{key: report[key] for key in ("subject", "trials", "tuning", "records")}) for report in reports
+    ]
+    for each in contents:
+        print(text(each), end="\n\n")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(out / "tune.json", contents)
+
+
+def content(
+    subject: Subject, trials: Sequence[Trial], tuning: Mapping[str, Any] | None, records: Sequence[Record]
+) -> dict[str, Any]:
+    """What is reported of a tuning (protocols specification, section 1.6), ready for JSON."""
+    import numpy as np
+
+    from cil.metrics import best_of
+    from cil.report import Outcome
+
+    scores = [trial.score for trial in trials if trial.score is not None]
+    finished = [record for record in records if record.status == "finished"]
+    tuned, untuned = ([r for r in finished if ("tuning" in r.identity) is said] for said in (True, False))
+    runs = [flops for record in tuned if (flops := Outcome(record).flops)]
+    cost = tuning["tuning_cost"] if tuning else 0
+    return {
+        "subject": subject.label,
+        "stream": records[0].identity["stream"]["name"] if records else None,
+        "tuning": tuning or {"protocol": "none", "n_trials": 0, "tuning_cost": 0},
+        "cost_in_runs": cost * len(runs) / sum(runs) if runs else None,
+        "scores": dict(zip(map(str, QUANTILES), np.percentile(scores, QUANTILES).tolist(), strict=True))
+        if scores
+        else {},
+        "best_of": {str(m): best_of(scores, m) for m in DRAWS if scores and m <= len(scores)},
+        "held_out": {
+            name: {
+                metric: [r.results[metric] for r in of] for metric in ("average_incremental_accuracy", "last_accuracy")
+            }
+            for name, of in (("tuned", tuned), ("untuned", untuned))
+        },
+        "seeds": sorted({record.identity["seed"] for record in finished}),
+        "trials": [
+            {
+                "number": t.number,
+                "seed": t.seed,
+                "values": t.values,
+                "score": t.score,
+                "flops": t.flops,
+                "error": t.error,
+            }
+            for t in trials
+        ],
+    }
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """The same in a few lines."""
+    tuning, scores = found["tuning"], found["scores"]
+    if not found["trials"]:
+        return f"{found['subject']} on {found['stream']}: not tuned"
+    chosen = " ".join(f"{key}={value}" for key, value in tuning["chosen"].items())
+    best = next(trial for trial in found["trials"] if trial["number"] == tuning["chosen_trial"])
+    lost = tuning["unfinished_trials"]
+    cost = f"{tuning['tuning_cost']:.2e} FLOPs in all trials"
+    lines = [
+        f"{found['subject']} on {found['stream']}: {tuning['protocol']}, {tuning['n_trials']} trials on "
+        f"{tuning['tuned_on']}; {tuning['selection_metric']} on validation data, %",
+        f"  chosen       {chosen}   (trial {best['number']}: {best['score']:.2f})",
+        f"  trials       {_spread(scores)}" + (f"   ({lost} of {tuning['n_trials']} did not finish)" if lost else ""),
+        "  best of m    " + "   ".join(f"{m}: {value:.2f}" for m, value in found["best_of"].items()),
+        f"  cost         {cost}" + (f", {found['cost_in_runs']:.1f} times one run" if found["cost_in_runs"] else ""),
+    ]
+    for metric, name in (("average_incremental_accuracy", "Avg"), ("last_accuracy", "Last")):
+        both = [f"{_mean(found['held_out'][who][metric])} {who}" for who in ("tuned", "untuned")]
+        lines.append(f"  {f'test, {name}':<12} {', '.join(both)}   (seeds {' '.join(map(str, found['seeds']))})")
+    return "\n".join(lines)
+
+
+def _spread(scores: Mapping[str, float]) -> str:
+    least, first, middle, third, most = (f"{value:.2f}" for value in scores.values())
+    return f"min {least}   quartiles {first} {middle} {third}   max {most}"
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    from statistics import fmean, stdev
+
+    if not values:
+        return "-"
+    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")

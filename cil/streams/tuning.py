@@ -1,0 +1,59 @@
+"""A stream as tuning meets it: judged on validation data, without a way to the test data."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from cil.data import Samples
+from cil.errors import StreamError
+from cil.streams.base import Part, Stream, fingerprint_of
+
+
+def for_tuning(stream: Stream, first: int | None = None) -> Stream:
+    """The first experiences, evaluated on the validation part of their training data.
+
+    It is made of the training half, so nothing that is done with it can open a test image. Learners are handed no
+    validation data: it judges them.
+
+    Args:
+        stream: Whose experiences hold validation data.
+        first: How many experiences; None: all.
+
+    Raises:
+        StreamError: where an experience holds no validation data.
+
+    Source:
+        Cha and Cho 2025 (two phases); Lee et al. 2024 (the first experiences).
+    """
+    half = stream.training_half()
+    signatures = half.signatures[:first]
+    for signature in signatures:
+        if half[signature.index].validation is None:
+            raise StreamError(
+                f"stream '{stream.name}' holds no validation data in experience {signature.index}, and tuning is "
+                "judged on them: set stream.validation, where the stream has it"
+            )
+    seen = signatures[-1].num_classes
+    return Stream(
+        name=f"{stream.name}_tuning" if first is None else f"{stream.name}_tuning_first{first}",
+        classes=half.classes[:seen],
+        order=half.order[:seen],
+        signatures=signatures,
+        parts=[Part(partial(_training, half, s.index), partial(_held_out, half, s.index)) for s in signatures],
+        fingerprint=fingerprint_of("judged on validation data", stream.fingerprint, str(first)),
+        augment=half.augment,
+        mean=half.mean,
+        std=half.std,
+        official=half.official,
+        task_known_at_test=half.task_known_at_test,
+    )
+
+
+def _training(half: Stream, index: int) -> Samples:
+    return half[index].train
+
+
+def _held_out(half: Stream, index: int) -> Samples:
+    held = half[index].validation
+    assert held is not None  # looked at when the stream was made
+    return held
