@@ -82,8 +82,8 @@ def _validate(arguments: list[str]) -> int:
     for problem in problems:
         print(f"{problem.level:<7}  {problem}")
     errors = len(errors_in(problems))
-    count = "no manifest" if manifest is None else f"{len(manifest)} tasks"
-    print(f"{path.name}: {count}, {errors} errors, {len(problems) - errors} warnings; {said}")
+    count = "no manifest" if manifest is None else _many(len(manifest), "task")
+    print(f"{path.name}: {count}, {_many(errors, 'error')}, {_many(len(problems) - errors, 'warning')}; {said}")
     return 1 if errors else 0
 
 
@@ -123,6 +123,10 @@ def _listed(given: str) -> list[str]:
     return [item.strip() for item in given.split(",") if item.strip()]
 
 
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def timeline(manifest: Manifest, lock: Lock) -> Iterator[str]:
     """What the stream is in a few lines, then a table with a row for each task in the order of the stream.
 
@@ -134,8 +138,8 @@ def timeline(manifest: Manifest, lock: Lock) -> Iterator[str]:
     domains = Counter(task.domain for task in tasks)
     yield f"{info.name}: {info.description}".rstrip(": ")
     yield (
-        f"{len(tasks)} tasks from {min(years)} to {max(years)}, {len(manifest.datasets)} data sets,"
-        f" {len(repeats)} repeats, {sum(task.multilabel for task in tasks)} multilabel;"
+        f"{_many(len(tasks), 'task')} from {min(years)} to {max(years)}, {_many(len(manifest.datasets), 'data set')},"
+        f" {_many(len(repeats), 'repeat')}, {sum(task.multilabel for task in tasks)} multilabel;"
         f" images {info.image_size} pixels, heads {info.heads}"
         f"{'' if info.shuffle == 'none' else f', shuffled: {info.shuffle}, seed {info.seed}'}"
     )

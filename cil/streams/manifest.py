@@ -34,7 +34,7 @@ class Task:
             image and label go before anything is split.
         license: name, url, redistributable, accept.
         preprocess: resize (pixels; the stream's ``image_size`` where left out), interpolation (bilinear, nearest),
-            hflip (whether a mirror image keeps its label), lazy (image files are decoded when needed).
+            hflip (whether a mirror image keeps its label), lazy (whole image files are decoded when needed).
         channels: 3 for RGB, 1 for grey.
         transform: Of labels, see ``cil.data.tasks.labelled``.
         label_names: ``sorted``, the order of class names that are not listed in ``classes``.

@@ -151,6 +151,8 @@ def _source(source: Mapping[str, Any]) -> Said:
             yield f"source.{key}", f"it is missing{why}"
     if kind == "npz" and "file" not in source and not parts_of(source):
         yield "source.file", "it is missing; give file, or train and test"
+    if "label_columns" in source and "label_separator" in source:
+        yield "source.label_columns", "give label_columns, or label_separator, not both"
     if kind in GENERATORS and source.get("generator") not in (None, *GENERATORS[kind]):
         yield "source.generator", f"{short(source['generator'])}: {nearest(str(source['generator']), GENERATORS[kind])}"
 
@@ -164,6 +166,8 @@ def _splits(splits: Mapping[str, Any], source: Mapping[str, Any]) -> Said:
     for key in needed:
         if key not in source:
             yield f"source.{key}", f"it is missing, splits.rule {rule} needs it"
+    if "catalogue" in splits and "compat" not in splits:
+        yield "splits.catalogue", "it belongs to compat: nevis"
     if rule != "X":
         for key in ("by", "column", "values", "groups", "shares", "lists", "ranges"):
             if key in splits:

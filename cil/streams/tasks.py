@@ -194,10 +194,10 @@ def _first_copies(images: Images, rows: NDArray[np.int64], labels: NDArray[np.in
 
 
 def _store(images: Images, rows: NDArray[np.int64], size: int, channels: int, preprocess: Mapping[str, Any]) -> Store:
-    if isinstance(images, FileImages) and images.boxes is None:
+    nearest = preprocess.get("interpolation") == "nearest"
+    if isinstance(images, FileImages) and images.boxes is None and not nearest:
         files = FileStore([images.paths[row] for row in rows], size, channels, shorter=size)
         return files if preprocess.get("lazy") else ArrayStore(files.pixels(torch.arange(len(rows))))
-    nearest = preprocess.get("interpolation") == "nearest"
     made = np.empty((len(rows), channels, size, size), np.uint8)
     for place, row in enumerate(rows.tolist()):
         made[place] = _view(images[row], size, channels, nearest)

@@ -72,7 +72,7 @@ def test_data_are_opened_locked_and_compared(cil, root):
     said = cil("stream", "validate", "mine.yaml", "--data")
     assert said.code == 1
     assert f"error    birds: source: {root / 'birds'} does not exist; put CLASS/* there" in said.out
-    assert "1 errors, 0 warnings; data of 2 opened" in said.out and "lock written: mine.lock.json" in said.out
+    assert "1 error, 0 warnings; data of 2 opened" in said.out and "lock written: mine.lock.json" in said.out
     assert lock.is_file()
 
     again = cil("stream", "validate", "mine.yaml", "--data", "--ids", "pets,pets-again")
@@ -114,7 +114,7 @@ def test_show_is_a_table_in_the_order_of_the_stream(cil, root):
     assert before.code == 0
     lines = before.out.splitlines()
     assert lines[0] == "mine: Two of mine."
-    assert lines[1].startswith("3 tasks from 2005 to 2020, 2 data sets, 1 repeats, 0 multilabel; images 8 pixels")
+    assert lines[1].startswith("3 tasks from 2005 to 2020, 2 data sets, 1 repeat, 0 multilabel; images 8 pixels")
     assert [" ".join(line.split()) for line in lines if re.match(r" +\d", line)] == [
         "1 2005 birds object multiclass 3 ~70 - - - imagefolder",
         "2 2010 pets object multiclass 2 - - - - npz",
@@ -128,7 +128,7 @@ def test_show_is_a_table_in_the_order_of_the_stream(cil, root):
 
 def test_show_knows_the_shipped_manifests(cil, root):
     embedded = cil("stream", "show", "embedded_tasks").out
-    assert "12 tasks from 1990 to 2021, 11 data sets, 1 repeats, 2 multilabel" in embedded
+    assert "12 tasks from 1990 to 2021, 11 data sets, 1 repeat, 2 multilabel" in embedded
     assert re.search(r"11 +2019 +digits-again .* 1005 +217 +215 +360 .*repeat of digits, final", embedded)
     tiny = cil("stream", "show", "nevis22", "--variant", "tiny").out
     assert "7 tasks from 2004 to 2020, 6 data sets" in tiny

@@ -245,8 +245,9 @@ def test_embedded_tasks_are_the_twelve_of_the_specification():
         (1990, "face-or-not", 2, "multiclass"), (1992, "textures", 3, "multiclass"), (1995, "digits", 10, "multiclass"),
         (1998, "digit-parity", 2, "multiclass"), (2001, "digits-rot", 4, "multiclass"),
         (2004, "shapes", 4, "multiclass"), (2007, "shapes-present", 4, "multilabel"),
-        (2010, "dot-count", 5, "multiclass"), (2013, "photo-patches", 8, "multiclass"), (2016, "digit-pairs", 10, "multilabel"),
-        (2019, "digits", 10, "multiclass"), (2021, "digits-noisy", 10, "multiclass"),
+        (2010, "dot-count", 5, "multiclass"), (2013, "photo-patches", 8, "multiclass"),
+        (2016, "digit-pairs", 10, "multilabel"), (2019, "digits", 10, "multiclass"),
+        (2021, "digits-noisy", 10, "multiclass"),
     ]  # fmt: skip
     assert embedded.stream.final_year_from == 2019 and embedded.stream.image_size == 32
     assert [item.id for item in embedded if item.empty_labels] == ["shapes-present"]

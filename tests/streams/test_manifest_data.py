@@ -211,6 +211,32 @@ def test_image_files_are_decoded_ahead_or_when_needed(tmp_path):
         load_task(manifest_of(own)["pets"], tmp_path)
 
 
+def test_boxes_are_cut_out_of_files(tmp_path):
+    from PIL import Image
+
+    canvas = np.zeros((8, 16), np.uint8)
+    canvas[:, 8:] = 90
+    Image.fromarray(canvas).save(tmp_path / "pair.png")
+    rows = ["image,label,l,t,r,b"] + [f"pair.png,{side},{8 * side},0,{8 * side + 8},8" for side in (0, 1)] * 20
+    (tmp_path / "boxes.csv").write_text("\n".join([*rows, "pair.png,1,3,0,4,8"]))
+    transform = {"crop": {"columns": ["l", "t", "r", "b"], "min_side": 2}}
+    own = {"dataset": "boxes", "classes": 2, "source": {"type": "csv", "file": "boxes.csv"}, "transform": transform}
+    samples = load_task(manifest_of(own)["boxes"], tmp_path)
+    assert sum(map(len, samples.values())) == 40  # the box one pixel wide is gone
+    for split in samples.values():
+        assert torch.equal(split.pixels, (90 * split.slots.view(-1, 1, 1, 1)).expand(-1, 3, 8, 8).byte())
+
+
+def test_splits_may_be_listed_in_files(tmp_path):
+    (tmp_path / "test.txt").write_text("38\n39\n\n")
+    lists = {"train": list(range(30)), "dev": [30, 31], "dev_test": [32], "test": "test.txt"}
+    manifest = manifest_of(pets(tmp_path, splits={"rule": "X", "by": "list", "lists": lists}))
+    assert open_task(manifest["pets"], tmp_path).rows["test"].tolist() == [38, 39]
+    (tmp_path / "test.txt").unlink()
+    with pytest.raises(DataError, match=r"pets: list file .*test\.txt does not exist \(splits\.lists\)"):
+        open_task(manifest["pets"], tmp_path)
+
+
 def test_repeats_are_byte_identical_and_the_splits_disjoint():
     embedded = read_manifest("embedded_tasks")
     once, again = (load_task(embedded[name]) for name in ("digits", "digits-again"))

@@ -132,6 +132,9 @@ ERRORS = {
         {"tasks__0__splits": {"rule": "X", "by": "column", "shares": {"photo": {"trian": 1}}}},
         SIGNS, "splits.shares.photo", "did you mean 'train'"),
     "duplicates": ({"tasks__0__splits__duplicates": "keep"}, SIGNS, "splits.duplicates", "drop, error, warn"),
+    "cuts of a catalogue": ({"tasks__0__splits__catalogue": True}, SIGNS, "splits.catalogue", "compat: nevis"),
+    "labels in two ways": (
+        {"tasks__1__source__label_columns": ["a"]}, FINDINGS, "source.label_columns", "not both"),
     # licences
     "no licence": ({"task_defaults__license": GONE}, SIGNS, "license", "it is missing"),
     "a licence without a name": ({"task_defaults__license": {}}, SIGNS, "license.name", "or 'not stated'"),
