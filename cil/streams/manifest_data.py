@@ -26,12 +26,12 @@ class Report:
     """What a validation found.
 
     Attributes:
-        manifest: None where what is written is not allowed.
+        manifest: What was looked at.
         problems: Errors and warnings, in order.
         opened: What was found in the data of each task that could be opened.
     """
 
-    manifest: Manifest | None
+    manifest: Manifest
     problems: tuple[Problem, ...]
     opened: Lock = field(default_factory=dict)
 
@@ -41,9 +41,11 @@ class Report:
 
     @property
     def lock(self) -> Lock:
-        """Of the tasks without an error."""
-        wrong = {problem.task for problem in self.errors}
-        return {name: found for name, found in self.opened.items() if name not in wrong}
+        """Of the tasks without an error in their data."""
+        named = {problem.task for problem in self.errors}
+        wrong = {task.dataset for task in self.manifest if task.id in named}
+        return {task.id: self.opened[task.id] for task in self.manifest
+                if task.id in self.opened and task.dataset not in wrong}  # fmt: skip
 
 
 def validate_data(

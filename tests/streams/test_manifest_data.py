@@ -131,6 +131,12 @@ def test_what_is_wrong_with_the_data_is_said_at_its_place(tmp_path, what):
     assert set(report.lock) == ({"sound"} if level == "error" else {"pets", "sound"})
 
 
+def test_what_is_wrong_with_data_keeps_their_repeats_out_of_the_lock(tmp_path):
+    bad = pets(tmp_path, classes=3, splits=by_ranges(HOLE))
+    report = validate_data(manifest_of(bad, {**bad, "id": "again", "year": 2001}), tmp_path)
+    assert set(report.opened) == {"pets", "again"} and report.lock == {}
+
+
 def test_a_download_without_an_accepted_licence_is_refused(tmp_path):
     source = {"type": "torchvision", "name": "SVHN", "train": {"split": "train"}, "test": {"split": "test"}}
     own = {"dataset": "svhn", "classes": 10, "source": source, "splits": {"rule": "T"},

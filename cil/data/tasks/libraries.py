@@ -13,7 +13,7 @@ from cil.data.tasks.tables import ArrayImages, Table, in_memory, joined
 from cil.errors import DataError, nearest
 
 _BINARY = {"CIFAR10": "cifar10", "CIFAR100": "cifar100"}  # torchvision would unpickle them; read in another edition
-_UNPICKLE = ("ImageNet", "PhotoTour")
+_UNPICKLE = ("ImageNet", "LSUN", "LSUNClass", "PhotoTour")
 
 
 def torchvision(source: Mapping[str, Any], access: Access) -> Table:
@@ -36,7 +36,7 @@ def _constructed(source: Mapping[str, Any], options: dict[str, Any], access: Acc
     name, where = source["name"], access.root / source.get("root", "torchvision")
     known = [item for item in datasets.__all__ if item[0].isupper() and item not in _UNPICKLE]
     if name not in known:
-        why = "would read a pickle; use type imagefolder" if name in _UNPICKLE else nearest(name, known)
+        why = "it would read a pickle; use type imagefolder" if name in _UNPICKLE else nearest(name, known)
         raise DataError(f"torchvision's data set '{name}' (source.name): {why}")
     made = getattr(datasets, name)
     parameters = inspect.signature(made).parameters.values()
