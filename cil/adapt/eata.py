@@ -18,6 +18,8 @@ from cil.adapt.parts import (
     flat,
     gradients,
     make_optimizer,
+    mean_where,
+    some,
     train_norms,
     use_batch_statistics,
     within,
@@ -112,10 +114,10 @@ class EATA(Adapter):
         uncertain = entropy(logits)  # (N,)
         predicted = logits.detach().float().softmax(1)
         kept = self._chosen(uncertain.detach(), predicted)
-        if kept.any():
-            self.mean = self._moved(predicted[kept].mean(0))
+        if some(kept):
+            self.mean = self._moved(mean_where(predicted.T, kept))
             weight = torch.exp(self.bound - uncertain.detach())  # equation 3
-            loss = (weight * uncertain)[kept].mean()
+            loss = mean_where(weight * uncertain, kept)
             if self.strength:  # equations 7 and 9
                 distance = (self.fisher * (flat(self.optimizer.tuned) - self.start).square()).sum()
                 loss = loss + self.strength * distance

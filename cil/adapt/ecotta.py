@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.adapt.base import Adapter, Source
-from cil.adapt.parts import CarriedOptimizer, by_classes, entropy, gradients, one_of, within
+from cil.adapt.parts import CarriedOptimizer, by_classes, entropy, gradients, mean_where, one_of, some, within
 from cil.adapt.parts.colours import colour_views
 from cil.adapt.registry import register
 from cil.contract import Phase
 from cil.data import Batch, Samples
 from cil.models import freeze
-from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks, cut
+from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks, apart
+from cil.models.partition import cut
 
 BN_MODES = ("batch", "mixed", "source")
 UPDATES = ("two_step", "joint")
@@ -35,7 +36,7 @@ class EcoTTA(Adapter):
     carried as a reference. Before it is deployed the meta networks are warmed up on source data.
 
     Args:
-        parts: K, into how many parts the network is cut (``cil.models.meta.partition``), or the blocks of each part.
+        parts: K, into how many parts the network is cut (``cil.models.partition``), or the blocks of each part.
         kernel: Of the meta networks' convolutions; None: 1 beside bottlenecks (ResNet-50), else 3.
         regularisation: lambda, weight of the distance to the frozen maps; 0 leaves its pass out.
         threshold: H0 / ln K: only predictions of less entropy count.
@@ -123,7 +124,7 @@ class EcoTTA(Adapter):
 
         freeze(self.net)
         self.keep("net", self.net, kind="parameters", reference=source.reference)
-        cuts = cut(self.net, self.image_shape, parts if isinstance(parts, int) else list(parts))
+        cuts = cut(self.net, self.image_shape, parts)
         made = MetaNetworks(cuts, kernel, self.generator("meta networks"))
         self.keep("meta", made.to(next(self.net.parameters()).device), kind="parameters")
         carried = CarriedOptimizer(list(self.meta.parameters()), "sgd", lr, momentum)
@@ -214,10 +215,10 @@ class EcoTTA(Adapter):
 
     def _joint_step(self, images: Tensor) -> Tensor:
         """One step on L_ent + lambda sum_k L_k, of one forward pass."""
-        pairs: list[tuple[Tensor, Tensor]] = []
-        keep_pairs = (lambda k, adapted, frozen: pairs.append((adapted, frozen))) if self.regularisation else None
-        logits = _logits(self.adapted(images, keep_pairs))
+        output, *maps = self.adapted.maps(images)
+        logits = _logits(output)
         uncertainty = self._entropy(logits)
+        pairs = list(zip(*maps, strict=True)) if self.regularisation else []
         terms = [self.regularisation * self._distance(adapted, frozen) for adapted, frozen in pairs]
         total = [torch.zeros_like(p) for p in self.optimizer.tuned]
         if terms and self.local:  # asking for phi_k alone stops the gradient of L_k at the group's input
@@ -238,15 +239,12 @@ class EcoTTA(Adapter):
     def _entropy(self, logits: Tensor) -> Tensor | None:
         """L_ent, equation 3: the mean entropy of sure predictions; None where there is none."""
         each = entropy(logits)  # (N,)
-        sure = (each.detach() < self.bound).to(each.dtype)
-        if not each.is_meta and not bool(sure.any()):  # on meta, where there are no values, as if all were sure
-            return None
-        return (each * sure).sum() / sure.sum()
+        sure = each.detach() < self.bound
+        return mean_where(each, sure) if some(sure) else None
 
     def _distance(self, adapted: Tensor, frozen: Tensor) -> Tensor:
-        """L_k, equation 4: |x~_k - x_k|, the frozen map held fast."""
-        apart = (adapted - frozen.detach()).abs()
-        return apart.mean() if self.reduction == "mean" else apart.flatten(1).sum(1).mean()
+        """L_k, equation 4."""
+        return apart(adapted, frozen, per_sample=self.reduction == "sum_per_sample")
 
 
 def _logits(output: Any) -> Tensor:

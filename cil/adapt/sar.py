@@ -17,6 +17,8 @@ from cil.adapt.parts import (
     gradients,
     late_layers,
     make_optimizer,
+    mean_where,
+    some,
     train_norms,
     use_batch_statistics,
     within,
@@ -87,25 +89,26 @@ class SAR(Adapter):
         logits = self.logits(images)
         uncertain = entropy(logits)  # (N,)
         sure = uncertain.detach() < self.bound  # equation 2
-        if sure.any():
-            self._step(images, sure, flat(gradients(uncertain[sure].mean(), self.optimizer.tuned)))
+        if some(sure):
+            self._step(images, sure, flat(gradients(mean_where(uncertain, sure), self.optimizer.tuned)))
         return logits.detach()
 
     def _step(self, images: Tensor, sure: Tensor, gradient: Tensor) -> None:
         tuned = self.optimizer.tuned
         before = flat(tuned).detach()
         assign(tuned, before + self.rho * gradient / (gradient.norm() + 1e-12))  # equation 4
-        uncertain = entropy(self.logits(images))[sure]
-        still = uncertain.detach() < self.bound
+        uncertain = entropy(self.logits(images))
+        still = sure & (uncertain.detach() < self.bound)
         found = None
-        if still.any():
-            loss = uncertain[still].mean()
+        if some(still):
+            loss = mean_where(uncertain, still)
             found = gradients(loss, tuned)  # equation 5: the gradient there, the step from here
         assign(tuned, before)
         if found is not None:
             self.optimizer.step(found)
             self._recover(loss.detach())
 
+    @torch.no_grad()
     def _recover(self, loss: Tensor) -> None:
         """Section 4.2, model recovery: a loss near zero means that all images are given one class."""
         average = self.memory * self.average + (1 - self.memory) * loss

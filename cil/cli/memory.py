@@ -23,7 +23,8 @@ usage: cil memory [key=value ...] [--depth N] [--experience N] [--json]
 
 The bytes of one step: parameters, gradients, optimizer state and what autograd keeps for backward, by part of the
 network, and in all. Exact, and by the published accounting of EcoTTA. Nothing is trained: the step is made without
-values (on meta) where shapes are all it takes, else once on the CPU, on noise; the answer says which.
+values (on meta) where shapes are all it takes, else once on the CPU, on noise; the answer says which. Of an adapter
+that is trained on source data before it is deployed (ecotta's warm-up) the largest step of that comes second.
 
   cil memory strategy=der stream=split_cifar100 model=resnet32 trainer.batch_size=128
   cil memory strategy=finetune,replay,lwf stream=split_cifar100 model=resnet32
@@ -54,13 +55,13 @@ def main(arguments: Sequence[str]) -> int:
     environment.prepare(overrides)
     from cil.cli.grid import expand
 
-    found = {}
-    for cell in expand(overrides):
-        found[_label(cell)] = measured(cell.job, experience)
+    found = {_label(cell): measured(cell.job, experience) for cell in expand(overrides)}
     if as_json:
-        print(json.dumps({label: as_data(memory, depth or 4) for label, memory in found.items()}, indent=1))
+        data = {label: [as_data(memory, depth or 4) for memory in steps] for label, steps in found.items()}
+        more = {label: {"source_phase": one[1]} if one[1:] else {} for label, one in data.items()}
+        print(json.dumps({label: one[0] | more[label] for label, one in data.items()}, indent=1))
     else:
-        print("\n\n".join(text(label, memory, depth or 4) for label, memory in found.items()))
+        print("\n\n".join(text(label, memory, depth or 4) for label, steps in found.items() for memory in steps))
     return 0
 
 
@@ -80,8 +81,9 @@ def _number(option: str, given: str) -> int | None:
     return int(given) if given else None
 
 
-def measured(job: Job, experience: int | None = None) -> TrainingMemory:
-    """What the largest step of a configured run holds.
+def measured(job: Job, experience: int | None = None) -> list[TrainingMemory]:
+    """What the largest step of a configured run holds; of an adapter that is trained on source data before it is
+    deployed, also the largest step there.
 
     Args:
         experience: Of a strategy, from 1; None: the largest of the first, the second and the last.
@@ -89,13 +91,15 @@ def measured(job: Job, experience: int | None = None) -> TrainingMemory:
     if job.config.get("adapter"):
         if experience is not None:
             raise ConfigError("--experience is for strategies; an adapter's update is the same everywhere")
-        return adapter_steps(job).at(job.config["adaptation"]["batch_size"])
+        own = adapter_steps(job)
+        before = own.source_phases()
+        return [own.at(job.config["adaptation"]["batch_size"]), *([] if before is None else [before])]
     steps = strategy_steps(job)
     if experience is None:
-        return steps.largest()
+        return [steps.largest()]
     if experience > len(steps.signatures):
         raise ConfigError(f"--experience is {experience}; the stream has {len(steps.signatures)} experiences")
-    return steps.at(experience - 1)
+    return [steps.at(experience - 1)]
 
 
 def strategy_steps(job: Job) -> StrategySteps:

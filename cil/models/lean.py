@@ -13,7 +13,9 @@ from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 _CONV2D, _RELU = (torch.conv2d, F.conv2d), (torch.relu, F.relu)
-_WEIGHTS = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
+_GATHER = sum(1 << 56 - 7 * bit for bit in range(8))  # times eight bytes of 0 or 1: their bits are the highest byte
+_COPIES = sum(1 << 8 * byte for byte in range(8))  # times a byte: that byte eight times
+_DIAGONAL = sum(1 << 9 * bit for bit in range(8)) - (1 << 64)  # bit i of byte i, as a signed number
 
 
 class FrozenLayers(TorchFunctionMode):
@@ -166,16 +168,18 @@ class _LeanReLU(Function):
         y = x.relu_() if inplace else x.relu()
         if inplace:
             ctx.mark_dirty(x)
-        mask = y > 0
-        ctx.shape, ctx.packed = x.shape, packed
+        ctx.last = y.ndim == 4 and y.is_contiguous(memory_format=torch.channels_last)
+        mask = y.permute(0, 2, 3, 1) > 0 if ctx.last else y > 0  # in the order of memory, which is packed faster
+        ctx.shape, ctx.packed = mask.shape, packed
         ctx.save_for_backward(pack(mask) if packed else mask)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (kept,) = ctx.saved_tensors
-        mask = unpack(kept, ctx.shape) if ctx.packed else kept
-        return grads[0].masked_fill(mask.logical_not(), 0), None, None
+        mask = _spread(kept, ctx.shape) if ctx.packed else kept
+        mask = mask.permute(0, 3, 1, 2) if ctx.last else mask
+        return torch.ops.aten.threshold_backward(grads[0], mask.to(grads[0].dtype), 0), None, None
 
 
 def pack(mask: Tensor) -> Tensor:
@@ -185,11 +189,16 @@ def pack(mask: Tensor) -> Tensor:
     [5, 0]
     """
     bits = mask.flatten().view(torch.uint8)
-    bits = F.pad(bits, (0, -bits.numel() % 8)).view(-1, 8)
-    return (bits * _WEIGHTS.to(bits.device)).sum(1, dtype=torch.uint8)
+    bits = F.pad(bits, (0, -bits.numel() % 8))
+    return ((bits.view(torch.int64) * _GATHER) >> 56).to(torch.uint8)
 
 
 def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
     """What ``pack`` was given, of that shape."""
-    bits = (packed[:, None] & _WEIGHTS.to(packed.device)) != 0
-    return bits.flatten()[: torch.Size(shape).numel()].view(torch.Size(shape))
+    return _spread(packed, shape) != 0
+
+
+def _spread(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """The same as bytes that are 0 or not."""
+    spread = (packed.to(torch.int64) * _COPIES) & _DIAGONAL
+    return spread.view(torch.uint8)[: torch.Size(shape).numel()].view(torch.Size(shape))

@@ -5,197 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from cil.errors import ConfigError
-from cil.models.base import Backbone, count_parameters, drop_counters
+from cil.models.base import count_parameters, drop_counters
 from cil.models.lean import FrozenLayers
+from cil.models.partition import Part
 
 GRAD_PATHS = ("full", "lean", "stop")
-Shape = tuple[int, int, int]
 OnGroup = Callable[[int, Tensor, Tensor], None]
-
-
-@dataclass(frozen=True)
-class Block:
-    """A residual block: the layer that its input enters first, and the one that gives its output (often the same)."""
-
-    enter: nn.Module
-    leave: nn.Module
-
-
-@dataclass(frozen=True)
-class Part:
-    """F_k: consecutive blocks of the frozen network.
-
-    Attributes:
-        enter, leave: Its first and its last layer.
-        blocks: Their number.
-        inputs, outputs: (C, H, W) of the maps that enter and leave it.
-        bottleneck: Whether its blocks are bottlenecks (three convolutions).
-    """
-
-    enter: nn.Module
-    leave: nn.Module
-    blocks: int
-    inputs: Shape
-    outputs: Shape
-    bottleneck: bool
-
-    @property
-    def stride(self) -> int:
-        """Product of the strides inside."""
-        return round(self.inputs[1] / self.outputs[1])
-
-
-def residual_stages(net: nn.Module) -> list[list[Block]]:
-    """The residual blocks of a network, by stage.
-
-    Known are each ``Backbone`` of this package whose stages are made of blocks (CIFAR ResNets, ResNets, WRNs), networks
-    with ``layer1``, ``layer2`` ... (torchvision's and timm's ResNets), and those of timm with ``stages`` or ``s1``,
-    ``s2`` ... (ResNetV2, RegNet, ConvNeXt); around them may stand whatever normalises, pools and classifies.
-
-    Raises:
-        ConfigError: where there are none, or several networks side by side.
-    """
-    found = [stages for module in net.modules() if (stages := _stages_of(module))]
-    if len(found) != 1:
-        how = "is not made of residual blocks" if not found else f"has {len(found)} chains of residual blocks"
-        raise ConfigError(
-            f"a {type(net).__name__} {how}, so it cannot be cut into parts for meta networks; choose one network of "
-            f"blocks (model=resnet32, wrn_40_2, resnet50, timm:resnet18 ...)"
-        )
-    return found[0]
-
-
-def _stages_of(module: nn.Module) -> list[list[Block]]:
-    children = dict(module.named_children())
-    if isinstance(module, Backbone):
-        stages = list(module.stages)
-    elif "layer1" in children and "layer2" in children:
-        stages = [children[f"layer{k}"] for k in range(1, 10) if f"layer{k}" in children]
-    elif "s1" in children and "s2" in children:
-        stages = [children[f"s{k}"] for k in range(1, 10) if f"s{k}" in children]
-    elif isinstance(children.get("stages"), nn.Sequential):
-        stages = list(children["stages"].children())
-    else:
-        return []
-    blocks = [_blocks_of(stage) for stage in stages]
-    return blocks if all(blocks) else []
-
-
-def _blocks_of(stage: nn.Module) -> list[Block]:
-    """Blocks are modules of modules: a plain layer at the end (WRN's last BN and ReLU) is none, nor a plain network."""
-    children = dict(stage.named_children())
-    inner = children.get("blocks")
-    if inner is None:
-        return [Block(child, child) for child in children.values() if any(True for _ in child.children())]
-    blocks = [Block(child, child) for child in inner.children()]
-    first = next(iter(children.values()))  # ConvNeXt halves the map before the blocks of a stage
-    return blocks if first is inner or not blocks else [Block(first, blocks[0].leave), *blocks[1:]]
-
-
-def partition(blocks: int, stages: int, count: int, key: str = "adapter.parts") -> list[int]:
-    """How many blocks each part has: shallow layers, where shifts of the input live, get the shorter parts.
-
-    All blocks make 2 S equal units. Where S <= K <= 2 S, the first 2 K - 2 S parts are one unit long, the others two;
-    for other K all parts are as equal as whole blocks allow.
-
-    Args:
-        blocks: N, residual blocks of the network.
-        stages: S.
-        count: K, the model partition factor.
-        key: Of the configuration, for messages.
-
-    Raises:
-        ConfigError: for less than one part, or more parts than blocks.
-
-    Source:
-        Song et al. 2023: this gives their parts for WRN-28-10, WRN-40-2 and ResNet-50 at K = 4 and 5, the latter's at
-        K = 4 as the reported megabytes have it.
-
-    >>> partition(18, 3, 4), partition(18, 3, 5)
-    ([3, 3, 6, 6], [3, 3, 3, 3, 6])
-    >>> partition(16, 4, 4), partition(16, 4, 5)
-    ([4, 4, 4, 4], [2, 2, 4, 4, 4])
-    """
-    if not 1 <= count <= blocks:
-        raise ConfigError(f"{key} is {count}; this network has {blocks} residual blocks, so 1 to {blocks}")
-    units, short = 2 * stages, 2 * (count - stages)
-    ends = [k if k <= short else 2 * k - short for k in range(count + 1)]
-    if not stages <= count <= units:
-        units, ends = count, list(range(count + 1))
-    sizes = _sizes(ends, blocks, units)
-    return sizes if all(sizes) else _sizes(list(range(count + 1)), blocks, count)
-
-
-def _sizes(ends: Sequence[int], blocks: int, units: int) -> list[int]:
-    bounds = [end * blocks // units for end in ends]
-    return [high - low for low, high in pairwise(bounds)]
-
-
-def cut(net: nn.Module, image_shape: Shape, parts: int | Sequence[int] = 4, key: str = "adapter.parts") -> list[Part]:
-    """Cut a network into parts. Shapes are found by one pass on ``meta``, which also checks that blocks form a chain.
-
-    Args:
-        net: Images (N, C, H, W) to scores.
-        image_shape: (C, H, W).
-        parts: K, for the rule of ``partition``; or the number of blocks of each part.
-        key: Of the configuration, for messages.
-
-    Raises:
-        ConfigError: for a network without residual blocks, blocks that do not follow one another, or numbers that do
-            not fit.
-    """
-    stages = residual_stages(net)
-    blocks = [block for stage in stages for block in stage]
-    sizes = partition(len(blocks), len(stages), parts, key) if isinstance(parts, int) else [int(size) for size in parts]
-    if sum(sizes) != len(blocks) or any(size < 1 for size in sizes):
-        raise ConfigError(f"{key} is {sizes}; this network has {len(blocks)} residual blocks, so they sum to it")
-    shapes = _shapes(net, blocks, image_shape)
-    made, start = [], 0
-    for size in sizes:
-        inside = blocks[start : start + size]
-        bottleneck = any(hasattr(block.leave, "conv3") for block in inside)
-        ends = shapes[start][0], shapes[start + size - 1][1]
-        made.append(Part(inside[0].enter, inside[-1].leave, size, *ends, bottleneck))
-        start += size
-    return made
-
-
-def _shapes(net: nn.Module, blocks: Sequence[Block], image_shape: Shape) -> list[tuple[Shape, Shape]]:
-    """Shapes of the maps that enter and leave each block."""
-    order: list[tuple[str, int, Any]] = []
-
-    def note(what: str, index: int, value: Any) -> None:
-        order.append((what, index, value))
-
-    handles = []
-    for index, block in enumerate(blocks):
-        handles.append(block.enter.register_forward_pre_hook(lambda _, args, k=index: note("in", k, args[0])))
-        handles.append(block.leave.register_forward_hook(lambda _, args, out, k=index: note("out", k, out)))
-    tensors = {name: t.to("meta") for name, t in (*net.named_parameters(), *net.named_buffers())}
-    try:
-        with torch.no_grad():
-            functional_call(net, tensors, (torch.empty(2, *image_shape, device="meta"),))
-    finally:
-        for handle in handles:
-            handle.remove()
-    expected = [(what, index) for index in range(len(blocks)) for what in ("in", "out")]
-    chained = [(what, index) for what, index, _ in order] == expected
-    if not chained or any(order[k][2] is not order[k + 1][2] for k in range(1, len(order) - 1, 2)):
-        raise ConfigError(f"the blocks of a {type(net).__name__} do not follow one another; choose another model.name")
-    if any(not isinstance(value, Tensor) or value.ndim != 4 for _, _, value in order):
-        raise ConfigError(f"the blocks of a {type(net).__name__} do not map maps to maps; choose another model.name")
-    shapes: list[Any] = [tuple(value.shape[1:]) for _, _, value in order]
-    return list(zip(shapes[::2], shapes[1::2], strict=True))
 
 
 class MetaNetwork(nn.Module):
@@ -204,21 +26,29 @@ class MetaNetwork(nn.Module):
     Args:
         part: Gives channels and stride.
         kernel: Of the convolution; odd.
+        norm: What BN'_k is: ``batch``, or a ``group`` norm, which has no statistics.
 
     Source:
         Song et al. 2023, section 3.1; the convolution has no bias, and pads by floor(kernel / 2).
     """
 
-    def __init__(self, part: Part, kernel: int) -> None:
+    def __init__(self, part: Part, kernel: int, norm: str = "batch") -> None:
         super().__init__()
         inputs, outputs = part.inputs[0], part.outputs[0]
         self.norm = nn.BatchNorm2d(outputs)
         self.conv = nn.Conv2d(inputs, outputs, kernel, part.stride, padding=kernel // 2, bias=False)
-        self.conv_norm = nn.BatchNorm2d(outputs)
+        self.conv_norm: nn.Module = nn.BatchNorm2d(outputs)
+        if norm == "group":
+            self.conv_norm = nn.GroupNorm(_groups(outputs), outputs)
 
     def forward(self, x: Tensor, entered: Tensor) -> Tensor:
         """x~_k = BN_k(x_k) + ReLU(BN'_k(Conv_k(x~_{k-1}))) of ``x``, x_k, and ``entered``, x~_{k-1}."""
         return self.norm(x) + F.relu(self.conv_norm(self.conv(entered)))  # type: ignore[no-any-return]
+
+
+def _groups(channels: int) -> int:
+    """At most 32, of at least two channels where that is possible."""
+    return next((g for g in (32, 16, 8, 4, 2) if channels % g == 0 and channels // g >= 2), 1)
 
 
 class MetaNetworks(nn.ModuleList):
@@ -228,6 +58,8 @@ class MetaNetworks(nn.ModuleList):
         parts: Of the frozen network.
         kernel: Of the convolutions, odd; None: 1 beside bottlenecks (ResNet-50), else 3.
         generator: Draws the initial values (see ``reset``).
+        norm: Of ``MetaNetwork``.
+        group: Of the configuration that says ``kernel``, for messages.
 
     Raises:
         ConfigError: for an even kernel.
@@ -236,12 +68,19 @@ class MetaNetworks(nn.ModuleList):
         Song et al. 2023. Of ResNet-50 the reported megabytes hold for kernel 1 alone.
     """
 
-    def __init__(self, parts: Sequence[Part], kernel: int | None, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        kernel: int | None,
+        generator: torch.Generator,
+        norm: str = "batch",
+        group: str = "adapter",
+    ) -> None:
         if kernel is not None and (kernel < 1 or kernel % 2 == 0):
-            raise ConfigError(f"adapter.kernel is {kernel}; it must be odd, so that maps keep their size, or null")
+            raise ConfigError(f"{group}.kernel is {kernel}; it must be odd, so that maps keep their size, or null")
         self.kernel = kernel or (1 if any(part.bottleneck for part in parts) else 3)
         with torch.random.fork_rng(devices=[]):  # torch's own draws, made anew below
-            super().__init__(MetaNetwork(part, self.kernel) for part in parts)
+            super().__init__(MetaNetwork(part, self.kernel, norm) for part in parts)
         drop_counters(self)
         self.reset(generator)
         self.eval()
@@ -314,6 +153,17 @@ class GroupedNet:
         with self._taken_over(parts, metas, on_group, local), self.layers():
             return net(images)
 
+    def maps(self, images: Tensor) -> tuple[Any, list[Tensor], list[Tensor]]:
+        """What the network returns, and x~_k and x_k of all groups; the latter are held fast."""
+        adapted: list[Tensor] = []
+        frozen: list[Tensor] = []
+
+        def on_group(k: int, ours: Tensor, theirs: Tensor) -> None:
+            adapted.append(ours)
+            frozen.append(theirs.detach())
+
+        return self(images, on_group), adapted, frozen
+
     def layers(self) -> FrozenLayers:
         """The context in which the layers run."""
         return FrozenLayers(self.share, self.grad_path == "lean", self.packed)
@@ -382,3 +232,13 @@ class GroupedNet:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def apart(adapted: Tensor, fixed: Tensor, per_sample: bool = False) -> Tensor:
+    """L_k = |x~_k - fixed|, a number: the mean over all elements of two maps (N, C, H, W), or with ``per_sample`` the
+    L1 norm of each image's map, averaged over the batch.
+
+    Source: Song et al. 2023, equation 4, which leaves the reduction open.
+    """
+    distance = (adapted - fixed.detach()).abs()
+    return distance.flatten(1).sum(1).mean() if per_sample else distance.mean()

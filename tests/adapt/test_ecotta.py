@@ -18,7 +18,8 @@ from cil.data import Batch
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError
 from cil.models import CifarResNet, NetFactory, build_backbone
-from cil.models.meta import GroupedNet, cut
+from cil.models.meta import GroupedNet
+from cil.models.partition import cut
 
 
 def residual_source(seed: int = 0, classes: int = 4, **more) -> Source:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from cil.memory import Published, measure_step, published
 from cil.models import NetFactory, build_backbone
-from cil.models.meta import GroupedNet, MetaNetworks, cut
+from cil.models.meta import GroupedNet, MetaNetworks
+from cil.models.partition import cut
 
 # backbone, options, side, outputs, batch: parameters, values that enter BN, conv and fc, ReLUs of one image
 NETWORKS: dict[str, tuple[tuple[str, dict[str, str], int, int, int], tuple[int, int, int, int]]] = {

@@ -15,7 +15,8 @@ from cil.models import (
     count_parameters,
     freeze,
 )
-from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks, cut, partition, residual_stages
+from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks
+from cil.models.partition import cut, partition, residual_stages
 
 GENERATOR = torch.Generator()
 

@@ -1,7 +1,7 @@
 """What methods of adaptation share: norm layers, entropy, an optimizer that is carried, teachers, views, a bank."""
 
 from cil.adapt.parts.bank import BalancedBank
-from cil.adapt.parts.losses import cross_entropy, entropy, gradients
+from cil.adapt.parts.losses import cross_entropy, entropy, gradients, mean_where, some
 from cil.adapt.parts.norms import (
     MixedNorm2d,
     frozen,
@@ -30,10 +30,12 @@ __all__ = [
     "gradients",
     "late_layers",
     "make_optimizer",
+    "mean_where",
     "on_device",
     "one_of",
     "random_view",
     "replace_batch_norms",
+    "some",
     "train_norms",
     "use_batch_statistics",
     "within",

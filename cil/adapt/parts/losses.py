@@ -1,4 +1,4 @@
-"""Entropy and cross-entropy of predictions, in nats; and gradients that leave nothing behind."""
+"""Entropy and cross-entropy in nats, their mean over chosen images, and gradients that leave nothing behind."""
 
 from __future__ import annotations
 
@@ -20,6 +20,20 @@ def entropy(logits: Tensor) -> Tensor:
 def cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
     """-sum_k softmax(target)_k log softmax(logits)_k of each row: (N, K) twice to (N,)."""
     return -(target.float().softmax(1) * logits.float().log_softmax(1)).sum(1)
+
+
+def mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the values (..., N) where the (N,) ``mask`` holds, over N; not a number where nowhere: see ``some``.
+
+    >>> mean_where(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, False, True]))
+    tensor(3.5000)
+    """
+    return (values * mask).sum(-1) / mask.sum()
+
+
+def some(mask: Tensor) -> bool:
+    """Whether a mask holds anywhere; on ``meta``, where there are no values, it does."""
+    return mask.is_meta or bool(mask.any())
 
 
 def gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:

@@ -68,7 +68,7 @@ def random_view(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
-    """A generator on a device, keyed by one on the CPU; on the CPU, that one itself."""
-    if device.type == "cpu":
+    """A generator on a device, keyed by one on the CPU; on the CPU, and where there are no values, that one itself."""
+    if device.type in ("cpu", "meta"):
         return generator
     return torch.Generator(device=device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
