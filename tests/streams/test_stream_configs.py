@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from cil.data import dataset_names, dataset_options
 from cil.errors import ConfigError
 from cil.streams import stream_builder
+from cil.targets import made
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "stream").glob("*.yaml") if not path.stem.startswith("_"))
@@ -24,7 +25,7 @@ def composed(name, *overrides):
 
 def build(config, root):
     """As the command line does it."""
-    options = dict(config)
+    options = made(OmegaConf.to_container(config), "stream")
     return stream_builder(options.pop("builder"))(root=root, **options)
 
 
@@ -42,8 +43,9 @@ def test_every_key_is_taken_by_the_builder_or_the_data_set(name):
         for key, parameter in inspect.signature(builder).parameters.items()
         if parameter.kind is not parameter.VAR_KEYWORD
     ]
-    assert config["dataset"] == "???" or config["dataset"] in dataset_names()
-    assert set(config) <= {*own, *dataset_options(config["dataset"])}
+    dataset = config.get("dataset", "???")
+    assert dataset == "???" or dataset in dataset_names()
+    assert set(config) <= {*own, *dataset_options(dataset)}
     assert set(own) - {"root"} <= set(config), "every argument can be set without a plus sign"
 
 
@@ -54,10 +56,16 @@ def test_every_key_is_taken_by_the_builder_or_the_data_set(name):
         ("split_mnist5k", [2] * 5),
         ("split_crops", [5, 4, 4, 4]),
         ("split_glyphs", [2] * 47),
+        ("blurry_digits", [6, 1, 1, 1, 1]),
+        ("gaussian_digits", [5, 2, 1, 2, 0]),
+        ("repetition_digits", [2] * 5),
+        ("long_tailed_digits", [2] * 5),
+        ("permuted_digits", [10, 0, 0, 0, 0]),
+        ("rotated_digits", [10, 0, 0, 0, 0]),
     ],
 )
 def test_embedded_streams_build(embedded_root, name, sizes):
-    pytest.importorskip(PACKAGES[name.removeprefix("split_")])
+    pytest.importorskip(PACKAGES[name.partition("_")[2] if "long" not in name else "digits"])
     stream = build(composed(name), embedded_root)
     assert [len(signature.new_slots) for signature in stream.signatures] == sizes
     assert len(stream[0].train) == sum(stream.signatures[0].counts.values())
@@ -80,6 +88,11 @@ def root(tmp_path_factory):
                 file = root / place / split / f"n{number:04d}" / "0.png"
                 file.parent.mkdir(parents=True)
                 file.write_bytes(WHITE)
+    for file in [*(root / "pets").glob("*/*/0.png")]:
+        for view in ("photo", "sketch"):
+            copied = root / "views" / view / file.relative_to(root / "pets")
+            copied.parent.mkdir(parents=True)
+            copied.write_bytes(WHITE)
     return root
 
 
@@ -104,6 +117,11 @@ WHITE = bytes.fromhex(  # a PNG of one grey pixel
         ("split_folder", ["stream.path=pets", "stream.increment=2", "stream.size=8"], 2),
         ("split_npz", ["stream.path=mine", "stream.increment=3"], 4),
         ("split_small_task", ["stream.dataset=small_tasks/birds"], 5),
+        ("blurry_cifar10", [], 5),
+        ("blurry_cifar100", [], 5),
+        ("blurry_tiny_imagenet", [], 5),
+        ("si_blurry_cifar100", [], 5),
+        ("domain_files", ["stream.path=views", "stream.size=8"], 2),
     ],
 )
 def test_streams_of_other_sets_build_where_their_files_are(root, name, overrides, experiences):

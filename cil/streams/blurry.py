@@ -1,0 +1,207 @@
+"""Blurry streams: some classes in one experience alone, the others spread over all of them; and the builder of all
+streams that deal out a data set by some plan of arrival."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from cil.data import Augment, Dataset
+from cil.errors import StreamError
+from cil.streams.arranged import arranged, check_whole, generator, whole
+from cil.streams.base import Stream
+from cil.streams.registry import register_stream
+
+Rows = np.ndarray[Any, Any]
+
+
+class Arrival(Protocol):
+    """Which image comes in which experience, and in which order."""
+
+    @property
+    def name(self) -> str:
+        """For the name of the stream."""
+        ...
+
+    def deal(self, slots: Rows, num_classes: int, experiences: int, seed: int) -> list[Rows]:
+        """Deal images out.
+
+        Args:
+            slots: (n,) place in the class order of each image.
+            seed: Of all draws.
+
+        Returns:
+            Row numbers of each experience in order of arrival, no image twice.
+
+        Raises:
+            CilError: where the plan does not fit the classes.
+        """
+        ...
+
+
+@register_stream("blurry")
+def blurry(
+    dataset: str | Dataset,
+    *,
+    experiences: int,
+    arrival: Arrival,
+    order: str | Sequence[int] = "seed",
+    order_seed: int = 1993,
+    classes: int | None = None,
+    validation: float = 0.0,
+    train_per_class: int | None = None,
+    test_per_class: int | None = None,
+    augment: Augment | Mapping[str, Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    root: str | Path | None = None,
+    **options: Any,
+) -> Stream:
+    """Deal out a data set so that classes re-appear. Images come in the order in which they arrive.
+
+    An experience is a declared interval of the stream: a learner has outputs for all its classes from its start.
+    Slots are numbered in the order in which classes are first met. Test data, and held-out training images, of a class
+    belong to the experience that is the first to have an image of it: after each experience the accuracy is that on all
+    classes exposed so far, and R[i, j] is on the classes first met in j.
+
+    Args:
+        dataset: A name that ``cil.data.load_dataset`` knows, or a data set.
+        experiences: Intervals.
+        arrival: ``IBlurry``, ``SiBlurry``, ``Gaussian``, ``Repetition``, ``LongTailed``, or another ``Arrival``.
+        order, order_seed: Class order, as of ``class_incremental``; the seed is also that of all that is dealt out.
+        classes, validation, train_per_class, test_per_class, augment, mean, std, root, options: As of
+            ``class_incremental``; validation images are set apart before the others are dealt out.
+
+    Raises:
+        CilError: as of ``class_incremental``, and where the plan does not fit the classes.
+    """
+    check_whole(1, experiences=experiences)
+    given = whole(
+        dataset, root=root, options=options, classes=classes, mean=mean, std=std, order=order, order_seed=order_seed,
+        validation=validation, train_per_class=train_per_class, test_per_class=test_per_class, augment=augment,
+    )  # fmt: skip
+    rows = arrival.deal(given.slots, given.num_classes, experiences, order_seed)
+    return arranged(given, rows, f"{given.name}_{arrival.name}_t{experiences}", repr(arrival))
+
+
+@dataclass(frozen=True)
+class IBlurry:
+    """i-Blurry-N-M: N % of the classes disjoint, the rest blurry; M % of the images of those leak to other experiences.
+
+    Args:
+        disjoint: N, 0 to 100. With 100 this is the ordinary split.
+        leaking: M, 0 to 100. With ``disjoint`` 0 and this 100, each experience is a mix of everything.
+
+    Source:
+        Koh, Kim, Ha, Choi. ICLR 2022, arXiv:2110.10031. Departures from the code: classes that do not divide evenly
+        are refused, not dropped; images that leak are drawn at random and not the first of the file; the remainder of
+        the pool is given out too.
+    """
+
+    disjoint: int = 50
+    leaking: int = 10
+
+    def __post_init__(self) -> None:
+        check_whole(0, 100, **{"arrival.disjoint": self.disjoint, "arrival.leaking": self.leaking})
+
+    @property
+    def name(self) -> str:
+        return f"iblurry{self.disjoint}-{self.leaking}"
+
+    def deal(self, slots: Rows, num_classes: int, experiences: int, seed: int) -> list[Rows]:
+        disjoint, blurry = class_groups(num_classes, experiences, self.disjoint)
+        parts = [[many // experiences] * experiences for many in (disjoint, blurry)]
+        main, leaks, draws = _mains(parts), slots >= disjoint, generator(seed, 1)
+        own = [draws.permutation(np.flatnonzero(leaks & (main[slots] == e))) for e in range(experiences)]
+        given = [len(rows) * self.leaking // 100 for rows in own]
+        each, rest = divmod(sum(given), experiences)
+        taken = [each + (e < rest) for e in range(experiences)]
+        return _dealt(slots, main, leaks, own, given, taken, draws)
+
+
+@dataclass(frozen=True)
+class SiBlurry:
+    """Si-Blurry-N-M: as i-Blurry, with groups of random size, and random numbers of images that leak.
+
+    An experience may have no class of its own. It gives as many images to the pool as it takes from it.
+
+    Args:
+        disjoint, leaking: As of ``IBlurry``; M % of all blurry images leak, or fewer where the number that an
+            experience shall give is more than it has.
+
+    Source:
+        Moon, Park, Kim, Park. ICCV 2023, arXiv:2308.09303; departures as of ``IBlurry``.
+    """
+
+    disjoint: int = 50
+    leaking: int = 10
+
+    def __post_init__(self) -> None:
+        check_whole(0, 100, **{"arrival.disjoint": self.disjoint, "arrival.leaking": self.leaking})
+
+    @property
+    def name(self) -> str:
+        return f"siblurry{self.disjoint}-{self.leaking}"
+
+    def deal(self, slots: Rows, num_classes: int, experiences: int, seed: int) -> list[Rows]:
+        groups, draws = class_groups(num_classes, experiences, self.disjoint), generator(seed, 2)
+        main, leaks = _mains([cut(many, experiences, draws) for many in groups]), slots >= groups[0]
+        own = [draws.permutation(np.flatnonzero(leaks & (main[slots] == e))) for e in range(experiences)]
+        wanted = cut(int(leaks.sum()) * self.leaking // 100, experiences, draws)
+        given = [min(many, len(rows)) for many, rows in zip(wanted, own, strict=True)]
+        return _dealt(slots, main, leaks, own, given, given, draws)
+
+
+def class_groups(num_classes: int, experiences: int, disjoint: int) -> tuple[int, int]:
+    """Disjoint and blurry classes: n_d = floor(floor(K N / 100) / T) T, and the rest.
+
+    >>> class_groups(10, 5, 50), class_groups(100, 5, 50), class_groups(100, 10, 25)
+    ((5, 5), (50, 50), (20, 80))
+
+    Raises:
+        StreamError: where the rest does not divide evenly either, as the reference code would leave classes out.
+    """
+    first = num_classes * disjoint // 100 // experiences * experiences
+    rest = num_classes - first
+    if rest % experiences:
+        raise StreamError(
+            f"{num_classes} classes do not divide into stream.experiences={experiences} equal groups; set "
+            f"stream.classes to a multiple of it, as {num_classes // experiences * experiences}, or change "
+            f"stream.experiences"
+        )
+    return first, rest
+
+
+def cut(many: int, parts: int, draws: np.random.RandomState) -> list[int]:
+    """Sizes of parts, some of them 0, between ``parts`` - 1 sorted places that are uniform in 0 to ``many`` - 1."""
+    places = np.sort(draws.randint(0, many, parts - 1)) if many else np.zeros(parts - 1, np.int64)
+    return np.diff(places, prepend=0, append=many).tolist()
+
+
+def _mains(sizes: Sequence[Sequence[int]]) -> Rows:
+    """The main experience of each class: of the disjoint ones, then of the blurry ones."""
+    return np.concatenate([np.repeat(np.arange(len(own)), own) for own in sizes])
+
+
+def _dealt(
+    slots: Rows, main: Rows, leaks: Rows, own: Sequence[Rows], given: Sequence[int], taken: Sequence[int],
+    draws: np.random.RandomState,
+) -> list[Rows]:  # fmt: skip
+    """Disjoint images, the blurry ones that are kept and a share of the pool, shuffled within each experience.
+
+    Args:
+        main: Experience of each class.
+        leaks: Whether an image is of a blurry class.
+        own: Rows of the blurry images of each experience, shuffled.
+        given, taken: How many of them go to the pool, and how many of the pool come back.
+    """
+    pool = draws.permutation(np.concatenate([rows[:many] for rows, many in zip(own, given, strict=True)]))
+    shares = np.split(pool, np.cumsum(taken)[:-1])
+    return [
+        draws.permutation(np.concatenate([np.flatnonzero(~leaks & (main[slots] == e)), own[e][given[e] :], shares[e]]))
+        for e in range(len(own))
+    ]
