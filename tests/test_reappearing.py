@@ -38,7 +38,7 @@ def test_the_stream_keeps_the_contract():
     check_stream(reappearing())
 
 
-@pytest.mark.parametrize("name", strategies.built_in())
+@pytest.mark.parametrize("name", [name for name in strategies.built_in() if not strategies.find(name).takes_task])
 def test_every_strategy_learns_from_it(name, tmp_path):
     record = toy_run(name, reappearing(), tmp_path).execute()
     assert record.status == "finished"

@@ -26,6 +26,7 @@ from cil.streams.shifts import ShiftStream
 from cil.targets import PARTIAL, TARGET, check_arguments, made, resolve
 
 NOT_IDENTITY = ("run_dir", "data_root", "logger", "progress", "tune")
+TERMS = ("convention", "reserve", "scope", "enforce", "training_bytes", "flops", "updates")  # of a budget of any kind
 _streams: dict[str, Stream | ShiftStream] = {}
 _targets: dict[str, list[Bill]] = {}
 
@@ -77,8 +78,7 @@ def build(
     }
     budget = _budget(job, stream)
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    said = ("kind", "exemplars", "convention", "at", "reserve", "scope", "enforce", "training_bytes", "to")
-    terms = {key: config["budget"][key] for key in said}
+    terms = {key: config["budget"][key] for key in ("kind", "exemplars", *TERMS, "at", "to")}
     if config["budget"]["kind"] == "aligned":
         terms["to_model"] = _target_model(job)["name"]
     facts = {"config": kept, "budget": {**terms, "limits": None if budget.limits is None else list(budget.limits)}}
@@ -148,7 +148,7 @@ def _without_nulls(section: Mapping[str, Any]) -> dict[str, Any]:
 def _budget(job: Job, stream: Stream) -> Budget:
     """The budget that the run is held to, in exemplars or bytes."""
     given = job.config["budget"]
-    terms = {key: given[key] for key in ("convention", "reserve", "scope", "enforce", "training_bytes")}
+    terms = {key: given[key] for key in TERMS}
     if given["kind"] == "none":
         return Budget(**terms)
     if given["kind"] == "exemplars":

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from cil.cli.compose import Job, compose
-from cil.cli.names import known
+from cil.cli.names import known, takes_task
 from cil.cli.refusals import explained
 from cil.errors import ConfigError
 
@@ -33,18 +33,20 @@ class Cell:
 def expand(overrides: Sequence[str]) -> list[Cell]:
     """All jobs that the overrides name, each composed.
 
-    ``strategy=all`` is every strategy that is known, ``adapter=all`` every adapter; ``budget.points=[a, b]`` is one job
-    for each; what an experiment sweeps over (``hydra.sweeper.params``) holds unless the command line says otherwise.
+    ``strategy=all`` is every strategy that suits the stream, ``adapter=all`` every adapter; ``budget.points=[a, b]`` is
+    one job for each; what an experiment sweeps over (``hydra.sweeper.params``) holds unless the command line says
+    otherwise.
 
     Raises:
         ConfigError: for whatever cannot be composed.
     """
-    fixed, swept = _split([_all(item) for item in overrides])
+    told = "strategy=all" in overrides and _told([item for item in overrides if item != "strategy=all"])
+    fixed, swept = _split([_all(item, told) for item in overrides])
     first = compose([*fixed, *(values[0] for values in swept.values())])
     given = {item.lstrip("+~").partition("=")[0] for item in overrides}
     for key, value in first.sweep.items():
         if key not in given:
-            more, also = _split([_all(f"{key}={value}")])
+            more, also = _split([_all(f"{key}={value}", _told(fixed))])
             fixed, swept = [*fixed, *more], swept | also
     cells = []
     for combination in product(*swept.values()):
@@ -53,10 +55,20 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
     return cells
 
 
-def _all(override: str) -> str:
-    """``strategy=all`` and ``adapter=all`` spelled out."""
+def _all(override: str, told: bool) -> str:
+    """``strategy=all`` and ``adapter=all`` spelled out; of strategies those that are told the task, or those not."""
     kinds = {"strategy=all": "strategies", "adapter=all": "adapters"}
-    return f"{override.removesuffix('all')}{','.join(known(kinds[override]))}" if override in kinds else override
+    if override not in kinds:
+        return override
+    names = [name for name in known(kinds[override]) if override != "strategy=all" or takes_task(name) == told]
+    return f"{override.removesuffix('all')}{','.join(names)}"
+
+
+def _told(overrides: Sequence[str]) -> bool:
+    """Whether the stream that these overrides choose tells the task at test time."""
+    fixed, swept = _split(overrides)
+    stream = compose([*fixed, *(values[0] for values in swept.values())]).config.get("stream") or {}
+    return stream.get("heads") == "per_task"
 
 
 def _split(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:

@@ -97,6 +97,12 @@ def known(kind: str) -> dict[str, Known]:
     return dict(sorted(found.items()))
 
 
+def takes_task(strategy: str) -> bool:
+    """Whether a built-in strategy must be told the task; read off its file, which is not imported."""
+    path = PACKAGE / "strategies" / f"{strategy}.py"
+    return path.is_file() and "(TaskLearner)" in path.read_text(encoding="utf-8")
+
+
 def _first_comment(path: Path) -> str:
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") and "@package" not in first else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -134,6 +134,8 @@ def summary(record: Record, note: str = "") -> str:
         from cil.cli.adaptation import summary as of_adaptation
 
         return of_adaptation(record, note)
+    if "events" in results:
+        return "\n".join(_task_summary(record, note))
     stream, totals = identity["stream"], results["ledger"][-1]["totals"]
     curve = "  ".join("-" if value is None else f"{value:.1f}" for value in results["accuracy_curve"])
     numbers = (
@@ -152,6 +154,24 @@ def summary(record: Record, note: str = "") -> str:
             f"  record: {record.directory}",
         ]
     )
+
+
+def _task_summary(record: Record, note: str) -> Iterator[str]:
+    """Of a stream that tells the task."""
+    identity, results = record.identity, record.results
+    stream, flops, totals = identity["stream"], results["flops"], results["ledger"][-1]["totals"]["exact"]
+    yield f"{identity['strategy']} on {stream['name']}, seed {identity['seed']}: {record.status}{note}"
+    for split, errors in results["errors"].items():
+        each = "  ".join("-" if value is None else f"{value:.1f}" for value in errors)
+        yield f"  error right after each of {len(errors)} events, {split} (%): {each}"
+        yield f"  mean error {_percent(results['mean_error'][split])}"
+    parts = ", ".join(f"{name} {values[-1]:.2e}" for name, values in flops.items() if name != "total" and values[-1])
+    yield f"  operations: {flops['total']:.2e} ({parts})"
+    yield (
+        f"  {results['peak_parameters']:,} parameters at most; carries {totals['total']:,} bytes;"
+        f" {results['exemplars'][-1]:,} exemplars; {results['seconds']['total']:.0f} s"
+    )
+    yield f"  record: {record.directory}"
 
 
 def _percent(value: Any) -> str:

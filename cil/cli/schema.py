@@ -119,6 +119,8 @@ KEYS: dict[str, Rule] = {
     "budget.scope": one_of("carried", "carried+incoming"),
     "budget.enforce": one_of("error", "shrink", "report"),
     "budget.training_bytes": whole(1, none=True),
+    "budget.flops": above_zero(none=True),
+    "budget.updates": whole(1, none=True),
     "budget.points": points,
     "tune.protocol": one_of("two_phase", "first_k", "per_task", "none"),
     "tune.stream": text(),

@@ -165,7 +165,7 @@ def task_results(
     And ``events``, one for each: ``index``, ``event`` (its id), ``task`` (data set), ``year``, ``domain``, ``kind``,
     ``classes``, ``final``, ``repeat``; ``splits``: by name ``error``, ``metrics`` (accuracy or mAP, skipped labels) and
     ``count``; ``flops`` by part, of this event alone, and ``flops_so_far``, of all parts but evaluation; ``updates``;
-    ``peak_parameters``; ``carried_bytes``; ``seconds``; ``search``: trials with settings, dev error and operations, the
+    ``peak_parameters``; ``carried_bytes``; ``search``: trials with settings, dev error and operations, the
     ``chosen`` one marked; ``findings`` of the strategy; ``compute``: available and spent, under a budget of it.
     """
     done, events = len(rows), stream.events[: len(rows)]
@@ -229,7 +229,6 @@ def _event(
         "updates": fact["steps"],
         "peak_parameters": fact["peak_parameters"],
         "carried_bytes": fact["ledger"]["totals"]["exact"]["total"],
-        "seconds": fact["seconds"],
         "search": fact.get("search", []),
         "findings": fact.get("findings", {}),
         "compute": fact.get("compute"),

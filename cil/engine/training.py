@@ -488,8 +488,10 @@ def fill(memory: ExemplarMemory, counts: Mapping[int, int], shape: tuple[int, in
         tensors["features"] = torch.zeros(count, memory.dim, dtype=DTYPES[memory.bits])
         tensors |= {name: torch.ones(count) for name in memory.extra_kinds if name != "features"}
     else:
-        values = memory.extra_bytes // 4 // max(1, len(memory.extra_kinds))
-        tensors |= {name: torch.zeros(count, values) for name in memory.extra_kinds}
+        each = memory.extra_bytes // max(1, len(memory.extra_kinds))
+        for name, kind in memory.extra_kinds.items():
+            dtype = torch.uint8 if kind == "labels" else torch.float32
+            tensors[name] = torch.zeros(count, each // dtype.itemsize, dtype=dtype)
     memory.load({name: tensors[name] for name in memory.tensor_names & tensors.keys()}, shape)
 
 

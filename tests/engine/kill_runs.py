@@ -23,8 +23,8 @@ import torch
 
 from cil.engine.recipe import Recipe
 from cil.engine.run import Run
-from cil.strategies import built_in
-from cil.testing import toy_run, toy_stream
+from cil.strategies import built_in, find
+from cil.testing import toy_run, toy_stream, toy_tasks
 from cil.testing.checks import demand_same
 
 Due = Callable[[], bool]
@@ -43,7 +43,8 @@ class Killed:
 
 def prepare(strategy: str, folder: Path) -> Run:
     """The run that is killed, ready to start or to go on."""
-    return toy_run(strategy, toy_stream(), folder, recipe=RECIPE, keep="all")
+    stream = toy_tasks() if find(strategy).takes_task else toy_stream()
+    return toy_run(strategy, stream, folder, recipe=RECIPE, keep="all")
 
 
 def kill_once(strategy: str, folder: Path, due: Due) -> bool:
