@@ -96,8 +96,8 @@ def evaluate(
     record = Record.load(run_dir)
     if stream.task_known_at_test or record.identity["stream"].get("task_known_at_test"):
         raise StreamError(
-            f"'{stream.name}' or the run's stream tells the task of a test image, and cil evaluate does not; the record "
-            f"has what was evaluated (stream.splits, stream.reevaluate)"
+            f"'{stream.name}' or the run's stream tells the task of a test image, and cil evaluate does not; the "
+            f"record has what was evaluated (stream.splits, stream.reevaluate)"
         )
     learners, index, checkpoints = _learners(record, strategy, device, experience)
     learner = learners.rebuilt(index + 1, checkpoints.state(index))
@@ -175,6 +175,6 @@ def _strategy(config: Any) -> Any:
 def _signature(facts: dict[str, Any]) -> Signature:
     """From JSON, which has lists for tuples and text for keys."""
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
-    if plain.get("task") is not None:
-        plain["task"] = TaskKey(**plain["task"])
-    return Signature(**plain | {"counts": {int(slot): number for slot, number in facts["counts"].items()}})
+    task = None if facts.get("task") is None else TaskKey(**facts["task"])
+    counts = {int(slot): number for slot, number in facts["counts"].items()}
+    return Signature(**plain | {"counts": counts, "task": task})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -72,7 +73,9 @@ def scored(
     if not len(samples):
         return Score(float("nan"), 0, 0, 0)
     mixed = samples.joined()[torch.randperm(len(samples), generator=order)]
-    flops, found, true = Flops(), [], []
+    flops = Flops()
+    found: list[Tensor] = []
+    true: list[Tensor] = []
     for batch in mixed.batches(size, device):
         if not found:
             with flops.counting():
@@ -97,7 +100,7 @@ def scored(
 
 
 def evaluate_tasks(
-    predict: Callable[[Tensor, TaskKey], Tensor],
+    predict: Callable[..., Tensor],
     stream: TaskStream,
     index: int,
     *,
@@ -107,7 +110,7 @@ def evaluate_tasks(
 ) -> dict[str, Tensor]:
     """Predict, after event ``index``, what the protocol asks for: its own task, or those of all events so far.
 
-    A data set that came twice is answered once, and its numbers hold for both events.
+    ``predict`` takes images and ``task``. A data set that came twice is answered once, and that holds for both events.
 
     Returns:
         For each split S ``score.S`` (T,) percent by event, NaN where not evaluated, ``skipped.S`` and ``count.S`` (T,);
@@ -125,10 +128,8 @@ def evaluate_tasks(
             task, samples = events[event].task, stream.test(event, split)
             if task not in known:
                 order = generator(seed, "evaluate", stream.fingerprint, split, task.dataset)
-                known[task] = scored(
-                    lambda shown, task=task: predict(shown, task), samples, task.classes, task.first, order, device,
-                    batch_size,
-                )  # fmt: skip
+                answer = partial(predict, task=task)
+                known[task] = scored(answer, samples, task.classes, task.first, order, device, batch_size)
                 total += known[task].flops
             score[event], skipped[event], count[event] = known[task].value, known[task].skipped, known[task].count
             if split == stream.splits[0]:

@@ -85,7 +85,7 @@ class TaskNets(nn.Module):
     @property
     def survey_parameters(self) -> int:
         """Parameters that the survey charges: those of all backbones."""
-        return sum(self.of(name).survey_parameters for name in self.nets)
+        return sum(self.of(name).survey_parameters for name in self.names())
 
 
 class TaskPool(nn.Module):
@@ -133,8 +133,8 @@ class TaskPool(nn.Module):
     def forward(self, images: Tensor, name: str) -> Output:
         """Float images (N, C, H, W) in [0, 1] to the outputs of one task: all 0 where its backbone is gone."""
         if self.place(name) is None:
-            classes, width = self.heads[name].weight.shape
-            return Output(images.new_zeros(len(images), classes), images.new_zeros(len(images), width))
+            head: Any = self.heads[name]
+            return Output(*(images.new_zeros(len(images), width) for width in head.weight.shape))
         return self.of(name)(images, name)  # type: ignore[no-any-return]
 
     @property
@@ -152,7 +152,7 @@ def batch_statistics_features(net: TaskNet, samples: Any, order: Tensor, size: i
     """(N, D) features of samples in the order given, batch norm using each batch's statistics; nothing is moved.
 
     Args:
-        samples: Indexed by rows, with ``batches``.
+        samples: Indexed by rows, with ``images``.
         order: (N,) row numbers: shuffled, as a batch of one class has statistics that tell the class.
         size: Images a batch.
 
@@ -164,8 +164,11 @@ def batch_statistics_features(net: TaskNet, samples: Any, order: Tensor, size: i
     net.eval()
     for layer in norms:
         layer.training, layer.momentum = True, 0.0  # by momentum 0 running statistics stay bit for bit
+    chunks = list(order.split(size))
+    if len(chunks) > 1 and len(chunks[-1]) == 1:  # one image has no statistics where maps are of one pixel
+        chunks[-2:] = [torch.cat(chunks[-2:])]
     try:
-        found = [net.features(batch.images) for batch in samples[order].batches(size, device)]
+        found = [net.features(samples[rows].images.to(device)) for rows in chunks]
     finally:
         for layer, training, momentum in before:
             layer.training, layer.momentum = training, momentum

@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cil.contract import Phase
+from cil.contract import Phase, Search
 from cil.data import Batch, Samples
 from cil.errors import ConfigError
 from cil.memory import Budget
@@ -94,9 +94,9 @@ class AANets(Guest):
             self.net.backbone.split(self.stable)
         super().grow_net(signature)
 
-    def phases(self, experience: Experience) -> Iterator[Phase]:
+    def phases(self, experience: Experience) -> Iterator[Phase | Search]:
         for phase in super().phases(experience):
-            yield self._mixed(phase, experience) if phase.main else phase
+            yield self._mixed(phase, experience) if isinstance(phase, Phase) and phase.main else phase
 
     def _mixed(self, phase: Phase, experience: Experience) -> Phase:
         """The host's phase, with shares that learn beside it where there is balanced data for them."""

@@ -13,7 +13,7 @@ from cil.data import Batch, Samples
 from cil.memory import Budget
 from cil.models import NetFactory, TaskNet
 from cil.strategies.parts.past import Past
-from cil.strategies.parts.tasks import SEARCH, TaskLearner, task_loss
+from cil.strategies.parts.tasks import SEARCH, TaskLearner
 from cil.strategies.ranges import between
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
@@ -73,7 +73,7 @@ class Cumulative(TaskLearner):
         task = self.past.draw_task(self.weights) or self.task
         if task != self.task:
             batch = self.past.batch(task, len(batch)) or batch
-        return task_loss(self.net(batch.images, task.name).logits, batch, task, settings["smoothing"])
+        return self.loss_of(task, batch, settings)
 
     def after_experience(self, experience: Experience) -> None:
         self.past.remember(self.task, experience.train, None)

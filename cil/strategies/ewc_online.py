@@ -71,10 +71,10 @@ class EWCOnline(TaskLearner):
             self.anchor = {name: weight.detach().clone() for name, weight in self._weights().items()}
 
     def loss_with(self, settings: Settings, batch: Batch) -> dict[str, Tensor]:
-        terms = {"task": super().loss_with(settings, batch)}
+        terms = {"task": self.loss_of(self.task, batch, settings)}
         if self.anchor is not None:
             terms["penalty"] = self.strength / 2 * quadratic_penalty(self._weights(), self.anchor, self.fisher)
-        return terms  # type: ignore[return-value]
+        return terms
 
     def after_experience(self, experience: Experience) -> None:
         new = self._fisher_of(experience)

@@ -12,7 +12,7 @@ from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory, TaskNet
 from cil.strategies.parts.past import Past
-from cil.strategies.parts.tasks import SEARCH, TaskLearner, task_loss
+from cil.strategies.parts.tasks import SEARCH, TaskLearner
 from cil.strategies.ranges import at_least
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
@@ -62,11 +62,11 @@ class TaskReplay(TaskLearner):
         return list(self.net.parameters())
 
     def loss_with(self, settings: Settings, batch: Batch) -> dict[str, Tensor]:
-        terms = {"new": super().loss_with(settings, batch)}
+        terms = {"new": self.loss_of(self.task, batch, settings)}
         task = self.past.draw_task(self.weights)
         old = None if task is None else self.past.batch(task, len(batch))
         if task is not None and old is not None:
-            terms["old"] = task_loss(self.net(old.images, task.name).logits, old, task, settings["smoothing"])
+            terms["old"] = self.loss_of(task, old, settings)
         return terms
 
     def after_experience(self, experience: Experience) -> None:

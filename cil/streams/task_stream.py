@@ -176,7 +176,7 @@ def task_stream(
     loaded = {name: _capped(task, load_task(task, root), caps) for name, task in data.items()}
     keys, seen = _keys(tasks)
     shape = loaded[tasks[0].dataset]["train"].shape
-    given = {
+    given: dict[str, Any] = {
         "name": selected.stream.name if len(selected) == len(whole) else f"{selected.stream.name}-{len(tasks)}",
         "classes": [f"{key.dataset}: {label}" for key in dict.fromkeys(keys) for label in _names(data[key.dataset])],
         "order": _labels(keys, selected, heads),

@@ -84,7 +84,7 @@ class TaskRecipe:
     @property
     def space(self) -> dict[str, Range | Choice]:
         """What is drawn."""
-        return {"lr": Range(*self.lr, log=True), "smoothing": Range(*self.smoothing)}
+        return {"lr": Range(self.lr[0], self.lr[1], log=True), "smoothing": Range(self.smoothing[0], self.smoothing[1])}
 
 
 def task_batch(images: int) -> int:
@@ -178,8 +178,12 @@ class TaskLearner(Strategy):
         return [*net.backbone.parameters(), *net.heads[self.task.name].parameters()]
 
     def loss_with(self, settings: Settings, batch: Batch) -> Tensor | Mapping[str, Tensor]:
-        """The loss on a batch of the task."""
-        return task_loss(self.net(batch.images, self.task.name).logits, batch, self.task, settings["smoothing"])
+        """The loss of a phase with these settings. Default: that of the task."""
+        return self.loss_of(self.task, batch, settings)
+
+    def loss_of(self, task: TaskKey, batch: Batch, settings: Settings) -> Tensor:
+        """The loss of a task's head on a batch of it."""
+        return task_loss(self.net(batch.images, task.name).logits, batch, task, settings["smoothing"])
 
     def predict(self, images: Tensor, task: TaskKey) -> Tensor:  # type: ignore[override]
         """Score the classes of one task: (N, C, H, W) float in [0, 1] to (N, task.classes)."""
