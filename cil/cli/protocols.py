@@ -51,13 +51,14 @@ def protocol_of(job: Job) -> Protocol:
         return Protocol((), (), None, "nothing")
     if tune["protocol"] == "per_task":
         raise ConfigError(
-            "tune.protocol=per_task is no command of its own: strategies for task streams search at each task inside "
-            "the run, and its cost is in their FLOPs; cil run does it, cil tune has two_phase, first_k and none"
+            "tune.protocol=per_task is no protocol of cil tune (two_phase, first_k, none): strategies for task streams "
+            "search at each task inside the run, as in cil run stream=embedded_tasks strategy=independent "
+            "strategy.search.trials=4"
         )
     if stream.task_known_at_test:
         raise ConfigError(
-            f"stream '{stream.name}' says the task at test time, and its strategies search at each task inside the run "
-            "(cil run); cil tune is for streams that do not"
+            f"stream '{stream.name}' says the task at test time, and strategies for it search at each task inside the "
+            "run (cil run strategy.search.trials=4); cil tune is for streams that do not, as with stream.heads=offset"
         )
     if tune["protocol"] == "first_k":
         return _first_k(job, stream)

@@ -25,7 +25,9 @@ corruption stream; or draws the accuracy of a run as text.
   cil show stream=mnist5k_corrupted stream.corruptions=all stream.severity=3
   cil show runs/mnist5k_b0_inc2/icarl-200exemplars-s0-0a1b2c3d4e5f
 
-  --out FILE    the PNG; STREAM.png by default
+  cil show stream=embedded_tasks --out timeline.html
+
+  --out FILE    the PNG; STREAM.png by default. FILE.html of a stream of tasks: its timeline, with images
   --count N     images of each experience, or domain
 """
 WIDTH = 50
@@ -50,10 +52,24 @@ def main(arguments: Sequence[str]) -> int:
     from cil.streams.show import contact_sheet
 
     stream = build_stream(compose(overrides).config)
-    path = contact_sheet(stream, Path(options["--out"] or f"{stream.name}.png"), int(options["--count"]))
+    out, count = Path(options["--out"] or f"{stream.name}.png"), int(options["--count"])
+    path = _timeline(stream, out, count) if out.suffix == ".html" else contact_sheet(stream, out, count)
     print("\n".join(_described(stream)))
-    print(f"picture: {path}")
+    print(f"{'page' if out.suffix == '.html' else 'picture'}: {path}")
     return 0
+
+
+def _timeline(stream: Stream | ShiftStream, path: Path, count: int) -> Path:
+    """A page of a stream of tasks: years, domains, sizes, and a strip of training images of each."""
+    from cil.report.timeline import write_timeline
+    from cil.streams.show import strip
+
+    described = stream.description()
+    if not described.get("tasks"):
+        raise ConfigError(f"--out {path}: a page is of a stream of tasks that tells the task, not of '{stream.name}'")
+    strips = [strip(stream, index, count) for index in range(len(described["tasks"]))]  # type: ignore[arg-type]
+    facts = {"fingerprint": described["fingerprint"][:12], "images": " × ".join(map(str, described["image_shape"]))}
+    return write_timeline(stream.name, described["tasks"], strips, path, facts)
 
 
 def _described(stream: Stream | ShiftStream) -> list[str]:

@@ -49,8 +49,8 @@ class Range:
 
         if self.kind == "choices":
             return CategoricalDistribution(range(len(self.values)))
-        kind = IntDistribution if self.kind.startswith("int") else FloatDistribution
-        return kind(*self.values, log=self.kind.endswith("log"))
+        (low, high), log = self.values, self.kind.endswith("log")
+        return IntDistribution(low, high, log) if self.kind.startswith("int") else FloatDistribution(low, high, log)
 
     def value(self, drawn: Any) -> Any:
         """What the key is set to, of what Optuna drew."""

@@ -334,7 +334,7 @@ def text(found: Mapping[str, Any]) -> str:
     lines = [
         f"{found['subject']} on {found['stream']}: {tuning['protocol']}, {tuning['n_trials']} trials on "
         f"{tuning['tuned_on']}; {tuning['selection_metric']} on validation data, %",
-        f"  chosen       {chosen}   (trial {best['number']}: {best['score']:.2f})",
+        f"  chosen       {chosen}   (trial {best['number']}: {best['score']:.2f}{_equals(found, best['score'])})",
         f"  trials       {_spread(scores)}" + (f"   ({lost} of {tuning['n_trials']} did not finish)" if lost else ""),
         "  best of m    " + "   ".join(f"{m}: {value:.2f}" for m, value in found["best_of"].items()),
         f"  cost         {cost}" + (f", {found['cost_in_runs']:.1f} times one run" if found["cost_in_runs"] else ""),
@@ -343,6 +343,11 @@ def text(found: Mapping[str, Any]) -> str:
         both = [f"{_mean(found['held_out'][who][metric])} {who}" for who in ("tuned", "untuned")]
         lines.append(f"  {f'test, {name}':<12} {', '.join(both)}   (seeds {' '.join(map(str, found['seeds']))})")
     return "\n".join(lines)
+
+
+def _equals(found: Mapping[str, Any], score: float) -> str:
+    many = sum(trial["score"] == score for trial in found["trials"])
+    return f", the first of {many} equals" if many > 1 else ""
 
 
 def _spread(scores: Mapping[str, float]) -> str:

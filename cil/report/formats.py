@@ -182,7 +182,7 @@ def seconds(value: float | None) -> str:
 
 def to_text(table: Table, width: int = 120) -> str:
     """For a terminal of so many columns; a table that is wider goes on below, under the same first column."""
-    from cil.report import online_forms
+    from cil.report import online_forms, task_forms
 
     several = len(table.sections) > 1
     blocks = ["\n".join(line for warning in table.warnings for line in _wrap(f"! {warning}", width))]
@@ -206,6 +206,13 @@ def to_text(table: Table, width: int = 120) -> str:
         said += [f"* {remark}" for remark in online_forms.online_remarks(online)]
         said += [f"! {warning}" for warning in online.warnings]
         lines += [line for sentence in said for line in _wrap(sentence, width)]
+        blocks.append("\n".join(lines))
+    for number, tasks in enumerate(table.tasks, 1):
+        title = f"[{number}] {tasks.title}" if len(table.tasks) > 1 else tasks.title
+        lines = [*_wrap(title, width), "", *_layout(task_forms.task_grid(tasks), width), ""]
+        lines += [line for sentence in task_forms.task_said(tasks) for line in _wrap(sentence, width)]
+        for heading, cells in task_forms.task_tables(tasks):
+            lines += ["", heading, "", *_layout(cells, width)]
         blocks.append("\n".join(lines))
     blocks += ["\n".join(_wrap(note, width)) for note in table.footnotes]
     return "\n\n".join(block.rstrip() for block in blocks if block) + "\n"
@@ -263,7 +270,7 @@ def _wrap(text: str, width: int) -> list[str]:
 
 def to_markdown(table: Table) -> str:
     """Tables, verdicts, warnings and both bills."""
-    from cil.report import online_forms
+    from cil.report import online_forms, task_forms
 
     blocks = [f"> {_escaped(warning)}" for warning in table.warnings]
     for section in table.sections:
@@ -283,6 +290,11 @@ def to_markdown(table: Table) -> str:
         blocks += ["\n".join(f"- {_escaped(sentence)}" for sentence in said)] if said else []
         blocks += ["Bytes after the last segment, and with what an update holds besides:"]
         blocks += [_markdown(online_forms.online_bill(online))]
+    for tasks in table.tasks:
+        blocks += [f"### {_escaped(tasks.title)}", _markdown(task_forms.task_grid(tasks))]
+        blocks += ["\n".join(f"- {_escaped(sentence)}" for sentence in task_forms.task_said(tasks))]
+        for heading, cells in task_forms.task_tables(tasks):
+            blocks += [f"{heading}:", _markdown(cells)]
     blocks += map(_escaped, table.footnotes)
     return "\n\n".join(blocks) + "\n"
 
@@ -310,7 +322,7 @@ def _escaped(text: str) -> str:
 
 def to_csv(table: Table) -> str:
     """One line a row, numbers unrounded, nothing where undefined."""
-    from cil.report import online_forms
+    from cil.report import online_forms, task_forms
 
     out = io.StringIO()
     entries = [
@@ -318,9 +330,11 @@ def to_csv(table: Table) -> str:
         for number, section in enumerate(table.sections, 1)
         for row in section.rows
     ]
-    if table.online and entries:
-        raise ConfigError("runs of strategies and of adapters have other columns; give the paths of one kind")
-    entries = entries or online_forms.online_entries(table.online)
+    met = {"of strategies": entries, "of adapters": table.online, "on streams of tasks": table.tasks}
+    kinds = [kind for kind, found in met.items() if found]
+    if len(kinds) > 1:
+        raise ConfigError(f"runs {' and '.join(kinds)} have other columns; give the paths of one kind")
+    entries = entries or online_forms.online_entries(table.online) or task_forms.task_entries(table.tasks)
     if not entries:  # of runs without results alone
         return ""
     writer = csv.DictWriter(out, list(entries[0]), lineterminator="\n")
@@ -357,7 +371,7 @@ def _scores(row: Row) -> Iterable[tuple[str, Score]]:
 
 def to_json(table: Table) -> str:
     """Everything, numbers unrounded, null where undefined."""
-    from cil.report import online_forms
+    from cil.report import online_forms, task_forms
 
     content = {
         "warnings": table.warnings,
@@ -382,6 +396,7 @@ def to_json(table: Table) -> str:
         ],
         "footnotes": table.footnotes,
         **({"online": online_forms.online_entries(table.online)} if table.online else {}),
+        **({"tasks": task_forms.task_entries(table.tasks)} if table.tasks else {}),
     }
     return json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 

@@ -15,6 +15,8 @@ from cil.report.online_forms import online_bill, online_grid, online_plots, onli
 from cil.report.plots import Plot, areas_plots, colours, section_plots
 from cil.report.runs import Outcome, is_adaptation
 from cil.report.tables import Section, Table, table
+from cil.report.task_forms import task_grid, task_plots, task_reading, task_remarks, task_tables
+from cil.report.tasks import TaskSection
 from cil.tracking import Record, identity_hash, write_bytes_atomic
 
 BEST = ' class="best"'
@@ -61,6 +63,7 @@ def html(content: Table, records: Sequence[Record], title: str) -> str:
     """The page as text."""
     labels = [row.label for section in content.sections for row in section.rows]
     labels += [row.label for section in content.online for row in section.rows]
+    labels += [row.label for section in content.tasks for row in section.rows]
     paint = colours([*labels, *(row.label for areas in content.areas for row in areas.rows)])
     several = len(content.sections) > 1
     body = [
@@ -70,9 +73,11 @@ def html(content: Table, records: Sequence[Record], title: str) -> str:
         *(_areas(areas, number, paint) for number, areas in enumerate(content.areas, 1)),
         *(_section(section, i, several, paint) for i, section in enumerate(content.sections, 1)),
         *(_online(section, i, len(content.online) > 1, paint) for i, section in enumerate(content.online, 1)),
+        *(_tasks(section, i, len(content.tasks) > 1, paint) for i, section in enumerate(content.tasks, 1)),
         _list(content.footnotes, "remarks"),
-        "" if content.online and not content.sections else _reading(),
+        "" if (content.online or content.tasks) and not content.sections else _reading(),
         online_reading() if content.online else "",
+        task_reading() if content.tasks else "",
         _runs(records),
     ]
     style = resources.files("cil.report").joinpath("page.css").read_text(encoding="utf-8")
@@ -88,7 +93,7 @@ def html(content: Table, records: Sequence[Record], title: str) -> str:
 def _summary(content: Table, records: Sequence[Record]) -> str:
     strategies = {str(record.identity["strategy"]) for record in records if not is_adaptation(record)}
     adapters = {str(record.identity["adapter"]) for record in records if is_adaptation(record)}
-    tables = len(content.sections) + len(content.online)
+    tables = len(content.sections) + len(content.online) + len(content.tasks)
     parts = [_count(len(records), "run")]
     parts += [_count(len(strategies), "strategy", "strategies")] if strategies or not adapters else []
     parts += [_count(len(adapters), "adapter")] if adapters else []
@@ -136,6 +141,26 @@ def _online(section: OnlineSection, number: int, several: bool, paint: dict[str,
         _plots(online_plots(section, number, paint)),
         "<h3>The bill: bytes carried after the last segment</h3>",
         _grid(online_bill(section)),
+        f"<details open><summary>Settings</summary>\n{_terms(section.facts)}</details>\n</section>",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _tasks(section: TaskSection, number: int, several: bool, paint: dict[str, str]) -> str:
+    """Runs on a stream of tasks: the front first, then errors and operations by task and part."""
+    stream, _, budget = section.title.partition("; ")
+    mark = f'<span class="number">{number}</span>' if several else ""
+    front, *others = task_plots(section, number, paint)
+    parts = [
+        f"<section>\n<h2>{mark}{escape(stream)}</h2>",
+        f'<p class="budget">Budget: <strong>{escape(budget)}</strong></p>',
+        _plots([front]),
+        _grid(task_grid(section)),
+        f'<p class="verdict">{escape(section.verdict.text)}</p>' if section.verdict else "",
+        _list(task_remarks(section), "remarks"),
+        _list(section.warnings, "warnings"),
+        _plots(others),
+        *(f"<h3>{escape(heading)}</h3>\n{_grid(cells)}" for heading, cells in task_tables(section)),
         f"<details open><summary>Settings</summary>\n{_terms(section.facts)}</details>\n</section>",
     ]
     return "\n".join(part for part in parts if part)

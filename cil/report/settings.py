@@ -97,7 +97,10 @@ def arenas(groups: Iterable[Group]) -> list[Arena]:
 
 def by_budget(groups: Sequence[Group]) -> list[list[Group]]:
     """Groups that may carry the same, smallest budget first and no budget last."""
-    parts = _split(groups, lambda group: _text([allowance(group.first), group.first.budget.get("scope", "carried")]))
+    parts = _split(
+        groups,
+        lambda group: _text([allowance(group.first), _work(group.first), group.first.budget.get("scope", "carried")]),
+    )
     return sorted(parts, key=lambda part: _size(part[0].first))
 
 
@@ -108,6 +111,11 @@ def allowance(run: Outcome) -> tuple[Any, ...]:
         return run.budget.get("exemplars"), None, None
     limits = limits[-1:] if same_everywhere(limits) else limits
     return run.budget.get("exemplars"), tuple(limits), run.convention
+
+
+def _work(run: Outcome) -> tuple[Any, Any]:
+    """Operations and updates that an experience may take."""
+    return run.budget.get("flops"), run.budget.get("updates")
 
 
 def stream_words(run: Outcome) -> str:
@@ -147,6 +155,11 @@ def budget_words(budget: dict[str, Any]) -> str:
         parts.append(f"aligned to {to}{on}, {words}" if to else words)
     if exemplars is not None:
         parts.append(f"{exemplars:,} exemplars")
+    if budget.get("flops") is not None:
+        mantissa, exponent = f"{budget['flops']:.2e}".split("e")
+        parts.append(f"{mantissa}e{int(exponent)} FLOPs an experience")
+    if budget.get("updates") is not None:
+        parts.append(f"{budget['updates']:,} updates an experience")
     more = "; as many more as incoming images are given up" if budget.get("scope") == "carried+incoming" else ""
     return (", ".join(parts) or "no budget") + more
 

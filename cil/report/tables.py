@@ -22,6 +22,7 @@ from cil.report.settings import (
     grouped,
     stream_words,
 )
+from cil.report.tasks import TaskSection, is_task_run, task_sections
 from cil.report.tuning import NONE, is_tuned, tuning_facts, tuning_of, tuning_warnings, tuning_words
 from cil.report.verdicts import Score, Verdict, few, verdict
 from cil.tracking import Record
@@ -141,6 +142,7 @@ class Table:
     warnings: tuple[str, ...] = ()
     footnotes: tuple[str, ...] = ()
     online: tuple[OnlineSection, ...] = ()  # adaptation runs
+    tasks: tuple[TaskSection, ...] = ()  # runs on streams that tell the task
 
     def to_text(self, width: int = 120) -> str:
         """For a terminal of so many columns."""
@@ -172,7 +174,7 @@ def table(records: Iterable[Record]) -> Table:
 
     Runs that differ in their seed alone are one row. Rows are compared, and a best one called, only inside a section:
     same data, class orders, budget, precision and kind of device. Bounds, unfinished runs and runs over their budget
-    are shown and never ranked. Adaptation runs have tables of their own.
+    are shown and never ranked. Adaptation runs, and runs on streams of tasks, have tables of their own.
 
     Raises:
         ConfigError: if there are no records.
@@ -182,14 +184,15 @@ def table(records: Iterable[Record]) -> Table:
         raise ConfigError("no records: a table needs at least one run")
     adaptations = [record for record in records if is_adaptation(record)]
     online = online_sections(adaptations, _labels)
-    groups = grouped(record for record in records if not is_adaptation(record))
+    tasks = task_sections([record for record in records if is_task_run(record)], _labels)
+    groups = grouped(record for record in records if not (is_adaptation(record) or is_task_run(record)))
     fields = arenas(group for group in groups if _told(group))
     sections = [
         _section(number, arena, part) for number, arena in enumerate(fields) for part in by_budget(arena.groups)
     ]
     empty = [group for group in groups if not _told(group)]
     warnings, footnotes = tuple(_apart(sections)), tuple(_without_result(empty))
-    return Table(tuple(sections), tuple(areas_of(sections)), warnings, footnotes, online)
+    return Table(tuple(sections), tuple(areas_of(sections)), warnings, footnotes, online, tasks)
 
 
 def _told(group: Group) -> bool:

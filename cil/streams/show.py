@@ -66,6 +66,20 @@ def contact_sheet(stream: Stream | ShiftStream, path: str | Path, per_experience
     return where
 
 
+def strip(stream: Stream, index: int, wanted: int = 8) -> bytes:
+    """Training images of one experience side by side, in their own size, as a PNG."""
+    import io
+
+    from PIL import Image
+
+    picked = _spread(stream[index].train, wanted).pixels
+    shown = picked if picked.shape[1] == 3 else picked[:, :1].expand(-1, 3, -1, -1)
+    joined = torch.cat(list(shown), dim=2).permute(1, 2, 0).contiguous().cpu().numpy()  # (H, n W, 3)
+    buffer = io.BytesIO()
+    Image.fromarray(joined).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def _experience_rows(stream: Stream, wanted: int) -> dict[str, Callable[[], Samples]]:
     """By the number of the experience."""
     return {str(index): partial(_of_experience, stream, index, wanted) for index in range(len(stream))}

@@ -139,7 +139,10 @@ def test_another_stream_takes_its_place_with_its_own_orders():
         (("tune.space={stream.increment:[1,2]}",), "tune.space has stream.increment; it may have keys of strategy"),
         (("tune=lr_and_epochs", "stream.increment=5"), "two_phase has too few classes: half of the 10 classes is 5"),
         (("tune=lr_and_epochs", "tune.protocol=first_k", "tune.k=5"), "has 5 experiences, and tuning may see fewer"),
-        (("tune=lr_and_epochs", "tune.protocol=per_task"), "tune.protocol=per_task is no command of its own"),
+        (
+            ("tune=lr_and_epochs", "tune.protocol=per_task"),
+            "tune.protocol=per_task is no protocol of cil tune (two_phase, first_k, none)",
+        ),
         (("tune=lr_and_epochs", "tune.stream=split_digits"), "has 10 classes of stream=split_digits (0, 1, 2...)"),
         (("tune=nothing",), "no tune 'nothing' (key tune); known: default"),
     ],

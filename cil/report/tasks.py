@@ -1,0 +1,225 @@
+"""Runs on task streams as tables of their own: error over tasks against operations, and which learners trade best."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cil import metrics
+from cil.report.runs import Outcome, dig
+from cil.report.settings import Arena, Group, arenas, budget_words, by_budget, grouped
+from cil.report.verdicts import Score, Verdict, few, verdict
+from cil.tracking import Record
+
+REFERENCE = "independent"  # the learner that E_rel is relative to: each task from random weights
+PARTS = ("training", "search", "validation", "probe", "consolidation", "evaluation")  # in order; others before the last
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One learner in one setting, over its seeds. Percent, operations, bytes, seconds; None where unknown.
+
+    Attributes:
+        label: The strategy, and what tells it from another row of the same one.
+        runs: Those that finished, one for each seed.
+        error: E, the mean error over all tasks; ``parts`` the same of each kind and of development and final years.
+        relative: E_rel against ``independent`` on the same seeds, percent; below 0 is fewer errors.
+        errors: Of each task right after its training.
+        flops: Operations by part, mean over seeds.
+        so_far: Operations of all parts but evaluation, up to each task.
+        front: Whether no other row has as low an error for as few operations.
+        sources: The task that each task started from, by seed, where the learner says so.
+        remark: Why seeds are missing; empty where none is.
+    """
+
+    label: str
+    strategy: str
+    bound: bool
+    runs: tuple[Outcome, ...]
+    error: Score
+    parts: dict[str, Score]
+    area: Score
+    relative: Score
+    errors: tuple[Score, ...]
+    flops: dict[str, float]
+    so_far: tuple[float, ...]
+    peak_parameters: int | None
+    carried: int | None
+    seconds: float | None
+    sources: tuple[tuple[str, ...], ...]
+    front: bool = False
+    remark: str = ""
+
+    @property
+    def spent(self) -> float:
+        """Operations of everything but evaluation."""
+        return sum(count for part, count in self.flops.items() if part != "evaluation")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.seed for run in self.runs)
+
+
+@dataclass(frozen=True)
+class TaskSection:
+    """Rows that met the same tasks in the same order.
+
+    Attributes:
+        tasks: What the record says of each event: id, year, domain, kind, classes, counts.
+        split: Which one the errors are of.
+        rows: Lowest mean error first.
+    """
+
+    title: str
+    facts: dict[str, str]
+    tasks: tuple[dict[str, Any], ...]
+    split: str
+    rows: tuple[TaskRow, ...]
+    verdict: Verdict | None
+    warnings: tuple[str, ...]
+    groups: tuple[Group, ...] = field(repr=False, default=())
+
+
+def is_task_run(record: Record) -> bool:
+    """Whether the record is of a stream that tells the task, one event after the other."""
+    return bool(dig(record.identity, "stream", "tasks"))
+
+
+def task_sections(records: Iterable[Record], labels: Any) -> tuple[TaskSection, ...]:
+    """Task-stream records by what may be compared: the same tasks, precision and kind of device.
+
+    Budgets may differ within a section, as operations are one of its axes; a row then says its own.
+
+    Args:
+        records: Of runs on task streams.
+        labels: Groups to a label each.
+    """
+    found = arenas(grouped(records))
+    return tuple(_section(arena, _labelled(arena.groups, labels)) for arena in found)
+
+
+def _labelled(groups: Sequence[Group], labels: Any) -> list[str]:
+    parts = by_budget(groups)
+    named = {id(group): name for part in parts for group, name in zip(part, labels(part), strict=True)}
+    words = [f", {budget_words(group.first.budget)}" if len(parts) > 1 else "" for group in groups]
+    return [f"{named[id(group)]}{more}" for group, more in zip(groups, words, strict=True)]
+
+
+def _section(arena: Arena, labels: Sequence[str]) -> TaskSection:
+    first = arena.groups[0].first
+    stream = first.stream
+    split = str((stream.get("splits") or ["test"])[0])
+    rows = [_row(group, label, split, len(stream["tasks"])) for group, label in zip(arena.groups, labels, strict=True)]
+    reference = next((row for row in rows if row.strategy == REFERENCE and row.runs), None)
+    if reference is not None:
+        rows = [replace(row, relative=_relative(row, reference)) for row in rows]
+    errors = [_number(row.error.mean) for row in rows]
+    front = metrics.pareto_front([row.spent for row in rows], errors)
+    rows = [replace(row, front=bool(on) and not row.bound) for row, on in zip(rows, front, strict=True)]
+    rows.sort(key=lambda row: (row.error.mean is None, row.error.mean or 0.0, row.label))
+    told = {row.label: _accuracy(row.error) for row in rows if row.error.mean is not None and not row.bound}
+    years = [task["year"] for task in stream["tasks"]]
+    budgets = dict.fromkeys(budget_words(group.first.budget) for group in arena.groups)
+    return TaskSection(
+        title=f"{stream['name']}: {len(years)} tasks, {min(years)} to {max(years)}; {' | '.join(budgets)}",
+        facts=_facts(arena.groups, split),
+        tasks=tuple(stream["tasks"]),
+        split=split,
+        rows=tuple(rows),
+        verdict=verdict("Mean score (100 − E)", told) if len(told) > 1 else None,
+        warnings=tuple(_warnings(arena.groups, rows)),
+        groups=tuple(arena.groups),
+    )
+
+
+def _row(group: Group, label: str, split: str, tasks: int) -> TaskRow:
+    runs = tuple(run for run in group.runs if run.status == "finished")
+    stopped = Counter(run.status.replace("_", " ") for run in group.runs if run.status != "finished")
+    remark = ", ".join(f"{count} of {len(group.runs)} seeds {status}" for status, count in sorted(stopped.items()))
+    reasons = [run.record.error for run in group.runs if run.record.error]
+    kinds = dict.fromkeys(kind for run in runs for kind in run.result("mean_error_by", split) or ())
+    parts = dict.fromkeys(name for run in runs for name in run.result("flops") or () if name != "total")
+    ordered = sorted(parts, key=lambda name: (PARTS.index(name) if name in PARTS else len(PARTS) - 1.5, name))
+    return TaskRow(
+        label=label,
+        strategy=group.first.strategy,
+        bound=group.first.bound,
+        runs=runs,
+        error=_score(runs, "mean_error", split),
+        parts={str(kind): _score(runs, "mean_error_by", split, kind) for kind in kinds},
+        area=_score(runs, "area_under_errors", split),
+        relative=Score({}),
+        errors=tuple(_score(runs, "errors", split, index) for index in range(tasks)),
+        flops={name: _mean([run.result("flops", name, -1) for run in runs]) for name in ordered},
+        so_far=tuple(_mean([run.result("events", i, "flops_so_far") for run in runs]) for i in range(tasks)),
+        peak_parameters=max((run.result("peak_parameters") or 0 for run in runs), default=None),
+        carried=max((run.carried("exact") or 0 for run in runs), default=None),
+        seconds=_mean([run.result("seconds", "total") for run in runs]) if runs else None,
+        sources=tuple(
+            tuple(str(s) for run in runs if (s := run.result("events", index, "findings", "source")) is not None)
+            for index in range(tasks)
+        ),
+        remark=f"{remark}: {reasons[0]}" if remark and reasons else remark,
+    )
+
+
+def _score(runs: Iterable[Outcome], *path: str | int) -> Score:
+    return Score({run.seed: run.result(*path) for run in runs})
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Of what is known; a part that a run does not name took nothing."""
+    return sum(value or 0 for value in values) / len(values) if values else 0.0
+
+
+def _relative(row: TaskRow, reference: TaskRow) -> Score:
+    """E_rel in percent, by seed."""
+    found = {}
+    for seed in sorted(set(row.seeds) & set(reference.seeds)):
+        errors, others = ([_number(score.values[seed]) for score in of.errors] for of in (row, reference))
+        found[seed] = 100 * metrics.relative_error(errors, others)
+    return Score({seed: None if math.isnan(value) else value for seed, value in found.items()})
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _accuracy(error: Score) -> Score:
+    return Score({seed: None if value is None else 100 - value for seed, value in error.values.items()})
+
+
+def _facts(groups: Sequence[Group], split: str) -> dict[str, str]:
+    """What was the same for all, in words."""
+    runs = [run for group in groups for run in group.runs]
+    first = runs[0]
+    stream = first.stream
+    told = {
+        "stream": str(stream["name"]),
+        "manifest": ", ".join(f"{key} {value}" for key, value in (stream.get("manifest") or {}).items())
+        if isinstance(stream.get("manifest"), dict)
+        else str(stream.get("manifest", "")),
+        "fingerprint": str(stream.get("fingerprint"))[:12],
+        "evaluated": f"{split}; {stream.get('reevaluate')} evaluated again later",
+        "images": " × ".join(map(str, stream.get("image_shape") or [])),
+        "budget": " | ".join(dict.fromkeys(budget_words(group.first.budget) for group in groups)),
+        "precision": first.precision,
+        "device": first.device,
+        "threads": ", ".join(sorted({str(run.identity.get("threads")) for run in runs})),
+    }
+    return {name: text for name, text in told.items() if text}
+
+
+def _warnings(groups: Sequence[Group], rows: Sequence[TaskRow]) -> Iterable[str]:
+    lone = [row.label for row in rows if len(row.seeds) == 1]
+    if lone:
+        yield f"One seed only: {few(lone)}. A difference from it may be chance."
+    yield "The task of each test image was given at test time; each task has a head of its own."
+    searched = sorted({len(run.result("events", 0, "search") or ()) for group in groups for run in group.runs})
+    if len(searched) > 1:
+        yield f"Rows differ in their trials a task: {' and '.join(map(str, searched))}."
+    if any(len({run.identity.get("code") for run in group.runs}) > 1 for group in groups):
+        yield "The code was edited between the seeds of one row."

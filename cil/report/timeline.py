@@ -1,0 +1,125 @@
+"""The timeline of a stream of tasks: years, domains, sizes, and a strip of its images."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from cil.errors import ConfigError
+from cil.tracking import write_bytes_atomic
+
+Task = Mapping[str, Any]  # id, dataset, year, domain, kind, classes, final, counts
+
+
+def timeline_figure(tasks: Sequence[Task]) -> tuple[str, str, Any]:
+    """Training images of each task in order, coloured by domain.
+
+    Args:
+        tasks: As the record of a task stream describes its events.
+
+    Returns:
+        Title, caption and figure.
+    """
+    from cil.report.plots import COLOURS, FAINT, INK, WIDTH, figure_of, legend
+
+    figure, (axes,) = figure_of(3.6, width=1.7 * WIDTH)
+    domains = list(dict.fromkeys(task["domain"] for task in tasks))
+    seen: set[str] = set()
+    for place, task in enumerate(tasks):
+        size = max(1, (task.get("counts") or {}).get("train") or 1)
+        colour = COLOURS[domains.index(task["domain"]) % len(COLOURS)]
+        again, several = task["dataset"] in seen, task["kind"] == "multilabel"
+        seen.add(task["dataset"])
+        axes.vlines(place, 1, size, color=colour, linewidth=1.2)
+        axes.plot([place], [size], "s" if several else "o", color="white" if again else colour, markeredgecolor=colour,
+                  markersize=7)  # fmt: skip
+    for domain in domains:
+        axes.plot([], [], "o", color=COLOURS[domains.index(domain) % len(COLOURS)], label=domain)
+    final = next((place for place, task in enumerate(tasks) if task.get("final")), None)
+    if final is not None:
+        axes.axvline(final - 0.5, color=INK, linewidth=1, linestyle=":")
+        axes.annotate("final years", (final - 0.5, 1), (4, 4), textcoords="offset points", fontsize=8.5, color=INK)
+    every = max(1, -(-len(tasks) // 30))
+    shown = list(range(0, len(tasks), every))
+    names = [f"{tasks[place]['year']} {tasks[place]['id']}" for place in shown]
+    axes.set_xticks(shown, names, rotation=55, ha="right", fontsize=8)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=1)
+    axes.grid(visible=False, axis="x")
+    axes.tick_params(axis="x", color=FAINT)
+    axes.set_ylabel("training images")
+    legend(axes)
+    caption = "In order of arrival. Round: one label an image; square: several; hollow: a data set that came before."
+    return "The stream", caption, figure
+
+
+def write_timeline(
+    name: str, tasks: Sequence[Task], strips: Sequence[bytes], path: str | Path, facts: Mapping[str, str] | None = None
+) -> Path:
+    """Write one self-contained page: the timeline, then each task with what it is and a strip of images.
+
+    Args:
+        name: Of the stream.
+        tasks: As of ``timeline_figure``.
+        strips: A PNG for each task.
+        facts: More to say of the stream.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: where the page cannot be written there.
+    """
+    from cil.report.plots import styled, svg_of
+
+    with styled():
+        title, caption, figure = timeline_figure(tasks)
+        svg = svg_of(figure, "timeline", title)
+    years = [task["year"] for task in tasks]
+    repeats = len(tasks) - len({task["dataset"] for task in tasks})
+    said = f"{len(tasks)} tasks, {min(years)} to {max(years)}, {repeats} of them of a data set that came before"
+    terms = "".join(f"<dt>{escape(key)}</dt><dd>{escape(text)}</dd>" for key, text in (facts or {}).items())
+    rows = "\n".join(_row(task, strip) for task, strip in zip(tasks, strips, strict=True))
+    style = resources.files("cil.report").joinpath("page.css").read_text(encoding="utf-8")
+    text = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(name)}</title>\n<style>\n{style}{_STYLE}</style>\n</head>\n<body>\n"
+        f'<header><h1>{escape(name)}</h1>\n<p class="under">{escape(said)}</p></header>\n'
+        f'<section>\n<div class="plots"><figure class="broad"><h3>{escape(title)}</h3>\n{svg}\n'
+        f"<figcaption>{escape(caption)}</figcaption></figure></div>\n<dl>{terms}</dl>\n</section>\n"
+        f'<section>\n<h2>Tasks</h2>\n<div class="wide"><table class="timeline">\n<thead><tr>'
+        + "".join(f'<th scope="col">{head}</th>' for head in ("year", "task", "domain", "images", "training images"))
+        + f"</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>\n</section>\n</body>\n</html>\n"
+    )
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path.parent} cannot be made ({error.strerror}); choose another place") from error
+    write_bytes_atomic(path, text.encode())
+    return path
+
+
+_STYLE = """
+.timeline td, .timeline th { text-align: left; vertical-align: middle; }
+.timeline img { display: block; height: 48px; image-rendering: pixelated; }
+"""
+
+
+def _row(task: Task, strip: bytes) -> str:
+    counts = " / ".join(f"{count:,}" for count in (task.get("counts") or {}).values())
+    names = " / ".join(task.get("counts") or {})
+    what = f"{task['classes']} classes" if task["kind"] == "multiclass" else f"{task['classes']} labels, several hold"
+    more = f", again {task['dataset']}" if task["dataset"] != task["id"] else ""
+    final = " (final)" if task.get("final") else ""
+    image = base64.b64encode(strip).decode()
+    return (
+        f'<tr><td>{task["year"]}{final}</td><th scope="row">{escape(str(task["id"]))}</th>'
+        f'<td>{escape(str(task["domain"]))}; {escape(what + more)}</td><td title="{escape(names)}">{counts}</td>'
+        f'<td><img alt="{escape(str(task["id"]))}" src="data:image/png;base64,{image}"></td></tr>'
+    )

@@ -1,0 +1,17 @@
+"""cil show: the timeline page of a stream of tasks."""
+
+from __future__ import annotations
+
+IDS = "stream.ids=[shapes,shapes-present]"  # made, so nothing is read
+
+
+def test_a_stream_of_tasks_is_shown_as_a_page_with_its_training_images(cil, tmp_path):
+    said = cil("show", "stream=embedded_tasks", IDS, "--out", "page.html", "--count", "3")
+    assert said.code == 0 and "page: page.html" in said.out, said.err
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and "shapes-present" in page and "4 labels, several hold" in page
+
+
+def test_a_page_of_other_streams_is_refused(cil):
+    said = cil("show", "stream=split_digits", "--out", "page.html")
+    assert said.code == 2 and "a page is of a stream of tasks that tells the task, not of 'digits_b0_inc2'" in said.line

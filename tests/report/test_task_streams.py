@@ -1,0 +1,196 @@
+"""Runs on streams of tasks: error against operations, by hand-made records; and what tables say of tuning."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cil.errors import ConfigError
+from cil.report import find_runs, table
+from cil.report.page import html
+from cil.report.timeline import write_timeline
+from cil.tracking import Record
+
+TASKS = [
+    {"id": "digits", "dataset": "digits", "year": 1995, "domain": "ocr", "kind": "multiclass", "classes": 10,
+     "first_slot": 0, "final": False, "counts": {"train": 1000, "test": 300}},
+    {"id": "shapes", "dataset": "shapes", "year": 2004, "domain": "shape", "kind": "multilabel", "classes": 4,
+     "first_slot": 10, "final": False, "counts": {"train": 400, "test": 100}},
+    {"id": "digits-again", "dataset": "digits", "year": 2019, "domain": "ocr", "kind": "multiclass", "classes": 10,
+     "first_slot": 0, "final": True, "counts": {"train": 1000, "test": 300}},
+]  # fmt: skip
+PARTS = ("training", "search", "validation", "consolidation", "probe", "evaluation")
+
+
+@pytest.fixture
+def task_run(run: Callable[..., Record]) -> Callable[..., Record]:
+    """Leave a run on three tasks: its errors, and what each part of an event costs (training, search, ...)."""
+
+    def leave(strategy: str, errors: list[float], each: list[int], *, seed: int = 0, sources: Any = None, **more: Any):
+        stream = {"name": "toys", "experiences": 3, "tasks": TASKS, "splits": ["test"], "heads": "per_task",
+                  "reevaluate": "none", "task_known_at_test": True, "fingerprint": "abc"}  # fmt: skip
+        own = sum(each[:-1])
+        results = {
+            "errors": {"test": errors},
+            "mean_error": {"test": sum(errors) / 3},
+            "mean_error_by": {"test": {"multiclass": (errors[0] + errors[2]) / 2, "multilabel": errors[1],
+                                       "development": (errors[0] + errors[1]) / 2, "final": errors[2]}},
+            "area_under_errors": {"test": 1.0},
+            "events": [{"flops_so_far": own * (i + 1), "search": [{}, {}],
+                        "findings": {"source": sources[i]} if sources and sources[i] else {}} for i in range(3)],
+            "flops": {part: [n * (i + 1) for i in range(3)] for part, n in zip(PARTS, each, strict=True)}
+            | {"total": 3 * sum(each)},
+            "peak_parameters": 70,
+        }  # fmt: skip
+        return run(strategy, seed, stream_changes=stream, results=results, **more)
+
+    return leave
+
+
+@pytest.fixture
+def three(task_run) -> list[Record]:
+    return [
+        task_run("independent", [40.0, 20.0, 40.0], [10, 80, 10, 0, 0, 5]),
+        task_run("previous", [40.0, 20.0, 20.0], [10, 80, 10, 0, 0, 5]),
+        task_run("dynamic", [40.0, 10.0, 10.0], [10, 80, 10, 0, 100, 5], sources=[None, "digits", "digits"]),
+        task_run("cumulative", [40.0, 30.0, 40.0], [100, 80, 10, 5, 0, 5]),
+    ]
+
+
+def test_a_stream_of_tasks_has_a_table_of_its_own_lowest_error_first(three, run):
+    found = table([*three, run("icarl")])
+    assert len(found.sections) == 1 and [row.label for row in found.sections[0].rows] == ["icarl"]
+    (section,) = found.tasks
+    assert [row.label for row in section.rows] == ["dynamic", "previous", "independent", "cumulative"]
+    assert [row.error.mean for row in section.rows] == pytest.approx([20, 80 / 3, 100 / 3, 110 / 3])
+
+
+def test_operations_are_those_of_the_whole_stream_without_evaluation(three):
+    rows = {row.label: row for row in table(three).tasks[0].rows}
+    assert rows["previous"].spent == 3 * 100 and rows["dynamic"].spent == 3 * 200
+    assert rows["dynamic"].flops["probe"] == 300 and rows["dynamic"].flops["evaluation"] == 15
+    assert rows["dynamic"].so_far == (200, 400, 600)
+
+
+def test_the_front_is_of_what_no_other_beats_in_both(three):
+    rows = {row.label: row.front for row in table(three).tasks[0].rows}
+    assert rows == {"dynamic": True, "previous": True, "independent": False, "cumulative": False}
+
+
+def test_errors_relative_to_independent_are_a_mean_over_tasks(three):
+    rows = {row.label: row.relative.mean for row in table(three).tasks[0].rows}
+    assert rows["independent"] == 0
+    assert rows["previous"] == pytest.approx(100 * (0 + 0 - 0.5) / 3)
+    assert rows["dynamic"] == pytest.approx(100 * (0 - 0.5 - 0.75) / 3)
+
+
+def test_without_independent_nothing_is_relative(three):
+    assert all(row.relative.mean is None for row in table(three[1:]).tasks[0].rows)
+    assert "E_rel" not in table(three[1:]).to_text()
+
+
+def test_the_text_has_errors_by_task_operations_by_part_and_sources(three):
+    said = table(three).to_text(200)
+    for words in ("toys: 3 tasks, 1995 to 2019", "development %", "multilabel %", "2019 digits-again *", "probe",
+                  "The task that each task started from", "evaluation"):  # fmt: skip
+        assert words in said
+    line = next(line for line in said.splitlines() if line.startswith("1995 digits"))
+    assert line.split()[2:5] == ["10", "1,000", "90.0"]  # classes, training images, a guess
+    assert "| 2004 shapes (several labels) |" in table(three).to_markdown()
+    assert "2019 digits-again (repeat, final)" in table(three).to_markdown()
+
+
+def test_seeds_are_one_row_and_a_missing_seed_is_told(task_run):
+    task_run("previous", [40.0, 20.0, 30.0], [1] * 6)
+    task_run("previous", [40.0, 20.0, 36.0], [1] * 6, seed=1)
+    records = [task_run("previous", [0.0, 0.0, 0.0], [1] * 6, seed=2, status="failed", error="no room")]
+    records = find_runs(records[0].directory.parent)
+    (row,) = table(records).tasks[0].rows
+    assert row.seeds == (0, 1) and row.error.mean == pytest.approx(31)
+    assert "previous: 1 of 3 seeds failed: no room" in table(records).to_text()
+
+
+def test_budgets_of_operations_stand_side_by_side_and_say_which(task_run):
+    none = {"kind": "none", "exemplars": None, "limits": None, "convention": "exact", "at": "end"}
+    small = task_run("previous", [40.0, 20.0, 30.0], [1] * 6, budget={**none, "flops": 1e9, "updates": None})
+    large = task_run("previous", [40.0, 20.0, 10.0], [9] * 6, budget={**none, "flops": None, "updates": 500})
+    labels = [row.label for row in table([small, large]).tasks[0].rows]
+    assert labels == ["previous, 500 updates an experience", "previous, 1.00e9 FLOPs an experience"]
+
+
+def test_csv_has_one_line_a_row_and_does_not_mix_kinds(three, run):
+    rows = list(csv.DictReader(io.StringIO(table(three).to_csv())))
+    assert rows[0]["label"] == "dynamic" and float(rows[0]["flops_probe"]) == 300 and rows[0]["front"] == "True"
+    assert float(rows[0]["error_digits-again"]) == 10
+    assert json.loads(table(three).to_json())["tasks"][0]["mean_error"] == 20
+    with pytest.raises(ConfigError, match="other columns"):
+        table([*three, run("icarl")]).to_csv()
+
+
+def test_the_page_shows_the_front_first_and_needs_nothing_from_outside(three):
+    page = html(table(three), three, "tasks")
+    assert page.index("Error against compute") < page.index("<table>") < page.index("The stream, task by task")
+    assert "How to read task streams" in page and "<script" not in page and "http" not in page
+    assert page == html(table(three), three, "tasks")
+
+
+def test_the_timeline_is_one_page_with_a_strip_a_task(tmp_path):
+    path = write_timeline("toys", TASKS, [b"one", b"two", b"three"], tmp_path / "deep/timeline.html")
+    text = path.read_text()
+    assert text.count("data:image/png;base64,") == 3 and "b25l" in text  # base64 of one
+    assert "3 tasks, 1995 to 2019, 1 of them of a data set that came before" in text
+    assert "2019 (final)" in text and "1,000 / 300" in text and "http" not in text
+
+
+# tuning -------------------------------------------------------------------------------------------------------------
+
+TUNING = {
+    "protocol": "two_phase", "n_trials": 20, "tuning_cost": 5 * 10**12, "search_space_hash": "ab12",
+    "selection_metric": "last_accuracy", "tuned_on": "5 of 10 classes", "classes_disjoint": True,
+    "search_space": {"optimizer.lr": {"log": [0.001, 1.0]}},
+}  # fmt: skip
+
+
+def test_a_tuned_row_says_how_and_what_it_cost_beside_the_result(run):
+    records = [run("icarl"), run("icarl", config={"trainer": {"epochs": 7}}, tuning=TUNING)]
+    found = table(records)
+    assert {row.label for row in found.sections[0].rows} == {
+        "icarl (tuned: trainer.epochs=7)",
+        "icarl (trainer.epochs=10)",
+    }
+    said = found.to_text(250)
+    line = next(line for line in said.splitlines() if line.startswith("icarl (tuned"))
+    assert "two_phase, 20 trials" in line and "5.00e12" in line
+    assert "Some rows were tuned and others were not." in said
+    assert "log 0.001, 1.0" in found.sections[0].facts["tuning"]
+    rows = {row["label"]: row for row in csv.DictReader(io.StringIO(found.to_csv()))}
+    assert rows["icarl (trainer.epochs=10)"]["tuning"] == "none"
+
+
+def test_without_tuning_there_is_no_column_for_it(run):
+    assert "tuning" not in table([run("icarl"), run("wa")]).to_text()
+
+
+def test_equal_settings_tuned_and_untuned_are_two_rows(run):
+    records = [run("icarl"), run("icarl", tuning=TUNING)]
+    assert {row.label for row in table(records).sections[0].rows} == {"icarl", "icarl (tuned)"}
+
+
+def test_unlike_tuning_is_told(run):
+    records = [run("icarl", tuning=TUNING), run("wa", tuning={**TUNING, "n_trials": 5, "classes_disjoint": False})]
+    said = table(records).to_text(200)
+    assert "Rows differ in how they were tuned: two_phase, 20 trials and two_phase, 5 trials." in said
+    assert "Tuned on the classes that are reported on" in said
+
+
+def test_trials_are_no_results(run):
+    kept = run("icarl")
+    trial = run("icarl", seed=3, role="trial")
+    found = find_runs(kept.directory.parent)
+    assert [record.identity["seed"] for record in found] == [0]
+    assert [record.identity["seed"] for record in find_runs(trial.directory)] == [3]
