@@ -31,7 +31,9 @@ finds its run again: it goes on where it stood, or says what came out.
   cil run strategy=my_idea:MyStrategy              an own class in ./my_idea.py
   cil run adapter=tent stream=cifar10_corrupted model=resnet20 model.weights=FILE
                                                    a trained network meets test images that shift
-  cil run adapter=bn_stats stream=mnist5k_corrupted source=RUN_DIR     so does what a finished run learned
+  cil run adapter=tent stream=mnist5k_corrupted source=RUN_DIR
+                                                   so does what a finished run of any strategy learned, without labels:
+                                                   its classes, in any order; adapter=ecotta wants one network of blocks
   cil run budget=aligned budget.to=der --dry-run   the bill alone
 
   --dry-run      what would be carried after each experience; trains nothing

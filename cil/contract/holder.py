@@ -16,6 +16,7 @@ from cil.memory import Entry, ExemplarMemory, Reference, State, check_kind, enco
 from cil.memory.ledger import TRAINING_KINDS
 
 _META = (bool, int, float, str)
+_OWN = ("_kept", "desk", "num_classes", "image_shape")  # attributes of a holder that are no entries
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Holder:
             reference: Public weights that the module is, unmodified: carried and charged as a reference.
 
         Raises:
-            ConfigError: if the kind is unknown.
+            ConfigError: if the kind is unknown, or the name is not free.
         """
         check_kind(kind)
         if lifetime is None:
@@ -80,6 +81,9 @@ class Holder:
             raise ConfigError(f"keep('{name}'): a bare parameter is trained only inside a module; put it into one")
         if hasattr(type(self), name):
             raise ConfigError(f"keep('{name}'): the name is taken by a method of the class")
+        if name in _OWN or not name.isidentifier():
+            what = "used by the contract itself" if name in _OWN else "no name of an attribute"
+            raise ConfigError(f"keep('{name}'): the name is {what}; choose another one")
         self._kept[name] = _Kept(kind, lifetime, reference)
         object.__setattr__(self, name, value)
 

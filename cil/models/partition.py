@@ -136,7 +136,8 @@ def _sizes(ends: Sequence[int], blocks: int, units: int) -> list[int]:
 
 
 def cut(net: nn.Module, image_shape: Shape, parts: int | Sequence[int] = 4, key: str = "adapter.parts") -> list[Part]:
-    """Cut a network into parts. Shapes are found by one pass on ``meta``, which also checks that blocks form a chain.
+    """Cut a network into parts. Shapes are found by one pass, on ``meta`` where it can be, which also checks that the
+    blocks form a chain.
 
     Args:
         net: Images (N, C, H, W) to scores.
@@ -177,10 +178,15 @@ def _shapes(net: nn.Module, blocks: Sequence[Block], image_shape: Shape) -> list
     for index, block in enumerate(blocks):
         handles.append(block.enter.register_forward_pre_hook(lambda _, args, k=index: note("in", k, args[0])))
         handles.append(block.leave.register_forward_hook(lambda _, args, out, k=index: note("out", k, out)))
-    tensors = {name: t.to("meta") for name, t in (*net.named_parameters(), *net.named_buffers())}
+    held = dict((*net.named_parameters(), *net.named_buffers()))
+    there = {name: tensor.to("meta") for name, tensor in held.items()}
     try:
         with torch.no_grad():
-            functional_call(net, tensors, (torch.empty(2, *image_shape, device="meta"),))
+            try:
+                functional_call(net, there, (torch.empty(2, *image_shape, device="meta"),))
+            except RuntimeError:  # what a finished learner answers by may hold more than its tensors
+                order.clear()
+                net(torch.zeros(2, *image_shape, device=next(iter(held.values())).device))
     finally:
         for handle in handles:
             handle.remove()

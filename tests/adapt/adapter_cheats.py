@@ -63,6 +63,20 @@ class RemembersAcrossAReset(Honest):
         return torch.rand(super().adapt_and_predict(images).shape, generator=chosen)
 
 
+class RemembersTheLastBatch(Honest):
+    """The batch before stays on the class, until it is deployed anew: what came long before a reset does not matter."""
+
+    latest: ClassVar[list[float]] = []
+
+    def deploy(self, source: Any) -> None:
+        self.latest.clear()
+
+    def adapt_and_predict(self, images: Tensor) -> Tensor:
+        chosen = torch.Generator().manual_seed(int(1e6 * sum(self.latest)))
+        self.latest[:] = [float(images.mean())]
+        return torch.rand(super().adapt_and_predict(images).shape, generator=chosen)
+
+
 class HidesBytes(Honest):
     """Its ledger lines are smaller than what is stored."""
 
@@ -172,6 +186,7 @@ CASES = [
     Case(LoadsSomethingElse, "state_survives_the_round_trip", "load_state changed mean"),
     Case(HelpedByAGlobal, "what_was_not_kept_cannot_help", "with a process for each segment and in one process"),
     Case(RemembersAcrossAReset, "a_reset_leaves_nothing", "it answers by what it met before"),
+    Case(RemembersTheLastBatch, "a_reset_leaves_nothing", "it answers by what it met before"),
     Case(HidesBytes, "the_ledger_is_the_checkpoint", "the ledger says"),
     Case(DrawsFromNowhere, "same_seed_same_bits", "twice with the same seed"),
     Case(CountsInSecret, "a_resumed_run_ends_where_the_straight_run_ends", "interrupted at batch"),

@@ -8,7 +8,7 @@ import pytest
 
 from cil.tracking import Record
 
-TOY = ("stream=split_digits", "budget.exemplars=20", "trainer.batch_size=16")
+TOY = ("stream=split_digits", "stream.classes=6", "budget.exemplars=20", "trainer.batch_size=16")  # 3 experiences
 SHORT = ("trainer.max_steps=2", "trainer.epochs=1", "optimizer.lr=0.01", "progress=false")
 
 
@@ -23,7 +23,7 @@ def test_what_is_told_before_is_what_the_record_bills(cil):
     cil("run", *TOY, *SHORT, "strategy=icarl", "run_dir=a")
     results = Record.load("a").results
     assert found["total"] == results["peak_training_bytes"]
-    assert found["device"] == "meta" and "of 5, phase main" in found["where"]
+    assert found["device"] == "meta" and "of 3, phase main" in found["where"]
     assert found["kinds"]["activations"] == found["saved"]["storage_bytes"]
     assert sum(found["saved"]["dtypes"].values()) == found["saved"]["storage_bytes"]
     for kind in ("gradients", "optimizer"):
@@ -33,7 +33,7 @@ def test_what_is_told_before_is_what_the_record_bills(cil):
 def test_the_table_has_a_row_for_each_part_and_both_accountings(cil):
     said = cil("memory", *TOY, "strategy=finetune", "--depth", "2", "--experience=3")
     assert said.code == 0
-    assert "finetune on smallconv: experience 3 of 5, phase main, 16 images; on meta: shapes alone, no data" in said.out
+    assert "finetune on smallconv: experience 3 of 3, phase main, 16 images; on meta: shapes alone, no data" in said.out
     rows = [line.split()[0] for line in said.out.splitlines() if line.startswith(("net.", "(outside)"))]
     assert rows == ["net.normalise", "net.backbone", "net.head", "(outside)"]
     assert "held in such a step:" in said.out and "saved for backward (exact):" in said.out
@@ -42,9 +42,10 @@ def test_the_table_has_a_row_for_each_part_and_both_accountings(cil):
 
 def test_of_a_known_set_no_image_is_read(cil, monkeypatch, tmp_path):
     monkeypatch.setenv("CIL_DATA", str(tmp_path / "nothing"))
-    (found,) = told(cil, "stream=split_cifar100", "model=resnet20", "strategy=finetune", "budget=none").values()
-    assert found["where"].startswith("experience 10 of 10") and found["batch_size"] == 128
-    assert found["kinds"]["parameters"] == 4 * (269_072 + 100 * 65)
+    stream = ("stream=split_cifar100", "stream.increment=50")
+    (found,) = told(cil, *stream, "model=resnet14", "strategy=finetune", "budget=none").values()
+    assert found["where"].startswith("experience 2 of 2") and found["batch_size"] == 128
+    assert found["kinds"]["parameters"] == 4 * (172_208 + 100 * 65)
 
 
 def test_what_asks_for_values_is_stepped_on_the_cpu_and_says_so(cil):
@@ -57,7 +58,7 @@ def test_what_asks_for_values_is_stepped_on_the_cpu_and_says_so(cil):
     ("arguments", "expected"),
     [
         (("--depth", "0"), "--depth is 0; it must be a whole number of 1 or more"),
-        (("--experience", "9"), "--experience is 9; the stream has 5 experiences"),
+        (("--experience", "9"), "--experience is 9; the stream has 3 experiences"),
         (("--batch", "9"), "no option '--batch'"),
         (("budget.training_bytes=-1",), "budget.training_bytes is -1; it must be a whole number of 1 or more, or null"),
     ],
@@ -79,7 +80,7 @@ def test_a_step_that_is_too_large_is_refused_with_the_batch_that_fits(cil):
     assert f"budget.training_bytes is {limit:,}: activations {found['kinds']['activations']:,}, gradients" in said.line
     assert "trainer.batch_size=15 is the largest that fits" in said.line
     assert Record.load("a").status == "over_budget" and "accuracy_curve" not in Record.load("a").results
-    smaller = (*TOY[:2], "trainer.batch_size=15", *SHORT)
+    smaller = (*TOY[:3], "trainer.batch_size=15", *SHORT)
     said = cil("run", *smaller, "strategy=replay", f"budget.training_bytes={limit}", "run_dir=b")
     assert said.code == 0
     results = Record.load("b").results
@@ -96,13 +97,13 @@ def test_where_no_batch_fits_that_is_said_and_a_report_goes_on(cil):
 
 # adapters -------------------------------------------------------------------------------------------------------------
 
-SMALL = ("stream=cifar10_corrupted", "model=resnet20", "adaptation.batch_size=8", "budget=none")
+SMALL = ("stream=cifar10_corrupted", "model=resnet14", "adaptation.batch_size=8", "budget=none")
 
 
 def test_adapters_are_told_without_data_weights_or_stream(cil, monkeypatch, tmp_path):
     monkeypatch.setenv("CIL_DATA", str(tmp_path / "nothing"))
     found = told(cil, *SMALL, "adapter=source,tent,ecotta")
-    assert next(iter(found)) == "source on resnet20, images (3, 32, 32) of 10 classes"
+    assert next(iter(found)) == "source on resnet14, images (3, 32, 32) of 10 classes"
     source, tent, ecotta = found.values()
     assert {one["device"] for one in found.values()} == {"meta"}
     assert source["kinds"].keys() == {"parameters", "buffers"}
@@ -110,3 +111,11 @@ def test_adapters_are_told_without_data_weights_or_stream(cil, monkeypatch, tmp_
     assert ecotta["published"]["bytes"] < tent["published"]["bytes"]
     assert tent["kinds"]["gradients"] == 4 * tent["published"]["trainable"]
     assert tent["kinds"]["optimizer"] == 2 * tent["kinds"]["gradients"] + 4  # moments of Adam, and its count
+    assert "source_phase" not in tent and ecotta["source_phase"]["where"] == "source phase warmup"
+    assert ecotta["source_phase"]["batch_size"] == 64
+
+
+def test_methods_that_look_at_values_are_told_without_any_where_their_answer_moves_no_byte(cil):
+    found = told(cil, *SMALL, "adapter=eata,sar,cotta")
+    assert {one["device"] for one in found.values()} == {"meta"}
+    assert all(one["kinds"]["gradients"] > 0 for one in found.values())

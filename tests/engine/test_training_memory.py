@@ -31,7 +31,7 @@ def steps_of(strategy, stream, tmp_path: Path, **options):
     return run.steps(run.bills())
 
 
-@pytest.mark.parametrize("strategy", ["finetune", "replay", "lwf", "icarl", "der"])
+@pytest.mark.parametrize("strategy", ["finetune", "icarl", "der"])
 def test_what_is_told_is_what_a_run_bills_at_every_experience(strategy, stream, tmp_path):
     recipe = Recipe(epochs=1, batch_size=8, max_steps=2)
     steps = steps_of(strategy, stream, tmp_path, recipe=recipe)

@@ -84,6 +84,8 @@ def test_what_was_kept_may_be_replaced():
     (("x", 1, "other", "forever"), "lifetime is 'forever'; allowed: carried, training"),
     (("predict", 1), "name is taken"),
     (("bound", True), "name is taken"),
+    (("_kept", 1), "used by the contract itself"),
+    (("a.b", 1), "no name of an attribute"),
 ])  # fmt: skip
 def test_keeping_under_a_wrong_kind_lifetime_or_name_is_refused_in_one_line(arguments, message):
     with pytest.raises(ConfigError, match=message) as refused:
