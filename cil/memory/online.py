@@ -69,7 +69,7 @@ class OnlineMemory(ExemplarMemory):
 
     def exchange(
         self, leaving: Tensor, pixels: Tensor, slots: Tensor, extras: Mapping[str, Tensor] | None = None
-    ) -> None:
+    ) -> Tensor:
         """Drop the exemplars of some rows, and append others, each at the end of its class.
 
         Args:
@@ -77,6 +77,9 @@ class OnlineMemory(ExemplarMemory):
             pixels: (n, C, H, W) uint8.
             slots: (n,).
             extras: Side data, all that this memory stores, each (n, ...).
+
+        Returns:
+            (M + n,) the row that each has now, of the M that were held and then of those that came; -1: it left.
 
         Raises:
             ShapeError: where numbers of rows or shapes differ. StateError: where side data are missing.
@@ -87,12 +90,13 @@ class OnlineMemory(ExemplarMemory):
             raise StateError(f"exemplars need side data {sorted(missing)}, which were not given")
         if {count} != {len(slots), *(len(given[name]) for name in self.extra_kinds)}:
             raise ShapeError(f"{count} images, but other numbers of slots or side data")
-        if not count:
-            self._keep(~_mask(leaving, len(self)))
-            return
-        pixels, held = pixels.cpu(), len(self)
-        work = self._opened(pixels, given)
+        held = len(self)
         staying = ~_mask(leaving, held)
+        if not count:
+            self._keep(staying)
+            return torch.where(staying, staying.cumsum(0) - 1, -1)
+        pixels = pixels.cpu()
+        work = self._opened(pixels, given)
         free = work.order[~staying]
         if count > len(free):
             work.enlarge(held - len(free) + count)
@@ -111,6 +115,19 @@ class OnlineMemory(ExemplarMemory):
         joined = torch.cat([self._slots[staying], slots.to("cpu", torch.int64)])
         by_class = joined.argsort(stable=True)
         work.order, self._slots = order[by_class], joined[by_class]
+        now = torch.full((held + count,), -1)
+        now[torch.cat([staying, staying.new_ones(count)])] = by_class.argsort()
+        return now
+
+    def rewrite(self, rows: Tensor, extras: Mapping[str, Tensor]) -> None:
+        """Put other side data, all that this memory stores, each (n, ...), beside the exemplars of some rows (n,)."""
+        if not len(rows):
+            return
+        given = dict(extras)
+        work = self._opened(self[rows[:0]].pixels, given)
+        for name, values in given.items():
+            column = work.extras[name]
+            column[work.order[rows]] = values.detach().to("cpu", column.dtype)
 
     def thin(self, count: int, generator: torch.Generator) -> None:
         """Keep ``count`` exemplars at most, any of them equally likely: a uniform sample stays one."""

@@ -24,8 +24,9 @@ ABSENT = -torch.inf  # the stored logit of a class that there was no output for
 class DERpp(Strategy):
     """Cross-entropy on new images, and two batches of a reservoir: one matches stored logits, one has labels.
 
-    Every image that is trained on is offered to the reservoir after the step, in every epoch, with the logits that the
-    step's loss was computed from. It replays within the first experience too.
+    An image is offered to the reservoir after the step in which it is met first, with the logits that the step's loss
+    was computed from; while its experience lasts they are replaced by later ones. It replays within the first
+    experience too.
 
     Args:
         alpha: Weight of the squared distance from the stored logits, >= 0.
@@ -35,13 +36,15 @@ class DERpp(Strategy):
 
     Source:
         Buzzega, Boschini, Porrello, Abati, Calderara. NeurIPS 2020, arXiv:2004.07211, equations 5 and 6, Algorithm 2.
-        Departure: there the head has its final width from the start. Here it has outputs for the classes seen, and the
+        Departures: there the head has its final width from the start. Here it has outputs for the classes seen, and the
         logits of later classes are not matched: the mean is over the outputs that there were. They are stored at the
-        width of the head, missing ones as minus infinity, and charged so. Not the expandable DER (``der``).
+        width of the head, missing ones as minus infinity, and charged so. With several epochs the reference code
+        inserts an image at every step of every epoch, so that copies of it are held. Not the expandable DER (``der``).
     """
 
     memory: OnlineMemory
     seen: str
+    places: Tensor
     outputs: Tensor | None
 
     def __init__(
@@ -62,6 +65,7 @@ class DERpp(Strategy):
         self.replay = replay
         self.keep("memory", OnlineMemory(codec, {"logits": "replay_logits"}), kind="exemplars")
         self.keep("seen", NOTHING_SEEN)
+        self.keep("places", None, kind="temporary")  # of the images that arrive, in the memory
         self.keep("outputs", None, kind="temporary")  # of the step, until they are stored
 
     def grow(self, signature: Signature) -> None:
@@ -73,7 +77,7 @@ class DERpp(Strategy):
         return reservoir_plan(slots, counts)
 
     def prepare(self, experience: Experience) -> None:
-        self.capacity = open_reservoir(self, self.memory, experience)
+        self.capacity, self.places = open_reservoir(self, self.memory, experience)
 
     def training_set(self, experience: Experience) -> Samples:
         return experience.train  # exemplars are drawn in the loss
@@ -91,7 +95,7 @@ class DERpp(Strategy):
 
     def after_step(self, batch: Batch) -> None:
         assert self.outputs is not None
-        self.seen = offer(self, self.memory, self.seen, self.capacity, batch, {"logits": self.outputs})
+        self.seen = offer(self, self.memory, self.seen, self.places, self.capacity, batch, {"logits": self.outputs})
         self.outputs = None
 
 

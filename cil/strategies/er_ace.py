@@ -24,7 +24,7 @@ MASKED = -1e9
 class ERACE(Strategy):
     """Cross-entropy on incoming images among the classes present in the batch; on exemplars over all outputs.
 
-    Every image that is trained on is offered to a reservoir after the step, in every epoch.
+    An image is offered to a reservoir after the step in which it is met first.
 
     Args:
         cosine: Whether the head is a cosine one of fixed scale; if not, it is the one that the model configures.
@@ -36,11 +36,13 @@ class ERACE(Strategy):
 
     Source:
         Caccia, Aljundi, Asadi, Tuytelaars, Pineau, Belilovsky. ICLR 2022, arXiv:2104.05025, section 4, Algorithm 1.
-        There is no output for a class that was not seen yet, so none is left open.
+        There is no output for a class that was not seen yet, so none is left open. Departure: with several epochs the
+        reference code inserts an image at every step of every epoch, so that copies of it are held.
     """
 
     memory: OnlineMemory
     seen: str
+    places: Tensor
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class ERACE(Strategy):
         self.replay = replay
         self.keep("memory", OnlineMemory(codec), kind="exemplars")
         self.keep("seen", NOTHING_SEEN)
+        self.keep("places", None, kind="temporary")  # of the images that arrive, in the memory
         if cosine:
             head = CosineHead(self.net.feature_dim).to(self.net.head.weight.device)
             torch.nn.init.constant_(head.scale.requires_grad_(False), scale)
@@ -69,7 +72,7 @@ class ERACE(Strategy):
         return reservoir_plan(slots, counts)
 
     def prepare(self, experience: Experience) -> None:
-        self.capacity = open_reservoir(self, self.memory, experience)
+        self.capacity, self.places = open_reservoir(self, self.memory, experience)
 
     def training_set(self, experience: Experience) -> Samples:
         return experience.train  # exemplars are drawn in the loss
@@ -84,7 +87,7 @@ class ERACE(Strategy):
         return terms
 
     def after_step(self, batch: Batch) -> None:
-        self.seen = offer(self, self.memory, self.seen, self.capacity, batch, {})
+        self.seen = offer(self, self.memory, self.seen, self.places, self.capacity, batch, {})
 
 
 def present_cross_entropy(logits: Tensor, slots: Tensor) -> Tensor:

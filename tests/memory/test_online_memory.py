@@ -94,12 +94,14 @@ def test_it_holds_what_a_list_would_class_by_class_in_order_of_arrival(codec, lo
     for step in range(30):
         leaving, keys, slots = random_step(generator, len(memory), step)
         logits = torch.tensor([[key, slot] for key, slot in zip(keys, slots, strict=True)]).reshape(-1, 2).float()
-        memory.exchange(leaving, images(*keys) if keys else torch.empty(0, *SHAPE).byte(), torch.tensor(slots).long(),
-                        {"logits": logits})  # fmt: skip
-        gone = set(leaving.tolist())
-        model = [item for row, item in enumerate(model) if row not in gone]
-        model += list(zip(slots, keys, strict=True))
+        now = memory.exchange(leaving, images(*keys) if keys else torch.empty(0, *SHAPE).byte(),
+                              torch.tensor(slots).long(), {"logits": logits})  # fmt: skip
+        gone, before = set(leaving.tolist()), [*model, *zip(slots, keys, strict=True)]
+        model = [item for row, item in enumerate(before) if row not in gone]
         model.sort(key=lambda item: item[0])
+        assert [model[row] if row >= 0 else None for row in now.tolist()] == [
+            None if row in gone else item for row, item in enumerate(before)
+        ]
         assert memory.slots.tolist() == [slot for slot, _ in model]
         if not model or not (look or step == 29):
             continue
@@ -183,6 +185,20 @@ def test_side_data_are_widened_and_billed_at_the_new_width():
     assert memory.item_bytes(SHAPE, 3) == 432 + 1 + 12
     memory.exchange(torch.tensor([0]), images(3), torch.tensor([1]), {"logits": torch.full((1, 3), 7.0)})
     assert memory[torch.tensor([0, 1])].extras["logits"][:, 2].tolist() == [-torch.inf, 7.0]
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_side_data_of_some_rows_are_replaced_and_nothing_else(settled):
+    memory, none = memory_of("jpeg:60"), torch.empty(0).long()
+    memory.exchange(none, images(1, 2, 3), torch.tensor([0, 0, 1]), {"logits": torch.zeros(3, 2)})
+    handed = memory.samples() if settled else memory[torch.arange(3)]
+    before = handed.pixels.clone()
+    memory.rewrite(torch.tensor([2, 0]), {"logits": torch.tensor([[1.0, 2.0], [3.0, 4.0]])})
+    assert memory.samples().extras["logits"].tolist() == [[3.0, 4.0], [0.0, 0.0], [1.0, 2.0]]
+    assert torch.equal(memory.samples().pixels, before) and not handed.extras["logits"].any()
+    with pytest.raises(ShapeError):
+        memory.rewrite(torch.tensor([0]), {"logits": torch.zeros(1, 3)})
+    memory.rewrite(none, {"logits": torch.zeros(0, 2)})
 
 
 def test_what_does_not_belong_is_refused():

@@ -1,5 +1,8 @@
 """DER++: logits, images and labels of a reservoir, rehearsed from the second step on."""
 
+from contextlib import suppress
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +17,9 @@ from cil.memory import Budget
 from cil.strategies import derpp
 from cil.strategies.derpp import DERpp, stored_distance
 from cil.strategies.finetune import Finetune
+from cil.strategies.parts.reservoirs import NOT_HELD, NOT_OFFERED
 from cil.testing import toy_run, toy_stream
+from cil.testing.checks import Bomb
 from cil.testing.toy import toy_factory
 
 NONE = torch.empty(0).long()
@@ -88,7 +93,8 @@ class Watched(DERpp):
         return result
 
 
-def test_stored_are_images_before_augmentation_with_the_outputs_of_the_step_they_came_in(learn):
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_stored_are_images_before_augmentation_with_the_outputs_of_the_step_they_were_met_in_last(learn, epochs):
     Watched.answers = {}
     seen = []
 
@@ -102,7 +108,7 @@ def test_stored_are_images_before_augmentation_with_the_outputs_of_the_step_they
             assert held.extras["logits"].shape[1] == self.num_classes
             seen.append(len(held))
 
-    done = learn(Looking, budget=Budget(exemplars=1000), recipe=Recipe(epochs=1, batch_size=7))
+    done = learn(Looking, budget=Budget(exemplars=1000), recipe=Recipe(epochs=epochs, batch_size=7))
     assert seen == [24, 48, 72]  # all of them
     pixels = {image.numpy().tobytes() for index in range(3) for image in done.stream[index].train.pixels}
     assert pixels == Watched.answers.keys()
@@ -118,9 +124,15 @@ def test_outputs_are_those_before_the_step_in_training_mode(learn):
     assert not learner.outputs.requires_grad
 
 
-def test_every_image_is_offered_in_every_epoch_and_the_count_is_carried(learn):
+def test_logits_of_earlier_experiences_stay_as_they_were(learn):
+    done = learn("derpp", budget=Budget(exemplars=1000))
+    logits = [done.learner(index).memory.samples().extras["logits"] for index in range(3)]
+    assert torch.equal(logits[2][:24, :2], logits[0]) and torch.equal(logits[2][:48, :4], logits[1])
+
+
+def test_every_image_is_offered_once_and_the_count_is_carried(learn):
     done = learn("derpp")  # two epochs of 24 images an experience
-    assert [int(done.state(index).meta["seen"]) for index in range(3)] == [48, 96, 144]
+    assert [int(done.state(index).meta["seen"]) for index in range(3)] == [24, 48, 72]
     assert len({len(done.state(index).encoded_meta()) for index in range(3)}) == 1
 
 
@@ -174,7 +186,7 @@ def test_carried_bytes_are_those_of_the_formula(learn):
         ledger, classes = done.ledger(index), 2 * (index + 1)
         assert ledger["exemplars"] == 10 * PIXELS and ledger["labels"] == 10
         assert ledger["replay_logits"] == 10 * 4 * classes
-        assert ledger["other"] == len('{"seen":"000000000000048"}')
+        assert ledger["other"] == len('{"seen":"000000000000024"}')
         assert {k: ledger[k] for k in ("parameters", "buffers")} == learn("finetune").ledger(index)
         assert not any(name.startswith("outputs") for name in done.trained_with(index))
 
@@ -193,9 +205,13 @@ def test_as_logits_widen_fewer_exemplars_fit_and_each_boundary_is_full(learn):
         assert done.state(index).bytes <= limit < done.state(index).bytes + PIXELS + 1 + 8 * (index + 1)
 
 
-def test_where_there_is_more_room_than_images_it_never_holds_more_than_came_in(learn):
-    done = learn("derpp", budget=Budget(exemplars=1000))  # two epochs
+@pytest.mark.parametrize("name", ["derpp", "er_ace"])
+def test_where_there_is_more_room_than_images_it_holds_each_of_them_once(learn, name):
+    done = learn(name, budget=Budget(exemplars=1000))  # two epochs
     assert done.record.results["exemplars"] == [24, 48, 72]
+    for index in range(3):
+        pixels = done.learner(index).memory.samples().pixels
+        assert len(pixels.flatten(1).unique(dim=0)) == 24 * (index + 1)
 
 
 def test_the_bill_holds_where_room_shrinks_and_grows(learn):
@@ -210,22 +226,66 @@ def test_the_bill_holds_where_room_shrinks_and_grows(learn):
     assert results["exemplars"][1] < results["exemplars"][0] < results["exemplars"][2]
 
 
-def test_exemplars_of_all_experiences_are_held_in_proportion():
-    """Of 144 images offered each is held with probability 40 / 144: 13.3 of each experience on average."""
-    totals = torch.zeros(6)
-    for key in range(40):
+@pytest.mark.parametrize(("capacity", "epochs"), [(10, 1), (10, 3), (40, 3), (100, 2)])
+def test_exemplars_of_all_experiences_are_held_in_proportion(capacity, epochs):
+    """Of 144 images, 24 an experience, each is held with probability M / 144, whatever the number of epochs."""
+    trials, totals = 60, torch.zeros(6)
+    for key in range(trials):
         learner = bare("derpp", classes=[6])
         learner.desk.generator = lambda purpose, key=key: generator(key, purpose)
-        learner.capacity = 40
-        for step in range(18):
-            learner.progress.step = step
-            learner.outputs = torch.zeros(8, 6)
-            pixels = torch.zeros(8, 3, 12, 12, dtype=torch.uint8)
-            given = Batch(pixels.float(), torch.full((8,), step // 3), fetch=lambda pixels=pixels: pixels)
-            learner.after_step(given)
-            assert len(learner.memory) == min(40, 8 * (step + 1))
+        learner.capacity = capacity
+        for index in range(6):
+            learner.places = torch.full((24,), NOT_OFFERED)
+            for step in range(3 * epochs):
+                learner.progress.step = 1000 * index + step
+                learner.outputs = torch.zeros(8, 6)
+                learner.after_step(numbered(index, torch.arange(8) + step % 3 * 8))
+                assert len(learner.memory) == min(capacity, 24 * index + min(24, 8 * (step + 1)))
+        pixels = learner.memory.samples().pixels[:, 0, 0, 0]
+        assert len(pixels.unique()) == capacity
         totals += torch.bincount(learner.memory.slots, minlength=6)
-    assert (totals / 40 - 40 / 6).abs().max() < 1.5
+    expected, spread = capacity / 6, (capacity * (1 / 6) * (5 / 6) / trials) ** 0.5
+    assert (totals / trials - expected).abs().max() < 4 * spread
+
+
+def numbered(index, rows):
+    """Images of an experience of 24, each of a colour of its own."""
+    pixels = (24 * index + rows).byte().view(-1, 1, 1, 1).expand(-1, 3, 12, 12)
+    return Batch(pixels.float(), torch.full((len(rows),), index), fetch=lambda: pixels, rows=rows)
+
+
+def test_places_tell_where_each_image_of_the_experience_is():
+    learner = bare("derpp", classes=[2])
+    learner.capacity, learner.places = 6, torch.full((24,), NOT_OFFERED)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    for step, rows in enumerate([*order.split(5), *order.split(5)]):
+        learner.progress.step, learner.outputs = step, rows[:, None] + 100.0 * step + torch.zeros(5, 2)[: len(rows)]
+        learner.after_step(replace(numbered(0, rows), slots=rows % 2))
+        held, places = learner.memory.samples(), learner.places
+        inside = (places >= 0).nonzero().flatten()
+        assert sorted(places[inside].tolist()) == list(range(len(held)))
+        assert held.pixels[places[inside], 0, 0, 0].tolist() == inside.tolist()
+        met = order[: 5 * (step + 1)]
+        assert (places[met] >= NOT_HELD).all() and int((places == NOT_OFFERED).sum()) == 24 - len(met)
+        steps = held.extras["logits"][:, 0].div(100, rounding_mode="floor")
+        for row in inside.tolist():  # of the last step that it was met in
+            last = max(k for k, own in enumerate([*order.split(5), *order.split(5)][: step + 1]) if row in own)
+            assert steps[places[row]] == last
+
+
+@pytest.mark.parametrize("name", ["derpp", "er_ace"])
+def test_interrupted_in_the_second_epoch_and_resumed_it_ends_the_same(learn, tmp_path, name):
+    recipe = Recipe(epochs=3, batch_size=8, log_every=1, snapshot_steps=1)
+    straight = learn(name, recipe=recipe, budget=Budget(exemplars=30))
+    for stop in (4, 13):  # an experience has nine steps
+        for loggers in ([Bomb(stop)], []):
+            run = toy_run(name, toy_stream(), tmp_path / str(stop), recipe=recipe, loggers=loggers, keep="all",
+                          budget=Budget(exemplars=30))  # fmt: skip
+            with suppress(KeyboardInterrupt):
+                run.execute()
+        for index in range(3):
+            state, expected = run.checkpoints.state(index), straight.state(index)
+            assert differing(dict(state.tensors), dict(expected.tensors)) == [] and state.meta == expected.meta
 
 
 # what else ----------------------------------------------------------------------------------------------------------

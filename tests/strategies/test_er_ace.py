@@ -121,7 +121,7 @@ def test_the_reservoir_holds_images_before_augmentation_of_all_that_was_offered(
     done = learn("er_ace")
     for index in range(3):
         learner = done.learner(index)
-        assert len(learner.memory) == 10 and int(learner.seen) == 48 * (index + 1)
+        assert len(learner.memory) == 10 and int(learner.seen) == 24 * (index + 1)
         for pixels, slot in zip(learner.memory.samples().pixels, learner.memory.slots.tolist(), strict=True):
             own = done.stream[done.stream.experience_of_slot[slot]].train.of_class(slot).pixels
             assert slot < learner.num_classes and (own == pixels).flatten(1).all(1).any()

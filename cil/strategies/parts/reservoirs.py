@@ -18,6 +18,7 @@ from cil.strategies.base import Strategy
 from cil.streams import Experience
 
 NOTHING_SEEN = f"{0:015d}"  # a count of fixed width, so that its bytes are known before training
+NOT_OFFERED, NOT_HELD = -2, -1  # in place of a row of the memory
 
 
 def same_sized(learner: Strategy, memory: ExemplarMemory) -> int:
@@ -34,40 +35,63 @@ def same_sized(learner: Strategy, memory: ExemplarMemory) -> int:
     return learner.budget.exemplar_slots(learner)
 
 
-def open_reservoir(learner: Strategy, memory: OnlineMemory, experience: Experience) -> int:
-    """How many exemplars a reservoir may hold in an experience; call it in ``prepare``. What is over goes, by chance.
+def open_reservoir(learner: Strategy, memory: OnlineMemory, experience: Experience) -> tuple[int, Tensor]:
+    """Before an experience, in ``prepare``: what is over goes, by chance.
 
-    It is what the budget allows at the next boundary, where stored logits may be wider and exemplars fewer, but no more
-    than there are images to choose from, so that the bill before training holds however often images are offered.
+    Returns:
+        Exemplars that the budget allows at the next boundary, where stored logits may be wider and exemplars fewer; and
+        the row in the memory of each image that arrives, (N,), which the learner keeps as ``temporary``.
     """
-    capacity = min(same_sized(learner, memory), len(memory) + len(experience.train))
+    capacity = same_sized(learner, memory)
     memory.thin(capacity, learner.generator("thin"))
-    return capacity
+    return capacity, torch.full((len(experience.train),), NOT_OFFERED)
 
 
 def offer(
-    learner: Strategy, memory: OnlineMemory, seen: str, capacity: int, batch: Batch, extras: Mapping[str, Tensor]
+    learner: Strategy,
+    memory: OnlineMemory,
+    seen: str,
+    places: Tensor,
+    capacity: int,
+    batch: Batch,
+    extras: Mapping[str, Tensor],
 ) -> str:
     """Offer the images of a step, before augmentation, to a reservoir; call it in ``after_step``.
 
-    With ``trainer.accumulate`` a step offers its last batch alone.
+    An image is offered when it is met first in its experience, so that after N images each is held with probability
+    M / N, and none twice. Met again, it gets the side data of this step where it is held. With ``trainer.accumulate``
+    a step offers its last batch alone.
 
     Args:
-        seen: Items offered so far, as kept by the learner: ``NOTHING_SEEN`` at first, then what this returned last.
-        capacity: What ``open_reservoir`` returned.
+        seen: Images offered so far, as kept by the learner: ``NOTHING_SEEN`` at first, then what this returned last.
+        places, capacity: What ``open_reservoir`` returned; ``places`` is changed.
+        batch: Of the images that arrive.
         extras: Side data of the batch.
 
     Returns:
-        Items offered, these included.
+        Images offered, these included.
     """
+    assert batch.rows is not None  # batches of a phase have them
+    now = places[batch.rows]
+    if extras:
+        again = now >= 0
+        memory.rewrite(now[again].cpu(), {name: values[again] for name, values in extras.items()})
+    fresh = (now == NOT_OFFERED).nonzero().flatten()
+    held, count = len(memory), len(fresh)
+    if not count:
+        return seen
     generator = learner.generator(f"reservoir:{learner.progress.step}")
-    held, count = len(memory), len(batch)
-    places = reservoir_places(held, int(seen), count, capacity, generator).tolist()
-    taken = {place: row for row, place in enumerate(places) if place >= 0}  # of two for one place the later stays
+    drawn = reservoir_places(held, int(seen), count, capacity, generator).tolist()
+    places[batch.rows[fresh]] = NOT_HELD
+    taken = {place: row for row, place in enumerate(drawn) if place >= 0}  # of two for one place the later stays
     if taken:
-        rows = torch.tensor(sorted(taken.values()), device=batch.slots.device)
+        rows = fresh[sorted(taken.values())]
         leaving = torch.tensor([place for place in taken if place < held], dtype=torch.int64)
-        memory.exchange(leaving, batch.pixels[rows], batch.slots[rows], {k: v[rows] for k, v in extras.items()})
+        given = {name: values[rows] for name, values in extras.items()}
+        moved = memory.exchange(leaving, batch.pixels[rows], batch.slots[rows], given).to(places.device)
+        inside = places >= 0
+        places[inside] = moved[places[inside]]
+        places[batch.rows[rows]] = moved[held:]
     return f"{int(seen) + count:0{len(NOTHING_SEEN)}d}"
 
 
