@@ -107,7 +107,7 @@ def test_adapters_are_told_without_data_weights_or_stream(cil, monkeypatch, tmp_
     source, tent, ecotta = found.values()
     assert {one["device"] for one in found.values()} == {"meta"}
     assert source["kinds"].keys() == {"parameters", "buffers"}
-    assert 0 < ecotta["kinds"]["activations"] < tent["kinds"]["activations"] / 2
+    assert 0 < ecotta["kinds"]["activations"] < 0.7 * tent["kinds"]["activations"]  # more layers: less
     assert ecotta["published"]["bytes"] < tent["published"]["bytes"]
     assert tent["kinds"]["gradients"] == 4 * tent["published"]["trainable"]
     assert tent["kinds"]["optimizer"] == 2 * tent["kinds"]["gradients"] + 4  # moments of Adam, and its count
