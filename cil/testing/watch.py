@@ -17,7 +17,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from cil.strategies import Phase, Strategy
+from cil.contract import Phase, Search, Settings
+from cil.strategies import Strategy
 from cil.streams import Experience
 
 HOOKS = (
@@ -88,13 +89,26 @@ def watched(learner: Strategy) -> Strategy:
         setattr(learner, name, inside(getattr(learner, name)))
     phases = learner.phases
 
-    def watched_phases(experience: Experience) -> Iterator[Phase]:
+    def watched_phases(experience: Experience) -> Iterator[Phase | Search]:
         body = phases(experience)
         while (phase := inside(next)(body, None)) is not None:
-            yield replace(phase, loss=inside(phase.loss))
+            yield _watched_search(phase) if isinstance(phase, Search) else replace(phase, loss=inside(phase.loss))
 
     setattr(learner, "phases", watched_phases)  # noqa: B010
     return learner
+
+
+def _watched_search(search: Search) -> Search:
+    """A search whose trials are watched."""
+
+    def of(make: Callable[[Settings], Phase]) -> Callable[[Settings], Phase]:
+        def phase(settings: Settings) -> Phase:
+            made = inside(make)(settings)
+            return replace(made, loss=inside(made.loss))
+
+        return phase
+
+    return replace(search, trial=of(search.trial), refit=None if search.refit is None else of(search.refit))
 
 
 def inside(work: Callable[..., Any]) -> Callable[..., Any]:
