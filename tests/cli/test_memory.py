@@ -97,17 +97,17 @@ def test_where_no_batch_fits_that_is_said_and_a_report_goes_on(cil):
 
 # adapters -------------------------------------------------------------------------------------------------------------
 
-SMALL = ("stream=cifar10_corrupted", "model=resnet14", "adaptation.batch_size=8", "budget=none")
+SMALL = ("stream=cifar10_corrupted", "model=resnet20", "adaptation.batch_size=8", "budget=none")
 
 
 def test_adapters_are_told_without_data_weights_or_stream(cil, monkeypatch, tmp_path):
     monkeypatch.setenv("CIL_DATA", str(tmp_path / "nothing"))
     found = told(cil, *SMALL, "adapter=source,tent,ecotta")
-    assert next(iter(found)) == "source on resnet14, images (3, 32, 32) of 10 classes"
+    assert next(iter(found)) == "source on resnet20, images (3, 32, 32) of 10 classes"
     source, tent, ecotta = found.values()
     assert {one["device"] for one in found.values()} == {"meta"}
     assert source["kinds"].keys() == {"parameters", "buffers"}
-    assert 0 < ecotta["kinds"]["activations"] < 0.7 * tent["kinds"]["activations"]  # more layers: less
+    assert 0 < ecotta["kinds"]["activations"] < tent["kinds"]["activations"] / 2
     assert ecotta["published"]["bytes"] < tent["published"]["bytes"]
     assert tent["kinds"]["gradients"] == 4 * tent["published"]["trainable"]
     assert tent["kinds"]["optimizer"] == 2 * tent["kinds"]["gradients"] + 4  # moments of Adam, and its count
