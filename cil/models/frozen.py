@@ -35,11 +35,19 @@ def frozen_copy(net: Net) -> Net:
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; each layer is given its own mode back afterwards."""
-    modes = [(layer, layer.training) for layer in net.modules()]
+    """Evaluation mode inside the block; each layer is given its own mode back, but for those that are frozen inside."""
+    modes = [(layer, layer.training, _is_frozen(layer)) for layer in net.modules()]
     net.eval()
     try:
         yield
     finally:
-        for layer, mode in modes:
+        for layer, mode, _ in modes:
             layer.training = mode
+        for layer, _, frozen_before in modes:
+            if _is_frozen(layer) and not frozen_before:
+                layer.eval()
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    """Whether ``freeze`` was called for this module."""
+    return getattr(module.train, "__func__", None) is _stay_in_eval

@@ -54,6 +54,23 @@ def test_with_a_linear_head_the_first_experience_trains_as_finetune_does(learn, 
     assert differing({key: value for key, value in found.items() if key in expected}, expected) == []
 
 
+@pytest.mark.parametrize("name", ["ecotta_cil", "linear_probe", "bn_tuning"])
+def test_frozen_between_two_phases_of_the_first_experience_the_backbone_does_not_change_in_the_second(learn, name):
+    """The engine asks for a phase with all modules in evaluation mode, which each of them leaves again."""
+    frozen = []
+
+    class Looking(find(name)):  # type: ignore[misc]
+        def phases(self, experience):
+            for number, phase in enumerate(super().phases(experience)):
+                if number == 1 and experience.index == 0:
+                    frozen.append({f"net.{name}": value for name, value in bits(self.net).items()})
+                yield phase
+
+    done = learn(Looking)
+    assert len(frozen) == 1 and differing(frozen[0], done.net(0)) == []
+    assert any("running_mean" in key for key in frozen[0])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_after_the_first_experience_the_backbone_never_changes(learn, name):
     done = learn(name)
