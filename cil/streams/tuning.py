@@ -16,23 +16,22 @@ def for_tuning(stream: Stream, first: int | None = None) -> Stream:
     validation data: it judges them.
 
     Args:
-        stream: Whose experiences hold validation data.
+        stream: Whose experiences hold validation data; where classes come back, those of their first one may do.
         first: How many experiences; None: all.
 
     Raises:
-        StreamError: where an experience holds no validation data.
+        StreamError: where no experience holds validation data.
 
     Source:
         Cha and Cho 2025 (two phases); Lee et al. 2024 (the first experiences).
     """
     half = stream.training_half()
     signatures = half.signatures[:first]
-    for signature in signatures:
-        if half[signature.index].validation is None:
-            raise StreamError(
-                f"stream '{stream.name}' holds no validation data in experience {signature.index}, and tuning is "
-                "judged on them: set stream.validation, where the stream has it"
-            )
+    if all(half[signature.index].validation is None for signature in signatures):
+        raise StreamError(
+            f"stream '{stream.name}' holds no validation data, and tuning is judged on them: set stream.validation, "
+            "where the stream has it"
+        )
     seen = signatures[-1].num_classes
     return Stream(
         name=f"{stream.name}_tuning" if first is None else f"{stream.name}_tuning_first{first}",
@@ -54,6 +53,5 @@ def _training(half: Stream, index: int) -> Samples:
 
 
 def _held_out(half: Stream, index: int) -> Samples:
-    held = half[index].validation
-    assert held is not None  # looked at when the stream was made
-    return held
+    experience = half[index]
+    return experience.train[:0] if experience.validation is None else experience.validation

@@ -143,7 +143,10 @@ def test_another_stream_takes_its_place_with_its_own_orders():
             ("tune=lr_and_epochs", "tune.protocol=per_task"),
             "tune.protocol=per_task is no protocol of cil tune (two_phase, first_k, none)",
         ),
-        (("tune=lr_and_epochs", "tune.stream=split_digits"), "has 10 classes of stream=split_digits (0, 1, 2...)"),
+        (
+            ("tune=lr_and_epochs", "tune.stream=split_digits", "tune.seeds=1"),
+            "has 10 classes of stream=split_digits (0, 1, 2...)",
+        ),
         (("tune=nothing",), "no tune 'nothing' (key tune); known: default"),
     ],
 )

@@ -56,5 +56,11 @@ def test_it_is_another_stream_than_the_one_reported(stream):
 
 
 def test_without_validation_data_it_is_refused():
-    with pytest.raises(StreamError, match="holds no validation data in experience 0"):
+    with pytest.raises(StreamError, match="holds no validation data, and tuning is judged"):
         for_tuning(class_incremental("digits", increment=5, train_per_class=5))
+
+
+def test_an_experience_that_holds_none_is_judged_on_nothing(stream):
+    stream._parts = (*stream._parts[:1], replace(stream._parts[1], validation=lambda: None), *stream._parts[2:])
+    tuned = for_tuning(stream)
+    assert len(tuned.test(1)) == 0 and len(tuned[1].train) == 32
