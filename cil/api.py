@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from cil.engine.anytime import Anytime
 from cil.engine.learners import MakeFactory
 from cil.engine.recipe import Recipe
 from cil.engine.run import Run
@@ -104,6 +105,7 @@ def plan(
     keep: str = "last",
     boundary: str = "inline",
     evaluation_batch: int = 500,
+    anytime: Anytime | None = None,
     group: str | None = None,
     name: str | None = None,
     facts: Mapping[str, Any] | None = None,
@@ -112,6 +114,7 @@ def plan(
 
     Args:
         run_dir: Where the record is; by default a folder under ``root`` that is named by the identity of the run.
+        anytime: How often to evaluate inside experiences.
         threads: Of the CPU; by default as torch has them.
         name: Of the strategy in tables; by default the name that it is registered by, or that of its class.
         facts: What the identity says in place of what is read off the objects (``config``, ``budget``).
@@ -132,6 +135,7 @@ def plan(
         "strategy": described(make) if isinstance(make, partial) else described(kind),
         "model": dict(model) if isinstance(model, Mapping) else {"name": model},
         "trainer": described(recipe),
+        "anytime": None if anytime is None else asdict(anytime),
         "seed": seed,
     }
     identity = {
@@ -168,6 +172,7 @@ def plan(
         keep=keep,
         boundary=boundary,
         evaluation_batch=evaluation_batch,
+        anytime=anytime,
         group=group,
     )
 

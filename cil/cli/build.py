@@ -16,6 +16,7 @@ from cil.api import networks, plan
 from cil.cli.compose import Job, compose
 from cil.cli.environment import threads_of
 from cil.engine.adaptation import AdaptationRun
+from cil.engine.anytime import Anytime
 from cil.engine.dryrun import Bill, dry_run
 from cil.engine.recipe import Recipe
 from cil.engine.run import Run
@@ -75,6 +76,7 @@ def build(
         "keep": config["checkpoint"]["keep"],
         "boundary": config["boundary"],
         "evaluation_batch": trainer["evaluation_batch"],
+        "anytime": Anytime(**config["anytime"]) if config["anytime"]["every"] is not None else None,
     }
     budget = _budget(job, stream)
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
@@ -130,7 +132,7 @@ def recipe_of(config: Mapping[str, Any]) -> Recipe:
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"scheduler: {error}; see the keys scheduler.*") from error
     first = {key: value for key, value in trainer["first"].items() if value is not None}
-    names = ("epochs", "batch_size", "max_steps", "clip_norm", "accumulate")
+    names = ("epochs", "batch_size", "max_steps", "clip_norm", "accumulate", "updates_per_batch", "complexity")
     more = ("snapshot_minutes", "snapshot_steps", "log_every")
     return Recipe(
         optimizer=optimizer, scheduler=scheduler, first=first, **{name: trainer[name] for name in (*names, *more)}

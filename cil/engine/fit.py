@@ -41,6 +41,8 @@ class Fit:
         on_log: Called every ``recipe.log_every`` optimizer steps and after each epoch, with means by name.
         on_snapshot: Called with tensors and content when it is time to save.
         stop: Says whether the run was asked to stop; training then saves and raises ``Stopped``.
+        arriving: Images at the front of the phase's data that arrive, for a single pass; by default all.
+        watch: Called after each batch with it, the images of the phase that arrived, and the run's steps so far.
         spent: Says, of what this phase cost so far, whether the budget leaves no further step; training then ends.
     """
 
@@ -53,6 +55,8 @@ class Fit:
     augment: Augment
     runtime: Runtime
     first_step: int = 0
+    arriving: int | None = None
+    watch: Callable[[Batch, int, int], None] = lambda batch, arrived, steps: None
     on_log: Callable[[str, dict[str, float], dict[str, Any]], None] = lambda kind, values, axes: None
     on_snapshot: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda tensors, content: None
     stop: Callable[[], bool] = lambda: False
@@ -76,8 +80,9 @@ class Fit:
         if resume is None and self.spent(self.cost):
             return
         augment = self.phase.augment or self.augment
-        loader = PhaseLoader(self.phase.data, augment, self.runtime.torch_device, self._keyed, recipe.batch_size)
-        if loader.count == 0:
+        device, size = self.runtime.torch_device, recipe.batch_size
+        loader = PhaseLoader(self.phase.data, augment, device, self._keyed, size, recipe.pace, self.arriving)
+        if not loader.bounds:
             return
         optimizer = self._optimizer = self._make_optimizer()
         schedule = recipe.scheduler(optimizer, recipe.epochs)
@@ -106,9 +111,10 @@ class Fit:
                     window.add(self._step(batch, share, stepper, optimizer, update))
                     progress.step += 1
                     self.cost.images += _images(batch)
+                    self.cost.steps += update
+                    self.watch(batch, loader.arrived(epoch, step), self.first_step + self.cost.steps)
                     if not update:
                         continue
-                    self.cost.steps += 1
                     if self.cost.steps % recipe.log_every == 0:
                         self._log("step", window, epoch, step + 1)
                     stopped = self.stop()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cil.data import Augment, Batch, Samples
+from cil.engine.arrival import Pace, among
 
 Keyed = Callable[..., torch.Generator]
 LOOKAHEAD = 4  # batches that are decoded ahead of the one in use
@@ -115,11 +116,20 @@ class Loader:
 
 
 class PhaseLoader:
-    """All streams of a phase: the first sets the number of steps, the others are cycled beside it."""
+    """All streams of a phase: the first sets the number of steps, the others are cycled beside it.
+
+    Args:
+        data, augment, device, keyed: As of ``Loader``, one or several.
+        size: Images a batch.
+        pace: Of a single pass in the order of the data, in which batches come as often as steps are taken on them;
+            None: each epoch in an order of its own.
+        arriving: Rows at the front that arrive; what is behind them is spread among them. By default all arrive.
+    """
 
     def __init__(
-        self, data: Samples | Mapping[str, Samples], augment: Augment, device: torch.device, keyed: Keyed, size: int
-    ) -> None:
+        self, data: Samples | Mapping[str, Samples], augment: Augment, device: torch.device, keyed: Keyed, size: int,
+        pace: Pace | None = None, arriving: int | None = None,
+    ) -> None:  # fmt: skip
         named = {"": data} if isinstance(data, Samples) else dict(data)
         self.loaders = {
             name: Loader(samples, augment, device, lambda *parts, name=name: keyed(name, *parts))
@@ -130,10 +140,19 @@ class PhaseLoader:
         self.size = size
         self.count = len(self.loaders[self.main]) if self.main in self.loaders else 0
         self.bounds = batch_bounds(self.count, size)
+        self._order: Tensor | None = None
+        if pace is not None and self.count:
+            plan = zip(self.bounds, pace.steps(len(self.bounds)), strict=True)
+            self.bounds = [bound for bound, steps in plan for _ in range(steps)]
+            self._order = among(self.count if arriving is None else arriving, self.count, keyed(self.main, "among"))
+
+    def arrived(self, epoch: int, step: int) -> int:
+        """Images that arrived, with those of the batch of a step; those of a batch without one too."""
+        return epoch * self.count + self.bounds[step][1]
 
     def epoch(self, epoch: int, first: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """The batches of one epoch, from step ``first`` on, up to ``stop``."""
-        order = self.loaders[self.main].order(epoch)
+        order = self.loaders[self.main].order(epoch) if self._order is None else self._order
         steps = range(len(self.bounds))[first:stop]
         rows = {
             name: [order[slice(*self.bounds[step])] for step in steps]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 from cil.adapt import Adapter
 from cil.contract import Phase, Search
-from cil.data import Augment
+from cil.data import Augment, Samples
+from cil.engine.anytime import Watch
+from cil.engine.arrival import leading
 from cil.engine.cost import Cost
 from cil.engine.fit import Fit
 from cil.engine.keys import reseed
@@ -36,6 +38,8 @@ class Training:
         on_log, stop: As of ``Fit``.
         budget: Whose operations and updates are not exceeded by more than a step; None: no cap.
         before: Operations of the experience before its phases, for the budget.
+        arriving: Images of the experience: in a single pass they come in their order.
+        watch: Evaluates between steps, outside trials.
         error: Learner and held-out data to an error in percent, by which trials of a search are judged.
     """
 
@@ -53,6 +57,8 @@ class Training:
     budget: Budget = field(default_factory=Budget)
     before: int = 0
     error: Callable[[Any, Any], float] | None = None
+    arriving: Samples | None = None
+    watch: Watch | None = None
 
     def run(self, learner: Strategy | Adapter, phases: Iterator[Phase | Search]) -> list[Cost]:
         """Run all phases, from wherever a snapshot stands; what each of them cost."""
@@ -62,6 +68,7 @@ class Training:
             entry = self.snapshots.find(f"phase-{number}")
             if entry is not None:
                 learner.load_full_state(entry[0], entry[1]["meta"])
+                self._watch_from(entry[1])
                 costs = [Cost.of(saved) for saved in entry[1]["costs"]]
             reseed(self.seed, "phase", self.index, number)
             between = Flops()  # features that a phase is trained on, for one
@@ -77,6 +84,8 @@ class Training:
                     costs = Trials(self, learner, phase, number).run(costs)
                 else:
                     costs.append(self.fit(learner, phase, number, costs))
+                if self.watch is not None:
+                    self.watch.phase_ends()
                 tensors, meta = learner.full_state()
                 self.keep(f"phase-{number + 1}", costs, tensors, {"meta": meta})
             number += 1
@@ -94,10 +103,16 @@ class Training:
             learner, phase, number, self.recipe.of(phase, self.index), self.index, self.seed, self.augment,
             self.runtime, first_step=self.first_step + sum(cost.steps for cost in costs), on_log=self.on_log,
             on_snapshot=partial(self.keep, "now", costs), stop=self.stop, spent=partial(self.spent, costs),
+            arriving=None if self.arriving is None else leading(phase.samples, self.arriving),
         )  # fmt: skip
+        if self.watch is not None and not trial:
+            fit.watch = partial(self.watch.batch, learner)
         now = self.snapshots.find("now")
+        now = now if now is not None and now[1]["phase"] == number else None
+        if now is not None:
+            self._watch_from(now[1])
         try:
-            fit.run(now if now is not None and now[1]["phase"] == number else None)
+            fit.run(now)
         except Diverged:
             if not trial:
                 raise
@@ -114,4 +129,10 @@ class Training:
     def keep(self, name: str, costs: Sequence[Cost], tensors: Any, content: Any) -> None:
         """Write a snapshot."""
         given = {**content, "costs": [asdict(cost) for cost in costs]}
+        if self.watch is not None:
+            given["watched"] = self.watch.state()
         self.snapshots.keep(name, tensors, given, record=self.record, clock=self.clock)
+
+    def _watch_from(self, content: Mapping[str, Any]) -> None:
+        if self.watch is not None:
+            self.watch.load(content["watched"])

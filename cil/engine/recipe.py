@@ -12,6 +12,7 @@ import torch
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from cil.engine.arrival import Pace
 from cil.engine.loader import batch_bounds
 from cil.errors import ConfigError
 from cil.strategies import Phase
@@ -76,6 +77,9 @@ class Recipe:
             ``milestones``, ``schedule``, as of a ``Phase``.
         snapshot_minutes, snapshot_steps: How often training is saved inside a phase.
         log_every: Steps between two lines of the log.
+        updates_per_batch: Main phases pass once over the batches in the order of the stream, with so many steps on each
+            (``Pace``); a number or a fraction as ``1/4``. None, as ``complexity``: epochs in random order.
+        complexity: The same, missing the batches that arrive while a step of so many batches' time is taken.
     """
 
     epochs: int = 10
@@ -91,6 +95,8 @@ class Recipe:
     snapshot_minutes: float | None = 5.0
     snapshot_steps: int | None = None
     log_every: int = 50
+    updates_per_batch: Any = None
+    complexity: Any = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "log_every"):
@@ -105,6 +111,12 @@ class Recipe:
             raise ConfigError(
                 f"trainer.first.schedule is '{self.first['schedule']}'; allowed: {', '.join(SCHEDULES)}, null"
             )
+        for key, epochs in (("epochs", self.epochs), ("first.epochs", self.first.get("epochs") or 1)):
+            if self.pace is not None and epochs != 1:
+                raise ConfigError(
+                    f"trainer.{key} is {epochs} with trainer.updates_per_batch or trainer.complexity, which pass once "
+                    f"over the stream; set it to 1"
+                )
         _check_numbers("optimizer", getattr(self.optimizer, "keywords", {}))
         _check_numbers("scheduler", getattr(self.scheduler, "keywords", {}))
         _check_numbers("trainer.first", self.first)
@@ -113,6 +125,11 @@ class Recipe:
                 f"trainer.first.schedule is '{self.first['schedule']}' and trainer.first.milestones is "
                 f"{list(self.first['milestones'])}; each is a whole schedule, so set one of them to null"
             )
+
+    @property
+    def pace(self) -> Pace | None:
+        """Of a single pass; None where there is none."""
+        return Pace.of(self.updates_per_batch, self.complexity)
 
     def of(self, phase: Phase, index: int) -> Recipe:
         """The recipe of one phase of experience ``index``: what the phase says goes before what is configured."""
@@ -125,6 +142,8 @@ class Recipe:
             first = {name: value for name, value in first.items() if name not in ("milestones", "schedule")}
         given = {name: value for name, value in {**first, **said}.items() if value is not None}
         own: dict[str, Any] = {name: given[name] for name in ("epochs", "batch_size") if name in given}
+        if not phase.main or phase.steps is not None:
+            own |= {"updates_per_batch": None, "complexity": None}
         if "epochs" in own:
             own["epochs"] = max(1, round(own["epochs"] * self.epochs)) if own["epochs"] < 1 else int(own["epochs"])
         terms = {name: given[name] for name in ("lr", "weight_decay") if name in given}

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from cil import metrics
+from cil.engine.anytime import anytime_results
 from cil.engine.tasks import task_results
 from cil.streams import Stream
 from cil.streams.task_stream import TaskStream
@@ -35,16 +36,18 @@ def results_of(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream) -
         stream.experience_of_slot,
         counts=(correct, count),
     )
-    return {**accuracy, **spent(rows, facts)}
+    inside = {"anytime": anytime_results(facts)} if "anytime" in facts[-1] else {}
+    return {**accuracy, **inside, **spent(rows, facts)}
 
 
 def spent(rows: Rows, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a run carried and spent: ledger, operations by part (summed up over experiences), seconds, peaks."""
     parts = dict.fromkeys(name for fact in facts for name in fact["flops"])
     flops = {name: list(accumulate(fact["flops"].get(name, 0) for fact in facts)) for name in parts}
-    flops["evaluation"] = list(accumulate(int(row["flops"]) for row in rows))
+    both = [(row, fact.get("anytime", {"flops": 0, "seconds": 0.0})) for row, fact in zip(rows, facts, strict=True)]
+    flops["evaluation"] = list(accumulate(int(row["flops"]) + inside["flops"] for row, inside in both))
     seconds: dict[str, Any] = {name: [fact["seconds"][name] for fact in facts] for name in ("train", "consolidate")}
-    seconds["evaluate"] = [float(row["seconds"]) for row in rows]
+    seconds["evaluate"] = [float(row["seconds"]) + inside["seconds"] for row, inside in both]
     peaks = [fact["peak_parameters"] for fact in facts if "peak_parameters" in fact]
     compute = {"compute": [fact.get("compute") for fact in facts]} if "compute" in facts[-1] else {}
     return {

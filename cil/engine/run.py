@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cil.data import Samples
+from cil.engine.anytime import Anytime, Watch, check_watchable
 from cil.engine.checkpoint import Checkpoints
 from cil.engine.cost import Cost
 from cil.engine.dryrun import Bill, MakeLearner, check_bills, dry_run
@@ -64,6 +65,7 @@ class Run:
         keep: Which boundaries' states stay on disk: ``last``, ``all`` or ``best``.
         boundary: ``inline``, or ``process``: each experience and each evaluation in a process of its own.
         evaluation_batch: Images a batch.
+        anytime: How often to evaluate inside experiences; None: not at all.
         group: Of runs that belong together on a dashboard.
     """
 
@@ -82,6 +84,7 @@ class Run:
     keep: str = "last"
     boundary: str = "inline"
     evaluation_batch: int = 500
+    anytime: Anytime | None = None
     group: str | None = None
 
     def __post_init__(self) -> None:
@@ -121,6 +124,7 @@ class Run:
         make_net = partial(self.make_factory, seed=self.seed, meta=True)
         learner = self.make_learner(make_net(), replace(self.budget))
         check_told(learner.takes_task, self.stream, self.name)
+        check_watchable(self.anytime, self.stream)
         if learner.bound:
             self.budget.enforce = "report"
         found = dry_run(self.make_learner, make_net, self.stream.signatures, self.budget)
@@ -192,9 +196,11 @@ class Run:
             reseed(self.seed, "prepare", index)
             learner.prepare(experience)
         learner.to(self.runtime.torch_device)
-        costs = self._phases(learner, experience, record, loggers, flops.count)
+        watch = self._watch(index)
+        costs = self._phases(learner, experience, record, loggers, flops.count, watch)
         parameters = sum(p.numel() for p in {id(p): p for m in learner.modules() for p in m.parameters()}.values())
         self._stop_here()  # what was trained is in the snapshots
+        watched = None if watch is None else watch.experience_ends(learner)
         trained = self._clock.seconds
         reseed(self.seed, "after", index)
         with self.runtime.autocast(), flops.counting(), all_evaluating(learner):
@@ -204,7 +210,7 @@ class Run:
             shrink(learner, self.budget)
         state, exemplars = learner.state(), count_exemplars(learner)
         ledger = Ledger.of(state, training)
-        facts = {
+        facts: dict[str, Any] = {
             "signature": asdict(self.stream.signatures[index]),
             "given_up": self.budget.given_up,
             "ledger": ledger.to_json(),
@@ -219,6 +225,9 @@ class Run:
             "findings": learner.findings,
             "search": [cost.trial | {"flops": cost.flops} for cost in costs if cost.trial],
         }
+        if watched is not None:
+            facts["anytime"] = watched
+            facts["seconds"]["train"] -= watched["seconds"]
         if self.budget.flops is not None or self.budget.updates is not None:
             facts["compute"] = compute(self.budget, facts["flops"], facts["steps"])
         if facts["over_budget"]:
@@ -235,8 +244,9 @@ class Run:
         self.budget.check(ledger, count_exemplars(learner), self.name, when="with what arrives in")
 
     def _phases(
-        self, learner: Strategy, experience: Experience, record: Record, loggers: Loggers, before: int
-    ) -> list[Cost]:
+        self, learner: Strategy, experience: Experience, record: Record, loggers: Loggers, before: int,
+        watch: Watch | None,
+    ) -> list[Cost]:  # fmt: skip
         """Run all phases of the experience, from wherever a snapshot stands; ``before`` are operations of its hooks."""
         index = experience.index
         training = Training(
@@ -244,8 +254,15 @@ class Run:
             Snapshots(self.checkpoints, index), record, self._clock,
             first_step=sum(self.checkpoints.facts(i)["steps"] for i in range(index)), on_log=self._logger(loggers),
             stop=self._stop, budget=self.budget, before=before, error=partial(self._error, experience),
+            arriving=experience.train, watch=watch,
         )  # fmt: skip
         return training.run(learner, learner.phases(experience))
+
+    def _watch(self, index: int) -> Watch | None:
+        if self.anytime is None:
+            return None
+        past = [self.checkpoints.facts(i) for i in range(index)]
+        return Watch(self.anytime, self.stream, index, past, self.seed, self.evaluation_batch, self.runtime)
 
     def _error(self, experience: Experience, learner: Strategy, samples: Samples) -> float:
         """Error in percent on held-out data of an experience, by which trials of a search are judged."""

@@ -42,7 +42,7 @@ from cil.metrics.compute import (
     time_over_studies,
     time_to_target,
 )
-from cil.metrics.curves import area, auc, prequential
+from cil.metrics.curves import area, area_over_samples, auc, prequential
 from cil.metrics.decomposition import (
     Decomposition,
     cil_decomposition,
@@ -108,6 +108,7 @@ __all__ = [
     "accuracy_row",
     "anytime",
     "area",
+    "area_over_samples",
     "area_under_errors",
     "auc",
     "average_accuracy",

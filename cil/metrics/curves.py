@@ -67,6 +67,33 @@ def auc(megabytes: ArrayLike, accuracy: ArrayLike, normalise: bool = False) -> f
     return area(megabytes, heights, normalise)
 
 
+def area_over_samples(samples: ArrayLike, accuracy: ArrayLike) -> float:
+    """Mean height of accuracy over the samples of a stream: A_AUC.
+
+    Args:
+        samples: (m,) samples seen at each evaluation, rising.
+        accuracy: (m,) percent on the test data of the classes exposed by then.
+
+    Returns:
+        Percent: the plain mean where evaluations are equally spaced from the start of the stream on, else the area
+        between the first and the last of them by the trapezoid rule, over its width. NaN of nothing.
+
+    Raises:
+        DataError: if a place is NaN or comes twice.
+
+    Source:
+        Koh et al. 2022.
+
+    >>> area_over_samples([100, 200, 300], [40, 50, 60]), round(area_over_samples([100, 200, 400], [40, 50, 60]), 4)
+    (50.0, 51.6667)
+    """
+    places, heights = floats("samples", samples, ndim=1), floats("accuracy", accuracy, ndim=1)
+    same_shape("samples", places, "accuracy", heights)
+    if len(places) and (np.diff(places, prepend=0.0) == places[0]).all():
+        return float(heights.mean())
+    return area(places, heights, normalise=True)
+
+
 def prequential(correct: ArrayLike, sizes: ArrayLike) -> float:
     """Online accuracy: each batch is answered before it is learned; right answers by samples seen, cumulated.
 

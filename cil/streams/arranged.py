@@ -49,7 +49,7 @@ class Whole:
     def num_classes(self) -> int:
         return len(self.stream.classes)
 
-    def normalisation(self, first: Samples) -> dict[str, Sequence[float]]:
+    def normalisation(self, first: Samples) -> dict[str, Any]:
         """Mean and deviation of each channel, computed on the first experience where nobody said them."""
         known = {"mean": self.stream.mean, "std": self.stream.std}
         computed = dict(zip(known, channel_statistics(first), strict=True)) if self.unknown else {}
@@ -78,7 +78,7 @@ def whole(
     """
     more = dict(options or {})
     data = dataset if isinstance(dataset, Dataset) else load_dataset(dataset, root, **more)
-    said = {"mean": mean, "std": std}
+    said: dict[str, Any] = {"mean": mean, "std": std}
     own = {"mean": data.mean, "std": data.std}
     unknown = frozenset(key for key in said if said[key] is None and None in own.values())
     said |= dict.fromkeys(unknown, [UNKNOWN] * data.train.shape[0])
@@ -102,10 +102,10 @@ def arranged(given: Whole, rows: Sequence[np.ndarray[Any, Any]], name: str, *key
         name: Of the stream.
         key: What else the fingerprint depends on.
     """
-    for index, own in enumerate(rows):
-        if not len(own):
+    for index, dealt in enumerate(rows):
+        if not len(dealt):
             _say.warning(f"stream '{name}': experience {index} would have no images and is left out")
-    kept = [torch.from_numpy(np.ascontiguousarray(own)) for own in rows if len(own)]
+    kept = [torch.from_numpy(np.ascontiguousarray(dealt)) for dealt in rows if len(dealt)]
     arriving = _arriving(given.train.slots, kept)
     order = [place for new in arriving for place in new]
     slot_of = torch.full((given.num_classes,), -1)

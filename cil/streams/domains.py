@@ -269,7 +269,7 @@ def _same(samples: Any) -> Any:
 
 
 def _angles(given: Any) -> tuple[float, ...]:
-    numbers = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
+    numbers: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
     if not all(isinstance(a, int | float) and not isinstance(a, bool) and math.isfinite(a) for a in numbers):
         raise ConfigError(f"stream.angles is {given!r}; it must list a number of degrees for each experience")
     turns = tuple(float(angle) % 360 for angle in numbers)
