@@ -119,8 +119,11 @@ class Strategy(Holder):
         """
         return signature.counts
 
-    def quotas(self, experience: Experience, quota: int) -> Mapping[int, int]:
-        """Exemplars of single slots, where ``store_exemplars`` shall take another number than ``quota``."""
+    def quotas(self, experience: Experience, quota: int, net: nn.Module) -> Mapping[int, int]:
+        """Exemplars of single slots, where ``store_exemplars`` shall take another number than ``quota``.
+
+        ``net``: by whose outputs they are chosen.
+        """
         return {}
 
     def exemplar_plan(self, slots: int, counts: Mapping[int, int]) -> dict[int, int]:

@@ -6,8 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from cil.data import Samples
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory, extract_outputs
@@ -94,18 +97,26 @@ class RMM(Guest):
                 memory.shrink(next(fits, 0))
         super().before_experience(experience)
 
-    def quotas(self, experience: Experience, quota: int) -> dict[int, int]:
+    def quotas(self, experience: Experience, quota: int, net: Any) -> dict[int, int]:
         """Level 2: easy classes first, by their mean cross-entropy on their own images."""
-        found = dict(super().quotas(experience, quota))
+        found = dict(super().quotas(experience, quota, net))
         if not self.tilt or not quota:
             return found
         losses = {}
         for slot in self.arriving:
             images = experience.train.of_class(slot)
             if len(images):
-                logits = extract_outputs(self.net, images).logits
+                logits = self._logits(images, net)
                 losses[slot] = float(F.cross_entropy(logits, images.slots.to(logits.device)))
         return found | self._tilted(sorted(losses, key=lambda slot: (losses[slot], slot)), quota)
+
+    def _logits(self, images: Samples, net: Any) -> Tensor:
+        """Of the network; where its outputs are kept elsewhere, of the one given, or else what is answered: (N, C)."""
+        for one in (self.net, net):
+            if one.num_classes == self.num_classes:
+                return extract_outputs(one, images).logits
+        with torch.no_grad():
+            return torch.cat([self.predict(batch.images) for batch in images.batches(device=self.device)])
 
     def _tilted(self, slots: Sequence[int], quota: int) -> dict[int, int]:
         """Exemplars of the new classes, given from easy to hard, that have more images than the quota."""

@@ -349,6 +349,37 @@ def test_a_finished_run_loads_with_the_same_answers(tmp_path):
     assert list(accumulate(record.results["given_up"])) == [12, 24, 36]
 
 
+@pytest.mark.parametrize(
+    ("host", "more"),
+    [
+        ("feature_replay", {}),
+        ("linear_probe", {"rehearsal": True}),
+        ("bn_tuning", {"rehearsal": True}),
+        ("ecotta_cil", {"rehearsal": True, "parts": 2}),
+        ("ecotta_cil", {"rehearsal": True, "parts": 2, "head": "ncm"}),
+    ],
+)
+def test_classes_are_tilted_around_hosts_whose_outputs_are_not_those_of_their_net(tmp_path, host, more):
+    class Tilting(RMM):
+        toy_model = find(host).toy_model
+
+        def quotas(self, experience, quota, net):
+            found = super().quotas(experience, quota, net)
+            images = experience.train
+            losses = F.cross_entropy(self._logits(images, net), images.slots, reduction="none")
+            means = {slot: losses[images.slots == slot].mean().item() for slot in experience.new_slots}
+            easy, hard = sorted(means, key=lambda slot: means[slot])
+            assert found[easy] > quota > found[hard]
+            tilted.append(experience.index)
+            return found
+
+    tilted = []
+    given = options(host, rates=[0.0], tilts=[0.5], host_options=more)
+    run = toy_run(Tilting, toy_stream(), tmp_path, budget=budget(exemplars=20), recipe=ONE_STEP, hyperparameters=given)
+    record = run.execute()
+    assert record.status == "finished" and tilted == [0, 1, 2][: len(tilted)] and len(tilted) >= 2
+
+
 # refused ------------------------------------------------------------------------------------------------------------
 
 

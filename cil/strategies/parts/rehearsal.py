@@ -44,7 +44,7 @@ def store_exemplars(learner: Strategy, experience: Experience, net: nn.Module | 
         see: See = partial(seen, net, learner.num_classes, memory.select.needs)
         if isinstance(memory, FeatureMemory):
             new, see = memory.packed(extract(net, new), new.slots), memory.unpacked
-        own = learner.quotas(experience, quota)
+        own = learner.quotas(experience, quota, net)
         memory.rebuild(new, quota, see, learner.generator(f"select:{name}"), capacity, own)
 
 
