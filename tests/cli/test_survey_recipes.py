@@ -61,6 +61,7 @@ SIXTY = [60, 120, 170]  # of 200 epochs
         ("l2p", [(5, "constant", 0.0), (5, "constant", 0.0)]),
         ("memo", [(200, "cosine", 5e-4), (170, "cosine", 2e-4)]),
         ("foster", [(200, "cosine", 5e-4), (170, "cosine", 5e-4)]),
+        ("rmm", [(200, "cosine", 5e-4), (170, "cosine", 5e-4)]),
         ("coil", [(160, [80, 120], 5e-4), (160, [80, 120], 5e-4)]),
         ("der", [(200, SIXTY, 5e-4), (170, [80, 120, 150], 2e-4)]),
         ("joint", [(200, SIXTY, 5e-4), (200, SIXTY, 5e-4)]),
@@ -80,6 +81,18 @@ def test_fosters_compression_has_130_epochs():
     compression = Phase("compression", EMPTY, lambda batch: batch.images.sum(), epochs=epochs, weight_decay=0.0)
     assert recipes("foster", compression)[1] == (130, "cosine", 0.0)
     assert recipes("foster", compression, more=["trainer.epochs=20"])[1] == (15, "cosine", 0.0)
+
+
+def test_rmm_is_around_foster_and_buys_exemplars_for_what_it_gives_up():
+    config = compose(["strategy=rmm", "recipe=survey"]).config
+    assert (config["strategy"]["host"], config["budget"]["scope"]) == ("foster", "carried+incoming")
+    options = config["strategy"]["host_options"]
+    assert (options["beta1"], options["beta2"]) == (0.97, 0.97)
+    compression = Phase("compression", EMPTY, lambda batch: batch.images.sum(), epochs=options["compression_epochs"])
+    assert recipes("rmm", compression)[1][:1] == (130,)
+    assert recipes("rmm", compression, more=["trainer.epochs=20"])[1][:1] == (15,)
+    said = compose(["strategy=rmm", "recipe=survey", "budget.scope=carried"]).config
+    assert said["budget"]["scope"] == "carried"
 
 
 # what the command line says ------------------------------------------------------------------------------------------
