@@ -69,6 +69,7 @@ class Watch:
         self.settings, self.stream, self.index = settings, stream, index
         self.seed, self.batch_size, self.runtime = seed, batch_size, runtime
         self.rows: list[dict[str, Any]] = []
+        self.online = [0, 0]  # right answers, and images, ahead of learning them
         self.seconds, self.flops, self.per_image = 0.0, 0.0, 0.0
         self.before = past[-1]["anytime"]["samples"] if past else 0  # samples of what is behind
         self.samples, self.updates = self.before, sum(fact["steps"] for fact in past)
@@ -91,6 +92,18 @@ class Watch:
             if now // every > past // every:
                 self._evaluate(learner)
 
+    def ahead(self, learner: Any, samples: Samples | None) -> None:
+        """Images of a single pass are answered as they arrive; of classes not exposed yet, no answer is right."""
+        if samples is None:
+            return
+        start = time.monotonic()
+        for batch in samples.batches(self.batch_size, self.runtime.torch_device):
+            right = self._answered(learner, batch.images) == batch.slots
+            self.online[0] += int((right & self.exposed[batch.slots]).sum())
+            self.online[1] += len(batch)
+        self.flops += self.per_image * len(samples)
+        self.seconds += time.monotonic() - start
+
     def phase_ends(self) -> None:
         """The samples of the next phase are counted from here on."""
         self.before = self.samples
@@ -99,18 +112,19 @@ class Watch:
         """What there is to tell of the experience, with an evaluation after its last step."""
         if self.updates and (not self.rows or self.rows[-1]["update"] < self.updates):
             self._evaluate(learner)
-        found = {"rows": self.rows, "samples": self.samples, "seconds": self.seconds, "flops": round(self.flops)}
+        names = ("rows", "samples", "online", "seconds")
+        found = {name: getattr(self, name) for name in names} | {"flops": round(self.flops)}
         return found | asdict(self.settings)
 
     def state(self) -> dict[str, Any]:
         """Plain data, for a snapshot."""
-        names = ("rows", "seconds", "flops", "per_image", "before", "samples", "updates")
+        names = ("rows", "online", "seconds", "flops", "per_image", "before", "samples", "updates")
         return {"exposed": self.exposed.tolist(), **{name: getattr(self, name) for name in names}}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a snapshot."""
         for name, value in state.items():
-            setattr(self, name, list(value) if name == "rows" else value)
+            setattr(self, name, list(value) if isinstance(value, list) else value)
         self.exposed = torch.tensor(state["exposed"], device=self.runtime.torch_device)
 
     @cached_property
@@ -137,17 +151,16 @@ class Watch:
         tests, where = tests[asked], where[asked]
         right = torch.zeros(len(tests), dtype=torch.bool)
         for batch in tests.batches(self.batch_size, self.runtime.torch_device):
-            best = self._scores(learner, batch.images).masked_fill(~self.exposed, -torch.inf).argmax(1)
             assert batch.rows is not None
-            right[batch.rows] = (best == batch.slots).cpu()
+            right[batch.rows] = (self._answered(learner, batch.images) == batch.slots).cpu()
         self.flops += self.per_image * len(tests)
         count = torch.bincount(where, minlength=self.index + 1).tolist()
         correct = torch.bincount(where[right], minlength=self.index + 1).tolist()
         self.rows.append({"update": self.updates, "samples": self.samples, "correct": correct, "count": count})
         self.seconds += time.monotonic() - start
 
-    def _scores(self, learner: Any, images: Tensor) -> Tensor:
-        """(n, classes seen), minus infinity where ``predict`` gives no score."""
+    def _answered(self, learner: Any, images: Tensor) -> Tensor:
+        """The best of the classes exposed, (n,)."""
         flops = Flops()
         try:
             with torch.no_grad(), self.runtime.autocast(), all_evaluating(learner):
@@ -165,7 +178,8 @@ class Watch:
                 f"({type(error).__name__} {' '.join(str(error).split())[:120]})"
             ) from error
         missing = len(self.exposed) - scores.shape[1]
-        return torch.nn.functional.pad(scores.float(), (0, missing), value=-torch.inf)
+        scores = torch.nn.functional.pad(scores.float(), (0, missing), value=-torch.inf)
+        return scores.masked_fill(~self.exposed, -torch.inf).argmax(1)
 
 
 def check_watchable(settings: Anytime | None, stream: Stream) -> None:
@@ -189,6 +203,7 @@ def anytime_results(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
       of the experiences begun by then, None without a test image.
     - ``a_auc``: area under ``accuracy`` over samples, as a mean height. ``average_anytime_accuracy``,
       ``min_accuracy``, ``worst_case_accuracy``: at the end.
+    - ``online_accuracy``: in a single pass, of images that are answered when they arrive, before they are learned.
     - ``windowed_forgetting``, ``windowed_plasticity``: by length of the window in evaluations.
     - ``stability_gaps``: of each pair of an ``earlier`` and a ``later`` experience ``gap``, ``recovery`` and
       ``recovery_updates``, None where it was not regained. ``stability_gap``: mean over pairs of neighbours.
@@ -212,6 +227,7 @@ def anytime_results(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             series[j] = ([u for u, _ in own], [a for _, a in own])
     known = metrics.anytime(series, ends, WINDOWS) if series and min(np.diff([0, *ends])) > 0 else None
     gaps = known.stability_gaps if known else {}
+    online = np.sum([part["online"] for part in parts], axis=0).tolist()
     at = dict(zip(samples, whole, strict=True))  # of several steps on a batch the last
     return {
         **{name: parts[-1][name] for name in ("every", "unit", "images")},
@@ -221,6 +237,7 @@ def anytime_results(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "accuracy": whole,
         "accuracy_by_experience": each,
         "a_auc": _plain(metrics.area_over_samples(list(at), list(at.values()))) if known else None,
+        "online_accuracy": _percent([online[0]], [online[1]])[0],
         **{
             name: _plain(getattr(known, name)) if known else None
             for name in ("average_anytime_accuracy", "min_accuracy", "worst_case_accuracy")

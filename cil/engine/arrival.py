@@ -44,6 +44,10 @@ class Pace:
             fraction("trainer.complexity", 1 if complexity is None else complexity),
         )
 
+    def finished(self, batch: int) -> int:
+        """Steps that ended by the time a batch arrives, by which it is answered before it is learned."""
+        return int(batch * self.updates / self.complexity)
+
     def steps(self, count: int) -> list[int]:
         """Steps on each of ``count`` batches."""
         return by_rate(count, self.updates) if self.complexity == 1 else in_real_time(count, self.complexity)

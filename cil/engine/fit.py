@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cil.adapt import Adapter
-from cil.data import Augment, Batch
+from cil.data import Augment, Batch, Samples
 from cil.engine.cost import Cost
 from cil.engine.keys import generator, reseed
 from cil.engine.loader import PhaseLoader
@@ -43,6 +43,7 @@ class Fit:
         stop: Says whether the run was asked to stop; training then saves and raises ``Stopped``.
         arriving: Images at the front of the phase's data that arrive, for a single pass; by default all.
         watch: Called after each batch with it, the images of the phase that arrived, and the run's steps so far.
+        ahead: Called before each step of a single pass, and after the last, with the images that arrive by then.
         spent: Says, of what this phase cost so far, whether the budget leaves no further step; training then ends.
     """
 
@@ -57,6 +58,7 @@ class Fit:
     first_step: int = 0
     arriving: int | None = None
     watch: Callable[[Batch, int, int], None] = lambda batch, arrived, steps: None
+    ahead: Callable[[Samples | None], None] = lambda samples: None
     on_log: Callable[[str, dict[str, float], dict[str, Any]], None] = lambda kind, values, axes: None
     on_snapshot: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda tensors, content: None
     stop: Callable[[], bool] = lambda: False
@@ -105,6 +107,7 @@ class Fit:
                     if step % recipe.accumulate == 0 and self.spent(self.cost):
                         total = progress.step
                         break
+                    self.ahead(loader.before(step))
                     reseed(self.seed, "step", self.experience, self.number, epoch, step)
                     update = (step + 1) % recipe.accumulate == 0 or step + 1 == in_epoch
                     share = _share(loader.bounds, step, recipe.accumulate)
@@ -128,6 +131,7 @@ class Fit:
                 schedule.step()
                 if progress.step >= total:
                     break
+        self.ahead(loader.before(progress.step))
         self.cost.bill_optimizer(self.phase.name, optimizer)
         optimizer.zero_grad(set_to_none=True)
 

@@ -141,10 +141,20 @@ class PhaseLoader:
         self.count = len(self.loaders[self.main]) if self.main in self.loaders else 0
         self.bounds = batch_bounds(self.count, size)
         self._order: Tensor | None = None
+        self._before: dict[int, list[Tensor]] = {}
         if pace is not None and self.count:
-            plan = zip(self.bounds, pace.steps(len(self.bounds)), strict=True)
+            first, all_bounds = self.count if arriving is None else arriving, self.bounds
+            self._order = among(first, self.count, keyed(self.main, "among"))
+            for batch, (start, stop) in enumerate(all_bounds):
+                rows = self._order[start:stop]
+                self._before.setdefault(pace.finished(batch), []).append(rows[rows < first])
+            plan = zip(all_bounds, pace.steps(len(all_bounds)), strict=True)
             self.bounds = [bound for bound, steps in plan for _ in range(steps)]
-            self._order = among(self.count if arriving is None else arriving, self.count, keyed(self.main, "among"))
+
+    def before(self, step: int) -> Samples | None:
+        """In a single pass, the images that arrive after so many steps and before the next one ends."""
+        rows = self._before.get(step)
+        return self.loaders[self.main].samples[torch.cat(rows)] if rows else None
 
     def arrived(self, epoch: int, step: int) -> int:
         """Images that arrived, with those of the batch of a step; those of a batch without one too."""

@@ -106,7 +106,7 @@ class Training:
             arriving=None if self.arriving is None else leading(phase.samples, self.arriving),
         )  # fmt: skip
         if self.watch is not None and not trial:
-            fit.watch = partial(self.watch.batch, learner)
+            fit.watch, fit.ahead = partial(self.watch.batch, learner), partial(self.watch.ahead, learner)
         now = self.snapshots.find("now")
         now = now if now is not None and now[1]["phase"] == number else None
         if now is not None:

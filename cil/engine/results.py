@@ -11,15 +11,15 @@ from torch import Tensor
 
 from cil import metrics
 from cil.engine.anytime import anytime_results
-from cil.engine.tasks import task_results
-from cil.streams import Stream
+from cil.engine.tasks import plain, task_results
+from cil.streams import DomainStream, Stream
 from cil.streams.task_stream import TaskStream
 
 Rows = Sequence[Mapping[str, Tensor]]
 
 
 def results_of(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream) -> dict[str, Any]:
-    """The ``results`` of a record (design, section 6).
+    """The ``results`` of a record (design, section 6); of domain streams with the means of R by ``domain_summary``.
 
     Args:
         rows: What ``evaluate`` gave after each experience so far.
@@ -36,8 +36,11 @@ def results_of(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream) -
         stream.experience_of_slot,
         counts=(correct, count),
     )
-    inside = {"anytime": anytime_results(facts)} if "anytime" in facts[-1] else {}
-    return {**accuracy, **inside, **spent(rows, facts)}
+    more: dict[str, Any] = {"anytime": anytime_results(facts)} if "anytime" in facts[-1] else {}
+    if isinstance(stream, DomainStream):
+        found = metrics.domain_summary(accuracy["accuracy_matrix"])._asdict()
+        more["domains"] = {"names": list(stream.domains), **{name: plain(value) for name, value in found.items()}}
+    return {**accuracy, **more, **spent(rows, facts)}
 
 
 def spent(rows: Rows, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
-from toys import Interrupt, Rehearse, TwoStages, small_run, small_stream
+import torch
+from toys import Interrupt, Learner, Rehearse, TwoStages, plain, small_run, small_stream
 
 from cil import metrics
 from cil.cli.build import build
@@ -14,7 +17,7 @@ from cil.errors import ConfigError, ContractError
 from cil.streams import Gaussian, IBlurry, blurry, rotated_domains
 from cil.testing import toy_run, toy_stream, toy_tasks
 from cil.testing.checks import demand_same, difference
-from cil.testing.toy import toy_dataset
+from cil.testing.toy import toy_dataset, toy_factory
 
 
 def mixed():
@@ -47,9 +50,12 @@ def test_experiences_in_processes_of_their_own_have_the_same_series(tmp_path):
     demand_same("in processes", one, one.execute(), other, other.execute())
 
 
-@pytest.mark.parametrize("kind", [Rehearse, TwoStages])
-def test_an_interrupted_run_ends_with_the_same_series(kind, tmp_path):
-    given = {"keep": "all", "anytime": Anytime(3, images=3), "stream": small_stream(2)}
+@pytest.mark.parametrize(
+    ("kind", "pace"), [(Rehearse, {}), (TwoStages, {}), (Rehearse, {"updates_per_batch": 2, "accumulate": 3})]
+)
+def test_an_interrupted_run_ends_with_the_same_series(kind, pace, tmp_path):
+    recipe = plain(log_every=1, snapshot_steps=2, **pace)
+    given = {"keep": "all", "anytime": Anytime(2, images=3), "stream": small_stream(2), "recipe": recipe}
     straight = small_run(kind, tmp_path / "straight", **given)
     expected = straight.execute()
     steps = sum(line["kind"] == "step" for line in expected.lines())
@@ -109,6 +115,29 @@ def _facts(folder, stream):
     return [run.checkpoints.facts(index) for index in range(len(stream))]
 
 
+def test_images_are_answered_before_they_are_learned_by_what_was_learned_before(tmp_path):
+    class Last(Learner):  # answers the class that it trained on last
+        answer = 0
+
+        def after_step(self, batch):
+            self.answer = int(batch.slots[-1])
+
+        def predict(self, images):
+            return torch.nn.functional.one_hot(torch.tensor([self.answer] * len(images)), self.num_classes).float()
+
+    stream = blurry(toy_dataset(), experiences=2, arrival=Gaussian(0))  # batches AAA BBB CCC, DDD EEE FFF
+    for pace, batches in (({"updates_per_batch": 1}, 6 * 2), ({"complexity": 2}, 2 * 2)):  # the third A, the third C
+        run = small_run(
+            Last,
+            tmp_path / str(batches),
+            stream=stream,
+            make_factory=partial(toy_factory, stream),
+            recipe=plain(batch_size=4, **pace),
+            anytime=Anytime(1),
+        )
+        assert run.execute().results["anytime"]["online_accuracy"] == pytest.approx(100 * 4 * batches / 72)
+
+
 def test_a_fixed_choice_of_test_images_of_each_experience(tmp_path):
     stream = toy_stream()
     toy_run("replay", stream, tmp_path, anytime=Anytime(3, images=5)).execute()
@@ -134,7 +163,7 @@ def facts_of(e0, e1, tested=10):
 
     first = [row(u, a) for u, a in enumerate(e0[:3], 1)]
     second = [row(u, a, b) for u, (a, b) in enumerate(zip(e0[3:], e1, strict=True), 4)]
-    held = {"every": 1, "unit": "steps", "images": None, "seconds": 0.0, "flops": 7}
+    held = {"online": [1, 4], "every": 1, "unit": "steps", "images": None, "seconds": 0.0, "flops": 7}
     return [{"steps": 3, "anytime": {**held, "rows": rows}} for rows in (first, second)]
 
 
@@ -149,7 +178,7 @@ def test_the_example_of_the_specification():
     assert found["windowed_forgetting"]["10"] == metrics.anytime(
         {0: (range(1, 7), [20, 60, 90, 30, 50, 70]), 1: ([4, 5, 6], [40, 60, 80])}, [3, 6]
     ).windowed_forgetting[10]  # fmt: skip
-    assert found["flops"] == 14
+    assert found["flops"] == 14 and found["online_accuracy"] == 25
 
 
 def test_what_is_undefined_is_none():

@@ -73,6 +73,20 @@ def test_updates_are_whole_as_soon_as_credit_is(updates, expected):
     assert by_rate(8, Fraction(updates)) == expected
 
 
+@pytest.mark.parametrize("complexity", PUBLISHED.values(), ids=PUBLISHED)
+def test_no_batch_is_answered_by_a_step_that_ended_after_it_arrived(complexity):
+    pace = Pace.of(None, complexity)
+    began = trained(complexity, 300)
+    for batch in range(300):
+        ended = [(number + 1) * Fraction(complexity) <= batch for number in range(len(began))]
+        assert pace.finished(batch) == sum(ended)
+
+
+def test_with_several_steps_a_batch_it_is_answered_after_those_of_the_batches_before():
+    assert [Pace.of("3/2", None).finished(batch) for batch in range(5)] == [0, 1, 3, 4, 6]
+    assert [Pace.of(1, None).finished(batch) for batch in range(3)] == [0, 1, 2]
+
+
 def test_decimal_numbers_are_exact():
     assert sum(by_rate(1000, Pace.of(0.1, None).updates)) == 100
     assert Pace.of(None, "5/2").steps(5) == [1, 0, 0, 1, 0] and Pace.of(None, None) is None
@@ -119,6 +133,25 @@ def test_several_steps_on_each_batch_and_one_on_every_other():
 
 def test_batches_that_arrive_during_a_step_are_missed():
     assert seen_rows(some_samples(10), complexity="5/2") == ([[0, 1], [6, 7]], 2)
+
+
+def test_images_are_handed_out_before_they_are_learned():
+    samples, told, learner = some_samples(10), [], grown(Learner)
+
+    def ahead(found):
+        same = lambda image: int((samples.pixels == image).flatten(1).all(1).nonzero())  # noqa: E731
+        told.append(None if found is None else [same(image) for image in found.pixels])
+
+    def loss(batch):
+        told.append("step")
+        return learner.loss(batch)
+
+    given = {"complexity": "5/2"}  # steps from 0 to 2.5, from 2.5 (batch 3 arrives) to 5
+    fit_of(learner, Phase("main", samples, loss), plain(batch_size=2, **given), ahead=ahead).run()
+    assert told == [[0, 1, 2, 3, 4, 5], "step", [6, 7, 8, 9], "step", None]
+    told.clear()
+    fit_of(learner, Phase("main", samples, loss), plain(batch_size=4), ahead=ahead).run()
+    assert told == [None, "step", None, "step", None, "step", None][: len(told)] and "step" in told
 
 
 def test_max_steps_caps_a_single_pass_too():

@@ -91,6 +91,16 @@ def test_learners_train_on_it_without_a_larger_head_and_every_domain_is_evaluate
     assert len(heads) == 1
     R = record.results["accuracy_matrix"]
     assert record.results["accuracy_curve"] == pytest.approx([np.mean(R[i][: i + 1]) for i in range(3)])
+    found = record.results["domains"]
+    assert found.pop("names") == ["0 degrees", "90 degrees", "180 degrees"]
+    assert found == pytest.approx(
+        {
+            "in_domain": (R[0][0] + R[1][1] + R[2][2]) / 3,
+            "next_domain": (R[0][1] + R[1][2]) / 2,
+            "backward": (R[1][0] + R[2][0] + R[2][1]) / 3,
+            "forward": (R[0][1] + R[0][2] + R[1][2]) / 3,
+        }
+    )
 
 
 @pytest.mark.parametrize(
