@@ -206,15 +206,15 @@ def test_a_worker_that_is_killed_fails_or_is_over_stops_no_other(tmp_path, capfd
 
 def test_jobs_share_the_cores(monkeypatch):
     from cil.cli import environment
-    from cil.cli.compare import _jobs
+    from cil.cli.compare import jobs_of
 
     monkeypatch.setattr(environment, "cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cells = expand(["seed=range(6)"])
-    assert _jobs("auto", cells) == 6
+    assert jobs_of("auto", cells[0].job, len(cells)) == 6
     assert environment.threads_of(6) == 1 and environment.threads_of(2) == 4
-    assert _jobs("auto", expand(["seed=range(6)", "trainer.threads=4"])) == 2
-    assert _jobs("3", cells) == 3
+    assert jobs_of("auto", expand(["seed=range(6)", "trainer.threads=4"])[0].job, 6) == 2
+    assert jobs_of("3", cells[0].job, len(cells)) == 3
 
 
 def test_a_job_composed_twice_is_the_same_job():
