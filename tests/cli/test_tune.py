@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cil.cli.compose import compose
+from cil.cli.names import choices
 from cil.cli.protocols import protocol_of, replaced
 from cil.cli.space import Study, parsed, space_hash
 from cil.errors import ConfigError
@@ -245,3 +246,10 @@ def test_where_no_trial_finishes_the_first_reason_is_told(cil, tmp_path):
     found = cil("tune", *DIGITS, *SHORT, "tune.space={optimizer.lr:[1e30]}", "tune.trials=1", "tune.seeds=1")
     assert found.code == 2 and "no trial of 1 finished; the first says:" in found.err
     assert not reported(tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in choices("tune") if name != "default"])
+def test_every_space_that_is_shipped_is_one(name):
+    ranges = parsed(compose([f"tune={name}"]).config["tune"]["space"])
+    for each in ranges:
+        assert all(compose([each.override(value)]) for value in each.values)
