@@ -82,6 +82,7 @@ class AANets(Guest):
     def refusals(cls, host: type[Strategy]) -> dict[str, bool]:
         return super().refusals(host) | {
             "whose network is not one backbone and one head all along": host.grow_net is not Strategy.grow_net,
+            "which holds out images that would teach the shares": host.holds_out,
         }
 
     def build_net(self) -> GrowingNet:
@@ -96,7 +97,8 @@ class AANets(Guest):
 
     def phases(self, experience: Experience) -> Iterator[Phase | Search]:
         for phase in super().phases(experience):
-            yield self._mixed(phase, experience) if isinstance(phase, Phase) and phase.main else phase
+            by_loss = isinstance(phase, Phase) and phase.main and phase.loss == self.loss
+            yield self._mixed(phase, experience) if by_loss else phase
 
     def _mixed(self, phase: Phase, experience: Experience) -> Phase:
         """The host's phase, with shares that learn beside it where there is balanced data for them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +29,7 @@ class Strategy(Holder):
     net: Any  # what ``build_net`` gives
     uses_horizon: ClassVar[bool] = False  # needs to know how many experiences will come
     bound: ClassVar[bool] = False  # an upper bound, not a competitor: kept out of rankings
+    holds_out: ClassVar[bool] = False  # leaves images out of its main phase, for a later one
     takes_task: ClassVar[bool] = False  # answers ``predict(images, task)``, so streams must tell the task
     toy: ClassVar[Mapping[str, Any]] = {}  # hyperparameters for toy runs, where the defaults are far too large
     toy_model: ClassVar[Mapping[str, Any]] = {}  # name and options of a backbone for toy runs, where any will not do
@@ -125,6 +126,10 @@ class Strategy(Holder):
         ``net``: by whose outputs they are chosen.
         """
         return {}
+
+    def held_quota(self, counts: Collection[int]) -> int:
+        """floor(M / C_o), by how many exemplars the classes held have. Default: the most, as small classes have fewer."""
+        return max(counts, default=0)
 
     def exemplar_plan(self, slots: int, counts: Mapping[int, int]) -> dict[int, int]:
         """Exemplars of each slot after an experience, for the dry run. Default: floor(slots / C), small classes whole.

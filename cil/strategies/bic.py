@@ -62,6 +62,7 @@ class BiC(Strategy):
         stage.
     """
 
+    holds_out = True
     memory: ExemplarMemory
     teacher: GrowingNet | None
     bias: BiasLayers
@@ -136,7 +137,7 @@ class BiC(Strategy):
         Of a class that has no more than those, one stays in the first stage.
         """
         whole = self.training_set(experience)
-        held = max(self.memory.counts().values(), default=0)  # floor(M / C_o)
+        held = self.held_quota(self.memory.counts().values())  # floor(M / C_o)
         count = math.floor(self.split * held + 1e-9)
         if not experience.new_slots or not count:
             return whole, whole[:0]

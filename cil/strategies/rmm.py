@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ class RMM(Guest):
 
     def grow(self, signature: Signature) -> None:
         super().grow(signature)
-        self.tilt = _of(self.tilts, signature.index)
+        self.index, self.tilt = signature.index, _of(self.tilts, signature.index)
         self.arriving = {slot: signature.counts.get(slot, 0) for slot in signature.new_slots}
 
     def before_experience(self, experience: Experience) -> None:
@@ -117,6 +117,11 @@ class RMM(Guest):
                 return extract_outputs(one, images).logits
         with torch.no_grad():
             return torch.cat([self.predict(batch.images) for batch in images.batches(device=self.device)])
+
+    def held_quota(self, counts: Collection[int]) -> int:
+        """Of easy and hard classes as many: the mean."""
+        tilted = any(_of(self.tilts, index) for index in range(self.index))
+        return sum(counts) // max(1, len(counts)) if tilted else super().held_quota(counts)
 
     def _tilted(self, slots: Sequence[int], quota: int) -> dict[int, int]:
         """Exemplars of the new classes, given from easy to hard, that have more images than the quota."""

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from small_runs import ONE_STEP, PIXELS, bare, batch, bits, differing, observed, signatures
 from torch import nn
 
+from cil.contract import Phase
+from cil.data import Samples
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory, extract
@@ -248,7 +250,7 @@ def test_carried_bytes_are_those_of_two_branches_their_factors_and_shares(learn,
 
 
 @pytest.mark.parametrize("stream", ["toy", "uneven"])
-@pytest.mark.parametrize("host", ["lucir", "podnet", "icarl", "wa", "bic"])
+@pytest.mark.parametrize("host", ["lucir", "podnet", "icarl", "wa"])
 def test_until_there_are_two_branches_it_is_the_host_bit_for_bit(learn, host, stream):
     def renamed(weights):
         return {name.replace("backbone.branches.0", "backbone"): value for name, value in weights.items()}
@@ -293,6 +295,30 @@ def test_a_second_stage_of_the_host_leaves_the_shares_alone(learn):
         assert seen[index, "main"] == seen[index, "tune"] != [0.5, 0.5]
 
 
+def test_a_main_stage_of_the_host_by_another_loss_has_no_second_stream(learn):
+    streams = []
+
+    class Watched(AANets):
+        def phases(self, experience):
+            for phase in super().phases(experience):
+                streams.append((experience.index, phase.name, not isinstance(phase.data, Samples)))
+                yield phase
+
+    class Staged(find("icarl")):
+        def phases(self, experience):
+            yield from super().phases(experience)
+            yield Phase("more", experience.train, self.more)
+
+        def more(self, batch):
+            return F.cross_entropy(self.net(batch.images).logits, batch.slots)
+
+    class Both(Watched, Staged):
+        pass
+
+    learn(Both, hyperparameters={**LEARNING, "host": "icarl"}, recipe=ONE_STEP)
+    assert streams == [(index, name, name == "main" and index > 0) for index in range(3) for name in ("main", "more")]
+
+
 def test_rmm_around_aanets_around_a_host(learn):
     """The host of a host is among its options."""
     given = {"host": "aanets", "host_options": {"host": "icarl", **LEARNING}, "rates": [0.0], "tilts": [0.0]}
@@ -312,6 +338,7 @@ def test_a_host_keeps_the_contract():
     ({"host": "joint"}, "strategy.host of aanets is 'joint', which is no learner of its own"),
     ({"host": "aanets"}, "strategy.host of aanets is 'aanets', which is no learner of its own"),
     ({"host": "derpp"}, r"strategy.host of aanets is 'derpp', whose exemplars are not floor\(M / C\)"),
+    ({"host": "bic"}, "strategy.host of aanets is 'bic', which holds out images that would teach the shares; take "),
     ({"host": "lucri"}, "no strategy 'lucri'.*lucir"),
     ({"host_options": {"strenght": 2.0}}, "unknown key strategy.host_options.strenght; lucir has none; .*strength"),
     ({"mixture_lr": -1e-3}, "strategy.mixture_lr of aanets is -0.001; it must be 0 or more"),

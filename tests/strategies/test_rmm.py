@@ -16,6 +16,7 @@ from cil.errors import BudgetExceeded, ConfigError
 from cil.memory import Budget, tensor_bytes
 from cil.models import extract_outputs
 from cil.strategies import find
+from cil.strategies.parts import balanced_set
 from cil.strategies.rmm import RMM
 from cil.streams import Experience, Signature
 from cil.testing import Subject, checks, toy_run, toy_stream
@@ -378,6 +379,27 @@ def test_classes_are_tilted_around_hosts_whose_outputs_are_not_those_of_their_ne
     run = toy_run(Tilting, toy_stream(), tmp_path, budget=budget(exemplars=20), recipe=ONE_STEP, hyperparameters=given)
     record = run.execute()
     assert record.status == "finished" and tilted == [0, 1, 2][: len(tilted)] and len(tilted) >= 2
+
+
+def with_held(host, tilts, held, **more):
+    """A learner whose second experience begins, with so many exemplars of the classes of the first."""
+    learner = bare("rmm", host=host, host_options=more, tilts=tilts, rates=[0.0], classes=[2, 2])
+    images = toy_stream()[0].train.pixels
+    slots = torch.repeat_interleave(torch.tensor([*held]), torch.tensor([*held.values()]))
+    learner.memory.replace([Samples.from_arrays(images[: len(slots)], slots)])
+    return learner, Experience(signatures([2, 2])[1], toy_stream()[1].train)
+
+
+@pytest.mark.parametrize(("tilts", "quota"), [([0.5], 10), ([0.5, 0.0], 10), ([0.0, 0.5], 15), ([0.0], 15)])
+def test_floor_of_m_over_c_is_the_mean_of_easy_and_hard_classes(tilts, quota):
+    """15 and 5 exemplars: of q = 10, tilted by one half; not tilted, class 1 has no more images."""
+    learner, experience = with_held("bic", tilts, {0: 15, 1: 5}, split=0.2)
+    assert learner.held_quota([15, 5]) == quota
+    _, validation = learner.stages(experience)
+    assert validation.counts() == dict.fromkeys(range(4), quota // 5)
+    learner, experience = with_held("podnet", tilts, {0: 15, 1: 5})
+    found = balanced_set(learner, experience, rule="random").counts()
+    assert found == {0: quota, 1: 5, 2: min(12, quota), 3: min(12, quota)}
 
 
 # refused ------------------------------------------------------------------------------------------------------------

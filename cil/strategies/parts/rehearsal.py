@@ -105,7 +105,7 @@ def draw(
 
 
 def balanced_set(learner: Strategy, experience: Experience, rule: str | None = None) -> Samples:
-    """Exemplars, and of each class present as many images as an old class has at most: floor(M / C_o).
+    """Exemplars, and of each class present as many images as of an old class, floor(M / C_o); of none more than those.
 
     Empty where there are no exemplars. Nothing of it is kept.
 
@@ -117,7 +117,7 @@ def balanced_set(learner: Strategy, experience: Experience, rule: str | None = N
     held = copy(learner.memories()["memory"])  # what is held is replaced below, never changed
     if rule is not None:
         held.select = selection(rule)
-    quota = max(held.counts().values(), default=0)
+    quota = learner.held_quota(held.counts().values())
     generator = learner.generator("select:balanced")
     see = partial(seen, learner.net, learner.num_classes, held.select.needs)
     held.rebuild(experience.train, quota, see, generator)
