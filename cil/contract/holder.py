@@ -63,7 +63,7 @@ class Holder:
         Args:
             name: Attribute name.
             value: A module, a tensor, a dict of tensors, an ``ExemplarMemory``, None, or (kind ``other``) a JSON
-                scalar or short list.
+                scalar or short list, None too.
             kind: One of ``cil.memory.KINDS``. Of a module kept as ``parameters`` the buffers are charged as such.
             lifetime: ``carried`` or ``training``; by default teachers, temporaries, optimizers, gradients and
                 activations are gone at the boundary, all else is carried.
@@ -227,7 +227,7 @@ class Holder:
             elif isinstance(value, nn.Module | Tensor | ExemplarMemory) or _is_tensor_dict(value):
                 for key, (tensor, kind) in self._tensors_of(name, value, kept).items():
                     tensors[key], kinds[key] = tensor.detach(), kind
-            elif value is not None:
+            elif value is not None or kept.kind == "other":  # None of another kind: no tensor yet
                 if not _is_meta(value):
                     raise StateError(
                         f"{name} is a {type(value).__name__}: keep modules, tensors, memories, JSON scalars"
@@ -262,6 +262,8 @@ class Holder:
                 object.__setattr__(self, name, _like(value, left.pop(name)))
             elif name in meta:
                 object.__setattr__(self, name, meta[name])
+            elif kept.kind == "other" and kept.lifetime == "carried":
+                raise StateError(f"the state lacks {name}")
         if left:
             raise StateError(
                 f"{type(self).__name__} has no place for {', '.join(sorted(left)[:3])}: allocate in __init__ or grow, "

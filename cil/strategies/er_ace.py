@@ -69,7 +69,7 @@ class ERACE(Strategy):
             self.net.head = head
 
     def exemplar_plan(self, slots: int, counts: Mapping[int, int]) -> dict[int, int]:
-        return reservoir_plan(slots, counts)
+        return reservoir_plan(self, slots, counts)
 
     def prepare(self, experience: Experience) -> None:
         self.capacity, self.places = open_reservoir(self, self.memory, experience)

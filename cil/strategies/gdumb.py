@@ -49,6 +49,7 @@ class GDumb(Strategy):
         self.arriving = dict(signature.counts)
 
     def exemplar_plan(self, slots: int, counts: Mapping[int, int]) -> dict[int, int]:
+        same_sized(self, self.memory)  # refuses what could not be filled
         share = -(-slots // max(1, len(counts)))  # a class is taken while it has fewer than M / C
         held = {slot: count - self.arriving.get(slot, 0) for slot, count in counts.items()}
         plan = {slot: max(held[slot], min(share, count)) for slot, count in counts.items()}

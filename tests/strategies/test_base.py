@@ -152,6 +152,24 @@ def test_a_state_comes_back_whole_into_a_fresh_learner_of_the_same_structure():
     assert torch.equal(one.state().tensors["means"], state.tensors["means"])  # loaded values are copies
 
 
+def test_a_scalar_that_became_none_comes_back_as_none():
+    learner, again = probe(2), probe(2)
+    learner.rounds = None
+    state = learner.state()
+    assert state.meta == {"rounds": None, "names": ["x", "y"]} and learner.fixed_bytes() == state.bytes
+    again.load_state(state)
+    assert again.rounds is None and again.state().meta == state.meta
+    again.rounds = 3
+    again.load_full_state(*learner.full_state())
+    assert again.rounds is None
+
+
+def test_a_state_that_lacks_a_scalar_is_refused():
+    state = probe(2).state()
+    with pytest.raises(StateError, match="the state lacks names"):
+        probe(2).load_state(State(state.tensors, state.kinds, {"rounds": 0}))
+
+
 def changed(learner: Probe, **tensors: Tensor | None) -> State:
     state = learner.state()
     held = {name.replace("_", ".") if name.startswith("sums") else name: t for name, t in tensors.items()}

@@ -95,9 +95,15 @@ def offer(
     return f"{int(seen) + count:0{len(NOTHING_SEEN)}d}"
 
 
-def reservoir_plan(slots: int, counts: Mapping[int, int]) -> dict[int, int]:
-    """The exemplars that a reservoir holds after an experience: their number; of which classes they are is chance."""
+def reservoir_plan(learner: Strategy, slots: int, counts: Mapping[int, int]) -> dict[int, int]:
+    """The exemplars that a reservoir holds after an experience: their number; of which classes they are is chance.
+
+    Raises:
+        ConfigError: as of ``same_sized``, so that the bill is refused.
+    """
     plan = {}
+    for memory in learner.memories().values():
+        same_sized(learner, memory)
     for slot, count in counts.items():
         plan[slot] = min(count, slots)
         slots -= plan[slot]
