@@ -81,7 +81,7 @@ def by_rate(count: int, updates: Fraction) -> list[int]:
 def in_real_time(count: int, complexity: Fraction) -> list[int]:
     """Steps, 0 or 1, on each of ``count`` batches that arrive one by one, where a step takes ``complexity`` of them.
 
-    Time accumulates exactly: trained on is every batch at whose arrival the learner is free.
+    Time accumulates exactly: trained on is every batch at whose arrival the learner is free. Each phase starts free.
 
     Source:
         Ghunaim et al., "Real-time evaluation in online continual learning", CVPR 2023; specification 2.2.
@@ -100,8 +100,8 @@ def relative_complexity(flops: int, reference: int, speed: int = 1) -> Fraction:
     """C: operations of a training step in those of a step of the reference (experience replay).
 
     Args:
-        flops: Of a step, as of ``results.flops.training`` of a record by its steps.
-        reference: The same of the reference, on the same stream with the same network.
+        flops: Of a step; or of all steps of a run, as ``results.flops.training`` of a record says.
+        reference: Of as many steps of the reference, on the same stream with the same network.
         speed: Of the stream, in reference steps a batch: at 2 the delay is 2 C - 1 batches.
 
     Raises:

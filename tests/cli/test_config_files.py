@@ -93,6 +93,8 @@ def test_the_defaults_of_the_trainer_are_those_of_the_recipe():
         "snapshot_minutes",
         "snapshot_steps",
         "log_every",
+        "updates_per_batch",
+        "complexity",
     )
     assert {key: trainer[key] for key in same} == {key: getattr(plain, key) for key in same}
 

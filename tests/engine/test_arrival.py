@@ -13,7 +13,7 @@ from cil.engine.recipe import Recipe
 from cil.errors import ConfigError
 from cil.strategies import Phase
 from cil.streams import IBlurry, blurry
-from cil.testing import toy_run
+from cil.testing import toy_run, toy_stream
 from cil.testing.toy import toy_dataset
 
 PUBLISHED = {"ER": 1, "LwF": "4/3", "RWalk": 2, "MIR": "5/2", "PoLRS": 3, "GSS": 6}
@@ -63,6 +63,17 @@ def test_complexity_is_an_exact_ratio_of_operations():
     assert measured == Fraction(130_911, 65_793) and measured.limit_denominator(6) == 2
     with pytest.raises(ConfigError, match="must be above 0"):
         relative_complexity(1, 0)
+
+
+def test_complexity_measured_by_runs_of_equally_many_steps(tmp_path):
+    def spent(name, **hyperparameters):
+        recipe = Recipe(epochs=1, batch_size=8, updates_per_batch=1)
+        run = toy_run(name, toy_stream(), tmp_path / name, recipe=recipe, hyperparameters=hyperparameters)
+        return run.execute().results["flops"]["training"][-1]
+
+    reference = spent("er_ace", task_free=True)  # as many exemplars as new images
+    assert relative_complexity(spent("derpp"), reference) == Fraction(3, 2)  # and as many once more
+    assert relative_complexity(spent("finetune"), reference) == Fraction(1, 2)
 
 
 @pytest.mark.parametrize(
