@@ -134,7 +134,8 @@ class TaskPool(nn.Module):
         """Float images (N, C, H, W) in [0, 1] to the outputs of one task: all 0 where its backbone is gone."""
         if self.place(name) is None:
             head: Any = self.heads[name]
-            return Output(*(images.new_zeros(len(images), width) for width in head.weight.shape))
+            count, (outputs, width) = len(images), head.weight.shape
+            return Output(images.new_zeros(count, outputs), images.new_zeros(count, width))
         return self.of(name)(images, name)  # type: ignore[no-any-return]
 
     @property
