@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cil.data import Augment, Batch, Samples
+from cil.errors import ContractError
 from cil.memory import Flops
 
 Loss = Callable[[Batch], "Tensor | Mapping[str, Tensor]"]
@@ -55,6 +56,12 @@ class Phase:
     train_mode: Callable[[], None] | None = None
     steps: int | None = None
     augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.epochs > 1 and self.epochs != int(self.epochs):
+            raise ContractError(
+                f"phase '{self.name}' has {self.epochs} epochs; allowed: a whole number, or a share below 1"
+            )
 
     @property
     def samples(self) -> Samples:

@@ -128,7 +128,7 @@ class Strategy(Holder):
         return {}
 
     def held_quota(self, counts: Collection[int]) -> int:
-        """floor(M / C_o), by how many exemplars the classes held have. Default: the most, as small classes have fewer."""
+        """floor(M / C_o), by how many exemplars the classes held have. Default: the most; small classes have fewer."""
         return max(counts, default=0)
 
     def exemplar_plan(self, slots: int, counts: Mapping[int, int]) -> dict[int, int]:

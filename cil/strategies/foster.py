@@ -15,7 +15,7 @@ from cil.memory import Budget, ExemplarMemory
 from cil.models import BranchingNet, GrowingNet, LinearHead, NetFactory, freeze
 from cil.strategies.base import Strategy
 from cil.strategies.parts import align_rows, distillation, store_exemplars
-from cil.strategies.ranges import above, at_least, below, one_of
+from cil.strategies.ranges import above, at_least, below, one_of, whole_or_share
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -112,7 +112,7 @@ class FOSTER(Strategy):
         below(1, "foster", beta1=beta1, beta2=beta2)
         above(0, "foster", temperature=temperature)
         at_least(0, "foster", strength=strength, compression_decay=compression_decay)
-        above(0, "foster", compression_epochs=compression_epochs)
+        whole_or_share("foster", compression_epochs=compression_epochs)
         one_of(("trained", "zero"), "foster", old_features=old_features)
         one_of(("student", "teacher"), "foster", keep=keep)
         self.beta1, self.beta2 = beta1, beta2

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
 from cil.models import BranchingNet, LinearHead, NetFactory, freeze
 from cil.strategies.base import Strategy
-from cil.strategies.parts import align_rows, old_or_which, old_or_which_head, store_exemplars
+from cil.strategies.parts import align_rows, copy_newest_branch, loss_with_newest, store_exemplars
 from cil.strategies.ranges import at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
@@ -75,17 +74,10 @@ class MEMO(Strategy):
 
     def prepare(self, experience: Experience) -> None:
         if experience.index:
-            self.net.copy_branch(-2, -1)
-            self.auxiliary_head = old_or_which_head(self, self.net.branch_dim)
+            copy_newest_branch(self)
 
-    def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
-        output = self.net(batch.images)
-        terms = {"classes": F.cross_entropy(output.logits, batch.slots)}
-        if self.auxiliary_head is not None:  # on the newest last stage: all old classes, or which of the new ones
-            newest = output.features[:, -self.net.branch_dim :]
-            logits = self.auxiliary_head(newest)
-            terms["auxiliary"] = self.auxiliary * old_or_which(logits, batch.slots, self.old_classes)
-        return terms
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        return loss_with_newest(self, batch)  # as DER's equation 5, on the newest last stage
 
     def after_experience(self, experience: Experience) -> None:
         if self.align:

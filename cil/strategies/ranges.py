@@ -37,6 +37,12 @@ def between(low: float, high: float, strategy: str, **given: Any) -> None:
     _check(strategy, given, f"between {low} and {high}", lambda value: low <= value <= high)
 
 
+def whole_or_share(strategy: str, **given: Any) -> None:
+    """Refuse what is neither a whole number above 0 nor a share below 1; see ``at_least``."""
+    said = "a whole number above 0, or a share below 1"
+    _check(strategy, given, said, lambda value: 0 < value < 1 or (value >= 1 and value == int(value)))
+
+
 def one_of(allowed: Sequence[Any], strategy: str, **given: Any) -> None:
     """Refuse what is not one of a few values.
 

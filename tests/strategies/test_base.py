@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cil import strategies
 from cil.data import Samples
-from cil.errors import ConfigError, NotKept, StateError
+from cil.errors import ConfigError, ContractError, NotKept, StateError
 from cil.memory import Budget, ExemplarMemory, State, encode_meta
 from cil.strategies import Phase, Progress, Strategy, find, reference_of, register
 from cil.streams import Experience, Signature
@@ -261,6 +261,8 @@ def test_by_default_there_is_one_main_phase_of_the_training_set_and_the_loss():
 def test_a_phase_of_its_own_leaves_the_recipe_alone_where_it_says_nothing():
     phase = Phase("second", images([0]), lambda batch: batch.images.sum(), main=False, epochs=3)
     assert (phase.main, phase.epochs, phase.lr) == (False, 3, None)
+    with pytest.raises(ContractError, match=r"phase 'x' has 1\.5 epochs; allowed: a whole number, or a share below 1"):
+        Phase("x", phase.data, phase.loss, epochs=1.5)
 
 
 def test_the_training_set_is_new_data_and_then_all_that_memories_hold():

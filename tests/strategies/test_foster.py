@@ -424,7 +424,7 @@ def test_exemplars_are_chosen_by_the_features_of_both_backbones(learn):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("beta1", 1.0), ("beta2", -0.1), ("temperature", 0.0), ("strength", -1.0), ("old_features", "az"),
-     ("compression_epochs", 0), ("compression_decay", -1.0), ("keep", "both")],
+     ("compression_epochs", 0), ("compression_epochs", 1.5), ("compression_decay", -1.0), ("keep", "both")],
 )  # fmt: skip
 def test_a_hyperparameter_out_of_range_is_refused(name, value):
     with pytest.raises(ConfigError, match=rf"^strategy\.{name} of foster is {value!r}; "):

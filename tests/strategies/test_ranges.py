@@ -9,7 +9,7 @@ import pytest
 from small_runs import bare
 
 from cil.errors import ConfigError
-from cil.strategies.ranges import above, at_least, below, between, one_of
+from cil.strategies.ranges import above, at_least, below, between, one_of, whole_or_share
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,12 @@ from cil.strategies.ranges import above, at_least, below, between, one_of
         (lambda value: above(0, "si", damping=value), (1e-9, 1, None), (0, -1), "above 0"),
         (lambda value: below(1, "si", damping=value), (0, 0.999, -3, None), (1, 2), "below 1"),
         (lambda value: between(0, 1, "si", damping=value), (0, 0.5, 1, None), (-0.1, 1.1), "between 0 and 1"),
+        (
+            lambda value: whole_or_share("si", damping=value),
+            (0.5, 1, 2.0, 130, None),
+            (0, -1, 1.5),
+            "a whole number above 0, or a share below 1",
+        ),
     ],
 )
 def test_a_number_out_of_range_is_refused_in_one_line_with_its_key(check, allowed, refused, said):

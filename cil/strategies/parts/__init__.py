@@ -10,7 +10,7 @@ from cil.strategies.parts.frozen import (
     lent,
     trains_first,
 )
-from cil.strategies.parts.heads import align_rows, old_or_which_head
+from cil.strategies.parts.heads import align_rows, copy_newest_branch, loss_with_newest
 from cil.strategies.parts.hosts import Guest
 from cil.strategies.parts.losses import (
     cosine_distance,
@@ -21,7 +21,6 @@ from cil.strategies.parts.losses import (
     less_forget,
     margin_ranking,
     new_class_cross_entropy,
-    old_or_which,
     old_part,
     quadratic_penalty,
 )
@@ -34,6 +33,7 @@ __all__ = [
     "align_rows",
     "balanced_set",
     "class_sums",
+    "copy_newest_branch",
     "cosine_distance",
     "distillation",
     "draw",
@@ -49,11 +49,10 @@ __all__ = [
     "learned",
     "lent",
     "less_forget",
+    "loss_with_newest",
     "margin_ranking",
     "new_class_cross_entropy",
     "offer",
-    "old_or_which",
-    "old_or_which_head",
     "old_part",
     "open_reservoir",
     "quadratic_penalty",
