@@ -19,7 +19,10 @@ Rows = Sequence[Mapping[str, Tensor]]
 
 
 def results_of(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream) -> dict[str, Any]:
-    """The ``results`` of a record (design, section 6); of domain streams with the means of R by ``domain_summary``.
+    """The ``results`` of a record (design, section 6).
+
+    Of domain streams with the means of R by ``domain_summary``; of others whose classes come back with
+    ``forgetting_by_class``, as an experience that brings no class has no test data, and R a gap.
 
     Args:
         rows: What ``evaluate`` gave after each experience so far.
@@ -40,7 +43,18 @@ def results_of(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream) -
     if isinstance(stream, DomainStream):
         found = metrics.domain_summary(accuracy["accuracy_matrix"])._asdict()
         more["domains"] = {"names": list(stream.domains), **{name: plain(value) for name, value in found.items()}}
+    elif any(set(s.present) - set(s.new_slots) for s in stream.signatures):
+        more["forgetting_by_class"] = forgetting_by_class(rows, stream)
     return {**accuracy, **more, **spent(rows, facts)}
+
+
+def forgetting_by_class(rows: Rows, stream: Stream) -> float | None:
+    """Mean over the classes that were ever answered rightly before, in points (specification metrics 3, F_last)."""
+    first = stream.experience_of_slot
+    right = metrics.per_class_accuracy(confusions(rows), first)
+    fallen = metrics.per_class_forgetting(right, first)
+    known = ~np.isnan(fallen) & (np.nan_to_num(right[:-1]).max(0, initial=0) > 0)
+    return float(fallen[known].mean()) if known.any() else None
 
 
 def spent(rows: Rows, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

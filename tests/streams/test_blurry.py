@@ -254,8 +254,15 @@ def test_normalisation_is_that_of_the_first_experience():
 @pytest.mark.parametrize("arrival", [IBlurry(50, 40), IBlurry(0, 100)], ids=lambda a: a.name)
 def test_learners_train_on_it_and_are_evaluated_on_what_is_exposed(name, arrival, tmp_path):
     stream = blurry(toy_dataset(), experiences=3, arrival=arrival)
-    record = toy_run(name, stream, tmp_path).execute()
+    run = toy_run(name, stream, tmp_path)
+    record = run.execute()
     assert record.status == "finished" and record.results["class_counts"] == [8] * 6
+    C = run.checkpoints.evaluated
+    P = np.stack([100 * (c := C(i)["confusion"].numpy()).diagonal() / c.sum(1).clip(1) for i in range(3)])
+    first = stream.experience_of_slot
+    best = [P[first[slot] : 2, slot].max(initial=0) for slot in range(6)]
+    fallen = [best[slot] - P[2, slot] for slot in range(6) if best[slot] > 0]
+    assert record.results["forgetting_by_class"] == pytest.approx(np.mean(fallen))
     R, exposed = record.results["accuracy_matrix"], np.cumsum([len(s.new_slots) for s in stream.signatures])
     for i, accuracy in enumerate(record.results["accuracy_curve"]):
         right = sum(R[i][j] * len(s.new_slots) for j, s in enumerate(stream.signatures[: i + 1]) if s.new_slots)
