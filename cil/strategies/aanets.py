@@ -113,12 +113,12 @@ class AANets(Guest):
         )  # fmt: skip
 
     def loss(self, batch: Batch) -> Tensor | Mapping[str, Tensor]:
-        with constant([self.net.backbone.mixture]):  # lower level: the branches, at these shares
+        with constant([self.net.backbone.mixture]):  # lower level of the bilevel problem: the branches
             found = super().loss(batch)
         if "balanced" not in batch.streams:
             return found
         terms = dict(found) if isinstance(found, Mapping) else {"loss": found}
-        with constant(self._branches()), evaluating(self.net):  # upper level: the shares, at these branches
+        with constant(self._branches()), evaluating(self.net):  # upper level: the shares
             logits = self.net(batch.balanced.images).logits
         return terms | {"mixture": F.cross_entropy(logits, batch.balanced.slots)}
 

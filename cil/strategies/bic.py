@@ -120,7 +120,7 @@ class BiC(Strategy):
         if self.teacher is None:
             return {"classes": classes}
         old = self.bias(self.teacher(batch.images).logits)
-        share = self.old_classes / self.num_classes  # lambda
+        share = self.old_classes / self.num_classes  # lambda, section 3: L = lambda L_d + (1 - lambda) L_c
         distilled = distillation(logits[:, : old.shape[1]], old, self.temperature)
         return {"classes": (1 - share) * classes, "distillation": share * distilled}
 
@@ -128,7 +128,7 @@ class BiC(Strategy):
         """Of the second stage: cross-entropy of the corrected logits."""
         with torch.no_grad():
             logits = self.net(batch.images).logits
-        corrected = self.bias(logits)
+        corrected = self.bias(logits)  # section 4, the bias correction layer
         return F.cross_entropy(corrected.softmax(1) if self.double_softmax else corrected, batch.slots)
 
     def stages(self, experience: Experience) -> tuple[Samples, Samples]:

@@ -162,10 +162,10 @@ class Coil(Strategy):
             "classes": (1 - self.old_share) * classes,
             "distillation": self.old_share * distillation(output.logits[:, :old], known, self.temperature),
         }
-        if self.forward_rows is not None and epoch == 0:
+        if self.forward_rows is not None and epoch == 0:  # prospective transport, specification 2.11
             target = cosines(output.features.detach(), self.forward_rows)
             terms["prospective"] = self.prospective * distillation(output.logits[:, old:], target, self.temperature)
-        elif self.forward_rows is not None and self.retrospective:
+        elif self.forward_rows is not None and self.retrospective:  # retrospective transport, the same
             hat = cosines(output.features, self._rows_of_old_classes())  # (N, old classes with exemplars)
             again = distillation(hat, known[:, self.rehearsed], self.temperature)
             terms["retrospective"] = self.retrospective * (epoch / self.progress.epochs) ** 2 * again

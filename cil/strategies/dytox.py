@@ -118,14 +118,14 @@ class DyTox(Strategy):
             distilled = distillation(logits[:, : old.shape[1]], old, self.temperature)
             distilled = distilled / old.shape[1] if self.kd_mean == "outputs" else distilled
             terms["classes"] = (1 - self.old_share) * terms["classes"]
-            terms["distillation"] = self.old_share * distilled
+            terms["distillation"] = self.old_share * distilled  # L_kd, section 3; specification 2.15
         return terms
 
     def _classes(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The logits, and the terms that need no teacher."""
         output = self.net(batch.images)
-        terms = {"classes": binary_cross_entropy(output.logits, batch.slots)}
-        if self.divergence_head is not None:
+        terms = {"classes": binary_cross_entropy(output.logits, batch.slots)}  # L_clf
+        if self.divergence_head is not None:  # L_div
             found = self.divergence_head(output.features[:, -self.net.token_dim :])
             target = torch.clamp(batch.slots - self.old_classes + 1, min=0)
             terms["divergence"] = self.divergence * binary_cross_entropy(found, target)

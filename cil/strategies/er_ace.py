@@ -81,8 +81,10 @@ class ERACE(Strategy):
         logits = self.net(batch.images).logits  # (N, C)
         if not self.task_free and not self.old_classes:
             return {"incoming": F.cross_entropy(logits, batch.slots)}
+        # section 4: L_ace of incoming images
         terms = {"incoming": present_cross_entropy(logits, batch.slots)}
         if (known := draw(self, self.memory, self.replay or len(batch), "known")) is not None:
+            # L_ce of the buffer
             terms["exemplars"] = F.cross_entropy(self.net(known.images).logits, known.slots)
         return terms
 

@@ -34,8 +34,9 @@ class FeTrIL(Strategy):
 
     Source:
         Petit, Popescu, Schindler, Picard, Delezoide. "FeTrIL: feature translation for exemplar-free class-incremental
-        learning", WACV 2023, arXiv:2211.13131, section 3. Departure: counts of the classes are carried too, so that
-        the mean of a class that comes back is that of all its images.
+        learning", WACV 2023, arXiv:2211.13131, section 3. Departures: counts of the classes are carried too, so that
+        the mean of a class that comes back is that of all its images; the first experience is augmented as the stream
+        says, by AutoAugment and Cutout only where ``stream.augment.policy`` and ``stream.augment.cutout`` ask for them.
     """
 
     net: GrowingNet
@@ -129,6 +130,7 @@ class FeTrIL(Strategy):
         plays = likeness.masked_fill(here == 0, -torch.inf).argmax(1)
         plays = torch.where(here > 0, torch.arange(len(plays)).to(plays), plays)
         plays = torch.where((here > 0) | (counts > 0), plays, -1)
+        # section 3, feature translation: phi(x) - mu_n + mu_o
         self.shift = torch.where(here[:, None] > 0, 0.0, means - own[plays]).to(self.means)
         share = here / (counts + here).clamp(min=1)
         self.means = torch.lerp(means, own, share[:, None]).to(self.means)

@@ -187,8 +187,8 @@ class FOSTER(Strategy):
         phi_old, phi_new = output.features.split(self.net.feature_dim, 1)
         known = self.net.head(phi_old)[:, :old].detach()  # the old network's logits
         return {
-            "classes": F.cross_entropy(output.logits / self.weights[0], batch.slots),
-            "new_features": F.cross_entropy(self.extra_head(phi_new), batch.slots),
+            "classes": F.cross_entropy(output.logits / self.weights[0], batch.slots),  # specification 2.13, boosting
+            "new_features": F.cross_entropy(self.extra_head(phi_new), batch.slots),  # feature enhancement, z_fe
             "distillation": self.strength * distillation(output.logits[:, :old], known, self.temperature),
         }
 

@@ -63,6 +63,7 @@ class ICaRL(Strategy):
         terms = {"classes": F.cross_entropy(logits, batch.slots)}
         if self.teacher is not None:
             old = self.teacher(batch.images).logits  # (N, C_old)
+            # Algorithm 3, its distillation
             terms["distillation"] = self.strength * distillation(logits[:, : old.shape[1]], old, self.temperature)
         return terms
 

@@ -100,11 +100,11 @@ class LUCIR(Strategy):
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         output = self.net(batch.images)
         terms = {"classes": F.cross_entropy(output.logits, batch.slots)}
-        if self.teacher is not None:  # less-forget
+        if self.teacher is not None:  # the less-forget constraint
             old, new = self.old_classes, self.num_classes - self.old_classes
             teacher = self.teacher(batch.images).features
             terms["features"] = less_forget(output.features, teacher, self.strength, old, new)
-        if self.old_classes and self.ranking:  # inter-class separation, on cosines and not on scaled logits
+        if self.old_classes and self.ranking:  # inter-class separation, on unscaled cosines
             cosines = self.net.head.similarities(output.features)
             terms["ranking"] = self.ranking * margin_ranking(
                 cosines, batch.slots, self.old_classes, self.negatives, self.margin

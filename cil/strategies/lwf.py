@@ -45,6 +45,7 @@ class LwF(Strategy):
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         logits = self.net(batch.images).logits
+        # L_new + lambda L_old, specification 2.3
         terms = {"new": new_class_cross_entropy(logits, batch.slots, self.first_slot)}
         if self.teacher is not None:
             old = self.teacher(batch.images).logits

@@ -74,6 +74,7 @@ class MAS(Strategy):
             self.anchor = {name: weight.detach().clone() for name, weight in self._weights().items()}
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        # L(theta) = L_n(theta) + (lambda / 2) sum_j Omega_j (theta_j - theta*_j)^2, section 4.1
         terms = {"new": new_class_cross_entropy(self.net(batch.images).logits, batch.slots, self.first_slot)}
         if self.anchor is not None and self.strength:
             terms["penalty"] = self.strength / 2 * quadratic_penalty(self._weights(), self.anchor, self.importance)
@@ -99,7 +100,7 @@ class MAS(Strategy):
                 length = torch.linalg.vector_norm(self.net(batch.images).logits.float(), dim=1)  # (N,)
                 value = length.sum() if self.function == "norm" else length.square().sum()
                 for name, gradient in zip(weights, torch.autograd.grad(value, list(weights.values())), strict=True):
-                    total[name] += gradient.abs()
+                    total[name] += gradient.abs()  # section 4.1, the squared l2 norm of the output
         return {name: value / len(experience.train) for name, value in total.items()}
 
     def _weights(self) -> dict[str, nn.Parameter]:

@@ -62,7 +62,7 @@ class MEMO(Strategy):
         self.keep("auxiliary_head", None, kind="temporary")
 
     def build_net(self) -> BranchingNet:
-        return self.make_net.branching(specialised=1)  # u(x) = [s_1(phi_g(x)), ..., s_b(phi_g(x))]
+        return self.make_net.branching(specialised=1)  # section 4: u(x) = [s_1(phi_g(x)), ...]
 
     def grow_net(self, signature: Signature) -> None:
         if self.train_shared == "auto":  # the first experience decides

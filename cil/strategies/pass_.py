@@ -88,6 +88,7 @@ class PASS(Strategy):
         output = self.net(images)
         terms = {"classes": F.cross_entropy(output.logits / self.temperature, labels)}  # label augmentation
         if self.teacher is not None:
+            # L_kd
             terms["distillation"] = self.distillation * (output.features - self.teacher(images).features).norm()
         count = self.pseudo * (self.old_classes // max(1, self.num_classes - self.old_classes))
         if count and self.prototypes:  # prototype augmentation
@@ -102,7 +103,7 @@ class PASS(Strategy):
         slots = torch.randint(self.old_classes, (count,), generator=generator)
         noise = torch.randn(count, self.means.shape[1], generator=generator).to(self.device)
         slots = slots.to(self.device)
-        return self.means[slots] + self.spread * noise, slots
+        return self.means[slots] + self.spread * noise, slots  # mu_y + r e, specification 3.7
 
     def after_experience(self, experience: Experience) -> None:
         variances = []

@@ -114,13 +114,14 @@ class PODNet(Strategy):
         output = self.net(batch.images)
         margin = self.margin * self.net.head.scale if self.margin_on == "similarity" else self.margin
         each = nca(output.logits, batch.slots, margin, on_all=self.margin_on == "all")
+        # L_LSC, section 3.2: local similarity classifier
         terms = {"classes": (each.clamp(min=0) if self.hinge else each).mean()}
         if self.teacher is not None and (self.spatial or self.flat):
             old = self.teacher(batch.images)
             factor = math.sqrt(self.num_classes / max(1, self.num_classes - self.old_classes))
-            if self.spatial:
+            if self.spatial:  # section 3.1, POD-spatial
                 terms["spatial"] = factor * self.spatial * pod_spatial(output.stages, old.stages)
-            if self.flat:
+            if self.flat:  # section 3.1, POD-flat
                 terms["flat"] = factor * self.flat * cosine_distance(output.features, old.features)
         return terms
 

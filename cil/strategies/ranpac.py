@@ -125,7 +125,7 @@ class RanPAC(Strategy):
         features = exact_features(self, samples)
         truth = F.one_hot(samples.slots, self.num_classes).to(features)  # (N, C)
         gram, targets = self._sums(features, truth)
-        gram += self._gram()  # running sums
+        gram += self._gram()  # G and Q, running sums: Algorithm 1
         self.targets = self.targets + targets.to(self.targets)
         if self.ridge is not None and len(samples) > 1:
             rounding = math.sqrt(self.size) * torch.finfo(self.gram.dtype).eps * float(gram.diagonal().max())
@@ -138,7 +138,7 @@ class RanPAC(Strategy):
             self.layer = self._drawn(int(self.seed))
         system = self._gram()
         system.diagonal().add_(self.given_ridge if self.ridge is None else float(self.ridge))
-        self.head = lent(_solved(system, exact(self.targets)), self)
+        self.head = lent(_solved(system, exact(self.targets)), self)  # (G + lambda I)^-1 Q
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen; one without data by minus infinity: (N, ...) to (N, C)."""

@@ -76,6 +76,7 @@ class RMM(Guest):
 
     def accepts(self, signature: Signature) -> dict[int, int]:
         """Level 1: floor((1 - m_b) n) of the n images of each class, and one at least."""
+        # specification 2.6, level 1: m_b
         share = 1 - _of(self.rates, signature.index)
         return {slot: max(1, _floor(share * count)) for slot, count in signature.counts.items()}
 
@@ -127,6 +128,7 @@ class RMM(Guest):
         """Exemplars of the new classes, given from easy to hard, that have more images than the quota."""
         able = [slot for slot in slots if self.arriving[slot] > quota]
         most = min((self.arriving[slot] for slot in able), default=quota)
+        # level 2: q (1 + c_b) and q (1 - c_b)
         easy, hard = (min(most, _floor(quota * (1 + tilt))) for tilt in (self.tilt, -self.tilt))
         half = len(able) // 2
         return dict.fromkeys(able[:half], easy) | dict.fromkeys(able[len(able) - half :], hard)

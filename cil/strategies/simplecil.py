@@ -88,7 +88,7 @@ class SimpleCIL(Strategy):
         """Score each class seen by its cosine, or minus its squared distance; one without data by minus infinity."""
         found = self.net(images).features  # (N, D)
         if self.counts is None:
-            return cosines(found, self.sums)
+            return cosines(found, self.sums)  # cos(phi(x), c_y), prototypes c_y: specification 3.10
         features, sums = self._scaled(exact(found)), exact(self.sums)  # (N, D), (C, D)
         counts = self.counts.to(sums)
         scores = -torch.cdist(features, sums / counts.clamp(min=1)[:, None]).square()

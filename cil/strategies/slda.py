@@ -110,12 +110,13 @@ class SLDA(Strategy):
         super().load_state(state)
         means, scatter = exact(self.means), exact(self.scatter)
         sigma = scatter / max(1, int(self.counts.sum()))
+        # Lambda = ((1 - eps) Sigma + eps I)^-1, specification 3.11
         shrunk = (1 - self.shrinkage) * sigma + self.shrinkage * torch.eye(len(sigma)).to(sigma)
         if self.shrinkage:
             rows = torch.linalg.solve(shrunk, means.T).T
         else:  # it may have no inverse
             rows = means @ torch.linalg.pinv(shrunk, hermitian=True)
-        self.rows, self.bias = lent(rows, self), lent(-(means * rows).sum(1) / 2, self)
+        self.rows, self.bias = lent(rows, self), lent(-(means * rows).sum(1) / 2, self)  # Lambda mu; -mu Lambda mu / 2
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen; one without data by minus infinity: (N, ...) to (N, C)."""

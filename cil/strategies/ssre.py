@@ -102,7 +102,7 @@ class SSRE(Strategy):
         drawn = drawn.to(self.device)
         recalled = F.cross_entropy(self.net.head(old[drawn]) / self.temperature, drawn)
         return {
-            "classes": ((1 - resemblance) * classes).mean(),
+            "classes": ((1 - resemblance) * classes).mean(),  # prototype selection, specification 3.8
             "distillation": self.distillation * (resemblance * moved).sum(),
             "prototypes": self.prototypes * recalled,
         }
@@ -114,6 +114,6 @@ class SSRE(Strategy):
 
     def after_experience(self, experience: Experience) -> None:
         if self.adapters is not None:
-            self.adapters.fold()
+            self.adapters.fold()  # structural reparameterisation
         for slot in experience.new_slots:
             self.means[slot] = extract(self.net, experience.train.of_class(slot)).mean(0)

@@ -34,12 +34,16 @@ def new_class_cross_entropy(logits: Tensor, slots: Tensor, old_classes: int) -> 
     Args:
         logits: (N, C).
         slots: (N,), each >= ``old_classes``.
+
+    Source: specification 0, cross-entropy over new logits; as in the survey's code.
     """
     return F.cross_entropy(logits[:, old_classes:], slots - old_classes)
 
 
 def cosine_distance(features: Tensor, teacher: Tensor) -> Tensor:
     """mean_i (1 - cos(phi_i, teacher_i)): LUCIR's less-forget term, PODNet's flat term; (N, D), (N, D).
+
+    Source: specification 3.6 and 2.10, POD-flat.
 
     >>> cosine_distance(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0]])).item()  # doctest: +ELLIPSIS
     0.39999...
@@ -84,7 +88,7 @@ def margin_ranking(cosines: Tensor, slots: Tensor, old_classes: int, negatives: 
         negatives: K, new classes of the highest cosine.
         margin: Wanted between the own class and those.
 
-    Source: Hou et al., LUCIR, CVPR 2019, inter-class separation.
+    Source: Hou et al., LUCIR, CVPR 2019, inter-class separation, the margin ranking loss L_mr (specification 3.6).
     """
     count = min(negatives, cosines.shape[1] - old_classes)
     if count < 1:
@@ -98,7 +102,10 @@ def margin_ranking(cosines: Tensor, slots: Tensor, old_classes: int, negatives: 
 def quadratic_penalty(
     parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor], importance: Mapping[str, Tensor]
 ) -> Tensor:
-    """sum_j importance_j (theta_j - anchor_j)^2, over the part of each tensor that the anchor has."""
+    """sum_j importance_j (theta_j - anchor_j)^2, over the part of each tensor that the anchor has.
+
+    Source: the penalty of EWC (equation 3 of Kirkpatrick et al.), SI (equation 4 of Zenke et al.) and MAS.
+    """
     total: Tensor | None = None
     for name, old in anchor.items():
         term = (old_part(importance[name], old) * (old_part(parameters[name], old) - old).square()).sum()
