@@ -7,6 +7,7 @@ from cheats import CASES, FILE, GLOBAL, Case, ClassAttribute, Honest
 
 from cil import strategies, testing
 from cil.errors import ContractError
+from cil.memory import Budget
 from cil.testing import Subject, check_strategy, check_stream, toy_stream, uneven_stream
 
 RULES = {check.__name__: check for check in testing.ALL}
@@ -17,6 +18,15 @@ VARIANTS = [
     ("wa", {"strength": "balanced"}),
     ("der", {"align": False}),
 ]
+BRIEFLY = [  # what carries, or trains, something else than by default
+    ("rmm", {"host": "foster", "rates": [0.3, 0.5], "tilts": [0.5]}),
+    ("aanets", {"host": "podnet", "host_options": {"tune_epochs": 1}}),
+    ("foster", {"keep": "teacher"}),
+    ("bic", {"split": 0.4}),
+    ("coil", {"refresh": 1}),
+    ("gem", {"statistics": "running"}),
+]
+ROOMY = Budget(exemplars=1000)  # more than there are images
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +46,22 @@ def test_every_strategy_keeps_every_rule(name, rule):
 @pytest.mark.parametrize(("name", "hyperparameters"), VARIANTS)
 def test_variants_keep_the_contract(name, hyperparameters):
     check_strategy(name, **hyperparameters)
+
+
+@pytest.mark.parametrize("rule", ["what_was_not_kept_cannot_help", "the_ledger_is_the_checkpoint"])
+@pytest.mark.parametrize(("name", "hyperparameters"), BRIEFLY)
+def test_other_settings_keep_the_rules_of_what_is_carried(name, hyperparameters, rule):
+    RULES[rule](Subject(name, hyperparameters))
+
+
+@pytest.mark.parametrize("name", ["derpp", "icarl"])
+def test_the_rules_hold_where_all_images_fit(name):
+    class Roomy(Subject):
+        def run(self, folder, **given):
+            return super().run(folder, **{"budget": ROOMY, **given})
+
+    for rule in ("a_resumed_run_ends_where_the_straight_run_ends", "the_ledger_is_the_checkpoint"):
+        RULES[rule](Roomy(name))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.cheat.__name__}-{case.rule}")
