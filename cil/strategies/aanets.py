@@ -97,8 +97,9 @@ class AANets(Guest):
 
     def phases(self, experience: Experience) -> Iterator[Phase | Search]:
         for phase in super().phases(experience):
-            by_loss = isinstance(phase, Phase) and phase.main and phase.loss == self.loss
-            yield self._mixed(phase, experience) if by_loss else phase
+            if isinstance(phase, Phase) and phase.main and phase.loss == self.loss:
+                phase = self._mixed(phase, experience)
+            yield phase
 
     def _mixed(self, phase: Phase, experience: Experience) -> Phase:
         """The host's phase, with shares that learn beside it where there is balanced data for them."""
