@@ -183,7 +183,6 @@ class Run:
         self._clock = Clock(max((content["seconds"] for content in found.values()), default=0.0))
         learner = self.learners.rebuilt(index, self.checkpoints.state(index - 1) if index else None)
         taken = self.learners.meet(learner, index)
-        learner.desk.augment = self.stream.augment_of(index)
         experience = drawn(self.stream.training_half()[index], taken, generator(self.seed, "incoming", index))
         flops = Flops()  # of all but the phases
         with self.runtime.autocast(), flops.counting(), all_evaluating(learner):

@@ -62,12 +62,12 @@ class Trials:
             self.learner.load_full_state(*start)
             cost, validation = self._trial(trial, costs)
             costs = [*costs, cost, validation]
-            if best is None or cost.trial["error"] < min(self._errors(costs[:-2])):
+            if best is None or self._rank(cost) < min(self._rank(one) for one in costs[:-2] if self._own(one)):
                 best = copied(self.learner.full_state())
             self._keep(best, costs, trial + 1)
         assert best is not None
-        chosen = min((cost for cost in costs if self._own(cost)), key=lambda cost: cost.trial["error"])
-        if all("diverged" in cost.trial for cost in costs if self._own(cost)):
+        chosen = min((cost for cost in costs if self._own(cost)), key=self._rank)
+        if "diverged" in chosen.trial:
             raise Diverged(
                 f"the loss of every trial of experience {training.index} became infinite; lower strategy.search.lr"
             )
@@ -121,8 +121,9 @@ class Trials:
     def _own(self, cost: Cost) -> bool:
         return cost.trial.get("phase") == self.number
 
-    def _errors(self, costs: Sequence[Cost]) -> list[float]:
-        return [cost.trial["error"] for cost in costs if self._own(cost)]
+    def _rank(self, cost: Cost) -> tuple[bool, float]:
+        """Less is better; a trial that diverged is behind all others, also those that are always wrong."""
+        return "diverged" in cost.trial, cost.trial["error"]
 
     def _settings(self, cost: Cost) -> dict[str, float]:
         return {name: cost.trial[name] for name in self.search.space}

@@ -49,7 +49,8 @@ class Budget:
         training_bytes: Cap on what a step of training holds in all: what is carried, what else is held in training,
             gradients, optimizer state and activations (``peak_training_bytes`` of the record).
         flops: Operations that may be spent on an experience before its state is carried: training, every trial of a
-            search, validation, and what hooks compute before it. Training stops there, overspending by a step at most.
+            search, validation, and what hooks compute before it. Training stops there, overspending by a step at most,
+            and the judging of the trial that it was in; what hooks compute is not stopped, and leaves less to train.
         updates: Optimizer steps of an experience, those of all trials together.
         final_bytes: Fixed bytes at the end of the stream, known from the dry run; for ``reserve: final``.
         experience: Which boundary is next; set by the engine, as are the next two.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from cil.contract import Phase, Settings
-from cil.data import Batch, Samples
+from cil.contract import Settings
+from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory, TaskNet
 from cil.strategies.parts.past import Past
@@ -24,8 +23,7 @@ class Cumulative(TaskLearner):
     """From the previous weights, each step a batch of a task seen, chosen at random, and the loss of its head.
 
     It keeps all past data and is charged for them; a budget only reports on it, and tables keep it out of rankings. An
-    event has as many steps as with other learners, however many tasks there are. Images are not mirrored, as tasks that
-    forbid it may be among them.
+    event has as many steps as with other learners, however many tasks there are.
 
     Args:
         search: See ``cil.strategies.parts.tasks.TaskRecipe``. Trials are judged on the new task.
@@ -62,9 +60,6 @@ class Cumulative(TaskLearner):
     def prepare(self, experience: Experience) -> None:
         sizes = {task: len(self.past.memory(task)) for task in self.past.tasks} | {self.task: len(experience.train)}
         self.weights = {task: size**self.power for task, size in sizes.items() if size}
-
-    def phase(self, data: Samples, settings: Settings) -> Phase:
-        return replace(super().phase(data, settings), augment=replace(self.desk.augment, flip=False))
 
     def tuned(self) -> list[nn.Parameter]:
         return list(self.net.parameters())

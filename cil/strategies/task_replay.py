@@ -27,8 +27,7 @@ class TaskReplay(TaskLearner):
         examples: m, images kept of each task: floor(m / C) a class, of several labels a random m. The budget caps it.
 
     Source:
-        Specification of task streams, section 8, Replay(m). Images of earlier tasks are not mirrored. ``replay`` is its
-        like on class-incremental streams.
+        Specification of task streams, section 8, Replay(m). ``replay`` is its like on class-incremental streams.
     """
 
     net: TaskNet

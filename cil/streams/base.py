@@ -24,12 +24,14 @@ class TaskKey:
         first: Its first slot.
         classes: How many slots it has, one after the other; those are the columns of ``predict(images, task)``.
         multilabel: Whether several labels may hold at once.
+        mirrored: Whether a mirror image keeps its label.
     """
 
     dataset: str
     first: int
     classes: int
     multilabel: bool = False
+    mirrored: bool = True
 
     @property
     def name(self) -> str:

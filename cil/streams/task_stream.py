@@ -60,7 +60,6 @@ class TaskStream(Stream):
         events: One for each experience.
         tests: The samples of each split that is evaluated, for each experience; the first split is the headline.
         reevaluate: ``none``: after each event its own task is evaluated; ``all_seen``: those of all events so far.
-        flips: For each experience, whether a mirror image keeps its label.
         facts: What else the record says of the stream.
         given: As of ``Stream``.
     """
@@ -71,7 +70,6 @@ class TaskStream(Stream):
         events: Sequence[Event],
         tests: Sequence[Mapping[str, Opener]],
         reevaluate: str = "none",
-        flips: Sequence[bool] | None = None,
         facts: Mapping[str, Any] | None = None,
         **given: Any,
     ) -> None:
@@ -82,7 +80,6 @@ class TaskStream(Stream):
         self.reevaluate = reevaluate
         self.splits = tuple(tests[0])
         self._tests = tuple(tests)
-        self._flips = tuple(flips or [True] * len(self.events))
         self._facts = dict(facts or {})
 
     def test(self, index: int, split: str | None = None) -> Samples:
@@ -96,7 +93,7 @@ class TaskStream(Stream):
         return half
 
     def augment_of(self, index: int) -> Augment:
-        return replace(self.augment, flip=self.augment.flip and self._flips[index])
+        return replace(self.augment, flip=self.augment.flip and self.events[index].task.mirrored)
 
     def description(self) -> dict[str, Any]:
         tasks = [event.description() for event in self.events]
@@ -145,7 +142,8 @@ def task_stream(
         train_per_class, test_per_class: Most images of a class in train, and in what is evaluated; of a multilabel
             task so many for each label in all.
         augment: Training augmentation, or its arguments; None: zero-padded crops by a sixteenth of the size, and
-            mirror images where the task allows them (they do nowhere else). NEVIS'22 has ``resized_crop`` and ``flip``.
+            mirror images where the task allows them, with ``offset`` where all do. NEVIS'22 has ``resized_crop`` and
+            ``flip``.
         mean, std: Of each channel, for images in [0, 1]; None: 0.5, which gives [-1, 1], as in NEVIS'22.
         root: Data root; see ``cil.data.data_root``.
 
@@ -203,6 +201,8 @@ def task_stream(
             )
         )  # fmt: skip
     if heads == "offset":
+        flip = given["augment"].flip and all(key.mirrored for key in keys)  # classes of all tasks share batches
+        given["augment"] = replace(given["augment"], flip=flip)
         return Stream(**given, signatures=signatures, parts=parts)
     return TaskStream(
         **given,
@@ -211,7 +211,6 @@ def task_stream(
         events=events,
         tests=tests,
         reevaluate=reevaluate,
-        flips=[bool(task.preprocess.get("hflip", True)) for task in tasks],
         facts={"manifest": _manifest_hash(selected), "shuffle": shuffle or selected.stream.shuffle},
     )
 
@@ -250,7 +249,8 @@ def _keys(tasks: Sequence[Task]) -> tuple[list[TaskKey], list[int]]:
     keys, seen, start = [], [], 0
     for task in tasks:
         if task.dataset not in found:
-            found[task.dataset] = TaskKey(task.dataset, start, task.num_classes, task.multilabel)
+            mirrored = bool(task.preprocess.get("hflip", True))
+            found[task.dataset] = TaskKey(task.dataset, start, task.num_classes, task.multilabel, mirrored)
             start += task.num_classes
         keys.append(found[task.dataset])
         seen.append(start)

@@ -91,11 +91,11 @@ def toy_tasks(
         each: Training images of a class.
         order: Of the data sets a, b and c.
     """
-    sizes = {"a": (2, False), "b": (3, True), "c": (3, False)}
+    known = {"a": (2, False, True), "b": (3, True, False), "c": (3, False, True)}
     start, keys = 0, {}
     for name in dict.fromkeys(order):
-        keys[name] = TaskKey(name, start, *sizes[name])
-        start += sizes[name][0]
+        keys[name] = TaskKey(name, start, *known[name])
+        start += known[name][0]
     signatures, parts, events, tests = [], [], [], []
     for index, name in enumerate(order):
         key = keys[name]
@@ -117,7 +117,6 @@ def toy_tasks(
         name="toy_tasks", classes=[str(slot) for slot in range(start)], order=list(range(start)),
         signatures=signatures, parts=parts, fingerprint=made,
         augment=Augment(flip=True), mean=[0.5] * 3, std=[0.5] * 3, events=events, tests=tests, reevaluate=reevaluate,
-        flips=[name != "b" for name in order],
     )  # fmt: skip
 
 

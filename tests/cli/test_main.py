@@ -83,7 +83,7 @@ def test_every_model_file_names_a_model_that_there_is():
     ("line", "expected"),
     [
         ("cil co", "compare"),
-        ("cil run strategy=i", "strategy=icarl"),
+        ("cil run strategy=ic", "strategy=icarl"),
         ("cil compare trainer.ep", "trainer.epochs="),
         ("cil run optimizer=", "optimizer=adam optimizer=adamw optimizer=sgd"),
     ],

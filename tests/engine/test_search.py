@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from toys import Interrupt, Learner, factory, plain, small_run, small_stream
 from cil.contract import Choice, Phase, Range, Search
 from cil.data import Batch
 from cil.engine.checkpoint import Checkpoints
+from cil.engine.run import Run
 from cil.errors import ConfigError, TrainingError
 from cil.memory import Budget
 from cil.testing.checks import demand_same
@@ -140,6 +142,19 @@ def test_where_every_trial_diverges_the_run_stops(tmp_path):
         run_of(tmp_path, Hopeless).execute()
 
 
+def test_a_trial_that_is_always_wrong_is_still_better_than_one_that_diverged(tmp_path, monkeypatch):
+    class Wild(Searching):
+        def _phase(self, data, settings) -> Phase:
+            phase = super()._phase(data, settings)
+            return replace(phase, loss=lambda batch: self.loss(batch) * math.nan) if len(self.seen) == 1 else phase
+
+    monkeypatch.setattr(Run, "_error", lambda *given: 100.0)
+    run = run_of(tmp_path, Wild)
+    assert run.execute().status == "finished"
+    assert [trial.get("chosen", False) for trial in trials_of(run)] == [False, True, False]
+    assert all(bool(t.isfinite().all()) for t in run.checkpoints.state(0).tensors.values())
+
+
 def test_without_held_out_data_a_search_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"3 trials and no held-out data.*stream.validation"):
         run_of(tmp_path, stream=small_stream(2), kind=type("Bare", (Searching,), {"phases": _bare})).execute()
@@ -234,6 +249,22 @@ def test_trials_share_the_budget_of_an_experience(tmp_path):
     record = run.execute()
     assert [trial["steps"] for trial in trials_of(run)] == [2, 1]  # the third was not begun
     assert record.results["compute"][0] == {"updates": {"available": 3, "spent": 3}}
+
+
+def test_operations_stop_a_search_inside_a_trial(tmp_path):
+    """The first trial and its judging leave one operation, so the second has one step of four images and is judged."""
+    whole, judged = 8 * STEP, 8 * FORWARD
+    run = run_of(tmp_path, budget=Budget(flops=whole + judged + 1))
+    record = run.execute()
+    assert [trial["steps"] for trial in trials_of(run)] == [2, 1]
+    spent = record.results["compute"][0]["flops"]
+    assert spent == {"available": whole + judged + 1, "spent": whole + judged + 4 * STEP + judged}
+    given = {"budget": Budget(flops=whole + judged + 1)}
+    for line in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            run_of(tmp_path / str(line), loggers=[Interrupt(line)], **given).execute()
+        again = run_of(tmp_path / str(line), **given)
+        demand_same("straight and interrupted under a budget", run, record, again, again.execute())
 
 
 def test_a_refit_is_made_only_where_there_is_room_for_it(tmp_path):

@@ -217,6 +217,18 @@ def test_replay_adds_the_loss_of_an_earlier_task_and_has_none_at_first(made):
     )
 
 
+def test_old_images_are_mirrored_where_their_task_allows_it_whatever_the_new_one_does(made):
+    run, _ = made("cumulative")
+    held = learner(run, 2)
+    for index, mirrored in ((0, True), (1, False)):
+        task = run.stream.signatures[index].task
+        batch, known = held.past.batch(task, 24), run.stream[index].train.images
+        as_it_was = torch.stack([(known == image).flatten(1).all(1).any() for image in batch.images])
+        turned = torch.stack([(known == image.flip(2)).flatten(1).all(1).any() for image in batch.images])
+        assert bool((as_it_was | turned).all()) and task.mirrored == mirrored
+        assert (0 < int(turned.sum()) < 24) if mirrored else bool(as_it_was.all())
+
+
 # EWC ----------------------------------------------------------------------------------------------------------------
 
 
@@ -344,6 +356,12 @@ def test_heads_are_by_task_and_networks_too():
         ({"steps": 0}, "strategy.search.steps of previous is 0"),
         ({"lr": [0, 0.1]}, r"strategy.search.lr of previous is \[0, 0.1\]"),
         ({"lr": [0.1]}, r"strategy.search.lr of previous is \[0.1\]"),
+        ({"lr": 0.1}, r"strategy.search.lr of previous is 0.1; it must be a range"),
+        ({"trials": 1.5}, "strategy.search.trials of previous is 1.5; it must be a whole number from 0"),
+        ({"steps": None}, "strategy.search.steps of previous is None; it must be a whole number from 1"),
+        ({"batch_size": 0}, "strategy.search.batch_size of previous is 0"),
+        ({"refit": "yes"}, "strategy.search.refit of previous is 'yes'; allowed: false, true"),
+        (None, "strategy.search of previous is None; give its keys"),
         ({"smoothing": [0.2, 0.1]}, r"strategy.search.smoothing of previous is \[0.2, 0.1\]"),
     ],
 )

@@ -92,6 +92,9 @@ def test_mirror_images_are_made_where_a_task_allows_them(manifest, root):
     stream = task_stream(manifest, root=root)
     assert [stream.augment_of(index).flip for index in range(4)] == [True, False, False, True]
     assert not any(task_stream(manifest, root=root, augment={}).augment_of(index).flip for index in range(4))
+    together = task_stream(manifest, root=root, heads="offset", kinds=["multiclass"])
+    assert not any(together.augment_of(index).flip for index in range(3))
+    assert task_stream(manifest, root=root, heads="offset", ids=["first"]).augment.flip
 
 
 def test_the_fingerprint_sees_order_heads_and_pixels(manifest, root, tmp_path):

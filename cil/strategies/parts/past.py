@@ -78,13 +78,15 @@ class Past:
         self.memory(task).rebuild(train, quota, _unseen, self.learner.generator(f"remember:{task.name}"))
 
     def batch(self, task: TaskKey, size: int) -> Batch | None:
-        """Images of a task, drawn for this step and not mirrored; None where none are held."""
+        """Images of a task, drawn for this step and mirrored where it allows that; None where none are held."""
         held = self.memory(task).samples()
         if not len(held):
             return None
         if "targets" in held.extras:
             held = Samples(held.parts[0][0], held.slots, targets=held.extras["targets"].float())
-        return draw(self.learner, held, size, f"past:{task.name}", replace(self.learner.desk.augment, flip=False))
+        augment = self.learner.desk.augment
+        augment = replace(augment, flip=augment.flip and task.mirrored)
+        return draw(self.learner, held, size, f"past:{task.name}", augment)
 
     def draw_task(self, weights: Mapping[TaskKey, float], purpose: str = "task") -> TaskKey | None:
         """One of the tasks, by weight, drawn for this step; None where all weights are 0."""

@@ -16,7 +16,7 @@ from cil.errors import ConfigError, nearest
 from cil.memory import Budget
 from cil.models import NetFactory
 from cil.strategies.base import Strategy
-from cil.strategies.ranges import at_least
+from cil.strategies.ranges import one_of
 from cil.streams import Experience, Signature, TaskKey
 
 SEARCH: Mapping[str, Any] = {
@@ -65,16 +65,24 @@ class TaskRecipe:
             ConfigError: for unknown keys and values out of range.
         """
         known = [field.name for field in fields(cls)]
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"strategy.search of {strategy} is {given!r}; give its keys: {', '.join(known)}")
         for name in given:
             if name not in known:
                 raise ConfigError(f"strategy.search.{name} of {strategy} is not known; {nearest(name, known)}")
         made = cls(**{**SEARCH, **given})
-        at_least(0, strategy, **{"search.trials": made.trials})
-        at_least(1, strategy, **{"search.steps": made.steps, "search.batch_size": made.batch_size})
+        for key, least in (("trials", 0), ("steps", 1), ("batch_size", 1)):
+            value = getattr(made, key)
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            if not whole and not (key == "batch_size" and value is None):
+                said = f"a whole number from {least}"
+                raise ConfigError(f"strategy.search.{key} of {strategy} is {value!r}; it must be {said}")
+        one_of((False, True), strategy, **{"search.refit": made.refit})
         for key, low, high in (("lr", 0.0, float("inf")), ("smoothing", -1e-12, 1.0)):
-            pair = list(getattr(made, key))
-            fits = all(isinstance(value, int | float) and low < value < high for value in pair)
-            if len(pair) != 2 or not fits or pair[0] > pair[1]:
+            pair = getattr(made, key)
+            listed = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
+            fits = listed and all(isinstance(value, int | float) and low < value < high for value in pair)
+            if not fits or pair[0] > pair[1]:
                 raise ConfigError(
                     f"strategy.search.{key} of {strategy} is {pair}; it must be a range [low, high]"
                     f"{', both above 0' if key == 'lr' else ' in [0, 1)'}"
