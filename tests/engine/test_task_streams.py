@@ -111,9 +111,6 @@ def test_an_event_says_what_a_timeline_and_a_front_need(done):
     }  # fmt: skip
     assert (event["event"], event["task"], event["year"], event["kind"]) == ("b-1", "b", 2001, "multilabel")
     assert [e["repeat"] for e in done[1].results["events"]] == [False, False, False, True]
-    assert (
-        done[1].identity["stream"]["task_known_at_test"] is True if "task_known_at_test" in str(done[1].identity) else 1
-    )
 
 
 def test_operations_by_part_add_up(done):
@@ -202,14 +199,21 @@ def test_training_memory_is_told_before_the_first_step(tmp_path):
         assert 0 < told["total"] < 10**9
 
 
-def test_a_pass_of_resnet_34_at_64_pixels_costs_what_is_published():
-    """NEVIS'22: 3x3 stem, stride 1, no pool; 4.64 GMAC an image (specification, section 7), two operations each."""
+def test_a_pass_of_resnet_34_at_64_pixels_costs_what_arithmetic_says():
+    """NEVIS'22's network: 3x3 stem, stride 1, no pool, stages of 3, 4, 6 and 3 blocks; two operations a multiply-add.
+
+    The paper gives no number; the specification, section 7, derives about 4.64 billion multiply-adds an image.
+    """
+    macs = 64**2 * 3 * 64 * 9 + 512 * 10  # stem and head
+    for blocks, width, side, before in ((3, 64, 64, 64), (4, 128, 32, 64), (6, 256, 16, 128), (3, 512, 8, 256)):
+        shortcut = side**2 * before * width if before != width else 0
+        macs += side**2 * 9 * width * (before + (2 * blocks - 1) * width) + shortcut
     net = NetFactory(lambda: build_backbone("resnet34", 3, (64, 64), stem="3x3"), meta=True)()
     net.grow(10)
     flops = Flops()
     with torch.no_grad(), flops.counting():
         net(torch.empty(1, 3, 64, 64, device="meta"))
-    assert flops.count / 2e9 == pytest.approx(4.64, abs=0.01)
+    assert flops.count == 2 * macs and macs / 1e9 == pytest.approx(4.64, abs=0.01)
 
 
 def test_operations_of_two_layers_by_hand():

@@ -62,7 +62,11 @@ def same(a, b, prefix_a="net.", prefix_b="net."):
 
 
 def test_independent_ignores_what_came_before(made):
-    """Two orders of earlier tasks; the third, at the same place, is learned to the same bits."""
+    """Two orders of earlier tasks; the third, at the same place, is learned to the same bits.
+
+    At another place it has other draws: keys are of the place in the stream, not of the task, so errors of a whole
+    permutation are equal in distribution alone.
+    """
     one, first = made("independent", "abc")
     two, second = made("independent", "bac")
     name = one.stream.signatures[2].task.name
