@@ -13,13 +13,14 @@ from cil.contract import Search
 from cil.engine.cost import Cost
 from cil.engine.keys import generator
 from cil.engine.learners import all_evaluating
-from cil.errors import ConfigError, Diverged
+from cil.errors import ConfigError, ContractError, Diverged
 from cil.memory import Flops
 from cil.strategies import Strategy
 
 if TYPE_CHECKING:
     from cil.engine.phases import Training
 
+TOLD = ("phase", "trial", "error", "steps", "flops", "diverged", "chosen")  # of a trial in the record
 Held = tuple[dict[str, Tensor], dict[str, Any]]  # what ``Holder.full_state`` gives
 
 
@@ -46,6 +47,7 @@ class Trials:
 
         Raises:
             ConfigError: where there are trials and nothing to judge them by.
+            ContractError: where what is searched over has the name of what is told of a trial.
             Diverged: where no trial's loss stayed finite.
         """
         search, training = self.search, self.training
@@ -54,6 +56,11 @@ class Trials:
                 f"phase '{search.name}' of experience {training.index} has {search.trials} trials and no held-out data "
                 f"to judge them by; set stream.validation (or a dev split), or strategy.search.trials=0"
             )
+        for name in search.space:
+            if name in TOLD:
+                raise ContractError(
+                    f"phase '{search.name}' searches over '{name}', a name that the record needs; rename it"
+                )
         start = copied(self.learner.full_state())
         costs, best, first = self._resumed(costs)
         for trial in range(first, search.trials):

@@ -17,7 +17,7 @@ from cil.contract import Choice, Phase, Range, Search
 from cil.data import Batch
 from cil.engine.checkpoint import Checkpoints
 from cil.engine.run import Run
-from cil.errors import ConfigError, TrainingError
+from cil.errors import ConfigError, ContractError, TrainingError
 from cil.memory import Budget
 from cil.testing.checks import demand_same
 
@@ -153,6 +153,16 @@ def test_a_trial_that_is_always_wrong_is_still_better_than_one_that_diverged(tmp
     assert run.execute().status == "finished"
     assert [trial.get("chosen", False) for trial in trials_of(run)] == [False, True, False]
     assert all(bool(t.isfinite().all()) for t in run.checkpoints.state(0).tensors.values())
+
+
+def test_what_is_searched_over_has_a_name_of_its_own(tmp_path):
+    class Stepping(Searching):
+        def phases(self, experience) -> Iterator[Phase | Search]:
+            (search,) = super().phases(experience)
+            yield replace(search, space={"steps": Choice([1, 2])})
+
+    with pytest.raises(ContractError, match="searches over 'steps', a name that the record needs"):
+        run_of(tmp_path, Stepping).execute()
 
 
 def test_without_held_out_data_a_search_is_refused(tmp_path):
