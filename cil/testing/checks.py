@@ -363,7 +363,7 @@ def _learners(run: Run) -> Iterator[tuple[int, Strategy]]:
 
 
 def answers(run: Run, learner: Strategy, images: Tensor) -> Tensor:
-    """Scores of all classes seen, (N, num_classes); where the stream tells the task, the answers for all, side by side."""
+    """Scores of all classes seen, (N, num_classes); where the stream tells the task, the answers for each in a row."""
     told = dict.fromkeys(s.task for s in run.stream.signatures if s.num_classes <= learner.num_classes)
     return torch.cat([run.learners.scores(learner, images, task) for task in told], dim=1)
 
