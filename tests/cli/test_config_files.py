@@ -20,6 +20,7 @@ DATA_ELSEWHERE = (
     "stream=split_digits",
     "model=smallconv",
     "stream.classes=null",
+    "stream.base=0",
     "stream.increment=5",
 )  # instead of data that must be downloaded
 
