@@ -51,7 +51,7 @@ def test_slots_are_given_in_order_of_arrival_and_a_repeat_has_those_that_it_had(
     assert [event.id for event in stream.events] == ["first", "labels", "late", "again"]
     keys = [signature.task for signature in stream.signatures]
     assert keys[0] == keys[3] == TaskKey("two", 0, 2)
-    assert keys[1:3] == [TaskKey("several", 2, 3, True), TaskKey("three", 5, 3)]
+    assert keys[1:3] == [TaskKey("several", 2, 3, True, False), TaskKey("three", 5, 3, mirrored=False)]
     assert [s.new_slots for s in stream.signatures] == [(0, 1), (2, 3, 4), (5, 6, 7), ()]
     assert [s.num_classes for s in stream.signatures] == [2, 5, 8, 8]
     assert stream[2].train.counts() == {5: 11, 6: 11, 7: 11}  # 56 % of 20
