@@ -290,11 +290,14 @@ _COMPUTE = (
 
 def source_digest(kind: Any) -> str:
     """Digest of the source of the strategy and of what computes here: after an edit the same command is another run."""
-    files = {path for room in _COMPUTE for path in (Path(__file__).parent / room).rglob("*.py")}
+    package = Path(__file__).resolve().parent
+    files = {f"{path.relative_to(package)}": path for room in _COMPUTE for path in (package / room).rglob("*.py")}
     for base in inspect.getmro(kind) if isinstance(kind, type) else (kind,):
         with suppress(OSError, TypeError):  # typed into a session, or built in
-            files.add(Path(inspect.getfile(base)).resolve())
+            path = Path(inspect.getfile(base)).resolve()
+            if not path.is_relative_to(package):
+                files[f"{base.__module__}:{path.name}"] = path
     digest = hashlib.sha256()
-    for path in sorted(files, key=lambda path: (path.name, path.parent.name)):
-        digest.update(path.read_bytes())
+    for name in sorted(files):  # names that are all different: an order by names alike would be that of a set
+        digest.update(f"{name}\0".encode() + files[name].read_bytes())
     return digest.hexdigest()[:12]

@@ -89,8 +89,6 @@ def run_cells(cells: Sequence[Cell], jobs: int, out: Path, plan: Plan | None = N
             run = plan(cell, jobs, out)
         except CilError as error:
             raise type(error)(f"{cell.label}: {error}" if len(cells) > 1 else str(error)) from error
-        finally:
-            torch.set_num_threads(1)
         runs.setdefault(Path(run.run_dir), (cell, run))
     tell_notes(run for _, run in runs.values())
     fork = sys.platform == "linux" and all(run.runtime.device == "cpu" for _, run in runs.values())

@@ -192,10 +192,7 @@ def _child(task: Task, pipe: Connection) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: no child outlives its parent
     try:
-        import torch
-
         run = task.make()
-        torch.set_num_threads(run.runtime.threads or 1)
         run.loggers = [run.loggers, Messenger(pipe)]
         run.progress = False
         run.execute()

@@ -55,15 +55,18 @@ class Runtime:
             raise ConfigError("trainer.precision is 'fp16', which needs a GPU; on device=cpu set bf16 or fp32")
         if self.precision == "auto":
             self.precision = "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-        if self.threads is not None:
-            if self.threads < 1:
-                raise ConfigError(f"trainer.threads is {self.threads}; it must be 1 or more")
-            torch.set_num_threads(self.threads)
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"trainer.threads is {self.threads}; it must be 1 or more")
         keep_freed_blocks()
         if kind == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.benchmark = False
+
+    def begin(self) -> None:
+        """Take the threads. Not before a run begins: a process that plans runs and then forks may have started none."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
 
     @property
     def torch_device(self) -> torch.device:

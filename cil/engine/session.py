@@ -57,6 +57,7 @@ def recorded(
     record = Record.open(run_dir, identity)
     try:
         if record.status != "finished":
+            runtime.begin()
             work(record)
     finally:
         record.close()

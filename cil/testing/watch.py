@@ -38,16 +38,13 @@ HOOKS = (
 )
 _FORBIDDEN = ("gc.get_objects", "gc.get_referrers", "socket.connect", "subprocess.Popen", "os.system", "mmap.__new__")
 _CODE = (".py", ".pyc", ".so", ".dll", ".pth")
+_LIBRARIES = (sys.prefix, sys.base_prefix, str(Path(os.__file__).parent), *sys.path[1:])
 _SYSTEM = tuple(
     f"{place}{os.sep}"  # with its end: /tmp/ci is not where /tmp/cil-... lies
-    for place in {
-        *(
-            str(Path(place).resolve())
-            for place in (sys.prefix, sys.base_prefix, Path(os.__file__).parent, *sys.path[1:])
-            if place
-        ),
+    for place in (
+        *(Path(place).resolve() for place in _LIBRARIES if place),
         *("/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/lib64", "/opt"),
-    }
+    )
 )
 
 _UNHEARD: tuple[tuple[Any, str], ...] = (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -196,3 +199,14 @@ def test_a_record_cannot_name_something_to_call(tmp_path):
 def test_a_hyperparameter_that_a_strategy_does_not_have_is_one_line_in_python_too(stream):
     with pytest.raises(ConfigError, match=r"^unknown key strategy\.temprature; ICaRL has none; did you mean 'temp"):
         plan(partial(ICaRL, temprature=1.0), stream, "smallconv")
+
+
+def test_the_digest_of_the_code_is_the_same_in_every_process():
+    ask = "from cil.api import source_digest; from cil.strategies import find; print(source_digest(find('icarl')))"
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", ask], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(told) == 1

@@ -60,13 +60,14 @@ def test_auto_precision_is_bf16_where_the_gpu_has_it(monkeypatch):
         assert Runtime("cuda", "auto").precision == expected
 
 
-def test_threads_are_set_where_they_are_given():
+def test_threads_are_taken_when_a_run_begins_where_they_are_given():
     before = torch.get_num_threads()
     try:
-        Runtime("cpu", threads=2)
-        assert torch.get_num_threads() == 2
-        Runtime("cpu")
-        assert torch.get_num_threads() == 2
+        runtime = Runtime("cpu", threads=before + 1)
+        assert torch.get_num_threads() == before  # what plans and then forks has started none
+        runtime.begin()
+        Runtime("cpu").begin()
+        assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
 
