@@ -133,7 +133,6 @@ def _subject(cells: list[Cell]) -> Subject:
         for value in each.values:
             _checked(job, each, value)
     planned(cells[0], 1, Path())
-    torch.set_num_threads(1)
     return Subject(cells, job, protocol, ranges, *tuning_streams(job, protocol))
 
 
