@@ -32,7 +32,7 @@ def build_adaptation(job: Job, *, jobs: int = 1, root: str | Path = "runs", **ch
     from cil.adaptation import plan_adaptation
     from cil.cli.build import build_stream, recipe_of
     from cil.cli.environment import threads_of
-    from cil.engine.training import AdapterSteps, admission
+    from cil.engine.adapter_steps import AdapterSteps, admission
     from cil.memory import Budget
 
     config, trainer = job.config, job.config["trainer"]

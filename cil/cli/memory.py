@@ -14,7 +14,8 @@ from cil.errors import ConfigError
 if TYPE_CHECKING:
     from cil.cli.compose import Job
     from cil.cli.grid import Cell
-    from cil.engine.training import AdapterSteps, StrategySteps
+    from cil.engine.adapter_steps import AdapterSteps
+    from cil.engine.strategy_steps import StrategySteps
     from cil.memory.training import Published, TrainingMemory
     from cil.streams import Stream
 
@@ -120,8 +121,8 @@ def adapter_steps(job: Job) -> AdapterSteps:
     from cil.adapt import Source
     from cil.api import networks
     from cil.cli.build import build, recipe_of
+    from cil.engine.adapter_steps import AdapterSteps
     from cil.engine.runtime import Runtime
-    from cil.engine.training import AdapterSteps
     from cil.targets import PARTIAL, check_arguments, made
 
     config = job.config

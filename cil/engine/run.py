@@ -36,8 +36,8 @@ from cil.engine.session import (
     loggers_within,
     recorded,
 )
+from cil.engine.strategy_steps import StrategySteps
 from cil.engine.tasks import check_told, evaluate_tasks, scored
-from cil.engine.training import StrategySteps
 from cil.memory import Budget, Entry, Flops, Ledger
 from cil.strategies import Strategy
 from cil.streams import Experience, Stream, TaskKey

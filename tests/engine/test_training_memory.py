@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from cil.adapt import Adapter, Source
 from cil.adapt.tent import Tent
 from cil.data import Samples
+from cil.engine.adapter_steps import AdapterSteps, admission
 from cil.engine.onmeta import OnMeta
 from cil.engine.recipe import Recipe
-from cil.engine.training import AdapterSteps, admission, fill, made_up
+from cil.engine.strategy_steps import fill
+from cil.engine.trial_step import made_up
 from cil.errors import BudgetExceeded, ConfigError
 from cil.memory import Budget, ExemplarMemory, FeatureMemory, SavedBytes
 from cil.strategies.finetune import Finetune

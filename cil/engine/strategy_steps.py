@@ -1,0 +1,184 @@
+"""What a step of a strategy will hold in training, experience by experience, told before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+
+from cil.contract import Desk, Phase, Search
+from cil.data import Augment, Samples
+from cil.engine.dryrun import Bill, MakeLearner, held_in
+from cil.engine.incoming import met
+from cil.engine.keys import generator
+from cil.engine.learners import MakeFactory, all_evaluating
+from cil.engine.recipe import Recipe
+from cil.engine.trial_step import Measured, made_up, modules_of, on_first, phase_step, told
+from cil.memory import Budget, ExemplarMemory, FeatureMemory, selection
+from cil.memory.exemplars import label_dtype
+from cil.memory.features import DTYPES
+from cil.memory.training import (
+    TrainingMemory,
+    Watch,
+    by_kind,
+    parts_of,
+)
+from cil.strategies import Strategy
+from cil.streams import Experience, Signature
+
+ENOUGH = 4  # batches of noise on the CPU, where an experience has more images
+
+
+@dataclass
+class StrategySteps:
+    """The steps of a strategy on a stream, measured before anything is trained.
+
+    Args:
+        make_learner, make_factory, recipe, augment, precision, seed: As of a run.
+        signatures: Of the stream; nothing else of it is looked at.
+        budget: Not changed.
+        bills: What is carried after each experience.
+        name: Of the strategy, for messages.
+    """
+
+    make_learner: MakeLearner
+    make_factory: MakeFactory
+    signatures: Sequence[Signature]
+    budget: Budget
+    bills: Sequence[Bill]
+    recipe: Recipe
+    name: str
+    augment: Augment = field(default_factory=Augment)
+    precision: str = "fp32"
+    seed: int = 0
+
+    def largest(self, batch_size: int | None = None) -> TrainingMemory:
+        """The largest step of the first, the second and the last experience.
+
+        A method grows towards the last one, or trains at the first alone, or rehearses most of a class in the second.
+        """
+        last = len(self.signatures) - 1
+        indices = sorted({0, min(1, last), last}, reverse=True)
+        return max((self.at(index, batch_size) for index in indices), key=lambda memory: memory.total)
+
+    def at(self, index: int, batch_size: int | None = None) -> TrainingMemory:
+        """The largest step of experience ``index``.
+
+        Args:
+            index: From 0.
+            batch_size: In place of the recipe's, in all phases.
+
+        Raises:
+            CilError: where the strategy refuses its configuration.
+            ConfigError: where it cannot be stepped on images of noise either.
+        """
+        return on_first(f"{self.name}, experience {index + 1}", self.precision, partial(self._at, index, batch_size))
+
+    def _at(self, index: int, batch_size: int | None, device: torch.device, refused: str) -> TrainingMemory:
+        learner, experience = self._met(index, device)
+        found: list[Measured] = []
+        phases = learner.phases(experience)
+        while True:
+            with all_evaluating(learner):
+                phase = next(phases, None)
+            if phase is None:
+                return self._told(learner, index, found, device, refused)
+            learner.to(device)
+            phase = phase.trial(phase.middle) if isinstance(phase, Search) else phase
+            step = self._step_of(learner, phase, index, batch_size)
+            if step is not None:
+                found.append(step)
+
+    def _met(self, index: int, device: torch.device) -> tuple[Strategy, Experience]:
+        """A learner that has come to the phases of an experience, as in a run but for the values."""
+        own = replace(self.budget)
+        on_meta = device.type == "meta"
+        factory = self.make_factory(seed=self.seed, device=device, meta=on_meta)
+        learner = self.make_learner(factory, own)
+        learner.desk = Desk(device, partial(generator, self.seed, "strategy", index), augment=self.augment)
+        learner.to(device)
+        held: dict[int, int] = {}
+        for past in range(index):
+            signature = met(learner, self.signatures[past], own)
+            learner.grow(signature)
+            learner.to(device)
+            choice = {slot: held.get(slot, 0) + signature.counts.get(slot, 0) for slot in range(signature.num_classes)}
+            held = learner.exemplar_plan(own.exemplar_slots(learner), choice)
+        for name, memory in learner.memories().items():
+            fill(memory, held_in(learner, name, held), learner.image_shape)
+            if memory.select.needs != "nothing":
+                memory.select = selection("random")  # which exemplars a rule would choose changes no byte
+        if index:
+            with all_evaluating(learner):
+                learner.load_state(learner.state())  # what is computed anew at each boundary
+            learner.to(device)
+        signature = met(learner, self.signatures[index], own)
+        experience = self._experience(signature, noise=not on_meta)
+        with all_evaluating(learner):
+            learner.before_experience(experience)
+        learner.grow(signature)
+        learner.to(device)
+        with all_evaluating(learner):
+            learner.prepare(experience)
+        learner.to(device)
+        return learner, experience
+
+    def _experience(self, signature: Signature, noise: bool) -> Experience:
+        counts = dict(signature.counts)
+        if noise:  # methods look at all images; a few batches of them are as good
+            most = ENOUGH * self.recipe.batch_size * self.recipe.accumulate
+            share = min(1.0, most / max(1, sum(counts.values())))
+            counts = {slot: min(count, max(2, math.ceil(count * share))) for slot, count in counts.items()}
+        slots = torch.repeat_interleave(torch.tensor(sorted(counts)), torch.tensor([counts[s] for s in sorted(counts)]))
+        train, task = made_up(slots, signature.image_shape, noise), signature.task
+        if task is not None and task.multilabel:
+            train = Samples(train.parts[0][0], slots, targets=torch.zeros(len(slots), task.classes))
+        return Experience(replace(signature, counts=counts), train, None if task is None else train)
+
+    def _step_of(self, learner: Strategy, phase: Phase, index: int, batch_size: int | None) -> Measured | None:
+        recipe = self.recipe.of(phase, index)
+        if batch_size is not None:
+            recipe = replace(recipe, batch_size=batch_size)
+        return phase_step(learner, phase, recipe)
+
+    def _told(
+        self, learner: Strategy, index: int, found: list[Measured], device: torch.device, refused: str
+    ) -> TrainingMemory:
+        kinds = dict(self.bills[index].by_kind)
+        for entry in learner.training_entries():
+            kinds[entry.kind] = kinds.get(entry.kind, 0) + entry.bytes
+        where = f"experience {index + 1} of {len(self.signatures)}"
+        if not found:
+            parts = parts_of(Watch(modules_of(learner)), (), {})
+            return TrainingMemory(by_kind(kinds), parts, {}, 0, device.type, f"{where}, where nothing is trained")
+        largest = max(found, key=lambda measured: sum(measured.added.values()))
+        for kind, value in largest.added.items():
+            kinds[kind] = kinds.get(kind, 0) + value
+        where = f"{where}, phase {largest.name}"
+        return told(largest, kinds, device, where, refused)
+
+
+def fill(memory: ExemplarMemory, counts: Mapping[int, int], shape: tuple[int, int, int]) -> None:
+    """Let a memory hold so many exemplars of each slot; what they show is one byte in memory where sizes are fixed."""
+    slots = torch.tensor([slot for slot, count in sorted(counts.items()) for _ in range(count)], dtype=torch.int64)
+    if not len(slots):
+        return
+    count, tensors = len(slots), {"slots": slots.to(label_dtype(int(slots.max()) + 1))}
+    if memory.codec.fixed:
+        stored = memory.codec.stored_shape(shape)
+        tensors["images"] = torch.zeros((), dtype=torch.uint8).expand(count, *stored)
+    else:
+        data, sizes = memory.codec.encode(torch.zeros(1, *shape, dtype=torch.uint8))
+        tensors["images"], tensors["sizes"] = data.repeat(count), sizes.repeat(count)
+    if isinstance(memory, FeatureMemory):
+        tensors["features"] = torch.zeros(count, memory.dim, dtype=DTYPES[memory.bits])
+        tensors |= {name: torch.ones(count) for name in memory.extra_kinds if name != "features"}
+    else:
+        each = memory.extra_bytes // max(1, len(memory.extra_kinds))
+        for name, kind in memory.extra_kinds.items():
+            dtype = torch.uint8 if kind == "labels" else torch.float32
+            tensors[name] = torch.zeros(count, each // dtype.itemsize, dtype=dtype)
+    memory.load({name: tensors[name] for name in memory.tensor_names & tensors.keys()}, shape)
