@@ -2,8 +2,9 @@
 
 from cil.report.areas import Area, Areas, Under
 from cil.report.page import write_html
+from cil.report.rows import Note, Row
 from cil.report.runs import Outcome, find_runs
-from cil.report.tables import Note, Row, Section, Table, table
+from cil.report.tables import Section, Table, table
 from cil.report.verdicts import Score, Verdict, verdict
 
 __all__ = [

@@ -13,7 +13,8 @@ from cil.report.settings import MIB, config_text
 from cil.report.verdicts import Score
 
 if TYPE_CHECKING:
-    from cil.report.tables import Row, Section
+    from cil.report.rows import Row
+    from cil.report.tables import Section
 
 
 @dataclass(frozen=True)

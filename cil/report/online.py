@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from cil.report.labels import labels_of
 from cil.report.runs import Outcome, dig, is_adaptation
 from cil.report.settings import Arena, Group, arenas, grouped
 from cil.report.verdicts import Score, Verdict, verdict
@@ -71,15 +71,10 @@ class OnlineSection:
         return any(score.mean is not None for row in self.rows for score in row.clean)
 
 
-def online_sections(records: Iterable[Record], labels: Any) -> tuple[OnlineSection, ...]:
-    """Adaptation records by what may be compared.
-
-    Args:
-        records: Of adaptation runs.
-        labels: Groups to a label each.
-    """
+def online_sections(records: Iterable[Record]) -> tuple[OnlineSection, ...]:
+    """Adaptation records by what may be compared."""
     groups = grouped(records)
-    return tuple(_section(arena, labels(arena.groups)) for arena in arenas(groups))
+    return tuple(_section(arena, labels_of(arena.groups)) for arena in arenas(groups))
 
 
 def _section(arena: Arena, labels: Sequence[str]) -> OnlineSection:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from cil.report.formats import NOTHING, Grid, Line, kinds_of_bytes, whole
+from cil.report.grids import NOTHING, Grid, Line, kinds_of_bytes, whole
 from cil.report.online import OnlineRow, OnlineSection
 from cil.report.verdicts import Score
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from cil.errors import ConfigError
 from cil.report.areas import Areas
-from cil.report.formats import Grid, Line, areas_grids, areas_words, bill, flops, grid, remarks, seconds
+from cil.report.grids import Grid, Line, flops, seconds
 from cil.report.online import OnlineSection
 from cil.report.online_forms import online_bill, online_grid, online_plots, online_reading, online_remarks
 from cil.report.plots import Plot, areas_plots, colours, section_plots
 from cil.report.runs import Outcome, is_adaptation
+from cil.report.section_forms import areas_grids, areas_words, bill, grid, remarks
 from cil.report.tables import Section, Table, table
 from cil.report.task_forms import task_grid, task_plots, task_reading, task_remarks, task_tables
 from cil.report.tasks import TaskSection

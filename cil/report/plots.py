@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cil.report.areas import Areas
-from cil.report.formats import kinds_of
+from cil.report.section_forms import kinds_of
 from cil.report.settings import MIB
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from cil.report.tables import Row, Section
+    from cil.report.rows import Row
+    from cil.report.tables import Section
 
 # Okabe and Ito's colours without yellow, then darker ones: told apart by most readers with a colour deficiency
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6a3d9a", "#8c510a", "#35978f", "#7f7f7f")

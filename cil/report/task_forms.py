@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from cil import metrics
-from cil.report.formats import NOTHING, Grid, Line, flops, seconds, whole
+from cil.report.grids import NOTHING, Grid, Line, flops, seconds, whole
 from cil.report.tasks import TaskRow, TaskSection
 from cil.report.timeline import timeline_figure
 from cil.report.verdicts import Score

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cil import metrics
+from cil.report.labels import labels_of
 from cil.report.runs import Outcome, dig
 from cil.report.settings import Arena, Group, arenas, budget_words, by_budget, grouped
 from cil.report.verdicts import Score, Verdict, few, verdict
@@ -88,22 +89,18 @@ def is_task_run(record: Record) -> bool:
     return bool(dig(record.identity, "stream", "tasks"))
 
 
-def task_sections(records: Iterable[Record], labels: Any) -> tuple[TaskSection, ...]:
+def task_sections(records: Iterable[Record]) -> tuple[TaskSection, ...]:
     """Task-stream records by what may be compared: the same tasks, precision and kind of device.
 
     Budgets may differ within a section, as operations are one of its axes; a row then says its own.
-
-    Args:
-        records: Of runs on task streams.
-        labels: Groups to a label each.
     """
     found = arenas(grouped(records))
-    return tuple(_section(arena, _labelled(arena.groups, labels)) for arena in found)
+    return tuple(_section(arena, _labelled(arena.groups)) for arena in found)
 
 
-def _labelled(groups: Sequence[Group], labels: Any) -> list[str]:
+def _labelled(groups: Sequence[Group]) -> list[str]:
     parts = by_budget(groups)
-    named = {id(group): name for part in parts for group, name in zip(part, labels(part), strict=True)}
+    named = {id(group): name for part in parts for group, name in zip(part, labels_of(part), strict=True)}
     words = [f", {budget_words(group.first.budget)}" if len(parts) > 1 else "" for group in groups]
     return [f"{named[id(group)]}{more}" for group, more in zip(groups, words, strict=True)]
 
