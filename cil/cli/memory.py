@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from cil.cli.grid import Cell
     from cil.engine.adapter_steps import AdapterSteps
     from cil.engine.strategy_steps import StrategySteps
-    from cil.memory.training import Published, TrainingMemory
+    from cil.memory.published_bytes import Published
+    from cil.memory.training import TrainingMemory
     from cil.streams import Stream
 
 HELP = """

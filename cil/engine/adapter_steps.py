@@ -19,15 +19,8 @@ from cil.engine.keys import generator
 from cil.engine.recipe import Recipe
 from cil.engine.trial_step import Measured, held_by_kind, made_up, modules_of, on_first, phase_step, summed, told
 from cil.memory import Budget, tensor_bytes
-from cil.memory.training import (
-    Published,
-    SavedByPart,
-    TrainingMemory,
-    Watch,
-    counting_inputs,
-    dtypes_of,
-    parts_of,
-)
+from cil.memory.published_bytes import Published, counting_inputs
+from cil.memory.training import SavedByPart, TrainingMemory, Watch, dtypes_of, parts_of
 
 
 @dataclass

@@ -20,12 +20,7 @@ from cil.engine.trial_step import Measured, made_up, modules_of, on_first, phase
 from cil.memory import Budget, ExemplarMemory, FeatureMemory, selection
 from cil.memory.exemplars import label_dtype
 from cil.memory.features import DTYPES
-from cil.memory.training import (
-    TrainingMemory,
-    Watch,
-    by_kind,
-    parts_of,
-)
+from cil.memory.training import TrainingMemory, Watch, by_kind, parts_of
 from cil.strategies import Strategy
 from cil.streams import Experience, Signature
 

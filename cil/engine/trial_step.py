@@ -27,16 +27,14 @@ from cil.engine.onmeta import OnMeta
 from cil.engine.recipe import Recipe
 from cil.errors import CilError, ConfigError
 from cil.memory import tensor_bytes
+from cil.memory.published_bytes import Count, Published, counting_inputs
 from cil.memory.training import (
-    Count,
     Part,
-    Published,
     SavedByPart,
     SavedTensor,
     TrainingMemory,
     Watch,
     by_kind,
-    counting_inputs,
     dtypes_of,
     optimizer_bytes,
     parts_of,

@@ -6,10 +6,11 @@ from cil.memory.features import FeatureMemory, Prototypes, feature_samples
 from cil.memory.ledger import CONVENTIONS, KINDS, Entry, Ledger, check_kind, tensor_entry
 from cil.memory.meters import Flops, SavedBytes
 from cil.memory.online import OnlineMemory, greedily_balanced, reservoir_places
+from cil.memory.published_bytes import Published, published
 from cil.memory.rules import class_means, herd, unit
 from cil.memory.selections import Gradients, Predictions, Seen, register_selection, selection
 from cil.memory.state import Reference, State, encode_meta, tensor_bytes
-from cil.memory.training import Published, TrainingMemory, measure_step, published
+from cil.memory.training import TrainingMemory, measure_step
 
 __all__ = [
     "CONVENTIONS",

@@ -1,25 +1,22 @@
-"""Training memory: what one step holds, by part of the network; and the accounting that EcoTTA's table is made by.
+"""Training memory: what one step holds, by part of the network, measured by hooks on the tensors that autograd saves.
 
-Two accountings, never to be mixed. The exact one measures what autograd keeps, by hooks on saved tensors. The published
-one (TinyTL's, EcoTTA's) is arithmetic on the layers: trainable ones keep their inputs, frozen ones nothing, a ReLU one
-bit a value, and frozen parameters are counted at eight bits.
+This is the exact accounting; that of EcoTTA's table is in ``published_bytes``, and the two are never mixed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cil.memory.ledger import KINDS
 from cil.memory.meters import SavedBytes
+from cil.memory.published_bytes import Published
 from cil.memory.state import tensor_bytes
 
 OUTSIDE = "(outside)"  # of what no module's forward saved: losses, mostly
@@ -318,118 +315,6 @@ def measure_step(
     kinds |= {"optimizer": sum(state.values()), "activations": meter.bytes}
     device = "meta" if any(tensor.is_meta for tensor in held) else "cpu"
     return TrainingMemory(by_kind(kinds), parts, dtypes_of(meter.saved), device=device)
-
-
-# the published accounting ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Published:
-    """Training memory by the rule that reproduces the MB of the EcoTTA paper.
-
-    bytes = 4 copies trainable + frozen + 4 inputs + relus / 8
-
-    Attributes:
-        trainable, frozen: Numbers of parameter values; frozen ones count one byte each (eight bits).
-        inputs: Values, of the whole batch, that enter layers whose weights are trained.
-        relus: Values, of the whole batch, that enter ReLUs: a bit each.
-        copies: Float copies of what is trained that a method holds: 1, with a teacher 2, with a teacher and the source
-            3 (CoTTA).
-
-    Source: specification of EcoTTA, section 6.1, after the accounting of TinyTL.
-    """
-
-    trainable: int
-    frozen: int
-    inputs: int
-    relus: int
-    copies: int = 1
-
-    @property
-    def parameters(self) -> int:
-        """Bytes of parameters."""
-        return 4 * self.copies * self.trainable + self.frozen
-
-    @property
-    def activations(self) -> int:
-        """Bytes kept for backward."""
-        return 4 * self.inputs + -(-self.relus // 8)
-
-    @property
-    def bytes(self) -> int:
-        """Both."""
-        return self.parameters + self.activations
-
-
-def published(net: nn.Module, images: Tensor, *, original: nn.Module | None = None, copies: int = 1) -> Published:
-    """Read the quantities of the published accounting off one forward pass; ``meta`` tensors do.
-
-    Args:
-        net: What is adapted; what is trained of it requires a gradient.
-        images: A batch, as ``net`` takes it.
-        original: Whose ReLUs are counted; ``net`` where left out. With meta networks: the network without them.
-        copies: See ``Published``.
-
-    >>> published(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()), torch.rand(2, 3, 4, 4))
-    Published(trainable=224, frozen=0, inputs=96, relus=256, copies=1)
-    """
-    with counting_inputs([net]) as count:
-        net(images)
-    inputs, relus = count.inputs, count.relus
-    if original is not None:
-        with counting_inputs([]) as count, torch.no_grad():
-            original(images)
-        relus = count.relus
-    trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in net.parameters() if not p.requires_grad)
-    return Published(trainable, frozen, inputs, relus, copies)
-
-
-@dataclass
-class Count:
-    """Values that entered trained layers, and ReLUs; of the latter also those through which a gradient comes back."""
-
-    inputs: int = 0
-    relus: int = 0
-    relus_on_the_way: int = 0
-
-
-@contextmanager
-def counting_inputs(modules: Iterable[nn.Module]) -> Iterator[Count]:
-    """Count what enters trained layers of ``modules``, and all ReLUs, modules or not, in what runs inside.
-
-    A trained layer is a module that has parameters of its own that require a gradient, and no such module inside.
-    """
-    count = Count()
-
-    def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if torch.is_grad_enabled():
-            count.inputs += next((value.numel() for value in inputs if isinstance(value, Tensor)), 0)
-
-    with ExitStack() as stack:
-        for layer in {id(m): m for module in modules for m in module.modules() if _is_trained(m)}.values():
-            stack.callback(layer.register_forward_pre_hook(enter).remove)
-        stack.enter_context(_Relus(count))
-        yield count
-
-
-def _is_trained(module: nn.Module) -> bool:
-    own = any(p.requires_grad for p in module.parameters(recurse=False))
-    return own and not any(p.requires_grad for child in module.children() for p in child.parameters())
-
-
-class _Relus(TorchDispatchMode):
-    """Adds up what enters ``relu``, whoever calls it."""
-
-    def __init__(self, count: Count) -> None:
-        super().__init__()
-        self.count = count
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "_overloadpacket", None) in (torch.ops.aten.relu, torch.ops.aten.relu_):
-            self.count.relus += args[0].numel()
-            self.count.relus_on_the_way += args[0].numel() if args[0].requires_grad else 0
-        return func(*args, **(kwargs or {}))
 
 
 # a budget -------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from torch import nn
 
 from cil.errors import BudgetExceeded, ConfigError
 from cil.memory import Budget, Entry, Ledger, Published, SavedBytes, TrainingMemory, measure_step, published
-from cil.memory.training import OUTSIDE, Fitting, SavedByPart, Watch, counting_inputs
+from cil.memory.published_bytes import counting_inputs
+from cil.memory.training import OUTSIDE, Fitting, SavedByPart, Watch
 
 DEVICES = pytest.mark.parametrize("device", ["cpu", "meta"])
 

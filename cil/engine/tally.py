@@ -1,0 +1,91 @@
+"""What is counted while an adapter meets a segment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cil.adapt import Adapter
+from cil.engine.cost import held_tensors
+from cil.memory import Entry, Flops, SavedBytes, tensor_bytes
+
+
+@dataclass
+class Tally:
+    """What is counted in a segment: predictions batch by batch, and what the first batches cost.
+
+    Attributes:
+        wrong, count: Of each batch.
+        seconds: Of each batch that was not measured (measuring takes time).
+        flops, measured: Operations of the measured images, and their number.
+        activations, gradients: Most bytes kept for backward at a time, and of the gradients.
+    """
+
+    wrong: list[int] = field(default_factory=list)
+    count: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    flops: int = 0
+    measured: int = 0
+    activations: int = 0
+    gradients: int = 0
+
+    def __post_init__(self) -> None:
+        self._predicted: list[Tensor] = []
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any], predicted: Tensor) -> Tally:
+        """What was ``saved``."""
+        made = cls(**saved)
+        made._predicted = [predicted]
+        return made
+
+    def saved(self) -> dict[str, Any]:
+        """As JSON, without predictions."""
+        return asdict(self)
+
+    def add(self, predicted: Tensor, truth: Tensor, seconds: float | None) -> None:
+        """One batch more."""
+        self.wrong.append(int((predicted != truth).sum()))
+        self.count.append(len(predicted))
+        self._predicted.append(predicted.cpu())
+        if seconds is not None:
+            self.seconds.append(seconds)
+
+    def predictions(self) -> Tensor:
+        """Columns predicted, in order of arrival."""
+        return torch.cat(self._predicted)
+
+    def error(self, batches: int) -> float:
+        """Percent wrong in the last batches."""
+        return 100 * sum(self.wrong[-batches:]) / sum(self.count[-batches:])
+
+    @contextmanager
+    def measuring(self, adapter: Adapter, images: int) -> Iterator[None]:
+        """Count operations, bytes kept for backward and gradients of what runs inside; it computes the same bits."""
+        flops, sizes = Flops(), dict[int, int]()
+        hooks = [p.register_hook(partial(_note, sizes, number)) for number, p in enumerate(adapter.trainable())]
+        try:
+            with flops.counting(), SavedBytes(held_tensors(adapter)) as saved:
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.flops, self.measured = self.flops + flops.count, self.measured + images
+        self.activations = max(self.activations, saved.peak)
+        self.gradients = max(self.gradients, sum(sizes.values()))
+
+    def entries(self) -> list[Entry]:
+        """Lines of the ledger for what an update needs besides what is held."""
+        sizes = {"gradients": self.gradients, "activations": self.activations}
+        held = {kind: size for kind, size in sizes.items() if size}
+        return [Entry(f"update.{kind}", kind, "training", "tensor", size, 0, "mixed") for kind, size in held.items()]
+
+
+def _note(sizes: dict[int, int], number: int, gradient: Tensor) -> None:
+    sizes[number] = tensor_bytes(gradient)
