@@ -41,6 +41,7 @@ from cil.engine.tasks import check_told, evaluate_tasks, scored
 from cil.memory import Budget, Entry, Flops, Ledger
 from cil.strategies import Strategy
 from cil.streams import Experience, Stream, TaskKey
+from cil.streams.show import thumbnails
 from cil.streams.task_stream import TaskStream
 from cil.tracking import Loggers, Record, build_loggers
 
@@ -184,6 +185,8 @@ class Run:
         learner = self.learners.rebuilt(index, self.checkpoints.state(index - 1) if index else None)
         taken = self.learners.meet(learner, index)
         experience = drawn(self.stream.training_half()[index], taken, generator(self.seed, "incoming", index))
+        if isinstance(self.stream, TaskStream):  # for the timeline of a report, which opens no data
+            record.save_arrays({f"thumbnails.{index}": thumbnails(experience.train)})
         flops = Flops()  # of all but the phases
         with self.runtime.autocast(), flops.counting(), all_evaluating(learner):
             reseed(self.seed, "before", index)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from cil.errors import ConfigError
 from cil.report import online_forms, task_forms
+from cil.report.anytime import anytime_entry, is_watched
 from cil.report.areas import Area
-from cil.report.grids import Grid, Line
-from cil.report.section_forms import areas_grids, areas_words, bill, flat_entry, grid, remarks, scores_of
+from cil.report.grids import Grid, Line, Titled
+from cil.report.section_forms import areas_grids, areas_words, bill, flat_entry, grid, more_tables, remarks, scores_of
 from cil.tracking import plain
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def to_markdown(table: Table) -> str:
         blocks += [f"### {_escaped(section.title)}", _markdown(grid(section))]
         said = [*(v.text for v in section.verdicts), *remarks(section), *section.warnings]
         blocks += ["\n".join(f"- {_escaped(sentence)}" for sentence in said)] if said else []
+        blocks += _further(more_tables(section))
         for convention in ("exact", "survey"):
             lines = bill(section, convention)
             if lines.lines:
@@ -43,10 +45,18 @@ def to_markdown(table: Table) -> str:
     for tasks in table.tasks:
         blocks += [f"### {_escaped(tasks.title)}", _markdown(task_forms.task_grid(tasks))]
         blocks += ["\n".join(f"- {_escaped(sentence)}" for sentence in task_forms.task_said(tasks))]
-        for heading, cells in task_forms.task_tables(tasks):
-            blocks += [f"{heading}:", _markdown(cells)]
+        blocks += _further(task_forms.task_tables(tasks))
     blocks += map(_escaped, table.footnotes)
     return "\n\n".join(blocks) + "\n"
+
+
+def _further(tables: Sequence[Titled]) -> list[str]:
+    """More tables, each under its heading."""
+    blocks: list[str] = []
+    for table in tables:
+        blocks += [f"{_escaped(table.heading)}:", _markdown(table.grid)]
+        blocks += [_escaped(table.note)] if table.note else []
+    return blocks
 
 
 def _markdown(cells: Grid) -> str:
@@ -73,8 +83,10 @@ def _escaped(text: str) -> str:
 def to_csv(table: Table) -> str:
     """One line a row, numbers unrounded, nothing where undefined."""
     out = io.StringIO()
+    watched = any(is_watched(row) for section in table.sections for row in section.rows)
     entries = [
         {"table": number, "budget": section.facts.get("budget"), "title": section.title, **flat_entry(row)}
+        | (anytime_entry(row) if watched else {})
         for number, section in enumerate(table.sections, 1)
         for row in section.rows
     ]
@@ -123,7 +135,8 @@ def to_json(table: Table) -> str:
 
 def _entry(row: Row) -> dict[str, Any]:
     values = {name: {str(seed): value for seed, value in score.values.items()} for name, score in scores_of(row)}
-    return {**flat_entry(row), "seeds": row.seeds, "bytes_by_kind": row.kinds, "values": values}
+    more = anytime_entry(row) if is_watched(row) else {}
+    return {**flat_entry(row), **more, "seeds": row.seeds, "bytes_by_kind": row.kinds, "values": values}
 
 
 def _area_entry(row: Area) -> dict[str, Any]:

@@ -38,6 +38,15 @@ class Grid:
         return [line for _, lines in self.parts for line in lines]
 
 
+@dataclass(frozen=True)
+class Titled:
+    """A further table: its heading, and below it what a reader must know of its columns."""
+
+    heading: str
+    grid: Grid
+    note: str = ""
+
+
 def kinds_of_bytes(sizes: Iterable[Iterable[str]]) -> list[str]:
     """The kinds that are met, in the order of ``KINDS``."""
     met = {kind for kinds in sizes for kind in kinds}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from cil.report.runs import flat
 from cil.report.settings import Group, differing
@@ -15,12 +16,13 @@ LABEL, VALUE = 60, 24  # most characters of a label, and of one value in it
 def labels_of(groups: Sequence[Group]) -> list[str]:
     """The strategy's name, with the keys that tell rows of one strategy apart."""
     labels = []
+    short = _shortened({key for group in groups for key in differing([other.first for other in groups])})
     for group in groups:
         alike = [other.first for other in groups if other.first.strategy == group.first.strategy]
         configs = [flat(run.config) for run in alike]
         leaves = flat(group.first.config)
         parts = [
-            f"{key.removeprefix('strategy.').removeprefix('adapter.')}={_cut(str(leaves[key]), VALUE)}"
+            f"{short.get(key, key)}={_cut(_said(leaves[key]), VALUE)}"
             for key in differing(alike)
             if key in leaves and not (leaves[key] is None and any(key not in config for config in configs))
         ]
@@ -34,6 +36,26 @@ def labels_of(groups: Sequence[Group]) -> list[str]:
         if seen[label] > 1:
             labels[index] = f"{label} #{seen[label]}"
     return labels
+
+
+def _shortened(keys: Iterable[str]) -> dict[str, str]:
+    """The last part of each key that no other one shares, or the one before where it says nothing: ``model.name``.
+
+    >>> _shortened(["optimizer.lr", "model.name", "trainer.epochs", "strategy.epochs"])
+    {'optimizer.lr': 'lr', 'model.name': 'model', 'trainer.epochs': 'trainer.epochs', 'strategy.epochs': 'epochs'}
+    """
+    last = {key: key.removesuffix(".name").removesuffix(".kind").rpartition(".")[2] for key in keys}
+    many = Counter(last.values())
+    owned = {key: key.removeprefix("strategy.").removeprefix("adapter.") for key in last}
+    return {key: name if many[name] == 1 else owned[key] for key, name in last.items()}
+
+
+def _said(value: Any) -> str:
+    """
+    >>> _said(0.0701331), _said(2.0), _said([0.1, 0.25]), _said("a")
+    ('0.07013', '2.0', '[0.1, 0.25]', 'a')
+    """
+    return f"{value:.4g}" if isinstance(value, float) and len(str(value)) > 6 else str(value)
 
 
 def _cut(text: str, room: int) -> str:

@@ -163,7 +163,7 @@ def _versions(runs: Iterable[Outcome]) -> list[str]:
 def _warnings(groups: Sequence[Group], rows: Sequence[OnlineRow]) -> Iterable[str]:
     runs = [run for group in groups for run in group.runs]
     if runs[0].stream.get("data") == "unofficial":
-        yield "Unofficial data: the files are not the published ones."
+        yield "Unofficial data: these are not the published images; they were made here, or come from other files."
     lone = [row.label for row in rows if len(row.seeds) == 1]
     if lone:
         yield f"One seed only: {', '.join(lone)}. A difference from it may be chance."

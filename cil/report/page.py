@@ -8,15 +8,16 @@ from importlib import resources
 from pathlib import Path
 
 from cil.errors import ConfigError
+from cil.report.anytime import TERMS as ANYTIME_TERMS
 from cil.report.areas import Areas
-from cil.report.grids import Grid, Line, flops, seconds
+from cil.report.grids import Grid, Line, Titled, flops, seconds
 from cil.report.online import OnlineSection
 from cil.report.online_forms import online_bill, online_grid, online_plots, online_reading, online_remarks
 from cil.report.plots import Plot, areas_plots, colours, section_plots
 from cil.report.runs import Outcome, is_adaptation
-from cil.report.section_forms import areas_grids, areas_words, bill, grid, remarks
+from cil.report.section_forms import areas_grids, areas_words, bill, grid, more_tables, remarks
 from cil.report.tables import Section, Table, table
-from cil.report.task_forms import task_grid, task_plots, task_reading, task_remarks, task_tables
+from cil.report.task_forms import task_grid, task_plots, task_reading, task_remarks, task_tables, task_timeline
 from cil.report.tasks import TaskSection
 from cil.tracking import Record, identity_hash, write_bytes_atomic
 
@@ -76,7 +77,7 @@ def html(content: Table, records: Sequence[Record], title: str) -> str:
         *(_online(section, i, len(content.online) > 1, paint) for i, section in enumerate(content.online, 1)),
         *(_tasks(section, i, len(content.tasks) > 1, paint) for i, section in enumerate(content.tasks, 1)),
         _list(content.footnotes, "remarks"),
-        "" if (content.online or content.tasks) and not content.sections else _reading(),
+        "" if (content.online or content.tasks) and not content.sections else _reading(content),
         online_reading() if content.online else "",
         task_reading() if content.tasks else "",
         _runs(records),
@@ -119,6 +120,7 @@ def _section(section: Section, number: int, several: bool, paint: dict[str, str]
         *(f'<p class="verdict">{escape(v.text)}</p>' for v in section.verdicts),
         _list(remarks(section), "remarks"),
         _list(section.warnings, "warnings"),
+        *map(_titled, more_tables(section)),
         _plots(section_plots(section, number, paint)),
         "<h3>The bills: bytes carried after the last experience</h3>",
         *(f"<p>{_BILLS[convention]}</p>\n{_grid(cells)}" for convention, cells in bills if cells.lines),
@@ -151,17 +153,20 @@ def _tasks(section: TaskSection, number: int, several: bool, paint: dict[str, st
     """Runs on a stream of tasks: the front first, then errors and operations by task and part."""
     stream, _, budget = section.title.partition("; ")
     mark = f'<span class="number">{number}</span>' if several else ""
-    front, *others = task_plots(section, number, paint)
+    front, *others = task_plots(section, number, paint) or [None]
+    timeline, strips = task_timeline(section, number)
     parts = [
         f"<section>\n<h2>{mark}{escape(stream)}</h2>",
         f'<p class="budget">Budget: <strong>{escape(budget)}</strong></p>',
-        _plots([front]),
+        _plots([front] if front else []),
         _grid(task_grid(section)),
         f'<p class="verdict">{escape(section.verdict.text)}</p>' if section.verdict else "",
         _list(task_remarks(section), "remarks"),
         _list(section.warnings, "warnings"),
         _plots(others),
-        *(f"<h3>{escape(heading)}</h3>\n{_grid(cells)}" for heading, cells in task_tables(section)),
+        *map(_titled, task_tables(section)),
+        _plots([timeline]),
+        strips,
         f"<details open><summary>Settings</summary>\n{_terms(section.facts)}</details>\n</section>",
     ]
     return "\n".join(part for part in parts if part)
@@ -171,6 +176,12 @@ _BILLS = {
     "exact": "<strong>Exact.</strong> Every byte.",
     "survey": "<strong>Survey.</strong> Backbones needed at inference, and raw pixels of the exemplars.",
 }
+
+
+def _titled(table: Titled) -> str:
+    """A further table under its heading."""
+    note = f'\n<p class="note">{escape(table.note)}</p>' if table.note else ""
+    return f"<h3>{escape(table.heading)}</h3>\n{_grid(table.grid)}{note}"
 
 
 def _areas(areas: Areas, number: int, paint: dict[str, str]) -> str:
@@ -234,8 +245,9 @@ def _list(items: Sequence[str], kind: str) -> str:
     return f'<ul class="{kind}">' + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>" if items else ""
 
 
-def _reading() -> str:
-    terms = "\n".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in TERMS)
+def _reading(content: Table) -> str:
+    known = (*TERMS, *(ANYTIME_TERMS if any(more_tables(section) for section in content.sections) else ()))
+    terms = "\n".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in known)
     return (
         "<section>\n<h2>How to read this</h2>\n"
         "<p>A learner meets the classes in portions, one experience after the other, and carries nothing across a "

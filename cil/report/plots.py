@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cil.report.anytime import anytime_plot
 from cil.report.areas import Areas
 from cil.report.section_forms import kinds_of
 from cil.report.settings import MIB
@@ -75,6 +76,7 @@ def section_plots(section: Section, number: int, paint: Mapping[str, str]) -> li
     with styled():
         made = [
             _accuracy_curves(section, paint),
+            anytime_plot(section, paint),
             _accuracy_against_bytes(section, paint),
             _forgetting_bars(section, paint),
             _bytes_by_kind(section),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cil.report.anytime import anytime_table
 from cil.report.areas import Area, Areas, Under
-from cil.report.grids import NOTHING, Grid, Line, flops, kinds_of_bytes, seconds, whole
+from cil.report.grids import NOTHING, Grid, Line, Titled, flops, kinds_of_bytes, seconds, whole
 from cil.report.verdicts import Score
 
 if TYPE_CHECKING:
@@ -42,6 +43,12 @@ def _line(row: Row, public: bool, tuned: bool) -> Line:
     cells += [whole(row.own["exact"]), whole(row.own["survey"])] if public else []
     cells += [flops(row.flops), whole(row.peak_training_bytes), seconds(row.seconds)]
     return Line(row.label, tuple(cells), tuple(note.mark for note in row.notes))
+
+
+def more_tables(section: Section) -> list[Titled]:
+    """What stands below the main table: metrics inside experiences, where they were evaluated."""
+    found = anytime_table(section)
+    return [] if found is None else [found]
 
 
 def bill(section: Section, convention: str) -> Grid:

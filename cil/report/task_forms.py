@@ -8,11 +8,12 @@ from html import escape
 from typing import Any
 
 from cil import metrics
-from cil.report.grids import NOTHING, Grid, Line, flops, seconds, whole
+from cil.report.grids import NOTHING, Grid, Line, Titled, flops, seconds, whole
 from cil.report.tasks import TaskRow, TaskSection
-from cil.report.timeline import timeline_figure
+from cil.report.timeline import png_strip, timeline_figure, timeline_table
 from cil.report.verdicts import Score
 
+THUMBNAILS = "thumbnails"  # arrays of a record, ``thumbnails.0`` those of the first task: (n, H, W, 3) uint8
 TERMS = (
     ("E %", "Mean over tasks of 100 − accuracy (several labels an image: 100 − mAP), each right after its training."),
     ("development, final", "E of the tasks before the years kept for the end, and of those years."),
@@ -32,13 +33,16 @@ def task_grid(section: TaskSection) -> Grid:
     kinds = _kinds(section)
     related = any(row.relative.mean is not None for row in section.rows)
     heads = ["learner", "n", "E %", *(f"{kind} %" for kind in kinds), *(["E_rel %"] if related else [])]
-    heads += ["AUC_E", "FLOPs", "front", "peak params", "carried B", "seconds"]
+    stored = any(row.exemplars for row in section.rows)
+    heads += ["AUC_E", "FLOPs", "front", "peak params", *(["exemplars"] if stored else []), "carried B", "seconds"]
     lines = []
     for row in section.rows:
         cells = [str(len(row.seeds)), str(row.error), *(str(row.parts.get(kind, Score({}))) for kind in kinds)]
         cells += [str(row.relative)] if related else []
         spent = flops(row.spent) if row.runs else NOTHING
-        cells += [str(row.area), spent, "yes" if row.front else "", whole(row.peak_parameters), whole(row.carried)]
+        cells += [str(row.area), spent, "yes" if row.front else "", whole(row.peak_parameters)]
+        cells += [whole(row.exemplars)] if stored else []
+        cells += [whole(row.carried)]
         marks = [*(["bound"] if row.bound else []), *(["incomplete"] if row.remark else [])]
         lines.append(Line(row.label, (*cells, seconds(row.seconds)), tuple(marks)))
     return Grid(tuple(heads), (("", tuple(lines)),))
@@ -67,17 +71,44 @@ def _short(score: Score) -> str:
     return NOTHING if score.mean is None else f"{score.mean:.1f}"
 
 
-def flops_grid(section: TaskSection) -> Grid:
-    """Operations of the whole stream by part; evaluation stands apart from the sum."""
+def flops_grid(section: TaskSection) -> Titled:
+    """Operations of the whole stream by part, those that took nothing left out; evaluation is not in the sum."""
     rows = [row for row in section.rows if row.runs]
-    parts = [part for row in rows for part in row.flops if part != "evaluation"]
-    names = list(dict.fromkeys(parts))
+    each = [_parts(row) for row in rows]
+    names = [name for name in PARTS if any(parts.get(name) for parts in each)]
+    names += [name for name in dict.fromkeys(name for parts in each for name in parts) if name not in PARTS]
     lines = [
-        Line(row.label, (*(flops(row.flops.get(name, 0)) for name in names), flops(row.spent),
-                         flops(row.flops.get("evaluation", 0))))
-        for row in rows
-    ]  # fmt: skip
-    return Grid(("learner", *names, "sum", "evaluation"), (("", tuple(lines)),))
+        Line(
+            row.label,
+            (*(flops(parts.get(name, 0)) for name in names), flops(row.spent), flops(row.flops.get("evaluation", 0))),
+        )
+        for row, parts in zip(rows, each, strict=True)
+    ]
+    cells = Grid(("learner", *names, "sum", "evaluation"), (("", tuple(lines)),))
+    said = [f"{name}: {words}" for name, words in PARTS.items() if name in names]
+    note = "; ".join([*said, "sum: all of these; evaluation: on test data, not in the sum"])
+    return Titled("Operations over the stream, by part", cells, f"{note}.")
+
+
+PARTS = {
+    "training": "outside trials, which is a refit of the chosen settings, or all training where nothing is searched",
+    "chosen trials": "the trial that is kept of each task's search, so the training of what is evaluated unless it was "
+    "refit",
+    "other trials": "those that were not chosen",
+    "all trials": "of the search, among them the one of each task whose weights are kept unless they are refit",
+    "validation": "judging trials on dev",
+    "probe": "choosing where a task starts from",
+    "consolidation": "what a learner does between tasks, as statistics of old ones",
+}
+
+
+def _parts(row: TaskRow) -> dict[str, float]:
+    """Operations by part, a search as the trials that were chosen and the others where that is known."""
+    parts = {name: count for name, count in row.flops.items() if name not in ("search", "evaluation") and count}
+    searched = row.flops.get("search", 0)
+    if searched and row.chosen is not None:
+        return parts | {"chosen trials": row.chosen, "other trials": searched - row.chosen}
+    return parts | ({"all trials": searched} if searched else {})
 
 
 def sources_grid(section: TaskSection) -> Grid | None:
@@ -99,14 +130,15 @@ def _chosen(sources: Sequence[str]) -> str:
     return ", ".join(f"{name} {count}/{len(sources)}" for name, count in met)
 
 
-def task_tables(section: TaskSection) -> list[tuple[str, Grid]]:
-    """What stands below the main table: errors by task, operations by part, sources; each under its heading."""
+def task_tables(section: TaskSection) -> list[Titled]:
+    """What stands below the main table: errors by task, operations by part, sources."""
+    sources = sources_grid(section)
     found = [
-        (f"Error of each task right after its training, % ({section.split})", errors_grid(section)),
-        ("Operations over the stream, by part", flops_grid(section)),
-        ("The task that each task started from", sources_grid(section)),
+        Titled(f"Error of each task right after its training, % ({section.split})", errors_grid(section)),
+        flops_grid(section),
+        *([Titled("The task that each task started from", sources)] if sources is not None else []),
     ]
-    return [(heading, cells) for heading, cells in found if cells is not None and cells.lines]
+    return [one for one in found if one.grid.lines]
 
 
 def task_said(section: TaskSection) -> list[str]:
@@ -144,7 +176,8 @@ def task_entries(sections: Sequence[TaskSection]) -> list[dict[str, Any]]:
             scores |= {f"error_{name}": errors.get(name, Score({})) for name in ids}
             for name, score in scores.items():
                 entry |= {name: score.mean, f"{name}_std": score.std}
-            entry |= {f"flops_{part}": row.flops.get(part) for part in parts} | {"flops": row.spent, "front": row.front}
+            entry |= {f"flops_{part}": row.flops.get(part) for part in parts} | {"flops_chosen_trials": row.chosen}
+            entry |= {"flops": row.spent, "front": row.front, "exemplars": row.exemplars}
             entry |= {"peak_parameters": row.peak_parameters, "carried_bytes": row.carried, "seconds": row.seconds}
             entries.append(entry | {"remark": row.remark})
     return entries
@@ -154,17 +187,37 @@ def task_entries(sections: Sequence[TaskSection]) -> list[dict[str, Any]]:
 
 
 def task_plots(section: TaskSection, number: int, paint: Mapping[str, str]) -> list[Any]:
-    """The front of error and operations first; how they grow over the stream; the stream itself."""
+    """The front of error and operations first; how they grow over the stream."""
     from cil.report.plots import WIDTH, Plot, styled, svg_of
 
     rows = [row for row in section.rows if row.error.mean is not None]
     with styled():
         made = [_front(rows, paint), _over_stream(section, rows, paint)] if rows else []
-        made.append(timeline_figure(section.tasks))
         return [
             Plot(title, caption, svg_of(figure, f"t{number}p{index}", title), figure.get_figwidth() > WIDTH)
             for index, (title, caption, figure) in enumerate(made)
         ]
+
+
+def task_timeline(section: TaskSection, number: int) -> tuple[Any, str]:
+    """The stream itself: years, domains and sizes as a plot, and as HTML a table with the images that runs kept."""
+    from cil.report.plots import Plot, styled, svg_of
+
+    with styled():
+        title, caption, figure = timeline_figure(section.tasks)
+        plot = Plot(title, caption, svg_of(figure, f"t{number}line", title), broad=True)
+    return plot, timeline_table(section.tasks, strips_of(section))
+
+
+def strips_of(section: TaskSection) -> list[bytes | None]:
+    """For each task the images that the first run which met it kept, side by side as a PNG; None where none did."""
+    strips: list[bytes | None] = [None] * len(section.tasks)
+    for run in (run for group in section.groups for run in group.runs):
+        kept = run.record.arrays() if None in strips else {}
+        for index, strip in enumerate(strips):
+            if strip is None and f"{THUMBNAILS}.{index}" in kept:
+                strips[index] = png_strip(kept[f"{THUMBNAILS}.{index}"])
+    return strips
 
 
 def _front(rows: Sequence[TaskRow], paint: Mapping[str, str]) -> tuple[str, str, Any]:

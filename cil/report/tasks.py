@@ -29,7 +29,8 @@ class TaskRow:
         error: E, the mean error over all tasks; ``parts`` the same of each kind and of development and final years.
         relative: E_rel against ``independent`` on the same seeds, percent; below 0 is fewer errors.
         errors: Of each task right after its training.
-        flops: Operations by part, mean over seeds.
+        flops: Operations by part, mean over seeds. Trials of a search are ``search``, also the one that is kept.
+        chosen: Operations of the trials that are kept, a part of ``search``; None where runs do not say.
         so_far: Operations of all parts but evaluation, up to each task.
         front: Whether no other row has as low an error for as few operations.
         sources: The task that each task started from, by seed, where the learner says so.
@@ -46,8 +47,10 @@ class TaskRow:
     relative: Score
     errors: tuple[Score, ...]
     flops: dict[str, float]
+    chosen: float | None
     so_far: tuple[float, ...]
     peak_parameters: int | None
+    exemplars: int | None
     carried: int | None
     seconds: float | None
     sources: tuple[tuple[str, ...], ...]
@@ -101,8 +104,44 @@ def task_sections(records: Iterable[Record]) -> tuple[TaskSection, ...]:
 def _labelled(groups: Sequence[Group]) -> list[str]:
     parts = by_budget(groups)
     named = {id(group): name for part in parts for group, name in zip(part, labels_of(part), strict=True)}
-    words = [f", {budget_words(group.first.budget)}" if len(parts) > 1 else "" for group in groups]
-    return [f"{named[id(group)]}{more}" for group, more in zip(groups, words, strict=True)]
+    plain = [named[id(group)] for group in groups]
+    for words in (_applied, _asked):
+        labels = [
+            f"{name}, {words(group)}" if len(parts) > 1 else name for name, group in zip(plain, groups, strict=True)
+        ]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+def _asked(group: Group) -> str:
+    return budget_words(group.first.budget)
+
+
+def _applied(group: Group) -> str:
+    """The budget as far as it is one for this learner: a cap on exemplars is none where none are kept."""
+    budget = group.first.budget
+    return budget_words(budget if _keeps(group) else {**budget, "exemplars": None})
+
+
+def _keeps(group: Group) -> bool:
+    """Whether it keeps images, and not as a bound, which no budget stops; taken to do so until a run says."""
+    kept = [run.exemplars for run in group.runs if run.exemplars is not None]
+    return not group.first.bound and (any(kept) or not kept)
+
+
+def _budgets(groups: Sequence[Group]) -> str:
+    """All budgets of a section; where one is of some learners alone, it says of which."""
+    judged = [group for group in groups if not group.first.bound] or list(groups)
+    applied: dict[str, list[Group]] = {}
+    for group in judged:
+        applied.setdefault(_applied(group), []).append(group)
+    if len(applied) == 1 or len(set(map(_asked, judged))) == len(applied):
+        return " | ".join(applied)
+    told = {
+        words: few(list(dict.fromkeys(group.first.strategy for group in alike))) for words, alike in applied.items()
+    }
+    return " | ".join(f"{words} ({names})" for words, names in told.items())
 
 
 def _section(arena: Arena, labels: Sequence[str]) -> TaskSection:
@@ -119,9 +158,8 @@ def _section(arena: Arena, labels: Sequence[str]) -> TaskSection:
     rows.sort(key=lambda row: (row.error.mean is None, row.error.mean or 0.0, row.label))
     told = {row.label: _accuracy(row.error) for row in rows if row.error.mean is not None and not row.bound}
     years = [task["year"] for task in stream["tasks"]]
-    budgets = dict.fromkeys(budget_words(group.first.budget) for group in arena.groups)
     return TaskSection(
-        title=f"{stream['name']}: {len(years)} tasks, {min(years)} to {max(years)}; {' | '.join(budgets)}",
+        title=f"{stream['name']}: {len(years)} tasks, {min(years)} to {max(years)}; {_budgets(arena.groups)}",
         facts=_facts(arena.groups, split),
         tasks=tuple(stream["tasks"]),
         split=split,
@@ -151,8 +189,10 @@ def _row(group: Group, label: str, split: str, tasks: int) -> TaskRow:
         relative=Score({}),
         errors=tuple(_score(runs, "errors", split, index) for index in range(tasks)),
         flops={name: _mean([run.result("flops", name, -1) for run in runs]) for name in ordered},
+        chosen=_mean(chosen) if (chosen := [_chosen(run) for run in runs]) and None not in chosen else None,
         so_far=tuple(_mean([run.result("events", i, "flops_so_far") for run in runs]) for i in range(tasks)),
         peak_parameters=max((run.result("peak_parameters") or 0 for run in runs), default=None),
+        exemplars=max((run.exemplars for run in runs if run.exemplars is not None), default=None),
         carried=max((run.carried("exact") or 0 for run in runs), default=None),
         seconds=_mean([run.result("seconds", "total") for run in runs]) if runs else None,
         sources=tuple(
@@ -161,6 +201,13 @@ def _row(group: Group, label: str, split: str, tasks: int) -> TaskRow:
         ),
         remark=f"{remark}: {reasons[0]}" if remark and reasons else remark,
     )
+
+
+def _chosen(run: Outcome) -> int | None:
+    """Operations of the trials that a search chose; None where there was none, or a trial does not say."""
+    trials = [trial for event in run.result("events") or () for trial in event.get("search") or ()]
+    chosen = [trial.get("flops") for trial in trials if trial.get("chosen")]
+    return sum(chosen) if chosen and None not in chosen else None
 
 
 def _score(runs: Iterable[Outcome], *path: str | int) -> Score:
@@ -202,12 +249,19 @@ def _facts(groups: Sequence[Group], split: str) -> dict[str, str]:
         "fingerprint": str(stream.get("fingerprint"))[:12],
         "evaluated": f"{split}; {stream.get('reevaluate')} evaluated again later",
         "images": " × ".join(map(str, stream.get("image_shape") or [])),
-        "budget": " | ".join(dict.fromkeys(budget_words(group.first.budget) for group in groups)),
+        "budget": " | ".join(dict.fromkeys(map(_told, groups))),
         "precision": first.precision,
         "device": first.device,
         "threads": ", ".join(sorted({str(run.identity.get("threads")) for run in runs})),
     }
     return {name: text for name, text in told.items() if text}
+
+
+def _told(group: Group) -> str:
+    """The budget that was set, and whether it is one."""
+    without = group.first.budget.get("exemplars") is not None and not _keeps(group)
+    what = "a bound is not held to it" if group.first.bound else "a cap on exemplars, and it keeps none"
+    return f"{_asked(group)} ({group.first.strategy}: {what})" if without else _asked(group)
 
 
 def _warnings(groups: Sequence[Group], rows: Sequence[TaskRow]) -> Iterable[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cil.report import online_forms, task_forms
-from cil.report.grids import Grid
-from cil.report.section_forms import areas_grids, areas_words, grid, remarks
+from cil.report.grids import Grid, Titled
+from cil.report.section_forms import areas_grids, areas_words, grid, more_tables, remarks
 
 if TYPE_CHECKING:
     from cil.report.tables import Table
@@ -27,7 +28,7 @@ def to_text(table: Table, width: int = 120) -> str:
             lines += _wrap(sentence, width)
         for warning in section.warnings:
             lines += _wrap(f"! {warning}", width)
-        blocks.append("\n".join(lines))
+        blocks.append("\n".join([*lines, *_further(more_tables(section), width)]))
     for areas in table.areas:
         lines = _wrap(areas_words(areas), width)
         for cells in areas_grids(areas):
@@ -45,15 +46,53 @@ def to_text(table: Table, width: int = 120) -> str:
         title = f"[{number}] {tasks.title}" if len(table.tasks) > 1 else tasks.title
         lines = [*_wrap(title, width), "", *_layout(task_forms.task_grid(tasks), width), ""]
         lines += [line for sentence in task_forms.task_said(tasks) for line in _wrap(sentence, width)]
-        for heading, cells in task_forms.task_tables(tasks):
-            lines += ["", heading, "", *_layout(cells, width)]
-        blocks.append("\n".join(lines))
+        blocks.append("\n".join([*lines, *_further(task_forms.task_tables(tasks), width)]))
     blocks += ["\n".join(_wrap(note, width)) for note in table.footnotes]
     return "\n\n".join(block.rstrip() for block in blocks if block) + "\n"
 
 
+def _further(tables: Sequence[Titled], width: int) -> list[str]:
+    """More tables, each under its heading."""
+    lines: list[str] = []
+    for table in tables:
+        lines += ["", *_wrap(table.heading, width), "", *_layout(table.grid, width)]
+        marked: dict[str, list[str]] = {}
+        for line in table.grid.lines:
+            for mark in line.marks:
+                marked.setdefault(mark, []).append(line.name)
+        lines += [text for mark, names in marked.items() for text in _wrap(f"* {mark}: {', '.join(names)}", width)]
+        lines += _wrap(table.note, width)
+    return lines
+
+
 def _layout(cells: Grid, width: int) -> list[str]:
-    """Columns side by side as far as they fit, then the rest below with the names repeated."""
+    """Columns side by side as far as they fit, then the rest below with the names repeated.
+
+    Where they do not fit, those that say the same of all rows are told in one line instead.
+    """
+    lines = _columns(cells, width)
+    if "" not in lines or len(cells.lines) < 2:  # one block
+        return lines
+    columns = list(zip(*(line.cells for line in cells.lines), strict=True))
+    alike = {index for index, values in enumerate(columns) if len(set(values)) == 1}
+    if not alike or len(alike) == len(columns):
+        return lines
+    told = ", ".join(f"{cells.heads[index + 1]} {columns[index][0]}" for index in sorted(alike))
+    return [*_columns(_without(cells, alike), width), *_wrap(f"the same in all rows: {told}", width)]
+
+
+def _without(cells: Grid, columns: set[int]) -> Grid:
+    """The same without some columns of numbers."""
+    kept = [index for index in range(len(cells.heads) - 1) if index not in columns]
+    parts = [
+        (heading, tuple(replace(line, cells=tuple(line.cells[index] for index in kept)) for line in lines))
+        for heading, lines in cells.parts
+    ]
+    return Grid((cells.heads[0], *(cells.heads[index + 1] for index in kept)), tuple(parts))
+
+
+def _columns(cells: Grid, width: int) -> list[str]:
+    """Columns side by side, block below block."""
     names = _padded(
         [cells.heads[0], *(f"{line.name} *" if line.marks else line.name for line in cells.lines)], left=True
     )

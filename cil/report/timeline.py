@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
@@ -58,14 +59,18 @@ def timeline_figure(tasks: Sequence[Task]) -> tuple[str, str, Any]:
 
 
 def write_timeline(
-    name: str, tasks: Sequence[Task], strips: Sequence[bytes], path: str | Path, facts: Mapping[str, str] | None = None
+    name: str,
+    tasks: Sequence[Task],
+    strips: Sequence[bytes | None],
+    path: str | Path,
+    facts: Mapping[str, str] | None = None,
 ) -> Path:
     """Write one self-contained page: the timeline, then each task with what it is and a strip of images.
 
     Args:
         name: Of the stream.
         tasks: As of ``timeline_figure``.
-        strips: A PNG for each task.
+        strips: A PNG for each task, or None.
         facts: More to say of the stream.
 
     Returns:
@@ -83,18 +88,15 @@ def write_timeline(
     repeats = len(tasks) - len({task["dataset"] for task in tasks})
     said = f"{len(tasks)} tasks, {min(years)} to {max(years)}, {repeats} of them of a data set that came before"
     terms = "".join(f"<dt>{escape(key)}</dt><dd>{escape(text)}</dd>" for key, text in (facts or {}).items())
-    rows = "\n".join(_row(task, strip) for task, strip in zip(tasks, strips, strict=True))
     style = resources.files("cil.report").joinpath("page.css").read_text(encoding="utf-8")
     text = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(name)}</title>\n<style>\n{style}{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape(name)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         f'<header><h1>{escape(name)}</h1>\n<p class="under">{escape(said)}</p></header>\n'
         f'<section>\n<div class="plots"><figure class="broad"><h3>{escape(title)}</h3>\n{svg}\n'
         f"<figcaption>{escape(caption)}</figcaption></figure></div>\n<dl>{terms}</dl>\n</section>\n"
-        f'<section>\n<h2>Tasks</h2>\n<div class="wide"><table class="timeline">\n<thead><tr>'
-        + "".join(f'<th scope="col">{head}</th>' for head in ("year", "task", "domain", "images", "training images"))
-        + f"</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>\n</section>\n</body>\n</html>\n"
+        f"<section>\n<h2>Tasks</h2>\n{timeline_table(tasks, strips)}\n</section>\n</body>\n</html>\n"
     )
     path = Path(path)
     try:
@@ -105,21 +107,41 @@ def write_timeline(
     return path
 
 
-_STYLE = """
-.timeline td, .timeline th { text-align: left; vertical-align: middle; }
-.timeline img { display: block; height: 48px; image-rendering: pixelated; }
-"""
-
-
-def _row(task: Task, strip: bytes) -> str:
-    counts = " / ".join(f"{count:,}" for count in (task.get("counts") or {}).values())
-    names = " / ".join(task.get("counts") or {})
-    what = f"{task['classes']} classes" if task["kind"] == "multiclass" else f"{task['classes']} labels, several hold"
-    more = f", again {task['dataset']}" if task["dataset"] != task["id"] else ""
-    final = " (final)" if task.get("final") else ""
-    image = base64.b64encode(strip).decode()
+def timeline_table(tasks: Sequence[Task], strips: Sequence[bytes | None]) -> str:
+    """Each task in a line, as HTML: year, name, domain and kind, images of each split, and a strip of them."""
+    shown = any(strips)
+    splits = dict.fromkeys(name for task in tasks for name in task.get("counts") or {})
+    heads = ["year", "task", "domain", "asks for", *splits, *(["training images"] if shown else [])]
+    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+    rows = "\n".join(_row(task, strip, list(splits), shown) for task, strip in zip(tasks, strips, strict=True))
     return (
-        f'<tr><td>{task["year"]}{final}</td><th scope="row">{escape(str(task["id"]))}</th>'
-        f'<td>{escape(str(task["domain"]))}; {escape(what + more)}</td><td title="{escape(names)}">{counts}</td>'
-        f'<td><img alt="{escape(str(task["id"]))}" src="data:image/png;base64,{image}"></td></tr>'
+        f'<div class="wide"><table class="timeline">\n<thead><tr>{top}</tr></thead>\n<tbody>\n{rows}\n'
+        "</tbody></table></div>"
     )
+
+
+def _row(task: Task, strip: bytes | None, splits: Sequence[str], shown: bool) -> str:
+    counts = task.get("counts") or {}
+    what = f"one of {task['classes']} classes" if task["kind"] == "multiclass" else f"any of {task['classes']} labels"
+    more = f" (again {task['dataset']})" if task["dataset"] != task["id"] else ""
+    final = " (final)" if task.get("final") else ""
+    cells = [str(task["domain"]), f"{what}{more}", *(f"{counts[name]:,}" if name in counts else "–" for name in splits)]
+    body = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+    image = "" if strip is None else base64.b64encode(strip).decode()
+    picture = f'<img alt="{escape(str(task["id"]))}" src="data:image/png;base64,{image}">' if image else "–"
+    name = f'<th scope="row">{escape(str(task["id"]))}</th>'
+    return f"<tr><td>{task['year']}{final}</td>{name}{body}{f'<td>{picture}</td>' if shown else ''}</tr>"
+
+
+def png_strip(images: Any) -> bytes:
+    """Images side by side as a PNG.
+
+    Args:
+        images: (n, H, W, 3) uint8.
+    """
+    import numpy as np
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(list(images), axis=1)).save(buffer, format="PNG")
+    return buffer.getvalue()

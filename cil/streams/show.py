@@ -80,6 +80,16 @@ def strip(stream: Stream, index: int, wanted: int = 8) -> bytes:
     return buffer.getvalue()
 
 
+def thumbnails(samples: Samples, wanted: int = 6, most: int = 32) -> torch.Tensor:
+    """A few images, small: (n, h, w, 3) uint8, spread evenly over the classes, no side longer than ``most`` pixels."""
+    picked = _spread(samples, wanted).pixels.cpu()
+    shown = picked if picked.shape[1] == 3 else picked[:, :1].expand(-1, 3, -1, -1)
+    if max(shown.shape[2:]) > most:
+        width, height = _within((shown.shape[3], shown.shape[2]), most)
+        shown = torch.nn.functional.interpolate(shown.float(), (height, width), mode="area").round().to(torch.uint8)
+    return shown.permute(0, 2, 3, 1).contiguous()
+
+
 def _experience_rows(stream: Stream, wanted: int) -> dict[str, Callable[[], Samples]]:
     """By the number of the experience."""
     return {str(index): partial(_of_experience, stream, index, wanted) for index in range(len(stream))}

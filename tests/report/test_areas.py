@@ -68,8 +68,8 @@ def test_two_networks_at_every_budget_are_two_rows(run):
         for model, y in (("resnet14", 50.0), ("resnet32", 60.0))
     ]
     assert [(row.label, row.auc_a.mean) for row in table(records).areas[0].rows] == [
-        ("der (model.name=resnet32)", pytest.approx(0.6)),
-        ("der (model.name=resnet14)", pytest.approx(0.5)),
+        ("der (model=resnet32)", pytest.approx(0.6)),
+        ("der (model=resnet14)", pytest.approx(0.5)),
     ]
 
 

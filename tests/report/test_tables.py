@@ -367,3 +367,29 @@ def test_markdown_has_both_bills_and_the_same_number_of_cells_in_each_line(run):
     for block in text.split("\n\n"):
         if block.startswith("|"):
             assert len({line.replace("\\|", "").count("|") for line in block.splitlines()}) == 1
+
+
+def test_a_label_has_the_last_part_of_a_key_and_rounded_numbers(run):
+    def setting(lr: float, **more):
+        return {"optimizer": {"lr": lr}, **more}
+
+    first = run("icarl", config=setting(0.1, model={"name": "resnet32"}))
+    second = run("icarl", config=setting(0.0701331234, model={"name": "resnet14"}))
+    assert set(rows(table([first, second]))) == {
+        "icarl (model=resnet32, lr=0.1)",
+        "icarl (model=resnet14, lr=0.07013)",
+    }
+
+
+def test_keys_that_end_alike_stay_whole(run):
+    first = run("icarl", config={"trainer": {"epochs": 1, "first": {"epochs": 3}}})
+    second = run("icarl", config={"trainer": {"epochs": 2, "first": {"epochs": 4}}})
+    assert "icarl (trainer.epochs=1, trainer.first.epochs=3)" in rows(table([first, second]))
+
+
+def test_a_table_that_is_too_wide_tells_what_is_alike_in_one_line(run):
+    records = [run("icarl", **last(60.0)), run("wa", **last(50.0))]
+    wide, narrow = table(records).to_text(200), table(records).to_text(60)
+    assert "the same in all rows" not in wide and "exact B" in wide
+    assert "the same in all rows: n 1, forgetting 20.00, exemplars 100," in narrow
+    assert narrow.count("strategy") == 1  # what is left fits

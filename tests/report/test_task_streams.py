@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cil.errors import ConfigError
 from cil.report import find_runs, table
@@ -144,7 +148,90 @@ def test_the_timeline_is_one_page_with_a_strip_a_task(tmp_path):
     text = path.read_text()
     assert text.count("data:image/png;base64,") == 3 and "b25l" in text  # base64 of one
     assert "3 tasks, 1995 to 2019, 1 of them of a data set that came before" in text
-    assert "2019 (final)" in text and "1,000 / 300" in text and "http" not in text
+    assert "2019 (final)" in text and "<td>1,000</td><td>300</td>" in text and "http" not in text
+
+
+def test_the_page_has_the_timeline_and_the_images_that_runs_kept(task_run):
+    first = task_run("previous", [40.0, 20.0, 20.0], [1] * 6)
+    second = task_run("previous", [40.0, 20.0, 20.0], [1] * 6, seed=1)
+    tables = html(table([first, second]), [first, second], "tasks")
+    timeline = tables[tables.index('<table class="timeline">') :]
+    assert "one of 10 classes" in timeline and "any of 4 labels" in timeline and "1,000" in timeline
+    assert "2019 (final)" in timeline and "again digits" in timeline and "image/png" not in timeline
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    keep(second, {"thumbnails.0": images, "thumbnails.2": images})
+    page = html(table([first, second]), [first, second], "tasks")
+    pictures = re.findall(r'alt="([^"]+)" src="data:image/png;base64,([^"]+)"', page)
+    assert [name for name, _ in pictures] == ["digits", "digits-again"]  # none was kept of the task between
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(pictures[0][1]))))
+    assert (shown == np.concatenate(list(images), axis=1)).all()
+
+
+def keep(record: Record, arrays: dict[str, Any]) -> None:
+    """Arrays as an engine leaves them."""
+    open_again = Record.open(record.directory, record.identity)
+    open_again.save_arrays(arrays)
+    open_again.close()
+
+
+def searched(flops: list[int], chosen: int) -> list[dict[str, Any]]:
+    return [{"flops": count} | ({"chosen": True} if trial == chosen else {}) for trial, count in enumerate(flops)]
+
+
+def test_operations_of_a_search_are_those_of_chosen_trials_and_of_others(task_run):
+    record = task_run("previous", [40.0, 20.0, 20.0], [0, 80, 10, 0, 0, 5])  # a search of 3 x 80 = 240
+    record.results["events"] = [{"flops_so_far": 1, "search": searched([30, 50], i % 2)} for i in range(3)]
+    found = table([record])
+    assert found.tasks[0].rows[0].chosen == 30 + 50 + 30
+    said = found.to_text(200)
+    head, _, line = said[said.index("Operations over the stream") :].splitlines()[2:5]
+    assert head.split()[1:6] == ["chosen", "trials", "other", "trials", "validation"]
+    assert line.split()[1:6] == ["1.10e2", "1.30e2", "3.00e1", "2.70e2", "1.50e1"]  # and their sum, and evaluation
+    assert "the training of what is evaluated unless it was refit" in " ".join(said.split())
+    assert "consolidation" not in head and "training" not in head  # they took nothing
+    assert next(csv.DictReader(io.StringIO(found.to_csv())))["flops_chosen_trials"] == "110.0"
+    assert '<p class="note">chosen trials: ' in html(found, [record], "tasks")
+
+
+def test_a_search_whose_trials_do_not_say_what_they_took_stays_whole(three):
+    said = table(three).to_text(200)
+    assert "all trials" in said and "chosen trials" not in said.replace("chosen trials:", "")
+
+
+EXEMPLARS = {"kind": "exemplars", "exemplars": 200, "limits": None, "convention": "exact", "at": "end"}
+
+
+def test_a_budget_of_exemplars_is_none_for_learners_that_keep_none(task_run):
+    alone = table([task_run("previous", [40.0, 20.0, 20.0], [1] * 6, budget=EXEMPLARS, exemplars=0)])
+    assert alone.tasks[0].title == "toys: 3 tasks, 1995 to 2019; no budget"
+    assert alone.tasks[0].facts["budget"] == "200 exemplars (previous: a cap on exemplars, and it keeps none)"
+    assert "exemplars" not in alone.to_text(200)
+    both = [
+        task_run("independent", [40.0, 20.0, 20.0], [1] * 6, budget=EXEMPLARS, exemplars=0),
+        task_run("task_replay", [40.0, 20.0, 20.0], [1] * 6, budget=EXEMPLARS, exemplars=150),
+        task_run("cumulative", [40.0, 20.0, 20.0], [1] * 6, budget=EXEMPLARS, exemplars=900, bound=True),
+    ]
+    (section,) = table(both).tasks
+    assert section.title.endswith("; no budget (independent) | 200 exemplars (task_replay)")
+    assert {row.label: row.exemplars for row in section.rows} == {
+        "independent": 0, "task_replay": 150, "cumulative": 900,
+    }  # fmt: skip
+    assert "cumulative: a bound is not held to it" in section.facts["budget"]
+
+
+def test_rows_of_two_budgets_are_told_apart_by_what_applies(task_run):
+    budgets = [EXEMPLARS, {**EXEMPLARS, "flops": 1e9, "updates": None}]
+    runs = [task_run("previous", [40.0, 20.0, 20.0], [1] * 6, budget=one, exemplars=0) for one in budgets]
+    labels = {row.label for row in table(runs).tasks[0].rows}
+    assert labels == {"previous, no budget", "previous, 1.00e9 FLOPs an experience"}
+    same = [EXEMPLARS, {**EXEMPLARS, "exemplars": 100}]  # no budget for either, so both say what was asked
+    runs = [task_run("previous", [40.0, 20.0, 20.0], [1] * 6, budget=one, exemplars=0) for one in same]
+    assert {row.label for row in table(runs).tasks[0].rows} == {"previous, 200 exemplars", "previous, 100 exemplars"}
+
+
+def test_marks_of_tasks_are_explained_below_a_text_table(three):
+    said = table(three).to_text(200)
+    assert "* several labels: 2004 shapes" in said and "* repeat: 2019 digits-again" in said
 
 
 # tuning -------------------------------------------------------------------------------------------------------------
@@ -160,8 +247,8 @@ def test_a_tuned_row_says_how_and_what_it_cost_beside_the_result(run):
     records = [run("icarl"), run("icarl", config={"trainer": {"epochs": 7}}, tuning=TUNING)]
     found = table(records)
     assert {row.label for row in found.sections[0].rows} == {
-        "icarl (tuned: trainer.epochs=7)",
-        "icarl (trainer.epochs=10)",
+        "icarl (tuned: epochs=7)",
+        "icarl (epochs=10)",
     }
     said = found.to_text(250)
     line = next(line for line in said.splitlines() if line.startswith("icarl (tuned"))
@@ -169,7 +256,7 @@ def test_a_tuned_row_says_how_and_what_it_cost_beside_the_result(run):
     assert "Some rows were tuned and others were not." in said
     assert "log 0.001, 1.0" in found.sections[0].facts["tuning"]
     rows = {row["label"]: row for row in csv.DictReader(io.StringIO(found.to_csv()))}
-    assert rows["icarl (trainer.epochs=10)"]["tuning"] == "none"
+    assert rows["icarl (epochs=10)"]["tuning"] == "none"
 
 
 def test_without_tuning_there_is_no_column_for_it(run):
