@@ -133,7 +133,8 @@ def task_stream(
     Args:
         manifest: File, name of one that is built in (``embedded_tasks``), or object.
         heads: ``per_task``: the task is told at test time, and a repeated data set meets its head again. ``offset``: a
-            class-incremental stream, whose slots are classes in order of first arrival.
+            class-incremental stream, whose slots are classes in order of first arrival; a repeated data set brings
+            training images alone, as its classes are evaluated already.
         splits: What is evaluated, of ``dev_test`` and ``test``; the first one is the headline. ``offset`` takes one.
         reevaluate: See ``TaskStream``; ``offset`` evaluates all classes seen anyway.
         ids, domains, kinds, years, min_size, first, last: Which tasks; see ``Manifest.select``.
@@ -190,6 +191,8 @@ def task_stream(
         counts = own["train"].counts()
         known = key if heads == "per_task" else None
         signatures.append(Signature(index, new, tuple(counts), counts, shape, seen[index], known))
+        if heads == "offset" and not new:  # its classes are evaluated with the experience that brought them
+            own |= {name: own[name][:0] for name in (*chosen, "dev")}
         held = [partial(_same, own[name]) for name in ("train", chosen[0], "dev")]
         parts.append(Part(*held))
         tests.append({name: partial(_same, own[name]) for name in chosen})

@@ -9,7 +9,7 @@ import torch
 from cil.errors import ConfigError, StreamError
 from cil.streams import TaskKey, task_stream
 from cil.streams.manifest import Manifest, StreamInfo, Task
-from cil.testing import check_stream, toy_tasks
+from cil.testing import check_stream, toy_run, toy_tasks
 
 SHARED = {"year": 2000, "domain": "other", "license": {"name": "made", "redistributable": True}}
 
@@ -86,6 +86,17 @@ def test_with_offset_the_stream_is_class_incremental_and_numbers_survive_a_filte
     later = task_stream(manifest, root=root, heads="offset", ids=["late"])
     assert later.signatures[0].new_slots == (0, 1, 2) and later.order == (2, 3, 4)
     check_stream(whole)
+
+
+def test_with_offset_a_repeat_is_trained_on_again_and_evaluated_once(manifest, root, tmp_path):
+    """Four test images of each class: each counts once, also after "two" came again."""
+    stream = task_stream(manifest, root=root, heads="offset", kinds=["multiclass"], splits=["test"])
+    assert [len(stream.test(index)) for index in range(3)] == [8, 12, 0]
+    assert stream[2].validation is None and len(stream[2].train) == len(stream[0].train)
+    results = toy_run("finetune", stream, tmp_path).execute().results
+    assert results["class_counts"] == [4] * 5
+    last = results["accuracy_matrix"][2]
+    assert last[2] is None and results["last_accuracy"] == pytest.approx((8 * last[0] + 12 * last[1]) / 20)
 
 
 def test_mirror_images_are_made_where_a_task_allows_them(manifest, root):
