@@ -89,6 +89,10 @@ class Cost:
         held = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
         self._bill(phase, "optimizer", held)
 
+    def bill_copies(self, phase: str, tensors: Sequence[Tensor]) -> None:
+        """A line for copies that are held beside the learner while it is trained."""
+        self._bill(phase, "temporary", tensors)
+
     def _bill(self, phase: str, kind: str, tensors: Sequence[Tensor]) -> None:
         self._add(phase, kind, sum(map(tensor_bytes, tensors)), sum(t.numel() for t in tensors), "float32")
 

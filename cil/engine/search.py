@@ -68,6 +68,7 @@ class Trials:
                 break
             self.learner.load_full_state(*start)
             cost, validation = self._trial(trial, costs)
+            self._bill_copies(cost, start, best)
             costs = [*costs, cost, validation]
             if best is None or self._rank(cost) < min(self._rank(one) for one in costs[:-2] if self._own(one)):
                 best = copied(self.learner.full_state())
@@ -83,7 +84,9 @@ class Trials:
         if search.refit is not None and not training.spent(costs, less):  # there is room for as much as the trial took
             self.learner.load_full_state(*start)
             phase = search.refit(self._settings(chosen))
-            costs = [*costs, training.fit(self.learner, phase, f"{self.number}.refit", costs)]
+            cost = training.fit(self.learner, phase, f"{self.number}.refit", costs)
+            self._bill_copies(cost, start, best)
+            costs = [*costs, cost]
         else:
             self.learner.load_full_state(*best)
         return costs
@@ -124,6 +127,10 @@ class Trials:
     def _keep(self, best: Held, costs: Sequence[Cost], trials: int) -> None:
         tensors, meta = best
         self.training.keep(f"search-{self.number}", costs, tensors, {"meta": meta, "trials": trials})
+
+    def _bill_copies(self, cost: Cost, *held: Held | None) -> None:
+        """Training memory: where trials start and the best so far are held beside the learner, two states at most."""
+        cost.bill_copies(self.search.name, [tensor for one in held if one is not None for tensor in one[0].values()])
 
     def _own(self, cost: Cost) -> bool:
         return cost.trial.get("phase") == self.number

@@ -17,7 +17,7 @@ from cil.engine.keys import generator
 from cil.engine.learners import MakeFactory, all_evaluating
 from cil.engine.recipe import Recipe
 from cil.engine.trial_step import Measured, made_up, modules_of, on_first, phase_step, told
-from cil.memory import Budget, ExemplarMemory, FeatureMemory, selection
+from cil.memory import Budget, ExemplarMemory, FeatureMemory, selection, tensor_bytes
 from cil.memory.exemplars import label_dtype
 from cil.memory.features import DTYPES
 from cil.memory.training import TrainingMemory, Watch, by_kind, parts_of
@@ -82,9 +82,11 @@ class StrategySteps:
             if phase is None:
                 return self._told(learner, index, found, device, refused)
             learner.to(device)
+            copies = _copied(learner, phase) if isinstance(phase, Search) else 0
             phase = phase.trial(phase.middle) if isinstance(phase, Search) else phase
             step = self._step_of(learner, phase, index, batch_size)
             if step is not None:
+                step = replace(step, added=step.added | ({"temporary": copies} if copies else {}))
                 found.append(step)
 
     def _met(self, index: int, device: torch.device) -> tuple[Strategy, Experience]:
@@ -154,6 +156,12 @@ class StrategySteps:
             kinds[kind] = kinds.get(kind, 0) + value
         where = f"{where}, phase {largest.name}"
         return told(largest, kinds, device, where, refused)
+
+
+def _copied(learner: Strategy, search: Search) -> int:
+    """Bytes that a search holds beside the learner: where its trials start, and from the second on the best so far."""
+    size = sum(map(tensor_bytes, learner.full_state()[0].values()))
+    return size * (2 if search.trials > 1 or search.refit is not None else 1)
 
 
 def fill(memory: ExemplarMemory, counts: Mapping[int, int], shape: tuple[int, int, int]) -> None:

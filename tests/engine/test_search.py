@@ -119,6 +119,25 @@ def test_a_refit_starts_anew_on_train_and_held_out_data(tmp_path):
     assert record.results["flops"]["training"][0] == STEP * 16
 
 
+@pytest.mark.parametrize(("trials", "again", "copies"), [(1, False, 1), (1, True, 2), (3, False, 2)])
+def test_copies_that_a_search_holds_are_training_memory(trials, again, copies, tmp_path):
+    """Where trials start, and the best so far once there is one; told before training, and billed as told."""
+
+    class Some(Searching):
+        refit = again
+
+    Some.trials = trials
+    run = run_of(tmp_path, Some)
+    bills = run.bills()
+    results = run.execute().results
+    training = results["ledger"][1]["totals"]["training"]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in run.checkpoints.state(1).tensors.values())
+    assert training["temporary"] == copies * size > 0
+    if not again:  # a toy's refit needs held-out images, and nobody has any before the run
+        told = run.steps(bills).at(1)
+        assert told.kinds["temporary"] == copies * size and told.total == results["peak_training_bytes"]
+
+
 def test_a_trial_that_diverges_does_not_stop_the_others(tmp_path):
     class Wild(Searching):
         def _phase(self, data, settings) -> Phase:

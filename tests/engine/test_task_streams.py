@@ -82,6 +82,28 @@ def test_predict_is_told_the_task_and_nothing_else_of_the_stream(done, tmp_path)
     assert set(told) == {signature.task for signature in done[0].stream.signatures}
 
 
+def test_a_run_keeps_a_few_small_training_images_of_each_task(done):
+    run, record = done
+    kept = record.arrays()
+    assert sorted(kept) == [f"thumbnails.{index}" for index in range(4)]
+    for index in range(4):
+        images, train = kept[f"thumbnails.{index}"], run.stream[index].train
+        assert images.dtype == np.uint8 and images.shape == (min(6, len(train)), *train.shape[1:], 3)
+        pixels = train.pixels if train.shape[0] == 3 else train.pixels[:, :1].expand(-1, 3, -1, -1)
+        known = {tuple(image.permute(1, 2, 0).flatten().tolist()) for image in pixels}
+        assert all(tuple(image.flatten().tolist()) in known for image in images)
+
+
+def test_images_that_are_kept_are_no_larger_than_thumbnails():
+    from cil.data import Samples
+    from cil.streams.show import thumbnails
+
+    pixels = torch.arange(10).view(-1, 1, 1, 1).expand(10, 1, 64, 48).to(torch.uint8)
+    small = thumbnails(Samples.from_arrays(pixels, torch.arange(10)), wanted=5)
+    assert small.shape == (5, 32, 24, 3) and small.dtype == torch.uint8
+    assert small[:, 0, 0, 0].tolist() == [1, 3, 5, 7, 9]  # spread evenly over the classes
+
+
 # numbers ------------------------------------------------------------------------------------------------------------
 
 
