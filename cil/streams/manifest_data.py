@@ -187,7 +187,8 @@ def read_lock(path: Path) -> Lock:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["tasks"])
+        tasks = json.loads(path.read_text(encoding="utf-8"))["tasks"]
+        return {str(name): dict(entry) for name, entry in dict(tasks).items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StreamError(f"{path} is no lock file ({error}); remove it, then validate with --data") from None
 
@@ -215,7 +216,7 @@ def write_lock(path: Path, lock: Lock) -> None:
 
 def sizes_of(lock: Lock) -> dict[str, int]:
     """Training examples of each task in a lock, for ``Manifest.select(min_size=...)``."""
-    return {name: int(item["counts"]["train"]) for name, item in lock.items()}
+    return {name: int(item["counts"]["train"]) for name, item in lock.items() if "counts" in item}
 
 
 __all__ = [

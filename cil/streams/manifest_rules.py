@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from cil.data.tasks import GENERATORS, PARTS, SOURCES, parts_of, would_download
@@ -226,9 +227,27 @@ def _across(manifest: Manifest) -> Iterator[Problem]:
                 yield Problem(task.id, key, f"{said}; other data need another key")
         if manifest.stream.heads == "offset" and task.multilabel:
             yield Problem(task.id, "kind", "multilabel has no class numbers under stream.heads: offset; filter it out")
+    yield from _offsets(manifest)
     named = {"fallback": manifest.stream.fallback}
     named |= {f"variants.{variant}": tuple(years) for variant, years in manifest.stream.variants.items()}
     for where, names in named.items():
         for name in names:
             if name not in ids:
                 yield Problem("", f"stream.{where}", f"'{name}': {nearest(name, ids)}")
+
+
+def _offsets(manifest: Manifest) -> Iterator[Problem]:
+    """Class numbers that a manifest gives itself: each data set has its own."""
+    given = manifest.stream.offsets
+    sizes = {task.dataset: task.num_classes for task in manifest.tasks if not task.multilabel}
+    for name in given:
+        if name not in sizes:
+            yield Problem("", f"stream.offsets.{name}", f"no multiclass data set; {nearest(name, sizes)}")
+    for name in sizes if given else ():
+        if name not in given:
+            yield Problem("", f"stream.offsets.{name}", "it is missing; give those of all data sets, or none")
+    placed = sorted((start, name) for name, start in given.items() if name in sizes)
+    for (start, name), (after, other) in pairwise(placed):
+        if after < start + sizes[name]:
+            said = f"{after} is one of '{name}', which has {start} to {start + sizes[name] - 1}"
+            yield Problem("", f"stream.offsets.{other}", said)

@@ -22,6 +22,7 @@ DOMAINS = (
 )
 KINDS = ("multiclass", "multilabel")
 HEADS = ("per_task", "offset")
+EVALUATED = ("dev_test", "test")  # splits
 SHUFFLES = ("none", "within_year", "all")
 
 
@@ -134,6 +135,10 @@ def classes(value: Any) -> str | None:
     return "it must be a number of classes of 1 or more, or a list of names" if whole(1)(value) else None
 
 
+def evaluated(value: Any) -> str | None:
+    return list_of(one_of(*EVALUATED), 1)(value) or (None if len(set(value)) == len(value) else "name each split once")
+
+
 def shares(value: Any) -> str | None:
     said = by_split(lambda share: None if number(share) is None and share >= 0 else "it must be 0 or more")(value)
     return said or (None if sum(value.values()) > 0 else "one share at least must be above 0")
@@ -182,7 +187,7 @@ TOP: Section = {
 STREAM: Section = {
     "name": filled,
     "description": text,
-    "default_splits": list_of(one_of(*SPLITS), 1),
+    "default_splits": evaluated,
     "final_year_from": or_none(whole(*YEARS)),
     "image_size": whole(1),
     "heads": one_of(*HEADS),

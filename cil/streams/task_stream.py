@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +18,11 @@ from cil.data import Augment, Samples
 from cil.errors import ConfigError, StreamError, nearest
 from cil.streams.base import Part, Signature, Stream, TaskKey, fingerprint_of
 from cil.streams.manifest import HEADS, Manifest, Task, as_mapping, read_manifest
+from cil.streams.manifest_data import Lock, compared, known_lock, sizes_of
+from cil.streams.manifest_schema import EVALUATED as SPLITS
 from cil.streams.registry import register_stream
 from cil.streams.tasks import available, load_task
 
-SPLITS = ("dev_test", "test")  # that may be evaluated
 REEVALUATE = ("none", "all_seen")
 _say = logging.getLogger("cil")
 Opener = Callable[[], Samples]
@@ -128,7 +130,8 @@ def task_stream(
     """The tasks of a manifest as a stream. What is None is as the manifest says.
 
     Every experience has its train split to train on and its dev split as ``validation``; what is evaluated is the rest.
-    Data are read once a data set, when the stream is built; test data are out of reach of the training half.
+    Data are read once a data set, when the stream is built; test data are out of reach of the training half. Where the
+    manifest has a lock, ``min_size`` goes by it, and other counts than it has are refused.
 
     Args:
         manifest: File, name of one that is built in (``embedded_tasks``), or object.
@@ -149,7 +152,8 @@ def task_stream(
         root: Data root; see ``cil.data.data_root``.
 
     Raises:
-        ConfigError, StreamError, DataError: for unknown names, tasks that do not fit the heads, data that are missing.
+        ConfigError, StreamError, DataError: for unknown names, tasks that do not fit the heads, data that are missing
+            or not those of the lock, a split without an example.
 
     Source:
         Bornschein et al., NEVIS'22, JMLR 24 (308), 2023; specification of task streams, sections 5 and 11.3.
@@ -160,9 +164,11 @@ def task_stream(
         _say.warning(note)
     heads = heads or whole.stream.heads
     chosen = _splits(splits, whole, heads)
+    lock = known_lock(whole.path, root) if whole.path else Lock()
     selected = whole.select(
-        ids=ids, domains=domains, kinds=kinds, years=years, min_size=min_size, first=first, last=last
-    )
+        ids=ids, domains=domains, kinds=kinds, years=years, min_size=min_size, first=first, last=last,
+        sizes=sizes_of(lock),
+    )  # fmt: skip
     tasks = _alike(selected.ordered(shuffle, order_seed), image_size)
     several = [task.id for task in tasks if task.multilabel]
     if several and heads == "offset":
@@ -172,7 +178,14 @@ def task_stream(
         )
     data = {task.dataset: task for task in reversed(tasks)}
     caps = {"train": train_per_class, **dict.fromkeys(SPLITS, test_per_class)}
-    loaded = {name: _capped(task, load_task(task, root), caps) for name, task in data.items()}
+    loaded = {}
+    for name, task in data.items():
+        found = load_task(task, root)
+        _check_lock(task, found, selected.offsets() if heads == "offset" else {}, lock, whole)
+        loaded[name] = _capped(task, found, caps)
+        for split in ("train", *chosen):
+            if not len(loaded[name][split]):
+                raise StreamError(f"{task.id}: no example in {split}; change its splits, or leave it out by stream.ids")
     keys, seen = _keys(tasks)
     shape = loaded[tasks[0].dataset]["train"].shape
     given: dict[str, Any] = {
@@ -214,7 +227,11 @@ def task_stream(
         events=events,
         tests=tests,
         reevaluate=reevaluate,
-        facts={"manifest": _manifest_hash(selected), "shuffle": shuffle or selected.stream.shuffle},
+        facts={
+            "manifest": _manifest_hash(selected),
+            "lock": _lock_hash(lock, tasks),
+            "shuffle": shuffle or selected.stream.shuffle,
+        },
     )
 
 
@@ -291,6 +308,34 @@ def _few(samples: Samples, task: Task, split: str, most: int | None) -> Samples:
 
 def _manifest_hash(manifest: Manifest) -> str:
     return hashlib.sha256(repr(as_mapping(manifest)).encode()).hexdigest()
+
+
+def _lock_hash(lock: Lock, tasks: Sequence[Task]) -> str | None:
+    """Of what the lock says of these tasks; None where it knows none of them."""
+    known = {task.id: lock[task.id] for task in tasks if task.id in lock}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest() if known else None
+
+
+def _check_lock(
+    task: Task, splits: Mapping[str, Samples], offsets: Mapping[str, int], lock: Lock, manifest: Manifest
+) -> None:
+    """Refuse other numbers of examples than the lock has, by split and class, and other class numbers where there are
+    any; contents are for ``validate --data``.
+
+    Raises:
+        StreamError: naming the first difference.
+    """
+    labels = {name: samples.slots if samples.targets is None else samples.targets for name, samples in splits.items()}
+    found: dict[str, Any] = {
+        "counts": {name: len(own) for name, own in labels.items()},
+        "classes": {
+            name: (own.bincount(minlength=task.num_classes) if own.ndim == 1 else own.sum(0).long()).tolist()
+            for name, own in labels.items()
+        },
+    } | ({"offset": offsets[task.dataset]} if offsets else {})
+    then = {key: value for key, value in lock.get(task.id, {}).items() if key in found}
+    for problem in compared({task.id: found}, {task.id: then} if then.keys() == found.keys() else {}):
+        raise StreamError(f"{problem}: cil stream validate {manifest.path} --data --relock")
 
 
 def _fingerprint(

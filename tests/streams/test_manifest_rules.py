@@ -89,6 +89,8 @@ ERRORS = {
     "channels": ({"tasks__0__channels": 4}, SIGNS, "channels", "known: 1, 3"),
     "order of names": ({"tasks__0__label_names": "as found"}, SIGNS, "label_names", "known: sorted"),
     "a split": ({"stream__default_splits": ["val"]}, "", "stream.default_splits", "dev_test"),
+    "a split to train on": ({"stream__default_splits": ["dev"]}, "", "stream.default_splits", "known: dev_test, test"),
+    "a split twice": ({"stream__default_splits": ["test", "test"]}, "", "stream.default_splits", "each split once"),
     "heads": ({"stream__heads": "one"}, "", "stream.heads", "offset, per_task"),
     "a shuffle": ({"stream__shuffle": "years"}, "", "stream.shuffle", "within_year"),
     "a fallback": ({"stream__fallback": ["sign-2001"]}, "", "stream.fallback", f"did you mean '{SIGNS}'"),
@@ -160,6 +162,13 @@ ERRORS = {
        for key, value in {
            "kind": "multilabel", "classes": 5, "splits": {"rule": "T", "seed": 1},
            "source": {"type": "npz", "train": "other.npz", "test": "signs/test.npz"}}.items()},
+    "class numbers of no data set": (
+        {"stream__offsets": {"signs": 0, "sings": 4}}, "", "stream.offsets.sings", "did you mean 'signs'"),
+    "class numbers of some data sets": (
+        {**repeat(dataset="more"), "stream__offsets": {"signs": 0}}, "", "stream.offsets.more", "it is missing"),
+    "class numbers of two data sets": (
+        {**repeat(dataset="more"), "stream__offsets": {"more": 5, "signs": 2}}, "", "stream.offsets.more",
+        "5 is one of 'signs', which has 2 to 5"),
     "multilabel with offset": ({"stream__heads": "offset"}, FINDINGS, "kind", "stream.heads: offset"),
 }  # fmt: skip
 

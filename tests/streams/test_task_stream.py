@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from cil.errors import ConfigError, StreamError
 from cil.streams import TaskKey, task_stream
-from cil.streams.manifest import Manifest, StreamInfo, Task
+from cil.streams.manifest import Manifest, StreamInfo, Task, to_yaml
+from cil.streams.manifest_data import lock_path, validate_data, write_lock
 from cil.testing import check_stream, toy_run, toy_tasks
 
 SHARED = {"year": 2000, "domain": "other", "license": {"name": "made", "redistributable": True}}
@@ -122,6 +126,49 @@ def test_the_fingerprint_sees_order_heads_and_pixels(manifest, root, tmp_path):
         np.savez(tmp_path / f"{name}.npz", **held)
     others.append(task_stream(manifest, root=tmp_path).fingerprint)
     assert len({own, *others}) == 5
+
+
+def locked(manifest, root):
+    """The manifest as a file with its lock beside it."""
+    path = root / "made.yaml"
+    path.write_text(to_yaml(manifest))
+    write_lock(lock_path(path), validate_data(manifest, root).lock)
+    return path
+
+
+def test_a_run_meets_the_data_that_were_validated(manifest, root, tmp_path):
+    for name in ("two", "three", "several"):
+        shutil.copy(root / f"{name}.npz", tmp_path)
+    assert task_stream(manifest, root=root).description()["lock"] is None
+    path = locked(manifest, tmp_path)
+    whole = task_stream(path, root=tmp_path)
+    assert len(whole.description()["lock"]) == 64 != task_stream(path, root=tmp_path, first=2).description()["lock"]
+    assert [event.id for event in task_stream(path, root=tmp_path, min_size=25).events] == ["labels", "late"]
+    held = dict(np.load(tmp_path / "two.npz"))
+    np.savez(tmp_path / "two.npz", **{name: values[:-1] for name, values in held.items()})
+    for heads, kinds in (("per_task", None), ("offset", ["multiclass"])):
+        with pytest.raises(StreamError, match=r"first: lock.counts: dev was 6, is 5.*validate .*made.yaml --data"):
+            task_stream(path, root=tmp_path, heads=heads, kinds=kinds)
+    assert len(task_stream(path, root=tmp_path, ids=["late"])) == 1
+
+
+def test_class_numbers_are_those_that_were_validated(manifest, root, tmp_path):
+    for name in ("two", "three", "several"):
+        shutil.copy(root / f"{name}.npz", tmp_path)
+    path = locked(manifest, tmp_path)
+    tasks = [replace(task, year=1999) if task.id == "late" else task for task in manifest]
+    path.write_text(to_yaml(Manifest(manifest.stream, tuple(tasks))))
+    assert task_stream(path, root=tmp_path).events[0].id == "late"
+    with pytest.raises(StreamError, match=r"lock\.offset: it was 0, is 3"):
+        task_stream(path, root=tmp_path, heads="offset", kinds=["multiclass"])
+
+
+def test_a_split_without_an_example_is_refused_before_training(manifest, root, tmp_path):
+    splits = {"rule": "X", "by": "index_ranges", "ranges": {"train": [[0, 20]], "test": [[20, 40]]}}
+    own = Manifest(manifest.stream, (task("gaps", "two", 2, splits=splits),))
+    with pytest.raises(StreamError, match="gaps: no example in dev_test"):
+        task_stream(own, root=root)
+    assert task_stream(own, root=root, splits=["test"])[0].validation is None
 
 
 def test_caps_take_so_many_of_a_class(manifest, root):
