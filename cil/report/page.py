@@ -22,6 +22,7 @@ from cil.report.tasks import TaskSection
 from cil.tracking import Record, identity_hash, write_bytes_atomic
 
 BEST = ' class="best"'
+DENSE = 13  # columns from which a table is set smaller, so that it fits
 TERMS = (
     ("n", "Seeds that finished. Numbers are means over them, ± one sample standard deviation (n − 1)."),
     ("Avg %", "Average incremental accuracy: on all classes seen, after each experience; then the mean of these."),
@@ -78,7 +79,7 @@ def html(content: Table, records: Sequence[Record], title: str) -> str:
         *(_tasks(section, i, len(content.tasks) > 1, paint) for i, section in enumerate(content.tasks, 1)),
         _list(content.footnotes, "remarks"),
         "" if (content.online or content.tasks) and not content.sections else _reading(content),
-        online_reading() if content.online else "",
+        online_reading(any(section.clean for section in content.online)) if content.online else "",
         task_reading() if content.tasks else "",
         _runs(records),
     ]
@@ -216,7 +217,8 @@ def _grid(cells: Grid, best: Mapping[str, str] | None = None) -> str:
             body.append(f"<tr>{''.join(row)}</tr>")
     top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
     inside = "\n".join(body)
-    return f'<div class="wide"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{inside}\n</tbody></table></div>'
+    dense = ' class="dense"' if len(heads) >= DENSE else ""
+    return f'<div class="wide"><table{dense}>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{inside}\n</tbody></table></div>'
 
 
 def _cell(text: str, room: int) -> str:
@@ -246,7 +248,15 @@ def _list(items: Sequence[str], kind: str) -> str:
 
 
 def _reading(content: Table) -> str:
-    known = (*TERMS, *(ANYTIME_TERMS if any(more_tables(section) for section in content.sections) else ()))
+    rows = [row for section in content.sections for row in section.rows]
+    met = {
+        "tuning": any(section.tuned for section in content.sections),
+        "own": any(section.public for section in content.sections),
+        "bound": any(row.standing == "bound" for row in rows),
+        "uses less": any(note.mark == "uses less" for row in rows for note in row.notes),
+    }
+    known = [(term, text) for term, text in TERMS if met.get(term, True)]
+    known += ANYTIME_TERMS if any(more_tables(section) for section in content.sections) else ()
     terms = "\n".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in known)
     return (
         "<section>\n<h2>How to read this</h2>\n"

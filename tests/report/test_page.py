@@ -107,11 +107,24 @@ def test_every_picture_is_there_and_no_id_comes_twice(page):
 def test_the_page_says_what_ran_and_how_to_read_it(page):
     text = "\n".join(Reader(page).texts)
     for part in (
-        "How to read this", "uses less", "over budget", "interrupted 1/2", "bounds: may look back", "not ranked",
+        "How to read this", "bound", "over budget", "interrupted 1/2", "bounds: may look back", "not ranked",
         "The bills", "2 0 3 1", "torch 2.9.0", "3 × 8 × 8", "2,097,152 bytes (2.00 MiB, exact)", "cil run strategy=ewc",
         "AUC-A", "no clear winner",
     ):  # fmt: skip
         assert part in text, part
+
+
+def test_words_that_a_page_does_not_use_are_not_explained(page, run, tmp_path):
+    assert not {"tuning", "own", "uses less"} & set(Reader(page).texts) and "bound" in Reader(page).texts
+    lean = run("lwf", exemplars=0, budget=byte_budget(2 * MIB))
+    told = Reader(write_html([run(budget=byte_budget(2 * MIB)), lean], tmp_path / "page.html").read_text()).texts
+    assert told.count("uses less") == 2 and "bound" not in told  # a mark, and what it means
+
+
+def test_a_table_of_many_columns_is_set_smaller(run, tmp_path):
+    plain = write_html([run()], tmp_path / "plain.html").read_text()
+    public = write_html([run("l2p", public=900_000, exemplars=0)], tmp_path / "public.html").read_text()
+    assert '<table class="dense">' not in plain and public.count('<table class="dense">') == 1
 
 
 def test_no_machine_path_is_on_the_page(page, place):
