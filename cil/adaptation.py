@@ -20,6 +20,7 @@ from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, StreamError
 from cil.models import GrowingNet
 from cil.models.classifier import load_classifier
+from cil.models.partition import NoChain
 from cil.strategies import Strategy
 from cil.streams import Stream
 from cil.streams.shifts import ShiftStream
@@ -142,7 +143,7 @@ def plan_adaptation(
         run_dir = Path(root) / safe_name(stream.name) / safe_name(folder)
     return AdaptationRun(
         stream=stream,
-        make_adapter=make,
+        make_adapter=partial(_placed, make, name, sources),
         make_source=sources,
         recipe=recipe,
         run_dir=Path(run_dir),
@@ -160,6 +161,23 @@ def plan_adaptation(
         group=group,
         admit=admit,
     )
+
+
+def _placed(make: MakeAdapter, name: str, sources: Weights | Finished, source: Source) -> Adapter:
+    """An adapter on its source.
+
+    Raises:
+        ConfigError: for an adapter that cuts a network, where a finished run answers by more than one.
+    """
+    try:
+        return make(source)
+    except NoChain as error:
+        if isinstance(sources, Weights):
+            raise
+        raise ConfigError(
+            f"adapter={name} cuts one chain of residual blocks, and {sources.said} does not answer by one alone; give "
+            f"a run of a plain network, as of strategy=finetune or replay, or an adapter that takes any, as tent"
+        ) from error
 
 
 class Weights:
@@ -204,6 +222,7 @@ class Finished:
 
     Attributes:
         columns: (K,) slot of the run for each class of the stream.
+        said: Which run it is, for messages.
 
     Raises:
         CilError: where there is no such run, or it knows other classes.
@@ -229,6 +248,7 @@ class Finished:
         self.columns = None if columns == list(range(len(columns))) else torch.tensor(columns)
         identity = record.identity
         self.name = f"{identity['stream']['name']}_{identity['strategy']}"
+        self.said = f"source={run_dir} (strategy={identity['strategy']})"
         self.model = str(identity.get("networks", {}).get("name", ""))
         digest = hashlib.sha256()
         for key, tensor in sorted(trained.learner.state().tensors.items()):

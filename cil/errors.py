@@ -54,13 +54,18 @@ class Diverged(TrainingError):
     """A loss is not finite."""
 
 
-def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
+def nearest(name: str, known: Iterable[str], limit: int = 3, prefix: str = "") -> str:
     """Describe the names one could have meant.
+
+    Args:
+        prefix: What stands before a name where it is written.
 
     >>> nearest("icarll", ["icarl", "wa"])
     "did you mean 'icarl'? known: icarl, wa"
+    >>> nearest("epoch", ["epochs"], prefix="trainer.")
+    "did you mean 'trainer.epochs'? known: epochs"
     """
     names = sorted(str(item) for item in known)
     close = difflib.get_close_matches(str(name), names, n=limit, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(item) for item in close)}? " if close else ""
+    hint = f"did you mean {' or '.join(repr(prefix + item) for item in close)}? " if close else ""
     return f"{hint}known: {', '.join(names) if names else 'none'}"

@@ -119,7 +119,8 @@ def check_arguments(call: Callable[..., Any], given: Mapping[str, Any], key: str
         where = f"{key}.{name}" if key else name
         if name not in known and not free:
             offered = [item for item in known if parameters[item].default is not inspect.Parameter.empty]
-            raise ConfigError(f"unknown key {where}; {_name(call)} has none; {nearest(name, offered or known)}")
+            meant = nearest(name, offered or known, prefix=where.removesuffix(name))
+            raise ConfigError(f"unknown key {where}; {_name(call)} has none; {meant}")
         if name in hints and not fits(value, hints[name]):
             raise ConfigError(f"{where} is {value!r}; it must be {spoken(hints[name])}")
 

@@ -38,6 +38,7 @@ def build_adaptation(job: Job, *, jobs: int = 1, root: str | Path = "runs", **ch
     config, trainer = job.config, job.config["trainer"]
     _refuse_strategies(job)
     adapter = made({**config["adapter"], PARTIAL: True}, "adapter")
+    refuse_unread(job, adapter.func)
     stream: Any = build_stream(config)
     keys = (*IDENTITY, *(OF_SOURCE if adapter.func.needs_source else ()), *(() if config["source"] else ("model",)))
     options: dict[str, Any] = {
@@ -61,8 +62,28 @@ def build_adaptation(job: Job, *, jobs: int = 1, root: str | Path = "runs", **ch
     if config["budget"]["training_bytes"] is not None:
         terms = {key: config["budget"][key] for key in ("training_bytes", "enforce")}
         steps = AdapterSteps(run.make_adapter, run.make_source, run.name, run.recipe, run.runtime.precision, run.seed)
-        run.admit = admission(Budget(**terms), steps)
+        run.admit = admission(Budget(**terms), steps, source_key=_batch_keys(job)[-1])
     return run
+
+
+def _batch_keys(job: Job) -> list[str]:
+    """Keys of the adapter that say how many images of the source data a batch has; else the trainer's."""
+    own = [f"adapter.{key}" for key in job.config["adapter"] if "batch" in key]
+    return own or ["trainer.batch_size"]
+
+
+def refuse_unread(job: Job, kind: Any) -> None:
+    """Refuse ``trainer.batch_size`` where no step of the adapter ``kind`` is of so many images."""
+    keys = _batch_keys(job)
+    if kind.needs_source and keys == ["trainer.batch_size"]:
+        return
+    for item in job.overrides:
+        if item.lstrip("+~").partition("=")[0] in ("trainer.batch_size", "trainer.first.batch_size"):
+            more = f", source images in {keys[-1]}" if kind.needs_source else ""
+            raise ConfigError(
+                f"{item} is read by no step of adapter={job.choices['adapter']}: test images come in "
+                f"adaptation.batch_size{more}"
+            )
 
 
 def _refuse_strategies(job: Job) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from cil.cli.compose import Job, compose
+from cil.cli.compose import CODE, Job, compose
 from cil.cli.names import known, takes_task
 from cil.cli.refusals import explained
 from cil.errors import ConfigError
@@ -42,17 +42,48 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
     """
     told = "strategy=all" in overrides and _told([item for item in overrides if item != "strategy=all"])
     fixed, swept = _split([_all(item, told) for item in overrides])
-    first = compose([*fixed, *(values[0] for values in swept.values())])
-    given = {item.lstrip("+~").partition("=")[0] for item in overrides}
+    general = [item for item in fixed if not _of_code(item)]  # what an experiment sweeps over may be what has such keys
+    first = compose([*general, *(values[0] for key, values in swept.items() if not _of_code(key))])
+    given = {_key(item) for item in overrides}
     for key, value in first.sweep.items():
         if key not in given:
-            more, also = _split([_all(f"{key}={value}", _told(fixed))])
+            more, also = _split([_all(f"{key}={value}", _told(general))])
             fixed, swept = [*fixed, *more], swept | also
     cells = []
-    for combination in product(*swept.values()):
-        varied = {key: item.partition("=")[2].replace("\\", "") for key, item in zip(swept, combination, strict=True)}
-        cells += _at_points(Cell(compose([*fixed, *combination]), varied))
+    try:
+        for combination in product(*swept.values()):
+            varied = {key: item.partition("=")[2].replace("\\", "") for key, item in zip(swept, combination, strict=True)}
+            cells += _at_points(Cell(compose([*fixed, *combination]), varied))
+    except ConfigError as error:
+        raise ConfigError(_lacking([*fixed, *swept], swept) or str(error)) from error
     return cells
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _of_code(override: str) -> bool:
+    """Whether it is a key of a strategy or an adapter."""
+    group, dot, _ = _key(override).partition(".")
+    return bool(dot) and group in CODE
+
+
+def _lacking(overrides: Sequence[str], swept: Mapping[str, Sequence[str]]) -> str | None:
+    """Which of the strategies (or adapters) of a grid have a key that not all of them have."""
+    for key in dict.fromkeys(_key(item) for item in overrides if _of_code(item)):
+        group, _, rest = key.partition(".")
+        has: dict[bool, list[str]] = {True: [], False: []}
+        for choice in swept.get(group, ()):
+            section = compose([choice]).config[group]
+            has[rest.partition(".")[0] in section].append(choice.partition("=")[2])
+        if has[True] and has[False]:
+            with_it, without = (", ".join(has[one]) for one in (True, False))
+            return (
+                f"{key} is a key of {with_it} and not of {without}; leave it out, or choose "
+                f"{group}={','.join(has[True])} alone"
+            )
+    return None
 
 
 def _all(override: str, told: bool) -> str:

@@ -121,6 +121,7 @@ def adapter_steps(job: Job) -> AdapterSteps:
 
     from cil.adapt import Source
     from cil.api import networks
+    from cil.cli.adaptation import refuse_unread
     from cil.cli.build import build, recipe_of
     from cil.engine.adapter_steps import AdapterSteps
     from cil.engine.runtime import Runtime
@@ -137,6 +138,7 @@ def adapter_steps(job: Job) -> AdapterSteps:
     shape, classes = _shape_of(job)
     nets = networks(shape, **{**model, "weights": None, **_normalised(model, shape)})
     make: Any = made({**config["adapter"], PARTIAL: True}, "adapter")
+    refuse_unread(job, make.func)
 
     def make_source(device: Any) -> Source:
         net = nets(seed=0, meta=device.type == "meta", device=device)()

@@ -90,7 +90,7 @@ def unknown_key(bad: str, config: dict[str, Any]) -> str:
         section = section.get(step) if isinstance(section, dict) else None
     if path and isinstance(section, dict) and section:
         known = [key for key in section if key not in (TARGET, PARTIAL)]
-        return f"unknown key {bad}; {nearest(last, known)}"
+        return f"unknown key {bad}; {nearest(last, known, prefix=bad.removesuffix(last))}"
     same = [key for key in _dotted(config) if key.rpartition(".")[2] == last]
     if same:
         return f"unknown key {bad}; did you mean {' or '.join(repr(key) for key in same)}?"

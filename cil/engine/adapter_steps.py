@@ -50,9 +50,13 @@ class AdapterSteps:
         """
         return on_first(self.name, self.precision, partial(self._at, batch_size))
 
-    def source_phases(self) -> TrainingMemory | None:
-        """The largest step on source data before deployment; None where there is none."""
-        found = on_first(self.name, self.precision, self._of_phases)
+    def source_phases(self, batch_size: int | None = None) -> TrainingMemory | None:
+        """The largest step on source data before deployment; None where there is none.
+
+        Args:
+            batch_size: In place of the recipe's or the adapter's own, in all phases.
+        """
+        found = on_first(self.name, self.precision, partial(self._of_phases, batch_size))
         return found if found.batch_size else None
 
     def _made(self, device: torch.device) -> tuple[Adapter, Samples | None]:
@@ -66,9 +70,9 @@ class AdapterSteps:
         slots = torch.arange(max(2 * adapter.num_classes, 2 * self.recipe.batch_size)) % adapter.num_classes
         return adapter, made_up(slots, adapter.image_shape, noise=device.type != "meta")
 
-    def _of_phases(self, device: torch.device, refused: str) -> TrainingMemory:
+    def _of_phases(self, batch_size: int | None, device: torch.device, refused: str) -> TrainingMemory:
         adapter, source = self._made(device)
-        steps = () if source is None else map(partial(self._step_of, adapter), adapter.phases(source))
+        steps = () if source is None else map(partial(self._step_of, adapter, batch_size), adapter.phases(source))
         found = [step for step in steps if step is not None]
         kinds = held_by_kind(adapter)
         if not found:
@@ -76,8 +80,9 @@ class AdapterSteps:
         largest = max(found, key=lambda measured: sum(measured.added.values()))
         return told(largest, summed(kinds, largest.added), device, f"source phase {largest.name}", refused)
 
-    def _step_of(self, adapter: Adapter, phase: Phase) -> Measured | None:
-        return phase_step(adapter, phase, self.recipe.of(phase, 0))
+    def _step_of(self, adapter: Adapter, batch_size: int | None, phase: Phase) -> Measured | None:
+        recipe = self.recipe.of(phase, 0)
+        return phase_step(adapter, phase, recipe if batch_size is None else replace(recipe, batch_size=batch_size))
 
     def _at(self, batch_size: int, device: torch.device, refused: str) -> TrainingMemory:
         adapter, source = self._made(device)
@@ -134,10 +139,25 @@ def carried_moments(adapter: Adapter) -> dict[int, int]:
     return found
 
 
-def admission(budget: Budget, steps: AdapterSteps) -> Callable[[Adapter, tuple[int, ...]], None]:
-    """What an adaptation run asks before anything else is done (``AdaptationRun.admit``)."""
+def admission(
+    budget: Budget, steps: AdapterSteps, source_key: str = "trainer.batch_size"
+) -> Callable[[Adapter, tuple[int, ...]], None]:
+    """What an adaptation run asks before anything else is done (``AdaptationRun.admit``).
+
+    Both an update on test images and the largest step on source data are held to ``budget.training_bytes``.
+
+    Args:
+        source_key: Where the batch size of steps on source data is changed.
+    """
+
+    def on_source(batch_size: int | None) -> TrainingMemory:
+        found = steps.source_phases(batch_size)
+        assert found is not None
+        return found
 
     def admit(adapter: Adapter, shape: tuple[int, ...]) -> None:
         budget.check_training(steps.name, lambda size: steps.at(size or shape[0]), "adaptation.batch_size")
+        if budget.training_bytes is not None and steps.source_phases() is not None:
+            budget.check_training(steps.name, on_source, source_key)
 
     return admit

@@ -204,6 +204,6 @@ class Budget:
         advice = f"{key}={fits} is the largest that fits" if fits else "no batch size fits: take a smaller model"
         raise BudgetExceeded(
             f"{name} needs {memory.total:,} bytes in a step of {memory.batch_size} images ({memory.where}), "
-            f"budget.training_bytes is {self.training_bytes:,}: {memory.describe()}; {advice}, or raise it, or set "
-            f"budget.enforce=report"
+            f"budget.training_bytes is {self.training_bytes:,}: {memory.describe()}; {advice}, or set "
+            f"budget.training_bytes={memory.total}, or budget.enforce=report"
         )

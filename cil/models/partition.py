@@ -135,6 +135,10 @@ def _sizes(ends: Sequence[int], blocks: int, units: int) -> list[int]:
     return [high - low for low, high in pairwise(bounds)]
 
 
+class NoChain(ConfigError):
+    """Residual blocks that do not follow one another."""
+
+
 def cut(net: nn.Module, image_shape: Shape, parts: int | Sequence[int] = 4, key: str = "adapter.parts") -> list[Part]:
     """Cut a network into parts. Shapes are found by one pass, on ``meta`` where it can be, which also checks that the
     blocks form a chain.
@@ -146,8 +150,8 @@ def cut(net: nn.Module, image_shape: Shape, parts: int | Sequence[int] = 4, key:
         key: Of the configuration, for messages.
 
     Raises:
-        ConfigError: for a network without residual blocks, blocks that do not follow one another, or parts that do
-            not fit.
+        NoChain: for blocks that do not follow one another.
+        ConfigError: for a network without residual blocks, or parts that do not fit.
     """
     if isinstance(parts, str | float | bool) or parts is None:
         raise ConfigError(f"{key} is {parts!r}; it must be a number of parts, or a list: the blocks of each part")
@@ -193,7 +197,7 @@ def _shapes(net: nn.Module, blocks: Sequence[Block], image_shape: Shape) -> list
     expected = [(what, index) for index in range(len(blocks)) for what in ("in", "out")]
     chained = [(what, index) for what, index, _ in order] == expected
     if not chained or any(order[k][2] is not order[k + 1][2] for k in range(1, len(order) - 1, 2)):
-        raise ConfigError(f"the blocks of a {type(net).__name__} do not follow one another; choose another model.name")
+        raise NoChain(f"the blocks of a {type(net).__name__} do not follow one another; choose another model.name")
     if any(not isinstance(value, Tensor) or value.ndim != 4 for _, _, value in order):
         raise ConfigError(f"the blocks of a {type(net).__name__} do not map maps to maps; choose another model.name")
     shapes: list[Any] = [tuple(value.shape[1:]) for _, _, value in order]

@@ -155,3 +155,14 @@ def test_classes_of_a_run_are_found_by_name_whatever_their_order(source, tmp_pat
     wrong = sum(trained.classes[k] != stream.classes[slot] for k, slot in zip(best, clean.slots.tolist(), strict=True))
     record = package.adapt_to(stream, "source", source, clean=True, root=tmp_path, device="cpu")
     assert record.results["clean_error_before"] == pytest.approx(100 * wrong / len(clean))
+
+
+def test_an_adapter_that_cuts_a_network_says_which_runs_it_takes(cil, tmp_path):
+    options = ("stream.increment=10", "trainer.epochs=1", "trainer.max_steps=1", "progress=false", "model=resnet14",
+               "stream.train_per_class=4", "stream.test_per_class=1", "trainer.batch_size=8")  # fmt: skip
+    assert cil("run", "strategy=ecotta_cil", *options, "run_dir=metas").code == 0
+    said = cil("run", *STREAM, "adapter=ecotta", "source=metas")
+    assert said.code == 2
+    assert "adapter=ecotta cuts one chain of residual blocks, and source=metas (strategy=ecotta_cil)" in said.line
+    assert "strategy=finetune or replay" in said.line
+    assert cil("run", *STREAM, "adapter=bn_stats", "source=metas", "--dry-run").code == 0

@@ -13,12 +13,12 @@ RUN = ("run", "stream=split_digits", "progress=false")
 
 BAD = {
     # keys and names
-    "unknown key": ((*RUN, "trainer.epoch=3"), "unknown key trainer.epoch", "'epochs'"),
+    "unknown key": ((*RUN, "trainer.epoch=3"), "unknown key trainer.epoch", "did you mean 'trainer.epochs'?"),
     "unknown section": ((*RUN, "trainr.epochs=3"), "unknown key trainr.epochs", "'trainer.epochs'"),
     "key without its section": ((*RUN, "epochs=3"), "unknown key epochs", "'trainer.epochs'"),
-    "key that was added": ((*RUN, "+trainer.epoch=3"), "unknown key trainer.epoch", "'epochs'"),
-    "unknown hyperparameter": ((*RUN, "strategy.tempratur=2"), "unknown key strategy.tempratur", "'temperature'"),
-    "added hyperparameter": ((*RUN, "+strategy.tempratur=2"), "unknown key strategy.tempratur", "'temperature'"),
+    "key that was added": ((*RUN, "+trainer.epoch=3"), "unknown key trainer.epoch", "did you mean 'trainer.epochs'?"),
+    "unknown hyperparameter": ((*RUN, "strategy.tempratur=2"), "unknown key strategy.tempratur", "did you mean 'strategy.temperature'?"),
+    "added hyperparameter": ((*RUN, "+strategy.tempratur=2"), "unknown key strategy.tempratur", "did you mean 'strategy.temperature'?"),
     "unknown strategy": ((*RUN, "strategy=icarll"), "no strategy 'icarll'", "'icarl'"),
     "unknown stream": (("run", "stream=split_digit"), "no stream 'split_digit'", "'split_digits'"),
     "unknown model file": ((*RUN, "model=resnet23"), "no model 'resnet23'", "'resnet26'"),
@@ -26,7 +26,7 @@ BAD = {
     "unknown group": ((*RUN, "strateg=wa"), "unknown key strateg", "'strategy'"),
     "unknown experiment": (("run", "experiment=demmo"), "no experiment 'demmo'", "'demo'"),
     "unknown data set": ((*RUN, "stream.dataset=digit"), "digit", "'digits'"),
-    "unknown optimizer option": ((*RUN, "+optimizer.momentun=0"), "unknown key optimizer.momentun", "'momentum'"),
+    "unknown optimizer option": ((*RUN, "+optimizer.momentun=0"), "unknown key optimizer.momentun", "'optimizer.momentum'"),
     "own class that is not there": ((*RUN, "strategy=no_module:Mine"), "strategy=no_module:Mine", "cannot be imported"),
     "value without key": ((*RUN, "trainer.epochs"), "'trainer.epochs' is no override", "key=value"),
     "broken list": ((*RUN, "stream.order=[1,2"), "'stream.order=[1,2' is no override", "key=value"),
@@ -105,6 +105,31 @@ BAD = {
     # other commands
     "compare: wrong jobs": (("compare", *RUN[1:], "jobs=two"), "jobs is 'two'", "whole number of 1 or more"),
     "compare: one of many is wrong": (("compare", *RUN[1:], "strategy=wa,wap"), "no strategy 'wap'", "'wa'"),
+    "compare: a key that not all strategies have": (
+        ("compare", *RUN[1:], "strategy=replay,finetune,wa,lwf", "strategy.codec=raw"),
+        "strategy.codec is a key of replay, wa and not of finetune, lwf",
+        "leave it out, or choose strategy=replay,wa alone",
+    ),
+    "compare: a swept key that not all have": (
+        ("compare", *RUN[1:], "strategy=replay,finetune", "strategy.codec=raw,jpeg"),
+        "strategy.codec is a key of replay and not of finetune",
+        "strategy=replay alone",
+    ),
+    "compare: a key that not all strategies of the experiment have": (
+        ("compare", "experiment=demo", "strategy.selection=random"),
+        "strategy.selection is a key of replay, icarl, wa and not of finetune, joint",
+        "leave it out",
+    ),
+    "compare: a key that not all adapters have": (
+        ("compare", "stream=mnist5k_corrupted", "adapter=tent,bn_stats", "adapter.alpha=1"),
+        "adapter.alpha is a key of bn_stats and not of tent",
+        "adapter=bn_stats alone",
+    ),
+    "compare: a key that no strategy has": (
+        ("compare", *RUN[1:], "strategy=replay,finetune", "strategy.codc=raw"),
+        "unknown key strategy.codc",
+        "'strategy.codec'",
+    ),
     "compare: a run directory": (("compare", *RUN[1:], "run_dir=here"), "run_dir is of cil run", "out=DIR"),
     "report: no such folder": (("report", "nowhere"), "nowhere", "does not exist"),
     "report: unknown option": (("report", "--pdf"), "no option '--pdf'", "--html FILE"),
@@ -117,7 +142,7 @@ BAD = {
         "'icarl'",
     ),
     "check: options alone": (("check", "strategy.size=64"), "cil check needs a strategy", "module:Class"),
-    "check: unknown option": (("check", "ranpac", "strategy.siz=64"), "unknown key strategy.siz", "'size'"),
+    "check: unknown option": (("check", "ranpac", "strategy.siz=64"), "unknown key strategy.siz", "'strategy.size'"),
     "check: another key": (("check", "ranpac", "trainer.epochs=2"), "not 'trainer.epochs=2'", "strategy.KEY=VALUE"),
     "check: no class": (("check", "no_module:Mine"), "no_module:Mine", "cannot be imported"),
     "show: count": (("show", "stream=split_digits", "--count", "0"), "0", "1 or more"),

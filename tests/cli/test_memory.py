@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from cil.models import NetFactory, build_backbone
+from cil.models.classifier import save_classifier
 from cil.tracking import Record
 
 TOY = ("stream=split_digits", "stream.classes=6", "budget.exemplars=20", "trainer.batch_size=16")  # 3 experiences
@@ -78,7 +80,7 @@ def test_a_step_that_is_too_large_is_refused_with_the_batch_that_fits(cil):
     assert said.code == 2
     assert f"replay needs {limit + 1:,} bytes in a step of 16 images" in said.line
     assert f"budget.training_bytes is {limit:,}: activations {found['kinds']['activations']:,}, gradients" in said.line
-    assert "trainer.batch_size=15 is the largest that fits" in said.line
+    assert f"trainer.batch_size=15 is the largest that fits, or set budget.training_bytes={limit + 1}" in said.line
     assert Record.load("a").status == "over_budget" and "accuracy_curve" not in Record.load("a").results
     smaller = (*TOY[:3], "trainer.batch_size=15", *SHORT)
     said = cil("run", *smaller, "strategy=replay", f"budget.training_bytes={limit}", "run_dir=b")
@@ -119,3 +121,34 @@ def test_methods_that_look_at_values_are_told_without_any_where_their_answer_mov
     found = told(cil, *SMALL, "adapter=eata,sar,cotta")
     assert {one["device"] for one in found.values()} == {"meta"}
     assert all(one["kinds"]["gradients"] > 0 for one in found.values())
+
+
+@pytest.mark.parametrize(("adapter", "more"), [("tent", ""), ("ecotta", ", source images in adapter.warmup_batch_size")])
+def test_a_batch_size_of_training_is_refused_where_an_adapter_reads_another(cil, adapter, more):
+    said = cil("memory", "model=resnet20", f"adapter={adapter}", "trainer.batch_size=16")
+    assert said.code == 2
+    expected = f"read by no step of adapter={adapter}: test images come in adaptation.batch_size{more}"
+    assert said.line.endswith(expected)
+    given = ("stream=mnist5k_corrupted", "model=resnet20", "source=nowhere", f"adapter={adapter}")
+    assert cil("run", *given, "trainer.batch_size=16").line.endswith(expected)
+
+
+def test_a_warm_up_that_is_too_large_is_refused_with_the_batch_that_fits(cil, tmp_path):
+    net = NetFactory(lambda: build_backbone("resnet14", 1, 28), mean=[0.1], std=[0.3])()
+    net.grow(10)
+    save_classifier(net, tmp_path / "net.safetensors")
+    given = ("stream=mnist5k_corrupted", "stream.corruptions=[contrast]", "model=resnet14", "adaptation.batch_size=8")
+    given += ("model.weights=net.safetensors", "adapter=ecotta", "adapter.parts=3")
+    update, warm_up = (one["total"] for one in told_both(cil, *given))
+    assert update < warm_up
+    said = cil("run", *given, "progress=false", f"budget.training_bytes={warm_up - 1}")
+    assert said.code == 2
+    assert f"ecotta needs {warm_up:,} bytes in a step of 64 images (source phase warmup)" in said.line
+    assert f"adapter.warmup_batch_size=63 is the largest that fits, or set budget.training_bytes={warm_up}" in said.line
+    said = cil("run", *given, "progress=false", f"budget.training_bytes={update - 1}", "adapter.warmup_batch_size=2")
+    assert "ecotta needs" in said.line and "(update on a batch)" in said.line
+
+
+def told_both(cil, *arguments: str) -> tuple[dict, dict]:
+    (found,) = told(cil, *arguments).values()
+    return found, found["source_phase"]

@@ -70,7 +70,7 @@ def test_a_plugin_without_a_file_has_the_hyperparameters_of_its_class(acme, cil)
         "_target_": "acme_one.Bare", "_partial_": True, "alpha": 0.5, "word": "a",
     }  # fmt: skip
     said = cil("run", "strategy=bare", "strategy.alpa=1", *DIGITS)
-    assert said.code == 2 and "unknown key strategy.alpa; did you mean 'alpha'" in said.line
+    assert said.code == 2 and "unknown key strategy.alpa; did you mean 'strategy.alpha'" in said.line
 
 
 def test_a_plugin_runs_and_stands_in_the_record(acme, cil):

@@ -156,7 +156,7 @@ def test_slots_keep_their_meaning_whatever_order_is_asked_for(cil, finished):
 
 def test_evaluate_refuses_a_key_that_is_not_of_the_stream(cil, finished):
     said = cil("evaluate", str(finished), "stream.tst_per_class=7")
-    assert said.code == 2 and "unknown key stream.tst_per_class; did you mean 'test_per_class'" in said.line
+    assert said.code == 2 and "unknown key stream.tst_per_class; did you mean 'stream.test_per_class'" in said.line
 
 
 def test_evaluate_says_that_the_stream_itself_stays(cil, finished):

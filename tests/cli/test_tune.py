@@ -132,7 +132,7 @@ def test_another_stream_takes_its_place_with_its_own_orders():
         ((), "tune.space is None; give what is drawn"),
         (("tune.space={}",), "tune.space is {}; give what is drawn"),
         (("tune=lr_and_epochs", "tune.trials=0"), "tune.trials is 0; it must be a whole number of 1 or more"),
-        (("tune.space={optimizer.lrr:[1,2]}",), "tune.space: unknown key optimizer.lrr; did you mean 'lr'?"),
+        (("tune.space={optimizer.lrr:[1,2]}",), "tune.space: unknown key optimizer.lrr; did you mean 'optimizer.lr'?"),
         (("tune.space={optimizer.lr:{lgo:{low:1}}}",), "tune.space.optimizer.lr.lgo is {'low': 1}"),
         (("tune.space={optimizer.lr:{log:[0,1]}}",), "give two numbers, low below high, above 0"),
         (("tune.space={trainer.epochs:{int:[1,2.5]}}",), "give two whole numbers"),
@@ -227,7 +227,7 @@ def test_the_result_carries_how_it_was_tuned_and_goes_on_where_it_stood(cil, tmp
 
 def test_trials_are_left_out_of_tables_unless_asked_for(cil, tmp_path):
     cil("tune", *DIGITS, *SHORT, SPACE, "tune.trials=1", "tune.protocol=first_k")
-    assert "tuned: optimizer.lr=" in cil("report", "here").out
+    assert "tuned: lr=" in cil("report", "here").out
     assert "tuning_first1" not in cil("report", "here").out
     assert "tuning_first1" in cil("report", "here/trials").out
     (tuned,) = [record for record in reported(tmp_path) if "tuning" in record.identity]

@@ -253,8 +253,8 @@ def test_a_step_over_the_budget_is_refused_and_one_within_it_is_not():
         Budget(training_bytes=739).check_training("m", measure, "adaptation.batch_size")
     assert str(refused.value) == (
         "m needs 740 bytes in a step of 64 images (phase main), budget.training_bytes is 739: activations 640, "
-        "gradients 20, optimizer 10, parameters 70; adaptation.batch_size=63 is the largest that fits, or raise it, or "
-        "set budget.enforce=report"
+        "gradients 20, optimizer 10, parameters 70; adaptation.batch_size=63 is the largest that fits, or set "
+        "budget.training_bytes=740, or budget.enforce=report"
     )
     with pytest.raises(BudgetExceeded, match="no batch size fits: take a smaller model"):
         Budget(training_bytes=119).check_training("m", measure)
