@@ -37,7 +37,7 @@ from cil.engine.session import (
     recorded,
 )
 from cil.engine.strategy_steps import StrategySteps
-from cil.engine.tasks import check_told, evaluate_tasks, scored
+from cil.engine.tasks import check_judged, check_told, evaluate_tasks, scored
 from cil.memory import Budget, Entry, Flops, Ledger
 from cil.strategies import Strategy
 from cil.streams import Experience, Stream, TaskKey
@@ -125,6 +125,7 @@ class Run:
         make_net = partial(self.make_factory, seed=self.seed, meta=True)
         learner = self.make_learner(make_net(), replace(self.budget))
         check_told(learner.takes_task, self.stream, self.name)
+        check_judged(learner.searches, self.stream)
         check_watchable(self.anytime, self.stream)
         if learner.bound:
             self.budget.enforce = "report"

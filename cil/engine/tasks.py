@@ -41,6 +41,22 @@ def check_told(takes_task: bool, stream: Stream, name: str) -> None:
         )
 
 
+def check_judged(searches: bool, stream: Stream) -> None:
+    """Refuse a search on tasks without the held-out data that judge its trials.
+
+    Raises:
+        ConfigError: naming the tasks.
+    """
+    events = stream.events if searches and isinstance(stream, TaskStream) else ()
+    lacking = [event.id for event in events if event.counts.get("dev") == 0]
+    if lacking:
+        raise ConfigError(
+            f"strategy.search has trials, and no dev images judge them in {', '.join(lacking[:3])}"
+            f"{f' and {len(lacking) - 3} more tasks' if lacking[3:] else ''}; give these a dev split, choose others by "
+            f"stream.ids, or set strategy.search.trials=0"
+        )
+
+
 @dataclass(frozen=True)
 class Score:
     """What samples gave: accuracy or mAP in percent, labels that mAP leaves out, images, and operations."""
@@ -113,18 +129,18 @@ def evaluate_tasks(
     ``predict`` takes images and ``task``. A data set that came twice is answered once, and that holds for both events.
 
     Returns:
-        For each split S ``score.S`` (T,) percent by event, NaN where not evaluated, ``skipped.S`` and ``count.S`` (T,);
+        For each split S ``score.S`` (T,) percent by event, NaN where not evaluated, ``chance.S`` (T,) percent wrong of
+        a guess, ``skipped.S`` and ``count.S`` (T,);
         ``images`` (K,) of each slot in the headline split; ``flops`` (1,) float64.
     """
     events = stream.events
-    asked = range(index + 1) if stream.reevaluate == "all_seen" else range(index, index + 1)
     images, total = torch.zeros(len(stream.classes), dtype=torch.int64), 0
     found: dict[str, Tensor] = {}
     for split in stream.splits:
-        score = torch.full((len(events),), torch.nan, dtype=torch.float64)
+        score, chance = torch.full((2, len(events)), torch.nan, dtype=torch.float64)
         skipped, count = torch.zeros(2, len(events), dtype=torch.int64)
         known: dict[TaskKey, Score] = {}
-        for event in asked:
+        for event in stream.evaluated(index):
             task, samples = events[event].task, stream.test(event, split)
             if task not in known:
                 order = generator(seed, "evaluate", stream.fingerprint, split, task.dataset)
@@ -132,13 +148,19 @@ def evaluate_tasks(
                 known[task] = scored(answer, samples, task.classes, task.first, order, device, batch_size)
                 total += known[task].flops
             score[event], skipped[event], count[event] = known[task].value, known[task].skipped, known[task].count
+            chance[event] = (
+                metrics.chance_error(task.classes)
+                if samples.targets is None
+                else metrics.chance_error_multilabel(samples.targets.numpy())
+            )
             if split == stream.splits[0]:
                 own = samples.slots.bincount(minlength=len(images))
                 if samples.targets is not None:
                     own = torch.zeros_like(images)
                     own[task.first : task.first + task.classes] = samples.targets.sum(0).long()
                 images = torch.maximum(images, own)
-        found |= {f"score.{split}": score, f"skipped.{split}": skipped, f"count.{split}": count}
+        found |= {f"score.{split}": score, f"chance.{split}": chance}
+        found |= {f"skipped.{split}": skipped, f"count.{split}": count}
     return {**found, "images": images, "flops": torch.tensor([float(total)], dtype=torch.float64)}
 
 
@@ -154,27 +176,28 @@ def task_results(
     - ``accuracy_curve``: after event i the mean score of events 0 to i, each right after its training.
       ``average_incremental_accuracy`` is its mean, 100 minus the area under the running mean error;
       ``last_accuracy`` its last value, 100 minus E.
-    - ``forgetting``, ``backward_transfer``, ``average_accuracy``: where ``stream.reevaluate`` is ``all_seen``, else
-      None. ``class_counts``: images of each slot in the headline split.
+    - ``backward_transfer``, ``average_accuracy``: None where ``stream.reevaluate`` is ``none``; ``forgetting``: None
+      but with ``all_seen``. ``class_counts``: images of each slot in the headline split.
 
     What task streams add, by split:
 
-    - ``errors``: of each event right after its training; ``errors_at_end`` after the last one (with ``all_seen``).
+    - ``errors``: of each event right after its training; ``errors_at_end`` after the last one, with reevaluation.
     - ``mean_error``: E; ``mean_error_by``: E of each kind, of development and of final years.
     - ``area_under_errors``.
 
     And ``events``, one for each: ``index``, ``event`` (its id), ``task`` (data set), ``year``, ``domain``, ``kind``,
-    ``classes``, ``final``, ``repeat``; ``splits``: by name ``error``, ``metrics`` (accuracy or mAP, skipped labels) and
-    ``count``; ``flops`` by part, of this event alone, and ``flops_so_far``, of all parts but evaluation; ``updates``;
-    ``peak_parameters``; ``carried_bytes``; ``search``: trials with settings, dev error and operations, the
-    ``chosen`` one marked; ``findings`` of the strategy; ``compute``: available and spent, under a budget of it.
+    ``classes``, ``final``, ``repeat``; ``splits``: by name ``error``, ``chance_error`` (of a guess), ``metrics``
+    (accuracy or mAP, skipped labels) and ``count``; ``flops`` by part, of this event alone, and ``flops_so_far``, all
+    but evaluation; ``updates``; ``peak_parameters``; ``carried_bytes``; ``search``: trials with settings, dev
+    error and operations, the ``chosen`` one marked; ``findings`` of the strategy; ``compute``: available and spent,
+    under a budget of it.
     """
     done, events = len(rows), stream.events[: len(rows)]
     matrix = {split: np.stack([row[f"score.{split}"].numpy() for row in rows]) for split in stream.splits}
     after = {split: np.diagonal(R)[:done] for split, R in matrix.items()}
     head = stream.splits[0]
     curve = np.cumsum(after[head]) / np.arange(1, done + 1)
-    again = stream.reevaluate == "all_seen"
+    again = stream.reevaluate != "none"
     R = matrix[head]
     images = np.max([row["images"].numpy() for row in rows], axis=0)
     met = stream.signatures[done - 1].num_classes
@@ -215,7 +238,8 @@ def _event(
         name, skipped = ("mAP", int(row[f"skipped.{split}"][index])) if event.task.multilabel else ("accuracy", 0)
         found = {name: plain(score)} | ({"skipped_labels": skipped} if event.task.multilabel else {})
         count = int(row[f"count.{split}"][index])
-        splits[split] = {"error": plain(100 - score), "metrics": found, "count": count}
+        chance = plain(row[f"chance.{split}"][index])
+        splits[split] = {"error": plain(100 - score), "chance_error": chance, "metrics": found, "count": count}
     spent = list(accumulate(sum(fact["flops"].values()) for fact in facts))
     return {
         "index": index,

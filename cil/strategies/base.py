@@ -31,6 +31,7 @@ class Strategy(Holder):
     bound: ClassVar[bool] = False  # an upper bound, not a competitor: kept out of rankings
     holds_out: ClassVar[bool] = False  # leaves images out of its main phase, for a later one
     takes_task: ClassVar[bool] = False  # answers ``predict(images, task)``, so streams must tell the task
+    searches: bool = False  # has trials, which held-out data of every experience must judge
     toy: ClassVar[Mapping[str, Any]] = {}  # hyperparameters for toy runs, where the defaults are far too large
     toy_model: ClassVar[Mapping[str, Any]] = {}  # name and options of a backbone for toy runs, where any will not do
 

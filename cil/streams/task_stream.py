@@ -23,7 +23,6 @@ from cil.streams.manifest_schema import EVALUATED as SPLITS
 from cil.streams.registry import register_stream
 from cil.streams.tasks import available, load_task
 
-REEVALUATE = ("none", "all_seen")
 _say = logging.getLogger("cil")
 Opener = Callable[[], Samples]
 
@@ -61,7 +60,8 @@ class TaskStream(Stream):
     Args:
         events: One for each experience.
         tests: The samples of each split that is evaluated, for each experience; the first split is the headline.
-        reevaluate: ``none``: after each event its own task is evaluated; ``all_seen``: those of all events so far.
+        reevaluate: ``none``: after each event its own task is evaluated; ``all_seen``: those of all events so far;
+            ``every_N``: those of all so far after each N-th event, and after the last.
         facts: What else the record says of the stream.
         given: As of ``Stream``.
     """
@@ -76,13 +76,17 @@ class TaskStream(Stream):
         **given: Any,
     ) -> None:
         super().__init__(**given, task_known_at_test=True)
-        if reevaluate not in REEVALUATE:
-            raise ConfigError(f"stream.reevaluate is '{reevaluate}'; {nearest(reevaluate, REEVALUATE)}")
+        self._every = _every(reevaluate)
         self.events = tuple(events)
         self.reevaluate = reevaluate
         self.splits = tuple(tests[0])
         self._tests = tuple(tests)
         self._facts = dict(facts or {})
+
+    def evaluated(self, index: int) -> range:
+        """The events whose tasks are evaluated after event ``index``."""
+        again = self._every and ((index + 1) % self._every == 0 or index + 1 == len(self))
+        return range(0 if again else index, index + 1)
 
     def test(self, index: int, split: str | None = None) -> Samples:
         """The samples of one split, by default the headline; see ``Stream.test``."""
@@ -101,6 +105,17 @@ class TaskStream(Stream):
         tasks = [event.description() for event in self.events]
         own = {"tasks": tasks, "heads": "per_task", "splits": list(self.splits), "reevaluate": self.reevaluate}
         return super().description() | own | self._facts
+
+
+def _every(reevaluate: str) -> int:
+    """After how many events those before are evaluated again; 0: never."""
+    known = {"none": 0, "all_seen": 1}
+    if reevaluate in known:
+        return known[reevaluate]
+    number = str(reevaluate).removeprefix("every_")
+    if number == reevaluate or not number.isdecimal() or not int(number):
+        raise ConfigError(f"stream.reevaluate is '{reevaluate}'; allowed: none, all_seen, or every_N, as every_5")
+    return int(number)
 
 
 @register_stream("task_stream")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from toys import Interrupt
 from cil import metrics
 from cil.engine.recipe import Recipe
 from cil.engine.tasks import scored
-from cil.errors import ContractError
+from cil.errors import ConfigError, ContractError
 from cil.memory import Budget, Flops
 from cil.models import NetFactory, build_backbone
 from cil.testing import toy_run, toy_tasks
@@ -49,6 +50,24 @@ def test_after_each_event_its_task_is_asked_or_all_that_were_seen(done, tmp_path
     assert (~np.isnan(own) == np.eye(4, dtype=bool)).all()
     assert np.diag(own).tolist() == np.diag(matrix).tolist()
     assert alone["forgetting"] is None and done[1].results["forgetting"] is not None
+
+
+def test_earlier_tasks_are_asked_again_after_every_third_event_and_the_last(done, tmp_path):
+    results = run_of(tmp_path, asked("every_3")).execute().results
+    matrix, whole = (np.array(found["accuracy_matrix"], dtype=float) for found in (results, done[1].results))
+    wanted = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]], dtype=bool)
+    assert (~np.isnan(matrix) == wanted).all() and matrix[wanted].tolist() == whole[wanted].tolist()
+    assert results["errors_at_end"] == done[1].results["errors_at_end"]
+    assert results["backward_transfer"] == done[1].results["backward_transfer"] and results["forgetting"] is None
+
+
+def test_a_search_without_dev_images_is_refused_before_training(tmp_path):
+    stream = asked()
+    events = [replace(stream.events[2], counts={**stream.events[2].counts, "dev": 0})]
+    stream.events = (*stream.events[:2], *events, stream.events[3])
+    with pytest.raises(ConfigError, match=rf"no dev images judge them in {events[0].id}; .*strategy.search.trials=0"):
+        run_of(tmp_path, stream).execute()
+    assert not any(tmp_path.iterdir())
 
 
 def test_scores_are_those_of_the_learner_that_was_carried(done):
@@ -133,6 +152,16 @@ def test_an_event_says_what_a_timeline_and_a_front_need(done):
     }  # fmt: skip
     assert (event["event"], event["task"], event["year"], event["kind"]) == ("b-1", "b", 2001, "multilabel")
     assert [e["repeat"] for e in done[1].results["events"]] == [False, False, False, True]
+
+
+def test_errors_stand_beside_those_of_a_guess(done):
+    """Of several labels it is the mean share of positives."""
+    run, record = done
+    for index, event in enumerate(record.results["events"]):
+        for split, said in event["splits"].items():
+            task, targets = run.stream.signatures[index].task, run.stream.test(index, split).targets
+            guess = 1 / task.classes if targets is None else float(targets[:, targets.any(0)].mean())
+            assert said["chance_error"] == pytest.approx(100 * (1 - guess))
 
 
 def test_operations_by_part_add_up(done):

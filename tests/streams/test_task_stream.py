@@ -183,6 +183,7 @@ def test_caps_take_so_many_of_a_class(manifest, root):
         ({"heads": "shared"}, "stream.heads is 'shared'"),
         ({"splits": ["train"]}, "stream.splits has 'train'"),
         ({"reevaluate": "some"}, "stream.reevaluate is 'some'"),
+        ({"reevaluate": "every_0"}, "stream.reevaluate is 'every_0'"),
         ({"heads": "offset", "kinds": ["multiclass"], "splits": ["dev_test", "test"]}, "give one of"),
         ({"augment": {"flipp": True}}, "did you mean 'flip'"),
         ({"shuffle": "some"}, "no shuffle 'some'"),

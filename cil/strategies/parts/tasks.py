@@ -144,6 +144,7 @@ class TaskLearner(Strategy):
     def __init__(self, make_net: NetFactory, budget: Budget, *, search: Mapping[str, Any] = SEARCH) -> None:
         super().__init__(make_net, budget)
         self.recipe = TaskRecipe.of(search, str(getattr(self, "name", type(self).__name__)))
+        self.searches = self.recipe.trials > 0
 
     def grow(self, signature: Signature) -> None:
         assert signature.task is not None
