@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from torch import Tensor
 from cil.data import Augment, Dataset, Samples, data_root, load_dataset
 from cil.data.files import FileStore
 from cil.data.samples import ArrayStore
+from cil.data.tasks import column_of, read_table
 from cil.errors import ConfigError, DataError, StreamError, nearest
 from cil.streams.arranged import Whole, check_whole, generator, whole
 from cil.streams.base import Part, Signature, Stream, fingerprint_of
@@ -296,12 +296,12 @@ def _table(
     path: Path, size: int, channels: int, in_memory: bool, root: str | Path | None
 ) -> dict[str, Dataset]:  # fmt: skip
     """The data set of each domain of a table, in order of first appearance; class names in alphabetical order."""
-    with path.open(newline="", encoding="utf-8") as opened:
-        reader = csv.DictReader(opened)
-        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(f"{path} has no column '{missing[0]}'; it needs {', '.join(COLUMNS)}")
-        rows = list(reader)
+    header, rows = read_table(path)
+    missing = [column for column in COLUMNS if column not in header]
+    if missing:
+        raise DataError(f"{path} has no column '{missing[0]}'; it needs {', '.join(COLUMNS)}")
+    for column in COLUMNS:
+        column_of(path, rows, column)
     names = sorted({row["label"] for row in rows})
     number = {name: label for label, name in enumerate(names)}
     found: dict[str, Dataset] = {}

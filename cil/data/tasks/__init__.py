@@ -1,6 +1,7 @@
 """Tasks: examples out of many kinds of sources, their labels, and which split each belongs to."""
 
 from cil.data.tasks.access import Access, parts_of
+from cil.data.tasks.files import column_of, read_table
 from cil.data.tasks.generators import GENERATORS
 from cil.data.tasks.labels import Labelled, buckets, labelled
 from cil.data.tasks.sources import SOURCES, open_source, would_download
@@ -19,9 +20,11 @@ __all__ = [
     "Table",
     "apportion",
     "buckets",
+    "column_of",
     "labelled",
     "open_source",
     "parts_of",
+    "read_table",
     "split_rows",
     "would_download",
 ]

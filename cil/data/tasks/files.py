@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,28 +55,46 @@ def _pictures_below(where: Path) -> list[str]:
     )
 
 
+def read_table(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Names of the columns and the rows of a ``.csv`` file, all text; None for what a short row lacks.
+
+    Raises:
+        DataError: where it is no text, or no table.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            reader = csv.DictReader(opened)
+            rows = list(reader)
+            return list(reader.fieldnames or []), rows
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as a table: {error}; save it as UTF-8") from None
+
+
+def column_of(file: Path, rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+    """One column of a table.
+
+    Raises:
+        DataError: where a row has no value for it.
+    """
+    values = [row[name] for row in rows]
+    if None in values:
+        raise DataError(f"{file} line {values.index(None) + 2} has no value for '{name}'")
+    return values
+
+
 def csv_table(source: Mapping[str, Any], access: Access) -> Table:
     """A table with a column of image paths (below ``root``) and of labels; all columns can be split by."""
     file = access.root / source["file"]
     if not file.is_file():
         raise DataError(f"{file} does not exist; put a table of images and labels there{obtain(source)}")
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened)
-            rows = list(reader)
-            header = list(reader.fieldnames or [])
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read as a table: {error}") from None
+    header, rows = read_table(file)
     if not rows:
         raise DataError(f"{file} has no rows")
 
     def column(name: str) -> list[str]:
         if name not in header:
             raise DataError(f"{file} has no column '{name}'; {nearest(name, header)}")
-        values = [row[name] for row in rows]
-        if None in values:
-            raise DataError(f"{file} line {values.index(None) + 2} has no value for '{name}'")
-        return values
+        return column_of(file, rows, name)
 
     listed = column(source.get("image_column", "image"))
     for line, name in enumerate(listed, start=2):
