@@ -12,7 +12,7 @@ from cil.report.verdicts import Score
 
 TERMS = (
     ("n", "Seeds that finished. Numbers are means over them, ± one sample standard deviation (n − 1)."),
-    ("mean %", "Online error of each domain, then their unweighted mean. Each image is predicted once, on arrival."),
+    ("error, mean %", "Online error of every domain, their unweighted mean. Images are predicted once, on arrival."),
     ("carried B", "Every byte that the method holds between two batches: weights, statistics, teachers, moments..."),
     ("peak B", "The same, and what an update needs besides: values kept for the backward pass, gradients."),
     ("s / batch", "Seconds of predicting and updating, without reading images; compare only on equal machines."),
@@ -24,7 +24,7 @@ TERMS = (
 
 def online_grid(section: OnlineSection) -> Grid:
     """The main table of a section."""
-    heads = ["adapter", "n", "mean %", "carried B", "peak B", "s / batch"]
+    heads = ["adapter", "n", "error, mean %", "carried B", "peak B", "s / batch"]
     heads += ["clean before %", "clean after %"] if section.clean else []
     lines = [_line(row, section.clean) for row in section.rows]
     return Grid((*heads, *section.domains), (("", tuple(lines)),))

@@ -134,7 +134,7 @@ def _online(section: OnlineSection, number: int, several: bool, paint: dict[str,
     """Adaptation runs: errors by domain, over time, against memory, and the bill."""
     stream, _, source = section.title.partition("; ")
     mark = f'<span class="number">{number}</span>' if several else ""
-    best = {"mean": section.verdict.winner} if section.verdict and section.verdict.winner else {}
+    best = {"error, mean": section.verdict.winner} if section.verdict and section.verdict.winner else {}
     parts = [
         f"<section>\n<h2>{mark}{escape(stream)}</h2>",
         f'<p class="budget">{escape(source.capitalize())}</p>',
