@@ -174,9 +174,6 @@ def task_stream(
         Bornschein et al., NEVIS'22, JMLR 24 (308), 2023; specification of task streams, sections 5 and 11.3.
     """
     whole = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
-    whole, notes = available(whole)
-    for note in notes:
-        _say.warning(note)
     heads = heads or whole.stream.heads
     chosen = _splits(splits, whole, heads)
     lock = known_lock(whole.path, root) if whole.path else Lock()
@@ -184,6 +181,9 @@ def task_stream(
         ids=ids, domains=domains, kinds=kinds, years=years, min_size=min_size, first=first, last=last,
         sizes=sizes_of(lock),
     )  # fmt: skip
+    selected, notes = available(selected)
+    for note in notes:
+        _say.warning(note)
     tasks = _alike(selected.ordered(shuffle, order_seed), image_size)
     several = [task.id for task in tasks if task.multilabel]
     if several and heads == "offset":

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from cil import strategies
 from cil.data import Batch, Samples
 from cil.errors import ConfigError
-from cil.memory import Budget
+from cil.memory import Budget, Flops
 from cil.models import TaskNet, TaskNets, batch_statistics_features
 from cil.strategies import find
 from cil.strategies.parts.losses import quadratic_penalty
@@ -110,6 +110,23 @@ def test_dynamic_starts_from_the_model_that_the_probe_likes_best(made):
     assert record.results["events"][0]["findings"]["source"] is None
     assert "random" in record.results["events"][1]["findings"]["probe"]
     assert record.results["flops"]["probe"][0] > 0  # the random network alone
+
+
+def test_the_bill_of_a_probe_is_features_and_distances_of_every_network(made):
+    """Forward on all images of train and dev, and 2 Q N D for the distances; so the whole bill is the sum of parts."""
+    run, record = made("dynamic")
+    flops = record.results["flops"]
+    net, before = learner(run, 0).net.of("0"), 0
+    for index, networks in enumerate((1, 2, 3, 3)):  # those stored and, but for the repeat, a random one
+        experience, forward = run.stream[index], Flops()
+        with torch.no_grad(), forward.counting():
+            net.features(experience.train[:1].images)
+        train, dev = len(experience.train), len(experience.validation)
+        each = (train + dev) * forward.count + 2 * dev * train * net.backbone.feature_dim
+        assert flops["probe"][index] - before == networks * each
+        before = flops["probe"][index]
+    assert flops["total"] == sum(values[-1] for name, values in flops.items() if name != "total")
+    assert {"search", "validation", "probe", "evaluation"} < flops.keys()
 
 
 def test_a_repeat_inherits_its_head_and_changes_no_other(made):

@@ -163,6 +163,16 @@ def test_class_numbers_are_those_that_were_validated(manifest, root, tmp_path):
         task_stream(path, root=tmp_path, heads="offset", kinds=["multiclass"])
 
 
+def test_a_package_is_asked_for_by_the_tasks_that_are_chosen(monkeypatch, caplog):
+    monkeypatch.setattr("cil.streams.tasks.find_spec", lambda name: None if name == "skimage" else object())
+    stream = task_stream("embedded_tasks", ids=["digit-parity"])
+    assert [event.id for event in stream.events] == ["digit-parity"] and not caplog.records
+    reduced = task_stream("embedded_tasks", ids=["textures", "dot-count"])
+    assert [event.id for event in reduced.events] == ["dot-count"] and "reduced to dot-count" in caplog.text
+    with pytest.raises(StreamError, match="textures need a package"):
+        task_stream("embedded_tasks", ids=["textures"])
+
+
 def test_a_split_without_an_example_is_refused_before_training(manifest, root, tmp_path):
     splits = {"rule": "X", "by": "index_ranges", "ranges": {"train": [[0, 20]], "test": [[20, 40]]}}
     own = Manifest(manifest.stream, (task("gaps", "two", 2, splits=splits),))
