@@ -128,6 +128,12 @@ def inside(value: Any) -> str | None:
     return None if fits else "it must be a path inside the data root: relative, without '..'"
 
 
+def hub_name(value: Any) -> str | None:
+    """A data set of the hub: what looks like a path could be a folder of this machine."""
+    fits = isinstance(value, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", value)
+    return None if fits else "it must be a name on the hub, as owner/name"
+
+
 def classes(value: Any) -> str | None:
     if isinstance(value, list):
         named = bool(value) and all(isinstance(item, str) and item for item in value)
@@ -249,9 +255,11 @@ INNER: dict[str, Section] = {
     },
 }
 _SOURCE: Section = {
-    **dict.fromkeys(("name", "path", "revision", "config", "generator", "obtain", "label_attr"), filled),
+    **dict.fromkeys(("name", "config", "generator", "obtain", "label_attr"), filled),
     **dict.fromkeys(("images", "labels", "split", "image_column", "label_column", "label_separator"), filled),
     **dict.fromkeys(("file", "root"), inside),
+    "path": hub_name,
+    "revision": matches(r"[0-9a-f]{7,40}", "the hash of a commit (7 to 40 digits): branches and tags move"),
     "split_column": filled,
     "label_columns": list_of(text, 1),
     "args": section,

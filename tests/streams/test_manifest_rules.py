@@ -108,6 +108,12 @@ ERRORS = {
     "a hub without a revision": (
         {"tasks__0__source": {"type": "hf", "path": "a/b", "train": "train", "test": "test"}},
         SIGNS, "source.revision", "pin one"),
+    "a branch of the hub": (
+        {"tasks__0__source": {"type": "hf", "path": "a/b", "revision": "main", "train": "train", "test": "test"}},
+        SIGNS, "source.revision", "branches and tags move"),
+    "a folder in place of the hub": (
+        {"tasks__0__source": {"type": "hf", "path": "a/..", "revision": "0" * 40, "train": "train", "test": "test"}},
+        SIGNS, "source.path", "as owner/name"),
     "a generator": (
         {"tasks__0__source": {"type": "synthetic", "generator": "shape"}}, SIGNS, "source.generator", "'shapes'"),
     # splits
