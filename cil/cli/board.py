@@ -63,6 +63,7 @@ class Board:
         self._shares[number] = share
         texts = {"loss": "loss {:.3f}", "accuracy": "accuracy {:.2f} %", "carried_bytes": "carries {:,.0f} B"}
         state = ", ".join(text.format(values[name]) for name, text in texts.items() if values.get(name) is not None)
+        state += ", training ended early by the budget" if values.get("ended_early") else ""
         if self._bars is not None:
             self._bars.update(self._tasks[number], completed=share, state=f"{experience + 1}/{experiences} {state}")
             self._bars.update(self._whole, completed=self._done + sum(self._shares.values()), state=self._left())

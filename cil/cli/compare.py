@@ -121,7 +121,8 @@ def written(records: Sequence[Record], out: Path, title: str) -> str:
     write_html(records, out / "index.html", title)
     (out / "table.csv").write_text(whole.to_csv(), encoding="utf-8")
     (out / "table.md").write_text(whole.to_markdown(), encoding="utf-8")
-    return f"{whole.to_text(shutil.get_terminal_size((120, 24)).columns)}\n\npage: {out / 'index.html'}"
+    text = whole.to_text(shutil.get_terminal_size((120, 24)).columns)
+    return f"{text.rstrip()}\n\npage: {out / 'index.html'}"
 
 
 def _same(run: Run | AdaptationRun) -> Run | AdaptationRun:

@@ -31,6 +31,7 @@ OPTIONS = (  # of Hydra
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--experimental-rerun")
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what --info may be followed by
 CODE = {"strategy": "cil.strategies", "adapter": "cil.adapters"}  # groups whose files a class may stand for
+SHIFTING_SCALES = {"quick": "_quick_shifts"}
 INSTEAD = {  # what is said on the command line: what a recipe may have said of the same
     "optimizer": ("optimizer", "trainer.first.lr", "trainer.first.weight_decay"),
     "scheduler": ("scheduler", "trainer.first.milestones", "trainer.first.schedule"),
@@ -84,9 +85,16 @@ def _composed_job(overrides: Sequence[str], asked: Sequence[str]) -> Job:
 
 
 def _before_recipe(job: Job) -> Job:
-    """The same job, where a recipe leaves nothing that the command line says otherwise."""
-    more = _instead_of_recipe(job.overrides, job.choices)
+    """The same job; a recipe leaves nothing that the command line says otherwise, and a scale suits the stream."""
+    more = [*_suited_scale(job), *_instead_of_recipe(job.overrides, job.choices)]
     return _composed_job([*job.overrides, *more], job.overrides) if more else job
+
+
+def _suited_scale(job: Job) -> list[str]:
+    """Another file of the scale, where the stream shifts: it has images of domains, not of classes."""
+    suited = SHIFTING_SCALES.get(str(job.choices.get("scale")))
+    shifts = (job.config.get("stream") or {}).get("builder") == "corrupted"
+    return [f"scale={suited}"] if suited and shifts else []
 
 
 def _instead_of_recipe(overrides: Sequence[str], choices: Mapping[str, str]) -> list[str]:
@@ -164,7 +172,8 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
     with explained(overrides, composed):
         _offer_plugins(overrides)
         if {"--cfg", "-c"} & {item.partition("=")[0] for item in options}:  # shows what would run
-            overrides += _instead_of_recipe(overrides, _composed_job(overrides, overrides).choices)
+            shown = _composed_job(overrides, overrides)
+            overrides += [*_suited_scale(shown), *_instead_of_recipe(overrides, shown.choices)]
         app = hydra.main(config_path=str(conf_dir()), config_name=CONFIG, **_version_base())(called)
         sys.argv = ["cil", *options, *overrides]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here, to be told in one line

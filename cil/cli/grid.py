@@ -52,7 +52,9 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
     cells = []
     try:
         for combination in product(*swept.values()):
-            varied = {key: item.partition("=")[2].replace("\\", "") for key, item in zip(swept, combination, strict=True)}
+            varied = {
+                key: item.partition("=")[2].replace("\\", "") for key, item in zip(swept, combination, strict=True)
+            }
             cells += _at_points(Cell(compose([*fixed, *combination]), varied))
     except ConfigError as error:
         raise ConfigError(_lacking([*fixed, *swept], swept) or str(error)) from error

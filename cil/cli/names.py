@@ -111,13 +111,16 @@ def _first_comment(path: Path) -> str:
 def _in_source(room: str, decorator: str, table: str) -> Iterator[Known]:
     """Names that the modules of a room register by decorator, or have in a table: read, not imported."""
     for path in sorted((PACKAGE / room).glob("*.py")):
+        said: dict[str, str] = {}
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                about = (ast.get_docstring(node) or "").partition("\n")[0]
+                about = said[node.name] = (ast.get_docstring(node) or "").partition("\n")[0]
                 calls = [call for call in node.decorator_list if isinstance(call, ast.Call) and call.args]
                 for call in calls:
                     if isinstance(call.func, ast.Name) and call.func.id == decorator:
                         yield Known(ast.literal_eval(call.args[0]), "built in", about)
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == table:
                 assert isinstance(node.value, ast.Dict)
-                yield from (Known(ast.literal_eval(key), "built in") for key in node.value.keys if key is not None)
+                for key, value in zip(node.value.keys, node.value.values, strict=True):
+                    about = said.get(value.id, "") if isinstance(value, ast.Name) else ""
+                    yield from [Known(ast.literal_eval(key), "built in", about)] if key is not None else []

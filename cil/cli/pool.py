@@ -23,6 +23,7 @@ from cil.errors import BudgetExceeded, CilError
 from cil.tracking import Record, RecordError
 
 ABOARD = 1.0  # seconds between two looks at the clock
+GRACE = 60.0  # seconds in which a child that was told to stop may save what it computed
 
 
 @dataclass
@@ -60,21 +61,25 @@ class _Running:
     said: tuple[str, str | None] | None = None
 
 
-def run_all(tasks: Sequence[Task], jobs: int, *, fork: bool, board: Board) -> list[Outcome]:
+def run_all(
+    tasks: Sequence[Task], jobs: int, *, fork: bool, board: Board, grace: float = GRACE
+) -> list[Outcome]:  # fmt: skip
     """Do all tasks, ``jobs`` at a time. One that fails, is over its budget or is killed does not stop the others.
 
     Args:
         tasks: In the order in which they are begun. A task whose run has finished before is not run again.
         fork: Whether children are forked; else they start anew.
         board: Shows how far they are.
+        grace: Seconds after a Ctrl-C until children that still run are killed.
 
     Raises:
-        KeyboardInterrupt: after a Ctrl-C, when all children have saved what they computed.
+        KeyboardInterrupt: after a Ctrl-C, when all children have saved what they computed, or were killed.
     """
     context: Any = multiprocessing.get_context("fork" if fork else "spawn")
     outcomes: dict[int, Outcome] = {}
     waiting = list(enumerate(tasks))
     running: dict[int, _Running] = {}
+    deadline = float("inf")
     with board, _one_interrupt() as interrupted:
         while waiting or running:
             while waiting and len(running) < jobs and not interrupted():
@@ -101,6 +106,9 @@ def run_all(tasks: Sequence[Task], jobs: int, *, fork: bool, board: Board) -> li
                     del running[number]
             if interrupted():
                 _forward(running, interrupted)
+                deadline = min(deadline, time.monotonic() + grace)
+            if time.monotonic() >= deadline:
+                _kill(running)
         if interrupted():
             raise KeyboardInterrupt
     return [outcomes[number] for number in range(len(tasks))]
@@ -155,6 +163,13 @@ def _forward(running: Mapping[int, _Running], interrupted: Callable[..., bool]) 
         for one in running.values():
             if one.process.is_alive():
                 os.kill(one.process.pid, signal.SIGINT)
+
+
+def _kill(running: Mapping[int, _Running]) -> None:
+    """End children that did not stop when they were told to."""
+    for one in running.values():
+        if one.process.is_alive():
+            one.process.kill()
 
 
 @contextmanager
@@ -228,7 +243,8 @@ class Messenger:
         self._last = time.monotonic()
         within = 1.0 if kind == "boundary" else float(axes.get("share") or 0.0)
         experience, experiences = int(axes.get("experience") or 0), int(axes.get("experiences") or 1)
-        self._pipe.send((kind, experience, experiences, within, dict(self._values)))
+        ended = {"ended_early": 1.0} if values.get("ended_early") else {}
+        self._pipe.send((kind, experience, experiences, within, self._values | ended))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Tables are for reports."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
 from cil.errors import ConfigError
@@ -31,6 +32,7 @@ corruption stream; or draws the accuracy of a run as text.
   --count N     images of each experience, or domain
 """
 WIDTH = 50
+SHOWN = 20  # classes of a class order
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     stream = build_stream(compose(overrides).config)
     out, count = Path(options["--out"] or f"{stream.name}.png"), int(options["--count"])
     path = _timeline(stream, out, count) if out.suffix == ".html" else contact_sheet(stream, out, count)
-    print("\n".join(_described(stream)))
+    print("\n".join(described(stream)))
     print(f"{'page' if out.suffix == '.html' else 'picture'}: {path}")
     return 0
 
@@ -72,11 +74,12 @@ def _timeline(stream: Stream | ShiftStream, path: Path, count: int) -> Path:
     return write_timeline(stream.name, described["tasks"], strips, path, facts)
 
 
-def _described(stream: Stream | ShiftStream) -> list[str]:
-    """What the stream is, in two lines."""
+def described(stream: Stream | ShiftStream) -> list[str]:
+    """What the stream is, in two lines; of tasks also a line for each."""
     from cil.streams.shifts import ShiftStream
 
-    data = f"fingerprint {stream.fingerprint[:12]}, {stream.description()['data']}"
+    facts = stream.description()
+    data = f"fingerprint {stream.fingerprint[:12]}, {facts['data']}"
     if isinstance(stream, ShiftStream):
         counts = sorted({segment.count for segment in stream.segments})
         each = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
@@ -85,12 +88,60 @@ def _described(stream: Stream | ShiftStream) -> list[str]:
             f"{stream.name}: {len(stream)} segments of {each} images, {total:,} in all, {stream.image_shape}",
             f"{data}; domains {', '.join(stream.domains)}",
         ]
-    sizes = " + ".join(str(len(signature.new_slots)) for signature in stream.signatures)
     images = sum(sum(signature.counts.values()) for signature in stream.signatures)
+    images_said = f"{images:,} training images {stream.image_shape}"
+    if facts.get("tasks"):
+        many = f"{len(stream)} tasks, {len(stream.classes)} classes in all"
+        return [f"{stream.name}: {many}, {images_said}", data, "", *_tasks(facts["tasks"])]
+    many = f"{len(stream)} experiences of {sizes([len(one.new_slots) for one in stream.signatures])} new classes"
+    order = list(stream.order)
+    more = ", ..." if len(order) > SHOWN else ""
     return [
-        f"{stream.name}: {len(stream)} experiences of {sizes} classes, {images:,} training images {stream.image_shape}",
-        f"{data}; class order {list(stream.order)}",
+        f"{stream.name}: {many}, {images_said}",
+        f"{data}; class order {', '.join(map(str, order[:SHOWN]))}{more}",
     ]
+
+
+def sizes(counts: Sequence[int]) -> str:
+    """Classes that experiences bring, those of one size together.
+
+    >>> sizes([50, 10, 10, 10]), sizes([10, 10]), sizes([2, 0, 3])
+    ('50 + 3 x 10', '10', '2 + no + 3')
+    """
+    runs = [(value, len(list(same))) for value, same in groupby(counts)]
+    named = [(str(value or "no"), many) for value, many in runs]
+    if len(named) == 1:
+        return named[0][0]
+    return " + ".join(value if many == 1 else f"{many} x {value}" for value, many in named)
+
+
+def _tasks(tasks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each task: its classes, its images, and whose slots it has where it is a repeat."""
+    rows = [("event", "year", "task", "domain", "kind", "classes", "train", "")]
+    seen: set[str] = set()
+    for event, task in enumerate(tasks, start=1):
+        again = f"repeat of {task['dataset']}" if task["dataset"] in seen else ""
+        seen.add(task["dataset"])
+        train = f"{(task.get('counts') or {}).get('train', 0):,}"
+        rows.append(
+            (
+                str(event),
+                str(task["year"]),
+                task["id"],
+                task["domain"],
+                task["kind"],
+                str(task["classes"]),
+                train,
+                again,
+            )
+        )
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = (0, 5, 6)  # numbers
+    for row in rows:
+        cells = (
+            cell.rjust(wide[place]) if place in right else cell.ljust(wide[place]) for place, cell in enumerate(row)
+        )
+        yield "  ".join(cells).rstrip()
 
 
 def curve(record: Record) -> str:

@@ -80,6 +80,7 @@ class Fit:
         """
         learner, recipe = self.learner, self.recipe
         if resume is None and self.spent(self.cost):
+            self.cost.cut = True
             return
         augment = self.phase.augment or self.augment
         device, size = self.runtime.torch_device, recipe.batch_size
@@ -105,7 +106,7 @@ class Fit:
                 first = start_step if epoch == start_epoch else 0
                 for step, batch in enumerate(loader.epoch(epoch, first, total - epoch * in_epoch), first):
                     if step % recipe.accumulate == 0 and self.spent(self.cost):
-                        total = progress.step
+                        total, self.cost.cut = progress.step, True
                         break
                     self.ahead(loader.before(step))
                     reseed(self.seed, "step", self.experience, self.number, epoch, step)
@@ -131,7 +132,7 @@ class Fit:
                 schedule.step()
                 if progress.step >= total:
                     break
-        self.ahead(loader.before(progress.step))
+        self.ahead(loader.before(progress.step, last=self.cost.cut))
         self.cost.bill_optimizer(self.phase.name, optimizer)
         optimizer.zero_grad(set_to_none=True)
 

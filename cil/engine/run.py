@@ -233,6 +233,7 @@ class Run:
             facts["seconds"]["train"] -= watched["seconds"]
         if self.budget.flops is not None or self.budget.updates is not None:
             facts["compute"] = compute(self.budget, facts["flops"], facts["steps"])
+            facts["ended_early"] = any(cost.cut for cost in costs)
         if facts["over_budget"]:
             earlier = [self.checkpoints.facts(i)["ledger"] for i in range(index)]
             record.update({"ledger": [*earlier, facts["ledger"]]})
@@ -317,6 +318,8 @@ class Run:
                 "carried_bytes": facts[-1]["ledger"]["totals"]["exact"]["total"],
                 "exemplars": facts[-1]["exemplars"],
             }
+            if "ended_early" in facts[-1]:  # under a budget of compute
+                values["ended_early"] = int(facts[-1]["ended_early"])
             axes = {"experience": index, "step": sum(fact["steps"] for fact in facts), "experiences": len(self.stream)}
             loggers.log("boundary", {name: value for name, value in values.items() if value is not None}, axes)
         curve = results["accuracy_curve"]

@@ -65,6 +65,7 @@ class Trials:
         costs, best, first = self._resumed(costs)
         for trial in range(first, search.trials):
             if trial and training.spent(costs):
+                costs[-1].cut = True
                 break
             self.learner.load_full_state(*start)
             cost, validation = self._trial(trial, costs)

@@ -71,6 +71,11 @@ class RMM(Guest):
                 raise ConfigError(f"strategy.{key} of rmm is {values}; it must be a list of numbers in [{least}, 1]")
         if not self.memories():
             raise ConfigError(f"strategy.host of rmm is '{host}', which keeps no exemplars that rates could buy")
+        if budget.scope == "carried" and any(rates):
+            self.notes.append(
+                "rmm: under budget.scope=carried the images that it gives up buy no exemplars and are merely lost; the "
+                "paper's trade is budget.scope=carried+incoming"
+            )
         self.rates = tuple(rates)
         self.tilts = tuple(tilts)
 

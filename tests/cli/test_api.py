@@ -197,7 +197,7 @@ def test_a_record_cannot_name_something_to_call(tmp_path):
 
 
 def test_a_hyperparameter_that_a_strategy_does_not_have_is_one_line_in_python_too(stream):
-    with pytest.raises(ConfigError, match=r"^unknown key strategy\.temprature; ICaRL has none; did you mean 'strategy.temp"):
+    with pytest.raises(ConfigError, match=r"^unknown key strategy\.temprature; ICaRL has none; did you mean 'strat"):
         plan(partial(ICaRL, temprature=1.0), stream, "smallconv")
 
 

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_ranges_of_hydra_work():
 def test_a_comparison_leaves_runs_a_table_and_a_page(cil, tmp_path):
     said = cil("compare", *DIGITS, "strategy=finetune,replay", "seed=0,1", "jobs=2", "out=here")
     assert said.code == 0, said.err
-    assert "replay" in said.out and "page: here/index.html" in said.out
+    assert "replay" in said.out and said.out.endswith("\n\npage: here/index.html\n") and "\n\n\n" not in said.out
     assert len(list(tmp_path.glob("here/digits_b0_inc2/*/record.json"))) == 4
     assert "<html" in (tmp_path / "here/index.html").read_text()
     assert len((tmp_path / "here/table.csv").read_text().splitlines()) == 3
@@ -219,3 +220,48 @@ def test_jobs_share_the_cores(monkeypatch):
 
 def test_a_job_composed_twice_is_the_same_job():
     assert compose(["seed=3"]).config == compose(["seed=3"]).config
+
+
+# what a person sees, and a child that does not listen ----------------------------------------------------------------
+
+
+def test_a_board_says_where_a_budget_of_compute_ended_training(capsys):
+    board = Board(1)
+    board.began(0, "wa")
+    board.moved(0, "boundary", 0, 2, 1.0, {"loss": 1.0, "ended_early": 1.0})
+    board.moved(0, "boundary", 1, 2, 1.0, {"loss": 1.0})
+    first, second = capsys.readouterr().err.splitlines()[1:]
+    assert first.endswith("experience 1/2, loss 1.000, training ended early by the budget")
+    assert second.endswith("experience 2/2, loss 1.000")
+
+
+class Deaf:
+    """A run that hears no signal."""
+
+    loggers = progress = None
+
+    def __init__(self, said: Path) -> None:
+        self.said = said
+
+    def execute(self) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.said.write_text(str(os.getpid()))
+        time.sleep(120)
+
+
+def test_a_child_that_ignores_signals_is_killed_after_a_while(tmp_path):
+    said = tmp_path / "pid"
+
+    def stop_once_it_runs():
+        while not said.exists() or not said.read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_once_it_runs, daemon=True).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_all([Task("deaf", tmp_path / "run", partial(Deaf, said))], 1, fork=True, board=Board(1, True), grace=0.3)
+    assert time.monotonic() - began < 60
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(said.read_text()), 0)

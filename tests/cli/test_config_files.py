@@ -74,6 +74,16 @@ def test_a_strategy_file_says_every_hyperparameter_with_its_default(name):
     assert kind.name == name
 
 
+@pytest.mark.parametrize("given", [["stream=mnist5k_corrupted"], ["experiment=ecotta_cifar10c"]], ids=" ".join)
+def test_quick_is_a_scale_of_streams_that_shift_too(given):
+    job = compose([*given, "adapter=tent", "scale=quick"])
+    assert job.config["stream"]["images"] == 100 and "train_per_class" not in job.config["stream"]
+    assert job.config["adaptation"]["batch_size"] == 50
+    assert job.overrides == (*given, "adapter=tent", "scale=quick")
+    assert compose([*given, "adapter=tent", "scale=quick", "stream.images=7"]).config["stream"]["images"] == 7
+    assert "images" not in compose(["scale=quick"]).config["stream"]
+
+
 @pytest.mark.parametrize(
     ("group", "name"),
     [(group, name) for group in ("optimizer", "scheduler", "trainer", "scale") for name in choices(group)],

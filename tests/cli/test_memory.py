@@ -123,7 +123,9 @@ def test_methods_that_look_at_values_are_told_without_any_where_their_answer_mov
     assert all(one["kinds"]["gradients"] > 0 for one in found.values())
 
 
-@pytest.mark.parametrize(("adapter", "more"), [("tent", ""), ("ecotta", ", source images in adapter.warmup_batch_size")])
+@pytest.mark.parametrize(
+    ("adapter", "more"), [("tent", ""), ("ecotta", ", source images in adapter.warmup_batch_size")]
+)
 def test_a_batch_size_of_training_is_refused_where_an_adapter_reads_another(cil, adapter, more):
     said = cil("memory", "model=resnet20", f"adapter={adapter}", "trainer.batch_size=16")
     assert said.code == 2

@@ -30,7 +30,14 @@ def test_a_cosine_head_on_features_without_signs_is_worth_a_note(strategy):
     assert notes(f"strategy={strategy}", "model=resnet14_cosine") == []
 
 
-@pytest.mark.parametrize("strategy", ["finetune", "icarl", "der", "rmm"])
+def test_images_that_buy_nothing_are_worth_a_note():
+    (note,) = notes("strategy=rmm")
+    assert note.startswith("rmm: under budget.scope=carried") and note.endswith("budget.scope=carried+incoming")
+    assert notes("strategy=rmm", "budget.scope=carried+incoming") == []
+    assert notes("strategy=rmm", "strategy.rates=[0]") == []
+
+
+@pytest.mark.parametrize("strategy", ["finetune", "icarl", "der"])
 def test_others_have_none(strategy):
     assert notes(f"strategy={strategy}") == []
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import cil as package
-from cil.cli.compose import _parted
+from cil.cli.build import build_stream
+from cil.cli.compose import _parted, compose
+from cil.cli.show import described
 from cil.tracking import Record
 
 DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "progress=false")
@@ -173,8 +175,16 @@ def test_a_run_is_shown_as_a_curve(cil, finished):
 
 def test_a_stream_is_shown_as_a_picture(cil, tmp_path):
     said = cil("show", "stream=split_digits", "--count", "3", "--out", "sheet.png")
-    assert said.code == 0 and "5 experiences of 2 + 2 + 2 + 2 + 2 classes" in said.out
+    assert said.code == 0 and "5 experiences of 2 new classes, 1,438 training images" in said.out
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_long_class_order_is_cut():
+    order = str([*range(30, 94), *range(30)]).replace(" ", "")
+    given = ["stream.base=34", "stream.increment=20", f"stream.order={order}", "stream.train_per_class=2"]
+    first, second = described(build_stream(compose(["stream=split_glyphs", *given]).config))
+    assert "4 experiences of 34 + 3 x 20 new classes, 188 training images" in first
+    assert second.endswith(f"class order {', '.join(map(str, range(30, 50)))}, ...")
 
 
 def test_a_report_has_every_form(cil, finished, tmp_path):
@@ -199,3 +209,12 @@ def test_a_finished_run_loads_as_a_module(finished):
 
 def test_an_earlier_state_loads_too(finished):
     assert package.load(finished, experience=1)(torch.rand(2, 1, 8, 8)).shape == (2, 4)
+
+
+def test_an_experience_that_a_budget_of_compute_cut_short_says_so(cil):
+    given = ("stream=split_digits", "stream.increment=5", "strategy=finetune", "trainer.epochs=1")
+    said = cil("run", *given, "budget.updates=1", "run_dir=a")
+    assert said.code == 0
+    lines = [line for line in said.err.splitlines() if "ended" in line]
+    assert lines == [f"finetune: experience {number}/2: budget.updates ended training early" for number in (1, 2)]
+    assert "ended" not in cil("run", *given, "budget.updates=1000", "trainer.max_steps=1", "run_dir=b").err

@@ -262,6 +262,8 @@ def test_training_stops_after_so_many_updates(updates, tmp_path):
     made = min(updates, 4)  # four steps an experience
     assert [spent["updates"] for spent in record.results["compute"]] == [{"available": updates, "spent": made}] * 3
     assert sum(line["kind"] == "step" for line in record.lines()) == 3 * made
+    ended = [line["values"]["ended_early"] for line in record.lines() if line["kind"] == "boundary"]
+    assert ended == [int(updates < 4)] * 3
 
 
 def test_operations_are_overspent_by_less_than_a_step(tmp_path):
