@@ -151,10 +151,16 @@ class PhaseLoader:
             plan = zip(all_bounds, pace.steps(len(all_bounds)), strict=True)
             self.bounds = [bound for bound, steps in plan for _ in range(steps)]
 
-    def before(self, step: int) -> Samples | None:
-        """In a single pass, the images that arrive after so many steps and before the next one ends."""
-        rows = self._before.get(step)
-        return self.loaders[self.main].samples[torch.cat(rows)] if rows else None
+    def before(self, step: int, last: bool = False) -> Samples | None:
+        """In a single pass, the images that arrive after so many steps and before the next one ends.
+
+        Args:
+            last: Whether there is no next one, though more images arrive.
+        """
+        found = [
+            rows for after, each in self._before.items() if after == step or (last and after > step) for rows in each
+        ]
+        return self.loaders[self.main].samples[torch.cat(found)] if found else None
 
     def arrived(self, epoch: int, step: int) -> int:
         """Images that arrived, with those of the batch of a step; those of a batch without one too."""
