@@ -165,6 +165,20 @@ def test_images_are_handed_out_before_they_are_learned():
     assert told == [None, "step", None, "step", None, "step", None][: len(told)] and "step" in told
 
 
+@pytest.mark.parametrize("made", [1, 3])
+def test_images_that_arrive_when_the_budget_is_spent_are_answered_too(made):
+    """All learners are asked about the whole stream, however much of it their steps leave of the budget."""
+    samples, told, learner = some_samples(8), [], grown(Learner)
+
+    def ahead(found):
+        same = lambda image: int((samples.pixels == image).flatten(1).all(1).nonzero())  # noqa: E731
+        told.extend([] if found is None else [same(image) for image in found.pixels])
+
+    given = {"ahead": ahead, "spent": lambda cost: cost.steps >= made}
+    fit_of(learner, Phase("main", samples, learner.loss), plain(batch_size=2, updates_per_batch=1), **given).run()
+    assert told == list(range(8)) and learner.progress.step == made
+
+
 def test_max_steps_caps_a_single_pass_too():
     rows, steps = seen_rows(some_samples(4), updates_per_batch=3, max_steps=4)
     assert rows == [[0, 1]] * 3 + [[2, 3]] and steps == 4
