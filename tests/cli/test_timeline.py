@@ -9,7 +9,7 @@ def test_a_stream_of_tasks_is_shown_as_a_page_with_its_training_images(cil, tmp_
     said = cil("show", "stream=embedded_tasks", IDS, "--out", "page.html", "--count", "3")
     assert said.code == 0 and "page: page.html" in said.out, said.err
     assert "embedded_tasks-2: 2 tasks, 8 classes in all, 800 training images (3, 32, 32)" in said.out
-    rows = [line.split()[:7] for line in said.out.splitlines() if line.lstrip()[:1] in "12"]
+    rows = [line.split()[:7] for line in said.out.splitlines() if line.lstrip()[:1] in ("1", "2")]
     assert rows[0] == ["1", "2004", "shapes", "shape", "multiclass", "4", "400"]
     assert "class order" not in said.out and "experiences" not in said.out
     page = (tmp_path / "page.html").read_text()
