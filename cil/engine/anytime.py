@@ -104,6 +104,10 @@ class Watch:
         self.flops += self.per_image * len(samples)
         self.seconds += time.monotonic() - start
 
+    def all_arrived(self, images: int) -> None:
+        """The images of a single pass that the budget left no step for arrived too."""
+        self.samples = self.before + images
+
     def phase_ends(self) -> None:
         """The samples of the next phase are counted from here on."""
         self.before = self.samples
@@ -229,6 +233,10 @@ def anytime_results(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     gaps = known.stability_gaps if known else {}
     online = np.sum([part["online"] for part in parts], axis=0).tolist()
     at = dict(zip(samples, whole, strict=True))  # of several steps on a batch the last
+    for part, ends_at in zip(parts, accumulate(len(part["rows"]) for part in parts), strict=True):
+        if part["rows"]:  # what it would answer until the experience is over, where a budget ended training before
+            at.setdefault(part["samples"], whole[ends_at - 1])
+    at = dict(sorted(at.items()))
     return {
         **{name: parts[-1][name] for name in ("every", "unit", "images")},
         "updates": updates,

@@ -117,6 +117,8 @@ class Training:
             if not trial:
                 raise
             fit.cost.trial = {"diverged": True}
+        if self.watch is not None and not trial and fit.cost.cut and fit.recipe.pace is not None:
+            self.watch.all_arrived(len(phase.samples))
         return fit.cost
 
     def spent(self, costs: Sequence[Cost], more: Cost | None = None) -> bool:

@@ -14,6 +14,7 @@ from cil.cli.compose import compose
 from cil.engine.anytime import Anytime, anytime_results
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError, ContractError
+from cil.memory import Budget
 from cil.streams import Gaussian, IBlurry, blurry, rotated_domains
 from cil.testing import toy_run, toy_stream, toy_tasks
 from cil.testing.checks import demand_same, difference
@@ -138,6 +139,21 @@ def test_images_are_answered_before_they_are_learned_by_what_was_learned_before(
         assert run.execute().results["anytime"]["online_accuracy"] == pytest.approx(100 * 4 * batches / 72)
 
 
+def test_where_a_budget_ends_training_the_stream_goes_on(tmp_path):
+    """36 images an experience in batches of four, and three steps: what was learned by then answers until its end."""
+    stream = blurry(toy_dataset(), experiences=2, arrival=Gaussian(0))
+    run = small_run(
+        Learner, tmp_path, stream=stream, make_factory=partial(toy_factory, stream), budget=Budget(updates=3),
+        recipe=plain(batch_size=4, updates_per_batch=1), anytime=Anytime(1),
+    )  # fmt: skip
+    found = run.execute().results["anytime"]
+    assert [run.checkpoints.facts(index)["anytime"]["online"][1] for index in range(2)] == [36, 36]
+    assert found["samples"] == [4, 8, 12, 40, 44, 48]
+    a, b, c, d, e, f = found["accuracy"]
+    heights = ([4, 8, 12, 36, 40, 44, 48, 72], [a, b, c, c, d, e, f, f])
+    assert found["a_auc"] == pytest.approx(metrics.area_over_samples(*heights))
+
+
 def test_a_fixed_choice_of_test_images_of_each_experience(tmp_path):
     stream = toy_stream()
     toy_run("replay", stream, tmp_path, anytime=Anytime(3, images=5)).execute()
@@ -164,7 +180,7 @@ def facts_of(e0, e1, tested=10):
     first = [row(u, a) for u, a in enumerate(e0[:3], 1)]
     second = [row(u, a, b) for u, (a, b) in enumerate(zip(e0[3:], e1, strict=True), 4)]
     held = {"online": [1, 4], "every": 1, "unit": "steps", "images": None, "seconds": 0.0, "flops": 7}
-    return [{"steps": 3, "anytime": {**held, "rows": rows}} for rows in (first, second)]
+    return [{"steps": 3, "anytime": {**held, "rows": rows, "samples": rows[-1]["samples"]}} for rows in (first, second)]
 
 
 def test_the_example_of_the_specification():
