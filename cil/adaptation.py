@@ -83,6 +83,7 @@ def plan_adaptation(
     group: str | None = None,
     name: str | None = None,
     facts: Mapping[str, Any] | None = None,
+    command: str | None = None,
     admit: Callable[[Adapter, tuple[int, ...]], None] | None = None,
 ) -> AdaptationRun:
     """Put an adaptation run together, without executing it.
@@ -159,6 +160,7 @@ def plan_adaptation(
         batch_size=batch_size,
         clean=clean,
         group=group,
+        command=command,
         admit=admit,
     )
 

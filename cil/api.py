@@ -109,6 +109,7 @@ def plan(
     group: str | None = None,
     name: str | None = None,
     facts: Mapping[str, Any] | None = None,
+    command: str | None = None,
 ) -> Run:
     """Put a run together, without executing it.
 
@@ -174,6 +175,7 @@ def plan(
         evaluation_batch=evaluation_batch,
         anytime=anytime,
         group=group,
+        command=command,
     )
 
 

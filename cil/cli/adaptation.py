@@ -56,6 +56,7 @@ def build_adaptation(job: Job, *, jobs: int = 1, root: str | Path = "runs", **ch
         "progress": config["progress"] is not False,
         "keep": config["checkpoint"]["keep"],
         "boundary": config["boundary"],
+        "command": job.command,
         "facts": {"config": {key: config[key] for key in keys}},
     }
     run = plan_adaptation(stream, adapter, config["source"] or config["model"], **options | changes)

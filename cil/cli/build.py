@@ -75,6 +75,7 @@ def build(
         "progress": config["progress"] is not False,
         "keep": config["checkpoint"]["keep"],
         "boundary": config["boundary"],
+        "command": job.command,
         "evaluation_batch": trainer["evaluation_batch"],
         "anytime": Anytime(**config["anytime"]) if config["anytime"]["every"] is not None else None,
     }

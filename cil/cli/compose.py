@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ INSTEAD = {  # what is said on the command line: what a recipe may have said of 
     "trainer.epochs": ("trainer.first.epochs",),
     "trainer.batch_size": ("trainer.first.batch_size",),
 }
+NOT_ASKED = ("run_dir", "data_root", "logger", "progress", "tune", "hydra")  # of another place or look, the same run
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,12 @@ class Job:
     choices: dict[str, str]
     overrides: tuple[str, ...]
     sweep: dict[str, str]
+
+    @property
+    def command(self) -> str:
+        """What runs it again, wherever its folder and its data are; no logger, as its settings may be secret."""
+        keys = {item: item.lstrip("+~").partition("=")[0].partition(".")[0] for item in self.overrides}
+        return shlex.join(["cil", "run", *(item for item, key in keys.items() if key not in NOT_ASKED)])
 
 
 def compose(overrides: Sequence[str] = ()) -> Job:

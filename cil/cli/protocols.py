@@ -181,7 +181,7 @@ def key_of(override: str) -> str:
 def planned_trial(first: int | None, cell: Cell, jobs: int, out: Path) -> Run | AdaptationRun:
     """A trial: the run of the cell, on a stream without test data."""
     stream = for_tuning(_stream(cell.job), first)
-    return build(cell.job, jobs=jobs, root=out, group=out.name, stream=stream, facts={"role": "trial"})
+    return build(cell.job, jobs=jobs, root=out, group=out.name, stream=stream, facts={"role": "trial"}, command=None)
 
 
 def planned_report(tuning: Mapping[str, Any] | None, cell: Cell, jobs: int, out: Path) -> Run | AdaptationRun:

@@ -65,7 +65,7 @@ class AdaptationRun:
         columns: (K,) column of the scores that belongs to each slot of the stream; None where they are the same.
         runtime: Device and precision.
         seed: All random draws follow from it.
-        loggers, progress, group: As of ``cil.engine.run.Run``.
+        loggers, progress, group, command: As of ``cil.engine.run.Run``.
         keep: Which boundaries' states stay on disk: ``last``, ``all`` or ``best``.
         boundary: ``inline``, or ``process``: each segment in a process of its own.
         batch_size: Images a batch; the last one of a segment may be shorter.
@@ -91,6 +91,7 @@ class AdaptationRun:
     batch_size: int = 200
     clean: bool = False
     group: str | None = None
+    command: str | None = None
     admit: Callable[[Adapter, tuple[int, ...]], None] | None = None
 
     def __post_init__(self) -> None:
@@ -113,7 +114,7 @@ class AdaptationRun:
             to another run; KeyboardInterrupt: after a Ctrl-C, with status ``interrupted``.
         """
         self.carried()
-        return recorded(self.run_dir, self.identity, self.loggers, self.runtime, self._execute)
+        return recorded(self.run_dir, self.identity, self.loggers, self.runtime, self._execute, self.command)
 
     def carried(self) -> Ledger:
         """What a fresh adapter carries.

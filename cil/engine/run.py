@@ -68,6 +68,7 @@ class Run:
         evaluation_batch: Images a batch.
         anytime: How often to evaluate inside experiences; None: not at all.
         group: Of runs that belong together on a dashboard.
+        command: By which it was asked for, for whoever reads the record; None: not by a command.
     """
 
     stream: Stream
@@ -87,6 +88,7 @@ class Run:
     evaluation_batch: int = 500
     anytime: Anytime | None = None
     group: str | None = None
+    command: str | None = None
 
     def __post_init__(self) -> None:
         check_boundary(self.boundary, self.runtime)
@@ -113,7 +115,12 @@ class Run:
         """
         bills = self.bills()
         return recorded(
-            self.run_dir, self.identity, self.loggers, self.runtime, lambda record: self._execute(record, bills)
+            self.run_dir,
+            self.identity,
+            self.loggers,
+            self.runtime,
+            lambda record: self._execute(record, bills),
+            self.command,
         )
 
     def bills(self) -> list[Bill]:

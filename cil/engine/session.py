@@ -19,7 +19,7 @@ from cil.engine.checkpoint import Checkpoints
 from cil.engine.process import Stopped, in_child
 from cil.engine.runtime import Runtime
 from cil.errors import BudgetExceeded, CilError, ConfigError, TrainingError
-from cil.tracking import FileLogger, Loggers, Record, build_loggers
+from cil.tracking import FileLogger, Loggers, Record, build_loggers, describe_environment
 
 BOUNDARIES = ("inline", "process")
 
@@ -50,11 +50,17 @@ def loggers_within(boundary: str, loggers: Loggers, record: Record) -> Loggers:
 
 
 def recorded(
-    run_dir: Path, identity: Mapping[str, Any], sinks: Any, runtime: Runtime, work: Callable[[Record], None]
+    run_dir: Path,
+    identity: Mapping[str, Any],
+    sinks: Any,
+    runtime: Runtime,
+    work: Callable[[Record], None],
+    command: str | None = None,
 ) -> Record:
     """Open the record of a run, do its work unless it has finished, and let go of everything."""
     build_loggers(sinks)  # what is refused here leaves no trace
-    record = Record.open(run_dir, identity)
+    asked = {} if command is None else {"command": command}
+    record = Record.open(run_dir, identity, describe_environment() | asked)
     try:
         if record.status != "finished":
             runtime.begin()

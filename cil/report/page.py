@@ -268,7 +268,7 @@ def _reading(content: Table) -> str:
 
 
 def _runs(records: Sequence[Record]) -> str:
-    """Each run, and how to run it again where its identity says how."""
+    """Each run, and how to run it again where its record says how."""
     runs = [Outcome(record) for record in records]
     runs.sort(key=lambda run: (run.strategy, run.seed, run.record.directory.name, identity_hash(run.identity)))
     kinds = {is_adaptation(run.record) for run in runs}
@@ -293,5 +293,4 @@ def _runs(records: Sequence[Record]) -> str:
 
 
 def _command(run: Outcome) -> str:
-    command = run.identity.get("command")
-    return " ".join(map(str, command)) if isinstance(command, list) else str(command or "")
+    return str(run.record.environment.get("command") or "")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +65,15 @@ def test_a_run_directory_is_not_given_to_another_run(cil):
     said = cil("run", *DIGITS, "run_dir=a", "strategy=finetune", "trainer.batch_size=16")
     assert said.code == 2
     assert "config.trainer.batch_size was 128 and is now 16" in said.line
+
+
+def test_a_record_says_the_command_that_runs_it_again(cil):
+    cil("compare", *DIGITS, "strategy=finetune,lwf", "seed=4", "logger=wandb", "logger.mode=disabled", "logger.entity=hidden", "out=a", "jobs=1")
+    found = {record.identity["strategy"]: record for record in map(Record.load, Path("a").glob("*/*"))}
+    command = found["lwf"].environment["command"]
+    assert command.startswith("cil run ") and "hidden" not in command
+    cil(*shlex.split(command)[1:], "run_dir=again", "progress=false")
+    assert Record.load("again").identity == found["lwf"].identity
 
 
 def test_a_dry_run_prints_the_bill_and_trains_nothing(cil, tmp_path):

@@ -53,6 +53,7 @@ def make_run(root: Path) -> Callable[..., Record]:
         stream_changes: dict[str, Any] | None = None,
         results: dict[str, Any] | None = None,
         name: str = "",
+        command: str | None = None,
         **identity: Any,
     ) -> Record:
         budget = exemplar_budget(200) if budget is None else budget
@@ -81,7 +82,7 @@ def make_run(root: Path) -> Callable[..., Record]:
         } | identity
         number = len(list(root.glob("*"))) if root.exists() else 0
         directory = root / (name or f"{strategy}-{seed}-{number}")
-        record = Record.open(directory, identity, {"cores": 2})
+        record = Record.open(directory, identity, {"cores": 2, "command": command})
         if status in ("finished", "interrupted", "running", "failed"):
             record.update(_results(matrix, forgetting, parameters, exemplars, public) | (results or {}))
         else:

@@ -72,7 +72,7 @@ def page(place) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", refuse)
         patch.setattr(socket, "getaddrinfo", refuse)
-        records = [*some(run), run("ewc", command=["cil", "run", "strategy=ewc"])]
+        records = [*some(run), run("ewc", command="cil run strategy=ewc")]
         path = write_html(records, place / "deep" / "page.html", title="Two budgets")
     return path.read_text(encoding="utf-8")
 
