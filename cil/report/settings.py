@@ -15,6 +15,7 @@ from cil.tracking import Record
 MIB = 2**20
 HOW = (  # beginnings of keys that say how it was computed, not what; what was used in fact stands in the identity
     "device",
+    "anytime.",
     "boundary",
     "checkpoint.",
     "progress",
@@ -74,7 +75,7 @@ def grouped(records: Iterable[Record]) -> list[Group]:
     for alike in _split(
         runs,
         lambda run: _text(
-            [_facts(run), run.strategy, run.bound, run.budget, _setting(run), run.identity.get("tuning")]
+            [_facts(run), run.strategy, run.bound, _given(run.budget), _setting(run), run.identity.get("tuning")]
         ),
     ):
         for same in _split(alike, partial(_other_seeds, _free_seeds(alike))):
@@ -177,9 +178,16 @@ def config_text(run: Outcome, without: tuple[str, ...]) -> str:
 
 
 def _setting(run: Outcome) -> dict[str, Any]:
-    """The leaves of the config that make a setting, so neither seeds nor where and how it was computed."""
-    leaves = flat(run.config)
+    """The leaves of the config that make a setting, so neither seeds nor where and how it was computed.
+
+    Null is as good as absent: a key of a later version, which earlier records lack, begins as null.
+    """
+    leaves = _given(flat(run.config))
     return {key: value for key, value in leaves.items() if not (_is_seed(key) or key.startswith(HOW))}
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _facts(run: Outcome) -> Hashable:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from cil import metrics
 from cil.report.grids import NOTHING, Grid, Line, Titled, flops, seconds, whole
 from cil.report.tasks import TaskRow, TaskSection
 from cil.report.timeline import png_strip, timeline_figure, timeline_table
@@ -19,6 +18,8 @@ TERMS = (
     ("development, final", "E of the tasks before the years kept for the end, and of those years."),
     ("E_rel %", "Mean over tasks of (e − e_ref) / e_ref, the reference being independent on the same seeds: each task "
                 "from random weights. Below 0: fewer errors."),
+    ("N %", "Mean over tasks of (e_chance − e) / (e_chance − e_best): 0 is a guess, 100 the best row of this table in "
+            "each task; tasks that no row knows better than a guess are left out."),
     ("FLOPs", "Of training, all search trials, their validation, probes and consolidation; a multiply-add counts two. "
               "Evaluation on test data stands apart."),
     ("front", "No other row has as low an E for as few FLOPs."),
@@ -32,13 +33,13 @@ def task_grid(section: TaskSection) -> Grid:
     """The main table: error and operations."""
     kinds = _kinds(section)
     related = any(row.relative.mean is not None for row in section.rows)
-    heads = ["learner", "n", "E %", *(f"{kind} %" for kind in kinds), *(["E_rel %"] if related else [])]
+    heads = ["learner", "n", "E %", *(f"{kind} %" for kind in kinds), *(["E_rel %"] if related else []), "N %"]
     stored = any(row.exemplars for row in section.rows)
     heads += ["AUC_E", "FLOPs", "front", "peak params", *(["exemplars"] if stored else []), "carried B", "seconds"]
     lines = []
     for row in section.rows:
         cells = [str(len(row.seeds)), str(row.error), *(str(row.parts.get(kind, Score({}))) for kind in kinds)]
-        cells += [str(row.relative)] if related else []
+        cells += [*([str(row.relative)] if related else []), str(row.normalised)]
         spent = flops(row.spent) if row.runs else NOTHING
         cells += [str(row.area), spent, "yes" if row.front else "", whole(row.peak_parameters)]
         cells += [whole(row.exemplars)] if stored else []
@@ -53,7 +54,8 @@ def errors_grid(section: TaskSection) -> Grid:
     rows = [row for row in section.rows if row.runs]
     lines = []
     for index, task in enumerate(section.tasks):
-        chance = f"{metrics.chance_error(task['classes']):.1f}" if task["kind"] == "multiclass" else NOTHING
+        guess = section.chance[index]
+        chance = NOTHING if guess is None else f"{guess:.1f}"
         cells = (str(task["classes"]), whole((task.get("counts") or {}).get("train")), chance)
         errors = (_short(row.errors[index]) for row in rows)
         lines.append(Line(f"{task['year']} {task['id']}", (*cells, *errors), _marks(section, index)))
@@ -170,7 +172,8 @@ def task_entries(sections: Sequence[TaskSection]) -> list[dict[str, Any]]:
         for row in section.rows:
             entry: dict[str, Any] = {"table": number, "title": section.title, "label": row.label}
             entry |= {"strategy": row.strategy, "n": len(row.seeds), "seeds": " ".join(map(str, row.seeds))}
-            scores = {"mean_error": row.error, "relative_error": row.relative, "area_under_errors": row.area}
+            scores = {"mean_error": row.error, "relative_error": row.relative, "normalised_score": row.normalised}
+            scores |= {"area_under_errors": row.area}
             scores |= {f"mean_error_{kind}": row.parts.get(kind, Score({})) for kind in kinds}
             errors = dict(zip([task["id"] for task in section.tasks], row.errors, strict=True))
             scores |= {f"error_{name}": errors.get(name, Score({})) for name in ids}

@@ -27,6 +27,7 @@ class TaskRow:
         label: The strategy, and what tells it from another row of the same one.
         runs: Those that finished, one for each seed.
         error: E, the mean error over all tasks; ``parts`` the same of each kind and of development and final years.
+        normalised: N, the mean over tasks of N_t in percent: 0 is a guess, 100 the best row of each task.
         relative: E_rel against ``independent`` on the same seeds, percent; below 0 is fewer errors.
         errors: Of each task right after its training.
         flops: Operations by part, mean over seeds. Trials of a search are ``search``, also the one that is kept.
@@ -44,6 +45,7 @@ class TaskRow:
     error: Score
     parts: dict[str, Score]
     area: Score
+    normalised: Score
     relative: Score
     errors: tuple[Score, ...]
     flops: dict[str, float]
@@ -74,6 +76,7 @@ class TaskSection:
     Attributes:
         tasks: What the record says of each event: id, year, domain, kind, classes, counts.
         split: Which one the errors are of.
+        chance: Error of a guess at each task, percent; None where no run says.
         rows: Lowest mean error first.
     """
 
@@ -81,6 +84,7 @@ class TaskSection:
     facts: dict[str, str]
     tasks: tuple[dict[str, Any], ...]
     split: str
+    chance: tuple[float | None, ...]
     rows: tuple[TaskRow, ...]
     verdict: Verdict | None
     warnings: tuple[str, ...]
@@ -152,6 +156,12 @@ def _section(arena: Arena, labels: Sequence[str]) -> TaskSection:
     reference = next((row for row in rows if row.strategy == REFERENCE and row.runs), None)
     if reference is not None:
         rows = [replace(row, relative=_relative(row, reference)) for row in rows]
+    chance = _chance(arena.groups, stream["tasks"], split)
+    best = [
+        min((error for row in rows if (error := row.errors[at].mean) is not None), default=math.nan)
+        for at in range(len(chance))
+    ]
+    rows = [replace(row, normalised=_normalised(row, chance, best)) for row in rows]
     errors = [_number(row.error.mean) for row in rows]
     front = metrics.pareto_front([row.spent for row in rows], errors)
     rows = [replace(row, front=bool(on) and not row.bound) for row, on in zip(rows, front, strict=True)]
@@ -163,6 +173,7 @@ def _section(arena: Arena, labels: Sequence[str]) -> TaskSection:
         facts=_facts(arena.groups, split),
         tasks=tuple(stream["tasks"]),
         split=split,
+        chance=chance,
         rows=tuple(rows),
         verdict=verdict("Mean score (100 − E)", told) if len(told) > 1 else None,
         warnings=tuple(_warnings(arena.groups, rows)),
@@ -186,6 +197,7 @@ def _row(group: Group, label: str, split: str, tasks: int) -> TaskRow:
         error=_score(runs, "mean_error", split),
         parts={str(kind): _score(runs, "mean_error_by", split, kind) for kind in kinds},
         area=_score(runs, "area_under_errors", split),
+        normalised=Score({}),
         relative=Score({}),
         errors=tuple(_score(runs, "errors", split, index) for index in range(tasks)),
         flops={name: _mean([run.result("flops", name, -1) for run in runs]) for name in ordered},
@@ -228,6 +240,28 @@ def _relative(row: TaskRow, reference: TaskRow) -> Score:
     return Score({seed: None if math.isnan(value) else value for seed, value in found.items()})
 
 
+def _chance(groups: Sequence[Group], tasks: Sequence[dict[str, Any]], split: str) -> tuple[float | None, ...]:
+    """As the first run that met a task has it; records of earlier versions have none, so by its classes."""
+    runs = [run for group in groups for run in group.runs]
+    found: list[float | None] = []
+    for index, task in enumerate(tasks):
+        told = (run.result("events", index, "splits", split, "chance_error") for run in runs)
+        guess = metrics.chance_error(task["classes"]) if task["kind"] == "multiclass" else None
+        found.append(next((value for value in told if value is not None), guess))
+    return tuple(found)
+
+
+def _normalised(row: TaskRow, chance: Sequence[float | None], best: Sequence[float]) -> Score:
+    """N in percent, by seed, over the tasks that some row knows better than a guess."""
+    found: dict[int, float | None] = {}
+    for seed in row.seeds:
+        errors = [_number(score.values[seed]) for score in row.errors]
+        scores = metrics.normalised_scores(errors, list(map(_number, chance)), best)
+        known = [float(value) for value in scores if not math.isnan(value)]
+        found[seed] = 100 * sum(known) / len(known) if known else None
+    return Score(found)
+
+
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
@@ -247,7 +281,7 @@ def _facts(groups: Sequence[Group], split: str) -> dict[str, str]:
         if isinstance(stream.get("manifest"), dict)
         else str(stream.get("manifest", "")),
         "fingerprint": str(stream.get("fingerprint"))[:12],
-        "evaluated": f"{split}; {stream.get('reevaluate')} evaluated again later",
+        "evaluated": f"{split}; {_again(str(stream.get('reevaluate')))}",
         "images": " × ".join(map(str, stream.get("image_shape") or [])),
         "budget": " | ".join(dict.fromkeys(map(_told, groups))),
         "precision": first.precision,
@@ -255,6 +289,17 @@ def _facts(groups: Sequence[Group], split: str) -> dict[str, str]:
         "threads": ", ".join(sorted({str(run.identity.get("threads")) for run in runs})),
     }
     return {name: text for name, text in told.items() if text}
+
+
+def _again(when: str) -> str:
+    """
+    >>> _again("all_seen"), _again("every_5")
+    ('all tasks so far after each event', 'all tasks so far after every 5 events')
+    """
+    if when == "none":
+        return "earlier tasks are not evaluated again"
+    number = when.removeprefix("every_")
+    return f"all tasks so far after {f'every {number} events' if number != when else 'each event'}"
 
 
 def _told(group: Group) -> str:

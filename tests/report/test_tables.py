@@ -314,6 +314,15 @@ def test_only_a_row_that_knows_more_than_others_is_marked_for_the_horizon(run):
     assert rows(both)["wa"].notes == ()
 
 
+def test_a_key_of_a_later_version_that_is_null_makes_no_other_row(run):
+    later = {"trainer": {"epochs": 10, "later": None}, "anytime": {"every": None, "unit": "steps"}}
+    old, new = run("wa", 0), run("wa", 1, config=later, budget={**exemplar_budget(200), "later": None})
+    (section,) = table([old, new]).sections
+    assert [row.label for row in section.rows] == ["wa"] and section.rows[0].seeds == (0, 1)
+    (section,) = table([old, run("wa", 1, config={"trainer": {"epochs": 10, "later": 3}})]).sections
+    assert len(section.rows) == 2
+
+
 def test_where_and_how_a_seed_was_computed_makes_no_other_row(run):
     records = [
         run(

@@ -35,11 +35,12 @@ PARTS = ("training", "search", "validation", "consolidation", "probe", "evaluati
 def task_run(run: Callable[..., Record]) -> Callable[..., Record]:
     """Leave a run on three tasks: its errors, and what each part of an event costs (training, search, ...)."""
 
-    def leave(strategy: str, errors: list[float], each: list[int], *, seed: int = 0, sources: Any = None, **more: Any):
+    def leave(strategy: str, errors: list[float], each: list[int], *, seed: int = 0, sources: Any = None,
+              results: dict[str, Any] | None = None, **more: Any):  # fmt: skip
         stream = {"name": "toys", "experiences": 3, "tasks": TASKS, "splits": ["test"], "heads": "per_task",
                   "reevaluate": "none", "task_known_at_test": True, "fingerprint": "abc"}  # fmt: skip
         own = sum(each[:-1])
-        results = {
+        found = {
             "errors": {"test": errors},
             "mean_error": {"test": sum(errors) / 3},
             "mean_error_by": {"test": {"multiclass": (errors[0] + errors[2]) / 2, "multilabel": errors[1],
@@ -50,8 +51,8 @@ def task_run(run: Callable[..., Record]) -> Callable[..., Record]:
             "flops": {part: [n * (i + 1) for i in range(3)] for part, n in zip(PARTS, each, strict=True)}
             | {"total": 3 * sum(each)},
             "peak_parameters": 70,
-        }  # fmt: skip
-        return run(strategy, seed, stream_changes=stream, results=results, **more)
+        } | (results or {})  # fmt: skip
+        return run(strategy, seed, stream_changes=stream, results=found, **more)
 
     return leave
 
@@ -91,6 +92,18 @@ def test_errors_relative_to_independent_are_a_mean_over_tasks(three):
     assert rows["independent"] == 0
     assert rows["previous"] == pytest.approx(100 * (0 + 0 - 0.5) / 3)
     assert rows["dynamic"] == pytest.approx(100 * (0 - 0.5 - 0.75) / 3)
+
+
+def test_scores_are_normalised_between_a_guess_and_the_best_row_of_each_task(three, task_run):
+    (section,) = table(three).tasks
+    rows = {row.label: row.normalised.mean for row in section.rows}
+    assert section.chance == (90, None, 90), "no record says what a guess at several labels is worth"
+    assert rows["dynamic"] == 100 and rows["previous"] == pytest.approx(100 * (1 + 70 / 80) / 2)
+    assert rows["independent"] == pytest.approx(100 * (1 + 50 / 80) / 2)
+    told = [{"splits": {"test": {"chance_error": chance}}, "flops_so_far": 1} for chance in (90, 60, 90)]
+    (section,) = table([*three, task_run("lwf", [90.0, 60.0, 90.0], [1] * 6, results={"events": told})]).tasks
+    rows = {row.label: row.normalised.mean for row in section.rows}
+    assert rows["lwf"] == 0 and rows["independent"] == pytest.approx(100 * (1 + 40 / 50 + 50 / 80) / 3)
 
 
 def test_without_independent_nothing_is_relative(three):
