@@ -284,6 +284,7 @@ def _facts(groups: Sequence[Group], split: str) -> dict[str, str]:
         "evaluated": f"{split}; {_again(str(stream.get('reevaluate')))}",
         "images": " × ".join(map(str, stream.get("image_shape") or [])),
         "budget": " | ".join(dict.fromkeys(map(_told, groups))),
+        "tuning": " | ".join(f"per_task, {count} trials a task judged on dev" for count in _trials(groups) if count),
         "precision": first.precision,
         "device": first.device,
         "threads": ", ".join(sorted({str(run.identity.get("threads")) for run in runs})),
@@ -309,12 +310,17 @@ def _told(group: Group) -> str:
     return f"{_asked(group)} ({group.first.strategy}: {what})" if without else _asked(group)
 
 
+def _trials(groups: Sequence[Group]) -> list[int]:
+    """How many settings were tried at the first task."""
+    return sorted({len(run.result("events", 0, "search") or ()) for group in groups for run in group.runs})
+
+
 def _warnings(groups: Sequence[Group], rows: Sequence[TaskRow]) -> Iterable[str]:
     lone = [row.label for row in rows if len(row.seeds) == 1]
     if lone:
         yield f"One seed only: {few(lone)}. A difference from it may be chance."
     yield "The task of each test image was given at test time; each task has a head of its own."
-    searched = sorted({len(run.result("events", 0, "search") or ()) for group in groups for run in group.runs})
+    searched = _trials(groups)
     if len(searched) > 1:
         yield f"Rows differ in their trials a task: {' and '.join(map(str, searched))}."
     if any(len({run.identity.get("code") for run in group.runs}) > 1 for group in groups):

@@ -97,6 +97,7 @@ def test_errors_relative_to_independent_are_a_mean_over_tasks(three):
 def test_scores_are_normalised_between_a_guess_and_the_best_row_of_each_task(three, task_run):
     (section,) = table(three).tasks
     rows = {row.label: row.normalised.mean for row in section.rows}
+    assert section.facts["tuning"] == "per_task, 2 trials a task judged on dev"
     assert section.chance == (90, None, 90), "no record says what a guess at several labels is worth"
     assert rows["dynamic"] == 100 and rows["previous"] == pytest.approx(100 * (1 + 70 / 80) / 2)
     assert rows["independent"] == pytest.approx(100 * (1 + 50 / 80) / 2)
