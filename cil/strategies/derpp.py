@@ -12,12 +12,10 @@ from cil.data import Batch, Samples
 from cil.memory import Budget, OnlineMemory
 from cil.models import NetFactory
 from cil.strategies.base import Strategy
-from cil.strategies.parts import NOTHING_SEEN, draw, offer, open_reservoir, reservoir_plan
+from cil.strategies.parts import NOTHING_SEEN, draw, offer, open_reservoir, outputs, reservoir_plan
 from cil.strategies.ranges import at_least
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
-
-ABSENT = -torch.inf  # the stored logit of a class that there was no output for
 
 
 @register("derpp")
@@ -25,8 +23,9 @@ class DERpp(Strategy):
     """Cross-entropy on new images, and two batches of a reservoir: one matches stored logits, one has labels.
 
     An image is offered to the reservoir after the step in which it is met first, with the logits that the step's loss
-    was computed from; while its experience lasts they are replaced by later ones. It replays within the first
-    experience too.
+    was computed from; while its experience lasts they are replaced by later ones. An output that comes later has the
+    logits that it gave for the exemplars before it was trained, so that old images are held to the low answers that new
+    classes began with. It replays within the first experience too.
 
     Args:
         alpha: Weight of the squared distance from the stored logits, >= 0.
@@ -36,10 +35,10 @@ class DERpp(Strategy):
 
     Source:
         Buzzega, Boschini, Porrello, Abati, Calderara. NeurIPS 2020, arXiv:2004.07211, equations 5 and 6, Algorithm 2.
-        Departures: there the head has its final width from the start. Here it has outputs for the classes seen, and the
-        logits of later classes are not matched: the mean is over the outputs that there were. They are stored at the
-        width of the head, missing ones as minus infinity, and charged so. With several epochs the reference code
-        inserts an image at every step of every epoch, so that copies of it are held. Not the expandable DER (``der``).
+        Departures: there the head has its final width from the start, and the logits of classes to come are stored when
+        an image is. Here it has outputs for the classes seen, and logits of that width are charged. With several epochs
+        the reference code inserts an image at every step of every epoch, so that copies of it are held. Not the
+        expandable DER (``der``).
     """
 
     memory: OnlineMemory
@@ -71,13 +70,19 @@ class DERpp(Strategy):
     def grow(self, signature: Signature) -> None:
         super().grow(signature)
         self.memory.extra_bytes = 4 * self.num_classes
-        self.memory.pad("logits", self.num_classes, ABSENT)
+        self.memory.pad("logits", self.num_classes, 0.0)
 
     def exemplar_plan(self, slots: int, counts: Mapping[int, int]) -> dict[int, int]:
         return reservoir_plan(self, slots, counts)
 
     def prepare(self, experience: Experience) -> None:
         self.capacity, self.places = open_reservoir(self, self.memory, experience)
+        if len(self.memory) and self.old_classes < self.num_classes:
+            held = self.memory.samples()
+            logits = torch.cat(
+                [held.extras["logits"][:, : self.old_classes], outputs(self, held)[:, self.old_classes :]], 1
+            )
+            self.memory.rewrite(torch.arange(len(held)), {"logits": logits})
 
     def training_set(self, experience: Experience) -> Samples:
         return experience.train  # exemplars are drawn in the loss
@@ -88,7 +93,7 @@ class DERpp(Strategy):
         terms = {"classes": F.cross_entropy(logits, batch.slots)}
         count = self.replay or len(batch)
         if self.alpha and (dark := draw(self, self.memory, count, "dark")) is not None:  # equation 5
-            terms["dark"] = self.alpha * stored_distance(self.net(dark.images).logits, dark.extras["logits"])
+            terms["dark"] = self.alpha * F.mse_loss(self.net(dark.images).logits.float(), dark.extras["logits"])
         if self.beta and (known := draw(self, self.memory, count, "known")) is not None:  # equation 6
             terms["exemplars"] = self.beta * F.cross_entropy(self.net(known.images).logits, known.slots)
         return terms
@@ -97,17 +102,3 @@ class DERpp(Strategy):
         assert self.outputs is not None
         self.seen = offer(self, self.memory, self.seen, self.places, self.capacity, batch, {"logits": self.outputs})
         self.outputs = None
-
-
-def stored_distance(logits: Tensor, stored: Tensor) -> Tensor:
-    """Mean squared distance over the outputs that there were when an exemplar was stored.
-
-    Args:
-        logits: (N, C).
-        stored: (N, C), minus infinity where there was no output.
-
-    >>> stored_distance(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[3.0, 1.0, -torch.inf]])).item()
-    2.5
-    """
-    there = stored != ABSENT
-    return torch.where(there, logits.float() - stored, 0).square().sum() / there.sum()

@@ -24,7 +24,7 @@ from cil.strategies.parts.losses import (
     old_part,
     quadratic_penalty,
 )
-from cil.strategies.parts.rehearsal import balanced_set, draw, features, imprint, seen, store_exemplars
+from cil.strategies.parts.rehearsal import balanced_set, draw, features, imprint, outputs, seen, store_exemplars
 from cil.strategies.parts.reservoirs import NOTHING_SEEN, offer, open_reservoir, reservoir_plan, same_sized
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "offer",
     "old_part",
     "open_reservoir",
+    "outputs",
     "quadratic_penalty",
     "reservoir_plan",
     "same_sized",

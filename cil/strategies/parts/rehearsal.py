@@ -53,6 +53,11 @@ def features(learner: Strategy, samples: Samples) -> Tensor:
     return extract(learner.net, samples).cpu()
 
 
+def outputs(learner: Strategy, samples: Samples) -> Tensor:
+    """(N, C) logits on the CPU, in evaluation mode, with the network as it is."""
+    return extract_outputs(learner.net, samples).logits.float().cpu()
+
+
 def seen(net: nn.Module, num_classes: int, needs: str, samples: Samples) -> Seen:
     """What a rule of selection needs to see of samples, on the CPU; see ``cil.memory.selections``.
 
