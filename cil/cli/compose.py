@@ -94,8 +94,30 @@ def _composed_job(overrides: Sequence[str], asked: Sequence[str]) -> Job:
 
 def _before_recipe(job: Job) -> Job:
     """The same job; a recipe leaves nothing that the command line says otherwise, and a scale suits the stream."""
+    _refuse_mixed_optimizers(job)
     more = [*_suited_scale(job), *_instead_of_recipe(job.overrides, job.choices)]
     return _composed_job([*job.overrides, *more], job.overrides) if more else job
+
+
+def _refuse_mixed_optimizers(job: Job) -> None:
+    """Refuse the learning rate of an experiment for an optimizer that it does not know, as a recipe chose another.
+
+    Raises:
+        ConfigError: naming both rates.
+    """
+    experiment, recipe = job.choices.get("experiment"), job.choices.get("recipe")
+    named = {item.lstrip("+~").partition("=")[0] for item in job.overrides}
+    if recipe == "default" or experiment in (None, "null") or {"optimizer", "optimizer.lr"} & named:
+        return
+    kept = [item for item in job.overrides if item.partition("=")[0] not in ("experiment", "scale")]
+    chosen = {group: job.choices[group] for group in ("strategy", "recipe", "model", "stream") if group not in named}
+    alone = composed([*kept, *(f"{group}={choice}" for group, choice in chosen.items())])["optimizer"]
+    plain = composed([f"optimizer={job.choices['optimizer']}"])["optimizer"]
+    if alone[TARGET] != plain[TARGET] and alone["lr"] != job.config["optimizer"]["lr"]:
+        raise ConfigError(
+            f"experiment={experiment} sets optimizer.lr={job.config['optimizer']['lr']}, and recipe={recipe} has "
+            f"another optimizer, {alone[TARGET]} with {alone['lr']}: say which, as in optimizer.lr={alone['lr']}"
+        )
 
 
 def _suited_scale(job: Job) -> list[str]:

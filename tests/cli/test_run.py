@@ -68,7 +68,17 @@ def test_a_run_directory_is_not_given_to_another_run(cil):
 
 
 def test_a_record_says_the_command_that_runs_it_again(cil):
-    cil("compare", *DIGITS, "strategy=finetune,lwf", "seed=4", "logger=wandb", "logger.mode=disabled", "logger.entity=hidden", "out=a", "jobs=1")
+    cil(
+        "compare",
+        *DIGITS,
+        "strategy=finetune,lwf",
+        "seed=4",
+        "logger=wandb",
+        "logger.mode=disabled",
+        "logger.entity=hidden",
+        "out=a",
+        "jobs=1",
+    )
     found = {record.identity["strategy"]: record for record in map(Record.load, Path("a").glob("*/*"))}
     command = found["lwf"].environment["command"]
     assert command.startswith("cil run ") and "hidden" not in command

@@ -11,6 +11,7 @@ from cil.cli.build import recipe_of
 from cil.cli.compose import compose
 from cil.data import Samples
 from cil.engine.recipe import multistep
+from cil.errors import ConfigError
 from cil.strategies import Phase
 from cil.tracking import Record
 
@@ -132,6 +133,15 @@ def test_an_optimizer_of_the_command_line_is_the_one_that_is_made():
     config = compose(["strategy=l2p", "recipe=survey", "optimizer=sgd", "optimizer.lr=0.5"]).config
     made = recipe_of(config).optimizer
     assert (made.func, made.keywords["lr"], made.keywords["momentum"]) == (torch.optim.SGD, 0.5, 0.9)
+
+
+def test_the_rate_of_an_experiment_is_not_given_to_another_optimizer_unseen():
+    asked = ("experiment=demo", "strategy=pass", "recipe=survey")
+    with pytest.raises(ConfigError, match=r"experiment=demo sets optimizer.lr=0.05, .*Adam with 0.001: .*lr=0.001"):
+        compose(asked)
+    assert compose([*asked, "optimizer.lr=0.002"]).config["optimizer"]["lr"] == 0.002
+    assert compose([*asked[::2], "strategy=icarl"]).config["optimizer"]["lr"] == 0.05  # the same optimizer
+    assert compose(["experiment=survey_cifar100_20_b0_inc4", *asked[1:]]).config["optimizer"]["lr"] == 0.001
 
 
 def test_what_is_shown_is_what_runs(cil):
