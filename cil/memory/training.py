@@ -295,6 +295,7 @@ def measure_step(
         optimizer: Its state after the step is counted.
         exclude: Tensors that exist anyway, beside parameters and buffers: the input batch, if it shall not count.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> batch, targets = torch.rand(5, 4), torch.tensor([0, 1, 0, 1, 0])
     >>> measure_step(net, lambda: nn.functional.cross_entropy(net(batch), targets)).storage_bytes

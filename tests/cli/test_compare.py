@@ -137,7 +137,7 @@ def test_progress_is_a_line_for_each_boundary(cil):
 def test_a_sweep_is_a_table_of_whatever_was_varied(cil):
     said = cil("sweep", *DIGITS, "strategy=replay", "optimizer.lr=0.01,0.1", "out=here")
     assert said.code == 0
-    assert "replay (optimizer.lr=0.01)" in said.out and "replay (optimizer.lr=0.1)" in said.out
+    assert "replay (lr=0.01)" in said.out and "replay (lr=0.1)" in said.out
 
 
 @pytest.mark.slow
