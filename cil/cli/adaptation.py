@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cil.cli.names import key_of
 from cil.errors import ConfigError
 from cil.targets import PARTIAL, made
 
@@ -79,7 +80,7 @@ def refuse_unread(job: Job, kind: Any) -> None:
     if kind.needs_source and keys == ["trainer.batch_size"]:
         return
     for item in job.overrides:
-        if item.lstrip("+~").partition("=")[0] in ("trainer.batch_size", "trainer.first.batch_size"):
+        if key_of(item) in ("trainer.batch_size", "trainer.first.batch_size"):
             more = f", source images in {keys[-1]}" if kind.needs_source else ""
             raise ConfigError(
                 f"{item} is read by no step of adapter={job.choices['adapter']}: test images come in "
@@ -90,7 +91,7 @@ def refuse_unread(job: Job, kind: Any) -> None:
 def _refuse_strategies(job: Job) -> None:
     """What is said of a strategy would be read by nobody."""
     for item in job.overrides:
-        key = item.lstrip("+~").partition("=")[0]
+        key = key_of(item)
         if key.partition(".")[0] == "strategy":
             raise ConfigError(
                 f"{item} with adapter={job.choices['adapter']}: an adaptation run has no strategy; source=RUN_DIR "

@@ -15,6 +15,7 @@ from torch import nn
 from cil.api import networks, plan
 from cil.cli.compose import Job, compose
 from cil.cli.environment import threads_of
+from cil.cli.names import key_of
 from cil.engine.adaptation import AdaptationRun
 from cil.engine.anytime import Anytime
 from cil.engine.dryrun import Bill, dry_run
@@ -196,5 +197,5 @@ def _target_bills(job: Job, stream: Stream) -> list[Bill]:
 
 def _target_model(job: Job) -> Mapping[str, Any]:
     """The model that ``budget.to`` has in this setting: the file of the run's own strategy may ask for another one."""
-    others = [item for item in job.overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] != "strategy"]
+    others = [item for item in job.overrides if key_of(item).partition(".")[0] != "strategy"]
     return compose([*others, f"strategy={job.config['budget']['to']}"]).config["model"]

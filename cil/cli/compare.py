@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cil.cli import environment
 from cil.cli.compose import Job
 from cil.cli.grid import Cell, expand
+from cil.cli.names import key_of
 from cil.errors import CilError, ConfigError
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def _name(job: Job) -> str:
 
 def folder_of(job: Job, overrides: Sequence[str]) -> str:
     """The name, and unless an experiment alone was asked for, digits that tell it from others of this name."""
-    what = sorted(item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] not in NOT_WHAT)
+    what = sorted(item for item in overrides if key_of(item).partition(".")[0] not in NOT_WHAT)
     name = _name(job)
     if what in ([], [f"experiment={name}"], [f"+experiment={name}"]):
         return name

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cil.cli.names import choices as group_choices
-from cil.cli.names import conf_dir, plugin_conf_dirs, plugin_points
+from cil.cli.names import conf_dir, key_of, plugin_conf_dirs, plugin_points
 from cil.cli.refusals import explained
 from cil.cli.schema import check
 from cil.errors import ConfigError, nearest
@@ -64,7 +64,7 @@ class Job:
     @property
     def command(self) -> str:
         """What runs it again, wherever its folder and its data are; no logger, as its settings may be secret."""
-        keys = {item: item.lstrip("+~").partition("=")[0].partition(".")[0] for item in self.overrides}
+        keys = {item: key_of(item).partition(".")[0] for item in self.overrides}
         return shlex.join(["cil", "run", *(item for item, key in keys.items() if key not in NOT_ASKED)])
 
 
@@ -106,7 +106,7 @@ def _refuse_mixed_optimizers(job: Job) -> None:
         ConfigError: naming both rates.
     """
     experiment, recipe = job.choices.get("experiment"), job.choices.get("recipe")
-    named = {item.lstrip("+~").partition("=")[0] for item in job.overrides}
+    named = {key_of(item) for item in job.overrides}
     if recipe == "default" or experiment in (None, "null") or {"optimizer", "optimizer.lr"} & named:
         return
     kept = [item for item in job.overrides if item.partition("=")[0] not in ("experiment", "scale")]

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from cil.cli.compose import CODE, Job, compose
-from cil.cli.names import known, takes_task
+from cil.cli.names import key_of, known, takes_task
 from cil.cli.refusals import explained
 from cil.errors import ConfigError
 
@@ -44,7 +44,7 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
     fixed, swept = _split([_all(item, told) for item in overrides])
     general = [item for item in fixed if not _of_code(item)]  # what an experiment sweeps over may be what has such keys
     first = compose([*general, *(values[0] for key, values in swept.items() if not _of_code(key))])
-    given = {_key(item) for item in overrides}
+    given = {key_of(item) for item in overrides}
     for key, value in first.sweep.items():
         if key not in given:
             more, also = _split([_all(f"{key}={value}", _told(general))])
@@ -61,19 +61,15 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
     return cells
 
 
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
-
-
 def _of_code(override: str) -> bool:
     """Whether it is a key of a strategy or an adapter."""
-    group, dot, _ = _key(override).partition(".")
+    group, dot, _ = key_of(override).partition(".")
     return bool(dot) and group in CODE
 
 
 def _lacking(overrides: Sequence[str], swept: Mapping[str, Sequence[str]]) -> str | None:
     """Which of the strategies (or adapters) of a grid have a key that not all of them have."""
-    for key in dict.fromkeys(_key(item) for item in overrides if _of_code(item)):
+    for key in dict.fromkeys(key_of(item) for item in overrides if _of_code(item)):
         group, _, rest = key.partition(".")
         has: dict[bool, list[str]] = {True: [], False: []}
         for choice in swept.get(group, ()):

@@ -124,3 +124,12 @@ def _in_source(room: str, decorator: str, table: str) -> Iterator[Known]:
                 for key, value in zip(node.value.keys, node.value.values, strict=True):
                     about = said.get(value.id, "") if isinstance(value, ast.Name) else ""
                     yield from [Known(ast.literal_eval(key), "built in", about)] if key is not None else []
+
+
+def key_of(override: str) -> str:
+    """The key of an override.
+
+    >>> key_of("+strategy.codec=raw"), key_of("~adapter")
+    ('strategy.codec', 'adapter')
+    """
+    return override.lstrip("+~").partition("=")[0]

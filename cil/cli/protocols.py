@@ -12,6 +12,7 @@ import numpy as np
 from cil.cli.build import build, build_stream
 from cil.cli.compose import Job, compose
 from cil.cli.grid import Cell
+from cil.cli.names import key_of
 from cil.cli.space import keyed
 from cil.engine.adaptation import AdaptationRun
 from cil.engine.run import Run
@@ -168,11 +169,6 @@ def replaced(overrides: Sequence[str], more: Sequence[str]) -> list[str]:
     """
     keys = {key_of(item) for item in more}
     return [*(item for item in overrides if key_of(item) not in keys), *more]
-
-
-def key_of(override: str) -> str:
-    """Of ``+key=value``, the key."""
-    return override.lstrip("+~").partition("=")[0]
 
 
 # runs ---------------------------------------------------------------------------------------------------------------

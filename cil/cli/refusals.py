@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cil.cli.names import choices as group_choices
-from cil.cli.names import choices_with
+from cil.cli.names import choices_with, key_of
 from cil.errors import CilError, ConfigError, nearest
 from cil.targets import PARTIAL, TARGET
 
@@ -107,7 +107,7 @@ def _dotted(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _config_without(bad: str, overrides: Sequence[str], composed: Composed) -> dict[str, Any]:
     """What is composed without the override that was refused (and without any, if that is refused too)."""
-    rest = [item for item in overrides if item.lstrip("+~").partition("=")[0] != bad]
+    rest = [item for item in overrides if key_of(item) != bad]
     for tried in (rest, [item for item in rest if item.partition("=")[0] in GROUPS], []):
         try:
             return composed(tried)

@@ -13,6 +13,7 @@ from cil.cli import environment
 from cil.cli.compare import folder_of, jobs_of, planned, record_of, run_cells, split_own, written
 from cil.cli.compose import Job
 from cil.cli.grid import Cell, expand
+from cil.cli.names import key_of
 from cil.errors import CilError, ConfigError, TrainingError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
     tune = cells[0].job.config["tune"]
     jobs = jobs_of(own["jobs"], cells[0].job, max(tune["trials"], len(cells)))
     environment.prepare(overrides, jobs)
-    which = [item for item in overrides if item.lstrip("+~").partition("=")[0] not in NOT_WHICH]
+    which = [item for item in overrides if key_of(item) not in NOT_WHICH]
     out = Path(own["out"] if own["out"] != "auto" else f"runs/tune-{folder_of(cells[0].job, which)}")
     subjects = [_subject(alike) for alike in _by_subject(cells)]
     reports = [_tuned(subject, jobs, out) for subject in subjects]

@@ -150,14 +150,17 @@ def admission(
         source_key: Where the batch size of steps on source data is changed.
     """
 
-    def on_source(batch_size: int | None) -> TrainingMemory:
-        found = steps.source_phases(batch_size)
-        assert found is not None
-        return found
-
     def admit(adapter: Adapter, shape: tuple[int, ...]) -> None:
         budget.check_training(steps.name, lambda size: steps.at(size or shape[0]), "adaptation.batch_size")
-        if budget.training_bytes is not None and steps.source_phases() is not None:
-            budget.check_training(steps.name, on_source, source_key)
+        asked = None if budget.training_bytes is None else steps.source_phases()
+        if asked is None:
+            return
+
+        def on_source(batch_size: int | None) -> TrainingMemory:
+            found = asked if batch_size is None else steps.source_phases(batch_size)
+            assert found is not None
+            return found
+
+        budget.check_training(steps.name, on_source, source_key)
 
     return admit
