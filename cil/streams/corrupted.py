@@ -79,8 +79,9 @@ def corrupted(
         domain_order: 'canonical' (as the corruptions are listed), or 'seed': a permutation by ``order_seed``.
         rounds: How often the whole is repeated.
         reset: Whether the adapter is put back to its source at every new corruption (``reset_each_shift``).
-        shuffle: Whether images are shuffled within a domain. 'auto': those that lie class by class are, as batches
-            of one class would be a stream of another kind; others keep the stored order, as is usual for CIFAR.
+        shuffle: Whether images are shuffled within a domain, and clean ones. 'auto': those that lie class by class are,
+            as batches of one class would be a stream of another kind; others keep the stored order, as is usual for
+            CIFAR.
         order_seed: Of the order of domains and images.
         seed: Of the corrupted pixels, from 0 to 2^32 - 1.
         data: ``files``: the published files, or ones that ``materialise`` wrote; ``generated``: corrupted here;
@@ -130,8 +131,8 @@ def corrupted(
     keys = [(name, level) for name in names for level in sorted(set(ladder))]
     source = _source(loaded, data, folder, root, keys[0], seed, table, exact_bug_compat, frost_photos)
     source.check(keys)
-    if shuffle == "auto":
-        shuffle = bool((source.labels.diff() >= 0).all())
+    asked = shuffle
+    shuffle = _class_by_class(source.labels) if shuffle == "auto" else shuffle
     chosen = _chosen(len(source.labels), images, bool(shuffle), seed)
     arrangement = _Arrangement(source.labels, chosen, order, concentration, bool(shuffle), order_seed)
     parts = arrangement.parts(names, ladder, rounds, reset)
@@ -146,6 +147,8 @@ def corrupted(
         name = f"{name.removesuffix('_c')}_corrupted"
     paired = len(source.labels) == len(loaded.test) and torch.equal(source.labels, loaded.test.slots)
     clean = _numbered(loaded.test[chosen], chosen) if paired else loaded.test
+    if shuffle or (asked == "auto" and _class_by_class(clean.slots)):
+        clean = clean[torch.from_numpy(np.random.default_rng([order_seed, 2]).permutation(len(clean)))]
     return ShiftStream(
         name=name if order == "continual" else f"{name}_{order}",
         classes=tuple(loaded.classes),
@@ -180,6 +183,10 @@ def corrupted(
             **source.settings,
         },
     )
+
+
+def _class_by_class(labels: Tensor) -> bool:
+    return bool((labels.diff() >= 0).all())
 
 
 # what comes when ------------------------------------------------------------------------------------------------------
