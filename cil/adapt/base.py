@@ -76,6 +76,16 @@ class Adapter(Holder):
         """
         raise NotImplementedError(f"{type(self).__name__} must write adapt_and_predict(images)")
 
+    def fill(self, images: Tensor) -> None:
+        """Bring state to where the next batch holds most; nothing by default.
+
+        Asked on a throw-away adapter whose step is measured before a run. Write it where what an update holds grows
+        with the images that were met, or where not every batch makes an update.
+
+        Args:
+            images: (N, C, H, W) float in [0, 1], to fill a memory with.
+        """
+
     def adjust_gradients(self, batch: Batch) -> None:
         """In source phases, after backward, before the optimizer."""
 

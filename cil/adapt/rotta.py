@@ -100,6 +100,11 @@ class RoTTA(Adapter):
             start = stop
         return answer
 
+    def fill(self, images: Tensor) -> None:
+        places = torch.arange(self.bank.capacity, device=images.device)
+        self.bank.add(images[places % len(images)], places % self.num_classes, torch.zeros(len(places)))
+        self.bank.arrived.fill_(self.every - 1)  # the next image makes an update
+
     def _update(self, generator: torch.Generator) -> None:
         images, ages = self.bank.held()
         _training(self.net, True)

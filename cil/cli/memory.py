@@ -246,11 +246,11 @@ def text(label: str, memory: TrainingMemory, depth: int) -> str:
 
 
 def _rule(rule: Published) -> str:
-    copies = "" if rule.copies == 1 else f" in {rule.copies:g} copies"
+    copied = f"; {rule.copied:,} in copies, 4 bytes" if rule.copied else ""
     total, parameters, kept = (value / 1e6 for value in (rule.bytes, rule.parameters, rule.activations))
     return (
         f"by the published accounting (EcoTTA, TinyTL): {total:.1f} MB: parameters {parameters:.1f} "
-        f"({rule.trainable:,} trained, 4 bytes{copies}; {rule.frozen:,} frozen, 1 byte), activations {kept:.1f} "
+        f"({rule.trainable:,} trained, 4 bytes; {rule.frozen:,} frozen, 1 byte{copied}), activations {kept:.1f} "
         f"(inputs of trained layers {rule.inputs:,}, 4 bytes; ReLUs {rule.relus:,}, 1 bit)"
     )
 

@@ -95,6 +95,7 @@ class AdapterSteps:
         images = to_float(batch.pixels.to(device))
         with Watch(modules) as watch:
             adapter.adapt_and_predict(images)  # makes state
+            adapter.fill(images)
             with SavedByPart(watch, held_tensors(adapter)) as saved, torch.enable_grad():
                 adapter.adapt_and_predict(images)
         added = {"activations": saved.peak, "gradients": sum(map(tensor_bytes, watch.graded.values()))}
@@ -117,9 +118,9 @@ class AdapterSteps:
         others = [module for name, module in modules_of(adapter).items() if name != "net"]
         numbers = {id(p): p.numel() for module in others for p in module.parameters()} | own
         trainable = sum(size for key, size in numbers.items() if key in trained)
-        copies = sum(size for key, size in numbers.items() if key not in trained and key not in own)
+        copied = sum(size for key, size in numbers.items() if key not in trained and key not in own)
         frozen = sum(size for key, size in own.items() if key not in trained)
-        return Published(trainable, frozen, count.inputs, plain.relus, 1 + copies / max(1, trainable))
+        return Published(trainable, frozen, count.inputs, plain.relus, copied)
 
 
 def forward(adapter: Adapter, images: Tensor) -> Any:

@@ -20,14 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class Published:
     """Training memory by the rule that reproduces the MB of the EcoTTA paper.
 
-    bytes = 4 copies trainable + frozen + 4 inputs + relus / 8
+    bytes = 4 (trainable + copied) + frozen + 4 inputs + relus / 8
 
     Attributes:
         trainable, frozen: Numbers of parameter values; frozen ones count one byte each (eight bits).
         inputs: Values, of the whole batch, that enter layers whose weights are trained.
         relus: Values, of the whole batch, that enter ReLUs: a bit each.
-        copies: Float copies of what is trained that a method holds: 1, with a teacher 2, with a teacher and the source
-            3 (CoTTA).
+        copied: Parameter values in float copies that a method holds beside the network: those of CoTTA's teacher and
+            source.
 
     Source: specification of EcoTTA, section 6.1, after the accounting of TinyTL.
     """
@@ -36,12 +36,12 @@ class Published:
     frozen: int
     inputs: int
     relus: int
-    copies: int = 1
+    copied: int = 0
 
     @property
     def parameters(self) -> int:
         """Bytes of parameters."""
-        return 4 * self.copies * self.trainable + self.frozen
+        return 4 * (self.trainable + self.copied) + self.frozen
 
     @property
     def activations(self) -> int:
@@ -54,17 +54,17 @@ class Published:
         return self.parameters + self.activations
 
 
-def published(net: nn.Module, images: Tensor, *, original: nn.Module | None = None, copies: int = 1) -> Published:
+def published(net: nn.Module, images: Tensor, *, original: nn.Module | None = None, copies: int = 0) -> Published:
     """Read the quantities of the published accounting off one forward pass; ``meta`` tensors do.
 
     Args:
         net: What is adapted; what is trained of it requires a gradient.
         images: A batch, as ``net`` takes it.
         original: Whose ReLUs are counted; ``net`` where left out. With meta networks: the network without them.
-        copies: See ``Published``.
+        copies: Float copies of what is trained that are held beside it: with a teacher 1, with a teacher and the source 2.
 
     >>> published(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()), torch.rand(2, 3, 4, 4))
-    Published(trainable=224, frozen=0, inputs=96, relus=256, copies=1)
+    Published(trainable=224, frozen=0, inputs=96, relus=256, copied=0)
     """
     with counting_inputs([net]) as count:
         net(images)
@@ -75,7 +75,7 @@ def published(net: nn.Module, images: Tensor, *, original: nn.Module | None = No
         relus = count.relus
     trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in net.parameters() if not p.requires_grad)
-    return Published(trainable, frozen, inputs, relus, copies)
+    return Published(trainable, frozen, inputs, relus, copies * trainable)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.adapt import Adapter, Source
+from cil.adapt.rotta import RoTTA
 from cil.adapt.tent import Tent
 from cil.data import Samples
 from cil.engine.adapter_steps import AdapterSteps, admission
@@ -155,6 +157,15 @@ def test_an_update_of_tent_by_hand():
     # bn: its input and two statistics; relu's result
     assert parts["net.1"].activations == 4 * 2 * 8 * 64 + 64 and parts["net.2"].activations == 4 * 2 * 8 * 64
     assert parts["net.1"].optimizer + 1 >= 2 * 4 * 16  # its share of the count of steps is rounded
+
+
+def test_an_update_of_rotta_is_told_with_a_full_bank_though_few_batches_make_one():
+    rare, often = (
+        AdapterSteps(partial(RoTTA, capacity=12, every=every), source, "rotta").at(2).kinds for every in (64, 1)
+    )
+    smaller = AdapterSteps(partial(RoTTA, capacity=6, every=1), source, "rotta").at(2).kinds
+    assert rare == often
+    assert 1.9 < rare["activations"] / smaller["activations"] <= 2
 
 
 class Warmed(Adapter):

@@ -78,7 +78,7 @@ def accounted(name: str, method: str) -> Published:
         (_, _, side, _, _), _ = NETWORKS[name]
         adapted = WithMetaNetworks(net, side, int(method[-1]), "stop")
         return published(adapted, images(name), original=net)
-    return published(net, images(name), copies={"TTT++": 1, "SWR&NSP": 2, "CoTTA": 3}[method])
+    return published(net, images(name), copies={"TTT++": 0, "SWR&NSP": 1, "CoTTA": 2}[method])
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -180,7 +180,7 @@ def test_on_meta_every_tensor_has_a_storage_of_its_own():
 
 
 def test_the_rule_by_hand():
-    assert Published(trainable=10, frozen=7, inputs=100, relus=17, copies=3).bytes == 4 * 3 * 10 + 7 + 400 + 3
+    assert Published(trainable=10, frozen=7, inputs=100, relus=17, copied=20).bytes == 4 * 30 + 7 + 400 + 3
 
 
 @DEVICES
