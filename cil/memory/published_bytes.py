@@ -61,7 +61,7 @@ def published(net: nn.Module, images: Tensor, *, original: nn.Module | None = No
         net: What is adapted; what is trained of it requires a gradient.
         images: A batch, as ``net`` takes it.
         original: Whose ReLUs are counted; ``net`` where left out. With meta networks: the network without them.
-        copies: Float copies of what is trained that are held beside it: with a teacher 1, with a teacher and the source 2.
+        copies: Float copies of what is trained that are held beside it: a teacher 1, a teacher and the source 2.
 
     >>> published(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()), torch.rand(2, 3, 4, 4))
     Published(trainable=224, frozen=0, inputs=96, relus=256, copied=0)

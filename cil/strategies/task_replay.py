@@ -61,12 +61,11 @@ class TaskReplay(TaskLearner):
         return list(self.net.parameters())
 
     def loss_with(self, settings: Settings, batch: Batch) -> dict[str, Tensor]:
-        terms = {"new": self.loss_of(self.task, batch, settings)}
-        task = self.past.draw_task(self.weights)
-        old = None if task is None else self.past.batch(task, len(batch))
-        if task is not None and old is not None:
-            terms["old"] = self.loss_of(task, old, settings)
-        return terms
+        parts = [(self.task, batch)]
+        for task in self.past.draw_tasks(self.weights):
+            old = self.past.batch(task, len(batch))
+            parts += [] if old is None else [(task, old)]
+        return dict(zip(("new", "old"), self.losses_of(parts, settings), strict=False))
 
     def after_experience(self, experience: Experience) -> None:
         most = min(self.budget.exemplar_slots(self), self.examples)

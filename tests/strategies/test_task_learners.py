@@ -219,6 +219,42 @@ def test_cumulative_keeps_all_images_and_targets(made):
         assert labelled(held, kept) == labelled(train, true)
 
 
+def test_a_batch_of_cumulative_is_of_all_tasks_and_each_image_weighs_the_same(made):
+    run, _ = made("cumulative")
+    held = learner(run, 2)
+    new, train = held.task, run.stream[2].train
+    batch = Batch(train.images[:16], train.slots[:16], None if train.targets is None else train.targets[:16])
+    weights = dict.fromkeys(held.past.tasks, 1.0)
+    parts = held.past.mixture(new, batch, weights)
+    assert sum(len(part) for _, part in parts) == 16 and len(parts) > 1
+    held.net.eval()  # statistics are fixed, so that parts do not touch each other
+    settings = {"smoothing": 0.1}
+    losses = held.losses_of(parts, settings)
+    alone = [held.loss_of(task, part, settings) for task, part in parts]
+    torch.testing.assert_close(torch.stack(losses), torch.stack(alone))
+    held.prepare(run.stream[2])
+    whole = held.loss_with(settings, batch)
+    by_hand = sum(len(part) * loss for (_, part), loss in zip(parts, alone, strict=True)) / 16
+    torch.testing.assert_close(whole, by_hand)  # the draw of a step is the same when asked again
+
+
+def test_batch_norm_of_a_mixed_batch_has_the_statistics_of_the_mixture(made):
+    held = learner(made("cumulative")[0], 2)
+    norm = next(layer for layer in held.net.modules() if isinstance(layer, torch.nn.BatchNorm2d))
+    seen = []
+    norm.register_forward_hook(lambda layer, inputs, output: seen.append(len(inputs[0])))
+    one = Batch(torch.rand(3, 3, 12, 12), torch.full((3,), held.past.tasks[0].first))
+    two = Batch(torch.rand(5, 3, 12, 12), torch.full((5,), held.past.tasks[0].first))
+    held.losses_of([(held.past.tasks[0], one), (held.past.tasks[0], two)], {"smoothing": 0.0})
+    assert seen == [8]
+
+
+def test_cumulative_may_have_steps_in_proportion_to_the_tasks(made):
+    options = {"search": {"trials": 1, "steps": 3, "batch_size": 8}, "growing": True}
+    _, record = made("cumulative", hyperparameters=options)
+    assert [event["updates"] for event in record.results["events"]] == [3, 6, 9, 9]  # the fourth is a repeat
+
+
 def test_replay_keeps_so_many_of_each_task(made):
     options = {"search": {"trials": 1, "steps": 2, "batch_size": 8}, "examples": 7}
     run, record = made("task_replay", hyperparameters=options, budget=Budget(exemplars=15))

@@ -88,18 +88,33 @@ class Past:
         augment = replace(augment, flip=augment.flip and task.mirrored)
         return draw(self.learner, held, size, f"past:{task.name}", augment)
 
-    def draw_task(self, weights: Mapping[TaskKey, float], purpose: str = "task") -> TaskKey | None:
-        """One of the tasks, by weight, drawn for this step; None where all weights are 0."""
+    def mixture(self, new: TaskKey, batch: Batch, weights: Mapping[TaskKey, float]) -> list[tuple[TaskKey, Batch]]:
+        """As many images as in a batch of the new task, each of a task drawn by weight: a part for each task drawn."""
+        parts = []
+        for task, count in self.draw_tasks(weights, len(batch)).items():
+            part = batch if task == new else self.batch(task, count)
+            if part is not None:
+                parts.append((task, _first(part, count)))
+        return parts
+
+    def draw_tasks(self, weights: Mapping[TaskKey, float], count: int = 1) -> dict[TaskKey, int]:
+        """How often each task comes in ``count`` draws by weight for this step; none where all weights are 0."""
         tasks = [task for task, weight in weights.items() if weight > 0]
         if not tasks:
-            return None
-        generator = self.learner.generator(f"{purpose}:{self._progress.step}")
+            return {}
+        generator = self.learner.generator(f"task:{self._progress.step}")
         shares = torch.tensor([weights[task] for task in tasks], dtype=torch.float64)
-        return tasks[int(torch.multinomial(shares, 1, generator=generator))]
+        drawn = torch.multinomial(shares, count, replacement=True, generator=generator).tolist()
+        return {tasks[place]: drawn.count(place) for place in sorted(set(drawn))}
 
     @property
     def _progress(self) -> Any:
         return self.learner.progress
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    targets = None if batch.targets is None else batch.targets[:count]
+    return Batch(batch.images[:count], batch.slots[:count], targets)
 
 
 def _name(task: TaskKey) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -193,6 +194,19 @@ class TaskLearner(Strategy):
     def loss_of(self, task: TaskKey, batch: Batch, settings: Settings) -> Tensor:
         """The loss of a task's head on a batch of it."""
         return task_loss(self.net(batch.images, task.name).logits, batch, task, settings["smoothing"])
+
+    def losses_of(self, parts: Sequence[tuple[TaskKey, Batch]], settings: Settings) -> list[Tensor]:
+        """The loss of each part of a mixed batch, by the head of its task, in one pass through the one backbone.
+
+        So batch norm meets the mixture in training as it does in the statistics that it stores; with a pass for each
+        task it would be trained with those of one task and tested with those of all.
+        """
+        features = self.net.features(torch.cat([batch.images for _, batch in parts]))
+        rows = features.split([len(batch) for _, batch in parts])
+        return [
+            task_loss(self.net.heads[task.name](own), batch, task, settings["smoothing"])
+            for (task, batch), own in zip(parts, rows, strict=True)
+        ]
 
     def predict(self, images: Tensor, task: TaskKey) -> Tensor:  # type: ignore[override]
         """Score the classes of one task: (N, C, H, W) float in [0, 1] to (N, task.classes)."""
