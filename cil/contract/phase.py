@@ -36,7 +36,8 @@ class Phase:
         gamma: At milestones, in place of one tenth.
         schedule: In place of the configured one: ``constant`` or ``cosine``.
         train_mode: Puts modules into training mode at the start of the phase; ``Strategy.train_mode`` if left out.
-        steps: Optimizer steps, in place of any number of epochs; they are as many as that takes.
+        steps: Optimizer steps, in place of any number of epochs; they are as many as that takes. The schedule then
+            counts steps: cosine goes down with each, milestones from 1 on are steps.
         augment: In place of the stream's, where the data are of several experiences.
     """
 

@@ -88,7 +88,7 @@ class Fit:
         if not loader.bounds:
             return
         optimizer = self._optimizer = self._make_optimizer()
-        schedule = recipe.scheduler(optimizer, recipe.epochs)
+        schedule = recipe.scheduler(optimizer, (recipe.max_steps or 1) if recipe.by_step else recipe.epochs)
         window = _Window()
         start_epoch, start_step = 0, 0
         if resume is not None:
@@ -121,6 +121,8 @@ class Fit:
                         continue
                     if self.cost.steps % recipe.log_every == 0:
                         self._log("step", window, epoch, step + 1)
+                    if recipe.by_step:
+                        schedule.step()
                     stopped = self.stop()
                     if stopped or self._due(saved):
                         self._check(window, epoch, step + 1)
@@ -129,7 +131,8 @@ class Fit:
                     if stopped:
                         raise Stopped
                 self._log("epoch", window, epoch, progress.step - epoch * in_epoch)
-                schedule.step()
+                if not recipe.by_step:
+                    schedule.step()
                 if progress.step >= total:
                     break
         self.ahead(loader.before(progress.step, last=self.cost.cut))
@@ -250,7 +253,7 @@ class Fit:
         lines = {name.removeprefix(WINDOW): t for name, t in tensors.items() if name.startswith(WINDOW)}
         window.load(lines, content["epoch_sums"])
         optimizer._opt_called = True  # type: ignore[attr-defined]  # before the interruption: no warning from schedules
-        for _ in range(content["epoch"]):
+        for _ in range(content["cost"]["steps"] if self.recipe.by_step else content["epoch"]):
             schedule.step()
         for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
             state: dict[str, Any] = dict(content["optimizer"].get(str(index), {}))

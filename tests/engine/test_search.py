@@ -16,6 +16,7 @@ from toys import Interrupt, Learner, factory, plain, small_run, small_stream
 from cil.contract import Choice, Phase, Range, Search
 from cil.data import Batch
 from cil.engine.checkpoint import Checkpoints
+from cil.engine.recipe import cosine
 from cil.engine.run import Run
 from cil.errors import ConfigError, ContractError, TrainingError
 from cil.memory import Budget
@@ -332,6 +333,28 @@ def test_steps_of_a_phase_are_in_place_of_epochs():
     own = recipe.of(phase, 0)
     assert (own.epochs, own.max_steps) == (3, 5)  # two batches of four an epoch
     assert plain(max_steps=4).of(phase, 0).max_steps == 4
+
+
+class Counted(Learner):
+    """A phase of five steps: two epochs and a half."""
+
+    def phases(self, experience) -> Iterator[Phase]:
+        yield Phase("main", experience.train, lambda batch: F.cross_entropy(self.net(batch.images).logits, batch.slots),
+                    lr=1.0, steps=5)  # fmt: skip
+
+
+def test_a_schedule_counts_the_steps_of_a_phase_that_says_them_interrupted_or_not(tmp_path):
+    given = {"recipe": plain(log_every=1, snapshot_steps=1, scheduler=cosine)}
+    straight = run_of(tmp_path / "straight", Counted, **given)
+    expected = straight.execute()
+    rates = [line["values"]["lr"] for line in expected.lines() if line["kind"] == "step" and line["experience"] == 0]
+    assert rates == pytest.approx([(1 + math.cos(math.pi * step / 5)) / 2 for step in range(5)])
+    for stop in range(5):
+        folder = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_of(folder, Counted, loggers=[Interrupt(stop)], **given).execute()
+        run = run_of(folder, Counted, **given)
+        demand_same(f"straight and interrupted at step {stop}", straight, expected, run, run.execute())
 
 
 def test_networks_of_the_toys_are_what_these_numbers_are_for():
