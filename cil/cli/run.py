@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
@@ -66,40 +65,12 @@ def executed(job: Job) -> str:
 
     run = build(job)
     tell_notes([run])
-    caps = [f"budget.{key}" for key in ("flops", "updates") if job.config["budget"][key] is not None]
-    if caps and run.progress:
-        run.loggers = [run.loggers, EarlyEnds(caps)]
     before = _status(run)
     try:
         record = run.execute()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"what was computed is in {run.run_dir}; the same command goes on from there") from None
     return summary(record, "  (was finished before, nothing was run)" if before == "finished" else "")
-
-
-class EarlyEnds:
-    """A logger that says of an experience that a budget of compute ended its training early.
-
-    Args:
-        caps: The keys that are set.
-    """
-
-    def __init__(self, caps: Sequence[str]) -> None:
-        self._caps = " or ".join(caps)
-
-    def start(self, identity: Mapping[str, Any], run_dir: Path, name: str, group: str | None) -> None:
-        self._name = name
-
-    def log(self, kind: str, values: Mapping[str, Any], axes: Mapping[str, Any]) -> None:
-        if kind == "boundary" and values.get("ended_early"):
-            place = f"experience {axes['experience'] + 1}/{axes['experiences']}"
-            print(f"{self._name}: {place}: {self._caps} ended training early", file=sys.stderr, flush=True)
-
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Tables are for reports."""
-
-    def finish(self, status: str) -> None:
-        """All was said."""
 
 
 def launched(arguments: Sequence[str], root: str = "runs") -> int:

@@ -56,11 +56,15 @@ class ProgressLogger:
         if self._first is None:
             self._first = done["experience"]
         left = self._left(done["experience"])
+        ended = "budget.flops or budget.updates ended training early" if values.get("ended_early") else ""
         if self._bars is not None:
             self._draw(done, axes, left)
+            if ended:
+                line = f"{self._name}: {_place(axes, full=False)}, {ended}"
+                self._bars.console.print(line, highlight=False, markup=False, soft_wrap=True)
         elif kind == "boundary" or (kind == "epoch" and self._clock() - self._last_line >= self._seconds):
             place = _place(axes, full=kind != "boundary")
-            self._line(", ".join(part for part in (f"{self._name}: {place}", self._state(), left) if part))
+            self._line(", ".join(part for part in (f"{self._name}: {place}", ended, self._state(), left) if part))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Tables are for reports."""
