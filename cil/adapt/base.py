@@ -86,6 +86,10 @@ class Adapter(Holder):
             images: (N, C, H, W) float in [0, 1], to fill a memory with.
         """
 
+    def learned_from(self, images: Tensor) -> Tensor:
+        """The images that an update on a batch learns from, for the published accounting: the batch, by default."""
+        return images
+
     def adjust_gradients(self, batch: Batch) -> None:
         """In source phases, after backward, before the optimizer."""
 

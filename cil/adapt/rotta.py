@@ -105,6 +105,9 @@ class RoTTA(Adapter):
         self.bank.add(images[places % len(images)], places % self.num_classes, torch.zeros(len(places)))
         self.bank.arrived.fill_(self.every - 1)  # the next image makes an update
 
+    def learned_from(self, images: Tensor) -> Tensor:
+        return self.bank.held()[0]
+
     def _update(self, generator: torch.Generator) -> None:
         images, ages = self.bank.held()
         _training(self.net, True)

@@ -107,7 +107,7 @@ class AdapterSteps:
 
     def _published(self, adapter: Adapter, images: Tensor) -> Published:
         """By the rule: every float copy that is kept counts four bytes, what is frozen in the network itself one."""
-        trained = {id(p) for p in adapter.trainable()}
+        trained, images = {id(p) for p in adapter.trainable()}, adapter.learned_from(images)
         if not trained:
             return Published(0, sum(p.numel() for p in adapter.net.parameters()), 0, 0)
         with counting_inputs(modules_of(adapter).values()) as count, torch.enable_grad():

@@ -88,7 +88,8 @@ class Fit:
         if not loader.bounds:
             return
         optimizer = self._optimizer = self._make_optimizer()
-        schedule = recipe.scheduler(optimizer, (recipe.max_steps or 1) if recipe.by_step else recipe.epochs)
+        by_step = self.phase.steps is not None
+        schedule = recipe.scheduler(optimizer, (recipe.max_steps or 1) if by_step else recipe.epochs)
         window = _Window()
         start_epoch, start_step = 0, 0
         if resume is not None:
@@ -109,6 +110,8 @@ class Fit:
                         total, self.cost.cut = progress.step, True
                         break
                     self.ahead(loader.before(step))
+                    if by_step and schedule.last_epoch < self.cost.steps:
+                        schedule.step()
                     reseed(self.seed, "step", self.experience, self.number, epoch, step)
                     update = (step + 1) % recipe.accumulate == 0 or step + 1 == in_epoch
                     share = _share(loader.bounds, step, recipe.accumulate)
@@ -121,8 +124,6 @@ class Fit:
                         continue
                     if self.cost.steps % recipe.log_every == 0:
                         self._log("step", window, epoch, step + 1)
-                    if recipe.by_step:
-                        schedule.step()
                     stopped = self.stop()
                     if stopped or self._due(saved):
                         self._check(window, epoch, step + 1)
@@ -131,7 +132,7 @@ class Fit:
                     if stopped:
                         raise Stopped
                 self._log("epoch", window, epoch, progress.step - epoch * in_epoch)
-                if not recipe.by_step:
+                if not by_step:
                     schedule.step()
                 if progress.step >= total:
                     break
@@ -253,7 +254,8 @@ class Fit:
         lines = {name.removeprefix(WINDOW): t for name, t in tensors.items() if name.startswith(WINDOW)}
         window.load(lines, content["epoch_sums"])
         optimizer._opt_called = True  # type: ignore[attr-defined]  # before the interruption: no warning from schedules
-        for _ in range(content["cost"]["steps"] if self.recipe.by_step else content["epoch"]):
+        made = content["epoch"] if self.phase.steps is None else max(0, content["cost"]["steps"] - 1)
+        for _ in range(made):
             schedule.step()
         for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
             state: dict[str, Any] = dict(content["optimizer"].get(str(index), {}))

@@ -69,8 +69,8 @@ class Recipe:
         epochs: Of all main phases.
         batch_size: Images a step.
         optimizer: Parameters to an optimizer (a partial of a torch class).
-        scheduler: Optimizer and epochs to a schedule that is stepped once an epoch; steps in place of epochs where a
-            phase says how many it has.
+        scheduler: Optimizer and epochs to a schedule that is stepped once an epoch. In phases that say how many steps
+            they have, steps are in the place of epochs: they may be less than one.
         max_steps: Optimizer steps a phase at most; None for no cap.
         clip_norm: Gradients are scaled down to this norm; None for no clipping.
         accumulate: Batches whose gradients are summed into one step.
@@ -81,7 +81,6 @@ class Recipe:
         updates_per_batch: Main phases pass once over the batches in the order of the stream, with so many steps on each
             (``Pace``); a number or a fraction as ``1/4``. None, as ``complexity``: epochs in random order.
         complexity: The same, missing the batches that arrive while a step of so many batches' time is taken.
-        by_step: Whether the schedule counts steps; not configured, see ``lasting``.
     """
 
     epochs: int = 10
@@ -99,7 +98,6 @@ class Recipe:
     log_every: int = 50
     updates_per_batch: Any = None
     complexity: Any = None
-    by_step: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "log_every"):
@@ -162,13 +160,10 @@ class Recipe:
         return made if phase.steps is None else made.lasting(phase.steps, len(phase.samples))
 
     def lasting(self, steps: int, images: int) -> Recipe:
-        """The same for so many optimizer steps: as many epochs of ``images`` as they take, the last one cut short.
-
-        The schedule goes down with each of them: they may be less than an epoch.
-        """
+        """The same for so many optimizer steps: as many epochs of ``images`` as they take, the last one cut short."""
         each = math.ceil(max(1, len(batch_bounds(images, self.batch_size))) / self.accumulate)
         most = steps if self.max_steps is None else min(steps, self.max_steps)
-        return replace(self, epochs=math.ceil(steps / each), max_steps=most, by_step=True)
+        return replace(self, epochs=math.ceil(steps / each), max_steps=most)
 
 
 def _check_numbers(section: str, given: Mapping[str, Any]) -> None:

@@ -153,13 +153,19 @@ class Run:
             self.stream.augment, self.runtime.precision, self.seed,
         )  # fmt: skip
 
+    @property
+    def _batch_key(self) -> str:
+        """Where batches are made smaller: learners that are told the task set their own."""
+        told = any(signature.task is not None for signature in self.stream.signatures)
+        return "strategy.search.batch_size" if told else "trainer.batch_size"
+
     def _execute(self, record: Record, bills: list[Bill]) -> None:
         loggers = build_loggers(self.loggers, record, progress=self.progress)
 
         def begin() -> None:
             record.update({"bills": [asdict(bill) for bill in bills]})
             check_bills(bills, self.budget, self.name)
-            memory = self.budget.check_training(self.name, self.steps(bills).largest)
+            memory = self.budget.check_training(self.name, self.steps(bills).largest, self._batch_key)
             if memory is not None:
                 record.update({"training_bill": {"total": memory.total, **memory.kinds}})
             record.truncate(log_offset(self.checkpoints))
@@ -170,7 +176,8 @@ class Run:
             with self._stop.listening():
                 self._experiences(record, loggers)
 
-        attended(record, loggers, begin, work, name=self.name, group=self.group, device=self.runtime.device)
+        about = {"name": self.name, "group": self.group, "device": self.runtime.device}
+        attended(record, loggers, begin, work, **about, batch_key=self._batch_key)
 
     def _experiences(self, record: Record, loggers: Loggers) -> None:
         within = loggers_within(self.boundary, loggers, record)

@@ -51,12 +51,16 @@ class StrategySteps:
     seed: int = 0
 
     def largest(self, batch_size: int | None = None) -> TrainingMemory:
-        """The largest step of the first, the second and the last experience.
+        """The largest step of the first, the second and the last experience, and of those of most images and classes.
 
-        A method grows towards the last one, or trains at the first alone, or rehearses most of a class in the second.
+        A method grows towards the last one, or trains at the first alone, or rehearses most of a class in the second;
+        batches and heads of tasks go by their size.
         """
         last = len(self.signatures) - 1
-        indices = sorted({0, min(1, last), last}, reverse=True)
+        images = [sum(signature.counts.values()) for signature in self.signatures]
+        classes = [len(one.counts) if one.task is None else one.task.classes for one in self.signatures]
+        most = {sizes.index(max(sizes)) for sizes in (images, classes)}
+        indices = sorted({0, min(1, last), last} | most, reverse=True)
         return max((self.at(index, batch_size) for index in indices), key=lambda memory: memory.total)
 
     def at(self, index: int, batch_size: int | None = None) -> TrainingMemory:

@@ -68,5 +68,10 @@ def _register(depth: int) -> None:
         return CifarResNet(depth, in_channels, width, cosine=True)
 
 
+@register_model("resnet14_narrow")
+def _narrow(in_channels: int, image_size: ImageSize, width: int = 8, shortcut: Shortcut = "append") -> CifarResNet:
+    return CifarResNet(14, in_channels, width, shortcut)
+
+
 for _depth in (14, 20, 26, 32, 44, 56, 110):
     _register(_depth)

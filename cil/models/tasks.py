@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,10 +35,16 @@ class TaskNet(nn.Module):
             head.grow(outputs)
             self.heads[name] = head
 
-    def forward(self, images: Tensor, name: str) -> Output:
-        """Float images (N, C, H, W) in [0, 1] to the outputs of one task."""
+    def forward(self, images: Tensor, name: str | Mapping[str, int]) -> Any:
+        """Float images (N, C, H, W) in [0, 1] to the ``Output`` of one task.
+
+        Of several tasks in one pass, whose images lie one after the other, given how many are of each: a list of them.
+        """
         features, stages = self.backbone(self.normalise(images))
-        return Output(self.heads[name](features), features, stages)
+        if isinstance(name, str):
+            return Output(self.heads[name](features), features, stages)
+        rows = zip(name, features.split(list(name.values())), strict=True)
+        return [Output(self.heads[one](own), own) for one, own in rows]
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D)."""

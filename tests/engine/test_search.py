@@ -348,13 +348,18 @@ def test_a_schedule_counts_the_steps_of_a_phase_that_says_them_interrupted_or_no
     straight = run_of(tmp_path / "straight", Counted, **given)
     expected = straight.execute()
     rates = [line["values"]["lr"] for line in expected.lines() if line["kind"] == "step" and line["experience"] == 0]
-    assert rates == pytest.approx([(1 + math.cos(math.pi * step / 5)) / 2 for step in range(5)])
+    by_hand = [(1 + math.cos(math.pi * step / 5)) / 2 for step in range(5)]
+    assert rates == pytest.approx(by_hand)
+    epochs = [line["values"]["lr"] for line in expected.lines() if line["kind"] == "epoch" and line["experience"] == 0]
+    assert epochs == pytest.approx([by_hand[step] for step in (1, 3, 4)])  # two steps each, and one
     for stop in range(5):
         folder = tmp_path / str(stop)
         with pytest.raises(KeyboardInterrupt):
             run_of(folder, Counted, loggers=[Interrupt(stop)], **given).execute()
         run = run_of(folder, Counted, **given)
-        demand_same(f"straight and interrupted at step {stop}", straight, expected, run, run.execute())
+        record = run.execute()
+        demand_same(f"straight and interrupted at step {stop}", straight, expected, run, record)
+        assert [*record.lines()] == [*expected.lines()]
 
 
 def test_networks_of_the_toys_are_what_these_numbers_are_for():

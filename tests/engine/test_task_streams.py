@@ -13,7 +13,7 @@ from toys import Interrupt
 from cil import metrics
 from cil.engine.recipe import Recipe
 from cil.engine.tasks import scored
-from cil.errors import ConfigError, ContractError
+from cil.errors import BudgetExceeded, ConfigError, ContractError
 from cil.memory import Budget, Flops
 from cil.models import NetFactory, build_backbone
 from cil.testing import toy_run, toy_tasks
@@ -281,3 +281,9 @@ def test_operations_of_two_layers_by_hand():
         net(images).sum().backward()
     assert forward.count == 2 * (convolution + linear)
     assert whole.count == 2 * (2 * convolution + 3 * linear)
+
+
+def test_a_step_that_needs_too_much_says_where_a_task_learner_sets_its_batch(tmp_path):
+    run = toy_run("previous", toy_tasks(order="ab"), tmp_path, budget=Budget(training_bytes=400_000))
+    with pytest.raises(BudgetExceeded, match=r"strategy\.search\.batch_size=7 is the largest that fits"):
+        run.execute()

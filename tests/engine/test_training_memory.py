@@ -166,6 +166,10 @@ def test_an_update_of_rotta_is_told_with_a_full_bank_though_few_batches_make_one
     smaller = AdapterSteps(partial(RoTTA, capacity=6, every=1), source, "rotta").at(2).kinds
     assert rare == often
     assert 1.9 < rare["activations"] / smaller["activations"] <= 2
+    large, small = (
+        AdapterSteps(partial(RoTTA, capacity=capacity), source, "rotta").at(2).published for capacity in (12, 6)
+    )
+    assert (large.inputs, large.relus) == (2 * small.inputs, 2 * small.relus) and small.inputs == 6 * 8 * 64
 
 
 class Warmed(Adapter):

@@ -25,7 +25,6 @@ PARAMETERS = {  # of the backbone, as the survey charges them
     "resnet18": 11_176_512,
     "timm": 11_176_512,
 }
-DEPARTURES = {"resnet14_narrow": {"width": 8}}  # options that a file is there for
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
@@ -62,7 +61,7 @@ def test_the_options_shown_are_those_of_the_builder_at_their_defaults(name):
         for key, parameter in inspect.signature(builder).parameters.items()
         if key not in given and parameter.kind is not parameter.VAR_KEYWORD
     }
-    assert OmegaConf.to_container(config.options) == own | DEPARTURES.get(name, {})
+    assert OmegaConf.to_container(config.options) == own
 
 
 def test_options_and_names_are_set_from_the_command_line():

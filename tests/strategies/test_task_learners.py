@@ -238,14 +238,24 @@ def test_a_batch_of_cumulative_is_of_all_tasks_and_each_image_weighs_the_same(ma
     torch.testing.assert_close(whole, by_hand)  # the draw of a step is the same when asked again
 
 
+def test_images_of_a_small_task_come_again_in_a_large_batch(made):
+    held = learner(made("cumulative")[0], 2)
+    small, new = held.past.tasks[0], held.task
+    held.past.memory(small).shrink(2)  # two a class
+    batch = Batch(torch.rand(64, 3, 12, 12), torch.full((64,), new.first))
+    parts = dict(held.past.mixture(new, batch, {small: 1.0, new: 1.0}))
+    assert len(parts[small]) + len(parts[new]) == 64
+    assert len(parts[small]) > 20 and len(parts[small].images.unique(dim=0)) == 4
+
+
 def test_batch_norm_of_a_mixed_batch_has_the_statistics_of_the_mixture(made):
     held = learner(made("cumulative")[0], 2)
     norm = next(layer for layer in held.net.modules() if isinstance(layer, torch.nn.BatchNorm2d))
     seen = []
     norm.register_forward_hook(lambda layer, inputs, output: seen.append(len(inputs[0])))
     one = Batch(torch.rand(3, 3, 12, 12), torch.full((3,), held.past.tasks[0].first))
-    two = Batch(torch.rand(5, 3, 12, 12), torch.full((5,), held.past.tasks[0].first))
-    held.losses_of([(held.past.tasks[0], one), (held.past.tasks[0], two)], {"smoothing": 0.0})
+    two = Batch(torch.rand(5, 3, 12, 12), torch.full((5,), held.past.tasks[2].first))
+    held.losses_of([(held.past.tasks[0], one), (held.past.tasks[2], two)], {"smoothing": 0.0})
     assert seen == [8]
 
 

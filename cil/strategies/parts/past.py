@@ -89,12 +89,15 @@ class Past:
         return draw(self.learner, held, size, f"past:{task.name}", augment)
 
     def mixture(self, new: TaskKey, batch: Batch, weights: Mapping[TaskKey, float]) -> list[tuple[TaskKey, Batch]]:
-        """As many images as in a batch of the new task, each of a task drawn by weight: a part for each task drawn."""
+        """As many images as in a batch of the new task, each of a task drawn by weight: a part for each task drawn.
+
+        Images of a task that holds fewer than were drawn of it come again.
+        """
         parts = []
         for task, count in self.draw_tasks(weights, len(batch)).items():
             part = batch if task == new else self.batch(task, count)
             if part is not None:
-                parts.append((task, _first(part, count)))
+                parts.append((task, _rows(part, torch.arange(count, device=part.slots.device) % len(part))))
         return parts
 
     def draw_tasks(self, weights: Mapping[TaskKey, float], count: int = 1) -> dict[TaskKey, int]:
@@ -112,9 +115,8 @@ class Past:
         return self.learner.progress
 
 
-def _first(batch: Batch, count: int) -> Batch:
-    targets = None if batch.targets is None else batch.targets[:count]
-    return Batch(batch.images[:count], batch.slots[:count], targets)
+def _rows(batch: Batch, rows: Tensor) -> Batch:
+    return Batch(batch.images[rows], batch.slots[rows], None if batch.targets is None else batch.targets[rows])
 
 
 def _name(task: TaskKey) -> str:

@@ -201,11 +201,11 @@ class TaskLearner(Strategy):
         So batch norm meets the mixture in training as it does in the statistics that it stores; with a pass for each
         task it would be trained with those of one task and tested with those of all.
         """
-        features = self.net.features(torch.cat([batch.images for _, batch in parts]))
-        rows = features.split([len(batch) for _, batch in parts])
+        images = torch.cat([batch.images for _, batch in parts])
+        outputs = self.net(images, {task.name: len(batch) for task, batch in parts})
         return [
-            task_loss(self.net.heads[task.name](own), batch, task, settings["smoothing"])
-            for (task, batch), own in zip(parts, rows, strict=True)
+            task_loss(output.logits, batch, task, settings["smoothing"])
+            for (task, batch), output in zip(parts, outputs, strict=True)
         ]
 
     def predict(self, images: Tensor, task: TaskKey) -> Tensor:  # type: ignore[override]
