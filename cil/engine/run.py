@@ -176,8 +176,10 @@ class Run:
             with self._stop.listening():
                 self._experiences(record, loggers)
 
-        about = {"name": self.name, "group": self.group, "device": self.runtime.device}
-        attended(record, loggers, begin, work, **about, batch_key=self._batch_key)
+        attended(
+            record, loggers, begin, work, name=self.name, group=self.group, device=self.runtime.device,
+            batch_key=self._batch_key,
+        )  # fmt: skip
 
     def _experiences(self, record: Record, loggers: Loggers) -> None:
         within = loggers_within(self.boundary, loggers, record)
