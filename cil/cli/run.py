@@ -167,8 +167,10 @@ def _task_summary(record: Record, note: str) -> Iterator[str]:
         each = "  ".join("-" if value is None else f"{value:.1f}" for value in errors)
         yield f"  error right after each of {len(errors)} events, {split} (%): {each}"
         yield f"  mean error {_percent(results['mean_error'][split])}"
-    parts = ", ".join(f"{name} {values[-1]:.2e}" for name, values in flops.items() if name != "total" and values[-1])
-    yield f"  operations: {flops['total']:.2e} ({parts})"
+    spent = {name: values[-1] for name, values in flops.items() if name != "total" and values[-1]}
+    judged = spent.pop("evaluation", 0)
+    parts = ", ".join(f"{name} {count:.2e}" for name, count in spent.items())
+    yield f"  operations: {sum(spent.values()):.2e} ({parts}); evaluation on test data {judged:.2e} besides"
     yield (
         f"  {results['peak_parameters']:,} parameters at most; carries {totals['total']:,} bytes;"
         f" {results['exemplars'][-1]:,} exemplars; {results['seconds']['total']:.0f} s"

@@ -41,6 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     paths = [item for item in overrides if "=" not in item]
     if len(paths) > 1 or (paths and len(overrides) > 1):
         raise ConfigError(f"cil show has one run directory, or key=value; given {' '.join(overrides)}")
+    if paths and (options["--out"] or options["--count"] != "8"):
+        raise ConfigError("--out and --count are of streams; a page of a run is cil report RUN_DIR --html FILE")
     if paths:
         from cil.tracking import Record
 
@@ -154,11 +156,13 @@ def curve(record: Record) -> str:
     if not results.get("accuracy_curve"):
         why = f": {record.error}" if record.error else ""
         return f"{record.directory}: {record.status}, no experience was evaluated{why}"
-    lines = [f"{record.identity['strategy']} on {record.identity['stream']['name']}: {record.status}", ""]
+    told = bool(record.identity["stream"].get("tasks"))
+    what = "mean score (100 - error) of the tasks so far, each right after its training" if told else "accuracy so far"
+    lines = [f"{record.identity['strategy']} on {record.identity['stream']['name']}: {record.status}", "", what]
     for index, value in enumerate(results["accuracy_curve"]):
         bar = "#" * round(WIDTH * (value or 0.0) / 100)
         lines.append(f"{index + 1:>3} |{bar.ljust(WIDTH)}| {'-' if value is None else f'{value:.1f} %'}")
-    lines += ["", "accuracy on experience (column) after learning (row), percent"]
+    lines += ["", f"{'score on task' if told else 'accuracy on experience'} (column) after learning (row), percent"]
     width = len(results["accuracy_matrix"][0])
     lines.append("    " + "".join(f"{column + 1:>6}" for column in range(width)))
     for index, row in enumerate(results["accuracy_matrix"]):

@@ -15,6 +15,8 @@ from cil.report.verdicts import Score
 THUMBNAILS = "thumbnails"  # arrays of a record, ``thumbnails.0`` those of the first task: (n, H, W, 3) uint8
 TERMS = (
     ("E %", "Mean over tasks of 100 − accuracy (several labels an image: 100 − mAP), each right after its training."),
+    ("E at end %", "The same after the last task, where earlier ones are evaluated again (stream.reevaluate). BWT: "
+                   "mean over earlier tasks of their score at the end less that right after training."),
     ("development, final", "E of the tasks before the years kept for the end, and of those years."),
     ("E_rel %", "Mean over tasks of (e − e_ref) / e_ref, the reference being independent on the same seeds: each task "
                 "from random weights. Below 0: fewer errors."),
@@ -29,16 +31,25 @@ TERMS = (
 )  # fmt: skip
 
 
+LEGEND = (
+    "E: mean error right after a task's training; N: 0 a guess, 100 the best row of each task; AUC_E: early tasks "
+    "weigh more; FLOPs: search, validation and probes included, evaluation not; front: no row has less of both."
+)
+
+
 def task_grid(section: TaskSection) -> Grid:
     """The main table: error and operations."""
     kinds = _kinds(section)
     related = any(row.relative.mean is not None for row in section.rows)
-    heads = ["learner", "n", "E %", *(f"{kind} %" for kind in kinds), *(["E_rel %"] if related else []), "N %"]
+    again = any(row.at_end.mean is not None for row in section.rows)
+    heads = ["learner", "n", "E %", *(f"{kind} %" for kind in kinds), *(["E at end %", "BWT"] if again else [])]
+    heads += [*(["E_rel %"] if related else []), "N %"]
     stored = any(row.exemplars for row in section.rows)
     heads += ["AUC_E", "FLOPs", "front", "peak params", *(["exemplars"] if stored else []), "carried B", "seconds"]
     lines = []
     for row in section.rows:
         cells = [str(len(row.seeds)), str(row.error), *(str(row.parts.get(kind, Score({}))) for kind in kinds)]
+        cells += [str(row.at_end), str(row.backward)] if again else []
         cells += [*([str(row.relative)] if related else []), str(row.normalised)]
         spent = flops(row.spent) if row.runs else NOTHING
         cells += [str(row.area), spent, "yes" if row.front else "", whole(row.peak_parameters)]
@@ -147,6 +158,8 @@ def task_said(section: TaskSection) -> list[str]:
     """Verdict, remarks on rows and warnings, for a terminal or a list."""
     said = [section.verdict.text] if section.verdict else []
     said += [f"* {remark}" for remark in task_remarks(section)]
+    bounds = [row.label for row in section.rows if row.bound]
+    said += [f"* {', '.join(bounds)}: a bound, kept out of the verdict and of the front"] if bounds else []
     return said + [f"! {warning}" for warning in section.warnings]
 
 

@@ -27,6 +27,7 @@ class TaskRow:
         label: The strategy, and what tells it from another row of the same one.
         runs: Those that finished, one for each seed.
         error: E, the mean error over all tasks; ``parts`` the same of each kind and of development and final years.
+        at_end: E at the end of the stream, backward: backward transfer; None where earlier tasks are not met again.
         normalised: N, the mean over tasks of N_t in percent: 0 is a guess, 100 the best row of each task.
         relative: E_rel against ``independent`` on the same seeds, percent; below 0 is fewer errors.
         errors: Of each task right after its training.
@@ -45,6 +46,8 @@ class TaskRow:
     error: Score
     parts: dict[str, Score]
     area: Score
+    at_end: Score
+    backward: Score
     normalised: Score
     relative: Score
     errors: tuple[Score, ...]
@@ -197,6 +200,8 @@ def _row(group: Group, label: str, split: str, tasks: int) -> TaskRow:
         error=_score(runs, "mean_error", split),
         parts={str(kind): _score(runs, "mean_error_by", split, kind) for kind in kinds},
         area=_score(runs, "area_under_errors", split),
+        at_end=Score({run.seed: _at_end(run, split) for run in runs}),
+        backward=_score(runs, "backward_transfer"),
         normalised=Score({}),
         relative=Score({}),
         errors=tuple(_score(runs, "errors", split, index) for index in range(tasks)),
@@ -213,6 +218,13 @@ def _row(group: Group, label: str, split: str, tasks: int) -> TaskRow:
         ),
         remark=f"{remark}: {reasons[0]}" if remark and reasons else remark,
     )
+
+
+def _at_end(run: Outcome, split: str) -> float | None:
+    """The mean error of all tasks after the last one; None where earlier ones were not evaluated again."""
+    found = run.result("errors_at_end", split) or ()
+    met = str(run.stream.get("reevaluate")) != "none" and found and None not in found
+    return sum(found) / len(found) if met else None
 
 
 def _chosen(run: Outcome) -> int | None:
@@ -281,9 +293,9 @@ def _facts(groups: Sequence[Group], split: str) -> dict[str, str]:
         if isinstance(stream.get("manifest"), dict)
         else str(stream.get("manifest", "")),
         "fingerprint": str(stream.get("fingerprint"))[:12],
-        "evaluated": f"{split}; {_again(str(stream.get('reevaluate')))}",
+        "evaluated": f"{split}; {' | '.join(dict.fromkeys(_again(str(run.stream.get('reevaluate'))) for run in runs))}",
         "images": " × ".join(map(str, stream.get("image_shape") or [])),
-        "budget": " | ".join(dict.fromkeys(map(_told, groups))),
+        "budget": " | ".join(_told(groups)),
         "tuning": " | ".join(f"per_task, {count} trials a task judged on dev" for count in _trials(groups) if count),
         "precision": first.precision,
         "device": first.device,
@@ -303,16 +315,35 @@ def _again(when: str) -> str:
     return f"all tasks so far after {f'every {number} events' if number != when else 'each event'}"
 
 
-def _told(group: Group) -> str:
-    """The budget that was set, and whether it is one."""
-    without = group.first.budget.get("exemplars") is not None and not _keeps(group)
-    what = "a bound is not held to it" if group.first.bound else "a cap on exemplars, and it keeps none"
-    return f"{_asked(group)} ({group.first.strategy}: {what})" if without else _asked(group)
+def _told(groups: Sequence[Group]) -> list[str]:
+    """The budgets that were set, and for whom they are none."""
+    without: dict[str, dict[str, list[str]]] = {}
+    for group in groups:
+        names = without.setdefault(_asked(group), {})
+        if group.first.budget.get("exemplars") is not None and not _keeps(group):
+            what = "a bound is not held to it" if group.first.bound else "a cap on exemplars, of which none are kept"
+            names.setdefault(what, []).append(group.first.strategy)
+    return [
+        f"{words} ({'; '.join(f'{few(list(dict.fromkeys(own)))}: {what}' for what, own in names.items())})"
+        if names
+        else words
+        for words, names in without.items()
+    ]
 
 
 def _trials(groups: Sequence[Group]) -> list[int]:
     """How many settings were tried at the first task."""
     return sorted({len(run.result("events", 0, "search") or ()) for group in groups for run in group.runs})
+
+
+def _cut(row: TaskRow) -> tuple[int, int]:
+    """Trials that were made, and those that were asked for, of all tasks and seeds."""
+    made = asked = 0
+    for run in row.runs:
+        events = run.result("events") or ()
+        made += sum(len(event.get("search") or ()) for event in events)
+        asked += len(events) * int(dig(run.identity, "config", "strategy", "search", "trials") or 0)
+    return made, asked
 
 
 def _warnings(groups: Sequence[Group], rows: Sequence[TaskRow]) -> Iterable[str]:
@@ -323,5 +354,12 @@ def _warnings(groups: Sequence[Group], rows: Sequence[TaskRow]) -> Iterable[str]
     searched = _trials(groups)
     if len(searched) > 1:
         yield f"Rows differ in their trials a task: {' and '.join(map(str, searched))}."
+    for row in rows:
+        made, asked = _cut(row)
+        if made < asked:
+            yield f"{row.label}: a budget of compute left {made} of {asked} trials over the stream."
+    again = {str(run.stream.get("reevaluate")) for group in groups for run in group.runs}
+    if len(again) > 1:
+        yield "Rows differ in when earlier tasks are evaluated again; E is right after training in all of them."
     if any(len({run.identity.get("code") for run in group.runs}) > 1 for group in groups):
         yield "The code was edited between the seeds of one row."

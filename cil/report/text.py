@@ -45,7 +45,8 @@ def to_text(table: Table, width: int = 120) -> str:
     for number, tasks in enumerate(table.tasks, 1):
         title = f"[{number}] {tasks.title}" if len(table.tasks) > 1 else tasks.title
         lines = [*_wrap(title, width), "", *_layout(task_forms.task_grid(tasks), width), ""]
-        lines += [line for sentence in task_forms.task_said(tasks) for line in _wrap(sentence, width)]
+        said = [*task_forms.task_said(tasks), task_forms.LEGEND]
+        lines += [line for sentence in said for line in _wrap(sentence, width)]
         blocks.append("\n".join([*lines, *_further(task_forms.task_tables(tasks), width)]))
     blocks += ["\n".join(_wrap(note, width)) for note in table.footnotes]
     return "\n\n".join(block.rstrip() for block in blocks if block) + "\n"

@@ -78,6 +78,10 @@ def validate_data(
         try:
             data = open_task(task, root, offline=offline, accept=task.id in accept)
             problems += checked(data)
+            damaged = list(unreadable(data))
+            problems += damaged
+            if damaged:
+                continue
             found[task.id] = entry(data) | ({"offset": offsets[task.dataset]} if task.dataset in offsets else {})
         except TaskError as error:
             problems.append(Problem(task.id, error.path, error.reason))
@@ -115,6 +119,21 @@ def checked(data: TaskData) -> Iterator[Problem]:
             yield Problem(task.id, "splits.duplicates", said, "warning" if how == "warn" else "error")
 
 
+def unreadable(data: TaskData, most: int = 3) -> Iterator[Problem]:
+    """Images of a task that cannot be decoded, a few of them by name."""
+    rows = sorted({row for name in SPLITS for row in data.rows[name].tolist()})
+    found = 0
+    for row in rows:
+        try:
+            data.images[row]
+        except DataError as error:
+            found += 1
+            if found <= most:
+                yield Problem(data.task.id, "source", str(error))
+    if found > most:
+        yield Problem(data.task.id, "source", f"{found - most} more images cannot be read")
+
+
 def entry(data: TaskData) -> dict[str, Any]:
     """What the lock file says of a task: counts and class histograms by split, and a hash over all examples."""
     return {
@@ -150,7 +169,7 @@ def compared(found: Lock, lock: Lock) -> Iterator[Problem]:
         for key in ("counts", "classes", "offset", "sha256"):
             if now.get(key) != then.get(key):
                 what = _difference(then.get(key), now.get(key))
-                yield Problem(name, f"lock.{key}", f"{what}; where that is meant, write the lock anew")
+                yield Problem(name, f"lock.{key}", f"{what}; where that is meant, write the lock anew with --relock")
                 break
 
 

@@ -39,6 +39,9 @@ class ProgressLogger:
     def start(self, identity: Mapping[str, Any], run_dir: Path, name: str, group: str | None) -> None:
         self._name, self._began = name, self._clock()
         self._last_line = self._began
+        budget = (identity.get("config") or {}).get("budget") or {}
+        caps = [f"budget.{key}" for key in ("flops", "updates") if budget.get(key) is not None]
+        self._caps = " or ".join(caps) or "the budget of compute"
         self._first: float | None = None  # share of the stream that was done when this process began
         if self._stream.isatty():
             self._bars = _bars(self._stream)
@@ -56,7 +59,7 @@ class ProgressLogger:
         if self._first is None:
             self._first = done["experience"]
         left = self._left(done["experience"])
-        ended = "budget.flops or budget.updates ended training early" if values.get("ended_early") else ""
+        ended = f"{self._caps} ended training early" if values.get("ended_early") else ""
         if self._bars is not None:
             self._draw(done, axes, left)
             if ended:

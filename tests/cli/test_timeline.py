@@ -16,6 +16,11 @@ def test_a_stream_of_tasks_is_shown_as_a_page_with_its_training_images(cil, tmp_
     assert page.count("data:image/png;base64,") == 2 and "shapes-present" in page and "any of 4 labels" in page
 
 
+def test_options_of_streams_are_refused_for_a_run(cil):
+    said = cil("show", "runs/some", "--out", "page.html")
+    assert said.code == 2 and "a page of a run is cil report RUN_DIR --html FILE" in said.line
+
+
 def test_a_page_of_other_streams_is_refused(cil):
     said = cil("show", "stream=split_digits", "--out", "page.html")
     assert said.code == 2 and "a page is of a stream of tasks that tells the task, not of 'digits_b0_inc2'" in said.line

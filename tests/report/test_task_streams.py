@@ -218,7 +218,7 @@ EXEMPLARS = {"kind": "exemplars", "exemplars": 200, "limits": None, "convention"
 def test_a_budget_of_exemplars_is_none_for_learners_that_keep_none(task_run):
     alone = table([task_run("previous", [40.0, 20.0, 20.0], [1] * 6, budget=EXEMPLARS, exemplars=0)])
     assert alone.tasks[0].title == "toys: 3 tasks, 1995 to 2019; no budget"
-    assert alone.tasks[0].facts["budget"] == "200 exemplars (previous: a cap on exemplars, and it keeps none)"
+    assert alone.tasks[0].facts["budget"] == "200 exemplars (previous: a cap on exemplars, of which none are kept)"
     assert "exemplars" not in alone.to_text(200)
     both = [
         task_run("independent", [40.0, 20.0, 20.0], [1] * 6, budget=EXEMPLARS, exemplars=0),
@@ -231,6 +231,28 @@ def test_a_budget_of_exemplars_is_none_for_learners_that_keep_none(task_run):
         "independent": 0, "task_replay": 150, "cumulative": 900,
     }  # fmt: skip
     assert "cumulative: a bound is not held to it" in section.facts["budget"]
+
+
+def test_where_earlier_tasks_are_met_again_the_table_has_the_end_and_backward_transfer(task_run):
+    plain = task_run("previous", [40.0, 20.0, 20.0], [1] * 6)
+    found = {"errors_at_end": {"test": [60.0, 30.0, 30.0]}, "backward_transfer": -15.0}
+    met = task_run("dynamic", [40.0, 20.0, 20.0], [1] * 6, results=found)
+    met.identity["stream"]["reevaluate"] = "all_seen"
+    assert "BWT" not in table([plain]).to_text(200)
+    (section,) = table([plain, met]).tasks
+    rows = {row.label: (row.at_end.mean, row.backward.mean) for row in section.rows}
+    assert rows == {"previous": (None, None), "dynamic": (40.0, -15.0)}
+    ways = {"earlier tasks are not evaluated again", "all tasks so far after each event"}
+    assert set(section.facts["evaluated"].removeprefix("test; ").split(" | ")) == ways
+    assert any("Rows differ in when earlier tasks are evaluated again" in warning for warning in section.warnings)
+    assert "E at end %" in table([met]).to_text(200)
+
+
+def test_trials_that_a_budget_of_compute_left_out_are_told(task_run):
+    record = task_run("previous", [40.0, 20.0, 20.0], [1] * 6)
+    record.identity.setdefault("config", {})["strategy"] = {"search": {"trials": 4}}
+    (section,) = table([record]).tasks
+    assert "previous: a budget of compute left 6 of 12 trials over the stream." in section.warnings
 
 
 def test_rows_of_two_budgets_are_told_apart_by_what_applies(task_run):

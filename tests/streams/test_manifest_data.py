@@ -217,6 +217,22 @@ def test_image_files_are_decoded_ahead_or_when_needed(tmp_path):
         load_task(manifest_of(own)["pets"], tmp_path)
 
 
+def test_images_that_cannot_be_read_are_named_and_kept_out_of_the_lock(tmp_path):
+    from PIL import Image
+
+    for kind in ("cat", "dog"):
+        folder = tmp_path / "pets" / kind
+        folder.mkdir(parents=True)
+        for number, image in enumerate(pictures(20, len(kind))):
+            Image.fromarray(image).save(folder / f"{number:02}.png")
+    own = {"dataset": "pets", "classes": 2, "source": {"type": "imagefolder", "root": "pets"}}
+    (tmp_path / "pets" / "dog" / "05.png").write_text("not a picture")
+    report = validate_data(manifest_of({**own, "splits": {"duplicates": "warn"}}), tmp_path)
+    (error,) = [problem for problem in report.problems if problem.level == "error"]
+    assert "dog/05.png cannot be read as an image" in str(error) and (error.task, error.path) == ("pets", "source")
+    assert report.lock == {}
+
+
 def test_boxes_are_cut_out_of_files(tmp_path):
     from PIL import Image
 
