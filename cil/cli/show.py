@@ -170,8 +170,10 @@ def curve(record: Record) -> str:
     return "\n".join(lines)
 
 
-def split_options(arguments: Sequence[str], options: dict[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Options with a value (``--out FILE`` or ``--out=FILE``) apart from everything else."""
+def split_options(
+    arguments: Sequence[str], options: dict[str, str], flags: Sequence[str] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """Options with a value (``--out FILE`` or ``--out=FILE``) apart from everything else; flags are for the message."""
     found, rest, given = dict(options), [], list(arguments)
     while given:
         item = given.pop(0)
@@ -181,7 +183,7 @@ def split_options(arguments: Sequence[str], options: dict[str, str]) -> tuple[li
                 raise ConfigError(f"{name} needs a value")
             found[name] = value if equals else given.pop(0)
         elif item.startswith("-"):
-            raise ConfigError(f"no option '{item}'; there is {', '.join(options)}")
+            raise ConfigError(f"no option '{item}'; there is {', '.join((*options, *flags))}")
         else:
             rest.append(item)
     return rest, found

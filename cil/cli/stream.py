@@ -52,10 +52,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _validate(arguments: list[str]) -> int:
-    flags = {name for name in ("--offline", "--data", "--relock") if name in arguments}
-    rest, options = split_options(
-        [item for item in arguments if item not in flags], {**CHOICE, "--lock": "", "--accept": ""}
-    )
+    known = ("--offline", "--data", "--relock")
+    flags = set(known) & set(arguments)
+    valued = {**CHOICE, "--lock": "", "--accept": ""}
+    rest, options = split_options([item for item in arguments if item not in flags], valued, known)
     path = _file(rest, "validate")
     from cil.streams.manifest import read_yaml
     from cil.streams.manifest_data import Lock, known_lock, lock_path, read_lock, validate_data, write_lock

@@ -336,7 +336,8 @@ def text(found: Mapping[str, Any]) -> str:
         f"{tuning['tuned_on']}; {tuning['selection_metric']} on validation data, %",
         f"  chosen       {chosen}   (trial {best['number']}: {best['score']:.2f}{_equals(found, best['score'])})",
         f"  trials       {_spread(scores)}" + (f"   ({lost} of {tuning['n_trials']} did not finish)" if lost else ""),
-        "  best of m    " + "   ".join(f"{m}: {value:.2f}" for m, value in found["best_of"].items()),
+        "  best of m    expected of so many drawn: "
+        + "   ".join(f"{m}: {value:.2f}" for m, value in found["best_of"].items()),
         f"  cost         {cost}" + (f", {found['cost_in_runs']:.1f} times one run" if found["cost_in_runs"] else ""),
     ]
     for metric, name in (("average_incremental_accuracy", "Avg"), ("last_accuracy", "Last")):
