@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "cil"
 ALLOWED = {
     "errors": set(),
+    "plugins": {"errors"},
     "targets": {"errors"},
     "data": {"errors"},
     "models": {"errors"},
@@ -19,7 +20,7 @@ ALLOWED = {
     "contract": {"memory", "data", "errors"},
     "strategies": {"contract", "models", "memory", "streams", "data", "errors"},
     "adapt": {"contract", "models", "memory", "streams", "data", "errors"},
-    "tracking": {"metrics", "errors"},
+    "tracking": {"metrics", "plugins", "errors"},
     "engine": {
         "adapt",
         "strategies",
@@ -30,15 +31,17 @@ ALLOWED = {
         "data",
         "metrics",
         "tracking",
+        "plugins",
         "errors",
     },
-    "report": {"tracking", "metrics", "errors"},
+    "report": {"tracking", "metrics", "plugins", "errors"},
 }
 ENGINE_AND_BELOW = {*ALLOWED} - {"report"}
 ALLOWED["testing"] = ENGINE_AND_BELOW
 ALLOWED["api"] = ENGINE_AND_BELOW
 ALLOWED["trained"] = ENGINE_AND_BELOW | {"api"}
 ALLOWED["adaptation"] = ENGINE_AND_BELOW | {"api", "trained"}
+ALLOWED["kinds"] = {*ALLOWED} - {"api", "trained", "adaptation"}
 ALLOWED["cli"] = {*ALLOWED}
 HEAVY = {
     "torch",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -111,7 +111,12 @@ class Stream:
         mean, std: Of each channel, for images in [0, 1].
         official: Whether the data are the official set, as far as its checksum is known; None where none is known.
         task_known_at_test: Whether ``predict`` is told the task (NEVIS-like streams only).
+
+    Attributes:
+        kind: Name of the kind of run that learns from it (entry point ``cil.kinds``).
     """
+
+    kind: ClassVar[str] = "classes"
 
     def __init__(
         self,

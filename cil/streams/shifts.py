@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -46,8 +46,10 @@ class ShiftStream:
         fingerprint: SHA-256 over what makes the stream this stream.
         official: Whether the files are the published ones, as far as a checksum is known.
         settings: What the record says beside (severity, order, seed, images a domain).
+        kind: Name of the kind of run that adapts to it (entry point ``cil.kinds``).
     """
 
+    kind: ClassVar[str] = "adaptation"
     name: str
     classes: tuple[str, ...]
     domains: tuple[str, ...]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -65,6 +65,8 @@ class TaskStream(Stream):
         facts: What else the record says of the stream.
         given: As of ``Stream``.
     """
+
+    kind: ClassVar[str] = "tasks"
 
     def __init__(
         self,

@@ -52,6 +52,13 @@ class Record:
     _log: IO[bytes] | None = field(default=None, repr=False)
     _lock: IO[str] | None = field(default=None, repr=False)
 
+    @property
+    def kind(self) -> str:
+        """Name of the kind of run (entry point ``cil.kinds``); records of earlier versions do not say it of all."""
+        said = self.identity.get("kind")
+        stream = self.identity.get("stream") or {}
+        return str(said or ("tasks" if stream.get("tasks") or "events" in self.results else "classes"))
+
     @classmethod
     def open(
         cls,
