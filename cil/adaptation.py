@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
@@ -13,11 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from cil.adapt import Adapter, Source, find
-from cil.api import networks, safe_name, source_digest, versions_of, weights_digest
-from cil.engine.adaptation import AdaptationRun
+from cil.api import environment_of, made_run, networks, safe_name, weights_digest
+from cil.engine.driver import Run
+from cil.engine.options import RunOptions
 from cil.engine.recipe import Recipe
-from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, StreamError
+from cil.kinds.adaptation.steps import AdapterSteps, admission
+from cil.kinds.adaptation.work import AdaptationWork
+from cil.memory import Budget
 from cil.models import GrowingNet
 from cil.models.classifier import load_classifier
 from cil.models.partition import NoChain
@@ -37,6 +41,9 @@ def adapt_to(
     source: str | Path | Mapping[str, Any],
     *,
     batch_size: int = 200,
+    clean: bool = False,
+    recipe: Recipe | None = None,
+    budget: Budget | None = None,
     **options: Any,
 ) -> Record:
     """Let an adapter meet a stream of shifting test images. Calling it again goes on with the run, or finds it done.
@@ -47,8 +54,10 @@ def adapt_to(
         source: The directory of a finished run; or what ``load_classifier`` takes, as a mapping: ``name``, ``weights``,
             ``mean``, ``std``...
         batch_size: Images a batch.
-        options: ``clean``, ``recipe``, ``seed``, ``run_dir``, ``device``, ``precision``, ``threads``, ``loggers``,
-            ``progress`` and whatever else ``plan_adaptation`` takes.
+        clean: Also measure the error on the clean test images, before and after.
+        recipe: How an adapter that wants source data is trained on it.
+        budget: Whose ``training_bytes`` an update, and a step on source data, may hold.
+        options: ``seed``, ``run_dir``, ``device``, ``progress`` and the others of ``cil.RunOptions``.
 
     Returns:
         The record: ``record.results["mean_error"]``, ``record.results["domain_errors"]``...
@@ -58,8 +67,10 @@ def adapt_to(
 
     >>> adapt_to(stream, "tent", {"name": "resnet20", "weights": "net.safetensors"})  # doctest: +SKIP
     """
-    check_arguments(plan_adaptation, options, "")
-    return plan_adaptation(stream, adapter, source, batch_size=batch_size, **options).execute()
+    return plan_adaptation(
+        stream, adapter, source, batch_size=batch_size, clean=clean, recipe=recipe, budget=budget,
+        options=RunOptions.of(options),
+    ).execute()  # fmt: skip
 
 
 def plan_adaptation(
@@ -70,35 +81,18 @@ def plan_adaptation(
     batch_size: int = 200,
     clean: bool = False,
     recipe: Recipe | None = None,
-    seed: int = 0,
-    run_dir: str | Path | None = None,
-    root: str | Path = "runs",
-    device: str = "auto",
-    precision: str = "fp32",
-    threads: int | None = None,
-    loggers: Any = (),
-    progress: bool = False,
-    keep: str = "last",
-    boundary: str = "inline",
-    group: str | None = None,
+    budget: Budget | None = None,
     name: str | None = None,
     facts: Mapping[str, Any] | None = None,
-    command: str | None = None,
-    admit: Callable[[Adapter, tuple[int, ...]], None] | None = None,
-) -> AdaptationRun:
+    options: RunOptions | None = None,
+) -> Run:
     """Put an adaptation run together, without executing it.
 
     Args:
-        clean: Also measure the error on the stream's clean images, before and after.
-        recipe: How adapters that read source data are trained on it; the default of ``cil.Recipe`` if left out.
-        run_dir: Where the record is; by default a folder under ``root`` that is named by the identity of the run.
-        name: Of the adapter in tables; by default the name it was asked for by, or that of its class.
+        stream, adapter, source, batch_size, clean, recipe, budget: As for ``adapt_to``.
+        name: The adapter in tables; by default the name that it is registered by, or that of its class.
         facts: What the identity says in place of what is read off the objects (``config``).
-        admit: See ``cil.engine.adaptation.AdaptationRun``.
-        others: See ``adapt_to`` and ``cil.api.plan``.
-
-    Raises:
-        ConfigError: where adapter, source and stream do not go together.
+        options: How it is run.
     """
     if not isinstance(stream, ShiftStream):
         given, what = getattr(stream, "name", "stream"), type(stream).__name__
@@ -108,61 +102,52 @@ def plan_adaptation(
             f"stream=cifar10_corrupted"
         )
     make = find(adapter) if isinstance(adapter, str) else adapter
-    kind: Any = make.func if isinstance(make, partial) else make
+    method: Any = make.func if isinstance(make, partial) else make
     if isinstance(make, partial):
-        check_arguments(kind, make.keywords, "adapter")
-    recipe = recipe or Recipe()
-    runtime = Runtime(device, precision, threads or torch.get_num_threads())
+        check_arguments(method, make.keywords, "adapter")
+    options, recipe, budget = options or RunOptions(), recipe or Recipe(), budget or Budget()
+    runtime = options.runtime()
     sources: Weights | Finished
     sources = Weights(source, stream) if isinstance(source, Mapping) else Finished(source, stream)
-    name = name or (adapter if isinstance(adapter, str) else str(getattr(kind, "name", kind.__name__)))
+    name = name or (adapter if isinstance(adapter, str) else str(getattr(method, "name", method.__name__)))
+    make_adapter = partial(_placed, make, name, sources)
+    admit = None
+    if budget.training_bytes is not None:
+        steps = AdapterSteps(make_adapter, sources, name, recipe, runtime.precision, options.seed)
+        admit = admission(budget, steps, source_batch_keys(method)[-1])
+    work = AdaptationWork(
+        stream, make_adapter, sources, recipe, name, runtime, options.seed, sources.columns, batch_size, clean, admit
+    )
     facts = dict(facts or {})
     config = facts.pop("config", None) or {
-        "adapter": described(make if isinstance(make, partial) else kind),
+        "adapter": described(make if isinstance(make, partial) else method),
         "adaptation": {"batch_size": batch_size, "clean": clean},
-        **({"trainer": described(recipe)} if getattr(kind, "needs_source", False) else {}),
-        "seed": seed,
+        **({"trainer": described(recipe)} if getattr(method, "needs_source", False) else {}),
+        "seed": options.seed,
     }
     identity = {
-        "kind": "adaptation",
+        "kind": stream.kind,
         "config": config,
         "adapter": name,
-        "seed": seed,
+        "seed": options.seed,
         "source": sources.description,
         "stream": stream.description(),
         "batch_size": batch_size,
-        "device": runtime.device,
-        "threads": runtime.threads,
-        "precision": runtime.precision,
-        "versions": versions_of(kind, sources.model),
-        "code": source_digest(kind),
+        **environment_of(method, sources.model, runtime),
         **facts,
     }
-    identity["config_hash"] = identity_hash(config)
-    if run_dir is None:
-        folder = f"{name}-on-{sources.name}-s{seed}-{identity_hash(identity)}"
-        run_dir = Path(root) / safe_name(stream.name) / safe_name(folder)
-    return AdaptationRun(
-        stream=stream,
-        make_adapter=partial(_placed, make, name, sources),
-        make_source=sources,
-        recipe=recipe,
-        run_dir=Path(run_dir),
-        identity=identity,
-        name=name,
-        columns=sources.columns,
-        runtime=runtime,
-        seed=seed,
-        loggers=loggers,
-        progress=progress,
-        keep=keep,
-        boundary=boundary,
-        batch_size=batch_size,
-        clean=clean,
-        group=group,
-        command=command,
-        admit=admit,
-    )
+
+    def folder(root: str | Path) -> Path:
+        named = f"{name}-on-{sources.name}-s{options.seed}-{identity_hash(identity)}"
+        return Path(root) / safe_name(stream.name) / safe_name(named)
+
+    return made_run(work, options, runtime, identity, folder)
+
+
+def source_batch_keys(method: Any) -> list[str]:
+    """Keys of an adapter that say how many images of the source data a batch has; else the trainer's."""
+    own = [f"adapter.{name}" for name in inspect.signature(method).parameters if "batch" in name]
+    return own or ["trainer.batch_size"]
 
 
 def _placed(make: MakeAdapter, name: str, sources: Weights | Finished, source: Source) -> Adapter:

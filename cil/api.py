@@ -14,15 +14,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cil.engine.anytime import Anytime
-from cil.engine.learners import MakeFactory
+from cil import plugins
+from cil.engine.driver import Run
+from cil.engine.dry_run import limits_like
+from cil.engine.learning import check_task_aware
+from cil.engine.lifecycle import MakeFactory
+from cil.engine.options import RunOptions
 from cil.engine.recipe import Recipe
-from cil.engine.run import Run
 from cil.engine.runtime import Runtime
-from cil.engine.tasks import check_told
 from cil.errors import ConfigError, nearest
+from cil.kinds.classes.anytime import Anytime
 from cil.memory import Budget
 from cil.models import NetFactory, build_backbone
 from cil.strategies import Strategy, find
@@ -31,32 +32,34 @@ from cil.targets import check_arguments, described
 from cil.tracking import Record, identity_hash
 
 MakeStrategy = Callable[..., Strategy]
+Model = str | Mapping[str, Any]
 _say = logging.getLogger("cil")
 
 
 def train(
     strategy: str | type[Strategy] | MakeStrategy,
     stream: Stream,
-    model: str | Mapping[str, Any] = "resnet20",
+    model: Model = "resnet20",
     budget: Budget | None = None,
     *,
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
     recipe: Recipe | None = None,
+    anytime: Anytime | None = None,
     **options: Any,
 ) -> Record:
     """Train a strategy on a stream under a budget. Calling it again goes on with the run, or finds it finished.
 
     Args:
         strategy: A name, a class, or a ``functools.partial`` of one with its hyperparameters.
-        stream: What is met: ``cil.class_incremental("mnist5k", increment=2)``, for example.
+        stream: What is learned: ``cil.class_incremental("mnist5k", increment=2)``, for example.
         model: Name of a backbone, or a mapping with ``name`` and what ``networks`` takes.
         budget: What may be carried; by default nothing is capped.
         epochs, batch_size, lr: In place of those of the recipe.
         recipe: Optimizer, schedule and lengths; the default of ``cil.Recipe`` if left out.
-        options: ``seed``, ``run_dir``, ``device``, ``precision``, ``threads``, ``loggers``, ``progress`` and whatever
-            else ``plan`` takes.
+        anytime: How often to evaluate inside experiences.
+        options: ``seed``, ``run_dir``, ``device``, ``progress`` and the others of ``cil.RunOptions``.
 
     Returns:
         The record: ``record.results["last_accuracy"]``, ``record.directory``...
@@ -69,114 +72,121 @@ def train(
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
     if lr is not None:
         recipe = replace(recipe, optimizer=partial(recipe.optimizer, lr=lr))
-    _check_options(options)
-    run = plan(strategy, stream, model, budget, recipe=recipe, **options)
-    for note in run.notes():
-        _say.warning(note)
+    _check_names(options)
+    run = plan(strategy, stream, model, budget, recipe=recipe, anytime=anytime, options=RunOptions.of(options))
+    for warning in run.work.warnings():
+        _say.warning(warning)
     return run.execute()
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
+def _check_names(options: Mapping[str, Any]) -> None:
     """Refuse options that ``train`` does not take, and say where they belong."""
-    takes = {name for call in (train, plan) for name in inspect.signature(call).parameters} - {"options"}
+    takes = {*inspect.signature(train).parameters, *(item.name for item in fields(RunOptions))} - {"options"}
     for name in options.keys() - takes:
         for key, kind in (("recipe", Recipe), ("budget", Budget)):
-            if name in {item.name for item in fields(kind) if item.name not in _SET_BY_THE_ENGINE}:
+            if name in {item.name for item in fields(kind)}:
                 raise ConfigError(f"unknown key {name}; train takes it as {key}=cil.{kind.__name__}({name}=...)")
         raise ConfigError(f"unknown key {name}; train has none; {nearest(name, takes)}")
-    check_arguments(plan, options, "")
 
 
 def plan(
     strategy: str | type[Strategy] | MakeStrategy,
     stream: Stream,
-    model: str | Mapping[str, Any] = "resnet20",
+    model: Model = "resnet20",
     budget: Budget | None = None,
     *,
     recipe: Recipe | None = None,
-    seed: int = 0,
-    run_dir: str | Path | None = None,
-    root: str | Path = "runs",
-    device: str = "auto",
-    precision: str = "fp32",
-    threads: int | None = None,
-    loggers: Any = (),
-    progress: bool = False,
-    keep: str = "last",
-    boundary: str = "inline",
-    evaluation_batch: int = 500,
     anytime: Anytime | None = None,
-    group: str | None = None,
     name: str | None = None,
     facts: Mapping[str, Any] | None = None,
-    command: str | None = None,
+    options: RunOptions | None = None,
 ) -> Run:
     """Put a run together, without executing it.
 
     Args:
-        run_dir: Where the record is; by default a folder under ``root`` that is named by the identity of the run.
-        anytime: How often to evaluate inside experiences.
-        threads: Of the CPU; by default as torch has them.
-        name: Of the strategy in tables; by default the name that it is registered by, or that of its class.
-        facts: What the identity says in place of what is read off the objects (``config``, ``budget``).
-        others: See ``train`` and ``cil.engine.run.Run``.
+        strategy, stream, model, budget, recipe, anytime: As for ``train``.
+        name: The strategy in tables; by default the name that it is registered by, or that of its class.
+        facts: What the identity says in place of what is read off the objects (``config``).
+        options: How it is run.
     """
     make = find(strategy) if isinstance(strategy, str) else strategy
-    kind = make.func if isinstance(make, partial) else make
+    method = make.func if isinstance(make, partial) else make
     if isinstance(make, partial):
-        check_arguments(kind, make.keywords, "strategy")
-    name = name or str(getattr(kind, "name", getattr(kind, "__name__", "strategy")))
-    check_told(bool(getattr(kind, "takes_task", False)), stream, name)
-    budget, recipe = budget or Budget(), recipe or Recipe()
-    runtime = Runtime(device, precision, threads or torch.get_num_threads())
+        check_arguments(method, make.keywords, "strategy")
+    name = name or str(getattr(method, "name", getattr(method, "__name__", "strategy")))
+    check_task_aware(bool(getattr(method, "takes_task", False)), stream, name)
+    options, recipe = options or RunOptions(), recipe or Recipe()
+    runtime = options.runtime()
     nets = _nets(model, stream)
-    make_factory = networks(stream.image_shape, **nets)
+    budget = with_limits(budget or Budget(), stream, model)
+    work = plugins.find("cil.kinds", stream.kind).work(
+        stream=stream, make_learner=make, make_factory=networks(stream.image_shape, **nets), budget=budget,
+        recipe=recipe, name=name, runtime=runtime, seed=options.seed, evaluation_batch=options.evaluation_batch,
+        anytime=anytime,
+    )  # fmt: skip
     facts = dict(facts or {})
     config = facts.pop("config", None) or {
-        "strategy": described(make) if isinstance(make, partial) else described(kind),
+        "strategy": described(make) if isinstance(make, partial) else described(method),
         "model": dict(model) if isinstance(model, Mapping) else {"name": model},
         "trainer": described(recipe),
         "anytime": None if anytime is None else asdict(anytime),
-        "seed": seed,
+        "seed": options.seed,
     }
     identity = {
+        "kind": stream.kind,
         "config": config,
         "strategy": name,
-        "seed": seed,
-        "budget": _terms(budget),
-        "bound": bool(getattr(kind, "bound", False)),
-        "uses_horizon": bool(getattr(kind, "uses_horizon", False)) or budget.reserve == "final",
+        "seed": options.seed,
+        "budget": budget.description(),
+        "bound": bool(getattr(method, "bound", False)),
+        "uses_horizon": bool(getattr(method, "uses_horizon", False)) or budget.reserve == "final",
         "class_order": list(stream.order),
         "stream": stream.description(),
         "networks": nets | weights_digest(nets["weights"]),
+        **environment_of(method, nets["name"], runtime),
+        **facts,
+    }
+    return made_run(work, options, runtime, identity, partial(default_run_dir, identity))
+
+
+def made_run(
+    work: Any, options: RunOptions, runtime: Runtime, identity: dict[str, Any], folder: Callable[[str | Path], Path]
+) -> Run:
+    """A run with its identity hashed, in its own folder: the one asked for, or ``folder`` of the root."""
+    identity["config_hash"] = identity_hash(identity["config"])
+    run_dir = folder(options.root) if options.run_dir is None else Path(options.run_dir)
+    return Run(work, options, identity, run_dir, runtime)
+
+
+def environment_of(method: Any, model: str, runtime: Runtime) -> dict[str, Any]:
+    """The part of an identity that says what computes, and with which code."""
+    return {
         "device": runtime.device,
         "threads": runtime.threads,
         "precision": runtime.precision,
-        "versions": versions_of(kind, nets["name"]),
-        "code": source_digest(kind),
-        **facts,
+        "versions": versions_of(method, model),
+        "code": source_digest(method),
     }
-    identity["config_hash"] = identity_hash(config)
-    return Run(
-        stream=stream,
-        make_learner=make,
-        make_factory=make_factory,
-        budget=budget,
-        recipe=recipe,
-        run_dir=Path(run_dir) if run_dir is not None else default_run_dir(identity, root),
-        identity=identity,
-        name=name,
-        runtime=runtime,
-        seed=seed,
-        loggers=loggers,
-        progress=progress,
-        keep=keep,
-        boundary=boundary,
-        evaluation_batch=evaluation_batch,
-        anytime=anytime,
-        group=group,
-        command=command,
-    )
+
+
+def with_limits(budget: Budget, stream: Stream, model: Model) -> Budget:
+    """An aligned budget with its limits in bytes, by a dry run of the other strategy; any other budget as it is.
+
+    Raises:
+        ConfigError: where the other strategy is unknown, or a bound.
+    """
+    alignment = budget.alignment
+    if alignment is None or budget.limits is not None:
+        return budget
+    make = find(alignment.to, "budget.to") if isinstance(alignment.to, str) else alignment.to
+    alignment = replace(alignment, model=model if alignment.model is None else alignment.model)
+    budget = replace(budget, alignment=alignment)
+    if getattr(getattr(make, "func", make), "bound", False):
+        to = budget.description()["to"]
+        raise ConfigError(f"budget.to={to} is a bound that keeps all data; align to a strategy that competes")
+    factory = networks(stream.image_shape, **_nets(alignment.model or model, stream))
+    make_net = partial(factory, seed=0, meta=True)
+    return replace(budget, limits=limits_like(make, make_net, stream.signatures, budget))
 
 
 def networks(
@@ -241,16 +251,6 @@ def _nets(model: str | Mapping[str, Any], stream: Stream) -> dict[str, Any]:
     return nets
 
 
-_SET_BY_THE_ENGINE = ("final_bytes", "experience", "given_up", "image_bytes")
-
-
-def _terms(budget: Budget) -> dict[str, Any]:
-    """A plain budget as the identity says it."""
-    kind = "bytes" if budget.limits is not None else "none" if budget.exemplars is None else "exemplars"
-    held = {key: value for key, value in asdict(budget).items() if key not in _SET_BY_THE_ENGINE}
-    return {"kind": kind, **held, "at": "end" if len(budget.limits or ()) < 2 else "each", "to": None}
-
-
 def weights_digest(weights: str | None) -> dict[str, str]:
     """SHA-256 of a weights file, to stand in an identity; nothing where there is no file."""
     if weights is None or not Path(weights).is_file():
@@ -276,18 +276,7 @@ def _version(package: str) -> str:
         return "source"
 
 
-# rooms that move results
-_COMPUTE = (
-    "adapt",
-    "contract",
-    "data",
-    "engine",
-    "memory",
-    "metrics",
-    "models",
-    "strategies",
-    "streams",
-)  # rooms that move results
+_COMPUTE = ("adapt", "contract", "data", "engine", "kinds", "memory", "metrics", "models", "strategies", "streams")
 
 
 def source_digest(kind: Any) -> str:

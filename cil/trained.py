@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from cil import metrics
 from cil.api import networks
 from cil.engine.checkpoint import Checkpoints
-from cil.engine.evaluate import evaluate as count
-from cil.engine.learners import Learners
+from cil.engine.lifecycle import Learners
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, ResumeError, StreamError
+from cil.kinds.classes.evaluation import evaluate as count
 from cil.memory import Budget
 from cil.strategies import Strategy, find, names
 from cil.streams import Signature, Stream, TaskKey

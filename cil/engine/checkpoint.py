@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,30 @@ class Checkpoints:
         """The tensors of a snapshot, in the order they were held in: sums over them depend on it."""
         found = read_tensors(self.snapshots / content["tensors"])
         return {name: found[name] for name in content["names"]}
+
+
+@dataclass
+class Snapshots:
+    """Snapshots inside the stretch of a run that leads to boundary ``index``; those of another are not seen."""
+
+    checkpoints: Checkpoints
+    index: int
+
+    def contents(self) -> dict[str, dict[str, Any]]:
+        """Their contents by name."""
+        found = {name: self.checkpoints.snapshot_content(name) for name in self.checkpoints.snapshot_names()}
+        return {name: content for name, content in found.items() if content and content["experience"] == self.index}
+
+    def find(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and content of one, if there is one."""
+        content = self.checkpoints.snapshot_content(name)
+        if content is None or content["experience"] != self.index:
+            return None
+        return self.checkpoints.snapshot_tensors(content), content
+
+    def write(self, name: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+        """Write one, in place of the one of that name."""
+        self.checkpoints.write_snapshot(name, tensors, {**content, "experience": self.index})
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -27,252 +27,7 @@ from cil.strategies import Phase, Progress, Strategy
 WINDOW, OPTIMIZER = "window|", "optimizer|"  # beside the learner's own tensors in a snapshot
 
 
-@dataclass
-class Fit:
-    """One phase of one experience, trained from some step to its end.
-
-    Args:
-        learner: Holds what is trained.
-        phase, number: The phase and its place in the experience (of a trial of a search: ``2.0``).
-        recipe: As it applies to this phase.
-        experience: Index of the experience, part of every key.
-        seed: The run's.
-        first_step: Optimizer steps of the run before this phase, for logs.
-        on_log: Called every ``recipe.log_every`` optimizer steps and after each epoch, with means by name.
-        on_snapshot: Called with tensors and content when it is time to save.
-        stop: Says whether the run was asked to stop; training then saves and raises ``Stopped``.
-        arriving: Images at the front of the phase's data that arrive, for a single pass; by default all.
-        watch: Called after each batch with it, the images of the phase that arrived, and the run's steps so far.
-        ahead: Called before each step of a single pass, and after the last, with the images that arrive by then.
-        spent: Says, of what this phase cost so far, whether the budget leaves no further step; training then ends.
-    """
-
-    learner: Strategy | Adapter
-    phase: Phase
-    number: int | str
-    recipe: Recipe
-    experience: int
-    seed: int
-    augment: Augment
-    runtime: Runtime
-    first_step: int = 0
-    arriving: int | None = None
-    watch: Callable[[Batch, int, int], None] = lambda batch, arrived, steps: None
-    ahead: Callable[[Samples | None], None] = lambda samples: None
-    on_log: Callable[[str, dict[str, float], dict[str, Any]], None] = lambda kind, values, axes: None
-    on_snapshot: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda tensors, content: None
-    stop: Callable[[], bool] = lambda: False
-    spent: Callable[[Cost], bool] = lambda cost: False
-    cost: Cost = field(default_factory=Cost)
-
-    def __post_init__(self) -> None:
-        self._optimizer: Optimizer | None = None
-        self._parameters: list[Tensor] = []
-
-    def run(self, resume: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None) -> None:
-        """Train to the end of the phase.
-
-        Args:
-            resume: A snapshot of this phase: tensors and content.
-
-        Raises:
-            Diverged: where a loss is not finite, naming experience, phase and step.
-        """
-        learner, recipe = self.learner, self.recipe
-        if resume is None and self.spent(self.cost):
-            self.cost.cut = True
-            return
-        augment = self.phase.augment or self.augment
-        device, size = self.runtime.torch_device, recipe.batch_size
-        loader = PhaseLoader(self.phase.data, augment, device, self._keyed, size, recipe.pace, self.arriving)
-        if not loader.bounds:
-            return
-        optimizer = self._optimizer = self._make_optimizer()
-        by_step = self.phase.steps is not None
-        schedule = recipe.scheduler(optimizer, (recipe.max_steps or 1) if by_step else recipe.epochs)
-        window = _Window()
-        start_epoch, start_step = 0, 0
-        if resume is not None:
-            start_epoch, start_step = self._resume(optimizer, schedule, window, *resume)
-        stepper = self.runtime.optimizer(optimizer, resume[1]["scale"] if resume is not None else {})
-        in_epoch = len(loader.bounds)
-        total = _batches(recipe, in_epoch)
-        progress = learner.progress = Progress(start_epoch, recipe.epochs, start_epoch * in_epoch + start_step, total)
-        saved = time.monotonic()
-        (self.phase.train_mode or learner.train_mode)()
-        optimizer.zero_grad(set_to_none=True)
-        with gradients_for(self._parameters, learner.trainable()):
-            for epoch in range(start_epoch, recipe.epochs):
-                progress.epoch = epoch
-                first = start_step if epoch == start_epoch else 0
-                for step, batch in enumerate(loader.epoch(epoch, first, total - epoch * in_epoch), first):
-                    if step % recipe.accumulate == 0 and self.spent(self.cost):
-                        total, self.cost.cut = progress.step, True
-                        break
-                    self.ahead(loader.before(step))
-                    if by_step and schedule.last_epoch < self.cost.steps:
-                        schedule.step()
-                    reseed(self.seed, "step", self.experience, self.number, epoch, step)
-                    update = (step + 1) % recipe.accumulate == 0 or step + 1 == in_epoch
-                    share = _share(loader.bounds, step, recipe.accumulate)
-                    window.add(self._step(batch, share, stepper, optimizer, update))
-                    progress.step += 1
-                    self.cost.images += _images(batch)
-                    self.cost.steps += update
-                    self.watch(batch, loader.arrived(epoch, step), self.first_step + self.cost.steps)
-                    if not update:
-                        continue
-                    if self.cost.steps % recipe.log_every == 0:
-                        self._log("step", window, epoch, step + 1)
-                    stopped = self.stop()
-                    if stopped or self._due(saved):
-                        self._check(window, epoch, step + 1)
-                        self._snapshot(optimizer, window, epoch, step + 1)
-                        saved = time.monotonic()
-                    if stopped:
-                        raise Stopped
-                self._log("epoch", window, epoch, progress.step - epoch * in_epoch)
-                if not by_step:
-                    schedule.step()
-                if progress.step >= total:
-                    break
-        self.ahead(loader.before(progress.step, last=self.cost.cut))
-        self.cost.bill_optimizer(self.phase.name, optimizer)
-        optimizer.zero_grad(set_to_none=True)
-
-    # one step -------------------------------------------------------------------------------------------------------
-
-    def _step(
-        self, batch: Batch, share: float, stepper: Any, optimizer: Optimizer, update: bool
-    ) -> dict[str, Tensor]:  # fmt: skip
-        with self.cost.batch(self.learner, _images(batch)) as saving:
-            with saving:
-                terms, loss = self._loss(batch, share)
-            self.runtime.backward(loss)
-        if update:
-            self.runtime.unscale(optimizer)
-            with self.cost.adjusting(self.learner):
-                self.learner.adjust_gradients(batch)
-            if self.recipe.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_norm)
-            self.cost.bill_step(self.phase.name, self._parameters)
-            stepper.step()
-            optimizer.zero_grad(set_to_none=True)
-            self.learner.after_step(batch)
-        return terms
-
-    def _loss(self, batch: Batch, share: float) -> tuple[dict[str, Tensor], Tensor]:
-        with self.runtime.autocast():
-            result = self.phase.loss(batch)
-        terms = dict(result) if isinstance(result, Mapping) else {"loss": result}
-        loss = next(iter(terms.values())) if len(terms) == 1 else torch.stack(list(terms.values())).sum()
-        if loss.ndim:
-            raise ContractError(
-                f"the loss of phase '{self.phase.name}' has shape {tuple(loss.shape)}; it must be one number, or "
-                f"named terms of one number each"
-            )
-        named = {name: term.detach() for name, term in terms.items()}
-        return named | {"loss": loss.detach()}, loss if share == 1 else loss * share
-
-    # around it ------------------------------------------------------------------------------------------------------
-
-    def _keyed(self, purpose: str, *parts: int | str) -> torch.Generator:
-        return generator(self.seed, "phase", self.experience, self.number, purpose, *parts)
-
-    def _make_optimizer(self) -> Optimizer:
-        given: Any = self.phase.parameters
-        given = self.learner.trainable() if given is None else given
-        groups = [{**group, "params": list(group["params"])} if isinstance(group, dict) else group for group in given]
-        flat = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
-        if not flat:
-            raise ConfigError(f"phase '{self.phase.name}' has nothing to train: no kept parameter requires a gradient")
-        self._parameters = flat
-        try:
-            return self.recipe.optimizer(groups)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"the optimizer cannot be made: {error} (config group optimizer)") from error
-
-    def _due(self, saved: float) -> bool:
-        steps, minutes = self.recipe.snapshot_steps, self.recipe.snapshot_minutes
-        due = bool(steps and self.cost.steps % steps == 0)
-        return due or bool(minutes and time.monotonic() - saved > 60 * minutes)
-
-    def _log(self, kind: str, window: _Window, epoch: int, done: int) -> None:
-        """Log a step, or an epoch of which ``done`` batches were trained."""
-        self._check(window, epoch, done)
-        values = window.means() if kind == "step" else window.epoch_means()
-        if values and self._optimizer is not None:
-            values["lr"] = float(self._optimizer.param_groups[0]["lr"])
-            progress = self.learner.progress
-            where = {"experience": self.experience, "phase": self.phase.name, "epoch": epoch}
-            where |= {"step": self.first_step + self.cost.steps, "epochs": progress.epochs, "share": progress.share}
-            self.on_log(kind, values, where)
-
-    def _check(self, window: _Window, epoch: int, done: int) -> None:
-        bad = window.first_bad()
-        if bad is not None:
-            raise Diverged(
-                f"the loss is {bad[1]} in experience {self.experience}, phase '{self.phase.name}', epoch {epoch}, "
-                f"step {done - bad[0]}; lower optimizer.lr or set trainer.clip_norm"
-            )
-
-    # snapshots ------------------------------------------------------------------------------------------------------
-
-    def _snapshot(self, optimizer: Optimizer, window: _Window, epoch: int, step: int) -> None:
-        tensors, meta = self.learner.full_state()
-        tensors |= {f"{WINDOW}{name}": values for name, values in window.held().items()}
-        state = optimizer.state_dict()
-        for index, held in state["state"].items():
-            for key, value in held.items():
-                if isinstance(value, Tensor):
-                    tensors[f"{OPTIMIZER}{index}|{key}"] = value
-        scalars = {
-            str(index): {key: value for key, value in held.items() if not isinstance(value, Tensor)}
-            for index, held in state["state"].items()
-        }
-        self.on_snapshot(
-            tensors,
-            {
-                "phase": self.number,
-                "epoch": epoch,
-                "step": step,
-                "meta": meta,
-                "optimizer": scalars,
-                "groups": [{k: v for k, v in g.items() if k != "params"} for g in state["param_groups"]],
-                "scale": self.runtime.loss_scale(),
-                "epoch_sums": window.sums,
-                "cost": asdict(self.cost),
-            },
-        )
-
-    def _resume(
-        self, optimizer: Optimizer, schedule: Any, window: _Window, tensors: Mapping[str, Tensor],
-        content: Mapping[str, Any],
-    ) -> tuple[int, int]:  # fmt: skip
-        held = {name: t for name, t in tensors.items() if not name.startswith((WINDOW, OPTIMIZER))}
-        self.learner.load_full_state(held, content["meta"])
-        lines = {name.removeprefix(WINDOW): t for name, t in tensors.items() if name.startswith(WINDOW)}
-        window.load(lines, content["epoch_sums"])
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # before the interruption: no warning from schedules
-        made = content["epoch"] if self.phase.steps is None else max(0, content["cost"]["steps"] - 1)
-        for _ in range(made):
-            schedule.step()
-        for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-            state: dict[str, Any] = dict(content["optimizer"].get(str(index), {}))
-            prefix = f"{OPTIMIZER}{index}|"
-            for name, value in tensors.items():
-                if name.startswith(prefix):
-                    key = name.removeprefix(prefix)
-                    state[key] = value.clone() if key == "step" else _as(parameter, value)  # steps stay on the CPU
-            if state:
-                optimizer.state[parameter] = state
-        for group, saved in zip(optimizer.param_groups, content["groups"], strict=True):
-            group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
-        self.cost = Cost.of(content["cost"])
-        return content["epoch"], content["step"]
-
-
-class _Window:
+class LossWindow:
     """The losses since the last line of the log, on the device: nothing is read before it is logged.
 
     Attributes:
@@ -320,6 +75,248 @@ class _Window:
         means = {name: total / count for name, (total, count) in self.sums.items()}
         self.sums = {}
         return means
+
+
+@dataclass
+class Fit:
+    """One phase of one experience, trained from some step to its end.
+
+    Args:
+        learner: Holds what is trained.
+        phase, number: The phase and its place in the experience (of a trial of a search: ``2.0``).
+        recipe: As it applies to this phase.
+        experience: Index of the experience, part of every key.
+        seed: The run's.
+        first_step: Optimizer steps of the run before this phase, for logs.
+        on_log: Called every ``recipe.log_every`` optimizer steps and after each epoch, with means by name.
+        on_snapshot: Called with tensors and content when it is time to save.
+        stop: Says whether the run was asked to stop; training then saves and raises ``Stopped``.
+        arriving: Images at the front of the phase's data that arrive, for a single pass; by default all.
+        watch: Called after each batch with it, the images of the phase that arrived, and the run's steps so far.
+        ahead: Called before each step of a single pass, and after the last, with the images that arrive by then.
+        spent: Says, given what this phase cost so far, if the budget leaves no further step; training then ends.
+        cost: What the phase costs; a ``cil.engine.measured_step.StepMeter`` measures its first steps by part.
+        make_loader: Makes the batches; takes what ``PhaseLoader`` takes.
+        window: Holds the losses until they are logged.
+    """
+
+    learner: Strategy | Adapter
+    phase: Phase
+    number: int | str
+    recipe: Recipe
+    experience: int
+    seed: int
+    augment: Augment
+    runtime: Runtime
+    first_step: int = 0
+    arriving: int | None = None
+    watch: Callable[[Batch, int, int], None] = lambda batch, arrived, steps: None
+    ahead: Callable[[Samples | None], None] = lambda samples: None
+    on_log: Callable[[str, dict[str, float], dict[str, Any]], None] = lambda kind, values, axes: None
+    on_snapshot: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda tensors, content: None
+    stop: Callable[[], bool] = lambda: False
+    spent: Callable[[Cost], bool] = lambda cost: False
+    cost: Cost = field(default_factory=Cost)
+    make_loader: Callable[..., PhaseLoader] = PhaseLoader
+    window: LossWindow = field(default_factory=LossWindow)
+
+    def __post_init__(self) -> None:
+        self._optimizer: Optimizer | None = None
+        self._parameters: list[Tensor] = []
+
+    def run(self, resume: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None) -> None:
+        """Train to the end of the phase.
+
+        Args:
+            resume: A snapshot of this phase: tensors and content.
+
+        Raises:
+            Diverged: where a loss is not finite, naming experience, phase and step.
+        """
+        learner, recipe = self.learner, self.recipe
+        if resume is None and self.spent(self.cost):
+            self.cost.cut = True
+            return
+        augment = self.phase.augment or self.augment
+        device, size = self.runtime.torch_device, recipe.batch_size
+        loader = self.make_loader(self.phase.data, augment, device, self._keyed, size, recipe.pace, self.arriving)
+        if not loader.bounds:
+            return
+        optimizer = self._optimizer = self._make_optimizer()
+        by_step = self.phase.steps is not None
+        schedule = recipe.scheduler(optimizer, (recipe.max_steps or 1) if by_step else recipe.epochs)
+        window = self.window
+        start_epoch, start_step = 0, 0
+        if resume is not None:
+            start_epoch, start_step = self._resume(optimizer, schedule, window, *resume)
+        stepper = self.runtime.optimizer(optimizer, resume[1]["scale"] if resume is not None else {})
+        in_epoch = len(loader.bounds)
+        total = _batches(recipe, in_epoch)
+        progress = learner.progress = Progress(start_epoch, recipe.epochs, start_epoch * in_epoch + start_step, total)
+        saved = time.monotonic()
+        (self.phase.train_mode or learner.train_mode)()
+        optimizer.zero_grad(set_to_none=True)
+        with gradients_for(self._parameters, learner.trainable()):
+            for epoch in range(start_epoch, recipe.epochs):
+                progress.epoch = epoch
+                first = start_step if epoch == start_epoch else 0
+                for step, batch in enumerate(loader.epoch(epoch, first, total - epoch * in_epoch), first):
+                    if step % recipe.accumulate == 0 and self.spent(self.cost):
+                        total, self.cost.cut = progress.step, True
+                        break
+                    self.ahead(loader.before(step))
+                    if by_step and schedule.last_epoch < self.cost.steps:
+                        schedule.step()
+                    reseed(self.seed, "step", self.experience, self.number, epoch, step)
+                    update = (step + 1) % recipe.accumulate == 0 or step + 1 == in_epoch
+                    share = _share(loader.bounds, step, recipe.accumulate)
+                    window.add(self._step(batch, share, stepper, optimizer, update))
+                    progress.step += 1
+                    self.cost.images += _images(batch)
+                    self.cost.steps += update
+                    self.watch(batch, loader.arrived(epoch, step), self.first_step + self.cost.steps)
+                    if not update:
+                        continue
+                    if self.cost.steps % recipe.log_every == 0:
+                        self._log("step", window, epoch, step + 1)
+                    stopped = self.stop()
+                    if stopped or recipe.snapshot_due(self.cost.steps, saved):
+                        self._check(window, epoch, step + 1)
+                        self._snapshot(optimizer, window, epoch, step + 1)
+                        saved = time.monotonic()
+                    if stopped:
+                        raise Stopped
+                self._log("epoch", window, epoch, progress.step - epoch * in_epoch)
+                if not by_step:
+                    schedule.step()
+                if progress.step >= total:
+                    break
+        self.ahead(loader.before(progress.step, last=self.cost.cut))
+        self.cost.bill_optimizer(self.phase.name, optimizer)
+        optimizer.zero_grad(set_to_none=True)
+
+    # one step -------------------------------------------------------------------------------------------------------
+
+    def _step(
+        self, batch: Batch, share: float, stepper: Any, optimizer: Optimizer, update: bool
+    ) -> dict[str, Tensor]:  # fmt: skip
+        with self.cost.batch(self.learner, _images(batch)) as saving:
+            with saving:
+                with self.runtime.autocast():
+                    result = self.phase.loss(batch)
+                terms = dict(result) if isinstance(result, Mapping) else {"loss": result}
+                loss = next(iter(terms.values())) if len(terms) == 1 else torch.stack(list(terms.values())).sum()
+                if loss.ndim:
+                    raise ContractError(
+                        f"the loss of phase '{self.phase.name}' has shape {tuple(loss.shape)}; it must be one number, "
+                        f"or named terms of one number each"
+                    )
+                named = {name: term.detach() for name, term in terms.items()} | {"loss": loss.detach()}
+                scaled = loss if share == 1 else loss * share
+            self.runtime.backward(scaled)
+        if update:
+            self.runtime.unscale(optimizer)
+            with self.cost.adjusting(self.learner):
+                self.learner.adjust_gradients(batch)
+            if self.recipe.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_norm)
+            self.cost.bill_step(self.phase.name, self._parameters)
+            stepper.step()
+            optimizer.zero_grad(set_to_none=True)
+            self.learner.after_step(batch)
+        return named
+
+    # around it ------------------------------------------------------------------------------------------------------
+
+    def _keyed(self, purpose: str, *parts: int | str) -> torch.Generator:
+        return generator(self.seed, "phase", self.experience, self.number, purpose, *parts)
+
+    def _make_optimizer(self) -> Optimizer:
+        given: Any = self.phase.parameters
+        given = self.learner.trainable() if given is None else given
+        groups = [{**group, "params": list(group["params"])} if isinstance(group, dict) else group for group in given]
+        flat = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
+        if not flat:
+            raise ConfigError(f"phase '{self.phase.name}' has nothing to train: no kept parameter requires a gradient")
+        self._parameters = flat
+        try:
+            return self.recipe.optimizer(groups)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"the optimizer cannot be made: {error} (config group optimizer)") from error
+
+    def _log(self, kind: str, window: LossWindow, epoch: int, done: int) -> None:
+        """Log a step, or an epoch of which ``done`` batches were trained."""
+        self._check(window, epoch, done)
+        values = window.means() if kind == "step" else window.epoch_means()
+        if values and self._optimizer is not None:
+            values["lr"] = float(self._optimizer.param_groups[0]["lr"])
+            progress = self.learner.progress
+            where = {"experience": self.experience, "phase": self.phase.name, "epoch": epoch}
+            where |= {"step": self.first_step + self.cost.steps, "epochs": progress.epochs, "share": progress.share}
+            self.on_log(kind, values, where)
+
+    def _check(self, window: LossWindow, epoch: int, done: int) -> None:
+        bad = window.first_bad()
+        if bad is not None:
+            raise Diverged(
+                f"the loss is {bad[1]} in experience {self.experience}, phase '{self.phase.name}', epoch {epoch}, "
+                f"step {done - bad[0]}; lower optimizer.lr or set trainer.clip_norm"
+            )
+
+    # snapshots ------------------------------------------------------------------------------------------------------
+
+    def _snapshot(self, optimizer: Optimizer, window: LossWindow, epoch: int, step: int) -> None:
+        tensors, meta = self.learner.full_state()
+        tensors |= {f"{WINDOW}{name}": values for name, values in window.held().items()}
+        state = optimizer.state_dict()
+        for index, held in state["state"].items():
+            for key, value in held.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{OPTIMIZER}{index}|{key}"] = value
+        scalars = {
+            str(index): {key: value for key, value in held.items() if not isinstance(value, Tensor)}
+            for index, held in state["state"].items()
+        }
+        self.on_snapshot(
+            tensors,
+            {
+                "phase": self.number,
+                "epoch": epoch,
+                "step": step,
+                "meta": meta,
+                "optimizer": scalars,
+                "groups": [{k: v for k, v in g.items() if k != "params"} for g in state["param_groups"]],
+                "scale": self.runtime.loss_scale(),
+                "epoch_sums": window.sums,
+                "cost": asdict(self.cost),
+            },
+        )
+
+    def _resume(
+        self, optimizer: Optimizer, schedule: Any, window: LossWindow, tensors: Mapping[str, Tensor],
+        content: Mapping[str, Any],
+    ) -> tuple[int, int]:  # fmt: skip
+        held = {name: t for name, t in tensors.items() if not name.startswith((WINDOW, OPTIMIZER))}
+        self.learner.load_full_state(held, content["meta"])
+        lines = {name.removeprefix(WINDOW): t for name, t in tensors.items() if name.startswith(WINDOW)}
+        window.load(lines, content["epoch_sums"])
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # before the interruption: no warning from schedules
+        made = content["epoch"] if self.phase.steps is None else max(0, content["cost"]["steps"] - 1)
+        for _ in range(made):
+            schedule.step()
+        for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+            state: dict[str, Any] = dict(content["optimizer"].get(str(index), {}))
+            prefix = f"{OPTIMIZER}{index}|"
+            for name, value in tensors.items():
+                if name.startswith(prefix):
+                    key = name.removeprefix(prefix)
+                    state[key] = value.clone() if key == "step" else _as(parameter, value)  # steps stay on the CPU
+            if state:
+                optimizer.state[parameter] = state
+        for group, saved in zip(optimizer.param_groups, content["groups"], strict=True):
+            group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+        self.cost = Cost.of(content["cost"])
+        return content["epoch"], content["step"]
 
 
 @contextmanager

@@ -5,25 +5,57 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from cil.adapt import Adapter
 from cil.contract import Phase, Search
-from cil.data import Augment, Samples
-from cil.engine.anytime import Watch
+from cil.data import Augment, Batch, Samples
 from cil.engine.arrival import leading
 from cil.engine.cost import Cost
+from cil.engine.driver import Context
 from cil.engine.fit import Fit
 from cil.engine.keys import reseed
-from cil.engine.learners import all_evaluating
+from cil.engine.lifecycle import all_evaluating
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.engine.search import Trials
-from cil.engine.session import Clock, Snapshots
 from cil.errors import Diverged
 from cil.memory import Budget, Flops
 from cil.strategies import Strategy
-from cil.tracking import Record
+
+
+class Observer(Protocol):
+    """Looks at a learner between the steps of an experience; training is the same bit by bit."""
+
+    def batch(self, learner: Strategy, batch: Batch, arrived: int, updates: int) -> None:
+        """A batch was trained on; so many images of the phase arrived, and so many steps of the run were made."""
+        ...
+
+    def ahead(self, learner: Strategy, samples: Samples | None) -> None:
+        """These images of a single pass arrive now, before they are learned."""
+        ...
+
+    def all_arrived(self, images: int) -> None:
+        """All images of a single pass arrived, with steps on them or without."""
+        ...
+
+    def phase_ends(self) -> None:
+        """The next phase counts its images anew."""
+        ...
+
+    def experience_ends(self, learner: Strategy) -> dict[str, Any]:
+        """What was seen, with the ``seconds`` it took: plain data."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Plain data, for a snapshot."""
+        ...
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a snapshot."""
+        ...
 
 
 @dataclass
@@ -31,44 +63,41 @@ class Training:
     """Where and how phases are trained.
 
     Args:
-        index: Of the experience, part of every key.
-        snapshots: Of this experience: ``phase-k`` holds what phase k's definition saw, ``now`` some step inside one,
-            ``search-k`` the best trial so far of phase k.
+        context: Of the run. Its snapshots: ``phase-k`` holds what phase k's definition saw, ``now`` some step inside
+            one, ``search-k`` the best trial so far of phase k.
+        index: The experience, part of every key.
+        seed, recipe, runtime: As for the run.
+        augment: Training augmentation.
         first_step: Optimizer steps of the run before.
-        on_log, stop: As of ``Fit``.
         budget: Whose operations and updates are not exceeded by more than a step; None: no cap.
         before: Operations of the experience before its phases, for the budget.
-        arriving: Images of the experience: in a single pass they come in their order.
-        watch: Evaluates between steps, outside trials.
         error: Learner and held-out data to an error in percent, by which trials of a search are judged.
+        arriving: Images of the experience: in a single pass they come in their order.
+        observer: Looks at the learner between steps, outside trials.
     """
 
+    context: Context
     index: int
     seed: int
     recipe: Recipe
     augment: Augment
     runtime: Runtime
-    snapshots: Snapshots
-    record: Record
-    clock: Clock
     first_step: int = 0
-    on_log: Callable[[str, dict[str, float], dict[str, Any]], None] = lambda kind, values, axes: None
-    stop: Callable[[], bool] = lambda: False
     budget: Budget = field(default_factory=Budget)
     before: int = 0
     error: Callable[[Any, Any], float] | None = None
     arriving: Samples | None = None
-    watch: Watch | None = None
+    observer: Observer | None = None
 
     def run(self, learner: Strategy | Adapter, phases: Iterator[Phase | Search]) -> list[Cost]:
         """Run all phases, from wherever a snapshot stands; what each of them cost."""
         number = 0
         costs: list[Cost] = []
         while True:
-            entry = self.snapshots.find(f"phase-{number}")
+            entry = self.context.snapshots.find(f"phase-{number}")
             if entry is not None:
                 learner.load_full_state(entry[0], entry[1]["meta"])
-                self._watch_from(entry[1])
+                self._observe_from(entry[1])
                 costs = [Cost.of(saved) for saved in entry[1]["costs"]]
             reseed(self.seed, "phase", self.index, number)
             between = Flops()  # features that a phase is trained on, for one
@@ -79,13 +108,13 @@ class Training:
             if phase is None:
                 return costs
             learner.to(self.runtime.torch_device)
-            if self.snapshots.find(f"phase-{number + 1}") is None:
+            if self.context.snapshots.find(f"phase-{number + 1}") is None:
                 if isinstance(phase, Search):
                     costs = Trials(self, learner, phase, number).run(costs)
                 else:
                     costs.append(self.fit(learner, phase, number, costs))
-                if self.watch is not None:
-                    self.watch.phase_ends()
+                if self.observer is not None:
+                    self.observer.phase_ends()
                 tensors, meta = learner.full_state()
                 self.keep(f"phase-{number + 1}", costs, tensors, {"meta": meta})
             number += 1
@@ -97,44 +126,45 @@ class Training:
 
         Args:
             costs: Of all before it.
-            trial: Whether its loss may become infinite: the cost then says so.
+            trial: Its loss may become infinite: the cost then says so.
         """
         fit = Fit(
             learner, phase, number, self.recipe.of(phase, self.index), self.index, self.seed, self.augment,
-            self.runtime, first_step=self.first_step + sum(cost.steps for cost in costs), on_log=self.on_log,
-            on_snapshot=partial(self.keep, "now", costs), stop=self.stop, spent=partial(self.spent, costs),
+            self.runtime, first_step=self.first_step + sum(cost.steps for cost in costs), on_log=self.context.log,
+            on_snapshot=partial(self.keep, "now", costs), stop=self.context.stop, spent=partial(self.spent, costs),
             arriving=None if self.arriving is None else leading(phase.samples, self.arriving),
         )  # fmt: skip
-        if self.watch is not None and not trial:
-            fit.watch, fit.ahead = partial(self.watch.batch, learner), partial(self.watch.ahead, learner)
-        now = self.snapshots.find("now")
+        if self.observer is not None and not trial:
+            assert isinstance(learner, Strategy)
+            fit.watch, fit.ahead = partial(self.observer.batch, learner), partial(self.observer.ahead, learner)
+        now = self.context.snapshots.find("now")
         now = now if now is not None and now[1]["phase"] == number else None
         if now is not None:
-            self._watch_from(now[1])
+            self._observe_from(now[1])
         try:
             fit.run(now)
         except Diverged:
             if not trial:
                 raise
             fit.cost.trial = {"diverged": True}
-        if self.watch is not None and not trial and fit.cost.cut and fit.recipe.pace is not None:
-            self.watch.all_arrived(len(phase.samples))
+        if self.observer is not None and not trial and fit.cost.cut and fit.recipe.pace is not None:
+            self.observer.all_arrived(len(phase.samples))
         return fit.cost
 
     def spent(self, costs: Sequence[Cost], more: Cost | None = None) -> bool:
-        """Whether the budget leaves no further step after these costs, and some more."""
+        """True if the budget leaves no further step after these costs, and some more."""
         if self.budget.flops is None and self.budget.updates is None:
             return False
         each = [*costs, more] if more is not None else costs
         return self.budget.spent(self.before + sum(cost.flops for cost in each), sum(cost.steps for cost in each))
 
-    def keep(self, name: str, costs: Sequence[Cost], tensors: Any, content: Any) -> None:
+    def keep(self, name: str, costs: Sequence[Cost], tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         """Write a snapshot."""
         given = {**content, "costs": [asdict(cost) for cost in costs]}
-        if self.watch is not None:
-            given["watched"] = self.watch.state()
-        self.snapshots.keep(name, tensors, given, record=self.record, clock=self.clock)
+        if self.observer is not None:
+            given["watched"] = self.observer.state()
+        self.context.save(name, tensors, given)
 
-    def _watch_from(self, content: Mapping[str, Any]) -> None:
-        if self.watch is not None:
-            self.watch.load(content["watched"])
+    def _observe_from(self, content: Mapping[str, Any]) -> None:
+        if self.observer is not None:
+            self.observer.load(content["watched"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -131,6 +132,11 @@ class Recipe:
     def pace(self) -> Pace | None:
         """Of a single pass; None where there is none."""
         return Pace.of(self.updates_per_batch, self.complexity)
+
+    def snapshot_due(self, steps: int, saved: float) -> bool:
+        """True if training shall be saved after so many steps, last saved at ``saved`` by the monotonic clock."""
+        by_steps = bool(self.snapshot_steps and steps % self.snapshot_steps == 0)
+        return by_steps or bool(self.snapshot_minutes and time.monotonic() - saved > 60 * self.snapshot_minutes)
 
     def of(self, phase: Phase, index: int) -> Recipe:
         """The recipe of one phase of experience ``index``: what the phase says goes before what is configured."""

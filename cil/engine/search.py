@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from cil.adapt import Adapter
-from cil.contract import Search
+from cil.contract import Phase, Search
 from cil.engine.cost import Cost
+from cil.engine.driver import Context
 from cil.engine.keys import generator
-from cil.engine.learners import all_evaluating
+from cil.engine.lifecycle import all_evaluating
 from cil.errors import ConfigError, ContractError, Diverged
 from cil.memory import Flops
 from cil.strategies import Strategy
 
-if TYPE_CHECKING:
-    from cil.engine.phases import Training
-
-TOLD = ("phase", "trial", "error", "steps", "flops", "diverged", "chosen")  # of a trial in the record
+RESERVED = ("phase", "trial", "error", "steps", "flops", "diverged", "chosen")  # keys of a trial in the record
 Held = tuple[dict[str, Tensor], dict[str, Any]]  # what ``Holder.full_state`` gives
+
+
+class Trainer(Protocol):
+    """What trains a trial: ``cil.engine.phases.Training``."""
+
+    context: Context
+    index: int
+    seed: int
+    first_step: int
+    error: Callable[[Any, Any], float] | None
+
+    def fit(
+        self, learner: Strategy | Adapter, phase: Phase, number: int | str, costs: Sequence[Cost], trial: bool = False
+    ) -> Cost:
+        """Train one phase; what it cost."""
+        ...
+
+    def spent(self, costs: Sequence[Cost], more: Cost | None = None) -> bool:
+        """True if the budget leaves no further step after these costs, and some more."""
+        ...
+
+    def keep(self, name: str, costs: Sequence[Cost], tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+        """Write a snapshot."""
+        ...
 
 
 @dataclass
@@ -37,7 +59,7 @@ class Trials:
         search, number: The phase and its place in the experience.
     """
 
-    training: Training
+    training: Trainer
     learner: Strategy | Adapter
     search: Search
     number: int
@@ -57,7 +79,7 @@ class Trials:
                 f"to judge them by; set stream.validation (or a dev split), or strategy.search.trials=0"
             )
         for name in search.space:
-            if name in TOLD:
+            if name in RESERVED:
                 raise ContractError(
                     f"phase '{search.name}' searches over '{name}', a name that the record needs; rename it"
                 )
@@ -110,7 +132,7 @@ class Trials:
         cost.trial |= {"phase": self.number, "trial": trial, **settings, "error": error, "steps": cost.steps}
         where = {"experience": training.index, "phase": phase.name, "trial": trial}
         where |= {"step": training.first_step + sum(one.steps for one in [*costs, cost])}
-        training.on_log("trial", {**settings, "error": error}, where)
+        training.context.log("trial", {**settings, "error": error}, where)
         return cost, Cost.once(flops.count, "validation")
 
     def _finite(self) -> bool:
@@ -119,7 +141,7 @@ class Trials:
 
     def _resumed(self, costs: Sequence[Cost]) -> tuple[list[Cost], Held | None, int]:
         """Costs, best state and next trial, from the snapshot where there is one."""
-        found = self.training.snapshots.find(f"search-{self.number}")
+        found = self.training.context.snapshots.find(f"search-{self.number}")
         if found is None:
             return list(costs), None, 0
         tensors, content = found

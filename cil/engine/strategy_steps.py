@@ -1,4 +1,4 @@
-"""What a step of a strategy will hold in training, experience by experience, told before anything is trained."""
+"""The bytes that a step of a strategy will hold, experience by experience, before anything is trained."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import torch
 
 from cil.contract import Desk, Phase, Search
 from cil.data import Augment, Samples
-from cil.engine.dryrun import Bill, MakeLearner, held_in
-from cil.engine.incoming import met
+from cil.engine.dry_run import Bill, held_in, planned_exemplars
 from cil.engine.keys import generator
-from cil.engine.learners import MakeFactory, all_evaluating
+from cil.engine.lifecycle import MakeFactory, MakeLearner, admit, all_evaluating, enter
+from cil.engine.measured_step import Measured, modules_of, noise_samples, on_meta_or_cpu, phase_step, report
 from cil.engine.recipe import Recipe
-from cil.engine.trial_step import Measured, made_up, modules_of, on_first, phase_step, told
-from cil.memory import Budget, ExemplarMemory, FeatureMemory, selection, tensor_bytes
+from cil.memory import Allowance, Budget, ExemplarMemory, FeatureMemory, selection, tensor_bytes
 from cil.memory.exemplars import label_dtype
 from cil.memory.features import DTYPES
 from cil.memory.training import TrainingMemory, Watch, by_kind, parts_of
@@ -74,17 +73,19 @@ class StrategySteps:
             CilError: where the strategy refuses its configuration.
             ConfigError: where it cannot be stepped on images of noise either.
         """
-        return on_first(f"{self.name}, experience {index + 1}", self.precision, partial(self._at, index, batch_size))
+        return on_meta_or_cpu(
+            f"{self.name}, experience {index + 1}", self.precision, partial(self._at, index, batch_size)
+        )
 
     def _at(self, index: int, batch_size: int | None, device: torch.device, refused: str) -> TrainingMemory:
-        learner, experience = self._met(index, device)
+        learner, experience = self._before_phases(index, device)
         found: list[Measured] = []
         phases = learner.phases(experience)
         while True:
             with all_evaluating(learner):
                 phase = next(phases, None)
             if phase is None:
-                return self._told(learner, index, found, device, refused)
+                return self._report(learner, index, found, device, refused)
             learner.to(device)
             copies = _copied(learner, phase) if isinstance(phase, Search) else 0
             phase = phase.trial(phase.middle) if isinstance(phase, Search) else phase
@@ -93,21 +94,24 @@ class StrategySteps:
                 step = replace(step, added=step.added | ({"temporary": copies} if copies else {}))
                 found.append(step)
 
-    def _met(self, index: int, device: torch.device) -> tuple[Strategy, Experience]:
+    def _before_phases(self, index: int, device: torch.device) -> tuple[Strategy, Experience]:
         """A learner that has come to the phases of an experience, as in a run but for the values."""
-        own = replace(self.budget)
-        on_meta = device.type == "meta"
-        factory = self.make_factory(seed=self.seed, device=device, meta=on_meta)
-        learner = self.make_learner(factory, own)
+        noise = device.type != "meta"
+        final = self.bills[-1].fixed[self.budget.convention] if self.budget.reserve == "final" else None
+        factory = self.make_factory(seed=self.seed, device=device, meta=not noise)
+        learner = self.make_learner(factory, Allowance(self.budget))
         learner.desk = Desk(device, partial(generator, self.seed, "strategy", index), augment=self.augment)
         learner.to(device)
-        held: dict[int, int] = {}
-        for past in range(index):
-            signature = met(learner, self.signatures[past], own)
+
+        def grow(signature: Signature) -> None:
             learner.grow(signature)
             learner.to(device)
-            choice = {slot: held.get(slot, 0) + signature.counts.get(slot, 0) for slot in range(signature.num_classes)}
-            held = learner.exemplar_plan(own.exemplar_slots(learner), choice)
+
+        held: dict[int, int] = {}
+        for past in range(index):
+            signature = admit(learner, self.signatures[past], self.budget, final)
+            grow(signature)
+            held = planned_exemplars(learner, signature, held)
         for name, memory in learner.memories().items():
             fill(memory, held_in(learner, name, held), learner.image_shape)
             if memory.select.needs != "nothing":
@@ -116,15 +120,9 @@ class StrategySteps:
             with all_evaluating(learner):
                 learner.load_state(learner.state())  # what is computed anew at each boundary
             learner.to(device)
-        signature = met(learner, self.signatures[index], own)
-        experience = self._experience(signature, noise=not on_meta)
-        with all_evaluating(learner):
-            learner.before_experience(experience)
-        learner.grow(signature)
-        learner.to(device)
-        with all_evaluating(learner):
-            learner.prepare(experience)
-        learner.to(device)
+        signature = admit(learner, self.signatures[index], self.budget, final)
+        experience = self._experience(signature, noise)
+        enter(learner, experience, partial(grow, signature), lambda hook: all_evaluating(learner), lambda: None)
         return learner, experience
 
     def _experience(self, signature: Signature, noise: bool) -> Experience:
@@ -134,7 +132,7 @@ class StrategySteps:
             share = min(1.0, most / max(1, sum(counts.values())))
             counts = {slot: min(count, max(2, math.ceil(count * share))) for slot, count in counts.items()}
         slots = torch.repeat_interleave(torch.tensor(sorted(counts)), torch.tensor([counts[s] for s in sorted(counts)]))
-        train, task = made_up(slots, signature.image_shape, noise), signature.task
+        train, task = noise_samples(slots, signature.image_shape, noise), signature.task
         if task is not None and task.multilabel:
             train = Samples(train.parts[0][0], slots, targets=torch.zeros(len(slots), task.classes))
         return Experience(replace(signature, counts=counts), train, None if task is None else train)
@@ -145,7 +143,7 @@ class StrategySteps:
             recipe = replace(recipe, batch_size=batch_size)
         return phase_step(learner, phase, recipe)
 
-    def _told(
+    def _report(
         self, learner: Strategy, index: int, found: list[Measured], device: torch.device, refused: str
     ) -> TrainingMemory:
         kinds = dict(self.bills[index].by_kind)
@@ -159,7 +157,7 @@ class StrategySteps:
         for kind, value in largest.added.items():
             kinds[kind] = kinds.get(kind, 0) + value
         where = f"{where}, phase {largest.name}"
-        return told(largest, kinds, device, where, refused)
+        return report(largest, kinds, device, where, refused)
 
 
 def _copied(learner: Strategy, search: Search) -> int:

@@ -1,6 +1,6 @@
 """Memory: exemplars, selection rules, codecs; the ledger, budgets and meters."""
 
-from cil.memory.budget import UNLIMITED, Budget
+from cil.memory.budget import UNLIMITED, Alignment, Allowance, Budget, NextBoundary
 from cil.memory.exemplars import ExemplarMemory, label_dtype
 from cil.memory.features import FeatureMemory, Prototypes, feature_samples
 from cil.memory.ledger import CONVENTIONS, KINDS, Entry, Ledger, check_kind, tensor_entry
@@ -16,6 +16,8 @@ __all__ = [
     "CONVENTIONS",
     "KINDS",
     "UNLIMITED",
+    "Alignment",
+    "Allowance",
     "Budget",
     "Entry",
     "ExemplarMemory",
@@ -23,6 +25,7 @@ __all__ = [
     "Flops",
     "Gradients",
     "Ledger",
+    "NextBoundary",
     "OnlineMemory",
     "Predictions",
     "Prototypes",

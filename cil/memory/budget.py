@@ -1,12 +1,12 @@
-"""The budget: how many bytes, or exemplars, a learner may carry."""
+"""The budget: how many bytes or exemplars may be carried, as a user asks for it, and as a learner may read it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
 
-from cil.errors import BudgetExceeded, ConfigError, nearest
+from cil.errors import BudgetExceeded, ConfigError, ContractError, nearest
 from cil.memory.exemplars import ExemplarMemory
 from cil.memory.ledger import CONVENTIONS, Ledger
 from cil.memory.training import Fitting, TrainingMemory
@@ -32,9 +32,26 @@ class Learner(Protocol):
         ...
 
 
-@dataclass
+@dataclass(frozen=True)
+class Alignment:
+    """Another strategy whose bytes are the limit; they are computed on structure alone, before training.
+
+    Attributes:
+        to: Name, class or partial of the strategy.
+        exemplars: Exemplars that it would have.
+        model: Its model, as ``cil.train`` takes it; None: that of the run.
+        each: Its bytes after each experience are the limits; else those after the last one are the one limit.
+    """
+
+    to: Any
+    exemplars: int
+    model: str | Mapping[str, Any] | None = None
+    each: bool = False
+
+
+@dataclass(frozen=True)
 class Budget:
-    """Bytes or exemplars that may cross a boundary.
+    """Bytes or exemplars that may cross a boundary, as a user asks for them.
 
     Args:
         exemplars: Cap on the number of exemplars in all, the classic protocol; bytes are then reported, not equal.
@@ -52,10 +69,11 @@ class Budget:
             search, validation, and what hooks compute before it. Training stops there, overspending by a step at most,
             and the judging of the trial that it was in; what hooks compute is not stopped, and leaves less to train.
         updates: Optimizer steps of an experience, those of all trials together.
-        final_bytes: Fixed bytes at the end of the stream, known from the dry run; for ``reserve: final``.
-        experience: Which boundary is next; set by the engine, as are the next two.
-        given_up: Images of that experience that the learner does without (``Strategy.accepts``).
-        image_bytes: Raw bytes of one of them.
+        caps: Limits of further budgets by name (entry point ``cil.budgets``).
+        alignment: Of a budget in bytes that follows another strategy; see ``aligned``.
+
+    Raises:
+        ConfigError: naming the key, for a value that is not allowed.
     """
 
     exemplars: int | None = None
@@ -67,10 +85,8 @@ class Budget:
     training_bytes: int | None = None
     flops: float | None = None
     updates: int | None = None
-    final_bytes: int | None = None
-    experience: int = 0
-    given_up: int = 0
-    image_bytes: int = 0
+    caps: Mapping[str, float] = field(default_factory=dict)
+    alignment: Alignment | None = None
 
     def __post_init__(self) -> None:
         for value, allowed, key in (
@@ -87,97 +103,55 @@ class Budget:
             raise ConfigError(f"budget.limit is {list(self.limits)}; it must be a positive number of bytes")
         if self.training_bytes is not None and self.training_bytes < 1:
             raise ConfigError(f"budget.training_bytes is {self.training_bytes}; it must be a positive number of bytes")
-        for key in ("flops", "updates"):
-            value = getattr(self, key)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"budget.{key} is {value}; it must be a positive number, for each experience")
+        spending: dict[str, float | None] = {"flops": self.flops, "updates": self.updates}
+        for key, cap in (spending | {f"caps.{name}": cap for name, cap in self.caps.items()}).items():
+            if cap is not None and not 0 < cap < float("inf"):
+                each = "" if key.startswith("caps.") else ", for each experience"
+                raise ConfigError(f"budget.{key} is {cap}; it must be a positive number{each}")
         if self.scope != "carried" and self.limits is not None and len(self.limits) > 1:
             raise ConfigError(f"budget.scope is {self.scope} with {len(self.limits)} limits; one must hold for all")
 
-    @property
-    def extra(self) -> int:
-        """Exemplars that may be held beyond the cap, in place of incoming images."""
-        return self.given_up if self.scope == "carried+incoming" else 0
+    @classmethod
+    def aligned(
+        cls, to: Any, exemplars: int, *, model: str | Mapping[str, Any] | None = None, each: bool = False, **terms: Any
+    ) -> Budget:
+        """A budget of as many bytes as the strategy ``to`` carries with so many exemplars (see ``Alignment``).
+
+        Args:
+            terms: ``convention``, ``reserve``, ``enforce`` and the other arguments of ``Budget``.
+        """
+        return cls(alignment=Alignment(to, exemplars, model, each), **terms)
 
     @property
-    def cap(self) -> int | None:
-        """Exemplars allowed at the next boundary; None where they are not counted."""
-        return None if self.exemplars is None else self.exemplars + self.extra
+    def kind(self) -> str:
+        """``aligned``, ``bytes``, ``exemplars`` or ``none``: the file of the configuration group."""
+        if self.alignment is not None:
+            return "aligned"
+        return "bytes" if self.limits is not None else "none" if self.exemplars is None else "exemplars"
 
-    @property
-    def limit(self) -> int | None:
-        """Bytes allowed at the next boundary; None where only exemplars are counted, or nothing is."""
-        if self.limits is None:
-            return None
-        return int(self.limits[min(self.experience, len(self.limits) - 1)]) + self.extra * self.image_bytes
+    def description(self) -> dict[str, Any]:
+        """The terms as the identity of a run says them: plain data."""
+        terms = {key: value for key, value in asdict(replace(self, alignment=None)).items() if key != "alignment"}
+        if not self.caps:
+            del terms["caps"]
+        terms["limits"] = None if self.limits is None else list(self.limits)
+        alignment = self.alignment
+        each = len(self.limits or ()) > 1 if alignment is None else alignment.each
+        found = {"kind": self.kind, **terms, "at": "each" if each else "end", "to": None}
+        if alignment is not None:
+            to = alignment.to
+            named = to if isinstance(to, str) else getattr(getattr(to, "func", to), "name", None) or str(to)
+            found |= {"exemplars": alignment.exemplars, "to": named}
+            if alignment.model is not None:
+                model = alignment.model
+                found["to_model"] = model["name"] if isinstance(model, Mapping) else model
+        return found
 
     def spent(self, flops: int, updates: int) -> bool:
-        """Whether so many operations or optimizer steps leave nothing for another step."""
+        """True if so many operations or optimizer steps leave nothing for another step."""
         return (self.flops is not None and flops >= self.flops) or (
             self.updates is not None and updates >= self.updates
         )
-
-    def remaining(self, learner: Learner) -> int:
-        """Bytes left for rehearsal memories, after everything else that is kept, at its size after ``grow``."""
-        if self.limit is None:
-            return UNLIMITED
-        fixed = learner.fixed_bytes(self.convention)
-        if self.reserve == "final" and self.final_bytes is not None:
-            fixed = max(fixed, self.final_bytes)
-        return max(0, self.limit - fixed)
-
-    def exemplar_slots(self, learner: Learner) -> int:
-        """The whole number of exemplars that fit in each rehearsal memory: the difference first, then one floor.
-
-        A codec of variable size counts its exemplars at the raw size here, and fills ``remaining`` by actual size.
-        """
-        memories = learner.memories().values()
-        slots = UNLIMITED if self.cap is None else self.cap // max(1, len(memories))
-        if self.limit is not None:
-            items = [
-                memory.item_bytes(learner.image_shape, learner.num_classes, self.convention) for memory in memories
-            ]
-            slots = min(slots, self.remaining(learner) // sum(items)) if items else 0
-        return slots
-
-    def capacity(self, learner: Learner, memory: ExemplarMemory) -> int | None:
-        """Bytes that ``memory`` may fill by actual size; None where its items are of one size, or are only counted."""
-        if memory.codec.fixed or self.limit is None or self.convention == "survey":
-            return None
-        return self.remaining(learner) // max(1, len(learner.memories()))
-
-    def over(self, ledger: Ledger, exemplars: int) -> str | None:
-        """What is over the budget, in words; None where all is well."""
-        total = ledger.total(self.convention)
-        more = f", and {self.extra:,} incoming images were given up" if self.extra else ""
-        if self.limit is not None and total > self.limit:
-            said = self.limit - self.extra * self.image_bytes
-            return f"carries {total:,} bytes ({self.convention}), budget.limit is {said:,}{more}"
-        if self.cap is not None and exemplars > self.cap:
-            return f"carries {exemplars:,} exemplars, budget.exemplars is {self.exemplars:,}{more}"
-        return self._over_in_training(ledger)
-
-    def _over_in_training(self, ledger: Ledger) -> str | None:
-        if self.training_bytes is None or ledger.peak_training_bytes <= self.training_bytes:
-            return None
-        return (
-            f"held {ledger.peak_training_bytes:,} bytes in training, budget.training_bytes is {self.training_bytes:,}"
-        )
-
-    def check(self, ledger: Ledger, exemplars: int, name: str, when: str = "after") -> None:
-        """Refuse a state that is over the budget ``when`` the experience is reached or done.
-
-        Raises:
-            BudgetExceeded: naming every kind and its bytes.
-        """
-        over = self.over(ledger, exemplars)
-        if over and self.enforce != "report":
-            kinds, key = ledger.describe(self.convention), "budget.limit or budget.exemplars"
-            if over == self._over_in_training(ledger):
-                kinds, key = f"{kinds}, {ledger.describe(lifetime='training')}", "budget.training_bytes"
-            raise BudgetExceeded(
-                f"{name} {over} {when} experience {self.experience}: {kinds}; raise {key}, or set budget.enforce=report"
-            )
 
     def check_training(
         self, name: str, measure: Callable[[int | None], TrainingMemory], key: str = "trainer.batch_size"
@@ -185,7 +159,7 @@ class Budget:
         """Refuse, before the first step, one that holds more than ``training_bytes``.
 
         Args:
-            name: Of the method, for messages.
+            name: The method, for messages.
             measure: Batch size (None: as configured) to what a step holds; not called where there is no cap.
             key: Where the batch size is changed.
 
@@ -207,3 +181,154 @@ class Budget:
             f"budget.training_bytes is {self.training_bytes:,}: {memory.describe()}; {advice}, or set "
             f"budget.training_bytes={memory.total}, or budget.enforce=report"
         )
+
+
+@dataclass(frozen=True)
+class NextBoundary:
+    """What the engine knows of the boundary that comes next.
+
+    Attributes:
+        experience: Its index.
+        given_up: Images of that experience that the learner does without (``Strategy.accepts``).
+        image_bytes: Raw bytes of one of them.
+        final_bytes: Fixed bytes of the learner at the end of the stream, from the dry run; for ``reserve: final``.
+    """
+
+    experience: int = 0
+    given_up: int = 0
+    image_bytes: int = 0
+    final_bytes: int | None = None
+
+
+class Allowance:
+    """What may be carried across the next boundary: the budget as it applies there. Nothing of it can be set.
+
+    A learner has it as ``self.budget``; the engine holds states to one of its own.
+
+    Attributes:
+        budget: What the user asked for.
+        boundary: What the engine knows of the boundary.
+    """
+
+    __slots__ = ("boundary", "budget")
+    budget: Budget
+    boundary: NextBoundary
+
+    def __init__(self, budget: Budget, boundary: NextBoundary = NextBoundary()) -> None:
+        object.__setattr__(self, "budget", budget)
+        object.__setattr__(self, "boundary", boundary)
+
+    @classmethod
+    def of(cls, given: Budget | Allowance) -> Allowance:
+        """An allowance as it is; of a budget, that of the first boundary."""
+        return given if isinstance(given, Allowance) else cls(given)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise ContractError(f"budget.{name} cannot be set by a learner: what may be carried is the user's to say")
+
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
+
+    @property
+    def convention(self) -> str:
+        """``exact`` or ``survey``."""
+        return self.budget.convention
+
+    @property
+    def scope(self) -> str:
+        """``carried`` or ``carried+incoming``."""
+        return self.budget.scope
+
+    @property
+    def exemplars(self) -> int | None:
+        """Exemplars that the user allows; None where they are not counted."""
+        return self.budget.exemplars
+
+    @property
+    def limits(self) -> Sequence[int] | None:
+        """Bytes that the user allows after each experience; None where bytes are not capped."""
+        return self.budget.limits
+
+    @property
+    def extra(self) -> int:
+        """Exemplars that may be held beyond the cap, in place of incoming images."""
+        return self.boundary.given_up if self.scope == "carried+incoming" else 0
+
+    @property
+    def cap(self) -> int | None:
+        """Exemplars allowed at the next boundary; None where they are not counted."""
+        return None if self.exemplars is None else self.exemplars + self.extra
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes allowed at the next boundary; None where only exemplars are counted, or nothing is."""
+        if self.limits is None:
+            return None
+        at = min(self.boundary.experience, len(self.limits) - 1)
+        return int(self.limits[at]) + self.extra * self.boundary.image_bytes
+
+    def remaining(self, learner: Learner) -> int:
+        """Bytes left for rehearsal memories, after everything else that is kept, at its size after ``grow``."""
+        if self.limit is None:
+            return UNLIMITED
+        fixed = learner.fixed_bytes(self.convention)
+        if self.budget.reserve == "final" and self.boundary.final_bytes is not None:
+            fixed = max(fixed, self.boundary.final_bytes)
+        return max(0, self.limit - fixed)
+
+    def counted_slots(self, learner: Learner) -> int:
+        """Exemplars that the cap on their number allows in each rehearsal memory, whatever their bytes."""
+        return UNLIMITED if self.cap is None else self.cap // max(1, len(learner.memories()))
+
+    def exemplar_slots(self, learner: Learner) -> int:
+        """The whole number of exemplars that fit in each rehearsal memory: the difference first, then one floor.
+
+        A codec of variable size counts its exemplars at the raw size here, and fills ``remaining`` by actual size.
+        """
+        slots = self.counted_slots(learner)
+        if self.limit is not None:
+            items = [
+                memory.item_bytes(learner.image_shape, learner.num_classes, self.convention)
+                for memory in learner.memories().values()
+            ]
+            slots = min(slots, self.remaining(learner) // sum(items)) if items else 0
+        return slots
+
+    def capacity(self, learner: Learner, memory: ExemplarMemory) -> int | None:
+        """Bytes that ``memory`` may fill by actual size; None where its items are of one size, or are only counted."""
+        if memory.codec.fixed or self.limit is None or self.convention == "survey":
+            return None
+        return self.remaining(learner) // max(1, len(learner.memories()))
+
+    def over(self, ledger: Ledger, exemplars: int) -> str | None:
+        """What is over the budget, in words; None where all is well."""
+        total = ledger.total(self.convention)
+        more = f", and {self.extra:,} incoming images were given up" if self.extra else ""
+        if self.limit is not None and total > self.limit:
+            asked = self.limit - self.extra * self.boundary.image_bytes
+            return f"carries {total:,} bytes ({self.convention}), budget.limit is {asked:,}{more}"
+        if self.cap is not None and exemplars > self.cap:
+            return f"carries {exemplars:,} exemplars, budget.exemplars is {self.exemplars:,}{more}"
+        return self._over_in_training(ledger)
+
+    def _over_in_training(self, ledger: Ledger) -> str | None:
+        most = self.budget.training_bytes
+        if most is None or ledger.peak_training_bytes <= most:
+            return None
+        return f"held {ledger.peak_training_bytes:,} bytes in training, budget.training_bytes is {most:,}"
+
+    def check(self, ledger: Ledger, exemplars: int, name: str, when: str = "after") -> None:
+        """Refuse a state that is over the budget ``when`` the experience is reached or done.
+
+        Raises:
+            BudgetExceeded: naming every kind and its bytes.
+        """
+        over = self.over(ledger, exemplars)
+        if over and self.budget.enforce != "report":
+            kinds, key = ledger.describe(self.convention), "budget.limit or budget.exemplars"
+            if over == self._over_in_training(ledger):
+                kinds, key = f"{kinds}, {ledger.describe(lifetime='training')}", "budget.training_bytes"
+            raise BudgetExceeded(
+                f"{name} {over} {when} experience {self.boundary.experience}: {kinds}; raise {key}, or set "
+                f"budget.enforce=report"
+            )

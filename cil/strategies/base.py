@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cil.contract import Holder, Phase, Progress, Search
 from cil.data import Batch, Samples
-from cil.memory import Budget
+from cil.memory import Allowance, Budget
 from cil.models import NetFactory
 from cil.streams import Experience, Signature
 
@@ -20,7 +20,7 @@ class Strategy(Holder):
 
     Args:
         make_net: Makes a fresh growing network (``make_net.branching()`` a branching one).
-        budget: How much may be carried; ``self.budget.exemplar_slots(self)`` answers in exemplars.
+        budget: What may be carried; ``self.budget.exemplar_slots(self)`` answers in exemplars, read-only.
 
     Only what ``keep`` names crosses a boundary: every experience starts with a fresh object, grown to the structure of
     the classes seen, into which the carried state is loaded.
@@ -35,10 +35,10 @@ class Strategy(Holder):
     toy: ClassVar[Mapping[str, Any]] = {}  # hyperparameters for toy runs, where the defaults are far too large
     toy_model: ClassVar[Mapping[str, Any]] = {}  # name and options of a backbone for toy runs, where any will not do
 
-    def __init__(self, make_net: NetFactory, budget: Budget) -> None:
+    def __init__(self, make_net: NetFactory, budget: Budget | Allowance) -> None:
         super().__init__()
         self.make_net = make_net
-        self.budget = budget
+        self.budget = Allowance.of(budget)
         self.old_classes = 0
         self.first_slot = 0  # the lowest with data here; where no class re-appears, the first new one
         self.progress = Progress()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -38,8 +37,8 @@ def store_exemplars(learner: Strategy, experience: Experience, net: nn.Module | 
     for name, memory in learner.memories().items():
         capacity = learner.budget.capacity(learner, memory)
         # items of variable size: as many as fit by actual size, in order of choice
-        budget = learner.budget if capacity is None else replace(learner.budget, limits=None)
-        quota = budget.exemplar_slots(learner) // max(1, learner.num_classes)
+        allowed = learner.budget.exemplar_slots if capacity is None else learner.budget.counted_slots
+        quota = allowed(learner) // max(1, learner.num_classes)
         new: Samples = experience.train
         see: See = partial(seen, net, learner.num_classes, memory.select.needs)
         if isinstance(memory, FeatureMemory):

@@ -16,12 +16,11 @@ from torch import Tensor
 from cil import metrics
 from cil.data import Batch, Samples
 from cil.engine.keys import generator
-from cil.engine.learners import all_evaluating
+from cil.engine.lifecycle import all_evaluating
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, ContractError
 from cil.memory import Flops
 from cil.streams import Stream
-from cil.streams.task_stream import TaskStream
 
 WINDOWS = (10, 100)  # evaluations, of windowed forgetting and plasticity
 
@@ -48,7 +47,7 @@ class Anytime:
             raise ConfigError(f"anytime.unit is '{self.unit}'; allowed: steps, samples")
 
 
-class Watch:
+class AnytimeObserver:
     """Evaluates a learner inside one experience, on test images of the classes exposed so far.
 
     A class is exposed once an image of it was in a batch. Answers are the best among exposed classes; those that
@@ -184,19 +183,6 @@ class Watch:
         missing = len(self.exposed) - scores.shape[1]
         scores = torch.nn.functional.pad(scores.float(), (0, missing), value=-torch.inf)
         return scores.masked_fill(~self.exposed, -torch.inf).argmax(1)
-
-
-def check_watchable(settings: Anytime | None, stream: Stream) -> None:
-    """Refuse to look inside experiences of a stream that tells the task: its heads are evaluated one by one.
-
-    Raises:
-        ConfigError: naming the key.
-    """
-    if settings is not None and isinstance(stream, TaskStream):
-        raise ConfigError(
-            f"anytime.every is {settings.every}, and stream '{stream.name}' tells the task: set it to null, or "
-            f"stream.heads=offset"
-        )
 
 
 def anytime_results(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -16,8 +16,17 @@ from cil.data import Samples
 from cil.data.samples import to_float
 from cil.engine.cost import held_tensors
 from cil.engine.keys import generator
+from cil.engine.measured_step import (
+    Measured,
+    held_by_kind,
+    modules_of,
+    noise_samples,
+    on_meta_or_cpu,
+    phase_step,
+    report,
+    summed,
+)
 from cil.engine.recipe import Recipe
-from cil.engine.trial_step import Measured, held_by_kind, made_up, modules_of, on_first, phase_step, summed, told
 from cil.memory import Budget, tensor_bytes
 from cil.memory.published_bytes import Published, counting_inputs
 from cil.memory.training import SavedByPart, TrainingMemory, Watch, dtypes_of, parts_of
@@ -48,7 +57,7 @@ class AdapterSteps:
             CilError: where the adapter refuses its configuration or the network.
             ConfigError: where it cannot be stepped on images of noise either.
         """
-        return on_first(self.name, self.precision, partial(self._at, batch_size))
+        return on_meta_or_cpu(self.name, self.precision, partial(self._at, batch_size))
 
     def source_phases(self, batch_size: int | None = None) -> TrainingMemory | None:
         """The largest step on source data before deployment; None where there is none.
@@ -56,7 +65,7 @@ class AdapterSteps:
         Args:
             batch_size: In place of the recipe's or the adapter's own, in all phases.
         """
-        found = on_first(self.name, self.precision, partial(self._of_phases, batch_size))
+        found = on_meta_or_cpu(self.name, self.precision, partial(self._of_phases, batch_size))
         return found if found.batch_size else None
 
     def _made(self, device: torch.device) -> tuple[Adapter, Samples | None]:
@@ -68,7 +77,7 @@ class AdapterSteps:
         if not adapter.needs_source:
             return adapter, None
         slots = torch.arange(max(2 * adapter.num_classes, 2 * self.recipe.batch_size)) % adapter.num_classes
-        return adapter, made_up(slots, adapter.image_shape, noise=device.type != "meta")
+        return adapter, noise_samples(slots, adapter.image_shape, noise=device.type != "meta")
 
     def _of_phases(self, batch_size: int | None, device: torch.device, refused: str) -> TrainingMemory:
         adapter, source = self._made(device)
@@ -78,7 +87,7 @@ class AdapterSteps:
         if not found:
             return TrainingMemory(kinds, (), {}, 0, device.type)
         largest = max(found, key=lambda measured: sum(measured.added.values()))
-        return told(largest, summed(kinds, largest.added), device, f"source phase {largest.name}", refused)
+        return report(largest, summed(kinds, largest.added), device, f"source phase {largest.name}", refused)
 
     def _step_of(self, adapter: Adapter, batch_size: int | None, phase: Phase) -> Measured | None:
         recipe = self.recipe.of(phase, 0)
@@ -91,7 +100,7 @@ class AdapterSteps:
                 pass  # code between two phases makes what an update reads
         adapter.deploy(source)
         modules = modules_of(adapter)
-        batch = made_up(torch.zeros(batch_size), adapter.image_shape, noise=device.type != "meta")
+        batch = noise_samples(torch.zeros(batch_size), adapter.image_shape, noise=device.type != "meta")
         images = to_float(batch.pixels.to(device))
         with Watch(modules) as watch:
             adapter.adapt_and_predict(images)  # makes state
@@ -103,7 +112,7 @@ class AdapterSteps:
         rule = self._published(adapter, images)
         parts, dtypes = parts_of(watch, saved.at_peak, state), dtypes_of(saved.at_peak)
         one = Measured("update", batch_size, parts, dtypes, added, rule)
-        return told(one, summed(held_by_kind(adapter), added), device, "update on a batch", refused)
+        return report(one, summed(held_by_kind(adapter), added), device, "update on a batch", refused)
 
     def _published(self, adapter: Adapter, images: Tensor) -> Published:
         """By the rule: every float copy that is kept counts four bytes, what is frozen in the network itself one."""

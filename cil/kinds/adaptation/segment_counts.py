@@ -1,4 +1,4 @@
-"""What is counted while an adapter meets a segment."""
+"""Counts while an adapter meets a segment of the stream: answers, seconds, FLOPs, bytes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from cil.memory import Entry, Flops, SavedBytes, tensor_bytes
 
 
 @dataclass
-class Tally:
-    """What is counted in a segment: predictions batch by batch, and what the first batches cost.
+class SegmentCounts:
+    """Predictions batch by batch, and what the first batches cost.
 
     Attributes:
-        wrong, count: Of each batch.
-        seconds: Of each batch that was not measured (measuring takes time).
-        flops, measured: Operations of the measured images, and their number.
-        activations, gradients: Most bytes kept for backward at a time, and of the gradients.
+        wrong, count: Wrong answers and images, batch by batch.
+        seconds: Seconds of each batch that was not measured (measuring takes time).
+        flops, measured: FLOPs of the measured images, and their number.
+        activations, gradients: Most bytes kept for backward at a time, and bytes of the gradients.
     """
 
     wrong: list[int] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Tally:
         self._predicted: list[Tensor] = []
 
     @classmethod
-    def of(cls, saved: Mapping[str, Any], predicted: Tensor) -> Tally:
+    def of(cls, saved: Mapping[str, Any], predicted: Tensor) -> SegmentCounts:
         """What was ``saved``."""
         made = cls(**saved)
         made._predicted = [predicted]

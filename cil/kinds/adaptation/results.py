@@ -1,4 +1,4 @@
-"""The numbers of an adaptation record, from what was counted and committed at each boundary."""
+"""The results of an adaptation run, from what was counted and committed at each boundary."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from cil.streams.shifts import ShiftStream
 Counts = Mapping[str, Tensor]
 
 
-def online_results(
+def adaptation_results(
     rows: Sequence[Counts], facts: Sequence[Mapping[str, Any]], stream: ShiftStream
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The ``results`` of an adaptation record, and its arrays.
+) -> dict[str, Any]:
+    """The results of an adaptation run.
 
     Args:
-        rows: What was counted up to each boundary: the first is the deployment (clean images at most), then a segment
-            each.
+        rows: Counts up to each boundary: the first is the deployment (clean images at most), then a segment each.
         facts: What was committed with each.
 
     Returns:
@@ -29,24 +28,22 @@ def online_results(
         unweighted; None until all were met), ``segment_errors``, ``online_error`` (of all images so far),
         ``clean_error_before`` and ``_after``, ``ledger`` (at each boundary), ``flops``, ``seconds`` (``per_batch``: of
         batches that no meter slowed down), ``peak_training_bytes`` (while adapting), ``peak_source_training_bytes``.
-        Arrays: ``wrong``, ``count``, ``segment`` of each batch, and ``running_error``, percent of all images so far.
     """
-    met = rows[1:]
-    wrong, count = (np.concatenate([row[name].numpy() for row in met]) if met else None for name in ("wrong", "count"))
-    by_domain = [sum((row[f"{name}_by_domain"].numpy() for row in met), np.zeros(len(stream.domains), int))
-                 for name in ("wrong", "count")]  # fmt: skip
+    segments, adapted, deployed = rows[1:], facts[1:], facts[0]
+    by_domain = [
+        sum((row[f"{name}_by_domain"].numpy() for row in segments), np.zeros(len(stream.domains), int))
+        for name in ("wrong", "count")
+    ]
     domains = [percent(w, n) for w, n in zip(*by_domain, strict=True)]
     known = [error for error in domains if error is not None]
-    adapted, deployed = facts[1:], facts[0]
     batches = [seconds for fact in adapted for seconds in fact["seconds"]["batches"]]
-    adapting = [fact["seconds"]["adapt"] for fact in adapted]
-    evaluating = [fact["seconds"]["evaluate"] for fact in adapted]
+    adapting, evaluating = ([fact["seconds"][name] for fact in adapted] for name in ("adapt", "evaluate"))
     flops = list(accumulate(fact["flops"]["adapt"] for fact in adapted))
-    results = {
+    return {
         "domain_errors": domains,
         "mean_error": sum(known) / len(known) if len(known) == len(domains) else None,
-        "segment_errors": [percent(row["wrong"].sum(), row["count"].sum()) for row in met],
-        "online_error": percent(wrong.sum(), count.sum()) if wrong is not None and count is not None else None,
+        "segment_errors": [percent(row["wrong"].sum(), row["count"].sum()) for row in segments],
+        "online_error": percent(*(sum(int(row[name].sum()) for row in segments) for name in ("wrong", "count"))),
         "clean_error_before": _clean(rows[0]),
         "clean_error_after": _clean(rows[-1]) if len(rows) == len(stream) + 1 else None,
         "ledger": [fact["ledger"] for fact in facts],
@@ -61,11 +58,17 @@ def online_results(
         "peak_training_bytes": max((fact["peak_training_bytes"] for fact in adapted), default=None),
         "peak_source_training_bytes": deployed["peak_training_bytes"],
     }
-    if wrong is None or count is None:
-        return results, {}
-    segment = np.repeat(np.arange(len(met)), [len(row["wrong"]) for row in met])
+
+
+def adaptation_arrays(rows: Sequence[Counts]) -> dict[str, np.ndarray[Any, Any]]:
+    """``wrong``, ``count``, ``segment`` of each batch, and ``running_error``: percent of all images so far."""
+    segments = rows[1:]
+    if not segments:
+        return {}
+    wrong, count = (np.concatenate([row[name].numpy() for row in segments]) for name in ("wrong", "count"))
+    segment = np.repeat(np.arange(len(segments)), [len(row["wrong"]) for row in segments])
     running = 100 * wrong.cumsum() / count.cumsum()
-    return results, {"wrong": wrong, "count": count, "segment": segment, "running_error": running}
+    return {"wrong": wrong, "count": count, "segment": segment, "running_error": running}
 
 
 def percent(wrong: Any, count: Any) -> float | None:

@@ -1,0 +1,139 @@
+"""The bill before training: structure and counts alone, on the ``meta`` device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from cil.engine.lifecycle import MakeLearner, admit
+from cil.errors import BudgetExceeded, CilError, ConfigError
+from cil.memory import Allowance, Budget
+from cil.memory.ledger import CONVENTIONS
+from cil.models import NetFactory
+from cil.strategies import Strategy
+from cil.streams import Signature
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a learner will carry after one experience.
+
+    Attributes:
+        fixed: Bytes of everything but exemplars, by convention.
+        exemplars: Their number.
+        total: Bytes in all, by convention; exemplars of variable size at their raw size.
+        by_kind: Exact bytes of each kind.
+    """
+
+    experience: int
+    fixed: dict[str, int]
+    exemplars: int
+    total: dict[str, int]
+    by_kind: dict[str, int]
+
+
+def dry_run(
+    make_learner: MakeLearner,
+    make_net: Callable[[], NetFactory],
+    signatures: Sequence[Signature],
+    budget: Budget,
+    final_bytes: int | None = None,
+) -> list[Bill]:
+    """Grow a learner without values over all boundaries and read off its bytes.
+
+    Args:
+        make_learner: The strategy with its hyperparameters.
+        make_net: Gives a fresh factory on the ``meta`` device.
+        signatures: One for each experience of the stream.
+        budget: With ``reserve: final`` the final size is taken from a first pass, unless ``final_bytes`` says it.
+
+    Raises:
+        ConfigError: where the strategy cannot be grown without data.
+    """
+    if budget.reserve == "final" and budget.limits is not None and final_bytes is None:
+        first = dry_run(make_learner, make_net, signatures, budget, final_bytes=0)
+        final_bytes = first[-1].fixed[budget.convention]
+    learner = make_learner(make_net(), Allowance(budget))
+    held: dict[int, int] = {}
+    bills = []
+    for signature in signatures:
+        taken = admit(learner, signature, budget, final_bytes)
+        try:
+            learner.grow(taken)
+        except CilError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"{type(learner).__name__}.grow fails without data at experience {signature.index}: {error}"
+            ) from error
+        held = planned_exemplars(learner, taken, held)
+        bills.append(_bill(learner, taken, held))
+    return bills
+
+
+def planned_exemplars(learner: Strategy, signature: Signature, held: Mapping[int, int]) -> dict[int, int]:
+    """Exemplars of each slot after an experience, from those ``held`` before and what arrives."""
+    choice = {slot: held.get(slot, 0) + signature.counts.get(slot, 0) for slot in range(signature.num_classes)}
+    return learner.exemplar_plan(Allowance.of(learner.budget).exemplar_slots(learner), choice)
+
+
+def held_in(learner: Strategy, name: str, held: Mapping[int, int]) -> dict[int, int]:
+    """The exemplars of each slot that lie in one memory."""
+    return {slot: count for slot, count in held.items() if learner.memory_of(slot) in (None, name)}
+
+
+def _bill(learner: Strategy, signature: Signature, held: Mapping[int, int]) -> Bill:
+    state = learner.state()
+    by_kind: dict[str, int] = {}
+
+    def add(kind: str, size: int) -> None:
+        by_kind[kind] = by_kind.get(kind, 0) + size
+
+    for name, tensor in state.tensors.items():
+        add(state.kinds[name], tensor.numel() * tensor.element_size())
+    if meta := len(state.encoded_meta()):
+        add("other", meta)
+    if state.references:
+        add("parameters", sum(reference.bytes for reference in state.references))
+    fixed = {convention: learner.fixed_bytes(convention) for convention in CONVENTIONS}
+    total = dict(fixed)
+    for name, memory in learner.memories().items():
+        count = sum(held_in(learner, name, held).values())
+        for convention in fixed:
+            total[convention] += count * memory.item_bytes(learner.image_shape, learner.num_classes, convention)
+        for kind, size in memory.item_kinds(learner.image_shape, learner.num_classes).items() if count else ():
+            add(kind, count * size)
+    return Bill(signature.index, fixed, sum(held.values()), total, by_kind)
+
+
+def check_bills(bills: Sequence[Bill], budget: Budget, name: str) -> None:
+    """Refuse before training what cannot fit whatever is trained.
+
+    Raises:
+        BudgetExceeded: naming the first boundary at which the learner without exemplars is over the limit.
+    """
+    if budget.limits is None or budget.enforce == "report":
+        return
+    for bill in bills:
+        limit = int(budget.limits[min(bill.experience, len(budget.limits) - 1)])
+        if bill.fixed[budget.convention] > limit:
+            parts = ", ".join(f"{kind} {size:,}" for kind, size in sorted(bill.by_kind.items(), key=lambda i: -i[1]))
+            raise BudgetExceeded(
+                f"{name} will carry {bill.fixed[budget.convention]:,} bytes ({budget.convention}) without a single "
+                f"exemplar after experience {bill.experience}, budget.limit is {limit:,}: {parts}; raise budget.limit, "
+                f"take a smaller model, or set budget.enforce=report"
+            )
+
+
+def limits_like(
+    make_learner: MakeLearner, make_net: Callable[[], NetFactory], signatures: Sequence[Signature], budget: Budget
+) -> list[int]:
+    """Bytes that the strategy of an aligned budget carries: after each experience, or the last one's alone."""
+    assert budget.alignment is not None
+    exemplars, shape = budget.alignment.exemplars, signatures[0].image_shape
+    bills = dry_run(make_learner, make_net, signatures, Budget(exemplars=exemplars))
+    totals = [bill.total[budget.convention] for bill in bills]
+    if budget.convention == "survey":  # the nominal number of exemplars, whole quotas or not
+        pixels = shape[0] * shape[1] * shape[2]
+        totals = [bill.fixed["survey"] + (exemplars * pixels if bill.exemplars else 0) for bill in bills]
+    return totals if budget.alignment.each else totals[-1:]

@@ -1,0 +1,263 @@
+"""A step that nothing is learned from, measured: what training or adaptation will hold, told before the first step.
+
+On ``meta`` such a step takes no memory and no arithmetic, and needs no data where shapes are static. Where a method
+asks for values, a step is made on the CPU, on images of noise.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cil.adapt import Adapter
+from cil.contract import Holder, Phase
+from cil.data import ArrayStore, Augment, Batch, Samples
+from cil.data.samples import to_float
+from cil.engine.arrival import Pace
+from cil.engine.cost import MEASURED, Cost, held_tensors
+from cil.engine.fit import Fit, LossWindow
+from cil.engine.loader import Keyed, PhaseLoader, batch_bounds
+from cil.engine.recipe import Recipe
+from cil.engine.runtime import Runtime
+from cil.engine.shape_inference import OnMeta
+from cil.errors import CilError, ConfigError
+from cil.memory import tensor_bytes
+from cil.memory.published_bytes import Count, Published, counting_inputs
+from cil.memory.training import (
+    Part,
+    SavedByPart,
+    SavedTensor,
+    TrainingMemory,
+    Watch,
+    by_kind,
+    dtypes_of,
+    optimizer_bytes,
+    parts_of,
+)
+from cil.strategies import Strategy
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The largest batch of the first steps of a phase."""
+
+    name: str
+    batch_size: int
+    parts: tuple[Part, ...]
+    dtypes: dict[str, int]
+    added: dict[str, int]  # bytes that it adds to what is held, by kind
+    published: Published
+
+
+class StepMeter(Cost):
+    """Measures the first steps of a phase by part of the network, in place of what a run bills.
+
+    Args:
+        modules: Networks of the learner by name.
+        watch: Entered around the phase; knows which module's forward is running.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], watch: Watch) -> None:
+        super().__init__()
+        self.modules, self.watch = modules, watch
+        self.trained: Sequence[Tensor] = ()
+        self.meters: list[tuple[int, list[SavedTensor]]] = []  # bytes, and what was saved
+        self.counts: list[Count] = []  # for the published accounting, batch by batch
+        self.gradients, self.largest = 0, 0
+        self.optimizer: dict[int, int] = {}
+
+    @contextmanager
+    def batch(self, learner: Holder, images: int) -> Iterator[AbstractContextManager[Any]]:
+        self.largest = max(self.largest, images)
+        yield self._forward(learner)
+
+    @contextmanager
+    def _forward(self, learner: Holder) -> Iterator[None]:
+        with counting_inputs(self.modules.values()) as count, SavedByPart(self.watch, held_tensors(learner)) as saved:
+            yield
+        self.meters.append((saved.bytes, saved.saved))
+        self.counts.append(count)
+
+    @contextmanager
+    def adjusting(self, learner: Holder) -> Iterator[None]:
+        with SavedByPart(self.watch, held_tensors(learner)) as saved:
+            yield
+        self.meters.append((saved.peak, saved.at_peak))
+
+    def bill_step(self, phase: str, parameters: Sequence[Tensor]) -> None:
+        self.gradients = sum(tensor_bytes(p.grad) for p in parameters if p.grad is not None)
+        self.trained = parameters
+
+    def bill_optimizer(self, phase: str, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer_bytes(optimizer)
+
+    def measured(self, name: str) -> Measured:
+        """What was measured, of the phase of that name."""
+        size, tensors = max(self.meters, key=lambda meter: meter[0])
+        added = {"activations": size, "gradients": self.gradients, "optimizer": sum(self.optimizer.values())}
+        parts = parts_of(self.watch, tensors, self.optimizer)
+        rules = [published_step(self.modules, self.trained, count) for count in self.counts]
+        rule = max(rules, key=lambda one: one.bytes)
+        return Measured(name, self.largest, parts, dtypes_of(tensors), added, rule)
+
+
+class PlainRuntime(Runtime):
+    """fp32 on any device, ``meta`` too; other precisions are the caller's to set around it."""
+
+    def __post_init__(self) -> None:
+        """Nothing to check."""
+
+    @property
+    def plain(self) -> bool:
+        """True: nothing is done for a precision."""
+        return True
+
+
+class UnreadLosses(LossWindow):
+    """Losses that nobody looks at: on ``meta`` they have no values."""
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Let them go."""
+
+
+class PlainLoader(PhaseLoader):
+    """Batches as the loader of a run makes them, but for the augmentation, which changes no byte. No set is copied.
+
+    Args:
+        data, device, keyed, size: As for ``PhaseLoader``; the others are not needed.
+    """
+
+    def __init__(
+        self, data: Samples | Mapping[str, Samples], augment: Augment, device: torch.device, keyed: Keyed, size: int,
+        pace: Pace | None = None, arriving: int | None = None,
+    ) -> None:  # fmt: skip
+        self.data = {"": data} if isinstance(data, Samples) else dict(data)
+        self.main, self.size, self.device, self.keyed = next(iter(self.data)), size, device, keyed
+        self.bounds = batch_bounds(len(self.data[self.main]), size)
+
+    def epoch(self, epoch: int, first: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        for start, end in self.bounds[first:stop]:
+            made = {name: self._part(name, start, end) for name, samples in self.data.items() if len(samples)}
+            batch = made[self.main]
+            yield replace(batch, streams=made) if self.main or len(made) > 1 else batch
+
+    def _part(self, name: str, start: int, end: int) -> Batch:
+        samples = self.data[name]
+        order = torch.randperm(len(samples), generator=self.keyed(name, "order", 0))
+        rows = order[start:end] if name == self.main else order[: min(self.size, len(samples))]
+        part = samples[rows]
+        pixels, targets = part.pixels, part.targets
+        return Batch(
+            to_float(pixels.to(self.device)),
+            part.slots,
+            None if targets is None else targets.to(self.device),
+            lambda: pixels,
+            rows,
+            {key: values.to(self.device) for key, values in part.extras.items()},
+        )
+
+    def before(self, step: int, last: bool = False) -> None:
+        """Nothing arrives between steps."""
+
+    def arrived(self, epoch: int, step: int) -> int:
+        """Images up to a step."""
+        return self.bounds[step][1]
+
+
+def phase_step(learner: Strategy | Adapter, phase: Phase, recipe: Recipe) -> Measured | None:
+    """Make the first steps of a phase as ``Fit`` makes them, and measure them; None without data to train on."""
+    modules = modules_of(learner)
+    with Watch(modules) as watch:
+        meter = StepMeter(modules, watch)
+        Fit(
+            learner, phase, 0, recipe, 0, 0, Augment(), PlainRuntime(str(learner.device)), cost=meter,
+            spent=lambda cost: cost.steps >= MEASURED, make_loader=PlainLoader, window=UnreadLosses(),
+        ).run()  # fmt: skip
+        return meter.measured(phase.name) if meter.meters else None
+
+
+def published_step(modules: Mapping[str, nn.Module], trained: Sequence[Tensor], count: Count) -> Published:
+    """The published accounting of a step: what is trained is float, all other parameters are frozen."""
+    everything = {id(p): p for module in modules.values() for p in module.parameters()}
+    trainable = sum(p.numel() for p in trained)
+    chosen = {id(p) for p in trained}
+    frozen = sum(p.numel() for key, p in everything.items() if key not in chosen)
+    return Published(trainable, frozen, count.inputs, count.relus_on_the_way)
+
+
+def report(one: Measured, kinds: Mapping[str, int], device: torch.device, where: str, refused: str) -> TrainingMemory:
+    """A measured step and what is held beside it, as a report."""
+    return TrainingMemory(
+        by_kind(kinds), one.parts, one.dtypes, one.batch_size, device.type, where, one.published, refused
+    )
+
+
+def modules_of(learner: Holder) -> dict[str, nn.Module]:
+    """What is kept and is a network, by name; optimizers are not."""
+    held = learner.held().items()
+    return {name: value for name, value in held if isinstance(value, nn.Module) and not hasattr(value, "tuned")}
+
+
+def held_by_kind(holder: Holder) -> dict[str, int]:
+    """Bytes of all that is kept, carried or not."""
+    state = holder.state()
+    kinds: dict[str, int] = {}
+    for name, tensor in state.tensors.items():
+        kinds[state.kinds[name]] = kinds.get(state.kinds[name], 0) + tensor_bytes(tensor)
+    more = {"other": len(state.encoded_meta()), "parameters": sum(one.bytes for one in state.references)}
+    for entry in holder.training_entries():
+        more[entry.kind] = more.get(entry.kind, 0) + entry.bytes
+    return by_kind(summed(kinds, more))
+
+
+def summed(*several: Mapping[str, int]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for kinds in several:
+        for kind, size in kinds.items():
+            total[kind] = total.get(kind, 0) + size
+    return total
+
+
+def noise_samples(slots: Tensor, shape: tuple[int, int, int], noise: bool) -> Samples:
+    """Samples of these slots: noise, or black images that are one byte in memory."""
+    count = len(slots)
+    if noise:
+        pixels = torch.randint(0, 256, (count, *shape), generator=torch.Generator().manual_seed(0))
+        return Samples(ArrayStore(pixels.to(torch.uint8)), slots)
+    return Samples(ArrayStore(torch.zeros((), dtype=torch.uint8).expand(count, *shape)), slots)
+
+
+def on_meta_or_cpu(name: str, precision: str, work: Callable[[torch.device, str], TrainingMemory]) -> TrainingMemory:
+    """Do it on ``meta``; where values are asked for, on the CPU."""
+    refused = "" if precision == "fp32" else f"types of trainer.precision={precision} are chosen on a device alone"
+    if not refused:
+        try:
+            with OnMeta(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # values that are copied to where there are none
+                return work(torch.device("meta"), "")
+        except CilError:
+            raise
+        except Exception as error:  # of any kind: code that asks for values fails in its own way
+            refused = reason_of(error)
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    try:
+        with torch.autocast("cpu", kinds[precision]) if precision in kinds else nullcontext():
+            return work(torch.device("cpu"), refused)
+    except CilError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{name} cannot make a step on images of noise: {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """An error of code that asks ``meta`` for a value, in one line."""
+    first = " ".join(str(error).split()).partition(". ")[0]
+    return f"{type(error).__name__}: {first[:160]}"

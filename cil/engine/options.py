@@ -1,0 +1,86 @@
+"""The options that every run has, whatever its kind: their names, defaults and configuration keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from cil.engine.runtime import Runtime
+from cil.errors import ConfigError, nearest
+from cil.targets import check_arguments
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is run, and where it is kept.
+
+    The metadata of a field is the key that sets it in the configuration; None: no key does.
+
+    Args:
+        seed: All random draws follow from it.
+        run_dir: Where the record is; by default a folder under ``root`` that is named by the identity of the run.
+        root: Folder of runs that are not given a ``run_dir``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        precision: ``fp32``, ``bf16``, ``fp16`` or ``auto``.
+        threads: CPU threads; by default as torch has them.
+        loggers: As ``cil.tracking.build_loggers`` takes them; files are always written.
+        progress: Show progress.
+        keep: Which boundaries' states stay on disk: ``last``, ``all`` or ``best``.
+        boundary: ``inline``, or ``process``: what is done at each boundary in a process of its own.
+        evaluation_batch: Images a batch in evaluation.
+        group: Name of the runs that it belongs to on a dashboard.
+        command: The command that asked for it, for readers of the record; None: not by a command.
+    """
+
+    seed: int = field(default=0, metadata={"key": "seed"})
+    run_dir: str | Path | None = field(default=None, metadata={"key": "run_dir"})
+    root: str | Path = field(default="runs")
+    device: str = field(default="auto", metadata={"key": "device"})
+    precision: str = field(default="fp32", metadata={"key": "trainer.precision"})
+    threads: int | None = field(default=None, metadata={"key": "trainer.threads"})
+    loggers: Any = field(default=(), metadata={"key": "logger"})
+    progress: bool = field(default=False, metadata={"key": "progress"})
+    keep: str = field(default="last", metadata={"key": "checkpoint.keep"})
+    boundary: str = field(default="inline", metadata={"key": "boundary"})
+    evaluation_batch: int = field(default=500, metadata={"key": "trainer.evaluation_batch"})
+    group: str | None = field(default=None)
+    command: str | None = field(default=None)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """From keyword arguments.
+
+        Raises:
+            ConfigError: for an unknown name or a value of another type.
+        """
+        names = [item.name for item in fields(cls)]
+        for name in given:
+            if name not in names:
+                raise ConfigError(f"unknown key {name}; a run has no such option; {nearest(name, names)}")
+        check_arguments(cls, given, "")
+        return cls(**given)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **changes: Any) -> Self:
+        """From a composed configuration; ``changes`` go before it."""
+        found = {}
+        for item in fields(cls):
+            if "key" in item.metadata:
+                value: Any = config
+                for step in item.metadata["key"].split("."):
+                    value = value[step]
+                found[item.name] = value
+        found["progress"] = config["progress"] is not False
+        return cls(**{**found, **changes})
+
+    def runtime(self) -> Runtime:
+        """Device, precision and threads, as far as they are there.
+
+        Raises:
+            ConfigError: for those that are not.
+        """
+        return Runtime(self.device, self.precision, self.threads or torch.get_num_threads())

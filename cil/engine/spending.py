@@ -1,0 +1,41 @@
+"""The part of a record's results that all strategies share: bytes, FLOPs, seconds, exemplars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+Rows = Sequence[Mapping[str, Tensor]]
+
+
+def spent(rows: Rows, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a run carried and spent: ledger, FLOPs by part (summed up over experiences), seconds, peaks."""
+    parts = dict.fromkeys(name for fact in facts for name in fact["flops"])
+    flops = {name: list(accumulate(fact["flops"].get(name, 0) for fact in facts)) for name in parts}
+    both = [(row, fact.get("anytime", {"flops": 0, "seconds": 0.0})) for row, fact in zip(rows, facts, strict=True)]
+    flops["evaluation"] = list(accumulate(int(row["flops"]) + inside["flops"] for row, inside in both))
+    seconds: dict[str, Any] = {name: [fact["seconds"][name] for fact in facts] for name in ("train", "consolidate")}
+    seconds["evaluate"] = [float(row["seconds"]) + inside["seconds"] for row, inside in both]
+    peaks = [fact["peak_parameters"] for fact in facts if "peak_parameters" in fact]
+    compute = {"compute": [fact.get("compute") for fact in facts]} if "compute" in facts[-1] else {}
+    return {
+        "ledger": [fact["ledger"] for fact in facts],
+        "exemplars": [fact["exemplars"] for fact in facts],
+        "given_up": [fact.get("given_up", 0) for fact in facts],
+        "over_budget": [fact["over_budget"] for fact in facts],
+        "flops": {**flops, "total": sum(each[-1] for each in flops.values())},
+        "seconds": {**seconds, "total": sum(map(sum, seconds.values()))},
+        "peak_training_bytes": max(fact["peak_training_bytes"] for fact in facts),
+        "peak_parameters": max(peaks, default=None),
+        **compute,
+    }
+
+
+def plain(values: Any) -> Any:
+    """Nested lists of floats, or one float, with None for NaN."""
+    array = np.asarray(values, dtype=np.float64)
+    return np.where(np.isnan(array), np.array(None), array).tolist()

@@ -1,0 +1,103 @@
+"""How a run ends: signals that ask it to stop, its clock, and the status that its record is left with."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import cast
+
+import torch
+
+from cil.engine.process import Stopped
+from cil.errors import BudgetExceeded, CilError, TrainingError
+from cil.tracking import Record
+
+
+@contextmanager
+def status_kept(record: Record, device: str, batch_key: str, finish: Callable[[str], None]) -> Iterator[None]:
+    """Around the work of a run: its record says ``running``, and afterwards how it ended.
+
+    Args:
+        device: Where it runs, for messages.
+        batch_key: The key that makes a batch smaller, for messages.
+        finish: Called with the status when it is written.
+
+    Raises:
+        BudgetExceeded: with status ``over_budget``; KeyboardInterrupt: after a Ctrl-C, with status ``interrupted``;
+            TrainingError: where no memory is left; whatever else the work raises, with status ``failed``.
+    """
+    record.set_status("running")
+    status, error = "finished", cast("BaseException | None", None)
+    try:
+        yield
+    except BudgetExceeded as exceeded:
+        status, error = "over_budget", exceeded
+        record.results |= Record.load(record.directory).results  # the ledger may have been written by a child
+    except (Stopped, KeyboardInterrupt):
+        status, error = "interrupted", KeyboardInterrupt()
+    except torch.OutOfMemoryError as full:
+        first = str(full).splitlines()[0]
+        advice = f"lower {batch_key} or take a smaller model"
+        status, error = "failed", TrainingError(f"no memory left on {device} ({first}); {advice}")
+    except Exception as failed:
+        status, error = "failed", failed
+    record.set_status(status, None if status in ("finished", "interrupted") else one_line(error))
+    finish(status)
+    if error is not None:
+        raise error
+
+
+def one_line(error: BaseException | None) -> str:
+    """An error in one line, for a record."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, CilError) else f"{type(error).__name__}: {text}"
+
+
+class Clock:
+    """Seconds of work, those before an interruption included."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._before, self._began = before, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return self._before + time.perf_counter() - self._began
+
+
+class Stop:
+    """Says if a run was asked to stop. Ctrl-C finishes the step and saves; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def here(self) -> None:
+        """Stop if that was asked for, where going on would keep a person waiting and nothing is lost."""
+        if self.asked:
+            raise Stopped
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear SIGINT and SIGTERM, where this is the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self.asked:
+                raise KeyboardInterrupt
+            self.asked = True
+
+        old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)

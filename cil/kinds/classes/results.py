@@ -1,0 +1,55 @@
+"""The results of a run on a stream of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cil import metrics
+from cil.engine.spending import Rows, plain, spent
+from cil.kinds.classes.anytime import anytime_results
+from cil.streams import DomainStream, Stream
+
+
+def class_results(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream) -> dict[str, Any]:
+    """The results of a run on a stream of classes.
+
+    Of domain streams with the means of R by ``domain_summary``; of others whose classes come back with
+    ``forgetting_by_class``, as an experience that brings no class has no test data, and R a gap.
+
+    Args:
+        rows: What ``evaluate`` gave after each experience so far.
+        facts: What was committed with each.
+    """
+    names = ("correct", "correct_task_aware", "count")
+    correct, aware, count = (np.stack([row[name].numpy() for row in rows]).astype(float) for name in names)
+    tested = np.where(count > 0, count, np.nan)
+    accuracy = metrics.summary(
+        np.stack([row["confusion"].numpy() for row in rows]),
+        100 * aware / tested,
+        stream.experience_of_slot,
+        counts=(correct, count),
+    )
+    more: dict[str, Any] = {"anytime": anytime_results(facts)} if "anytime" in facts[-1] else {}
+    if isinstance(stream, DomainStream):
+        found = metrics.domain_summary(accuracy["accuracy_matrix"])._asdict()
+        more["domains"] = {"names": list(stream.domains), **{name: plain(value) for name, value in found.items()}}
+    elif any(set(s.present) - set(s.new_slots) for s in stream.signatures):
+        more["forgetting_by_class"] = forgetting_by_class(rows, stream)
+    return {**accuracy, **more, **spent(rows, facts)}
+
+
+def forgetting_by_class(rows: Rows, stream: Stream) -> float | None:
+    """Mean over the classes that were ever answered rightly before, in points."""
+    first = stream.experience_of_slot
+    right = metrics.per_class_accuracy(confusions(rows), first)
+    fallen = metrics.per_class_forgetting(right, first)
+    known = ~np.isnan(fallen) & (np.nan_to_num(right[:-1]).max(0, initial=0) > 0)
+    return float(fallen[known].mean()) if known.any() else None
+
+
+def confusions(rows: Rows) -> np.ndarray:
+    """(t, K, K) counts: what nearly every other metric can be computed from again."""
+    return np.stack([row["confusion"].numpy() for row in rows])

@@ -1,0 +1,21 @@
+"""Streams of tasks: a strategy is given the task of each image, and is tested task by task."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class Tasks:
+    """The kind ``tasks``."""
+
+    name: ClassVar[str] = "tasks"
+    learner: ClassVar[str] = "strategy"
+
+    def work(self, **parts: Any) -> Any:
+        """The work of a run; ``parts`` as ``TaskWork`` takes them."""
+        from cil.kinds.tasks.work import TaskWork
+
+        return TaskWork(**parts)
+
+
+TASKS = Tasks()

@@ -1,0 +1,78 @@
+"""The work of a run on a stream of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from cil.engine.driver import Context, Counts, Facts
+from cil.engine.learning import StrategyWork
+from cil.engine.spending import spent
+from cil.errors import ConfigError
+from cil.kinds.classes.anytime import Anytime
+from cil.kinds.tasks.evaluation import evaluate_tasks
+from cil.kinds.tasks.results import task_results
+from cil.strategies import Strategy
+from cil.streams import Experience
+from cil.streams.show import thumbnails
+from cil.streams.task_stream import TaskStream
+
+
+@dataclass
+class TaskWork(StrategyWork):
+    """Trains a strategy on a stream of tasks, and evaluates it task by task."""
+
+    stream: TaskStream
+    anytime: Anytime | None = None
+
+    batch_key = "strategy.search.batch_size"  # these learners set their own
+
+    def check_stream(self, learner: Strategy) -> None:
+        """Refuse trials without held-out data, and a look inside experiences: heads are evaluated one by one.
+
+        Raises:
+            ConfigError: naming the tasks, or the key.
+        """
+        check_judged(learner.searches, self.stream)
+        if self.anytime is not None:
+            raise ConfigError(
+                f"anytime.every is {self.anytime.every}, and stream '{self.stream.name}' tells the task: set it to "
+                f"null, or stream.heads=offset"
+            )
+
+    def keep_images(self, experience: Experience, context: Context) -> None:
+        """A few, for the timeline of a report, which opens no data."""
+        context.record.save_arrays({f"thumbnails.{experience.index}": thumbnails(experience.train)})
+
+    def evaluate(self, index: int, context: Context) -> Counts:
+        """Scores of the tasks that the stream wants evaluated after this event, from what was carried alone."""
+        learner, clock = self.carried_learner(index, context)
+        counts = evaluate_tasks(
+            partial(self.answers, learner, context), self.stream, index,
+            seed=self.seed, device=self.runtime.torch_device, batch_size=self.evaluation_batch,
+        )  # fmt: skip
+        return {**counts, "seconds": torch.tensor([clock.seconds], dtype=torch.float64)}
+
+    def results(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> dict[str, Any]:
+        """Errors by task and split, and what was carried and spent."""
+        return {**task_results(rows, facts, self.stream), **spent(rows, facts)}
+
+
+def check_judged(searches: bool, stream: TaskStream) -> None:
+    """Refuse a search on tasks without the held-out data that judge its trials.
+
+    Raises:
+        ConfigError: naming the tasks.
+    """
+    events = stream.events if searches else ()
+    lacking = [event.id for event in events if event.counts.get("dev") == 0]
+    if lacking:
+        raise ConfigError(
+            f"strategy.search has trials, and no dev images judge them in {', '.join(lacking[:3])}"
+            f"{f' and {len(lacking) - 3} more tasks' if lacking[3:] else ''}; give these a dev split, choose others by "
+            f"stream.ids, or set strategy.search.trials=0"
+        )
