@@ -44,9 +44,9 @@ def test_a_learner_meets_a_manifest_of_ones_own(asked, tmp_path, monkeypatch):
     assert run.identity["budget"]["updates"] == 3 and run.identity["stream"]["task_known_at_test"] is True
     assert [task["id"] for task in run.identity["stream"]["tasks"]] == ["one", "two"]
     net = load(run.run_dir)
-    assert net(torch.rand(3, 3, 8, 8), run.stream.signatures[1].task).shape == (3, 3)
+    assert net(torch.rand(3, 3, 8, 8), run.work.stream.signatures[1].task).shape == (3, 3)
     with pytest.raises(StreamError, match="tells the task"):
-        evaluate(run.run_dir, run.stream)
+        evaluate(run.run_dir, run.work.stream)
 
 
 def test_a_foundation_strategy_reads_it_class_by_class(asked, tmp_path, monkeypatch):
