@@ -14,7 +14,7 @@ from cil.engine.spending import plain
 from cil.streams.task_stream import TaskStream
 
 
-def task_results(
+def task_scores(
     rows: Sequence[Mapping[str, Tensor]], facts: Sequence[Mapping[str, Any]], stream: TaskStream
 ) -> dict[str, Any]:
     """The accuracy part of a task stream's record, and one entry for each event.
