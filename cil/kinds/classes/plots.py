@@ -1,0 +1,199 @@
+"""Plots of class-incremental runs: accuracy over the stream and against bytes, forgetting, bills, matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from cil.kinds.classes.anytime import anytime_picture
+from cil.kinds.classes.rows import CONVENTIONS, ClassRow
+from cil.kinds.classes.table import ClassTable
+from cil.report.grids import kinds_of_bytes
+from cil.report.grouping import MIB
+from cil.report.plots import BESIDE, BOUND, INK, WIDTH, Picture, Plot, band, bars, drawn, figure_of, legend, line_style
+from cil.report.verdicts import Score
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+KIND_COLOURS = {
+    "parameters": "#0072b2",
+    "buffers": "#56b4e9",
+    "exemplars": "#e69f00",
+    "labels": "#8c510a",
+    "features": "#d55e00",
+    "prototypes": "#cc79a7",
+    "statistics": "#009e73",
+    "replay_logits": "#6a3d9a",
+    "optimizer": "#35978f",
+    "teacher": "#b07aa1",
+    "other": "#9aa5b1",
+}
+TICKS = 12  # experiences up to which each has its mark
+CELLS_WITH_TEXT = 12  # experiences up to which a heat map prints its numbers
+
+
+def plots(table: ClassTable, number: int, paint: Mapping[str, str]) -> list[Plot]:
+    """All plots that a table has numbers for."""
+    if not table.drawn:
+        return []
+    return drawn(
+        number,
+        partial(_accuracy_curves, table, paint),
+        partial(anytime_picture, table.drawn, paint),
+        partial(_accuracy_against_bytes, table, paint),
+        partial(_forgetting_bars, table, paint),
+        partial(_bytes_by_kind, table),
+        partial(_accuracy_matrices, table),
+    )
+
+
+def _colour(row: ClassRow, paint: Mapping[str, str]) -> str:
+    return BOUND if row.standing == "bound" else paint[row.label]
+
+
+def _accuracy_curves(table: ClassTable, paint: Mapping[str, str]) -> Picture | None:
+    figure, (axes,) = figure_of(4.2, width=1.7 * WIDTH)
+    sizes = [len(slots) for slots in table.drawn[0].runs[0].stream.get("new_slots") or []]
+    for place, row in enumerate(table.drawn):
+        curves = [_numbers(run.result("accuracy_curve")) for run in row.runs]
+        steps = min(map(len, curves))
+        classes = [sum(sizes[: step + 1]) if sizes else step + 1 for step in range(steps)]
+        columns = [[curve[step] for curve in curves] for step in range(steps)]
+        centre = [sum(column) / len(column) for column in columns]
+        style = line_style(_colour(row, paint), place, dashed=row.standing == "bound")
+        axes.plot(classes, centre, **style, label=row.label)
+        if len(curves) > 1:
+            std = [Score(dict(enumerate(column))).std or 0.0 for column in columns]
+            band(axes, classes, centre, std, style["color"])
+    axes.set_ylim(0, 100)
+    if len(sizes) <= TICKS:
+        axes.set_xticks([sum(sizes[: step + 1]) for step in range(len(sizes))] or axes.get_xticks())
+    axes.set_xlabel("classes seen" if sizes else "experiences")
+    axes.set_ylabel("accuracy on all classes seen, %")
+    legend(axes)
+    caption = (
+        "After each experience, on the test images of all classes seen. Line: mean over seeds; band: one standard "
+        "deviation. Grey and dashed: bounds."
+    )
+    return "Accuracy over the stream", caption, figure
+
+
+def _accuracy_against_bytes(table: ClassTable, paint: Mapping[str, str]) -> Picture | None:
+    """Each row as a point: what it carries against what it knows at the end."""
+    rows = [row for row in table.drawn if row.carried[table.convention] and row.last.mean is not None]
+    if len(rows) < 2:
+        return None
+    figure, (axes,) = figure_of(3.9)
+    for place, row in enumerate(rows):
+        x, y = (row.carried[table.convention] or 0) / MIB, row.last.mean or 0.0
+        style = line_style(_colour(row, paint), place)
+        style |= {"linestyle": "none", "markersize": 9}
+        axes.plot([x], [y], **style, label=row.label)
+        axes.errorbar([x], [y], yerr=[row.last.std or 0.0], color=style["color"], capsize=3, elinewidth=1.2)
+    if table.limit is not None:
+        axes.axvline(table.limit / MIB, color=INK, linewidth=1, linestyle=":", label="limit")
+    sizes = [row.carried[table.convention] or 0 for row in rows]
+    if max(sizes) > 20 * min(sizes):
+        axes.set_xscale("log")
+    axes.set_xlabel(f"carried after the last experience, MiB ({table.convention})")
+    axes.set_ylabel("last accuracy, %")
+    axes.margins(x=0.08, y=0.12)
+    legend(axes)
+    return "Last accuracy against bytes", "Bars: one standard deviation over seeds. Up and left is better.", figure
+
+
+def _forgetting_bars(table: ClassTable, paint: Mapping[str, str]) -> Picture | None:
+    rows = [row for row in table.drawn if row.forgetting.mean is not None]
+    if not rows:
+        return None
+    figure, (axes,) = bars([row.label for row in rows])
+    for place, row in enumerate(reversed(rows)):
+        mean, std = row.forgetting.mean or 0.0, row.forgetting.std
+        axes.barh(place, mean, height=0.62, color=_colour(row, paint))
+        if std is not None:
+            axes.errorbar(mean, place, xerr=std, color=INK, capsize=2, elinewidth=1)
+        axes.annotate(str(row.forgetting), (max(mean + (std or 0.0), 0.0), place), (6, 0), **BESIDE)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.margins(x=0.25)
+    axes.set_xlabel("forgetting, points of accuracy")
+    caption = "Highest accuracy that an experience once had less its last one, mean over experiences (Chaudhry 2018). "
+    return "Forgetting", caption + "Less is better; bars: one standard deviation over seeds.", figure
+
+
+def _bytes_by_kind(table: ClassTable) -> Picture | None:
+    """Both bills side by side, all rows that have one."""
+    rows = [row for row in table.rows if row.carried["exact"] or row.carried["survey"]]
+    if not rows:
+        return None
+    figure, panels = bars([row.label for row in rows], 2)
+    kinds = kinds_of_bytes(row.kinds[convention] for row in rows for convention in CONVENTIONS)
+    for axes, convention in zip(panels, CONVENTIONS, strict=True):
+        left = [0.0] * len(rows)
+        for kind in kinds:
+            widths = [row.kinds[convention].get(kind, 0) / MIB for row in reversed(rows)]
+            axes.barh(range(len(rows)), widths, left=left, height=0.62, color=KIND_COLOURS.get(kind, BOUND), label=kind)
+            left = [start + width for start, width in zip(left, widths, strict=True)]
+        for place, row in enumerate(reversed(rows)):
+            total = row.carried[convention]
+            axes.annotate("" if total is None else f"{total:,} B", (left[place], place), (6, 0), **BESIDE)
+        if table.limit is not None and table.convention == convention:
+            axes.axvline(table.limit / MIB, color=INK, linewidth=1.2, linestyle=":", label="limit")
+        axes.set_xlim(0, 1.3 * max([*left, (table.limit or 0) / MIB if table.convention == convention else 0.0]))
+        axes.set_xlabel(f"MiB, {convention}")
+    counted = panels[CONVENTIONS.index(table.convention)]
+    figure.legend(*counted.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    caption = "After the last experience. Exact: every byte that crosses the boundary. Survey: backbones needed at "
+    return "Carried bytes by kind", caption + "inference and raw pixels, as Zhou et al. 2024 count.", figure
+
+
+def _accuracy_matrices(table: ClassTable) -> Picture | None:
+    rows = [row for row in table.drawn if row.runs[0].result("accuracy_matrix")]
+    if not rows:
+        return None
+    from matplotlib.figure import Figure
+
+    across = min(4, len(rows))
+    down = math.ceil(len(rows) / across)
+    figure = Figure(figsize=(2.9 * across + 0.8, 2.9 * down), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes, row in zip(grid.flat, rows, strict=False):
+        picture = _heat_map(axes, _mean_matrix(row), row.label)
+    for axes in list(grid.flat)[len(rows) :]:
+        axes.set_axis_off()
+    figure.colorbar(picture, ax=list(grid.flat), shrink=0.9 / down, aspect=25, label="accuracy, %", pad=0.02)
+    caption = "Row: after learning this experience. Column: test images of that experience. Mean over seeds."
+    return "Accuracy by experience", caption, figure
+
+
+def _heat_map(axes: Axes, matrix: list[list[float]], label: str) -> Any:
+    size = len(matrix[0])
+    picture = axes.pcolormesh(matrix, vmin=0, vmax=100, cmap="YlGnBu", edgecolors="white", linewidth=0.6)
+    axes.set_title(label, fontsize=10, color=INK)
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
+    every = max(1, math.ceil(size / 10))
+    ticks = list(range(0, size, every))
+    axes.set_xticks([tick + 0.5 for tick in ticks], [str(tick) for tick in ticks])
+    axes.set_yticks([tick + 0.5 for tick in ticks if tick < len(matrix)], [str(t) for t in ticks if t < len(matrix)])
+    axes.tick_params(length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
+    if size <= CELLS_WITH_TEXT:
+        for i, line in enumerate(matrix):
+            for j, value in enumerate(line):
+                if not math.isnan(value):
+                    shade = "white" if value > 55 else INK
+                    font = 8 if size <= 8 else 6
+                    axes.text(j + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", color=shade, fontsize=font)
+    return picture
+
+
+def _mean_matrix(row: ClassRow) -> list[list[float]]:
+    matrices = [[_numbers(line) for line in run.result("accuracy_matrix")] for run in row.runs]
+    return [[sum(values) / len(values) for values in zip(*lines, strict=True)] for lines in zip(*matrices, strict=True)]
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else float(value) for value in values]

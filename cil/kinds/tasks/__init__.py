@@ -1,0 +1,29 @@
+"""Runs of a strategy on a stream of unlike tasks, each with its task known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cil.report.section import Sections
+    from cil.tracking import Record
+
+
+class Tasks:
+    """The kind of task-stream runs; see ``cil.kinds.base.Kind``."""
+
+    name = "tasks"
+    learner = "strategy"
+    unit = "experiences"
+    progress = "accuracy_curve"
+    needed: tuple[str, ...] = ("config", "strategy", "seed", "stream", "budget")
+
+    def sections(self, records: Sequence[Record]) -> Sections:
+        """A table for each stream of tasks: error against operations, and which learners trade best."""
+        from cil.kinds.tasks.section import sections
+
+        return sections(records)
+
+
+TASKS = Tasks()
