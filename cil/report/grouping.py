@@ -46,13 +46,18 @@ class Group:
         return self.runs[0]
 
     @property
+    def finished(self) -> tuple[RunSummary, ...]:
+        """Those that have all results."""
+        return tuple(run for run in self.runs if run.status == "finished")
+
+    @property
     def orders(self) -> dict[int, Any]:
         """What came in which order, for each seed."""
         return {run.seed: run.order for run in self.runs}
 
 
 @dataclass
-class Comparison:
+class _Comparison:
     """Groups that met the same streams on the same kind of device, at the same precision."""
 
     facts: Hashable  # see _shared_facts
@@ -91,17 +96,17 @@ def grouped(records: Iterable[Record]) -> list[Group]:
     return sorted(groups, key=lambda group: (-len(group.runs), *_rank(group.first)))
 
 
-def comparisons(groups: Iterable[Group]) -> list[Comparison]:
-    """Groups by the streams they met: numbers are compared inside one comparison only."""
-    found: list[Comparison] = []
+def comparisons(groups: Iterable[Group]) -> list[list[Group]]:
+    """Groups by the streams they met: numbers are compared inside one list only."""
+    found: list[_Comparison] = []
     for group in groups:
         comparison = next((one for one in found if one.admits(group)), None)
         if comparison is None:
-            comparison = Comparison(_shared_facts(group.first), {})
+            comparison = _Comparison(_shared_facts(group.first), {})
             found.append(comparison)
         comparison.groups.append(group)
         comparison.orders |= {seed: order for seed, order in group.orders.items() if seed not in comparison.orders}
-    return found
+    return [comparison.groups for comparison in found]
 
 
 def by_budget(groups: Sequence[Group]) -> list[list[Group]]:

@@ -30,12 +30,21 @@ def labels_of(groups: Sequence[Group]) -> list[str]:
             parts = [f"tuned: {parts[0]}" if parts else "tuned", *parts[1:]]
         label = f"{group.first.learner} ({', '.join(parts)})" if parts else group.first.learner
         labels.append(_cut(label, LABEL))
+    return numbered(labels)
+
+
+def numbered(labels: Sequence[str]) -> list[str]:
+    """Labels with a number where nothing else tells them apart.
+
+    >>> numbered(["der", "wa", "der"])
+    ['der', 'wa', 'der #2']
+    """
     seen: Counter[str] = Counter()
-    for index, label in enumerate(labels):
+    found = []
+    for label in labels:
         seen[label] += 1
-        if seen[label] > 1:
-            labels[index] = f"{label} #{seen[label]}"
-    return labels
+        found.append(f"{label} #{seen[label]}" if seen[label] > 1 else label)
+    return found
 
 
 def _shortened(keys: Iterable[str]) -> dict[str, str]:

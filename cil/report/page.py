@@ -48,7 +48,7 @@ def write_page(text: str, path: str | Path) -> Path:
 
 def html(content: Table, title: str) -> str:
     """The page as text."""
-    paint = colours(label for section in content.sections for label in section.labels)
+    paint = colours(row.label for section in content.sections for row in section.rows)
     body = [
         _list(content.warnings, "warnings"),
         *(_section(section, place, paint) for place, section in enumerate(content.sections, 1)),
@@ -176,10 +176,9 @@ def _runs(runs: Sequence[RunSummary]) -> str:
     """Each run, and how to run it again where its record says how."""
     learners = dict.fromkeys(run.kind.learner for run in runs)
     unit = units.pop() if len(units := {run.kind.unit for run in runs}) == 1 else "done"
+    runs = sorted(runs, key=lambda run: (run.learner, run.seed, run.record.directory.name, identity_hash(run.identity)))
     lines = []
-    for run in sorted(
-        runs, key=lambda run: (run.learner, run.seed, run.record.directory.name, identity_hash(run.identity))
-    ):
+    for run in runs:
         config = str(run.identity.get("config_hash") or identity_hash(run.config))
         cells = {
             "seed": str(run.seed),

@@ -141,9 +141,10 @@ def svg_of(figure: Figure, prefix: str, title: str) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     nothing: dict[str, None] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    canvas: Any = FigureCanvasSVG(figure)
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": prefix}):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
+        canvas.print_svg(buffer, metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # HTML knows both, and a reader may look for addresses

@@ -1,19 +1,28 @@
-"""Numbers of a row: one setting, read from its runs of several seeds."""
+"""A row of a table: one setting over its seeds, what its runs measured, and remarks on it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from cil.report.grids import Line
 from cil.report.grouping import Group
 from cil.report.runs import RunSummary
-from cil.report.verdicts import Score
+from cil.report.verdicts import Score, Verdict, verdict
+
+
+@dataclass(frozen=True)
+class Note:
+    """A remark on a row: a short mark beside its name, and a sentence below the table."""
+
+    mark: str
+    text: str
 
 
 @dataclass(frozen=True)
 class Cap:
-    """A further budget, of a plugin: its name and unit, the limit, and what was measured last (largest of the seeds)."""
+    """A further budget, of a plugin: its limit, and what the seed that took most measured last."""
 
     name: str
     unit: str
@@ -26,22 +35,86 @@ class Cap:
         return f"{self.name} ({self.unit})"
 
     @property
-    def mark(self) -> str:
-        """The mark of a row that is over it; empty where it is not."""
-        return f"over {self.name}" if self.last > self.limit else ""
+    def notes(self) -> list[Note]:
+        """Says so where it is exceeded."""
+        mark = f"over {self.name}"
+        return [Note(mark, f"{mark}: {self} {self.unit}, limit {self.limit:,}")] if self.last > self.limit else []
 
     def __str__(self) -> str:
         return f"{self.last:,.0f}" if self.last == int(self.last) else f"{self.last:,.4g}"
 
 
-def score(runs: Iterable[RunSummary], *path: str | int) -> Score:
-    """A result of each seed."""
-    return Score({run.seed: run.result(*path) for run in runs})
+@dataclass(frozen=True)
+class Row:
+    """One setting, over its seeds. What a method finds is None where a run does not say it.
 
+    Attributes:
+        label: The learner, and what tells it from another row of the same one.
+        group: All its runs, finished or not.
+        standing: ``ranked``, ``bound`` or ``unranked``.
+    """
 
-def accuracy(error: Score) -> Score:
-    """100 less the error."""
-    return Score({seed: None if value is None else 100 - value for seed, value in error.values.items()})
+    label: str
+    group: Group
+    standing: str = "ranked"
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def bound(self) -> bool:
+        return self.standing == "bound"
+
+    @property
+    def runs(self) -> tuple[RunSummary, ...]:
+        """Those that finished, one for each seed."""
+        return self.group.finished
+
+    @property
+    def shown(self) -> tuple[RunSummary, ...]:
+        """The same; where none finished, those over their budget, of which the dry run knew the bytes."""
+        return self.runs or tuple(run for run in self.group.runs if run.status == "over_budget")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.seed for run in self.shown)
+
+    @property
+    def exemplars(self) -> int | None:
+        return largest(run.exemplars for run in self.shown)
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall-clock time of the whole run."""
+        return mean([run.result("seconds", "total") for run in self.runs])
+
+    @property
+    def peak_training_bytes(self) -> int | None:
+        return self.largest("peak_training_bytes")
+
+    @property
+    def caps(self) -> tuple[Cap, ...]:
+        """Further budgets that the runs report."""
+        return caps(self.runs)
+
+    def score(self, *path: str | int) -> Score:
+        """A result of each seed."""
+        return Score({run.seed: run.result(*path) for run in self.runs})
+
+    def largest(self, *path: str | int) -> int | None:
+        """The largest result of the seeds."""
+        return largest(run.result(*path) for run in self.runs)
+
+    def carried(self, convention: str = "exact") -> int | None:
+        """Bytes at the end of the stream."""
+        return largest(run.carried(convention) for run in self.shown)
+
+    def bytes_by_kind(self, convention: str = "exact") -> dict[str, int]:
+        """The same by kind, of the seed that carries most."""
+        fullest = max(self.shown, key=lambda run: run.carried(convention) or 0, default=None)
+        return {} if fullest is None else fullest.bytes_by_kind(convention)
+
+    def line(self, cells: Mapping[str, str]) -> Line:
+        """Its line in a grid, with its marks."""
+        return Line(self.label, cells, tuple(note.mark for note in self.notes))
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -66,9 +139,32 @@ def caps(runs: Sequence[RunSummary]) -> tuple[Cap, ...]:
     return tuple(found.values())
 
 
-def missing_seeds(group: Group) -> str:
-    """Why seeds have no numbers; empty where all have."""
+def incomplete(group: Group) -> list[Note]:
+    """Says why seeds have no numbers."""
     stopped = Counter(run.status.replace("_", " ") for run in group.runs if run.status != "finished")
     words = ", ".join(f"{count} of {len(group.runs)} seeds {status}" for status, count in sorted(stopped.items()))
     errors = [run.record.error for run in group.runs if run.record.error]
-    return f"{words}: {errors[0]}" if words and errors else words
+    return [Note("incomplete", f"{words}: {errors[0]}" if errors else words)] if words else []
+
+
+def remarks(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Sentences on rows; what holds for several is said once."""
+    labels: dict[str, list[str]] = {}
+    for row in rows:
+        for note in row.notes:
+            labels.setdefault(note.text, []).append(row.label)
+    return tuple(f"{', '.join(names)}: {text}" for text, names in labels.items())
+
+
+def lowest_error(metric: str, errors: Mapping[str, Score]) -> tuple[Verdict, ...]:
+    """A verdict on rows by the error that each has, as accuracies; none where fewer than two are known.
+
+    >>> [verdict.text for verdict in lowest_error("Score", {"a": Score({0: 1.0}), "b": Score({0: 2.0})})]
+    ['Score: no winner is called on one seed (a, b).']
+    """
+    scores = {
+        label: Score({seed: None if value is None else 100 - value for seed, value in error.values.items()})
+        for label, error in errors.items()
+        if error.mean is not None
+    }
+    return (verdict(metric, scores),) if len(scores) > 1 else ()

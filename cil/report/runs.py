@@ -14,6 +14,7 @@ from cil.errors import ConfigError
 from cil.report.kind import ReportedKind
 from cil.tracking import Record, RecordError
 
+CONVENTIONS = ("exact", "survey")  # of counting carried bytes
 _say = logging.getLogger("cil.report")
 
 
@@ -157,7 +158,8 @@ class RunSummary:
     @property
     def limit(self) -> int | None:
         """Bytes allowed at the end of the stream."""
-        return dig(self.budget, "limits", -1)
+        limit: int | None = dig(self.budget, "limits", -1)
+        return limit
 
     @property
     def convention(self) -> str:
@@ -182,10 +184,8 @@ class RunSummary:
 
     def carried(self, convention: str) -> int | None:
         """Carried bytes at the end of the stream; see ``bytes_by_kind``."""
-        kept = self.result("ledger", -1, "totals", convention, "total")
-        if self.status != "over_budget":
-            return kept
-        planned = self.result("bills", -1, "total", convention)
+        kept: int | None = self.result("ledger", -1, "totals", convention, "total")
+        planned: int | None = self.result("bills", -1, "total", convention) if self.status == "over_budget" else None
         return max((size for size in (kept, planned) if size is not None), default=None)
 
     @property
@@ -203,9 +203,9 @@ class RunSummary:
     @property
     def exemplars(self) -> int | None:
         """Stored at the end of the stream."""
-        if self.status == "over_budget":
-            return self.result("bills", -1, "exemplars")
-        return self.result("exemplars", -1)
+        path = ("bills", -1, "exemplars") if self.status == "over_budget" else ("exemplars", -1)
+        stored: int | None = self.result(*path)
+        return stored
 
     @property
     def flops(self) -> int | None:

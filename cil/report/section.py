@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from cil.report.grids import Grid, Titled
 from cil.report.plots import Plot
@@ -13,9 +13,11 @@ from cil.report.verdicts import Verdict
 DrawPlots = Callable[[int, Mapping[str, str]], list[Plot]]
 
 
-def no_plots(number: int, paint: Mapping[str, str]) -> list[Plot]:
-    """A section without pictures."""
-    return []
+class Labelled(Protocol):
+    """A row, whatever it is of."""
+
+    @property
+    def label(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,11 @@ class Section:
 
     Attributes:
         title: The stream in words.
+        rows: What the tables are of; the label of each has one colour on a page.
         grid: The main table.
+        plots: Draws the plots, given the section's number on the page and the colour of each label.
         subtitle: What else the rows share, such as the budget; ``condition`` is the word for it on a page.
         number: Place among the sections of its kind, 0 where it is the only one.
-        labels: Names of the rows; each has one colour on a page.
         facts: Settings that all rows share, in words.
         best: Label of the best row by heading of ``grid``.
         tables: Further tables.
@@ -37,16 +40,16 @@ class Section:
         legend: Explanation of columns for a terminal, where there is no reading aid.
         entries: Rows without structure for CSV and JSON, numbers unrounded.
         content: Further content for JSON; a key here replaces one of the section.
-        plots: Draws the plots, given the section's number on the page and the colour of each label.
         extra: Makes further HTML of the page, such as strips of images.
     """
 
     title: str
+    rows: tuple[Labelled, ...]
     grid: Grid
+    plots: DrawPlots = field(repr=False, compare=False)
     subtitle: str = ""
     condition: str = ""
     number: int = 0
-    labels: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     best: Mapping[str, str] = field(default_factory=dict)
     tables: tuple[Titled, ...] = ()
@@ -57,7 +60,6 @@ class Section:
     legend: str = ""
     entries: tuple[dict[str, Any], ...] = ()
     content: Mapping[str, Any] = field(default_factory=dict)
-    plots: DrawPlots = field(default=no_plots, repr=False, compare=False)
     extra: Callable[[], str] = field(default=str, repr=False, compare=False)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from cil.report.grouping import Group
+from cil.report.rows import Row
 from cil.report.runs import RunSummary
 from cil.report.verdicts import few
 
@@ -34,9 +35,9 @@ def versions_of(runs: Iterable[RunSummary]) -> list[str]:
     return [f"{name} {' and '.join(sorted(met[name]))}" for name in sorted(met)]
 
 
-def one_seed(labels: Sequence[str]) -> Iterable[str]:
+def one_seed(rows: Iterable[Row]) -> Iterable[str]:
     """A warning about rows of a single seed."""
-    if labels:
+    if labels := [row.label for row in rows if len(row.runs) == 1]:
         yield f"One seed only: {few(labels)}. A difference from it may be chance."
 
 
@@ -52,7 +53,8 @@ def unlike_versions(runs: Sequence[RunSummary]) -> Iterable[str]:
         yield f"Runs differ in versions: {', '.join(several)}."
 
 
-def edited_code(labelled: Mapping[str, Group]) -> Iterable[str]:
-    """A warning about rows whose seeds ran on different code."""
-    if edited := [label for label, group in labelled.items() if len(values_of(group.runs, "code")) > 1]:
+def edited_code(groups: Sequence[Group], rows: Iterable[Row]) -> Iterable[str]:
+    """A warning about rows whose seeds ran on different code, in order of the groups."""
+    rows = sorted(rows, key=lambda row: groups.index(row.group))
+    if edited := [row.label for row in rows if len(values_of(row.group.runs, "code")) > 1]:
         yield f"The code was edited between the seeds of one row: {few(edited)}."

@@ -7,9 +7,21 @@ from functools import partial
 from typing import Any
 
 from cil.kinds.adaptation.plots import plots
-from cil.kinds.adaptation.rows import AdaptationTable, adaptation_tables
-from cil.report.grids import Grid, Line, Titled, byte_bill, decimal, grid, scores_entry, whole
+from cil.report.grids import Grid, Titled, byte_bill, decimal, grid, scores_entry, whole
+from cil.report.grouping import Group, comparisons, grouped
+from cil.report.labels import labels_of
+from cil.report.rows import Row, incomplete, lowest_error, mean, remarks
 from cil.report.section import ReadingAid, Section, Sections
+from cil.report.settings_list import (
+    computing,
+    edited_code,
+    known,
+    one_seed,
+    unlike_values,
+    unlike_versions,
+    values_of,
+    versions_of,
+)  # fmt: skip
 from cil.tracking import Record
 
 INTRODUCTION = (
@@ -29,76 +41,123 @@ TERMS = (
 )  # fmt: skip
 
 
+CLEAN = ("clean_error_before", "clean_error_after")
+
+
 def sections(records: Sequence[Record]) -> Sections:
-    """Sections of adaptation records."""
-    tables = adaptation_tables(records)
-    found = [_section(table, number, len(tables) > 1) for number, table in enumerate(tables, 1)]
-    terms = tuple((term, text) for term, text in TERMS if term != "clean" or any(table.clean for table in tables))
+    """Sections of adaptation records: rows that met the same images in the same order, from the same network."""
+    parts = comparisons(grouped(records))
+    found = [_section(groups, number if len(parts) > 1 else 0) for number, groups in enumerate(parts, 1)]
+    clean = any(head.startswith("clean") for section in found for head in section.grid.heads)
+    terms = tuple((term, text) for term, text in TERMS if clean or term != "clean")
     return Sections(tuple(found), ReadingAid("How to read adaptation runs", INTRODUCTION, terms))
 
 
-def _section(table: AdaptationTable, number: int, several: bool) -> Section:
-    winner = table.verdict and table.verdict.winner
+def _section(groups: Sequence[Group], number: int) -> Section:
+    first = groups[0].first
+    stream, source = first.stream, first.identity["source"] or {}
+    rows = [
+        Row(label, group, notes=tuple(incomplete(group)))
+        for group, label in zip(groups, labels_of(groups), strict=True)
+    ]
+    errors = {row.label: row.score("mean_error") for row in rows}
+    rows.sort(key=lambda row: (errors[row.label].mean is None, errors[row.label].mean or 0.0, row.label))
+    verdicts = lowest_error("Online accuracy (100 − mean error)", errors)
+    title = f"{stream['name']}: {sum(stream['counts']):,} images in {len(stream['segments'])} segments"
+    subtitle = f"source {source.get('name')}"
+    bill = [(r.label, r.bytes_by_kind(), {"carried": r.carried(), "with an update": _peak(r)}) for r in rows if r.shown]
+    identity = {"table": max(number, 1), "title": f"{title}; {subtitle}"}
     return Section(
-        title=table.title,
-        subtitle=f"source {table.source}",
-        number=number if several else 0,
-        labels=tuple(row.label for row in table.rows),
-        facts=table.facts,
-        grid=_grid(table),
-        best={"error, mean %": winner} if winner else {},
-        bills=(Titled("Bytes after the last segment, and with what an update holds besides", _bill(table)),),
-        verdicts=() if table.verdict is None else (table.verdict,),
-        remarks=tuple(f"{row.label}: {row.remark}" for row in table.rows if row.remark),
-        warnings=table.warnings,
-        entries=tuple(_entries(table, number)),
-        plots=partial(plots, table),
+        title=title,
+        subtitle=subtitle,
+        number=number,
+        rows=tuple(rows),
+        facts=_facts(groups),
+        grid=_grid(rows, stream["domains"]),
+        best=dict.fromkeys(["error, mean %"], winner) if (winner := verdicts and verdicts[0].winner) else {},
+        bills=(
+            Titled("Bytes after the last segment, and with what an update holds besides", byte_bill("adapter", bill)),
+        ),
+        verdicts=verdicts,
+        remarks=remarks(rows),
+        warnings=tuple(_warnings(groups, rows)),
+        entries=tuple(identity | _entry(row, stream["domains"]) for row in rows),
+        plots=partial(plots, rows, stream["segments"]),
     )
 
 
-def _grid(table: AdaptationTable) -> Grid:
+def _knows_clean(rows: Iterable[Row]) -> bool:
+    """True if a row has its error on clean images."""
+    return any(row.score(name).mean is not None for row in rows for name in CLEAN)
+
+
+def _peak(row: Row) -> int | None:
+    """Bytes held at once during an update, at most."""
+    return (row.peak_training_bytes or 0) if row.runs else None
+
+
+def _per_batch(row: Row) -> float | None:
+    return mean([run.result("seconds", "per_batch") for run in row.runs])
+
+
+def _grid(rows: Sequence[Row], domains: Sequence[str]) -> Grid:
+    clean = _knows_clean(rows)
     lines = []
-    for row in table.rows:
-        cells = {
-            "n": str(len(row.seeds)),
-            "error, mean %": str(row.mean),
-            "carried B": whole(row.carried),
-            "peak B": whole(row.peak_training),
-            "s / batch": decimal(row.seconds_per_batch, 3),
+    for row in rows:
+        cells = {"n": str(len(row.runs)), "error, mean %": str(row.score("mean_error"))}
+        cells |= {
+            "carried B": whole(row.carried()),
+            "peak B": whole(_peak(row)),
+            "s / batch": decimal(_per_batch(row), 3),
         }
-        if table.clean:
-            cells |= {f"clean {when} %": str(error) for when, error in zip(("before", "after"), row.clean, strict=True)}
+        cells |= {f"clean {name.rpartition('_')[2]} %": str(row.score(name)) for name in CLEAN if clean}
         # one decimal, without deviation: there are many domains
-        cells |= {name: decimal(error.mean) for name, error in zip(table.domains, row.domains, strict=True)}
-        lines.append(Line(row.label, cells, ("incomplete",) if row.remark else ()))
+        cells |= {name: decimal(row.score("domain_errors", place).mean) for place, name in enumerate(domains)}
+        lines.append(row.line(cells))
     return grid("adapter", lines)
 
 
-def _bill(table: AdaptationTable) -> Grid:
-    """Bytes by kind that are carried at the end of the stream, and what an update needs besides."""
-    rows = [row for row in table.rows if row.carried is not None]
-    return byte_bill(
-        "adapter",
-        [(row.label, row.kinds, {"carried": row.carried, "with an update": row.peak_training}) for row in rows],
-    )
+def _entry(row: Row, domains: Sequence[str]) -> dict[str, Any]:
+    """The row without structure, numbers unrounded."""
+    return {
+        "label": row.label,
+        "n": len(row.runs),
+        "seeds": " ".join(map(str, row.seeds)),
+        **scores_entry({name: row.score(name) for name in ("mean_error", *CLEAN)}),
+        "carried_bytes": row.carried(),
+        "peak_training_bytes": _peak(row),
+        "seconds_per_batch": _per_batch(row),
+        "remark": "; ".join(note.text for note in row.notes),
+        **scores_entry({f"error_{name}": row.score("domain_errors", place) for place, name in enumerate(domains)}),
+    }
 
 
-def _entries(table: AdaptationTable, number: int) -> Iterable[dict[str, Any]]:
-    """One flat entry a row, numbers unrounded."""
-    for row in table.rows:
-        before, after = row.clean
-        scores = {"mean_error": row.mean, "clean_error_before": before, "clean_error_after": after}
-        errors = {f"error_{name}": error for name, error in zip(table.domains, row.domains, strict=True)}
-        yield {
-            "table": number,
-            "title": f"{table.title}; source {table.source}",
-            "label": row.label,
-            "n": len(row.seeds),
-            "seeds": " ".join(map(str, row.seeds)),
-            **scores_entry(scores),
-            "carried_bytes": row.carried,
-            "peak_training_bytes": row.peak_training,
-            "seconds_per_batch": row.seconds_per_batch,
-            "remark": row.remark,
-            **scores_entry(errors),
-        }
+def _facts(groups: Sequence[Group]) -> dict[str, str]:
+    """What was the same for all."""
+    runs = [run for group in groups for run in group.runs]
+    stream, source = runs[0].stream, runs[0].identity.get("source") or {}
+    facts = {
+        "stream": str(stream["name"]),
+        "data": str(stream.get("data", "unknown")),
+        "fingerprint": ", ".join(sorted({str(run.stream.get("fingerprint"))[:12] for run in runs})),
+        "classes": str(len(stream["classes"])),
+        "images": " × ".join(map(str, stream["image_shape"])),
+        "order": " → ".join(stream["segments"]),
+        "severity": str(stream.get("severity", "")),
+        "source": ", ".join(f"{key} {value}" for key, value in source.items() if key != "kind" and value is not None),
+        "batch size": ", ".join(values_of(runs, "batch_size")),
+        **computing(runs),
+        "versions": ", ".join(versions_of(runs)),
+    }
+    return known(facts)
+
+
+def _warnings(groups: Sequence[Group], rows: Sequence[Row]) -> Iterable[str]:
+    runs = [run for group in groups for run in group.runs]
+    if runs[0].stream.get("data") == "unofficial":
+        yield "Unofficial data: these are not the published images; they were made here, or come from other files."
+    yield from one_seed(rows)
+    yield from unlike_values(runs, "batch_size")
+    yield from unlike_values(runs, "threads")
+    yield from unlike_versions(runs)
+    yield from edited_code(groups, rows)

@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cil.kinds.classes.rows import ClassRow
 from cil.report.grids import Line, Titled, grid, scores_entry
 from cil.report.plots import BOUND, INK, WIDTH, Picture, figure_of, legend, line_style
-from cil.report.rows import score
+from cil.report.rows import Row
 from cil.report.verdicts import Score
 
 COLUMNS = {  # heading: path in ``results.anytime``
@@ -37,13 +36,13 @@ TERMS = (
 )  # fmt: skip
 
 
-def anytime_scores(row: ClassRow) -> dict[str, Score]:
+def anytime_scores(row: Row) -> dict[str, Score]:
     """The any-time metrics of a row by heading, those that no run of it knows left out."""
-    found = {head: score(row.runs, "anytime", *path) for head, path in COLUMNS.items()} if row.finished else {}
+    found = {head: row.score("anytime", *path) for head, path in COLUMNS.items()}
     return {head: one for head, one in found.items() if any(value is not None for value in one.values.values())}
 
 
-def anytime_table(rows: Sequence[ClassRow]) -> Titled | None:
+def anytime_table(rows: Sequence[Row]) -> Titled | None:
     """One line for each row that was evaluated inside experiences; None where none was."""
     met = {row.label: (how, anytime_scores(row)) for row in rows if (how := evaluated(row))}
     if not met:
@@ -60,9 +59,9 @@ def anytime_table(rows: Sequence[ClassRow]) -> Titled | None:
     return Titled("Inside experiences", grid("strategy", lines), unlike)
 
 
-def evaluated(row: ClassRow) -> str:
+def evaluated(row: Row) -> str:
     """For example ``every 5 steps, on 100 test images of each experience``; empty where it was not."""
-    found = row.runs[0].result("anytime") if row.finished else None
+    found = row.runs[0].result("anytime") if row.runs else None
     if not found:
         return ""
     unit = found["unit"] if found["every"] != 1 else found["unit"].removesuffix("s")
@@ -70,9 +69,9 @@ def evaluated(row: ClassRow) -> str:
     return each if found.get("images") is None else f"{each}, on {found['images']} test images of each experience"
 
 
-def anytime_entry(row: ClassRow) -> dict[str, Any]:
+def anytime_entry(row: Row) -> dict[str, Any]:
     """The same with keys for CSV and JSON, numbers unrounded, None where undefined."""
-    found = (row.runs[0].result("anytime") if row.finished else None) or {}
+    found = (row.runs[0].result("anytime") if row.runs else None) or {}
     entry: dict[str, Any] = {f"anytime_{name}": found.get(name) for name in ("every", "unit", "images")}
     scores = anytime_scores(row)
     return entry | scores_entry(
@@ -80,7 +79,7 @@ def anytime_entry(row: ClassRow) -> dict[str, Any]:
     )
 
 
-def anytime_picture(rows: Sequence[ClassRow], paint: Mapping[str, str]) -> Picture | None:
+def anytime_picture(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture | None:
     """Accuracy over the steps of the optimizer; rows whose seeds were evaluated at other steps show their first."""
     rows = [row for row in rows if evaluated(row)]
     if not rows:
@@ -91,8 +90,7 @@ def anytime_picture(rows: Sequence[ClassRow], paint: Mapping[str, str]) -> Pictu
         found = [run.result("anytime") for run in row.runs]
         alike = [one for one in found if one["updates"] == found[0]["updates"]]
         centre = [_mean(values) for values in zip(*(one["accuracy"] for one in alike), strict=True)]
-        bound = row.standing == "bound"
-        style = line_style(BOUND if bound else paint[row.label], place, dashed=bound)
+        style = line_style(BOUND if row.bound else paint[row.label], place, dashed=row.bound)
         many = len(centre) > 60
         axes.plot(found[0]["updates"], centre, **(style | ({"marker": ""} if many else {})), label=row.label)
         pairs = zip(found[0]["experiences"], found[0]["updates"], strict=True)

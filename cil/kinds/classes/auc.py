@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Any
 
-from cil.kinds.classes.rows import ClassRow
-from cil.kinds.classes.table import ClassTable
+from cil.kinds.classes.rows import AVERAGE, LAST, ranked
 from cil.metrics import auc
-from cil.report.grids import Grid, Line, Titled, decimal, grid
+from cil.report.grids import Line, Titled, decimal, grid
 from cil.report.grouping import MIB, config_text
+from cil.report.labels import numbered
 from cil.report.plots import Picture, Plot, drawn, figure_of, legend, line_style
+from cil.report.rows import Row
 from cil.report.section import Section
 from cil.report.verdicts import Score
-
-UNKNOWN = Score({})
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,12 @@ class BudgetCurve:
     auc_a: Area
     auc_l: Area
 
+    def cells(self, metric: str, sizes: Sequence[str], decimals: int) -> dict[str, str]:
+        """Cells of ``Avg`` or ``Last`` at each budget, and of the area under it."""
+        scores, area = (self.average, self.auc_a) if metric == "Avg" else (self.last, self.auc_l)
+        cells = {"n": str(len(self.seeds))} | {f"{metric} @{s}": str(y) for s, y in zip(sizes, scores, strict=True)}
+        return cells | {f"AUC-{metric[0]}": area.words(decimals), "mean": decimal(area.mean, 3)}
+
     def entry(self) -> dict[str, Any]:
         """The row for JSON, numbers unrounded."""
         entry: dict[str, Any] = {"label": self.label, "seeds": self.seeds}
@@ -65,85 +70,57 @@ class BudgetCurve:
         return entry
 
 
-@dataclass(frozen=True)
-class BudgetCurves:
-    """Strategies over the same budgets: areas over other budgets cannot be compared with these.
-
-    Attributes:
-        limits: Bytes of each budget, smallest first.
-    """
-
-    stream: str
-    convention: str
-    limits: tuple[int, ...]
-    rows: tuple[BudgetCurve, ...]
-
-    @property
-    def mebibytes(self) -> list[float]:
-        """The budgets in the survey's unit of 2^20 bytes."""
-        return [limit / MIB for limit in self.limits]
-
-    @property
-    def sizes(self) -> list[str]:
-        """The same as text, with as many digits as tell them apart."""
-        digits = 2
-        while len(set(sizes := [f"{size:.{digits}f}" for size in self.mebibytes])) < len(self.limits):
-            digits += 1
-        return sizes
-
-
-def budget_curves(tables: Iterable[ClassTable]) -> list[BudgetCurves]:
-    """Curves for each stream that was learned under several byte budgets.
+def curve_sections(stream: str, settings: Iterable[Sequence[Row]]) -> list[Section]:
+    """Sections of a stream that was learned under several byte budgets, for each convention.
 
     Source:
         Zhou et al. 2024, arXiv:2302.03648, the measures AUC-A and AUC-L.
     """
+    families: dict[str, list[tuple[int, Sequence[Row]]]] = {}
+    for rows in settings:
+        first = rows[0].group.first
+        if first.limit is not None:
+            families.setdefault(first.convention, []).append((first.limit, rows))
     found = []
-    families: dict[tuple[int, str], list[ClassTable]] = {}
-    for table in tables:
-        if table.limit is not None:
-            families.setdefault((table.comparison, table.convention), []).append(table)
-    for (_, convention), family in families.items():
-        limits = tuple(sorted({table.limit for table in family if table.limit is not None}))
+    for convention, family in families.items():
+        limits = sorted({limit for limit, _ in family})
         if 1 < len(limits) == len(family):  # two lists of limits with the same end are no points of one curve
-            found.append(BudgetCurves(family[0].stream, convention, limits, tuple(_rows(family, limits))))
+            found.append(_section(stream, convention, limits, budget_curves(family, limits)))
     return found
 
 
-def _rows(family: Iterable[ClassTable], limits: Sequence[int]) -> list[BudgetCurve]:
-    points: dict[str, dict[int, list[ClassRow]]] = {}
-    for table in family:
-        for row in table.of("ranked"):
+def budget_curves(family: Iterable[tuple[int, Sequence[Row]]], limits: Sequence[int]) -> list[BudgetCurve]:
+    """Ranked rows followed over the budgets, largest area first.
+
+    Args:
+        family: The limit and the rows of each setting.
+        limits: In bytes, smallest first.
+    """
+    points: dict[str, dict[int, list[Row]]] = {}
+    for limit, rows in family:
+        for row in ranked(rows):
             # a smaller budget may take a smaller network, so the model is no part of what is followed
-            key = f"{row.strategy} {config_text(row.runs[0], without=('budget', 'model'))}"
-            points.setdefault(key, {}).setdefault(table.limit or 0, []).append(row)
-    rows = []
+            key = f"{row.group.first.learner} {config_text(row.runs[0], without=('budget', 'model'))}"
+            points.setdefault(key, {}).setdefault(limit, []).append(row)
+    curves = []
     for at in points.values():
         if all(len(candidates) == 1 for candidates in at.values()):
-            rows.append(_curve(at[min(at)][0].strategy, {limit: rows[0] for limit, rows in at.items()}, limits))
+            learner = at[min(at)][0].group.first.learner
+            curves.append(_curve(learner, {limit: rows[0] for limit, rows in at.items()}, limits))
             continue
-        models: dict[str, dict[int, ClassRow]] = {}
+        models: dict[str, dict[int, Row]] = {}
         for limit, candidates in at.items():
             for row in candidates:
                 models.setdefault(config_text(row.runs[0], without=("budget",)), {})[limit] = row
-        rows += [_curve(followed[min(followed)].label, followed, limits) for followed in models.values()]
-    return sorted(_numbered(rows), key=lambda row: (-(row.auc_a.area or 0.0), row.label))
+        curves += [_curve(followed[min(followed)].label, followed, limits) for followed in models.values()]
+    named = zip(numbered([curve.label for curve in curves]), curves, strict=True)
+    return sorted((replace(c, label=label) for label, c in named), key=lambda c: (-(c.auc_a.area or 0.0), c.label))
 
 
-def _numbered(rows: list[BudgetCurve]) -> list[BudgetCurve]:
-    """Rows of one strategy get a number where nothing else tells them apart."""
-    seen: Counter[str] = Counter()
-    numbered = []
-    for row in rows:
-        seen[row.label] += 1
-        number = seen[row.label]
-        numbered.append(replace(row, label=f"{row.label} #{number}") if number > 1 else row)
-    return numbered
-
-
-def _curve(label: str, at: dict[int, ClassRow], limits: Sequence[int]) -> BudgetCurve:
-    average = tuple(at[limit].average if limit in at else UNKNOWN for limit in limits)
-    last = tuple(at[limit].last if limit in at else UNKNOWN for limit in limits)
+def _curve(label: str, at: dict[int, Row], limits: Sequence[int]) -> BudgetCurve:
+    average, last = (
+        tuple(at[limit].score(name) if limit in at else Score({}) for limit in limits) for name in (AVERAGE, LAST)
+    )
     seeds = tuple(sorted(set.intersection(*(set(row.seeds) for row in at.values()))))
     return BudgetCurve(label, seeds, average, last, _area(limits, average), _area(limits, last))
 
@@ -161,54 +138,49 @@ def _area(limits: Sequence[int], scores: Sequence[Score]) -> Area:
     return Area(area, spread, auc(x, means, normalise=True))
 
 
-def curves_section(curves: BudgetCurves) -> Section:
+def _section(stream: str, convention: str, limits: Sequence[int], curves: Sequence[BudgetCurve]) -> Section:
     """Average incremental and last accuracy at each budget, and the areas under them."""
-    x = curves.mebibytes
+    x = [limit / MIB for limit in limits]  # the survey's unit
+    digits = next(digits for digits in count(2) if len({f"{size:.{digits}f}" for size in x}) == len(x))
+    sizes = [f"{size:.{digits}f}" for size in x]
     explained = (
         f"AUC-A and AUC-L: area under Avg and Last as fractions, in MiB, at most {x[-1] - x[0]:.2f}; mean: the area "
         "divided by the range. Areas over other budgets are not to be compared; a missing point leaves none."
     )
+    decimals = max(0, 3 - math.floor(math.log10(x[-1] - x[0])))  # as the survey: 2 over 15.9 MiB, 1 over 944 MiB
+    average, last = (
+        grid("strategy", [Line(curve.label, curve.cells(metric, sizes, decimals)) for curve in curves])
+        for metric in ("Avg", "Last")
+    )
     return Section(
-        title=f"{curves.stream}: accuracy over {len(x)} budgets from {curves.sizes[0]} to {curves.sizes[-1]} MiB "
-        f"({curves.convention})",
-        labels=tuple(row.label for row in curves.rows),
-        grid=_grid(curves, "Avg", "AUC-A"),
-        tables=(Titled("Last accuracy over the same budgets", _grid(curves, "Last", "AUC-L")),),
+        title=f"{stream}: accuracy over {len(x)} budgets from {sizes[0]} to {sizes[-1]} MiB ({convention})",
+        rows=tuple(curves),
+        grid=average,
+        tables=(Titled("Last accuracy over the same budgets", last),),
         remarks=(explained,),
-        content={
-            "convention": curves.convention,
-            "limits": curves.limits,
-            "rows": [row.entry() for row in curves.rows],
-        },
-        plots=partial(_plots, curves),
+        content={"convention": convention, "limits": limits, "rows": [curve.entry() for curve in curves]},
+        plots=partial(_plots, curves, x, convention),
     )
 
 
-def _grid(curves: BudgetCurves, metric: str, area_name: str) -> Grid:
-    x = curves.mebibytes
-    decimals = max(0, 3 - math.floor(math.log10(x[-1] - x[0])))  # as the survey: 2 over 15.9 MiB, 1 over 944 MiB
-    lines = []
-    for row in curves.rows:
-        scores, area = (row.average, row.auc_a) if metric == "Avg" else (row.last, row.auc_l)
-        cells = {"n": str(len(row.seeds))}
-        cells |= {f"{metric} @{size}": str(score) for size, score in zip(curves.sizes, scores, strict=True)}
-        lines.append(Line(row.label, cells | {area_name: area.words(decimals), "mean": decimal(area.mean, 3)}))
-    return grid("strategy", lines)
+def _plots(
+    curves: Sequence[BudgetCurve], x: Sequence[float], convention: str, number: int, paint: Mapping[str, str]
+) -> list[Plot]:
+    average = partial(_picture, "Average incremental accuracy", [curve.average for curve in curves])
+    last = partial(_picture, "Last accuracy", [curve.last for curve in curves])
+    colours = {curve.label: paint[curve.label] for curve in curves}
+    return drawn(number, *(partial(draw, colours, x, convention) for draw in (average, last)))
 
 
-def _plots(curves: BudgetCurves, number: int, paint: Mapping[str, str]) -> list[Plot]:
-    names = (("average", "Average incremental accuracy"), ("last", "Last accuracy"))
-    return drawn(number, *(partial(_picture, curves, name, words, paint) for name, words in names))
-
-
-def _picture(curves: BudgetCurves, name: str, words: str, paint: Mapping[str, str]) -> Picture:
+def _picture(
+    words: str, scores: Sequence[tuple[Score, ...]], colours: Mapping[str, str], x: Sequence[float], convention: str
+) -> Picture:
     figure, (axes,) = figure_of(3.9)
-    for place, row in enumerate(curves.rows):
-        scores = row.average if name == "average" else row.last
-        points = [(x, s.mean, s.std or 0.0) for x, s in zip(curves.mebibytes, scores, strict=True) if s.known]
-        x, y, std = zip(*points, strict=True) if points else ((), (), ())
-        axes.errorbar(x, y, yerr=std, **line_style(paint[row.label], place), label=row.label, capsize=2, elinewidth=1)
-    axes.set_xlabel(f"budget, MiB of 2^20 bytes ({curves.convention})")
+    for place, ((label, colour), curve) in enumerate(zip(colours.items(), scores, strict=True)):
+        points = [(size, s.mean, s.std or 0.0) for size, s in zip(x, curve, strict=True) if s.known]
+        sizes, y, std = zip(*points, strict=True) if points else ((), (), ())
+        axes.errorbar(sizes, y, yerr=std, **line_style(colour, place), label=label, capsize=2, elinewidth=1)
+    axes.set_xlabel(f"budget, MiB of 2^20 bytes ({convention})")
     axes.set_ylabel("accuracy, %")
     legend(axes)
     return f"{words} against the budget", "Mean over seeds; bars: one standard deviation.", figure

@@ -8,11 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cil.kinds.classes.anytime import anytime_picture
-from cil.kinds.classes.rows import CONVENTIONS, ClassRow
-from cil.kinds.classes.table import ClassTable
+from cil.kinds.classes.rows import FORGETTING, LAST
 from cil.report.grids import kinds_of_bytes
 from cil.report.grouping import MIB
 from cil.report.plots import BESIDE, BOUND, INK, WIDTH, Picture, Plot, band, bars, drawn, figure_of, legend, line_style
+from cil.report.rows import Row
+from cil.report.runs import CONVENTIONS
 from cil.report.verdicts import Score
 
 if TYPE_CHECKING:
@@ -35,35 +36,43 @@ TICKS = 12  # experiences up to which each has its mark
 CELLS_WITH_TEXT = 12  # experiences up to which a heat map prints its numbers
 
 
-def plots(table: ClassTable, number: int, paint: Mapping[str, str]) -> list[Plot]:
-    """All plots that a table has numbers for."""
-    if not table.drawn:
+def plots(rows: Sequence[Row], limit: int | None, convention: str, number: int, paint: Mapping[str, str]) -> list[Plot]:
+    """All plots that rows have numbers for; unfinished ones have none.
+
+    Args:
+        rows: Of one section.
+        limit: Bytes allowed at the end of the stream, counted by ``convention``.
+        number: Of the section on its page.
+        paint: Colour of each label.
+    """
+    known = [row for row in rows if row.runs and all(run.result("accuracy_curve") for run in row.runs)]
+    if not known:
         return []
     return drawn(
         number,
-        partial(_accuracy_curves, table, paint),
-        partial(anytime_picture, table.drawn, paint),
-        partial(_accuracy_against_bytes, table, paint),
-        partial(_forgetting_bars, table, paint),
-        partial(_bytes_by_kind, table),
-        partial(_accuracy_matrices, table),
+        partial(_accuracy_curves, known, paint),
+        partial(anytime_picture, known, paint),
+        partial(_accuracy_against_bytes, known, limit, convention, paint),
+        partial(_forgetting_bars, known, paint),
+        partial(_bytes_by_kind, rows, limit, convention),
+        partial(_accuracy_matrices, known),
     )
 
 
-def _colour(row: ClassRow, paint: Mapping[str, str]) -> str:
-    return BOUND if row.standing == "bound" else paint[row.label]
+def _colour(row: Row, paint: Mapping[str, str]) -> str:
+    return BOUND if row.bound else paint[row.label]
 
 
-def _accuracy_curves(table: ClassTable, paint: Mapping[str, str]) -> Picture | None:
+def _accuracy_curves(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture | None:
     figure, (axes,) = figure_of(4.2, width=1.7 * WIDTH)
-    sizes = [len(slots) for slots in table.drawn[0].runs[0].stream.get("new_slots") or []]
-    for place, row in enumerate(table.drawn):
+    sizes = [len(slots) for slots in rows[0].runs[0].stream.get("new_slots") or []]
+    for place, row in enumerate(rows):
         curves = [_numbers(run.result("accuracy_curve")) for run in row.runs]
         steps = min(map(len, curves))
         classes = [sum(sizes[: step + 1]) if sizes else step + 1 for step in range(steps)]
         columns = [[curve[step] for curve in curves] for step in range(steps)]
         centre = [sum(column) / len(column) for column in columns]
-        style = line_style(_colour(row, paint), place, dashed=row.standing == "bound")
+        style = line_style(_colour(row, paint), place, dashed=row.bound)
         axes.plot(classes, centre, **style, label=row.label)
         if len(curves) > 1:
             std = [Score(dict(enumerate(column))).std or 0.0 for column in columns]
@@ -81,41 +90,45 @@ def _accuracy_curves(table: ClassTable, paint: Mapping[str, str]) -> Picture | N
     return "Accuracy over the stream", caption, figure
 
 
-def _accuracy_against_bytes(table: ClassTable, paint: Mapping[str, str]) -> Picture | None:
+def _accuracy_against_bytes(
+    rows: Sequence[Row], limit: int | None, convention: str, paint: Mapping[str, str]
+) -> Picture | None:
     """Each row as a point: what it carries against what it knows at the end."""
-    rows = [row for row in table.drawn if row.carried[table.convention] and row.last.mean is not None]
-    if len(rows) < 2:
+    points = [
+        (row, carried / MIB, score.mean, score.std or 0.0)
+        for row in rows
+        if (carried := row.carried(convention)) and (score := row.score(LAST)).mean is not None
+    ]
+    if len(points) < 2:
         return None
     figure, (axes,) = figure_of(3.9)
-    for place, row in enumerate(rows):
-        x, y = (row.carried[table.convention] or 0) / MIB, row.last.mean or 0.0
-        style = line_style(_colour(row, paint), place)
-        style |= {"linestyle": "none", "markersize": 9}
-        axes.plot([x], [y], **style, label=row.label)
-        axes.errorbar([x], [y], yerr=[row.last.std or 0.0], color=style["color"], capsize=3, elinewidth=1.2)
-    if table.limit is not None:
-        axes.axvline(table.limit / MIB, color=INK, linewidth=1, linestyle=":", label="limit")
-    sizes = [row.carried[table.convention] or 0 for row in rows]
+    for place, (row, size, last, std) in enumerate(points):
+        style = line_style(_colour(row, paint), place) | {"linestyle": "none", "markersize": 9}
+        axes.plot([size], [last], **style, label=row.label)
+        axes.errorbar([size], [last], yerr=[std], color=style["color"], capsize=3, elinewidth=1.2)
+    if limit is not None:
+        axes.axvline(limit / MIB, color=INK, linewidth=1, linestyle=":", label="limit")
+    sizes = [size for _, size, _, _ in points]
     if max(sizes) > 20 * min(sizes):
         axes.set_xscale("log")
-    axes.set_xlabel(f"carried after the last experience, MiB ({table.convention})")
+    axes.set_xlabel(f"carried after the last experience, MiB ({convention})")
     axes.set_ylabel("last accuracy, %")
     axes.margins(x=0.08, y=0.12)
     legend(axes)
     return "Last accuracy against bytes", "Bars: one standard deviation over seeds. Up and left is better.", figure
 
 
-def _forgetting_bars(table: ClassTable, paint: Mapping[str, str]) -> Picture | None:
-    rows = [row for row in table.drawn if row.forgetting.mean is not None]
-    if not rows:
+def _forgetting_bars(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture | None:
+    known = [(row, score) for row in rows if (score := row.score(FORGETTING)).mean is not None]
+    if not known:
         return None
-    figure, (axes,) = bars([row.label for row in rows])
-    for place, row in enumerate(reversed(rows)):
-        mean, std = row.forgetting.mean or 0.0, row.forgetting.std
+    figure, (axes,) = bars([row.label for row, _ in known])
+    for place, (row, score) in enumerate(reversed(known)):
+        mean, std = score.mean or 0.0, score.std
         axes.barh(place, mean, height=0.62, color=_colour(row, paint))
         if std is not None:
             axes.errorbar(mean, place, xerr=std, color=INK, capsize=2, elinewidth=1)
-        axes.annotate(str(row.forgetting), (max(mean + (std or 0.0), 0.0), place), (6, 0), **BESIDE)
+        axes.annotate(str(score), (max(mean + (std or 0.0), 0.0), place), (6, 0), **BESIDE)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.margins(x=0.25)
     axes.set_xlabel("forgetting, points of accuracy")
@@ -123,34 +136,36 @@ def _forgetting_bars(table: ClassTable, paint: Mapping[str, str]) -> Picture | N
     return "Forgetting", caption + "Less is better; bars: one standard deviation over seeds.", figure
 
 
-def _bytes_by_kind(table: ClassTable) -> Picture | None:
+def _bytes_by_kind(rows: Sequence[Row], limit: int | None, counted: str) -> Picture | None:
     """Both bills side by side, all rows that have one."""
-    rows = [row for row in table.rows if row.carried["exact"] or row.carried["survey"]]
+    rows = [row for row in rows if any(map(row.carried, CONVENTIONS))]
     if not rows:
         return None
     figure, panels = bars([row.label for row in rows], 2)
-    kinds = kinds_of_bytes(row.kinds[convention] for row in rows for convention in CONVENTIONS)
+    sizes = {convention: [row.bytes_by_kind(convention) for row in reversed(rows)] for convention in CONVENTIONS}
+    kinds = kinds_of_bytes(kinds for found in sizes.values() for kinds in found)
     for axes, convention in zip(panels, CONVENTIONS, strict=True):
         left = [0.0] * len(rows)
         for kind in kinds:
-            widths = [row.kinds[convention].get(kind, 0) / MIB for row in reversed(rows)]
+            widths = [found.get(kind, 0) / MIB for found in sizes[convention]]
             axes.barh(range(len(rows)), widths, left=left, height=0.62, color=KIND_COLOURS.get(kind, BOUND), label=kind)
             left = [start + width for start, width in zip(left, widths, strict=True)]
         for place, row in enumerate(reversed(rows)):
-            total = row.carried[convention]
+            total = row.carried(convention)
             axes.annotate("" if total is None else f"{total:,} B", (left[place], place), (6, 0), **BESIDE)
-        if table.limit is not None and table.convention == convention:
-            axes.axvline(table.limit / MIB, color=INK, linewidth=1.2, linestyle=":", label="limit")
-        axes.set_xlim(0, 1.3 * max([*left, (table.limit or 0) / MIB if table.convention == convention else 0.0]))
+        own = limit if counted == convention else None
+        if own is not None:
+            axes.axvline(own / MIB, color=INK, linewidth=1.2, linestyle=":", label="limit")
+        axes.set_xlim(0, 1.3 * max([*left, (own or 0) / MIB]))
         axes.set_xlabel(f"MiB, {convention}")
-    counted = panels[CONVENTIONS.index(table.convention)]
-    figure.legend(*counted.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    axes = panels[CONVENTIONS.index(counted)]
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     caption = "After the last experience. Exact: every byte that crosses the boundary. Survey: backbones needed at "
     return "Carried bytes by kind", caption + "inference and raw pixels, as Zhou et al. 2024 count.", figure
 
 
-def _accuracy_matrices(table: ClassTable) -> Picture | None:
-    rows = [row for row in table.drawn if row.runs[0].result("accuracy_matrix")]
+def _accuracy_matrices(rows: Sequence[Row]) -> Picture | None:
+    rows = [row for row in rows if row.runs[0].result("accuracy_matrix")]
     if not rows:
         return None
     from matplotlib.figure import Figure
@@ -190,7 +205,7 @@ def _heat_map(axes: Axes, matrix: list[list[float]], label: str) -> Any:
     return picture
 
 
-def _mean_matrix(row: ClassRow) -> list[list[float]]:
+def _mean_matrix(row: Row) -> list[list[float]]:
     matrices = [[_numbers(line) for line in run.result("accuracy_matrix")] for run in row.runs]
     return [[sum(values) / len(values) for values in zip(*lines, strict=True)] for lines in zip(*matrices, strict=True)]
 

@@ -7,18 +7,18 @@ from functools import partial
 from typing import Any
 
 from cil.kinds.tasks.rows import TaskRow
-from cil.kinds.tasks.table import TaskTable
-from cil.kinds.tasks.timeline import timeline_picture
+from cil.kinds.tasks.timeline import Task, timeline_picture
 from cil.report.plots import BOUND, INK, WIDTH, Picture, Plot, drawn, figure_of, legend, line_style
 
 
-def plots(table: TaskTable, number: int, paint: Mapping[str, str]) -> list[Plot]:
+def plots(rows: Sequence[TaskRow], tasks: Sequence[Task], number: int, paint: Mapping[str, str]) -> list[Plot]:
     """The front of error and operations before the table; below it how both grow over the stream, and the stream."""
-    rows = [row for row in table.rows if row.error.mean is not None]
-    stream = partial(timeline_picture, table.tasks)
-    if not rows:
+    known = [row for row in rows if row.error.mean is not None]
+    stream = partial(timeline_picture, tasks)
+    if not known:
         return drawn(number, stream)
-    return drawn(number, partial(_front, rows, paint), partial(_over_stream, table, rows, paint), stream, leads=1)
+    over_stream = partial(_over_stream, known, paint)
+    return drawn(number, partial(_front, known, paint), over_stream, stream, leads=1)
 
 
 def _front(rows: Sequence[TaskRow], paint: Mapping[str, str]) -> Picture:
@@ -45,7 +45,7 @@ def _front(rows: Sequence[TaskRow], paint: Mapping[str, str]) -> Picture:
     return "Error against compute", caption, figure
 
 
-def _over_stream(table: TaskTable, rows: Sequence[TaskRow], paint: Mapping[str, str]) -> Picture:
+def _over_stream(rows: Sequence[TaskRow], paint: Mapping[str, str]) -> Picture:
     figure, (axes,) = figure_of(4.2, width=1.7 * WIDTH)
     for place, row in enumerate(rows):
         errors = [score.mean or 0.0 for score in row.errors]
@@ -56,7 +56,7 @@ def _over_stream(table: TaskTable, rows: Sequence[TaskRow], paint: Mapping[str, 
     axes.set_xlabel("operations so far, search and validation included")
     axes.set_ylabel("mean error of the tasks so far, %")
     legend(axes)
-    return "The stream, task by task", f"A point a task, {len(table.tasks)} in all. Means over seeds.", figure
+    return "The stream, task by task", f"A point a task, {rows[0].tasks} in all. Means over seeds.", figure
 
 
 def _logarithmic(axes: Any, values: Sequence[float]) -> None:

@@ -1,66 +1,62 @@
-"""A row of task-stream runs: one learner in one setting over its seeds, its errors and what it took."""
+"""Rows of task-stream runs: errors over tasks and what they took, relative to each other."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cil import metrics
 from cil.report.grouping import Group
-from cil.report.rows import Cap, caps, largest, missing_seeds, score
+from cil.report.rows import Note, Row, caps, incomplete
 from cil.report.runs import RunSummary, dig
 from cil.report.verdicts import Score
 
 REFERENCE = "independent"  # the learner that E_rel is relative to: each task from random weights
 PARTS = ("training", "search", "validation", "probe", "consolidation", "evaluation")  # in order; others before the last
-UNKNOWN = Score({})
 
 
 @dataclass(frozen=True)
-class TaskRow:
-    """One learner in one setting, over its seeds. Percent, operations, bytes, seconds; None where unknown.
+class TaskRow(Row):
+    """One learner in one setting, over its seeds. Percent and operations; unknown where no run says it.
 
     Attributes:
-        label: The strategy, and what tells it from another row of the same one.
-        runs: Those that finished, one for each seed.
-        error: E, the mean error over all tasks; ``parts`` the same of each kind and of development and final years.
-        at_end: E at the end of the stream, backward: backward transfer; None where earlier tasks are not met again.
+        split: The one that errors are of.
+        tasks: How many there are.
         normalised: N, the mean over tasks of N_t in percent: 0 is a guess, 100 the best row of each task.
         relative: E_rel against ``independent`` on the same seeds, percent; below 0 is fewer errors.
-        errors: Of each task right after its training.
-        flops: Operations by part, mean over seeds. Trials of a search are ``search``, also the one that is kept.
-        chosen: Operations of the trials that are kept, a part of ``search``; None where runs do not say.
-        so_far: Operations of all parts but evaluation, up to each task.
         front: True if no other row has as low an error for as few operations.
-        sources: The task that each task started from, by seed, where the learner says so.
-        remark: Why seeds are missing; empty where none is.
     """
 
-    label: str
-    strategy: str
-    bound: bool
-    runs: tuple[RunSummary, ...]
-    error: Score
-    parts: dict[str, Score]
-    area: Score
-    at_end: Score
-    backward: Score
-    errors: tuple[Score, ...]
-    flops: dict[str, float]
-    chosen: float | None
-    so_far: tuple[float, ...]
-    peak_parameters: int | None
-    exemplars: int | None
-    carried: int | None
-    seconds: float | None
-    sources: tuple[tuple[str, ...], ...]
-    caps: tuple[Cap, ...] = ()
-    normalised: Score = UNKNOWN
-    relative: Score = UNKNOWN
+    split: str = "test"
+    tasks: int = 0
+    normalised: Score = field(default_factory=lambda: Score({}))
+    relative: Score = field(default_factory=lambda: Score({}))
     front: bool = False
-    remark: str = ""
+
+    @property
+    def error(self) -> Score:
+        """E, the mean error over all tasks."""
+        return self.score("mean_error", self.split)
+
+    @property
+    def parts(self) -> dict[str, Score]:
+        """E of each kind of task, and of development and final years."""
+        kinds = dict.fromkeys(kind for run in self.runs for kind in run.result("mean_error_by", self.split) or ())
+        return {str(kind): self.score("mean_error_by", self.split, kind) for kind in kinds}
+
+    @property
+    def at_end(self) -> Score:
+        """E at the end of the stream; None where earlier tasks are not met again."""
+        return Score({run.seed: _at_end(run, self.split) for run in self.runs})
+
+    @property
+    def flops(self) -> dict[str, float]:
+        """Operations by part, mean over seeds. Trials of a search are ``search``, also the one that is kept."""
+        parts = {name for run in self.runs for name in run.result("flops") or () if name != "total"}
+        ordered = sorted(parts, key=lambda name: (PARTS.index(name) if name in PARTS else len(PARTS) - 1.5, name))
+        return {name: _mean([run.result("flops", name, -1) for run in self.runs]) for name in ordered}
 
     @property
     def spent(self) -> float:
@@ -68,8 +64,10 @@ class TaskRow:
         return sum(count for part, count in self.flops.items() if part != "evaluation")
 
     @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(run.seed for run in self.runs)
+    def chosen(self) -> float | None:
+        """Operations of the trials that are kept, a part of ``search``; None where runs do not say."""
+        chosen = [_chosen(run) for run in self.runs]
+        return _mean(chosen) if chosen and None not in chosen else None
 
     @property
     def trials(self) -> tuple[int, int]:
@@ -80,6 +78,21 @@ class TaskRow:
             made += sum(len(event.get("search") or ()) for event in events)
             asked += len(events) * int(dig(run.identity, "config", "strategy", "search", "trials") or 0)
         return made, asked
+
+    @property
+    def errors(self) -> list[Score]:
+        """The error of each task right after its training."""
+        return [self.score("errors", self.split, task) for task in range(self.tasks)]
+
+    @property
+    def so_far(self) -> list[float]:
+        """Operations of all parts but evaluation, up to each task."""
+        return [_mean([run.result("events", task, "flops_so_far") for run in self.runs]) for task in range(self.tasks)]
+
+    def sources(self, task: int) -> list[str]:
+        """The task that a task started from, by seed, where the learner says so."""
+        found = (run.result("events", task, "findings", "source") for run in self.runs)
+        return [str(source) for source in found if source is not None]
 
 
 def task_rows(
@@ -94,52 +107,29 @@ def task_rows(
         chance: Error of a guess at each task, percent.
     """
     rows = [_row(group, label, split, len(chance)) for group, label in zip(groups, labels, strict=True)]
-    reference = next((row for row in rows if row.strategy == REFERENCE and row.runs), None)
-    if reference is not None:
-        rows = [replace(row, relative=_relative(row, reference)) for row in rows]
+    reference = next((row for row in rows if row.group.first.learner == REFERENCE and row.runs), None)
+    means = [[score.mean for score in row.errors] for row in rows]
     best = [
-        min((error for row in rows if (error := row.errors[task].mean) is not None), default=math.nan)
-        for task in range(len(chance))
+        min((error for error in errors if error is not None), default=math.nan) for errors in zip(*means, strict=True)
     ]
-    errors = [_number(row.error.mean) for row in rows]
-    front = metrics.pareto_front([row.spent for row in rows], errors)
+    front = metrics.pareto_front([row.spent for row in rows], [_number(row.error.mean) for row in rows])
     rows = [
-        replace(row, normalised=_normalised(row, chance, best), front=bool(on) and not row.bound)
+        replace(
+            row,
+            relative=Score({}) if reference is None else _relative(row, reference),
+            normalised=_normalised(row, chance, best),
+            front=bool(on) and not row.bound,
+        )
         for row, on in zip(rows, front, strict=True)
     ]
     return sorted(rows, key=lambda row: (row.error.mean is None, row.error.mean or 0.0, row.label))
 
 
 def _row(group: Group, label: str, split: str, tasks: int) -> TaskRow:
-    runs = tuple(run for run in group.runs if run.status == "finished")
-    kinds = dict.fromkeys(kind for run in runs for kind in run.result("mean_error_by", split) or ())
-    parts = dict.fromkeys(name for run in runs for name in run.result("flops") or () if name != "total")
-    ordered = sorted(parts, key=lambda name: (PARTS.index(name) if name in PARTS else len(PARTS) - 1.5, name))
-    return TaskRow(
-        label=label,
-        strategy=group.first.learner,
-        bound=group.first.bound,
-        runs=runs,
-        error=score(runs, "mean_error", split),
-        parts={str(kind): score(runs, "mean_error_by", split, kind) for kind in kinds},
-        area=score(runs, "area_under_errors", split),
-        at_end=Score({run.seed: _at_end(run, split) for run in runs}),
-        backward=score(runs, "backward_transfer"),
-        errors=tuple(score(runs, "errors", split, index) for index in range(tasks)),
-        flops={name: _mean([run.result("flops", name, -1) for run in runs]) for name in ordered},
-        chosen=_mean(chosen) if (chosen := [_chosen(run) for run in runs]) and None not in chosen else None,
-        so_far=tuple(_mean([run.result("events", i, "flops_so_far") for run in runs]) for i in range(tasks)),
-        peak_parameters=max((run.result("peak_parameters") or 0 for run in runs), default=None),
-        exemplars=largest(run.exemplars for run in runs),
-        carried=max((run.carried("exact") or 0 for run in runs), default=None),
-        seconds=_mean([run.result("seconds", "total") for run in runs]) if runs else None,
-        sources=tuple(
-            tuple(str(s) for run in runs if (s := run.result("events", index, "findings", "source")) is not None)
-            for index in range(tasks)
-        ),
-        caps=caps(runs),
-        remark=missing_seeds(group),
-    )
+    bound = group.first.bound
+    notes = [Note("bound", "a bound, kept out of the verdict and of the front")] if bound else []
+    notes += incomplete(group) + [note for cap in caps(group.finished) for note in cap.notes]
+    return TaskRow(label, group, "bound" if bound else "ranked", tuple(notes), split, tasks)
 
 
 def _at_end(run: RunSummary, split: str) -> float | None:
@@ -164,7 +154,7 @@ def _mean(values: Sequence[float | None]) -> float:
 def _relative(row: TaskRow, reference: TaskRow) -> Score:
     """E_rel in percent, by seed."""
     found = {}
-    for seed in sorted(set(row.seeds) & set(reference.seeds)):
+    for seed in sorted({run.seed for run in row.runs} & {run.seed for run in reference.runs}):
         errors, others = ([_number(score.values[seed]) for score in of.errors] for of in (row, reference))
         found[seed] = 100 * metrics.relative_error(errors, others)
     return Score({seed: None if math.isnan(value) else value for seed, value in found.items()})
@@ -184,7 +174,7 @@ def chance_errors(runs: Iterable[RunSummary], tasks: Sequence[dict[str, Any]], s
 def _normalised(row: TaskRow, chance: Sequence[float | None], best: Sequence[float]) -> Score:
     """N in percent, by seed, over the tasks that some row knows better than a guess."""
     found: dict[int, float | None] = {}
-    for seed in row.seeds:
+    for seed in row.error.values:
         errors = [_number(score.values[seed]) for score in row.errors]
         scores = metrics.normalised_scores(errors, list(map(_number, chance)), best)
         known = [float(value) for value in scores if not math.isnan(value)]
