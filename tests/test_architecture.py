@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,24 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def file_of(module: str) -> Path | None:
+    """The file that a module of the package is; None for a name inside a module."""
+    place = ROOT.joinpath(*module.split(".")[1:])
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.exists()), None)
+
+
+def files_looked_into(path: Path) -> set[Path]:
+    """Files of the package that a file imports from, inside functions and for type checks too."""
+    found: set[Path | None] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {file_of(alias.name) for alias in node.names if alias.name.startswith("cil.")}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "cil":
+            module = str(node.module)
+            found |= {file_of(f"{module}.{alias.name}") or file_of(module) for alias in node.names}
+    return {file for file in found if file is not None}
+
+
 def files_of(room: str) -> list[Path]:
     return [ROOT / f"{room}.py"] if (ROOT / f"{room}.py").exists() else sorted((ROOT / room).rglob("*.py"))
 
@@ -88,6 +107,16 @@ def test_a_room_looks_only_where_it_may(room):
         assert seen - {room} <= ALLOWED[room], f"{path.name} may not import {sorted(seen - {room} - ALLOWED[room])}"
 
 
+@pytest.mark.parametrize("room", ["kinds", "metrics", "report", "tracking"])
+def test_imports_go_in_no_circle_within_a_room(room):
+    files = files_of(room)
+    try:
+        graphlib.TopologicalSorter({path: files_looked_into(path) & {*files} for path in files}).prepare()
+    except graphlib.CycleError as error:
+        names = " -> ".join(str(path.relative_to(ROOT)) for path in error.args[1])
+        pytest.fail(f"imports go in a circle: {names}")
+
+
 def test_no_method_imports_another_method():
     shared = {"__init__", "base", "phase", "ranges", "registry"}
     methods = {path.stem for path in (ROOT / "strategies").glob("*.py")} - shared
@@ -97,7 +126,10 @@ def test_no_method_imports_another_method():
         assert not seen & methods, f"{name} imports {seen & methods}"
 
 
-@pytest.mark.parametrize("path", [ROOT / "__init__.py", ROOT / "errors.py", ROOT / "cli" / "main.py"], ids=str)
+LIGHT = [ROOT / "__init__.py", ROOT / "errors.py", ROOT / "cli" / "main.py", *(ROOT / "kinds").glob("*/__init__.py")]
+
+
+@pytest.mark.parametrize("path", LIGHT, ids=str)
 def test_the_door_opens_without_heavy_imports(path):
     tree = ast.parse(path.read_text())
     at_top = {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}

@@ -44,7 +44,9 @@ def table(records: Iterable[Record]) -> Table:
         try:
             kind = plugins.find("cil.kinds", name)
         except ConfigError as error:
-            unknown.append(f"Left out, because their kind is not installed: {len(by_kind[name])} runs ({error}).")
+            count = len(by_kind[name])
+            runs_words = "1 run" if count == 1 else f"{count} runs"
+            unknown.append(f"Left out, because their kind is not installed: {runs_words} ({error}).")
             continue
         found.append(kind.sections(by_kind[name]))
         runs += map(RunSummary, by_kind[name])
