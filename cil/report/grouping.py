@@ -52,7 +52,7 @@ class Group:
 
     @property
     def orders(self) -> dict[int, Any]:
-        """What came in which order, for each seed."""
+        """The images and their order, for each seed."""
         return {run.seed: run.order for run in self.runs}
 
 
@@ -119,7 +119,7 @@ def by_budget(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def allowance(run: RunSummary) -> tuple[Any, ...]:
-    """What a run may carry, whatever words it was asked for in: exemplars, bytes at each boundary, convention."""
+    """Exemplars, bytes at each boundary and convention that a run may carry, in whatever words it was asked for."""
     limits = run.budget.get("limits")
     if limits is None:
         return run.budget.get("exemplars"), None, None
@@ -186,7 +186,7 @@ def _without_null(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shared_facts(run: RunSummary) -> Hashable:
-    """What compared runs share and one run shows. Orders may follow from the seed, so they are compared apart."""
+    """Facts that compared runs share. Orders may follow from the seed, so they are compared apart."""
     stream = run.stream
     counts = (len(stream.get("classes") or ()), run.steps, tuple(stream.get("image_shape") or ()))
     sizes = tuple(len(slots) for slots in stream.get("new_slots") or ())

@@ -47,7 +47,7 @@ def drawn(number: int, *draw: Callable[[], Picture | None], leads: int = 0) -> l
     """Plots of one section, in the style of a report.
 
     Args:
-        number: Of the section on its page, so that no id comes twice.
+        number: Place of the section on its page, so that no id comes twice.
         draw: Make the pictures; None is left out.
         leads: How many of them stand before the table.
     """

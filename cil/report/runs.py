@@ -67,7 +67,7 @@ def _readable(directory: Path) -> Record | None:
 
 
 def dig(value: Any, *path: str | int) -> Any:
-    """What lies at a path of keys and indices, None where there is nothing.
+    """The value at a path of keys and indices, None where there is nothing.
 
     >>> dig({"ledger": [{"total": 5}]}, "ledger", -1, "total"), dig({}, "ledger", -1)
     (5, None)

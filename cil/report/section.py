@@ -26,17 +26,17 @@ class Section:
 
     Attributes:
         title: The stream in words.
-        rows: What the tables are of; the label of each has one colour on a page.
+        rows: Rows of the tables; the label of each has one colour on a page.
         grid: The main table.
         plots: Draws the plots, given the section's number on the page and the colour of each label.
-        subtitle: What else the rows share, such as the budget; ``condition`` is the word for it on a page.
+        subtitle: Condition that the rows share, such as the budget; ``condition`` is the word for it on a page.
         number: Place among the sections of its kind, 0 where it is the only one.
         facts: Settings that all rows share, in words.
         best: Label of the best row by heading of ``grid``.
         tables: Further tables.
         bills: Tables of bytes, which a terminal is spared.
         remarks: Sentences on single rows.
-        warnings: What a reader must know before comparing rows.
+        warnings: Sentences to read before comparing rows.
         legend: Explanation of columns for a terminal, where there is no reading aid.
         entries: Rows without structure for CSV and JSON, numbers unrounded.
         content: Further content for JSON; a key here replaces one of the section.

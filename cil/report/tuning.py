@@ -11,7 +11,7 @@ NONE = "none"
 
 
 def tuning_of(run: RunSummary) -> dict[str, Any]:
-    """What the identity says; a run that says nothing has the defaults or what a person set."""
+    """The tuning that an identity names; a run without has the defaults or what a person set."""
     return run.identity.get("tuning") or {"protocol": NONE, "n_trials": 0, "tuning_cost": 0}
 
 
@@ -45,7 +45,7 @@ def _range(values: dict[str, Any]) -> str:
 
 
 def tuning_warnings(runs: Sequence[RunSummary]) -> Iterable[str]:
-    """What makes tuned rows unlike each other, or their result a weaker one."""
+    """Warnings where tuned rows are unlike each other, or their result is a weaker one."""
     tuned = [run for run in runs if is_tuned(run)]
     met = sorted({tuning_words(run) for run in tuned})
     if len(met) > 1:

@@ -54,7 +54,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be said of the order of the rows.
+    """A statement on the order of rows.
 
     Attributes:
         metric: For example ``Avg``.

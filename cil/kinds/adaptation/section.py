@@ -133,7 +133,7 @@ def _entry(row: Row, domains: Sequence[str]) -> dict[str, Any]:
 
 
 def _facts(groups: Sequence[Group]) -> dict[str, str]:
-    """What was the same for all."""
+    """Settings that all rows share, in words."""
     runs = [run for group in groups for run in group.runs]
     stream, source = runs[0].stream, runs[0].identity.get("source") or {}
     facts = {

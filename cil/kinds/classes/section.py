@@ -233,7 +233,7 @@ def _scores(row: Row) -> dict[str, Score]:
 
 
 def _structure(row: Row) -> dict[str, Any]:
-    """What JSON has besides the flat entry."""
+    """Further content of the row for JSON."""
     values = {name: {str(seed): value for seed, value in score.values.items()} for name, score in _scores(row).items()}
     kinds = {convention: row.bytes_by_kind(convention) for convention in CONVENTIONS}
     return {"seeds": row.seeds, "bytes_by_kind": kinds, "values": values}
@@ -269,7 +269,7 @@ def stream_words(run: RunSummary) -> str:
 
 
 def _facts(groups: Sequence[Group], budget: dict[str, Any]) -> dict[str, str]:
-    """What the rows share, in words."""
+    """Settings that all rows share, in words."""
     first, runs = groups[0].first, [run for group in groups for run in group.runs]
     stream = first.stream
     orders = {run.seed: run.order[1] for run in runs}

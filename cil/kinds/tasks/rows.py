@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -160,7 +160,9 @@ def _relative(row: TaskRow, reference: TaskRow) -> Score:
     return Score({seed: None if math.isnan(value) else value for seed, value in found.items()})
 
 
-def chance_errors(runs: Iterable[RunSummary], tasks: Sequence[dict[str, Any]], split: str) -> tuple[float | None, ...]:
+def chance_errors(
+    runs: Iterable[RunSummary], tasks: Sequence[Mapping[str, Any]], split: str
+) -> tuple[float | None, ...]:
     """Error of a guess at each task, as the first run that met it has it; records of earlier versions have none."""
     runs = list(runs)
     found: list[float | None] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 from cil.kinds.tasks.plots import plots
 from cil.kinds.tasks.rows import TaskRow, chance_errors, task_rows
-from cil.kinds.tasks.timeline import png_strip, timeline_table
+from cil.kinds.tasks.timeline import Task, png_strip, timeline_table
 from cil.report.grids import NOTHING, Grid, Line, Titled, decimal, flops, grid, scores_entry, seconds, whole
 from cil.report.grouping import Group, budget_words, by_budget, comparisons, grouped
 from cil.report.labels import labels_of
@@ -49,9 +49,6 @@ READING = ReadingAid(
 )
 
 
-Task = dict[str, Any]  # what the record says of an event: id, year, domain, kind, classes, counts
-
-
 def sections(records: Sequence[Record]) -> Sections:
     """Sections of task-stream records: rows that met the same tasks in the same order.
 
@@ -64,7 +61,7 @@ def sections(records: Sequence[Record]) -> Sections:
 
 def _section(groups: Sequence[Group], number: int) -> Section:
     stream = groups[0].first.stream
-    tasks: list[Task] = stream["tasks"]
+    tasks: Sequence[Task] = stream["tasks"]
     split = str((stream.get("splits") or ["test"])[0])
     chance = chance_errors((run for group in groups for run in group.runs), tasks, split)
     rows = task_rows(groups, _labelled(groups), split, chance)
@@ -119,7 +116,7 @@ def _paired_kinds(rows: Sequence[TaskRow]) -> list[str]:
 
 
 def _tables(rows: Sequence[TaskRow], tasks: Sequence[Task], chance: Sequence[float | None]) -> Iterable[Titled]:
-    """What stands below the main table: errors by task, operations by part, sources."""
+    """The tables below the main one: errors by task, operations by part, sources."""
     finished = [row for row in rows if row.runs]
     names = [f"{task['year']} {task['id']}" for task in tasks]
     lines = []
@@ -280,7 +277,7 @@ def _budget_facts(groups: Sequence[Group]) -> Iterable[str]:
 
 
 def _facts(groups: Sequence[Group], split: str) -> dict[str, str]:
-    """What was the same for all, in words."""
+    """Settings that all rows share, in words."""
     runs = [run for group in groups for run in group.runs]
     stream = runs[0].stream
     manifest = stream.get("manifest") or ""
