@@ -5,18 +5,18 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cil.errors import ConfigError
-from cil.tracking import write_bytes_atomic
+from cil.report.page import definitions, document, figures, write_page
+from cil.report.plots import COLOURS, FAINT, INK, WIDTH, Picture, drawn, figure_of, legend
 
 Task = Mapping[str, Any]  # id, dataset, year, domain, kind, classes, final, counts
 
 
-def timeline_figure(tasks: Sequence[Task]) -> tuple[str, str, Any]:
+def timeline_picture(tasks: Sequence[Task]) -> Picture:
     """Training images of each task in order, coloured by domain.
 
     Args:
@@ -25,8 +25,6 @@ def timeline_figure(tasks: Sequence[Task]) -> tuple[str, str, Any]:
     Returns:
         Title, caption and figure.
     """
-    from cil.report.plots import COLOURS, FAINT, INK, WIDTH, figure_of, legend
-
     figure, (axes,) = figure_of(3.6, width=1.7 * WIDTH)
     domains = list(dict.fromkeys(task["domain"] for task in tasks))
     seen: set[str] = set()
@@ -68,8 +66,8 @@ def write_timeline(
     """Write one self-contained page: the timeline, then each task with what it is and a strip of images.
 
     Args:
-        name: Of the stream.
-        tasks: As of ``timeline_figure``.
+        name: Name of the stream.
+        tasks: See ``timeline_picture``.
         strips: A PNG for each task, or None.
         facts: More to say of the stream.
 
@@ -79,32 +77,14 @@ def write_timeline(
     Raises:
         ConfigError: where the page cannot be written there.
     """
-    from cil.report.plots import styled, svg_of
-
-    with styled():
-        title, caption, figure = timeline_figure(tasks)
-        svg = svg_of(figure, "timeline", title)
     years = [task["year"] for task in tasks]
     repeats = len(tasks) - len({task["dataset"] for task in tasks})
-    said = f"{len(tasks)} tasks, {min(years)} to {max(years)}, {repeats} of them of a data set that came before"
-    terms = "".join(f"<dt>{escape(key)}</dt><dd>{escape(text)}</dd>" for key, text in (facts or {}).items())
-    style = resources.files("cil.report").joinpath("page.css").read_text(encoding="utf-8")
-    text = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(name)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f'<header><h1>{escape(name)}</h1>\n<p class="under">{escape(said)}</p></header>\n'
-        f'<section>\n<div class="plots"><figure class="broad"><h3>{escape(title)}</h3>\n{svg}\n'
-        f"<figcaption>{escape(caption)}</figcaption></figure></div>\n<dl>{terms}</dl>\n</section>\n"
-        f"<section>\n<h2>Tasks</h2>\n{timeline_table(tasks, strips)}\n</section>\n</body>\n</html>\n"
-    )
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{path.parent} cannot be made ({error.strerror}); choose another place") from error
-    write_bytes_atomic(path, text.encode())
-    return path
+    subtitle = f"{len(tasks)} tasks, {min(years)} to {max(years)}, {repeats} of them of a data set that came before"
+    body = [
+        f"<section>\n{figures(drawn(0, partial(timeline_picture, tasks)))}\n{definitions(facts or {})}\n</section>",
+        f"<section>\n<h2>Tasks</h2>\n{timeline_table(tasks, strips)}\n</section>",
+    ]
+    return write_page(document(name, subtitle, body), path)
 
 
 def timeline_table(tasks: Sequence[Task], strips: Sequence[bytes | None]) -> str:

@@ -1,4 +1,4 @@
-"""What may stand beside what: runs to rows (one setting, several seeds), rows to settings that can be compared."""
+"""Which runs make one row (one setting, several seeds), and which rows may be compared."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from cil.report.runs import Outcome, flat, same_everywhere
+from cil.report.grids import flops
+from cil.report.runs import RunSummary, all_equal, flat
 from cil.tracking import Record
 
 MIB = 2**20
-HOW = (  # beginnings of keys that say how it was computed, not what; what was used in fact stands in the identity
+HOW = (  # beginnings of keys that say how a run was computed, not what; what was used in fact is in the identity
     "device",
     "anytime.",
     "boundary",
@@ -37,30 +38,35 @@ class Group:
         dropped: Runs of a seed that is there already.
     """
 
-    runs: tuple[Outcome, ...]
+    runs: tuple[RunSummary, ...]
     dropped: int = 0
 
     @property
-    def first(self) -> Outcome:
+    def first(self) -> RunSummary:
         return self.runs[0]
 
     @property
+    def finished(self) -> tuple[RunSummary, ...]:
+        """Those that have all results."""
+        return tuple(run for run in self.runs if run.status == "finished")
+
+    @property
     def orders(self) -> dict[int, Any]:
-        """What came in which order, for each seed."""
+        """The images and their order, for each seed."""
         return {run.seed: run.order for run in self.runs}
 
 
 @dataclass
-class Arena:
+class _Comparison:
     """Groups that met the same streams on the same kind of device, at the same precision."""
 
-    facts: Hashable  # see _facts
+    facts: Hashable  # see _shared_facts
     orders: dict[int, Any]
     groups: list[Group] = field(default_factory=list)
 
     def admits(self, group: Group) -> bool:
-        """Whether the group met the same: on each seed that both know; without one, in all."""
-        if _facts(group.first) != self.facts:
+        """True if the group met the same streams: on each seed that both know; without one, on all."""
+        if _shared_facts(group.first) != self.facts:
             return False
         shared = self.orders.keys() & group.orders.keys()
         if shared:
@@ -70,12 +76,19 @@ class Arena:
 
 def grouped(records: Iterable[Record]) -> list[Group]:
     """Runs by everything that makes a setting except the seed, in an order that does not depend on theirs."""
-    runs = sorted((Outcome(record) for record in records), key=_rank)
+    runs = sorted((RunSummary(record) for record in records), key=_rank)
     groups = []
     for alike in _split(
         runs,
         lambda run: _text(
-            [_facts(run), run.strategy, run.bound, _given(run.budget), _setting(run), run.identity.get("tuning")]
+            [
+                _shared_facts(run),
+                run.learner,
+                run.bound,
+                _without_null(run.budget),
+                _setting(run),
+                run.identity.get("tuning"),
+            ]
         ),
     ):
         for same in _split(alike, partial(_other_seeds, _free_seeds(alike))):
@@ -83,17 +96,17 @@ def grouped(records: Iterable[Record]) -> list[Group]:
     return sorted(groups, key=lambda group: (-len(group.runs), *_rank(group.first)))
 
 
-def arenas(groups: Iterable[Group]) -> list[Arena]:
-    """Groups by the streams they met: only inside one arena may accuracies be compared."""
-    found: list[Arena] = []
+def comparisons(groups: Iterable[Group]) -> list[list[Group]]:
+    """Groups by the streams they met: numbers are compared inside one list only."""
+    found: list[_Comparison] = []
     for group in groups:
-        arena = next((arena for arena in found if arena.admits(group)), None)
-        if arena is None:
-            arena = Arena(_facts(group.first), {})
-            found.append(arena)
-        arena.groups.append(group)
-        arena.orders |= {seed: order for seed, order in group.orders.items() if seed not in arena.orders}
-    return found
+        comparison = next((one for one in found if one.admits(group)), None)
+        if comparison is None:
+            comparison = _Comparison(_shared_facts(group.first), {})
+            found.append(comparison)
+        comparison.groups.append(group)
+        comparison.orders |= {seed: order for seed, order in group.orders.items() if seed not in comparison.orders}
+    return [comparison.groups for comparison in found]
 
 
 def by_budget(groups: Sequence[Group]) -> list[list[Group]]:
@@ -105,35 +118,18 @@ def by_budget(groups: Sequence[Group]) -> list[list[Group]]:
     return sorted(parts, key=lambda part: _size(part[0].first))
 
 
-def allowance(run: Outcome) -> tuple[Any, ...]:
-    """What a run may carry, whatever words it was asked for in: exemplars, bytes at each boundary, convention."""
+def allowance(run: RunSummary) -> tuple[Any, ...]:
+    """Exemplars, bytes at each boundary and convention that a run may carry, in whatever words it was asked for."""
     limits = run.budget.get("limits")
     if limits is None:
         return run.budget.get("exemplars"), None, None
-    limits = limits[-1:] if same_everywhere(limits) else limits
+    limits = limits[-1:] if all_equal(limits) else limits
     return run.budget.get("exemplars"), tuple(limits), run.convention
 
 
-def _work(run: Outcome) -> tuple[Any, Any]:
+def _work(run: RunSummary) -> tuple[Any, Any]:
     """Operations and updates that an experience may take."""
     return run.budget.get("flops"), run.budget.get("updates")
-
-
-def stream_words(run: Outcome) -> str:
-    """The stream in one line.
-
-    For example ``split_digits: 10 classes in 5 experiences of 2``.
-    """
-    stream = run.stream
-    sizes = [len(slots) for slots in stream.get("new_slots") or []]
-    if not sizes:
-        each = ""
-    elif same_everywhere(sizes):
-        each = f" of {sizes[0]}"
-    else:
-        each = f" ({', '.join(map(str, sizes))})"
-    name = stream.get("name", "stream")
-    return f"{name}: {len(stream.get('classes') or [])} classes in {run.experiences} experiences{each}"
 
 
 def budget_words(budget: dict[str, Any]) -> str:
@@ -149,7 +145,7 @@ def budget_words(budget: dict[str, Any]) -> str:
     if limits:
         convention = budget.get("convention") or "exact"
         words = f"{limits[-1]:,} bytes ({limits[-1] / MIB:.2f} MiB, {convention})"
-        if not same_everywhere(limits):
+        if not all_equal(limits):
             words = f"after each experience its own limit, at the end {words}"
         to = budget.get("to") if budget.get("kind") == "aligned" else None
         on = f" on {budget['to_model']}" if budget.get("to_model") else ""
@@ -157,56 +153,55 @@ def budget_words(budget: dict[str, Any]) -> str:
     if exemplars is not None:
         parts.append(f"{exemplars:,} exemplars")
     if budget.get("flops") is not None:
-        mantissa, exponent = f"{budget['flops']:.2e}".split("e")
-        parts.append(f"{mantissa}e{int(exponent)} FLOPs an experience")
+        parts.append(f"{flops(budget['flops'])} FLOPs an experience")
     if budget.get("updates") is not None:
         parts.append(f"{budget['updates']:,} updates an experience")
     more = "; as many more as incoming images are given up" if budget.get("scope") == "carried+incoming" else ""
     return (", ".join(parts) or "no budget") + more
 
 
-def differing(runs: Sequence[Outcome]) -> list[str]:
+def differing(runs: Sequence[RunSummary]) -> list[str]:
     """Keys of the configs whose values are not the same in all runs; seeds and budgets aside."""
     leaves = [_setting(run) for run in runs]
     keys = dict.fromkeys(key for leaf in leaves for key in leaf if not key.startswith("budget."))
-    return [key for key in keys if not same_everywhere(leaf.get(key, ...) for leaf in leaves)]
+    return [key for key in keys if not all_equal(leaf.get(key, ...) for leaf in leaves)]
 
 
-def config_text(run: Outcome, without: tuple[str, ...]) -> str:
+def config_text(run: RunSummary, without: tuple[str, ...]) -> str:
     """The config as one text, without seeds and the named parts."""
     return _text({key: value for key, value in _setting(run).items() if key.split(".")[0] not in without})
 
 
-def _setting(run: Outcome) -> dict[str, Any]:
+def _setting(run: RunSummary) -> dict[str, Any]:
     """The leaves of the config that make a setting, so neither seeds nor where and how it was computed.
 
     Null is as good as absent: a key of a later version, which earlier records lack, begins as null.
     """
-    leaves = _given(flat(run.config))
+    leaves = _without_null(flat(run.config))
     return {key: value for key, value in leaves.items() if not (_is_seed(key) or key.startswith(HOW))}
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
+def _without_null(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _facts(run: Outcome) -> Hashable:
-    """What makes an arena and can be seen on one run. Orders may follow from the seed, so they are compared apart."""
+def _shared_facts(run: RunSummary) -> Hashable:
+    """Facts that compared runs share. Orders may follow from the seed, so they are compared apart."""
     stream = run.stream
-    counts = (len(stream.get("classes") or ()), run.experiences, tuple(stream.get("image_shape") or ()))
+    counts = (len(stream.get("classes") or ()), run.steps, tuple(stream.get("image_shape") or ()))
     sizes = tuple(len(slots) for slots in stream.get("new_slots") or ())
-    told = bool(stream.get("task_known_at_test"))
+    task_aware = bool(stream.get("task_known_at_test"))
     source = _text(run.identity.get("source"))  # of an adaptation run: the trained network
-    return stream.get("name"), *counts, sizes, stream.get("data"), told, source, run.precision, run.device
+    return stream.get("name"), *counts, sizes, stream.get("data"), task_aware, source, run.precision, run.device
 
 
-def _free_seeds(runs: Sequence[Outcome]) -> list[str]:
+def _free_seeds(runs: Sequence[RunSummary]) -> list[str]:
     """Keys of seeds that do not follow the run's own seed: they make another setting."""
     seeds = [key for key in flat(runs[0].config) if _is_seed(key)]
     return [key for key in seeds if any(flat(run.config).get(key) not in (run.seed, None) for run in runs)]
 
 
-def _other_seeds(keys: Sequence[str], run: Outcome) -> str:
+def _other_seeds(keys: Sequence[str], run: RunSummary) -> str:
     return _text([flat(run.config).get(key) for key in keys])
 
 
@@ -215,7 +210,7 @@ def _is_seed(key: str) -> bool:
     return name == "seed" or name.endswith("_seed")
 
 
-def _by_stream(runs: list[Outcome]) -> list[list[Outcome]]:
+def _by_stream(runs: list[RunSummary]) -> list[list[RunSummary]]:
     """Apart where seeds do not explain it: one seed with two streams, or one class order of two sets of images."""
     seeds: dict[Any, set[Any]] = defaultdict(set)
     orders: dict[Any, set[Any]] = defaultdict(set)
@@ -226,8 +221,8 @@ def _by_stream(runs: list[Outcome]) -> list[list[Outcome]]:
     return [runs] if explained else _split(runs, lambda run: run.order)
 
 
-def _group(runs: list[Outcome]) -> Group:
-    chosen: dict[int, Outcome] = {}
+def _group(runs: list[RunSummary]) -> Group:
+    chosen: dict[int, RunSummary] = {}
     for run in sorted(runs, key=lambda run: run.status != "finished"):  # stable: else the first stays
         chosen.setdefault(run.seed, run)
     return Group(tuple(chosen[seed] for seed in sorted(chosen)), len(runs) - len(chosen))
@@ -240,11 +235,11 @@ def _split(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list[
     return list(parts.values())
 
 
-def _rank(run: Outcome) -> tuple[Any, ...]:
-    return run.strategy, run.seed, _text(run.identity), run.record.directory.name
+def _rank(run: RunSummary) -> tuple[Any, ...]:
+    return run.learner, run.seed, _text(run.identity), run.record.directory.name
 
 
-def _size(run: Outcome) -> tuple[Any, ...]:
+def _size(run: RunSummary) -> tuple[Any, ...]:
     exemplars, limits, convention = allowance(run)
     return (
         exemplars is None and limits is None,

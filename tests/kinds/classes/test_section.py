@@ -11,12 +11,18 @@ import pytest
 from made_records import byte_budget, exemplar_budget
 
 from cil.errors import ConfigError
-from cil.report import find_runs, table
+from cil.kinds.classes.rows import AVERAGE, FORGETTING, LAST
+from cil.report import find_runs, table, to_csv, to_json, to_markdown, to_text
 
 
 def last(value: float) -> dict:
     """A run whose last accuracy is ``value``: 80 after the first experience, so its average is (80 + value) / 2."""
     return {"matrix": ((80.0, None), (value, value))}
+
+
+def marked(section, standing: str) -> list:
+    """The rows of a section that are ranked, bounds or neither."""
+    return [row for row in section.rows if row.standing == standing]
 
 
 def rows(content) -> dict:
@@ -27,44 +33,46 @@ def test_a_row_holds_mean_and_sample_deviation_over_seeds(run):
     records = [run(seed=seed, **last(value)) for seed, value in enumerate((60.0, 62.0, 64.0))]
     row = rows(table(records))["icarl"]
     assert row.seeds == (0, 1, 2)
-    assert (row.last.mean, row.last.std) == (62.0, 2.0)  # not 1.63, the deviation by n
-    assert (row.average.mean, row.average.std) == (71.0, 1.0)
-    assert (row.forgetting.mean, row.forgetting.std) == (20.0, 0.0)
+    scores = [row.score(name) for name in (LAST, AVERAGE, FORGETTING)]
+    assert [(score.mean, score.std) for score in scores] == [(62.0, 2.0), (71.0, 1.0), (20.0, 0.0)]  # not 1.63, by n
 
 
 def test_a_single_seed_has_no_deviation(run):
     row = rows(table([run(**last(60.0))]))["icarl"]
-    assert (row.last.mean, row.last.std, str(row.last)) == (60.0, None, "60.00")
+    last_accuracy = row.score(LAST)
+    assert (last_accuracy.mean, last_accuracy.std, str(last_accuracy)) == (60.0, None, "60.00")
 
 
 def test_an_undefined_value_of_one_seed_leaves_the_mean_undefined(run):
     records = [run(seed=0, forgetting=None), run(seed=1, forgetting=10.0)]
     row = rows(table(records))["icarl"]
-    assert row.forgetting.mean is None and str(row.forgetting) == "–"
+    assert row.score(FORGETTING).mean is None and str(row.score(FORGETTING)) == "–"
 
 
 def test_costs_stand_beside_the_accuracy(run):
-    row = rows(table([run(parameters=1_000_000, exemplars=100)]))["icarl"]
-    assert row.carried == {"exact": 1_000_000 + 19_200 + 100, "survey": 999_000 + 19_200}
-    assert row.kinds["exact"] == {"parameters": 1_000_000, "exemplars": 19_200, "labels": 100}
-    assert (row.exemplars, row.flops, row.peak_training_bytes, row.seconds) == (100, 4e9, 5_000_000, 12.0)
+    content = table([run(parameters=1_000_000, exemplars=100)])
+    row = rows(content)["icarl"]
+    assert (row.carried("exact"), row.carried("survey")) == (1_000_000 + 19_200 + 100, 999_000 + 19_200)
+    assert row.bytes_by_kind("exact") == {"parameters": 1_000_000, "exemplars": 19_200, "labels": 100}
+    assert (row.exemplars, row.peak_training_bytes, row.seconds) == (100, 5_000_000, 12.0)
+    assert content.sections[0].entries[0]["flops"] == 4e9
 
 
 def test_public_weights_are_shown_with_and_without(run):
     content = table([run("l2p", public=900_000, exemplars=0)])
-    row = rows(content)["l2p"]
-    assert row.own == {"exact": 100_000, "survey": 99_000}
-    assert "own exact B" in content.to_text(200)
-    assert "own exact B" not in table([run("wa")]).to_text(200)
+    (entry,) = content.sections[0].entries
+    assert (entry["own_exact_bytes"], entry["own_survey_bytes"]) == (100_000, 99_000)
+    assert "own exact B" in to_text(content, 200)
+    assert "own exact B" not in to_text(table([run("wa")]), 200)
 
 
 def test_rows_are_sorted_by_last_accuracy_whatever_the_order_of_records(run):
     records = [run(name, seed, **last(value)) for name, value in (("a", 50), ("b", 70), ("c", 60)) for seed in (0, 1)]
-    expected = table(records).to_json()
+    expected = to_json(table(records))
     assert [row.label for row in table(records).sections[0].rows] == ["b", "c", "a"]
     for attempt in range(3):
         random.Random(attempt).shuffle(records)
-        assert table(records).to_json() == expected
+        assert to_json(table(records)) == expected
 
 
 # who is compared with whom
@@ -75,8 +83,8 @@ def test_bounds_stand_apart_and_win_nothing(run):
     records += [run("wa", seed, **last(60.0 + seed)) for seed in range(3)]
     records += [run("lwf", seed, **last(30.0 + seed / 2)) for seed in range(3)]
     [section] = table(records).sections
-    assert [row.label for row in section.of("ranked")] == ["wa", "lwf"]
-    assert [row.label for row in section.of("bound")] == ["joint"]
+    assert [row.label for row in marked(section, "ranked")] == ["wa", "lwf"]
+    assert [row.label for row in marked(section, "bound")] == ["joint"]
     assert [verdict.winner for verdict in section.verdicts] == ["wa", "wa"]
     assert all("joint" not in verdict.text for verdict in section.verdicts)
 
@@ -101,7 +109,7 @@ def test_different_settings_are_never_in_one_ranking(run, change, word):
     assert all(not section.verdicts for section in content.sections)
     assert "not to be compared" in content.warnings[0]
     assert f"differs from table 1 in: {word}." in content.warnings[1]
-    assert "[2]" in content.to_text() and "! 2 settings" in content.to_text()
+    assert "[2]" in to_text(content) and "! 2 settings" in to_text(content)
 
 
 def test_a_class_order_that_follows_the_seed_is_one_row_and_one_ranking(run):
@@ -189,13 +197,13 @@ def test_a_run_without_any_result_is_a_footnote_and_makes_no_label(run, status):
     content = table([run(), *(run(seed=seed, status=status, results=nothing, config=other) for seed in (0, 1))])
     assert list(rows(content)) == ["icarl"] and content.warnings == ()
     assert content.footnotes == (f"No row, because no result yet: icarl {status} (2 runs).",)
-    assert content.footnotes[0] in content.to_text() and content.footnotes[0] in content.to_markdown()
+    assert content.footnotes[0] in to_text(content) and content.footnotes[0] in to_markdown(content)
 
 
 def test_runs_that_all_lack_results_are_a_table_without_sections(run):
     content = table([run(status="failed", results={"accuracy_curve": []})])
-    assert content.sections == () and content.to_text() == "No row, because no result yet: icarl failed.\n"
-    assert content.to_csv() == "" and '"sections": []' in content.to_json()
+    assert content.sections == () and to_text(content) == "No row, because no result yet: icarl failed.\n"
+    assert to_csv(content) == "" and '"sections": []' in to_json(content)
 
 
 def test_exemplar_free_rows_below_the_limit_are_marked(run):
@@ -224,7 +232,7 @@ def test_a_warning_names_a_few_rows_and_how_many_more(run):
 
 def test_an_aligned_budget_says_on_which_model_the_other_was_measured(run):
     budget = byte_budget(1_500_000) | {"kind": "aligned", "to": "der", "to_model": "resnet32", "exemplars": 200}
-    assert "aligned to der on resnet32, 1,500,000 bytes" in table([run(budget=budget)]).sections[0].title
+    assert "aligned to der on resnet32, 1,500,000 bytes" in table([run(budget=budget)]).sections[0].subtitle
 
 
 def test_images_given_up_are_a_note_and_exemplars_for_them_another_table(run):
@@ -232,7 +240,7 @@ def test_images_given_up_are_a_note_and_exemplars_for_them_another_table(run):
     given_up = {"given_up": [30, 20]}
     content = table([run("rmm", results=given_up), run("icarl"), run("rmm", budget=wide, results=given_up)])
     assert [sorted(row.label for row in section.rows) for section in content.sections] == [["icarl", "rmm"], ["rmm"]]
-    assert content.sections[1].title.endswith("200 exemplars; as many more as incoming images are given up")
+    assert content.sections[1].heading.endswith("200 exemplars; as many more as incoming images are given up")
     notes = rows(content)["rmm"].notes
     assert [note.text for note in notes] == ["gave up images: learned without 50 of those that arrived"]
     assert not rows(content)["icarl"].notes
@@ -243,20 +251,21 @@ def test_a_run_over_its_budget_is_an_empty_row_with_its_bytes_and_the_reason(run
     reason = "der will carry 2,000,000 bytes, budget.limit is 1,500,000"
     records = [run("der", budget=budget, status="over_budget", error=reason), run("wa", budget=budget)]
     [section] = table(records).sections
-    [row] = section.of("unranked")
-    assert (row.label, row.last.mean, row.seconds) == ("der", None, None)
-    assert row.carried == {"exact": 2_000_000, "survey": 1_999_000}
-    assert row.kinds == {"exact": {"parameters": 2_000_000}, "survey": {"parameters": 1_999_000}}
-    assert "2,000,000" in table(records).to_text() and reason in table(records).to_text(400)
+    [row] = marked(section, "unranked")
+    assert (row.label, row.score(LAST).mean, row.seconds) == ("der", None, None)
+    assert (row.carried("exact"), row.carried("survey")) == (2_000_000, 1_999_000)
+    assert row.bytes_by_kind("exact") == {"parameters": 2_000_000}
+    assert row.bytes_by_kind("survey") == {"parameters": 1_999_000}
+    assert "2,000,000" in to_text(table(records)) and reason in to_text(table(records), 400)
 
 
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
 def test_an_unfinished_run_is_shown_with_its_status_and_not_ranked(run, status):
     records = [run("wa", status=status, matrix=((99.0, None),), error="the loss is not finite"), run("icarl")]
     [section] = table(records).sections
-    assert [row.label for row in section.of("ranked")] == ["icarl"]
-    [row] = section.of("unranked")
-    assert row.last.mean is None, "half a stream is no last accuracy"
+    assert [row.label for row in marked(section, "ranked")] == ["icarl"]
+    [row] = marked(section, "unranked")
+    assert row.score(LAST).mean is None, "half a stream is no last accuracy"
     assert row.notes[0].mark == f"{status} 1/2"
     assert "after 1 of 2 experiences: the loss is not finite" in row.notes[0].text
 
@@ -264,15 +273,15 @@ def test_an_unfinished_run_is_shown_with_its_status_and_not_ranked(run, status):
 def test_unfinished_seeds_are_left_out_of_the_mean(run):
     records = [run(seed=0, **last(60.0)), run(seed=1, **last(62.0)), run(seed=2, status="interrupted", **last(0.0))]
     row = rows(table(records))["icarl"]
-    assert (row.seeds, row.last.mean) == ((0, 1), 61.0)
+    assert (row.seeds, row.score(LAST).mean) == ((0, 1), 61.0)
     assert [note.mark for note in row.notes] == ["1 of 3 interrupted"]
 
 
 def test_a_run_that_was_let_over_its_budget_is_not_ranked(run):
     over = {"over_budget": ["carries 300 exemplars, budget.exemplars is 200", None]}
     content = table([run("wa", results=over), run("icarl")])
-    [row] = content.sections[0].of("unranked")
-    assert (row.label, row.last.mean) == ("wa", 65.0)
+    [row] = marked(content.sections[0], "unranked")
+    assert (row.label, row.score(LAST).mean) == ("wa", 65.0)
     assert row.notes[0].text.endswith("carries 300 exemplars, budget.exemplars is 200, after experience 0")
 
 
@@ -280,6 +289,17 @@ def test_a_bound_over_the_budget_is_still_a_bound(run):
     over = {"over_budget": [None, "carries 300 exemplars, budget.exemplars is 200"]}
     [row] = table([run("joint", bound=True, results=over)]).sections[0].rows
     assert (row.standing, row.notes) == ("bound", ())
+
+
+def test_a_further_budget_is_a_column_and_a_row_over_it_says_so(run):
+    carbon = {"caps": {"carbon": {"limit": 5, "unit": "g", "measured": [2.5, 6.25]}}}
+    over = {"caps": {"carbon": {"limit": 5, "unit": "g", "measured": [2, 4]}}}
+    content = table([run("wa", 0, results=over), run("wa", 1, results=carbon), run("icarl")])
+    (section,) = content.sections
+    assert {line.name: line.cells.get("carbon (g)") for line in section.grid.lines} == {"wa": "6.25", "icarl": None}
+    assert "wa: over carbon: 6.25 g, limit 5" in section.remarks
+    assert {entry["label"]: entry.get("cap_carbon") for entry in section.entries} == {"wa": 6.25, "icarl": None}
+    assert "6.25" in to_csv(content) and "over carbon" in to_markdown(content)
 
 
 # what is said
@@ -350,7 +370,7 @@ def test_no_records_are_no_table():
 def test_text_fits_the_terminal_and_loses_no_column(run):
     records = [run("a_strategy_with_a_long_name", seed, **last(60.0 + seed)) for seed in (0, 1)] + [run("lwf")]
     for width in (120, 80):
-        text = table(records).to_text(width)
+        text = to_text(table(records), width)
         assert max(map(len, text.splitlines())) <= width
         for head in ("Avg %", "Last %", "forgetting", "exact B", "survey B", "FLOPs", "peak B", "seconds"):
             assert head in text
@@ -360,16 +380,16 @@ def test_text_fits_the_terminal_and_loses_no_column(run):
 def test_csv_and_json_hold_unrounded_numbers(run):
     records = [run(seed=seed, **last(value)) for seed, value in enumerate((60.0, 60.1, 60.25))] + [run("lwf")]
     content = table(records)
-    lines = {line["label"]: line for line in csv.DictReader(io.StringIO(content.to_csv()))}
+    lines = {line["label"]: line for line in csv.DictReader(io.StringIO(to_csv(content)))}
     assert float(lines["icarl"]["last_accuracy"]) == pytest.approx(60.35 / 3 + 40, abs=1e-9)
     assert lines["lwf"]["last_accuracy_std"] == ""
-    [first] = [row for row in json.loads(content.to_json())["sections"][0]["rows"] if row["label"] == "icarl"]
+    [first] = [row for row in json.loads(to_json(content))["sections"][0]["rows"] if row["label"] == "icarl"]
     assert first["values"]["last_accuracy"] == {"0": 60.0, "1": 60.1, "2": 60.25}
     assert first["bytes_by_kind"]["exact"]["labels"] == 100
 
 
 def test_markdown_has_both_bills_and_the_same_number_of_cells_in_each_line(run):
-    text = table([run("wa"), run("a|b", exemplars=0)]).to_markdown()
+    text = to_markdown(table([run("wa"), run("a|b", exemplars=0)]))
     assert "last experience, exact" in text and "last experience, survey" in text
     assert "| wa | 1,000,000 | 19,200 | 100 | 1,019,300 |" in text
     assert "a\\|b (uses less)" in text
@@ -398,7 +418,48 @@ def test_keys_that_end_alike_stay_whole(run):
 
 def test_a_table_that_is_too_wide_tells_what_is_alike_in_one_line(run):
     records = [run("icarl", **last(60.0)), run("wa", **last(50.0))]
-    wide, narrow = table(records).to_text(200), table(records).to_text(60)
+    wide, narrow = to_text(table(records), 200), to_text(table(records), 60)
     assert "the same in all rows" not in wide and "exact B" in wide
     assert "the same in all rows: n 1, forgetting 20.00, exemplars 100," in narrow
     assert narrow.count("strategy") == 1  # what is left fits
+
+
+# tuning
+
+TUNING = {
+    "protocol": "two_phase", "n_trials": 20, "tuning_cost": 5 * 10**12, "search_space_hash": "ab12",
+    "selection_metric": "last_accuracy", "tuned_on": "5 of 10 classes", "classes_disjoint": True,
+    "search_space": {"optimizer.lr": {"log": [0.001, 1.0]}},
+}  # fmt: skip
+
+
+def test_a_tuned_row_says_how_and_what_it_cost_beside_the_result(run):
+    records = [run("icarl"), run("icarl", config={"trainer": {"epochs": 7}}, tuning=TUNING)]
+    found = table(records)
+    assert {row.label for row in found.sections[0].rows} == {
+        "icarl (tuned: epochs=7)",
+        "icarl (epochs=10)",
+    }
+    said = to_text(found, 250)
+    line = next(line for line in said.splitlines() if line.startswith("icarl (tuned"))
+    assert "two_phase, 20 trials" in line and "5.00e12" in line
+    assert "Some rows were tuned and others were not." in said
+    assert "log 0.001, 1.0" in found.sections[0].facts["tuning"]
+    rows = {row["label"]: row for row in csv.DictReader(io.StringIO(to_csv(found)))}
+    assert rows["icarl (epochs=10)"]["tuning"] == "none"
+
+
+def test_without_tuning_there_is_no_column_for_it(run):
+    assert "tuning" not in to_text(table([run("icarl"), run("wa")]))
+
+
+def test_equal_settings_tuned_and_untuned_are_two_rows(run):
+    records = [run("icarl"), run("icarl", tuning=TUNING)]
+    assert {row.label for row in table(records).sections[0].rows} == {"icarl", "icarl (tuned)"}
+
+
+def test_unlike_tuning_is_told(run):
+    records = [run("icarl", tuning=TUNING), run("wa", tuning={**TUNING, "n_trials": 5, "classes_disjoint": False})]
+    said = to_text(table(records), 200)
+    assert "Rows differ in how they were tuned: two_phase, 20 trials and two_phase, 5 trials." in said
+    assert "Tuned on the classes that are reported on" in said

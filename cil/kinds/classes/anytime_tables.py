@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cil.report.grids import Grid, Line, Titled
+from cil.report.grids import Line, Titled, grid, scores_entry
+from cil.report.plots import BOUND, INK, WIDTH, Picture, figure_of, legend, line_style
+from cil.report.rows import Row
 from cil.report.verdicts import Score
-
-if TYPE_CHECKING:
-    from cil.report.rows import Row
-    from cil.report.tables import Section
 
 COLUMNS = {  # heading: path in ``results.anytime``
     "AAA %": ("average_anytime_accuracy",),
@@ -40,75 +38,62 @@ TERMS = (
 
 def anytime_scores(row: Row) -> dict[str, Score]:
     """The any-time metrics of a row by heading, those that no run of it knows left out."""
-    found = {}
-    for head, path in COLUMNS.items():
-        score = Score({run.seed: run.result("anytime", *path) for run in row.runs if row.finished})
-        if any(value is not None for value in score.values.values()):
-            found[head] = score
-    return found
+    found = {head: row.score("anytime", *path) for head, path in COLUMNS.items()}
+    return {head: one for head, one in found.items() if any(value is not None for value in one.values.values())}
 
 
-def anytime_table(section: Section) -> Titled | None:
+def anytime_table(rows: Sequence[Row]) -> Titled | None:
     """One line for each row that was evaluated inside experiences; None where none was."""
-    met = {row.label: (how, anytime_scores(row)) for row in section.rows if (how := _how(row))}
+    met = {row.label: (how, anytime_scores(row)) for row in rows if (how := evaluated(row))}
     if not met:
         return None
     ways = list(dict.fromkeys(how for how, _ in met.values()))
     known = [head for head in COLUMNS if any(head in scores for _, scores in met.values())]
-    heads = ["strategy", *(["evaluated"] if len(ways) > 1 else []), *known]
     lines = [
-        Line(label, (*([how] if len(ways) > 1 else []), *(str(scores.get(head, Score({}))) for head in known)))
+        Line(label, ({"evaluated": how} if len(ways) > 1 else {}) | {h: str(scores.get(h, Score({}))) for h in known})
         for label, (how, scores) in met.items()
     ]
-    unlike = "Rows were evaluated differently: these numbers depend on how often." if len(ways) > 1 else ""
-    heading = "Inside experiences" + ("" if len(ways) > 1 else f": evaluated {ways[0]}")
-    return Titled(heading, Grid(tuple(heads), (("", tuple(lines)),)), unlike)
+    if len(ways) == 1:
+        return Titled(f"Inside experiences: evaluated {ways[0]}", grid("strategy", lines))
+    unlike = "Rows were evaluated differently: these numbers depend on how often."
+    return Titled("Inside experiences", grid("strategy", lines), unlike)
 
 
-def _how(row: Row) -> str:
+def evaluated(row: Row) -> str:
     """For example ``every 5 steps, on 100 test images of each experience``; empty where it was not."""
-    told = row.runs[0].result("anytime") if row.finished else None
-    if not told:
+    found = row.runs[0].result("anytime") if row.runs else None
+    if not found:
         return ""
-    unit = told["unit"] if told["every"] != 1 else told["unit"].removesuffix("s")
-    each = f"every {told['every']} {unit}" if told["every"] != 1 else f"every {unit}"
-    return each if told.get("images") is None else f"{each}, on {told['images']} test images of each experience"
+    unit = found["unit"] if found["every"] != 1 else found["unit"].removesuffix("s")
+    each = f"every {found['every']} {unit}" if found["every"] != 1 else f"every {unit}"
+    return each if found.get("images") is None else f"{each}, on {found['images']} test images of each experience"
 
 
 def anytime_entry(row: Row) -> dict[str, Any]:
     """The same with keys for CSV and JSON, numbers unrounded, None where undefined."""
-    told = (row.runs[0].result("anytime") if row.finished else None) or {}
-    entry: dict[str, Any] = {f"anytime_{name}": told.get(name) for name in ("every", "unit", "images")}
+    found = (row.runs[0].result("anytime") if row.runs else None) or {}
+    entry: dict[str, Any] = {f"anytime_{name}": found.get(name) for name in ("every", "unit", "images")}
     scores = anytime_scores(row)
-    for head, path in COLUMNS.items():
-        score, name = scores.get(head, Score({})), "_".join(("anytime", *path))
-        entry |= {name: score.mean, f"{name}_std": score.std}
-    return entry
+    return entry | scores_entry(
+        {"_".join(("anytime", *path)): scores.get(head, Score({})) for head, path in COLUMNS.items()}
+    )
 
 
-def is_watched(row: Row) -> bool:
-    """Whether it was evaluated inside experiences."""
-    return bool(_how(row))
-
-
-def anytime_plot(section: Section, paint: Mapping[str, str]) -> tuple[str, str, Any] | None:
+def anytime_picture(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture | None:
     """Accuracy over the steps of the optimizer; rows whose seeds were evaluated at other steps show their first."""
-    from cil.report.plots import BOUND, INK, WIDTH, figure_of, legend, line_style
-
-    rows = [row for row in section.finished if is_watched(row)]
+    rows = [row for row in rows if evaluated(row)]
     if not rows:
         return None
     figure, (axes,) = figure_of(4.2, width=1.7 * WIDTH)
     ends: set[int] = set()
     for place, row in enumerate(rows):
-        told = [run.result("anytime") for run in row.runs]
-        alike = [one for one in told if one["updates"] == told[0]["updates"]]
+        found = [run.result("anytime") for run in row.runs]
+        alike = [one for one in found if one["updates"] == found[0]["updates"]]
         centre = [_mean(values) for values in zip(*(one["accuracy"] for one in alike), strict=True)]
-        bound = row.standing == "bound"
-        style = line_style(BOUND if bound else paint[row.label], place, dashed=bound)
+        style = line_style(BOUND if row.bound else paint[row.label], place, dashed=row.bound)
         many = len(centre) > 60
-        axes.plot(told[0]["updates"], centre, **(style | ({"marker": ""} if many else {})), label=row.label)
-        pairs = zip(told[0]["experiences"], told[0]["updates"], strict=True)
+        axes.plot(found[0]["updates"], centre, **(style | ({"marker": ""} if many else {})), label=row.label)
+        pairs = zip(found[0]["experiences"], found[0]["updates"], strict=True)
         last = dict(pairs)  # of each experience the last evaluation, at its end
         ends |= {last[index] for index in sorted(last)[:-1]}
     for end in sorted(ends) if len(ends) <= 60 else ():
