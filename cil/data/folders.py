@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from cil.data.augment import Augment
-from cil.data.files import IMAGE_SUFFIXES, FileStore
+from cil.data.file_store import IMAGE_SUFFIXES, FileStore, images_below, subfolders
 from cil.data.registry import Dataset, register_dataset
 from cil.data.samples import ArrayStore, Samples
 from cil.errors import DataError
@@ -166,7 +165,7 @@ def _split_folder(where: Path, names: Sequence[str]) -> Path:
 
 
 def _class_folders(split: Path) -> list[str]:
-    names = sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and not entry.name.startswith("."))
+    names = subfolders(split)
     if not names:
         raise DataError(f"{split} has no class folders; need {split.name}/CLASS/*")
     return names
@@ -176,12 +175,7 @@ def _listed(split: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
     """All images below the class folders, sorted by path, with the place of their class in ``names``."""
     paths, labels = [], []
     for label, name in enumerate(names):
-        found = sorted(
-            str(Path(base) / file)
-            for base, _, files in os.walk(split / name)
-            for file in files
-            if Path(file).suffix.lower() in IMAGE_SUFFIXES and not file.startswith(".")
-        )
+        found = images_below(split / name)
         if not found:
             raise DataError(f"{split / name} has no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
         paths += found

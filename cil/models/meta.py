@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cil.errors import ConfigError
 from cil.models.base import count_parameters, drop_counters
-from cil.models.lean import FrozenLayers
+from cil.models.gradient_paths import FrozenLayers
 from cil.models.partition import Part
 
 GRAD_PATHS = ("full", "lean", "stop")

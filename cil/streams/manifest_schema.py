@@ -1,4 +1,4 @@
-"""The keys of a manifest and what each may be: a rule says nothing about an allowed value, else what it must be."""
+"""The keys of a manifest and their values: a rule returns None for an allowed value, else a message about it."""
 
 from __future__ import annotations
 
@@ -34,10 +34,8 @@ def whole(low: int, high: int | None = None) -> Rule:
     words = f"it must be a whole number {f'of {low} or more' if high is None else f'from {low} to {high}'}"
 
     def rule(value: Any) -> str | None:
-        fits = (
-            isinstance(value, int) and not isinstance(value, bool) and low <= value <= (value if high is None else high)
-        )
-        return None if fits else words
+        fits = isinstance(value, int) and not isinstance(value, bool) and value >= low
+        return None if fits and (high is None or value <= high) else words
 
     return rule
 
@@ -48,59 +46,59 @@ def one_of(*names: Any) -> Rule:
 
 
 def a(kind: type | tuple[type, ...], words: str) -> Rule:
-    """Of a type."""
+    """A value of a type."""
     return lambda value: None if isinstance(value, kind) else f"it must be {words}"
 
 
 def list_of(rule: Rule, least: int = 0) -> Rule:
-    """A list whose items pass."""
+    """A list whose items pass a rule."""
 
-    def judged(value: Any) -> str | None:
+    def check(value: Any) -> str | None:
         if not isinstance(value, list) or len(value) < least:
             return f"it must be a list{f' of {least} or more' if least else ''}"
         return next((f"'{item}': {said}" for item in value if (said := rule(item))), None)
 
-    return judged
+    return check
 
 
 def either(first: Rule, second: Rule) -> Rule:
-    """What passes one of two rules."""
+    """A value that passes one of two rules."""
     return lambda value: (
         None if first(value) is None or second(value) is None else f"{first(value)}; or {second(value)}"
     )
 
 
 def or_none(rule: Rule) -> Rule:
-    """Null, or what passes."""
+    """Null, or a value that passes."""
     return lambda value: None if value is None else rule(value)
 
 
 def matches(pattern: str, words: str) -> Rule:
-    """Text of a form."""
+    """Text that matches a pattern."""
     return lambda value: None if isinstance(value, str) and re.fullmatch(pattern, value) else f"it must be {words}"
 
 
 def mapping_of(rule: Rule) -> Rule:
     """A section whose values pass."""
 
-    def judged(value: Any) -> str | None:
+    def check(value: Any) -> str | None:
         if not isinstance(value, dict):
             return "it must be a section with keys"
         return next((f"{key}: {said}" for key, item in value.items() if (said := rule(item))), None)
 
-    return judged
+    return check
 
 
 def by_split(rule: Rule) -> Rule:
     """A section with a key for splits, whose values pass."""
 
-    def judged(value: Any) -> str | None:
+    def check(value: Any) -> str | None:
         if not isinstance(value, dict) or not value:
             return f"it must have a key for each of {', '.join(SPLITS)} or some of them"
         unknown = next((name for name in value if name not in SPLITS), None)
         return mapping_of(rule)(value) if unknown is None else f"'{unknown}': {nearest(str(unknown), SPLITS)}"
 
-    return judged
+    return check
 
 
 text = a(str, "text")
@@ -129,7 +127,7 @@ def inside(value: Any) -> str | None:
 
 
 def hub_name(value: Any) -> str | None:
-    """A data set of the hub: what looks like a path could be a folder of this machine."""
+    """A data set of the hub; a path is refused, as it could be a folder of this machine."""
     fits = isinstance(value, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", value)
     return None if fits else "it must be a name on the hub, as owner/name"
 
@@ -164,7 +162,7 @@ def ascending(value: Any) -> str | None:
 
 
 def is_date(value: Any) -> bool:
-    """Whether it is a day, as in 2004-06-01."""
+    """True for a day such as 2004-06-01."""
     try:
         return datetime.date.fromisoformat(value).isoformat() == value
     except (TypeError, ValueError):
@@ -172,14 +170,14 @@ def is_date(value: Any) -> bool:
 
 
 def is_inside(path: str) -> bool:
-    """Whether a path is relative and does not lead out.
+    """True for a relative path that does not lead out of its folder.
 
     >>> is_inside("faces/train"), is_inside("/faces"), is_inside("faces/../.."), is_inside("C:/faces")
     (True, False, False, False)
     """
     posix, windows = PurePosixPath(path), PureWindowsPath(path)
-    out = posix.is_absolute() or windows.drive or windows.root or path.startswith("~")
-    return not out and ".." not in (*posix.parts, *windows.parts)
+    outside = posix.is_absolute() or bool(windows.drive or windows.root) or path.startswith("~")
+    return not outside and ".." not in (*posix.parts, *windows.parts)
 
 
 # --- keys ---
@@ -295,7 +293,7 @@ def source_keys(kind: str) -> Section:
     return {key: _SOURCE.get(key) or _PARTS[kind] for key in (*known.needed, *known.optional)}
 
 
-def broken(path: str, given: Mapping[Any, Any], rules: Section) -> Iterator[tuple[str, str]]:
+def check_section(path: str, given: Mapping[Any, Any], rules: Section) -> Iterator[tuple[str, str]]:
     """Place and message of unknown keys, and of values that are not allowed."""
     for key, value in given.items():
         where = f"{path}.{key}" if path else str(key)

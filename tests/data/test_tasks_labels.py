@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cil.data.tasks import Table, labelled
-from cil.data.tasks.tables import FileImages, in_memory
+from cil.data.tasks.examples import FileImages, in_memory
 from cil.errors import DataError
 
 

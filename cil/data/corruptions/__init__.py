@@ -17,7 +17,7 @@ import numpy as np
 from numpy.random import PCG64, Generator
 from numpy.typing import NDArray
 
-from cil.data.corruptions.tables import CANONICAL, EXTRA, NAMES, SETS, SEVERITIES, TABLES
+from cil.data.corruptions.severities import CANONICAL, EXTRA, NAMES, SETS, SEVERITIES, TABLES
 from cil.errors import ConfigError, ShapeError, nearest
 
 __all__ = ["CANONICAL", "EXTRA", "NAMES", "SETS", "SEVERITIES", "corrupt", "corrupt_all", "generator", "parameters"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.random import Generator
 
-from cil.data.corruptions.parts import (
+from cil.data.corruptions.operations import (
     Floats,
     Generators,
     Pixels,

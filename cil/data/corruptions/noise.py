@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cil.data.corruptions.parts import Generators, Pixels, drawn, to_pixels, to_unit
+from cil.data.corruptions.operations import Generators, Pixels, drawn, to_pixels, to_unit
 
 
 def gaussian_noise(images: Pixels, scale: float, rngs: Generators) -> Pixels:

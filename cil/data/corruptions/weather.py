@@ -10,7 +10,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cil.data.corruptions.parts import (
+from cil.data.corruptions.operations import (
     GREY,
     Floats,
     Generators,
@@ -113,7 +113,7 @@ def frost_photos(folder: str | Path, scale: float) -> list[Pixels]:
     """
     from PIL import Image
 
-    from cil.data.files import IMAGE_SUFFIXES
+    from cil.data.file_store import IMAGE_SUFFIXES, read_image
 
     where = Path(folder).expanduser()
     found = sorted(path for path in where.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)[:PHOTOS]
@@ -121,11 +121,7 @@ def frost_photos(folder: str | Path, scale: float) -> list[Pixels]:
         raise DataError(f"{where} has no photograph of frost; put images there or leave out stream.frost_photos")
     photos = []
     for path in found:
-        try:
-            with Image.open(path) as file:
-                photo = file.convert("RGB")
-        except Exception as error:  # damaged bytes make decoders raise all sorts of things
-            raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from None
+        photo = read_image(path)
         size = (round(photo.width * scale), round(photo.height * scale))
         steps = (1 / scale, 0, 0, 0, 1 / scale, 0)
         scaled = photo.transform(size, Image.Transform.AFFINE, steps, Image.Resampling.BILINEAR)

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from cil.data.tasks.examples import Table, in_memory
 from cil.data.tasks.splits import SPLITS, generator, split_rows
-from cil.data.tasks.tables import Table, in_memory
 from cil.errors import DataError
 
 SIZE = 32  # pixels, of what is drawn

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cil.data.tasks.tables import FileImages, Table
+from cil.data.tasks.examples import FileImages, Table
 from cil.errors import DataError, nearest
 
 Names = tuple[str, ...]

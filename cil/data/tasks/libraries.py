@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cil.data.tasks.access import Access, obtain, parts_of
-from cil.data.tasks.tables import ArrayImages, Table, in_memory, joined
+from cil.data.tasks.examples import ArrayImages, Table, in_memory, joined
 from cil.errors import DataError, nearest
 
 _BINARY = {"CIFAR10": "cifar10", "CIFAR100": "cifar100"}  # torchvision would unpickle them; read in another edition

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cil.data.arrays import read_npz
-from cil.data.files import IMAGE_SUFFIXES
+from cil.data.file_store import images_below, subfolders
 from cil.data.tasks.access import Access, obtain, parts_of
-from cil.data.tasks.tables import FileImages, Table, in_memory, joined
+from cil.data.tasks.examples import FileImages, Table, in_memory, joined
 from cil.errors import DataError, nearest
 
 
@@ -27,7 +26,7 @@ def imagefolder(source: Mapping[str, Any], access: Access) -> Table:
     for part, folder in given.items():
         paths, labels = [], []
         for name in names:
-            for path in _pictures_below(base / folder / name):
+            for path in images_below(base / folder / name):
                 paths.append(path)
                 labels.append(name)
         if not paths:
@@ -40,19 +39,10 @@ def imagefolder(source: Mapping[str, Any], access: Access) -> Table:
 def _folders(where: Path, source: Mapping[str, Any]) -> list[str]:
     if not where.is_dir():
         raise DataError(f"{where} does not exist; put CLASS/* there{obtain(source)}")
-    names = sorted(entry.name for entry in os.scandir(where) if entry.is_dir() and not entry.name.startswith("."))
+    names = subfolders(where)
     if not names:
         raise DataError(f"{where} has no class folders; put CLASS/* there{obtain(source)}")
     return names
-
-
-def _pictures_below(where: Path) -> list[str]:
-    return sorted(
-        str(Path(base) / file)
-        for base, _, files in os.walk(where)
-        for file in files
-        if Path(file).suffix.lower() in IMAGE_SUFFIXES and not file.startswith(".")
-    )
 
 
 def read_table(file: Path) -> tuple[list[str], list[dict[str, Any]]]:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cil.data.file_store import read_image
 from cil.errors import DataError
 
 Pixels = NDArray[np.uint8]
@@ -82,13 +83,7 @@ class FileImages(_Remembered):
         return len(self.paths)
 
     def __getitem__(self, row: int) -> Pixels:
-        from PIL import Image
-
-        try:
-            with Image.open(self.paths[row]) as file:
-                image = file.convert("RGB")
-        except Exception as error:  # damaged bytes make decoders raise all sorts of things
-            raise DataError(f"{self.paths[row]} cannot be read as an image ({error}); replace or remove it") from None
+        image = read_image(self.paths[row])
         if self.boxes is not None:
             left, top, right, bottom = (round(float(side)) for side in self.boxes[row])
             image = image.crop((left, top, right, bottom))

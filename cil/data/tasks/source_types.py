@@ -9,10 +9,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from cil.data.tasks.access import PART_NAMES, Access
-from cil.data.tasks.files import csv_table, imagefolder, npz
+from cil.data.tasks.examples import Table
+from cil.data.tasks.file_sources import csv_table, imagefolder, npz
 from cil.data.tasks.generators import GENERATORS
 from cil.data.tasks.libraries import hub, torchvision
-from cil.data.tasks.tables import Table
 from cil.errors import DataError, nearest
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from cil.memory import SavedBytes
 from cil.models import CifarResNet, GrowingNet, LinearHead, WideResNet, freeze
-from cil.models.lean import FrozenLayers, pack, unpack
+from cil.models.gradient_paths import FrozenLayers, pack, unpack
 from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks
 from cil.models.partition import Part, cut
 
