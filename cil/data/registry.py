@@ -23,13 +23,13 @@ class Dataset:
     """A data set before it becomes a stream.
 
     Attributes:
-        name: As in tables.
-        train, test: With the data set's own labels in ``slots`` (multi-label: one column of ``targets`` a class).
+        name: Name of the data set in tables.
+        train, test: Samples; ``slots`` are the data set's labels (multi-label: one column of ``targets`` a class).
         classes: Name of each label.
-        mean, std: Of each channel for images in [0, 1]; None: a stream computes them on its first experience's
+        mean, std: One value a channel for images in [0, 1]; None: a stream computes them on its first experience's
             training data, so that no later experience and no test image leaks in.
-        official: Whether pixels and labels are those of the official set, whatever their order; None where no
-            checksum is known.
+        official: True where pixels and labels are those of the official set in any order; None where no checksum is
+            known.
         augment: Training augmentation where the stream names none.
         source: File, folder or package, for messages.
 
@@ -131,7 +131,7 @@ def load_dataset(name: str, /, root: str | Path | None = None, **options: Any) -
         name: A registered name, or the path of a folder inside ``root`` that holds train.npz and test.npz, as in
             ``small_tasks/mnist``.
         root: See ``data_root``.
-        options: Of this data set: ``path``, ``size``, ...
+        options: Options of this data set: ``path``, ``size``, ...
 
     Raises:
         ConfigError: for an unknown name or option, with the nearest known ones.

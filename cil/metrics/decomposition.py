@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from cil.errors import DataError, ShapeError
 from cil.metrics._arrays import Ints, mean, ratio, slots
-from cil.metrics.accuracy import by_experience, confusion_matrix, scored
+from cil.metrics.accuracy import by_experience, check_scores, confusion_matrix
 
 
 class Decomposition(NamedTuple):
@@ -55,7 +55,7 @@ def cil_decomposition(scores: ArrayLike, true: ArrayLike, experience_of_slot: Ar
     >>> cil, til, tid, inter, intra
     (25.0, 50.0, 50.0, 50.0, 25.0)
     """
-    values, target = scored(scores, true)
+    values, target = check_scores(scores, true)
     owner = slots("experience_of_slot", experience_of_slot)
     if len(owner) != values.shape[1]:
         raise ShapeError(f"experience_of_slot has {len(owner)} entries; scores have {values.shape[1]} columns.")

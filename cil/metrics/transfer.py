@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cil.errors import ConfigError, ShapeError, nearest
-from cil.metrics._arrays import Floats, Ints, floats, learned, mean, of_learned, slots
+from cil.metrics._arrays import Floats, Ints, floats, learned_entries, learned_part, mean, slots
 from cil.metrics.accuracy import class_accuracy
 
 VARIANTS = ("chaudhry", "including_last", "first_minus_last")
@@ -28,7 +28,7 @@ def forgetting(matrix: ArrayLike, variant: str = "chaudhry", per_experience: boo
 
     Args:
         matrix: R, (t, T) percent.
-        variant: What the last accuracy is subtracted from, by experience j, with k the last row:
+        variant: Accuracy that the last one is subtracted from, by experience j, with k the last row:
             ``chaudhry``, the best of rows j to k - 1: negative if the last is better than all before;
             ``including_last``, the best of rows j to k: never negative;
             ``first_minus_last``, row j itself: minus the backward transfer.
@@ -43,7 +43,7 @@ def forgetting(matrix: ArrayLike, variant: str = "chaudhry", per_experience: boo
     >>> forgetting([[90, 10, 5], [70, 80, 15], [60, 70, 85]])
     20.0
     """
-    R = learned(matrix)
+    R = learned_part(matrix)
     last = max(len(R) - 1, 0)
     if variant == "chaudhry":
         past = [R[j:last, j].max() for j in range(last)]  # max hands a NaN on
@@ -101,7 +101,7 @@ def remembering(matrix: ArrayLike) -> Remembering:
     >>> remembering([[90, 10, 5], [70, 80, 15], [60, 70, 85]])
     Remembering(backward_transfer=-20.0, positive=0.0, remembering=80.0)
     """
-    R = learned(matrix)
+    R = learned_part(matrix)
     later, earlier = np.tril_indices(len(R), k=-1)
     transfer = mean(R[later, earlier] - R[earlier, earlier])
     positive, negative = np.maximum(transfer, 0.0), np.minimum(transfer, 0.0)
@@ -128,8 +128,8 @@ def forward_transfer(matrix: ArrayLike, initial: ArrayLike, per_experience: bool
     >>> forward_transfer([[90, 10, 5], [70, 80, 15], [60, 70, 85]], [None, 8, 10])
     3.5
     """
-    R = learned(matrix)
-    ahead = R.diagonal(offset=1) - of_learned("initial", initial, len(R))[1:]
+    R = learned_part(matrix)
+    ahead = R.diagonal(offset=1) - learned_entries("initial", initial, len(R))[1:]
     return ahead if per_experience else mean(ahead)
 
 
@@ -151,8 +151,8 @@ def intransigence(matrix: ArrayLike, joint: ArrayLike, per_experience: bool = Fa
     >>> intransigence([[90, 10, 5], [70, 80, 15], [60, 70, 85]], joint=[92, 88, 90])
     5.0
     """
-    R = learned(matrix)
-    missed = of_learned("joint", joint, len(R)) - R.diagonal()
+    R = learned_part(matrix)
+    missed = learned_entries("joint", joint, len(R)) - R.diagonal()
     return missed if per_experience else mean(missed)
 
 

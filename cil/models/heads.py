@@ -68,7 +68,7 @@ class LinearHead(Head):
     def grow(self, count: int) -> None:
         self._check(count)
         rows, columns = self.weight.shape
-        self.weight = _enlarged(self.weight, rows + count, columns, math.sqrt(3 / columns))
+        self.weight = _enlarge(self.weight, rows + count, columns, math.sqrt(3 / columns))
         self.bias = nn.Parameter(torch.cat([self.bias.detach(), self.bias.new_zeros(count)]), self.bias.requires_grad)
 
     def grow_inputs(self, count: int) -> None:
@@ -80,7 +80,7 @@ class LinearHead(Head):
         rows, columns = self.weight.shape
         if count < 1:
             raise ShapeError(f"a head cannot see {count} more features")
-        self.weight = _enlarged(self.weight, rows, columns + count, math.sqrt(3 / (columns + count)))
+        self.weight = _enlarge(self.weight, rows, columns + count, math.sqrt(3 / (columns + count)))
 
 
 class CosineHead(Head):
@@ -116,17 +116,17 @@ class CosineHead(Head):
         cosines = F.linear(F.normalize(features), F.normalize(self.weight))
         if self.proxies == 1:
             return cosines
-        groups = cosines.unflatten(1, (self.num_classes, self.proxies))  # (N, C, K)
+        groups = torch.unflatten(cosines, 1, (self.num_classes, self.proxies))  # (N, C, K)
         return (groups.softmax(2) * groups).sum(2)
 
     def grow(self, count: int) -> None:
         self._check(count)
         rows, columns = self.weight.shape
-        self.weight = _enlarged(self.weight, rows + count * self.proxies, columns, 1 / math.sqrt(columns))
+        self.weight = _enlarge(self.weight, rows + count * self.proxies, columns, 1 / math.sqrt(columns))
 
 
 @torch.no_grad()
-def _enlarged(old: nn.Parameter, rows: int, columns: int, bound: float) -> nn.Parameter:
+def _enlarge(old: nn.Parameter, rows: int, columns: int, bound: float) -> nn.Parameter:
     """(rows, columns) of U(-bound, bound) with ``old`` in its upper left corner."""
     if old.is_meta:
         new = old.new_empty(rows, columns)

@@ -39,11 +39,7 @@ def names() -> list[str]:
 
 
 def build_backbone(
-    name: str,
-    in_channels: int,
-    image_size: ImageSize,
-    weights: str | Path | None = None,
-    **options: Any,
+    name: str, in_channels: int, image_size: ImageSize, weights: str | Path | None = None, **options: Any
 ) -> nn.Module:
     """Build a backbone by name.
 

@@ -27,8 +27,7 @@ class WideBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x), inplace=True)
-        out = F.relu(self.bn2(self.conv1(active)), inplace=True)
-        out = self.conv2(out)
+        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active)), inplace=True))
         out += x if self.shortcut is None else self.shortcut(active)
         return out
 

@@ -115,7 +115,6 @@ class Stream:
         augment: Training augmentation.
         mean, std: One value a channel, for images in [0, 1].
         official: True where checksums say that the data are the official set; None where none is known.
-        task_known_at_test: True where ``predict`` is given the task (NEVIS-like streams only).
 
     Attributes:
         kind: Name of the kind of run that learns from it (entry point ``cil.kinds``).
@@ -136,7 +135,6 @@ class Stream:
         mean: Sequence[float],
         std: Sequence[float],
         official: bool | None = None,
-        task_known_at_test: bool = False,
     ) -> None:
         if not signatures:
             raise StreamError(f"stream '{name}' has no experience; set stream.increment or stream.base")
@@ -150,7 +148,6 @@ class Stream:
         self.augment = augment
         self.mean, self.std = tuple(mean), tuple(std)
         self.official = official
-        self.task_known_at_test = task_known_at_test
         self._parts = tuple(parts)
 
     def __len__(self) -> int:
@@ -192,6 +189,11 @@ class Stream:
     def augment_of(self, index: int) -> Augment:
         """Training augmentation of experience ``index``."""
         return self.augment
+
+    @property
+    def task_known_at_test(self) -> bool:
+        """True where signatures name the task, so that ``predict`` is given it (NEVIS-like streams only)."""
+        return self.signatures[0].task is not None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

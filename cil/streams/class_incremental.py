@@ -101,6 +101,7 @@ def class_incremental(dataset: str | Dataset, *, increment: int, base: int = 0, 
         own = [torch.cat([split[slot] for slot in slots]).sort().values for split in rows_of_slots]
         parts.append(_experience_data(train, test, *own))
         rows += own
+    mean, std = normalisation(chosen.mean, chosen.std, data, lambda: train[rows[0]])
     return Stream(
         name=f"{data.name}_b{base}_inc{increment}",
         classes=[data.classes[label] for label in labels],
@@ -109,7 +110,8 @@ def class_incremental(dataset: str | Dataset, *, increment: int, base: int = 0, 
         parts=parts,
         fingerprint=fingerprint_of(data.digest, labels, *rows),
         augment=chosen.augmentation(data.augment),
-        **normalisation(chosen.mean, chosen.std, data, lambda: train[rows[0]]),
+        mean=mean,
+        std=std,
         official=data.official,
     )
 

@@ -229,52 +229,59 @@ def corrupted(
     loaded = dataset if isinstance(dataset, Dataset) else load_dataset(dataset, root, **options)
     if loaded.test.targets is not None:
         raise StreamError(f"data set '{loaded.name}' is multi-label; a corruption stream needs one label an image")
-    names, severities = order.permute(names), order.severities(severity)
-    keys = [(name, level) for name in names for level in sorted(set(severities))]
+    names = order.permute(names)
+    keys = [(name, level) for name in names for level in sorted(set(order.severities(severity)))]
     source = pixels.open(loaded, root, keys[0])
     source.check(keys)
     shuffle = order.shuffles(source.labels)
     chosen = _choose_images(len(source.labels), images, shuffle, pixels.seed)
-    plans = _Arrangement(source.labels, chosen, order, shuffle).plan(names, severities)
+    plans = _Arrangement(source.labels, chosen, order, shuffle).plan(names, order.severities(severity))
     cache = _SegmentCache(source, loaded.test.shape, loaded.test.in_memory)
-
-    paired = len(source.labels) == len(loaded.test) and torch.equal(source.labels, loaded.test.slots)
-    clean = _with_numbers(loaded.test[chosen], chosen) if paired else loaded.test
-    if shuffle or order.shuffles(clean.slots):
-        clean = clean[torch.from_numpy(np.random.default_rng([order.order_seed, 2]).permutation(len(clean)))]
+    clean = _clean_images(loaded.test, source.labels, chosen, order, shuffle)
+    mean, std = normalisation(mean, std, loaded, lambda: loaded.train)
+    settings = {
+        "severity": severity,
+        "order": order.order,
+        "concentration": order.concentration,
+        "domain_order": order.domain_order,
+        "rounds": order.rounds,
+        "reset_each_shift": order.reset,
+        "shuffle": shuffle,
+        "order_seed": order.order_seed,
+        "images_per_domain": len(chosen),
+        **source.settings,
+    }
     return ShiftStream(
         name=_stream_name(loaded.name, source.published, order.order),
         classes=tuple(loaded.classes),
         domains=tuple(source.title(own) for own in names),
-        segments=tuple(
-            Segment(plan.name(source), partial(cache.samples, plan), len(plan.places), plan.domains, plan.reset)
-            for plan in plans
-        ),
+        segments=tuple(cache.segment(plan) for plan in plans),
         image_shape=loaded.test.shape,
-        **normalisation(mean, std, loaded, lambda: loaded.train),
-        fingerprint=fingerprint_of(
-            source.digest(keys, chosen),
-            source.labels[chosen],
-            repr(tuple(loaded.classes)),
-            loaded.train.slots,
-            *(value for plan in plans for value in (repr((plan.keys, plan.reset)), plan.which, plan.places)),
-        ),
+        mean=mean,
+        std=std,
+        fingerprint=_fingerprint(loaded, source, keys, chosen, plans),
         source=lambda: loaded.train,
         clean=lambda: clean,
         official=None if source.published else False,
-        settings={
-            "severity": severity,
-            "order": order.order,
-            "concentration": order.concentration,
-            "domain_order": order.domain_order,
-            "rounds": order.rounds,
-            "reset_each_shift": order.reset,
-            "shuffle": shuffle,
-            "order_seed": order.order_seed,
-            "images_per_domain": len(chosen),
-            **source.settings,
-        },
+        settings=settings,
     )
+
+
+def _clean_images(test: Samples, labels: Tensor, chosen: Tensor, order: DomainOrder, shuffle: bool) -> Samples:
+    """Uncorrupted images: those of the domains, with their numbers, where files hold the test set in its order."""
+    paired = len(labels) == len(test) and torch.equal(labels, test.slots)
+    clean = _with_numbers(test[chosen], chosen) if paired else test
+    if shuffle or order.shuffles(clean.slots):
+        return clean[torch.from_numpy(np.random.default_rng([order.order_seed, 2]).permutation(len(clean)))]
+    return clean
+
+
+def _fingerprint(
+    loaded: Dataset, source: CorruptedImages, keys: Sequence[Key], chosen: Tensor, plans: Sequence[_SegmentPlan]
+) -> str:
+    arrangement = (value for plan in plans for value in (repr((plan.keys, plan.reset)), plan.which, plan.places))
+    digest, classes = source.digest(keys, chosen), repr(tuple(loaded.classes))
+    return fingerprint_of(digest, source.labels[chosen], classes, loaded.train.slots, *arrangement)
 
 
 def _stream_name(dataset: str, published: bool, order: str) -> str:
@@ -412,6 +419,10 @@ class _SegmentCache:
         self._source, self._shape, self._in_memory = source, shape, in_memory
         self._plan: _SegmentPlan | None = None
         self._samples: Samples | None = None
+
+    def segment(self, plan: _SegmentPlan) -> Segment:
+        name = plan.name(self._source)
+        return Segment(name, partial(self.samples, plan), len(plan.places), plan.domains, plan.reset)
 
     def samples(self, plan: _SegmentPlan) -> Samples:
         if self._samples is not None and self._plan is plan:

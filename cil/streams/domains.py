@@ -196,6 +196,7 @@ def _domain_stream(
         parts.append(ExperienceData(*halves))
         new, counts = () if index else slots, pool.train.counts()
         signatures.append(Signature(index, new, slots, counts, first.train.shape, first.num_classes))
+    mean, std = first.normalisation(parts[0].train())
     return DomainStream(
         name=name,
         classes=first.whole.classes,
@@ -206,7 +207,8 @@ def _domain_stream(
         augment=first.whole.augment,
         official=first.whole.official,
         domains=list(pools),
-        **first.normalisation(parts[0].train()),
+        mean=mean,
+        std=std,
     )
 
 

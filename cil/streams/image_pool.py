@@ -52,11 +52,11 @@ class ImagePool:
     def num_classes(self) -> int:
         return len(self.whole.classes)
 
-    def normalisation(self, first: Samples) -> dict[str, Sequence[float]]:
+    def normalisation(self, first: Samples) -> list[Sequence[float]]:
         """Mean and deviation of each channel; the unknown ones are computed on the first experience."""
-        known: dict[str, Sequence[float]] = {"mean": self.whole.mean, "std": self.whole.std}
-        computed = dict(zip(known, channel_statistics(first), strict=True)) if self.unknown else {}
-        return {key: computed[key] if key in self.unknown else value for key, value in known.items()}
+        computed = channel_statistics(first) if self.unknown else ([], [])
+        pairs = zip(("mean", "std"), computed, (self.whole.mean, self.whole.std), strict=True)
+        return [own if key in self.unknown else known for key, own, known in pairs]
 
     def deal(self, rows: Sequence[Rows], name: str, *key: Any) -> Stream:
         """The stream whose experience i has the training images ``rows[i]``, in that order.
@@ -89,7 +89,7 @@ class ImagePool:
             signatures.append(Signature(index, new, tuple(counts), counts, train.shape, seen))
             part = ExperienceData(partial(take_rows, train, own), partial(_of_slots, test, new))
             parts.append(part if held_out is None else replace(part, validation=partial(_of_slots, held_out, new)))
-        whole = self.whole
+        whole, (mean, std) = self.whole, self.normalisation(train[kept[0]])
         return Stream(
             name=name,
             classes=[whole.classes[place] for place in order],
@@ -99,7 +99,8 @@ class ImagePool:
             fingerprint=fingerprint_of(whole.fingerprint, repr(key), *kept),
             augment=whole.augment,
             official=whole.official,
-            **self.normalisation(train[kept[0]]),
+            mean=mean,
+            std=std,
         )
 
 

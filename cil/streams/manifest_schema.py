@@ -101,70 +101,25 @@ def by_split(rule: Rule) -> Rule:
     return check
 
 
-text = a(str, "text")
-flag = a(bool, "true or false")
-section = a(dict, "a section with keys")
-slug = matches(r"[a-z0-9-]+", "small letters, digits and dashes")
+def when(test: Callable[[Any], object], words: str) -> Rule:
+    """A value that passes a test."""
+    return lambda value: None if test(value) else words
 
 
-def filled(value: Any) -> str | None:
-    return None if isinstance(value, str) and value.strip() else "it must be text that says something"
+def both(first: Rule, test: Callable[[Any], object], words: str) -> Rule:
+    """A value that passes a rule, and then a test."""
+    return lambda value: first(value) or when(test, words)(value)
 
 
-def number(value: Any) -> str | None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
-    return None if fits else "it must be a number"
-
-
-def day(value: Any) -> str | None:
-    return None if is_date(value) else "it must be a day in quotes, as in '2004-06-01'"
-
-
-def inside(value: Any) -> str | None:
-    """A path in the data root."""
-    fits = isinstance(value, str) and is_inside(value)
-    return None if fits else "it must be a path inside the data root: relative, without '..'"
-
-
-def hub_name(value: Any) -> str | None:
-    """A data set of the hub; a path is refused, as it could be a folder of this machine."""
-    fits = isinstance(value, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", value)
-    return None if fits else "it must be a name on the hub, as owner/name"
-
-
-def classes(value: Any) -> str | None:
-    if isinstance(value, list):
-        named = bool(value) and all(isinstance(item, str) and item for item in value)
-        return None if named and len(set(value)) == len(value) else "names must be texts (in quotes), each once"
-    return "it must be a number of classes of 1 or more, or a list of names" if whole(1)(value) else None
-
-
-def evaluated(value: Any) -> str | None:
-    return list_of(one_of(*EVALUATED), 1)(value) or (None if len(set(value)) == len(value) else "name each split once")
-
-
-def shares(value: Any) -> str | None:
-    said = by_split(lambda share: None if number(share) is None and share >= 0 else "it must be 0 or more")(value)
-    return said or (None if sum(value.values()) > 0 else "one share at least must be above 0")
-
-
-def span(value: Any) -> str | None:
-    fits = isinstance(value, list) and len(value) == 2 and all(whole(0)(item) is None for item in value)
-    return None if fits and value[0] <= value[1] else "it must be [start, end], the end excluded"
-
-
-def four_columns(value: Any) -> str | None:
-    return list_of(text)(value) or (None if len(value) == 4 else "four columns are needed: left, top, right, bottom")
-
-
-def ascending(value: Any) -> str | None:
-    return list_of(number, 1)(value) or (None if sorted(set(value)) == value else "they must ascend")
+def is_number(value: Any) -> bool:
+    """True for a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
 def is_date(value: Any) -> bool:
     """True for a day such as 2004-06-01."""
     try:
-        return datetime.date.fromisoformat(value).isoformat() == value
+        return bool(datetime.date.fromisoformat(value).isoformat() == value)
     except (TypeError, ValueError):
         return False
 
@@ -180,14 +135,42 @@ def is_inside(path: str) -> bool:
     return not outside and ".." not in (*posix.parts, *windows.parts)
 
 
+text = a(str, "text")
+flag = a(bool, "true or false")
+section = a(dict, "a section with keys")
+slug = matches(r"[a-z0-9-]+", "small letters, digits and dashes")
+filled = when(lambda value: isinstance(value, str) and value.strip(), "it must be text that says something")
+number = when(is_number, "it must be a number")
+inside = when(
+    lambda value: isinstance(value, str) and is_inside(value),
+    "it must be a path inside the data root: relative, without '..'",
+)
+hub_name = matches(r"\w[\w.-]*(/\w[\w.-]*)?", "a name on the hub, as owner/name")  # a path could be a local folder
+named = both(
+    list_of(when(lambda item: isinstance(item, str) and item, "no text"), 1), lambda v: len(set(v)) == len(v), "twice"
+)
+evaluated = both(list_of(one_of(*EVALUATED), 1), lambda value: len(set(value)) == len(value), "name each split once")
+share = when(lambda value: is_number(value) and value >= 0, "it must be 0 or more")
+shares = both(by_split(share), lambda value: sum(value.values()) > 0, "one share at least must be above 0")
+span = both(
+    when(lambda value: isinstance(value, list) and len(value) == 2, "it must be [start, end], the end excluded"),
+    lambda value: list_of(whole(0))(value) is None and value[0] <= value[1],
+    "it must be [start, end], the end excluded",
+)
+four_columns = both(list_of(text), lambda v: len(v) == 4, "four columns are needed: left, top, right, bottom")
+ascending = both(list_of(number, 1), lambda value: sorted(set(value)) == value, "they must ascend")
+day = when(is_date, "it must be a day in quotes, as in '2004-06-01'")
+
+
+def classes(value: Any) -> str | None:
+    if isinstance(value, list):
+        return "names must be texts (in quotes), each once" if named(value) else None
+    return "it must be a number of classes of 1 or more, or a list of names" if whole(1)(value) else None
+
+
 # --- keys ---
 
-TOP: Section = {
-    "version": one_of(VERSION),
-    "stream": section,
-    "task_defaults": section,
-    "tasks": list_of(section, 1),
-}
+TOP: Section = {"version": one_of(VERSION), "stream": section, "task_defaults": section, "tasks": list_of(section, 1)}
 STREAM: Section = {
     "name": filled,
     "description": text,

@@ -127,7 +127,7 @@ class SplitOptions(DatasetOptions):
 
 def normalisation(
     mean: Sequence[float] | None, std: Sequence[float] | None, data: Dataset, samples: Callable[[], Samples]
-) -> dict[str, tuple[float, ...]]:
+) -> list[tuple[float, ...]]:
     """Mean and deviation of each channel: as given, else the data set's own, else computed on ``samples``.
 
     Raises:
@@ -140,22 +140,23 @@ def normalisation(
     return check_channels(mean, std, data.train.shape[0])
 
 
-def check_channels(mean: Sequence[float], std: Sequence[float], channels: int) -> dict[str, tuple[float, ...]]:
+def check_channels(mean: Sequence[float], std: Sequence[float], channels: int) -> list[tuple[float, ...]]:
     """Mean and deviation as numbers, one a channel.
 
     Raises:
         ConfigError, StreamError: for values that are no numbers, too few, or a deviation that is not above 0.
     """
-    checked = {}
+    checked = []
     for key, values in (("mean", mean), ("std", std)):
         try:
-            own = checked[key] = tuple(float(value) for value in values)
+            own = tuple(float(value) for value in values)
         except (TypeError, ValueError):
             raise ConfigError(f"stream.{key} is {values!r}; it must list a number a channel, or be null") from None
         if len(own) != channels:
             raise StreamError(f"stream.{key} has {len(own)} values; images have {channels} channels")
         if not all(math.isfinite(value) and (value > 0 or key == "mean") for value in own):
             raise StreamError(f"stream.{key} is {list(own)}; need finite numbers{', above 0' * (key == 'std')}")
+        checked.append(own)
     return checked
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cil.data import ArrayStore, Samples, Store, data_root
 from cil.data.file_store import FileStore
-from cil.data.tasks import SOURCES, SPLITS, Access, FileImages, Images, labelled, open_source, split_rows
+from cil.data.tasks import SOURCES, SPLITS, Access, FileImages, Images, label_examples, open_source, split_rows
 from cil.errors import DataError, StreamError
 from cil.streams.manifest import Manifest, ManifestTask
 from cil.streams.manifest_rules import refuses_download
@@ -76,7 +76,7 @@ def open_task(
     try:
         table = open_source(task.source, access)
         path = "classes"
-        found = labelled(table, task.kind, task.classes, task.transform)
+        found = label_examples(table, task.kind, task.classes, task.transform)
         images, rows, labels = found.table.images, found.rows, found.labels
         path = "splits"
         gone: list[int] = []

@@ -80,7 +80,7 @@ class TaskStream(Stream):
         facts: Mapping[str, Any] | None = None,
         **given: Any,
     ) -> None:
-        super().__init__(**given, task_known_at_test=True)
+        super().__init__(**given)
         self._every = _parse_reevaluate(reevaluate)
         self.events = tuple(events)
         self.reevaluate = reevaluate
@@ -174,21 +174,14 @@ def task_stream(
     for note in notes:
         _log.warning(note)
     tasks = _in_one_shape(selected.ordered(shuffle, order_seed), image_size)
-    several = [task.id for task in tasks if task.multilabel]
-    if several and heads == "offset":
-        raise StreamError(
-            f"stream.heads=offset needs one label an image, and {', '.join(several)} may have several; set "
-            f"stream.kinds=[multiclass] or stream.heads=per_task"
-        )
+    _check_heads(tasks, heads)
     data = {task.dataset: task for task in reversed(tasks)}
+    offsets = selected.offsets() if heads == "offset" else {}
     loaded = {}
     for name, task in data.items():
         found = load_task(task, wanted.root)
-        _check_lock(task, found, selected.offsets() if heads == "offset" else {}, lock, whole)
-        loaded[name] = _cap(task, found, wanted)
-        for split in ("train", *chosen):
-            if not len(loaded[name][split]):
-                raise StreamError(f"{task.id}: no example in {split}; change its splits, or leave it out by stream.ids")
+        _check_lock(task, found, offsets, lock, whole)
+        loaded[name] = _cap(task, found, wanted, ("train", *chosen))
     keys, seen = _task_keys(tasks)
     shape = loaded[tasks[0].dataset]["train"].shape
     augment = wanted.augmentation(Augment(crop_padding=shape[1] // 16, flip=True))
@@ -198,11 +191,9 @@ def task_stream(
         "classes": [f"{key.dataset}: {label}" for key in dict.fromkeys(keys) for label in _names(data[key.dataset])],
         "order": _labels_of_slots(keys, selected, heads),
         "fingerprint": _fingerprint(selected, tasks, loaded, heads),
-        **check_channels(mean, std, shape[0]),
     }
-    steps = [
-        _step(index, task, keys, seen[index], loaded[task.dataset], chosen, heads) for index, task in enumerate(tasks)
-    ]
+    given["mean"], given["std"] = check_channels(mean, std, shape[0])
+    steps = [_step(index, keys, seen, loaded[task.dataset], chosen, heads) for index, task in enumerate(tasks)]
     given["signatures"], given["parts"], tests, counts = zip(*steps, strict=True)
     if heads == "offset":  # classes of all tasks share batches
         return Stream(**given, augment=replace(augment, flip=augment.flip and all(key.mirrored for key in keys)))
@@ -211,17 +202,14 @@ def task_stream(
         Event(key, task.id, task.year, task.domain, task.kind, final is not None and task.year >= final, own)
         for key, task, own in zip(keys, tasks, counts, strict=True)
     ]
-    facts = {
-        "manifest": _manifest_hash(selected),
-        "lock": _lock_hash(lock, tasks),
-        "shuffle": shuffle or selected.stream.shuffle,
-    }
+    facts = {"manifest": _manifest_hash(selected), "lock": _lock_hash(lock, tasks)}
+    facts["shuffle"] = shuffle or selected.stream.shuffle
     return TaskStream(**given, augment=augment, events=events, tests=tests, reevaluate=reevaluate, facts=facts)
 
 
 def _step(
-    index: int, task: ManifestTask, keys: Sequence[TaskKey], seen: int, data: Mapping[str, Samples],
-    evaluated: Sequence[str], heads: str,
+    index: int, keys: Sequence[TaskKey], seen: Sequence[int], data: Mapping[str, Samples], evaluated: Sequence[str],
+    heads: str,
 ) -> tuple[Signature, ExperienceData, dict[str, Opener], dict[str, int]]:  # fmt: skip
     """Signature and data of one experience, the splits it is evaluated on, and the number of images in each split."""
     key = keys[index]
@@ -229,7 +217,7 @@ def _step(
     new = tuple(range(key.first, key.first + key.classes)) if key not in keys[:index] else ()
     counts = own["train"].counts()
     known = key if heads == "per_task" else None
-    signature = Signature(index, new, tuple(counts), counts, data["train"].shape, seen, known)
+    signature = Signature(index, new, tuple(counts), counts, data["train"].shape, seen[index], known)
     if heads == "offset" and not new:  # its classes are evaluated with the experience that brought them
         own |= {name: own[name][:0] for name in (*evaluated, "dev")}
     openers = {name: partial(_identity, samples) for name, samples in own.items()}
@@ -247,6 +235,15 @@ def _check_splits(given: Sequence[str] | None, manifest: Manifest, heads: str) -
         many = "one" if heads == "offset" else "one or both"
         raise ConfigError(f"stream.splits is {chosen}; with stream.heads={heads} give {many} of {', '.join(SPLITS)}")
     return chosen
+
+
+def _check_heads(tasks: Sequence[ManifestTask], heads: str) -> None:
+    several = [task.id for task in tasks if task.multilabel]
+    if several and heads == "offset":
+        raise StreamError(
+            f"stream.heads=offset needs one label an image, and {', '.join(several)} may have several; set "
+            f"stream.kinds=[multiclass] or stream.heads=per_task"
+        )
 
 
 def _in_one_shape(tasks: Sequence[ManifestTask], size: int | None) -> tuple[ManifestTask, ...]:
@@ -288,10 +285,20 @@ def _names(task: ManifestTask) -> list[str]:
     return [str(label) for label in range(task.classes)] if isinstance(task.classes, int) else list(task.classes)
 
 
-def _cap(task: ManifestTask, splits: Mapping[str, Samples], wanted: ImageOptions) -> dict[str, Samples]:
-    """At most so many images of a class in train and in what is evaluated."""
+def _cap(
+    task: ManifestTask, splits: Mapping[str, Samples], wanted: ImageOptions, needed: Sequence[str]
+) -> dict[str, Samples]:
+    """At most so many images of a class in train and in what is evaluated.
+
+    Raises:
+        StreamError: where a split that is needed has no image.
+    """
     caps = {"train": wanted.train_per_class, **dict.fromkeys(SPLITS, wanted.test_per_class)}
-    return {name: _choose(samples, task, name, caps.get(name)) for name, samples in splits.items()}
+    capped = {name: _choose(samples, task, name, caps.get(name)) for name, samples in splits.items()}
+    for name in needed:
+        if not len(capped[name]):
+            raise StreamError(f"{task.id}: no example in {name}; change its splits, or leave it out by stream.ids")
+    return capped
 
 
 def _choose(samples: Samples, task: ManifestTask, split: str, most: int | None) -> Samples:

@@ -44,7 +44,6 @@ def for_tuning(stream: Stream, first: int | None = None) -> Stream:
         mean=half.mean,
         std=half.std,
         official=half.official,
-        task_known_at_test=half.task_known_at_test,
     )
 
 

@@ -43,7 +43,7 @@ def saturate(images: Pixels, change: tuple[float, float], rngs: Generators) -> P
         return images.copy()
     values = to_unit(images)
     value = values.max(-1, keepdims=True)
-    below = value - values  # value * saturation * what the hue says
+    below = value - values  # value * saturation * a factor of the hue
     saturation = below.max(-1, keepdims=True) / np.maximum(value, 1e-12)
     wanted = np.clip(saturation * change[0] + change[1], 0, 1)
     red = value * wanted * np.array((0, 1, 1))
@@ -86,7 +86,7 @@ def elastic_transform(images: Pixels, stretch: tuple[float, float, float], rngs:
     from_y = rows - points[:, 2, 1, None, None]
 
     def part(value: Floats) -> Floats:
-        return (value / determinant)[:, None, None]
+        return np.asarray(value / determinant)[:, None, None]
 
     source_x = centre[0] - reach + part(along_y[:, 1]) * from_x - part(along_y[:, 0]) * from_y
     source_y = centre[1] - reach - part(along_x[:, 1]) * from_x + part(along_x[:, 0]) * from_y

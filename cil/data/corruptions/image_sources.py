@@ -189,7 +189,7 @@ class ImageFolders:
     Args:
         classes: Names of the class folders, by label.
         shape: (C, H, W) that images have, or are brought to by their centre.
-        key: A corruption and severity that is asked for: its listing says which images there are.
+        key: A corruption and severity that is asked for; the images are those of its folder.
 
     Raises:
         DataError: where a folder is missing, or has no image of a class.

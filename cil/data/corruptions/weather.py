@@ -16,7 +16,7 @@ from cil.data.corruptions.operations import (
     Generators,
     Pixels,
     centre_zoom,
-    drawn,
+    draw_each,
     gaussian,
     grey_of,
     motion_blur,
@@ -79,7 +79,7 @@ def frost(images: Pixels, mix: tuple[float, float], rngs: Generators, *, photos:
             top, left = rng.integers(photo.shape[0] - height), rng.integers(photo.shape[1] - width)
             return photo[top : top + height, left : left + width]
 
-        layers = to_unit(drawn(rngs, part))
+        layers = to_unit(draw_each(rngs, part))
     else:
         layers = _frost_synthetic(height, width, rngs)
     if images.shape[-1] == 1:
@@ -97,12 +97,12 @@ def _frost_synthetic(height: int, width: int, rngs: Generators) -> Floats:
     def draw(rng: Generator) -> Floats:
         return np.concatenate([rng.uniform(-1, 1, (3, side, side)).ravel(), rng.uniform(0.45, 0.75, 1)])
 
-    draws = drawn(rngs, draw)
+    draws = draw_each(rngs, draw)
     noise, level = draws[:, :-1].reshape(-1, 3, side, side), draws[:, -1, None, None]
     ground, *folds = (plasma(noise[:, layer], decay) for layer, decay in enumerate((1.25, 1.6, 1.4)))
     veins = np.maximum(*(np.clip(1 - 5 * np.abs(2 * fold - 1), 0, 1) for fold in folds))
     ice = (level + 0.5 * (ground - 0.5) + 0.2 * veins)[:, :height, :width, None]
-    return np.clip(ice * np.array((0.88, 1.02, 1.1)), 0, 1)
+    return np.asarray(np.clip(ice * np.array((0.88, 1.02, 1.1)), 0, 1))
 
 
 def frost_photos(folder: str | Path, scale: float) -> list[Pixels]:
@@ -138,7 +138,7 @@ def fog(images: Pixels, thickness: tuple[float, float], rngs: Generators) -> Pix
     amount, decay = thickness
     height, width = images.shape[1:3]
     side = power_of_two(max(height, width))
-    field = plasma(drawn(rngs, lambda rng: rng.uniform(-1, 1, (side, side))), decay)
+    field = plasma(draw_each(rngs, lambda rng: rng.uniform(-1, 1, (side, side))), decay)
     values = to_unit(images)
     brightest = values.max((1, 2, 3), keepdims=True)
     return to_pixels((values + amount * field[:, :height, :width, None]) * brightest / (brightest + amount))
@@ -155,14 +155,14 @@ def spatter(images: Pixels, liquid: tuple[float, ...], rngs: Generators) -> Pixe
     Canny's detector, which finds those places and a few inside large drops.
     """
     mean, deviation, sigma, threshold, amount, mud = liquid
-    noise = drawn(rngs, lambda rng: rng.standard_normal(images.shape[1:3]))
+    noise = draw_each(rngs, lambda rng: rng.standard_normal(images.shape[1:3]))
     layers = gaussian(mean + deviation * noise, sigma)
     layers = np.where(layers < threshold, 0, layers)
     if mud:
         cover = gaussian((layers > threshold).astype(np.float64), amount)
         cover = np.where(cover < 0.8, 0, cover)[..., None]
         return to_pixels(to_unit(images) * (1 - cover) + cover * _colour(MUD, images.shape[-1]))
-    lit = np.stack([_lit(np.floor(layer * 255)) for layer in layers])
+    lit = np.stack([_light_rims(np.floor(layer * 255)) for layer in layers])
     lit = amount * lit / np.maximum(lit.max((1, 2), keepdims=True), 1e-12)
     return to_pixels(to_unit(images) + lit[..., None] * _colour(WATER, images.shape[-1]))
 
@@ -172,7 +172,7 @@ def _colour(colour: tuple[float, float, float], channels: int) -> Floats:
     return values if channels == 3 else (values * GREY).sum(keepdims=True)
 
 
-def _lit(layer: Floats) -> Floats:
+def _light_rims(layer: Floats) -> Floats:
     """Brightness (not scaled) of the water of one image: an embossed distance to the rims, where there is water."""
     wet = layer > 0
     rims = wet & ~ndimage.binary_erosion(wet, np.ones((3, 3)), border_value=1)
@@ -183,4 +183,4 @@ def _lit(layer: Floats) -> Floats:
     levels = (counts - lowest) * (255 / max(1, counts[-1] - lowest))
     relief: NDArray[np.float64] = np.rint(levels)[away]
     relief = ndimage.correlate(relief, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]), mode="mirror")
-    return layer * np.rint(ndimage.uniform_filter(np.clip(relief, 0, 255), 3, mode="mirror"))
+    return np.asarray(layer * np.rint(ndimage.uniform_filter(np.clip(relief, 0, 255), 3, mode="mirror")))
