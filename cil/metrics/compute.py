@@ -60,8 +60,7 @@ def time_to_target(times: ArrayLike, accuracy: ArrayLike, target: float) -> floa
     Raises:
         DataError: if the times do not rise.
 
-    Source:
-        Dahl et al. 2023 (AlgoPerf).
+    Source: Dahl et al. 2023 (AlgoPerf).
 
     >>> time_to_target([10, 20, 30], [50, 71, 69], target=70), time_to_target([10], [50], target=70)
     (20.0, inf)
@@ -160,8 +159,7 @@ def best_of(scores: ArrayLike, draws: int) -> float:
     Raises:
         DataError: if ``draws`` is below 1.
 
-    Source:
-        The sum over i of x_(i) ((i/n)^m - ((i-1)/n)^m), x ascending: Dodge et al. 2019, equation 8.
+    Source: The sum over i of x_(i) ((i/n)^m - ((i-1)/n)^m), x ascending: Dodge et al. 2019, equation 8.
 
     >>> [round(best_of([60, 70, 80], m), 4) for m in (1, 2, 3)]
     [70.0, 74.4444, 76.6667]

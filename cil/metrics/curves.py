@@ -55,8 +55,7 @@ def auc(megabytes: ArrayLike, accuracy: ArrayLike, normalise: bool = False) -> f
     Raises:
         DataError: if an accuracy is outside [0, 1] (percent, for example), or a budget comes twice.
 
-    Source:
-        Zhou et al. 2024, the memory-agnostic measure.
+    Source: Zhou et al. 2024, the memory-agnostic measure.
 
     >>> auc([10, 20, 40], [0.5, 0.6, 0.7])
     18.5
@@ -81,8 +80,7 @@ def area_over_samples(samples: ArrayLike, accuracy: ArrayLike) -> float:
     Raises:
         DataError: if a place is NaN or comes twice.
 
-    Source:
-        Koh et al. 2022.
+    Source: Koh et al. 2022.
 
     >>> area_over_samples([100, 200, 300], [40, 50, 60]), round(area_over_samples([100, 200, 400], [40, 50, 60]), 4)
     (50.0, 51.6667)

@@ -47,8 +47,7 @@ def cil_decomposition(scores: ArrayLike, true: ArrayLike, experience_of_slot: Ar
         ShapeError: if the shapes do not fit.
         DataError: if a score is NaN or a slot is not in [0, K_i).
 
-    Source:
-        Soutif et al. 2021 for task confusion; the product of within-task and task-identification accuracy.
+    Source: Soutif et al. 2021 for task confusion; the product of within-task and task-identification accuracy.
 
     >>> logits = [[3, 1, 2, 0], [0, 2, 3, 1], [1, 0, 2, 4], [5, 0, 4, 1]]
     >>> cil, til, tid, inter, intra, _ = cil_decomposition(logits, [0, 1, 2, 3], experience_of_slot=[0, 0, 1, 1])

@@ -28,8 +28,7 @@ def domain_summary(matrix: ArrayLike) -> DomainSummary:
     Returns:
         The means; all but ``in_domain`` are NaN for t = 1.
 
-    Source:
-        Lin et al. 2021 (CLEAR).
+    Source: Lin et al. 2021 (CLEAR).
 
     >>> in_domain, next_domain, backward, forward = domain_summary([[90, 10, 5], [70, 80, 15], [60, 70, 85]])
     >>> in_domain, next_domain, round(backward, 4), forward
@@ -60,8 +59,7 @@ def corruption_error(
     Returns:
         (C,) ratios, no unit: below 1 is better than the reference. NaN where the reference sum is 0.
 
-    Source:
-        Hendrycks & Dietterich 2019.
+    Source: Hendrycks & Dietterich 2019.
 
     >>> corruption_error([[10, 20]], [[20, 20]]).tolist()
     [0.75]

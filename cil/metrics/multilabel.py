@@ -33,8 +33,7 @@ def average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
         ShapeError: if the two differ in length.
         DataError: if a score is NaN, or a target neither 0 nor 1.
 
-    Source:
-        metrics of scikit-learn (``average_precision_score``), but for NaN where that gives 0.
+    Source: metrics of scikit-learn (``average_precision_score``), but for NaN where that gives 0.
 
     >>> round(average_precision([0.9, 0.8, 0.7, 0.6], [1, 0, 1, 0]), 4)
     83.3333

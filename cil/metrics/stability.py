@@ -33,8 +33,7 @@ def min_accuracy(series: Series, ends: ArrayLike, update: int | None = None) -> 
     Returns:
         Percent; NaN in the first experience, or if an earlier one has not been evaluated since its end.
 
-    Source:
-        De Lange et al. 2023.
+    Source: De Lange et al. 2023.
 
     >>> min_accuracy({0: ([3, 4, 5, 6], [90, 30, 50, 70]), 1: ([4, 5, 6], [40, 60, 80])}, ends=[3, 6])
     30.0

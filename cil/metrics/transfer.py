@@ -37,8 +37,7 @@ def forgetting(matrix: ArrayLike, variant: str = "chaudhry", per_experience: boo
     Raises:
         ConfigError: if the variant is unknown.
 
-    Source:
-        Chaudhry et al. 2018, section 3.2; the other two are what public code also calls forgetting.
+    Source: Chaudhry et al. 2018, section 3.2; the other two are what public code also calls forgetting.
 
     >>> forgetting([[90, 10, 5], [70, 80, 15], [60, 70, 85]])
     20.0
@@ -68,8 +67,7 @@ def backward_transfer(matrix: ArrayLike, per_experience: bool = False) -> float 
         matrix: R, (t, T) percent.
         per_experience: Give the (t - 1,) differences in place of their mean.
 
-    Source:
-        Lopez-Paz & Ranzato 2017, equation 3.
+    Source: Lopez-Paz & Ranzato 2017, equation 3.
 
     >>> backward_transfer([[90, 10, 5], [70, 80, 15], [60, 70, 85]])
     -20.0
@@ -95,8 +93,7 @@ def remembering(matrix: ArrayLike) -> Remembering:
     Returns:
         Mean of R[i, j] - R[j, j]; the larger of it and 0; and 100 minus the size of its negative part. NaN for t = 1.
 
-    Source:
-        Díaz-Rodríguez et al. 2018, who write them as fractions.
+    Source: Díaz-Rodríguez et al. 2018, who write them as fractions.
 
     >>> remembering([[90, 10, 5], [70, 80, 15], [60, 70, 85]])
     Remembering(backward_transfer=-20.0, positive=0.0, remembering=80.0)
@@ -122,8 +119,7 @@ def forward_transfer(matrix: ArrayLike, initial: ArrayLike, per_experience: bool
         initial: b, (T,) percent at random initialisation; the first entry is not read.
         per_experience: Give the (t - 1,) differences in place of their mean.
 
-    Source:
-        Lopez-Paz & Ranzato 2017, equation 4.
+    Source: Lopez-Paz & Ranzato 2017, equation 4.
 
     >>> forward_transfer([[90, 10, 5], [70, 80, 15], [60, 70, 85]], [None, 8, 10])
     3.5
@@ -145,8 +141,7 @@ def intransigence(matrix: ArrayLike, joint: ArrayLike, per_experience: bool = Fa
         joint: a, (T,) percent on experience k of a model trained jointly on experiences 0 to k, among the same classes.
         per_experience: Give the (t,) differences in place of their mean. Negative ones are legal.
 
-    Source:
-        Chaudhry et al. 2018, section 3.2.
+    Source: Chaudhry et al. 2018, section 3.2.
 
     >>> intransigence([[90, 10, 5], [70, 80, 15], [60, 70, 85]], joint=[92, 88, 90])
     5.0

@@ -27,8 +27,7 @@ class ScaledConv2d(nn.Module):
     Raises:
         ConfigError: for another padding than zeros.
 
-    Source:
-        Sun et al., "Meta-transfer learning", CVPR 2019 (scaling); the stable blocks of Liu et al. 2021.
+    Source: Sun et al., "Meta-transfer learning", CVPR 2019 (scaling); the stable blocks of Liu et al. 2021.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:

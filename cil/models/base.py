@@ -53,8 +53,7 @@ class Backbone(nn.Module):
     def split(self) -> tuple[int, int]:
         """Parameters that MEMO shares (generalised) and that it repeats (specialised: the last stage).
 
-        Source:
-            Zhou et al., "A Model or 603 Exemplars", ICLR 2023, section 4; the cut is in front of the last stage.
+        Source: Zhou et al., "A Model or 603 Exemplars", ICLR 2023, section 4; the cut is in front of the last stage.
         """
         specialised = count_parameters(self.stages[-1])
         return count_parameters(self) - specialised, specialised

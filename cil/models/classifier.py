@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from cil.errors import ConfigError
-from cil.models.blocks import paddings
 from cil.models.factory import NetFactory
 from cil.models.growing import GrowingNet, Normalise
 from cil.models.registry import build_backbone
-from cil.models.weights import load_strictly, read_weights
+from cil.models.weights import load_strictly, read_weights, save_weights
 
 HEADS = ("fc", "linear", "classifier", "head")  # names of the last layer in public files
 
@@ -81,14 +80,11 @@ def load_classifier(
 
 def save_classifier(net: GrowingNet, path: str | Path) -> None:
     """Write a network as safetensors, with the padding of its shortcuts and its normalisation as metadata."""
-    from safetensors.torch import save_file
-
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    stated = {"shortcut": ",".join(sorted(paddings(net)))}
+    stated = {}
     if isinstance(net.normalise, Normalise):
         values = {"mean": net.normalise.mean, "std": net.normalise.std}
-        stated |= {key: json.dumps(value.flatten().tolist()) for key, value in values.items()}
-    save_file(tensors, path, metadata=stated)
+        stated = {key: json.dumps(value.flatten().tolist()) for key, value in values.items()}
+    save_weights(net, path, stated)
 
 
 def _is_own(path: str | Path) -> bool:

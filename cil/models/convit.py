@@ -129,8 +129,7 @@ class ConViT(nn.Module):
     Raises:
         ConfigError: where patches do not fill the image, or heads not the width.
 
-    Source:
-        d'Ascoli et al. 2021, as in DyTox (Douillard et al. 2022, section 4): five blocks, 384 wide, 12 heads.
+    Source: d'Ascoli et al. 2021, as in DyTox (Douillard et al. 2022, section 4): five blocks, 384 wide, 12 heads.
     """
 
     def __init__(
@@ -250,8 +249,7 @@ class TaskTokenNet(nn.Module):
         encoder: Network that gives the patches.
         normalise: Applied to the images first.
 
-    Source:
-        Douillard et al. 2022, section 3.
+    Source: Douillard et al. 2022, section 3.
     """
 
     def __init__(self, encoder: ConViT, normalise: nn.Module | None = None) -> None:

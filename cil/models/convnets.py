@@ -38,8 +38,7 @@ class ConvNet2(Backbone):
 class ConvNet4(Backbone):
     """Four blocks (128, 128, 128, 512 channels; the first 7x7 with stride 2) for 224x224 images; D = 512.
 
-    Source:
-        As ``ConvNet2``, smallest ImageNet budget: 906,240 parameters, 314,880 of them before MEMO's cut.
+    Source: As ``ConvNet2``, smallest ImageNet budget: 906,240 parameters, 314,880 of them before MEMO's cut.
     """
 
     signed = False

@@ -33,8 +33,7 @@ class FrozenLayers(TorchFunctionMode):
             through the batch statistics of frozen layers.
         packed: True: eight entries of a mask in a byte; else one.
 
-    Source:
-        Cai, Gan, Zhu, Han, "TinyTL", NeurIPS 2020, arXiv:2007.11622, section 3.1.
+    Source: Cai, Gan, Zhu, Han, "TinyTL", NeurIPS 2020, arXiv:2007.11622, section 3.1.
     """
 
     def __init__(self, share: float = 1.0, lean: bool = False, packed: bool = True) -> None:

@@ -52,8 +52,7 @@ class LinearHead(Head):
     Args:
         in_features: D; 0 where branches come later (``grow_inputs``).
 
-    Source:
-        Survey's code: rows Kaiming-uniform with linear gain, U(-sqrt(3 / D), sqrt(3 / D)); biases 0.
+    Source: Survey's code: rows Kaiming-uniform with linear gain, U(-sqrt(3 / D), sqrt(3 / D)); biases 0.
     """
 
     def __init__(self, in_features: int) -> None:
@@ -74,8 +73,7 @@ class LinearHead(Head):
     def grow_inputs(self, count: int) -> None:
         """See ``count`` more features: old rows x old columns stay, all else is drawn for the new total length.
 
-        Source:
-            Yan et al., DER, CVPR 2021, section 3.3, as in the survey's code.
+        Source: Yan et al., DER, CVPR 2021, section 3.3, as in the survey's code.
         """
         rows, columns = self.weight.shape
         if count < 1:
@@ -150,8 +148,7 @@ def weight_align(weight: Tensor, old: int) -> float:
     Raises:
         ShapeError: if there are no old or no new rows.
 
-    Source:
-        Zhao et al., "Maintaining Discrimination and Fairness", CVPR 2020, eqs. 8 and 9.
+    Source: Zhao et al., "Maintaining Discrimination and Fairness", CVPR 2020, eqs. 8 and 9.
 
     >>> weight = torch.tensor([[1.0], [3.0], [4.0], [6.0]])
     >>> round(weight_align(weight, old=2), 4), weight[2:, 0].tolist()

@@ -28,8 +28,7 @@ class MetaNetwork(nn.Module):
         kernel: Kernel size of the convolution; odd.
         norm: Kind of BN'_k: ``batch``, or a ``group`` norm, which has no statistics.
 
-    Source:
-        Song et al. 2023, section 3.1; the convolution has no bias, and pads by floor(kernel / 2).
+    Source: Song et al. 2023, section 3.1; the convolution has no bias, and pads by floor(kernel / 2).
     """
 
     def __init__(self, part: NetworkPart, kernel: int, norm: str = "batch") -> None:
@@ -65,8 +64,7 @@ class MetaNetworks(nn.ModuleList):
     Raises:
         ConfigError: for an even kernel.
 
-    Source:
-        Song et al. 2023. For ResNet-50 the reported megabytes hold with kernel 1 alone.
+    Source: Song et al. 2023. For ResNet-50 the reported megabytes hold with kernel 1 alone.
     """
 
     def __init__(

@@ -20,8 +20,7 @@ class ParallelAdapters(nn.Module):
     Args:
         net: Any network; hooked in place.
 
-    Source:
-        Zhu, Zhai, Cao, Luo, Zha, "Self-Sustaining Representation Expansion", CVPR 2022, section 3.2.
+    Source: Zhu, Zhai, Cao, Luo, Zha, "Self-Sustaining Representation Expansion", CVPR 2022, section 3.2.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1))
     >>> [tuple(beside.weight.shape) for beside in ParallelAdapters(net).beside]

@@ -39,12 +39,12 @@ def load_weights(backbone: nn.Module, path: str | Path) -> None:
     backbone.loaded_from = mark  # type: ignore[assignment]
 
 
-def save_weights(backbone: nn.Module, path: str | Path) -> None:
-    """Write a backbone's state dict as safetensors, with the padding of its shortcuts as metadata."""
+def save_weights(backbone: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a module's state dict as safetensors, with the padding of its shortcuts and further metadata."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
-    save_file(tensors, path, metadata={"shortcut": ",".join(sorted(paddings(backbone)))})
+    save_file(tensors, path, metadata={"shortcut": ",".join(sorted(paddings(backbone))), **(metadata or {})})
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:

@@ -121,8 +121,7 @@ class SiBlurry(_DisjointAndBlurry):
         disjoint, leaking: N and M of ``IBlurry``; M % of all blurry images leak, or fewer where the number that an
             experience shall give is more than it has.
 
-    Source:
-        Moon, Park, Kim, Park. ICCV 2023, arXiv:2308.09303; departures as in ``IBlurry``.
+    Source: Moon, Park, Kim, Park. ICCV 2023, arXiv:2308.09303; departures as in ``IBlurry``.
     """
 
     prefix = "siblurry"

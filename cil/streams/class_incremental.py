@@ -74,8 +74,7 @@ def class_incremental(dataset: str | Dataset, *, increment: int, base: int = 0, 
         ConfigError: for an unknown name or option.
         DataError: where the data are wrong, or a class lacks training or test images.
 
-    Source:
-        Protocol of Zhou et al. 2024, section on benchmark splits; order after Rebuffi et al. 2017.
+    Source: Protocol of Zhou et al. 2024, section on benchmark splits; order after Rebuffi et al. 2017.
     """
     for key, value in (("base", base), ("increment", increment)):
         if not is_integer(value):

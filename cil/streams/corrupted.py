@@ -220,8 +220,7 @@ def corrupted(
         StreamError: where values do not go together, or do not fit the data set.
         DataError: where files are missing or wrong, naming them.
 
-    Source:
-        Hendrycks, Dietterich 2019; see ``DomainOrder`` for the orders.
+    Source: Hendrycks, Dietterich 2019; see ``DomainOrder`` for the orders.
     """
     names = _check_corruptions(corruptions)
     check_severity(severity)

@@ -57,8 +57,7 @@ def permuted_domains(dataset: str | Dataset, *, experiences: int, **options: Any
     Raises:
         CilError: as ``class_incremental`` does; StreamError: where images are files.
 
-    Source:
-        Goodfellow et al. 2013, arXiv:1312.6211; Kirkpatrick et al. 2017.
+    Source: Goodfellow et al. 2013, arXiv:1312.6211; Kirkpatrick et al. 2017.
     """
     check_integers(1, experiences=experiences)
     pool = _whole_data_set(dataset, options)
@@ -83,8 +82,7 @@ def rotated_domains(dataset: str | Dataset, *, angles: Sequence[float], **option
     Raises:
         CilError: as ``class_incremental`` does; StreamError: where images are files, or two angles are the same.
 
-    Source:
-        Lopez-Paz, Ranzato, NeurIPS 2017 (there at random within each experience).
+    Source: Lopez-Paz, Ranzato, NeurIPS 2017 (there at random within each experience).
     """
     turns = _check_angles(angles)
     pool = _whole_data_set(dataset, options)

@@ -73,8 +73,7 @@ class LongTailed:
         ratio: r, of the largest class to the smallest, >= 1.
         shuffled: True: sizes fall along a random permutation of the classes; false: along their order.
 
-    Source:
-        Liu et al., "Long-tailed class incremental learning", ECCV 2022.
+    Source: Liu et al., "Long-tailed class incremental learning", ECCV 2022.
     """
 
     ratio: float = 100.0

@@ -40,9 +40,10 @@ def contact_sheet(stream: Stream | ShiftStream, path: str | Path, per_experience
 
     if isinstance(stream, ShiftStream):
         what = f"{len(stream)} segments, {len(stream.domains)} domains"
-        rows = _domain_rows(stream, per_experience)
+        rows: dict[str, Callable[[], Samples]] = _domain_rows(stream, per_experience)
     else:
-        what, rows = f"{len(stream)} experiences", _experience_rows(stream, per_experience)
+        what = f"{len(stream)} experiences"
+        rows = {str(index): partial(_of_experience, stream, index, per_experience) for index in range(len(stream))}
     font, wide, high = ImageFont.load_default(size=11), TILE + GAP, TILE + GAP + CAPTION
     names = list(rows)
     margin = max(MARGIN, 2 * GAP + round(max(font.getlength(name) for name in names)))
@@ -88,11 +89,6 @@ def thumbnails(samples: Samples, wanted: int = 6, most: int = 32) -> torch.Tenso
         width, height = _within((shown.shape[3], shown.shape[2]), most)
         shown = torch.nn.functional.interpolate(shown.float(), (height, width), mode="area").round().to(torch.uint8)
     return shown.permute(0, 2, 3, 1).contiguous()
-
-
-def _experience_rows(stream: Stream, wanted: int) -> dict[str, Callable[[], Samples]]:
-    """Rows by number of the experience."""
-    return {str(index): partial(_of_experience, stream, index, wanted) for index in range(len(stream))}
 
 
 def _of_experience(stream: Stream, index: int, wanted: int) -> Samples:

@@ -162,8 +162,7 @@ def task_stream(
         ConfigError, StreamError, DataError: for unknown names, tasks that do not fit the heads, data that are missing
             or not those of the lock, a split without an example.
 
-    Source:
-        Bornschein et al., NEVIS'22, JMLR 24 (308), 2023.
+    Source: Bornschein et al., NEVIS'22, JMLR 24 (308), 2023.
     """
     filters, wanted = take(TaskFilter, options), ImageOptions(**options)
     whole = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)

@@ -22,8 +22,7 @@ def for_tuning(stream: Stream, first: int | None = None) -> Stream:
     Raises:
         StreamError: where no experience holds validation data.
 
-    Source:
-        Cha and Cho 2025 (two phases); Lee et al. 2024 (the first experiences).
+    Source: Cha and Cho 2025 (two phases); Lee et al. 2024 (the first experiences).
     """
     half = stream.training_half()
     signatures = half.signatures[:first]

@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.random import Generator
 
-from cil.data.corruptions.operations import (
-    Floats,
-    Generators,
-    Pixels,
-    bilinear,
-    gaussian,
-    reflect,
-    reflect_101,
-    to_pixels,
-    to_unit,
-)
+from cil.data.corruptions import operations as ops
+from cil.data.corruptions.operations import Floats, Generators, Pixels, to_pixels, to_unit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,10 +81,10 @@ def elastic_transform(images: Pixels, stretch: tuple[float, float, float], rngs:
 
     source_x = centre[0] - reach + part(along_y[:, 1]) * from_x - part(along_y[:, 0]) * from_y
     source_y = centre[1] - reach - part(along_x[:, 1]) * from_x + part(along_x[:, 0]) * from_y
-    values = bilinear(to_unit(images), source_y, source_x, reflect_101)
+    values = ops.bilinear(to_unit(images), source_y, source_x, ops.reflect_101)
     if most:
-        fields = most * np.stack([gaussian(field, sigma, "reflect", 3.0) for _, field in draws])
-        values = bilinear(values, rows + fields[:, 1], columns + fields[:, 0], reflect)
+        fields = most * np.stack([ops.gaussian(field, sigma, "reflect", 3.0) for _, field in draws])
+        values = ops.bilinear(values, rows + fields[:, 1], columns + fields[:, 0], ops.reflect)
     return to_pixels(values)
 
 

@@ -10,21 +10,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cil.data.corruptions.operations import (
-    GREY,
-    Floats,
-    Generators,
-    Pixels,
-    centre_zoom,
-    draw_each,
-    gaussian,
-    grey_of,
-    motion_blur,
-    plasma,
-    power_of_two,
-    to_pixels,
-    to_unit,
-)
+from cil.data.corruptions import operations as ops
+from cil.data.corruptions.operations import Floats, Generators, Pixels, to_pixels, to_unit
 from cil.errors import DataError
 
 WATER, MUD = (175 / 255, 238 / 255, 238 / 255), (63 / 255, 42 / 255, 20 / 255)
@@ -45,12 +32,14 @@ def snow(images: Pixels, flakes: tuple[float, ...], rngs: Generators) -> Pixels:
         return mean + deviation * rng.standard_normal(images.shape[1:3]), float(rng.uniform(-135, -45))
 
     draws = [draw(rng) for rng in rngs]
-    layers = centre_zoom(np.stack([layer for layer, _ in draws]), zoom)
+    layers = ops.centre_zoom(np.stack([layer for layer, _ in draws]), zoom)
     layers = to_unit(to_pixels(np.where(layers < threshold, 0, layers)))
-    smeared = [motion_blur(layer, int(radius), sigma, angle) for layer, (_, angle) in zip(layers, draws, strict=True)]
+    smeared = [
+        ops.motion_blur(layer, int(radius), sigma, angle) for layer, (_, angle) in zip(layers, draws, strict=True)
+    ]
     fallen = np.stack(smeared)[..., None]
     values = to_unit(images)
-    values = share * values + (1 - share) * np.maximum(values, 1.5 * grey_of(values) + 0.5)
+    values = share * values + (1 - share) * np.maximum(values, 1.5 * ops.grey_of(values) + 0.5)
     return to_pixels(values + fallen + fallen[:, ::-1, ::-1])
 
 
@@ -79,11 +68,11 @@ def frost(images: Pixels, mix: tuple[float, float], rngs: Generators, *, photos:
             top, left = rng.integers(photo.shape[0] - height), rng.integers(photo.shape[1] - width)
             return photo[top : top + height, left : left + width]
 
-        layers = to_unit(draw_each(rngs, part))
+        layers = to_unit(ops.draw_each(rngs, part))
     else:
         layers = _frost_synthetic(height, width, rngs)
     if images.shape[-1] == 1:
-        layers = grey_of(layers)
+        layers = ops.grey_of(layers)
     return to_pixels(mix[0] * to_unit(images) + mix[1] * layers)
 
 
@@ -92,14 +81,14 @@ def _frost_synthetic(height: int, width: int, rngs: Generators) -> Floats:
 
     Mean, spread and tint are near those of the published photographs (about 0.64 on average, 0.11 within a picture).
     """
-    side = power_of_two(max(height, width))
+    side = ops.power_of_two(max(height, width))
 
     def draw(rng: Generator) -> Floats:
         return np.concatenate([rng.uniform(-1, 1, (3, side, side)).ravel(), rng.uniform(0.45, 0.75, 1)])
 
-    draws = draw_each(rngs, draw)
+    draws = ops.draw_each(rngs, draw)
     noise, level = draws[:, :-1].reshape(-1, 3, side, side), draws[:, -1, None, None]
-    ground, *folds = (plasma(noise[:, layer], decay) for layer, decay in enumerate((1.25, 1.6, 1.4)))
+    ground, *folds = (ops.plasma(noise[:, layer], decay) for layer, decay in enumerate((1.25, 1.6, 1.4)))
     veins = np.maximum(*(np.clip(1 - 5 * np.abs(2 * fold - 1), 0, 1) for fold in folds))
     ice = (level + 0.5 * (ground - 0.5) + 0.2 * veins)[:, :height, :width, None]
     return np.asarray(np.clip(ice * np.array((0.88, 1.02, 1.1)), 0, 1))
@@ -137,8 +126,8 @@ def fog(images: Pixels, thickness: tuple[float, float], rngs: Generators) -> Pix
     """
     amount, decay = thickness
     height, width = images.shape[1:3]
-    side = power_of_two(max(height, width))
-    field = plasma(draw_each(rngs, lambda rng: rng.uniform(-1, 1, (side, side))), decay)
+    side = ops.power_of_two(max(height, width))
+    field = ops.plasma(ops.draw_each(rngs, lambda rng: rng.uniform(-1, 1, (side, side))), decay)
     values = to_unit(images)
     brightest = values.max((1, 2, 3), keepdims=True)
     return to_pixels((values + amount * field[:, :height, :width, None]) * brightest / (brightest + amount))
@@ -155,11 +144,11 @@ def spatter(images: Pixels, liquid: tuple[float, ...], rngs: Generators) -> Pixe
     Canny's detector, which finds those places and a few inside large drops.
     """
     mean, deviation, sigma, threshold, amount, mud = liquid
-    noise = draw_each(rngs, lambda rng: rng.standard_normal(images.shape[1:3]))
-    layers = gaussian(mean + deviation * noise, sigma)
+    noise = ops.draw_each(rngs, lambda rng: rng.standard_normal(images.shape[1:3]))
+    layers = ops.gaussian(mean + deviation * noise, sigma)
     layers = np.where(layers < threshold, 0, layers)
     if mud:
-        cover = gaussian((layers > threshold).astype(np.float64), amount)
+        cover = ops.gaussian((layers > threshold).astype(np.float64), amount)
         cover = np.where(cover < 0.8, 0, cover)[..., None]
         return to_pixels(to_unit(images) * (1 - cover) + cover * _colour(MUD, images.shape[-1]))
     lit = np.stack([_light_rims(np.floor(layer * 255)) for layer in layers])
@@ -169,7 +158,7 @@ def spatter(images: Pixels, liquid: tuple[float, ...], rngs: Generators) -> Pixe
 
 def _colour(colour: tuple[float, float, float], channels: int) -> Floats:
     values = np.array(colour)
-    return values if channels == 3 else (values * GREY).sum(keepdims=True)
+    return values if channels == 3 else (values * ops.GREY).sum(keepdims=True)
 
 
 def _light_rims(layer: Floats) -> Floats:
