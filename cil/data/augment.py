@@ -35,9 +35,8 @@ class Augment:
         ConfigError: where an argument is negative or no number, or there is no such policy; where images have neither
             one channel nor three, which policies need.
 
-    Source:
-        CIFAR recipe of the survey of Zhou et al. 2024: ``Augment(crop_padding=4, flip=True, brightness=63 / 255)``.
-        Departure: brightness acts on floats, so nothing is rounded to whole grey levels.
+    Source: CIFAR recipe of the survey of Zhou et al. 2024: ``Augment(crop_padding=4, flip=True, brightness=63 / 255)``.
+    Departure: brightness acts on floats, so nothing is rounded to whole grey levels.
     """
 
     crop_padding: int = 0

@@ -72,9 +72,7 @@ class FileStore:
     Raises:
         ConfigError: where size or channels are out of range.
 
-    Source:
-        Evaluation view: the survey of Zhou et al. 2024; equal to torchvision's Resize and
-        CenterCrop.
+    Source: Evaluation view: the survey of Zhou et al. 2024; equal to torchvision's Resize and CenterCrop.
     """
 
     in_memory = False

@@ -28,9 +28,8 @@ def apply_policy(pixels: Tensor, draws: Tensor, policy: str) -> Tensor:
     Returns:
         (n, C, H, W) uint8. Pixels that come from outside an image are 0.
 
-    Source:
-        Cubuk et al., CVPR 2019, arXiv:1805.09501 (the 25 pairs found on CIFAR-10, as torchvision has them), and 2020,
-        arXiv:1909.13719 (two of 14 operations at magnitude 9).
+    Source: Cubuk et al., CVPR 2019, arXiv:1805.09501 (the 25 pairs found on CIFAR-10, as torchvision has them), and
+    2020, arXiv:1909.13719 (two of 14 operations at magnitude 9).
     """
     done = pixels.clone()
     plan = [_steps(own, policy) for own in draws.tolist()]

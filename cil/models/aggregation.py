@@ -62,9 +62,8 @@ class AggregatedBackbone(nn.Module):
     Raises:
         ConfigError: for a backbone that is not a stem and stages applied in turn.
 
-    Source:
-        Liu, Schiele, Sun, "Adaptive Aggregation Networks", CVPR 2021, arXiv:2010.05063; the stem has two branches too,
-        as in their code.
+    Source: Liu, Schiele, Sun, "Adaptive Aggregation Networks", CVPR 2021, arXiv:2010.05063; the stem has two branches
+    too, as in their code.
     """
 
     def __init__(self, backbone: nn.Module) -> None:

@@ -28,9 +28,8 @@ class BranchingNet(HeadedNet):
         shared: Stem and stages that all branches share, those of the first backbone; empty for whole backbones. It
             learns until it is frozen.
 
-    Source:
-        Yan et al., DER, CVPR 2021, sections 3.2 and 3.3; Zhou et al., MEMO, ICLR 2023, section 4. The auxiliary head is
-        the strategy's.
+    Source: Yan et al., DER, CVPR 2021, sections 3.2 and 3.3; Zhou et al., MEMO, ICLR 2023, section 4. The auxiliary
+    head is the strategy's.
     """
 
     head: LinearHead

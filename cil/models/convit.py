@@ -26,10 +26,9 @@ class GatedAttention(nn.Module):
         heads: H; those of the largest square k k <= H start as the k k places of a convolution kernel.
         grid: Rows and columns of patches.
 
-    Source:
-        d'Ascoli et al., "ConViT", ICML 2021, arXiv:2103.10697, section 3: the gate is sigmoid(lambda), lambda starts at
-        1, values start as they are, and a head looks one patch away from its own in its direction (locality strength
-        1). Both parts sum to one, so their mixture needs no normalisation.
+    Source: d'Ascoli et al., "ConViT", ICML 2021, arXiv:2103.10697, section 3: the gate is sigmoid(lambda), lambda
+    starts at 1, values start as they are, and a head looks one patch away from its own in its direction (locality
+    strength 1). Both parts sum to one, so their mixture needs no normalisation.
     """
 
     relative: Tensor
@@ -191,9 +190,8 @@ class TaskAttention(nn.Module):
         heads: H.
         ratio: Hidden width of its two-layer network over ``width``.
 
-    Source:
-        Douillard et al., "DyTox", CVPR 2022, arXiv:2111.11326, section 3: queries are of the task token alone, keys and
-        values of [token, patches]; residual connections around attention and the two-layer network.
+    Source: Douillard et al., "DyTox", CVPR 2022, arXiv:2111.11326, section 3: queries are of the task token alone, keys
+    and values of [token, patches]; residual connections around attention and the two-layer network.
     """
 
     def __init__(self, width: int, heads: int, ratio: float) -> None:

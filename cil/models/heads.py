@@ -89,9 +89,8 @@ class CosineHead(Head):
         proxies: K rows for each class; the similarity of a class is then the mean of its rows' similarities under
             their own softmax (local similarity classifier).
 
-    Source:
-        Hou et al., LUCIR, CVPR 2019, eq. 5; for K > 1 Douillard et al., PODNet, ECCV 2020, section 3.2. Rows
-        U(-1 / sqrt(D), 1 / sqrt(D)), scale 1.
+    Source: Hou et al., LUCIR, CVPR 2019, eq. 5; for K > 1 Douillard et al., PODNet, ECCV 2020, section 3.2. Rows U(-1 /
+    sqrt(D), 1 / sqrt(D)), scale 1.
     """
 
     def __init__(self, in_features: int, proxies: int = 1) -> None:

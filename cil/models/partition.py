@@ -112,9 +112,8 @@ def partition(blocks: int, stages: int, count: int, key: str = "adapter.parts") 
     Raises:
         ConfigError: for less than one part, or more parts than blocks.
 
-    Source:
-        Song et al. 2023: this gives their parts for WRN-28-10, WRN-40-2 and ResNet-50 at K = 4 and 5, the latter's at
-        K = 4 as the reported megabytes have it.
+    Source: Song et al. 2023: this gives their parts for WRN-28-10, WRN-40-2 and ResNet-50 at K = 4 and 5, the latter's
+    at K = 4 as the reported megabytes have it.
 
     >>> partition(18, 3, 4), partition(18, 3, 5)
     ([3, 3, 6, 6], [3, 3, 3, 3, 6])

@@ -37,9 +37,8 @@ class PromptPool(nn.Module):
         top: K <= M, prompts chosen for an image.
         width: D, length of a token, and of a query.
 
-    Source:
-        Wang et al., "Learning to Prompt for Continual Learning", CVPR 2022, section 4. Prompts and keys U(-1, 1). No
-        gradient reaches what was not chosen.
+    Source: Wang et al., "Learning to Prompt for Continual Learning", CVPR 2022, section 4. Prompts and keys U(-1, 1).
+    No gradient reaches what was not chosen.
     """
 
     def __init__(self, size: int, length: int, top: int, width: int) -> None:

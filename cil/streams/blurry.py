@@ -92,10 +92,9 @@ class IBlurry(_DisjointAndBlurry):
         disjoint: N, 0 to 100. With 100 this is the ordinary split.
         leaking: M, 0 to 100. With ``disjoint`` 0 and this 100, each experience is a mix of everything.
 
-    Source:
-        Koh, Kim, Ha, Choi. ICLR 2022, arXiv:2110.10031. Departures from the code: classes that do not divide evenly
-        are refused, not dropped; images that leak are drawn at random and not the first of the file; the remainder of
-        the pool is given out too.
+    Source: Koh, Kim, Ha, Choi. ICLR 2022, arXiv:2110.10031. Departures from the code: classes that do not divide evenly
+    are refused, not dropped; images that leak are drawn at random and not the first of the file; the remainder of the
+    pool is given out too.
     """
 
     prefix = "iblurry"

@@ -67,9 +67,8 @@ class DomainOrder:
         ConfigError: for an unknown name, or a value out of range.
         StreamError: where values do not go together.
 
-    Source:
-        Continual and gradual orders: Wang et al., CVPR 2022 (CoTTA); Dirichlet orders: Gong et al., NeurIPS 2022
-        (NOTE), Yuan et al., CVPR 2023 (RoTTA).
+    Source: Continual and gradual orders: Wang et al., CVPR 2022 (CoTTA); Dirichlet orders: Gong et al., NeurIPS 2022
+    (NOTE), Yuan et al., CVPR 2023 (RoTTA).
     """
 
     order: str = "continual"

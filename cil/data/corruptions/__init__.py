@@ -1,8 +1,8 @@
 """The common corruptions of images: 15, and 4 more, each at 5 severities; for small images and for large ones.
 
-Source:
-    Hendrycks, Dietterich. ICLR 2019, arXiv:1903.12261. Parameters are those of the published CIFAR-10-C and ImageNet-C.
-    What this package corrupts is alike in distribution, not pixel for pixel, and never goes by the published names.
+Source: Hendrycks, Dietterich. ICLR 2019, arXiv:1903.12261. Parameters are those of the published CIFAR-10-C and
+ImageNet-C. What this package corrupts is alike in distribution, not pixel for pixel, and never goes by the published
+names.
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ def split_rows(
     Raises:
         DataError: where a part, a column or a value is missing, or a row would be in two splits.
 
-    Source:
-        Bornschein et al. 2023 for the shares. Departure: stratified with exact counts, unless ``compat`` says nevis.
+    Source: Bornschein et al. 2023 for the shares. Departure: stratified with exact counts, unless ``compat`` says
+    nevis.
     """
     count, code = len(labels), rule.get("rule", "A")
     draw = generator(rule.get("seed", 0), dataset)
