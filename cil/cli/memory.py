@@ -177,7 +177,7 @@ def signatures_alone(config: Mapping[str, Any]) -> Stream | None:
     from cil.data import Augment
     from cil.errors import DataError
     from cil.streams import Signature, Stream
-    from cil.streams.base import Part
+    from cil.streams.base import ExperienceData
     from cil.streams.class_incremental import experience_sizes
 
     given = config["stream"]
@@ -200,7 +200,7 @@ def signatures_alone(config: Mapping[str, Any]) -> Stream | None:
     return Stream(
         name=f"{given['dataset']}_b{given['base']}_inc{given['increment']}",
         classes=[str(slot) for slot in range(classes)], order=range(classes), signatures=signatures,
-        parts=[Part(unread, unread)] * len(signatures), fingerprint="signatures alone", augment=Augment(),
+        parts=[ExperienceData(unread, unread)] * len(signatures), fingerprint="signatures alone", augment=Augment(),
         mean=given["mean"] or [0.5] * shape[0], std=given["std"] or [0.25] * shape[0],
     )  # fmt: skip
 

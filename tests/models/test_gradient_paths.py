@@ -7,9 +7,9 @@ from torch import nn
 
 from cil.memory import SavedBytes
 from cil.models import CifarResNet, GrowingNet, LinearHead, WideResNet, freeze
-from cil.models.lean import FrozenLayers, pack, unpack
+from cil.models.gradient_paths import FrozenLayers, pack, unpack
 from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks
-from cil.models.partition import Part, cut
+from cil.models.partition import NetworkPart, cut_network
 
 FLOAT = 4
 
@@ -38,7 +38,7 @@ def small(backbone: str = "resnet") -> GrowingNet:
 
 
 def grouped(net: nn.Module, grad_path: str, share: float = 1.0, packed: bool = True, parts: int = 3):
-    cuts = cut(net, (3, 16, 16), parts)
+    cuts = cut_network(net, (3, 16, 16), parts)
     metas = MetaNetworks(cuts, None, torch.Generator().manual_seed(1))
     return GroupedNet(net, cuts, metas, grad_path, share, packed), metas
 
@@ -271,7 +271,7 @@ def test_bytes_of_a_convolution_norm_and_relu(device):
 def test_bytes_of_one_group(device):
     body = nn.Sequential(nn.Conv2d(2, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU()).to(device)
     freeze(body)
-    part = Part(body, body, 1, (2, 8, 8), (4, 4, 4), bottleneck=False)
+    part = NetworkPart(body, body, 1, (2, 8, 8), (4, 4, 4), bottleneck=False)
     metas = MetaNetworks([part], 3, torch.Generator()).to(device)
     x = torch.zeros(3, 2, 8, 8, device=device).requires_grad_() * 1
 
@@ -306,7 +306,7 @@ def wrn_on_meta(depth: int, widen: int, count: int, kind: type[WideResNet] = Wid
         backbone = kind(depth, widen)
         net = GrowingNet(backbone, LinearHead(backbone.feature_dim))
         net.grow(10)
-        parts = cut(freeze(net), (3, 32, 32), count)
+        parts = cut_network(freeze(net), (3, 32, 32), count)
         return net, parts, MetaNetworks(parts, None, torch.Generator())
 
 

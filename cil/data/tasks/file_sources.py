@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cil.data.arrays import read_npz
-from cil.data.files import IMAGE_SUFFIXES
-from cil.data.tasks.access import Access, obtain, parts_of
-from cil.data.tasks.tables import FileImages, Table, in_memory, joined
+from cil.data.file_store import images_below, subfolders
+from cil.data.tasks.access import Access, origin_hint, parts_of
+from cil.data.tasks.examples import ExampleTable, FileImages, in_memory, join_tables
 from cil.errors import DataError, nearest
 
 
-def imagefolder(source: Mapping[str, Any], access: Access) -> Table:
+def imagefolder(source: Mapping[str, Any], access: Access) -> ExampleTable:
     """``root/CLASS/*``, or ``root/PART/CLASS/*`` with a folder for each part; ``name`` is the path below the root."""
     base = access.root / source["root"]
     given = parts_of(source) or {"all": "."}
@@ -27,32 +26,23 @@ def imagefolder(source: Mapping[str, Any], access: Access) -> Table:
     for part, folder in given.items():
         paths, labels = [], []
         for name in names:
-            for path in _pictures_below(base / folder / name):
+            for path in images_below(base / folder / name):
                 paths.append(path)
                 labels.append(name)
         if not paths:
-            raise DataError(f"{base / folder} has no image in its class folders{obtain(source)}")
+            raise DataError(f"{base / folder} has no image in its class folders{origin_hint(source)}")
         columns = {"name": np.array([Path(path).relative_to(base).as_posix() for path in paths])}
-        pieces.append((part, Table(FileImages(paths), np.array(labels), columns)))
-    return joined(pieces)
+        pieces.append((part, ExampleTable(FileImages(paths), np.array(labels), columns)))
+    return join_tables(pieces)
 
 
 def _folders(where: Path, source: Mapping[str, Any]) -> list[str]:
     if not where.is_dir():
-        raise DataError(f"{where} does not exist; put CLASS/* there{obtain(source)}")
-    names = sorted(entry.name for entry in os.scandir(where) if entry.is_dir() and not entry.name.startswith("."))
+        raise DataError(f"{where} does not exist; put CLASS/* there{origin_hint(source)}")
+    names = subfolders(where)
     if not names:
-        raise DataError(f"{where} has no class folders; put CLASS/* there{obtain(source)}")
+        raise DataError(f"{where} has no class folders; put CLASS/* there{origin_hint(source)}")
     return names
-
-
-def _pictures_below(where: Path) -> list[str]:
-    return sorted(
-        str(Path(base) / file)
-        for base, _, files in os.walk(where)
-        for file in files
-        if Path(file).suffix.lower() in IMAGE_SUFFIXES and not file.startswith(".")
-    )
 
 
 def read_table(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
@@ -82,11 +72,11 @@ def column_of(file: Path, rows: Sequence[Mapping[str, Any]], name: str) -> list[
     return values
 
 
-def csv_table(source: Mapping[str, Any], access: Access) -> Table:
+def csv_table(source: Mapping[str, Any], access: Access) -> ExampleTable:
     """A table with a column of image paths (below ``root``) and of labels; all columns can be split by."""
     file = access.root / source["file"]
     if not file.is_file():
-        raise DataError(f"{file} does not exist; put a table of images and labels there{obtain(source)}")
+        raise DataError(f"{file} does not exist; put a table of images and labels there{origin_hint(source)}")
     header, rows = read_table(file)
     if not rows:
         raise DataError(f"{file} has no rows")
@@ -119,11 +109,11 @@ def csv_table(source: Mapping[str, Any], access: Access) -> Table:
     columns["name"] = np.array(listed)
     if "split_column" in source:
         columns["part"] = np.array(column(source["split_column"]))
-    return Table(FileImages([str(base / name) for name in listed]), labels, columns, names)
+    return ExampleTable(FileImages([str(base / name) for name in listed]), labels, columns, names)
 
 
 def _typed(values: list[str]) -> NDArray[Any]:
-    """Whole numbers where all are, else numbers, else text."""
+    """Array of whole numbers if all values are, else of numbers, else of text."""
     for kind in (np.int64, np.float64):
         try:
             return np.array(values).astype(kind)
@@ -132,20 +122,21 @@ def _typed(values: list[str]) -> NDArray[Any]:
     return np.array(values)
 
 
-def npz(source: Mapping[str, Any], access: Access) -> Table:
+def npz(source: Mapping[str, Any], access: Access) -> ExampleTable:
     """Arrays of one file, or of one a part; ``images`` uint8 (n, H, W[, C]), ``labels`` (n,) or (n, C)."""
 
-    def opened(own: Mapping[str, Any]) -> Table:
+    def opened(own: Mapping[str, Any]) -> ExampleTable:
         file = access.root / own["file"]
         if not file.is_file():
-            raise DataError(f"{file} does not exist; put arrays of images and labels there{obtain(source)}")
+            raise DataError(f"{file} does not exist; put arrays of images and labels there{origin_hint(source)}")
         arrays = read_npz(file)
 
         def array(key: str) -> NDArray[Any]:
             name = own.get(key, key)
             if name not in arrays:
                 raise DataError(f"{file} has no array '{name}'; it has: {', '.join(arrays)}")
-            return arrays[name]
+            found: NDArray[Any] = arrays[name]
+            return found
 
         images, labels = array("images"), array("labels")
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] > 4):
@@ -156,10 +147,10 @@ def npz(source: Mapping[str, Any], access: Access) -> Table:
         if "split" in own:
             columns["part"] = array("split").astype(str)
         names = tuple(arrays["classes"].astype(str).tolist()) if "classes" in arrays else None
-        return Table(in_memory(images), labels, columns, names)
+        return ExampleTable(in_memory(images), labels, columns, names)
 
     given = parts_of(source)
     if not given:
         return opened(source)
     files = {part: {"file": own} if isinstance(own, str) else own for part, own in given.items()}
-    return joined([(part, opened({**source, **own})) for part, own in files.items()])
+    return join_tables([(part, opened({**source, **own})) for part, own in files.items()])

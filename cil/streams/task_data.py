@@ -1,4 +1,4 @@
-"""From a task of a manifest to samples of its splits."""
+"""Data of the tasks of a manifest: sources opened, labels read, splits made, images resized."""
 
 from __future__ import annotations
 
@@ -13,19 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from cil.data import ArrayStore, Samples, Store, data_root
-from cil.data.files import FileStore
-from cil.data.tasks import (
-    SOURCES,
-    SPLITS,
-    Access,
-    FileImages,
-    Images,
-    labelled,
-    open_source,
-    split_rows,
-)
+from cil.data.file_store import FileStore
+from cil.data.tasks import SOURCES, SPLITS, Access, FileImages, Images, label_examples, open_source, split_rows
 from cil.errors import DataError, StreamError
-from cil.streams.manifest import Manifest, Task
+from cil.streams.manifest import Manifest, ManifestTask
 from cil.streams.manifest_rules import refuses_download
 from cil.streams.manifest_schema import is_inside
 
@@ -35,14 +26,14 @@ class TaskData:
     """A task whose source is open: nothing is decoded yet.
 
     Attributes:
-        images: Of the source; cut out where the task says so.
+        images: Images of the source; cut out where the task says so.
         labels: (n,) class numbers or (n, L) of 0 and 1, by row of the source; -1 for rows that have gone.
-        names: Of the classes.
+        names: Names of the classes.
         rows: Rows of the source in each split, ascending.
-        dropped: Rows that went because they are exact copies of others.
+        dropped: Rows that were left out because they are exact copies of others.
     """
 
-    task: Task
+    task: ManifestTask
     images: Images
     labels: NDArray[np.int64]
     names: tuple[str, ...]
@@ -50,7 +41,7 @@ class TaskData:
     dropped: tuple[int, ...] = ()
 
     def copies(self) -> dict[bytes, dict[str, list[int]]]:
-        """Rows by content, of what occurs in more than one split."""
+        """Rows by content and split, of images that occur in more than one split."""
         return copies_across(self.images, self.rows)
 
 
@@ -58,7 +49,7 @@ class TaskError(DataError):
     """The data of a task are missing or not as its manifest says.
 
     Attributes:
-        path: Place in the manifest, as in ``splits``.
+        path: Place in the manifest, such as ``splits``.
         reason: The message without the task's name.
     """
 
@@ -67,13 +58,15 @@ class TaskError(DataError):
         self.path, self.reason = path, reason
 
 
-def open_task(task: Task, root: str | Path | None = None, *, offline: bool = False, accept: bool = False) -> TaskData:
+def open_task(
+    task: ManifestTask, root: str | Path | None = None, *, offline: bool = False, accept: bool = False
+) -> TaskData:
     """Open the source of a task, read its labels and split it.
 
     Args:
         root: See ``data_root``.
-        offline: Whether nothing may be downloaded.
-        accept: Whether the licence is accepted for this call, whatever the manifest says.
+        offline: True: nothing is downloaded.
+        accept: True: the licence is accepted for this call, whatever the manifest says.
 
     Raises:
         TaskError: where data are missing or not as the manifest says, or would need a download that is not allowed.
@@ -83,7 +76,7 @@ def open_task(task: Task, root: str | Path | None = None, *, offline: bool = Fal
     try:
         table = open_source(task.source, access)
         path = "classes"
-        found = labelled(table, task.kind, task.classes, task.transform)
+        found = label_examples(table, task.kind, task.classes, task.transform)
         images, rows, labels = found.table.images, found.rows, found.labels
         path = "splits"
         gone: list[int] = []
@@ -107,8 +100,8 @@ def open_task(task: Task, root: str | Path | None = None, *, offline: bool = Fal
     return TaskData(task, images, full, found.names, own, tuple(sorted(gone)))
 
 
-def _access(task: Task, root: Path, *, offline: bool, accept: bool) -> Access:
-    """What opening the task's source may do: licences that nobody accepted allow no download."""
+def _access(task: ManifestTask, root: Path, *, offline: bool, accept: bool) -> Access:
+    """Access to the source of a task: licences that nobody accepted allow no download."""
     if offline:
         return Access(root, why_not="offline was asked for")
     if refuses_download(task.license) and not accept:
@@ -118,11 +111,7 @@ def _access(task: Task, root: Path, *, offline: bool, accept: bool) -> Access:
 
 
 def load_task(
-    task: Task,
-    root: str | Path | None = None,
-    *,
-    offline: bool = False,
-    accept: bool = False,
+    task: ManifestTask, root: str | Path | None = None, *, offline: bool = False, accept: bool = False
 ) -> dict[str, Samples]:
     """The samples of each split, resized and with the channels of the task; the same each time.
 
@@ -153,7 +142,7 @@ def load_task(
 
 
 def available(manifest: Manifest) -> tuple[Manifest, list[str]]:
-    """The manifest, or what remains of it where packages are missing, and what there is to say about it.
+    """The manifest, or its fallback where packages are missing, and warnings about it.
 
     Raises:
         StreamError: where a package is missing and the manifest has no fallback.
@@ -183,7 +172,7 @@ def copies_across(images: Images, rows: Mapping[str, NDArray[np.int64]]) -> dict
 
 
 def _first_copies(images: Images, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which rows are the first of their image and label."""
+    """(n,) true for rows that are the first of their image and label."""
     seen: set[bytes] = set()
     stays = np.ones(len(rows), dtype=bool)
     for place, row in enumerate(rows.tolist()):
@@ -200,11 +189,11 @@ def _store(images: Images, rows: NDArray[np.int64], size: int, channels: int, pr
         return files if preprocess.get("lazy") else ArrayStore(files.pixels(torch.arange(len(rows))))
     made = np.empty((len(rows), channels, size, size), np.uint8)
     for place, row in enumerate(rows.tolist()):
-        made[place] = _view(images[row], size, channels, nearest)
+        made[place] = _central_square(images[row], size, channels, nearest)
     return ArrayStore(torch.from_numpy(made))
 
 
-def _view(image: NDArray[np.uint8], size: int, channels: int, nearest: bool) -> NDArray[np.uint8]:
+def _central_square(image: NDArray[np.uint8], size: int, channels: int, nearest: bool) -> NDArray[np.uint8]:
     """The central square of an image, resized: (C, size, size)."""
     from PIL import Image
 
@@ -223,6 +212,3 @@ def _lines(root: Path, path: str) -> list[str]:
     if not is_inside(path) or not file.is_file():
         raise DataError(f"list file {file} does not exist (splits.lists)")
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-__all__ = ["TaskData", "TaskError", "available", "copies_across", "load_task", "open_task"]

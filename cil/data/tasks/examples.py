@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cil.data.file_store import read_image
 from cil.errors import DataError
 
 Pixels = NDArray[np.uint8]
@@ -24,12 +25,12 @@ class Images(Protocol):
     def __getitem__(self, row: int) -> Pixels: ...
 
     def content(self, row: int) -> bytes:
-        """SHA-256 of what is stored: equal for exact copies."""
+        """SHA-256 of the stored image: equal for exact copies."""
         ...
 
 
-class _Remembered:
-    """Hashes each row once: splitting, checks and the lock file all ask for it."""
+class _HashedImages:
+    """Images whose content is hashed once: splitting, checks and the lock file all ask for it."""
 
     def __init__(self) -> None:
         self._contents: dict[int, bytes] = {}
@@ -43,7 +44,7 @@ class _Remembered:
         raise NotImplementedError
 
 
-class ArrayImages(_Remembered):
+class ArrayImages(_HashedImages):
     """Images in memory, or made one at a time by ``get``."""
 
     def __init__(self, count: int, get: Callable[[int], Any]) -> None:
@@ -62,15 +63,15 @@ class ArrayImages(_Remembered):
 
 
 def in_memory(images: Sequence[Any] | NDArray[Any]) -> ArrayImages:
-    """Arrays that are there already."""
+    """Images of arrays in memory."""
     return ArrayImages(len(images), images.__getitem__)
 
 
-class FileImages(_Remembered):
+class FileImages(_HashedImages):
     """Image files, or boxes in them.
 
     Args:
-        paths: One an example.
+        paths: Files, one for each example.
         boxes: (n, 4) left, top, right, bottom in pixels, or None for whole images.
     """
 
@@ -82,13 +83,7 @@ class FileImages(_Remembered):
         return len(self.paths)
 
     def __getitem__(self, row: int) -> Pixels:
-        from PIL import Image
-
-        try:
-            with Image.open(self.paths[row]) as file:
-                image = file.convert("RGB")
-        except Exception as error:  # damaged bytes make decoders raise all sorts of things
-            raise DataError(f"{self.paths[row]} cannot be read as an image ({error}); replace or remove it") from None
+        image = read_image(self.paths[row])
         if self.boxes is not None:
             left, top, right, bottom = (round(float(side)) for side in self.boxes[row])
             image = image.crop((left, top, right, bottom))
@@ -103,15 +98,15 @@ class FileImages(_Remembered):
 
 
 @dataclass(frozen=True)
-class Table:
-    """Examples of a task in the order of its source.
+class ExampleTable:
+    """Examples of a task in the order of its source: images, labels and further columns.
 
     Attributes:
-        images: n of them.
+        images: n images.
         labels: (n,) class numbers, values or class names; (n, L) numbers, one column a label; or one tuple of names
             an example.
-        columns: n values each; ``part`` is the official part (``all`` where there is none), ``name`` the file.
-        names: Of the classes, where the source knows them.
+        columns: n values each; ``part`` is the publisher's part (``all`` where there is none), ``name`` the file.
+        names: Names of the classes, where the source knows them.
     """
 
     images: Images
@@ -123,8 +118,8 @@ class Table:
         self.columns.setdefault("part", np.full(len(self.images), "all"))
 
 
-def joined(pieces: Sequence[tuple[str, Table]]) -> Table:
-    """Tables of parts, one after the other; column ``part`` says which."""
+def join_tables(pieces: Sequence[tuple[str, ExampleTable]]) -> ExampleTable:
+    """Join the tables of parts, one after the other; column ``part`` has the name of the part."""
     tables = [table for _, table in pieces]
     starts = np.cumsum([0, *(len(table.images) for table in tables)])
 
@@ -145,4 +140,4 @@ def joined(pieces: Sequence[tuple[str, Table]]) -> Table:
         images = FileImages([path for table in tables for path in getattr(table.images, "paths", ())])
     if len({table.names for table in tables}) > 1:
         raise DataError("the parts of the source have different classes")
-    return Table(images, labels, columns, tables[0].names)
+    return ExampleTable(images, labels, columns, tables[0].names)

@@ -15,7 +15,7 @@ SETS = ("32", "224")
 
 _ELASTIC_32, _ELASTIC_224 = 32, 244  # pixels that alpha, sigma and shift are multiplied by; 244 is the published value
 
-# What a row of numbers means is said by the function of the corruption. Severities 1 to 5, left to right.
+# The function of a corruption says what its numbers mean. Severities 1 to 5, left to right.
 _SMALL: dict[str, tuple[Any, ...]] = {
     "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),
     "shot_noise": (500, 250, 100, 75, 50),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cil.errors import DataError, ShapeError
-from cil.metrics._arrays import Floats, floats, mean, ratio, same_shape
+from cil.metrics._arrays import Floats, check_same_shape, floats, mean, ratio
 
 
 def mean_error(errors: ArrayLike) -> float:
@@ -57,7 +57,7 @@ def relative_error(errors: ArrayLike, reference: ArrayLike) -> float:
     -0.25
     """
     e, r = floats("errors", errors, ndim=1), floats("reference", reference, ndim=1)
-    same_shape("errors", e, "reference", r)
+    check_same_shape("errors", e, "reference", r)
     return mean(ratio(e - r, r))
 
 
@@ -78,8 +78,8 @@ def normalised_scores(errors: ArrayLike, chance: ArrayLike, best: ArrayLike) -> 
     e, c, b = (
         floats(name, values, ndim=1) for name, values in (("errors", errors), ("chance", chance), ("best", best))
     )
-    same_shape("errors", e, "chance", c)
-    same_shape("errors", e, "best", b)
+    check_same_shape("errors", e, "chance", c)
+    check_same_shape("errors", e, "best", b)
     return np.where(b < c, ratio(c - e, c - b), np.nan)
 
 
@@ -134,5 +134,5 @@ def later_change(just_after: ArrayLike, at_the_end: ArrayLike) -> Floats:
     [25.0, -5.0]
     """
     before, after = floats("just_after", just_after, ndim=1), floats("at_the_end", at_the_end, ndim=1)
-    same_shape("just_after", before, "at_the_end", after)
+    check_same_shape("just_after", before, "at_the_end", after)
     return after - before

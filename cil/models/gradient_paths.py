@@ -1,4 +1,4 @@
-"""Frozen layers that keep for the way back no more than the gradient of their input needs."""
+"""Gradient paths through frozen layers (EcoTTA): exact, or with no more kept than the gradient of the input needs."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ _DIAGONAL = sum(1 << 9 * bit for bit in range(8)) - (1 << 64)  # bit i of byte i
 
 
 class FrozenLayers(TorchFunctionMode):
-    """Inside this context, how batch norms in evaluation mode normalise, and what frozen layers keep.
+    """Context that changes how batch norms in evaluation mode normalise, and what frozen layers keep for backward.
 
     A layer is frozen where neither its weight nor its bias needs a gradient. Batch norms that are in training mode are
     left as they are; all others never write to their running statistics, so that what is frozen does not drift.
 
     Args:
-        share: Of the batch in the statistics of batch norms, in [0, 1]: mean = (1 - share) stored + share batch, and
-            so the variance (biased). 1: the batch alone; 0: what is stored.
-        lean: Whether layers keep as little as they can. A frozen convolution keeps its weight alone; a frozen batch
-            norm computes its statistics without gradient and is a scale and a shift for each channel; a ReLU, wherever
-            it stands, keeps a mask. What is computed stays the same, bit for bit on the CPU; the gradient lacks the
-            derivative through the batch statistics of frozen layers.
-        packed: Eight entries of a mask in a byte; else one.
+        share: Share of the batch in the statistics of batch norms, in [0, 1]: mean = (1 - share) stored + share batch,
+            and so the variance (biased). 1: the batch alone; 0: the stored ones.
+        lean: True: layers keep as little as they can. A frozen convolution keeps its weight alone; a frozen batch norm
+            computes its statistics without gradient and is a scale and a shift for each channel; a ReLU, wherever it
+            stands, keeps a mask. Outputs stay the same, bit for bit on the CPU; the gradient lacks the derivative
+            through the batch statistics of frozen layers.
+        packed: True: eight entries of a mask in a byte; else one.
 
-    Source:
-        Cai, Gan, Zhu, Han, "TinyTL", NeurIPS 2020, arXiv:2007.11622, section 3.1: what frozen layers need not keep.
+    Source: Cai, Gan, Zhu, Han, "TinyTL", NeurIPS 2020, arXiv:2007.11622, section 3.1.
     """
 
     def __init__(self, share: float = 1.0, lean: bool = False, packed: bool = True) -> None:
@@ -69,16 +68,21 @@ class FrozenLayers(TorchFunctionMode):
         stored = None if running_mean is None or running_var is None else (running_mean, running_var)
         frozen = not any(value is not None and value.requires_grad for value in (weight, bias))
         if self.lean and frozen and x.requires_grad and torch.is_grad_enabled():
-            return _LeanBatchNorm.apply(x, stored, weight, bias, share, eps)  # type: ignore[no-any-return]
-        return _normalised(x, stored, weight, bias, share, eps)
+            return _apply(_LeanBatchNorm, x, stored, weight, bias, share, eps)
+        return _normalise(x, stored, weight, bias, share, eps)
 
     def _relu(self, func: Any, input: Tensor, inplace: bool = False) -> Tensor:
         if not input.requires_grad:
-            return func(input, inplace) if func is F.relu else func(input)  # type: ignore[no-any-return]
-        return _LeanReLU.apply(input, inplace, self.packed)  # type: ignore[no-any-return]
+            return F.relu(input, inplace) if func is F.relu else torch.relu(input)
+        return _apply(_LeanReLU, input, inplace, self.packed)
 
 
-def _normalised(
+def _apply(function: type[Function], *arguments: Any) -> Tensor:
+    result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _normalise(
     x: Tensor,
     stored: tuple[Tensor, Tensor] | None,
     weight: Tensor | None,
@@ -90,13 +94,13 @@ def _normalised(
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
     if share == 0:
         return F.batch_norm(x, *stored, weight, bias, False, 0.0, eps)
-    mean, var = _mixed(x, stored, share)
+    mean, var = _mix_statistics(x, stored, share)
     scale = torch.rsqrt(var + eps) if weight is None else torch.rsqrt(var + eps) * weight
     shift = -mean * scale if bias is None else bias - mean * scale
     return x * _by_channel(scale) + _by_channel(shift)
 
 
-def _mixed(x: Tensor, stored: tuple[Tensor, Tensor], share: float) -> tuple[Tensor, Tensor]:
+def _mix_statistics(x: Tensor, stored: tuple[Tensor, Tensor], share: float) -> tuple[Tensor, Tensor]:
     """mu = (1 - share) mu_stored + share mu_batch, and so the variance."""
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
     return (1 - share) * stored[0] + share * mean, (1 - share) * stored[1] + share * var
@@ -116,8 +120,8 @@ class _LeanBatchNorm(Function):
         if share == 1 or stored is None:
             y, _, inverse = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)  # 1 / deviation
         else:
-            y = _normalised(x, stored, weight, bias, share, eps)
-            var = stored[1] if share == 0 else _mixed(x, stored, share)[1]
+            y = _normalise(x, stored, weight, bias, share, eps)
+            var = stored[1] if share == 0 else _mix_statistics(x, stored, share)[1]
             inverse = torch.rsqrt(var + eps)
         ctx.save_for_backward(inverse if weight is None else inverse * weight)
         return y
@@ -140,7 +144,7 @@ class _LeanConv2d(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (weight,) = ctx.saved_tensors
-        found = conv2d_input(ctx.shape, weight.to(grads[0].dtype), grads[0], *ctx.how)
+        found = conv2d_input(ctx.shape, weight.to(grads[0].dtype), grads[0], *ctx.how)  # type: ignore[no-untyped-call]
         return found.to(ctx.dtype), None, None, *(None for _ in ctx.how)
 
 
@@ -157,11 +161,11 @@ def _conv2d(
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
     if trained or not input.requires_grad or isinstance(padding, str):
         return func(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[no-any-return]
-    return _LeanConv2d.apply(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[no-any-return]
+    return _apply(_LeanConv2d, input, weight, bias, stride, padding, dilation, groups)
 
 
 class _LeanReLU(Function):
-    """max(x, 0); kept is where the result is positive."""
+    """max(x, 0), which keeps the places where the result is positive."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, inplace: bool, packed: bool) -> Tensor:
@@ -194,7 +198,7 @@ def pack(mask: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    """What ``pack`` was given, of that shape."""
+    """The mask that ``pack`` was given, of that shape."""
     return _spread(packed, shape) != 0
 
 

@@ -1,11 +1,10 @@
-"""Where corrupted test images come from: made here, published arrays (CIFAR-C), published folders (ImageNet-C)."""
+"""Sources of corrupted test images: made here, published arrays (CIFAR-C), published folders (ImageNet-C)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cil.data.arrays import replacing
 from cil.data.corruptions import CANONICAL, SEVERITIES, VERSION, check_name, corrupt_all, table_of
-from cil.data.files import IMAGE_SUFFIXES, FileStore
+from cil.data.file_store import IMAGE_SUFFIXES, FileStore
 from cil.data.registry import Dataset
 from cil.data.samples import Samples
 from cil.errors import DataError
@@ -27,13 +27,13 @@ SYNTHETIC = "frost_synthetic"  # frost without photographs
 Key = tuple[str, int]  # corruption, severity
 
 
-class Source(Protocol):
+class CorruptedImages(Protocol):
     """Corrupted images of one test set.
 
     Attributes:
-        labels: (N,) of the images.
-        published: Whether the files are presumably the published ones.
-        settings: What the record says of them.
+        labels: (N,) labels of the images.
+        published: True where the files are presumably the published ones.
+        settings: Entries of the record about them.
     """
 
     labels: Tensor
@@ -41,11 +41,11 @@ class Source(Protocol):
     settings: dict[str, Any]
 
     def title(self, name: str) -> str:
-        """What the domain is called."""
+        """Name of the domain."""
         ...
 
     def pixels(self, key: Key, places: Tensor) -> Tensor:
-        """(n, C, H, W) uint8 of those images."""
+        """Corrupted images at ``places``, (n, C, H, W) uint8."""
         ...
 
     def check(self, keys: Sequence[Key]) -> None:
@@ -53,11 +53,11 @@ class Source(Protocol):
         ...
 
     def digest(self, keys: Sequence[Key], places: Tensor) -> str:
-        """SHA-256 over what the pixels are made of."""
+        """SHA-256 over all that the pixels are made of."""
         ...
 
 
-class Generated:
+class GeneratedImages:
     """Images that are corrupted here, when asked for."""
 
     published = False
@@ -177,7 +177,8 @@ class ArrayFolder:
         if not path.is_file():
             raise DataError(f"{path} does not exist; put it there, set stream.folder, or use stream.data=generated")
         try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+            return array
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path} cannot be read as .npy: {' '.join(str(error).split())}") from None
 
@@ -188,7 +189,7 @@ class ImageFolders:
     Args:
         classes: Names of the class folders, by label.
         shape: (C, H, W) that images have, or are brought to by their centre.
-        key: A corruption and severity that is asked for: its listing says which images there are.
+        key: A corruption and severity that is asked for; the images are those of its folder.
 
     Raises:
         DataError: where a folder is missing, or has no image of a class.
@@ -265,7 +266,8 @@ def materialise(
     Args:
         dataset: Its test images are corrupted.
         folder: Made where it is missing; files of the same names are replaced.
-        corruptions, seed, table, exact_bug_compat, frost_photos: As in the stream; the same images come out.
+        corruptions, seed, table, exact_bug_compat, frost_photos: See ``cil.streams.corrupted``, which makes the same
+            images of them.
 
     Returns:
         The folder.
@@ -277,7 +279,7 @@ def materialise(
     names = list(corruptions)
     for name in names:
         check_name(name)
-    source = Generated(
+    source = GeneratedImages(
         dataset.test, seed=seed, table=table, exact_bug_compat=exact_bug_compat, frost_photos=frost_photos
     )
     where = Path(folder).expanduser()
@@ -285,10 +287,10 @@ def materialise(
     (where / MARK).write_text(json.dumps({**source.settings, "dataset": dataset.name}, indent=1))
     count, (channels, height, width) = len(dataset.test), dataset.test.shape
     smallest = next(kind for kind in (np.uint8, np.int64) if len(dataset.classes) <= np.iinfo(kind).max + 1)
-    _write(where / "labels.npy", np.tile(dataset.test.slots.numpy().astype(smallest), 5))
+    with replacing(where / "labels.npy") as part, part.open("wb") as file:
+        np.save(file, np.tile(dataset.test.slots.numpy().astype(smallest), 5), allow_pickle=False)
     for name in names:
-        part = where / f".{name}.{secrets.token_hex(4)}"
-        try:
+        with replacing(where / f"{source.title(name)}.npy") as part:
             array = np.lib.format.open_memmap(part, "w+", np.uint8, (5 * count, height, width, channels))
             for severity in SEVERITIES:
                 for start in range(0, count, 1000):
@@ -296,17 +298,4 @@ def materialise(
                     rows = source.pixels((name, severity), places).permute(0, 2, 3, 1).numpy()
                     array[(severity - 1) * count + start :][: len(rows)] = rows
             array.flush()
-            part.replace(where / f"{source.title(name)}.npy")
-        finally:
-            part.unlink(missing_ok=True)
     return where
-
-
-def _write(path: Path, array: NDArray[Any]) -> None:
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with part.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Networks for many tasks that are told apart: one backbone with a head for each task, or a network for each."""
+"""Networks for streams that tell the task: one backbone with a head for each task, or a network for each."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class TaskNet(nn.Module):
     """One backbone, and a linear head for each task.
 
     Args:
-        net: Its backbone and normalisation are taken over; its head, if it has one, is not.
-        heads: By name of the task, shared with whoever gives them; None for heads of its own.
+        net: Network whose backbone and normalisation are used; its head, if it has one, is not.
+        heads: Heads by name of the task, shared with the caller; None for heads of its own.
     """
 
     def __init__(self, net: Any, heads: nn.ModuleDict | None = None) -> None:
@@ -48,7 +48,8 @@ class TaskNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D)."""
-        return self.backbone(self.normalise(images))[0]  # type: ignore[no-any-return]
+        features: Tensor = self.backbone(self.normalise(images))[0]
+        return features
 
     def of(self, name: str) -> TaskNet:
         """The network that answers for a task: this one."""
@@ -96,11 +97,11 @@ class TaskNets(nn.Module):
 
 
 class TaskPool(nn.Module):
-    """A few backbones, each of one task at most, and a head for every task.
+    """A few backbones, each of at most one task, and a head for every task.
 
     Attributes:
-        owners: (P,) whose backbone is in each place: the task's name as a number, -1 for nobody's.
-        chosen: (P,) how often each was the start of another.
+        owners: (P,) task of the backbone in each place: its name as a number, -1 for none.
+        chosen: (P,) number of times that each was the start of another.
     """
 
     owners: Tensor
@@ -115,7 +116,7 @@ class TaskPool(nn.Module):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64))
 
     def add_place(self, net: GrowingNet) -> None:
-        """One more backbone, nobody's."""
+        """Add a backbone that belongs to no task."""
         self.normalise = net.normalise
         self.backbones.append(net.backbone)
         self.owners = torch.cat([self.owners, self.owners.new_tensor([-1])])
@@ -126,7 +127,7 @@ class TaskPool(nn.Module):
         TaskNet(self._at(0), self.heads).open(name, outputs)
 
     def place(self, name: str) -> int | None:
-        """Where the backbone of a task is; None where it is gone."""
+        """Place of the backbone of a task; None where it was replaced."""
         found = (self.owners == int(name)).nonzero().flatten().tolist()
         return found[0] if found else None
 
@@ -172,7 +173,7 @@ def batch_statistics_features(net: TaskNet, samples: Any, order: Tensor, size: i
     net.eval()
     for layer in norms:
         layer.training, layer.momentum = True, 0.0  # by momentum 0 running statistics stay bit for bit
-    chunks = list(order.split(size))
+    chunks = list(torch.split(order, size))
     if len(chunks) > 1 and len(chunks[-1]) == 1:  # one image has no statistics where maps are of one pixel
         chunks[-2:] = [torch.cat(chunks[-2:])]
     try:

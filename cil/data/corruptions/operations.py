@@ -1,4 +1,4 @@
-"""What several corruptions share: conversion, Gaussian blur, centre zoom, motion blur, plasma, bilinear sampling.
+"""Image operations of several corruptions: conversion, blur, centre zoom, motion blur, plasma, bilinear sampling.
 
 Every operation treats an image alike, bit for bit, whatever images lie beside it: sums run over whole numbers, along
 lines, or element by element, never through a matrix product.
@@ -31,11 +31,12 @@ def to_pixels(values: Any) -> Pixels:
 
     A millionth is added first, so that the last bit of a sum does not decide a pixel, and platforms agree.
     """
-    return (np.clip(values, 0, 1) * 255 + 1e-6).astype(np.uint8)
+    scaled: Floats = np.clip(values, 0, 1) * 255 + 1e-6
+    return scaled.astype(np.uint8)
 
 
-def drawn(rngs: Iterable[Generator], draw: Callable[[Generator], Any]) -> NDArray[Any]:
-    """The draws of each image, one array."""
+def draw_each(rngs: Iterable[Generator], draw: Callable[[Generator], Any]) -> NDArray[Any]:
+    """The draws of all images as one array."""
     return np.stack([draw(rng) for rng in rngs])
 
 
@@ -44,7 +45,8 @@ def grey_of(values: Floats) -> Floats:
     if values.shape[-1] == 1:
         return values
     red, green, blue = (values[..., channel, None] * GREY[channel] for channel in range(3))
-    return red + green + blue
+    grey: Floats = red + green + blue
+    return grey
 
 
 def gaussian(values: Floats, sigma: float, mode: str = "nearest", truncate: float = 4.0) -> Floats:
@@ -52,7 +54,8 @@ def gaussian(values: Floats, sigma: float, mode: str = "nearest", truncate: floa
     if sigma <= 0:
         return values
     axes = [sigma if axis in (1, 2) else 0.0 for axis in range(values.ndim)]
-    return ndimage.gaussian_filter(values, axes, mode=mode, truncate=truncate)
+    blurred: Floats = ndimage.gaussian_filter(values, axes, mode=mode, truncate=truncate)
+    return blurred
 
 
 def centre_zoom(values: Floats, factor: float) -> Floats:
@@ -119,7 +122,8 @@ def plasma(noise: Floats, decay: float) -> Floats:
         field[places["columns"]] = around / 4 + strength * noise[places["columns"]]
         step, strength = half, strength / decay**2
     field -= field.min((1, 2), keepdims=True)
-    return field / np.maximum(field.max((1, 2), keepdims=True), 1e-12)
+    field /= np.maximum(field.max((1, 2), keepdims=True), 1e-12)
+    return field
 
 
 def power_of_two(side: int) -> int:
@@ -131,18 +135,18 @@ def power_of_two(side: int) -> int:
     return 1 << (side - 1).bit_length()
 
 
-def bilinear(values: Floats, rows: Floats, columns: Floats, folded: Callable[[Any, int], Any]) -> Floats:
-    """(N, H, W, C) read at places (N, H, W), in pixels; ``folded`` brings places outside back in."""
+def bilinear(values: Floats, rows: Floats, columns: Floats, fold: Callable[[Any, int], Any]) -> Floats:
+    """(N, H, W, C) read at places (N, H, W), in pixels; ``fold`` brings places outside back in."""
     count, height, width, channels = values.shape
     flat = values.reshape(-1, channels)
     first = (np.arange(count) * height * width)[:, None, None]
     top, left = np.floor(rows).astype(np.int64), np.floor(columns).astype(np.int64)
     down, right = (rows - top)[..., None], (columns - left)[..., None]
-    at_top, at_bottom = (first + folded(row, height) * width for row in (top, top + 1))
-    at_left, at_right = folded(left, width), folded(left + 1, width)
+    at_top, at_bottom = (first + fold(row, height) * width for row in (top, top + 1))
+    at_left, at_right = fold(left, width), fold(left + 1, width)
     upper = flat[at_top + at_left] * (1 - right) + flat[at_top + at_right] * right
     lower = flat[at_bottom + at_left] * (1 - right) + flat[at_bottom + at_right] * right
-    return upper * (1 - down) + lower * down
+    return np.asarray(upper * (1 - down) + lower * down)
 
 
 def reflect_101(places: NDArray[np.int64], side: int) -> NDArray[np.int64]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cil.data.arrays import replacing
 from cil.data.crops import crop_box
 from cil.errors import ConfigError, DataError
 
@@ -23,6 +24,37 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
 
 
+def read_image(path: str | Path, mode: str = "RGB") -> Image:
+    """A decoded image file, converted to ``RGB`` or ``L``.
+
+    Raises:
+        DataError: for a file that is no readable image, naming it.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            return file.convert(mode)
+    except Exception as error:  # damaged bytes make decoders raise all sorts of things
+        raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from None
+
+
+def is_image(file: str | Path) -> bool:
+    """True for names of image files that are not hidden."""
+    path = Path(file)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def images_below(folder: Path) -> list[str]:
+    """Paths of all image files in a folder and the folders in it, sorted."""
+    return sorted(str(Path(base) / file) for base, _, files in os.walk(folder) for file in files if is_image(file))
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in a folder that are not hidden, sorted."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
 class FileStore:
     """Image files as a store of samples.
 
@@ -30,7 +62,7 @@ class FileStore:
     view is a random part (``crop_box``) of the file, resized; flips and brightness are the stream's ``augment``.
 
     Args:
-        paths: One file an image.
+        paths: Files, one for each image.
         size: Height and width in pixels, both views.
         channels: 3 for RGB, 1 for grey; files are converted.
         shorter: At least ``size``; None: size * 256 / 224, as is usual for ImageNet. With ``size`` itself, files of
@@ -40,9 +72,7 @@ class FileStore:
     Raises:
         ConfigError: where size or channels are out of range.
 
-    Source:
-        Evaluation view: the survey of Zhou et al. 2024, section 1.4 of its protocol; equal to torchvision's Resize and
-        CenterCrop.
+    Source: Evaluation view: the survey of Zhou et al. 2024; equal to torchvision's Resize and CenterCrop.
     """
 
     in_memory = False
@@ -104,40 +134,26 @@ class FileStore:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             made = hashlib.sha256(b"".join(pool.map(_file_digest, paths))).digest()
         if kept is not None:
-            with suppress(OSError):  # nowhere to keep it: computed again next time
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                part = kept.with_suffix(f".{secrets.token_hex(4)}")  # jobs beside this one may write the same file
+            with suppress(OSError), replacing(kept) as part:  # nowhere to keep it: computed again next time
                 part.write_bytes(made)
-                part.replace(kept)
         return made
 
     def _evaluation_view(self, row: int) -> Image:
-        def view(image: Image) -> Image:
-            width, height = (self.shorter * side // min(image.size) for side in image.size)
-            left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-            box = (left, top, left + self.size, top + self.size)
-            return image.resize((width, height), _BILINEAR).crop(box)
-
-        return self._decoded(row, view)
+        image = self._decode(row)
+        width, height = (self.shorter * side // min(image.size) for side in image.size)
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        box = (left, top, left + self.size, top + self.size)
+        return image.resize((width, height), _BILINEAR).crop(box)
 
     def _training_view(self, row: int, draws: Sequence[float]) -> Image:
-        def view(image: Image) -> Image:
-            left, top, width, height = crop_box(image.width, image.height, draws)
-            # not resize(box=...), which lets in a little of what lies around the box
-            part = image.crop((left, top, left + width, top + height))
-            return part.resize((self.size, self.size), _BILINEAR)
+        image = self._decode(row)
+        left, top, width, height = crop_box(image.width, image.height, draws)
+        # not resize(box=...), which lets in a little of the surroundings of the box
+        part = image.crop((left, top, left + width, top + height))
+        return part.resize((self.size, self.size), _BILINEAR)
 
-        return self._decoded(row, view)
-
-    def _decoded(self, row: int, view: Callable[[Image], Image]) -> Image:
-        from PIL import Image
-
-        path = self.paths[row]
-        try:
-            with Image.open(path) as file:
-                return view(file.convert("RGB" if self.channels == 3 else "L"))
-        except Exception as error:  # damaged bytes make decoders raise all sorts of things
-            raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from None
+    def _decode(self, row: int) -> Image:
+        return read_image(self.paths[row], "RGB" if self.channels == 3 else "L")
 
     def _stack(self, count: int, images: Iterable[Image]) -> Tensor:
         stacked = np.empty((count, *self.shape), np.uint8)

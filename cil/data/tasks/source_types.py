@@ -1,4 +1,4 @@
-"""Where the examples of a task are from: the source types, their keys, and what opens them."""
+"""Source types of the examples of a task, their keys, and the functions that open them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from importlib.util import find_spec
 from typing import Any
 
 from cil.data.tasks.access import PART_NAMES, Access
-from cil.data.tasks.files import csv_table, imagefolder, npz
+from cil.data.tasks.examples import ExampleTable
+from cil.data.tasks.file_sources import csv_table, imagefolder, npz
 from cil.data.tasks.generators import GENERATORS
 from cil.data.tasks.libraries import hub, torchvision
-from cil.data.tasks.tables import Table
 from cil.errors import DataError, nearest
 
 
 @dataclass(frozen=True)
 class SourceType:
-    """Keys of a source type: those it must have, those it may have, and what opens it."""
+    """A source type: the function that opens it, keys that it must have, and keys that it may have."""
 
-    open: Callable[[Mapping[str, Any], Access], Table]
+    open: Callable[[Mapping[str, Any], Access], ExampleTable]
     needed: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()  # keys that hold paths, in the source or in its parts
@@ -28,14 +28,14 @@ class SourceType:
     install: str = ""
 
 
-def open_source(source: Mapping[str, Any], access: Access) -> Table:
+def open_source(source: Mapping[str, Any], access: Access) -> ExampleTable:
     """The examples of a source.
 
     Args:
-        source: ``type`` and its keys, as in a manifest.
+        source: ``type`` and its keys, as a manifest has them.
 
     Raises:
-        DataError: where something is missing, with what to put where; or may not be downloaded.
+        DataError: where something is missing, naming the place; or may not be downloaded.
     """
     kind = SOURCES[source["type"]]
     if kind.package and find_spec(kind.package) is None:
@@ -44,11 +44,11 @@ def open_source(source: Mapping[str, Any], access: Access) -> Table:
 
 
 def would_download(source: Mapping[str, Any]) -> bool:
-    """Whether this type of source fetches data that is not there."""
-    return source.get("type") in ("torchvision", "hf") and source.get("download", True)
+    """True for a source that fetches data that are not there."""
+    return source.get("type") in ("torchvision", "hf") and bool(source.get("download", True))
 
 
-def _generated(source: Mapping[str, Any], access: Access) -> Table:
+def _generate(source: Mapping[str, Any], access: Access) -> ExampleTable:
     made = GENERATORS[source["type"]][source["generator"]]
     params = dict(source.get("params") or {})
     known = inspect.signature(made).parameters
@@ -79,13 +79,13 @@ SOURCES: dict[str, SourceType] = {
         package="datasets",
         install="pip install datasets",
     ),
-    "sklearn": SourceType(_generated, ("generator",), ("params", "seed"), package="sklearn", install="scikit-learn"),
+    "sklearn": SourceType(_generate, ("generator",), ("params", "seed"), package="sklearn", install="scikit-learn"),
     "skimage": SourceType(
-        _generated,
+        _generate,
         ("generator",),
         ("params", "seed"),
         package="skimage",
         install="scikit-image, by pip install 'cil[samples]'",
     ),
-    "synthetic": SourceType(_generated, ("generator",), ("params", "seed")),
+    "synthetic": SourceType(_generate, ("generator",), ("params", "seed")),
 }
