@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cil.adapt import Adapter, Source, find
+from cil.adapt import Adapter, SourceModel, find
 from cil.api import networks, safe_name, source_digest, versions_of, weights_digest
 from cil.engine.adaptation import AdaptationRun
 from cil.engine.recipe import Recipe
@@ -165,7 +165,7 @@ def plan_adaptation(
     )
 
 
-def _placed(make: MakeAdapter, name: str, sources: Weights | Finished, source: Source) -> Adapter:
+def _placed(make: MakeAdapter, name: str, sources: Weights | Finished, source: SourceModel) -> Adapter:
     """An adapter on its source.
 
     Raises:
@@ -210,9 +210,9 @@ class Weights:
         said = {key: value for key, value in model.items() if key != "weights"}
         self.description = {"kind": "weights", "name": self.name, **said, **weights_digest(str(model["weights"]))}
 
-    def __call__(self, device: torch.device) -> Source:
+    def __call__(self, device: torch.device) -> SourceModel:
         net = deepcopy(self._net).to(device)
-        return Source(net, net.num_classes, self._shape, self.name)
+        return SourceModel(net, net.num_classes, self._shape, self.name)
 
 
 class Finished:
@@ -265,12 +265,12 @@ class Finished:
             "state_sha256": digest.hexdigest(),
         }
 
-    def __call__(self, device: torch.device) -> Source:
+    def __call__(self, device: torch.device) -> SourceModel:
         trained = load(self._run_dir, device=str(device))
         learner = trained.learner
         plain = type(learner).predict is Strategy.predict and isinstance(learner.net, GrowingNet)
         net = learner.net.eval() if plain else Learned(trained)
-        return Source(net, learner.num_classes, self._shape, self.name)
+        return SourceModel(net, learner.num_classes, self._shape, self.name)
 
 
 class Learned(nn.Module):

@@ -1,10 +1,12 @@
 """What strategies and adapters share: what is held and carried, phases of training, what the engine lends."""
 
 from cil.contract.holder import Holder, loaded_reference, reference_of
+from cil.contract.hyperparameters import Checks
 from cil.contract.phase import Desk, Phase, Progress
 from cil.contract.search import Choice, Range, Search, Settings
 
 __all__ = [
+    "Checks",
     "Choice",
     "Desk",
     "Holder",

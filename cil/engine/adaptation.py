@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cil.adapt import Adapter, Source
+from cil.adapt import Adapter, SourceModel
 from cil.contract import Desk
 from cil.data import Augment, Batch, Samples
 from cil.engine.checkpoint import Checkpoints
@@ -75,8 +75,8 @@ class AdaptationRun:
     """
 
     stream: ShiftStream
-    make_adapter: Callable[[Source], Adapter]
-    make_source: Callable[[torch.device], Source]
+    make_adapter: Callable[[SourceModel], Adapter]
+    make_source: Callable[[torch.device], SourceModel]
     recipe: Recipe
     run_dir: Path
     identity: Mapping[str, Any]

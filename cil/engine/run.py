@@ -142,9 +142,9 @@ class Run:
         return found
 
     def notes(self) -> list[str]:
-        """What a person should hear before training (``Strategy.notes``)."""
+        """What a person should hear before training (``Strategy.warnings``)."""
         make_net = self.make_factory(seed=self.seed, meta=True)
-        return list(self.make_learner(make_net, replace(self.budget)).notes)
+        return list(self.make_learner(make_net, replace(self.budget)).warnings)
 
     def steps(self, bills: list[Bill]) -> StrategySteps:
         """What measures its steps before there are any."""
@@ -241,7 +241,7 @@ class Run:
             "steps": sum(cost.steps for cost in costs),
             "offset": record.offset(),
             "peak_parameters": parameters,
-            "findings": learner.findings,
+            "findings": learner.diagnostics,
             "search": [cost.trial | {"flops": cost.flops} for cost in costs if cost.trial],
         }
         if watched is not None:

@@ -27,17 +27,17 @@ from cil.engine.onmeta import OnMeta
 from cil.engine.recipe import Recipe
 from cil.errors import CilError, ConfigError
 from cil.memory import tensor_bytes
-from cil.memory.published_bytes import Count, Published, counting_inputs
-from cil.memory.training import (
-    Part,
+from cil.memory.published_bytes import LayerInputs, Published, counting_inputs
+from cil.memory.training_memory import (
+    ForwardTracker,
+    PartBytes,
     SavedByPart,
     SavedTensor,
     TrainingMemory,
-    Watch,
-    by_kind,
-    dtypes_of,
+    bytes_by_dtype,
+    bytes_by_part,
+    in_ledger_order,
     optimizer_bytes,
-    parts_of,
 )
 from cil.strategies import Strategy
 
@@ -48,7 +48,7 @@ class Measured:
 
     name: str
     batch_size: int
-    parts: tuple[Part, ...]
+    parts: tuple[PartBytes, ...]
     dtypes: dict[str, int]
     added: dict[str, int]  # bytes that it adds to what is held, by kind
     published: Published
@@ -72,7 +72,7 @@ def phase_step(learner: Strategy | Adapter, phase: Phase, recipe: Recipe) -> Mea
     modules = modules_of(learner)
     meters: list[tuple[int, list[SavedTensor]]] = []  # bytes, and what was saved
     rule, gradients = Published(0, 0, 0, 0), 0
-    with gradients_for(flat, learner.trainable()), Watch(modules) as watch:
+    with gradients_for(flat, learner.trainable()), ForwardTracker(modules) as watch:
         for step, (start, stop) in enumerate(bounds):
             batch = _batch(learner, data, start, stop, recipe.batch_size)
             with counting_inputs(modules.values()) as count, SavedByPart(watch, held_tensors(learner)) as saved:
@@ -94,9 +94,9 @@ def phase_step(learner: Strategy | Adapter, phase: Phase, recipe: Recipe) -> Mea
         size, tensors = max(meters, key=lambda meter: meter[0])
         state = optimizer_bytes(optimizer)
         added = {"activations": size, "gradients": gradients, "optimizer": sum(state.values())}
-        parts = parts_of(watch, tensors, state)
+        parts = bytes_by_part(watch, tensors, state)
     images = max(stop - start for start, stop in bounds)
-    return Measured(phase.name, images, parts, dtypes_of(tensors), added, rule)
+    return Measured(phase.name, images, parts, bytes_by_dtype(tensors), added, rule)
 
 
 def _batch(learner: Holder, data: Mapping[str, Samples], start: int, stop: int, size: int) -> Batch:
@@ -126,7 +126,7 @@ def _same(pixels: Tensor) -> Tensor:
     return pixels
 
 
-def _ruled(modules: Mapping[str, nn.Module], trained: Sequence[Tensor], count: Count) -> Published:
+def _ruled(modules: Mapping[str, nn.Module], trained: Sequence[Tensor], count: LayerInputs) -> Published:
     """The published accounting of a step: what is trained is float, all other parameters are frozen."""
     everything = {id(p): p for module in modules.values() for p in module.parameters()}
     trainable = sum(p.numel() for p in trained)
@@ -138,7 +138,7 @@ def _ruled(modules: Mapping[str, nn.Module], trained: Sequence[Tensor], count: C
 def told(one: Measured, kinds: Mapping[str, int], device: torch.device, where: str, refused: str) -> TrainingMemory:
     """A measured step and what is held beside it, as a report."""
     return TrainingMemory(
-        by_kind(kinds), one.parts, one.dtypes, one.batch_size, device.type, where, one.published, refused
+        in_ledger_order(kinds), one.parts, one.dtypes, one.batch_size, device.type, where, one.published, refused
     )
 
 
@@ -157,7 +157,7 @@ def held_by_kind(holder: Holder) -> dict[str, int]:
     more = {"other": len(state.encoded_meta()), "parameters": sum(one.bytes for one in state.references)}
     for entry in holder.training_entries():
         more[entry.kind] = more.get(entry.kind, 0) + entry.bytes
-    return by_kind(summed(kinds, more))
+    return in_ledger_order(summed(kinds, more))
 
 
 def summed(*several: Mapping[str, int]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cil.adapt import Adapter, Source, find
+from cil.adapt import Adapter, SourceModel, find
 from cil.data import Samples
 from cil.engine.adaptation import AdaptationRun
 from cil.engine.recipe import Recipe
@@ -77,7 +77,7 @@ def _shifted(pixels: Tensor, domain: str) -> Tensor:
     return SHIFTS[domain](pixels.float()[None])[0].round().clamp(0, 255).byte()
 
 
-def toy_source(stream: ShiftStream, device: Any = "cpu", model: Mapping[str, Any] | None = None) -> Source:
+def toy_source(stream: ShiftStream, device: Any = "cpu", model: Mapping[str, Any] | None = None) -> SourceModel:
     """A network with random features, statistics of the source data and a last layer of class means.
 
     Args:
@@ -89,7 +89,7 @@ def toy_source(stream: ShiftStream, device: Any = "cpu", model: Mapping[str, Any
     if key not in _nets:
         _nets[key] = _trained(stream, given)
     net = deepcopy(_nets[key])
-    return Source(net.to(device), len(stream.classes), stream.image_shape, "toy")
+    return SourceModel(net.to(device), len(stream.classes), stream.image_shape, "toy")
 
 
 _nets: dict[str, nn.Module] = {}  # all toys have the same source data

@@ -10,10 +10,10 @@ from cil.adapt.parts import (
     assign,
     cross_entropy,
     flat,
-    follow,
     gradients,
     late_layers,
     make_optimizer,
+    move_teacher,
     random_view,
     replace_batch_norms,
     train_norms,
@@ -103,7 +103,7 @@ def test_a_teacher_follows_parameters_and_keeps_its_buffers():
     teacher, student = nn.BatchNorm2d(1), nn.BatchNorm2d(1)
     nn.init.constant_(teacher.weight, 1.0), nn.init.constant_(student.weight, 3.0)
     student.running_mean.fill_(9)
-    follow(teacher, student, 0.75)
+    move_teacher(teacher, student, 0.75)
     assert teacher.weight.item() == 0.75 * 1 + 0.25 * 3
     assert teacher.running_mean.item() == 0 and student.weight.item() == 3
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from cil.adapt import Adapter, Source
+from cil.adapt import Adapter, SourceModel
 from cil.contract import Phase
 from cil.data import Samples
 from cil.engine.adaptation import AdaptationRun
@@ -61,7 +61,7 @@ def stream(**changes) -> ShiftStream:
 class Watcher(Adapter):
     """Predicts by the network, and counts the batches since it was deployed."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SourceModel) -> None:
         super().__init__(source)
         self.keep("met", torch.zeros(1), kind="statistics")
 
@@ -87,7 +87,7 @@ def run_of(kind, folder, given=None, **options) -> AdaptationRun:
     met = stream() if given is None else given
     defaults = {"recipe": Recipe(epochs=1, batch_size=2, log_every=1, optimizer=PLAIN), "batch_size": 2, "keep": "all"}
     return AdaptationRun(
-        stream=met, make_adapter=kind, make_source=lambda device: Source(Net(), 2, SHAPE, "hand"), run_dir=folder,
+        stream=met, make_adapter=kind, make_source=lambda device: SourceModel(Net(), 2, SHAPE, "hand"), run_dir=folder,
         identity={"kind": "adaptation", "adapter": kind.__name__}, name=kind.__name__, **{**defaults, **options},
     )  # fmt: skip
 
@@ -174,7 +174,7 @@ class Warm(Watcher):
 
     needs_source = True
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SourceModel) -> None:
         super().__init__(source)
         self.keep("images", torch.zeros(1), kind="statistics")
         self.net.eval()

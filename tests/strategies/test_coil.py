@@ -14,7 +14,7 @@ from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import CosineHead, extract
 from cil.models.base import count_parameters
-from cil.strategies.coil import Coil, cosines, transport_plan, transported
+from cil.strategies.coil import Coil, cosines, transport_plan, transport_rows
 from cil.streams import Experience
 from cil.testing import toy_stream
 from cil.testing.toy import toy_factory
@@ -56,7 +56,7 @@ def test_a_large_regulariser_gives_the_product_of_the_marginals_and_a_small_one_
 def test_transported_rows_are_the_directions_of_the_classes_nearby_at_the_mean_norm():
     weights = torch.tensor([[0.0, 0.0, 8.0], [2.0, 0.0, 0.0]])  # mean norm 5
     means = torch.eye(3)[:2]
-    rows = transported(weights, means, means.flip(0), 0.01, 3.0)
+    rows = transport_rows(weights, means, means.flip(0), 0.01, 3.0)
     torch.testing.assert_close(rows, torch.tensor([[5.0, 0.0, 0.0], [0.0, 0.0, 5.0]]), rtol=0, atol=1e-5)
 
 
@@ -64,7 +64,7 @@ def test_transported_rows_mix_by_the_plan():
     """Distance 2^(1/3) between two axes in the 3-norm, so shares of 1 / (1 + exp(-2^(1/3) / 0.464)) and the rest."""
     weights, means = torch.tensor([[7.0, 0.0], [0.0, 7.0]]), torch.eye(2)
     share = 1 / (1 + math.exp(-(2 ** (1 / 3)) / 0.464))
-    rows = transported(weights, means, means, 0.464, 3.0)
+    rows = transport_rows(weights, means, means, 0.464, 3.0)
     direction = torch.tensor([share, 1 - share]) / math.hypot(share, 1 - share)
     torch.testing.assert_close(rows, 7 * torch.stack([direction, direction.flip(0)]), rtol=0, atol=1e-5)
 
@@ -73,7 +73,7 @@ def test_transported_rows_mix_by_the_plan():
 def test_the_mean_norm_of_transported_rows_is_that_of_the_rows_they_come_from(old, new):
     g = torch.Generator().manual_seed(0)
     weights, means = torch.rand(old, 6, generator=g), F.normalize(torch.rand(old, 6, generator=g))
-    rows = transported(weights, means, F.normalize(torch.rand(new, 6, generator=g)), 0.464, 3.0)
+    rows = transport_rows(weights, means, F.normalize(torch.rand(new, 6, generator=g)), 0.464, 3.0)
     assert rows.shape == (new, 6)
     assert rows.norm(dim=1).mean().item() == pytest.approx(weights.norm(dim=1).mean().item(), rel=1e-5)
 
@@ -81,9 +81,9 @@ def test_the_mean_norm_of_transported_rows_is_that_of_the_rows_they_come_from(ol
 def test_autocast_does_not_round_what_is_transported():
     g = torch.Generator().manual_seed(0)
     weights, means = torch.randn(4, 6, generator=g), F.normalize(torch.randn(4, 6, generator=g))
-    expected = transported(weights, means, means[:3].flip(1), 0.464, 3.0)
+    expected = transport_rows(weights, means, means[:3].flip(1), 0.464, 3.0)
     with torch.autocast("cpu", torch.bfloat16):
-        found = transported(weights, means, means[:3].flip(1), 0.464, 3.0)
+        found = transport_rows(weights, means, means[:3].flip(1), 0.464, 3.0)
     assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 

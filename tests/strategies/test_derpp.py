@@ -17,7 +17,7 @@ from cil.memory import Budget
 from cil.strategies import derpp
 from cil.strategies.derpp import DERpp
 from cil.strategies.finetune import Finetune
-from cil.strategies.parts.reservoirs import NOT_HELD, NOT_OFFERED
+from cil.strategies.parts.reservoir_sampling import NOT_HELD, NOT_OFFERED
 from cil.testing import toy_run, toy_stream
 from cil.testing.checks import Bomb
 from cil.testing.toy import toy_factory
@@ -149,13 +149,13 @@ def test_the_two_batches_are_drawn_independently_anew_at_every_step(learn, monke
     drawn = []
 
     def watching(learner, samples, count, purpose):
-        found = draw(learner, samples, count, purpose)
+        found = draw_batch(learner, samples, count, purpose)
         if found is not None and len(samples) == 10:
             drawn.append((purpose, tuple(found.rows.tolist())))
         return found
 
-    draw = derpp.draw
-    monkeypatch.setattr(derpp, "draw", watching)
+    draw_batch = derpp.draw_batch
+    monkeypatch.setattr(derpp, "draw_batch", watching)
 
     class Anew(DERpp):
         pass

@@ -21,7 +21,7 @@ from cil.engine.keys import generator
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError
 from cil.memory import Budget
-from cil.memory.training import measure_step
+from cil.memory.training_memory import measure_step
 from cil.models import NetFactory, Output, build_backbone, count_parameters, extract, freeze, frozen_copy, save_weights
 from cil.strategies.ecotta_cil import EcoTTACIL
 from cil.streams import Experience

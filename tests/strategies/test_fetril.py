@@ -15,7 +15,7 @@ from cil.data import Augment, Batch, Samples
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError
 from cil.models import LinearHead, extract
-from cil.strategies.fetril import _cast
+from cil.strategies.fetril import _stand_ins
 from cil.streams import Experience
 from cil.testing import toy_run, toy_stream
 
@@ -88,7 +88,7 @@ def test_a_class_of_which_nothing_was_ever_seen_is_not_played():
 
 
 def test_the_cast_by_hand():
-    rows, slots = _cast(torch.tensor([3, 2, 3]), torch.tensor([3, -1, 2, 3, 2]))
+    rows, slots = _stand_ins(torch.tensor([3, 2, 3]), torch.tensor([3, -1, 2, 3, 2]))
     assert rows.tolist() == [0, 1, 2, 0, 2, 1] and slots.tolist() == [3, 2, 3, 0, 0, 4]
 
 
@@ -193,8 +193,8 @@ def test_moved_features_hold_the_old_classes(learn):
     """Against a head that is trained on what is at hand alone."""
 
     class Forgets(type(learn("fetril").learner(0))):
-        def _met(self, experience):
-            features, plays = super()._met(experience)
+        def _update_means(self, experience):
+            features, plays = super()._update_means(experience)
             return features, torch.where(torch.bincount(experience.train.slots, minlength=len(plays)) > 0, plays, -1)
 
     recipe = Recipe(epochs=20, batch_size=8)

@@ -15,7 +15,7 @@ from cil.engine.recipe import Recipe
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.strategies import Phase
-from cil.strategies.gdumb import GDumb, cut_and_mixed
+from cil.strategies.gdumb import GDumb, cutmix_batch
 from cil.testing.toy import toy_factory
 
 
@@ -132,7 +132,7 @@ def test_a_box_of_another_image_is_pasted_and_the_share_says_how_much_stays():
     images = torch.arange(1.0, 6.0).view(5, 1, 1, 1).expand(5, 2, 8, 10).contiguous()
     shares = []
     for key in range(60):
-        mixed, other, share = cut_and_mixed(images, torch.Generator().manual_seed(key))
+        mixed, other, share = cutmix_batch(images, torch.Generator().manual_seed(key))
         assert sorted(other.tolist()) == list(range(5))
         own = mixed == images
         pasted = mixed == images[other]
@@ -152,7 +152,7 @@ def test_a_mixed_batch_has_both_labels_by_their_shares():
     learner.net = Fixed(logits.tolist())
     generator = learner.generator("cutmix:0")
     torch.rand((), generator=generator)  # whether to mix
-    _, other, share = cut_and_mixed(given.images, generator)
+    _, other, share = cutmix_batch(given.images, generator)
     one, two = F.cross_entropy(logits, given.slots), F.cross_entropy(logits, given.slots[other])
     assert 0 < share < 1 and one != two
     assert learner.loss(given).item() == pytest.approx(float(share * one + (1 - share) * two), abs=1e-6)

@@ -11,7 +11,7 @@ from cil.errors import ConfigError
 from cil.memory import Budget, herd
 from cil.models import CosineHead, Output, extract
 from cil.models.base import count_parameters
-from cil.strategies.parts import balanced_set, hold_rows
+from cil.strategies.parts import balanced_set, freeze_rows
 from cil.strategies.podnet import PODNet, nca, pod_spatial
 from cil.streams import Experience
 from cil.testing import toy_stream
@@ -299,7 +299,7 @@ class Plain(PODNet):
 
     def after_step(self, batch):
         if self.teacher is not None:
-            hold_rows(self.net.head.weight, self.teacher.head.weight)
+            freeze_rows(self.net.head.weight, self.teacher.head.weight)
 
 
 def test_without_distillation_and_tuning_it_is_rehearsal_with_held_proxies_bit_for_bit(learn):

@@ -1,42 +1,39 @@
-"""What methods of adaptation share: norm layers, entropy, an optimizer that is carried, teachers, views, a bank."""
+"""Parts of several adapters: norm layers, entropy, a carried optimizer, teachers, views, a bank of images."""
 
 from cil.adapt.parts.bank import BalancedBank
-from cil.adapt.parts.losses import cross_entropy, entropy, gradients, mean_where, some
+from cil.adapt.parts.losses import any_true, cross_entropy, entropy, gradients, mean_where
 from cil.adapt.parts.norms import (
     MixedNorm2d,
-    frozen,
+    freeze_reversibly,
     late_layers,
     replace_batch_norms,
     train_norms,
     use_batch_statistics,
 )
 from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
-from cil.adapt.parts.settings import by_classes, one_of, within
-from cil.adapt.parts.teacher import follow
-from cil.adapt.parts.vectors import assign, flat
-from cil.adapt.parts.views import on_device, random_view
+from cil.adapt.parts.parameters import assign, flat, move_teacher
+from cil.adapt.parts.published_defaults import default_by_classes
+from cil.adapt.parts.views import generator_on, random_view
 
 __all__ = [
     "BalancedBank",
     "CarriedOptimizer",
     "MixedNorm2d",
+    "any_true",
     "assign",
-    "by_classes",
     "cross_entropy",
+    "default_by_classes",
     "entropy",
     "flat",
-    "follow",
-    "frozen",
+    "freeze_reversibly",
+    "generator_on",
     "gradients",
     "late_layers",
     "make_optimizer",
     "mean_where",
-    "on_device",
-    "one_of",
+    "move_teacher",
     "random_view",
     "replace_batch_norms",
-    "some",
     "train_norms",
     "use_batch_statistics",
-    "within",
 ]

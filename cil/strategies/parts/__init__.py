@@ -1,65 +1,77 @@
 """Named parts that several strategies share."""
 
-from cil.strategies.parts.frozen import (
+from cil.strategies.parts.branches import BranchForEachExperience
+from cil.strategies.parts.frozen_backbone import (
+    FrozenBackbone,
     class_sums,
-    exact,
-    exact_features,
+    cosine_scores,
     features_only,
-    first_head,
-    first_phase,
-    lent,
+    float64_features,
+    for_predict,
+    fresh_head,
+    to_float64,
     trains_first,
 )
-from cil.strategies.parts.heads import align_rows, copy_newest_branch, loss_with_newest
-from cil.strategies.parts.hosts import Guest
+from cil.strategies.parts.frozen_heads import FeaturesAndHead, freeze_old_rows, grow_head, scoped_cross_entropy
+from cil.strategies.parts.heads import align_rows, freeze_rows, imprint
+from cil.strategies.parts.importance import (
+    learning_parameters,
+    old_part,
+    padded_to,
+    quadratic_penalty,
+    snapshot,
+    sum_of_gradients,
+)
 from cil.strategies.parts.losses import (
     cosine_distance,
     distillation,
-    grown,
-    hold_rows,
-    learned,
     less_forget,
     margin_ranking,
     new_class_cross_entropy,
-    old_part,
-    quadratic_penalty,
 )
-from cil.strategies.parts.rehearsal import balanced_set, draw, features, imprint, outputs, seen, store_exemplars
-from cil.strategies.parts.reservoirs import NOTHING_SEEN, offer, open_reservoir, reservoir_plan, same_sized
+from cil.strategies.parts.rehearsal import balanced_set, draw_batch, features, outputs, rule_input, store_exemplars
+from cil.strategies.parts.reservoir_sampling import ReservoirRehearsal, fixed_capacity
+from cil.strategies.parts.setup_warnings import cosine_net, warn_of_random_weights
+from cil.strategies.parts.wrappers import Wrapper
 
 __all__ = [
-    "NOTHING_SEEN",
-    "Guest",
+    "BranchForEachExperience",
+    "FeaturesAndHead",
+    "FrozenBackbone",
+    "ReservoirRehearsal",
+    "Wrapper",
     "align_rows",
     "balanced_set",
     "class_sums",
-    "copy_newest_branch",
     "cosine_distance",
+    "cosine_net",
+    "cosine_scores",
     "distillation",
-    "draw",
-    "exact",
-    "exact_features",
+    "draw_batch",
     "features",
     "features_only",
-    "first_head",
-    "first_phase",
-    "grown",
-    "hold_rows",
+    "fixed_capacity",
+    "float64_features",
+    "for_predict",
+    "freeze_old_rows",
+    "freeze_rows",
+    "fresh_head",
+    "grow_head",
     "imprint",
-    "learned",
-    "lent",
+    "learning_parameters",
     "less_forget",
-    "loss_with_newest",
     "margin_ranking",
     "new_class_cross_entropy",
-    "offer",
     "old_part",
-    "open_reservoir",
     "outputs",
+    "padded_to",
     "quadratic_penalty",
-    "reservoir_plan",
-    "same_sized",
-    "seen",
+    "rule_input",
+    "scoped_cross_entropy",
+    "snapshot",
     "store_exemplars",
+    "sum_of_gradients",
+    "to_float64",
     "trains_first",
+    "warn_of_random_weights",
 ]

@@ -9,39 +9,39 @@ import pytest
 from small_runs import bare
 
 from cil.errors import ConfigError
-from cil.strategies.ranges import above, at_least, below, between, one_of, whole_or_share
+from cil.strategies.base import check
 
 
 @pytest.mark.parametrize(
-    ("check", "allowed", "refused", "said"),
+    ("accept", "allowed", "refused", "words"),
     [
-        (lambda value: at_least(0, "si", damping=value), (0, 0.0, 1, 2.5, None), (-1e-9, -1), "0 or more"),
-        (lambda value: above(0, "si", damping=value), (1e-9, 1, None), (0, -1), "above 0"),
-        (lambda value: below(1, "si", damping=value), (0, 0.999, -3, None), (1, 2), "below 1"),
-        (lambda value: between(0, 1, "si", damping=value), (0, 0.5, 1, None), (-0.1, 1.1), "between 0 and 1"),
+        (lambda value: check.at_least(0, "si", damping=value), (0, 0.0, 1, 2.5, None), (-1e-9, -1), "0 or more"),
+        (lambda value: check.above(0, "si", damping=value), (1e-9, 1, None), (0, -1), "above 0"),
+        (lambda value: check.below(1, "si", damping=value), (0, 0.999, -3, None), (1, 2), "below 1"),
+        (lambda value: check.between(0, 1, "si", damping=value), (0, 0.5, 1, None), (-0.1, 1.1), "between 0 and 1"),
         (
-            lambda value: whole_or_share("si", damping=value),
+            lambda value: check.whole_or_share("si", damping=value),
             (0.5, 1, 2.0, 130, None),
             (0, -1, 1.5),
             "a whole number above 0, or a share below 1",
         ),
     ],
 )
-def test_a_number_out_of_range_is_refused_in_one_line_with_its_key(check, allowed, refused, said):
+def test_a_number_out_of_range_is_refused_in_one_line_with_its_key(accept, allowed, refused, words):
     for value in allowed:
-        check(value)
+        accept(value)
     for value in (*refused, math.nan, math.inf, -math.inf, True, "3", [1]):
-        line = re.escape(f"strategy.damping of si is {value!r}; it must be {said}")
+        line = re.escape(f"strategy.damping of si is {value!r}; it must be {words}")
         with pytest.raises(ConfigError, match=f"^{line}$"):
-            check(value)
+            accept(value)
 
 
 def test_a_word_that_is_not_known_is_refused_with_those_that_are():
-    one_of(("head", "network"), "podnet", tuned="head", also="network")
+    check.one_of(("head", "network"), "podnet", tuned="head", also="network")
     with pytest.raises(ConfigError, match=r"^strategy\.tuned of podnet is 'hed'; allowed: head, network$"):
-        one_of(("head", "network"), "podnet", tuned="hed")
+        check.one_of(("head", "network"), "podnet", tuned="hed")
     with pytest.raises(ConfigError, match=r"allowed: auto, true, false$"):
-        one_of(("auto", True, False), "memo", train_shared="yes")
+        check.one_of(("auto", True, False), "memo", train_shared="yes")
 
 
 @pytest.mark.parametrize(
