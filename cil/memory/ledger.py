@@ -71,8 +71,8 @@ class Ledger:
     """The lines of one boundary, and their sums.
 
     Two conventions. ``exact`` counts every carried byte. ``survey`` counts as Zhou et al. 2024 do: the parameters of
-    the backbones needed at inference, four bytes each, and the nominal raw pixels of the exemplars; heads, buffers, labels,
-    statistics and teachers are free.
+    the backbones needed at inference, four bytes each, and the nominal raw pixels of the exemplars; heads, buffers,
+    labels, statistics and teachers are free.
     """
 
     def __init__(self, entries: Iterable[Entry], survey: dict[str, int] | None = None) -> None:

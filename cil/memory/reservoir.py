@@ -49,7 +49,7 @@ class ReservoirMemory(ExemplarMemory):
     else first puts the memory in order, which copies it once.
 
     Args:
-        codec, extras, extra_bytes: Of ``ExemplarMemory``.
+        codec, extras, extra_bytes: See ``ExemplarMemory``.
     """
 
     def __init__(self, codec: str = "raw", extras: Mapping[str, str] | None = None, extra_bytes: int = 0) -> None:

@@ -260,8 +260,8 @@ def k_means(features: Tensor, count: int, generator: torch.Generator, option: in
 def cluster_complexity(features: Tensor, count: int, generator: torch.Generator, option: str = "easy") -> Tensor:
     """More samples of clusters that are wide and far from the others; in a cluster the ``easy`` ones near the centre.
 
-    ``hard``: the ones far from the centre, as in the source, which keeps a large share of much data; for a few exemplars
-    a class typical ones are safer. ``random``: drawn.
+    ``hard``: the ones far from the centre, as in the source, which keeps a large share of much data; for few
+    exemplars a class typical ones are safer. ``random``: drawn.
 
     Source:
         Abbas et al. 2024, density-based pruning of web-scale data, with the sub-clusters of a class (ten) as clusters.

@@ -21,7 +21,7 @@ class AGEM(Strategy):
 
     Args:
         reference: Exemplars of the reference gradient; None for as many as there are new images.
-        selection, codec: Of ``ExemplarMemory``.
+        selection, codec: See ``ExemplarMemory``.
 
     Source:
         Chaudhry, Ranzato, Rohrbach, Elhoseiny. ICLR 2019, arXiv:1812.00420, equation 11. Cross-entropy over all outputs

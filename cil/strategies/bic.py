@@ -51,7 +51,7 @@ class BiC(Strategy):
         bias_lr: Learning rate of the second stage; null: that of the first.
         double_softmax: Whether the second stage's cross-entropy is given probabilities for logits, as in the survey's
             code: small gradients, and a loss that is never small.
-        selection, codec: Of ``ExemplarMemory``.
+        selection, codec: See ``ExemplarMemory``.
 
     Source:
         Wu, Chen, Wang, Ye, Liu, Guo, Fu. CVPR 2019, arXiv:1905.13260, sections 3 and 4. Validation images are chosen

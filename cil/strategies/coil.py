@@ -81,7 +81,7 @@ class Coil(Strategy):
         refresh: Steps between two transports to the old classes, besides the one at the start of each epoch; >= 1.
         sinkhorn: Entropy regulariser of the plan; > 0.
         norm: Norm of the distance between class means; >= 1.
-        selection, codec: Of ``ExemplarMemory``.
+        selection, codec: See ``ExemplarMemory``.
 
     Source:
         Zhou, Ye, Zhan. ACM MM 2021, arXiv:2107.12654, section 4. Departures from the reference code: both marginals of

@@ -16,7 +16,7 @@ class DER(BranchForEachExperience):
     Args:
         auxiliary: Weight of the auxiliary loss.
         align: Whether to align the norms of new and old rows after training.
-        selection, codec: Of ``ExemplarMemory``; chosen on the concatenated features.
+        selection, codec: See ``ExemplarMemory``; chosen on the concatenated features.
 
     Source:
         Yan, Xie, He. CVPR 2021, arXiv:2103.16788, section 3 (super-feature, equation 3; auxiliary loss, equation 5).

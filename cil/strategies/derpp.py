@@ -28,7 +28,7 @@ class DERpp(ReservoirRehearsal):
         alpha: Weight of the squared distance from the stored logits, >= 0.
         beta: Weight of the cross-entropy on exemplars, >= 0; 0 is DER.
         replay: Exemplars in each of the two batches; None for as many as there are new images.
-        codec: Of ``ReservoirMemory``.
+        codec: See ``ReservoirMemory``.
 
     Source:
         Buzzega, Boschini, Porrello, Abati, Calderara. NeurIPS 2020, arXiv:2004.07211, equations 5 and 6, Algorithm 2.

@@ -38,7 +38,7 @@ class DyTox(Strategy):
         tuning_epochs: Epochs of the second phase on as many images of each new class as of each old one; 0 for none.
         tuning_lr: Its constant learning rate.
         tuning_teacher: Whether it distils too.
-        selection, codec: Of ``ExemplarMemory``. Chosen on the embeddings of all tasks side by side.
+        selection, codec: See ``ExemplarMemory``. Chosen on the embeddings of all tasks side by side.
 
     Raises:
         ConfigError: for a value out of range, and for a model that is not ``convit``.

@@ -28,7 +28,7 @@ class ERACE(ReservoirRehearsal):
         task_free: Whether the first experience is learned like the others. If not, its loss is the cross-entropy over
             all outputs, without exemplars, as in the reference code.
         replay: Exemplars a step; None for as many as there are new images.
-        codec: Of ``ReservoirMemory``.
+        codec: See ``ReservoirMemory``.
 
     Source:
         Caccia, Aljundi, Asadi, Tuytelaars, Pineau, Belilovsky. ICLR 2022, arXiv:2104.05025, section 4, Algorithm 1.

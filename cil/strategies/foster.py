@@ -73,7 +73,7 @@ class FOSTER(Strategy):
         keep: The network that answers: the ``student``, or the ``teacher``, the two backbones of boosting, whose
             accuracy the reference code reports. The next experience starts from the student, so that ``teacher``
             carries three backbones; the survey's convention charges the two that answer.
-        selection, codec: Of ``ExemplarMemory``. Chosen on the features of both backbones.
+        selection, codec: See ``ExemplarMemory``. Chosen on the features of both backbones.
 
     Source:
         Wang, Zhou, Ye, Zhan. ECCV 2022, arXiv:2204.04662. As in the reference code: the new

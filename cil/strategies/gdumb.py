@@ -27,7 +27,7 @@ class GDumb(Strategy):
 
     Args:
         cutmix: Probability that a batch is mixed (the paper's: 0.5).
-        codec: Of ``ExemplarMemory``.
+        codec: See ``ExemplarMemory``.
 
     Source:
         Prabhu, Torr, Dokania. ECCV 2020. Departures: the recipe is the run's, not the paper's cosine with warm restarts

@@ -36,7 +36,7 @@ class GEM(Strategy):
         statistics: Statistics that normalise exemplars in batch-norm layers: those of the ``batch``, as in the paper's
             code, so that running statistics see exemplars too; or the ``running`` ones, which then stay those of new
             data.
-        selection, codec: Of ``ExemplarMemory``.
+        selection, codec: See ``ExemplarMemory``.
 
     Source:
         Lopez-Paz and Ranzato, NIPS 2017, arXiv:1706.08840, Algorithm 1 and equation 11. Margin 0, herded exemplars and

@@ -22,7 +22,7 @@ class ICaRL(Strategy):
     Args:
         temperature: Softens teacher and student in the distillation term; > 0.
         strength: Weight of the distillation term; 0 trains as Replay does.
-        selection, codec: Of ``ExemplarMemory``; ``herding`` is the paper's rule.
+        selection, codec: See ``ExemplarMemory``; ``herding`` is the paper's rule.
 
     Source:
         Rebuffi, Kolesnikov, Sperl, Lampert. CVPR 2017, arXiv:1611.07725, Algorithms 1 to 5. Departure: cross-entropy

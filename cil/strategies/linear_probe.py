@@ -33,7 +33,7 @@ class LinearProbe(FrozenBackbone):
             and exemplars are shuffled together, and it is over all classes seen.
         lr: Learning rate of the head; its weight decay is 0.
         train_old_head: Whether rows of classes that are not here are trained too; this matters with rehearsal alone.
-        selection, codec: Of ``ExemplarMemory``.
+        selection, codec: See ``ExemplarMemory``.
         train_first, first_head: See ``FrozenBackbone``.
 
     Source:

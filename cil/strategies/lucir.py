@@ -42,7 +42,7 @@ class LUCIR(Strategy):
         tune_epochs: Epochs of a last phase that trains the head by cross-entropy on as many images of each class; 0:
             none.
         tune_lr: Its learning rate, decayed by a cosine.
-        selection, codec: Of ``ExemplarMemory``.
+        selection, codec: See ``ExemplarMemory``.
 
     Source:
         Hou, Pan, Loy, Wang, Lin. CVPR 2019, less-forget constraint, inter-class separation and integrated objective;

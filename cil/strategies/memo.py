@@ -24,7 +24,7 @@ class MEMO(BranchForEachExperience):
             in evaluation mode too. ``auto``: while the first experience has 20 classes at most, as in the survey's
             scripts (trained on B0 Inc5, Inc10 and Inc20, frozen on B50).
         align: Whether to align the norms of new and old rows after training.
-        selection, codec: Of ``ExemplarMemory``; chosen on the concatenated features.
+        selection, codec: See ``ExemplarMemory``; chosen on the concatenated features.
 
     Source:
         Zhou, Wang, Ye, Zhan. ICLR 2023, arXiv:2205.13218, section 4. As in the reference code: a new last stage starts

@@ -39,7 +39,7 @@ class PODNet(Strategy):
         tune_lr: Its learning rate, decayed by a cosine.
         tuned: It trains the ``network``, old proxies held as before, or the whole ``head`` alone (the authors' code, at
             0.05).
-        selection, codec: Of ``ExemplarMemory``.
+        selection, codec: See ``ExemplarMemory``.
 
     Source:
         Douillard, Cord, Ollion, Robert, Valle. ECCV 2020, arXiv:2004.13513, sections 3.1 and 3.2. Departures: factors
@@ -139,8 +139,8 @@ def nca(logits: Tensor, slots: Tensor, margin: float | Tensor, on_all: bool = Fa
         logits: (N, C).
         slots: (N,).
         margin: Subtracted from the logit of the own class.
-        on_all: As the survey's code and the authors': subtract the margin from every logit instead, so that it cancels,
-            shift the largest logit to 0, and let the own class count as exp(0) in the denominator.
+        on_all: Subtract the margin from every logit instead, so that it cancels, shift the largest logit to 0, and let
+            the own class count as exp(0) in the denominator: the loss of the survey's code and the authors'.
 
     >>> nca(torch.tensor([[0.9, 0.1, 0.3]]), torch.tensor([0]), 0.6).item()  # doctest: +ELLIPSIS
     0.598138...

@@ -24,7 +24,7 @@ class WA(Strategy):
         strength: A number: CE + strength * L_KD (the survey's code has 2); ``balanced``: (1 - l) CE + l L_KD with
             l = C_o / C (the paper, and PyCIL).
         align: Whether to align weights after training; with strength 0 and no alignment this is Replay.
-        selection, codec: Of ``ExemplarMemory``.
+        selection, codec: See ``ExemplarMemory``.
 
     Source:
         Zhao, Xiao, Gan, Zhang, Xia. CVPR 2020, arXiv:1911.07053, equations 8 and 9. Departure: weights are not clipped

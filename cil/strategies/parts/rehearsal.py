@@ -23,7 +23,7 @@ def store_exemplars(learner: Strategy, experience: Experience, net: nn.Module | 
 
     Args:
         learner: Its memories are rebuilt.
-        experience: What has just been learned.
+        experience: The experience that has just been learned.
         net: Network whose features, or logits, the rules look at; ``learner.net`` if None.
     """
     net = learner.net if net is None else net
@@ -54,7 +54,7 @@ def rule_input(net: nn.Module, num_classes: int, needs: str, samples: Samples) -
     """Input of a selection rule for samples of one class, on the CPU; see ``cil.memory.selections``.
 
     Args:
-        net: As it is, in evaluation mode.
+        net: Network, used in evaluation mode.
         num_classes: Logits it must have, where any are needed.
         needs: ``features``, ``logits`` or ``gradients``.
 

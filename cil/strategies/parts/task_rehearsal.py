@@ -95,7 +95,7 @@ class TaskRehearsal(TaskLearner):
         return draw_batch(self, held, size, f"past:{task.name}", augment)
 
     def mixture(self, batch: Batch, weights: Mapping[TaskKey, float]) -> list[tuple[TaskKey, Batch]]:
-        """As many images as in a batch of the new task, each of a task drawn by weight: a part for each task drawn.
+        """A mixed batch of the size of the new one, each image of a task drawn by weight: a part for each task drawn.
 
         Images of a task that holds fewer than were drawn come again.
         """
