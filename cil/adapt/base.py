@@ -46,6 +46,9 @@ class Adapter(Holder):
     Args:
         source: The trained network. It is kept as ``net``, with kind ``parameters``.
 
+    Raises:
+        ConfigError: in every adapter, for a hyperparameter out of range.
+
     Order of calls: ``__init__``; ``phases`` and ``deploy`` where ``needs_source``; then ``adapt_and_predict`` for each
     batch, each image once.
     """

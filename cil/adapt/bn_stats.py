@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cil.adapt.base import Adapter, SourceModel, check
-from cil.adapt.parts import MixedNorm2d, freeze_reversibly, replace_batch_norms, use_batch_statistics
+from cil.adapt.parts.norms import MixedNorm2d, freeze_reversibly, replace_batch_norms, use_batch_statistics
 from cil.adapt.registry import register
 
 
@@ -20,9 +20,6 @@ class BatchStatistics(Adapter):
         alpha: Share of the test batch, in [0, 1], in mean and in variance: (1 - alpha) source + alpha batch. 1 uses the
             batch alone, and the statistics of the source are not even carried; 0.1 suits batches of one image; 0 is
             ``source``.
-
-    Raises:
-        ConfigError: for an alpha out of range.
 
     Source:
         Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020,

@@ -9,18 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from cil.adapt.base import Adapter, SourceModel, check
-from cil.adapt.parts import (
-    CarriedOptimizer,
-    cross_entropy,
-    default_by_classes,
-    freeze_reversibly,
-    generator_on,
-    gradients,
-    make_optimizer,
-    move_teacher,
-    random_view,
-    use_batch_statistics,
-)
+from cil.adapt.parts.losses import cross_entropy, gradients
+from cil.adapt.parts.norms import freeze_reversibly, use_batch_statistics
+from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
+from cil.adapt.parts.parameters import move_teacher
+from cil.adapt.parts.published_defaults import default_by_classes
+from cil.adapt.parts.views import generator_on, random_view
 from cil.adapt.registry import register
 from cil.models import frozen_copy
 
@@ -45,9 +39,6 @@ class CoTTA(Adapter):
             reverse. None: one-way for about 10 and 100 classes, symmetric for about 1000.
         optimizer: ``adam`` or ``sgd`` (Nesterov, 0.9); None: Adam, and SGD for about 1000 classes.
         lr: Learning rate; None: 1e-3, and 1e-2 for about 1000 classes.
-
-    Raises:
-        ConfigError: for a value out of range.
 
     Source:
         Wang et al., "Continual test-time domain adaptation", CVPR 2022, arXiv:2203.13591; equations by number. Defaults

@@ -11,18 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.adapt.base import Adapter, SourceModel, check
-from cil.adapt.parts import (
-    CarriedOptimizer,
-    any_true,
-    default_by_classes,
-    entropy,
-    flat,
-    gradients,
-    make_optimizer,
-    mean_where,
-    train_norms,
-    use_batch_statistics,
-)
+from cil.adapt.parts.losses import any_true, entropy, gradients, mean_where
+from cil.adapt.parts.norms import train_norms, use_batch_statistics
+from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
+from cil.adapt.parts.parameters import flat
+from cil.adapt.parts.published_defaults import default_by_classes
 from cil.adapt.registry import register
 from cil.data import Samples
 from cil.errors import ConfigError
@@ -46,7 +39,7 @@ class EATA(Adapter):
         momentum: Momentum of SGD.
 
     Raises:
-        ConfigError: for a value out of range, a network without norm layers, or no source data where strength > 0.
+        ConfigError: for a network without norm layers, or no source data where strength > 0.
 
     Source:
         Niu et al., "Efficient test-time model adaptation without forgetting", ICML 2022, arXiv:2204.02610; equations by

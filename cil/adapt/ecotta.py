@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.adapt.base import Adapter, SourceModel, check, logits_of
-from cil.adapt.parts import CarriedOptimizer, any_true, default_by_classes, entropy, gradients, mean_where
 from cil.adapt.parts.colours import colour_views
+from cil.adapt.parts.losses import any_true, entropy, gradients, mean_where
+from cil.adapt.parts.optimizer import CarriedOptimizer
+from cil.adapt.parts.published_defaults import default_by_classes
 from cil.adapt.registry import register
 from cil.contract import Phase
 from cil.data import Batch, Samples
@@ -64,7 +66,7 @@ class EcoTTA(Adapter):
         warmup_augment: Colours, blur and grey, as published.
 
     Raises:
-        ConfigError: for a value out of range, or a network that is not made of residual blocks.
+        ConfigError: for a network that is not made of residual blocks.
 
     Source:
         Song, Lee, Kweon, Choi, CVPR 2023, arXiv:2303.01904, equations by number; lambda and the rest of the settings as

@@ -9,18 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from cil.adapt.base import Adapter, SourceModel, check
-from cil.adapt.parts import (
-    BalancedBank,
-    CarriedOptimizer,
-    MixedNorm2d,
-    cross_entropy,
-    entropy,
-    freeze_reversibly,
-    gradients,
-    move_teacher,
-    random_view,
-    replace_batch_norms,
-)
+from cil.adapt.parts.bank import BalancedBank
+from cil.adapt.parts.losses import cross_entropy, entropy, gradients
+from cil.adapt.parts.norms import MixedNorm2d, freeze_reversibly, replace_batch_norms
+from cil.adapt.parts.optimizer import CarriedOptimizer
+from cil.adapt.parts.parameters import move_teacher
+from cil.adapt.parts.views import random_view
 from cil.adapt.registry import register
 from cil.errors import ConfigError
 from cil.models import frozen_copy
@@ -40,7 +34,7 @@ class RoTTA(Adapter):
         lr: Learning rate of Adam.
 
     Raises:
-        ConfigError: for a value out of range, or a network without ``BatchNorm2d``.
+        ConfigError: for a network without ``BatchNorm2d``.
 
     Source:
         Yuan, Xie, Li, "Robust test-time adaptation in dynamic scenarios", CVPR 2023, arXiv:2303.13899; equations by

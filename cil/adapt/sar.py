@@ -9,19 +9,10 @@ import torch
 from torch import Tensor
 
 from cil.adapt.base import Adapter, SourceModel, check
-from cil.adapt.parts import (
-    CarriedOptimizer,
-    any_true,
-    assign,
-    entropy,
-    flat,
-    gradients,
-    late_layers,
-    make_optimizer,
-    mean_where,
-    train_norms,
-    use_batch_statistics,
-)
+from cil.adapt.parts.losses import any_true, entropy, gradients, mean_where
+from cil.adapt.parts.norms import late_layers, train_norms, use_batch_statistics
+from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
+from cil.adapt.parts.parameters import assign, flat
 from cil.adapt.registry import register
 from cil.errors import ConfigError
 
@@ -47,7 +38,7 @@ class SAR(Adapter):
         momentum: Momentum of SGD, without Nesterov's.
 
     Raises:
-        ConfigError: for a value out of range, a network without norm layers, or one whose last stage is not known.
+        ConfigError: for a network without norm layers, or one whose last stage is not known.
 
     Source:
         Niu et al., "Towards stable test-time adaptation in dynamic wild world", ICLR 2023, arXiv:2302.12400; equations

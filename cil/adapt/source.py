@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cil.adapt.base import Adapter, SourceModel
-from cil.adapt.parts import freeze_reversibly
+from cil.adapt.parts.norms import freeze_reversibly
 from cil.adapt.registry import register
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from cil.adapt.base import Adapter, SourceModel
-from cil.adapt.parts import CarriedOptimizer, entropy, gradients, make_optimizer, train_norms, use_batch_statistics
+from cil.adapt.parts.losses import entropy, gradients
+from cil.adapt.parts.norms import train_norms, use_batch_statistics
+from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
 from cil.adapt.registry import register
 
 
@@ -22,7 +24,7 @@ class Tent(Adapter):
         momentum: Momentum of SGD.
 
     Raises:
-        ConfigError: for a value out of range, or a network without norm layers.
+        ConfigError: for a network without norm layers.
 
     Source:
         Wang et al., "Tent: Fully test-time adaptation by entropy minimization", ICLR 2021, arXiv:2006.10726, section 3.

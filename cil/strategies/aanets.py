@@ -16,7 +16,8 @@ from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import AggregatedBackbone, GrowingNet, NetFactory, evaluating
 from cil.strategies.base import Strategy, check
-from cil.strategies.parts import Wrapper, balanced_set
+from cil.strategies.parts import balanced_set
+from cil.strategies.parts.wrappers import Wrapper
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 

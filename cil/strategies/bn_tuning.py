@@ -15,15 +15,9 @@ from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
 from cil.models import Head, NetFactory
 from cil.strategies.base import check
-from cil.strategies.parts import (
-    FeaturesAndHead,
-    FrozenBackbone,
-    freeze_old_rows,
-    fresh_head,
-    grow_head,
-    scoped_cross_entropy,
-    store_exemplars,
-)
+from cil.strategies.parts import store_exemplars
+from cil.strategies.parts.frozen_backbone import FrozenBackbone, fresh_head
+from cil.strategies.parts.frozen_heads import FeaturesAndHead, freeze_old_rows, grow_head, scoped_cross_entropy
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 

@@ -10,7 +10,8 @@ from cil.data import Batch, Samples
 from cil.memory import Budget, ExemplarMemory, class_means
 from cil.models import GrowingNet, NetFactory, frozen_copy
 from cil.strategies.base import Strategy, check
-from cil.strategies.parts import cosine_net, distillation, features, store_exemplars
+from cil.strategies.parts import distillation, features, store_exemplars
+from cil.strategies.parts.setup_warnings import cosine_net
 from cil.strategies.registry import register
 from cil.streams import Experience
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cil.memory import Budget
 from cil.models import BranchingNet, NetFactory
 from cil.strategies.base import check
-from cil.strategies.parts import BranchForEachExperience
+from cil.strategies.parts.branches import BranchForEachExperience
 from cil.strategies.registry import register
 
 

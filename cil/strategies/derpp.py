@@ -10,7 +10,8 @@ from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory
 from cil.strategies.base import check
-from cil.strategies.parts import ReservoirRehearsal, draw_batch, outputs
+from cil.strategies.parts import draw_batch, outputs
+from cil.strategies.parts.reservoir_sampling import ReservoirRehearsal
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 

@@ -17,19 +17,9 @@ from cil.models import Head, NetFactory, extract, frozen_copy
 from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks, apart
 from cil.models.partition import cut
 from cil.strategies.base import check
-from cil.strategies.parts import (
-    FeaturesAndHead,
-    FrozenBackbone,
-    class_sums,
-    cosine_scores,
-    distillation,
-    freeze_old_rows,
-    fresh_head,
-    grow_head,
-    scoped_cross_entropy,
-    store_exemplars,
-    to_float64,
-)
+from cil.strategies.parts import distillation, store_exemplars
+from cil.strategies.parts.frozen_backbone import FrozenBackbone, class_sums, cosine_scores, fresh_head, to_float64
+from cil.strategies.parts.frozen_heads import FeaturesAndHead, freeze_old_rows, grow_head, scoped_cross_entropy
 from cil.strategies.parts.meta_networks import MetaNetworkSets, meta_network_groups, normalised_entropy, route
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature

@@ -10,9 +10,9 @@ from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory
 from cil.strategies.base import Strategy, check
-from cil.strategies.parts import (
+from cil.strategies.parts import new_class_cross_entropy
+from cil.strategies.parts.importance import (
     learning_parameters,
-    new_class_cross_entropy,
     padded_to,
     quadratic_penalty,
     snapshot,

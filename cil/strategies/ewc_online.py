@@ -13,7 +13,7 @@ from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory, TaskNet
 from cil.strategies.base import check
-from cil.strategies.parts import quadratic_penalty, snapshot, sum_of_gradients
+from cil.strategies.parts.importance import quadratic_penalty, snapshot, sum_of_gradients
 from cil.strategies.parts.task_learner import SEARCH, TaskLearner, task_loss
 from cil.strategies.registry import register
 from cil.streams import Experience

@@ -13,7 +13,8 @@ from cil.data import Batch, Samples
 from cil.memory import Budget, FeatureMemory, Prototypes, feature_samples
 from cil.models import GrowingNet, Head, LinearHead, NetFactory, freeze
 from cil.strategies.base import Strategy, check
-from cil.strategies.parts import features, store_exemplars, trains_first
+from cil.strategies.parts import features, store_exemplars
+from cil.strategies.parts.frozen_backbone import trains_first
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -33,8 +34,7 @@ class FeatureReplay(Strategy):
         bits: Bits of a value of a stored feature: 32, 16 or 8; without meaning for prototypes.
         spread: Spread of prototypes: ``none``, ``radius``, ``diagonal``, ``full``; see ``cil.memory.Prototypes``.
         selection: Rule that chooses features; one that needs features alone, or nothing.
-        train_first: Whether the first experience trains the backbone before it is frozen; ``auto``: only where
-            ``model.weights`` gives no public weights.
+        train_first: See ``FrozenBackbone``.
 
     Source:
         A baseline, with stored features as in Hayes et al. 2020 (REMIND, there quantised feature maps) and samples of

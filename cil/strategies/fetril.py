@@ -13,7 +13,7 @@ from cil.data import ArrayStore, Batch, Samples
 from cil.memory import Budget
 from cil.models import GrowingNet, LinearHead, NetFactory, freeze
 from cil.strategies.base import Strategy, check
-from cil.strategies.parts import class_sums, features_only, float64_features, to_float64, trains_first
+from cil.strategies.parts.frozen_backbone import class_sums, features_only, float64_features, to_float64, trains_first
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -28,8 +28,7 @@ class FeTrIL(Strategy):
         svm_c: C of that machine; > 0.
         cached_features: Whether the head is trained on features extracted once, without augmentation, as in the public
             code; if not, augmented images pass the frozen backbone at each step.
-        train_first: Whether the first experience trains the backbone before it is frozen; ``auto``: only where
-            ``model.weights`` gives no public weights.
+        train_first: See ``FrozenBackbone``.
 
     Source:
         Petit, Popescu, Schindler, Picard, Delezoide. "FeTrIL: feature translation for exemplar-free class-incremental

@@ -14,7 +14,8 @@ from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
 from cil.models import BranchingNet, GrowingNet, LinearHead, NetFactory, freeze
 from cil.strategies.base import Strategy, check
-from cil.strategies.parts import align_rows, distillation, store_exemplars
+from cil.strategies.parts import distillation, store_exemplars
+from cil.strategies.parts.heads import align_rows
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 

@@ -13,7 +13,7 @@ from cil.data import Batch, Samples
 from cil.memory import Budget, ExemplarMemory, greedily_balanced
 from cil.models import NetFactory
 from cil.strategies.base import Strategy, check
-from cil.strategies.parts import fixed_capacity
+from cil.strategies.parts.reservoir_sampling import fixed_capacity
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 

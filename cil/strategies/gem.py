@@ -13,7 +13,8 @@ from cil.data import Batch, Samples
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory, evaluating
 from cil.strategies.base import Strategy, check
-from cil.strategies.parts import draw_batch, new_class_cross_entropy, store_exemplars, to_float64
+from cil.strategies.parts import draw_batch, new_class_cross_entropy, store_exemplars
+from cil.strategies.parts.frozen_backbone import to_float64
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 

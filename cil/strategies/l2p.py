@@ -16,7 +16,7 @@ from cil.memory import Budget
 from cil.models import Head, NetFactory, TimmBackbone, freeze
 from cil.models.prompts import POSITIONS, PromptPool, Selected, prompt_features, vision_transformer
 from cil.strategies.base import Strategy, check
-from cil.strategies.parts import warn_of_random_weights
+from cil.strategies.parts.setup_warnings import warn_of_random_weights
 from cil.strategies.registry import register
 from cil.streams import Signature
 

@@ -12,15 +12,9 @@ from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
 from cil.models import GrowingNet, NetFactory, frozen_copy
 from cil.strategies.base import Strategy, check
-from cil.strategies.parts import (
-    balanced_set,
-    cosine_net,
-    freeze_rows,
-    imprint,
-    less_forget,
-    margin_ranking,
-    store_exemplars,
-)
+from cil.strategies.parts import balanced_set, less_forget, margin_ranking, store_exemplars
+from cil.strategies.parts.heads import freeze_rows, imprint
+from cil.strategies.parts.setup_warnings import cosine_net
 from cil.strategies.registry import register
 from cil.streams import Experience
 

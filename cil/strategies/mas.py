@@ -9,9 +9,9 @@ from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory, evaluating
 from cil.strategies.base import Strategy, check
-from cil.strategies.parts import (
+from cil.strategies.parts import new_class_cross_entropy
+from cil.strategies.parts.importance import (
     learning_parameters,
-    new_class_cross_entropy,
     old_part,
     padded_to,
     quadratic_penalty,

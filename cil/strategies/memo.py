@@ -7,7 +7,7 @@ from typing import Literal
 from cil.memory import Budget
 from cil.models import BranchingNet, NetFactory, freeze
 from cil.strategies.base import check
-from cil.strategies.parts import BranchForEachExperience
+from cil.strategies.parts.branches import BranchForEachExperience
 from cil.strategies.registry import register
 from cil.streams import Signature
 

@@ -15,7 +15,9 @@ from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
 from cil.models import GrowingNet, NetFactory, frozen_copy
 from cil.strategies.base import Strategy, check
-from cil.strategies.parts import balanced_set, cosine_distance, cosine_net, freeze_rows, store_exemplars
+from cil.strategies.parts import balanced_set, cosine_distance, store_exemplars
+from cil.strategies.parts.heads import freeze_rows
+from cil.strategies.parts.setup_warnings import cosine_net
 from cil.strategies.registry import register
 from cil.streams import Experience
 

@@ -14,7 +14,7 @@ from cil.errors import ConfigError
 from cil.memory import Budget, State, tensor_bytes
 from cil.models import NetFactory
 from cil.strategies.base import check
-from cil.strategies.parts import FrozenBackbone, float64_features, for_predict, to_float64
+from cil.strategies.parts.frozen_backbone import FrozenBackbone, float64_features, for_predict, to_float64
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 

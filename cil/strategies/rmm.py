@@ -14,7 +14,7 @@ from cil.data import Samples
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory, extract_outputs
-from cil.strategies.parts import Wrapper
+from cil.strategies.parts.wrappers import Wrapper
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 

@@ -9,7 +9,8 @@ from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory
 from cil.strategies.base import Strategy, check
-from cil.strategies.parts import learning_parameters, new_class_cross_entropy, padded_to, quadratic_penalty, snapshot
+from cil.strategies.parts import new_class_cross_entropy
+from cil.strategies.parts.importance import learning_parameters, padded_to, quadratic_penalty, snapshot
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from cil.memory import Budget, State
 from cil.models import NetFactory
 from cil.strategies.base import check
-from cil.strategies.parts import FrozenBackbone, class_sums, float64_features, for_predict, to_float64
+from cil.strategies.parts.frozen_backbone import FrozenBackbone, class_sums, float64_features, for_predict, to_float64
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 

@@ -10,7 +10,8 @@ from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
 from cil.models import GrowingNet, NetFactory, frozen_copy
 from cil.strategies.base import Strategy, check
-from cil.strategies.parts import align_rows, distillation, store_exemplars
+from cil.strategies.parts import distillation, store_exemplars
+from cil.strategies.parts.heads import align_rows
 from cil.strategies.registry import register
 from cil.streams import Experience
 

@@ -4,21 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from cil.adapt.parts import (
-    CarriedOptimizer,
-    MixedNorm2d,
-    assign,
-    cross_entropy,
-    flat,
-    gradients,
-    late_layers,
-    make_optimizer,
-    move_teacher,
-    random_view,
-    replace_batch_norms,
-    train_norms,
-    use_batch_statistics,
-)
+from cil.adapt.parts.losses import cross_entropy, gradients
+from cil.adapt.parts.norms import MixedNorm2d, late_layers, replace_batch_norms, train_norms, use_batch_statistics
+from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
+from cil.adapt.parts.parameters import assign, flat, move_teacher
+from cil.adapt.parts.views import random_view
 from cil.errors import ConfigError
 from cil.models import CifarResNet
 

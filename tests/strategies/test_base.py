@@ -19,7 +19,7 @@ from cil.testing import toy_run, toy_stream
 from cil.testing.toy import toy_factory
 
 
-class KNNProbe(Strategy):
+class Probe(Strategy):
     """Keeps something of every sort."""
 
     def __init__(self, make_net: Any, budget: Budget) -> None:
@@ -40,8 +40,8 @@ class KNNProbe(Strategy):
         return self.net(batch.images).logits.square().mean()
 
 
-def probe(*classes: int) -> KNNProbe:
-    learner = KNNProbe(toy_factory(toy_stream(), seed=0), Budget(exemplars=10))
+def probe(*classes: int) -> Probe:
+    learner = Probe(toy_factory(toy_stream(), seed=0), Budget(exemplars=10))
     torch.manual_seed(0)
     for signature in signatures(classes):
         learner.grow(signature)
@@ -62,7 +62,7 @@ def images(slots: list[int]) -> Samples:
 ], ids=lambda value: type(value).__name__)  # fmt: skip
 def test_what_holds_tensors_and_was_not_kept_is_refused_with_what_to_do(value):
     learner = probe(2)
-    with pytest.raises(NotKept, match=r"KNNProbe.extra is a .* not kept.*self.keep\('extra', ..., kind=...\)"):
+    with pytest.raises(NotKept, match=r"Probe.extra is a .* not kept.*self.keep\('extra', ..., kind=...\)"):
         learner.extra = value
     assert not hasattr(learner, "extra")
 
@@ -170,7 +170,7 @@ def test_a_state_that_lacks_a_scalar_is_refused():
         probe(2).load_state(State(state.tensors, state.kinds, {"rounds": 0}))
 
 
-def changed(learner: KNNProbe, **tensors: Tensor | None) -> State:
+def changed(learner: Probe, **tensors: Tensor | None) -> State:
     state = learner.state()
     held = {name.replace("_", ".") if name.startswith("sums") else name: t for name, t in tensors.items()}
     kept = {name: t for name, t in {**state.tensors, **held}.items() if t is not None}
@@ -353,7 +353,7 @@ def test_an_unknown_name_is_refused_with_the_nearest():
 
 def test_a_registered_strategy_is_found(monkeypatch):
     monkeypatch.setattr("cil.strategies.registry._STRATEGIES", {})
-    assert find(register("probe")(KNNProbe).name) is KNNProbe
+    assert find(register("probe")(Probe).name) is Probe
 
 
 def test_those_that_keep_all_data_are_bounds_and_none_needs_to_know_what_will_come():

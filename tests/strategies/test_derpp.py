@@ -315,12 +315,6 @@ def test_a_codec_of_variable_size_is_refused_under_a_budget_in_bytes_when_the_bi
     assert not list(run.checkpoints.folder.glob("experience*"))
 
 
-@pytest.mark.parametrize(("key", "value"), [("alpha", -0.1), ("alpha", float("nan")), ("beta", -1), ("replay", 0)])
-def test_what_is_out_of_range_is_refused(key, value):
-    with pytest.raises(ConfigError, match=rf"strategy\.{key} of derpp is {value}"):
-        bare("derpp", **{key: value})
-
-
 def test_logits_are_stored_at_the_width_of_the_head_whoever_brings_classes_back(learn):
     from small_runs import regrouped
 

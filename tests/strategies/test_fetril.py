@@ -13,7 +13,6 @@ from small_runs import Fixed, bare, batch, bits, differing, observed, signatures
 
 from cil.data import Augment, Batch, Samples
 from cil.engine.recipe import Recipe
-from cil.errors import ConfigError
 from cil.models import LinearHead, extract
 from cil.strategies.fetril import _stand_ins
 from cil.streams import Experience
@@ -269,12 +268,3 @@ def test_with_the_machine_later_experiences_run_no_phase(learn):
         done = learn("fetril", hyperparameters={"classifier": "svm"})
     assert {line["experience"] for line in done.record.lines() if line["kind"] == "step"} == {0}
     assert done.record.results["last_accuracy"] > 50
-
-
-@pytest.mark.parametrize(("hyperparameters", "message"), [
-    ({"classifier": "tree"}, "strategy.classifier of fetril is 'tree'; allowed: linear, svm"),
-    ({"svm_c": 0}, "strategy.svm_c of fetril is 0; it must be above 0"),
-])  # fmt: skip
-def test_what_is_out_of_range_is_refused_in_one_line(hyperparameters, message):
-    with pytest.raises(ConfigError, match=message):
-        bare("fetril", **hyperparameters)

@@ -12,7 +12,6 @@ from cil.engine.dryrun import dry_run
 from cil.engine.fit import Fit
 from cil.engine.keys import reseed
 from cil.engine.recipe import Recipe
-from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.strategies import Phase
 from cil.strategies.gdumb import GDumb, cutmix_batch
@@ -175,9 +174,3 @@ def test_batches_are_mixed_with_the_probability_given():
             learner.loss(given)
         mixed[cutmix] = count
     assert mixed[0.0] == 0 and mixed[1.0] == 200 and abs(mixed[0.3] - 60) < 25
-
-
-@pytest.mark.parametrize("value", [-0.1, 1.5])
-def test_what_is_out_of_range_is_refused(value):
-    with pytest.raises(ConfigError, match=rf"strategy\.cutmix of gdumb is {value}"):
-        bare("gdumb", cutmix=value)

@@ -14,14 +14,8 @@ from cil.data import Samples
 from cil.engine.recipe import Recipe
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory, build_backbone, extract
-from cil.strategies.parts import (
-    distillation,
-    draw_batch,
-    features,
-    new_class_cross_entropy,
-    quadratic_penalty,
-    store_exemplars,
-)
+from cil.strategies.parts import distillation, draw_batch, features, new_class_cross_entropy, store_exemplars
+from cil.strategies.parts.importance import quadratic_penalty
 from cil.streams import Experience, class_incremental
 from cil.testing import toy_run, toy_stream
 from cil.testing.toy import toy_dataset

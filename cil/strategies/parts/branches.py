@@ -18,13 +18,7 @@ from cil.streams import Experience, Signature
 class BranchForEachExperience(Strategy):
     """Rehearsal on concatenated features; an auxiliary head makes the newest branch tell classes apart.
 
-    Args:
-        auxiliary: Weight of the auxiliary loss.
-        align: Whether to align the norms of new and old rows after training.
-        selection, codec: See ``ExemplarMemory``; chosen on the concatenated features.
-
-    Source: Yan, Xie, He (DER), CVPR 2021, arXiv:2103.16788, equations 3 and 5. A new branch starts as a copy of the one
-        before, and rows are aligned in place of retraining the classifier, as in the survey's code.
+    Arguments and source: see ``cil.strategies.der``.
     """
 
     net: BranchingNet
