@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from cil.adapt import Source, find
+from cil.adapt import SourceModel, find
 from cil.adapt.ecotta import EcoTTA
 from cil.contract import Progress, reference_of
 from cil.data import Batch
@@ -22,7 +22,7 @@ from cil.models.meta import GroupedNet
 from cil.models.partition import cut_network
 
 
-def residual_source(seed: int = 0, classes: int = 4, **more) -> Source:
+def residual_source(seed: int = 0, classes: int = 4, **more) -> SourceModel:
     """A CIFAR ResNet-14 of width 4 on 12 x 12 colour images, whose statistics and affine values are not trivial."""
     factory = NetFactory(partial(CifarResNet, 14, width=4), mean=[0.5] * 3, std=[0.25] * 3, seed=seed)
     net = factory()
@@ -32,12 +32,12 @@ def residual_source(seed: int = 0, classes: int = 4, **more) -> Source:
         for value in [*net.parameters(), *net.backbone.buffers()]:
             value.add_(0.1 * torch.rand(value.shape, generator=draws))
         net.head.weight.copy_(2 * torch.randn(net.head.weight.shape, generator=draws))
-    return Source(net.eval(), classes, (3, 12, 12), **more)
+    return SourceModel(net.eval(), classes, (3, 12, 12), **more)
 
 
 @pytest.fixture
 def eco(made):
-    def make(source: Source | None = None, **given) -> EcoTTA:
+    def make(source: SourceModel | None = None, **given) -> EcoTTA:
         return made("ecotta", source or residual_source(), **{"parts": 3, "threshold": 10.0, **given})
 
     return make
@@ -370,5 +370,5 @@ def test_a_step_on_meta_needs_no_values(made):
         net = NetFactory(partial(build_backbone, "resnet20", 3, 32), meta=True)()
         net.grow(10)
     for update in ("two_step", "joint"):
-        adapter = find("ecotta")(Source(net, 10, (3, 32, 32)), update=update).to("meta")
+        adapter = find("ecotta")(SourceModel(net, 10, (3, 32, 32)), update=update).to("meta")
         assert adapter.adapt_and_predict(torch.empty(4, 3, 32, 32, device="meta")).shape == (4, 10)

@@ -341,18 +341,6 @@ def test_old_images_that_come_back_count_as_old_for_the_divergence_head():
 # what is refused ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("given", "says"), [
-    ({"divergence": -1.0}, r"strategy\.divergence of dytox is -1\.0; it must be 0 or more"),
-    ({"temperature": 0.0}, r"strategy\.temperature of dytox is 0\.0; it must be above 0"),
-    ({"kd_mean": "output"}, r"strategy\.kd_mean of dytox is 'output'.*outputs"),
-    ({"tuning_epochs": -1}, r"strategy\.tuning_epochs of dytox is -1"),
-    ({"tuning_lr": 0.0}, r"strategy\.tuning_lr of dytox is 0\.0"),
-])  # fmt: skip
-def test_values_out_of_range_are_refused_by_their_key(given, says):
-    with pytest.raises(ConfigError, match=says):
-        bare("dytox", **given)
-
-
 def test_another_model_is_refused_before_training(tmp_path):
     run = plan("dytox", toy_stream(), "smallconv", recipe=ONE_STEP, run_dir=tmp_path / "run")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Meta networks of a strategy: one set or one for each task, which of their values learn how, and routed answers."""
+"""Meta networks of a strategy: one set or one for each task, their parameter groups, and routing between tasks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cil.models import count_parameters, freeze
 from cil.models.meta import MetaNetworks
 
 
-class MetaSets(nn.ModuleList):
-    """phi: sets of meta networks, one for all tasks or one for each; the last one learns, those before it are fixed."""
+class MetaNetworkSets(nn.ModuleList):
+    """phi: sets of meta networks, one for all tasks or one for each; the last set learns, the others are fixed."""
 
     @property
     def survey_parameters(self) -> int:
@@ -28,12 +28,12 @@ class MetaSets(nn.ModuleList):
         return self[-1]  # type: ignore[return-value]
 
     def add(self, made: MetaNetworks) -> None:
-        """Fix what is there, and go on with a fresh set."""
+        """Fix the sets there are, and go on with a fresh one."""
         freeze(self)
         self.append(made)
 
 
-def meta_groups(metas: MetaNetworks, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+def meta_network_groups(metas: MetaNetworks, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups: the convolutions, which alone decay, and the norms."""
     each: list[Any] = list(metas)
     norms = [p for meta in each for layer in (meta.norm, meta.conv_norm) for p in layer.parameters()]
@@ -44,7 +44,7 @@ def meta_groups(metas: MetaNetworks, lr: float, weight_decay: float) -> list[dic
 
 
 def normalised_entropy(logits: Tensor) -> Tensor:
-    """H(softmax) / ln C of each row, (N, C) to (N,), in [0, 1]; 1 for a single class, of which nothing can be said.
+    """H(softmax) / ln C of each row, (N, C) to (N,), in [0, 1]; 1 for a single class, where it is undefined.
 
     >>> [round(value, 4) for value in normalised_entropy(torch.tensor([[0.0, 0.0], [50.0, 0.0]])).tolist()]
     [1.0, 0.0]
@@ -55,18 +55,18 @@ def normalised_entropy(logits: Tensor) -> Tensor:
     return -(logs.exp() * logs).sum(1) / math.log(logits.shape[1])
 
 
-def routed(inside: Sequence[Tensor], doubts: Tensor, tasks: Sequence[Sequence[int]]) -> Tensor:
-    """Answers that hold within tasks, as scores over all classes: each image is given to the task of least doubt.
+def route(scores: Sequence[Tensor], uncertainties: Tensor, tasks: Sequence[Sequence[int]]) -> Tensor:
+    """Scores over all classes from scores within tasks: each image goes to the task of least uncertainty.
 
     Args:
-        inside: For each task (N, C_t) in [0, 1], a column for each of its slots.
-        doubts: (N, T).
+        scores: For each task (N, C_t) in [0, 1], a column for each of its slots.
+        uncertainties: (N, T).
         tasks: Slots of each task; together 0 to C - 1.
 
     Returns:
-        (N, C): what is inside, plus 1 in the task that the image is given to.
+        (N, C): the scores within tasks, plus 1 in the task of the image.
     """
-    chosen = doubts.argmin(1, keepdim=True)  # (N, 1)
-    columns = [own + (chosen == number) for number, own in enumerate(inside)]
-    order = torch.tensor([slot for slots in tasks for slot in slots], device=doubts.device)
+    chosen = uncertainties.argmin(1, keepdim=True)  # (N, 1)
+    columns = [own + (chosen == number) for number, own in enumerate(scores)]
+    order = torch.tensor([slot for slots in tasks for slot in slots], device=uncertainties.device)
     return torch.cat(columns, 1)[:, order.argsort()]

@@ -1,4 +1,4 @@
-"""Which stored network suits a new task: nearest neighbours on its features."""
+"""Rank stored networks for a new task by nearest neighbours on their features."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from torch import Tensor
 
 from cil.data import Samples
 from cil.models import TaskNet, batch_statistics_features
-from cil.strategies.base import Strategy
-from cil.strategies.ranges import at_least
+from cil.strategies.base import Strategy, check
 from cil.streams import Experience, TaskKey
 
 
 @dataclass(frozen=True)
-class Probe:
+class KNNProbe:
     """Score networks by how well nearest neighbours among a task's training features answer its dev images.
 
     Args:
-        neighbours: That vote, each alike; Euclidean distance.
+        neighbours: Number that votes, each alike, by Euclidean distance.
         train, dev: Most images that are embedded, drawn at random.
 
     Source:
-        NEVIS'22, learner "dynamic": 5 neighbours, 10,000 and 5,000 images, batch norm with the statistics of batches;
-        score is accuracy, of several labels mAP of the neighbours' frequencies.
+        NEVIS'22 (Bornschein et al., JMLR 24 (308), 2023), learner "dynamic": 5 neighbours, 10,000 and 5,000 images,
+        batch norm with the statistics of batches; the score is accuracy, or the mAP of the neighbours' frequencies.
     """
 
     neighbours: int = 5
@@ -34,13 +33,13 @@ class Probe:
     dev: int = 5_000
 
     @classmethod
-    def of(cls, strategy: str, neighbours: int, train: int, dev: int) -> Probe:
-        """Checked.
+    def of(cls, strategy: str, neighbours: int, train: int, dev: int) -> KNNProbe:
+        """The probe of a strategy, by its hyperparameters.
 
         Raises:
             ConfigError: for numbers below 1.
         """
-        at_least(1, strategy, neighbours=neighbours, train=train, dev=dev)
+        check.at_least(1, strategy, neighbours=neighbours, train=train, dev=dev)
         return cls(neighbours, train, dev)
 
     def scores(
@@ -49,7 +48,7 @@ class Probe:
         """Percent by name of the network; billed as ``probe``. Without dev images each scores 0.
 
         Args:
-            learner: Whose generators draw, and whose bill it is.
+            learner: Lends its generators, and is billed.
         """
         dev = experience.validation
         if dev is None or not len(dev):
@@ -58,14 +57,14 @@ class Probe:
             return {name: self._score(learner, net, experience.train, dev, task) for name, net in nets.items()}
 
     def _score(self, learner: Strategy, net: TaskNet, train: Samples, dev: Samples, task: TaskKey) -> float:
-        found, true = [], []
+        features, truth = [], []
         for purpose, samples, most in (("train", train, self.train), ("dev", dev, self.dev)):
             order = torch.randperm(len(samples), generator=learner.generator(f"probe:{purpose}"))[:most]
-            found.append(batch_statistics_features(net, samples, order))
-            held = samples.slots - task.first if samples.targets is None else samples.targets
-            true.append(held[order].to(found[-1].device))
-        votes = neighbour_votes(found[0], true[0], found[1], self.neighbours, task.classes)
-        return agreement(votes, true[1])
+            features.append(batch_statistics_features(net, samples, order))
+            labels = samples.slots - task.first if samples.targets is None else samples.targets
+            truth.append(labels[order].to(features[-1].device))
+        votes = neighbour_votes(features[0], truth[0], features[1], self.neighbours, task.classes)
+        return agreement(votes, truth[1])
 
 
 def neighbour_votes(train: Tensor, labels: Tensor, queries: Tensor, neighbours: int, classes: int) -> Tensor:
@@ -76,23 +75,23 @@ def neighbour_votes(train: Tensor, labels: Tensor, queries: Tensor, neighbours: 
         labels: (N,) in [0, classes), or (N, classes) of 0 and 1.
     """
     known = F.one_hot(labels, classes).float() if labels.ndim == 1 else labels.float()
-    lengths, found = train.square().sum(1), []
+    lengths, votes = train.square().sum(1), []
     for part in queries.split(1024):
-        distances = lengths - 2 * part @ train.T  # squared, less what is the same for all training features
+        distances = lengths - 2 * part @ train.T  # squared, less a term that is the same for all training features
         rows = distances.topk(min(neighbours, len(train)), largest=False).indices
-        found.append(known[rows].mean(1))
-    return torch.cat(found)
+        votes.append(known[rows].mean(1))
+    return torch.cat(votes)
 
 
-def agreement(votes: Tensor, true: Tensor) -> float:
+def agreement(votes: Tensor, truth: Tensor) -> float:
     """Percent: accuracy of votes (Q, C) for labels (Q,), the first of equals; mean average precision for (Q, C) labels.
 
     Labels without a positive are left out of the mean.
     """
-    if true.ndim == 1:
-        return 100 * float((votes.argmax(1) == true).float().mean())
+    if truth.ndim == 1:
+        return 100 * float((votes.argmax(1) == truth).float().mean())
     precisions = []
-    for scores, hits in zip(votes.T, true.T, strict=True):
+    for scores, hits in zip(votes.T, truth.T, strict=True):
         if bool(hits.any()):
             thresholds = scores.unique().flip(0)
             above = scores[None] >= thresholds[:, None]

@@ -1,4 +1,4 @@
-"""What learners of task streams share: the task they are told, losses by task, and the search around training."""
+"""Learners of task streams: task-aware networks, losses by task, and the search around training."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from cil.contract import Choice, Phase, Range, Search, Settings
 from cil.data import Batch, Samples
 from cil.errors import ConfigError, nearest
 from cil.memory import Budget
-from cil.models import NetFactory
-from cil.strategies.base import Strategy
-from cil.strategies.ranges import one_of
+from cil.models import NetFactory, TaskNet
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts.setup_warnings import method_name
 from cil.streams import Experience, Signature, TaskKey
 
 SEARCH: Mapping[str, Any] = {
@@ -32,10 +32,10 @@ SEARCH: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class TaskRecipe:
-    """How the learners of task streams are trained on a task: ``strategy.search`` of each.
+    """Training of a task by the learners of task streams: ``strategy.search`` of each.
 
     Args:
-        trials: Of the random search; 0: none, with ``optimizer.lr`` and no smoothing.
+        trials: Trials of the random search; 0: none, with ``optimizer.lr`` and no smoothing.
         steps: Optimizer steps of a trial.
         batch_size: None: by the rule of NEVIS'22, see ``task_batch``.
         lr: Range of the learning rate, log-uniform.
@@ -46,9 +46,9 @@ class TaskRecipe:
         ConfigError: for values out of range.
 
     Source:
-        NEVIS'22, section 7 of the specification: 16 trials of 50,000 steps, lr in [1e-4, 1e-1], smoothing in [0, 0.3];
-        the trial with the lowest dev error is kept. Departures: fewer and shorter trials by default; a trial is judged
-        by its last weights, not by the best of several moments; no early stopping.
+        Bornschein et al., NEVIS'22, JMLR 24 (308), 2023: 16 trials of 50,000 steps, lr in [1e-4, 1e-1], smoothing in
+        [0, 0.3]; the trial with the lowest dev error is kept. Departures: fewer and shorter trials by default; a trial
+        is judged by its last weights, not by the best of several moments; no early stopping.
     """
 
     trials: int
@@ -60,7 +60,7 @@ class TaskRecipe:
 
     @classmethod
     def of(cls, given: Mapping[str, Any], strategy: str) -> TaskRecipe:
-        """What the configuration says; what it leaves out is as in ``SEARCH``.
+        """The recipe of a configuration, with the values of ``SEARCH`` for the keys that it leaves out.
 
         Raises:
             ConfigError: for unknown keys and values out of range.
@@ -76,9 +76,10 @@ class TaskRecipe:
             value = getattr(made, key)
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
             if not whole and not (key == "batch_size" and value is None):
-                said = f"a whole number from {least}"
-                raise ConfigError(f"strategy.search.{key} of {strategy} is {value!r}; it must be {said}")
-        one_of((False, True), strategy, **{"search.refit": made.refit})
+                raise ConfigError(
+                    f"strategy.search.{key} of {strategy} is {value!r}; it must be a whole number from {least}"
+                )
+        check.one_of((False, True), strategy, **{"search.refit": made.refit})
         for key, low, high in (("lr", 0.0, float("inf")), ("smoothing", -1e-12, 1.0)):
             pair = getattr(made, key)
             listed = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
@@ -92,7 +93,7 @@ class TaskRecipe:
 
     @property
     def space(self) -> dict[str, Range | Choice]:
-        """What is drawn."""
+        """The settings that a trial draws."""
         return {"lr": Range(self.lr[0], self.lr[1], log=True), "smoothing": Range(self.smoothing[0], self.smoothing[1])}
 
 
@@ -104,17 +105,20 @@ def task_batch(images: int) -> int:
     >>> task_batch(35_000), task_batch(1_153_050), task_batch(1_000)
     (64, 512, 16)
     """
-    return min(512, max(16, 2 ** max(0, int(0.0025 * images).bit_length() - 1)))
+    power: int = 2 ** max(0, int(0.0025 * images).bit_length() - 1)
+    return min(512, max(16, power))
 
 
 def task_loss(logits: Tensor, batch: Batch, task: TaskKey, smoothing: float) -> Tensor:
-    """Cross-entropy within a task, labels smoothed: y (1 - a) + a / C; of several labels, y (1 - a) + a / 2.
+    """Cross-entropy within a task, labels smoothed: y (1 - a) + a / C.
+
+    With several labels an image: mean over labels of the binary cross-entropy, smoothed to y (1 - a) + a / 2.
 
     Args:
         logits: (N, task.classes).
         smoothing: a, in [0, 1).
 
-    Source: NEVIS'22; of several labels the mean over labels of the binary cross-entropy.
+    Source: NEVIS'22.
     """
     if task.multilabel:
         assert batch.targets is not None
@@ -122,7 +126,7 @@ def task_loss(logits: Tensor, batch: Batch, task: TaskKey, smoothing: float) -> 
     return F.cross_entropy(logits, batch.slots - task.first, label_smoothing=smoothing)
 
 
-def decayed(parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+def weight_decay_groups(parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
     """Parameter groups: weight decay on matrices and kernels alone, as in NEVIS'22."""
     groups = [{"params": [p for p in parameters if p.ndim > 1]}]
     rest = [p for p in parameters if p.ndim <= 1]
@@ -130,9 +134,10 @@ def decayed(parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
 
 
 class TaskLearner(Strategy):
-    """A learner that is told the task of every image, in training and at test time. Its ``net`` is called with both.
+    """A task-aware learner: its ``net`` is called with the images and the name of their task.
 
-    A subclass says what the network is, and where its weights come from; this trains and searches.
+    A subclass says what the network is, by default one backbone with a head for each task, and where its weights come
+    from; this class trains and searches.
 
     Args:
         search: See ``TaskRecipe``.
@@ -144,8 +149,12 @@ class TaskLearner(Strategy):
 
     def __init__(self, make_net: NetFactory, budget: Budget, *, search: Mapping[str, Any] = SEARCH) -> None:
         super().__init__(make_net, budget)
-        self.recipe = TaskRecipe.of(search, str(getattr(self, "name", type(self).__name__)))
+        self.recipe = TaskRecipe.of(search, method_name(self))
         self.searches = self.recipe.trials > 0
+
+    def build_net(self) -> nn.Module:
+        """One backbone, and a head for each task."""
+        return TaskNet(self.make_net("linear"))
 
     def grow(self, signature: Signature) -> None:
         assert signature.task is not None
@@ -154,6 +163,12 @@ class TaskLearner(Strategy):
 
     def grow_net(self, signature: Signature) -> None:
         self.net.open(self.task.name, self.task.classes)
+
+    def put_fresh_net(self) -> None:
+        """Let a fresh network answer for the task, where ``net`` is a ``TaskNets``."""
+        fresh = TaskNet(self.make_net("linear"))
+        fresh.open(self.task.name, self.task.classes)
+        self.net.put(self.task.name, fresh)
 
     def phases(self, experience: Experience) -> Iterator[Phase | Search]:
         """The search, or one phase without it."""
@@ -165,7 +180,7 @@ class TaskLearner(Strategy):
         yield Search("main", self.space(), recipe.trials, partial(self.phase, train), dev, refit)
 
     def space(self) -> dict[str, Range | Choice]:
-        """What is searched over."""
+        """Search space of the settings."""
         return self.recipe.space
 
     def phase(self, data: Samples, settings: Settings) -> Phase:
@@ -175,7 +190,7 @@ class TaskLearner(Strategy):
             "main",
             data,
             partial(self.loss_with, settings),
-            parameters=decayed(self.tuned()),
+            parameters=weight_decay_groups(self.tuned()),
             lr=settings.get("lr"),
             steps=self.recipe.steps,
             batch_size=self.recipe.batch_size or task_batch(len(data)),
@@ -183,7 +198,7 @@ class TaskLearner(Strategy):
         )
 
     def tuned(self) -> list[nn.Parameter]:
-        """What a task trains: its network's backbone and its head."""
+        """Parameters that a task trains: its network's backbone and its head."""
         net = self.net.of(self.task.name)
         return [*net.backbone.parameters(), *net.heads[self.task.name].parameters()]
 
@@ -192,14 +207,14 @@ class TaskLearner(Strategy):
         return self.loss_of(self.task, batch, settings)
 
     def loss_of(self, task: TaskKey, batch: Batch, settings: Settings) -> Tensor:
-        """The loss of a task's head on a batch of it."""
+        """The loss of a task's head on a batch of the task."""
         return task_loss(self.net(batch.images, task.name).logits, batch, task, settings["smoothing"])
 
     def losses_of(self, parts: Sequence[tuple[TaskKey, Batch]], settings: Settings) -> list[Tensor]:
         """The loss of each part of a mixed batch, by the head of its task, in one pass through the one backbone.
 
-        So batch norm meets the mixture in training as it does in the statistics that it stores; with a pass for each
-        task it would be trained with those of one task and tested with those of all.
+        Batch norm then sees the mixture in training, as it does in the statistics that it stores; with one pass for
+        each task it would be trained with statistics of one task and tested with those of all.
         """
         images = torch.cat([batch.images for _, batch in parts])
         outputs = self.net(images, {task.name: len(batch) for task, batch in parts})
@@ -208,6 +223,8 @@ class TaskLearner(Strategy):
             for (task, batch), output in zip(parts, outputs, strict=True)
         ]
 
-    def predict(self, images: Tensor, task: TaskKey) -> Tensor:  # type: ignore[override]
-        """Score the classes of one task: (N, C, H, W) float in [0, 1] to (N, task.classes)."""
-        return self.net(images, task.name).logits  # type: ignore[no-any-return]
+    def predict(self, images: Tensor, task: TaskKey | None = None) -> Tensor:
+        """Score the classes of the task, which must be given: (N, C, H, W) float in [0, 1] to (N, task.classes)."""
+        assert task is not None
+        logits: Tensor = self.net(images, task.name).logits
+        return logits

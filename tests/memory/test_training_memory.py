@@ -1,4 +1,4 @@
-"""Training memory by part of a network, on numbers done by hand (specification of EcoTTA, sections 6.1 and 11)."""
+"""Training memory by part of a network, on numbers done by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from cil.errors import BudgetExceeded, ConfigError
 from cil.memory import Budget, Entry, Ledger, Published, SavedBytes, TrainingMemory, measure_step, published
 from cil.memory.published_bytes import counting_inputs
-from cil.memory.training import OUTSIDE, Fitting, SavedByPart, Watch
+from cil.memory.training_memory import OUTSIDE, Fitting, ForwardTracker, SavedByPart
 
 DEVICES = pytest.mark.parametrize("device", ["cpu", "meta"])
 
@@ -130,7 +130,7 @@ def test_a_module_that_is_shared_goes_by_its_first_name_and_counts_once():
 
 def test_the_watch_leaves_no_hook_and_knows_who_is_outside_after_an_error():
     net = nn.Sequential(nn.Linear(4, 3))
-    with pytest.raises(RuntimeError), Watch({"net": net}) as watch:
+    with pytest.raises(RuntimeError), ForwardTracker({"net": net}) as watch:
         net(torch.zeros(2, 5))
     assert watch.running == OUTSIDE
     assert not net._forward_hooks and not net[0]._forward_pre_hooks and not net[0].weight._backward_hooks
@@ -140,7 +140,7 @@ def test_at_the_peak_only_what_was_kept_then_counts():
     """Two passes one after the other: the larger; what the smaller saved is gone, or not there yet."""
     net = nn.Linear(4, 3)
     for order in ((5, 2), (2, 5)):
-        with Watch({"net": net}) as watch, SavedByPart(watch, net.parameters()) as meter:
+        with ForwardTracker({"net": net}) as watch, SavedByPart(watch, net.parameters()) as meter:
             for count in order:
                 net(torch.zeros(count, 4)).square().sum().backward()
         assert sum(one.storage_bytes for one in meter.at_peak) == meter.peak == 5 * 4 * (4 + 3)

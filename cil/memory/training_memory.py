@@ -1,4 +1,4 @@
-"""Training memory: what one step holds, by part of the network, measured by hooks on the tensors that autograd saves.
+"""Training memory: bytes of one step by part of the network, measured with hooks on the tensors that autograd saves.
 
 This is the exact accounting; that of EcoTTA's table is in ``published_bytes``, and the two are never mixed.
 """
@@ -19,17 +19,17 @@ from cil.memory.meters import SavedBytes
 from cil.memory.published_bytes import Published
 from cil.memory.state import tensor_bytes
 
-OUTSIDE = "(outside)"  # of what no module's forward saved: losses, mostly
-STEP_KINDS = ("activations", "gradients", "optimizer")  # what a step adds to what is held anyway
+OUTSIDE = "(outside)"  # saved by no module's forward: losses, mostly
+STEP_KINDS = ("activations", "gradients", "optimizer")  # kinds that a step adds
 
 
 @dataclass(frozen=True)
 class SavedTensor:
-    """One tensor that autograd saved.
+    """A tensor that autograd saved.
 
     Attributes:
         part: Path of the innermost module whose forward was running; ``(outside)`` where none was.
-        place: Which storage it is a view of.
+        place: Identity of its storage.
         storage_bytes: Bytes of that storage, whole.
         logical_bytes: Bytes of the values saved.
     """
@@ -41,11 +41,11 @@ class SavedTensor:
     logical_bytes: int
 
 
-class Watch:
-    """Knows which module's forward is running, and which parameters were given a gradient. Use as a context.
+class ForwardTracker:
+    """Tracks the module whose forward is running, and the parameters that got a gradient. Use as a context.
 
     Args:
-        modules: By name; what is inside is called ``name.path``. A module with two paths goes by the first.
+        modules: By name; modules inside are called ``name.path``. A module with two paths goes by the first.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
@@ -59,24 +59,24 @@ class Watch:
         """Path of the innermost module."""
         return self._running[-1] if self._running else OUTSIDE
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ForwardTracker:
         seen: set[int] = set()
         for root, whole in self.modules.items():
             for path, module in whole.named_modules(memo=None):
                 if id(module) not in seen:
                     seen.add(id(module))
                     name = f"{root}.{path}" if path else root
-                    self._hold(module.register_forward_pre_hook(partial(self._enter, name)))
-                    self._hold(module.register_forward_hook(self._leave, always_call=True))
+                    self._remove_later(module.register_forward_pre_hook(partial(self._enter, name)))
+                    self._remove_later(module.register_forward_hook(self._leave, always_call=True))
             for parameter in whole.parameters():
                 if parameter.requires_grad:
-                    self._hold(parameter.register_hook(partial(self._grade, parameter)))
+                    self._remove_later(parameter.register_hook(partial(self._grade, parameter)))
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def _hold(self, handle: Any) -> None:
+    def _remove_later(self, handle: Any) -> None:
         self._stack.callback(handle.remove)
 
     def _enter(self, name: str, module: nn.Module, inputs: Any) -> None:
@@ -91,32 +91,32 @@ class Watch:
 
 
 class SavedByPart(SavedBytes):
-    """``SavedBytes`` that knows whose forward saved what, at the end and at the peak.
+    """``SavedBytes`` by the module that saved, at the end and at the peak.
 
     Args:
-        watch: Entered around it.
-        exclude: As of ``SavedBytes``.
+        tracker: Entered around it.
+        exclude: Tensors that exist anyway.
     """
 
-    def __init__(self, watch: Watch, exclude: Iterable[Tensor] = ()) -> None:
+    def __init__(self, tracker: ForwardTracker, exclude: Iterable[Tensor] = ()) -> None:
         super().__init__(exclude)
-        self._watch = watch
+        self._tracker = tracker
         self._alive: dict[int, SavedTensor] = {}
         self._at_peak: list[SavedTensor] = []
-        self._stale = False  # whether more was saved since the peak was looked at
+        self._stale = False  # more was saved since ``_at_peak`` was updated
         self.saved: list[SavedTensor] = []
 
     def _note(self, tensor: Tensor, place: int) -> int:
         dtype = str(tensor.dtype).removeprefix("torch.")
-        one = SavedTensor(self._watch.running, place, dtype, self._seen[place], tensor_bytes(tensor))
+        one = SavedTensor(self._tracker.running, place, dtype, self._seen[place], tensor_bytes(tensor))
         self._alive[len(self.saved)] = one
         self.saved.append(one)
         self._stale = self._stale or self._now == self.peak
         return len(self.saved) - 1
 
-    def _let_go(self, place: int, note: Any) -> None:
+    def _release(self, place: int, note: Any) -> None:
         self._look()
-        super()._let_go(place, note)
+        super()._release(place, note)
         self._alive.pop(note)
 
     def _look(self) -> None:
@@ -125,18 +125,18 @@ class SavedByPart(SavedBytes):
 
     @property
     def at_peak(self) -> list[SavedTensor]:
-        """What was kept when most was."""
+        """Tensors saved at the moment of the peak."""
         self._look()
         return self._at_peak
 
 
 @dataclass(frozen=True)
-class Part:
+class PartBytes:
     """Bytes of one part of the network in a step.
 
     Attributes:
-        activations: Storages saved for backward that this part was the first to save.
-        logical: Of the values saved, those of one storage as often as they were saved.
+        activations: Storages saved for backward, each counted for the part that saved it first.
+        logical: Bytes of the values saved, counted at each saving.
         entries: Tensors saved, parameters and buffers left out.
     """
 
@@ -152,21 +152,21 @@ class Part:
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """What one training or adaptation step holds.
+    """Bytes of one training or adaptation step.
 
     Attributes:
-        kinds: Bytes by kind of the ledger, all that is held when most is.
-        parts: The same by part of the network, as far as it belongs to a module or was saved for backward.
+        kinds: Bytes by kind of the ledger, at the peak.
+        parts: The same by part of the network, for tensors of a module or saved for backward.
         dtypes: Bytes saved for backward, by type.
         batch_size: Images of the step.
-        device: What it was measured on: ``meta`` or ``cpu``.
-        where: Of what step it is, in words.
+        device: Device of the measurement: ``meta`` or ``cpu``.
+        where: The step, in words.
         published: The other accounting; None where it was not asked for.
-        refused: Why ``meta`` would not do.
+        refused: Reason why ``meta`` could not be used.
     """
 
     kinds: Mapping[str, int]
-    parts: tuple[Part, ...]
+    parts: tuple[PartBytes, ...]
     dtypes: Mapping[str, int]
     batch_size: int = 0
     device: str = ""
@@ -195,24 +195,26 @@ class TrainingMemory:
         return sum(part.entries for part in self.parts)
 
     def describe(self) -> str:
-        """Kinds and bytes for messages: what the step adds first, then the largest."""
+        """Kinds and bytes for messages: those that the step adds first, then the largest."""
         rest = sorted((kind for kind in self.kinds if kind not in STEP_KINDS), key=lambda kind: -self.kinds[kind])
         return ", ".join(f"{kind} {self.kinds.get(kind, 0):,}" for kind in (*STEP_KINDS, *rest))
 
-    def at_depth(self, depth: int) -> tuple[Part, ...]:
-        """The parts, those whose paths agree in the first ``depth`` names as one."""
-        groups: dict[str, list[Part]] = {}
+    def at_depth(self, depth: int) -> tuple[PartBytes, ...]:
+        """The parts, merged by the first ``depth`` names of their paths."""
+        groups: dict[str, list[PartBytes]] = {}
         for part in self.parts:
             groups.setdefault(".".join(part.name.split(".")[:depth]), []).append(part)
-        columns = [name for name in Part.__dataclass_fields__ if name != "name"]
+        columns = [name for name in PartBytes.__dataclass_fields__ if name != "name"]
         return tuple(
-            Part(name, **{key: sum(getattr(part, key) for part in group) for key in columns})
+            PartBytes(name, **{key: sum(getattr(part, key) for part in group) for key in columns})
             for name, group in groups.items()
         )
 
 
-def parts_of(watch: Watch, saved: Iterable[SavedTensor], optimizer: Mapping[int, int]) -> tuple[Part, ...]:
-    """A row for each module that has or saved something itself, in order of definition; ``(outside)`` last.
+def bytes_by_part(
+    tracker: ForwardTracker, saved: Iterable[SavedTensor], optimizer: Mapping[int, int]
+) -> tuple[PartBytes, ...]:
+    """A row for each module that has or saved tensors itself, in order of definition; ``(outside)`` last.
 
     Args:
         saved: Tensors saved for backward, in order: the first of a storage has its bytes.
@@ -228,7 +230,7 @@ def parts_of(watch: Watch, saved: Iterable[SavedTensor], optimizer: Mapping[int,
         for key, value in bytes_.items():
             row(name)[key] = row(name).get(key, 0) + value
 
-    for root, whole in watch.modules.items():
+    for root, whole in tracker.modules.items():
         for path, module in whole.named_modules():
             name = f"{root}.{path}" if path else root
             row(name)
@@ -238,7 +240,7 @@ def parts_of(watch: Watch, saved: Iterable[SavedTensor], optimizer: Mapping[int,
                         seen.add(id(tensor))
                         add(name, **{kind: tensor_bytes(tensor)})
                         add(name, optimizer=optimizer.get(id(tensor), 0))
-                        add(name, gradients=tensor_bytes(tensor) if id(tensor) in watch.graded else 0)
+                        add(name, gradients=tensor_bytes(tensor) if id(tensor) in tracker.graded else 0)
     places: set[int] = set()
     for one in saved:
         fresh = one.place not in places
@@ -246,10 +248,10 @@ def parts_of(watch: Watch, saved: Iterable[SavedTensor], optimizer: Mapping[int,
         add(one.part, activations=one.storage_bytes if fresh else 0, logical=one.logical_bytes, entries=1)
     outside = rows.pop(OUTSIDE, None)
     found = [*rows.items(), *([(OUTSIDE, outside)] if outside is not None else [])]
-    return tuple(Part(name, **values) for name, values in found if any(values.values()))
+    return tuple(PartBytes(name, **values) for name, values in found if any(values.values()))
 
 
-def dtypes_of(saved: Iterable[SavedTensor]) -> dict[str, int]:
+def bytes_by_dtype(saved: Iterable[SavedTensor]) -> dict[str, int]:
     """Bytes saved by type, each storage once."""
     places, sums = set(), dict[str, int]()
     for one in saved:
@@ -259,8 +261,8 @@ def dtypes_of(saved: Iterable[SavedTensor]) -> dict[str, int]:
     return sums
 
 
-def by_kind(kinds: Mapping[str, int]) -> dict[str, int]:
-    """In the ledger's order, those that are there."""
+def in_ledger_order(kinds: Mapping[str, int]) -> dict[str, int]:
+    """The kinds present, in the ledger's order."""
     return {kind: kinds[kind] for kind in KINDS if kinds.get(kind)}
 
 
@@ -270,7 +272,7 @@ def held_tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
 
 
 def optimizer_bytes(optimizer: Optimizer | None) -> dict[int, int]:
-    """Bytes of an optimizer's state by ``id`` of the parameter; counts of steps are part of it."""
+    """Bytes of an optimizer's state by ``id`` of the parameter, counts of steps included."""
     if optimizer is None:
         return {}
     return {
@@ -285,11 +287,11 @@ def measure_step(
     optimizer: Optimizer | None = None,
     exclude: Iterable[Tensor] = (),
 ) -> TrainingMemory:
-    """One step of any network: forward, backward, and a step of the optimizer where one is given.
+    """Bytes of a step of any network: forward, backward, and a step of the optimizer where one is given.
 
     Args:
-        modules: What is trained, and what else is held; a network alone goes by the name ``net``.
-        loss: Runs the forward pass and gives a number. On ``meta`` nothing is computed and the bytes are the same but
+        modules: Trained modules, and others that are held; a network alone goes by the name ``net``.
+        loss: Runs the forward pass and returns a number. On ``meta`` nothing is computed and the bytes are the same but
             for batch normalisation in evaluation mode, which saves two empty vectors on the CPU and two of C values on
             ``meta``.
         optimizer: Its state after the step is counted.
@@ -303,30 +305,30 @@ def measure_step(
     """
     named = {"net": modules} if isinstance(modules, nn.Module) else dict(modules)
     held = held_tensors(named.values())
-    with Watch(named) as watch:
-        with SavedByPart(watch, [*held, *exclude]) as meter:
+    with ForwardTracker(named) as tracker:
+        with SavedByPart(tracker, [*held, *exclude]) as meter:
             result = loss()
         if result.requires_grad:
             result.backward()
         if optimizer is not None:
             optimizer.step()
     state = optimizer_bytes(optimizer)
-    parts = parts_of(watch, meter.saved, state)
+    parts = bytes_by_part(tracker, meter.saved, state)
     kinds = {key: sum(getattr(part, key) for part in parts) for key in ("parameters", "buffers", "gradients")}
     kinds |= {"optimizer": sum(state.values()), "activations": meter.bytes}
     device = "meta" if any(tensor.is_meta for tensor in held) else "cpu"
-    return TrainingMemory(by_kind(kinds), parts, dtypes_of(meter.saved), device=device)
+    return TrainingMemory(in_ledger_order(kinds), parts, bytes_by_dtype(meter.saved), device=device)
 
 
-# a budget -------------------------------------------------------------------------------------------------------------
+# under a limit --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Fitting:
-    """The largest batch that a limit allows, by steps measured at a few sizes.
+    """Search for the largest batch that a limit allows, by steps measured at a few sizes.
 
     Args:
-        measure: Batch size to what a step of it holds.
+        measure: Batch size to the bytes of a step.
         limit: Bytes.
     """
 
@@ -335,7 +337,7 @@ class Fitting:
     _found: dict[int, TrainingMemory] = field(default_factory=dict)
 
     def at(self, size: int) -> TrainingMemory:
-        """What a step of ``size`` images holds."""
+        """Memory of a step of ``size`` images."""
         if size not in self._found:
             self._found[size] = self.measure(size)
         return self._found[size]
@@ -343,8 +345,8 @@ class Fitting:
     def largest(self, below: int, least: int = 2) -> int | None:
         """The largest size from ``least`` up to ``below`` - 1 that fits; None where none does.
 
-        Bytes grow with the size; the first guess is that they do so evenly. Two images are the least, as batch
-        statistics of one are undefined in some networks.
+        Bytes grow with the size; guesses assume that they do so linearly. Batch statistics of a single image are
+        undefined in some networks, hence two images at least.
         """
         if below <= least or self.at(least).total > self.limit:
             return None

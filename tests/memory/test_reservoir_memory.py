@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cil.errors import ShapeError, StateError
-from cil.memory import OnlineMemory, greedily_balanced, reservoir_places
+from cil.memory import ReservoirMemory, greedily_balanced, reservoir_places
 
 SHAPE = (3, 12, 12)
 
@@ -63,15 +63,15 @@ def test_item_n_takes_place_r_where_r_from_0_to_n_is_below_the_capacity():
 CODECS = ["raw", "downsample:4", "jpeg:60"]
 
 
-def memory_of(codec: str = "raw") -> OnlineMemory:
-    return OnlineMemory(codec, {"logits": "replay_logits"})
+def memory_of(codec: str = "raw") -> ReservoirMemory:
+    return ReservoirMemory(codec, {"logits": "replay_logits"})
 
 
-def stored(memory: OnlineMemory) -> dict[str, torch.Tensor]:
+def stored(memory: ReservoirMemory) -> dict[str, torch.Tensor]:
     return {name: tensor for name, (tensor, _) in memory.tensors(9).items()}
 
 
-def same(one: OnlineMemory, other: OnlineMemory) -> bool:
+def same(one: ReservoirMemory, other: ReservoirMemory) -> bool:
     a, b = stored(one), stored(other)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
@@ -138,7 +138,7 @@ def test_saved_and_loaded_at_any_step_it_goes_on_the_same(codec):
 
 
 def test_what_was_drawn_or_handed_out_does_not_change_with_later_exchanges():
-    memory = OnlineMemory()
+    memory = ReservoirMemory()
     none = torch.empty(0).long()
     memory.exchange(none, images(1, 2, 3), torch.tensor([0, 0, 1]))
     all_, some = memory.samples(), memory[torch.tensor([0, 2])]
@@ -163,7 +163,7 @@ def test_thinned_it_holds_any_exemplar_with_the_same_probability():
     times = torch.zeros(5)
     pixels = images(0, 1, 2, 3, 4)
     for key in range(2000):
-        memory = OnlineMemory()
+        memory = ReservoirMemory()
         memory.exchange(torch.empty(0).long(), pixels, torch.tensor([0, 0, 0, 1, 1]))
         memory.thin(2, keyed(key))
         assert len(memory) == 2

@@ -1,4 +1,4 @@
-"""Memories that are filled while the stream passes: item by item, by chance or greedily by class."""
+"""Memories that are filled item by item while the stream passes: reservoirs, and greedily balanced ones."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from cil.memory.exemplars import EncodedStore, ExemplarMemory
 
 
 @dataclass
-class _Open:
-    """Exemplars in no order, with places to spare, so that to exchange a few costs as much as they weigh.
+class _Unordered:
+    """Exemplars without order, with spare places, so that exchanging a few is cheap.
 
     Attributes:
         pixels: (P, C, H, W) uint8, decoded.
-        codes: The bytes of each place, where the codec loses something: nothing is encoded twice. Else None.
+        codes: Bytes of each place under a lossy codec, so that nothing is encoded twice; else None.
         extras: Side data by name, each (P, ...).
         order: (M,) the place of each exemplar.
     """
@@ -30,7 +30,7 @@ class _Open:
     order: Tensor
 
     def enlarge(self, places: int) -> None:
-        """Have at least so many places: twice as many as before, where there are too few."""
+        """Have at least so many places; the number doubles at least."""
         if places <= len(self.pixels):
             return
         more = max(places, 2 * len(self.pixels)) - len(self.pixels)
@@ -41,15 +41,15 @@ class _Open:
             self.codes += [self.pixels.new_empty(0)] * more
 
 
-class OnlineMemory(ExemplarMemory):
+class ReservoirMemory(ExemplarMemory):
     """An exemplar memory in which exemplars are exchanged one by one in the course of training.
 
-    Exemplars are class by class, within a class in the order of arrival; that order, and so whatever is drawn by row
-    number, is the same after the memory was saved and loaded. ``exchange`` and ``memory[rows]`` cost as much as the
-    rows they are asked for; all else first puts the memory in order, which copies it once.
+    Exemplars are class by class, within a class in the order of arrival; that order, and so each draw by row number, is
+    the same after saving and loading. ``exchange`` and ``memory[rows]`` cost in proportion to their rows; everything
+    else first puts the memory in order, which copies it once.
 
     Args:
-        codec, extras, extra_bytes: As of ``ExemplarMemory``.
+        codec, extras, extra_bytes: See ``ExemplarMemory``.
     """
 
     def __init__(self, codec: str = "raw", extras: Mapping[str, str] | None = None, extra_bytes: int = 0) -> None:
@@ -57,15 +57,15 @@ class OnlineMemory(ExemplarMemory):
 
     def _clear(self) -> None:
         super()._clear()
-        self._open: _Open | None = None
+        self._unordered: _Unordered | None = None
 
     def __getitem__(self, rows: Tensor) -> Samples:
-        """The exemplars of some rows (n,), copied: later exchanges do not show in them."""
-        if self._open is None:
+        """The exemplars of some rows (n,), copied, so that later exchanges do not change them."""
+        if self._unordered is None:
             return self.samples()[rows]
-        places = self._open.order[rows]
-        extras = {name: values[places] for name, values in self._open.extras.items()}
-        return Samples(ArrayStore(self._open.pixels[places]), self._slots[rows], extras=extras)
+        places = self._unordered.order[rows]
+        extras = {name: values[places] for name, values in self._unordered.extras.items()}
+        return Samples(ArrayStore(self._unordered.pixels[places]), self._slots[rows], extras=extras)
 
     def exchange(
         self, leaving: Tensor, pixels: Tensor, slots: Tensor, extras: Mapping[str, Tensor] | None = None
@@ -76,13 +76,14 @@ class OnlineMemory(ExemplarMemory):
             leaving: (k,) row numbers, no two the same.
             pixels: (n, C, H, W) uint8.
             slots: (n,).
-            extras: Side data, all that this memory stores, each (n, ...).
+            extras: All side data of this memory, each (n, ...).
 
         Returns:
-            (M + n,) the row that each has now, of the M that were held and then of those that came; -1: it left.
+            (M + n,) the new row of the M exemplars that were held and then of the n new ones; -1: it left.
 
         Raises:
-            ShapeError: where numbers of rows or shapes differ. StateError: where side data are missing.
+            ShapeError: where numbers of rows or shapes differ.
+            StateError: where side data are missing.
         """
         given, count = dict(extras or {}), len(pixels)
         missing = self.extra_kinds.keys() - given.keys()
@@ -96,7 +97,7 @@ class OnlineMemory(ExemplarMemory):
             self._keep(staying)
             return torch.where(staying, staying.cumsum(0) - 1, -1)
         pixels = pixels.cpu()
-        work = self._opened(pixels, given)
+        work = self._make_unordered(pixels, given)
         free = work.order[~staying]
         if count > len(free):
             work.enlarge(held - len(free) + count)
@@ -120,53 +121,53 @@ class OnlineMemory(ExemplarMemory):
         return now
 
     def rewrite(self, rows: Tensor, extras: Mapping[str, Tensor]) -> None:
-        """Put other side data, all that this memory stores, each (n, ...), beside the exemplars of some rows (n,)."""
+        """Replace the side data (n, ...), all of this memory, of some rows (n,)."""
         if not len(rows):
             return
         given = dict(extras)
-        work = self._opened(self[rows[:0]].pixels, given)
+        work = self._make_unordered(self[rows[:0]].pixels, given)
         for name, values in given.items():
             column = work.extras[name]
             column[work.order[rows]] = values.detach().to("cpu", column.dtype)
 
     def thin(self, count: int, generator: torch.Generator) -> None:
-        """Keep ``count`` exemplars at most, any of them equally likely: a uniform sample stays one."""
+        """Keep at most ``count`` exemplars, all equally likely: a uniform sample stays one."""
         if len(self) > count:
             self._keep(_mask(torch.randperm(len(self), generator=generator)[:count], len(self)))
 
     def pad(self, name: str, width: int, value: float) -> None:
         """Widen the side data ``name`` (M, w) to ``width`` columns, the new ones filled with ``value``."""
-        self._settle()
+        self._restore_order()
         if len(self):
             old = self._extras[name]
             self._extras[name] = torch.nn.functional.pad(old, (0, width - old.shape[1]), value=value)
             self._cache = None
 
-    # open and in order ----------------------------------------------------------------------------------------------
+    # unordered and in order -----------------------------------------------------------------------------------------
 
-    def _opened(self, pixels: Tensor, extras: Mapping[str, Tensor]) -> _Open:
+    def _make_unordered(self, pixels: Tensor, extras: Mapping[str, Tensor]) -> _Unordered:
         shape = _shape(pixels)
         if len(self) and shape != self._shape:
             raise ShapeError(f"images of shape {shape} cannot join exemplars of shape {self._shape}")
         for name in self.extra_kinds if len(self) else ():
-            own = (self._extras if self._open is None else self._open.extras)[name]
+            own = (self._extras if self._unordered is None else self._unordered.extras)[name]
             if own.shape[1:] != extras[name].shape[1:]:
                 raise ShapeError(f"{name} of shape {tuple(extras[name].shape[1:])} beside {tuple(own.shape[1:])}")
-        if self._open is None:
+        if self._unordered is None:
             self._shape = shape
             store = self._store()
             codes = None if self.codec.lossless else list(store.data.split(store.sizes.tolist())) if len(self) else []
             side = self._extras if len(self) else {name: extras[name][:0].detach().cpu() for name in self.extra_kinds}
             side = {name: values.clone() for name, values in side.items()}
-            self._open = _Open(store.tensor.clone(), codes, side, torch.arange(len(self)))
+            self._unordered = _Unordered(store.tensor.clone(), codes, side, torch.arange(len(self)))
             self._cache = None
-        return self._open
+        return self._unordered
 
-    def _settle(self) -> None:
-        """Put everything in order again, as ``ExemplarMemory`` holds it."""
-        if self._open is None:
+    def _restore_order(self) -> None:
+        """Restore the order in which ``ExemplarMemory`` holds exemplars."""
+        if self._unordered is None:
             return
-        work, self._open = self._open, None
+        work, self._unordered = self._unordered, None
         if work.codes is not None:
             codes = [work.codes[place] for place in work.order.tolist()]
             self._data = torch.cat(codes)
@@ -177,39 +178,39 @@ class OnlineMemory(ExemplarMemory):
         self._cache = None
 
     def samples(self) -> Samples:
-        self._settle()
+        self._restore_order()
         return super().samples()
 
     def replace(self, groups: list[Samples]) -> None:
-        self._settle()
+        self._restore_order()
         super().replace(groups)
 
     def tensors(self, num_classes: int) -> dict[str, tuple[Tensor, str]]:
-        self._settle()
+        self._restore_order()
         return super().tensors(num_classes)
 
     def _store(self) -> EncodedStore:
-        self._settle()
+        self._restore_order()
         return super()._store()
 
     def _keep(self, which: Tensor) -> None:
-        self._settle()
+        self._restore_order()
         super()._keep(which)
 
     def fit(self, capacity: int) -> None:
-        self._settle()
+        self._restore_order()
         super().fit(capacity)
 
     def _side_kinds(self) -> list[tuple[str, int]]:
-        self._settle()
+        self._restore_order()
         return super()._side_kinds()
 
 
 def reservoir_places(held: int, seen: int, count: int, capacity: int, generator: torch.Generator) -> Tensor:
-    """Where each of ``count`` items goes: (count,) places, -1 for none.
+    """Place of each of ``count`` items: (count,), -1 for none.
 
     While fewer than ``capacity`` are held an item takes the next place. After that item N, counted from 0 over all
-    that was ever offered, draws r from 0..N and takes place r if r < capacity. After N items in all, each of them is
+    items ever offered, draws r from 0..N and takes place r if r < capacity. After N items in all, each of them is
     held with probability capacity / N.
 
     Args:
@@ -228,7 +229,7 @@ def reservoir_places(held: int, seen: int, count: int, capacity: int, generator:
 def greedily_balanced(
     held: Sequence[int], arriving: Sequence[int], capacity: int, num_classes: int, generator: torch.Generator
 ) -> list[int]:
-    """Which of the exemplars held and the items that arrive, one after the other, are held at the end.
+    """Rows of the exemplars held and of the items that arrive, one after the other, that are held at the end.
 
     An item is taken if its class has fewer than capacity / num_classes exemplars; where the memory is full, one drawn
     from the largest class (of several the first by number) makes room.
