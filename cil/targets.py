@@ -72,6 +72,24 @@ def made(config: Any, key: str = "") -> Any:
     return config
 
 
+def refuse_targets(content: Any, where: str) -> None:
+    """Refuse data from a file that name something to import: a record, a manifest and the like are never run.
+
+    Raises:
+        ConfigError: naming ``where`` and the key.
+
+    >>> refuse_targets({"stream": {"builder": "class_incremental", "base": 0}}, "record.json")
+    """
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            if key in (TARGET, PARTIAL):
+                raise ConfigError(f"{where} has {key}={value!r}: what a file names is not imported, and not called")
+            refuse_targets(value, f"{where}: {key}")
+    elif isinstance(content, list | tuple):
+        for item in content:
+            refuse_targets(item, where)
+
+
 def described(value: Any) -> Any:
     """Plain data that say what ``value`` is: the inverse of ``made`` for partials, classes and functions.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,11 @@ from cil.engine.learners import Learners
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, ResumeError, StreamError
 from cil.memory import Budget
-from cil.strategies import Strategy, find
+from cil.strategies import Strategy, find, names
 from cil.streams import Signature, Stream, TaskKey
-from cil.targets import TARGET, made, resolve
+from cil.targets import PARTIAL, TARGET, check_arguments, refuse_targets
 from cil.tracking import Record
+from cil.tracking.record import RECORD
 
 
 class Trained(nn.Module):
@@ -141,7 +142,7 @@ def _learners(record: Record, strategy: Any, device: str, experience: int | None
     index = done - 1 if experience is None else experience
     if not 0 <= index < done:
         raise ConfigError(f"experience {index} of {record.directory} is not there; it has 0 to {done - 1}")
-    make = _strategy(identity["config"]["strategy"]) if strategy is None else strategy
+    make = _strategy(record) if strategy is None else strategy
     make = find(make) if isinstance(make, str) else make
     nets = {key: value for key, value in identity["networks"].items() if key != "weights_sha256"}
     if not checkpoints.state(index).references:  # all weights are in the checkpoint
@@ -154,22 +155,34 @@ def _learners(record: Record, strategy: Any, device: str, experience: int | None
     return Learners(make, factory, Budget(**terms), signatures, runtime, identity["seed"]), index, checkpoints
 
 
-def _strategy(config: Any) -> Any:
-    """The strategy that a record names. A record is data: it may name a strategy and plain values, and nothing to call.
+def _strategy(record: Record) -> Any:
+    """The strategy of a record. A record is data: it names what is registered, or what the caller has imported.
 
     Raises:
-        ConfigError: where it names anything else.
+        ConfigError: where it names anything else, or arguments that would have to be called.
     """
+    config, name = record.identity["config"]["strategy"], str(record.identity.get("strategy"))
     if isinstance(config, str):
         return find(config)
-    plain = json.dumps({key: value for key, value in dict(config).items() if key != TARGET})
-    kind = resolve(config[TARGET], f"strategy.{TARGET}")
-    if TARGET in plain or not (isinstance(kind, type) and issubclass(kind, Strategy)):
-        raise ConfigError(
-            f"the record's strategy is {config[TARGET]}, which is no strategy or has arguments to call; give "
-            f"load(run_dir, strategy=...)"
-        )
-    return made(config, "strategy")
+    where = f"{record.directory}/{RECORD}: config.strategy"
+    given = {key: value for key, value in dict(config).items() if key not in (TARGET, PARTIAL)}
+    refuse_targets(given, where)
+    target = str(config.get(TARGET)).replace(":", ".")
+    for kind in ((find(name),) if name in names() else ()) + (_imported(target),):
+        if kind is not None and f"{kind.__module__}.{kind.__qualname__}" == target:
+            check_arguments(kind, given, "strategy")
+            return partial(kind, **given)
+    raise ConfigError(
+        f"{where} is {target}, which is no registered strategy, and code is never imported because a record names it; "
+        f"say it yourself: load(run_dir, strategy=...), or strategy=module:Class on the command line"
+    )
+
+
+def _imported(target: str) -> type[Strategy] | None:
+    """The strategy class of that name, if this process has imported its module already."""
+    module, _, name = target.rpartition(".")
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind if isinstance(kind, type) and issubclass(kind, Strategy) else None
 
 
 def _signature(facts: dict[str, Any]) -> Signature:

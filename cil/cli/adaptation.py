@@ -89,13 +89,13 @@ def refuse_unread(job: Job, kind: Any) -> None:
 
 
 def _refuse_strategies(job: Job) -> None:
-    """What is said of a strategy would be read by nobody."""
+    """What is said of a strategy would be read by nobody, but for the class of the run that is adapted."""
     for item in job.overrides:
         key = key_of(item)
-        if key.partition(".")[0] == "strategy":
+        if key.partition(".")[0] == "strategy" and not (key == "strategy" and ":" in item):
             raise ConfigError(
                 f"{item} with adapter={job.choices['adapter']}: an adaptation run has no strategy; source=RUN_DIR "
-                f"names a finished run of one"
+                f"names a finished run of one (strategy=module:Class its class, where that is not registered)"
             )
 
 

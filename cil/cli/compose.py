@@ -32,6 +32,7 @@ OPTIONS = (  # of Hydra
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--experimental-rerun")
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what --info may be followed by
 CODE = {"strategy": "cil.strategies", "adapter": "cil.adapters"}  # groups whose files a class may stand for
+CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class
 SHIFTING_SCALES = {"quick": "_quick_shifts"}
 INSTEAD = {  # what is said on the command line: what a recipe may have said of the same
     "optimizer": ("optimizer", "trainer.first.lr", "trainer.first.weight_decay"),
@@ -303,13 +304,30 @@ def _named(overrides: Sequence[str], group: str) -> Iterator[str]:
 
 def _code_of(name: str, group: str, points: str) -> str | None:
     """Where the class is of a strategy or adapter without a file: an entry point, or ``module:Class`` itself."""
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
-        if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))  # an own idea in the folder one stands in
+    if CLASS.fullmatch(name):
+        _find_here()
         return name
     if name in group_choices(group):
         return None
     return next((p.value for p in plugin_points() if p.group == points and p.name == name), None)
+
+
+def own_class(name: str, key: str) -> Any:
+    """The class that ``module:Class`` names on a command line.
+
+    Raises:
+        ConfigError: where it has another form, or cannot be imported.
+    """
+    if not CLASS.fullmatch(name):
+        raise ConfigError(f"{key} is {name}; it must be module:Class, as in {key}=my_idea:MyStrategy")
+    _find_here()
+    return resolve(name, key)
+
+
+def _find_here() -> None:
+    """Let modules in the working directory be imported: an own idea in the folder one stands in."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def _node_of(target: str, group: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from cil.cli import environment
 from cil.cli.show import split_options
 from cil.errors import ConfigError
+from cil.targets import refuse_targets
 
 HELP = """
 usage: cil evaluate RUN_DIR [stream.key=value ...] [--experience N] [--device cpu] [--json]
@@ -19,6 +20,7 @@ with changes: other data of the same classes and image size, fewer test images..
   cil evaluate runs/mnist5k_b0_inc2/icarl-200exemplars-s0-0a1b2c3d4e5f
   cil evaluate RUN_DIR stream.dataset=mnist --json
 
+  strategy=module:Class   the class of a run whose strategy is not registered: a record alone never imports code
   --experience N   the state after experience N (from 0); earlier ones need checkpoint.keep=all
 """
 
@@ -35,13 +37,16 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--experience is {options['--experience']}; it must be a whole number from 0")
     environment.prepare()
     from cil.cli.build import build_stream
+    from cil.cli.compose import own_class
     from cil.tracking import Record
     from cil.trained import evaluate
 
     record = Record.load(paths[0])
-    stream: Any = build_stream(changed(record, [item for item in rest if item != paths[0]]))
+    own = [item for item in rest if item.startswith("strategy=")]
+    strategy = own_class(own[-1].partition("=")[2], "strategy") if own else None
+    stream: Any = build_stream(changed(record, [item for item in rest if item not in (paths[0], *own)]))
     experience = int(options["--experience"]) if options["--experience"] else None
-    found = evaluate(paths[0], stream, experience=experience, device=options["--device"])
+    found = evaluate(paths[0], stream, strategy=strategy, experience=experience, device=options["--device"])
     print(json.dumps(found, indent=1) if as_json else text(record, stream.name, found))
     return 0
 
@@ -56,6 +61,9 @@ def changed(record: Any, overrides: Sequence[str]) -> dict[str, Any]:
     if "builder" not in (config.get("stream") or {}):
         raise ConfigError(f"{record.directory} was made in Python; evaluate it there: cil.evaluate(run_dir, stream)")
     stream = dict(config["stream"])
+    refuse_targets(stream, f"{record.directory}/record.json: config.stream")
+    if not isinstance(stream["builder"], str):
+        raise ConfigError(f"{record.directory}/record.json: config.stream.builder is no name of a registered stream")
     whole: dict[str, Any] = {"stream": stream, "data_root": None}
     with explained(overrides, lambda _: whole):
         parsed = OverridesParser.create().parse_overrides(list(overrides))

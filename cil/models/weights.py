@@ -89,6 +89,8 @@ def _read(mark: tuple[str, int, int]) -> tuple[dict[str, Tensor], str]:
         tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     except Exception as error:  # each format has its own kinds
         reason = str(error).strip().partition("\n")[0]
+        if type(error).__name__ == "UnpicklingError":  # torch tells how to read it without the safeguard
+            reason = "it holds pickled objects, which are never read; save its tensors with safetensors"
         raise ConfigError(f"{path} is not a safetensors file or a torch file of plain tensors: {reason}") from error
     named = {name.removeprefix("module."): value for name, value in tensors.items()}
     return {name: value for name, value in named.items() if not name.endswith("num_batches_tracked")}, padding
