@@ -11,6 +11,18 @@ class Classes:
     name: ClassVar[str] = "classes"
     learner: ClassVar[str] = "strategy"
 
+    def identity_type(self) -> type:
+        """What makes a run of this kind that run."""
+        from cil.kinds.classes.record_types import ClassIdentity
+
+        return ClassIdentity
+
+    def results_type(self) -> type:
+        """What a record of this kind has as results."""
+        from cil.kinds.classes.record_types import ClassResults
+
+        return ClassResults
+
     def work(self, **parts: Any) -> Any:
         """The work of a run; ``parts`` as ``ClassWork`` takes them."""
         from cil.kinds.classes.work import ClassWork
