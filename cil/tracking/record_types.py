@@ -6,9 +6,9 @@ run which has not finished lacks results.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NotRequired
 
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 Scores = list[float | None]  # percent
 

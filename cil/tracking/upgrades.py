@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 SCHEMA_VERSION = 2
-PARTS = ("identity", "results")
 
 
 def upgraded(content: dict[str, Any]) -> dict[str, Any]:
@@ -22,15 +21,14 @@ def upgraded(content: dict[str, Any]) -> dict[str, Any]:
 
 def _say_the_kind(content: dict[str, Any]) -> dict[str, Any]:
     """Version 1 to 2: ``identity.kind`` of every run, and what the first releases did not write."""
-    identity, results = ({**part} if isinstance(part := content.get(key), dict) else part for key in PARTS)
-    known: Collection[str] = results if isinstance(results, dict) else ()
+    identity, results = content.get("identity"), content.get("results")
     if isinstance(identity, dict):
         stream, budget = identity.get("stream"), identity.get("budget")
-        told = isinstance(stream, dict) and stream.get("tasks")
-        identity = {"kind": "tasks" if told or "events" in known else "classes", **identity}
+        told = (isinstance(stream, dict) and stream.get("tasks")) or (isinstance(results, dict) and "events" in results)
+        identity = {"kind": "tasks" if told else "classes", **identity}
         if isinstance(budget, dict):
             identity["budget"] = {"flops": None, "updates": None, **budget}
-    if "given_up" in known:  # a strategy's
+    if isinstance(results, dict) and "given_up" in results:  # a strategy's
         results = {"peak_parameters": None, **results}
     return {**content, "identity": identity, "results": results}
 

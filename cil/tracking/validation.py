@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_type_hints
 
 from cil import plugins
 from cil.errors import ConfigError
@@ -23,6 +23,8 @@ Place = tuple[str | int, ...]
 class RecordedKind(Protocol):
     """The part of a kind of run that says what its records hold; ``cil.kinds`` has the whole protocol."""
 
+    name: ClassVar[str]
+
     def identity_type(self) -> type:
         """TypedDict of what makes a run of this kind that run; its ``kind`` is the literal name."""
         ...
@@ -34,16 +36,19 @@ class RecordedKind(Protocol):
 
 def content_type(kind: RecordedKind, finished: bool) -> type:
     """TypedDict of ``record.json`` of a kind; where a run has not finished, any of the results may be missing."""
-    from typing_extensions import NotRequired, TypedDict
+    from typing import NotRequired
+
+    import typing_extensions
 
     from cil.tracking.record_types import Environment
 
+    typed_dict: Callable[[str, dict[str, Any]], type] = typing_extensions.TypedDict
     results = kind.results_type()
     if not finished:
         hints = get_type_hints(results, include_extras=True)
         fields: dict[str, Any] = {name: NotRequired[_bare(hint)] for name, hint in hints.items()}
-        results = TypedDict(f"{results.__name__}SoFar", fields)  # type: ignore[operator]
-    given = {
+        results = typed_dict(f"{results.__name__}SoFar", fields)
+    parts = {
         "schema_version": int,
         "status": Literal[FINISHED if finished else UNFINISHED],
         "error": str | None,
@@ -51,7 +56,7 @@ def content_type(kind: RecordedKind, finished: bool) -> type:
         "environment": Environment,
         "results": results,
     }
-    return cast(type, TypedDict(f"{'Finished' if finished else 'Unfinished'}Record", given))  # type: ignore[operator]
+    return typed_dict(f"{kind.name.title()}Record{'' if finished else 'SoFar'}", parts)
 
 
 def first_problem(content: Mapping[str, Any]) -> str | None:
@@ -66,11 +71,11 @@ def first_problem(content: Mapping[str, Any]) -> str | None:
     if not isinstance(name, str):
         return _words(("identity", "kind"), ["a string"], content)
     try:
-        kind: RecordedKind = plugins.find("cil.kinds", name)
+        plugins.find("cil.kinds", name)
     except ConfigError:
         parts = (part for part in ("environment", "results") if not isinstance(content.get(part), dict))
         return next((_words((part,), ["a dictionary"], content) for part in parts), None)
-    return _problem(_adapter(kind, content.get("status") in FINISHED), content)
+    return _problem(_adapter(name, content.get("status") in FINISHED), content)
 
 
 def _problem(adapter: TypeAdapter[Any], content: Mapping[str, Any]) -> str | None:
@@ -112,14 +117,14 @@ def _words(place: Place, errors: Sequence[str], content: Any) -> str:
 
 
 @cache
-def _adapter(kind: RecordedKind, finished: bool) -> TypeAdapter[Any]:
+def _adapter(kind: str, finished: bool) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter  # takes a tenth of a second: after everything that can do without
 
-    return TypeAdapter(content_type(kind, finished))
+    return TypeAdapter(content_type(plugins.find("cil.kinds", kind), finished))
 
 
 def _bare(hint: Any) -> Any:
     """A type without the mark that a key may be missing."""
-    from typing_extensions import NotRequired, get_origin
+    from typing import NotRequired, get_origin
 
     return hint.__args__[0] if get_origin(hint) is NotRequired else hint

@@ -12,7 +12,6 @@ from cil.engine.spending import Rows, plain
 from cil.kinds.classes.anytime import anytime_results
 from cil.kinds.classes.record_types import ClassScores
 from cil.streams import DomainStream, Stream
-from cil.tracking.record_types import Accuracy
 
 
 def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream) -> ClassScores:
@@ -34,11 +33,11 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
         stream.experience_of_slot,
         counts=(correct, count),
     )
-    scores: ClassScores = {**cast(Accuracy, summary)}
+    scores = cast(ClassScores, summary)
     if "anytime" in facts[-1]:
         scores["anytime"] = anytime_results(facts)
     if isinstance(stream, DomainStream):
-        found = metrics.domain_summary(summary["accuracy_matrix"])
+        found = metrics.domain_summary(scores["accuracy_matrix"])
         scores["domains"] = {
             "names": list(stream.domains),
             "in_domain": plain(found.in_domain),

@@ -79,9 +79,7 @@ def _by(errors: np.ndarray[Any, Any], stream: TaskStream) -> dict[str, float | N
     return {str(name): plain(value) for name, value in {**kinds, **years}.items()}
 
 
-def _event(
-    index: int, row: Mapping[str, Tensor], facts: Sequence[Mapping[str, Any]], stream: TaskStream
-) -> Event:
+def _event(index: int, row: Mapping[str, Tensor], facts: Sequence[Mapping[str, Any]], stream: TaskStream) -> Event:
     event, fact = stream.events[index], facts[index]
     splits: dict[str, SplitScore] = {}
     for split in stream.splits:
