@@ -123,6 +123,39 @@ class Accuracy(TypedDict):
     class_counts: list[int | None]
 
 
+class StabilityGap(TypedDict):
+    """How an earlier experience fell and came back while a later one was learned; see ``cil.metrics``."""
+
+    earlier: int
+    later: int
+    gap: float | None
+    recovery: float | None
+    recovery_updates: float | None
+
+
+class AnytimeResults(TypedDict):
+    """Evaluation inside experiences; see ``cil.engine.anytime``."""
+
+    every: int
+    unit: str
+    images: int | None
+    updates: list[int]
+    samples: list[int]
+    experiences: list[int]
+    accuracy: Scores
+    accuracy_by_experience: list[Scores]
+    a_auc: float | None
+    online_accuracy: float | None
+    average_anytime_accuracy: float | None
+    min_accuracy: float | None
+    worst_case_accuracy: float | None
+    windowed_forgetting: dict[str, float | None]
+    windowed_plasticity: dict[str, float | None]
+    stability_gaps: list[StabilityGap]
+    stability_gap: float | None
+    flops: int
+
+
 # identity and environment -------------------------------------------------------------------------------------------
 
 

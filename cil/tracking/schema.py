@@ -23,7 +23,7 @@ def record_schema(kinds: Iterable[str] = tuple(plugins.BUILT_IN["cil.kinds"])) -
 
     found = [plugins.find("cil.kinds", name) for name in kinds]
     types = [content_type(kind, finished) for kind in found for finished in (True, False)]
-    schema = _without_titles(TypeAdapter(reduce(or_, types)).json_schema())
+    schema: dict[str, Any] = _without_titles(TypeAdapter(reduce(or_, types)).json_schema())
     for definition in schema["$defs"].values():
         if "schema_version" in definition["properties"]:
             definition["properties"]["schema_version"] = {"const": SCHEMA_VERSION}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_type_hints
 
 from cil import plugins
 from cil.errors import ConfigError
@@ -20,10 +20,10 @@ STATUSES = (*FINISHED, *UNFINISHED)
 Place = tuple[str | int, ...]
 
 
-class RecordedKind(Protocol):
+class RecordedKind(Hashable, Protocol):
     """The part of a kind of run that says what its records hold; ``cil.kinds`` has the whole protocol."""
 
-    name: ClassVar[str]
+    name: str
 
     def identity_type(self) -> type:
         """TypedDict of what makes a run of this kind that run; its ``kind`` is the literal name."""
@@ -42,7 +42,7 @@ def content_type(kind: RecordedKind, finished: bool) -> type:
 
     from cil.tracking.record_types import Environment
 
-    typed_dict: Callable[[str, dict[str, Any]], type] = typing_extensions.TypedDict
+    typed_dict: Any = typing_extensions.TypedDict  # type checkers know it as a class statement alone
     results = kind.results_type()
     if not finished:
         hints = get_type_hints(results, include_extras=True)
@@ -56,7 +56,8 @@ def content_type(kind: RecordedKind, finished: bool) -> type:
         "environment": Environment,
         "results": results,
     }
-    return typed_dict(f"{kind.name.title()}Record{'' if finished else 'SoFar'}", parts)
+    whole: type = typed_dict(f"{kind.name.title()}Record{'' if finished else 'SoFar'}", parts)
+    return whole
 
 
 def first_problem(content: Mapping[str, Any]) -> str | None:
@@ -71,11 +72,11 @@ def first_problem(content: Mapping[str, Any]) -> str | None:
     if not isinstance(name, str):
         return _words(("identity", "kind"), ["a string"], content)
     try:
-        plugins.find("cil.kinds", name)
+        kind: RecordedKind = plugins.find("cil.kinds", name)
     except ConfigError:
         parts = (part for part in ("environment", "results") if not isinstance(content.get(part), dict))
         return next((_words((part,), ["a dictionary"], content) for part in parts), None)
-    return _problem(_adapter(name, content.get("status") in FINISHED), content)
+    return _problem(_adapter(kind, content.get("status") in FINISHED), content)
 
 
 def _problem(adapter: TypeAdapter[Any], content: Mapping[str, Any]) -> str | None:
@@ -117,10 +118,10 @@ def _words(place: Place, errors: Sequence[str], content: Any) -> str:
 
 
 @cache
-def _adapter(kind: str, finished: bool) -> TypeAdapter[Any]:
+def _adapter(kind: RecordedKind, finished: bool) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter  # takes a tenth of a second: after everything that can do without
 
-    return TypeAdapter(content_type(plugins.find("cil.kinds", kind), finished))
+    return TypeAdapter(content_type(kind, finished))
 
 
 def _bare(hint: Any) -> Any:

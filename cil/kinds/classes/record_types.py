@@ -8,10 +8,10 @@ from typing_extensions import TypedDict
 
 from cil.tracking.record_types import (
     Accuracy,
+    AnytimeResults,
     Caps,
     ExperienceDescription,
     Plan,
-    Scores,
     Spending,
     StrategyIdentity,
 )
@@ -28,39 +28,6 @@ class ClassIdentity(StrategyIdentity):
 
     kind: Literal["classes"]
     stream: ClassStream
-
-
-class StabilityGap(TypedDict):
-    """How an earlier experience fell and came back while a later one was learned; see ``cil.metrics``."""
-
-    earlier: int
-    later: int
-    gap: float | None
-    recovery: float | None
-    recovery_updates: float | None
-
-
-class AnytimeResults(TypedDict):
-    """Evaluation inside experiences; see ``cil.kinds.classes.anytime``."""
-
-    every: int
-    unit: str
-    images: int | None
-    updates: list[int]
-    samples: list[int]
-    experiences: list[int]
-    accuracy: Scores
-    accuracy_by_experience: list[Scores]
-    a_auc: float | None
-    online_accuracy: float | None
-    average_anytime_accuracy: float | None
-    min_accuracy: float | None
-    worst_case_accuracy: float | None
-    windowed_forgetting: dict[str, float | None]
-    windowed_plasticity: dict[str, float | None]
-    stability_gaps: list[StabilityGap]
-    stability_gap: float | None
-    flops: int
 
 
 class DomainMeans(TypedDict):

@@ -8,8 +8,8 @@ from typing import Any, cast
 import numpy as np
 
 from cil import metrics
+from cil.engine.anytime import anytime_results
 from cil.engine.spending import Rows, plain
-from cil.kinds.classes.anytime import anytime_results
 from cil.kinds.classes.record_types import ClassScores
 from cil.streams import DomainStream, Stream
 
@@ -37,7 +37,7 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
     if "anytime" in facts[-1]:
         scores["anytime"] = anytime_results(facts)
     if isinstance(stream, DomainStream):
-        found = metrics.domain_summary(scores["accuracy_matrix"])
+        found = metrics.domain_summary(summary["accuracy_matrix"])
         scores["domains"] = {
             "names": list(stream.domains),
             "in_domain": plain(found.in_domain),

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from cil.engine.anytime import Anytime
 from cil.engine.driver import Context, Counts, Facts
 from cil.engine.learning import StrategyWork
 from cil.errors import ConfigError
-from cil.kinds.classes.anytime import Anytime
 from cil.kinds.tasks.evaluation import evaluate_tasks
 from cil.kinds.tasks.record_types import TaskScores
 from cil.kinds.tasks.results import task_scores

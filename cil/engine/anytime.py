@@ -1,0 +1,272 @@
+"""Evaluation inside experiences: what a learner would answer every so many steps. Training is the same bit by bit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cil import metrics
+from cil.data import Batch, Samples
+from cil.engine.keys import generator
+from cil.engine.lifecycle import all_evaluating
+from cil.engine.runtime import Runtime
+from cil.errors import ConfigError, ContractError
+from cil.memory import Flops
+from cil.streams import Stream
+from cil.tracking.record_types import AnytimeResults
+
+WINDOWS = (10, 100)  # evaluations, of windowed forgetting and plasticity
+
+
+@dataclass(frozen=True)
+class Anytime:
+    """Settings of the evaluation inside experiences.
+
+    Args:
+        every: Steps or samples between two evaluations; there is one more at the end of each experience.
+        unit: ``steps`` of the optimizer, or ``samples`` of the stream: images of the phases as they arrive, in a second
+            epoch once more; exemplars that are mixed in count too.
+        images: Test images of each experience, a fixed random choice; None for all.
+    """
+
+    every: int
+    unit: str = "steps"
+    images: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or (self.images is not None and self.images < 1):
+            raise ConfigError(f"anytime.every is {self.every}, anytime.images {self.images}; they must be 1 or more")
+        if self.unit not in ("steps", "samples"):
+            raise ConfigError(f"anytime.unit is '{self.unit}'; allowed: steps, samples")
+
+
+class AnytimeObserver:
+    """Evaluates a learner inside one experience, on test images of the classes exposed so far.
+
+    A class is exposed once an image of it was in a batch. Answers are the best among exposed classes; those that
+    ``predict`` has no score for yet are never chosen, as the new ones of a nearest-mean answer before the boundary.
+
+    Args:
+        settings: How often, and on what.
+        stream: Its test data of experiences 0 to ``index`` are read.
+        index: The experience.
+        past: Facts of the experiences before.
+        seed, batch_size, runtime: As for the run.
+    """
+
+    def __init__(
+        self, settings: Anytime, stream: Stream, index: int, past: Sequence[Mapping[str, Any]], seed: int,
+        batch_size: int, runtime: Runtime,
+    ) -> None:  # fmt: skip
+        self.settings, self.stream, self.index = settings, stream, index
+        self.seed, self.batch_size, self.runtime = seed, batch_size, runtime
+        self.rows: list[dict[str, Any]] = []
+        self.online = [0, 0]  # right answers, and images, ahead of learning them
+        self.seconds, self.flops, self.per_image = 0.0, 0.0, 0.0
+        self.before = past[-1]["anytime"]["samples"] if past else 0  # samples of what is behind
+        self.samples, self.updates = self.before, sum(fact["steps"] for fact in past)
+        seen = stream.signatures[index].num_classes
+        self.exposed = torch.arange(seen, device=runtime.torch_device) < seen - len(stream.signatures[index].new_slots)
+
+    def batch(self, learner: Any, batch: Batch, arrived: int, updates: int) -> None:
+        """A batch was trained on.
+
+        Args:
+            arrived: Images of the phase that arrived by now.
+            updates: Optimizer steps of the run by now.
+        """
+        self.exposed[batch.slots] = True
+        every, by_steps = self.settings.every, self.settings.unit == "steps"
+        past, now = (self.updates, updates) if by_steps else (self.samples, self.before + arrived)
+        self.samples = self.before + arrived
+        if updates > self.updates:
+            self.updates = updates
+            if now // every > past // every:
+                self._evaluate(learner)
+
+    def ahead(self, learner: Any, samples: Samples | None) -> None:
+        """Images of a single pass are answered as they arrive; of classes not exposed yet, no answer is right."""
+        if samples is None:
+            return
+        start = time.monotonic()
+        for batch in samples.batches(self.batch_size, self.runtime.torch_device):
+            right = self._answered(learner, batch.images) == batch.slots
+            self.online[0] += int((right & self.exposed[batch.slots]).sum())
+            self.online[1] += len(batch)
+        self.flops += self.per_image * len(samples)
+        self.seconds += time.monotonic() - start
+
+    def all_arrived(self, images: int) -> None:
+        """The images of a single pass that the budget left no step for arrived too."""
+        self.samples = self.before + images
+
+    def phase_ends(self) -> None:
+        """The samples of the next phase are counted from here on."""
+        self.before = self.samples
+
+    def experience_ends(self, learner: Any) -> dict[str, Any]:
+        """Evaluations of the experience, with one after its last step."""
+        if self.updates and (not self.rows or self.rows[-1]["update"] < self.updates):
+            self._evaluate(learner)
+        names = ("rows", "samples", "online", "seconds")
+        found = {name: getattr(self, name) for name in names} | {"flops": round(self.flops)}
+        return found | asdict(self.settings)
+
+    def state(self) -> dict[str, Any]:
+        """Plain data, for a snapshot."""
+        names = ("rows", "online", "seconds", "flops", "per_image", "before", "samples", "updates")
+        return {"exposed": self.exposed.tolist(), **{name: getattr(self, name) for name in names}}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a snapshot."""
+        for name, value in state.items():
+            setattr(self, name, list(value) if isinstance(value, list) else value)
+        self.exposed = torch.tensor(state["exposed"], device=self.runtime.torch_device)
+
+    @cached_property
+    def _tests(self) -> tuple[Samples, Tensor]:
+        """Test samples of the experiences so far, shuffled, and the experience of each."""
+        parts, where = [], []
+        for index in range(self.index + 1):
+            samples = self.stream.test(index)
+            order = torch.randperm(
+                len(samples), generator=generator(self.seed, "anytime", self.stream.fingerprint, index)
+            )
+            if len(samples):
+                parts.append(samples[order[: self.settings.images].sort().values])
+                where += [index] * len(parts[-1])
+        joined = sum(parts[1:], parts[0]).joined()
+        order = torch.randperm(len(joined), generator=generator(self.seed, "anytime", self.stream.fingerprint))
+        return joined[order], torch.tensor(where)[order]
+
+    def _evaluate(self, learner: Any) -> None:
+        start = time.monotonic()
+        tests, where = self._tests
+        exposed = self.exposed.cpu()
+        asked = exposed[tests.slots].nonzero().flatten()
+        tests, where = tests[asked], where[asked]
+        right = torch.zeros(len(tests), dtype=torch.bool)
+        for batch in tests.batches(self.batch_size, self.runtime.torch_device):
+            assert batch.rows is not None
+            right[batch.rows] = (self._answered(learner, batch.images) == batch.slots).cpu()
+        self.flops += self.per_image * len(tests)
+        count = torch.bincount(where, minlength=self.index + 1).tolist()
+        correct = torch.bincount(where[right], minlength=self.index + 1).tolist()
+        self.rows.append({"update": self.updates, "samples": self.samples, "correct": correct, "count": count})
+        self.seconds += time.monotonic() - start
+
+    def _answered(self, learner: Any, images: Tensor) -> Tensor:
+        """The best of the classes exposed, (n,)."""
+        flops = Flops()
+        try:
+            with torch.no_grad(), self.runtime.autocast(), all_evaluating(learner):
+                if not self.per_image:
+                    with flops.counting():
+                        scores = learner.predict(images)
+                    self.per_image = flops.count / len(images)
+                else:
+                    scores = learner.predict(images)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise ContractError(
+                f"{type(learner).__name__} cannot answer inside experience {self.index}; set anytime.every=null "
+                f"({type(error).__name__} {' '.join(str(error).split())[:120]})"
+            ) from error
+        missing = len(self.exposed) - scores.shape[1]
+        scores = torch.nn.functional.pad(scores.float(), (0, missing), value=-torch.inf)
+        return scores.masked_fill(~self.exposed, -torch.inf).argmax(1)
+
+
+def anytime_results(facts: Sequence[Mapping[str, Any]]) -> AnytimeResults:
+    """The part ``anytime`` of a record.
+
+    - ``every``, ``unit``, ``images``: as set. ``updates``, ``samples``, ``experiences``: where each evaluation was.
+    - ``accuracy``: percent on test images of all classes exposed. ``accuracy_by_experience``: one list an evaluation,
+      of the experiences begun by then, None without a test image.
+    - ``a_auc``: area under ``accuracy`` over samples, as a mean height. ``average_anytime_accuracy``,
+      ``min_accuracy``, ``worst_case_accuracy``: at the end.
+    - ``online_accuracy``: in a single pass, of images that are answered when they arrive, before they are learned.
+    - ``windowed_forgetting``, ``windowed_plasticity``: by length of the window in evaluations.
+    - ``stability_gaps``: of each pair of an ``earlier`` and a ``later`` experience ``gap``, ``recovery`` and
+      ``recovery_updates``, None where it was not regained. ``stability_gap``: mean over pairs of neighbours.
+    - ``flops``: of these evaluations; with their seconds they also stand with those of evaluation.
+
+    What is undefined is None, as all but the series where an experience had no step.
+
+    Source:
+        De Lange et al. 2023 (stability gap, min-ACC, WC-ACC); Koh et al. 2022 (A_AUC).
+    """
+    parts = [fact["anytime"] for fact in facts]
+    rows = [(index, row) for index, part in enumerate(parts) for row in part["rows"]]
+    updates, samples = ([row[name] for _, row in rows] for name in ("update", "samples"))
+    each = [_percent(row["correct"], row["count"]) for _, row in rows]
+    whole = [_percent([sum(row["correct"])], [sum(row["count"])])[0] for _, row in rows]
+    ends = list(accumulate(fact["steps"] for fact in facts))
+    series: dict[int, Any] = {}
+    for j in range(len(facts)):
+        own = [(u, a[j]) for u, a in zip(updates, each, strict=True) if len(a) > j and a[j] is not None]
+        if own:
+            series[j] = ([u for u, _ in own], [a for _, a in own])
+    known = metrics.anytime(series, ends, WINDOWS) if series and min(np.diff([0, *ends])) > 0 else None
+    gaps = known.stability_gaps if known else {}
+    online = np.sum([part["online"] for part in parts], axis=0).tolist()
+    at = dict(zip(samples, whole, strict=True))  # of several steps on a batch the last
+    for part, ends_at in zip(parts, accumulate(len(part["rows"]) for part in parts), strict=True):
+        if part["rows"]:  # what it would answer until the experience is over, where a budget ended training before
+            at.setdefault(part["samples"], whole[ends_at - 1])
+    at = dict(sorted(at.items()))
+    return {
+        "every": parts[-1]["every"],
+        "unit": parts[-1]["unit"],
+        "images": parts[-1]["images"],
+        "updates": updates,
+        "samples": samples,
+        "experiences": [index for index, _ in rows],
+        "accuracy": whole,
+        "accuracy_by_experience": each,
+        "a_auc": _plain(metrics.area_over_samples(list(at), list(at.values()))) if known else None,
+        "online_accuracy": _percent([online[0]], [online[1]])[0],
+        "average_anytime_accuracy": _plain(known.average_anytime_accuracy) if known else None,
+        "min_accuracy": _plain(known.min_accuracy) if known else None,
+        "worst_case_accuracy": _plain(known.worst_case_accuracy) if known else None,
+        "windowed_forgetting": _by_window(known.windowed_forgetting) if known else {},
+        "windowed_plasticity": _by_window(known.windowed_plasticity) if known else {},
+        "stability_gaps": [
+            {
+                "earlier": j,
+                "later": k,
+                "gap": _plain(gap.gap),
+                "recovery": _plain(gap.recovery),
+                "recovery_updates": _plain(gap.recovery_updates),
+            }
+            for (j, k), gap in gaps.items()
+        ],
+        "stability_gap": _mean_of_finite([gap.gap for (j, k), gap in gaps.items() if k == j + 1]),
+        "flops": sum(part["flops"] for part in parts),
+    }
+
+
+def _percent(correct: Sequence[int], count: Sequence[int]) -> list[float | None]:
+    return [100 * right / many if many else None for right, many in zip(correct, count, strict=True)]
+
+
+def _mean_of_finite(values: Sequence[float]) -> float | None:
+    kept = [value for value in values if np.isfinite(value)]
+    return float(np.mean(kept)) if kept else None
+
+
+def _by_window(values: Mapping[int, float]) -> dict[str, float | None]:
+    return {str(window): _plain(value) for window, value in values.items()}
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
