@@ -7,18 +7,14 @@ from typing import Any, Protocol
 
 from cil.report.kind import ReportedKind
 from cil.tracking import Record
+from cil.tracking.validation import RecordedKind
 
 
-class Kind(ReportedKind, Protocol):
+class Kind(ReportedKind, RecordedKind, Protocol):
     """One kind of run, found by the name that a stream or a record holds (entry point ``cil.kinds``).
 
     An implementation imports what it needs when a method is called, so that finding it costs nothing.
-
-    Attributes:
-        results: TypedDict of what a record of this kind has as results.
     """
-
-    results: type
 
     def rules(self) -> tuple[Callable[..., None], ...]:
         """Contract checks of learners of this kind."""

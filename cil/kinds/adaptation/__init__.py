@@ -18,7 +18,18 @@ class Adaptation:
     learner = "adapter"
     unit = "segments"
     progress = "segment_errors"
-    needed: tuple[str, ...] = ("config", "adapter", "seed", "stream", "source")
+
+    def identity_type(self) -> type:
+        """What makes a run of this kind that run."""
+        from cil.kinds.adaptation.record_types import AdaptationIdentity
+
+        return AdaptationIdentity
+
+    def results_type(self) -> type:
+        """What a record of this kind has as results."""
+        from cil.kinds.adaptation.record_types import AdaptationResults
+
+        return AdaptationResults
 
     def work(self, **parts: Any) -> AdaptationWork:
         """The work of a run; ``parts`` as ``AdaptationWork`` takes them."""

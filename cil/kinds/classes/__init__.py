@@ -18,7 +18,18 @@ class Classes:
     learner = "strategy"
     unit = "experiences"
     progress = "accuracy_curve"
-    needed: tuple[str, ...] = ("config", "strategy", "seed", "stream", "budget")
+
+    def identity_type(self) -> type:
+        """What makes a run of this kind that run."""
+        from cil.kinds.classes.record_types import ClassIdentity
+
+        return ClassIdentity
+
+    def results_type(self) -> type:
+        """What a record of this kind has as results."""
+        from cil.kinds.classes.record_types import ClassResults
+
+        return ClassResults
 
     def work(self, **parts: Any) -> ClassWork:
         """The work of a run; ``parts`` as ``ClassWork`` takes them."""

@@ -18,7 +18,18 @@ class Tasks:
     learner = "strategy"
     unit = "experiences"
     progress = "accuracy_curve"
-    needed: tuple[str, ...] = ("config", "strategy", "seed", "stream", "budget")
+
+    def identity_type(self) -> type:
+        """What makes a run of this kind that run."""
+        from cil.kinds.tasks.record_types import TaskIdentity
+
+        return TaskIdentity
+
+    def results_type(self) -> type:
+        """What a record of this kind has as results."""
+        from cil.kinds.tasks.record_types import TaskResults
+
+        return TaskResults
 
     def work(self, **parts: Any) -> TaskWork:
         """The work of a run; ``parts`` as ``TaskWork`` takes them."""
