@@ -13,10 +13,10 @@ from cil.cli.build import build, build_stream
 from cil.cli.compose import Job, compose
 from cil.cli.grid import Cell
 from cil.cli.names import key_of
-from cil.cli.space import keyed
-from cil.engine.adaptation import AdaptationRun
-from cil.engine.run import Run
+from cil.cli.search_space import keyed
+from cil.engine.driver import Run
 from cil.errors import ConfigError
+from cil.kinds.command_line import find_kind
 from cil.streams import Stream, fingerprint_of
 from cil.streams.tuning import for_tuning
 
@@ -25,7 +25,7 @@ UNTUNED = "none"
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a protocol makes of one setting.
+    """Trials and reported runs of one setting.
 
     Attributes:
         trials: More overrides of a trial, for each of the seeds that trials draw; empty where nothing is tuned.
@@ -89,7 +89,8 @@ def _by_order(job: Job, stream: Stream, on: str) -> Protocol:
             f"tune.stream is {on}, but stream={job.choices['stream']} has no stream.order and stream.classes to say "
             "which classes come; name another stream by tune.stream, or choose tune.protocol=first_k"
         )
-    labels = list(build_stream({**job.config, "stream": {**given, "classes": None}}).order)  # type: ignore[union-attr]
+    whole: Any = build_stream({**job.config, "stream": {**given, "classes": None}})
+    labels = list(whole.order)
     seen, rest = labels[: len(stream.classes)], labels[len(stream.classes) :]
     mine = seen if on == "order" else seen[: len(seen) // 2]
     others = [] if on == "order" else seen[len(mine) :]
@@ -149,12 +150,13 @@ def _listed(order: Sequence[int]) -> str:
 
 
 def _stream(job: Job) -> Stream:
-    stream = build_stream(job.config)
-    if job.config.get("adapter") or not isinstance(stream, Stream):
+    stream: Any = build_stream(job.config)
+    if {job.learner, find_kind(stream.kind).learner} != {"strategy"}:
         raise ConfigError(
             "cil tune is for strategies on class-incremental streams, not for adapters: leave adapter out"
         )
-    return stream
+    found: Stream = stream
+    return found
 
 
 def composed(job: Job, more: Sequence[str]) -> Job:
@@ -174,13 +176,13 @@ def replaced(overrides: Sequence[str], more: Sequence[str]) -> list[str]:
 # runs ---------------------------------------------------------------------------------------------------------------
 
 
-def planned_trial(first: int | None, cell: Cell, jobs: int, out: Path) -> Run | AdaptationRun:
+def plan_trial(first: int | None, cell: Cell, jobs: int, out: Path) -> Run:
     """A trial: the run of the cell, on a stream without test data."""
     stream = for_tuning(_stream(cell.job), first)
     return build(cell.job, jobs=jobs, root=out, group=out.name, stream=stream, facts={"role": "trial"}, command=None)
 
 
-def planned_report(tuning: Mapping[str, Any] | None, cell: Cell, jobs: int, out: Path) -> Run | AdaptationRun:
+def plan_report(tuning: Mapping[str, Any] | None, cell: Cell, jobs: int, out: Path) -> Run:
     """A run that is reported; where it was tuned, its identity says how. Untuned, it is what ``cil run`` makes."""
     facts = {"tuning": tuning} if cell.varied["tuning"] != UNTUNED else {}
     return build(cell.job, jobs=jobs, root=out, group=out.name, facts=facts)

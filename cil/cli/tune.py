@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
-from cil.cli.compare import folder_of, jobs_of, planned, record_of, run_cells, split_own, written
+from cil.cli.arguments import split_jobs_and_out
+from cil.cli.compare import folder_of, jobs_of, plan_cell, print_errors, records_of, run_cells, write_report
 from cil.cli.compose import Job
 from cil.cli.grid import Cell, expand
 from cil.cli.names import key_of
 from cil.errors import CilError, ConfigError, TrainingError
 
 if TYPE_CHECKING:
-    from cil.cli.pool import Outcome
+    from cil.cli.pool import RunEnd
     from cil.cli.protocols import Protocol
-    from cil.cli.space import Range, Study
+    from cil.cli.search_space import Range
     from cil.tracking import Record
 
 HELP = """
@@ -80,7 +81,8 @@ class Subject:
 
     @property
     def tune(self) -> Mapping[str, Any]:
-        return self.job.config["tune"]
+        found: Mapping[str, Any] = self.job.config["tune"]
+        return found
 
     @property
     def label(self) -> str:
@@ -88,25 +90,40 @@ class Subject:
         return Cell(self.job, more).label
 
 
+@dataclass
+class Report:
+    """A tuned setting: its trials, what the record says of the tuning, and the runs from scratch.
+
+    Attributes:
+        code: 1 where a run failed or was killed, else 0.
+    """
+
+    subject: Subject
+    trials: list[Trial]
+    tuning: dict[str, Any] | None
+    records: list[Record]
+    code: int
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
-    overrides, own = split_own(arguments)
+    overrides, asked_jobs, asked_out = split_jobs_and_out(arguments)
     if any(item.startswith("tune.space=") for item in overrides):
         overrides = ["tune.space=null", *overrides]  # in place of what a file says, where Hydra would merge the two
     cells = expand(overrides)
     tune = cells[0].job.config["tune"]
-    jobs = jobs_of(own["jobs"], cells[0].job, max(tune["trials"], len(cells)))
+    jobs = jobs_of(asked_jobs, cells[0].job, max(tune["trials"], len(cells)))
     environment.prepare(overrides, jobs)
     which = [item for item in overrides if key_of(item) not in NOT_WHICH]
-    out = Path(own["out"] if own["out"] != "auto" else f"runs/tune-{folder_of(cells[0].job, which)}")
+    out = Path(asked_out if asked_out != "auto" else f"runs/tune-{folder_of(cells[0].job, which)}")
     subjects = [_subject(alike) for alike in _by_subject(cells)]
-    reports = [_tuned(subject, jobs, out) for subject in subjects]
-    records = [record for report in reports for record in report["records"]]
-    _tell(reports, out)
+    reports = [_tune(subject, jobs, out) for subject in subjects]
+    records = [record for report in reports for record in report.records]
+    _print_reports(reports, out)
     if records:
         title = f"tune: {cells[0].job.choices.get('experiment') or cells[0].job.choices['stream']}"
-        print(written(list({str(record.directory): record for record in records}.values()), out, title))
-    return 1 if any(report["failed"] for report in reports) else 0
+        print(write_report(list({str(record.directory): record for record in records}.values()), out, title))
+    return max(report.code for report in reports)
 
 
 def _by_subject(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -122,7 +139,7 @@ def _subject(cells: list[Cell]) -> Subject:
     import torch
 
     from cil.cli.protocols import protocol_of, tuning_streams
-    from cil.cli.space import parsed
+    from cil.cli.search_space import parsed
 
     torch.set_num_threads(1)  # this process will fork
     job = cells[0].job
@@ -132,12 +149,12 @@ def _subject(cells: list[Cell]) -> Subject:
     ranges = parsed(job.config["tune"]["space"])
     for each in ranges:
         for value in each.values:
-            _checked(job, each, value)
-    planned(cells[0], 1, Path())
+            _check_value(job, each, value)
+    plan_cell(cells[0], 1, Path())
     return Subject(cells, job, protocol, ranges, *tuning_streams(job, protocol))
 
 
-def _checked(job: Job, each: Range, value: Any) -> None:
+def _check_value(job: Job, each: Range, value: Any) -> None:
     from cil.cli.protocols import composed
 
     try:
@@ -149,7 +166,7 @@ def _checked(job: Job, each: Range, value: Any) -> None:
 # search -------------------------------------------------------------------------------------------------------------
 
 
-def _tuned(subject: Subject, jobs: int, out: Path) -> dict[str, Any]:
+def _tune(subject: Subject, jobs: int, out: Path) -> Report:
     """Search, then the runs that are reported."""
     trials = _search(subject, jobs, out / "trials") if subject.protocol.trials else []
     scored = [trial for trial in trials if trial.score is not None]
@@ -157,17 +174,13 @@ def _tuned(subject: Subject, jobs: int, out: Path) -> dict[str, Any]:
         raise TrainingError(f"{subject.label}: no trial of {len(trials)} finished; the first says: {trials[0].error}")
     chosen = max(scored, key=lambda trial: (trial.score, -trial.number), default=None)
     tuning = _tuning(subject, trials, chosen) if chosen else None
-    outcomes = _reported(subject, chosen, tuning, jobs, out)
-    bad = [outcome for outcome in outcomes if outcome.status not in ("finished", "over_budget")]
-    for outcome in bad:
-        print(f"cil: {outcome.task.label}: {outcome.status}: {outcome.error}", file=sys.stderr)
-    records = [record for outcome in outcomes if (record := record_of(outcome.task.run_dir)) is not None]
-    return {"subject": subject, "trials": trials, "tuning": tuning, "records": records, "failed": bool(bad)}
+    ends = _run_reported(subject, chosen, tuning, jobs, out)
+    return Report(subject, trials, tuning, records_of(ends), print_errors(ends))
 
 
 def _search(subject: Subject, jobs: int, out: Path) -> list[Trial]:
     """All trials, those that have finished before from their records."""
-    from cil.cli.space import Study, keyed
+    from cil.cli.search_space import Study, keyed
 
     tune = subject.tune
     study = Study(subject.ranges, tune["sampler"], tune["seed"])
@@ -179,48 +192,45 @@ def _search(subject: Subject, jobs: int, out: Path) -> list[Trial]:
             for number in range(start, start + size)
         ]
         _run_trials(subject, asked, jobs, out)
-        _tell_study(study, asked)
+        for trial in asked:
+            study.tell(trial.number, trial.score)
         trials += asked
     return trials
 
 
 def _run_trials(subject: Subject, trials: Sequence[Trial], jobs: int, out: Path) -> None:
     """Run them, equal ones once, and read what came out."""
-    from cil.cli.protocols import composed, planned_trial
+    from cil.cli.protocols import composed, plan_trial
 
-    alike: dict[str, list[Trial]] = {}
+    groups: dict[str, list[Trial]] = {}
     for trial in trials:
-        alike.setdefault(f"{trial.values} {trial.seed}", []).append(trial)
+        groups.setdefault(f"{trial.values} {trial.seed}", []).append(trial)
     cells = []
-    for first, *_ in alike.values():
-        drawn = [each.override(first.values[each.key]) for each in subject.ranges]
-        said = {"trial": str(first.number)} | {item.partition("=")[0]: item.partition("=")[2] for item in drawn}
-        cells.append(Cell(composed(subject.job, [*subject.protocol.trials[first.seed], *drawn]), said))
-    outcomes = run_cells(cells, jobs, out, partial(planned_trial, subject.protocol.first))
-    assert len(outcomes) == len(cells)  # what is drawn differs, so do the runs
-    for group, outcome in zip(alike.values(), outcomes, strict=True):
-        _read(group, outcome, subject.tune["metric"])
+    for first, *_ in groups.values():
+        drawn = _overrides(subject, first)
+        varied = {"trial": str(first.number)} | {item.partition("=")[0]: item.partition("=")[2] for item in drawn}
+        cells.append(Cell(composed(subject.job, [*subject.protocol.trials[first.seed], *drawn]), varied))
+    ends = run_cells(cells, jobs, out, partial(plan_trial, subject.protocol.first))
+    assert len(ends) == len(cells)  # what is drawn differs, so do the runs
+    for group, end in zip(groups.values(), ends, strict=True):
+        _read(group, end, subject.tune["metric"])
 
 
-def _read(alike: Sequence[Trial], outcome: Outcome, metric: str) -> None:
-    record = record_of(outcome.task.run_dir)
+def _read(group: Sequence[Trial], end: RunEnd, metric: str) -> None:
+    """Score, error and operations of equal trials, from the one that was run."""
+    record = next(iter(records_of([end])), None)
     results = record.results if record is not None else {}
     finished = record is not None and record.status == "finished"
-    for trial in alike:
-        trial.run_dir = outcome.task.run_dir
+    for trial in group:
+        trial.run_dir = end.run.run_dir
         trial.score = results[metric] if finished else None
-        trial.error = None if finished else outcome.error or outcome.status
-    alike[0].flops = (results.get("flops") or {}).get("total") or 0  # of equal trials one was run
-
-
-def _tell_study(study: Study, trials: Sequence[Trial]) -> None:
-    for trial in trials:
-        study.tell(trial.number, trial.score)
+        trial.error = None if finished else end.error or end.status
+    group[0].flops = (results.get("flops") or {}).get("total") or 0
 
 
 def _tuning(subject: Subject, trials: Sequence[Trial], chosen: Trial) -> dict[str, Any]:
     """What the record of a tuned run says of it."""
-    from cil.cli.space import space_hash
+    from cil.cli.search_space import space_hash
 
     tune = subject.tune
     return {
@@ -241,84 +251,69 @@ def _tuning(subject: Subject, trials: Sequence[Trial], chosen: Trial) -> dict[st
     }
 
 
-def _reported(
+def _run_reported(
     subject: Subject, chosen: Trial | None, tuning: Mapping[str, Any] | None, jobs: int, out: Path
-) -> list[Outcome]:
-    """The chosen setting and the defaults, from scratch, for every seed; equal to what cil run would do."""
-    from cil.cli.protocols import UNTUNED, composed, planned_report
+) -> list[RunEnd]:
+    """Run the chosen setting and the defaults, from scratch, for every seed; equal to what cil run would do."""
+    from cil.cli.protocols import UNTUNED, composed, plan_report
 
     settings: dict[str, list[str]] = {UNTUNED: []}
     if chosen is not None:
-        settings[subject.tune["protocol"]] = _drawn(subject, chosen)
+        settings[subject.tune["protocol"]] = _overrides(subject, chosen)
     cells = [
-        Cell(composed(cell.job, [*subject.protocol.report, *drawn]), {**cell.varied, "tuning": words})
-        for words, drawn in settings.items()
+        Cell(composed(cell.job, [*subject.protocol.report, *drawn]), {**cell.varied, "tuning": name})
+        for name, drawn in settings.items()
         for cell in subject.cells
     ]
-    return run_cells(cells, jobs, out, partial(planned_report, tuning))
+    return run_cells(cells, jobs, out, partial(plan_report, tuning))
 
 
-def _drawn(subject: Subject, trial: Trial) -> list[str]:
+def _overrides(subject: Subject, trial: Trial) -> list[str]:
     return [each.override(trial.values[each.key]) for each in subject.ranges]
 
 
 # report -------------------------------------------------------------------------------------------------------------
 
 
-def _tell(reports: Sequence[Mapping[str, Any]], out: Path) -> None:
+def _print_reports(reports: Sequence[Report], out: Path) -> None:
     """Print what was found, and leave it as JSON."""
     from cil.tracking import write_json_atomic
 
-    contents = [
-        content(**{key: report[key] for key in ("subject", "trials", "tuning", "records")}) for report in reports
-    ]
+    contents = [content(report) for report in reports]
     for each in contents:
         print(text(each), end="\n\n")
     out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(out / "tune.json", contents)
 
 
-def content(
-    subject: Subject, trials: Sequence[Trial], tuning: Mapping[str, Any] | None, records: Sequence[Record]
-) -> dict[str, Any]:
-    """What is reported of a tuning (protocols specification, section 1.6), ready for JSON."""
+def content(report: Report) -> dict[str, Any]:
+    """The report of a tuning, ready for JSON: protocol and cost, the spread of the trials, results on test data."""
     import numpy as np
 
     from cil.metrics import best_of
     from cil.report import Outcome
 
+    trials, tuning, records = report.trials, report.tuning, report.records
     scores = [trial.score for trial in trials if trial.score is not None]
+    quartiles = np.percentile(scores, QUANTILES).tolist() if scores else []
     finished = [record for record in records if record.status == "finished"]
-    tuned, untuned = ([r for r in finished if ("tuning" in r.identity) is said] for said in (True, False))
+    tuned, untuned = ([r for r in finished if ("tuning" in r.identity) is wanted] for wanted in (True, False))
     runs = [flops for record in tuned if (flops := Outcome(record).flops)]
     cost = tuning["tuning_cost"] if tuning else 0
+    metrics, fields = ("average_incremental_accuracy", "last_accuracy"), ("number", "seed", "values", "score", "flops")
     return {
-        "subject": subject.label,
+        "subject": report.subject.label,
         "stream": records[0].identity["stream"]["name"] if records else None,
         "tuning": tuning or {"protocol": "none", "n_trials": 0, "tuning_cost": 0},
         "cost_in_runs": cost * len(runs) / sum(runs) if runs else None,
-        "scores": dict(zip(map(str, QUANTILES), np.percentile(scores, QUANTILES).tolist(), strict=True))
-        if scores
-        else {},
+        "scores": dict(zip(map(str, QUANTILES), quartiles, strict=True)) if scores else {},
         "best_of": {str(m): best_of(scores, m) for m in DRAWS if scores and m <= len(scores)},
         "held_out": {
-            name: {
-                metric: [r.results[metric] for r in of] for metric in ("average_incremental_accuracy", "last_accuracy")
-            }
-            for name, of in (("tuned", tuned), ("untuned", untuned))
+            name: {metric: [record.results[metric] for record in group] for metric in metrics}
+            for name, group in (("tuned", tuned), ("untuned", untuned))
         },
         "seeds": sorted({record.identity["seed"] for record in finished}),
-        "trials": [
-            {
-                "number": t.number,
-                "seed": t.seed,
-                "values": t.values,
-                "score": t.score,
-                "flops": t.flops,
-                "error": t.error,
-            }
-            for t in trials
-        ],
+        "trials": [{name: getattr(trial, name) for name in (*fields, "error")} for trial in trials],
     }
 
 

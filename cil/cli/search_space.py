@@ -1,4 +1,4 @@
-"""The search space of ``cil tune``: what is drawn for each key, checked, and drawn by Optuna."""
+"""The search space of ``cil tune``: ranges of keys, checked, and values drawn from them by Optuna."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cil.errors import ConfigError, nearest
+from cil.report.settings import HOW
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -16,15 +17,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 RANGES = ("choices", "uniform", "log", "int", "int_log")
-TUNABLE = (
-    "strategy",
-    "model",
-    "optimizer",
-    "scheduler",
-    "trainer",
-    "recipe",
-)  # what the learner does, not what it meets
-HOW = ("trainer.precision", "trainer.threads", "trainer.snapshot_", "trainer.log_every", "trainer.evaluation_batch")
+TUNABLE = ("strategy", "model", "optimizer", "scheduler", "trainer", "recipe")  # of the learner, not of what it meets
 DIGITS = 4  # significant ones of a drawn number, so that what is printed is what is run
 
 
