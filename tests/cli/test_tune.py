@@ -12,7 +12,7 @@ import pytest
 from cil.cli.compose import compose
 from cil.cli.names import choices
 from cil.cli.protocols import protocol_of, replaced
-from cil.cli.space import Study, parsed, space_hash
+from cil.cli.search_space import Study, parsed, space_hash
 from cil.errors import ConfigError
 from cil.streams import class_order
 from cil.tracking import Record
