@@ -68,8 +68,7 @@ def adapt_to(
     >>> adapt_to(stream, "tent", {"name": "resnet20", "weights": "net.safetensors"})  # doctest: +SKIP
     """
     return plan_adaptation(
-        stream, adapter, source, batch_size=batch_size, clean=clean, recipe=recipe, budget=budget,
-        options=RunOptions.of(options),
+        stream, adapter, source, batch_size=batch_size, clean=clean, recipe=recipe, budget=budget, **options
     ).execute()  # fmt: skip
 
 
@@ -85,6 +84,7 @@ def plan_adaptation(
     name: str | None = None,
     facts: Mapping[str, Any] | None = None,
     options: RunOptions | None = None,
+    **given: Any,
 ) -> Run:
     """Put an adaptation run together, without executing it.
 
@@ -92,7 +92,7 @@ def plan_adaptation(
         stream, adapter, source, batch_size, clean, recipe, budget: As for ``adapt_to``.
         name: The adapter in tables; by default the name that it is registered by, or that of its class.
         facts: What the identity says in place of what is read off the objects (``config``).
-        options: How it is run.
+        options: How it is run; ``given``: fields of it, which go before it.
     """
     if not isinstance(stream, ShiftStream):
         given, what = getattr(stream, "name", "stream"), type(stream).__name__
@@ -105,7 +105,7 @@ def plan_adaptation(
     method: Any = make.func if isinstance(make, partial) else make
     if isinstance(make, partial):
         check_arguments(method, make.keywords, "adapter")
-    options, recipe, budget = options or RunOptions(), recipe or Recipe(), budget or Budget()
+    options, recipe, budget = RunOptions.of(given, options), recipe or Recipe(), budget or Budget()
     runtime = options.runtime()
     sources: Weights | Finished
     sources = Weights(source, stream) if isinstance(source, Mapping) else Finished(source, stream)

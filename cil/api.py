@@ -73,7 +73,7 @@ def train(
     if lr is not None:
         recipe = replace(recipe, optimizer=partial(recipe.optimizer, lr=lr))
     _check_names(options)
-    run = plan(strategy, stream, model, budget, recipe=recipe, anytime=anytime, options=RunOptions.of(options))
+    run = plan(strategy, stream, model, budget, recipe=recipe, anytime=anytime, **options)
     for warning in run.work.warnings():
         _say.warning(warning)
     return run.execute()
@@ -100,6 +100,7 @@ def plan(
     name: str | None = None,
     facts: Mapping[str, Any] | None = None,
     options: RunOptions | None = None,
+    **given: Any,
 ) -> Run:
     """Put a run together, without executing it.
 
@@ -107,7 +108,7 @@ def plan(
         strategy, stream, model, budget, recipe, anytime: As for ``train``.
         name: The strategy in tables; by default the name that it is registered by, or that of its class.
         facts: What the identity says in place of what is read off the objects (``config``).
-        options: How it is run.
+        options: How it is run; ``given``: fields of it, which go before it.
     """
     make = find(strategy) if isinstance(strategy, str) else strategy
     method = make.func if isinstance(make, partial) else make
@@ -115,7 +116,7 @@ def plan(
         check_arguments(method, make.keywords, "strategy")
     name = name or str(getattr(method, "name", getattr(method, "__name__", "strategy")))
     check_task_aware(bool(getattr(method, "takes_task", False)), stream, name)
-    options, recipe = options or RunOptions(), recipe or Recipe()
+    options, recipe = RunOptions.of(given, options), recipe or Recipe()
     runtime = options.runtime()
     nets = _nets(model, stream)
     budget = with_limits(budget or Budget(), stream, model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,8 +51,8 @@ class RunOptions:
     command: str | None = field(default=None)
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Self:
-        """From keyword arguments.
+    def of(cls, given: Mapping[str, Any], base: Self | None = None) -> Self:
+        """From keyword arguments, in place of what ``base`` says.
 
         Raises:
             ConfigError: for an unknown name or a value of another type.
@@ -62,7 +62,7 @@ class RunOptions:
             if name not in names:
                 raise ConfigError(f"unknown key {name}; a run has no such option; {nearest(name, names)}")
         check_arguments(cls, given, "")
-        return cls(**given)
+        return replace(base or cls(), **given)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **changes: Any) -> Self:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from cil.adapt import Adapter, find
 from cil.data import Samples
-from cil.engine.adaptation import AdaptationRun
 from cil.engine.checkpoint import read_tensors
+from cil.engine.driver import Run
 from cil.engine.recipe import Recipe
 from cil.errors import CilError, ContractError
 from cil.memory import encode_meta, tensor_bytes
@@ -50,13 +50,13 @@ class AdapterSubject:
         """The class."""
         return find(self.adapter) if isinstance(self.adapter, str) else self.adapter
 
-    def run(self, folder: str | Path, **options: Any) -> AdaptationRun:
+    def run(self, folder: str | Path, **options: Any) -> Run:
         """A run of it, not yet executed."""
         given = {"stream": self.stream, "hyperparameters": self.hyperparameters, "keep": "all"}
         return toy_adaptation(self.kind, run_dir=Path(folder), **{**given, **options})
 
     @contextmanager
-    def finished(self, **options: Any) -> Iterator[tuple[AdaptationRun, Record]]:
+    def finished(self, **options: Any) -> Iterator[tuple[Run, Record]]:
         """A run of it, executed, in a folder that is gone afterwards; without options, the same one each time."""
         if not options:
             if not self._plain:
@@ -87,15 +87,15 @@ def check(function: AdapterCheck) -> AdapterCheck:
 def state_survives_the_round_trip(subject: AdapterSubject) -> None:
     """``load_state(state())`` gives an adapter with the same state and the same next answers."""
     with subject.finished() as (run, _):
-        state = run.checkpoints.state(len(run.stream))
-        first = run.rebuilt(state)
-        again = run.rebuilt(first.state())
+        state = run.checkpoints.state(len(run.work.stream))
+        first = run.work.rebuilt(state)
+        again = run.work.rebuilt(first.state())
         for name, tensor in state.tensors.items():
             for adapter in (first, again):
                 held = adapter.state().tensors.get(name)
                 demand(held is not None and equal(held, tensor), f"load_state changed {name}")
         demand(dict(again.state().meta) == dict(state.meta), "load_state changed the metadata")
-        images = run.stream.segments[0].samples().images[: run.batch_size]
+        images = run.work.stream.segments[0].samples().images[: run.work.batch_size]
         with torch.enable_grad():
             one, other = first.adapt_and_predict(images.clone()), again.adapt_and_predict(images.clone())
         demand(equal(one, other), "two adapters of the same state answer differently")
@@ -128,7 +128,7 @@ def a_reset_leaves_nothing(subject: AdapterSubject) -> None:
 def the_ledger_is_the_checkpoint(subject: AdapterSubject) -> None:
     """The sum of the ledger is what lies on the disk: tensors, metadata and references."""
     with subject.finished() as (run, record):
-        for index in range(len(run.stream) + 1):
+        for index in range(len(run.work.stream) + 1):
             content = json.loads((run.checkpoints.folder / f"experience-{index:03d}.json").read_text())
             files = {name: read_tensors(run.checkpoints.folder / name) for name in set(content["files"].values())}
             stored = sum(tensor_bytes(files[file][name]) for name, file in content["files"].items())
@@ -178,7 +178,7 @@ def each_class_is_scored(subject: AdapterSubject) -> None:
     try:
         with short.finished() as (run, record):
             demand(record.status == "finished", f"the run is {record.status}")
-            for index, segment in enumerate(run.stream.segments, 1):
+            for index, segment in enumerate(run.work.stream.segments, 1):
                 found = len(_predictions(run, index))
                 demand(found == segment.count, f"{segment.count} images were met and {found} predicted")
     except CilError:
@@ -194,7 +194,7 @@ def labels_and_domains_are_not_looked_at(subject: AdapterSubject) -> None:
     """With other labels and other names of domains on the same images, it answers the same."""
     blind = replace(subject, stream=_relabelled(subject.stream))
     with subject.finished() as (first, _), blind.finished() as (second, _):
-        for index in range(1, len(first.stream) + 1):
+        for index in range(1, len(first.work.stream) + 1):
             where = f"in segment {index - 1}"
             same_answers = equal(_predictions(first, index), _predictions(second, index))
             demand(same_answers, f"its answers follow the labels or the domains of the test images {where}")
@@ -222,8 +222,8 @@ def the_images_are_left_as_they_are(subject: AdapterSubject) -> None:
 
     with tempfile.TemporaryDirectory(prefix="cil-check-") as folder:
         run = subject.run(folder)
-        make = run.make_adapter
-        run.make_adapter = lambda source: remember(make(source))
+        make = run.work.make_adapter
+        run.work.make_adapter = lambda source: remember(make(source))
         run.execute()
     for scores, then in seen:
         demand(equal(scores.detach(), then), "scores that were handed back changed later")
@@ -234,8 +234,8 @@ def it_touches_nothing_but_itself(subject: AdapterSubject) -> None:
     """No files, no network, no processes, no search through other people's objects."""
     with watching() as seen, tempfile.TemporaryDirectory(prefix="cil-check-") as folder:
         run = subject.run(folder)
-        make = run.make_adapter
-        run.make_adapter = lambda source: _watched(make(source))
+        make = run.work.make_adapter
+        run.work.make_adapter = lambda source: _watched(make(source))
         run.execute()
     demand(not seen, f"a hook does what an adapter may not: {seen[0] if seen else ''}")
 
@@ -243,13 +243,13 @@ def it_touches_nothing_but_itself(subject: AdapterSubject) -> None:
 # parts --------------------------------------------------------------------------------------------------------------
 
 
-def same(how: str, one: AdaptationRun, first: Record, two: AdaptationRun, second: Record) -> None:
+def same(how: str, one: Run, first: Record, two: Run, second: Record) -> None:
     """Demand that two executed runs ended in the same bits: every state, all predictions, all results but seconds.
 
     Raises:
         ContractError: naming the first part that differs.
     """
-    for index in range(len(one.stream) + 1):
+    for index in range(len(one.work.stream) + 1):
         named = difference(one.checkpoints.state(index), two.checkpoints.state(index))
         demand(not named, f"run {how}, {named} differs at boundary {index}")
         if index:
@@ -260,7 +260,7 @@ def same(how: str, one: AdaptationRun, first: Record, two: AdaptationRun, second
     demand(different is None, f"run {how}, {different[0] if different else ''} differs")
 
 
-def _predictions(run: AdaptationRun, index: int) -> Tensor:
+def _predictions(run: Run, index: int) -> Tensor:
     found = run.checkpoints.evaluated(index)
     assert found is not None
     return found["predictions"]

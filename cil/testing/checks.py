@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from cil.engine.checkpoint import read_tensors
-from cil.engine.learners import Learners
+from cil.engine.driver import Run
+from cil.engine.lifecycle import Learners
 from cil.engine.recipe import Recipe
-from cil.engine.run import Run
 from cil.errors import BudgetExceeded, CilError, ContractError
 from cil.memory import Budget, State, encode_meta, tensor_bytes
 from cil.strategies import Strategy, find
@@ -103,7 +103,7 @@ def demand(holds: bool, message: str) -> None:
 def state_survives_the_round_trip(subject: Subject) -> None:
     """``load_state(state())`` gives a learner with the same state and the same answers."""
     with subject.finished() as (run, _):
-        learners, last = run.learners, len(run.stream)
+        learners, last = run.work.learners, len(run.work.stream)
         state = run.checkpoints.state(last - 1)
         first = learners.rebuilt(last, state)
         again = learners.rebuilt(last, first.state())
@@ -112,7 +112,7 @@ def state_survives_the_round_trip(subject: Subject) -> None:
                 held = learner.state().tensors.get(name)
                 demand(held is not None and equal(held, tensor), f"load_state changed {name}")
         demand(dict(again.state().meta) == dict(state.meta), "load_state changed the metadata")
-        images = _test_images(run.stream)
+        images = _test_images(run.work.stream)
         demand(
             equal(answers(run, first, images), answers(run, again, images)),
             "two learners of the same state answer differently",
@@ -139,7 +139,7 @@ def only_the_state_crosses_a_boundary(subject: Subject) -> None:
         two.finished(),
         tempfile.TemporaryDirectory(prefix="cil-check-") as folder,
     ):
-        last = len(first.stream) - 1
+        last = len(first.work.stream) - 1
         for path in first.checkpoints.folder.iterdir():
             if not path.stem.endswith(f"-{last:03d}"):
                 (Path(folder) / "checkpoint").mkdir(exist_ok=True)
@@ -154,7 +154,7 @@ def only_the_state_crosses_a_boundary(subject: Subject) -> None:
 def metadata_is_charged(subject: Subject) -> None:
     """Every byte of metadata that is carried stands in the ledger."""
     with subject.finished() as (run, record):
-        for index in range(len(run.stream)):
+        for index in range(len(run.work.stream)):
             content = json.loads((run.checkpoints.folder / f"experience-{index:03d}.json").read_text())
             entries = record.results["ledger"][index]["entries"]
             charged = sum(entry["bytes"] for entry in entries if entry["source"] == "meta")
@@ -166,7 +166,7 @@ def metadata_is_charged(subject: Subject) -> None:
 def the_ledger_is_the_checkpoint(subject: Subject) -> None:
     """The sum of the ledger is what lies on the disk: tensors, metadata and references."""
     with subject.finished() as (run, record):
-        for index in range(len(run.stream)):
+        for index in range(len(run.work.stream)):
             content = json.loads((run.checkpoints.folder / f"experience-{index:03d}.json").read_text())
             files = {name: read_tensors(run.checkpoints.folder / name) for name in set(content["files"].values())}
             stored = sum(tensor_bytes(files[file][name]) for name, file in content["files"].items())
@@ -184,7 +184,7 @@ def the_budget_is_never_exceeded(subject: Subject) -> None:
                 for index, count in enumerate(record.results["exemplars"]):
                     total = record.results["ledger"][index]["totals"]["exact"]["total"]
                     if not subject.kind.bound:
-                        over = total > (budget.limit or total) or count > (budget.exemplars or count)
+                        over = total > ((budget.limits or [total])[-1]) or count > (budget.exemplars or count)
                         demand(not over, f"after experience {index}: {total:,} bytes and {count} exemplars are carried")
         except BudgetExceeded as error:
             raise ContractError(str(error)) from error
@@ -194,7 +194,7 @@ def _budgets(subject: Subject) -> list[Budget]:
     """So many exemplars, and the bytes that a learner of the same structure needs for half of them."""
     with subject.finished(budget=Budget(exemplars=0, enforce="report")) as (run, record):
         kinds = [ledger["totals"]["exact"] for ledger in record.results["ledger"]]
-        shape = run.stream.image_shape
+        shape = run.work.stream.image_shape
     fixed = max(total["total"] - total.get("exemplars", 0) - total.get("labels", 0) for total in kinds)
     room = EXEMPLARS // 2 * (shape[0] * shape[1] * shape[2] + 1)
     return [Budget(exemplars=EXEMPLARS), Budget(limits=[fixed + room])]
@@ -259,7 +259,7 @@ class Bomb:
 def predict_scores_each_class_seen(subject: Subject) -> None:
     """One column for each class seen, numbers all, after every experience; images alone are given."""
     with subject.finished() as (run, _):
-        images = _test_images(run.stream)
+        images = _test_images(run.work.stream)
         for done, learner in _learners(run):
             scores = answers(run, learner, images)
             demand(
@@ -273,7 +273,7 @@ def predict_scores_each_class_seen(subject: Subject) -> None:
 def predict_has_no_side_effects(subject: Subject) -> None:
     """Asked again, a learner gives the same answers, and its state has not moved."""
     with subject.finished() as (run, _):
-        images = _test_images(run.stream)
+        images = _test_images(run.work.stream)
         for _, learner in _learners(run):
             before = {name: tensor.clone() for name, tensor in learner.state().tensors.items()}
             first = answers(run, learner, images)
@@ -289,7 +289,7 @@ def predict_has_no_side_effects(subject: Subject) -> None:
 def predict_does_not_look_at_the_rest_of_the_batch(subject: Subject) -> None:
     """An image's scores depend neither on the order nor on the company it comes in."""
     with subject.finished() as (run, _):
-        images = _test_images(run.stream)
+        images = _test_images(run.work.stream)
         for _, learner in _learners(run):
             whole = answers(run, learner, images)
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -311,7 +311,7 @@ def test_data_play_no_part_in_training(subject: Subject) -> None:
         replace(subject, stream=subject.toy()).finished() as (one, first),
         replace(subject, stream=subject.toy(test_seed=2)).finished() as (two, second),
     ):
-        for index in range(len(one.stream)):
+        for index in range(len(one.work.stream)):
             named = difference(one.checkpoints.state(index), two.checkpoints.state(index))
             demand(not named, f"with other test images, {named} differs after experience {index}")
         demand(first.results["exemplars"] == second.results["exemplars"], "the number of exemplars differs")
@@ -322,12 +322,12 @@ def hooks_keep_to_themselves(subject: Subject) -> None:
     """No hook writes or reads files, opens sockets, starts processes or searches the interpreter's objects."""
     with tempfile.TemporaryDirectory(prefix="cil-check-") as folder:
         run = subject.run(folder)
-        make = run.make_learner
-        run.make_learner = run.learners.make_learner = lambda net, budget: watched(inside(make)(net, budget))
+        make = run.work.make_learner
+        run.work.learners.make_learner = lambda net, budget: watched(inside(make)(net, budget))
         run.execute()  # first calls import modules and build kernels, which touches files: only a second one counts
         with watching() as seen, tempfile.TemporaryDirectory(prefix="cil-check-") as again:
             run = subject.run(again)
-            run.make_learner = run.learners.make_learner = lambda net, budget: watched(inside(make)(net, budget))
+            run.work.learners.make_learner = lambda net, budget: watched(inside(make)(net, budget))
             run.execute()
     demand(not seen, f"a hook does what a learner may not: {seen[0] if seen else ''}")
 
@@ -357,15 +357,15 @@ def uneven_streams_are_learned(subject: Subject) -> None:
 
 def _learners(run: Run) -> Iterator[tuple[int, Strategy]]:
     """The learner of every boundary, rebuilt."""
-    learners: Learners = run.learners
-    for done in range(1, len(run.stream) + 1):
+    learners: Learners = run.work.learners
+    for done in range(1, len(run.work.stream) + 1):
         yield done, learners.rebuilt(done, run.checkpoints.state(done - 1))
 
 
 def answers(run: Run, learner: Strategy, images: Tensor) -> Tensor:
     """Scores of all classes seen, (N, num_classes); where the stream tells the task, the answers for each in a row."""
-    told = dict.fromkeys(s.task for s in run.stream.signatures if s.num_classes <= learner.num_classes)
-    return torch.cat([run.learners.scores(learner, images, task) for task in told], dim=1)
+    told = dict.fromkeys(s.task for s in run.work.stream.signatures if s.num_classes <= learner.num_classes)
+    return torch.cat([run.work.learners.scores(learner, images, task) for task in told], dim=1)
 
 
 def _test_images(stream: Stream) -> Tensor:
@@ -405,7 +405,7 @@ def demand_same(how: str, one: Run, first: Record, two: Run, second: Record) -> 
     Raises:
         ContractError: naming the first part that differs.
     """
-    for index in range(len(one.stream)):
+    for index in range(len(one.work.stream)):
         named = difference(one.checkpoints.state(index), two.checkpoints.state(index))
         demand(not named, f"run {how}, {named} differs after experience {index}")
     old, new = ({k: v for k, v in record.results.items() if k not in _TIMES} for record in (first, second))

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cil import plugins
 from cil.adapt import Adapter, Source, find
 from cil.data import Samples
-from cil.engine.adaptation import AdaptationRun
+from cil.engine.driver import Run
+from cil.engine.options import RunOptions
 from cil.engine.recipe import Recipe
+from cil.engine.runtime import Runtime
 from cil.models import NetFactory, build_backbone, evaluating
 from cil.streams.shifts import Segment, ShiftStream
 from cil.testing.toy import toy_dataset
@@ -124,20 +127,44 @@ def toy_adaptation(
     *,
     hyperparameters: Mapping[str, Any] | None = None,
     **options: Any,
-) -> AdaptationRun:
-    """A short run, ready to be executed; ``options`` are those of ``cil.engine.adaptation.AdaptationRun``."""
+) -> Run:
+    """A short run, ready to be executed; ``options`` are those of ``adaptation_of``."""
     kind = find(adapter) if isinstance(adapter, str) else adapter
     given = {**kind.toy, **(hyperparameters or {})}
     defaults: dict[str, Any] = {
         "recipe": Recipe(epochs=1, batch_size=16, log_every=1, optimizer=partial(torch.optim.SGD, lr=0.01)),
         "batch_size": BATCH,
     }
-    return AdaptationRun(
-        stream=stream,
-        make_adapter=lambda source: kind(source, **given),
+    return adaptation_of(
+        partial(kind, **given),
+        stream,
+        run_dir,
         make_source=partial(toy_source, stream, model=kind.toy_model),
-        run_dir=run_dir,
-        identity={"kind": "adaptation", "adapter": kind.__name__, "stream": stream.fingerprint, "options": given},
-        name=kind.__name__,
+        identity={"adapter": kind.__name__, "stream": stream.fingerprint, "options": given},
         **{**defaults, **options},
     )
+
+
+def adaptation_of(
+    make_adapter: Any,
+    stream: ShiftStream,
+    run_dir: Path,
+    *,
+    make_source: Any,
+    identity: Mapping[str, Any],
+    recipe: Recipe,
+    batch_size: int = 200,
+    clean: bool = False,
+    columns: torch.Tensor | None = None,
+    admit: Any = None,
+    runtime: Runtime | None = None,
+    **options: Any,
+) -> Run:
+    """An adaptation run put together from its parts; ``options`` are those of ``RunOptions``."""
+    chosen, runtime = RunOptions(**options), runtime or Runtime()
+    work = plugins.find("cil.kinds", stream.kind).work(
+        stream=stream, make_adapter=make_adapter, make_source=make_source, recipe=recipe,
+        name=getattr(make_adapter, "func", make_adapter).__name__, runtime=runtime, seed=chosen.seed,
+        columns=columns, batch_size=batch_size, clean=clean, admit=admit,
+    )  # fmt: skip
+    return Run(work, chosen, {"kind": stream.kind, **identity}, run_dir, runtime)

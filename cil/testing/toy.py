@@ -11,9 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from cil import plugins
 from cil.data import ArrayStore, Augment, Dataset, Samples
+from cil.engine.driver import Run
+from cil.engine.options import RunOptions
 from cil.engine.recipe import Recipe
-from cil.engine.run import Run
+from cil.engine.runtime import Runtime
 from cil.memory import Budget
 from cil.models import NetFactory, build_backbone
 from cil.strategies import Strategy, find
@@ -176,17 +179,40 @@ def toy_run(
     recipe: Recipe | None = None,
     **options: Any,
 ) -> Run:
-    """A short run, ready to be executed; ``options`` are those of ``cil.engine.run.Run``."""
+    """A short run, ready to be executed; ``options`` are those of ``run_of``."""
     kind = find(strategy) if isinstance(strategy, str) else strategy
     given = {**kind.toy, **(hyperparameters or {})}
-    return Run(
-        stream=stream,
-        make_learner=lambda make_net, own: kind(make_net, own, **given),
+    return run_of(
+        partial(kind, **given),
+        stream,
+        run_dir,
         make_factory=partial(toy_factory, stream, model=kind.toy_model),
         budget=budget or Budget(exemplars=EXEMPLARS),
         recipe=recipe or Recipe(epochs=2, batch_size=8, log_every=1),
-        run_dir=run_dir,
         identity={"strategy": kind.__name__, "stream": stream.fingerprint, "options": given},
-        name=kind.__name__,
         **options,
     )
+
+
+def run_of(
+    make_learner: Any,
+    stream: Stream,
+    run_dir: Path,
+    *,
+    make_factory: Any,
+    budget: Budget,
+    recipe: Recipe,
+    identity: Mapping[str, Any],
+    runtime: Runtime | None = None,
+    anytime: Any = None,
+    **options: Any,
+) -> Run:
+    """A run put together from its parts, whatever its kind; ``options`` are those of ``RunOptions``."""
+    chosen, runtime = RunOptions(**options), runtime or Runtime()
+    kind = getattr(make_learner, "func", make_learner)
+    work = plugins.find("cil.kinds", stream.kind).work(
+        stream=stream, make_learner=make_learner, make_factory=make_factory, budget=budget, recipe=recipe,
+        name=kind.__name__, runtime=runtime, seed=chosen.seed, evaluation_batch=chosen.evaluation_batch,
+        anytime=anytime,
+    )  # fmt: skip
+    return Run(work, chosen, {"kind": stream.kind, **identity}, run_dir, runtime)

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
+from cil.engine.driver import Run
 from cil.engine.recipe import Recipe
-from cil.engine.run import Run
 from cil.strategies import built_in, find
 from cil.testing import toy_run, toy_stream, toy_tasks
 from cil.testing.checks import demand_same

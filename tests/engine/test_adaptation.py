@@ -12,10 +12,11 @@ from torch import nn
 from cil.adapt import Adapter, Source
 from cil.contract import Phase
 from cil.data import Samples
-from cil.engine.adaptation import AdaptationRun
+from cil.engine.driver import Run
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError, ContractError, StateError, StreamError, TrainingError
 from cil.streams.shifts import Segment, ShiftStream
+from cil.testing.shifts import adaptation_of
 from cil.tracking import Record
 
 SHAPE = (1, 1, 2)
@@ -83,12 +84,12 @@ class Learns(Watcher):
         return scores
 
 
-def run_of(kind, folder, given=None, **options) -> AdaptationRun:
-    met = stream() if given is None else given
+def run_of(kind, folder, given=None, **options) -> Run:
+    shifting = stream() if given is None else given
     defaults = {"recipe": Recipe(epochs=1, batch_size=2, log_every=1, optimizer=PLAIN), "batch_size": 2, "keep": "all"}
-    return AdaptationRun(
-        stream=met, make_adapter=kind, make_source=lambda device: Source(Net(), 2, SHAPE, "hand"), run_dir=folder,
-        identity={"kind": "adaptation", "adapter": kind.__name__}, name=kind.__name__, **{**defaults, **options},
+    return adaptation_of(
+        kind, shifting, folder, make_source=lambda device: Source(Net(), 2, SHAPE, "hand"),
+        identity={"adapter": kind.__name__}, **{**defaults, **options},
     )  # fmt: skip
 
 
@@ -160,13 +161,13 @@ def test_slots_of_the_stream_may_be_other_columns_of_the_network(tmp_path):
     results = turned.execute().results
     assert results["segment_errors"] == pytest.approx([60, 25, 100])  # right is now wrong
     assert turned.checkpoints.evaluated(3)["predictions"].tolist() == [0, 1, 0]  # slots of the stream
-    assert turned._source().slots.tolist() == [1, 0]
+    assert turned.work._source().slots.tolist() == [1, 0]
 
 
 def test_columns_are_turned_into_slots_again(tmp_path):
     run = run_of(Watcher, tmp_path, columns=torch.tensor([1, 2, 0]))
-    assert run._truth_of(torch.tensor([0, 1, 2, 1])).tolist() == [1, 2, 0, 2]
-    assert run._slots(torch.tensor([1, 2, 0, 2])).tolist() == [0, 1, 2, 1]
+    assert run.work._truth(torch.tensor([0, 1, 2, 1])).tolist() == [1, 2, 0, 2]
+    assert run.work._slots(torch.tensor([1, 2, 0, 2])).tolist() == [0, 1, 2, 1]
 
 
 class Warm(Watcher):

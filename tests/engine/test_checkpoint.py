@@ -15,8 +15,8 @@ from toys import Acting, Rehearse, small_run, small_stream
 
 from cil.engine import checkpoint
 from cil.engine.checkpoint import Checkpoints, read_tensors
-from cil.engine.evaluate import evaluate
 from cil.errors import ConfigError, ResumeError, TrainingError
+from cil.kinds.classes.evaluation import evaluate
 from cil.memory import Reference, State
 
 
@@ -306,7 +306,7 @@ def test_the_best_boundary_is_still_there_after_an_interruption(tmp_path, monkey
             raise KeyboardInterrupt
 
     stream = small_stream(4)
-    monkeypatch.setattr("cil.engine.run.evaluate", judged)
+    monkeypatch.setattr("cil.kinds.classes.work.evaluate", judged)
     with monkeypatch.context() as patch:
         patch.setattr(Acting, "act", staticmethod(stop))
         with pytest.raises(KeyboardInterrupt):

@@ -12,7 +12,7 @@ import torch
 from toys import SHAPE, Acting, Interrupt, Learner, Rehearse, plain, small_run, small_stream
 
 from cil.api import plan
-from cil.engine.learners import as_structured
+from cil.engine.lifecycle import as_structured
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.errors import BudgetExceeded, ConfigError, ContractError, ResumeError, StateError, TrainingError
@@ -339,7 +339,7 @@ def test_a_tensor_that_grow_did_not_make_is_refused(tmp_path):
 def test_names_of_a_state_are_not_a_way_around_the_ledger(tmp_path):
     run = small_run(Rehearse, tmp_path)
     run.execute()
-    state, learner = run.checkpoints.state(2), run.learners.rebuilt(3, None)
+    state, learner = run.checkpoints.state(2), run.work.learners.rebuilt(3, None)
     as_structured(state, learner)
     message = torch.zeros(0)
     for tensors in (
@@ -354,7 +354,7 @@ def test_names_of_a_state_are_not_a_way_around_the_ledger(tmp_path):
 def test_kinds_and_the_survey_charge_are_those_of_the_structure(tmp_path):
     run = small_run(Rehearse, tmp_path)
     run.execute()
-    state, learner = run.checkpoints.state(2), run.learners.rebuilt(3, None)
+    state, learner = run.checkpoints.state(2), run.work.learners.rebuilt(3, None)
     told = State(state.tensors, {"net.head.weight": "other"}, state.meta, (), {"parameters": 12345})
     given = as_structured(told, learner)
     assert given.kinds["net.head.weight"] == "parameters"

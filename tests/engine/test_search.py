@@ -16,8 +16,8 @@ from toys import Interrupt, Learner, factory, plain, small_run, small_stream
 from cil.contract import Choice, Phase, Range, Search
 from cil.data import Batch
 from cil.engine.checkpoint import Checkpoints
+from cil.engine.learning import StrategyWork
 from cil.engine.recipe import cosine
-from cil.engine.run import Run
 from cil.errors import ConfigError, ContractError, TrainingError
 from cil.memory import Budget
 from cil.testing.checks import demand_same
@@ -103,7 +103,7 @@ def test_the_trial_with_the_lowest_held_out_error_stays(done):
     trials = trials_of(run)
     errors = [trial["error"] for trial in trials]
     assert [trial.get("chosen", False) for trial in trials].index(True) == errors.index(min(errors))
-    learner = run.learners.rebuilt(1, run.checkpoints.state(0))
+    learner = run.work.learners.rebuilt(1, run.checkpoints.state(0))
     held = STREAM[0].validation
     wrong = (learner.predict(held.images).argmax(1) != held.slots).float().mean()
     assert float(100 * wrong) == pytest.approx(min(errors))
@@ -129,13 +129,12 @@ def test_copies_that_a_search_holds_are_training_memory(trials, again, copies, t
 
     Some.trials = trials
     run = run_of(tmp_path, Some)
-    bills = run.bills()
     results = run.execute().results
     training = results["ledger"][1]["totals"]["training"]
     size = sum(tensor.numel() * tensor.element_size() for tensor in run.checkpoints.state(1).tensors.values())
     assert training["temporary"] == copies * size > 0
     if not again:  # a toy's refit needs held-out images, and nobody has any before the run
-        told = run.steps(bills).at(1)
+        told = run.work.steps().at(1)
         assert told.kinds["temporary"] == copies * size and told.total == results["peak_training_bytes"]
 
 
@@ -168,7 +167,7 @@ def test_a_trial_that_is_always_wrong_is_still_better_than_one_that_diverged(tmp
             phase = super()._phase(data, settings)
             return replace(phase, loss=lambda batch: self.loss(batch) * math.nan) if len(self.seen) == 1 else phase
 
-    monkeypatch.setattr(Run, "_error", lambda *given: 100.0)
+    monkeypatch.setattr(StrategyWork, "_error", lambda *given: 100.0)
     run = run_of(tmp_path, Wild)
     assert run.execute().status == "finished"
     assert [trial.get("chosen", False) for trial in trials_of(run)] == [False, True, False]

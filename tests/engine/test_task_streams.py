@@ -12,7 +12,7 @@ from toys import Interrupt
 
 from cil import metrics
 from cil.engine.recipe import Recipe
-from cil.engine.tasks import scored
+from cil.engine.scoring import scored
 from cil.errors import BudgetExceeded, ConfigError, ContractError
 from cil.memory import Budget, Flops
 from cil.models import NetFactory, build_backbone
@@ -73,10 +73,10 @@ def test_a_search_without_dev_images_is_refused_before_training(tmp_path):
 def test_scores_are_those_of_the_learner_that_was_carried(done):
     run, record = done
     for index, event in enumerate(record.results["events"]):
-        learner = run.learners.rebuilt(index + 1, run.checkpoints.state(index))
-        for split in run.stream.splits:
-            samples, task = run.stream.test(index, split), run.stream.signatures[index].task
-            scores = run.learners.scores(learner, samples.images, task)
+        learner = run.work.learners.rebuilt(index + 1, run.checkpoints.state(index))
+        for split in run.work.stream.splits:
+            samples, task = run.work.stream.test(index, split), run.work.stream.signatures[index].task
+            scores = run.work.learners.scores(learner, samples.images, task)
             if task.multilabel:
                 expected = metrics.mean_average_precision(scores.numpy(), samples.targets.numpy()).mean
                 assert event["splits"][split]["metrics"]["mAP"] == pytest.approx(expected, abs=0.01)
@@ -98,7 +98,7 @@ def test_predict_is_told_the_task_and_nothing_else_of_the_stream(done, tmp_path)
             return super().predict(images, task)
 
     toy_run(Noting, asked(), tmp_path, recipe=RECIPE).execute()
-    assert set(told) == {signature.task for signature in done[0].stream.signatures}
+    assert set(told) == {signature.task for signature in done[0].work.stream.signatures}
 
 
 def test_a_run_keeps_a_few_small_training_images_of_each_task(done):
@@ -106,7 +106,7 @@ def test_a_run_keeps_a_few_small_training_images_of_each_task(done):
     kept = record.arrays()
     assert sorted(kept) == [f"thumbnails.{index}" for index in range(4)]
     for index in range(4):
-        images, train = kept[f"thumbnails.{index}"], run.stream[index].train
+        images, train = kept[f"thumbnails.{index}"], run.work.stream[index].train
         assert images.dtype == np.uint8 and images.shape == (min(6, len(train)), *train.shape[1:], 3)
         pixels = train.pixels if train.shape[0] == 3 else train.pixels[:, :1].expand(-1, 3, -1, -1)
         known = {tuple(image.permute(1, 2, 0).flatten().tolist()) for image in pixels}
@@ -159,7 +159,7 @@ def test_errors_stand_beside_those_of_a_guess(done):
     run, record = done
     for index, event in enumerate(record.results["events"]):
         for split, said in event["splits"].items():
-            task, targets = run.stream.signatures[index].task, run.stream.test(index, split).targets
+            task, targets = run.work.stream.signatures[index].task, run.work.stream.test(index, split).targets
             guess = 1 / task.classes if targets is None else float(targets[:, targets.any(0)].mean())
             assert said["chance_error"] == pytest.approx(100 * (1 - guess))
 

@@ -14,12 +14,12 @@ from cil.adapt import Adapter, Source
 from cil.adapt.rotta import RoTTA
 from cil.adapt.tent import Tent
 from cil.data import Samples
-from cil.engine.adapter_steps import AdapterSteps, admission
-from cil.engine.onmeta import OnMeta
+from cil.engine.measured_step import noise_samples
 from cil.engine.recipe import Recipe
+from cil.engine.shape_inference import OnMeta
 from cil.engine.strategy_steps import fill
-from cil.engine.trial_step import made_up
 from cil.errors import BudgetExceeded, ConfigError
+from cil.kinds.adaptation.steps import AdapterSteps, admission
 from cil.memory import Budget, ExemplarMemory, FeatureMemory, SavedBytes
 from cil.strategies.finetune import Finetune
 from cil.testing.toy import toy_run, toy_stream
@@ -32,7 +32,7 @@ def stream():
 
 def steps_of(strategy, stream, tmp_path: Path, **options):
     run = toy_run(strategy, stream, tmp_path / "unused", **options)
-    return run.steps(run.bills())
+    return run.work.steps()
 
 
 @pytest.mark.parametrize("strategy", ["finetune", "icarl", "der"])
@@ -212,7 +212,7 @@ def test_an_adaptation_run_may_ask_before_anything_is_done():
 
 def test_made_up_images_are_one_byte_or_noise():
     slots = torch.tensor([0, 1, 1])
-    black, noise = (made_up(slots, (3, 4, 4), noise=noise) for noise in (False, True))
+    black, noise = (noise_samples(slots, (3, 4, 4), noise=noise) for noise in (False, True))
     assert black.counts() == noise.counts() == {0: 1, 1: 2}
     assert black.pixels.sum() == 0
     assert black.parts[0][0].tensor.untyped_storage().nbytes() == 1

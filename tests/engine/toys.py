@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.data import Augment, Batch, Dataset, Samples
+from cil.engine.driver import Run
 from cil.engine.fit import Fit
 from cil.engine.recipe import Recipe, constant
-from cil.engine.run import Run
 from cil.engine.runtime import Runtime
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory
@@ -25,6 +25,7 @@ from cil.models.base import drop_counters
 from cil.strategies import Phase, Strategy
 from cil.strategies.parts import features, new_class_cross_entropy, store_exemplars
 from cil.streams import Experience, Stream, class_incremental
+from cil.testing.toy import run_of
 
 SHAPE = (1, 2, 2)  # of an image: four features
 PLAIN = partial(torch.optim.SGD, lr=0.5)
@@ -125,7 +126,7 @@ def small_run(kind: type[Strategy], folder: Path, stream: Stream | None = None, 
         "identity": {"strategy": kind.__name__, "stream": own.fingerprint},
         "make_factory": factory,
     }
-    return Run(stream=own, make_learner=kind, run_dir=folder, name=kind.__name__, **{**given, **options})
+    return run_of(kind, own, folder, **{**given, **options})
 
 
 # strategies that do more --------------------------------------------------------------------------------------------

@@ -1,13 +1,13 @@
 """The budget: whole exemplars from what is left, limits that change, and messages that name every byte."""
 
-from dataclasses import dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field
 
 import pytest
 import torch
 
 from cil.data import ArrayStore, Samples
-from cil.errors import BudgetExceeded, ConfigError
-from cil.memory import UNLIMITED, Budget, Entry, ExemplarMemory, Ledger
+from cil.errors import BudgetExceeded, ConfigError, ContractError
+from cil.memory import UNLIMITED, Allowance, Budget, Entry, ExemplarMemory, Ledger, NextBoundary
 from cil.memory.survey import aligned_to_der
 
 RESNET32 = 463_504  # parameters
@@ -39,25 +39,30 @@ def ledger(survey: dict[str, int] | None = None, **kinds: int) -> Ledger:
     return Ledger(entries, survey)
 
 
+def allowed(experience: int = 0, final_bytes: int | None = None, **terms) -> Allowance:
+    """What a budget of these terms allows at the boundary after an experience."""
+    return Allowance(Budget(**terms), NextBoundary(experience, final_bytes=final_bytes))
+
+
 # how many exemplars ---------------------------------------------------------------------------------------------------
 
 
 def test_the_difference_is_taken_first_and_floored_once():
     # 10 - 2 bytes hold two items of 3; floors taken one by one would say 3 - 0
     one = learner(2, image_shape=(1, 1, 2))
-    assert Budget(limits=[10]).exemplar_slots(one) == 2
-    assert Budget(limits=[11]).exemplar_slots(one) == 3
+    assert allowed(limits=[10]).exemplar_slots(one) == 2
+    assert allowed(limits=[11]).exemplar_slots(one) == 3
 
 
 def test_under_the_survey_a_resnet32_in_ders_budget_gets_7431_exemplars():
     limit = 4 * 10 * RESNET32 + 2_000 * 3_072
-    budget = Budget(limits=[limit], convention="survey")
+    budget = allowed(limits=[limit], convention="survey")
     assert budget.exemplar_slots(learner(0, survey=4 * RESNET32)) == 7_431 == aligned_to_der(RESNET32, 3_072, 10)
     assert budget.exemplar_slots(learner(0, survey=4 * 10 * RESNET32)) == 2_000
 
 
 def test_under_the_exact_convention_an_exemplar_costs_its_label_too():
-    budget = Budget(limits=[1_000 + 3 * 3_073])
+    budget = allowed(limits=[1_000 + 3 * 3_073])
     assert budget.exemplar_slots(learner(1_000)) == 3
     assert budget.exemplar_slots(learner(1_001)) == 2
     assert budget.exemplar_slots(learner(1_000, num_classes=257)) == 2  # a label of two bytes
@@ -65,50 +70,46 @@ def test_under_the_exact_convention_an_exemplar_costs_its_label_too():
 
 def test_side_data_leave_room_for_fewer():
     memory = ExemplarMemory(extras={"logits": "replay_logits"}, extra_bytes=40)
-    assert Budget(limits=[3 * 3_073]).exemplar_slots(learner(0, held={"memory": memory})) == 2
+    assert allowed(limits=[3 * 3_073]).exemplar_slots(learner(0, held={"memory": memory})) == 2
 
 
 def test_a_count_caps_the_exemplars_whatever_they_weigh_and_both_caps_hold():
     one = learner(10**9)
-    assert Budget(exemplars=2_000).exemplar_slots(one) == 2_000
-    assert Budget(exemplars=0).exemplar_slots(one) == 0
-    assert Budget().exemplar_slots(one) == UNLIMITED
-    assert Budget(exemplars=5, limits=[3 * 3_073]).exemplar_slots(learner(0)) == 3
-    assert Budget(exemplars=2, limits=[3 * 3_073]).exemplar_slots(learner(0)) == 2
+    assert allowed(exemplars=2_000).exemplar_slots(one) == 2_000
+    assert allowed(exemplars=0).exemplar_slots(one) == 0
+    assert allowed().exemplar_slots(one) == UNLIMITED
+    assert allowed(exemplars=5, limits=[3 * 3_073]).exemplar_slots(learner(0)) == 3
+    assert allowed(exemplars=2, limits=[3 * 3_073]).exemplar_slots(learner(0)) == 2
 
 
 def test_two_memories_share_what_is_allowed():
     two = learner(0, held={"a": ExemplarMemory(), "b": ExemplarMemory(extras={"x": "other"}, extra_bytes=27)})
-    assert Budget(exemplars=7).exemplar_slots(two) == 3
-    assert Budget(limits=[2 * (3_073 + 3_100)]).exemplar_slots(two) == 2
-    assert Budget(limits=[2 * (3_073 + 3_100) - 1]).exemplar_slots(two) == 1
+    assert allowed(exemplars=7).exemplar_slots(two) == 3
+    assert allowed(limits=[2 * (3_073 + 3_100)]).exemplar_slots(two) == 2
+    assert allowed(limits=[2 * (3_073 + 3_100) - 1]).exemplar_slots(two) == 1
 
 
 def test_a_learner_without_memory_has_no_slots_in_a_budget_of_bytes():
-    assert Budget(limits=[10**6]).exemplar_slots(learner(0, held={})) == 0
+    assert allowed(limits=[10**6]).exemplar_slots(learner(0, held={})) == 0
 
 
 def test_what_is_left_is_never_negative():
-    assert Budget(limits=[100]).remaining(learner(30)) == 70
-    assert Budget(limits=[100]).remaining(learner(130)) == 0
-    assert Budget(limits=[100]).exemplar_slots(learner(130)) == 0
-    assert Budget(exemplars=10).remaining(learner(130)) == UNLIMITED
+    assert allowed(limits=[100]).remaining(learner(30)) == 70
+    assert allowed(limits=[100]).remaining(learner(130)) == 0
+    assert allowed(limits=[100]).exemplar_slots(learner(130)) == 0
+    assert allowed(exemplars=10).remaining(learner(130)) == UNLIMITED
 
 
 def test_each_boundary_has_its_limit_and_the_last_one_holds_for_all_later_ones():
-    budget = Budget(limits=[10, 20])
-    limits = []
-    for experience in range(4):
-        budget.experience = experience
-        limits.append(budget.limit)
+    limits = [allowed(experience, limits=[10, 20]).limit for experience in range(4)]
     assert limits == [10, 20, 20, 20]
-    assert Budget(exemplars=3).limit is None
+    assert allowed(exemplars=3).limit is None
 
 
 def test_a_growing_learner_counts_its_exemplars_from_its_size_now_or_at_the_end():
     small = learner(1_000)
-    now = Budget(limits=[10_000], final_bytes=7_000)
-    final = Budget(limits=[10_000], final_bytes=7_000, reserve="final")
+    now = allowed(limits=[10_000], final_bytes=7_000)
+    final = allowed(limits=[10_000], final_bytes=7_000, reserve="final")
     assert (now.remaining(small), final.remaining(small)) == (9_000, 3_000)
     assert final.remaining(learner(8_000)) == 2_000  # never more than what is left beside its size now
 
@@ -116,17 +117,17 @@ def test_a_growing_learner_counts_its_exemplars_from_its_size_now_or_at_the_end(
 def test_only_memories_of_variable_size_are_filled_by_bytes():
     jpeg, raw = ExemplarMemory("jpeg"), ExemplarMemory()
     one = learner(100, held={"memory": jpeg})
-    assert Budget(limits=[1_000]).capacity(one, jpeg) == 900
-    assert Budget(limits=[1_000]).capacity(learner(100, held={"a": jpeg, "b": jpeg}), jpeg) == 450
-    assert Budget(limits=[1_000]).capacity(one, raw) is None
-    assert Budget(exemplars=10).capacity(one, jpeg) is None
-    assert Budget(limits=[1_000], convention="survey").capacity(learner(100, 100), jpeg) is None
+    assert allowed(limits=[1_000]).capacity(one, jpeg) == 900
+    assert allowed(limits=[1_000]).capacity(learner(100, held={"a": jpeg, "b": jpeg}), jpeg) == 450
+    assert allowed(limits=[1_000]).capacity(one, raw) is None
+    assert allowed(exemplars=10).capacity(one, jpeg) is None
+    assert allowed(limits=[1_000], convention="survey").capacity(learner(100, 100), jpeg) is None
 
 
 @pytest.mark.parametrize("num_classes", [10, 300])
 def test_a_memory_filled_to_its_slots_fits_and_one_more_does_not(num_classes):
     one = learner(5_000, num_classes=num_classes, image_shape=(1, 4, 4))
-    budget = Budget(limits=[6_000])
+    budget = allowed(limits=[6_000])
     slots = budget.exemplar_slots(one)
     for count, fits in ((slots, True), (slots + 1, False)):
         memory = ExemplarMemory()
@@ -141,7 +142,7 @@ def test_a_memory_filled_to_its_slots_fits_and_one_more_does_not(num_classes):
 
 def test_a_state_over_its_bytes_is_refused_with_every_kind_and_its_bytes():
     bill = ledger(parameters=1_864_416, buffers=9_336, exemplars=6_144_000, labels=2_000, other=2_248)
-    budget = Budget(limits=[7_400_000], experience=3)
+    budget = allowed(limits=[7_400_000], experience=3)
     with pytest.raises(BudgetExceeded) as caught:
         budget.check(bill, 2_000, "icarl")
     assert str(caught.value) == (
@@ -153,13 +154,13 @@ def test_a_state_over_its_bytes_is_refused_with_every_kind_and_its_bytes():
 
 def test_each_convention_is_checked_against_its_own_total():
     bill = ledger({"parameters": 60, "exemplars": 30}, parameters=80, labels=30)
-    assert Budget(limits=[100]).over(bill, 1) == "carries 110 bytes (exact), budget.limit is 100"
-    assert Budget(limits=[90], convention="survey").over(bill, 1) is None
-    assert Budget(limits=[89], convention="survey").over(bill, 1) == "carries 90 bytes (survey), budget.limit is 89"
+    assert allowed(limits=[100]).over(bill, 1) == "carries 110 bytes (exact), budget.limit is 100"
+    assert allowed(limits=[90], convention="survey").over(bill, 1) is None
+    assert allowed(limits=[89], convention="survey").over(bill, 1) == "carries 90 bytes (survey), budget.limit is 89"
 
 
 def test_more_exemplars_than_allowed_are_refused_whatever_they_weigh():
-    budget = Budget(exemplars=200)
+    budget = allowed(exemplars=200)
     budget.check(ledger(exemplars=10**9), 200, "replay")
     with pytest.raises(BudgetExceeded, match=r"replay carries 201 exemplars, budget\.exemplars is 200 .*exemplars 5"):
         budget.check(ledger(exemplars=5), 201, "replay")
@@ -167,9 +168,9 @@ def test_more_exemplars_than_allowed_are_refused_whatever_they_weigh():
 
 def test_a_report_only_looks_on_and_shrinking_must_have_helped():
     bill = ledger(parameters=11)
-    Budget(limits=[10], enforce="report").check(bill, 0, "joint")
+    allowed(limits=[10], enforce="report").check(bill, 0, "joint")
     with pytest.raises(BudgetExceeded):
-        Budget(limits=[10], enforce="shrink").check(bill, 0, "icarl")
+        allowed(limits=[10], enforce="shrink").check(bill, 0, "icarl")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_a_wrong_budget_names_its_key_in_one_line(options, message):
 
 
 def given_up(images, scope="carried+incoming", **caps):
-    return Budget(scope=scope, given_up=images, image_bytes=3_072, **caps)
+    return Allowance(Budget(scope=scope, **caps), NextBoundary(given_up=images, image_bytes=3_072))
 
 
 def test_rmms_fixture_on_cifar():
@@ -206,7 +207,7 @@ def test_what_is_given_up_counts_only_where_incoming_images_do():
     assert given_up(1_500, scope="carried", exemplars=2_000).exemplar_slots(learner(0)) == 2_000
     assert given_up(3, scope="carried", limits=[100]).limit == 100
     assert given_up(0, exemplars=2_000).exemplar_slots(learner(0)) == 2_000
-    assert given_up(9).exemplar_slots(learner(0)) == Budget().exemplar_slots(learner(0))  # nothing is capped
+    assert given_up(9).exemplar_slots(learner(0)) == allowed().exemplar_slots(learner(0))  # nothing is capped
 
 
 def test_of_bytes_it_is_the_raw_images():
@@ -235,3 +236,33 @@ def test_another_scope_and_a_limit_for_each_experience_are_refused():
     with pytest.raises(ConfigError, match=r"budget\.scope is carried\+incoming with 2 limits"):
         Budget(scope="carried+incoming", limits=[1, 2])
     Budget(scope="carried", limits=[1, 2])
+
+
+# who may change it ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["exemplars", "limits", "budget", "boundary", "cap", "anything"])
+def test_a_learner_cannot_set_anything_of_what_it_may_carry(name):
+    allowance = allowed(exemplars=10)
+    with pytest.raises(ContractError, match=rf"budget\.{name} cannot be set by a learner"):
+        setattr(allowance, name, 10_000)
+    with pytest.raises(ContractError):
+        delattr(allowance, name)
+    assert allowance.cap == 10
+
+
+def test_what_a_user_asked_for_does_not_change():
+    budget = Budget(exemplars=10)
+    with pytest.raises(FrozenInstanceError):
+        budget.exemplars = 20
+
+
+def test_a_description_says_the_kind_and_what_is_followed():
+    assert Budget().description()["kind"] == "none"
+    assert Budget(exemplars=3).description()["kind"] == "exemplars"
+    each = Budget(limits=[5, 6]).description()
+    assert (each["kind"], each["limits"], each["at"]) == ("bytes", [5, 6], "each")
+    aligned = Budget.aligned("der", 200, model="resnet20").description()
+    assert {key: aligned[key] for key in ("kind", "to", "to_model", "exemplars", "limits", "at")} == {
+        "kind": "aligned", "to": "der", "to_model": "resnet20", "exemplars": 200, "limits": None, "at": "end"
+    }  # fmt: skip

@@ -41,7 +41,7 @@ def public_run(strategy: str, stream: Stream, folder: Path, **options: Any) -> D
     weights = public_weights(folder)
     run = toy_run(strategy, stream, folder / "run", keep="all", **options)
     given = {"name": "smallconv", "weights": str(weights), "mean": [0.5] * 3, "std": [0.25] * 3}
-    run.make_factory = run.learners.make_factory = networks(stream.image_shape, **given)
+    run.work.learners.make_factory = networks(stream.image_shape, **given)
     return Done(run, run.execute())
 
 
@@ -51,7 +51,7 @@ def scores_by_label(done: Done) -> Tensor:
     tests = [stream.test(i) for i in range(len(stream))]
     images = torch.cat([test.images for test in tests])
     labels = torch.tensor(stream.order)[torch.cat([test.slots for test in tests])]
-    return done.run.learners.scores(learner, images)[labels.argsort(stable=True)][
+    return done.run.work.learners.scores(learner, images)[labels.argsort(stable=True)][
         :, torch.tensor(stream.order).argsort()
     ]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cil.data import Batch
+from cil.engine.driver import Run
 from cil.engine.recipe import Recipe
-from cil.engine.run import Run
 from cil.memory import Budget, State
 from cil.models import Output
 from cil.strategies import Strategy, find
@@ -42,7 +42,7 @@ class Done:
 
     @property
     def stream(self) -> Stream:
-        return self.run.stream
+        return self.run.work.stream
 
     def state(self, index: int) -> State:
         """What was carried out of experience ``index``."""
@@ -50,7 +50,7 @@ class Done:
 
     def learner(self, index: int) -> Any:
         """The learner after experience ``index``, rebuilt from what it carried."""
-        return self.run.learners.rebuilt(index + 1, self.state(index))
+        return self.run.work.learners.rebuilt(index + 1, self.state(index))
 
     def net(self, index: int) -> dict[str, Tensor]:
         """Weights and buffers of the network after experience ``index``."""

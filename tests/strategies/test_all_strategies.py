@@ -10,7 +10,7 @@ import torch
 from small_runs import DISTILLING, LINEAR, ONE_STEP, PIXELS, REHEARSAL, STREAMS, bits, differing, observed
 
 from cil import strategies
-from cil.engine.dryrun import dry_run
+from cil.engine.dry_run import dry_run
 from cil.memory import Budget, herd
 from cil.models import extract
 from cil.models.base import count_parameters

@@ -259,7 +259,7 @@ def test_answers_are_corrected_logits(learn):
     learner.net.eval()
     images = done.stream.test(0).images
     logits, (alpha, beta) = learner.net(images).logits, learner.bias.pairs[1].tolist()
-    scores = done.run.learners.scores(learner, images)
+    scores = done.run.work.learners.scores(learner, images)
     torch.testing.assert_close(scores[:, 2:4], alpha * logits[:, 2:4] + beta)
     assert torch.equal(scores[:, :2], logits[:, :2])
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from small_runs import ONE_STEP, PIXELS, Fixed, bare, batch, differing
 
 from cil.data import Batch
-from cil.engine.dryrun import dry_run
+from cil.engine.dry_run import dry_run
 from cil.engine.keys import generator
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError

@@ -199,8 +199,8 @@ def test_where_the_meta_networks_stand_still_it_is_the_linear_probe(tmp_path):
         model = {"hyperparameters": {**UNTRAINED, **options}, "recipe": recipe}
         run = toy_run(on_resnet(kind), toy_stream(), tmp_path / name, **model)
         run.execute()
-        learner = run.learners.rebuilt(3, run.checkpoints.state(2))
-        runs[name] = run.learners.scores(learner, run.stream.test(0).images)
+        learner = run.work.learners.rebuilt(3, run.checkpoints.state(2))
+        runs[name] = run.work.learners.scores(learner, run.work.stream.test(0).images)
     torch.testing.assert_close(runs["ecotta_cil"], runs["linear_probe"], rtol=1e-3, atol=1e-3)
     assert (runs["free"] - runs["linear_probe"]).abs().max() > 0.02
 
@@ -278,7 +278,7 @@ def kept_by(learner: Any, shown: Batch) -> int:
 def test_theta_and_its_buffers_never_change_once_they_are_frozen(learn, first):
     done = learn("ecotta_cil", hyperparameters={"train_first": first}, recipe=ONE_EPOCH)
     assert differing(done.net(0), done.net(1)) == differing(done.net(0), done.net(2)) == []
-    start = {f"net.{key}": value for key, value in bits(done.run.learners.rebuilt(0, None).net).items()}
+    start = {f"net.{key}": value for key, value in bits(done.run.work.learners.rebuilt(0, None).net).items()}
     assert bool(differing(done.net(0), start)) is first
     moved = differing(*({k: v for k, v in done.state(i).tensors.items() if k.startswith("metas")} for i in (0, 2)))
     assert len(moved) == len(list(done.learner(2).metas.latest.parameters()))  # all that is trained, and no statistics
@@ -359,7 +359,7 @@ def test_without_exemplars_sums_of_features_are_carried_and_answer(learn):
         own = extract(learner._whole(), done.stream[2].train.of_class(slot)).sum(0)
         torch.testing.assert_close(learner.sums[slot], own, rtol=1e-4, atol=1e-4)
     images = done.stream.test(2).images
-    scores = done.run.learners.scores(learner, images)
+    scores = done.run.work.learners.scores(learner, images)
     with torch.no_grad():
         expected = F.normalize(learner.features(images, learner.metas.latest)) @ F.normalize(learner.sums).T
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
@@ -459,7 +459,7 @@ def test_or_by_the_nearest_mean_of_frozen_features(learn):
     images = torch.cat([done.stream.test(index).images for index in range(3)])
     with torch.no_grad():
         near = F.normalize(learner.net(images).features) @ F.normalize(sums).T
-    scores = done.run.learners.scores(learner, images)
+    scores = done.run.work.learners.scores(learner, images)
     assert torch.equal(scores.argmax(1) // 2, near.argmax(1) // 2)
     assert (scores.max(1).values >= 1).all() and ((scores >= 1).sum(1) == 2).all()
 
@@ -480,7 +480,7 @@ def test_public_weights_are_carried_as_a_reference_and_never_change(tmp_path: Pa
     record = run.execute()
     state = run.checkpoints.state(1)
     assert len(state.references) == 1 and not [key for key in state.tensors if key.startswith("net.")]
-    learner = run.learners.rebuilt(2, state)
+    learner = run.work.learners.rebuilt(2, state)
     assert differing(bits(learner.net.backbone), bits(backbone)) == []
     assert record.results["ledger"][1]["public"] == state.references[0].bytes
     with torch.no_grad():

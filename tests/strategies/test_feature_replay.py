@@ -210,7 +210,7 @@ def test_an_experience_without_new_classes_changes_no_structure():
 def test_a_backbone_that_is_not_trained_stays_as_it_was_made_and_the_head_learns_from_the_first_experience_on(learn):
     for hyperparameters in (UNTRAINED, UNTRAINED | PROTOTYPES):
         done = learn("feature_replay", hyperparameters=hyperparameters)
-        start = {f"net.{name}": value for name, value in bits(done.run.learners.rebuilt(0, None).net).items()}
+        start = {f"net.{name}": value for name, value in bits(done.run.work.learners.rebuilt(0, None).net).items()}
         assert differing(start, done.net(0)) == differing(start, done.net(2)) == []
         steps = [line for line in done.record.lines() if line["kind"] == "step"]
         assert {line["phase"] for line in steps} == {"head"} and {line["experience"] for line in steps} == {0, 1, 2}

@@ -360,7 +360,7 @@ def test_the_student_answers(learn):
     learner.net.eval()
     with torch.no_grad():
         expected = learner.net(images_of(done)).logits
-    assert torch.equal(done.run.learners.scores(learner, images_of(done)), expected)
+    assert torch.equal(done.run.work.learners.scores(learner, images_of(done)), expected)
     assert learner.boosted is None
 
 
@@ -379,7 +379,7 @@ def test_a_kept_teacher_answers_and_is_carried_with_the_student(learn):
         net.eval()
     with torch.no_grad():
         student, teacher = (net(images_of(done)).logits for net in (learner.net, learner.boosted))
-    assert torch.equal(done.run.learners.scores(learner, images_of(done)), teacher)
+    assert torch.equal(done.run.work.learners.scores(learner, images_of(done)), teacher)
     assert not torch.equal(student, teacher)
 
 

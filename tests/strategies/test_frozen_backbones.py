@@ -75,14 +75,14 @@ def test_frozen_between_two_phases_of_the_first_experience_the_backbone_does_not
 def test_after_the_first_experience_the_backbone_never_changes(learn, name):
     done = learn(name)
     assert differing(done.net(0), done.net(1)) == differing(done.net(0), done.net(2)) == []
-    start = bits(done.run.learners.rebuilt(0, None).net)
+    start = bits(done.run.work.learners.rebuilt(0, None).net)
     assert differing({key.removeprefix("net."): value for key, value in done.net(0).items()}, start)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_backbone_that_is_not_trained_stays_as_it_was_made(learn, name):
     done = learn(name, hyperparameters=UNTRAINED)
-    start = bits(done.run.learners.rebuilt(0, None).net)
+    start = bits(done.run.work.learners.rebuilt(0, None).net)
     assert differing({key.removeprefix("net."): value for key, value in done.net(2).items()}, start) == []
     steps = [line for line in done.record.lines() if line["kind"] == "step"]
     assert {line["phase"] for line in steps} == ({"head"} if name == "fetril" else set())
@@ -220,8 +220,8 @@ def test_a_run_on_public_weights_is_planned_and_loaded_by_name(tmp_path, name):
     record = run.execute()
     assert record.results["ledger"][1]["public"] == 4 * (P + B)
     classifier = load(tmp_path / "run")
-    images = run.stream.test(0).images
-    right = (classifier(images).argmax(1) == run.stream.test(0).slots).float().mean()
+    images = run.work.stream.test(0).images
+    right = (classifier(images).argmax(1) == run.work.stream.test(0).slots).float().mean()
     expected = record.results["accuracy_matrix"][1][0]
     assert 100 * float(right) == pytest.approx(expected, abs=1e-4)
 
@@ -268,7 +268,7 @@ def test_the_final_answers_depend_neither_on_the_split_nor_on_the_order(learn, n
 def test_scores_of_old_classes_stay_when_classes_come(learn, name, hyperparameters):
     done = learn(name, hyperparameters={**UNTRAINED, **hyperparameters})
     images = done.stream.test(0).images
-    scores = [done.run.learners.scores(done.learner(index), images) for index in range(3)]
+    scores = [done.run.work.learners.scores(done.learner(index), images) for index in range(3)]
     assert torch.equal(scores[2][:, :2], scores[0]) and torch.equal(scores[2][:, :4], scores[1])
 
 
@@ -277,8 +277,8 @@ def test_in_batches_of_another_size_answers_are_the_same(learn, name):
     done = learn(name)
     learner = done.learner(2)
     images = torch.cat([done.stream.test(index).images for index in range(3)])
-    whole = done.run.learners.scores(learner, images)
-    parts = torch.cat([done.run.learners.scores(learner, part) for part in images.split(7)])
+    whole = done.run.work.learners.scores(learner, images)
+    parts = torch.cat([done.run.work.learners.scores(learner, part) for part in images.split(7)])
     assert torch.equal(whole.argmax(1), parts.argmax(1))
 
 
@@ -302,7 +302,9 @@ def test_carried_bytes_are_those_of_the_formulas(learn, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_classes_without_an_image_are_never_the_answer(learn, name):
-    learner = learn(name, "uneven").run.learners.rebuilt(1, None)  # grown for three classes, of which it saw nothing
+    learner = learn(name, "uneven").run.work.learners.rebuilt(
+        1, None
+    )  # grown for three classes, of which it saw nothing
     learner.load_state(learner.state())
     done = learn(name, "uneven")
     full = done.learner(2)
@@ -315,9 +317,9 @@ def test_classes_without_an_image_are_never_the_answer(learn, name):
             value[:, 1] = 0
     full.load_state(type(state)(emptied, state.kinds, state.meta, state.references))
     images = torch.cat([uneven_stream().test(index).images for index in range(3)])
-    found = done.run.learners.scores(full, images)
+    found = done.run.work.learners.scores(full, images)
     assert torch.isneginf(found[:, 1]).all() and found[:, [0, 2, 3, 4, 5]].isfinite().all()
-    assert torch.isneginf(done.run.learners.scores(learner, images)).all()
+    assert torch.isneginf(done.run.work.learners.scores(learner, images)).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -395,5 +397,5 @@ def test_toy_hyperparameters_are_for_toy_runs_alone(tmp_path):
     assert find("ranpac").toy == {"size": 64} and find("icarl").toy == {}
     for number, (given, size) in enumerate([({}, 64), ({"size": 16}, 16)]):
         run = toy_run("ranpac", toy_stream(), tmp_path / str(number), hyperparameters=given)
-        assert run.learners.rebuilt(1, None).gram.shape == (size, size)
+        assert run.work.learners.rebuilt(1, None).gram.shape == (size, size)
     assert inspect.signature(find("ranpac")).parameters["size"].default == 10_000

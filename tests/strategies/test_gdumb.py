@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from small_runs import ONE_STEP, PIXELS, STREAMS, Fixed, bare, batch, bits, differing, observed, regrouped
 
 from cil.data import Batch
-from cil.engine.dryrun import dry_run
+from cil.engine.dry_run import dry_run
 from cil.engine.fit import Fit
 from cil.engine.keys import reseed
 from cil.engine.recipe import Recipe
@@ -32,8 +32,8 @@ def test_it_is_a_fresh_network_trained_on_the_memory_alone(learn, stream, index)
     run, data = done.run, done.stream
     learner, factory = bare("gdumb"), toy_factory(data, seed=run.seed)
     if index == 0:
-        reference = run.learners.rebuilt(0, None)
-        run.learners.grow(reference, 0)
+        reference = run.work.learners.rebuilt(0, None)
+        run.work.learners.grow(reference, 0)
         fresh = reference.net
     else:
         factory.backbone()  # the network of the first experience

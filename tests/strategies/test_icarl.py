@@ -14,7 +14,7 @@ def images_of(done, index=2):
 
 
 def scores(done, learner):
-    return done.run.learners.scores(learner, images_of(done))
+    return done.run.work.learners.scores(learner, images_of(done))
 
 
 def test_the_loss_is_cross_entropy_over_all_outputs_and_the_distillation():
@@ -107,9 +107,11 @@ def test_broken_features_give_no_answer_instead_of_hiding_behind_missing_means(l
         next(learner.net.backbone.parameters()).fill_(float("nan"))
     assert scores(done, learner).isnan().any()
     with pytest.raises(ContractError, match="not numbers"):
-        from cil.engine.evaluate import evaluate
+        from cil.kinds.classes.evaluation import evaluate
 
-        evaluate(lambda x: done.run.learners.scores(learner, x), done.stream, 6, seed=0, device=torch.device("cpu"))
+        evaluate(
+            lambda x: done.run.work.learners.scores(learner, x), done.stream, 6, seed=0, device=torch.device("cpu")
+        )
 
 
 @pytest.mark.parametrize("stream", ["toy", "uneven"])

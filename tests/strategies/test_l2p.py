@@ -14,7 +14,7 @@ from cil import testing
 from cil.api import plan
 from cil.cli.build import build
 from cil.cli.compose import compose
-from cil.engine.dryrun import dry_run
+from cil.engine.dry_run import dry_run
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError, StateError
 from cil.memory import Budget
@@ -182,7 +182,7 @@ def test_prompts_keys_and_new_rows_move_and_old_rows_stay_bit_for_bit_under_adam
 
 def test_without_the_pull_keys_stay_as_drawn_even_under_decay(learn):
     done = learn("l2p", hyperparameters={"pull": 0.0})
-    keys = done.run.learners.rebuilt(0, None).pool.keys
+    keys = done.run.work.learners.rebuilt(0, None).pool.keys
     for index in range(3):
         assert torch.equal(done.state(index).tensors["pool.keys"], keys)
         assert not torch.equal(done.state(index).tensors["pool.prompts"], done.learner(0).pool.prompts) or index == 0
@@ -195,9 +195,11 @@ def test_how_a_training_batch_selects_matters_to_training_and_not_to_answers(lea
     rules = {rule.__name__: rule for rule in testing.ALL}
     rules["predict_does_not_look_at_the_rest_of_the_batch"](Subject("l2p", {"train_selection": "batch"}))
     learner = by_batch.learner(2).to("cpu")
-    sample = learn("l2p").run.learners.rebuilt(3, by_batch.state(2))
+    sample = learn("l2p").run.work.learners.rebuilt(3, by_batch.state(2))
     images = batch(*range(6)).images
-    assert torch.equal(by_batch.run.learners.scores(learner, images), by_batch.run.learners.scores(sample, images))
+    assert torch.equal(
+        by_batch.run.work.learners.scores(learner, images), by_batch.run.work.learners.scores(sample, images)
+    )
 
 
 def test_the_position_of_prompts_reaches_the_answers():
@@ -273,7 +275,7 @@ def test_public_weights_are_a_reference_charged_once_and_stored_nowhere(public):
         assert totals["exact"]["total"] == 4 * (count_parameters(backbone) + POOL + 32 * c + c)
         assert record.results["bills"][index]["total"]["exact"] == totals["exact"]["total"]
         assert totals["survey"]["total"] == 4 * count_parameters(backbone)
-    learner = run.learners.rebuilt(3, run.checkpoints.state(2))
+    learner = run.work.learners.rebuilt(3, run.checkpoints.state(2))
     assert differing(bits(learner.vit.model), bits(backbone.model)) == []
     assert learner.normalise.mean.flatten().tolist() == [0.5] * 3  # what the weights were trained with
 
@@ -282,7 +284,7 @@ def test_the_reference_is_one_for_all_who_start_from_the_same_weights(public):
     run, _, _ = public
     digests = {run.checkpoints.state(index).references[0].sha256 for index in range(3)}
     assert len(digests) == 1
-    learner = run.learners.rebuilt(3, run.checkpoints.state(2))
+    learner = run.work.learners.rebuilt(3, run.checkpoints.state(2))
     with torch.no_grad():
         next(learner.vit.parameters()).add_(1)
     with pytest.raises(StateError, match=r"vit refers to the public weights.*was modified"):
@@ -291,7 +293,7 @@ def test_the_reference_is_one_for_all_who_start_from_the_same_weights(public):
 
 def test_public_weights_are_not_trained(public):
     run, _, _ = public
-    learner = run.learners.rebuilt(3, run.checkpoints.state(2))
+    learner = run.work.learners.rebuilt(3, run.checkpoints.state(2))
     assert sum(p.numel() for p in learner.trainable()) == POOL + 32 * 6 + 6
 
 

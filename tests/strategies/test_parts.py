@@ -230,7 +230,7 @@ class Normed(torch.nn.Module):
 def test_a_single_exemplar_can_be_rehearsed_on_maps_of_one_pixel(tmp_path, name):
     stream = class_incremental(toy_dataset(), increment=1, classes=3)
     run = toy_run(name, stream, tmp_path / "run", budget=Budget(exemplars=1), recipe=Recipe(epochs=1, batch_size=8))
-    run.make_factory = run.learners.make_factory = partial(NetFactory, Normed)
+    run.work.learners.make_factory = partial(NetFactory, Normed)
     assert run.execute().results["exemplars"][:1] == [1]
 
 
@@ -257,9 +257,9 @@ def test_frozen_weights_have_no_importance_and_stay(tmp_path, name):
         return backbone
 
     run = toy_run(name, toy_stream(), tmp_path / "run", keep="all")
-    run.make_factory = run.learners.make_factory = partial(NetFactory, half_frozen)
+    run.work.learners.make_factory = partial(NetFactory, half_frozen)
     run.execute()
-    start, tensors = run.learners.rebuilt(0, None).net.state_dict(), run.checkpoints.state(2).tensors
+    start, tensors = run.work.learners.rebuilt(0, None).net.state_dict(), run.checkpoints.state(2).tensors
     importance = [key.split(".", 1)[1] for key in tensors if key.startswith(("fisher.", "importance."))]
     assert any("stages.1." in key for key in importance) and not any("stages.0." in key for key in importance)
     for key in ("backbone.stages.0.0.weight", "backbone.stages.0.0.bias"):

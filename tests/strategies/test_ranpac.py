@@ -152,7 +152,7 @@ def test_a_stored_layer_gives_the_same_bits_and_is_charged_in_place_of_the_seed(
 def test_the_layer_is_the_one_that_the_carried_seed_gives(learn):
     done = learn("ranpac")
     state = done.state(2)
-    learner = done.run.learners.rebuilt(3, state)
+    learner = done.run.work.learners.rebuilt(3, state)
     other = {**state.tensors, "seed": state.tensors["seed"] + 1}
     learner.load_state(type(state)(other, state.kinds, state.meta))
     assert not torch.equal(learner.layer, done.learner(2).layer)
@@ -260,7 +260,7 @@ def test_what_is_out_of_range_is_refused_in_one_line(hyperparameters, message):
 
 def test_the_first_training_is_cross_entropy_of_a_cosine_head(learn):
     done = learn("ranpac")
-    learner = done.run.learners.rebuilt(1, None)
+    learner = done.run.work.learners.rebuilt(1, None)
     (phase,) = learner.phases(done.stream[0])
     images = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     slots = torch.tensor([0, 1, 1, 0])

@@ -9,7 +9,7 @@ import torch
 from small_runs import ONE_STEP, PIXELS, bare, signatures
 
 from cil.data import Samples
-from cil.engine.dryrun import dry_run
+from cil.engine.dry_run import dry_run
 from cil.errors import ConfigError
 from cil.memory import Budget, Gradients, Predictions, selection
 from cil.models import extract_outputs

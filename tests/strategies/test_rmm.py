@@ -11,9 +11,9 @@ from small_runs import ONE_STEP, PIXELS, STREAMS, bare, differing, observed, sig
 
 import cil
 from cil.data import Samples
-from cil.engine.incoming import met
+from cil.engine.lifecycle import admit
 from cil.errors import BudgetExceeded, ConfigError
-from cil.memory import Budget, tensor_bytes
+from cil.memory import Allowance, Budget, tensor_bytes
 from cil.models import extract_outputs
 from cil.strategies import find
 from cil.strategies.parts import balanced_set
@@ -75,7 +75,7 @@ def test_the_fixture_of_the_survey():
     for index, slots in enumerate((range(50), range(50, 60))):
         counts = dict.fromkeys(slots, 500)
         signature = Signature(index, tuple(slots), tuple(slots), counts, (3, 32, 32), slots.stop)
-        taken = met(learner, signature, learner.budget)
+        taken = admit(learner, signature, learner.budget.budget)
         learner.grow(taken)
         assert set(taken.counts.values()) == {500 if index == 0 else 350}
         assert learner.budget.cap == (2000 if index == 0 else 3500)
@@ -186,7 +186,7 @@ def test_images_of_variable_size_stay_as_long_as_their_bytes_fit():
     size = sum(tensor_bytes(tensor) for tensor, _ in learner.memory.tensors(2).values())
     later = Experience(signatures([2, 2])[1], images)
     for room, held in ((size, 80), (size // 2, 40)):
-        learner.budget = Budget(limits=[learner.fixed_bytes() + room], scope="carried+incoming")
+        learner.budget = Allowance(Budget(limits=[learner.fixed_bytes() + room], scope="carried+incoming"))
         assert learner.budget.exemplar_slots(learner) < 10
         learner.before_experience(later)
         assert len(learner.memory) == pytest.approx(held, abs=1)
@@ -303,9 +303,10 @@ class Greedy(RMM):
     """Holds on to its exemplars when it takes more of what arrives."""
 
     def before_experience(self, experience):
-        scope, self.budget.scope = self.budget.scope, "carried"
+        allowance = self.budget
+        self.budget = Allowance(replace(allowance.budget, scope="carried"), allowance.boundary)
         super().before_experience(experience)
-        self.budget.scope = scope
+        self.budget = allowance
 
 
 def test_who_takes_more_and_drops_nothing_is_stopped_before_it_trains(tmp_path):

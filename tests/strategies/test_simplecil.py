@@ -89,7 +89,7 @@ def test_the_final_answer_is_the_nearest_joint_mean(learn):
     means = torch.stack([torch.cat(features)[slots == slot].mean(0) for slot in range(6)])
     shown = extract(learner.net, done.stream.test(1)).double()
     expected = (shown @ means.T) / shown.norm(dim=1, keepdim=True) / means.norm(dim=1)
-    found = done.run.learners.scores(learner, done.stream.test(1).images)
+    found = done.run.work.learners.scores(learner, done.stream.test(1).images)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 

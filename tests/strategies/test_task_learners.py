@@ -46,7 +46,7 @@ def state(run, index):
 
 
 def learner(run, index):
-    return run.learners.rebuilt(index + 1, run.checkpoints.state(index))
+    return run.work.learners.rebuilt(index + 1, run.checkpoints.state(index))
 
 
 def same(a, b, prefix_a="net.", prefix_b="net."):
@@ -118,7 +118,7 @@ def test_the_bill_of_a_probe_is_features_and_distances_of_every_network(made):
     flops = record.results["flops"]
     net, before = learner(run, 0).net.of("0"), 0
     for index, networks in enumerate((1, 2, 3, 3)):  # those stored and, but for the repeat, a random one
-        experience, forward = run.stream[index], Flops()
+        experience, forward = run.work.stream[index], Flops()
         with torch.no_grad(), forward.counting():
             net.features(experience.train[:1].images)
         train, dev = len(experience.train), len(experience.validation)
@@ -211,7 +211,7 @@ def test_the_least_often_chosen_gives_way():
 def test_cumulative_keeps_all_images_and_targets(made):
     run, record = made("cumulative")
     assert record.results["exemplars"] == [24, 60, 96, 96]
-    past, stream = learner(run, 3).past, run.stream
+    past, stream = learner(run, 3).past, run.work.stream
     for index in range(1, 3):
         held, train = past.memory(stream.signatures[index].task).samples(), stream[index].train
         kept = held.slots if train.targets is None else held.extras["targets"].float()
@@ -222,7 +222,7 @@ def test_cumulative_keeps_all_images_and_targets(made):
 def test_a_batch_of_cumulative_is_of_all_tasks_and_each_image_weighs_the_same(made):
     run, _ = made("cumulative")
     held = learner(run, 2)
-    new, train = held.task, run.stream[2].train
+    new, train = held.task, run.work.stream[2].train
     batch = Batch(train.images[:16], train.slots[:16], None if train.targets is None else train.targets[:16])
     weights = dict.fromkeys(held.past.tasks, 1.0)
     parts = held.past.mixture(new, batch, weights)
@@ -232,7 +232,7 @@ def test_a_batch_of_cumulative_is_of_all_tasks_and_each_image_weighs_the_same(ma
     losses = held.losses_of(parts, settings)
     alone = [held.loss_of(task, part, settings) for task, part in parts]
     torch.testing.assert_close(torch.stack(losses), torch.stack(alone))
-    held.prepare(run.stream[2])
+    held.prepare(run.work.stream[2])
     whole = held.loss_with(settings, batch)
     by_hand = sum(len(part) * loss for (_, part), loss in zip(parts, alone, strict=True)) / 16
     torch.testing.assert_close(whole, by_hand)  # the draw of a step is the same when asked again
@@ -288,8 +288,8 @@ def test_old_images_are_mirrored_where_their_task_allows_it_whatever_the_new_one
     run, _ = made("cumulative")
     held = learner(run, 2)
     for index, mirrored in ((0, True), (1, False)):
-        task = run.stream.signatures[index].task
-        batch, known = held.past.batch(task, 24), run.stream[index].train.images
+        task = run.work.stream.signatures[index].task
+        batch, known = held.past.batch(task, 24), run.work.stream[index].train.images
         as_it_was = torch.stack([(known == image).flatten(1).all(1).any() for image in batch.images])
         turned = torch.stack([(known == image.flip(2)).flatten(1).all(1).any() for image in batch.images])
         assert bool((as_it_was | turned).all()) and task.mirrored == mirrored
@@ -311,7 +311,7 @@ def test_the_fisher_is_the_mean_squared_gradient_sample_by_sample_and_decays(mad
     run, _ = made("ewc_online", "aa", hyperparameters=options)
     held = learner(run, 1)
     rows = torch.randperm(24, generator=run_generator(run, 1, "fisher"))[:5]
-    train = run.stream[1].train[rows]
+    train = run.work.stream[1].train[rows]
     held.net.eval()
     weights = dict(held.net.backbone.named_parameters())
     expected = {name: torch.zeros_like(weight) for name, weight in weights.items()}

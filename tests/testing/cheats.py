@@ -116,7 +116,7 @@ class WalksFrames(Replay):
         while frame is not None:
             run = frame.f_locals.get("self")
             if type(run).__name__ == "Run" and experience.index:
-                return data + run.stream[0].train
+                return data + run.work.stream[0].train
             frame = frame.f_back  # type: ignore[assignment]
         return data
 
