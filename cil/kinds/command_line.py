@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cil import plugins
 
@@ -21,8 +21,20 @@ if TYPE_CHECKING:
     AnyStream = Stream | ShiftStream
 
 
-class Commands(Protocol):
-    """The command line of one kind of run."""
+class CommandLine:
+    """Hands over to the object ``commands``, which has the same methods.
+
+    Attributes:
+        learner: Group of the configuration that names the method.
+        commands: ``module:object``.
+    """
+
+    learner: ClassVar[str]
+    commands: ClassVar[str]
+
+    def _commands(self) -> CommandLine:
+        found: CommandLine = pkgutil.resolve_name(self.commands)
+        return found
 
     def build(self, job: Job, stream: AnyStream, options: RunOptions, facts: Mapping[str, Any]) -> Run:
         """Build the run of a composed configuration.
@@ -33,23 +45,23 @@ class Commands(Protocol):
         Raises:
             CilError: for whatever is wrong with it, a stream of another kind too, in one line that names the key.
         """
-        ...
+        return self._commands().build(job, stream, options, facts)
 
     def bill(self, run: Run) -> str:
         """Bytes that will be carried, as ``cil run --dry-run`` prints them; nothing is trained."""
-        ...
+        return self._commands().bill(run)
 
     def summary(self, record: Record, note: str = "") -> str:
         """Results in a few lines, as ``cil run`` prints them; ``note`` stands beside the status."""
-        ...
+        return self._commands().summary(record, note)
 
     def curve(self, record: Record) -> str:
         """Results as bars, as ``cil show RUN_DIR`` prints them."""
-        ...
+        return self._commands().curve(record)
 
     def stream_lines(self, stream: AnyStream) -> list[str]:
         """The stream in a few lines, as ``cil show stream=NAME`` prints it."""
-        ...
+        return self._commands().stream_lines(stream)
 
     def stream_page(self, stream: AnyStream, path: Path, count: int) -> Path:
         """Write the stream as a page, with ``count`` images of each step.
@@ -57,7 +69,7 @@ class Commands(Protocol):
         Raises:
             ConfigError: where streams of this kind have none.
         """
-        ...
+        return self._commands().stream_page(stream, path, count)
 
     def memory(self, job: Job, stream: AnyStream, experience: int | None) -> tuple[str, Sequence[TrainingMemory]]:
         """Measure the largest step, as ``cil memory`` prints it.
@@ -69,43 +81,6 @@ class Commands(Protocol):
         Returns:
             The method and what it is measured on; the largest step of the run, and of what comes before it, if any.
         """
-        ...
-
-
-class CommandLine:
-    """``Commands`` of a kind, in a module of their own.
-
-    Attributes:
-        learner: Group of the configuration that names the method.
-        commands: ``module:object`` of the ``Commands``.
-    """
-
-    learner: ClassVar[str]
-    commands: ClassVar[str]
-
-    def _commands(self) -> Commands:
-        found: Commands = pkgutil.resolve_name(self.commands)
-        return found
-
-    def build(self, job: Job, stream: AnyStream, options: RunOptions, facts: Mapping[str, Any]) -> Run:
-        return self._commands().build(job, stream, options, facts)
-
-    def bill(self, run: Run) -> str:
-        return self._commands().bill(run)
-
-    def summary(self, record: Record, note: str = "") -> str:
-        return self._commands().summary(record, note)
-
-    def curve(self, record: Record) -> str:
-        return self._commands().curve(record)
-
-    def stream_lines(self, stream: AnyStream) -> list[str]:
-        return self._commands().stream_lines(stream)
-
-    def stream_page(self, stream: AnyStream, path: Path, count: int) -> Path:
-        return self._commands().stream_page(stream, path, count)
-
-    def memory(self, job: Job, stream: AnyStream, experience: int | None) -> tuple[str, Sequence[TrainingMemory]]:
         return self._commands().memory(job, stream, experience)
 
 

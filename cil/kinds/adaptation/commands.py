@@ -35,7 +35,7 @@ OF_SOURCE = ("trainer", "optimizer", "scheduler")  # matter where an adapter is 
 
 
 class AdaptationCommands:
-    """Commands of an adapter; see ``cil.kinds.command_line.Commands``."""
+    """Commands of an adapter; see ``cil.kinds.command_line``."""
 
     def build(self, job: Job, stream: Any, options: RunOptions, facts: Mapping[str, Any]) -> Run:
         config = job.config

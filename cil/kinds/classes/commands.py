@@ -30,7 +30,7 @@ SHOWN = 20  # classes of a class order
 
 
 class StrategyCommands:
-    """Commands of a strategy; see ``cil.kinds.command_line.Commands``."""
+    """Commands of a strategy; see ``cil.kinds.command_line``."""
 
     curve_title = "accuracy so far"
     matrix_title = "accuracy on experience (column) after learning (row), percent"
