@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cil.data import Samples
+from cil.engine.caps import PREFIX, caps_of, caps_results, check_caps, measure_caps
 from cil.engine.cost import Cost
 from cil.engine.driver import Boundary, Context, Counts, Facts
 from cil.engine.dry_run import Bill, check_bills, dry_run
 from cil.engine.keys import generator, reseed
-from cil.engine.lifecycle import Learners, MakeFactory, MakeLearner, all_evaluating, enter, sample_experience
+from cil.engine.lifecycle import Learners, MakeFactory, MakeLearner, admit, all_evaluating, enter, sample_experience
 from cil.engine.phases import Observer, Training
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.engine.scoring import scored
+from cil.engine.spending import spent
 from cil.engine.status import Clock
 from cil.engine.strategy_steps import StrategySteps
 from cil.errors import ConfigError
 from cil.memory import Allowance, Budget, Entry, Flops, Ledger
 from cil.strategies import Strategy
-from cil.streams import Experience, Stream
+from cil.streams import Experience, Stream, TaskKey
 
 
 @dataclass
@@ -83,7 +86,7 @@ class StrategyWork:
 
     @cached_property
     def bill(self) -> list[Bill]:
-        """What will be carried after each experience.
+        """The bytes that will be carried after each experience.
 
         Raises:
             ConfigError: where the strategy cannot be grown without data.
@@ -107,6 +110,7 @@ class StrategyWork:
     def check_budget(self) -> dict[str, Any]:
         """Refuse what is over the budget whatever is trained, and a step that holds too much."""
         check_bills(self.bill, self.budget, self.name)
+        self._check_static_caps()
         memory = self.budget.check_training(self.name, self.steps().largest, self.batch_key)
         return {} if memory is None else {"training_bill": {"total": memory.total, **memory.kinds}}
 
@@ -176,13 +180,43 @@ class StrategyWork:
         """Looks at the learner between steps. Default: nobody does."""
         return None
 
-    def evaluate(self, index: int, context: Context) -> Counts | None:
-        """Count answers of the learner, rebuilt from what was carried. The kind's own."""
-        raise NotImplementedError(f"{type(self).__name__} must write evaluate(index, context)")
+    # evaluation -----------------------------------------------------------------------------------------------------
+
+    def evaluate(self, index: int, context: Context) -> Counts:
+        """Count answers of the learner, rebuilt from what was carried and nothing else."""
+        clock = Clock()
+        learner = self.learners.rebuilt(index + 1, context.checkpoints.state(index))
+
+        def predict(images: Tensor, task: TaskKey | None = None) -> Tensor:
+            context.stop.here()
+            return self.learners.scores(learner, images, task)
+
+        counts = dict(self.count(index, learner, predict))
+        counts["seconds"] = torch.tensor([clock.seconds], dtype=torch.float64)
+        measured = measure_caps(self.budget, learner, predict)
+        if measured:
+            rows = [*(context.checkpoints.evaluated(i) or {} for i in range(index)), measured]
+            context.record.update(caps_results(self.budget, rows))
+            values = {name.removeprefix(PREFIX): float(value) for name, value in measured.items()}
+            check_caps(self.budget, values, self.name, index)
+        return counts | measured
+
+    def count(self, index: int, learner: Strategy, predict: Callable[..., Tensor]) -> Counts:
+        """Count answers after experience ``index``: the kind's own.
+
+        Args:
+            learner: Rebuilt from what was carried.
+            predict: Images, and the task where the stream tells it, to scores.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must write count(index, learner, predict)")
 
     def results(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> dict[str, Any]:
-        """Results of the record. The kind's own."""
-        raise NotImplementedError(f"{type(self).__name__} must write results(rows, facts)")
+        """Scores, and what was carried and spent."""
+        return {**self.scores(rows, facts), **spent(rows, facts), **caps_results(self.budget, rows)}
+
+    def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> dict[str, Any]:
+        """The part of the results that the kind's own counts give; with what ``line`` reads."""
+        raise NotImplementedError(f"{type(self).__name__} must write scores(rows, facts)")
 
     def arrays(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> Mapping[str, np.ndarray[Any, Any]]:
         """Results that are large. Default: none."""
@@ -243,15 +277,15 @@ class StrategyWork:
             answer, samples, columns, first, order, self.runtime.torch_device, self.evaluation_batch
         ).error  # fmt: skip
 
-    def carried_learner(self, index: int, context: Context) -> tuple[Strategy, Clock]:
-        """The learner rebuilt from what was carried across boundary ``index``, and a clock that has just started."""
-        clock = Clock()
-        return self.learners.rebuilt(index + 1, context.checkpoints.state(index)), clock
-
-    def answers(self, learner: Strategy, context: Context, images: Tensor, **task: Any) -> Tensor:
-        """Scores of a learner in evaluation, where a run may be stopped."""
-        context.stop.here()
-        return self.learners.scores(learner, images, **task)
+    def _check_static_caps(self) -> None:
+        """Refuse before training what structure alone tells."""
+        static = {name: cap for name, cap in caps_of(self.budget).items() if cap.static}
+        learner = self._structure() if static else None
+        for signature in self.stream.signatures if learner is not None else ():
+            assert learner is not None
+            learner.grow(admit(learner, signature, self.budget))
+            found = {name: cap.measure(learner, learner.predict) for name, cap in static.items()}
+            check_caps(self.budget, found, self.name, signature.index, "by its structure after")
 
 
 def check_task_aware(takes_task: bool, stream: Stream, name: str) -> None:
@@ -297,7 +331,7 @@ def flops_by_part(costs: Sequence[Cost], learner: Strategy, hooks: int) -> dict[
 
 
 def compute(budget: Budget, flops: Mapping[str, int], steps: int) -> dict[str, Any]:
-    """What was available to an experience, and what was spent."""
+    """FLOPs and updates that an experience had available, and spent."""
     spent = {"flops": (budget.flops, sum(flops.values())), "updates": (budget.updates, steps)}
     return {name: {"available": pair[0], "spent": pair[1]} for name, pair in spent.items() if pair[0] is not None}
 

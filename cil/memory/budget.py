@@ -229,6 +229,9 @@ class Allowance:
     def __delattr__(self, name: str) -> None:
         self.__setattr__(name, None)
 
+    def __reduce__(self) -> tuple[type[Allowance], tuple[Budget, NextBoundary]]:
+        return Allowance, (self.budget, self.boundary)  # copied with the learner that has it
+
     @property
     def convention(self) -> str:
         """``exact`` or ``survey``."""

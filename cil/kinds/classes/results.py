@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 
 from cil import metrics
-from cil.engine.spending import Rows, plain, spent
+from cil.engine.spending import Rows, plain
 from cil.kinds.classes.anytime import anytime_results
 from cil.streams import DomainStream, Stream
 
 
-def class_results(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream) -> dict[str, Any]:
+def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream) -> dict[str, Any]:
     """The results of a run on a stream of classes.
 
     Of domain streams with the means of R by ``domain_summary``; of others whose classes come back with
     ``forgetting_by_class``, as an experience that brings no class has no test data, and R a gap.
 
     Args:
-        rows: What ``evaluate`` gave after each experience so far.
-        facts: What was committed with each.
+        rows: Counts of ``evaluate`` after each experience so far.
+        facts: Plain data committed with each.
     """
     names = ("correct", "correct_task_aware", "count")
     correct, aware, count = (np.stack([row[name].numpy() for row in rows]).astype(float) for name in names)
@@ -38,7 +38,7 @@ def class_results(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream
         more["domains"] = {"names": list(stream.domains), **{name: plain(value) for name, value in found.items()}}
     elif any(set(s.present) - set(s.new_slots) for s in stream.signatures):
         more["forgetting_by_class"] = forgetting_by_class(rows, stream)
-    return {**accuracy, **more, **spent(rows, facts)}
+    return {**accuracy, **more}
 
 
 def forgetting_by_class(rows: Rows, stream: Stream) -> float | None:

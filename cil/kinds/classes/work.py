@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from cil.engine.driver import Context, Counts, Facts
 from cil.engine.learning import StrategyWork
 from cil.kinds.classes.anytime import Anytime, AnytimeObserver
 from cil.kinds.classes.evaluation import evaluate
-from cil.kinds.classes.results import class_results, confusions
+from cil.kinds.classes.results import class_scores, confusions
+from cil.strategies import Strategy
 
 
 @dataclass
@@ -35,18 +35,16 @@ class ClassWork(StrategyWork):
             self.anytime, self.stream, index, facts, self.seed, self.evaluation_batch, self.runtime
         )  # fmt: skip
 
-    def evaluate(self, index: int, context: Context) -> Counts:
-        """Right and wrong answers on the test data of all classes seen, from what was carried alone."""
-        learner, clock = self.carried_learner(index, context)
-        counts = evaluate(
-            partial(self.answers, learner, context), self.stream, learner.num_classes,
+    def count(self, index: int, learner: Strategy, predict: Callable[..., Tensor]) -> Counts:
+        """Right and wrong answers on the test data of all classes seen."""
+        return evaluate(
+            predict, self.stream, learner.num_classes,
             seed=self.seed, device=self.runtime.torch_device, batch_size=self.evaluation_batch,
         )  # fmt: skip
-        return {**counts, "seconds": torch.tensor([clock.seconds], dtype=torch.float64)}
 
-    def results(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> dict[str, Any]:
-        """Accuracy over time, forgetting, and what was carried and spent."""
-        return class_results(rows, facts, self.stream)
+    def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> dict[str, Any]:
+        """Accuracy over time and forgetting."""
+        return class_scores(rows, facts, self.stream)
 
     def arrays(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> Mapping[str, np.ndarray[Any, Any]]:
         """``confusion`` (t, K, K): true by predicted after each experience."""

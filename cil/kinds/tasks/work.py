@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from cil.engine.driver import Context, Counts, Facts
 from cil.engine.learning import StrategyWork
-from cil.engine.spending import spent
 from cil.errors import ConfigError
 from cil.kinds.classes.anytime import Anytime
 from cil.kinds.tasks.evaluation import evaluate_tasks
-from cil.kinds.tasks.results import task_results
+from cil.kinds.tasks.results import task_scores
 from cil.strategies import Strategy
 from cil.streams import Experience
 from cil.streams.show import thumbnails
@@ -48,18 +46,16 @@ class TaskWork(StrategyWork):
         """A few, for the timeline of a report, which opens no data."""
         context.record.save_arrays({f"thumbnails.{experience.index}": thumbnails(experience.train)})
 
-    def evaluate(self, index: int, context: Context) -> Counts:
-        """Scores of the tasks that the stream wants evaluated after this event, from what was carried alone."""
-        learner, clock = self.carried_learner(index, context)
-        counts = evaluate_tasks(
-            partial(self.answers, learner, context), self.stream, index,
+    def count(self, index: int, learner: Strategy, predict: Callable[..., Tensor]) -> Counts:
+        """Scores of the tasks that the stream wants evaluated after this event."""
+        return evaluate_tasks(
+            predict, self.stream, index,
             seed=self.seed, device=self.runtime.torch_device, batch_size=self.evaluation_batch,
         )  # fmt: skip
-        return {**counts, "seconds": torch.tensor([clock.seconds], dtype=torch.float64)}
 
-    def results(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> dict[str, Any]:
-        """Errors by task and split, and what was carried and spent."""
-        return {**task_results(rows, facts, self.stream), **spent(rows, facts)}
+    def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> dict[str, Any]:
+        """Errors by task and split."""
+        return task_scores(rows, facts, self.stream)
 
 
 def check_judged(searches: bool, stream: TaskStream) -> None:
