@@ -42,7 +42,7 @@ command again goes on with what is not finished. A run that is over its budget, 
   out=DIR              runs, table.csv, table.md and index.html; auto: runs/compare-NAME for experiment=NAME alone,
                        else runs/compare-NAME-1a2b3c, six digits of what was asked for: the same command finds it
 """
-NOT_WHAT = ("jobs", "out", "logger", "progress", "data_root", "device")  # say where and how, not what is compared
+NOT_COMPARED = ("jobs", "out", "logger", "progress", "data_root", "device")  # say where and how, not what is compared
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -157,8 +157,8 @@ def _name(job: Job) -> str:
 
 def folder_of(job: Job, overrides: Sequence[str]) -> str:
     """The name, and unless an experiment alone was asked for, digits that tell it from others of this name."""
-    what = sorted(item for item in overrides if key_of(item).partition(".")[0] not in NOT_WHAT)
+    asked = sorted(item for item in overrides if key_of(item).partition(".")[0] not in NOT_COMPARED)
     name = _name(job)
-    if what in ([], [f"experiment={name}"], [f"+experiment={name}"]):
+    if asked in ([], [f"experiment={name}"], [f"+experiment={name}"]):
         return name
-    return f"{name}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:6]}"
+    return f"{name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:6]}"

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from cil.cli.names import METHODS, NOT_THE_RUN, conf_dir, key_of, plugin_conf_dirs, plugin_target
 from cil.cli.names import choices as group_choices
-from cil.cli.refusals import explained
+from cil.cli.refusals import one_line_errors
 from cil.cli.schema import check
 from cil.errors import ConfigError, nearest
 from cil.targets import PARTIAL, TARGET, check_arguments, resolve
@@ -85,7 +85,7 @@ def compose(overrides: Sequence[str] = ()) -> Job:
     Raises:
         ConfigError: for whatever Hydra or the schema refuses, with the nearest known names.
     """
-    with explained(overrides, raw_config):
+    with one_line_errors(overrides, raw_config):
         _offer_plugins(overrides)
         job = _before_recipe(_composed_job(overrides, overrides))
     check(job.config)
@@ -199,7 +199,7 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
         return task(_before_recipe(job))
 
     program, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    with explained(overrides, raw_config):
+    with one_line_errors(overrides, raw_config):
         _offer_plugins(overrides)
         if {"--cfg", "-c"} & {item.partition("=")[0] for item in options}:  # shows what would run
             shown = _composed_job(overrides, overrides)

@@ -1,4 +1,4 @@
-"""``cil evaluate``: a finished run once more, on its own test data or on others."""
+"""``cil evaluate``: a finished run evaluated again, on its own test data or on others."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cil.cli import environment
 from cil.cli.arguments import split_options
 from cil.cli.columns import numbers
+from cil.cli.refusals import parse_overrides, unknown_key
 from cil.errors import ConfigError
 from cil.targets import refuse_targets
 
@@ -55,10 +56,6 @@ def main(arguments: Sequence[str]) -> int:
 
 def change_stream(record: Record, overrides: Sequence[str]) -> dict[str, Any]:
     """The stream of a run, with changes; the class order stays, so that slots mean what they meant."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from cil.cli.refusals import explained, unknown_key
-
     config = record.identity["config"]
     if "builder" not in (config.get("stream") or {}):
         raise ConfigError(f"{record.directory} was made in Python; evaluate it there: cil.evaluate(run_dir, stream)")
@@ -67,9 +64,7 @@ def change_stream(record: Record, overrides: Sequence[str]) -> dict[str, Any]:
     if not isinstance(stream["builder"], str):
         raise ConfigError(f"{record.directory}/record.json: config.stream.builder is no name of a registered stream")
     whole: dict[str, Any] = {"stream": stream, "data_root": None}
-    with explained(overrides, lambda _: whole):
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    for override in parsed:
+    for override in parse_overrides(overrides, whole):
         key, value = override.key_or_group, override.value()
         name = key.removeprefix("stream.")
         if key == "stream":

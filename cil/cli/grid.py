@@ -10,7 +10,7 @@ from typing import Any
 from cil.cli import environment
 from cil.cli.compose import Job, compose
 from cil.cli.names import METHODS, key_of, known, target_of
-from cil.cli.refusals import explained
+from cil.cli.refusals import parse_overrides
 from cil.errors import ConfigError
 
 POINTS = {"exemplars": "budget.exemplars", "bytes": "budget.limit", "aligned": "budget.exemplars"}
@@ -30,7 +30,7 @@ class Cell:
 
     @property
     def settings(self) -> list[str]:
-        """What was varied beside the method, as ``key=value``."""
+        """The keys that were varied beside the method, as ``key=value``."""
         return [f"{key}={value}" for key, value in self.varied.items() if key not in METHODS]
 
 
@@ -116,17 +116,14 @@ def _tells_task(overrides: Sequence[str]) -> bool:
 
 def _split(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Fixed overrides, and for each key that is swept one override a value."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     fixed: list[str] = []
     swept: dict[str, list[str]] = {}
-    with explained(overrides, lambda _: {}):
-        for parsed in OverridesParser.create().parse_overrides(list(overrides)):
-            if parsed.is_sweep_override():
-                key = parsed.get_key_element()
-                swept[key.lstrip("+")] = [f"{key}={value}" for value in parsed.sweep_string_iterator()]
-            else:
-                fixed.append(parsed.input_line or "")
+    for override in parse_overrides(overrides):
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            swept[key.lstrip("+")] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            fixed.append(override.input_line or "")
     return fixed, swept
 
 

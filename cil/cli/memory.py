@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     depth = counting_number("--depth", options["--depth"]) or 4
     experience = counting_number("--experience", options["--experience"])
     environment.prepare(overrides)
-    found = dict(measured(cell, experience) for cell in expand(overrides))
+    found = dict(measure(cell, experience) for cell in expand(overrides))
     if "--json" in flags:
         print(json.dumps({label: _data_of_steps(steps, depth) for label, steps in found.items()}, indent=1))
     else:
@@ -50,11 +50,11 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def measured(cell: Cell, experience: int | None = None) -> tuple[str, Sequence[TrainingMemory]]:
+def measure(cell: Cell, experience: int | None = None) -> tuple[str, Sequence[TrainingMemory]]:
     """The largest step of a configured run, and of what comes before it, under a label.
 
     Args:
-        experience: Of a strategy, from 1; None: the largest of the first, the second and the last.
+        experience: Experience of a strategy, from 1; None: the largest of the first, the second and the last.
     """
     from cil.cli.build import build_stream
     from cil.kinds.command_line import kind_of

@@ -79,7 +79,7 @@ def share(value: Any) -> str | None:
 
 
 def anything(value: Any) -> str | None:
-    """What reads it looks at it more closely."""
+    """Any value: its reader looks at it more closely."""
     return None
 
 
@@ -205,7 +205,7 @@ def _first(key: str) -> str:
 
 
 def _check_budget(budget: Mapping[str, Any]) -> None:
-    """What belongs to one kind of budget is not given to another."""
+    """Refuse keys of one kind of budget beside another."""
     kind, limit, to = budget["kind"], budget["limit"], budget["to"]
     if limit is not None and kind != "bytes":
         raise ConfigError(f"budget.limit is {limit}, but budget={kind} has none; say budget=bytes budget.limit={limit}")

@@ -61,7 +61,7 @@ def _validate(arguments: list[str]) -> int:
     from cil.streams.manifest_rules import errors_in, parse
 
     manifest, problems = parse(read_yaml(path))
-    said = "structure only (--data opens the sources)"
+    depth = "structure only (--data opens the sources)"
     manifest = None if manifest is None or errors_in(problems) else _chosen(manifest, options)
     if manifest is not None:
         problems = [item for item in problems if item.task in ("", *(task.id for task in manifest))]
@@ -77,12 +77,12 @@ def _validate(arguments: list[str]) -> int:
         if report.lock and (merged := before | report.lock) != before:
             write_lock(where, merged)
             written = f", lock written: {where}"
-        said = f"data of {len(report.opened)} opened{written}"
+        depth = f"data of {len(report.opened)} opened{written}"
     for problem in problems:
         print(f"{problem.level:<7}  {problem}")
     errors = len(errors_in(problems))
     count = "no manifest" if manifest is None else _many(len(manifest), "task")
-    print(f"{path.name}: {count}, {_many(errors, 'error')}, {_many(len(problems) - errors, 'warning')}; {said}")
+    print(f"{path.name}: {count}, {_many(errors, 'error')}, {_many(len(problems) - errors, 'warning')}; {depth}")
     return 1 if errors else 0
 
 

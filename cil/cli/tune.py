@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,8 @@ from cil.errors import CilError, ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from cil.cli.pool import RunEnd
-    from cil.cli.protocols import Protocol
     from cil.cli.search_space import Range
+    from cil.cli.tuning_protocols import TuningProtocol
     from cil.tracking import Record
 
 HELP = """
@@ -44,26 +44,25 @@ seeds are added to those that are there.
   jobs=N, out=DIR          as in cil compare; trials are in out/trials, the report also in out/tune.json
 """
 ROUND = {"random": sys.maxsize, "tpe": 4}  # trials asked for at a time, however many run side by side
-NOT_WHICH = ("seed", "tune.trials")  # further seeds and trials belong to what is there
+NOT_IN_FOLDER = ("seed", "tune.trials")  # further seeds and trials belong to what is there
 QUANTILES = (0, 25, 50, 75, 100)
 DRAWS = (1, 2, 3, 5, 10, 20, 50, 100)
 
 
 @dataclass
 class Trial:
-    """One drawn setting and what came out: ``score`` in percent on validation data, None where it did not finish."""
+    """One drawn setting; ``score`` in percent on validation data, None where it did not finish."""
 
     number: int
-    values: dict[str, Any]
     seed: int
-    run_dir: Path | None = None
+    values: dict[str, Any]
     score: float | None = None
     flops: int = 0
     error: str | None = None
 
 
 @dataclass
-class Subject:
+class Setting:
     """One setting to be tuned.
 
     Attributes:
@@ -74,7 +73,7 @@ class Subject:
 
     cells: list[Cell]
     job: Job
-    protocol: Protocol
+    protocol: TuningProtocol
     ranges: list[Range]
     stream_id: str | None
     disjoint: bool
@@ -91,14 +90,14 @@ class Subject:
 
 
 @dataclass
-class Report:
+class TuningReport:
     """A tuned setting: its trials, what the record says of the tuning, and the runs from scratch.
 
     Attributes:
         code: 1 where a run failed or was killed, else 0.
     """
 
-    subject: Subject
+    setting: Setting
     trials: list[Trial]
     tuning: dict[str, Any] | None
     records: list[Record]
@@ -114,10 +113,10 @@ def main(arguments: Sequence[str]) -> int:
     tune = cells[0].job.config["tune"]
     jobs = jobs_of(asked_jobs, cells[0].job, max(tune["trials"], len(cells)))
     environment.prepare(overrides, jobs)
-    which = [item for item in overrides if key_of(item) not in NOT_WHICH]
+    which = [item for item in overrides if key_of(item) not in NOT_IN_FOLDER]
     out = Path(asked_out if asked_out != "auto" else f"runs/tune-{folder_of(cells[0].job, which)}")
-    subjects = [_subject(alike) for alike in _by_subject(cells)]
-    reports = [_tune(subject, jobs, out) for subject in subjects]
+    settings = [_setting(alike) for alike in _by_setting(cells)]
+    reports = [_tune(setting, jobs, out) for setting in settings]
     records = [record for report in reports for record in report.records]
     _print_reports(reports, out)
     if records:
@@ -126,39 +125,39 @@ def main(arguments: Sequence[str]) -> int:
     return max(report.code for report in reports)
 
 
-def _by_subject(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Cells that differ in their seed alone are one subject."""
+def _by_setting(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that differ in their seed alone are one setting."""
     found: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
         found.setdefault(tuple(f"{k}={v}" for k, v in cell.varied.items() if k != "seed"), []).append(cell)
     return list(found.values())
 
 
-def _subject(cells: list[Cell]) -> Subject:
+def _setting(cells: list[Cell]) -> Setting:
     """Check whatever can be checked before anything is trained."""
     import torch
 
-    from cil.cli.protocols import protocol_of, tuning_streams
-    from cil.cli.search_space import parsed
+    from cil.cli.search_space import read_ranges
+    from cil.cli.tuning_protocols import protocol_of, tuning_streams
 
     torch.set_num_threads(1)  # this process will fork
     job = cells[0].job
     protocol = protocol_of(job)
     if not protocol.trials:
-        return Subject(cells, job, protocol, [], None, True)
-    ranges = parsed(job.config["tune"]["space"])
+        return Setting(cells, job, protocol, [], None, True)
+    ranges = read_ranges(job.config["tune"]["space"])
     for each in ranges:
         for value in each.values:
             _check_value(job, each, value)
     plan_cell(cells[0], 1, Path())
-    return Subject(cells, job, protocol, ranges, *tuning_streams(job, protocol))
+    return Setting(cells, job, protocol, ranges, *tuning_streams(job, protocol))
 
 
 def _check_value(job: Job, each: Range, value: Any) -> None:
-    from cil.cli.protocols import composed
+    from cil.cli.tuning_protocols import with_overrides
 
     try:
-        composed(job, ["tune.space=null", each.override(value)])
+        with_overrides(job, ["tune.space=null", each.override(value)])
     except CilError as error:
         raise ConfigError(f"tune.space: {error}") from error
 
@@ -166,54 +165,54 @@ def _check_value(job: Job, each: Range, value: Any) -> None:
 # search -------------------------------------------------------------------------------------------------------------
 
 
-def _tune(subject: Subject, jobs: int, out: Path) -> Report:
+def _tune(setting: Setting, jobs: int, out: Path) -> TuningReport:
     """Search, then the runs that are reported."""
-    trials = _search(subject, jobs, out / "trials") if subject.protocol.trials else []
+    trials = _search(setting, jobs, out / "trials") if setting.protocol.trials else []
     scored = [trial for trial in trials if trial.score is not None]
     if trials and not scored:
-        raise TrainingError(f"{subject.label}: no trial of {len(trials)} finished; the first says: {trials[0].error}")
+        raise TrainingError(f"{setting.label}: no trial of {len(trials)} finished; the first says: {trials[0].error}")
     chosen = max(scored, key=lambda trial: (trial.score, -trial.number), default=None)
-    tuning = _tuning(subject, trials, chosen) if chosen else None
-    ends = _run_reported(subject, chosen, tuning, jobs, out)
-    return Report(subject, trials, tuning, records_of(ends), print_errors(ends))
+    tuning = _tuning(setting, trials, chosen) if chosen else None
+    ends = _run_reported(setting, chosen, tuning, jobs, out)
+    return TuningReport(setting, trials, tuning, records_of(ends), print_errors(ends))
 
 
-def _search(subject: Subject, jobs: int, out: Path) -> list[Trial]:
+def _search(setting: Setting, jobs: int, out: Path) -> list[Trial]:
     """All trials, those that have finished before from their records."""
-    from cil.cli.search_space import Study, keyed
+    from cil.cli.search_space import Study, seed_for
 
-    tune = subject.tune
-    study = Study(subject.ranges, tune["sampler"], tune["seed"])
+    tune = setting.tune
+    study = Study(setting.ranges, tune["sampler"], tune["seed"])
     trials: list[Trial] = []
     while len(trials) < tune["trials"]:
         start, size = len(trials), min(ROUND[tune["sampler"]], tune["trials"] - len(trials))
         asked = [
-            Trial(number, study.ask(), keyed(tune["seed"], "seed", number) % tune["seeds"])
+            Trial(number, seed_for(tune["seed"], "seed", number) % tune["seeds"], study.ask())
             for number in range(start, start + size)
         ]
-        _run_trials(subject, asked, jobs, out)
+        _run_trials(setting, asked, jobs, out)
         for trial in asked:
             study.tell(trial.number, trial.score)
         trials += asked
     return trials
 
 
-def _run_trials(subject: Subject, trials: Sequence[Trial], jobs: int, out: Path) -> None:
+def _run_trials(setting: Setting, trials: Sequence[Trial], jobs: int, out: Path) -> None:
     """Run them, equal ones once, and read what came out."""
-    from cil.cli.protocols import composed, plan_trial
+    from cil.cli.tuning_protocols import plan_trial, with_overrides
 
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(f"{trial.values} {trial.seed}", []).append(trial)
     cells = []
     for first, *_ in groups.values():
-        drawn = _overrides(subject, first)
+        drawn = _overrides(setting, first)
         varied = {"trial": str(first.number)} | {item.partition("=")[0]: item.partition("=")[2] for item in drawn}
-        cells.append(Cell(composed(subject.job, [*subject.protocol.trials[first.seed], *drawn]), varied))
-    ends = run_cells(cells, jobs, out, partial(plan_trial, subject.protocol.first))
+        cells.append(Cell(with_overrides(setting.job, [*setting.protocol.trials[first.seed], *drawn]), varied))
+    ends = run_cells(cells, jobs, out, partial(plan_trial, setting.protocol.first))
     assert len(ends) == len(cells)  # what is drawn differs, so do the runs
     for group, end in zip(groups.values(), ends, strict=True):
-        _read(group, end, subject.tune["metric"])
+        _read(group, end, setting.tune["metric"])
 
 
 def _read(group: Sequence[Trial], end: RunEnd, metric: str) -> None:
@@ -222,29 +221,28 @@ def _read(group: Sequence[Trial], end: RunEnd, metric: str) -> None:
     results = record.results if record is not None else {}
     finished = record is not None and record.status == "finished"
     for trial in group:
-        trial.run_dir = end.run.run_dir
         trial.score = results[metric] if finished else None
         trial.error = None if finished else end.error or end.status
     group[0].flops = (results.get("flops") or {}).get("total") or 0
 
 
-def _tuning(subject: Subject, trials: Sequence[Trial], chosen: Trial) -> dict[str, Any]:
-    """What the record of a tuned run says of it."""
+def _tuning(setting: Setting, trials: Sequence[Trial], chosen: Trial) -> dict[str, Any]:
+    """The tuning as the record of a tuned run has it."""
     from cil.cli.search_space import space_hash
 
-    tune = subject.tune
+    tune = setting.tune
     return {
         "protocol": tune["protocol"],
         "n_trials": len(trials),
-        "tuning_stream_id": subject.stream_id,
-        "search_space_hash": space_hash(subject.ranges),
+        "tuning_stream_id": setting.stream_id,
+        "search_space_hash": space_hash(setting.ranges),
         "selection_metric": tune["metric"],
         "tuning_cost": sum(trial.flops for trial in trials),
-        "tuned_on": subject.protocol.words,
-        "classes_disjoint": subject.disjoint,
+        "tuned_on": setting.protocol.words,
+        "classes_disjoint": setting.disjoint,
         "sampler": tune["sampler"],
         "seed": tune["seed"],
-        "search_space": {each.key: each.plain() for each in subject.ranges},
+        "search_space": {each.key: each.plain() for each in setting.ranges},
         "chosen": chosen.values,
         "chosen_trial": chosen.number,
         "unfinished_trials": sum(trial.score is None for trial in trials),
@@ -252,30 +250,30 @@ def _tuning(subject: Subject, trials: Sequence[Trial], chosen: Trial) -> dict[st
 
 
 def _run_reported(
-    subject: Subject, chosen: Trial | None, tuning: Mapping[str, Any] | None, jobs: int, out: Path
+    setting: Setting, chosen: Trial | None, tuning: Mapping[str, Any] | None, jobs: int, out: Path
 ) -> list[RunEnd]:
     """Run the chosen setting and the defaults, from scratch, for every seed; equal to what cil run would do."""
-    from cil.cli.protocols import UNTUNED, composed, plan_report
+    from cil.cli.tuning_protocols import UNTUNED, plan_report, with_overrides
 
     settings: dict[str, list[str]] = {UNTUNED: []}
     if chosen is not None:
-        settings[subject.tune["protocol"]] = _overrides(subject, chosen)
+        settings[setting.tune["protocol"]] = _overrides(setting, chosen)
     cells = [
-        Cell(composed(cell.job, [*subject.protocol.report, *drawn]), {**cell.varied, "tuning": name})
+        Cell(with_overrides(cell.job, [*setting.protocol.report, *drawn]), {**cell.varied, "tuning": name})
         for name, drawn in settings.items()
-        for cell in subject.cells
+        for cell in setting.cells
     ]
     return run_cells(cells, jobs, out, partial(plan_report, tuning))
 
 
-def _overrides(subject: Subject, trial: Trial) -> list[str]:
-    return [each.override(trial.values[each.key]) for each in subject.ranges]
+def _overrides(setting: Setting, trial: Trial) -> list[str]:
+    return [each.override(trial.values[each.key]) for each in setting.ranges]
 
 
 # report -------------------------------------------------------------------------------------------------------------
 
 
-def _print_reports(reports: Sequence[Report], out: Path) -> None:
+def _print_reports(reports: Sequence[TuningReport], out: Path) -> None:
     """Print what was found, and leave it as JSON."""
     from cil.tracking import write_json_atomic
 
@@ -286,7 +284,7 @@ def _print_reports(reports: Sequence[Report], out: Path) -> None:
     write_json_atomic(out / "tune.json", contents)
 
 
-def content(report: Report) -> dict[str, Any]:
+def content(report: TuningReport) -> dict[str, Any]:
     """The report of a tuning, ready for JSON: protocol and cost, the spread of the trials, results on test data."""
     import numpy as np
 
@@ -300,9 +298,9 @@ def content(report: Report) -> dict[str, Any]:
     tuned, untuned = ([r for r in finished if ("tuning" in r.identity) is wanted] for wanted in (True, False))
     runs = [flops for record in tuned if (flops := Outcome(record).flops)]
     cost = tuning["tuning_cost"] if tuning else 0
-    metrics, fields = ("average_incremental_accuracy", "last_accuracy"), ("number", "seed", "values", "score", "flops")
+    metrics = ("average_incremental_accuracy", "last_accuracy")
     return {
-        "subject": report.subject.label,
+        "subject": report.setting.label,
         "stream": records[0].identity["stream"]["name"] if records else None,
         "tuning": tuning or {"protocol": "none", "n_trials": 0, "tuning_cost": 0},
         "cost_in_runs": cost * len(runs) / sum(runs) if runs else None,
@@ -313,7 +311,7 @@ def content(report: Report) -> dict[str, Any]:
             for name, group in (("tuned", tuned), ("untuned", untuned))
         },
         "seeds": sorted({record.identity["seed"] for record in finished}),
-        "trials": [{name: getattr(trial, name) for name in (*fields, "error")} for trial in trials],
+        "trials": [asdict(trial) for trial in trials],
     }
 
 
