@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
 from cil.cli.arguments import split_options
-from cil.cli.columns import numbers
+from cil.cli.formats import numbers
 from cil.cli.refusals import parse_overrides, unknown_key
 from cil.errors import ConfigError
 from cil.targets import refuse_targets

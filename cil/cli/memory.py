@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
 from cil.cli.arguments import counting_number, split_options
-from cil.cli.columns import in_columns
+from cil.cli.formats import in_columns
 from cil.cli.grid import Cell, expand
 
 if TYPE_CHECKING:

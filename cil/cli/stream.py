@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cil.cli.arguments import split_options
-from cil.cli.columns import in_columns
+from cil.cli.formats import in_columns
 from cil.errors import ConfigError, nearest
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cil import plugins
+from cil.errors import ConfigError
 
 if TYPE_CHECKING:
     from cil.cli.compose import Job
@@ -64,12 +65,17 @@ class CommandLine:
         return self._commands().stream_lines(stream)
 
     def stream_page(self, stream: AnyStream, path: Path, count: int) -> Path:
-        """Write the stream as a page, with ``count`` images of each step.
+        """Write the stream as a page, with ``count`` images of each step, where its kind has one.
 
         Raises:
-            ConfigError: where streams of this kind have none.
+            ConfigError: where it has none.
         """
-        return self._commands().stream_page(stream, path, count)
+        commands = self._commands()
+        if not hasattr(commands, "stream_page"):
+            raise ConfigError(
+                f"--out {path}: a page is of a stream of tasks that tells the task, not of '{stream.name}'"
+            )
+        return commands.stream_page(stream, path, count)
 
     def memory(self, job: Job, stream: AnyStream, experience: int | None) -> tuple[str, Sequence[TrainingMemory]]:
         """Measure the largest step, as ``cil memory`` prints it.

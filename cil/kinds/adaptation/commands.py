@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,13 +12,12 @@ from cil.adapt import Source
 from cil.adaptation import plan_adaptation, source_batch_keys
 from cil.api import networks
 from cil.cli.build import build, method_of, model_of, recipe_of
-from cil.cli.columns import percent
+from cil.cli.formats import bar, data_of, percent
 from cil.cli.names import key_of
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError
 from cil.kinds.adaptation.steps import AdapterSteps
 from cil.kinds.adaptation.work import AdaptationWork
-from cil.kinds.classes.commands import bar, data_of
 from cil.memory import Budget
 from cil.streams.known_shapes import without_images
 
@@ -111,9 +109,6 @@ class AdaptationCommands:
             f"{stream.name}: {len(stream)} segments of {each} images, {sum(counts):,} in all, {stream.image_shape}",
             f"{data_of(stream)}; domains {', '.join(stream.domains)}",
         ]
-
-    def stream_page(self, stream: Any, path: Path, count: int) -> Path:
-        raise ConfigError(f"--out {path}: a page is of a stream of tasks that tells the task, not of '{stream.name}'")
 
 
 def _work(run: Run) -> AdaptationWork:

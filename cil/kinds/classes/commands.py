@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cil.api import plan
 from cil.cli.budget import Bills, bills_text
 from cil.cli.build import budget_of, build, method_of, model_of, recipe_of
-from cil.cli.columns import numbers, percent
+from cil.cli.formats import bar, data_of, numbers, percent
 from cil.cli.names import NOT_THE_RUN
 from cil.engine.learning import StrategyWork
 from cil.errors import ConfigError
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from cil.streams import Stream
     from cil.tracking import Record
 
-WIDTH = 50  # characters of a full bar
 SHOWN = 20  # classes of a class order
 
 
@@ -106,9 +104,6 @@ class StrategyCommands:
         order = ", ".join(map(str, stream.order[:SHOWN])) + (", ..." if len(stream.order) > SHOWN else "")
         return [f"{stream.name}: {many}, {images_of(stream)}", f"{data_of(stream)}; class order {order}"]
 
-    def stream_page(self, stream: Any, path: Path, count: int) -> Path:
-        raise ConfigError(f"--out {path}: a page is of a stream of tasks that tells the task, not of '{stream.name}'")
-
 
 def _refuse_adapters(config: Mapping[str, Any]) -> None:
     """Refuse what only adapters read."""
@@ -118,24 +113,9 @@ def _refuse_adapters(config: Mapping[str, Any]) -> None:
         raise ConfigError("adaptation.clean is for adapters; choose one, as in adapter=tent")
 
 
-def bar(label: str, value: float | None) -> str:
-    """A bar of 0 to 100 percent.
-
-    >>> bar("one", 10.0)
-    'one |#####                                             | 10.0 %'
-    """
-    drawn = "#" * round(WIDTH * (value or 0.0) / 100)
-    return f"{label} |{drawn.ljust(WIDTH)}| {'-' if value is None else f'{value:.1f} %'}"
-
-
 def images_of(stream: Stream) -> str:
     """Number and shape of the training images."""
     return f"{sum(sum(one.counts.values()) for one in stream.signatures):,} training images {stream.image_shape}"
-
-
-def data_of(stream: Any) -> str:
-    """Fingerprint, and whose data they are."""
-    return f"fingerprint {stream.fingerprint[:12]}, {stream.description()['data']}"
 
 
 def sizes(counts: Sequence[int]) -> str:

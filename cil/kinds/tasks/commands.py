@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cil.cli.columns import in_columns, numbers, percent
-from cil.kinds.classes.commands import StrategyCommands, data_of, images_of
+from cil.cli.formats import data_of, in_columns, numbers, percent
+from cil.kinds.classes.commands import StrategyCommands, images_of
 from cil.report.timeline import write_timeline
 from cil.streams.show import strip
 

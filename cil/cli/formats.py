@@ -1,8 +1,15 @@
-"""Rows of text in columns of equal width."""
+"""Forms of text that commands share: columns, bars, percentages, the data of a stream."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cil.streams import Stream
+    from cil.streams.shifts import ShiftStream
+
+WIDTH = 50  # characters of a full bar
 
 
 def in_columns(rows: Sequence[Sequence[str]], right: Collection[int]) -> Iterator[str]:
@@ -34,3 +41,18 @@ def numbers(values: Sequence[float | None]) -> str:
     '12.3  -'
     """
     return "  ".join("-" if value is None or value != value else f"{value:.1f}" for value in values)
+
+
+def bar(label: str, value: float | None) -> str:
+    """A bar of 0 to 100 percent.
+
+    >>> bar("one", 10.0)
+    'one |#####                                             | 10.0 %'
+    """
+    filled = "#" * round(WIDTH * (value or 0.0) / 100)
+    return f"{label} |{filled.ljust(WIDTH)}| {'-' if value is None else f'{value:.1f} %'}"
+
+
+def data_of(stream: Stream | ShiftStream) -> str:
+    """Fingerprint, and whose data they are."""
+    return f"fingerprint {stream.fingerprint[:12]}, {stream.description()['data']}"
