@@ -17,8 +17,8 @@ from cil.adapt.registry import register
 from cil.contract import Phase
 from cil.data import Batch, Samples
 from cil.models import freeze
-from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks, apart
-from cil.models.partition import cut
+from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks, map_distance
+from cil.models.partition import cut_network
 
 BN_MODES = ("batch", "mixed", "source")
 UPDATES = ("two_step", "joint")
@@ -124,7 +124,7 @@ class EcoTTA(Adapter):
 
         freeze(self.net)
         self.keep("net", self.net, kind="parameters", reference=source.reference)
-        cuts = cut(self.net, self.image_shape, parts)
+        cuts = cut_network(self.net, self.image_shape, parts)
         made = MetaNetworks(cuts, kernel, self.generator("meta networks"))
         self.keep("meta", made.to(next(self.net.parameters()).device), kind="parameters")
         carried = CarriedOptimizer(list(self.meta.parameters()), "sgd", lr, momentum)
@@ -244,7 +244,7 @@ class EcoTTA(Adapter):
 
     def _distance(self, adapted: Tensor, frozen: Tensor) -> Tensor:
         """L_k, equation 4."""
-        return apart(adapted, frozen, per_sample=self.reduction == "sum_per_sample")
+        return map_distance(adapted, frozen, per_sample=self.reduction == "sum_per_sample")
 
 
 def _logits(output: Any) -> Tensor:

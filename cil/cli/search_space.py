@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cil.errors import ConfigError, nearest
-from cil.report.settings import HOW
+from cil.report.grouping import HOW
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

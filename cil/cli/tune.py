@@ -289,14 +289,14 @@ def content(report: TuningReport) -> dict[str, Any]:
     import numpy as np
 
     from cil.metrics import best_of
-    from cil.report import Outcome
+    from cil.report import RunSummary
 
     trials, tuning, records = report.trials, report.tuning, report.records
     scores = [trial.score for trial in trials if trial.score is not None]
     quartiles = np.percentile(scores, QUANTILES).tolist() if scores else []
     finished = [record for record in records if record.status == "finished"]
     tuned, untuned = ([r for r in finished if ("tuning" in r.identity) is wanted] for wanted in (True, False))
-    runs = [flops for record in tuned if (flops := Outcome(record).flops)]
+    runs = [flops for record in tuned if (flops := RunSummary(record).flops)]
     cost = tuning["tuning_cost"] if tuning else 0
     metrics = ("average_incremental_accuracy", "last_accuracy")
     return {

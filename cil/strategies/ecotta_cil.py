@@ -14,8 +14,8 @@ from cil.data import Batch, Samples
 from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory, State
 from cil.models import GrowingNet, Head, NetFactory, extract, frozen_copy
-from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks, apart
-from cil.models.partition import cut
+from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks, map_distance
+from cil.models.partition import cut_network
 from cil.strategies.base import Strategy
 from cil.strategies.parts import (
     class_sums,
@@ -198,7 +198,7 @@ class EcoTTACIL(Strategy):
         self.first_head = first_head(self, signature, self.head_kind, self.trained)
         self.lowest = self.old_classes if self.per_task else self.first_slot
         if not self.metas:
-            self.cuts = cut(self.net, signature.image_shape, self.parts, "strategy.parts")
+            self.cuts = cut_network(self.net, signature.image_shape, self.parts, "strategy.parts")
         self.base = not self.metas or (self.per_task and bool(signature.new_slots))
         if self.base:
             drawn = self.generator(f"meta networks:{len(self.metas)}")
@@ -373,4 +373,4 @@ class EcoTTACIL(Strategy):
 
 def _mean_apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
     """sum_k a_k mean |x~_k - fixed_k| with a_k = 1 / K."""
-    return torch.stack([apart(one, other) for one, other in zip(ours, theirs, strict=True)]).mean()
+    return torch.stack([map_distance(one, other) for one, other in zip(ours, theirs, strict=True)]).mean()

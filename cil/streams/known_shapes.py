@@ -9,7 +9,7 @@ import torch
 
 from cil.data import Augment
 from cil.errors import DataError
-from cil.streams.base import Part, Signature, Stream, fingerprint_of
+from cil.streams.base import ExperienceData, Signature, Stream, fingerprint_of
 from cil.streams.class_incremental import experience_sizes
 from cil.streams.shifts import Segment, ShiftStream
 
@@ -64,7 +64,7 @@ def _classes(given: Mapping[str, Any], known: KnownShape) -> Stream:
     return Stream(
         name=f"{given['dataset']}_b{given['base']}_inc{given['increment']}",
         classes=[str(slot) for slot in range(classes)], order=range(classes), signatures=signatures,
-        parts=[Part(unread, unread)] * len(signatures), augment=Augment(),
+        parts=[ExperienceData(unread, unread)] * len(signatures), augment=Augment(),
         fingerprint=fingerprint_of("without images", str(signatures)),
         mean=given["mean"] or [0.5] * known.shape[0], std=given["std"] or [0.25] * known.shape[0],
     )  # fmt: skip

@@ -19,7 +19,7 @@ from cil.engine.recipe import Recipe
 from cil.errors import ConfigError
 from cil.models import CifarResNet, NetFactory, build_backbone
 from cil.models.meta import GroupedNet
-from cil.models.partition import cut
+from cil.models.partition import cut_network
 
 
 def residual_source(seed: int = 0, classes: int = 4, **more) -> Source:
@@ -158,7 +158,7 @@ def test_where_no_prediction_is_sure_the_distances_still_count(eco, made, update
 def test_the_sum_per_sample_is_the_mean_times_the_elements_of_a_map(eco, made, local):
     given = {"threshold": 0.0, "parts": 1, "reg_detach_input": local, "momentum": 0.0}
     images = made.pictures(6)
-    elements = math.prod(cut(residual_source().net, (3, 12, 12), 1)[0].outputs)
+    elements = math.prod(cut_network(residual_source().net, (3, 12, 12), 1)[0].outputs)
     found = []
     for more in ({"reg_reduction": "sum_per_sample", "regularisation": 0.5}, {"regularisation": 0.5 * elements}):
         adapter = eco(**given, **more)
@@ -262,7 +262,8 @@ def test_momentum_is_carried_and_public_weights_are_a_reference(eco):
 def test_statistics_come_from_where_they_are_asked_to(eco, made, mode, share):
     adapter, images = eco(bn_mode=mode, alpha=0.3, lr=0.0, predict_from="pre_update"), made.pictures(6)
     found = adapter.adapt_and_predict(images)
-    expected = GroupedNet(adapter.net, cut(adapter.net, (3, 12, 12), 3), adapter.meta, share=share)(images).logits
+    parts = cut_network(adapter.net, (3, 12, 12), 3)
+    expected = GroupedNet(adapter.net, parts, adapter.meta, share=share)(images).logits
     assert torch.allclose(found, expected, atol=1e-5)
     alone = torch.cat([adapter.adapt_and_predict(image[None]) for image in images])
     assert torch.allclose(alone, found, atol=1e-4) == (mode == "source")
@@ -324,7 +325,7 @@ def test_warm_up_minimises_cross_entropy_of_exact_gradients_with_batch_statistic
     (phase,) = adapter.phases(data)
     adapter.train_mode()
     loss = phase.loss(Batch(data.images, data.slots))
-    run = GroupedNet(adapter.net, cut(adapter.net, (3, 12, 12), 3), adapter.meta, "full")
+    run = GroupedNet(adapter.net, cut_network(adapter.net, (3, 12, 12), 3), adapter.meta, "full")
     expected = F.cross_entropy(run(data.images).logits, data.slots)
     assert torch.allclose(loss, expected)
     parameters = list(adapter.meta.parameters())

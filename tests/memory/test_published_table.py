@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cil.memory import Published, measure_step, published
 from cil.models import NetFactory, build_backbone
 from cil.models.meta import GroupedNet, MetaNetworks
-from cil.models.partition import cut
+from cil.models.partition import cut_network
 
 # backbone, options, side, outputs, batch: parameters, values that enter BN, conv and fc, ReLUs of one image
 NETWORKS: dict[str, tuple[tuple[str, dict[str, str], int, int, int], tuple[int, int, int, int]]] = {
@@ -57,7 +57,7 @@ class WithMetaNetworks(nn.Module):
 
     def __init__(self, net: nn.Module, side: int, count: int, grad_path: str, packed: bool = True) -> None:
         super().__init__()
-        parts = cut(net, (3, side, side), count)
+        parts = cut_network(net, (3, side, side), count)
         self.net = net.requires_grad_(False).eval()  # batch statistics all the same
         self.meta = MetaNetworks(parts, None, torch.Generator()).to("meta")
         self._run = GroupedNet(net, parts, self.meta, grad_path, packed=packed)

@@ -15,7 +15,7 @@ from cil.memory import Budget, herd
 from cil.models import count_parameters, extract
 from cil.strategies.dytox import DyTox
 from cil.streams import Experience, Stream
-from cil.streams.base import Part
+from cil.streams.base import ExperienceData
 from cil.testing import toy_stream
 from cil.testing.toy import toy_factory
 
@@ -316,7 +316,7 @@ def regrouped_without_new():
     stream = regrouped((0, 1), (2, 3))
     again = stream[0].train[stream[0].train.slots == 0] + stream[1].train[stream[1].train.slots == 2]
     signature = replace(stream.signatures[1], index=2, new_slots=(), present=(0, 2), counts=again.counts())
-    last = Part(lambda: again, lambda: stream.test(0)[torch.arange(0)])
+    last = ExperienceData(lambda: again, lambda: stream.test(0)[torch.arange(0)])
     return Stream(
         name="again", classes=stream.classes[:4], order=stream.order[:4], signatures=[*stream.signatures, signature],
         parts=[*stream._parts, last], fingerprint="again", augment=stream.augment, mean=stream.mean, std=stream.std,

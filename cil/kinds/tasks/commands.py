@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cil.cli.formats import data_of, in_columns, numbers, percent
 from cil.kinds.classes.commands import StrategyCommands, images_of
-from cil.report.timeline import write_timeline
+from cil.kinds.tasks.timeline import write_timeline
 from cil.streams.show import strip
 
 if TYPE_CHECKING:

@@ -1,0 +1,30 @@
+"""The kind of run: what the driver, the command line, the report and the checks ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from cil.report.kind import ReportedKind
+from cil.tracking import Record
+
+
+class Kind(ReportedKind, Protocol):
+    """One kind of run, found by the name that a stream or a record holds (entry point ``cil.kinds``).
+
+    An implementation imports what it needs when a method is called, so that finding it costs nothing. For the command
+    line it derives from ``cil.kinds.command_line.CommandLine`` and names an object with the methods of that.
+
+    Attributes:
+        results: TypedDict of what a record of this kind has as results.
+    """
+
+    results: type
+
+    def rules(self) -> tuple[Callable[..., None], ...]:
+        """Contract checks of learners of this kind."""
+        ...
+
+    def load(self, record: Record, **options: Any) -> Any:
+        """The trained network of a finished run."""
+        ...
