@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,9 @@ from cil.models import NetFactory, build_backbone, evaluating
 from cil.streams.shifts import Segment, ShiftStream
 from cil.testing.toy import toy_dataset
 
+RECIPE = Recipe(epochs=1, batch_size=16, log_every=1, optimizer=partial(torch.optim.SGD, lr=0.01))
 CLASSES, EACH, BATCH = 4, 6, 10  # of the toy: 24 images a segment, so that a last batch of four is left
+MakeAdapter = Callable[[Source], Adapter]
 SHIFTS = {
     "dark": lambda pixels: pixels * 0.4,
     "pale": lambda pixels: 150 + pixels * 0.35,
@@ -74,7 +76,8 @@ def _given(samples: Samples) -> Samples:
 
 
 def _shifted(pixels: Tensor, domain: str) -> Tensor:
-    return SHIFTS[domain](pixels.float()[None])[0].round().clamp(0, 255).byte()
+    shifted: Tensor = SHIFTS[domain](pixels.float()[None])[0]
+    return shifted.round().clamp(0, 255).byte()
 
 
 def toy_source(stream: ShiftStream, device: Any = "cpu", model: Mapping[str, Any] | None = None) -> Source:
@@ -123,21 +126,30 @@ def toy_adaptation(
     run_dir: Path,
     *,
     hyperparameters: Mapping[str, Any] | None = None,
+    recipe: Recipe = RECIPE,
+    batch_size: int = BATCH,
+    wrap: Callable[[MakeAdapter], MakeAdapter] | None = None,
     **options: Any,
 ) -> AdaptationRun:
-    """A short run, ready to be executed; ``options`` are those of ``cil.engine.adaptation.AdaptationRun``."""
+    """A short run, ready to be executed; ``options`` are those of ``cil.engine.adaptation.AdaptationRun``.
+
+    Args:
+        wrap: Done to the function that makes the adapter.
+    """
     kind = find(adapter) if isinstance(adapter, str) else adapter
     given = {**kind.toy, **(hyperparameters or {})}
-    defaults: dict[str, Any] = {
-        "recipe": Recipe(epochs=1, batch_size=16, log_every=1, optimizer=partial(torch.optim.SGD, lr=0.01)),
-        "batch_size": BATCH,
-    }
+
+    def make(source: Source) -> Adapter:
+        return kind(source, **given)
+
     return AdaptationRun(
         stream=stream,
-        make_adapter=lambda source: kind(source, **given),
+        make_adapter=wrap(make) if wrap else make,
         make_source=partial(toy_source, stream, model=kind.toy_model),
         run_dir=run_dir,
         identity={"kind": "adaptation", "adapter": kind.__name__, "stream": stream.fingerprint, "options": given},
         name=kind.__name__,
-        **{**defaults, **options},
+        recipe=recipe,
+        batch_size=batch_size,
+        **options,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from cil.data import ArrayStore, Augment, Dataset, Samples
+from cil.engine.dryrun import MakeLearner
 from cil.engine.recipe import Recipe
 from cil.engine.run import Run
 from cil.memory import Budget
@@ -23,6 +24,7 @@ from cil.streams.task_stream import Event
 
 SIDE = 12  # pixels
 EXEMPLARS = 10
+RECIPE = Recipe(epochs=2, batch_size=8, log_every=1)
 
 
 def toy_dataset(
@@ -46,19 +48,21 @@ def toy_dataset(
     return Dataset("toy", split(train, 100 + seed), split(test, 200 + test_seed), names, augment=Augment(flip=True))
 
 
-def toy_stream(*, test_seed: int = 1) -> Stream:
-    """Three experiences of two classes, twelve training images each."""
-    return class_incremental(toy_dataset(test_seed=test_seed), increment=2)
+def toy_stream(*, seed: int = 0, test_seed: int = 1) -> Stream:
+    """Three experiences of two classes, twelve training images each.
 
-
-def toy_pasts() -> tuple[Stream, Stream]:
-    """Two streams that differ in the training images of all experiences but the last, and in nothing else."""
-    data = toy_dataset()
-    pixels, slots = data.train.pixels, data.train.slots
-    early = (slots < 4).view(-1, 1, 1, 1)
-    other = replace(data, train=Samples(ArrayStore(torch.where(early, 255 - pixels, pixels)), slots))
-    given: dict[str, Any] = {"increment": 2, "order": "natural", "mean": [0.5] * 3, "std": [0.25] * 3}
-    return class_incremental(data, **given), class_incremental(other, **given)
+    Args:
+        seed: Of the training images of the first two experiences: 0, or another for their negatives.
+        test_seed: Of the test images; another one changes nothing else.
+    """
+    data = toy_dataset(test_seed=test_seed)
+    stream = class_incremental(data, increment=2)
+    if not seed:
+        return stream
+    early = torch.isin(data.train.slots, torch.tensor(stream.order[:4])).view(-1, 1, 1, 1)
+    pixels = torch.where(early, 255 - data.train.pixels, data.train.pixels)
+    other = replace(data, train=Samples(ArrayStore(pixels), data.train.slots))
+    return class_incremental(other, increment=2, mean=stream.mean, std=stream.std)
 
 
 def uneven_stream() -> Stream:
@@ -173,18 +177,27 @@ def toy_run(
     *,
     hyperparameters: Mapping[str, Any] | None = None,
     budget: Budget | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe = RECIPE,
+    wrap: Callable[[MakeLearner], MakeLearner] | None = None,
     **options: Any,
 ) -> Run:
-    """A short run, ready to be executed; ``options`` are those of ``cil.engine.run.Run``."""
+    """A short run, ready to be executed; ``options`` are those of ``cil.engine.run.Run``.
+
+    Args:
+        wrap: Done to the function that makes the learner.
+    """
     kind = find(strategy) if isinstance(strategy, str) else strategy
     given = {**kind.toy, **(hyperparameters or {})}
+
+    def make(make_net: NetFactory, own: Budget) -> Strategy:
+        return kind(make_net, own, **given)
+
     return Run(
         stream=stream,
-        make_learner=lambda make_net, own: kind(make_net, own, **given),
+        make_learner=wrap(make) if wrap else make,
         make_factory=partial(toy_factory, stream, model=kind.toy_model),
         budget=budget or Budget(exemplars=EXEMPLARS),
-        recipe=recipe or Recipe(epochs=2, batch_size=8, log_every=1),
+        recipe=recipe,
         run_dir=run_dir,
         identity={"strategy": kind.__name__, "stream": stream.fingerprint, "options": given},
         name=kind.__name__,
