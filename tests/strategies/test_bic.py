@@ -9,13 +9,13 @@ from small_runs import Fixed, bare, batch, bits, differing, observed, signatures
 from cil.data import Samples
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError
+from cil.kinds.classes.rules import only_the_state_crosses_a_boundary
+from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Budget
 from cil.models.base import count_parameters
 from cil.strategies.bic import BiasLayers, BiC
 from cil.streams import Experience
-from cil.kinds.classes.rules import only_the_state_crosses_a_boundary
-from cil.kinds.classes.subject import StrategySubject
-from cil.testing import rules, toy_stream, uneven_stream
+from cil.testing import rules, uneven_stream
 from cil.testing.toy import toy_factory
 
 HALF = {"split": 0.5}  # of the few exemplars of a toy class: 2 of 5, 1 of 2

@@ -9,14 +9,14 @@ from torch import nn
 
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError
+from cil.kinds.classes.rules import predict_scores_each_class_seen
+from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Budget
 from cil.models import Output, extract
 from cil.models.base import count_parameters
 from cil.strategies.foster import FOSTER, balance_weights, balanced_distillation
 from cil.strategies.parts import distillation
 from cil.streams import Experience
-from cil.kinds.classes.rules import predict_scores_each_class_seen
-from cil.kinds.classes.subject import StrategySubject
 from cil.testing import rules, toy_stream
 from cil.testing.toy import toy_factory
 

@@ -11,10 +11,9 @@ from torch import Tensor
 from cil.data import Samples
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError
+from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Budget
 from cil.strategies.gem import GEM, nearest_in_cone, project
-from cil.kinds.classes.subject import StrategySubject
-from cil.testing import toy_stream
 from cil.testing.rules import a_resumed_run_ends_where_the_straight_run_ends, same_seed_same_bits
 
 # the projection -----------------------------------------------------------------------------------------------------

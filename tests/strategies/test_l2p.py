@@ -16,12 +16,12 @@ from cil.cli.compose import compose
 from cil.engine.dryrun import dry_run
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError, StateError
+from cil.kinds.classes.rules import predict_does_not_look_at_the_rest_of_the_batch
+from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Budget
 from cil.models import NetFactory, build_backbone, count_parameters
 from cil.strategies.l2p import L2P
 from cil.streams import Signature
-from cil.kinds.classes.rules import predict_does_not_look_at_the_rest_of_the_batch
-from cil.kinds.classes.subject import StrategySubject
 from cil.testing import toy_stream
 from cil.testing.toy import toy_factory
 

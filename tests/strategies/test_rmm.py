@@ -13,13 +13,13 @@ import cil
 from cil.data import Samples
 from cil.engine.incoming import met
 from cil.errors import BudgetExceeded, ConfigError
+from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Budget, tensor_bytes
 from cil.models import extract_outputs
 from cil.strategies import find
 from cil.strategies.parts import balanced_set
 from cil.strategies.rmm import RMM
 from cil.streams import Experience, Signature
-from cil.kinds.classes.subject import StrategySubject
 from cil.testing import rules, toy_run, toy_stream
 
 SCOPES = ("carried", "carried+incoming")
