@@ -31,6 +31,8 @@ def in_child(work: Callable[[], None]) -> None:
         Stopped: if the child was stopped; CilError: as raised there; TrainingError: of any other type, or where the
             child ended without a word.
     """
+    import torch._dynamo  # noqa: F401  # by the first optimizer in any case: once here, not in each child anew
+
     sys.stdout.flush()
     sys.stderr.flush()
     said, say = os.pipe()

@@ -18,7 +18,7 @@ from cil.engine.runtime import Runtime
 from cil.errors import BudgetExceeded, ConfigError, ContractError, ResumeError, StateError, TrainingError
 from cil.memory import Budget, State
 from cil.testing import toy_run, toy_stream
-from cil.testing.checks import demand_same
+from cil.testing.compare import demand_same
 from cil.tracking import Record
 
 # a linear network on four features: 4 * 2 weights and 2 biases of four bytes after experience 0, thrice that at the end
