@@ -140,7 +140,7 @@ def toy_adaptation(
         stream,
         run_dir,
         make_source=partial(toy_source, stream, model=kind.toy_model),
-        identity={"adapter": kind.__name__, "options": given},
+        identity={"options": given},
         **{**defaults, **options},
     )
 
@@ -151,7 +151,7 @@ def adaptation_of(
     run_dir: Path,
     *,
     make_source: Any,
-    identity: Mapping[str, Any],
+    identity: Mapping[str, Any] | None = None,
     recipe: Recipe,
     batch_size: int = 200,
     clean: bool = False,
@@ -162,13 +162,15 @@ def adaptation_of(
 ) -> Run:
     """An adaptation run put together from its parts; ``options`` are those of ``RunOptions``."""
     chosen, runtime = RunOptions(**options), runtime or Runtime()
+    name = getattr(make_adapter, "func", make_adapter).__name__
     work = plugins.find("cil.kinds", stream.kind).work(
         stream=stream, make_adapter=make_adapter, make_source=make_source, recipe=recipe,
-        name=getattr(make_adapter, "func", make_adapter).__name__, runtime=runtime, seed=chosen.seed,
+        name=name, runtime=runtime, seed=chosen.seed,
         columns=columns, batch_size=batch_size, clean=clean, admit=admit,
     )  # fmt: skip
     found = {
         "kind": stream.kind,
+        "adapter": name,
         "config": {},
         "seed": chosen.seed,
         "device": runtime.device,
@@ -176,4 +178,4 @@ def adaptation_of(
         "source": {"kind": "weights", "name": "toy"},
         "stream": stream.description(),
     }
-    return Run(work, chosen, {**found, **identity}, run_dir, runtime)
+    return Run(work, chosen, {**found, **(identity or {})}, run_dir, runtime)

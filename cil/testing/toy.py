@@ -189,7 +189,7 @@ def toy_run(
         make_factory=partial(toy_factory, stream, model=kind.toy_model),
         budget=budget or Budget(exemplars=EXEMPLARS),
         recipe=recipe or Recipe(epochs=2, batch_size=8, log_every=1),
-        identity={"strategy": kind.__name__, "options": given},
+        identity={"options": given},
         **options,
     )
 
@@ -202,12 +202,17 @@ def run_of(
     make_factory: Any,
     budget: Budget,
     recipe: Recipe,
-    identity: Mapping[str, Any],
+    identity: Mapping[str, Any] | None = None,
     runtime: Runtime | None = None,
     anytime: Any = None,
     **options: Any,
 ) -> Run:
-    """A run put together from its parts, whatever its kind; ``options`` are those of ``RunOptions``."""
+    """A run put together from its parts, whatever its kind.
+
+    Args:
+        identity: Entries in place of those that the parts give, and further ones.
+        options: Those of ``RunOptions``.
+    """
     chosen, runtime = RunOptions(**options), runtime or Runtime()
     kind = getattr(make_learner, "func", make_learner)
     work = plugins.find("cil.kinds", stream.kind).work(
@@ -217,6 +222,7 @@ def run_of(
     )  # fmt: skip
     found = {
         "kind": stream.kind,
+        "strategy": kind.__name__,
         "config": {},
         "seed": chosen.seed,
         "device": runtime.device,
@@ -228,4 +234,4 @@ def run_of(
         "uses_horizon": bool(getattr(kind, "uses_horizon", False)),
         "networks": {"name": "toy", "head": "linear", "weights": None, "mean": None, "std": None},
     }
-    return Run(work, chosen, {**found, **identity}, run_dir, runtime)
+    return Run(work, chosen, {**found, **(identity or {})}, run_dir, runtime)

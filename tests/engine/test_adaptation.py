@@ -89,7 +89,7 @@ def run_of(kind, folder, given=None, **options) -> Run:
     defaults = {"recipe": Recipe(epochs=1, batch_size=2, log_every=1, optimizer=PLAIN), "batch_size": 2, "keep": "all"}
     return adaptation_of(
         kind, shifting, folder, make_source=lambda device: SourceModel(Net(), 2, SHAPE, "hand"),
-        identity={"adapter": kind.__name__}, **{**defaults, **options},
+        **{**defaults, **options},
     )  # fmt: skip
 
 
