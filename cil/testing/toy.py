@@ -199,8 +199,13 @@ def toy_run(
         name=kind.__name__,
         make_factory=partial(toy_factory, stream, model=kind.toy_model),
         budget=budget or Budget(exemplars=EXEMPLARS),
+<<<<<<< HEAD
         recipe=recipe,
         identity={"strategy": kind.__name__, "options": given, "bound": kind.bound},
+=======
+        recipe=recipe or Recipe(epochs=2, batch_size=8, log_every=1),
+        identity={"options": given},
+>>>>>>> record
         **options,
     )
 
@@ -211,10 +216,32 @@ def strategy_run(
     run_dir: Path,
     *,
     budget: Budget,
+<<<<<<< HEAD
     identity: Mapping[str, Any],
     **given: Any,
 ) -> Run:
     """A run of a strategy, put together from its parts; ``given`` as for ``run_of``."""
+=======
+    recipe: Recipe,
+    identity: Mapping[str, Any] | None = None,
+    runtime: Runtime | None = None,
+    anytime: Any = None,
+    **options: Any,
+) -> Run:
+    """A run put together from its parts, whatever its kind.
+
+    Args:
+        identity: Entries in place of those that the parts give, and further ones.
+        options: Those of ``RunOptions``.
+    """
+    chosen, runtime = RunOptions(**options), runtime or Runtime()
+    kind = getattr(make_learner, "func", make_learner)
+    work = plugins.find("cil.kinds", stream.kind).work(
+        stream=stream, make_learner=make_learner, make_factory=make_factory, budget=budget, recipe=recipe,
+        name=kind.__name__, runtime=runtime, seed=chosen.seed, evaluation_batch=chosen.evaluation_batch,
+        anytime=anytime,
+    )  # fmt: skip
+>>>>>>> record
     found = {
         "class_order": list(stream.order),
         "budget": budget.description(),
@@ -253,10 +280,15 @@ def run_of(
     )
     common = {
         "kind": stream.kind,
+        "strategy": kind.__name__,
         "config": {},
         "seed": chosen.seed,
         "device": runtime.device,
         "precision": runtime.precision,
         "stream": stream.description(),
     }
+<<<<<<< HEAD
     return Run(work, chosen, {**common, **identity}, run_dir, runtime)
+=======
+    return Run(work, chosen, {**found, **(identity or {})}, run_dir, runtime)
+>>>>>>> record

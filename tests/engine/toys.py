@@ -123,7 +123,6 @@ def small_run(kind: type[Strategy], folder: Path, stream: Stream | None = None, 
     given: dict[str, Any] = {
         "budget": Budget(exemplars=6),
         "recipe": plain(log_every=1),
-        "identity": {"strategy": kind.__name__, "stream": own.fingerprint},
         "make_factory": factory,
     }
     return strategy_run(kind, own, folder, name=kind.__name__, **{**given, **options})
