@@ -18,6 +18,7 @@ from typing import Any
 
 from cil.cli.board import Board
 from cil.engine.adaptation import AdaptationRun
+from cil.engine.process import import_before_fork
 from cil.engine.run import Run
 from cil.errors import BudgetExceeded, CilError
 from cil.tracking import Record, RecordError
@@ -76,6 +77,8 @@ def run_all(
         KeyboardInterrupt: after a Ctrl-C, when all children have saved what they computed, or were killed.
     """
     context: Any = multiprocessing.get_context("fork" if fork else "spawn")
+    if fork:
+        import_before_fork()
     outcomes: dict[int, Outcome] = {}
     waiting = list(enumerate(tasks))
     running: dict[int, _Running] = {}
