@@ -49,14 +49,14 @@ def adapt_to(
     """Let an adapter meet a stream of shifting test images. Calling it again goes on with the run, or finds it done.
 
     Args:
-        stream: What is met.
+        stream: The stream to adapt to.
         adapter: A name, a class, or a ``functools.partial`` of one with its hyperparameters.
         source: The directory of a finished run; or what ``load_classifier`` takes, as a mapping: ``name``, ``weights``,
             ``mean``, ``std``...
         batch_size: Images a batch.
         clean: Also measure the error on the clean test images, before and after.
         recipe: How an adapter that wants source data is trained on it.
-        budget: Whose ``training_bytes`` an update, and a step on source data, may hold.
+        budget: Its ``training_bytes`` cap an update, and a step on source data.
         options: ``seed``, ``run_dir``, ``device``, ``progress`` and the others of ``cil.RunOptions``.
 
     Returns:
@@ -91,7 +91,7 @@ def plan_adaptation(
     Args:
         stream, adapter, source, batch_size, clean, recipe, budget: As for ``adapt_to``.
         name: The adapter in tables; by default the name that it is registered by, or that of its class.
-        facts: What the identity says in place of what is read off the objects (``config``).
+        facts: Parts of the identity, in place of those that are read off the objects (``config``).
         options: How it is run; ``given``: fields of it, which go before it.
     """
     if not isinstance(stream, ShiftStream):
@@ -162,7 +162,7 @@ def _placed(make: MakeAdapter, name: str, sources: Weights | Finished, source: S
         if isinstance(sources, Weights):
             raise
         raise ConfigError(
-            f"adapter={name} cuts one chain of residual blocks, and {sources.said} does not answer by one alone; give "
+            f"adapter={name} cuts one chain of residual blocks, and {sources.label} does not answer by one alone; give "
             f"a run of a plain network, as of strategy=finetune or replay, or an adapter that takes any, as tent"
         ) from error
 
@@ -171,8 +171,8 @@ class Weights:
     """Trained networks from a file, one copy for each call.
 
     Args:
-        model: What ``load_classifier`` takes.
-        stream: Whose classes, by slot, are the outputs of the network in order.
+        model: Arguments of ``load_classifier``.
+        stream: Its classes, by slot, are the outputs of the network in order.
 
     Raises:
         ConfigError: where the file is missing or does not fit.
@@ -192,8 +192,8 @@ class Weights:
         self.name = self.model if model["weights"] == "hub" else Path(str(model["weights"])).stem
         self._shape = stream.image_shape
         self._net = load_classifier(**{"image_shape": stream.image_shape, **model})
-        said = {key: value for key, value in model.items() if key != "weights"}
-        self.description = {"kind": "weights", "name": self.name, **said, **weights_digest(str(model["weights"]))}
+        rest = {key: value for key, value in model.items() if key != "weights"}
+        self.description = {"kind": "weights", "name": self.name, **rest, **weights_digest(str(model["weights"]))}
 
     def __call__(self, device: torch.device) -> Source:
         net = deepcopy(self._net).to(device)
@@ -201,15 +201,15 @@ class Weights:
 
 
 class Finished:
-    """What a finished run learned, loaded anew for each call.
+    """Networks of a finished run, loaded anew for each call.
 
     Args:
-        run_dir: Of a run of any strategy.
-        stream: Of the same classes; their order may differ.
+        run_dir: Folder of a run of any strategy.
+        stream: A stream of the same classes; their order may differ.
 
     Attributes:
         columns: (K,) slot of the run for each class of the stream.
-        said: Which run it is, for messages.
+        label: The run, for messages.
 
     Raises:
         CilError: where there is no such run, or it knows other classes.
@@ -235,7 +235,7 @@ class Finished:
         self.columns = None if columns == list(range(len(columns))) else torch.tensor(columns)
         identity = record.identity
         self.name = f"{identity['stream']['name']}_{identity['strategy']}"
-        self.said = f"source={run_dir} (strategy={identity['strategy']})"
+        self.label = f"source={run_dir} (strategy={identity['strategy']})"
         self.model = str(identity.get("networks", {}).get("name", ""))
         digest = hashlib.sha256()
         for key, tensor in sorted(trained.learner.state().tensors.items()):
@@ -259,7 +259,7 @@ class Finished:
 
 
 class Learned(nn.Module):
-    """What a finished learner answers by, as a network: gradients flow through its ``predict``.
+    """A finished learner as a network: gradients flow through its ``predict``.
 
     Its modules are submodules, and the tensors that it holds (class means, say) are buffers, so that all of them are
     carried and charged. Rehearsal memories are not: nothing is learned from them any more.

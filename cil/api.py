@@ -53,9 +53,9 @@ def train(
 
     Args:
         strategy: A name, a class, or a ``functools.partial`` of one with its hyperparameters.
-        stream: What is learned: ``cil.class_incremental("mnist5k", increment=2)``, for example.
+        stream: The stream to learn: ``cil.class_incremental("mnist5k", increment=2)``, for example.
         model: Name of a backbone, or a mapping with ``name`` and what ``networks`` takes.
-        budget: What may be carried; by default nothing is capped.
+        budget: Limits on what is carried; by default nothing is capped.
         epochs, batch_size, lr: In place of those of the recipe.
         recipe: Optimizer, schedule and lengths; the default of ``cil.Recipe`` if left out.
         anytime: How often to evaluate inside experiences.
@@ -107,7 +107,7 @@ def plan(
     Args:
         strategy, stream, model, budget, recipe, anytime: As for ``train``.
         name: The strategy in tables; by default the name that it is registered by, or that of its class.
-        facts: What the identity says in place of what is read off the objects (``config``).
+        facts: Parts of the identity, in place of those that are read off the objects (``config``).
         options: How it is run; ``given``: fields of it, which go before it.
     """
     make = find(strategy) if isinstance(strategy, str) else strategy
@@ -201,16 +201,16 @@ def networks(
     channels_last: bool = True,
     options: Mapping[str, Any] | None = None,
 ) -> MakeFactory:
-    """How the networks of a run are made.
+    """Make the factory of a run's networks.
 
     Args:
         image_shape: (C, H, W).
-        name: Of the backbone, ``resnet32`` or ``timm:NAME``; see ``cil list models``.
+        name: Name of the backbone, ``resnet32`` or ``timm:NAME``; see ``cil list models``.
         head: ``linear`` or ``cosine``.
         weights: None for random ones, ``hub``, or the path of a file.
         mean, std: By channel, of images in [0, 1]; None: those that the weights expect, where they say so.
         channels_last: Memory layout of convolutions.
-        options: Of the backbone, by name.
+        options: Arguments of the backbone by name.
     """
     size = (image_shape[1], image_shape[2])
     backbone = partial(build_backbone, name, image_shape[0], size, weights, **(options or {}))
@@ -260,7 +260,7 @@ def weights_digest(weights: str | None) -> dict[str, str]:
 
 
 def versions_of(kind: Any, model: str) -> dict[str, str]:
-    """Of what computes: a strategy of another package counts, timm only where it makes the network."""
+    """Versions of the packages that compute: that of a plugin's strategy too, timm only where it makes the network."""
     packages = ["torch", "numpy", *(["timm"] if str(model).startswith("timm:") else [])]
     own = str(kind.__module__).partition(".")[0]
     if own not in ("cil", "__main__"):

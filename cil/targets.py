@@ -18,7 +18,7 @@ TARGET, PARTIAL = "_target_", "_partial_"
 
 
 def resolve(target: str, key: str = TARGET) -> Any:
-    """What ``module.Name`` (or ``module:Name``) names.
+    """Import the object that ``module.Name`` (or ``module:Name``) names.
 
     Raises:
         ConfigError: where it cannot be imported.
@@ -140,7 +140,7 @@ def check_arguments(call: Callable[..., Any], given: Mapping[str, Any], key: str
             meant = nearest(name, offered or known, prefix=where.removesuffix(name))
             raise ConfigError(f"unknown key {where}; {_name(call)} has none; {meant}")
         if name in hints and not fits(value, hints[name]):
-            raise ConfigError(f"{where} is {value!r}; it must be {spoken(hints[name])}")
+            raise ConfigError(f"{where} is {value!r}; it must be {in_words(hints[name])}")
 
 
 def _name(call: Any) -> str:
@@ -156,7 +156,7 @@ def _hints(call: Any) -> dict[str, Any]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value fits a type hint; hints that say nothing about plain values fit all.
+    """True if a plain value fits a type hint; hints that say nothing about plain values fit all.
 
     >>> fits(1, float), fits(True, float), fits(None, int | None), fits("a", float | str), fits([1], list[str])
     (True, False, True, True, False)
@@ -181,15 +181,17 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str | PurePath)
     if origin in (dict, Mapping):
         return isinstance(value, Mapping)
+    if hint is Any:
+        return True
     if isinstance(hint, type) and (value is None or isinstance(value, bool | int | float | str | list)):
         return isinstance(value, hint)
     return True  # built objects are judged by whoever takes them
 
 
-def spoken(hint: Any) -> str:
+def in_words(hint: Any) -> str:
     """A type hint in words.
 
-    >>> spoken(float | None), spoken(typing.Literal["a", "b"])
+    >>> in_words(float | None), in_words(typing.Literal["a", "b"])
     ('a number or null', 'a or b')
     """
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "text", types.NoneType: "null"}
@@ -197,7 +199,7 @@ def spoken(hint: Any) -> str:
         return words[hint]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         plain = [item for item in typing.get_args(hint) if item in words or typing.get_origin(item) is not None]
-        return " or ".join(dict.fromkeys(spoken(item) for item in plain or typing.get_args(hint)))
+        return " or ".join(dict.fromkeys(in_words(item) for item in plain or typing.get_args(hint)))
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in (list, tuple, Sequence, Iterable):

@@ -27,7 +27,7 @@ from cil.tracking.record import RECORD
 
 
 class Trained(nn.Module):
-    """What a run learned, as a module in evaluation mode.
+    """The learner of a run, as a module in evaluation mode.
 
     ``forward`` takes float images (N, C, H, W) in [0, 1], as the stream has them, and gives scores (N, classes seen);
     whatever the method answers by, a head or the nearest mean, is inside. After a stream that tells the task, the task
@@ -62,9 +62,9 @@ def load(run_dir: str | Path, *, strategy: Any = None, device: str = "cpu", expe
     """Load what a run learned.
 
     Args:
-        run_dir: Of a run that has committed at least one experience.
+        run_dir: Folder of a run that has committed at least one experience.
         strategy: The class (or a partial), where it cannot be imported from where the run had it.
-        device: Where it is put.
+        device: Device of the module.
         experience: After which experience; by default the last one done. Earlier ones need ``checkpoint.keep=all``.
 
     Raises:
@@ -132,7 +132,7 @@ def evaluate(
 
 
 def _learners(record: Record, strategy: Any, device: str, experience: int | None) -> tuple[Learners, int, Checkpoints]:
-    """What makes the learners of a run, from its record alone."""
+    """Makes the learners of a run, from its record alone."""
     identity, checkpoints = record.identity, Checkpoints(record.directory)
     if identity.get("kind") == "adaptation":
         raise ConfigError(f"{record.directory} is an adaptation run; give the run of a strategy")

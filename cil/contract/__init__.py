@@ -1,4 +1,4 @@
-"""What strategies and adapters share: what is held and carried, phases of training, what the engine lends."""
+"""Shared parts of strategies and adapters: what they hold and carry, phases of training, the runtime context."""
 
 from cil.contract.holder import Holder, loaded_reference, reference_of
 from cil.contract.phase import Desk, Phase, Progress

@@ -1,4 +1,4 @@
-"""What a learner holds, and what of it crosses a boundary."""
+"""The things a learner holds, and which of them cross a boundary."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Holder:
     """Holds what ``keep`` names; that alone is carried, charged, saved and loaded again.
 
     Args:
-        desk: What the engine lends it.
+        desk: Runtime context that the engine lends it.
     """
 
     _kept: dict[str, _Kept]
@@ -134,7 +134,7 @@ class Holder:
         return self.structure()
 
     def structure(self) -> State:
-        """What ``state`` gives, without a look at the values: public weights are not verified."""
+        """As ``state``, but no value is looked at: public weights are not verified."""
         tensors, kinds, meta, references = self._flatten("carried")
         return State(tensors, kinds, meta, references, self._survey())
 
@@ -246,19 +246,19 @@ class Holder:
             if isinstance(value, ExemplarMemory):
                 value.load(given, self.image_shape)
             elif isinstance(value, nn.Module):
-                _same(name, value.state_dict(), given)
+                _check_structure(name, value.state_dict(), given)
                 value.load_state_dict(given)
             elif kept.lifetime == "training" and not isinstance(value, dict) and name in left:
                 object.__setattr__(self, name, left.pop(name).to(self.device))
             elif kept.lifetime == "training" and given and not _is_tensor_dict(value):
                 object.__setattr__(self, name, {key: t.to(self.device) for key, t in given.items()})
             elif _is_tensor_dict(value):
-                _same(name, value, given)
+                _check_structure(name, value, given)
                 object.__setattr__(self, name, {key: _like(own, given[key]) for key, own in value.items()})
             elif isinstance(value, Tensor):
                 if name not in left:
                     raise StateError(f"the state lacks {name}")
-                _same(name, {"": value}, {"": left[name]})
+                _check_structure(name, {"": value}, {"": left[name]})
                 object.__setattr__(self, name, _like(value, left.pop(name)))
             elif name in meta:
                 object.__setattr__(self, name, meta[name])
@@ -271,7 +271,7 @@ class Holder:
             )
 
 
-def _same(name: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+def _check_structure(name: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     """Names and shapes are structure: were they free, they could carry bytes that nobody pays for."""
     if own.keys() != given.keys():
         odd = sorted(own.keys() ^ given.keys())[:3]

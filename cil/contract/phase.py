@@ -1,4 +1,4 @@
-"""What a strategy hands to the engine, and what the engine lends it: phases, progress, the desk."""
+"""Phases of training, progress, and the runtime context that the engine lends a learner."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Phase:
 
     Attributes:
         name: For logs and snapshots.
-        data: What is drawn from. A mapping gives several streams; the first one sets the number of steps, and the
+        data: Samples to draw from. A mapping gives several streams; the first one sets the number of steps, and the
             others are reachable by name in the batch (``batch.memory``).
         loss: Batch to a scalar, or to named terms that are summed and logged.
-        parameters: What is optimised (parameters or groups); all that require a gradient where left out.
-        main: Whether ``trainer.epochs`` sets its length; a second stage says its own ``epochs``.
-        fresh: Whether it trains from fresh weights, so that what ``trainer.first`` says holds; None: in the first
+        parameters: Parameters or groups to optimise; all that require a gradient where left out.
+        main: True if ``trainer.epochs`` sets its length; a second stage says its own ``epochs``.
+        fresh: True if it trains from fresh weights, so that ``trainer.first`` applies; None: in the first
             experience.
         epochs, batch_size: In place of the recipe's; epochs below 1 are a share of the recipe's.
         lr, weight_decay: In place of the optimizer's.
@@ -66,7 +66,7 @@ class Phase:
 
     @property
     def samples(self) -> Samples:
-        """What sets the number of steps."""
+        """The samples that set the number of steps."""
         return self.data if isinstance(self.data, Samples) else next(iter(self.data.values()))
 
 
@@ -87,7 +87,7 @@ class Progress:
 
 @dataclass
 class Desk:
-    """What the engine lends a learner: its device, keyed generators, gradients, augmentation. Not carried.
+    """Device, keyed generators, backward pass and augmentation, lent to a learner by the engine. Not carried.
 
     Attributes:
         flops: Counts, by ``with desk.flops.counting()``, work inside a step that is not the same at every step, as a

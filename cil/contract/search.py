@@ -53,7 +53,7 @@ class Search:
 
     Attributes:
         name: For logs and snapshots.
-        space: What is drawn, by name; each trial draws once for each name, in this order.
+        space: Ranges and choices by name; each trial draws once for each name, in this order.
         trials: How many.
         trial: Settings to the phase that a trial trains.
         validation: Held-out data of the experience that judge a trial, by the engine, through ``predict``.

@@ -84,7 +84,7 @@ def in_real_time(count: int, complexity: Fraction) -> list[int]:
     Time accumulates exactly: trained on is every batch at whose arrival the learner is free. Each phase starts free.
 
     Source:
-        Ghunaim et al., "Real-time evaluation in online continual learning", CVPR 2023; specification 2.2.
+        Ghunaim et al., "Real-time evaluation in online continual learning", CVPR 2023, section 3.
 
     >>> in_real_time(4, Fraction(4, 3)), in_real_time(5, Fraction(5, 2))
     ([1, 0, 1, 1], [1, 0, 0, 1, 0])
@@ -100,9 +100,9 @@ def relative_complexity(flops: int, reference: int, speed: int = 1) -> Fraction:
     """C: operations of a training step in those of a step of the reference (experience replay).
 
     Args:
-        flops: Of a step; or of all steps of a run, as ``results.flops.training`` of a record says.
-        reference: Of as many steps of the reference, on the same stream with the same network.
-        speed: Of the stream, in reference steps a batch: at 2 the delay is 2 C - 1 batches.
+        flops: FLOPs of a step; or of all steps of a run (``results.flops.training`` of a record).
+        reference: FLOPs of as many steps of the reference, on the same stream with the same network.
+        speed: Reference steps that a batch of the stream takes: at 2 the delay is 2 C - 1 batches.
 
     Raises:
         ConfigError: where a number is not positive.
@@ -116,7 +116,7 @@ def relative_complexity(flops: int, reference: int, speed: int = 1) -> Fraction:
 
 
 def leading(data: Samples, arriving: Samples) -> int:
-    """How many images at the front of ``data`` are of those that arrive; none where others come first."""
+    """The number of images at the front of ``data`` that arrive; 0 where others come first."""
     own, count = {id(store) for store, _ in arriving.parts}, 0
     for store, rows in data.parts:
         if id(store) not in own:

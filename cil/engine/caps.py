@@ -23,7 +23,7 @@ class Cap(Protocol):
     """A budget of one number.
 
     Attributes:
-        unit: Of the number, for tables: ``parameters``, ``s/image``.
+        unit: Unit of the number, for tables: ``parameters``, ``s/image``.
         static: True if structure alone tells it: it is then measured on the ``meta`` device too, before training.
     """
 
@@ -49,7 +49,7 @@ def caps_of(budget: Budget) -> dict[str, Cap]:
 
 
 def measure_caps(budget: Budget, learner: Strategy, predict: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """What each cap measures, (1,) float64, to stand among the counts of an evaluation."""
+    """The number of each cap, (1,) float64, to stand among the counts of an evaluation."""
     found = {name: float(cap.measure(learner, predict)) for name, cap in caps_of(budget).items()}
     return {f"{PREFIX}{name}": torch.tensor([value], dtype=torch.float64) for name, value in found.items()}
 

@@ -89,7 +89,7 @@ class Checkpoints:
         return count
 
     def facts(self, index: int) -> dict[str, Any]:
-        """What else was committed at a boundary."""
+        """Plain data that was committed with the state of a boundary."""
         if index not in self._facts:  # they do not change any more
             self._facts[index] = read_json(self.folder / f"experience-{index:03d}.json")["facts"]
         return self._facts[index]
@@ -185,7 +185,7 @@ class Checkpoints:
         return sorted(path.stem for path in self.snapshots.glob("*.json"))
 
     def snapshot_content(self, name: str) -> dict[str, Any] | None:
-        """What a snapshot says, if there is one."""
+        """The content of a snapshot, if there is one."""
         path = self.snapshots / f"{name}.json"
         return read_json(path) if path.exists() else None
 

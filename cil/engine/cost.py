@@ -1,4 +1,4 @@
-"""What a phase costs: operations, bytes kept for backward, gradients and what the optimizer holds."""
+"""The bill of a phase: FLOPs, bytes kept for backward, gradients and optimizer state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEASURED = 2  # optimizer steps of a phase: what the first one puts into a memor
 
 @dataclass
 class Cost:
-    """What a phase costs; the most that its first two steps took, multiplied by the images seen.
+    """The bill of a phase: the most that its first two steps took, multiplied by the images seen.
 
     Measuring computes the same bits; after the first two steps it does nothing.
     """
@@ -37,7 +37,7 @@ class Cost:
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> Cost:
-        """What ``dataclasses.asdict`` made of a cost."""
+        """From what ``dataclasses.asdict`` made of a cost."""
         return cls(**{**saved, "entries": [Entry(**entry) for entry in saved["entries"]]})
 
     @classmethod

@@ -33,15 +33,15 @@ BOUNDARIES = ("inline", "process")
 
 @dataclass
 class Boundary:
-    """What training hands to the driver at a boundary.
+    """The outcome of training to a boundary.
 
     Attributes:
         state: All that is carried.
-        facts: What shall be known of the boundary later: plain data, with ``flops``, ``seconds`` and ``steps``.
+        facts: Plain data that is kept with the state, with ``flops``, ``seconds`` and ``steps``.
         training: Ledger lines of what was held in training only.
         exemplars: Number of stored exemplars.
-        allowance: What may be carried here; None where nothing is capped.
-        counts: What was counted on the way, for work that predicts while it learns.
+        allowance: The limit on what is carried here; None where nothing is capped.
+        counts: Answers counted on the way, by work that predicts while it learns.
     """
 
     state: State
@@ -54,10 +54,10 @@ class Boundary:
 
 @dataclass
 class Context:
-    """What the driver lends to the work of a run.
+    """The record, files, loggers and signals of a run, lent to its work.
 
     Attributes:
-        record, checkpoints: Of the run.
+        record, checkpoints: The run's files.
         loggers: All loggers.
         within: Those that may be used where the work is done, which may be a process of its own.
         stop: Says if the run was asked to stop.
@@ -167,10 +167,10 @@ class Run:
     """One run, ready to be executed.
 
     Args:
-        work: What is done at each boundary.
-        options: How it is run.
-        identity: What makes the run this run.
-        run_dir: Where the record is; the same directory and identity resume.
+        work: The work at each boundary.
+        options: Seed, device, loggers and the like.
+        identity: Settings, data and code that make the run this run.
+        run_dir: Folder of the record; the same folder and identity resume.
         runtime: Device and precision.
     """
 

@@ -16,7 +16,7 @@ from cil.streams import Signature
 
 @dataclass(frozen=True)
 class Bill:
-    """What a learner will carry after one experience.
+    """The bytes that a learner will carry after one experience.
 
     Attributes:
         fixed: Bytes of everything but exemplars, by convention.

@@ -31,7 +31,7 @@ class LossWindow:
     """The losses since the last line of the log, on the device: nothing is read before it is logged.
 
     Attributes:
-        sums: Of the lines of this epoch: sum and number of each named value.
+        sums: Sum and number of each named value, over the lines of this epoch.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class LossWindow:
             self._values.setdefault(name, []).append(value)
 
     def first_bad(self) -> tuple[int, float] | None:
-        """How many batches ago a loss was the first that is not finite (the last one: 1), and its value."""
+        """The first loss that is not finite: how many batches ago it was (the last one: 1), and its value."""
         losses = self.held().get("loss")
         if losses is None:
             return None
@@ -60,7 +60,7 @@ class LossWindow:
         self.sums = {name: list(pair) for name, pair in sums.items()}
 
     def means(self) -> dict[str, float]:
-        """Of what no line has yet."""
+        """Means of the values that no line has yet."""
         means = {}
         for name, values in self.held().items():
             means[name] = float(values.mean())
@@ -70,7 +70,7 @@ class LossWindow:
         return means
 
     def epoch_means(self) -> dict[str, float]:
-        """Of the epoch, which ends here."""
+        """Means of the epoch, which ends here."""
         self.means()
         means = {name: total / count for name, (total, count) in self.sums.items()}
         self.sums = {}
@@ -95,7 +95,7 @@ class Fit:
         watch: Called after each batch with it, the images of the phase that arrived, and the run's steps so far.
         ahead: Called before each step of a single pass, and after the last, with the images that arrive by then.
         spent: Says, given what this phase cost so far, if the budget leaves no further step; training then ends.
-        cost: What the phase costs; a ``cil.engine.measured_step.StepMeter`` measures its first steps by part.
+        cost: The bill of the phase; a ``cil.engine.measured_step.StepMeter`` measures its first steps by part.
         make_loader: Makes the batches; takes what ``PhaseLoader`` takes.
         window: Holds the losses until they are logged.
     """

@@ -86,7 +86,7 @@ class StrategyWork:
 
     @cached_property
     def bill(self) -> list[Bill]:
-        """What will be carried after each experience.
+        """The bytes that will be carried after each experience.
 
         Raises:
             ConfigError: where the strategy cannot be grown without data.
@@ -331,7 +331,7 @@ def flops_by_part(costs: Sequence[Cost], learner: Strategy, hooks: int) -> dict[
 
 
 def compute(budget: Budget, flops: Mapping[str, int], steps: int) -> dict[str, Any]:
-    """What was available to an experience, and what was spent."""
+    """FLOPs and updates that an experience had available, and spent."""
     spent = {"flops": (budget.flops, sum(flops.values())), "updates": (budget.updates, steps)}
     return {name: {"available": pair[0], "spent": pair[1]} for name, pair in spent.items() if pair[0] is not None}
 

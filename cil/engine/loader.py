@@ -36,7 +36,7 @@ class Loader:
     """One stream of a phase.
 
     Args:
-        samples: What is drawn from.
+        samples: Samples to draw from.
         augment: Training augmentation.
         device: Where batches go; arrays are moved there once.
         keyed: (purpose, epoch, step) to a generator.
@@ -119,9 +119,9 @@ class PhaseLoader:
     """All streams of a phase: the first sets the number of steps, the others are cycled beside it.
 
     Args:
-        data, augment, device, keyed: As of ``Loader``, one or several.
+        data, augment, device, keyed: As for ``Loader``; one set of samples or several.
         size: Images a batch.
-        pace: Of a single pass in the order of the data, in which batches come as often as steps are taken on them;
+        pace: Pace of a single pass in the order of the data, in which batches come as often as steps are taken on them;
             None: each epoch in an order of its own.
         arriving: Rows at the front that arrive; what is behind them is spread among them. By default all arrive.
     """
@@ -155,7 +155,7 @@ class PhaseLoader:
         """In a single pass, the images that arrive after so many steps and before the next one ends.
 
         Args:
-            last: Whether there is no next one, though more images arrive.
+            last: True if there is no next one, though more images arrive.
         """
         found = [
             rows for after, each in self._before.items() if after == step or (last and after > step) for rows in each

@@ -1,4 +1,4 @@
-"""A step that nothing is learned from, measured: what training or adaptation will hold, told before the first step.
+"""The memory of a training step, measured before the first one on a step that nothing is learned from.
 
 On ``meta`` such a step takes no memory and no arithmetic, and needs no data where shapes are static. Where a method
 asks for values, a step is made on the CPU, on images of noise.
@@ -99,7 +99,7 @@ class StepMeter(Cost):
         self.optimizer = optimizer_bytes(optimizer)
 
     def measured(self, name: str) -> Measured:
-        """What was measured, of the phase of that name."""
+        """The measurements, under the name of the phase."""
         size, tensors = max(self.meters, key=lambda meter: meter[0])
         added = {"activations": size, "gradients": self.gradients, "optimizer": sum(self.optimizer.values())}
         parts = parts_of(self.watch, tensors, self.optimizer)
@@ -201,7 +201,7 @@ def report(one: Measured, kinds: Mapping[str, int], device: torch.device, where:
 
 
 def modules_of(learner: Holder) -> dict[str, nn.Module]:
-    """What is kept and is a network, by name; optimizers are not."""
+    """The networks that are kept, by name; optimizers are left out."""
     held = learner.held().items()
     return {name: value for name, value in held if isinstance(value, nn.Module) and not hasattr(value, "tuned")}
 

@@ -16,7 +16,7 @@ from cil.targets import check_arguments
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is run, and where it is kept.
+    """Seed, device, loggers, folder and the like of a run.
 
     The metadata of a field is the key that sets it in the configuration; None: no key does.
 

@@ -46,7 +46,7 @@ class Observer(Protocol):
         ...
 
     def experience_ends(self, learner: Strategy) -> dict[str, Any]:
-        """What was seen, with the ``seconds`` it took: plain data."""
+        """All that was seen, with the ``seconds`` it took: plain data."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -63,13 +63,13 @@ class Training:
     """Where and how phases are trained.
 
     Args:
-        context: Of the run. Its snapshots: ``phase-k`` holds what phase k's definition saw, ``now`` some step inside
+        context: The run's. Its snapshots: ``phase-k`` holds what phase k's definition saw, ``now`` some step inside
             one, ``search-k`` the best trial so far of phase k.
         index: The experience, part of every key.
         seed, recipe, runtime: As for the run.
         augment: Training augmentation.
         first_step: Optimizer steps of the run before.
-        budget: Whose operations and updates are not exceeded by more than a step; None: no cap.
+        budget: Caps on FLOPs and updates, which are not exceeded by more than a step.
         before: Operations of the experience before its phases, for the budget.
         error: Learner and held-out data to an error in percent, by which trials of a search are judged.
         arriving: Images of the experience: in a single pass they come in their order.
@@ -125,7 +125,7 @@ class Training:
         """Train one phase, from the snapshot inside it where there is one; what it cost.
 
         Args:
-            costs: Of all before it.
+            costs: Bills of all phases before it.
             trial: Its loss may become infinite: the cost then says so.
         """
         fit = Fit(

@@ -67,7 +67,7 @@ class Recipe:
     """The configured way to train a phase.
 
     Args:
-        epochs: Of all main phases.
+        epochs: Epochs of all main phases.
         batch_size: Images a step.
         optimizer: Parameters to an optimizer (a partial of a torch class).
         scheduler: Optimizer and epochs to a schedule that is stepped once an epoch. In phases that say how many steps
@@ -75,7 +75,7 @@ class Recipe:
         max_steps: Optimizer steps a phase at most; None for no cap.
         clip_norm: Gradients are scaled down to this norm; None for no clipping.
         accumulate: Batches whose gradients are summed into one step.
-        first: What differs in the first experience: ``epochs``, ``batch_size``, ``lr``, ``weight_decay``,
+        first: Other values in the first experience: ``epochs``, ``batch_size``, ``lr``, ``weight_decay``,
             ``milestones``, ``schedule``, as of a ``Phase``.
         snapshot_minutes, snapshot_steps: How often training is saved inside a phase.
         log_every: Steps between two lines of the log.
@@ -130,7 +130,7 @@ class Recipe:
 
     @property
     def pace(self) -> Pace | None:
-        """Of a single pass; None where there is none."""
+        """The pace of a single pass; None where epochs are in random order."""
         return Pace.of(self.updates_per_batch, self.complexity)
 
     def snapshot_due(self, steps: int, saved: float) -> bool:
@@ -142,12 +142,12 @@ class Recipe:
         """The recipe of one phase of experience ``index``: what the phase says goes before what is configured."""
         if not phase.main and phase.epochs is None and phase.steps is None:
             raise ConfigError(f"phase '{phase.name}' is not a main one, so it must say its epochs")
-        said = {name: getattr(phase, name) for name in FIRST if getattr(phase, name) is not None}
+        stated = {name: getattr(phase, name) for name in FIRST if getattr(phase, name) is not None}
         fresh = index == 0 if phase.fresh is None else phase.fresh
         first = self.first if phase.main and fresh else {}
-        if said.keys() & {"milestones", "schedule"}:  # either is a whole schedule
+        if stated.keys() & {"milestones", "schedule"}:  # either is a whole schedule
             first = {name: value for name, value in first.items() if name not in ("milestones", "schedule")}
-        given = {name: value for name, value in {**first, **said}.items() if value is not None}
+        given = {name: value for name, value in {**first, **stated}.items() if value is not None}
         own: dict[str, Any] = {name: given[name] for name in ("epochs", "batch_size") if name in given}
         if not phase.main or phase.steps is not None:
             own |= {"updates_per_batch": None, "complexity": None}

@@ -93,7 +93,7 @@ class Runtime:
 
     @property
     def plain(self) -> bool:
-        """Whether there is nothing for Fabric to do: fp32 on the CPU, which then starts without its import."""
+        """True for fp32 on the CPU, where Fabric is not needed and its import is saved."""
         return self.precision == "fp32" and self.device == "cpu"
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -117,7 +117,7 @@ class Runtime:
         return self.fabric.setup_optimizers(optimizer)
 
     def loss_scale(self) -> dict[str, Any]:
-        """What ``optimizer`` takes to go on; empty where there is no loss scale."""
+        """The loss scale, for ``optimizer`` to go on from; empty where there is none."""
         return self.fabric._precision.state_dict() if self.precision == "fp16" else {}
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:

@@ -23,7 +23,7 @@ Held = tuple[dict[str, Tensor], dict[str, Any]]  # what ``Holder.full_state`` gi
 
 
 class Trainer(Protocol):
-    """What trains a trial: ``cil.engine.phases.Training``."""
+    """Trains a trial: ``cil.engine.phases.Training``."""
 
     context: Context
     index: int
@@ -136,7 +136,7 @@ class Trials:
         return cost, Cost.once(flops.count, "validation")
 
     def _finite(self) -> bool:
-        """Whether all that the learner holds are numbers: the last steps of a trial may have broken them."""
+        """True if all that the learner holds are finite numbers: the last steps of a trial may have broken them."""
         return all(bool(t.isfinite().all()) for t in self.learner.full_state()[0].values() if t.is_floating_point())
 
     def _resumed(self, costs: Sequence[Cost]) -> tuple[list[Cost], Held | None, int]:

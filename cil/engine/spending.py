@@ -13,7 +13,7 @@ Rows = Sequence[Mapping[str, Tensor]]
 
 
 def spent(rows: Rows, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a run carried and spent: ledger, FLOPs by part (summed up over experiences), seconds, peaks."""
+    """Carried and spent by a run: ledger, FLOPs by part (summed up over experiences), seconds, peaks."""
     parts = dict.fromkeys(name for fact in facts for name in fact["flops"])
     flops = {name: list(accumulate(fact["flops"].get(name, 0) for fact in facts)) for name in parts}
     both = [(row, fact.get("anytime", {"flops": 0, "seconds": 0.0})) for row, fact in zip(rows, facts, strict=True)]

@@ -1,4 +1,4 @@
-"""How a run ends: signals that ask it to stop, its clock, and the status that its record is left with."""
+"""The end of a run: signals that ask it to stop, its clock, and the status that its record is left with."""
 
 from __future__ import annotations
 

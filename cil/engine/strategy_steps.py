@@ -31,11 +31,11 @@ class StrategySteps:
     """The steps of a strategy on a stream, measured before anything is trained.
 
     Args:
-        make_learner, make_factory, recipe, augment, precision, seed: As of a run.
-        signatures: Of the stream; nothing else of it is looked at.
+        make_learner, make_factory, recipe, augment, precision, seed: As for a run.
+        signatures: One for each experience; nothing else of the stream is looked at.
         budget: Not changed.
-        bills: What is carried after each experience.
-        name: Of the strategy, for messages.
+        bills: The bytes carried after each experience.
+        name: The strategy, for messages.
     """
 
     make_learner: MakeLearner

@@ -9,6 +9,7 @@ import torch
 from toys import small_stream
 
 from cil.data import Augment, Samples
+from cil.engine.spending import spent
 from cil.errors import ContractError
 from cil.kinds.classes.evaluation import evaluable, evaluate
 from cil.kinds.classes.results import class_scores, confusions
@@ -72,7 +73,8 @@ def test_counts_become_percent():
     rows = [counts | {"seconds": torch.tensor([0.5])} for counts in (first, second)]
     fact = {"flops": {"training": 10, "consolidation": 1}, "seconds": {"train": 2.0, "consolidate": 1.0}, "ledger": {},
             "exemplars": 0, "over_budget": None, "peak_training_bytes": 7}  # fmt: skip
-    results = class_scores(rows, [fact, fact | {"peak_training_bytes": 9}], stream)
+    facts = [fact, fact | {"peak_training_bytes": 9}]
+    results = class_scores(rows, facts, stream) | spent(rows, facts)
     assert results["accuracy_matrix"] == [[pytest.approx(200 / 3), None], [pytest.approx(200 / 3), 25]]
     assert results["accuracy_matrix_task_aware"] == [[pytest.approx(200 / 3), None], [100, 100]]
     assert results["accuracy_curve"] == [pytest.approx(200 / 3), pytest.approx(300 / 7)]

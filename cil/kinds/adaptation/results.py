@@ -21,7 +21,7 @@ def adaptation_results(
 
     Args:
         rows: Counts up to each boundary: the first is the deployment (clean images at most), then a segment each.
-        facts: What was committed with each.
+        facts: Plain data committed with each.
 
     Returns:
         ``domain_errors`` (percent, in order of ``stream.domains``; None where not met yet), ``mean_error`` (their mean,

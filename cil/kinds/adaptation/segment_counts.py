@@ -40,7 +40,7 @@ class SegmentCounts:
 
     @classmethod
     def of(cls, saved: Mapping[str, Any], predicted: Tensor) -> SegmentCounts:
-        """What was ``saved``."""
+        """From what ``saved`` gave."""
         made = cls(**saved)
         made._predicted = [predicted]
         return made

@@ -1,4 +1,4 @@
-"""What a step of an adapter will hold, on source data and on test images, told before it meets one."""
+"""The bytes that a step of an adapter will hold, on source data and on test images, before it meets one."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class AdapterSteps:
     """The steps of an adapter on a network, measured before it meets an image.
 
     Args:
-        make_adapter, make_source: As of an adaptation run.
-        name: Of the adapter, for messages.
+        make_adapter, make_source: As for an adaptation run.
+        name: The adapter, for messages.
         recipe: How its source phases are trained, where it has some.
-        precision, seed: As of a run.
+        precision, seed: As for a run.
     """
 
     make_adapter: Callable[[Source], Adapter]
@@ -51,7 +51,7 @@ class AdapterSteps:
     seed: int = 0
 
     def at(self, batch_size: int) -> TrainingMemory:
-        """What an update on ``batch_size`` images holds; the second one, as the first makes state.
+        """The bytes of an update on ``batch_size`` images: the second one, as the first makes state.
 
         Raises:
             CilError: where the adapter refuses its configuration or the network.
@@ -152,12 +152,12 @@ def carried_moments(adapter: Adapter) -> dict[int, int]:
 def admission(
     budget: Budget, steps: AdapterSteps, source_key: str = "trainer.batch_size"
 ) -> Callable[[Adapter, tuple[int, ...]], None]:
-    """What an adaptation run asks before anything else is done (``AdaptationRun.admit``).
+    """A check that an adaptation run makes before anything else (``AdaptationWork.admit``).
 
     Both an update on test images and the largest step on source data are held to ``budget.training_bytes``.
 
     Args:
-        source_key: Where the batch size of steps on source data is changed.
+        source_key: Configuration key of the batch size on source data.
     """
 
     def admit(adapter: Adapter, shape: tuple[int, ...]) -> None:

@@ -43,7 +43,7 @@ class AdaptationWork:
     resumed from. It sees images alone: no label, no name of a domain, no count of what is to come.
 
     Args:
-        stream: What is met.
+        stream: The stream that is met.
         make_adapter: A source to a fresh adapter.
         make_source: A device to a fresh trained network.
         recipe: How source phases are trained; how often the log is written and snapshots are made (steps: batches).

@@ -27,7 +27,7 @@ WINDOWS = (10, 100)  # evaluations, of windowed forgetting and plasticity
 
 @dataclass(frozen=True)
 class Anytime:
-    """How often to evaluate inside experiences, and on what.
+    """Settings of the evaluation inside experiences.
 
     Args:
         every: Steps or samples between two evaluations; there is one more at the end of each experience.
@@ -55,10 +55,10 @@ class AnytimeObserver:
 
     Args:
         settings: How often, and on what.
-        stream: Whose test data of experiences 0 to ``index`` are read.
+        stream: Its test data of experiences 0 to ``index`` are read.
         index: The experience.
         past: Facts of the experiences before.
-        seed, batch_size, runtime: As of the run.
+        seed, batch_size, runtime: As for the run.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class AnytimeObserver:
         self.before = self.samples
 
     def experience_ends(self, learner: Any) -> dict[str, Any]:
-        """What there is to tell of the experience, with an evaluation after its last step."""
+        """Evaluations of the experience, with one after its last step."""
         if self.updates and (not self.rows or self.rows[-1]["update"] < self.updates):
             self._evaluate(learner)
         names = ("rows", "samples", "online", "seconds")
@@ -202,7 +202,7 @@ def anytime_results(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     What is undefined is None, as all but the series where an experience had no step.
 
     Source:
-        Specification metrics 2 and 3; De Lange et al. 2023; Koh et al. 2022 (A_AUC).
+        De Lange et al. 2023 (stability gap, min-ACC, WC-ACC); Koh et al. 2022 (A_AUC).
     """
     parts = [fact["anytime"] for fact in facts]
     rows = [(index, row) for index, part in enumerate(parts) for row in part["rows"]]
@@ -244,7 +244,7 @@ def anytime_results(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             {"earlier": j, "later": k, **{name: _plain(value) for name, value in gap._asdict().items()}}
             for (j, k), gap in gaps.items()
         ],
-        "stability_gap": _mean([gap.gap for (j, k), gap in gaps.items() if k == j + 1]),
+        "stability_gap": _mean_of_finite([gap.gap for (j, k), gap in gaps.items() if k == j + 1]),
         "flops": sum(part["flops"] for part in parts),
     }
 
@@ -253,7 +253,7 @@ def _percent(correct: Sequence[int], count: Sequence[int]) -> list[float | None]
     return [100 * right / many if many else None for right, many in zip(correct, count, strict=True)]
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def _mean_of_finite(values: Sequence[float]) -> float | None:
     kept = [value for value in values if np.isfinite(value)]
     return float(np.mean(kept)) if kept else None
 

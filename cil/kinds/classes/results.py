@@ -20,8 +20,8 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
     ``forgetting_by_class``, as an experience that brings no class has no test data, and R a gap.
 
     Args:
-        rows: What ``evaluate`` gave after each experience so far.
-        facts: What was committed with each.
+        rows: Counts of ``evaluate`` after each experience so far.
+        facts: Plain data committed with each.
     """
     names = ("correct", "correct_task_aware", "count")
     correct, aware, count = (np.stack([row[name].numpy() for row in rows]).astype(float) for name in names)

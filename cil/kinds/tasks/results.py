@@ -50,7 +50,7 @@ def task_scores(
     again = stream.reevaluate != "none"
     R = matrix[head]
     images = np.max([row["images"].numpy() for row in rows], axis=0)
-    met = stream.signatures[done - 1].num_classes
+    seen = stream.signatures[done - 1].num_classes
     return {
         "accuracy_matrix": plain(R),
         "accuracy_matrix_task_aware": plain(R),
@@ -61,7 +61,7 @@ def task_scores(
         "forgetting": plain(metrics.forgetting(R)) if again else None,
         "backward_transfer": plain(metrics.backward_transfer(R)) if again else None,
         "forward_transfer": None,
-        "class_counts": [int(count) if slot < met else None for slot, count in enumerate(images)],
+        "class_counts": [int(count) if slot < seen else None for slot, count in enumerate(images)],
         "errors": {split: plain(100 - score) for split, score in after.items()},
         "errors_at_end": {split: plain(100 - R[-1, :done]) for split, R in matrix.items()} if again else None,
         "mean_error": {split: plain(metrics.mean_error(100 - score)) for split, score in after.items()},
