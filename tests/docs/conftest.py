@@ -1,0 +1,42 @@
+"""A folder for each page, in which its examples run one after the other, and the run that stands for RUN_DIR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from in_process import run_command
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """The folder of each page."""
+    found: dict[Path, Path] = {}
+
+    def folder(page: Path) -> Path:
+        return found.setdefault(page, tmp_path_factory.mktemp(page.stem.lower()))
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small finished run of all classes at once, which adapters may start from."""
+    path = tmp_path_factory.mktemp("runs") / "source"
+    asked = ["run", "strategy=joint", "stream.increment=10", "model=resnet20", f"run_dir={path}", "device=cpu"]
+    small = ["scale=quick", "trainer.max_steps=2", "stream.train_per_class=10", "stream.test_per_class=5"]
+    assert run_command([*asked, *small, "progress=false"]) == 0
+    return path
+
+
+@pytest.fixture(autouse=True)
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread, and few rules of the contract: all of them are checked elsewhere."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    torch.set_num_threads(1)
+    for kind in ("classes", "adaptation"):
+        rules = pytest.importorskip(f"cil.kinds.{kind}.rules")
+        monkeypatch.setattr(rules, "RULES", rules.RULES[:1])
