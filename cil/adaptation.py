@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cil.adapt import Adapter, Source, find
+from cil.adapt import Adapter, SourceModel, find
 from cil.api import environment_of, made_run, networks, safe_name, weights_digest
 from cil.engine.driver import Run
 from cil.engine.options import RunOptions
@@ -150,7 +150,7 @@ def source_batch_keys(method: Any) -> list[str]:
     return own or ["trainer.batch_size"]
 
 
-def _placed(make: MakeAdapter, name: str, sources: Weights | Finished, source: Source) -> Adapter:
+def _placed(make: MakeAdapter, name: str, sources: Weights | Finished, source: SourceModel) -> Adapter:
     """An adapter on its source.
 
     Raises:
@@ -195,9 +195,9 @@ class Weights:
         rest = {key: value for key, value in model.items() if key != "weights"}
         self.description = {"kind": "weights", "name": self.name, **rest, **weights_digest(str(model["weights"]))}
 
-    def __call__(self, device: torch.device) -> Source:
+    def __call__(self, device: torch.device) -> SourceModel:
         net = deepcopy(self._net).to(device)
-        return Source(net, net.num_classes, self._shape, self.name)
+        return SourceModel(net, net.num_classes, self._shape, self.name)
 
 
 class Finished:
@@ -250,12 +250,12 @@ class Finished:
             "state_sha256": digest.hexdigest(),
         }
 
-    def __call__(self, device: torch.device) -> Source:
+    def __call__(self, device: torch.device) -> SourceModel:
         trained = load(self._run_dir, device=str(device))
         learner = trained.learner
         plain = type(learner).predict is Strategy.predict and isinstance(learner.net, GrowingNet)
         net = learner.net.eval() if plain else Learned(trained)
-        return Source(net, learner.num_classes, self._shape, self.name)
+        return SourceModel(net, learner.num_classes, self._shape, self.name)
 
 
 class Learned(nn.Module):

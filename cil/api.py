@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cil import plugins
+from cil.engine.anytime import Anytime
 from cil.engine.driver import Run
 from cil.engine.dry_run import limits_like
 from cil.engine.learning import check_task_aware
@@ -23,7 +24,6 @@ from cil.engine.options import RunOptions
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, nearest
-from cil.kinds.classes.anytime import Anytime
 from cil.memory import Budget
 from cil.models import NetFactory, build_backbone
 from cil.strategies import Strategy, find

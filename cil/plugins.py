@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from cil.errors import ConfigError, nearest
+
+T = TypeVar("T")
+Thing = TypeVar("Thing")
 
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "cil.kinds": {
@@ -44,8 +47,81 @@ def find(group: str, name: str) -> Any:
         return pkgutil.resolve_name(built_in)
     for point in points(group):
         if point.name == name:
-            try:
-                return point.load()
-            except Exception as error:  # whatever a package of others raises when it is imported
-                raise ConfigError(f"{group} '{name}' ({point.value}) cannot be imported: {error}") from error
+            return _load(point)
     raise ConfigError(f"{group} has no '{name}'; {nearest(name, names(group))}")
+
+
+def _load(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as error:  # whatever a package of others raises when it is imported
+        raise ConfigError(f"{point.group} '{point.name}' ({point.value}) cannot be imported: {error}") from error
+
+
+class Registry(Generic[T]):
+    """Things of one kind by name: registered by a decorator here, named in an entry point by other packages.
+
+    Args:
+        kind: the kind in messages, such as ``stream``.
+        group: entry-point group of other packages, such as ``cil.streams``; loaded when a name is asked for.
+        built_in: lists the built-in names that are not registered before their module is imported.
+        load: imports the module that registers a built-in name; called with any name that is not registered yet.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        built_in: Callable[[], Iterable[str]] = lambda: (),
+        load: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self.kind, self.group, self._built_in, self._load = kind, group, built_in, load
+        self.registered: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[Thing], Thing]:
+        """Decorator that makes something known by ``name``.
+
+        Raises:
+            ConfigError: where something else has the name.
+        """
+
+        def add(thing: Thing) -> Thing:
+            known: dict[str, Any] = self.registered
+            if known.setdefault(name, thing) is not thing:
+                owner = known[name].__module__
+                raise ConfigError(f"the {self.kind} name '{name}' is taken by {owner}; choose another")
+            return thing
+
+        return add
+
+    def names(self) -> list[str]:
+        """All names; nothing is imported for them."""
+        return sorted({*self.registered, *self._built_in(), *(point.name for point in points(self.group))})
+
+    def get(self, name: str) -> T | None:
+        """The thing of that name; None where there is none. A registered name is never replaced by an entry point.
+
+        Raises:
+            ConfigError: where the package of an entry point cannot be imported.
+        """
+        if name not in self.registered:
+            self._load(name)
+        for point in points(self.group):
+            if point.name == name and name not in self.registered:
+                thing = _load(point)
+                self.registered.setdefault(name, thing)  # the import may have registered it
+        return self.registered.get(name)
+
+    def find(self, name: str, hint: str = "") -> T:
+        """The thing of that name.
+
+        Args:
+            hint: end of the message for an unknown name, such as the key to change.
+
+        Raises:
+            ConfigError: for an unknown name, with the nearest known ones, or where a package cannot be imported.
+        """
+        found = self.get(name)
+        if found is None:
+            raise ConfigError(f"unknown {self.kind} '{name}'; {nearest(name, self.names())}{hint}")
+        return found

@@ -7,7 +7,7 @@ import torch
 
 from cil import strategies
 from cil.streams import Stream, class_incremental
-from cil.streams.base import Part, Signature
+from cil.streams.base import ExperienceData, Signature
 from cil.testing import check_stream, toy_run
 from cil.testing.toy import toy_dataset
 
@@ -27,7 +27,7 @@ def reappearing() -> Stream:
         counts = samples.counts()
         signatures.append(Signature(index, new, tuple(sorted(counts)), counts, whole.image_shape, seen))
         own = test[torch.isin(test.slots, torch.tensor(new))]
-        parts.append(Part(lambda samples=samples: samples, lambda own=own: own))
+        parts.append(ExperienceData(lambda samples=samples: samples, lambda own=own: own))
     return Stream(
         name="toy_reappearing", classes=whole.classes, order=whole.order, signatures=signatures, parts=parts,
         fingerprint="made", augment=whole.augment, mean=whole.mean, std=whole.std,

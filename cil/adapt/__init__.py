@@ -6,10 +6,10 @@ import importlib
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from cil.adapt.base import Adapter, Source
+from cil.adapt.base import Adapter, SourceModel
 from cil.adapt.registry import find, register
 
-__all__ = ["Adapter", "Source", "built_in", "find", "load_built_in", "names", "register"]
+__all__ = ["Adapter", "SourceModel", "built_in", "find", "load_built_in", "names", "register"]
 
 _NOT_METHODS = {"__init__", "base", "parts", "registry"}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cil.adapt.base import Adapter, Source
-from cil.adapt.parts import MixedNorm2d, frozen, replace_batch_norms, use_batch_statistics, within
+from cil.adapt.base import Adapter, SourceModel, check
+from cil.adapt.parts.norms import MixedNorm2d, freeze_reversibly, replace_batch_norms, use_batch_statistics
 from cil.adapt.registry import register
 
 
@@ -21,19 +21,16 @@ class BatchStatistics(Adapter):
             batch alone, and the statistics of the source are not even carried; 0.1 suits batches of one image; 0 is
             ``source``.
 
-    Raises:
-        ConfigError: for an alpha out of range.
-
     Source:
         Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020,
         arXiv:2006.16971, section 3; Nado et al. 2020, arXiv:2006.10963. Departure: the share is given, not computed
         from the size of the batch (N / (n + N) there).
     """
 
-    def __init__(self, source: Source, *, alpha: float = 1.0) -> None:
+    def __init__(self, source: SourceModel, *, alpha: float = 1.0) -> None:
         super().__init__(source)
-        within(0, 1, "bn_stats", alpha=alpha)
-        frozen(self.net)
+        check.between(0, 1, "bn_stats", alpha=alpha)
+        freeze_reversibly(self.net)
         if alpha == 1:
             use_batch_statistics(self.net)
         else:

@@ -8,21 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cil.adapt.base import Adapter, Source
-from cil.adapt.parts import (
-    CarriedOptimizer,
-    by_classes,
-    cross_entropy,
-    follow,
-    frozen,
-    gradients,
-    make_optimizer,
-    on_device,
-    one_of,
-    random_view,
-    use_batch_statistics,
-    within,
-)
+from cil.adapt.base import Adapter, SourceModel, check
+from cil.adapt.parts.losses import cross_entropy, gradients
+from cil.adapt.parts.norms import freeze_reversibly, use_batch_statistics
+from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
+from cil.adapt.parts.parameters import move_teacher
+from cil.adapt.parts.published_defaults import default_by_classes
+from cil.adapt.parts.views import generator_on, random_view
 from cil.adapt.registry import register
 from cil.models import frozen_copy
 
@@ -41,15 +33,12 @@ class CoTTA(Adapter):
             None: 0.92, 0.72, 0.1 for networks of about 10, 100, 1000 classes. It depends on how the source model is
             calibrated.
         restore: p, probability that a weight goes back to its source value after a step. None: 0.01, 0.01, 0.001.
-        momentum: m of the teacher's average.
+        momentum: m, momentum of the teacher's average.
         views: N, random views that are averaged (``random_view``: one draw a view, for all images).
         loss: ``one_way``: cross-entropy of the student under the teacher; ``symmetric``: half of it and half of the
             reverse. None: one-way for about 10 and 100 classes, symmetric for about 1000.
         optimizer: ``adam`` or ``sgd`` (Nesterov, 0.9); None: Adam, and SGD for about 1000 classes.
-        lr: None: 1e-3, and 1e-2 for about 1000 classes.
-
-    Raises:
-        ConfigError: for a value out of range.
+        lr: Learning rate; None: 1e-3, and 1e-2 for about 1000 classes.
 
     Source:
         Wang et al., "Continual test-time domain adaptation", CVPR 2022, arXiv:2203.13591; equations by number. Defaults
@@ -64,7 +53,7 @@ class CoTTA(Adapter):
 
     def __init__(
         self,
-        source: Source,
+        source: SourceModel,
         *,
         threshold: float | None = None,
         restore: float | None = None,
@@ -75,15 +64,17 @@ class CoTTA(Adapter):
         lr: float | None = None,
     ) -> None:
         super().__init__(source)
-        within(0, 1, "cotta", threshold=threshold, restore=restore, momentum=momentum)
-        within(1, None, "cotta", views=views)
-        one_of((None, *LOSSES), "cotta", loss=loss)
+        check.between(0, 1, "cotta", threshold=threshold, restore=restore, momentum=momentum)
+        check.at_least(1, "cotta", views=views)
+        check.one_of((None, *LOSSES), "cotta", loss=loss)
         classes = self.num_classes
-        self.threshold = by_classes(threshold, classes, {10: 0.92, 100: 0.72, 1000: 0.1})
-        self.restore = by_classes(restore, classes, {10: 0.01, 100: 0.01, 1000: 0.001})
+        self.threshold = default_by_classes(threshold, classes, {10: 0.92, 100: 0.72, 1000: 0.1})
+        self.restore = default_by_classes(restore, classes, {10: 0.01, 100: 0.01, 1000: 0.001})
         self.momentum, self.views = momentum, views
-        self.symmetric = by_classes(loss, classes, {10: "one_way", 100: "one_way", 1000: "symmetric"}) == "symmetric"
-        frozen(use_batch_statistics(self.net))
+        self.symmetric = (
+            default_by_classes(loss, classes, {10: "one_way", 100: "one_way", 1000: "symmetric"}) == "symmetric"
+        )
+        freeze_reversibly(use_batch_statistics(self.net))
         self.keep("teacher", frozen_copy(self.net), kind="teacher", lifetime="carried")
         self.keep("source_net", frozen_copy(self.net), kind="teacher", lifetime="carried")
         tuned = list(self.net.requires_grad_(True).parameters())
@@ -97,7 +88,7 @@ class CoTTA(Adapter):
         if self.symmetric:
             loss = 0.5 * loss + 0.5 * cross_entropy(logits, target)
         self.optimizer.step(gradients(loss.mean(), self.optimizer.tuned))
-        follow(self.teacher, self.net, self.momentum)  # equation 2
+        move_teacher(self.teacher, self.net, self.momentum)  # equation 2
         self._restore()
         return target  # equation 6: the teacher answers
 
@@ -114,6 +105,6 @@ class CoTTA(Adapter):
     def _restore(self) -> None:
         """Equations 7 and 8: each value of each weight goes back to the source with probability p."""
         for place, (own, old) in enumerate(zip(self.net.parameters(), self.source_net.parameters(), strict=True)):
-            generator = on_device(self.generator(f"restore {place}"), own.device)
+            generator = generator_on(self.generator(f"restore {place}"), own.device)
             back = torch.rand(own.shape, generator=generator, device=own.device) < self.restore
             own.copy_(torch.where(back, old, own))

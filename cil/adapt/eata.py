@@ -10,20 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.adapt.base import Adapter, Source
-from cil.adapt.parts import (
-    CarriedOptimizer,
-    by_classes,
-    entropy,
-    flat,
-    gradients,
-    make_optimizer,
-    mean_where,
-    some,
-    train_norms,
-    use_batch_statistics,
-    within,
-)
+from cil.adapt.base import Adapter, SourceModel, check
+from cil.adapt.parts.losses import any_true, entropy, gradients, mean_where
+from cil.adapt.parts.norms import train_norms, use_batch_statistics
+from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
+from cil.adapt.parts.parameters import flat
+from cil.adapt.parts.published_defaults import default_by_classes
 from cil.adapt.registry import register
 from cil.data import Samples
 from cil.errors import ConfigError
@@ -35,19 +27,19 @@ class EATA(Adapter):
 
     Args:
         margin: E0 / ln K: images whose entropy is not below E0 are left out.
-        similarity: epsilon: so are those whose prediction has a cosine with the mean prediction that is not below it in
-            size. None: 0.4, 0.1, 0.05 for networks of about 10, 100, 1000 classes.
+        similarity: epsilon: images are left out whose prediction has a cosine with the mean prediction that is not
+            below it in size. None: 0.4, 0.1, 0.05 for networks of about 10, 100, 1000 classes.
         strength: beta, weight of the distance to the source's gamma and beta, by Fisher information; None: 1, 1, 2000.
             0: ETA, which carries neither and reads no source data.
-        samples: Source images that the Fisher information is estimated on; they are drawn by chance.
+        samples: Source images, drawn at random, that the Fisher information is estimated on.
         fisher_batch: Images in a batch there: gradients are squared batch by batch.
-        memory: Share of the old mean prediction when the kept ones of a batch come in.
+        memory: Share of the old mean prediction in its update.
         optimizer: ``adam``, ``sgd`` (Nesterov), or None: Adam on CIFAR, SGD for about 1000 classes.
-        lr: None: 1e-3, and 2.5e-4 for about 1000 classes.
-        momentum: Of SGD.
+        lr: Learning rate; None: 1e-3, and 2.5e-4 for about 1000 classes.
+        momentum: Momentum of SGD.
 
     Raises:
-        ConfigError: for a value out of range, a network without norm layers, or no source data where strength > 0.
+        ConfigError: for a network without norm layers, or no source data where strength > 0.
 
     Source:
         Niu et al., "Efficient test-time model adaptation without forgetting", ICML 2022, arXiv:2204.02610; equations by
@@ -55,7 +47,7 @@ class EATA(Adapter):
         are no source data.
     """
 
-    needs_source: ClassVar[bool] = True
+    needs_source = True
     toy: ClassVar[Mapping[str, Any]] = {"samples": 16, "fisher_batch": 8}
     optimizer: CarriedOptimizer
     mean: Tensor  # (K,), of kept predictions; zeros before the first
@@ -64,7 +56,7 @@ class EATA(Adapter):
 
     def __init__(
         self,
-        source: Source,
+        source: SourceModel,
         *,
         margin: float = 0.4,
         similarity: float | None = None,
@@ -77,12 +69,12 @@ class EATA(Adapter):
         momentum: float = 0.9,
     ) -> None:
         super().__init__(source)
-        within(0, None, "eata", margin=margin, similarity=similarity, strength=strength)
-        within(1, None, "eata", samples=samples, fisher_batch=fisher_batch)
-        within(0, 1, "eata", memory=memory)
+        check.at_least(0, "eata", margin=margin, similarity=similarity, strength=strength)
+        check.at_least(1, "eata", samples=samples, fisher_batch=fisher_batch)
+        check.between(0, 1, "eata", memory=memory)
         self.bound = margin * math.log(self.num_classes)
-        self.similarity = by_classes(similarity, self.num_classes, {10: 0.4, 100: 0.1, 1000: 0.05})
-        self.strength = by_classes(strength, self.num_classes, {10: 1.0, 100: 1.0, 1000: 2000.0})
+        self.similarity = default_by_classes(similarity, self.num_classes, {10: 0.4, 100: 0.1, 1000: 0.05})
+        self.strength = default_by_classes(strength, self.num_classes, {10: 1.0, 100: 1.0, 1000: 2000.0})
         self.samples, self.fisher_batch, self.memory = samples, fisher_batch, memory
         tuned = train_norms(use_batch_statistics(self.net), "eata")
         made = make_optimizer(tuned, "eata", self.num_classes, optimizer, lr, momentum)
@@ -113,9 +105,9 @@ class EATA(Adapter):
         logits = self.logits(images)
         uncertain = entropy(logits)  # (N,)
         predicted = logits.detach().float().softmax(1)
-        kept = self._chosen(uncertain.detach(), predicted)
-        if some(kept):
-            self.mean = self._moved(mean_where(predicted.T, kept))
+        kept = self._reliable(uncertain.detach(), predicted)
+        if any_true(kept):
+            self.mean = self._mean_prediction(mean_where(predicted.T, kept))
             weight = torch.exp(self.bound - uncertain.detach())  # equation 3
             loss = mean_where(weight * uncertain, kept)
             if self.strength:  # equations 7 and 9
@@ -124,11 +116,11 @@ class EATA(Adapter):
             self.optimizer.step(gradients(loss, self.optimizer.tuned))
         return logits.detach()
 
-    def _chosen(self, uncertain: Tensor, predicted: Tensor) -> Tensor:
-        """Equations 3 and 5: sure, and unlike the mean prediction where there is one; (N,) bool."""
+    def _reliable(self, uncertain: Tensor, predicted: Tensor) -> Tensor:
+        """Equations 3 and 5: mask (N,) of images that are sure, and unlike the mean prediction where there is one."""
         cosine = F.cosine_similarity(self.mean[None], predicted, dim=1)
         return (uncertain < self.bound) & ((cosine.abs() < self.similarity) | ~self.mean.any())
 
-    def _moved(self, new: Tensor) -> Tensor:
-        """Equation 4: the moving average, which starts at the first mean."""
+    def _mean_prediction(self, new: Tensor) -> Tensor:
+        """Equation 4: the moving average of mean predictions, which starts at the first."""
         return torch.where(self.mean.any(), self.memory * self.mean + (1 - self.memory) * new, new)

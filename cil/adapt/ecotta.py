@@ -10,57 +10,63 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.adapt.base import Adapter, Source
-from cil.adapt.parts import CarriedOptimizer, by_classes, entropy, gradients, mean_where, one_of, some, within
+from cil.adapt.base import Adapter, SourceModel, check, logits_of
 from cil.adapt.parts.colours import colour_views
+from cil.adapt.parts.losses import any_true, entropy, gradients, mean_where
+from cil.adapt.parts.optimizer import CarriedOptimizer
+from cil.adapt.parts.published_defaults import default_by_classes
 from cil.adapt.registry import register
 from cil.contract import Phase
 from cil.data import Batch, Samples
 from cil.models import freeze
-from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks, apart
-from cil.models.partition import cut
+from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks, map_distance
+from cil.models.partition import cut_network
 
-BN_MODES = ("batch", "mixed", "source")
-UPDATES = ("two_step", "joint")
-REDUCTIONS = ("mean", "sum_per_sample")
-PREDICTIONS = ("pass2", "pre_update", "post_update")
-SCHEDULES = ("multistep", "cosine")
+CHOICES: Mapping[str, Sequence[object]] = {
+    "update": ("two_step", "joint"),
+    "reg_reduction": ("mean", "sum_per_sample"),
+    "predict_from": ("pass2", "pre_update", "post_update"),
+    "grad_path": GRAD_PATHS,
+    "mask_bits": (1, 8),
+    "bn_mode": ("batch", "mixed", "source"),
+    "warmup_schedule": (None, "multistep", "cosine"),
+}
 
 
 @register("ecotta")
 class EcoTTA(Adapter):
-    """Memory-efficient continual adaptation: only small meta networks learn, and little is kept for the way back.
+    """Memory-efficient continual adaptation: only small meta networks learn, and little is kept for the backward pass.
 
     x~_k = BN_k(x_k) + ReLU(BN'_k(Conv_k(x~_{k-1}))), where x_k = F_k(x~_{k-1}) is a part of the frozen network. The
     source network never changes, its batch-norm statistics included; where the source names public weights, it is
     carried as a reference. Before it is deployed the meta networks are warmed up on source data.
 
     Args:
-        parts: K, into how many parts the network is cut (``cil.models.partition``), or the blocks of each part.
-        kernel: Of the meta networks' convolutions; None: 1 beside bottlenecks (ResNet-50), else 3.
+        parts: K, number of parts of the network (``cil.models.partition``), or the blocks of each part.
+        kernel: Kernel size of the meta networks' convolutions; None: 1 beside bottlenecks (ResNet-50), else 3.
         regularisation: lambda, weight of the distance to the frozen maps; 0 leaves its pass out.
         threshold: H0 / ln K: only predictions of less entropy count.
-        lr, momentum: Of SGD without decay. The momentum is carried, and charged.
+        lr, momentum: Learning rate and momentum of SGD without decay. The momentum is carried, and charged.
         update: ``two_step``: a step on the regularisation, then a second forward pass and a step on the entropy; both
             share the momentum. ``joint``: one pass, one step on their sum.
         reg_reduction: ``mean`` over all elements of a map, or ``sum_per_sample``: the L1 norm of each image's map,
             averaged over the batch.
         reg_detach_input: Whether the regularisation of group k reaches meta network k alone.
-        predict_from: ``pass2``: the answer is what the entropy pass computes, before its step; ``pre_update``: before
-            any step; ``post_update``: after all, by one more pass. Of ``joint`` the first two are the same.
+        predict_from: ``pass2``: the scores of the entropy pass, before its step; ``pre_update``: before any step;
+            ``post_update``: after all, by one more pass. With ``joint`` the first two are the same.
         grad_path: How the entropy's gradient passes frozen parts: ``full``, ``lean``, ``stop``; see
             ``cil.models.meta.GroupedNet``.
-        mask_bits: 1 or 8, of ReLU masks in ``lean``.
-        bn_mode: Statistics that all batch norms use: ``batch``, ``source``, or ``mixed``: (1 - alpha) source + alpha
-            batch. Those of the meta networks' source are what warm-up leaves.
-        alpha: Of ``mixed``.
+        mask_bits: Bits of ReLU masks in ``lean``: 1 or 8.
+        bn_mode: Statistics of all batch norms: ``batch``, ``source``, or ``mixed``: (1 - alpha) source + alpha batch.
+            The source statistics of the meta networks are those of the warm-up.
+        alpha: Share of the batch with ``mixed``.
         warmup_epochs, warmup_batch_size, warmup_schedule: None: 10, 64, ``multistep`` (a linear rise over the first
             epoch; times 0.2 at 30, 60 and 80 % of the epochs); for about 1000 classes 3, 256, ``cosine``.
-        warmup_lr: Of SGD without decay.
+        warmup_lr: Learning rate of SGD without decay.
         warmup_augment: Colours, blur and grey, as published.
 
     Raises:
-        ConfigError: for a value out of range, or a network that is not made of residual blocks.
+        ConfigError: for a network that is not made of residual blocks.
 
     Source:
         Song, Lee, Kweon, Choi, CVPR 2023, arXiv:2303.01904, equations by number; lambda and the rest of the settings as
@@ -71,7 +77,7 @@ class EcoTTA(Adapter):
         ones; the rise of the learning rate acts on gradients.
     """
 
-    needs_source: ClassVar[bool] = True
+    needs_source = True
     toy: ClassVar[Mapping[str, Any]] = {"parts": 2, "warmup_epochs": 1, "warmup_batch_size": 16}
     toy_model: ClassVar[Mapping[str, Any]] = {"name": "resnet14", "options": {"width": 4}}
     meta: MetaNetworks
@@ -79,7 +85,7 @@ class EcoTTA(Adapter):
 
     def __init__(
         self,
-        source: Source,
+        source: SourceModel,
         *,
         parts: int | Sequence[int] = 4,
         kernel: int | None = None,
@@ -102,29 +108,26 @@ class EcoTTA(Adapter):
         warmup_augment: bool = True,
     ) -> None:
         super().__init__(source)
-        within(0, None, "ecotta", regularisation=regularisation, threshold=threshold, lr=lr, warmup_lr=warmup_lr)
-        within(0, 1, "ecotta", momentum=momentum, alpha=alpha)
-        within(0, None, "ecotta", warmup_epochs=warmup_epochs)
-        within(1, None, "ecotta", warmup_batch_size=warmup_batch_size)
-        one_of(UPDATES, "ecotta", update=update)
-        one_of(REDUCTIONS, "ecotta", reg_reduction=reg_reduction)
-        one_of(PREDICTIONS, "ecotta", predict_from=predict_from)
-        one_of(GRAD_PATHS, "ecotta", grad_path=grad_path)
-        one_of((1, 8), "ecotta", mask_bits=mask_bits)
-        one_of(BN_MODES, "ecotta", bn_mode=bn_mode)
-        one_of((None, *SCHEDULES), "ecotta", warmup_schedule=warmup_schedule)
+        check.at_least(0, "ecotta", regularisation=regularisation, threshold=threshold, lr=lr, warmup_lr=warmup_lr)
+        check.between(0, 1, "ecotta", momentum=momentum, alpha=alpha)
+        check.at_least(0, "ecotta", warmup_epochs=warmup_epochs)
+        check.at_least(1, "ecotta", warmup_batch_size=warmup_batch_size)
+        check.choices(
+            CHOICES, "ecotta", update=update, reg_reduction=reg_reduction, predict_from=predict_from,
+            grad_path=grad_path, mask_bits=mask_bits, bn_mode=bn_mode, warmup_schedule=warmup_schedule,
+        )  # fmt: skip
         self.regularisation, self.bound = regularisation, threshold * math.log(self.num_classes)  # H0, section 3.2
         self.update, self.reduction, self.local = update, reg_reduction, reg_detach_input
         self.predict_from = predict_from
-        self.epochs = by_classes(warmup_epochs, self.num_classes, {10: 10, 100: 10, 1000: 3})
-        self.batch_size = by_classes(warmup_batch_size, self.num_classes, {10: 64, 100: 64, 1000: 256})
+        self.epochs = default_by_classes(warmup_epochs, self.num_classes, {10: 10, 100: 10, 1000: 3})
+        self.batch_size = default_by_classes(warmup_batch_size, self.num_classes, {10: 64, 100: 64, 1000: 256})
         published = {10: "multistep", 100: "multistep", 1000: "cosine"}
-        self.schedule = by_classes(warmup_schedule, self.num_classes, published)
+        self.schedule = default_by_classes(warmup_schedule, self.num_classes, published)
         self.warmup_lr, self.augment = warmup_lr, warmup_augment
 
         freeze(self.net)
         self.keep("net", self.net, kind="parameters", reference=source.reference)
-        cuts = cut(self.net, self.image_shape, parts)
+        cuts = cut_network(self.net, self.image_shape, parts)
         made = MetaNetworks(cuts, kernel, self.generator("meta networks"))
         self.keep("meta", made.to(next(self.net.parameters()).device), kind="parameters")
         carried = CarriedOptimizer(list(self.meta.parameters()), "sgd", lr, momentum)
@@ -157,7 +160,7 @@ class EcoTTA(Adapter):
         images = batch.images
         if self.augment:
             images = colour_views(images, self.generator(f"colours:{self.progress.step}"))
-        return F.cross_entropy(_logits(self.warmed(images)), batch.slots)
+        return F.cross_entropy(logits_of(self.warmed(images)), batch.slots)
 
     def train_mode(self) -> None:
         self.meta.train()
@@ -180,13 +183,13 @@ class EcoTTA(Adapter):
         scores = self._two_steps(images) if self.update == "two_step" else self._joint_step(images)
         if self.predict_from == "post_update":
             with torch.no_grad():
-                scores = _logits(self.adapted(images))
+                scores = logits_of(self.adapted(images))
         return scores.detach()
 
     def _two_steps(self, images: Tensor) -> Tensor:
         """Algorithm 1: a step on equation 5's second term, then one on its first."""
         before = self._regularise(images) if self.regularisation else None
-        logits = _logits(self.adapted(images))
+        logits = logits_of(self.adapted(images))
         uncertainty = self._entropy(logits)
         if uncertainty is not None:
             self.optimizer.step(gradients(uncertainty, self.optimizer.tuned))
@@ -197,26 +200,26 @@ class EcoTTA(Adapter):
 
         With inputs detached each L_k goes backward at once, so that only one group's graph is there at a time.
         """
-        found: list[Tensor] = []
+        steps: list[Tensor] = []
         terms: list[Tensor] = []
 
         def on_group(k: int, adapted: Tensor, frozen: Tensor) -> None:
             term = self.regularisation * self._distance(adapted, frozen)
             if self.local:
-                found.extend(gradients(term, list(self.meta[k].parameters())))
+                steps.extend(gradients(term, list(self.meta[k].parameters())))
             else:
                 terms.append(term)
 
-        logits = _logits(self.adapted(images, on_group, local=self.local))
+        logits = logits_of(self.adapted(images, on_group, local=self.local))
         if not self.local:
-            found = gradients(torch.stack(terms).sum(), self.optimizer.tuned)
-        self.optimizer.step(found)
+            steps = gradients(torch.stack(terms).sum(), self.optimizer.tuned)
+        self.optimizer.step(steps)
         return logits
 
     def _joint_step(self, images: Tensor) -> Tensor:
         """One step on L_ent + lambda sum_k L_k, of one forward pass."""
         output, *maps = self.adapted.maps(images)
-        logits = _logits(output)
+        logits = logits_of(output)
         uncertainty = self._entropy(logits)
         pairs = list(zip(*maps, strict=True)) if self.regularisation else []
         terms = [self.regularisation * self._distance(adapted, frozen) for adapted, frozen in pairs]
@@ -240,12 +243,8 @@ class EcoTTA(Adapter):
         """L_ent, equation 3: the mean entropy of sure predictions; None where there is none."""
         each = entropy(logits)  # (N,)
         sure = each.detach() < self.bound
-        return mean_where(each, sure) if some(sure) else None
+        return mean_where(each, sure) if any_true(sure) else None
 
     def _distance(self, adapted: Tensor, frozen: Tensor) -> Tensor:
         """L_k, equation 4."""
-        return apart(adapted, frozen, per_sample=self.reduction == "sum_per_sample")
-
-
-def _logits(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output.logits  # type: ignore[no-any-return]
+        return map_distance(adapted, frozen, per_sample=self.reduction == "sum_per_sample")

@@ -8,20 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cil.adapt.base import Adapter, Source
-from cil.adapt.parts import (
-    BalancedBank,
-    CarriedOptimizer,
-    MixedNorm2d,
-    cross_entropy,
-    entropy,
-    follow,
-    frozen,
-    gradients,
-    random_view,
-    replace_batch_norms,
-    within,
-)
+from cil.adapt.base import Adapter, SourceModel, check
+from cil.adapt.parts.bank import BalancedBank
+from cil.adapt.parts.losses import cross_entropy, entropy, gradients
+from cil.adapt.parts.norms import MixedNorm2d, freeze_reversibly, replace_batch_norms
+from cil.adapt.parts.optimizer import CarriedOptimizer
+from cil.adapt.parts.parameters import move_teacher
+from cil.adapt.parts.views import random_view
 from cil.adapt.registry import register
 from cil.errors import ConfigError
 from cil.models import frozen_copy
@@ -29,19 +22,19 @@ from cil.models import frozen_copy
 
 @register("rotta")
 class RoTTA(Adapter):
-    """Robust test-time adaptation: gamma and beta of batch norm learn from the bank, not from the batch at hand.
+    """Robust test-time adaptation: gamma and beta of batch norm learn from a bank of images, not from the batch.
 
     Args:
         capacity: N, images in the bank.
         every: Test images between two updates.
-        share: alpha, of the batch in the moving statistics.
-        momentum: Of the teacher's average (1 - nu).
+        share: alpha, share of the batch in the moving statistics.
+        momentum: Momentum of the teacher's average (1 - nu).
         age_weight: lambda_t.
         entropy_weight: lambda_u.
-        lr: Of Adam.
+        lr: Learning rate of Adam.
 
     Raises:
-        ConfigError: for a value out of range, or a network without ``BatchNorm2d``.
+        ConfigError: for a network without ``BatchNorm2d``.
 
     Source:
         Yuan, Xie, Li, "Robust test-time adaptation in dynamic scenarios", CVPR 2023, arXiv:2303.13899; equations by
@@ -56,7 +49,7 @@ class RoTTA(Adapter):
 
     def __init__(
         self,
-        source: Source,
+        source: SourceModel,
         *,
         capacity: int = 64,
         every: int = 64,
@@ -67,11 +60,11 @@ class RoTTA(Adapter):
         lr: float = 1e-3,
     ) -> None:
         super().__init__(source)
-        within(1, None, "rotta", capacity=capacity, every=every)
-        within(0, 1, "rotta", share=share, momentum=momentum)
-        within(0, None, "rotta", age_weight=age_weight, entropy_weight=entropy_weight, lr=lr)
+        check.at_least(1, "rotta", capacity=capacity, every=every)
+        check.between(0, 1, "rotta", share=share, momentum=momentum)
+        check.at_least(0, "rotta", age_weight=age_weight, entropy_weight=entropy_weight, lr=lr)
         self.every, self.momentum = every, momentum
-        frozen(self.net)
+        freeze_reversibly(self.net)
         norms: list[Any] = replace_batch_norms(self.net, lambda norm: MixedNorm2d(norm, share, follow=True))
         tuned = [value for norm in norms for value in (norm.weight, norm.bias) if value is not None]
         if not tuned:
@@ -110,20 +103,20 @@ class RoTTA(Adapter):
 
     def _update(self, generator: torch.Generator) -> None:
         images, ages = self.bank.held()
-        _training(self.net, True)
-        _training(self.teacher, True)
+        _set_norm_mode(self.net, True)
+        _set_norm_mode(self.teacher, True)
         with torch.no_grad():
             target = self.logits(images, self.teacher)
         loss = cross_entropy(target, self.logits(random_view(images, generator)))
         weight = torch.sigmoid(-ages / self.bank.capacity)  # equation 9: exp(-a / N) / (1 + exp(-a / N))
         self.optimizer.step(gradients((weight * loss).mean(), self.optimizer.tuned))  # equation 8
-        _training(self.net, False)
-        _training(self.teacher, False)
-        follow(self.teacher, self.net, self.momentum)  # equation 10
+        _set_norm_mode(self.net, False)
+        _set_norm_mode(self.teacher, False)
+        move_teacher(self.teacher, self.net, self.momentum)  # equation 10
 
 
-def _training(net: nn.Module, mode: bool) -> None:
-    """Whether batch norms mix in the batch and move on (equations 2 and 3), or use what they have stored."""
+def _set_norm_mode(net: nn.Module, mode: bool) -> None:
+    """Let batch norms mix in the batch and move on (equations 2 and 3), or use their stored statistics."""
     for layer in net.modules():
         if isinstance(layer, MixedNorm2d):
             layer.training = mode

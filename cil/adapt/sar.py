@@ -8,21 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cil.adapt.base import Adapter, Source
-from cil.adapt.parts import (
-    CarriedOptimizer,
-    assign,
-    entropy,
-    flat,
-    gradients,
-    late_layers,
-    make_optimizer,
-    mean_where,
-    some,
-    train_norms,
-    use_batch_statistics,
-    within,
-)
+from cil.adapt.base import Adapter, SourceModel, check
+from cil.adapt.parts.losses import any_true, entropy, gradients, mean_where
+from cil.adapt.parts.norms import late_layers, train_norms, use_batch_statistics
+from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
+from cil.adapt.parts.parameters import assign, flat
 from cil.adapt.registry import register
 from cil.errors import ConfigError
 
@@ -41,14 +31,14 @@ class SAR(Adapter):
         recover: e0: where the moving average of the loss falls below it, all goes back to the source; 0 is never. With
             few classes entropies are small, and 0.2 may fire again and again.
         memory: Share of the old average of the loss.
-        leave: Names of modules whose norm layers are not trained; None: the last stage and what follows it
+        leave: Names of modules whose norm layers are not trained; None: the last stage and the layers after it
             (``layer4``, ``stages[-1]``; blocks 9 to 11 of 12 and the final norm), [] for none.
         optimizer: ``sgd`` or ``adam``.
-        lr: None: 1e-3, and 2.5e-4 for networks of about 1000 classes.
-        momentum: Of SGD, without Nesterov's.
+        lr: Learning rate; None: 1e-3, and 2.5e-4 for networks of about 1000 classes.
+        momentum: Momentum of SGD, without Nesterov's.
 
     Raises:
-        ConfigError: for a value out of range, a network without norm layers, or one whose last stage is not known.
+        ConfigError: for a network without norm layers, or one whose last stage is not known.
 
     Source:
         Niu et al., "Towards stable test-time adaptation in dynamic wild world", ICLR 2023, arXiv:2302.12400; equations
@@ -62,7 +52,7 @@ class SAR(Adapter):
 
     def __init__(
         self,
-        source: Source,
+        source: SourceModel,
         *,
         margin: float = 0.4,
         rho: float = 0.05,
@@ -74,11 +64,11 @@ class SAR(Adapter):
         momentum: float = 0.9,
     ) -> None:
         super().__init__(source)
-        within(0, None, "sar", margin=margin, rho=rho, recover=recover)
-        within(0, 1, "sar", memory=memory)
+        check.at_least(0, "sar", margin=margin, rho=rho, recover=recover)
+        check.between(0, 1, "sar", memory=memory)
         self.bound = margin * math.log(self.num_classes)
         self.rho, self.recover, self.memory = rho, recover, memory
-        left = late_layers(self.net, "sar") if leave is None else [self._named(name) for name in leave]
+        left = late_layers(self.net, "sar") if leave is None else [self._module(name) for name in leave]
         tuned = train_norms(use_batch_statistics(self.net), "sar", left)
         made = make_optimizer(tuned, "sar", self.num_classes, optimizer, lr, momentum, nesterov=False)
         self.keep("optimizer", made, kind="optimizer", lifetime="carried")
@@ -89,7 +79,7 @@ class SAR(Adapter):
         logits = self.logits(images)
         uncertain = entropy(logits)  # (N,)
         sure = uncertain.detach() < self.bound  # equation 2
-        if some(sure):
+        if any_true(sure):
             self._step(images, sure, flat(gradients(mean_where(uncertain, sure), self.optimizer.tuned)))
         return logits.detach()
 
@@ -99,14 +89,14 @@ class SAR(Adapter):
         assign(tuned, before + self.rho * gradient / (gradient.norm() + 1e-12))  # equation 4
         uncertain = entropy(self.logits(images))
         still = sure & (uncertain.detach() < self.bound)
-        found = None
-        if some(still):
-            loss = mean_where(uncertain, still)
-            found = gradients(loss, tuned)  # equation 5: the gradient there, the step from here
+        if not any_true(still):
+            assign(tuned, before)
+            return
+        loss = mean_where(uncertain, still)
+        perturbed = gradients(loss, tuned)  # equation 5: the gradient there, the step from here
         assign(tuned, before)
-        if found is not None:
-            self.optimizer.step(found)
-            self._recover(loss.detach())
+        self.optimizer.step(perturbed)
+        self._recover(loss.detach())
 
     @torch.no_grad()
     def _recover(self, loss: Tensor) -> None:
@@ -118,9 +108,9 @@ class SAR(Adapter):
             self.optimizer.restart()
             self.average = torch.full_like(self.average, UNKNOWN)
 
-    def _named(self, name: str) -> torch.nn.Module:
+    def _module(self, name: str) -> torch.nn.Module:
         try:
-            return self.net.get_submodule(name)  # type: ignore[no-any-return]
+            return self.net.get_submodule(name)
         except AttributeError as error:
             known = ", ".join(child for child, _ in self.net.named_children())
             raise ConfigError(f"adapter.leave of sar: the network has no module '{name}'; it has {known}") from error

@@ -1,12 +1,12 @@
-"""Source: the trained network as it is, which every method has to beat."""
+"""Source: the trained network as it is, the baseline of every method."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from cil.adapt.base import Adapter, Source
-from cil.adapt.parts import frozen
+from cil.adapt.base import Adapter, SourceModel
+from cil.adapt.parts.norms import freeze_reversibly
 from cil.adapt.registry import register
 
 
@@ -18,9 +18,9 @@ class SourceOnly(Adapter):
         The baseline of all papers on test-time adaptation.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SourceModel) -> None:
         super().__init__(source)
-        frozen(self.net)
+        freeze_reversibly(self.net)
 
     @torch.no_grad()
     def adapt_and_predict(self, images: Tensor) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cil.adapt.base import Adapter, Source
-from cil.adapt.parts import CarriedOptimizer, entropy, gradients, make_optimizer, train_norms, use_batch_statistics
+from cil.adapt.base import Adapter, SourceModel
+from cil.adapt.parts.losses import entropy, gradients
+from cil.adapt.parts.norms import train_norms, use_batch_statistics
+from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
 from cil.adapt.registry import register
 
 
@@ -13,16 +15,16 @@ from cil.adapt.registry import register
 class Tent(Adapter):
     """Entropy minimisation, one step a batch, by gamma and beta of the norm layers; statistics are the batch's.
 
-    Whether it starts again at each domain is the stream's protocol (``reset_each_shift``), not the method's.
+    The stream's protocol (``reset_each_shift``) decides whether it starts again at each domain.
 
     Args:
         optimizer: ``adam``, ``sgd`` (Nesterov), or None: Adam for networks of about 10 or 100 classes (CIFAR), SGD for
             about 1000 (ImageNet).
         lr: Learning rate; None: 1e-3, and 2.5e-4 for about 1000 classes.
-        momentum: Of SGD.
+        momentum: Momentum of SGD.
 
     Raises:
-        ConfigError: for a value out of range, or a network without norm layers.
+        ConfigError: for a network without norm layers.
 
     Source:
         Wang et al., "Tent: Fully test-time adaptation by entropy minimization", ICLR 2021, arXiv:2006.10726, section 3.
@@ -32,7 +34,7 @@ class Tent(Adapter):
     optimizer: CarriedOptimizer
 
     def __init__(
-        self, source: Source, *, optimizer: str | None = None, lr: float | None = None, momentum: float = 0.9
+        self, source: SourceModel, *, optimizer: str | None = None, lr: float | None = None, momentum: float = 0.9
     ) -> None:
         super().__init__(source)
         tuned = train_norms(use_batch_statistics(self.net), "tent")

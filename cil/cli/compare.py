@@ -116,13 +116,13 @@ def planned(cell: Cell, jobs: int, out: Path) -> Run | AdaptationRun:
 
 def written(records: Sequence[Record], out: Path, title: str) -> str:
     """Write table and page; the table as text."""
-    from cil.report import table, write_html
+    from cil.report import table, to_csv, to_markdown, to_text, write_html
 
     whole = table(records)
     write_html(records, out / "index.html", title)
-    (out / "table.csv").write_text(whole.to_csv(), encoding="utf-8")
-    (out / "table.md").write_text(whole.to_markdown(), encoding="utf-8")
-    text = whole.to_text(shutil.get_terminal_size((120, 24)).columns)
+    (out / "table.csv").write_text(to_csv(whole), encoding="utf-8")
+    (out / "table.md").write_text(to_markdown(whole), encoding="utf-8")
+    text = to_text(whole, shutil.get_terminal_size((120, 24)).columns)
     return f"{text.rstrip()}\n\npage: {out / 'index.html'}"
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cil.engine.adapter_steps import AdapterSteps
     from cil.engine.strategy_steps import StrategySteps
     from cil.memory.published_bytes import Published
-    from cil.memory.training import TrainingMemory
+    from cil.memory.training_memory import TrainingMemory
     from cil.streams import Stream
 
 HELP = """
@@ -119,7 +119,7 @@ def adapter_steps(job: Job) -> AdapterSteps:
     """The steps of ``adapter=NAME`` on an untrained network of the model; ``source=RUN_DIR`` on that run's."""
     from functools import partial
 
-    from cil.adapt import Source
+    from cil.adapt import SourceModel
     from cil.api import networks
     from cil.cli.adaptation import refuse_unread
     from cil.cli.build import build, recipe_of
@@ -140,10 +140,10 @@ def adapter_steps(job: Job) -> AdapterSteps:
     make: Any = made({**config["adapter"], PARTIAL: True}, "adapter")
     refuse_unread(job, make.func)
 
-    def make_source(device: Any) -> Source:
+    def make_source(device: Any) -> SourceModel:
         net = nets(seed=0, meta=device.type == "meta", device=device)()
         net.grow(classes)
-        return Source(net.eval(), classes, shape, str(model["name"]))
+        return SourceModel(net.eval(), classes, shape, str(model["name"]))
 
     return AdapterSteps(partial(make), make_source, job.choices["adapter"], **terms)
 
@@ -177,7 +177,7 @@ def signatures_alone(config: Mapping[str, Any]) -> Stream | None:
     from cil.data import Augment
     from cil.errors import DataError
     from cil.streams import Signature, Stream
-    from cil.streams.base import Part
+    from cil.streams.base import ExperienceData
     from cil.streams.class_incremental import experience_sizes
 
     given = config["stream"]
@@ -200,7 +200,7 @@ def signatures_alone(config: Mapping[str, Any]) -> Stream | None:
     return Stream(
         name=f"{given['dataset']}_b{given['base']}_inc{given['increment']}",
         classes=[str(slot) for slot in range(classes)], order=range(classes), signatures=signatures,
-        parts=[Part(unread, unread)] * len(signatures), fingerprint="signatures alone", augment=Augment(),
+        parts=[ExperienceData(unread, unread)] * len(signatures), fingerprint="signatures alone", augment=Augment(),
         mean=given["mean"] or [0.5] * shape[0], std=given["std"] or [0.25] * shape[0],
     )  # fmt: skip
 

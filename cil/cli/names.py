@@ -100,7 +100,7 @@ def known(kind: str) -> dict[str, Known]:
 def takes_task(strategy: str) -> bool:
     """Whether a built-in strategy must be told the task; read off its file, which is not imported."""
     path = PACKAGE / "strategies" / f"{strategy}.py"
-    return path.is_file() and "(TaskLearner)" in path.read_text(encoding="utf-8")
+    return path.is_file() and re.search(r"\(Task(Learner|Rehearsal)\)", path.read_text(encoding="utf-8")) is not None
 
 
 def _first_comment(path: Path) -> str:

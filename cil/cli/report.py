@@ -26,7 +26,7 @@ Every run at or under the paths, in one table: mean and deviation over seeds, fo
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     paths, page, form = _parsed(list(arguments))
-    from cil.report import find_runs, table, write_html
+    from cil.report import find_runs, table, to_csv, to_markdown, to_text, write_html
 
     records = find_runs(paths)
     if page is not None:
@@ -34,11 +34,11 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     whole = table(records)
     if form == "--csv":
-        print(whole.to_csv(), end="")
+        print(to_csv(whole), end="")
     elif form == "--markdown":
-        print(whole.to_markdown())
+        print(to_markdown(whole))
     else:
-        print(whole.to_text(shutil.get_terminal_size((120, 24)).columns))
+        print(to_text(whole, shutil.get_terminal_size((120, 24)).columns))
     return 0
 
 

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _timeline(stream: Stream | ShiftStream, path: Path, count: int) -> Path:
     """A page of a stream of tasks: years, domains, sizes, and a strip of training images of each."""
-    from cil.report.timeline import write_timeline
+    from cil.kinds.tasks.timeline import write_timeline
     from cil.streams.show import strip
 
     described = stream.description()

@@ -57,8 +57,8 @@ def _validate(arguments: list[str]) -> int:
     valued = {**CHOICE, "--lock": "", "--accept": ""}
     rest, options = split_options([item for item in arguments if item not in flags], valued, known)
     path = _file(rest, "validate")
-    from cil.streams.manifest import read_yaml
     from cil.streams.manifest_data import Lock, known_lock, lock_path, read_lock, validate_data, write_lock
+    from cil.streams.manifest_files import read_yaml
     from cil.streams.manifest_rules import errors_in, parse
 
     manifest, problems = parse(read_yaml(path))
@@ -90,8 +90,8 @@ def _validate(arguments: list[str]) -> int:
 def _show(arguments: list[str]) -> int:
     rest, options = split_options(arguments, dict(CHOICE))
     path = _file(rest, "show")
-    from cil.streams.manifest import read_manifest
     from cil.streams.manifest_data import known_lock
+    from cil.streams.manifest_files import read_manifest
 
     manifest = _chosen(read_manifest(path), options)
     print("\n".join(timeline(manifest, known_lock(path, options["--root"] or None))))
@@ -99,7 +99,7 @@ def _show(arguments: list[str]) -> int:
 
 
 def _file(rest: Sequence[str], action: str) -> Path:
-    from cil.streams.manifest import manifest_path
+    from cil.streams.manifest_files import manifest_path
 
     if len(rest) != 1:
         raise ConfigError(f"cil stream {action} takes one manifest, given {len(rest)}; see cil stream --help")

@@ -285,12 +285,12 @@ def content(
     import numpy as np
 
     from cil.metrics import best_of
-    from cil.report import Outcome
+    from cil.report import RunSummary
 
     scores = [trial.score for trial in trials if trial.score is not None]
     finished = [record for record in records if record.status == "finished"]
     tuned, untuned = ([r for r in finished if ("tuning" in r.identity) is said] for said in (True, False))
-    runs = [flops for record in tuned if (flops := Outcome(record).flops)]
+    runs = [flops for record in tuned if (flops := RunSummary(record).flops)]
     cost = tuning["tuning_cost"] if tuning else 0
     return {
         "subject": subject.label,

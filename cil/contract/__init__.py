@@ -1,10 +1,12 @@
 """Shared parts of strategies and adapters: what they hold and carry, phases of training, the runtime context."""
 
 from cil.contract.holder import Holder, loaded_reference, reference_of
+from cil.contract.hyperparameters import Checks
 from cil.contract.phase import Desk, Phase, Progress
 from cil.contract.search import Choice, Range, Search, Settings
 
 __all__ = [
+    "Checks",
     "Choice",
     "Desk",
     "Holder",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +38,28 @@ def read_npz(path: Path) -> Arrays:
         raise DataError(f"{path} cannot be read as .npz: {error}") from None
 
 
-def write_npz(path: Path, arrays: Arrays) -> None:
-    """Write an ``.npz`` so that it is there whole or not at all; makes the folder where it is missing."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Path of a temporary file that becomes ``path`` at the end of the block; after an error nothing is left of it.
+
+    The folder is made where it is missing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # jobs beside this one may write the same file
     try:
-        with part.open("wb") as file:
-            np.savez(file, **arrays)
+        yield part
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def cached(path: Path, make: Callable[[], Arrays]) -> Arrays:
+def write_npz(path: Path, arrays: Arrays) -> None:
+    """Write an ``.npz`` so that it is there whole or not at all; makes the folder where it is missing."""
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def load_or_make(path: Path, make: Callable[[], Arrays]) -> Arrays:
     """The arrays in ``path``; made, and kept there for the next time, where it is missing or damaged.
 
     A folder that cannot be written costs time, not the run.
@@ -64,7 +73,7 @@ def cached(path: Path, make: Callable[[], Arrays]) -> Arrays:
     return arrays
 
 
-def checked_samples(images: Any, labels: Any, where: str | Path) -> Samples:
+def samples_from_arrays(images: Any, labels: Any, where: str | Path) -> Samples:
     """Samples of arrays from outside, after a look at everything that goes wrong in practice.
 
     Args:

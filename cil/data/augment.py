@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cil.data.crops import crop_resized
-from cil.data.policies import DRAWS, POLICIES, with_hole, with_policy
+from cil.data.policies import DRAWS, POLICIES, apply_policy, cut_hole
 from cil.data.samples import to_float
 from cil.errors import ConfigError, ShapeError
 
@@ -35,9 +35,8 @@ class Augment:
         ConfigError: where an argument is negative or no number, or there is no such policy; where images have neither
             one channel nor three, which policies need.
 
-    Source:
-        CIFAR recipe of the survey of Zhou et al. 2024: ``Augment(crop_padding=4, flip=True, brightness=63 / 255)``.
-        Departure: brightness acts on floats, so nothing is rounded to whole grey levels.
+    Source: CIFAR recipe of the survey of Zhou et al. 2024: ``Augment(crop_padding=4, flip=True, brightness=63 / 255)``.
+    Departure: brightness acts on floats, so nothing is rounded to whole grey levels.
     """
 
     crop_padding: int = 0
@@ -64,7 +63,7 @@ class Augment:
 
     @property
     def is_identity(self) -> bool:
-        """Whether images stay as they are."""
+        """True where images stay as they are."""
         return self == Augment()
 
     def bind(self, pixels: Tensor) -> BoundAugment:
@@ -90,11 +89,11 @@ class Augment:
         if self.is_identity:
             return lambda rows, generator: to_float(pixels[rows.to(pixels.device)])
         if self.resized_crop:
-            return lambda rows, generator: self._of_parts(pixels[rows.to(pixels.device)], generator)
+            return lambda rows, generator: self._crop_parts(pixels[rows.to(pixels.device)], generator)
         device, (channels, height, width) = pixels.device, pixels.shape[1:]
         padded_height, padded_width = height + 2 * self.crop_padding, width + 2 * self.crop_padding
         entry_bytes = 4 if channels == 3 else channels  # a colour pixel is one 32-bit entry, its last byte unused
-        entries = _packed(pixels, self.crop_padding, entry_bytes)
+        entries = _pack(pixels, self.crop_padding, entry_bytes)
         down, across = torch.arange(height, device=device)[:, None] * padded_width, torch.arange(width, device=device)
         offsets = torch.stack([down + across, down + across.flip(0)]).flatten(1)  # (2, H * W): as it is, mirrored
 
@@ -108,7 +107,7 @@ class Augment:
                 images.mul_(factor[:, None, None, None] / 255).clamp_(max=1)
             else:
                 images.div_(255)
-            return self._worked_on(images.permute(0, 3, 1, 2), generator)
+            return self._apply_policy(images.permute(0, 3, 1, 2), generator)
 
         return augmented
 
@@ -116,21 +115,21 @@ class Augment:
         """Augment one batch: (n, C, H, W) uint8 to float in [0, 1], with the draws that ``bind`` would make."""
         return self.bind(pixels)(torch.arange(len(pixels), device=pixels.device), generator)
 
-    def _worked_on(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def _apply_policy(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """The policy and the hole, by draws that are made after all others, and alike whichever of them there is."""
         if (self.policy is None and not self.cutout) or images.shape[2:] == (1, 1):  # stands in for stored features
             return images
         draws = torch.rand(len(images), DRAWS + 2, generator=generator, device=generator.device).cpu()
         if self.policy is not None:
-            images = to_float(with_policy((255 * images).round().byte(), draws[:, :DRAWS], self.policy))
-        return with_hole(images, draws[:, DRAWS:], self.cutout) if self.cutout else images
+            images = to_float(apply_policy((255 * images).round().byte(), draws[:, :DRAWS], self.policy))
+        return cut_hole(images, draws[:, DRAWS:], self.cutout) if self.cutout else images
 
-    def _of_parts(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    def _crop_parts(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         draws = torch.rand(len(pixels), 4, generator=generator, device=generator.device)
-        return self.uncropped()(crop_resized(pixels, draws), generator)
+        return self.without_crop()(crop_resized(pixels, draws), generator)
 
-    def uncropped(self) -> Augment:
-        """What is left to do once parts were cut out and resized."""
+    def without_crop(self) -> Augment:
+        """The augmentation without its random resized crop, for images that were cropped already."""
         return replace(self, resized_crop=False)
 
     def _draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +141,7 @@ class Augment:
         return shift, mirror, torch.rand(n, generator=generator, device=device) * (high - low) + low
 
 
-def _packed(pixels: Tensor, padding: int, entry_bytes: int) -> Tensor:
+def _pack(pixels: Tensor, padding: int, entry_bytes: int) -> Tensor:
     """Zero-padded images as one entry a pixel: (P,) int32 where an entry has four bytes, else (P, C) uint8."""
     n, channels, height, width = pixels.shape
     shape = (n, height + 2 * padding, width + 2 * padding, entry_bytes)

@@ -1,4 +1,4 @@
-"""Random resized crops: where they lie, and of images that are arrays."""
+"""Random resized crops: their boxes, and the crops of images that are arrays."""
 
 from __future__ import annotations
 

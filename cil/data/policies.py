@@ -17,7 +17,7 @@ LEVEL = 0.9  # of RandAugment: magnitude 9 on a scale of 10
 Step = tuple[str, float]  # operation, and share in [-1, 1] of its largest magnitude
 
 
-def with_policy(pixels: Tensor, draws: Tensor, policy: str) -> Tensor:
+def apply_policy(pixels: Tensor, draws: Tensor, policy: str) -> Tensor:
     """Two operations on each image; images that have the same ones are done together.
 
     Args:
@@ -28,9 +28,8 @@ def with_policy(pixels: Tensor, draws: Tensor, policy: str) -> Tensor:
     Returns:
         (n, C, H, W) uint8. Pixels that come from outside an image are 0.
 
-    Source:
-        Cubuk et al., CVPR 2019, arXiv:1805.09501 (the 25 pairs found on CIFAR-10, as torchvision has them), and 2020,
-        arXiv:1909.13719 (two of 14 operations at magnitude 9).
+    Source: Cubuk et al., CVPR 2019, arXiv:1805.09501 (the 25 pairs found on CIFAR-10, as torchvision has them), and
+    2020, arXiv:1909.13719 (two of 14 operations at magnitude 9).
     """
     done = pixels.clone()
     plan = [_steps(own, policy) for own in draws.tolist()]
@@ -45,13 +44,13 @@ def with_policy(pixels: Tensor, draws: Tensor, policy: str) -> Tensor:
     return done
 
 
-def with_hole(images: Tensor, draws: Tensor, side: int) -> Tensor:
+def cut_hole(images: Tensor, draws: Tensor, side: int) -> Tensor:
     """A square of zeros around a random pixel of each image, cut off at the edge (Cutout).
 
     Args:
         images: (n, C, H, W).
         draws: (n, 2) in [0, 1).
-        side: Of the square, pixels.
+        side: Side of the square in pixels.
 
     Source: DeVries and Taylor 2017, arXiv:1708.04552.
     """
@@ -61,11 +60,11 @@ def with_hole(images: Tensor, draws: Tensor, side: int) -> Tensor:
         away = torch.arange(length) - first[:, None]
         kept.append((away < 0) | (away >= side))
     mask = kept[0][:, None, :, None] | kept[1][:, None, None, :]
-    return images * mask.to(images)
+    return images.mul(mask.to(images))
 
 
 def _steps(draws: Sequence[float], policy: str) -> tuple[Step | None, Step | None]:
-    """What is done to an image, first and second; None for nothing."""
+    """First and second operation on an image; None for no operation."""
     signs = [1 if draw < 0.5 else -1 for draw in draws[4:]]
     if policy == "randaugment":
         names = [None, *(name for name in _operations() if name != "Invert")]
@@ -90,12 +89,13 @@ def _pairs() -> list[Any]:
 
 @cache
 def _operations() -> dict[str, Callable[[Tensor, float], Tensor]]:
-    """Of (n, C, H, W) uint8 and a share of the largest magnitude; where direction has no meaning its sign has none."""
+    """Operations on (n, C, H, W) uint8 by a share of the largest magnitude; its sign is a direction, if any."""
     from torchvision.transforms.v2 import functional as f
 
     def affine(x: Tensor, across: float = 0, down: float = 0, lean: float = 0, rise: float = 0) -> Tensor:
         shear = [math.degrees(math.atan(slope)) for slope in (lean, rise)]
-        return f.affine(x, angle=0, translate=[across, down], scale=1, shear=shear, center=[0, 0])
+        moved: Tensor = f.affine(x, angle=0, translate=[across, down], scale=1, shear=shear, center=[0, 0])
+        return moved
 
     return {
         "ShearX": lambda x, s: affine(x, lean=0.3 * s),

@@ -15,6 +15,7 @@ from typing import Any
 from cil.data.augment import Augment
 from cil.data.samples import Samples
 from cil.errors import ConfigError, DataError, nearest
+from cil.plugins import Registry
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,13 @@ class Dataset:
     """A data set before it becomes a stream.
 
     Attributes:
-        name: As in tables.
-        train, test: With the data set's own labels in ``slots`` (multi-label: one column of ``targets`` a class).
+        name: Name of the data set in tables.
+        train, test: Samples; ``slots`` are the data set's labels (multi-label: one column of ``targets`` a class).
         classes: Name of each label.
-        mean, std: Of each channel for images in [0, 1]; None: a stream computes them on its first experience's
+        mean, std: One value a channel for images in [0, 1]; None: a stream computes them on its first experience's
             training data, so that no later experience and no test image leaks in.
-        official: Whether pixels and labels are those of the official set, whatever their order; None where no
-            checksum is known.
+        official: True where pixels and labels are those of the official set in any order; None where no checksum is
+            known.
         augment: Training augmentation where the stream names none.
         source: File, folder or package, for messages.
 
@@ -85,29 +86,31 @@ class Dataset:
 
 
 DatasetBuilder = Callable[..., Dataset]
-_BUILDERS: dict[str, DatasetBuilder] = {}
-_MODULES = ("cil.data.embedded", "cil.data.official", "cil.data.folders")
+
+
+def _load_built_in(name: str = "") -> None:
+    for module in ("embedded", "official", "folders"):
+        import_module(f"cil.data.{module}")
+
+
+DATASETS: Registry[DatasetBuilder] = Registry("data set", "cil.datasets", load=_load_built_in)
 
 
 def register_dataset(name: str) -> Callable[[DatasetBuilder], DatasetBuilder]:
     """Make ``builder(root: Path, **options) -> Dataset`` known as ``name``.
 
+    Other packages name such a builder in an entry point of the group ``cil.datasets``.
+
     Raises:
         ConfigError: where another builder has the name.
     """
-
-    def registered(builder: DatasetBuilder) -> DatasetBuilder:
-        if _BUILDERS.get(name, builder) is not builder:
-            raise ConfigError(f"the data set name '{name}' is taken by {_BUILDERS[name].__module__}; choose another")
-        _BUILDERS[name] = builder
-        return builder
-
-    return registered
+    return DATASETS.register(name)
 
 
 def dataset_names(root: str | Path | None = None) -> list[str]:
     """Names that ``load_dataset`` knows; with ``root``, also the sets that lie there as NAME/train.npz."""
-    names = set(_builders())
+    _load_built_in()
+    names = set(DATASETS.names())
     if root is not None:
         base = data_root(root)
         found = (*base.glob("*/train.npz"), *base.glob("*/*/train.npz"))  # no deeper: folders of images are large
@@ -128,7 +131,7 @@ def load_dataset(name: str, /, root: str | Path | None = None, **options: Any) -
         name: A registered name, or the path of a folder inside ``root`` that holds train.npz and test.npz, as in
             ``small_tasks/mnist``.
         root: See ``data_root``.
-        options: Of this data set: ``path``, ``size``, ...
+        options: Options of this data set: ``path``, ``size``, ...
 
     Raises:
         ConfigError: for an unknown name or option, with the nearest known ones.
@@ -136,25 +139,26 @@ def load_dataset(name: str, /, root: str | Path | None = None, **options: Any) -
     """
     if not isinstance(name, str):
         raise ConfigError(f"stream.dataset is {name!r}; it must be the name of a data set")
-    base, builders = data_root(root), _builders()
-    if name in builders:
-        allowed = _options(builders[name])
+    base, builder = data_root(root), DATASETS.get(name)
+    if builder is not None:
+        allowed = _options(builder)
         _refuse_unknown(name, options, allowed)
         for option, parameter in allowed.items():
             if parameter.default is parameter.empty and option not in options:
                 raise ConfigError(f"data set '{name}' needs stream.{option}")
-        return builders[name](base, **options)
+        return builder(base, **options)
     inside = Path(name)
     if not inside.is_absolute() and ".." not in inside.parts and (base / inside / "train.npz").is_file():
         _refuse_unknown(name, options, ())
-        return builders["npz"](base, path=base / inside, name=name)
+        return DATASETS.find("npz")(base, path=base / inside, name=name)
     known = nearest(name, dataset_names(base))
     raise ConfigError(f"unknown data set '{name}' (stream.dataset; data_root is {base}); {known}")
 
 
 def dataset_options(name: str) -> list[str]:
     """Options of the data set ``name`` beside the data root; empty where it is not registered."""
-    return list(_options(_builders()[name])) if name in _builders() else []
+    builder = DATASETS.get(name)
+    return [] if builder is None else list(_options(builder))
 
 
 def _refuse_unknown(name: str, options: Iterable[str], allowed: Iterable[str]) -> None:
@@ -166,9 +170,3 @@ def _refuse_unknown(name: str, options: Iterable[str], allowed: Iterable[str]) -
 def _options(builder: DatasetBuilder) -> dict[str, inspect.Parameter]:
     """All parameters but the first, which is the data root."""
     return dict(list(inspect.signature(builder).parameters.items())[1:])
-
-
-def _builders() -> dict[str, DatasetBuilder]:
-    for module in _MODULES:
-        import_module(module)
-    return _BUILDERS

@@ -1,4 +1,4 @@
-"""Samples: images with their slots, lazy where images are large; and the batches that losses see."""
+"""Samples: images with their slots, read from disk when needed where they are large; and batches of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cil.errors import DataError, ShapeError
 
 
 class Store(Protocol):
-    """Where pixels live: an array in memory, or files that are decoded when asked for."""
+    """Source of pixels: an array in memory, or files that are decoded when asked for."""
 
     shape: tuple[int, int, int]  # (C, H, W) of one image in the evaluation view
     in_memory: bool
@@ -69,13 +69,13 @@ class ArrayStore:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss sees.
+    """Images and labels of one training or evaluation step, as a loss gets them.
 
     Attributes:
         images: (N, C, H, W) float in [0, 1], augmented in training.
-        slots: (N,) int64, a class's place in the order of arrival.
+        slots: (N,) int64, place of the class in the order of arrival.
         targets: (N, L) float 0/1 for multi-label tasks, else None.
-        fetch: Gives ``pixels``, gathered only when asked for.
+        fetch: Function that gathers ``pixels`` when asked for.
         rows: (N,) int64, place in the phase's data.
         extras: Stored side data of the rows (replayed logits and the like).
         streams: Further batches of the same step, where a phase has several streams; also reachable as attributes
@@ -101,7 +101,7 @@ class Batch:
         return self.fetch()
 
     def __getattr__(self, name: str) -> Batch:
-        streams = self.__dict__.get("streams", {})
+        streams: Mapping[str, Batch] = self.__dict__.get("streams", {})
         if name in streams:
             return streams[name]
         raise AttributeError(f"a batch has no stream '{name}'; it has: {', '.join(streams) or 'one unnamed stream'}")
@@ -116,7 +116,7 @@ class Samples:
     """Images and slots, as rows of one or more stores. Immutable; adding and picking share the pixels.
 
     Args:
-        store: Where the pixels are.
+        store: Source of the pixels.
         slots: (N,) int64, one for each row of ``rows``.
         rows: (N,) row numbers in the store; all rows in order where left out.
         targets: (N, L) 0/1 for multi-label tasks.
@@ -154,7 +154,7 @@ class Samples:
         return len(self.slots)
 
     def __repr__(self) -> str:
-        return f"Samples({len(self)} images {self.shape}, {len(self.slots.unique())} slots)"
+        return f"Samples({len(self)} images {self.shape}, {len(torch.unique(self.slots))} slots)"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -163,7 +163,7 @@ class Samples:
 
     @property
     def in_memory(self) -> bool:
-        """Whether all pixels are arrays in memory."""
+        """True where all pixels are arrays in memory."""
         return all(store.in_memory for store, _ in self._parts)
 
     @property
@@ -179,11 +179,11 @@ class Samples:
 
     @property
     def images(self) -> Tensor:
-        """All images as a loss or ``predict`` sees them: (N, C, H, W) float in [0, 1]."""
+        """All images as a loss or ``predict`` gets them: (N, C, H, W) float in [0, 1]."""
         return to_float(self.pixels)
 
     def __add__(self, other: Samples) -> Samples:
-        """Both, one after the other. Side data is kept where both have it; an empty side changes nothing."""
+        """Both, one after the other. Side data are kept where both have them; empty samples change nothing."""
         if len(other) == 0:
             return self
         if len(self) == 0:
@@ -243,7 +243,7 @@ class Samples:
 
     def counts(self) -> dict[int, int]:
         """Number of samples of each slot present."""
-        slots, counts = self.slots.unique(return_counts=True)
+        slots, counts = torch.unique(self.slots, return_counts=True)
         return dict(zip(slots.tolist(), counts.tolist(), strict=True))
 
     def sealed(self) -> Samples:
@@ -268,7 +268,7 @@ class Samples:
                 to_float(pixels),
                 part.slots.to(pixels.device),
                 None if part.targets is None else part.targets.to(pixels.device),
-                partial(_same, pixels),
+                partial(_identity, pixels),
                 torch.arange(start, start + len(part)),
                 {name: values.to(pixels.device) for name, values in part.extras.items()},
             )
@@ -286,5 +286,5 @@ class Samples:
         return made
 
 
-def _same(pixels: Tensor) -> Tensor:
+def _identity(pixels: Tensor) -> Tensor:
     return pixels

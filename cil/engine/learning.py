@@ -115,8 +115,8 @@ class StrategyWork:
         return {} if memory is None else {"training_bill": {"total": memory.total, **memory.kinds}}
 
     def warnings(self) -> list[str]:
-        """Sentences that a person should hear before training (``Strategy.notes``)."""
-        return list(self._structure().notes)
+        """Sentences that a person should hear before training (``Strategy.warnings``)."""
+        return list(self._structure().warnings)
 
     def steps(self) -> StrategySteps:
         """Measures steps before there are any."""
@@ -162,7 +162,7 @@ class StrategyWork:
             "seconds": {"train": trained, "consolidate": context.clock.seconds - trained},
             "steps": sum(cost.steps for cost in costs),
             "peak_parameters": parameters,
-            "findings": learner.findings,
+            "findings": learner.diagnostics,
             "search": [cost.trial | {"flops": cost.flops} for cost in costs if cost.trial],
         }
         if observed is not None:

@@ -99,7 +99,7 @@ class Loader:
 
     def _decoded(self, rows: Tensor, generator: torch.Generator, future: Future[Tensor]) -> Batch:
         pixels = future.result().to(self.device, non_blocking=True)
-        images = self.augment.uncropped()(pixels, generator)
+        images = self.augment.without_crop()(pixels, generator)
         if not self.augment.resized_crop:
             return self._batch(rows.to(self.device), images, lambda: pixels)
         return self._batch(rows.to(self.device), images, lambda: self.samples[rows].pixels.to(self.device))  # the whole

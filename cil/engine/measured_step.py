@@ -29,17 +29,17 @@ from cil.engine.runtime import Runtime
 from cil.engine.shape_inference import OnMeta
 from cil.errors import CilError, ConfigError
 from cil.memory import tensor_bytes
-from cil.memory.published_bytes import Count, Published, counting_inputs
-from cil.memory.training import (
-    Part,
+from cil.memory.published_bytes import LayerInputs, Published, counting_inputs
+from cil.memory.training_memory import (
+    ForwardTracker,
+    PartBytes,
     SavedByPart,
     SavedTensor,
     TrainingMemory,
-    Watch,
-    by_kind,
-    dtypes_of,
+    bytes_by_dtype,
+    bytes_by_part,
+    in_ledger_order,
     optimizer_bytes,
-    parts_of,
 )
 from cil.strategies import Strategy
 
@@ -50,7 +50,7 @@ class Measured:
 
     name: str
     batch_size: int
-    parts: tuple[Part, ...]
+    parts: tuple[PartBytes, ...]
     dtypes: dict[str, int]
     added: dict[str, int]  # bytes that it adds to what is held, by kind
     published: Published
@@ -64,12 +64,12 @@ class StepMeter(Cost):
         watch: Entered around the phase; knows which module's forward is running.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], watch: Watch) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], watch: ForwardTracker) -> None:
         super().__init__()
         self.modules, self.watch = modules, watch
         self.trained: Sequence[Tensor] = ()
         self.meters: list[tuple[int, list[SavedTensor]]] = []  # bytes, and what was saved
-        self.counts: list[Count] = []  # for the published accounting, batch by batch
+        self.counts: list[LayerInputs] = []  # for the published accounting, batch by batch
         self.gradients, self.largest = 0, 0
         self.optimizer: dict[int, int] = {}
 
@@ -102,10 +102,10 @@ class StepMeter(Cost):
         """The measurements, under the name of the phase."""
         size, tensors = max(self.meters, key=lambda meter: meter[0])
         added = {"activations": size, "gradients": self.gradients, "optimizer": sum(self.optimizer.values())}
-        parts = parts_of(self.watch, tensors, self.optimizer)
+        parts = bytes_by_part(self.watch, tensors, self.optimizer)
         rules = [published_step(self.modules, self.trained, count) for count in self.counts]
         rule = max(rules, key=lambda one: one.bytes)
-        return Measured(name, self.largest, parts, dtypes_of(tensors), added, rule)
+        return Measured(name, self.largest, parts, bytes_by_dtype(tensors), added, rule)
 
 
 class PlainRuntime(Runtime):
@@ -175,7 +175,7 @@ class PlainLoader(PhaseLoader):
 def phase_step(learner: Strategy | Adapter, phase: Phase, recipe: Recipe) -> Measured | None:
     """Make the first steps of a phase as ``Fit`` makes them, and measure them; None without data to train on."""
     modules = modules_of(learner)
-    with Watch(modules) as watch:
+    with ForwardTracker(modules) as watch:
         meter = StepMeter(modules, watch)
         Fit(
             learner, phase, 0, recipe, 0, 0, Augment(), PlainRuntime(str(learner.device)), cost=meter,
@@ -184,7 +184,7 @@ def phase_step(learner: Strategy | Adapter, phase: Phase, recipe: Recipe) -> Mea
         return meter.measured(phase.name) if meter.meters else None
 
 
-def published_step(modules: Mapping[str, nn.Module], trained: Sequence[Tensor], count: Count) -> Published:
+def published_step(modules: Mapping[str, nn.Module], trained: Sequence[Tensor], count: LayerInputs) -> Published:
     """The published accounting of a step: what is trained is float, all other parameters are frozen."""
     everything = {id(p): p for module in modules.values() for p in module.parameters()}
     trainable = sum(p.numel() for p in trained)
@@ -196,7 +196,7 @@ def published_step(modules: Mapping[str, nn.Module], trained: Sequence[Tensor], 
 def report(one: Measured, kinds: Mapping[str, int], device: torch.device, where: str, refused: str) -> TrainingMemory:
     """A measured step and what is held beside it, as a report."""
     return TrainingMemory(
-        by_kind(kinds), one.parts, one.dtypes, one.batch_size, device.type, where, one.published, refused
+        in_ledger_order(kinds), one.parts, one.dtypes, one.batch_size, device.type, where, one.published, refused
     )
 
 
@@ -215,7 +215,7 @@ def held_by_kind(holder: Holder) -> dict[str, int]:
     more = {"other": len(state.encoded_meta()), "parameters": sum(one.bytes for one in state.references)}
     for entry in holder.training_entries():
         more[entry.kind] = more.get(entry.kind, 0) + entry.bytes
-    return by_kind(summed(kinds, more))
+    return in_ledger_order(summed(kinds, more))
 
 
 def summed(*several: Mapping[str, int]) -> dict[str, int]:

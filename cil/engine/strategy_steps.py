@@ -19,7 +19,7 @@ from cil.engine.recipe import Recipe
 from cil.memory import Allowance, Budget, ExemplarMemory, FeatureMemory, selection, tensor_bytes
 from cil.memory.exemplars import label_dtype
 from cil.memory.features import DTYPES
-from cil.memory.training import TrainingMemory, Watch, by_kind, parts_of
+from cil.memory.training_memory import ForwardTracker, TrainingMemory, bytes_by_part, in_ledger_order
 from cil.strategies import Strategy
 from cil.streams import Experience, Signature
 
@@ -151,8 +151,10 @@ class StrategySteps:
             kinds[entry.kind] = kinds.get(entry.kind, 0) + entry.bytes
         where = f"experience {index + 1} of {len(self.signatures)}"
         if not found:
-            parts = parts_of(Watch(modules_of(learner)), (), {})
-            return TrainingMemory(by_kind(kinds), parts, {}, 0, device.type, f"{where}, where nothing is trained")
+            parts = bytes_by_part(ForwardTracker(modules_of(learner)), (), {})
+            return TrainingMemory(
+                in_ledger_order(kinds), parts, {}, 0, device.type, f"{where}, where nothing is trained"
+            )
         largest = max(found, key=lambda measured: sum(measured.added.values()))
         for kind, value in largest.added.items():
             kinds[kind] = kinds.get(kind, 0) + value

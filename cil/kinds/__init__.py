@@ -1,1 +1,1 @@
-"""The kinds of run: one folder each, with all that is its own. Other packages bring further ones (``cil.kinds``)."""
+"""Kinds of run: class streams, task streams, adaptation. A folder each; a package of others may bring one more."""

@@ -5,12 +5,12 @@ from cil.memory.exemplars import ExemplarMemory, label_dtype
 from cil.memory.features import FeatureMemory, Prototypes, feature_samples
 from cil.memory.ledger import CONVENTIONS, KINDS, Entry, Ledger, check_kind, tensor_entry
 from cil.memory.meters import Flops, SavedBytes
-from cil.memory.online import OnlineMemory, greedily_balanced, reservoir_places
 from cil.memory.published_bytes import Published, published
+from cil.memory.reservoir import ReservoirMemory, greedily_balanced, reservoir_places
 from cil.memory.rules import class_means, herd, unit
-from cil.memory.selections import Gradients, Predictions, Seen, register_selection, selection
+from cil.memory.selections import Gradients, Predictions, RuleInput, register_selection, selection
 from cil.memory.state import Reference, State, encode_meta, tensor_bytes
-from cil.memory.training import TrainingMemory, measure_step
+from cil.memory.training_memory import TrainingMemory, measure_step
 
 __all__ = [
     "CONVENTIONS",
@@ -26,13 +26,13 @@ __all__ = [
     "Gradients",
     "Ledger",
     "NextBoundary",
-    "OnlineMemory",
     "Predictions",
     "Prototypes",
     "Published",
     "Reference",
+    "ReservoirMemory",
+    "RuleInput",
     "SavedBytes",
-    "Seen",
     "State",
     "TrainingMemory",
     "check_kind",

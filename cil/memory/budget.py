@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from cil.errors import BudgetExceeded, ConfigError, ContractError, nearest
 from cil.memory.exemplars import ExemplarMemory
 from cil.memory.ledger import CONVENTIONS, Ledger
-from cil.memory.training import Fitting, TrainingMemory
+from cil.memory.training_memory import Fitting, TrainingMemory
 
 ENFORCE = ("error", "shrink", "report")
 RESERVE = ("now", "final")

@@ -20,15 +20,15 @@ class Codec(Protocol):
     lossless: bool  # what is decoded is what was encoded
 
     def stored_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """As what shape an image of ``shape`` is stored, a byte a value; of variable size: ``shape``, nominally."""
+        """Shape that an image of ``shape`` is stored in, a byte a value; nominally ``shape`` for a variable size."""
         ...
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, C, H, W) uint8 -> the bytes of all images in one row, and the size of each (n,) int32."""
+        """(n, C, H, W) uint8 to the bytes of all images in one row, and the size of each (n,) int32."""
         ...
 
     def decode(self, data: Tensor, sizes: Tensor, shape: tuple[int, int, int]) -> Tensor:
-        """Back to (n, C, H, W) uint8."""
+        """The bytes and sizes back to (n, C, H, W) uint8."""
         ...
 
 
@@ -85,7 +85,7 @@ class Downsample:
 
 
 def _resized(pixels: Tensor, shape: tuple[int, int, int], **options: Any) -> Tensor:
-    """uint8 to uint8 (n, *shape), some at a time: floats are four times as large."""
+    """uint8 to uint8 (n, *shape), some at a time, as floats are four times as large."""
     resized = torch.empty(len(pixels), *shape, dtype=torch.uint8, device=pixels.device)
     for start in range(0, len(pixels), 256):
         part = F.interpolate(pixels[start : start + 256].float(), size=shape[1:], **options)
@@ -142,6 +142,9 @@ def codec(name: str) -> Codec:
     """The codec of that name; a number after a colon is its option: ``raw``, ``jpeg:50``, ``downsample:16``.
 
     Other packages: entry points of the group ``cil.codecs``.
+
+    Raises:
+        ConfigError: for an unknown name or option.
     """
     base, _, option = name.partition(":")
     if base not in _CODECS:

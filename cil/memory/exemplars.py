@@ -15,10 +15,10 @@ from cil.data.crops import crop_resized
 from cil.errors import ShapeError, StateError
 from cil.memory.codecs import Codec
 from cil.memory.codecs import codec as find_codec
-from cil.memory.selections import Seen
+from cil.memory.selections import RuleInput
 from cil.memory.selections import selection as find_selection
 
-See = Callable[[Samples], Seen]
+Observe = Callable[[Samples], RuleInput]
 
 
 def label_dtype(num_classes: int) -> torch.dtype:
@@ -27,11 +27,11 @@ def label_dtype(num_classes: int) -> torch.dtype:
 
 
 class EncodedStore:
-    """Images as a codec keeps them, decoded when first asked for: never encoded a second time.
+    """Images in the bytes of a codec, decoded when first asked for and never encoded a second time.
 
     Args:
-        codec: That wrote them.
-        data, sizes: What ``codec.encode`` gave.
+        codec: Codec that wrote them.
+        data, sizes: Result of ``codec.encode``.
         shape: (C, H, W) of a decoded image.
     """
 
@@ -51,7 +51,7 @@ class EncodedStore:
         return len(self.sizes)
 
     def stored(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The bytes of ``rows`` as they are kept, and the size of each."""
+        """The stored bytes of ``rows``, and the size of each."""
         if self.codec.fixed:
             each = int(self.sizes[0]) if len(self) else 0
             return self.data.reshape(len(self), each)[rows].flatten(), self.sizes[rows]
@@ -74,17 +74,17 @@ class EncodedStore:
 class ExemplarMemory:
     """Copies of training images, kept class by class in the order of choice (the first are the best).
 
-    Its bytes are pixels as the codec stores them, labels in the smallest unsigned type, and whatever is stored beside
-    an image. The decoded copy is a cache: never saved, never charged. An image is encoded once, when it arrives, and
-    a rule that looks at images sees them as they will be stored.
+    Its bytes are pixels as the codec stores them, labels in the smallest unsigned type, and side data beside an image.
+    The decoded copy is a cache: never saved, never charged. An image is encoded once, when it arrives, and a rule that
+    looks at images gets them as they will be stored.
 
     Args:
         codec: ``raw``, ``jpeg:QUALITY``, ``downsample:SIDE`` or one of a plugin; or a codec.
         selection: Rule that orders the samples of a class, ``NAME`` or ``NAME:OPTION``; see
             ``cil.memory.selections``.
-        extras: Kind of each named side datum (for example ``{"logits": "replay_logits"}``).
-        extra_bytes: Bytes of side data beside one exemplar, so that they can be billed before any is stored; what is
-            stored is measured. A public attribute too, for sizes known in ``grow`` only.
+        extras: Ledger kind of each named side datum (for example ``{"logits": "replay_logits"}``).
+        extra_bytes: Bytes of side data beside one exemplar, so that they can be billed before any is stored; stored
+            ones are measured. A public attribute too, for sizes known in ``grow`` only.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class ExemplarMemory:
         return self.samples().counts() if len(self) else {}
 
     def item_bytes(self, shape: tuple[int, int, int], num_classes: int, convention: str = "exact") -> int:
-        """Bytes of one exemplar: what the codec stores, label and side data; raw pixels alone under ``survey``.
+        """Bytes of one exemplar: pixels, label and side data; raw pixels alone under ``survey``.
 
         An image of variable size counts as if it were raw.
         """
@@ -151,7 +151,7 @@ class ExemplarMemory:
         return kinds
 
     def _side_kinds(self) -> list[tuple[str, int]]:
-        """Kind and bytes of the side data beside one exemplar; while there is none, all as the first one's kind."""
+        """Kind and bytes of the side data beside one exemplar; all as the first kind while the memory is empty."""
         if not len(self):
             return [(next(iter(self.extra_kinds.values()), "other"), self.extra_bytes)] if self.extra_bytes else []
         sizes = {name: values[0].numel() * values.element_size() for name, values in self._extras.items()}
@@ -165,11 +165,11 @@ class ExemplarMemory:
             self.replace([self.samples(), samples])
 
     def shrink(self, quota: int) -> None:
-        """Keep the first ``quota`` exemplars of each class: a prefix of the order they were chosen in."""
+        """Keep the first ``quota`` exemplars of each class."""
         self._keep(self._rank() < quota)
 
     def _keep(self, which: Tensor) -> None:
-        """Drop what ``which`` (M,) bool does not name; nothing is decoded or encoded again."""
+        """Drop the exemplars that ``which`` (M,) bool does not mark, without decoding or encoding again."""
         rows = which.nonzero().flatten()
         if len(rows) == len(self):
             return
@@ -202,7 +202,7 @@ class ExemplarMemory:
         self._cache = None
 
     def _encoded(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        """The bytes of samples, and their sizes. What was encoded here keeps its bytes: no loss on top of a loss."""
+        """Bytes and sizes of samples. Images encoded here before keep their bytes: no loss on top of a loss."""
         parts = []
         for store, rows in samples.parts:
             if isinstance(store, EncodedStore) and store.codec is self.codec:
@@ -212,7 +212,7 @@ class ExemplarMemory:
         return torch.cat([data for data, _ in parts]), torch.cat([sizes for _, sizes in parts])
 
     def as_stored(self, samples: Samples) -> Samples:
-        """The samples as they will be when they were stored and decoded; encoded here, for good."""
+        """The samples as they are after storing and decoding; encoded here, for good."""
         if self.codec.lossless or not len(samples):
             return samples
         store = EncodedStore(self.codec, *self._encoded(samples), samples.shape)
@@ -222,18 +222,18 @@ class ExemplarMemory:
         self,
         new: Samples,
         quota: int,
-        see: See,
+        observe: Observe,
         generator: torch.Generator,
         capacity: int | None = None,
         own: Mapping[int, int] | None = None,
     ) -> None:
-        """The update after an experience: old classes keep their first ``quota``, new ones are chosen by the rule.
+        """Update after an experience: old classes keep their first ``quota``, new ones are chosen by the rule.
 
         Args:
-            new: Training data of the experience. Of a class that is also in memory, both are the pool.
+            new: Training data of the experience. The pool of a class that is also in memory has both.
             quota: Exemplars a class, floor(M / C). A smaller class is stored whole.
-            see: Samples of one class to what the rule needs of them (``self.select.needs``), with the network as it
-                is now. They are shown as they will be stored (specification 4.2).
+            observe: Samples of one class, as they will be stored, to the input of the rule (``self.select.needs``),
+                with the network as it is now.
             generator: For rules that draw.
             capacity: With a codec of variable size: bytes for all; the largest equal quota that fits is taken,
                 and ``quota`` is its upper bound.
@@ -247,23 +247,23 @@ class ExemplarMemory:
         for slot in arriving:
             count = (own or {}).get(slot, quota)
             if count > 0:
-                chosen.append(self._chosen(old.of_class(slot), new.of_class(slot), count, see, generator))
+                chosen.append(self._choose(old.of_class(slot), new.of_class(slot), count, observe, generator))
         staying = old[~torch.isin(old.slots, torch.tensor(arriving))] if len(old) else old
         self.replace([staying, *chosen])
         if capacity is not None:
             self.fit(capacity)
 
-    def _chosen(self, old: Samples, new: Samples, count: int, see: See, generator: torch.Generator) -> Samples:
-        """What the rule chooses of one class, best first."""
+    def _choose(self, old: Samples, new: Samples, count: int, observe: Observe, generator: torch.Generator) -> Samples:
+        """Samples of one class that the rule chooses, best first."""
         if self.select.needs == "nothing":
             pool = old + new
             return pool[self.select(torch.empty(len(pool), 0), count, generator)]
         pool = old + self.as_stored(new)
-        chosen = pool[self.select(see(pool), count, generator)]
-        return chosen if self.codec.lossless else chosen.sealed()  # lets go of what was not chosen
+        chosen = pool[self.select(observe(pool), count, generator)]
+        return chosen if self.codec.lossless else chosen.sealed()  # frees the others
 
     def fit(self, capacity: int) -> None:
-        """Keep what fits by encoded bytes: the best of every class, then the second best, until the bytes are used."""
+        """Keep as many as fit by encoded bytes: the best of every class, then the second best, and so on."""
         rank = self._rank()
         label = label_dtype(int(self._slots.max()) + 1 if len(self) else 1).itemsize
         cost = self._sizes.long() + label + sum(size for _, size in self._side_kinds())
@@ -279,15 +279,15 @@ class ExemplarMemory:
         starts = torch.searchsorted(self._slots, self._slots)
         return torch.arange(len(self)) - starts
 
-    # what is carried, charged and saved -----------------------------------------------------------------------------
+    # carried, charged and saved -------------------------------------------------------------------------------------
 
     @property
     def tensor_names(self) -> set[str]:
-        """Names of all that ``tensors`` gives while the memory is not empty."""
+        """Names in ``tensors`` while the memory is not empty."""
         return {"images", "slots", *self.extra_kinds} | (set() if self.codec.fixed else {"sizes"})
 
     def tensors(self, num_classes: int) -> dict[str, tuple[Tensor, str]]:
-        """Each tensor and the kind it is charged as. None where the memory is empty."""
+        """Each tensor and the kind it is charged as. Empty where the memory is empty."""
         if not len(self):
             return {}
         held = {"images": (self._data, "exemplars")}
@@ -301,7 +301,7 @@ class ExemplarMemory:
         return held
 
     def load(self, tensors: Mapping[str, Tensor], shape: tuple[int, int, int]) -> None:
-        """Take over what ``tensors`` gave; ``shape`` is that of the stream's images.
+        """Restore the result of ``tensors``; ``shape`` is that of the stream's images.
 
         Raises:
             StateError: where names, types or sizes do not belong together.

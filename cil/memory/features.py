@@ -1,6 +1,6 @@
-"""Memories of features: stored vectors, and what is left of a class as its mean and spread.
+"""Memories of features: stored vectors, and the mean and spread of a class.
 
-What they hold is of use while the network below does not change.
+They are of use while the network below does not change.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from cil.memory.exemplars import ExemplarMemory
 
 DTYPES = {32: torch.float32, 16: torch.float16, 8: torch.int8}  # by bits
 SPREADS = ("none", "radius", "diagonal", "full")
-SHAPE = (1, 1, 1)  # of the image that stands for a feature where samples need one
+SHAPE = (1, 1, 1)  # shape of the image of a sample that is a feature
 
 
 def feature_samples(extras: Mapping[str, Tensor], slots: Tensor) -> Samples:
     """Samples without pixels, for phases that train on features: they are reached as ``batch.extras["features"]``.
 
     Args:
-        extras: ``features`` (N, D), and what else there is by row.
+        extras: ``features`` (N, D), and further data by row.
         slots: (N,).
     """
     pixels = torch.zeros(len(slots), *SHAPE, dtype=torch.uint8)
@@ -32,7 +32,7 @@ def feature_samples(extras: Mapping[str, Tensor], slots: Tensor) -> Samples:
 
 
 class _NoPixels:
-    """The codec of what has no pixels."""
+    """The codec of samples without pixels."""
 
     fixed = True
     lossless = True
@@ -61,8 +61,6 @@ class FeatureMemory(ExemplarMemory):
 
     Raises:
         ConfigError: for other bits, or a rule that needs more.
-
-    Source: specification of protocols 4.1.
     """
 
     def __init__(self, dim: int, bits: int = 32, selection: str = "herding") -> None:
@@ -78,7 +76,7 @@ class FeatureMemory(ExemplarMemory):
             )
 
     def packed(self, features: Tensor, slots: Tensor) -> Samples:
-        """Features (N, D) as they will be stored: what ``rebuild`` and ``add`` take."""
+        """Features (N, D) in the form that is stored: the input of ``rebuild`` and ``add``."""
         features = features.detach().float().cpu()
         if self.bits == 8:
             scales = features.abs().amax(1) / 127  # (N,)
@@ -88,7 +86,7 @@ class FeatureMemory(ExemplarMemory):
         return feature_samples({"features": features.clamp(limits.min, limits.max).to(DTYPES[self.bits])}, slots)
 
     def unpacked(self, samples: Samples) -> Tensor:
-        """Features (N, D) float32 of packed samples, as they are read back."""
+        """Features (N, D) float32 of packed samples."""
         values = samples.extras["features"].float()
         return values * samples.extras["scales"][:, None] if self.bits == 8 else values
 
@@ -96,35 +94,26 @@ class FeatureMemory(ExemplarMemory):
         """(M, D) float32, class by class, best first; beside them stand ``slots``."""
         return self.unpacked(self.samples()) if len(self) else torch.empty(0, self.dim)
 
-    # what is charged and saved --------------------------------------------------------------------------------------
+    # charged and saved ----------------------------------------------------------------------------------------------
 
     def item_bytes(self, shape: tuple[int, int, int], num_classes: int, convention: str = "exact") -> int:
-        """Bytes of one vector, and under ``exact`` its label; whatever the shape of the images."""
+        """Bytes of one vector, and under ``exact`` its label, for images of any shape."""
         return self.extra_bytes if convention == "survey" else sum(self.item_kinds(shape, num_classes).values())
 
     def item_kinds(self, shape: tuple[int, int, int], num_classes: int) -> dict[str, int]:
-        """Bytes of one vector and its label."""
         return {kind: size for kind, size in super().item_kinds(shape, num_classes).items() if size}
 
     def survey_bytes(self) -> int:
-        """Bytes of all vectors."""
         return len(self) * self.extra_bytes
 
     @property
     def tensor_names(self) -> set[str]:
-        """Names of all that ``tensors`` gives while the memory is not empty."""
         return super().tensor_names - {"images"}
 
     def tensors(self, num_classes: int) -> dict[str, tuple[Tensor, str]]:
-        """Each tensor and the kind it is charged as. None where the memory is empty."""
         return {name: held for name, held in super().tensors(num_classes).items() if name != "images"}
 
     def load(self, tensors: Mapping[str, Tensor], shape: tuple[int, int, int]) -> None:
-        """Take over what ``tensors`` gave.
-
-        Raises:
-            StateError: where names, types or sizes do not belong together.
-        """
         super().load(tensors, SHAPE)
         expected = {"features": ((self.dim,), DTYPES[self.bits]), "scales": ((), torch.float32)}
         for name, values in self._extras.items():
@@ -151,8 +140,8 @@ class Prototypes(nn.Module):
         ConfigError: for another spread.
 
     Source:
-        Specification of protocols 4.1. The radius is that of Zhu et al. 2021 (PASS), pooled over samples and brought
-        up to date in every experience, not in the first alone.
+        The radius is that of Zhu et al. 2021 (PASS), pooled over samples and updated in every experience, not in the
+        first alone.
     """
 
     means: Tensor  # (C, D)
@@ -178,7 +167,10 @@ class Prototypes(nn.Module):
 
     @torch.no_grad()
     def update(self, features: Tensor, slots: Tensor) -> None:
-        """Take in features (N, D) of slots (N,); a class that is known already has its statistics merged.
+        """Add features (N, D) of slots (N,); statistics of a known class are merged.
+
+        Raises:
+            ShapeError: for features of another shape.
 
         Source: Chan, Golub, LeVeque 1979, for two sets of samples.
         """
@@ -212,10 +204,10 @@ class Prototypes(nn.Module):
 
     @torch.no_grad()
     def draw(self, slots: Tensor, generator: torch.Generator) -> Tensor:
-        """One Gaussian sample for each of slots (N,): (N, D); the mean itself where there is no spread.
+        """One Gaussian sample for each of slots (N,): (N, D); the mean itself without a spread.
 
         Args:
-            slots: Of classes that were seen.
+            slots: Slots of classes that were seen.
             generator: On the CPU.
         """
         noise = torch.randn(len(slots), self.dim, generator=generator).to(self.means.device)
@@ -234,7 +226,7 @@ class Prototypes(nn.Module):
         return self.means[slots] + noise
 
     def covariance(self, slot: int) -> Tensor:
-        """(D, D) of a class; of ``none`` all zero."""
+        """(D, D) covariance of a class; all zero for ``none``."""
         if self.spread == "full":
             lower = self.means.new_zeros(self.dim, self.dim)
             row, column = torch.tril_indices(self.dim, self.dim, device=lower.device)

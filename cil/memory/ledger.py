@@ -1,4 +1,4 @@
-"""The ledger: who carries how many bytes, as what, under which convention."""
+"""The ledger: the bytes that a learner carries, by kind, under two conventions."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ KINDS = (
     "activations",
     "other",
 )
-TRAINING_KINDS = ("optimizer", "teacher", "temporary", "gradients", "activations")  # unless said otherwise
+TRAINING_KINDS = ("optimizer", "teacher", "temporary", "gradients", "activations")  # lifetime ``training`` by default
 CONVENTIONS = ("exact", "survey")
 
 
 def check_kind(kind: str) -> str:
-    """``kind`` if the ledger knows it."""
+    """``kind``, if the ledger knows it.
+
+    Raises:
+        ConfigError: if it does not.
+    """
     if kind not in KINDS:
         raise ConfigError(f"the ledger has no kind '{kind}'; {nearest(kind, KINDS)}")
     return kind
@@ -66,9 +70,9 @@ def tensor_entry(name: str, kind: str, tensor: Tensor, lifetime: str = "carried"
 class Ledger:
     """The lines of one boundary, and their sums.
 
-    Two conventions. ``exact`` counts every carried byte. ``survey`` counts what Zhou et al. 2024 count: the parameters
-    of the backbones needed at inference, four bytes each, and the nominal raw pixels of the exemplars; heads, buffers,
-    labels, statistics and teachers are free (specification 6.2).
+    Two conventions. ``exact`` counts every carried byte. ``survey`` counts as Zhou et al. 2024 do: the parameters of
+    the backbones needed at inference, four bytes each, and the nominal raw pixels of the exemplars; heads, buffers,
+    labels, statistics and teachers are free.
     """
 
     def __init__(self, entries: Iterable[Entry], survey: dict[str, int] | None = None) -> None:
@@ -77,7 +81,7 @@ class Ledger:
 
     @classmethod
     def of(cls, state: State, training: Iterable[Entry] = ()) -> Ledger:
-        """Charge a carried state, and list what else there was in training."""
+        """Charge a carried state, and list the entries held in training only."""
         entries = [tensor_entry(name, state.kinds[name], tensor) for name, tensor in state.tensors.items()]
         meta = state.encoded_meta()
         if meta:
@@ -106,7 +110,7 @@ class Ledger:
 
     @property
     def peak_training_bytes(self) -> int:
-        """Carried and training bytes together: the most that was held at once, as far as the lines tell."""
+        """Carried and training bytes together."""
         return self.total() + self.total(lifetime="training")
 
     @property
@@ -120,7 +124,7 @@ class Ledger:
         return ", ".join(f"{kind} {size:,}" for kind, size in sums) or "nothing"
 
     def to_json(self) -> dict[str, Any]:
-        """For the record: the totals under both conventions, and one line for all of a kept thing that is alike.
+        """The totals under both conventions, and one line for all tensors of a kept thing with the same kind and type.
 
         Tensor by tensor, a network that grows over a hundred experiences would make a record of a hundred megabytes;
         the names and sizes of all tensors are in the checkpoint.

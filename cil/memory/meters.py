@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
@@ -13,6 +13,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+Shape = tuple[int, ...]
+
 
 class SavedBytes:
     """Counts the bytes that autograd keeps for backward: each storage once and whole, whatever views of it are saved.
@@ -20,21 +22,18 @@ class SavedBytes:
     Use as a context around the forward pass; ``bytes`` holds the sum afterwards. A batch that a layer saves counts too.
     Where several passes go forward and back inside, ``peak`` is the most that was kept at a time.
 
-    A storage is known by its handle, not by where its bytes are: on ``meta`` they are nowhere, and on a device a place
-    is used again. The meter holds weak references, so that a handle is not used again while it counts, and keeps no
-    byte alive.
+    A storage is identified by its handle, not by its address: ``meta`` tensors have none, and a device uses addresses
+    again. The meter holds weak references, so that handles stay unique and no byte is kept alive.
 
     Args:
         exclude: Tensors that exist anyway (parameters, buffers): their storages are not counted.
-
-    Source: specification of EcoTTA, section 11.
     """
 
     def __init__(self, exclude: Iterable[Tensor] = ()) -> None:
         self._references = [StorageWeakRef(tensor.untyped_storage()) for tensor in exclude]
         self._known = {reference.cdata for reference in self._references}
         self._seen: dict[int, int] = {}
-        self._kept: dict[int, list[int]] = {}  # by storage: its bytes, and how many graphs' nodes keep it now
+        self._kept: dict[int, list[int]] = {}  # by storage: its bytes, and the number of graph nodes that keep it now
         self._now = self.peak = 0
         self._hooks: Any = None
 
@@ -55,14 +54,14 @@ class SavedBytes:
             if kept[1] == 1:
                 self._now += kept[0]
                 self.peak = max(self.peak, self._now)
-            weakref.finalize(packed, self._let_go, place, self._note(tensor, place)).atexit = False
+            weakref.finalize(packed, self._release, place, self._note(tensor, place)).atexit = False
         return packed  # the tensor itself may be an output: a cycle, which would outlive the graph
 
     def _note(self, tensor: Tensor, place: int) -> Any:
-        """For meters that know more of what is saved: given back to ``_let_go``."""
+        """Extra information of a saved tensor, for subclasses: passed to ``_release``."""
 
-    def _let_go(self, place: int, note: Any) -> None:
-        """One node less keeps a storage."""
+    def _release(self, place: int, note: Any) -> None:
+        """Note that a graph node released a storage."""
         kept = self._kept[place]
         kept[1] -= 1
         if not kept[1]:
@@ -77,30 +76,30 @@ class SavedBytes:
         self._hooks.__exit__(*error)
 
 
-def _attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+def _attention(query: Shape, key: Shape, value: Shape, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     """Two matrix products, query-key and weights-value; two operations a multiply-add."""
     batch, heads, queries, depth = query
     keys, value_depth = key[-2], value[-1]
     return 2 * batch * heads * queries * keys * (depth + value_depth)
 
 
-def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+def _attention_backward(grad: Shape, query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any) -> int:
     """Five products: the weights again, then the gradients of value, weights, query and key."""
     batch, heads, queries, depth = query
     keys, value_depth = key[-2], value[-1]
     return 2 * batch * heads * queries * keys * (3 * depth + 2 * value_depth)
 
 
-def _attention_layer(query: Any, key: Any, value: Any, width: int, heads: int, *args: Any, **kwargs: Any) -> int:
-    """The fused layer that ``nn.MultiheadAttention`` runs in evaluation: four projections around the attention."""
+def _attention_layer(query: Shape, key: Shape, value: Shape, width: int, heads: int, *args: Any, **kwargs: Any) -> int:
+    """The fused layer of ``nn.MultiheadAttention`` in evaluation: four projections around the attention."""
     batch, queries, _ = query
     keys = key[1]
     projections = 2 * batch * width * width * (2 * queries + 2 * keys)
     return projections + _attention((batch, 1, queries, width), (batch, 1, keys, width), (batch, 1, keys, width))
 
 
-def _encoder_layer(tokens: Any, width: int, heads: int, *args: Any, **kwargs: Any) -> int:
-    """The fused layer that ``nn.TransformerEncoderLayer`` runs in evaluation: attention, then two linear layers."""
+def _encoder_layer(tokens: Shape, width: int, heads: int, *args: Any, **kwargs: Any) -> int:
+    """The fused layer of ``nn.TransformerEncoderLayer`` in evaluation: attention, then two linear layers."""
     hidden, _ = args[11]  # shape of the first one's weight
     feed_forward = 2 * (2 * tokens[0] * tokens[1] * width * hidden)
     return _attention_layer(tokens, tokens, tokens, width, heads) + feed_forward
@@ -109,17 +108,17 @@ def _encoder_layer(tokens: Any, width: int, heads: int, *args: Any, **kwargs: An
 class Flops:
     """Counts floating-point operations, two for each multiply-add; ``count`` holds the sum.
 
-    Formulas are torch's own, by operator, and those of the attention kernels that it misses (on the CPU, and in fused
-    layers). A frozen layer costs no weight gradient, as measured, not as assumed. Torch's ``FlopCounterMode`` gives the
-    same sums, but also follows modules, which makes a pass a fifth slower.
+    Formulas are torch's own, by operator, and those of the attention kernels that it lacks (on the CPU, and in fused
+    layers). A frozen layer costs no weight gradient. Torch's ``FlopCounterMode`` gives the same sums, but also follows
+    modules, which makes a pass a fifth slower.
     """
 
     def __init__(self) -> None:
         self.count = 0
 
     @contextmanager
-    def counting(self) -> Any:
-        """Count what runs inside."""
+    def counting(self) -> Iterator[None]:
+        """Count the operations inside the context."""
         from torch.utils.flop_counter import flop_registry
 
         formulas = dict(flop_registry)
@@ -138,7 +137,7 @@ class Flops:
 
 
 def _of_shapes(formula: Callable[..., int]) -> Callable[..., int]:
-    """A formula of shapes as one of tensors, which is how torch calls its own."""
+    """A formula of shapes as a formula of tensors, which is the form that torch calls."""
 
     def of_tensors(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
         shapes = tree_map(lambda value: tuple(value.shape) if isinstance(value, Tensor) else value, args)
@@ -148,7 +147,7 @@ def _of_shapes(formula: Callable[..., int]) -> Callable[..., int]:
 
 
 class _Counting(TorchDispatchMode):
-    """Sees every operator: adds what its formula says, or takes it apart where it is made of others."""
+    """Adds the formula's value for each operator, or decomposes it where it is made of others."""
 
     _simple: ClassVar[set[Any]] = set()  # neither counted nor made of others
 

@@ -1,7 +1,7 @@
-"""Training memory by the rule that EcoTTA's table is made by: arithmetic on the layers, not what autograd keeps.
+"""Training memory by the rule behind EcoTTA's table: arithmetic on the layers, not the tensors that autograd saves.
 
 Trainable layers keep their inputs, frozen ones nothing, a ReLU one bit a value, and frozen parameters are counted at
-eight bits (TinyTL, EcoTTA). The exact accounting is in ``training``.
+eight bits (TinyTL, EcoTTA). The exact accounting is in ``training_memory``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Published:
         copied: Parameter values in float copies that a method holds beside the network: those of CoTTA's teacher and
             source.
 
-    Source: specification of EcoTTA, section 6.1, after the accounting of TinyTL.
+    Source: Song et al. (EcoTTA), CVPR 2023, Table 1, after the accounting of TinyTL (Cai et al., NeurIPS 2020).
     """
 
     trainable: int
@@ -50,18 +50,18 @@ class Published:
 
     @property
     def bytes(self) -> int:
-        """Both."""
+        """Parameters and activations together."""
         return self.parameters + self.activations
 
 
 def published(net: nn.Module, images: Tensor, *, original: nn.Module | None = None, copies: int = 0) -> Published:
-    """Read the quantities of the published accounting off one forward pass; ``meta`` tensors do.
+    """The quantities of the published accounting, from one forward pass; ``meta`` tensors suffice.
 
     Args:
-        net: What is adapted; what is trained of it requires a gradient.
+        net: Adapted network; its trained parameters require a gradient.
         images: A batch, as ``net`` takes it.
-        original: Whose ReLUs are counted; ``net`` where left out. With meta networks: the network without them.
-        copies: Float copies of what is trained that are held beside it: a teacher 1, a teacher and the source 2.
+        original: Network whose ReLUs are counted, ``net`` if None; for meta networks, the network without them.
+        copies: Float copies of the trained parameters that are held: a teacher 1, a teacher and the source 2.
 
     >>> published(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()), torch.rand(2, 3, 4, 4))
     Published(trainable=224, frozen=0, inputs=96, relus=256, copied=0)
@@ -79,8 +79,8 @@ def published(net: nn.Module, images: Tensor, *, original: nn.Module | None = No
 
 
 @dataclass
-class Count:
-    """Values that entered trained layers, and ReLUs; of the latter also those through which a gradient comes back."""
+class LayerInputs:
+    """Values that entered trained layers, and ReLUs; of the latter also those that a gradient passes."""
 
     inputs: int = 0
     relus: int = 0
@@ -88,12 +88,12 @@ class Count:
 
 
 @contextmanager
-def counting_inputs(modules: Iterable[nn.Module]) -> Iterator[Count]:
-    """Count what enters trained layers of ``modules``, and all ReLUs, modules or not, in what runs inside.
+def counting_inputs(modules: Iterable[nn.Module]) -> Iterator[LayerInputs]:
+    """Count the inputs of trained layers of ``modules``, and of all ReLUs, modules or not, inside the context.
 
-    A trained layer is a module that has parameters of its own that require a gradient, and no such module inside.
+    A trained layer is a module with parameters of its own that require a gradient, and no such module inside.
     """
-    count = Count()
+    count = LayerInputs()
 
     def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if torch.is_grad_enabled():
@@ -112,9 +112,9 @@ def _is_trained(module: nn.Module) -> bool:
 
 
 class _Relus(TorchDispatchMode):
-    """Adds up what enters ``relu``, whoever calls it."""
+    """Adds up the inputs of ``relu``, whoever calls it."""
 
-    def __init__(self, count: Count) -> None:
+    def __init__(self, count: LayerInputs) -> None:
         super().__init__()
         self.count = count
 

@@ -1,10 +1,8 @@
-"""Which samples of a class become exemplars.
+"""Selection rules: which samples of a class become exemplars.
 
-In the rules here any prefix of an answer is the answer for fewer (but of ``reservoir``, whose draws depend on the
-number), so that a memory that shrinks keeps what the rule would have chosen; ties go to the lowest row. Features are
-looked at as unit vectors.
-
-Source: specification of protocols 4.3 and 4.4.
+Any prefix of an answer is the answer for fewer (not so for ``reservoir``, whose draws depend on the number), so that a
+memory that shrinks keeps the samples that the rule would have chosen. Ties go to the lowest row. Features are scaled
+to unit length.
 """
 
 from __future__ import annotations
@@ -21,8 +19,8 @@ from torch import Tensor
 from cil.errors import ShapeError, TrainingError
 from cil.memory.selections import Gradients, Predictions, register_selection
 
-ROUNDING = 1e-12  # of the largest value: what differs by less is tied
-CLUSTERS = 10  # within one class, unless said otherwise
+ROUNDING = 1e-12  # share of the largest value: smaller differences are ties
+CLUSTERS = 10  # within one class, by default
 
 Array = NDArray[Any]
 
@@ -113,7 +111,7 @@ def closest_to_mean(features: Tensor, count: int, generator: torch.Generator) ->
     return (features - features.mean(0)).norm(dim=1).argsort(stable=True)[:count].cpu()
 
 
-# by what the network answers ---------------------------------------------------------------------------------------
+# by the network's answers -------------------------------------------------------------------------------------------
 
 
 def _by_value(values: Tensor, count: int, lowest_first: bool) -> Tensor:
@@ -144,7 +142,7 @@ def margin(seen: Predictions, count: int, generator: torch.Generator, option: st
     Source: Masana et al. 2022, after Chaudhry et al. 2018 (RWalk).
     """
     if option == "true_class":
-        return _by_value(_at(seen.logits.double(), seen.slots), count, lowest_first=True)
+        return _by_value(_own_class(seen.logits.double(), seen.slots), count, lowest_first=True)
     top = seen.logits.double().softmax(1).topk(min(2, seen.logits.shape[1]), dim=1).values
     return _by_value(top[:, 0] - top[:, 1:].sum(1), count, lowest_first=True)
 
@@ -152,7 +150,7 @@ def margin(seen: Predictions, count: int, generator: torch.Generator, option: st
 @register_selection("loss", needs="logits", options=("highest", "lowest"))
 def loss(seen: Predictions, count: int, generator: torch.Generator, option: str = "highest") -> Tensor:
     """The samples of the highest cross-entropy first; ``lowest``: those of the lowest."""
-    losses = -_at(seen.logits.double().log_softmax(1), seen.slots)
+    losses = -_own_class(seen.logits.double().log_softmax(1), seen.slots)
     return _by_value(losses, count, lowest_first=option == "lowest")
 
 
@@ -162,7 +160,7 @@ def confidence(seen: Predictions, count: int, generator: torch.Generator) -> Ten
     return _by_value(seen.logits.double().log_softmax(1).amax(1), count, lowest_first=True)
 
 
-def _at(values: Tensor, slots: Tensor) -> Tensor:
+def _own_class(values: Tensor, slots: Tensor) -> Tensor:
     return values.gather(1, slots.long()[:, None])[:, 0]
 
 
@@ -174,8 +172,8 @@ def farthest_first(start: int, count: int, closeness: Callable[[int], Array]) ->
 
     Args:
         start: The first row.
-        count: Rows wanted; no more than there are are returned.
-        closeness: Of all rows (N,) to one row; the larger the closer.
+        count: Rows wanted.
+        closeness: Closeness (N,) of all rows to one row; the larger the closer.
 
     Returns:
         (min(count, N),) int64; ties go to the lowest row.
@@ -201,7 +199,7 @@ def farthest_first(start: int, count: int, closeness: Callable[[int], Array]) ->
     return torch.tensor(chosen, dtype=torch.int64)
 
 
-def _first_nearest(distances: Array) -> int:
+def _argmin(distances: Array) -> int:
     """The row of the smallest value; ties, also those that rounding alone breaks, go to the lowest row."""
     return int((distances <= distances.min() + ROUNDING * np.abs(distances).max()).argmax())
 
@@ -210,14 +208,14 @@ def _first_nearest(distances: Array) -> int:
 def k_center(features: Tensor, count: int, generator: torch.Generator, option: str = "mean") -> Tensor:
     """Greedy k-center: from the sample nearest to the mean, always the one farthest from all chosen.
 
-    ``random``: from a sample that is drawn.
+    ``random``: from a random sample.
 
     Source: Sener and Savarese 2018, Algorithm 1, after Gonzalez 1985.
     """
     rows = _unit_rows(features)
     start = int(torch.randint(len(rows), (), generator=generator))
     if option == "mean":
-        start = _first_nearest(np.square(rows - rows.mean(0)).sum(1))
+        start = _argmin(np.square(rows - rows.mean(0)).sum(1))
     return farthest_first(start, count, lambda row: -np.square(rows - rows[row]).sum(1))
 
 
@@ -236,7 +234,7 @@ def gradient_diversity(seen: Gradients, count: int, generator: torch.Generator) 
     """
     errors, inputs = (_unit_rows(part) for part in seen)
     mean = errors.T @ inputs / len(errors)  # (C, D + 1)
-    start = _first_nearest(-((errors @ mean) * inputs).sum(1))
+    start = _argmin(-((errors @ mean) * inputs).sum(1))
     return farthest_first(start, count, lambda row: (errors @ errors[row]) * (inputs @ inputs[row]))
 
 
@@ -245,7 +243,7 @@ def gradient_diversity(seen: Gradients, count: int, generator: torch.Generator) 
 
 @register_selection("k_means", options=("NUMBER",))
 def k_means(features: Tensor, count: int, generator: torch.Generator, option: int = CLUSTERS) -> Tensor:
-    """Of each of so many clusters (10) the sample nearest to the centre, then of each the second nearest, and on.
+    """The sample nearest to the centre of each of so many clusters (10), then the second nearest of each, and on.
 
     Larger clusters come first in each round, so that a cluster has floor(count / clusters) samples or one more, or all.
     """
@@ -262,8 +260,8 @@ def k_means(features: Tensor, count: int, generator: torch.Generator, option: in
 def cluster_complexity(features: Tensor, count: int, generator: torch.Generator, option: str = "easy") -> Tensor:
     """More samples of clusters that are wide and far from the others; in a cluster the ``easy`` ones near the centre.
 
-    ``hard``: the ones far from the centre, as the source does, which keeps much of much data; for a few exemplars a
-    class typical ones are safer. ``random``: drawn.
+    ``hard``: the ones far from the centre, as in the source, which keeps a large share of much data; for few
+    exemplars a class typical ones are safer. ``random``: drawn.
 
     Source:
         Abbas et al. 2024, density-based pruning of web-scale data, with the sub-clusters of a class (ten) as clusters.
@@ -290,7 +288,7 @@ def cluster_complexity(features: Tensor, count: int, generator: torch.Generator,
 
 
 def allocation(shares: Array, sizes: Array, counts: Array, lower: float = 1.0) -> Array:
-    """How many samples of each cluster: the x nearest to shares * count with sum(x) = count, lower <= x <= sizes.
+    """Samples of each cluster: the x nearest to shares * count with sum(x) = count, lower <= x <= sizes.
 
     Args:
         shares: (k,), of sum one.
@@ -302,7 +300,7 @@ def allocation(shares: Array, sizes: Array, counts: Array, lower: float = 1.0) -
         (n, k), not rounded; each column grows with the count.
 
     Source:
-        Abbas et al. 2024: x = clip(shares * count + lambda, lower, sizes), lambda by bisection; specification 4.4.
+        Abbas et al. 2024: x = clip(shares * count + lambda, lower, sizes), lambda by bisection.
 
     >>> allocation(np.array([0.5, 0.3, 0.2]), np.array([5, 50, 50]), np.array([40])).round(6).tolist()
     [[5.0, 19.5, 15.5]]
@@ -377,7 +375,7 @@ def _unit_rows(features: Tensor) -> Array:
 
 
 def _unit(rows: Array) -> Array:
-    """Of unit length; what is zero stays zero."""
+    """Rows scaled to unit length; zero stays zero."""
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     return np.asarray(rows / np.where(lengths > 0, lengths, 1))
 
@@ -388,9 +386,9 @@ def _softmax(values: Array) -> Array:
 
 
 def class_means(features: Tensor, slots: Tensor, num_classes: int) -> Tensor:
-    """Unit mean of the unit features of each slot: (N, D), (N,) -> (C, D).
+    """Unit mean of the unit features of each slot: (N, D), (N,) to (C, D).
 
-    A slot without samples gets a row of NaN, which never is the nearest.
+    A slot without samples gets a row of NaN, which is never the nearest.
     """
     features = unit(features)
     sums = torch.zeros(num_classes, features.shape[1], dtype=features.dtype, device=features.device)

@@ -1,6 +1,6 @@
-"""Rules of selection by name, each with what it needs to see of the samples of a class; ``rules`` has the rules.
+"""Selection rules by name, each with the input that it needs of the samples of a class; ``rules`` has the rules.
 
-A rule gets what it needs, the number wanted and a generator, and gives that many distinct row numbers (or all rows,
+A rule gets its input, the number wanted and a generator, and returns that many distinct row numbers (or all rows,
 where there are fewer), best first.
 """
 
@@ -20,7 +20,7 @@ NEEDS = ("nothing", "features", "logits", "gradients")
 
 
 class Predictions(NamedTuple):
-    """What the network answers to samples of one class: what a rule that needs ``logits`` gets.
+    """The network's answers for samples of one class: input of a rule that needs ``logits``.
 
     Attributes:
         logits: (N, C).
@@ -32,11 +32,11 @@ class Predictions(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of each sample's cross-entropy by the weights and biases of a linear head, in factors.
+    """Gradients of each sample's cross-entropy for the weights and biases of a linear head, in factors.
 
     The gradient of sample i is the outer product of its error, softmax(logits_i) - onehot(slot_i), and its input,
-    (features_i, 1). Inner products of two such matrices are those of the errors times those of the inputs, so that none
-    of them (C x (D + 1) numbers a sample) is ever made.
+    (features_i, 1). Inner products of two such matrices are those of the errors times those of the inputs, so that the
+    matrices (C x (D + 1) numbers a sample) are never made.
 
     Attributes:
         errors: (N, C).
@@ -48,24 +48,24 @@ class Gradients(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, features: Tensor, slots: Tensor) -> Gradients:
-        """Of logits (N, C), features (N, D) and true slots (N,)."""
+        """The factors from logits (N, C), features (N, D) and true slots (N,)."""
         errors = logits.double().softmax(1) - F.one_hot(slots.long(), logits.shape[1])
         return cls(errors, torch.cat([features.double(), features.new_ones(len(features), 1).double()], dim=1))
 
 
-Seen = Tensor | Predictions | Gradients
-Selection = Callable[..., Tensor]  # (what it needs, count, generator[, option]) -> (min(count, N),) rows
+RuleInput = Tensor | Predictions | Gradients
+Selection = Callable[..., Tensor]  # (input, count, generator[, option]) -> (min(count, N),) rows
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A rule of selection as it is used: the function, what it needs, and the option it was given.
+class SelectionRule:
+    """A selection rule with its option.
 
     Attributes:
         choose: The function.
         needs: One of ``NEEDS``.
         options: Words that may follow the name after a colon; ``NUMBER`` stands for any whole number from 1 on.
-        option: Given to ``choose`` as ``option``; None where none was given.
+        option: Given to ``choose`` as ``option``; None for none.
     """
 
     choose: Selection
@@ -73,13 +73,13 @@ class Rule:
     options: Sequence[str] = ()
     option: str | int | None = None
 
-    def __call__(self, seen: Seen, count: int, generator: torch.Generator) -> Tensor:
+    def __call__(self, seen: RuleInput, count: int, generator: torch.Generator) -> Tensor:
         """Row numbers of the chosen, best first."""
         given = {} if self.option is None else {"option": self.option}
         return self.choose(seen, count, generator, **given)
 
-    def with_option(self, name: str, option: str) -> Rule:
-        """The rule ``name`` with what followed its name.
+    def with_option(self, name: str, option: str) -> SelectionRule:
+        """The rule ``name`` with the option that followed its name.
 
         Raises:
             ConfigError: if the rule has no such option.
@@ -92,7 +92,7 @@ class Rule:
         raise ConfigError(f"strategy.selection is '{name}:{option}'; allowed: {allowed}")
 
 
-_SELECTIONS: dict[str, Rule] = {}
+_SELECTIONS: dict[str, SelectionRule] = {}
 
 
 def register_selection(
@@ -101,10 +101,10 @@ def register_selection(
     """Make a rule known by name. Other packages: entry points of the group ``cil.selections``.
 
     Args:
-        name: As in ``strategy.selection``.
-        needs: What the rule gets of the samples of a class: ``nothing`` ((N, 0), and nothing is computed), ``features``
+        name: Name in ``strategy.selection``.
+        needs: Input of the rule for the samples of a class: ``nothing`` ((N, 0), and nothing is computed), ``features``
             (N, D), ``logits`` (a ``Predictions``), ``gradients`` (a ``Gradients``).
-        options: Words that may follow the name after a colon, given to the rule as ``option``; see ``Rule``.
+        options: Words that may follow the name after a colon, given to the rule as ``option``; see ``SelectionRule``.
 
     Raises:
         ConfigError: if there is no such need.
@@ -113,14 +113,14 @@ def register_selection(
         raise ConfigError(f"selection rule '{name}' needs '{needs}'; {nearest(needs, NEEDS)}")
 
     def add(rule: Selection) -> Selection:
-        _SELECTIONS[name] = Rule(rule, needs, options)
+        _SELECTIONS[name] = SelectionRule(rule, needs, options)
         return rule
 
     return add
 
 
-def selection(name: str) -> Rule:
-    """The rule of that name; what follows a colon is its option: ``herding``, ``k_means:20``, ``entropy:typical``.
+def selection(name: str) -> SelectionRule:
+    """The rule of that name; an option follows a colon: ``herding``, ``k_means:20``, ``entropy:typical``.
 
     Raises:
         ConfigError: if there is none, or it has no such option.
@@ -131,7 +131,7 @@ def selection(name: str) -> Rule:
 
         for point in entry_points(group="cil.selections"):
             loaded = point.load()  # may be registered by now, under this name or another one
-            own = next((rule for rule in _SELECTIONS.values() if rule.choose is loaded), Rule(loaded))
+            own = next((rule for rule in _SELECTIONS.values() if rule.choose is loaded), SelectionRule(loaded))
             _SELECTIONS.setdefault(point.name, own)
     if base not in _SELECTIONS:
         raise ConfigError(f"no selection rule '{base}' (strategy.selection); {nearest(base, _SELECTIONS)}")

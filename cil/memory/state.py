@@ -15,8 +15,8 @@ class Reference:
     """Public weights that a learner uses but does not own: loaded once, never modified, charged once.
 
     Attributes:
-        tag: Name of the weights, as the model registry knows them.
-        sha256: Over the tensors in order of name.
+        tag: Name of the weights in the model registry.
+        sha256: Hash over the tensors in order of name.
         bytes: Size of the tensors.
         numel: Number of values.
     """
@@ -29,14 +29,14 @@ class Reference:
 
 @dataclass(frozen=True)
 class State:
-    """What crosses a boundary.
+    """The data that cross a boundary.
 
     Attributes:
-        tensors: By name; names and shapes are those that the learner's structure gives them, so they carry nothing.
-        kinds: What each tensor is charged as.
+        tensors: By name; names and shapes follow from the learner's structure, so they carry nothing.
+        kinds: Ledger kind of each tensor.
         meta: JSON scalars and short lists.
         references: Public weights in use.
-        survey: What the survey charges (bytes by kind), as stated by the parts that are held; see
+        survey: The survey's charge (bytes by kind), as stated by the parts that are held; see
             ``cil.memory.ledger``.
     """
 
@@ -47,7 +47,7 @@ class State:
     survey: Mapping[str, int] = field(default_factory=dict)
 
     def encoded_meta(self) -> bytes:
-        """The metadata as they are saved and charged; empty where there are none."""
+        """The metadata as saved and charged; empty where there are none."""
         return encode_meta(self.meta)
 
     @property

@@ -30,7 +30,7 @@ def aligned_to_der(
         backbone: Parameters P of the benchmark backbone; DER has ``tasks`` of them.
         split: None for a method of one backbone; (g, s) for MEMO, which has g + s * tasks parameters.
 
-    Source: specification 6.3.
+    Source: Zhou et al. 2024, memory-aligned comparison.
 
     >>> aligned_to_der(463_504, 3072, 10), aligned_to_der(463_504, 3072, 10, split=(112_016, 351_488))
     (7431, 3312)
@@ -45,7 +45,7 @@ def budget_point(
     """One point of the performance-memory curve: total bytes, and exemplars of single-network methods, DER and MEMO.
 
     Where T copies of the small backbone are lighter than one benchmark backbone (the smallest point), the benchmark
-    backbone is the model budget; else the T copies are. Source: specification 6.3 and 6.5.
+    backbone is the model budget; else the T copies are. Source: Zhou et al. 2024, supplement.
     """
     model = max(backbone, tasks * small)
     return {

@@ -1,6 +1,6 @@
 """Metrics: pure functions from arrays to numbers. No model, no state, nothing of torch.
 
-Accuracies, forgetting and transfer are percent. What is undefined is NaN, never 0; a record writes it as null. The
+Accuracies, forgetting and transfer are percent. Undefined numbers are NaN, never 0; a record writes null. The
 class-by-class confusion over time, (t, K, K), is what is stored: nearly everything else can be counted from it again.
 """
 
@@ -13,158 +13,57 @@ from numpy.typing import ArrayLike
 
 from cil.errors import ShapeError
 from cil.metrics._arrays import floats
+
+# isort: off
+# fmt: off
 from cil.metrics.accuracy import (
-    OldNew,
-    accuracy_curve,
-    accuracy_from_counts,
-    accuracy_matrix,
-    accuracy_row,
-    average_accuracy,
-    average_incremental_accuracy,
-    class_accuracy,
-    confusion_matrix,
-    counts_by_experience,
-    last_accuracy,
-    learning_accuracy,
-    mean_class_accuracy,
-    old_new_harmonic,
-    overall_average_accuracy,
-    top_k_accuracy,
+    OldNew, accuracy_curve, accuracy_from_counts, accuracy_matrix, average_accuracy, average_incremental_accuracy,
+    class_accuracy, confusion_matrix, counts_by_experience, last_accuracy, learning_accuracy, mean_class_accuracy,
+    old_new_harmonic, overall_average_accuracy, top_k_accuracy,
 )
 from cil.metrics.compute import (
-    Resources,
-    best_of,
-    combined,
-    geometric_speed_up,
-    pareto_front,
-    performance_profile,
-    profile_score,
-    time_over_studies,
-    time_to_target,
+    Resources, add_resources, best_of, geometric_speed_up, pareto_front, performance_profile, profile_score,
+    time_over_studies, time_to_target,
 )
 from cil.metrics.curves import area, area_over_samples, auc, prequential
 from cil.metrics.decomposition import (
-    Decomposition,
-    cil_decomposition,
-    decomposition_from_confusion,
-    recency_ratio,
-    task_confusion,
+    Decomposition, cil_decomposition, decomposition_from_confusion, recency_ratio, task_confusion,
 )
 from cil.metrics.domains import DomainSummary, GroupSummary, corruption_error, domain_summary, group_summary
 from cil.metrics.multilabel import MeanPrecision, average_precision, mean_average_precision
 from cil.metrics.stability import (
-    Anytime,
-    StabilityGap,
-    anytime,
-    average_anytime_accuracy,
-    min_accuracy,
-    stability_gap,
-    windowed_forgetting,
-    windowed_plasticity,
-    worst_case_accuracy,
+    AnytimeSummary, StabilityGap, anytime, average_anytime_accuracy, min_accuracy, stability_gap,
+    windowed_forgetting, windowed_plasticity, worst_case_accuracy,
 )
 from cil.metrics.statistics import Interval, Paired, ci, paired
-from cil.metrics.tasks import (
-    area_under_errors,
-    chance_error,
-    chance_error_multilabel,
-    later_change,
-    mean_error,
-    mean_error_by,
-    normalised_scores,
-    relative_error,
+from cil.metrics.task_errors import (
+    area_under_errors, chance_error, chance_error_multilabel, later_change, mean_error, mean_error_by,
+    normalised_scores, relative_error,
 )
 from cil.metrics.transfer import (
-    VARIANTS,
-    ForgettingSpread,
-    Remembering,
-    backward_transfer,
-    forgetting,
-    forgetting_spread,
-    forward_transfer,
-    intransigence,
-    per_class_accuracy,
-    per_class_forgetting,
-    remembering,
+    VARIANTS, ForgettingSpread, Remembering, backward_transfer, forgetting, forgetting_spread, forward_transfer,
+    intransigence, per_class_accuracy, per_class_forgetting, remembering,
 )
 
+# fmt: on
+# isort: on
+
 __all__ = [
-    "VARIANTS",
-    "Anytime",
-    "Decomposition",
-    "DomainSummary",
-    "ForgettingSpread",
-    "GroupSummary",
-    "Interval",
-    "MeanPrecision",
-    "OldNew",
-    "Paired",
-    "Remembering",
-    "Resources",
-    "StabilityGap",
-    "accuracy_curve",
-    "accuracy_from_counts",
-    "accuracy_matrix",
-    "accuracy_row",
-    "anytime",
-    "area",
-    "area_over_samples",
-    "area_under_errors",
-    "auc",
-    "average_accuracy",
-    "average_anytime_accuracy",
-    "average_incremental_accuracy",
-    "average_precision",
-    "backward_transfer",
-    "best_of",
-    "chance_error",
-    "chance_error_multilabel",
-    "ci",
-    "cil_decomposition",
-    "class_accuracy",
-    "combined",
-    "confusion_matrix",
-    "corruption_error",
-    "counts_by_experience",
-    "decomposition_from_confusion",
-    "domain_summary",
-    "forgetting",
-    "forgetting_spread",
-    "forward_transfer",
-    "geometric_speed_up",
-    "group_summary",
-    "intransigence",
-    "last_accuracy",
-    "later_change",
-    "learning_accuracy",
-    "mean_average_precision",
-    "mean_class_accuracy",
-    "mean_error",
-    "mean_error_by",
-    "min_accuracy",
-    "normalised_scores",
-    "old_new_harmonic",
-    "overall_average_accuracy",
-    "paired",
-    "pareto_front",
-    "per_class_accuracy",
-    "per_class_forgetting",
-    "performance_profile",
-    "prequential",
-    "profile_score",
-    "recency_ratio",
-    "relative_error",
-    "remembering",
-    "stability_gap",
-    "summary",
-    "task_confusion",
-    "time_over_studies",
-    "time_to_target",
-    "top_k_accuracy",
-    "windowed_forgetting",
-    "windowed_plasticity",
+    "VARIANTS", "AnytimeSummary", "Decomposition", "DomainSummary", "ForgettingSpread", "GroupSummary", "Interval",
+    "MeanPrecision", "OldNew", "Paired", "Remembering", "Resources", "StabilityGap", "accuracy_curve",
+    "accuracy_from_counts", "accuracy_matrix", "add_resources", "anytime", "area", "area_over_samples",
+    "area_under_errors", "auc", "average_accuracy", "average_anytime_accuracy", "average_incremental_accuracy",
+    "average_precision", "backward_transfer", "best_of", "chance_error", "chance_error_multilabel", "ci",
+    "cil_decomposition", "class_accuracy", "confusion_matrix", "corruption_error", "counts_by_experience",
+    "decomposition_from_confusion", "domain_summary", "forgetting", "forgetting_spread", "forward_transfer",
+    "geometric_speed_up", "group_summary", "intransigence", "last_accuracy", "later_change", "learning_accuracy",
+    "mean_average_precision", "mean_class_accuracy", "mean_error", "mean_error_by", "min_accuracy",
+    "normalised_scores", "old_new_harmonic", "overall_average_accuracy", "paired", "pareto_front",
+    "per_class_accuracy", "per_class_forgetting", "performance_profile", "prequential", "profile_score",
+    "recency_ratio", "relative_error", "remembering", "stability_gap", "summary", "task_confusion",
+    "time_over_studies", "time_to_target", "top_k_accuracy", "windowed_forgetting", "windowed_plasticity",
     "worst_case_accuracy",
-]
+]  # fmt: skip
 
 
 def summary(

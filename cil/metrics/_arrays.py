@@ -1,6 +1,8 @@
-"""What every metric does to its input: make an array of it, check its shape, take a mean that may be undefined."""
+"""Arrays of metrics: made of any input, their shapes checked; and means that may be undefined."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,13 +34,13 @@ def slots(name: str, values: ArrayLike, stop: int | None = None) -> Ints:
     return array.astype(np.int64)
 
 
-def same_shape(name: str, array: NDArray, other_name: str, other: NDArray) -> None:
+def check_same_shape(name: str, array: NDArray[Any], other_name: str, other: NDArray[Any]) -> None:
     """Two arrays that are read side by side must have one shape."""
     if array.shape != other.shape:
         raise ShapeError(f"{name} has shape {array.shape}, {other_name} has {other.shape}; they must be the same.")
 
 
-def learned(matrix: ArrayLike) -> Floats:
+def learned_part(matrix: ArrayLike) -> Floats:
     """The square (t, t) part of R that is about the t experiences learned so far.
 
     R may have fewer rows than columns: an unfinished run gives the numbers of the stream cut after its last row.
@@ -50,7 +52,7 @@ def learned(matrix: ArrayLike) -> Floats:
     return R[:, :steps]
 
 
-def of_learned(name: str, values: ArrayLike, steps: int) -> Floats:
+def learned_entries(name: str, values: ArrayLike, steps: int) -> Floats:
     """The first ``steps`` entries of a vector that has one entry for each experience."""
     array = floats(name, values, ndim=1)
     if len(array) < steps:
@@ -67,4 +69,5 @@ def mean(values: ArrayLike) -> float:
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Floats:
     """Element-wise quotient, NaN where the denominator is 0."""
     top, bottom = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))
-    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
+    quotient: Floats = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
+    return quotient

@@ -13,7 +13,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cil.errors import DataError, ShapeError
-from cil.metrics._arrays import Floats, Ints, floats, learned, mean, of_learned, ratio, same_shape, slots
+from cil.metrics._arrays import (
+    Floats,
+    Ints,
+    check_same_shape,
+    floats,
+    learned_entries,
+    learned_part,
+    mean,
+    ratio,
+    slots,
+)
 
 
 def confusion_matrix(true: ArrayLike, predicted: ArrayLike, num_slots: int) -> Ints:
@@ -35,7 +45,7 @@ def confusion_matrix(true: ArrayLike, predicted: ArrayLike, num_slots: int) -> I
     [[1, 1], [0, 1]]
     """
     rows, columns = slots("true", true, num_slots), slots("predicted", predicted, num_slots)
-    same_shape("true", rows, "predicted", columns)
+    check_same_shape("true", rows, "predicted", columns)
     counts = np.bincount(rows * num_slots + columns, minlength=num_slots * num_slots)
     return counts.reshape(num_slots, num_slots).astype(np.int64)
 
@@ -97,33 +107,19 @@ def by_experience(
     return counts, owner, num_experiences
 
 
-def accuracy_row(confusion: ArrayLike, experience_of_slot: ArrayLike, num_experiences: int | None = None) -> Floats:
-    """Accuracy on each experience, from the confusion of one evaluation: one row of R.
-
-    Args:
-        confusion: (K, K) counts, true slot by predicted slot.
-        experience_of_slot: (K,) the experience that brought each slot.
-        num_experiences: T; by default one more than the largest entry of ``experience_of_slot``.
-
-    Returns:
-        (T,) percent, NaN for an experience without test samples in this evaluation.
-
-    >>> accuracy_row([[3, 1, 0], [0, 1, 0], [0, 0, 0]], experience_of_slot=[0, 0, 1]).tolist()
-    [80.0, nan]
-    """
-    return accuracy_from_counts(*counts_by_experience(confusion, experience_of_slot, num_experiences))
-
-
 def accuracy_matrix(confusion: ArrayLike, experience_of_slot: ArrayLike, num_experiences: int | None = None) -> Floats:
-    """R from the confusion over time.
+    """Accuracy on each experience: R from the confusion over time, or one row of R from that of one evaluation.
 
     Args:
-        confusion: (t, K, K) counts; matrix i was counted after learning experience i.
+        confusion: (t, K, K) counts; matrix i was counted after learning experience i. Or (K, K) of one evaluation.
         experience_of_slot: (K,) the experience that brought each slot.
         num_experiences: T; by default one more than the largest entry of ``experience_of_slot``.
 
     Returns:
-        (t, T) percent, NaN where experience j was not evaluated after i.
+        (t, T) percent, or (T,); NaN where an experience has no test samples in an evaluation.
+
+    >>> accuracy_matrix([[3, 1, 0], [0, 1, 0], [0, 0, 0]], experience_of_slot=[0, 0, 1]).tolist()
+    [80.0, nan]
     """
     return accuracy_from_counts(*counts_by_experience(confusion, experience_of_slot, num_experiences))
 
@@ -141,7 +137,7 @@ def accuracy_curve(matrix: ArrayLike, tested: ArrayLike) -> Floats:
     >>> accuracy_curve([[90, None], [70, 80]], tested=[100, 300]).tolist()
     [90.0, 77.5]
     """
-    R = learned(matrix)
+    R = learned_part(matrix)
     steps = len(R)
     weight = np.atleast_1d(np.asarray(tested, dtype=np.float64))[..., :steps]
     if weight.shape not in ((steps,), (steps, steps)):
@@ -177,18 +173,18 @@ def average_accuracy(matrix: ArrayLike) -> float:
     >>> round(average_accuracy([[90, 10, 5], [70, 80, 15], [60, 70, 85]]), 4)
     71.6667
     """
-    return mean(learned(matrix)[-1:])
+    return mean(learned_part(matrix)[-1:])
 
 
 def overall_average_accuracy(matrix: ArrayLike) -> float:
     """Mean over experiences i of the unweighted mean of R[i, j], j <= i: percent."""
-    R = learned(matrix)
+    R = learned_part(matrix)
     return mean([average_accuracy(R[: step + 1]) for step in range(len(R))])
 
 
 def learning_accuracy(matrix: ArrayLike) -> float:
     """Mean of the diagonal of R: percent on each experience just after learning it."""
-    return mean(learned(matrix).diagonal())
+    return mean(learned_part(matrix).diagonal())
 
 
 def mean_class_accuracy(confusion: ArrayLike) -> float:
@@ -235,14 +231,14 @@ def top_k_accuracy(scores: ArrayLike, true: ArrayLike, k: int) -> float:
     """
     if k < 1:
         raise DataError(f"k is {k}; allowed is 1 and up.")
-    values, owner = scored(scores, true)
+    values, owner = check_scores(scores, true)
     own = np.take_along_axis(values, owner[:, None], axis=1)
     before = np.arange(values.shape[1]) < owner[:, None]
     rank = ((values > own) | ((values == own) & before)).sum(1)
     return 100.0 * mean(rank < k)
 
 
-def scored(scores: ArrayLike, true: ArrayLike) -> tuple[Floats, Ints]:
+def check_scores(scores: ArrayLike, true: ArrayLike) -> tuple[Floats, Ints]:
     """Check scores (N, K) without NaN against the true slots (N,)."""
     values = floats("scores", scores, ndim=2)
     if np.isnan(values).any():
@@ -279,10 +275,10 @@ def old_new_harmonic(matrix: ArrayLike, tested: ArrayLike, step: int) -> OldNew:
     >>> old, new, round(harmonic, 4), gap
     (65.0, 85.0, 73.6667, 20.0)
     """
-    R = learned(matrix)
+    R = learned_part(matrix)
     if not 0 <= step < len(R):
         raise DataError(f"step is {step}; R has rows 0 to {len(R) - 1}.")
-    weight = of_learned("tested", tested, len(R))[:step]
+    weight = learned_entries("tested", tested, len(R))[:step]
     old = float(ratio(np.where(weight > 0, weight * R[step, :step], 0.0).sum(), weight.sum()))
     new = float(R[step, step])
     harmonic = 0.0 if old == new == 0 else 2 * old * new / (old + new)

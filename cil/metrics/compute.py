@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cil.errors import DataError
-from cil.metrics._arrays import Floats, floats, same_shape
+from cil.metrics._arrays import Floats, check_same_shape, floats
 
 
 def pareto_front(cost: ArrayLike, error: ArrayLike) -> NDArray[np.bool_]:
-    """Which points no other one dominates: none is as good in both and better in one.
+    """(n,) true for points that no other one dominates: none is as good in both and better in one.
 
     Args:
-        cost: (n,) operations, say; lower is better.
+        cost: (n,) FLOPs, for example; lower is better.
         error: (n,) lower is better.
 
     Returns:
@@ -26,31 +26,28 @@ def pareto_front(cost: ArrayLike, error: ArrayLike) -> NDArray[np.bool_]:
     [True, True, False, True]
     """
     x, y = floats("cost", cost, ndim=1), floats("error", error, ndim=1)
-    same_shape("cost", x, "error", y)
+    check_same_shape("cost", x, "error", y)
     no_worse = (x[:, None] <= x) & (y[:, None] <= y)  # row against column; False wherever there is a NaN
     better = (x[:, None] < x) | (y[:, None] < y)
     return ~(no_worse & better).any(0) & ~np.isnan(x) & ~np.isnan(y)
 
 
 class Resources(NamedTuple):
-    """What a piece of work took. None: unknown."""
+    """Resources that a piece of work took. None: unknown."""
 
     flops: int | None = 0
     peak_parameters: int | None = 0
     peak_bytes: int | None = 0
 
 
-def combined(parts: Iterable[Resources]) -> Resources:
-    """One after the other: operations add up, of peaks the highest counts, what is unknown in one is unknown in all.
+def add_resources(parts: Iterable[Resources]) -> Resources:
+    """Add up resources: FLOPs are summed, the highest peak counts, and what is unknown in one is unknown in all.
 
-    >>> combined([Resources(3, 10, 40), Resources(4, 8, None)])
+    >>> add_resources([Resources(3, 10, 40), Resources(4, 8, None)])
     Resources(flops=7, peak_parameters=10, peak_bytes=None)
     """
-    flops, parameters, size = zip(*[Resources(), *parts], strict=True)
-    known = (None not in flops, None not in parameters, None not in size)
-    return Resources(
-        sum(flops) if known[0] else None, max(parameters) if known[1] else None, max(size) if known[2] else None
-    )
+    flops, *peaks = zip(*[Resources(), *parts], strict=True)
+    return Resources(None if None in flops else sum(flops), *(None if None in peak else max(peak) for peak in peaks))
 
 
 def time_to_target(times: ArrayLike, accuracy: ArrayLike, target: float) -> float:
@@ -63,14 +60,13 @@ def time_to_target(times: ArrayLike, accuracy: ArrayLike, target: float) -> floa
     Raises:
         DataError: if the times do not rise.
 
-    Source:
-        Dahl et al. 2023 (AlgoPerf).
+    Source: Dahl et al. 2023 (AlgoPerf).
 
     >>> time_to_target([10, 20, 30], [50, 71, 69], target=70), time_to_target([10], [50], target=70)
     (20.0, inf)
     """
     t, a = floats("times", times, ndim=1), floats("accuracy", accuracy, ndim=1)
-    same_shape("times", t, "accuracy", a)
+    check_same_shape("times", t, "accuracy", a)
     if (np.diff(t) <= 0).any():
         raise DataError(f"times are {t.tolist()}; they must rise.")
     reached = t[a >= target]
@@ -115,8 +111,8 @@ def profile_score(times: ArrayLike, most: float = 4.0) -> Floats:
     """Area under each performance profile from 1 to ``most``, in [0, 1]; 1 for who is fastest everywhere.
 
     Args:
-        times: As in :func:`performance_profile`.
-        most: Longer than so many times the fastest earns nothing.
+        times: (S, W), see :func:`performance_profile`.
+        most: Factor over the fastest from which on a learner earns nothing.
 
     Returns:
         (S,), equal to the mean over workloads of max(0, most - r) / (most - 1).
@@ -125,7 +121,8 @@ def profile_score(times: ArrayLike, most: float = 4.0) -> Floats:
     >>> profile_score([[10, 20], [20, 10], [inf, 45]]).round(6).tolist()
     [0.833333, 0.833333, 0.0]
     """
-    return np.clip((most - _ratios(times)) / (most - 1), 0, None).mean(1)
+    scores: Floats = np.clip((most - _ratios(times)) / (most - 1), 0, None).mean(1)
+    return scores
 
 
 def geometric_speed_up(reference: ArrayLike, times: ArrayLike) -> float:
@@ -135,7 +132,7 @@ def geometric_speed_up(reference: ArrayLike, times: ArrayLike) -> float:
     1.0
     """
     old, new = floats("reference", reference, ndim=1), floats("times", times, ndim=1)
-    same_shape("reference", old, "times", new)
+    check_same_shape("reference", old, "times", new)
     return float(np.exp(np.log(old / new).mean()))
 
 
@@ -162,8 +159,7 @@ def best_of(scores: ArrayLike, draws: int) -> float:
     Raises:
         DataError: if ``draws`` is below 1.
 
-    Source:
-        The sum over i of x_(i) ((i/n)^m - ((i-1)/n)^m), x ascending: Dodge et al. 2019, equation 8.
+    Source: The sum over i of x_(i) ((i/n)^m - ((i-1)/n)^m), x ascending: Dodge et al. 2019, equation 8.
 
     >>> [round(best_of([60, 70, 80], m), 4) for m in (1, 2, 3)]
     [70.0, 74.4444, 76.6667]

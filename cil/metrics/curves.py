@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cil.errors import DataError
-from cil.metrics._arrays import floats, same_shape
+from cil.metrics._arrays import check_same_shape, floats
 
 
 def area(x: ArrayLike, y: ArrayLike, normalise: bool = False) -> float:
@@ -28,7 +28,7 @@ def area(x: ArrayLike, y: ArrayLike, normalise: bool = False) -> float:
     (12.0, 0.6)
     """
     places, heights = floats("x", x, ndim=1), floats("y", y, ndim=1)
-    same_shape("x", places, "y", heights)
+    check_same_shape("x", places, "y", heights)
     order = np.argsort(places)
     steps, heights = np.diff(places[order]), heights[order]
     if np.isnan(places).any() or (steps == 0).any():
@@ -53,10 +53,9 @@ def auc(megabytes: ArrayLike, accuracy: ArrayLike, normalise: bool = False) -> f
         Fraction times megabytes, as the survey prints it, or a fraction if normalised; NaN if a point is missing.
 
     Raises:
-        DataError: if an accuracy is outside [0, 1] (percent, say), or a budget comes twice.
+        DataError: if an accuracy is outside [0, 1] (percent, for example), or a budget comes twice.
 
-    Source:
-        Zhou et al. 2024, the memory-agnostic measure.
+    Source: Zhou et al. 2024, the memory-agnostic measure.
 
     >>> auc([10, 20, 40], [0.5, 0.6, 0.7])
     18.5
@@ -81,14 +80,13 @@ def area_over_samples(samples: ArrayLike, accuracy: ArrayLike) -> float:
     Raises:
         DataError: if a place is NaN or comes twice.
 
-    Source:
-        Koh et al. 2022.
+    Source: Koh et al. 2022.
 
     >>> area_over_samples([100, 200, 300], [40, 50, 60]), round(area_over_samples([100, 200, 400], [40, 50, 60]), 4)
     (50.0, 51.6667)
     """
     places, heights = floats("samples", samples, ndim=1), floats("accuracy", accuracy, ndim=1)
-    same_shape("samples", places, "accuracy", heights)
+    check_same_shape("samples", places, "accuracy", heights)
     if len(places) and (np.diff(places, prepend=0.0) == places[0]).all():
         return float(heights.mean())
     return area(places, heights, normalise=True)
@@ -113,7 +111,7 @@ def prequential(correct: ArrayLike, sizes: ArrayLike) -> float:
     75.0
     """
     right, seen = floats("correct", correct, ndim=1), floats("sizes", sizes, ndim=1)
-    same_shape("correct", right, "sizes", seen)
+    check_same_shape("correct", right, "sizes", seen)
     if (right > seen).any() or (right < 0).any():
         raise DataError(f"correct is {right.tolist()} of {seen.tolist()}; 0 up to the size of the batch is allowed.")
     return float(100 * right.sum() / seen.sum()) if seen.sum() else float("nan")

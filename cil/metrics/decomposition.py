@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from cil.errors import DataError, ShapeError
 from cil.metrics._arrays import Ints, mean, ratio, slots
-from cil.metrics.accuracy import by_experience, confusion_matrix, scored
+from cil.metrics.accuracy import by_experience, check_scores, confusion_matrix
 
 
 class Decomposition(NamedTuple):
@@ -47,15 +47,14 @@ def cil_decomposition(scores: ArrayLike, true: ArrayLike, experience_of_slot: Ar
         ShapeError: if the shapes do not fit.
         DataError: if a score is NaN or a slot is not in [0, K_i).
 
-    Source:
-        Soutif et al. 2021 for task confusion; the product of within-task and task-identification accuracy.
+    Source: Soutif et al. 2021 for task confusion; the product of within-task and task-identification accuracy.
 
     >>> logits = [[3, 1, 2, 0], [0, 2, 3, 1], [1, 0, 2, 4], [5, 0, 4, 1]]
     >>> cil, til, tid, inter, intra, _ = cil_decomposition(logits, [0, 1, 2, 3], experience_of_slot=[0, 0, 1, 1])
     >>> cil, til, tid, inter, intra
     (25.0, 50.0, 50.0, 50.0, 25.0)
     """
-    values, target = scored(scores, true)
+    values, target = check_scores(scores, true)
     owner = slots("experience_of_slot", experience_of_slot)
     if len(owner) != values.shape[1]:
         raise ShapeError(f"experience_of_slot has {len(owner)} entries; scores have {values.shape[1]} columns.")

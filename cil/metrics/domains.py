@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cil.metrics._arrays import Floats, Ints, floats, learned, mean, ratio, same_shape
+from cil.metrics._arrays import Floats, Ints, check_same_shape, floats, learned_part, mean, ratio
 
 
 class DomainSummary(NamedTuple):
@@ -28,14 +28,13 @@ def domain_summary(matrix: ArrayLike) -> DomainSummary:
     Returns:
         The means; all but ``in_domain`` are NaN for t = 1.
 
-    Source:
-        Lin et al. 2021 (CLEAR).
+    Source: Lin et al. 2021 (CLEAR).
 
     >>> in_domain, next_domain, backward, forward = domain_summary([[90, 10, 5], [70, 80, 15], [60, 70, 85]])
     >>> in_domain, next_domain, round(backward, 4), forward
     (85.0, 12.5, 66.6667, 10.0)
     """
-    R = learned(matrix)
+    R = learned_part(matrix)
     return DomainSummary(
         in_domain=mean(R.diagonal()),
         next_domain=mean(R.diagonal(offset=1)),
@@ -60,8 +59,7 @@ def corruption_error(
     Returns:
         (C,) ratios, no unit: below 1 is better than the reference. NaN where the reference sum is 0.
 
-    Source:
-        Hendrycks & Dietterich 2019.
+    Source: Hendrycks & Dietterich 2019.
 
     >>> corruption_error([[10, 20]], [[20, 20]]).tolist()
     [0.75]
@@ -69,7 +67,7 @@ def corruption_error(
     [1.0]
     """
     own, other = floats("errors", errors, ndim=2), floats("reference", reference, ndim=2)
-    same_shape("errors", own, "reference", other)
+    check_same_shape("errors", own, "reference", other)
     return ratio((own - clean).sum(1), (other - reference_clean).sum(1))
 
 
@@ -97,7 +95,7 @@ def group_summary(accuracy: ArrayLike, tested: ArrayLike, smallest: int = 10) ->
     GroupSummary(worst_group_accuracy=65.0, disparity=25.0, worst_group=2, unranked=array([3]))
     """
     values, samples = floats("accuracy", accuracy, ndim=1), floats("tested", tested, ndim=1)
-    same_shape("accuracy", values, "tested", samples)
+    check_same_shape("accuracy", values, "tested", samples)
     ranked, unranked = np.flatnonzero(samples >= smallest), np.flatnonzero(samples < smallest)
     if not len(ranked) or np.isnan(values[ranked]).any():
         return GroupSummary(np.nan, np.nan, None, unranked)

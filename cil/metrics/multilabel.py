@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cil.errors import DataError
-from cil.metrics._arrays import Floats, floats, same_shape
+from cil.metrics._arrays import Floats, check_same_shape, floats
 
 
 class MeanPrecision(NamedTuple):
@@ -23,7 +23,7 @@ def average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
     """Average precision of one label: the sum over thresholds of (R_k - R_{k-1}) P_k, not interpolated.
 
     Args:
-        scores: (N,) higher is more likely; equal scores are one threshold, so their order says nothing.
+        scores: (N,) higher is more likely; equal scores are one threshold, so their order does not matter.
         targets: (N,) 0 or 1.
 
     Returns:
@@ -33,14 +33,13 @@ def average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
         ShapeError: if the two differ in length.
         DataError: if a score is NaN, or a target neither 0 nor 1.
 
-    Source:
-        metrics of scikit-learn (``average_precision_score``), but for NaN where that gives 0.
+    Source: metrics of scikit-learn (``average_precision_score``), but for NaN where that gives 0.
 
     >>> round(average_precision([0.9, 0.8, 0.7, 0.6], [1, 0, 1, 0]), 4)
     83.3333
     """
     s, y = floats("scores", scores, ndim=1), floats("targets", targets, ndim=1)
-    same_shape("scores", s, "targets", y)
+    check_same_shape("scores", s, "targets", y)
     if np.isnan(s).any() or not np.isin(y, (0, 1)).all():
         raise DataError("scores are numbers and targets 0 or 1; found NaN, or another target.")
     positives = y.sum()
@@ -73,7 +72,7 @@ def mean_average_precision(scores: ArrayLike, targets: ArrayLike) -> MeanPrecisi
     (100.0, 1)
     """
     s, y = floats("scores", scores, ndim=2), floats("targets", targets, ndim=2)
-    same_shape("scores", s, "targets", y)
+    check_same_shape("scores", s, "targets", y)
     by_label = np.array([average_precision(s[:, label], y[:, label]) for label in range(s.shape[1])])
     known = by_label[~np.isnan(by_label)]
     return MeanPrecision(float(known.mean()) if len(known) else float("nan"), by_label, len(by_label) - len(known))

@@ -1,4 +1,4 @@
-"""Any-time metrics: what evaluating only at boundaries does not see (De Lange et al. 2023).
+"""Any-time metrics: accuracy between the boundaries of a stream (De Lange et al. 2023).
 
 For each experience j there is a series of evaluations on its test data: update numbers u, rising, counted from 1 over
 the whole stream, and accuracies a_j(u) in percent. ``ends`` are the last updates of the experiences: experience j is
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cil.errors import DataError
-from cil.metrics._arrays import Floats, floats, mean, ratio, same_shape
+from cil.metrics._arrays import Floats, Ints, check_same_shape, floats, mean, ratio
 
 Series = Mapping[int, tuple[ArrayLike, ArrayLike]]
 
@@ -28,13 +28,12 @@ def min_accuracy(series: Series, ends: ArrayLike, update: int | None = None) -> 
     Args:
         series: experience to (updates, accuracies).
         ends: (T,) last update of each experience.
-        update: The moment to speak of; by default that of the last evaluation.
+        update: Moment of the metric; by default that of the last evaluation.
 
     Returns:
         Percent; NaN in the first experience, or if an earlier one has not been evaluated since its end.
 
-    Source:
-        De Lange et al. 2023.
+    Source: De Lange et al. 2023.
 
     >>> min_accuracy({0: ([3, 4, 5, 6], [90, 30, 50, 70]), 1: ([4, 5, 6], [40, 60, 80])}, ends=[3, 6])
     30.0
@@ -54,7 +53,7 @@ def worst_case_accuracy(series: Series, ends: ArrayLike, update: int | None = No
     Args:
         series: experience to (updates, accuracies).
         ends: (T,) last update of each experience.
-        update: The moment to speak of; by default that of the last evaluation. The current accuracy is the latest
+        update: Moment of the metric; by default that of the last evaluation. The current accuracy is the latest
             one by then.
 
     Returns:
@@ -164,7 +163,7 @@ def average_anytime_accuracy(series: Series, ends: ArrayLike) -> float:
     >>> round(average_anytime_accuracy({0: e0, 1: e1}, ends=[3, 6]), 4)
     55.8333
     """
-    known, last = _checked(series, ends)
+    known, last = _check_series(series, ends)
     times = np.unique(np.concatenate([u for u, _ in known.values()]))
     table = np.full((len(last), len(times)), np.nan)
     for j, (u, a) in known.items():
@@ -175,7 +174,7 @@ def average_anytime_accuracy(series: Series, ends: ArrayLike) -> float:
     return float(ratio((weights * now).sum(), weights.sum()))
 
 
-class Anytime(NamedTuple):
+class AnytimeSummary(NamedTuple):
     """All any-time metrics at the last evaluation: percent and points. Those by window are keyed by its length."""
 
     min_accuracy: float
@@ -186,14 +185,16 @@ class Anytime(NamedTuple):
     average_anytime_accuracy: float
 
 
-def anytime(series: Series, ends: ArrayLike, deltas: Sequence[int] = (10, 100), first: int | None = None) -> Anytime:
+def anytime(
+    series: Series, ends: ArrayLike, deltas: Sequence[int] = (10, 100), first: int | None = None
+) -> AnytimeSummary:
     """Every metric of this file from one set of series.
 
     Args:
         series: experience to (updates, accuracies), one entry for each of the T experiences or fewer.
         ends: (T,) last update of each experience, rising.
         deltas: Windows, in evaluations; windowed metrics are means over the experiences.
-        first: As in :func:`stability_gap`.
+        first: Number of evaluations; see :func:`stability_gap`.
 
     Returns:
         The metrics; ``stability_gaps`` is keyed by (earlier experience, later experience).
@@ -202,8 +203,8 @@ def anytime(series: Series, ends: ArrayLike, deltas: Sequence[int] = (10, 100), 
         ShapeError: if updates and accuracies of an experience differ in length.
         DataError: if ``ends`` or updates do not rise, an experience is not in 0 to T - 1, or none is evaluated.
     """
-    known, last = _checked(series, ends)
-    return Anytime(
+    known, last = _check_series(series, ends)
+    return AnytimeSummary(
         min_accuracy(series, ends),
         worst_case_accuracy(series, ends),
         {delta: mean([windowed_forgetting(a, delta) for _, a in known.values()]) for delta in deltas},
@@ -224,17 +225,17 @@ _NOTHING: tuple[Floats, Floats] = (np.empty(0), np.empty(0))
 def _moment(
     series: Series, ends: ArrayLike, update: int | None
 ) -> tuple[dict[int, tuple[Floats, Floats]], Floats, int, int]:
-    known, last = _checked(series, ends)
+    known, last = _check_series(series, ends)
     now = int(max(u[-1] for u, _ in known.values() if len(u))) if update is None else update
     return known, last, now, int(_current(last, np.asarray(now)))
 
 
-def _current(last: Floats, updates: Floats) -> np.ndarray:
+def _current(last: Floats, updates: Floats) -> Ints:
     """The experience being learned at each update; the last one for what comes after the end."""
-    return np.minimum(np.searchsorted(last, updates, side="left"), len(last) - 1)
+    return np.asarray(np.minimum(np.searchsorted(last, updates, side="left"), len(last) - 1))
 
 
-def _checked(series: Series, ends: ArrayLike) -> tuple[dict[int, tuple[Floats, Floats]], Floats]:
+def _check_series(series: Series, ends: ArrayLike) -> tuple[dict[int, tuple[Floats, Floats]], Floats]:
     last = floats("ends", ends, ndim=1)
     if not len(last) or (np.diff(last) <= 0).any():
         raise DataError(f"ends are {last.tolist()}; rising update numbers are needed, one for each experience.")
@@ -249,7 +250,7 @@ def _checked(series: Series, ends: ArrayLike) -> tuple[dict[int, tuple[Floats, F
 
 def _evaluations(name: str, updates: ArrayLike, accuracies: ArrayLike) -> tuple[Floats, Floats]:
     u, a = floats(name, updates, ndim=1), floats("accuracies", accuracies, ndim=1)
-    same_shape(name, u, "accuracies", a)
+    check_same_shape(name, u, "accuracies", a)
     if (np.diff(u) <= 0).any():
         raise DataError(f"{name} do not rise; evaluations are in order of time, one for each update.")
     return u, a

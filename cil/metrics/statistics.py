@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cil.errors import DataError
-from cil.metrics._arrays import floats, mean, same_shape
+from cil.metrics._arrays import Floats, check_same_shape, floats, mean
 
 
 class Interval(TypedDict):
@@ -86,7 +86,7 @@ def paired(a: ArrayLike, b: ArrayLike) -> Paired:
     from scipy.stats import t as student
 
     first, second = floats("a", a, ndim=1), floats("b", b, ndim=1)
-    same_shape("a", first, "b", second)
+    check_same_shape("a", first, "b", second)
     difference = first - second
     n, centre, std = len(difference), mean(difference), _std(difference)
     rounding = 1e-12 * max(np.abs(first).max(initial=0.0), np.abs(second).max(initial=0.0))
@@ -95,7 +95,7 @@ def paired(a: ArrayLike, b: ArrayLike) -> Paired:
     return Paired(n=n, mean_difference=centre, std_difference=std, t=float(t), p=float(p))
 
 
-def _std(values: np.ndarray) -> float:
+def _std(values: Floats) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cil.errors import ConfigError, ShapeError, nearest
-from cil.metrics._arrays import Floats, Ints, floats, learned, mean, of_learned, slots
+from cil.metrics._arrays import Floats, Ints, floats, learned_entries, learned_part, mean, slots
 from cil.metrics.accuracy import class_accuracy
 
 VARIANTS = ("chaudhry", "including_last", "first_minus_last")
@@ -28,7 +28,7 @@ def forgetting(matrix: ArrayLike, variant: str = "chaudhry", per_experience: boo
 
     Args:
         matrix: R, (t, T) percent.
-        variant: What the last accuracy is subtracted from, by experience j, with k the last row:
+        variant: Accuracy that the last one is subtracted from, by experience j, with k the last row:
             ``chaudhry``, the best of rows j to k - 1: negative if the last is better than all before;
             ``including_last``, the best of rows j to k: never negative;
             ``first_minus_last``, row j itself: minus the backward transfer.
@@ -37,13 +37,12 @@ def forgetting(matrix: ArrayLike, variant: str = "chaudhry", per_experience: boo
     Raises:
         ConfigError: if the variant is unknown.
 
-    Source:
-        Chaudhry et al. 2018, section 3.2; the other two are what public code also calls forgetting.
+    Source: Chaudhry et al. 2018, section 3.2; the other two are what public code also calls forgetting.
 
     >>> forgetting([[90, 10, 5], [70, 80, 15], [60, 70, 85]])
     20.0
     """
-    R = learned(matrix)
+    R = learned_part(matrix)
     last = max(len(R) - 1, 0)
     if variant == "chaudhry":
         past = [R[j:last, j].max() for j in range(last)]  # max hands a NaN on
@@ -68,8 +67,7 @@ def backward_transfer(matrix: ArrayLike, per_experience: bool = False) -> float 
         matrix: R, (t, T) percent.
         per_experience: Give the (t - 1,) differences in place of their mean.
 
-    Source:
-        Lopez-Paz & Ranzato 2017, equation 3.
+    Source: Lopez-Paz & Ranzato 2017, equation 3.
 
     >>> backward_transfer([[90, 10, 5], [70, 80, 15], [60, 70, 85]])
     -20.0
@@ -95,13 +93,12 @@ def remembering(matrix: ArrayLike) -> Remembering:
     Returns:
         Mean of R[i, j] - R[j, j]; the larger of it and 0; and 100 minus the size of its negative part. NaN for t = 1.
 
-    Source:
-        Díaz-Rodríguez et al. 2018, who write them as fractions.
+    Source: Díaz-Rodríguez et al. 2018, who write them as fractions.
 
     >>> remembering([[90, 10, 5], [70, 80, 15], [60, 70, 85]])
     Remembering(backward_transfer=-20.0, positive=0.0, remembering=80.0)
     """
-    R = learned(matrix)
+    R = learned_part(matrix)
     later, earlier = np.tril_indices(len(R), k=-1)
     transfer = mean(R[later, earlier] - R[earlier, earlier])
     positive, negative = np.maximum(transfer, 0.0), np.minimum(transfer, 0.0)
@@ -122,14 +119,13 @@ def forward_transfer(matrix: ArrayLike, initial: ArrayLike, per_experience: bool
         initial: b, (T,) percent at random initialisation; the first entry is not read.
         per_experience: Give the (t - 1,) differences in place of their mean.
 
-    Source:
-        Lopez-Paz & Ranzato 2017, equation 4.
+    Source: Lopez-Paz & Ranzato 2017, equation 4.
 
     >>> forward_transfer([[90, 10, 5], [70, 80, 15], [60, 70, 85]], [None, 8, 10])
     3.5
     """
-    R = learned(matrix)
-    ahead = R.diagonal(offset=1) - of_learned("initial", initial, len(R))[1:]
+    R = learned_part(matrix)
+    ahead = R.diagonal(offset=1) - learned_entries("initial", initial, len(R))[1:]
     return ahead if per_experience else mean(ahead)
 
 
@@ -145,14 +141,13 @@ def intransigence(matrix: ArrayLike, joint: ArrayLike, per_experience: bool = Fa
         joint: a, (T,) percent on experience k of a model trained jointly on experiences 0 to k, among the same classes.
         per_experience: Give the (t,) differences in place of their mean. Negative ones are legal.
 
-    Source:
-        Chaudhry et al. 2018, section 3.2.
+    Source: Chaudhry et al. 2018, section 3.2.
 
     >>> intransigence([[90, 10, 5], [70, 80, 15], [60, 70, 85]], joint=[92, 88, 90])
     5.0
     """
-    R = learned(matrix)
-    missed = of_learned("joint", joint, len(R)) - R.diagonal()
+    R = learned_part(matrix)
+    missed = learned_entries("joint", joint, len(R)) - R.diagonal()
     return missed if per_experience else mean(missed)
 
 

@@ -8,7 +8,7 @@ from cil.models.convit import ConViT, TaskTokenNet
 from cil.models.convnets import ConvNet2, ConvNet4, SmallConvNet
 from cil.models.factory import NetFactory
 from cil.models.features import extract, extract_outputs
-from cil.models.folding import folded
+from cil.models.folding import fold_batch_norm
 from cil.models.frozen import evaluating, freeze, frozen_copy
 from cil.models.growing import GrowingNet, Normalise
 from cil.models.heads import CosineHead, Head, LinearHead, weight_align
@@ -16,50 +16,16 @@ from cil.models.imagenet import ImageNetResNet
 from cil.models.output import Output
 from cil.models.registry import build_backbone, names, register_model
 from cil.models.reparameterised import ParallelAdapters, adaptable
-from cil.models.tasks import TaskNet, TaskNets, TaskPool, batch_statistics_features
+from cil.models.task_networks import TaskNet, TaskNets, TaskPool, batch_statistics_features
 from cil.models.timm_zoo import TimmBackbone, timm_backbone
 from cil.models.weights import load_weights, save_weights
 from cil.models.wide_resnets import WideResNet
 
 __all__ = [
-    "AggregatedBackbone",
-    "Backbone",
-    "BranchingNet",
-    "CifarResNet",
-    "ConViT",
-    "ConvNet2",
-    "ConvNet4",
-    "CosineHead",
-    "GrowingNet",
-    "Head",
-    "ImageNetResNet",
-    "LinearHead",
-    "NetFactory",
-    "Normalise",
-    "Output",
-    "ParallelAdapters",
-    "ScaledConv2d",
-    "SmallConvNet",
-    "TaskNet",
-    "TaskNets",
-    "TaskPool",
-    "TaskTokenNet",
-    "TimmBackbone",
-    "WideResNet",
-    "adaptable",
-    "batch_statistics_features",
-    "build_backbone",
-    "count_parameters",
-    "evaluating",
-    "extract",
-    "extract_outputs",
-    "folded",
-    "freeze",
-    "frozen_copy",
-    "load_weights",
-    "names",
-    "register_model",
-    "save_weights",
-    "timm_backbone",
-    "weight_align",
-]
+    "AggregatedBackbone", "Backbone", "BranchingNet", "CifarResNet", "ConViT", "ConvNet2", "ConvNet4", "CosineHead",
+    "GrowingNet", "Head", "ImageNetResNet", "LinearHead", "NetFactory", "Normalise", "Output", "ParallelAdapters",
+    "ScaledConv2d", "SmallConvNet", "TaskNet", "TaskNets", "TaskPool", "TaskTokenNet", "TimmBackbone", "WideResNet",
+    "adaptable", "batch_statistics_features", "build_backbone", "count_parameters", "evaluating", "extract",
+    "extract_outputs", "fold_batch_norm", "freeze", "frozen_copy", "load_weights", "names", "register_model",
+    "save_weights", "timm_backbone", "weight_align",
+]  # fmt: skip

@@ -27,8 +27,7 @@ class ScaledConv2d(nn.Module):
     Raises:
         ConfigError: for another padding than zeros.
 
-    Source:
-        Sun et al., "Meta-transfer learning", CVPR 2019 (scaling); the stable blocks of Liu et al. 2021.
+    Source: Sun et al., "Meta-transfer learning", CVPR 2019 (scaling); the stable blocks of Liu et al. 2021.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -63,9 +62,8 @@ class AggregatedBackbone(nn.Module):
     Raises:
         ConfigError: for a backbone that is not a stem and stages applied in turn.
 
-    Source:
-        Liu, Schiele, Sun, "Adaptive Aggregation Networks", CVPR 2021, arXiv:2010.05063; the stem has two branches too,
-        as in their code.
+    Source: Liu, Schiele, Sun, "Adaptive Aggregation Networks", CVPR 2021, arXiv:2010.05063; the stem has two branches
+    too, as in their code.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -81,14 +79,14 @@ class AggregatedBackbone(nn.Module):
 
     @property
     def is_split(self) -> bool:
-        """Whether there are two branches."""
+        """True where there are two branches."""
         return len(self.branches) == 2
 
     def split(self, stable: str = "scaled") -> None:
         """Make two branches of one, in place: both, and so the network, compute what it did.
 
         Args:
-            stable: What learns in the stable branch. ``scaled``: a factor for each kernel (``ScaledConv2d``) and batch
+            stable: Learning in the stable branch. ``scaled``: a factor for each kernel (``ScaledConv2d``) and batch
                 norm; ``frozen``: nothing, and statistics stay too.
         """
         backbone = self.branches[0]
@@ -104,7 +102,8 @@ class AggregatedBackbone(nn.Module):
         """Normalised images (N, C, H, W) to features (N, D) and the mixed map after each stage."""
         branches: Any = self.branches
         if not self.is_split:
-            return branches[0](images)  # type: ignore[no-any-return]
+            whole: tuple[Tensor, tuple[Tensor, ...]] = branches[0](images)
+            return whole
         stable, plastic = branches
         maps: list[Tensor] = []
         s, p = stable.stem(images), plastic.stem(images)

@@ -1,4 +1,4 @@
-"""What all convolutional backbones share, and how their parameters are counted."""
+"""Base class of convolutional backbones, and the count of their parameters."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Backbone(nn.Module):
         stem: Maps (N, C, H, W) images to a map.
         stages: Applied one after the other; the map after each is returned too.
         feature_dim: Channels after the last stage.
-        survey_parameters: What the survey charges where that is not every parameter.
+        survey_parameters: Number that the survey charges where that is not every parameter.
 
     Attributes:
         feature_dim: D, length of a feature.
         survey_parameters: Learnable parameters that the survey charges for one backbone (Zhou et al. 2024, section on
             memory-aligned comparison): all of the backbone, no classifier, no batch-norm statistics.
-        signed: Whether features have both signs, as cosine heads want them; None where that is not known.
+        signed: True where features have both signs, as cosine heads want them; None where that is not known.
     """
 
     signed: bool | None = None
@@ -53,8 +53,7 @@ class Backbone(nn.Module):
     def split(self) -> tuple[int, int]:
         """Parameters that MEMO shares (generalised) and that it repeats (specialised: the last stage).
 
-        Source:
-            Zhou et al., "A Model or 603 Exemplars", ICLR 2023, section 4; the cut is in front of the last stage.
+        Source: Zhou et al., "A Model or 603 Exemplars", ICLR 2023, section 4; the cut is in front of the last stage.
         """
         specialised = count_parameters(self.stages[-1])
         return count_parameters(self) - specialised, specialised
@@ -87,7 +86,7 @@ def drop_counters(module: nn.Module) -> nn.Module:
     for layer in module.modules():
         if isinstance(layer, _BatchNorm) and layer.momentum is not None and layer.num_batches_tracked is not None:
             layer.num_batches_tracked = None
-            layer.register_load_state_dict_pre_hook(_forget_counter)
+            layer.register_load_state_dict_pre_hook(_forget_counter)  # type: ignore[no-untyped-call]
     return module
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from cil.errors import ShapeError
 from cil.models.frozen import freeze
+from cil.models.growing import HeadedNet
 from cil.models.heads import LinearHead
 from cil.models.output import Output
 
 
-class BranchingNet(nn.Module):
+class BranchingNet(HeadedNet):
     """b branches side by side, one linear head on their concatenated features; of the branches only the last learns.
 
     Args:
@@ -27,16 +28,14 @@ class BranchingNet(nn.Module):
         shared: Stem and stages that all branches share, those of the first backbone; empty for whole backbones. It
             learns until it is frozen.
 
-    Source:
-        Yan et al., DER, CVPR 2021, sections 3.2 and 3.3; Zhou et al., MEMO, ICLR 2023, section 4. The auxiliary head is
-        the strategy's.
+    Source: Yan et al., DER, CVPR 2021, sections 3.2 and 3.3; Zhou et al., MEMO, ICLR 2023, section 4. The auxiliary
+    head is the strategy's.
     """
 
+    head: LinearHead
+
     def __init__(
-        self,
-        make_backbone: Callable[[], nn.Module],
-        normalise: nn.Module | None = None,
-        specialised: int | None = None,
+        self, make_backbone: Callable[[], nn.Module], normalise: nn.Module | None = None, specialised: int | None = None
     ) -> None:
         super().__init__()
         self.normalise = normalise or nn.Identity()
@@ -68,14 +67,6 @@ class BranchingNet(nn.Module):
         """
         self.branches[target].load_state_dict(self.branches[source].state_dict())
 
-    def grow(self, count: int) -> None:
-        """Add ``count`` outputs in place, on the features of all branches.
-
-        Raises:
-            ShapeError: if there is no branch yet.
-        """
-        self.head.grow(count)
-
     def forward(self, images: Tensor) -> Output:
         """Float images (N, C, H, W) in [0, 1] to logits, features (N, b d) oldest branch first, and the last stages."""
         if not self.branches:
@@ -92,23 +83,13 @@ class BranchingNet(nn.Module):
         return Output(self.head(features), features, (*maps[1:], *stages))  # maps[0] is the stem's
 
     @property
-    def num_classes(self) -> int:
-        """C, columns of the logits."""
-        return self.head.num_classes
-
-    @property
-    def feature_dim(self) -> int:
-        """b * d, columns of the features."""
-        return self.head.in_features
-
-    @property
     def branch_dim(self) -> int:
         """d of the last branch: ``features[:, -branch_dim:]`` are what an auxiliary head sees."""
         last: Any = self.branches[-1]
-        return last.feature_dim
+        return int(last.feature_dim)
 
     @property
     def survey_parameters(self) -> int:
         """Parameters that the survey charges: those of all branches, and once those of the shared part."""
-        branches: Iterable[Any] = self.branches
-        return self._shared_parameters + sum(branch.survey_parameters for branch in branches)
+        branches: Any = self.branches
+        return self._shared_parameters + sum(int(branch.survey_parameters) for branch in branches)

@@ -27,10 +27,9 @@ class CifarResNet(Backbone):
     Raises:
         ConfigError: for a depth that is not 6n + 2, or an unknown shortcut.
 
-    Source:
-        He et al. 2016, section 4.2. Parameters as in the survey (Zhou et al. 2024): 463,504 at depth 32; the cosine
-        variant has 466,256 and is charged 463,504 there, so ``survey_parameters`` leaves the shortcuts out. Weights
-        N(0, 2 / (k k outputs)).
+    Source: He et al. 2016, section 4.2. Parameters as in the survey (Zhou et al. 2024): 463,504 at depth 32; the cosine
+    variant has 466,256 and is charged 463,504 there, so ``survey_parameters`` leaves the shortcuts out. Weights N(0, 2
+    / (k k outputs)).
     """
 
     def __init__(

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from cil.errors import ConfigError
-from cil.models.blocks import paddings
 from cil.models.factory import NetFactory
 from cil.models.growing import GrowingNet, Normalise
 from cil.models.registry import build_backbone
-from cil.models.weights import load_strictly, read_weights
+from cil.models.weights import load_strictly, read_weights, save_weights
 
-HEADS = ("fc", "linear", "classifier", "head")  # what public files call the last layer
+HEADS = ("fc", "linear", "classifier", "head")  # names of the last layer in public files
 
 
 def load_classifier(
@@ -36,15 +35,15 @@ def load_classifier(
     """A trained network, head and all, that takes images in [0, 1].
 
     Args:
-        name: Of the backbone, as ``build_backbone`` knows it.
+        name: Name of the backbone; see ``build_backbone``.
         weights: A file of ``save_classifier``; or one in the layout of the backbone's public weights with a linear
             last layer (``fc``, ``linear``, ...); or ``hub`` for a timm model.
         image_shape: (C, H, W).
         head: ``linear`` or ``cosine``.
-        mean, std: By channel, of images in [0, 1], as the network was trained with. None: what the file (of
-            ``save_classifier``) or timm says. A wrong one costs accuracy and raises nothing, so there is no default.
+        mean, std: One value a channel for images in [0, 1], those of training. None: the ones that the file (of
+            ``save_classifier``) or timm states. A wrong one costs accuracy and raises nothing, so there is no default.
         channels_last: Memory layout of convolutions.
-        options: Of the backbone, by name.
+        options: Options of the backbone, by name.
 
     Raises:
         ConfigError: where the file has no classifier, does not fit, or nothing says how images are normalised; and for
@@ -56,7 +55,7 @@ def load_classifier(
     if (mean is None) != (std is None):
         raise ConfigError("model.mean and model.std go together: give both or neither")
     if mean is None and not timm:
-        mean, std = _stated(weights)
+        mean, std = _read_statistics(weights)
         if mean is None:
             raise ConfigError(
                 f"{weights} does not say how its images were normalised: give mean and std by channel, as in "
@@ -67,7 +66,7 @@ def load_classifier(
     make = partial(build_backbone, name, image_shape[0], size, None if own else weights, **(options or {}))
     net = NetFactory(make, head=head, mean=mean, std=std, channels_last=channels_last)()
     tensors, padding = read_weights(weights) if own else ({}, "")
-    last = _of_head(tensors) if own else _timm_head(net.backbone, name, weights) if timm else _public_head(weights)
+    last = _head_tensors(tensors) if own else _timm_head(net.backbone, name, weights) if timm else _public_head(weights)
     if "weight" not in last:
         raise ConfigError(f"{weights} has no classifier ({', '.join(HEADS)}), which a trained network needs")
     with torch.random.fork_rng(devices=[]):
@@ -81,23 +80,20 @@ def load_classifier(
 
 def save_classifier(net: GrowingNet, path: str | Path) -> None:
     """Write a network as safetensors, with the padding of its shortcuts and its normalisation as metadata."""
-    from safetensors.torch import save_file
-
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    stated = {"shortcut": ",".join(sorted(paddings(net)))}
+    stated = {}
     if isinstance(net.normalise, Normalise):
         values = {"mean": net.normalise.mean, "std": net.normalise.std}
-        stated |= {key: json.dumps(value.flatten().tolist()) for key, value in values.items()}
-    save_file(tensors, path, metadata=stated)
+        stated = {key: json.dumps(value.flatten().tolist()) for key, value in values.items()}
+    save_weights(net, path, stated)
 
 
 def _is_own(path: str | Path) -> bool:
-    """Whether a file was written by ``save_classifier``."""
+    """True for a file that ``save_classifier`` wrote."""
     tensors, _ = read_weights(path)
     return "head.weight" in tensors and any(key.startswith("backbone.") for key in tensors)
 
 
-def _stated(path: str | Path) -> tuple[list[float] | None, list[float] | None]:
+def _read_statistics(path: str | Path) -> tuple[list[float] | None, list[float] | None]:
     """Mean and std that a file of ``save_classifier`` states."""
     if Path(path).suffix != ".safetensors":
         return None, None
@@ -113,7 +109,7 @@ def _stated(path: str | Path) -> tuple[list[float] | None, list[float] | None]:
     return json.loads(said["mean"]), json.loads(said["std"])
 
 
-def _of_head(tensors: Mapping[str, Tensor], prefix: str = "head") -> dict[str, Tensor]:
+def _head_tensors(tensors: Mapping[str, Tensor], prefix: str = "head") -> dict[str, Tensor]:
     return {key.removeprefix(f"{prefix}."): t for key, t in tensors.items() if key.startswith(f"{prefix}.")}
 
 
@@ -121,7 +117,7 @@ def _public_head(path: str | Path) -> dict[str, Tensor]:
     """The last layer of a public file."""
     tensors, _ = read_weights(path)
     found = next((name for name in HEADS if f"{name}.weight" in tensors), None)
-    return {} if found is None else _of_head(tensors, found)
+    return {} if found is None else _head_tensors(tensors, found)
 
 
 def _timm_head(backbone: Any, name: str, weights: str | Path) -> dict[str, Tensor]:
@@ -135,7 +131,7 @@ def _timm_head(backbone: Any, name: str, weights: str | Path) -> dict[str, Tenso
     if convert is not None:
         tensors = convert(tensors, model)
     names = _layers(model, "classifier")
-    last = _of_head(tensors, names[0]) if len(names) == 1 else {}
+    last = _head_tensors(tensors, names[0]) if len(names) == 1 else {}
     if "weight" in last and last["weight"].flatten(1).shape[1] != backbone.feature_dim:
         raise ConfigError(f"{name} has a classifier that is not one linear layer on its features; choose another model")
     return {key: value.flatten(1) if key == "weight" else value for key, value in last.items()}

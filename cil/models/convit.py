@@ -26,10 +26,9 @@ class GatedAttention(nn.Module):
         heads: H; those of the largest square k k <= H start as the k k places of a convolution kernel.
         grid: Rows and columns of patches.
 
-    Source:
-        d'Ascoli et al., "ConViT", ICML 2021, arXiv:2103.10697, section 3: the gate is sigmoid(lambda), lambda starts at
-        1, values start as they are, and a head looks one patch away from its own in its direction (locality strength
-        1). Both parts sum to one, so their mixture needs no normalisation.
+    Source: d'Ascoli et al., "ConViT", ICML 2021, arXiv:2103.10697, section 3: the gate is sigmoid(lambda), lambda
+    starts at 1, values start as they are, and a head looks one patch away from its own in its direction (locality
+    strength 1). Both parts sum to one, so their mixture needs no normalisation.
     """
 
     relative: Tensor
@@ -52,7 +51,8 @@ class GatedAttention(nn.Module):
         gate = self.gate.sigmoid().view(-1, 1, 1)
         attention = (1 - gate) * content + gate * place
         mixed = attention @ split_heads(self.v(tokens), self.heads)
-        return self.proj(mixed.transpose(-3, -2).flatten(-2))
+        projected: Tensor = self.proj(mixed.transpose(-3, -2).flatten(-2))
+        return projected
 
     @torch.no_grad()
     def start_local(self) -> None:
@@ -80,7 +80,7 @@ def relative_places(grid: tuple[int, int]) -> Tensor:
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:
     """(..., P, D) to (..., H, P, D / H)."""
-    return tokens.unflatten(-1, (heads, -1)).transpose(-3, -2)
+    return torch.unflatten(tokens, -1, (heads, -1)).transpose(-3, -2)
 
 
 def mlp(width: int, ratio: float) -> nn.Sequential:
@@ -102,9 +102,10 @@ class SelfAttentionBlock(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, P, D) to (N, P, D)."""
         tokens = tokens + self.attention(self.norm1(tokens))
-        return tokens + self.mlp(self.norm2(tokens))
+        return tokens.add(self.mlp(self.norm2(tokens)))
 
 
+@register_model("convit")
 class ConViT(nn.Module):
     """Patches, and self-attention blocks that start as convolutions; no class token.
 
@@ -127,8 +128,7 @@ class ConViT(nn.Module):
     Raises:
         ConfigError: where patches do not fill the image, or heads not the width.
 
-    Source:
-        d'Ascoli et al. 2021, as in DyTox (Douillard et al. 2022, section 4): five blocks, 384 wide, 12 heads.
+    Source: d'Ascoli et al. 2021, as in DyTox (Douillard et al. 2022, section 4): five blocks, 384 wide, 12 heads.
     """
 
     def __init__(
@@ -164,26 +164,13 @@ class ConViT(nn.Module):
     def tokens(self, images: Tensor) -> Tensor:
         """Normalised images (N, C, H, W) to the last patches (N, P, D), row by row."""
         patches = self.embed(images).flatten(2).transpose(1, 2) + self.position
-        return self.blocks(patches)
+        encoded: Tensor = self.blocks(patches)
+        return encoded
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Normalised images (N, C, H, W) to features (N, D), and the map (N, D, H', W') of the patches."""
         tokens = self.tokens(images)
-        return tokens.mean(1), (tokens.transpose(1, 2).unflatten(2, self.grid),)
-
-
-@register_model("convit")
-def convit(
-    in_channels: int,
-    image_size: ImageSize,
-    patch_size: int = 4,
-    width: int = 384,
-    depth: int = 5,
-    heads: int = 12,
-    mlp_ratio: float = 4.0,
-) -> ConViT:
-    """The encoder of DyTox."""
-    return ConViT(in_channels, image_size, patch_size, width, depth, heads, mlp_ratio)
+        return tokens.mean(1), (torch.unflatten(tokens.transpose(1, 2), 2, self.grid),)
 
 
 def start_linear(module: nn.Module) -> None:
@@ -203,9 +190,8 @@ class TaskAttention(nn.Module):
         heads: H.
         ratio: Hidden width of its two-layer network over ``width``.
 
-    Source:
-        Douillard et al., "DyTox", CVPR 2022, arXiv:2111.11326, section 3: queries are of the task token alone, keys and
-        values of [token, patches]; residual connections around attention and the two-layer network.
+    Source: Douillard et al., "DyTox", CVPR 2022, arXiv:2111.11326, section 3: queries are of the task token alone, keys
+    and values of [token, patches]; residual connections around attention and the two-layer network.
     """
 
     def __init__(self, width: int, heads: int, ratio: float) -> None:
@@ -232,8 +218,8 @@ class TaskAttention(nn.Module):
         scores = torch.cat([itself, query @ keys.transpose(-2, -1)], dim=-1) / math.sqrt(query.shape[-1])
         attention = scores.softmax(-1)  # (N, H, T, 1 + P)
         mixed = attention[..., :1] * value + attention[..., 1:] @ values
-        embedded = tokens + self.proj(mixed.transpose(-3, -2).flatten(-2))
-        return embedded + self.mlp(self.norm2(embedded))
+        embedded: Tensor = tokens + self.proj(mixed.transpose(-3, -2).flatten(-2))
+        return embedded.add(self.mlp(self.norm2(embedded)))
 
 
 class TaskHead(nn.Module):
@@ -250,18 +236,18 @@ class TaskHead(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """(N, D) to (N, outputs)."""
-        return self.linear(self.norm(embedding))
+        logits: Tensor = self.linear(self.norm(embedding))
+        return logits
 
 
 class TaskTokenNet(nn.Module):
     """One encoder and one task-attention block, shared; a token and a classifier for each task, the last learns.
 
     Args:
-        encoder: Has ``tokens`` and what ``ConViT`` says of itself.
+        encoder: Network that gives the patches.
         normalise: Applied to the images first.
 
-    Source:
-        Douillard et al. 2022, section 3.
+    Source: Douillard et al. 2022, section 3.
     """
 
     def __init__(self, encoder: ConViT, normalise: nn.Module | None = None) -> None:

@@ -24,9 +24,8 @@ def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Se
 class ConvNet2(Backbone):
     """Two blocks of 64 channels for 32x32 images; D = 64.
 
-    Source:
-        Zhou et al., "A Model or 603 Exemplars", ICLR 2023, backbones of the smallest CIFAR budget: 38,976 parameters,
-        1,920 of them before MEMO's cut.
+    Source: Zhou et al., "A Model or 603 Exemplars", ICLR 2023, backbones of the smallest CIFAR budget: 38,976
+    parameters, 1,920 of them before MEMO's cut.
     """
 
     signed = False
@@ -38,8 +37,7 @@ class ConvNet2(Backbone):
 class ConvNet4(Backbone):
     """Four blocks (128, 128, 128, 512 channels; the first 7x7 with stride 2) for 224x224 images; D = 512.
 
-    Source:
-        As ``ConvNet2``, smallest ImageNet budget: 906,240 parameters, 314,880 of them before MEMO's cut.
+    Source: As ``ConvNet2``, smallest ImageNet budget: 906,240 parameters, 314,880 of them before MEMO's cut.
     """
 
     signed = False

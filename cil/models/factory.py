@@ -1,4 +1,4 @@
-"""Where a strategy's networks come from."""
+"""Factory of a strategy's networks."""
 
 from __future__ import annotations
 
@@ -29,11 +29,10 @@ class NetFactory:
         backbone: Makes a backbone: a module whose forward gives (features, stages), with ``feature_dim`` and
             ``survey_parameters`` (``functools.partial(build_backbone, "resnet32", 3, 32)``).
         head: ``linear``, ``cosine``, or a function of D that makes a head without outputs.
-        mean: Of the images in [0, 1], by channel. None: what the backbone's weights expect, where it says so by its own
-            ``mean`` and ``std`` (timm with weights); else images pass as they are.
-        std: The same.
-        seed: Of the run.
-        device: Where networks are put.
+        mean, std: One value a channel for images in [0, 1]. None: the backbone's own ``mean`` and ``std``, where its
+            weights expect some (timm); else images pass as they are.
+        seed: Seed of the run.
+        device: Device of the networks.
         meta: Build on the ``meta`` device: structure without values, for dry runs.
         channels_last: Memory format of convolution weights, and so of the maps.
         pretrained: Name of the public weights that backbones start from; None where they start at random.
@@ -75,8 +74,8 @@ class NetFactory:
         """A network without branches; each ``add_branch`` makes a fresh backbone.
 
         Args:
-            specialised: Of each backbone but the first, only so many last stages are used, on top of what all branches
-                share (MEMO: 1); None for whole backbones.
+            specialised: Number of last stages that each backbone but the first contributes, on top of the stages that
+                all branches share (MEMO: 1); None for whole backbones.
 
         Raises:
             ConfigError: where the backbone has no stages to cut, or too few.
@@ -114,14 +113,15 @@ class NetFactory:
     def feature_dim(self) -> int:
         """D, length of a feature of one backbone."""
         template: Any = self.template
-        return template.feature_dim
+        return int(template.feature_dim)
 
     def _build(self, key: int, on_meta: bool) -> nn.Module:
         with torch.random.fork_rng(devices=[]), torch.device("meta" if on_meta else "cpu"):
             torch.default_generator.manual_seed(key)
             backbone = drop_counters(self._make())
         backbone = backbone.to("meta" if on_meta else self._device)
-        return backbone.to(memory_format=self._format)  # type: ignore[call-overload]
+        formatted: nn.Module = backbone.to(memory_format=self._format)  # type: ignore[call-overload]
+        return formatted
 
 
 def _head_maker(head: str | Callable[[int], Head]) -> Callable[[int], Head]:

@@ -18,7 +18,7 @@ class _Images(Protocol):
 
 
 class Batches(Protocol):
-    """What ``extract`` reads: samples that come in batches of float images (N, C, H, W)."""
+    """Samples that come in batches of float images (N, C, H, W)."""
 
     def batches(self, size: int, device: torch.device | str | None) -> Iterable[_Images]: ...
 

@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from cil.models.frozen import Net, frozen_copy
 
 
-def folded(net: Net) -> Net:
+def fold_batch_norm(net: Net) -> Net:
     """A frozen copy with each batch norm that directly follows a convolution folded into it.
 
     For teachers and evaluation: same attributes, outputs equal up to rounding (about 1e-6 relative in float32). Where a

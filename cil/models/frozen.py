@@ -49,5 +49,5 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 
 def _is_frozen(module: nn.Module) -> bool:
-    """Whether ``freeze`` was called for this module."""
+    """True where ``freeze`` was called for this module."""
     return getattr(module.train, "__func__", None) is _stay_in_eval

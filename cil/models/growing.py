@@ -32,30 +32,17 @@ class Normalise(nn.Module):
         return (images - self.mean) / self.std
 
 
-class GrowingNet(nn.Module):
-    """One backbone and one head that widens as classes arrive.
-
-    Args:
-        backbone: Returns (features, stages) and has ``feature_dim`` and ``survey_parameters``.
-        head: On ``backbone.feature_dim`` features.
-        normalise: Applied to the images first; None for images that are normalised already.
-    """
+class HeadedNet(nn.Module):
+    """A network whose outputs are those of one head."""
 
     head: Head
 
-    def __init__(self, backbone: nn.Module, head: Head, normalise: nn.Module | None = None) -> None:
-        super().__init__()
-        self.normalise = normalise or nn.Identity()
-        self.backbone = backbone
-        self.head = head
-
-    def forward(self, images: Tensor) -> Output:
-        """Float images (N, C, H, W) in [0, 1] to logits, features and stages."""
-        features, stages = self.backbone(self.normalise(images))
-        return Output(self.head(features), features, stages)
-
     def grow(self, count: int) -> None:
-        """Add ``count`` outputs in place; old logits stay as they were."""
+        """Add ``count`` outputs in place; old logits stay as they were.
+
+        Raises:
+            ShapeError: if the network has no features yet.
+        """
         self.head.grow(count)
 
     @property
@@ -68,8 +55,29 @@ class GrowingNet(nn.Module):
         """D, columns of the features."""
         return self.head.in_features
 
+
+class GrowingNet(HeadedNet):
+    """One backbone and one head that widens as classes arrive.
+
+    Args:
+        backbone: Returns (features, stages) and has ``feature_dim`` and ``survey_parameters``.
+        head: On ``backbone.feature_dim`` features.
+        normalise: Applied to the images first; None for images that are normalised already.
+    """
+
+    def __init__(self, backbone: nn.Module, head: Head, normalise: nn.Module | None = None) -> None:
+        super().__init__()
+        self.normalise = normalise or nn.Identity()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor) -> Output:
+        """Float images (N, C, H, W) in [0, 1] to logits, features and stages."""
+        features, stages = self.backbone(self.normalise(images))
+        return Output(self.head(features), features, stages)
+
     @property
     def survey_parameters(self) -> int:
         """Parameters that the survey charges: the backbone's."""
         backbone: Any = self.backbone
-        return backbone.survey_parameters
+        return int(backbone.survey_parameters)

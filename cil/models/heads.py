@@ -52,8 +52,7 @@ class LinearHead(Head):
     Args:
         in_features: D; 0 where branches come later (``grow_inputs``).
 
-    Source:
-        Survey's code: rows Kaiming-uniform with linear gain, U(-sqrt(3 / D), sqrt(3 / D)); biases 0.
+    Source: Survey's code: rows Kaiming-uniform with linear gain, U(-sqrt(3 / D), sqrt(3 / D)); biases 0.
     """
 
     def __init__(self, in_features: int) -> None:
@@ -68,19 +67,18 @@ class LinearHead(Head):
     def grow(self, count: int) -> None:
         self._check(count)
         rows, columns = self.weight.shape
-        self.weight = _enlarged(self.weight, rows + count, columns, math.sqrt(3 / columns))
+        self.weight = _enlarge(self.weight, rows + count, columns, math.sqrt(3 / columns))
         self.bias = nn.Parameter(torch.cat([self.bias.detach(), self.bias.new_zeros(count)]), self.bias.requires_grad)
 
     def grow_inputs(self, count: int) -> None:
         """See ``count`` more features: old rows x old columns stay, all else is drawn for the new total length.
 
-        Source:
-            Yan et al., DER, CVPR 2021, section 3.3, as in the survey's code.
+        Source: Yan et al., DER, CVPR 2021, section 3.3, as in the survey's code.
         """
         rows, columns = self.weight.shape
         if count < 1:
             raise ShapeError(f"a head cannot see {count} more features")
-        self.weight = _enlarged(self.weight, rows, columns + count, math.sqrt(3 / (columns + count)))
+        self.weight = _enlarge(self.weight, rows, columns + count, math.sqrt(3 / (columns + count)))
 
 
 class CosineHead(Head):
@@ -91,9 +89,8 @@ class CosineHead(Head):
         proxies: K rows for each class; the similarity of a class is then the mean of its rows' similarities under
             their own softmax (local similarity classifier).
 
-    Source:
-        Hou et al., LUCIR, CVPR 2019, eq. 5; for K > 1 Douillard et al., PODNet, ECCV 2020, section 3.2. Rows
-        U(-1 / sqrt(D), 1 / sqrt(D)), scale 1.
+    Source: Hou et al., LUCIR, CVPR 2019, eq. 5; for K > 1 Douillard et al., PODNet, ECCV 2020, section 3.2. Rows U(-1 /
+    sqrt(D), 1 / sqrt(D)), scale 1.
     """
 
     def __init__(self, in_features: int, proxies: int = 1) -> None:
@@ -116,17 +113,17 @@ class CosineHead(Head):
         cosines = F.linear(F.normalize(features), F.normalize(self.weight))
         if self.proxies == 1:
             return cosines
-        groups = cosines.unflatten(1, (self.num_classes, self.proxies))  # (N, C, K)
+        groups = torch.unflatten(cosines, 1, (self.num_classes, self.proxies))  # (N, C, K)
         return (groups.softmax(2) * groups).sum(2)
 
     def grow(self, count: int) -> None:
         self._check(count)
         rows, columns = self.weight.shape
-        self.weight = _enlarged(self.weight, rows + count * self.proxies, columns, 1 / math.sqrt(columns))
+        self.weight = _enlarge(self.weight, rows + count * self.proxies, columns, 1 / math.sqrt(columns))
 
 
 @torch.no_grad()
-def _enlarged(old: nn.Parameter, rows: int, columns: int, bound: float) -> nn.Parameter:
+def _enlarge(old: nn.Parameter, rows: int, columns: int, bound: float) -> nn.Parameter:
     """(rows, columns) of U(-bound, bound) with ``old`` in its upper left corner."""
     if old.is_meta:
         new = old.new_empty(rows, columns)
@@ -150,8 +147,7 @@ def weight_align(weight: Tensor, old: int) -> float:
     Raises:
         ShapeError: if there are no old or no new rows.
 
-    Source:
-        Zhao et al., "Maintaining Discrimination and Fairness", CVPR 2020, eqs. 8 and 9.
+    Source: Zhao et al., "Maintaining Discrimination and Fairness", CVPR 2020, eqs. 8 and 9.
 
     >>> weight = torch.tensor([[1.0], [3.0], [4.0], [6.0]])
     >>> round(weight_align(weight, old=2), 4), weight[2:, 0].tolist()

@@ -27,9 +27,8 @@ class ImageNetResNet(Backbone):
     Raises:
         ConfigError: for an unknown stem.
 
-    Source:
-        He et al. 2016; equal to torchvision's ResNet without ``fc``. Parameters as in the survey (Zhou et al. 2024):
-        11,176,512 for ResNet-18, which it also charges for the cosine variant.
+    Source: He et al. 2016; equal to torchvision's ResNet without ``fc``. Parameters as in the survey (Zhou et al.
+    2024): 11,176,512 for ResNet-18, which it also charges for the cosine variant.
     """
 
     def __init__(

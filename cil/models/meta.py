@@ -13,26 +13,25 @@ from torch import Tensor, nn
 
 from cil.errors import ConfigError
 from cil.models.base import count_parameters, drop_counters
-from cil.models.lean import FrozenLayers
-from cil.models.partition import Part
+from cil.models.gradient_paths import FrozenLayers
+from cil.models.partition import NetworkPart, hooks
 
 GRAD_PATHS = ("full", "lean", "stop")
 OnGroup = Callable[[int, Tensor, Tensor], None]
 
 
 class MetaNetwork(nn.Module):
-    """What is trained beside part k: BN_k, Conv_k, BN'_k.
+    """The trainable layers beside part k: BN_k, Conv_k, BN'_k.
 
     Args:
-        part: Gives channels and stride.
-        kernel: Of the convolution; odd.
-        norm: What BN'_k is: ``batch``, or a ``group`` norm, which has no statistics.
+        part: Part of the frozen network; it gives channels and stride.
+        kernel: Kernel size of the convolution; odd.
+        norm: Kind of BN'_k: ``batch``, or a ``group`` norm, which has no statistics.
 
-    Source:
-        Song et al. 2023, section 3.1; the convolution has no bias, and pads by floor(kernel / 2).
+    Source: Song et al. 2023, section 3.1; the convolution has no bias, and pads by floor(kernel / 2).
     """
 
-    def __init__(self, part: Part, kernel: int, norm: str = "batch") -> None:
+    def __init__(self, part: NetworkPart, kernel: int, norm: str = "batch") -> None:
         super().__init__()
         inputs, outputs = part.inputs[0], part.outputs[0]
         self.norm = nn.BatchNorm2d(outputs)
@@ -43,7 +42,8 @@ class MetaNetwork(nn.Module):
 
     def forward(self, x: Tensor, entered: Tensor) -> Tensor:
         """x~_k = BN_k(x_k) + ReLU(BN'_k(Conv_k(x~_{k-1}))) of ``x``, x_k, and ``entered``, x~_{k-1}."""
-        return self.norm(x) + F.relu(self.conv_norm(self.conv(entered)))  # type: ignore[no-any-return]
+        adapted: Tensor = self.norm(x) + F.relu(self.conv_norm(self.conv(entered)))
+        return adapted
 
 
 def _groups(channels: int) -> int:
@@ -55,22 +55,21 @@ class MetaNetworks(nn.ModuleList):
     """One meta network for each part.
 
     Args:
-        parts: Of the frozen network.
-        kernel: Of the convolutions, odd; None: 1 beside bottlenecks (ResNet-50), else 3.
+        parts: Parts of the frozen network.
+        kernel: Kernel size of the convolutions, odd; None: 1 beside bottlenecks (ResNet-50), else 3.
         generator: Draws the initial values (see ``reset``).
-        norm: Of ``MetaNetwork``.
-        group: Of the configuration that says ``kernel``, for messages.
+        norm: Kind of BN'_k; see ``MetaNetwork``.
+        group: Group of the configuration that ``kernel`` is in, for messages.
 
     Raises:
         ConfigError: for an even kernel.
 
-    Source:
-        Song et al. 2023. Of ResNet-50 the reported megabytes hold for kernel 1 alone.
+    Source: Song et al. 2023. For ResNet-50 the reported megabytes hold with kernel 1 alone.
     """
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[NetworkPart],
         kernel: int | None,
         generator: torch.Generator,
         norm: str = "batch",
@@ -88,7 +87,8 @@ class MetaNetworks(nn.ModuleList):
     def reset(self, generator: torch.Generator) -> None:
         """Initial values: convolutions Kaiming-uniform as torch's own, batch norms as fresh ones."""
         for meta in self:
-            weight: Tensor = meta.conv.weight  # type: ignore[assignment,union-attr]
+            assert isinstance(meta, MetaNetwork)
+            weight = meta.conv.weight
             drawn = nn.init.kaiming_uniform_(torch.empty(weight.shape), a=math.sqrt(5), generator=generator)
             with torch.no_grad():
                 weight.copy_(drawn)
@@ -99,7 +99,7 @@ class MetaNetworks(nn.ModuleList):
 
     @property
     def survey_parameters(self) -> int:
-        """All of them are needed at inference."""
+        """Number of parameters: all of them are needed at inference."""
         return count_parameters(self)
 
 
@@ -111,14 +111,14 @@ class GroupedNet:
 
     Args:
         net: The frozen network, in evaluation mode.
-        parts: Of ``cut``.
-        metas: Of the parts.
+        parts: Parts that ``cut_network`` gave.
+        metas: Meta networks of the parts.
         grad_path: How the gradient passes F_k. ``full``: exactly, by autograd, which keeps the inputs of frozen layers
             too; ``lean``: through ``FrozenLayers``, which keep weights and masks, without the derivative through their
             batch statistics; ``stop``: not at all, so that it goes back along the convolutions of the meta networks
             alone. Values are the same in all three.
-        share: Of the batch in the statistics of batch norms in evaluation mode, in [0, 1] (``FrozenLayers``).
-        packed: Of ``lean``: masks of one bit an entry in place of one byte.
+        share: Share of the batch in the statistics of batch norms in evaluation mode, in [0, 1] (``FrozenLayers``).
+        packed: For ``lean``: masks of one bit an entry in place of one byte.
 
     Raises:
         ConfigError: for an unknown path, or a share out of range.
@@ -127,7 +127,7 @@ class GroupedNet:
     def __init__(
         self,
         net: nn.Module,
-        parts: Sequence[Part],
+        parts: Sequence[NetworkPart],
         metas: Sequence[Any] | nn.ModuleList,
         grad_path: str = "lean",
         share: float = 1.0,
@@ -141,20 +141,20 @@ class GroupedNet:
         self.grad_path, self.share, self.packed = grad_path, share, packed
 
     def __call__(self, images: Tensor, on_group: OnGroup | None = None, local: bool = False) -> Any:
-        """What the network returns for (N, C, H, W) images.
+        """Output of the network for (N, C, H, W) images.
 
         Args:
-            images: As the network takes them.
+            images: Input of the network.
             on_group: Called as ``on_group(k, adapted, frozen)`` with k from 0, x~_k and x_k, as soon as they are there.
             local: Detach what each group passes on, so that a loss of its output reaches its own meta network alone,
                 and its graph is free again once that was sent back.
         """
         net, parts, metas = self._run
-        with self._taken_over(parts, metas, on_group, local), self.layers():
+        with self._replace_maps(parts, metas, on_group, local), self.layers():
             return net(images)
 
     def maps(self, images: Tensor) -> tuple[Any, list[Tensor], list[Tensor]]:
-        """What the network returns, and x~_k and x_k of all groups; the latter are held fast."""
+        """Output of the network, and x~_k and x_k (detached) of all groups."""
         adapted: list[Tensor] = []
         frozen: list[Tensor] = []
 
@@ -173,11 +173,11 @@ class GroupedNet:
         """Give the meta networks, in place, values with which x~_k is nearly x_k: the network is nearly as it was.
 
         BN_k stores mean and variance of x_k, gamma is its deviation and beta its mean; gamma of BN'_k is small and its
-        beta 0. A gamma of 0 would leave ReLU without gradient. What is exact holds for stored statistics (share 0).
+        beta 0. A gamma of 0 would leave ReLU without gradient. It is exact for stored statistics (share 0).
 
         Args:
             batches: Images, over which mean and variance of the frozen maps are taken.
-            gamma: Of BN'_k.
+            gamma: gamma of BN'_k.
         """
         net, parts, metas = self._run
         sums = [torch.zeros(3, part.outputs[0], dtype=torch.float64) for part in parts]
@@ -186,17 +186,9 @@ class GroupedNet:
             x = x.detach().to("cpu", torch.float64).transpose(0, 1).flatten(1)  # (C, N H W)
             sums[k] += torch.stack([torch.full((len(x),), x.shape[1]), x.sum(1), x.square().sum(1)])
 
-        handles = [
-            part.leave.register_forward_hook(lambda _, args, out, k=index: note(k, out))
-            for index, part in enumerate(parts)
-        ]
-        try:
-            with self.layers():
-                for images in batches:
-                    net(images)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooks(parts, lambda k, args: None, note), self.layers():
+            for images in batches:
+                net(images)
         for (count, total, squares), meta in zip(sums, metas, strict=True):
             mean = total / count
             var = (squares / count - mean.square()).clamp(min=0)
@@ -208,8 +200,8 @@ class GroupedNet:
             meta.conv_norm.bias.zero_()
 
     @contextmanager
-    def _taken_over(
-        self, parts: Sequence[Part], metas: Any, on_group: OnGroup | None, local: bool
+    def _replace_maps(
+        self, parts: Sequence[NetworkPart], metas: Any, on_group: OnGroup | None, local: bool
     ) -> Iterator[None]:  # fmt: skip
         entered: dict[int, Tensor] = {}
 
@@ -223,18 +215,11 @@ class GroupedNet:
                 on_group(k, adapted, frozen)
             return adapted.detach() if local else adapted
 
-        handles = []
-        for index, part in enumerate(parts):
-            handles.append(part.enter.register_forward_pre_hook(lambda _, args, k=index: enter(k, args)))
-            handles.append(part.leave.register_forward_hook(lambda _, args, out, k=index: leave(k, out)))
-        try:
+        with hooks(parts, enter, leave):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
-def apart(adapted: Tensor, fixed: Tensor, per_sample: bool = False) -> Tensor:
+def map_distance(adapted: Tensor, fixed: Tensor, per_sample: bool = False) -> Tensor:
     """L_k = |x~_k - fixed|, a number: the mean over all elements of two maps (N, C, H, W), or with ``per_sample`` the
     L1 norm of each image's map, averaged over the batch.
 

@@ -1,4 +1,4 @@
-"""What a network's forward returns."""
+"""Output of a network's forward pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Output(NamedTuple):
-    """All that a loss may want of one forward pass, so that it never reaches inside a (wrapped) network.
+    """Results of one forward pass that losses use, so that none reaches inside a (wrapped) network.
 
     Attributes:
         logits: (N, C), one column for each output of the head.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -26,14 +27,14 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Part:
+class NetworkPart:
     """F_k: consecutive blocks of the frozen network.
 
     Attributes:
         enter, leave: Its first and its last layer.
-        blocks: Their number.
+        blocks: Number of blocks.
         inputs, outputs: (C, H, W) of the maps that enter and leave it.
-        bottleneck: Whether its blocks are bottlenecks (three convolutions).
+        bottleneck: True where its blocks are bottlenecks (three convolutions).
     """
 
     enter: nn.Module
@@ -97,23 +98,22 @@ def _blocks_of(stage: nn.Module) -> list[Block]:
 
 
 def partition(blocks: int, stages: int, count: int, key: str = "adapter.parts") -> list[int]:
-    """How many blocks each part has: shallow layers, where shifts of the input live, get the shorter parts.
+    """Number of blocks in each part: shallow layers, where shifts of the input live, get the shorter parts.
 
     All blocks make 2 S equal units. Where S <= K <= 2 S, the first 2 K - 2 S parts are one unit long, the others two;
     for other K all parts are as equal as whole blocks allow.
 
     Args:
         blocks: N, residual blocks of the network.
-        stages: S.
+        stages: S, its stages.
         count: K, the model partition factor.
-        key: Of the configuration, for messages.
+        key: Key of the configuration, for messages.
 
     Raises:
         ConfigError: for less than one part, or more parts than blocks.
 
-    Source:
-        Song et al. 2023: this gives their parts for WRN-28-10, WRN-40-2 and ResNet-50 at K = 4 and 5, the latter's at
-        K = 4 as the reported megabytes have it.
+    Source: Song et al. 2023: this gives their parts for WRN-28-10, WRN-40-2 and ResNet-50 at K = 4 and 5, the latter's
+    at K = 4 as the reported megabytes have it.
 
     >>> partition(18, 3, 4), partition(18, 3, 5)
     ([3, 3, 6, 6], [3, 3, 3, 3, 6])
@@ -135,11 +135,32 @@ def _sizes(ends: Sequence[int], blocks: int, units: int) -> list[int]:
     return [high - low for low, high in pairwise(bounds)]
 
 
+@contextmanager
+def hooks(
+    parts: Sequence[Block | NetworkPart], enter: Callable[[int, Any], Any], leave: Callable[[int, Tensor], Any]
+) -> Iterator[None]:
+    """Inside the block, ``enter(k, args)`` is called before part k and ``leave(k, output)`` after it.
+
+    A result that is not None replaces the arguments, or the output.
+    """
+    handles = []
+    for index, part in enumerate(parts):
+        handles.append(part.enter.register_forward_pre_hook(lambda _, args, k=index: enter(k, args)))
+        handles.append(part.leave.register_forward_hook(lambda _, args, out, k=index: leave(k, out)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class NoChain(ConfigError):
     """Residual blocks that do not follow one another."""
 
 
-def cut(net: nn.Module, image_shape: Shape, parts: int | Sequence[int] = 4, key: str = "adapter.parts") -> list[Part]:
+def cut_network(
+    net: nn.Module, image_shape: Shape, parts: int | Sequence[int] = 4, key: str = "adapter.parts"
+) -> list[NetworkPart]:
     """Cut a network into parts. Shapes are found by one pass, on ``meta`` where it can be, which also checks that the
     blocks form a chain.
 
@@ -147,7 +168,7 @@ def cut(net: nn.Module, image_shape: Shape, parts: int | Sequence[int] = 4, key:
         net: Images (N, C, H, W) to scores.
         image_shape: (C, H, W).
         parts: K, for the rule of ``partition``; or the number of blocks of each part.
-        key: Of the configuration, for messages.
+        key: Key of the configuration, for messages.
 
     Raises:
         NoChain: for blocks that do not follow one another.
@@ -166,7 +187,7 @@ def cut(net: nn.Module, image_shape: Shape, parts: int | Sequence[int] = 4, key:
         inside = blocks[start : start + size]
         bottleneck = any(hasattr(block.leave, "conv3") for block in inside)
         ends = shapes[start][0], shapes[start + size - 1][1]
-        made.append(Part(inside[0].enter, inside[-1].leave, size, *ends, bottleneck))
+        made.append(NetworkPart(inside[0].enter, inside[-1].leave, size, *ends, bottleneck))
         start += size
     return made
 
@@ -178,22 +199,14 @@ def _shapes(net: nn.Module, blocks: Sequence[Block], image_shape: Shape) -> list
     def note(what: str, index: int, value: Any) -> None:
         order.append((what, index, value))
 
-    handles = []
-    for index, block in enumerate(blocks):
-        handles.append(block.enter.register_forward_pre_hook(lambda _, args, k=index: note("in", k, args[0])))
-        handles.append(block.leave.register_forward_hook(lambda _, args, out, k=index: note("out", k, out)))
     held = dict((*net.named_parameters(), *net.named_buffers()))
     there = {name: tensor.to("meta") for name, tensor in held.items()}
-    try:
-        with torch.no_grad():
-            try:
-                functional_call(net, there, (torch.empty(2, *image_shape, device="meta"),))
-            except RuntimeError:  # what a finished learner answers by may hold more than its tensors
-                order.clear()
-                net(torch.zeros(2, *image_shape, device=next(iter(held.values())).device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), hooks(blocks, lambda k, args: note("in", k, args[0]), lambda k, out: note("out", k, out)):
+        try:
+            functional_call(net, there, (torch.empty(2, *image_shape, device="meta"),))
+        except RuntimeError:  # the network of a finished learner may hold more than its tensors
+            order.clear()
+            net(torch.zeros(2, *image_shape, device=next(iter(held.values())).device))
     expected = [(what, index) for index in range(len(blocks)) for what in ("in", "out")]
     chained = [(what, index) for what, index, _ in order] == expected
     if not chained or any(order[k][2] is not order[k + 1][2] for k in range(1, len(order) - 1, 2)):

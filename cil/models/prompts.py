@@ -15,7 +15,7 @@ POSITIONS = ("class", "none")
 
 
 class Selected(NamedTuple):
-    """What a pool gives for a batch of queries.
+    """Prompts that a pool gives for a batch of queries.
 
     Attributes:
         prompts: (N, K L, D), the K chosen prompts of each image, the most similar first.
@@ -29,7 +29,7 @@ class Selected(NamedTuple):
 
 
 class PromptPool(nn.Module):
-    """M prompts of L tokens, each with a key that says for which images it is meant.
+    """M prompts of L tokens, each with a key that is matched with the images.
 
     Args:
         size: M.
@@ -37,9 +37,8 @@ class PromptPool(nn.Module):
         top: K <= M, prompts chosen for an image.
         width: D, length of a token, and of a query.
 
-    Source:
-        Wang et al., "Learning to Prompt for Continual Learning", CVPR 2022, section 4. Prompts and keys U(-1, 1). No
-        gradient reaches what was not chosen.
+    Source: Wang et al., "Learning to Prompt for Continual Learning", CVPR 2022, section 4. Prompts and keys U(-1, 1).
+    No gradient reaches what was not chosen.
     """
 
     def __init__(self, size: int, length: int, top: int, width: int) -> None:
@@ -53,7 +52,7 @@ class PromptPool(nn.Module):
 
         Args:
             queries: One for each image.
-            majority: Give all images the K prompts that most of them would choose. What an image is given then depends
+            majority: Give all images the K prompts that most of them would choose. The prompts of an image then depend
                 on the others in its batch, so it is for training alone.
         """
         kind = "cpu" if queries.is_meta else queries.device.type  # on meta nothing is cast
@@ -75,8 +74,8 @@ def vision_transformer(backbone: nn.Module, user: str) -> TimmBackbone:
     """The backbone, if prompts can be put before its blocks.
 
     Args:
-        backbone: Of a ``NetFactory``.
-        user: Who asks, for the error.
+        backbone: Backbone of a ``NetFactory``.
+        user: Name of the strategy, for the error.
 
     Raises:
         ConfigError: naming ``model.name`` if it is not a timm vision transformer that ends in a token or a mean.
@@ -94,11 +93,11 @@ def vision_transformer(backbone: nn.Module, user: str) -> TimmBackbone:
     )
 
 
-def prompted(backbone: TimmBackbone, images: Tensor, prompts: Tensor, position: str = "class") -> Tensor:
-    """All tokens that come out of a vision transformer which is shown prompts before the patches.
+def forward_with_prompts(backbone: TimmBackbone, images: Tensor, prompts: Tensor, position: str = "class") -> Tensor:
+    """Output tokens of a vision transformer that gets prompts before the patches.
 
     Args:
-        backbone: What ``vision_transformer`` gave.
+        backbone: A vision transformer; see ``vision_transformer``.
         images: Normalised, (N, C, H, W).
         prompts: (N, P, D); P = 0 is the transformer's own forward, bit for bit.
         position: ``class`` adds the position embedding of the class token to every prompt (where there is one),
@@ -113,12 +112,14 @@ def prompted(backbone: TimmBackbone, images: Tensor, prompts: Tensor, position: 
         prompts = prompts + vit.pos_embed[:, :1]
     first = vit.num_prefix_tokens
     x = torch.cat([x[:, :first], prompts.to(x.dtype), x[:, first:]], dim=1) if prompts.shape[1] else x
-    return vit.norm(vit.blocks(x))
+    tokens: Tensor = vit.norm(vit.blocks(x))
+    return tokens
 
 
 def prompt_features(backbone: TimmBackbone, images: Tensor, prompts: Tensor, position: str = "class") -> Tensor:
-    """(N, D): the mean of what comes out at the places of the prompts; see ``prompted``."""
+    """(N, D): the mean output at the places of the prompts; see ``forward_with_prompts``."""
     vit: Any = backbone.model
     first = vit.num_prefix_tokens
-    tokens = prompted(backbone, images, prompts, position)[:, first : first + prompts.shape[1]]
-    return vit.fc_norm(tokens.mean(1))  # an identity where the last norm comes before the mean
+    tokens = forward_with_prompts(backbone, images, prompts, position)[:, first : first + prompts.shape[1]]
+    features: Tensor = vit.fc_norm(tokens.mean(1))  # an identity where the last norm comes before the mean
+    return features

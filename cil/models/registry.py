@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,13 +12,12 @@ from torch import nn
 from cil.errors import ConfigError, nearest
 from cil.models.base import drop_counters
 from cil.models.weights import load_weights
-
-GROUP = "cil.models"
+from cil.plugins import Registry
 
 ImageSize = int | tuple[int, int]  # H, or (H, W)
 Builder = Callable[..., nn.Module]
 B = TypeVar("B", bound=Builder)
-_builders: dict[str, Builder] = {}
+MODELS: Registry[Builder] = Registry("model", "cil.models")
 
 
 def register_model(name: str) -> Callable[[B], B]:
@@ -30,29 +28,18 @@ def register_model(name: str) -> Callable[[B], B]:
     such a builder in an entry point of the group ``cil.models``.
 
     Raises:
-        ConfigError: if the name is taken.
+        ConfigError: where another builder has the name.
     """
-
-    def register(builder: B) -> B:
-        if name in _builders:
-            raise ConfigError(f"the model name '{name}' is taken by {_builders[name]!r}; register another")
-        _builders[name] = builder
-        return builder
-
-    return register
+    return MODELS.register(name)
 
 
 def names() -> list[str]:
     """All known names, those of installed plugins too. Any timm model is known as ``timm:NAME`` besides."""
-    return sorted({*_builders, *(entry.name for entry in entry_points(group=GROUP))})
+    return MODELS.names()
 
 
 def build_backbone(
-    name: str,
-    in_channels: int,
-    image_size: ImageSize,
-    weights: str | Path | None = None,
-    **options: Any,
+    name: str, in_channels: int, image_size: ImageSize, weights: str | Path | None = None, **options: Any
 ) -> nn.Module:
     """Build a backbone by name.
 
@@ -74,7 +61,11 @@ def build_backbone(
         raise ConfigError(
             f"model '{name}' has no weights on the hub; set model.weights to null or a path, or use timm:"
         )
-    builder = _find(name)
+    builder = MODELS.get(name)
+    if builder is None:
+        raise ConfigError(
+            f"no model '{name}', {nearest(name, names())}; or timm:NAME for any timm model; see model.name"
+        )
     arguments = {"in_channels": in_channels, "image_size": image_size, **options}
     try:
         inspect.signature(builder).bind(**arguments)
@@ -84,14 +75,3 @@ def build_backbone(
     if weights is not None:
         load_weights(backbone, weights)
     return backbone
-
-
-def _find(name: str) -> Builder:
-    if name not in _builders:
-        for entry in entry_points(group=GROUP, name=name):
-            _builders[name] = entry.load()
-    if name not in _builders:
-        raise ConfigError(
-            f"no model '{name}', {nearest(name, names())}; or timm:NAME for any timm model; see model.name"
-        )
-    return _builders[name]

@@ -20,8 +20,7 @@ class ParallelAdapters(nn.Module):
     Args:
         net: Any network; hooked in place.
 
-    Source:
-        Zhu, Zhai, Cao, Luo, Zha, "Self-Sustaining Representation Expansion", CVPR 2022, section 3.2.
+    Source: Zhu, Zhai, Cao, Luo, Zha, "Self-Sustaining Representation Expansion", CVPR 2022, section 3.2.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1))
     >>> [tuple(beside.weight.shape) for beside in ParallelAdapters(net).beside]
@@ -31,9 +30,9 @@ class ParallelAdapters(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         object.__setattr__(self, "_layers", adaptable(net))  # not registered: they belong to the network
-        self.beside = nn.ModuleList(_beside(layer) for layer in self._layers)
+        self.beside = nn.ModuleList(_make_adapter(layer) for layer in self._layers)
         self._hooks = [
-            layer.register_forward_hook(partial(_added, adapter))
+            layer.register_forward_hook(partial(_add_adapter, adapter))
             for layer, adapter in zip(self._layers, self.beside, strict=True)
         ]
 
@@ -60,7 +59,7 @@ def adaptable(net: nn.Module) -> list[nn.Conv2d]:
     return [layer for layer in found if layer.padding == layer.dilation]
 
 
-def _beside(layer: nn.Conv2d) -> nn.Conv2d:
+def _make_adapter(layer: nn.Conv2d) -> nn.Conv2d:
     inputs, outputs, stride, has_bias = layer.in_channels, layer.out_channels, layer.stride, layer.bias is not None
     made = nn.Conv2d(inputs, outputs, 1, (stride[0], stride[1]), groups=layer.groups, bias=has_bias, device="meta")
     made.to_empty(device=layer.weight.device).to(layer.weight.dtype)  # nothing was drawn
@@ -69,5 +68,5 @@ def _beside(layer: nn.Conv2d) -> nn.Conv2d:
     return made
 
 
-def _added(adapter: nn.Module, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    return output + adapter(inputs[0])
+def _add_adapter(adapter: nn.Module, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output.add(adapter(inputs[0]))

@@ -33,18 +33,18 @@ def load_weights(backbone: nn.Module, path: str | Path) -> None:
     mark = file_mark(path)
     tensors, padding = read_weights(path)
     if isinstance(backbone, Backbone) and "layer1.0.conv1.weight" in tensors:
-        tensors = _renamed(tensors)
+        tensors = _rename_layers(tensors)
         padding = padding or "centre"
     load_strictly(backbone, tensors, path, padding)
     backbone.loaded_from = mark  # type: ignore[assignment]
 
 
-def save_weights(backbone: nn.Module, path: str | Path) -> None:
-    """Write a backbone's state dict as safetensors, with the padding of its shortcuts as metadata."""
+def save_weights(backbone: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a module's state dict as safetensors, with the padding of its shortcuts and further metadata."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
-    save_file(tensors, path, metadata={"shortcut": ",".join(sorted(paddings(backbone)))})
+    save_file(tensors, path, metadata={"shortcut": ",".join(sorted(paddings(backbone))), **(metadata or {})})
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
@@ -60,7 +60,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
 
 
 def file_mark(path: str | Path) -> tuple[str, int, int]:
-    """What tells one content of a weights file from another: path, time of the last change in ns, bytes.
+    """Identity of the content of a weights file: path, time of the last change in ns, bytes.
 
     Raises:
         ConfigError: if there is no such file.
@@ -116,7 +116,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: obje
         ("unexpected", [name for name in tensors if name not in own]),
         ("of another shape", shapes),
     ]
-    found = [f"{kind} {_few(names)}" for kind, names in faults if names]
+    found = [f"{kind} {_shorten(names)}" for kind, names in faults if names]
     if found:
         kind = type(module).__name__
         raise ConfigError(f"{source} does not fit {kind}: {'; '.join(found)}; see model.weights and model.name")
@@ -141,7 +141,7 @@ def _check_padding(module: nn.Module, source: object, padding: str) -> None:
     )
 
 
-def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _rename_layers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """From the names of torchvision and the public CIFAR ResNets to those of ``Backbone``, without classifier."""
     renamed = {}
     for name, value in tensors.items():
@@ -154,7 +154,7 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _few(names: Iterable[str], shown: int = 3) -> str:
+def _shorten(names: Iterable[str], shown: int = 3) -> str:
     names = list(names)
     rest = f" (+{len(names) - shown} more)" if len(names) > shown else ""
     return ", ".join(names[:shown]) + rest

@@ -27,8 +27,7 @@ class WideBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x), inplace=True)
-        out = F.relu(self.bn2(self.conv1(active)), inplace=True)
-        out = self.conv2(out)
+        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active)), inplace=True))
         out += x if self.shortcut is None else self.shortcut(active)
         return out
 
@@ -46,9 +45,8 @@ class WideResNet(Backbone):
     Raises:
         ConfigError: for a depth that is not 6n + 4, or a factor below 1.
 
-    Source:
-        Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016, arXiv:1605.07146, without dropout: 36,479,194
-        parameters with 10 outputs for WRN-28-10, 2,243,546 for WRN-40-2. Weights N(0, 2 / (k k outputs)).
+    Source: Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016, arXiv:1605.07146, without dropout: 36,479,194
+    parameters with 10 outputs for WRN-28-10, 2,243,546 for WRN-40-2. Weights N(0, 2 / (k k outputs)).
     """
 
     def __init__(self, depth: int = 28, widen: int = 10, in_channels: int = 3) -> None:

@@ -1,25 +1,27 @@
 """Report: records to tables, plots and one self-contained page. Reads what runs left, computes nothing anew."""
 
-from cil.report.areas import Area, Areas, Under
+from cil.report.exports import to_csv, to_json, to_markdown
 from cil.report.page import write_html
-from cil.report.rows import Note, Row
-from cil.report.runs import Outcome, find_runs
-from cil.report.tables import Section, Table, table
+from cil.report.runs import RunSummary, find_runs
+from cil.report.section import ReadingAid, Section, Sections
+from cil.report.table import Table, table
+from cil.report.text import to_text
 from cil.report.verdicts import Score, Verdict, verdict
 
 __all__ = [
-    "Area",
-    "Areas",
-    "Note",
-    "Outcome",
-    "Row",
+    "ReadingAid",
+    "RunSummary",
     "Score",
     "Section",
+    "Sections",
     "Table",
-    "Under",
     "Verdict",
     "find_runs",
     "table",
+    "to_csv",
+    "to_json",
+    "to_markdown",
+    "to_text",
     "verdict",
     "write_html",
 ]

@@ -1,4 +1,4 @@
-"""The name of a row: its strategy, and what tells it from another row of the same one."""
+"""The name of a row: its strategy or adapter, and what tells it from another row of the same one."""
 
 from __future__ import annotations
 
@@ -6,36 +6,45 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from cil.report.grouping import Group, differing
 from cil.report.runs import flat
-from cil.report.settings import Group, differing
 from cil.report.tuning import is_tuned
 
 LABEL, VALUE = 60, 24  # most characters of a label, and of one value in it
 
 
 def labels_of(groups: Sequence[Group]) -> list[str]:
-    """The strategy's name, with the keys that tell rows of one strategy apart."""
+    """The learner's name, with the keys that tell its rows apart."""
     labels = []
     short = _shortened({key for group in groups for key in differing([other.first for other in groups])})
     for group in groups:
-        alike = [other.first for other in groups if other.first.strategy == group.first.strategy]
+        alike = [other.first for other in groups if other.first.learner == group.first.learner]
         configs = [flat(run.config) for run in alike]
         leaves = flat(group.first.config)
         parts = [
-            f"{short.get(key, key)}={_cut(_said(leaves[key]), VALUE)}"
+            f"{short.get(key, key)}={_cut(_value(leaves[key]), VALUE)}"
             for key in differing(alike)
             if key in leaves and not (leaves[key] is None and any(key not in config for config in configs))
         ]
         if is_tuned(group.first) and not all(map(is_tuned, alike)):
             parts = [f"tuned: {parts[0]}" if parts else "tuned", *parts[1:]]
-        label = f"{group.first.strategy} ({', '.join(parts)})" if parts else group.first.strategy
+        label = f"{group.first.learner} ({', '.join(parts)})" if parts else group.first.learner
         labels.append(_cut(label, LABEL))
+    return numbered(labels)
+
+
+def numbered(labels: Sequence[str]) -> list[str]:
+    """Labels with a number where nothing else tells them apart.
+
+    >>> numbered(["der", "wa", "der"])
+    ['der', 'wa', 'der #2']
+    """
     seen: Counter[str] = Counter()
-    for index, label in enumerate(labels):
+    found = []
+    for label in labels:
         seen[label] += 1
-        if seen[label] > 1:
-            labels[index] = f"{label} #{seen[label]}"
-    return labels
+        found.append(f"{label} #{seen[label]}" if seen[label] > 1 else label)
+    return found
 
 
 def _shortened(keys: Iterable[str]) -> dict[str, str]:
@@ -50,9 +59,9 @@ def _shortened(keys: Iterable[str]) -> dict[str, str]:
     return {key: name if many[name] == 1 else owned[key] for key, name in last.items()}
 
 
-def _said(value: Any) -> str:
+def _value(value: Any) -> str:
     """
-    >>> _said(0.0701331), _said(2.0), _said([0.1, 0.25]), _said("a")
+    >>> _value(0.0701331), _value(2.0), _value([0.1, 0.25]), _value("a")
     ('0.07013', '2.0', '[0.1, 0.25]', 'a')
     """
     return f"{value:.4g}" if isinstance(value, float) and len(str(value)) > 6 else str(value)

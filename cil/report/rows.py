@@ -1,17 +1,15 @@
-"""A row of a table: one setting over its seeds, what it knows and what it costs, and remarks on it."""
+"""A row of a table: one setting over its seeds, what its runs measured, and remarks on it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cil.report.runs import Outcome
-from cil.report.settings import Group
-from cil.report.tuning import NONE, tuning_of, tuning_words
-from cil.report.verdicts import Score
-
-AVERAGE, LAST, FORGETTING = "average_incremental_accuracy", "last_accuracy", "forgetting"
+from cil.report.grids import Line
+from cil.report.grouping import Group
+from cil.report.runs import RunSummary
+from cil.report.verdicts import Score, Verdict, verdict
 
 
 @dataclass(frozen=True)
@@ -23,155 +21,150 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Cap:
+    """A further budget, of a plugin: its limit, and what the seed that took most measured last."""
+
+    name: str
+    unit: str
+    limit: float
+    last: float
+
+    @property
+    def head(self) -> str:
+        """Heading of its column."""
+        return f"{self.name} ({self.unit})"
+
+    @property
+    def notes(self) -> list[Note]:
+        """Says so where it is exceeded."""
+        mark = f"over {self.name}"
+        return [Note(mark, f"{mark}: {self} {self.unit}, limit {self.limit:,}")] if self.last > self.limit else []
+
+    def __str__(self) -> str:
+        return f"{self.last:,.0f}" if self.last == int(self.last) else f"{self.last:,.4g}"
+
+
+@dataclass(frozen=True)
 class Row:
-    """One setting, over its seeds. Percent, bytes, FLOPs, seconds; None where unknown.
+    """One setting, over its seeds. What a method finds is None where a run does not say it.
 
     Attributes:
-        label: The strategy, and what tells it from another row of the same strategy.
-        runs: Those that the numbers are of, one for each seed.
+        label: The learner, and what tells it from another row of the same one.
+        group: All its runs, finished or not.
         standing: ``ranked``, ``bound`` or ``unranked``.
-        carried: Bytes at the end of the stream by convention, ``exact`` and ``survey``.
-        own: The same without public weights.
-        kinds: The same by kind.
-        flops: Of everything but evaluation.
     """
 
     label: str
-    strategy: str
-    standing: str
-    runs: tuple[Outcome, ...]
-    average: Score
-    last: Score
-    forgetting: Score
-    carried: dict[str, int | None]
-    own: dict[str, int | None]
-    kinds: dict[str, dict[str, int]]
-    public: int
-    exemplars: int | None
-    flops: float | None
-    peak_training_bytes: int | None
-    seconds: float | None
+    group: Group
+    standing: str = "ranked"
     notes: tuple[Note, ...] = ()
 
     @property
+    def bound(self) -> bool:
+        return self.standing == "bound"
+
+    @property
+    def runs(self) -> tuple[RunSummary, ...]:
+        """Those that finished, one for each seed."""
+        return self.group.finished
+
+    @property
+    def shown(self) -> tuple[RunSummary, ...]:
+        """The same; where none finished, those over their budget, of which the dry run knew the bytes."""
+        return self.runs or tuple(run for run in self.group.runs if run.status == "over_budget")
+
+    @property
     def seeds(self) -> tuple[int, ...]:
-        return tuple(run.seed for run in self.runs)
+        return tuple(run.seed for run in self.shown)
 
     @property
-    def tuning(self) -> str:
-        """How its settings were chosen."""
-        return tuning_words(self.runs[0]) if self.runs else NONE
+    def exemplars(self) -> int | None:
+        return largest(run.exemplars for run in self.shown)
 
     @property
-    def tuning_flops(self) -> int:
-        """Of all trials, validation included; the runs themselves are not."""
-        return int(tuning_of(self.runs[0])["tuning_cost"]) if self.runs else 0
+    def seconds(self) -> float | None:
+        """Wall-clock time of the whole run."""
+        return mean([run.result("seconds", "total") for run in self.runs])
 
     @property
-    def finished(self) -> bool:
-        """Whether there are numbers."""
-        return bool(self.runs) and all(run.status == "finished" for run in self.runs)
+    def peak_training_bytes(self) -> int | None:
+        return self.largest("peak_training_bytes")
+
+    @property
+    def caps(self) -> tuple[Cap, ...]:
+        """Further budgets that the runs report."""
+        return caps(self.runs)
+
+    def score(self, *path: str | int) -> Score:
+        """A result of each seed."""
+        return Score({run.seed: run.result(*path) for run in self.runs})
+
+    def largest(self, *path: str | int) -> int | None:
+        """The largest result of the seeds."""
+        return largest(run.result(*path) for run in self.runs)
+
+    def carried(self, convention: str = "exact") -> int | None:
+        """Bytes at the end of the stream."""
+        return largest(run.carried(convention) for run in self.shown)
+
+    def bytes_by_kind(self, convention: str = "exact") -> dict[str, int]:
+        """The same by kind, of the seed that carries most."""
+        fullest = max(self.shown, key=lambda run: run.carried(convention) or 0, default=None)
+        return {} if fullest is None else fullest.bytes_by_kind(convention)
+
+    def line(self, cells: Mapping[str, str]) -> Line:
+        """Its line in a grid, with its marks."""
+        return Line(self.label, cells, tuple(note.mark for note in self.notes))
 
 
-def least_with_exemplars(groups: Sequence[Group]) -> int | None:
-    """Fewest bytes that a competitor with exemplars carries; None where none has any."""
-    runs = [run for group in groups for run in group.runs if run.status == "finished" and not run.bound]
-    sizes = [run.carried(run.convention) for run in runs if run.exemplars]
-    return min((size for size in sizes if size is not None), default=None)
-
-
-def row_of(group: Group, label: str, marked: bool, least: int | None) -> Row:
-    """Runs that differ in their seed alone, as a row.
-
-    Args:
-        group: The runs.
-        label: Of the row.
-        marked: Whether it was told the length of the stream, unlike others.
-        least: See ``least_with_exemplars``.
-    """
-    finished = tuple(run for run in group.runs if run.status == "finished")
-    first = group.first
-    # without a finished run the row is empty, but for what the dry run knew of one over its budget
-    runs = finished or tuple(run for run in group.runs if run.status == "over_budget")
-    excess = next((f"seed {run.seed}: {run.excess}" for run in finished if run.excess), None)
-    standing = "bound" if first.bound else "ranked"
-    if not finished or (excess and not first.bound):
-        standing = "unranked"
-    notes = [*_status_notes(group, finished), *_kind_notes(first, finished, least)]
-    if marked:
-        notes.append(Note("uses horizon", "uses the horizon: was told the length of the stream"))
-    if excess and not first.bound:
-        notes.append(Note("over budget", f"over budget, so not ranked: {excess}"))
-    conventions = ("exact", "survey")
-    return Row(
-        label=label,
-        strategy=first.strategy,
-        standing=standing,
-        runs=runs,
-        average=_score(finished, AVERAGE),
-        last=_score(finished, LAST),
-        forgetting=_score(finished, FORGETTING),
-        carried={convention: _whole([run.carried(convention) for run in runs]) for convention in conventions},
-        own={convention: _whole([run.own(convention) for run in runs]) for convention in conventions},
-        kinds={convention: _kinds(runs, convention) for convention in conventions},
-        public=max((run.public for run in runs), default=0),
-        exemplars=_whole([run.exemplars for run in runs]),
-        flops=_mean([run.flops for run in finished]),
-        peak_training_bytes=_whole([run.result("peak_training_bytes") for run in finished]),
-        seconds=_mean([run.result("seconds", "total") for run in finished]),
-        notes=tuple(notes),
-    )
-
-
-def _score(runs: Iterable[Outcome], name: str) -> Score:
-    return Score({run.seed: run.result(name) for run in runs})
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None where a value is unknown."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def _whole(values: Sequence[int | None]) -> int | None:
+def largest(values: Iterable[int | None]) -> int | None:
     """Bytes and counts hardly differ between seeds; where they do, the largest is what had to fit."""
-    known = [value for value in values if value is not None]
-    return max(known, default=None)
+    return max((value for value in values if value is not None), default=None)
 
 
-def _kinds(runs: Sequence[Outcome], convention: str) -> dict[str, int]:
-    """By kind, of the seed that carries most."""
-    if not runs:
-        return {}
-    return max(runs, key=lambda run: run.carried(convention) or 0).kinds(convention)
+def caps(runs: Sequence[RunSummary]) -> tuple[Cap, ...]:
+    """Further budgets that the runs report, each as of the seed that measured most."""
+    found: dict[str, Cap] = {}
+    for run in runs:
+        for name, cap in (run.result("caps") or {}).items():
+            measured = [value for value in cap["measured"] if value is not None]
+            if measured and (name not in found or measured[-1] > found[name].last):
+                found[name] = Cap(name, str(cap["unit"]), cap["limit"], measured[-1])
+    return tuple(found.values())
 
 
-def _status_notes(group: Group, finished: Sequence[Outcome]) -> Iterable[Note]:
-    stopped = [run for run in group.runs if run.status != "finished"]
-    for status, count in sorted(Counter(run.status for run in stopped).items()):
-        example = next(run for run in stopped if run.status == status)
-        why = f": {example.record.error}" if example.record.error else ""
-        words = status.replace("_", " ")
-        mark = words if status == "over_budget" else f"{words} {example.done}/{example.experiences}"
-        if finished:
-            mark = f"{count} of {len(group.runs)} {words}"
-            yield Note(mark, f"{mark}, left out{why}")
-        elif status == "over_budget":
-            yield Note(mark, f"over budget{why}")
-        else:
-            yield Note(mark, f"{words} after {example.done} of {example.experiences} experiences{why}")
-    if group.dropped:
-        runs = "1 more run" if group.dropped == 1 else f"{group.dropped} more runs"
-        yield Note("repeated", f"repeated: {runs} of seeds that are there already, left out")
+def incomplete(group: Group) -> list[Note]:
+    """Says why seeds have no numbers."""
+    stopped = Counter(run.status.replace("_", " ") for run in group.runs if run.status != "finished")
+    words = ", ".join(f"{count} of {len(group.runs)} seeds {status}" for status, count in sorted(stopped.items()))
+    errors = [run.record.error for run in group.runs if run.record.error]
+    return [Note("incomplete", f"{words}: {errors[0]}" if errors else words)] if words else []
 
 
-def _kind_notes(first: Outcome, finished: Sequence[Outcome], least: int | None) -> Iterable[Note]:
-    lost = max((sum(run.result("given_up") or ()) for run in finished), default=0)
-    if lost:
-        yield Note("gave up images", f"gave up images: learned without {lost:,} of those that arrived")
-    if finished and not first.bound and not any(run.exemplars for run in finished):
-        limit, carried = first.limit, _whole([run.carried(first.convention) for run in finished])
-        if limit is not None and carried is not None and carried < limit:
-            yield Note("uses less", f"uses less: no exemplars, {limit - carried:,} bytes below the limit")
-        counted = limit is None and first.budget.get("exemplars")
-        if counted and least is not None and carried is not None and carried < least:
-            yield Note("uses less", "uses less: no exemplars")
+def remarks(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Sentences on rows; what holds for several is said once."""
+    labels: dict[str, list[str]] = {}
+    for row in rows:
+        for note in row.notes:
+            labels.setdefault(note.text, []).append(row.label)
+    return tuple(f"{', '.join(names)}: {text}" for text, names in labels.items())
+
+
+def lowest_error(metric: str, errors: Mapping[str, Score]) -> tuple[Verdict, ...]:
+    """A verdict on rows by the error that each has, as accuracies; none where fewer than two are known.
+
+    >>> [verdict.text for verdict in lowest_error("Score", {"a": Score({0: 1.0}), "b": Score({0: 2.0})})]
+    ['Score: no winner is called on one seed (a, b).']
+    """
+    scores = {
+        label: Score({seed: None if value is None else 100 - value for seed, value in error.values.items()})
+        for label, error in errors.items()
+        if error.mean is not None
+    }
+    return (verdict(metric, scores),) if len(scores) > 1 else ()

@@ -1,4 +1,4 @@
-"""Run directories to records, and the facts that tables and plots ask of a record."""
+"""Run directories to records, and what tables and plots read of one record."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cil import plugins
 from cil.errors import ConfigError
+from cil.report.kind import ReportedKind
 from cil.tracking import Record, RecordError
 
-NEEDED = ("config", "strategy", "seed", "stream", "budget")  # of an identity, to be put into a table
-NEEDED_ONLINE = ("config", "adapter", "seed", "stream", "source")  # the same of an adaptation run
+CONVENTIONS = ("exact", "survey")  # of counting carried bytes
 _say = logging.getLogger("cil.report")
 
 
 def find_runs(paths: str | Path | Iterable[str | Path]) -> list[Record]:
     """Every run at or under the paths, each once, in order of its directory; trials of a tuning only where all are.
 
-    A record that cannot be read, or lacks what a table needs, is left out with a warning of one line.
+    A record that cannot be read, or lacks what a table of its kind needs, is left out with a warning of one line.
 
     Raises:
         ConfigError: if a path does not exist, or there is no run at all.
@@ -54,7 +55,10 @@ def _readable(directory: Path) -> Record | None:
     except RecordError as error:
         _say.warning("left out: %s", error)
         return None
-    needed = NEEDED_ONLINE if is_adaptation(record) else NEEDED
+    try:
+        needed = RunSummary(record).kind.needed
+    except ConfigError:  # a kind that is not installed: the table says so
+        return record
     missing = [key for key in needed if key not in record.identity]
     if missing:
         _say.warning("left out: %s/record.json has no identity.%s", directory, missing[0])
@@ -62,13 +66,8 @@ def _readable(directory: Path) -> Record | None:
     return record
 
 
-def is_adaptation(record: Record) -> bool:
-    """Whether the record is of an adapter, and not of a strategy."""
-    return record.identity.get("kind") == "adaptation"
-
-
 def dig(value: Any, *path: str | int) -> Any:
-    """What lies at a path of keys and indices, None where there is nothing.
+    """The value at a path of keys and indices, None where there is nothing.
 
     >>> dig({"ledger": [{"total": 5}]}, "ledger", -1, "total"), dig({}, "ledger", -1)
     (5, None)
@@ -82,8 +81,8 @@ def dig(value: Any, *path: str | int) -> Any:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A record, read the way a table reads it. Bytes, percent, seconds; None where the record does not say."""
+class RunSummary:
+    """One record as a table reads it. Bytes, percent, seconds; None where the record does not say."""
 
     record: Record
 
@@ -92,9 +91,19 @@ class Outcome:
         return self.record.identity
 
     @property
-    def strategy(self) -> str:
-        """Its name, or that of the adapter."""
-        return str(self.identity["adapter"] if is_adaptation(self.record) else self.identity["strategy"])
+    def kind(self) -> ReportedKind:
+        """The kind of run.
+
+        Raises:
+            ConfigError: if no installed package knows it.
+        """
+        kind: ReportedKind = plugins.find("cil.kinds", self.record.kind)
+        return kind
+
+    @property
+    def learner(self) -> str:
+        """Name of the strategy or adapter."""
+        return str(self.identity[self.kind.learner])
 
     @property
     def seed(self) -> int:
@@ -121,14 +130,15 @@ class Outcome:
         return self.record.status
 
     @property
-    def experiences(self) -> int:
-        """In the whole stream; segments of an adaptation run."""
-        return int(self.stream.get("experiences") or len(self.stream.get("segments") or ()))
+    def steps(self) -> int:
+        """Experiences, or segments, of the whole stream."""
+        steps = self.stream.get(self.kind.unit) or 0
+        return steps if isinstance(steps, int) else len(steps)
 
     @property
     def done(self) -> int:
-        """Experiences that were learned and evaluated."""
-        return len(self.result("accuracy_curve") or self.result("segment_errors") or ())
+        """Steps that were evaluated."""
+        return len(self.result(self.kind.progress) or ())
 
     @property
     def precision(self) -> str:
@@ -148,7 +158,8 @@ class Outcome:
     @property
     def limit(self) -> int | None:
         """Bytes allowed at the end of the stream."""
-        return dig(self.budget, "limits", -1)
+        limit: int | None = dig(self.budget, "limits", -1)
+        return limit
 
     @property
     def convention(self) -> str:
@@ -158,7 +169,7 @@ class Outcome:
         """One of the results."""
         return dig(self.record.results, *path)
 
-    def kinds(self, convention: str) -> dict[str, int]:
+    def bytes_by_kind(self, convention: str) -> dict[str, int]:
         """Carried bytes by kind at the end of the stream.
 
         Of a run over its budget, as the dry run knew them, or as they were where it stopped if that is more.
@@ -172,11 +183,9 @@ class Outcome:
         return {kind: size for kind, size in (kept or {}).items() if kind != "total" and size}
 
     def carried(self, convention: str) -> int | None:
-        """Carried bytes at the end of the stream; see ``kinds``."""
-        kept = self.result("ledger", -1, "totals", convention, "total")
-        if self.status != "over_budget":
-            return kept
-        planned = self.result("bills", -1, "total", convention)
+        """Carried bytes at the end of the stream; see ``bytes_by_kind``."""
+        kept: int | None = self.result("ledger", -1, "totals", convention, "total")
+        planned: int | None = self.result("bills", -1, "total", convention) if self.status == "over_budget" else None
         return max((size for size in (kept, planned) if size is not None), default=None)
 
     @property
@@ -189,14 +198,14 @@ class Outcome:
         total = self.carried(convention)
         if total is None or convention == "exact":
             return None if total is None else total - self.public
-        return total - min(self.public, self.kinds(convention).get("parameters", 0))
+        return total - min(self.public, self.bytes_by_kind(convention).get("parameters", 0))
 
     @property
     def exemplars(self) -> int | None:
         """Stored at the end of the stream."""
-        if self.status == "over_budget":
-            return self.result("bills", -1, "exemplars")
-        return self.result("exemplars", -1)
+        path = ("bills", -1, "exemplars") if self.status == "over_budget" else ("exemplars", -1)
+        stored: int | None = self.result(*path)
+        return stored
 
     @property
     def flops(self) -> int | None:
@@ -215,8 +224,8 @@ class Outcome:
         return None
 
 
-def same_everywhere(values: Iterable[Any]) -> bool:
-    """Whether all are equal."""
+def all_equal(values: Iterable[Any]) -> bool:
+    """True if all are equal."""
     items = list(values)
     return all(item == items[0] for item in items)
 

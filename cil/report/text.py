@@ -4,113 +4,79 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from cil.report import online_forms, task_forms
 from cil.report.grids import Grid, Titled
-from cil.report.section_forms import areas_grids, areas_words, grid, more_tables, remarks
-
-if TYPE_CHECKING:
-    from cil.report.tables import Table
+from cil.report.section import Section
+from cil.report.table import Table
 
 GAP = "  "
 
 
 def to_text(table: Table, width: int = 120) -> str:
     """For a terminal of so many columns; a table that is wider goes on below, under the same first column."""
-    several = len(table.sections) > 1
     blocks = ["\n".join(line for warning in table.warnings for line in _wrap(f"! {warning}", width))]
-    for number, section in enumerate(table.sections, 1):
-        title = f"[{number}] {section.title}" if several else section.title
-        lines = [*_wrap(title, width), "", *_layout(grid(section), width), ""]
-        for sentence in (*(v.text for v in section.verdicts), *(f"* {remark}" for remark in remarks(section))):
-            lines += _wrap(sentence, width)
-        for warning in section.warnings:
-            lines += _wrap(f"! {warning}", width)
-        blocks.append("\n".join([*lines, *_further(more_tables(section), width)]))
-    for areas in table.areas:
-        lines = _wrap(areas_words(areas), width)
-        for cells in areas_grids(areas):
-            lines += ["", *_layout(cells, width)]
-        blocks.append("\n".join(lines))
-    for number, online in enumerate(table.online, 1):
-        title = f"[{number}] {online.title}" if len(table.online) > 1 else online.title
-        lines = [*_wrap(title, width), "", *_layout(online_forms.online_grid(online), width), ""]
-        said = [online.verdict.text] if online.verdict else []
-        said += [f"* {remark}" for remark in online_forms.online_remarks(online)]
-        said += [f"! {warning}" for warning in online.warnings]
-        lines += [line for sentence in said for line in _wrap(sentence, width)]
-        blocks.append("\n".join(lines))
-    for number, tasks in enumerate(table.tasks, 1):
-        title = f"[{number}] {tasks.title}" if len(table.tasks) > 1 else tasks.title
-        lines = [*_wrap(title, width), "", *_layout(task_forms.task_grid(tasks), width), ""]
-        said = [*task_forms.task_said(tasks), task_forms.LEGEND]
-        lines += [line for sentence in said for line in _wrap(sentence, width)]
-        blocks.append("\n".join([*lines, *_further(task_forms.task_tables(tasks), width)]))
+    blocks += ["\n".join(_section(section, width)) for section in table.sections]
     blocks += ["\n".join(_wrap(note, width)) for note in table.footnotes]
     return "\n\n".join(block.rstrip() for block in blocks if block) + "\n"
 
 
-def _further(tables: Sequence[Titled], width: int) -> list[str]:
-    """More tables, each under its heading."""
-    lines: list[str] = []
-    for table in tables:
-        lines += ["", *_wrap(table.heading, width), "", *_layout(table.grid, width)]
-        marked: dict[str, list[str]] = {}
-        for line in table.grid.lines:
-            for mark in line.marks:
-                marked.setdefault(mark, []).append(line.name)
-        lines += [text for mark, names in marked.items() for text in _wrap(f"* {mark}: {', '.join(names)}", width)]
-        lines += _wrap(table.note, width)
-    return lines
+def _section(section: Section, width: int) -> list[str]:
+    title = f"[{section.number}] {section.heading}" if section.number else section.heading
+    lines = [*_wrap(title, width), "", *_layout(section.grid, width), ""]
+    sentences = [
+        *(verdict.text for verdict in section.verdicts),
+        *(f"* {remark}" for remark in section.remarks),
+        *(f"! {warning}" for warning in section.warnings),
+        section.legend,
+    ]
+    lines += [line for sentence in sentences for line in _wrap(sentence, width)]
+    return lines + [line for table in section.tables for line in _titled(table, width)]
 
 
-def _layout(cells: Grid, width: int) -> list[str]:
+def _titled(table: Titled, width: int) -> list[str]:
+    """A further table under its heading, and below it the rows that have a mark."""
+    marked: dict[str, list[str]] = {}
+    for line in table.grid.lines:
+        for mark in line.marks:
+            marked.setdefault(mark, []).append(line.name)
+    lines = ["", *_wrap(table.heading, width), "", *_layout(table.grid, width)]
+    lines += [text for mark, names in marked.items() for text in _wrap(f"* {mark}: {', '.join(names)}", width)]
+    return lines + _wrap(table.note, width)
+
+
+def _layout(grid: Grid, width: int) -> list[str]:
     """Columns side by side as far as they fit, then the rest below with the names repeated.
 
     Where they do not fit, those that say the same of all rows are told in one line instead.
     """
-    lines = _columns(cells, width)
-    if "" not in lines or len(cells.lines) < 2:  # one block
+    lines = _columns(grid, grid.heads, width)
+    if "" not in lines or len(grid.lines) < 2:  # one block
         return lines
-    columns = list(zip(*(line.cells for line in cells.lines), strict=True))
-    alike = {index for index, values in enumerate(columns) if len(set(values)) == 1}
-    if not alike or len(alike) == len(columns):
+    alike = {head: cells[0] for head in grid.heads if len(set(cells := grid.column(head))) == 1}
+    if not alike or len(alike) == len(grid.heads):
         return lines
-    told = ", ".join(f"{cells.heads[index + 1]} {columns[index][0]}" for index in sorted(alike))
-    return [*_columns(_without(cells, alike), width), *_wrap(f"the same in all rows: {told}", width)]
+    words = ", ".join(f"{head} {cell}" for head, cell in alike.items())
+    shown = [head for head in grid.heads if head not in alike]
+    return [*_columns(grid, shown, width), *_wrap(f"the same in all rows: {words}", width)]
 
 
-def _without(cells: Grid, columns: set[int]) -> Grid:
-    """The same without some columns of numbers."""
-    kept = [index for index in range(len(cells.heads) - 1) if index not in columns]
-    parts = [
-        (heading, tuple(replace(line, cells=tuple(line.cells[index] for index in kept)) for line in lines))
-        for heading, lines in cells.parts
-    ]
-    return Grid((cells.heads[0], *(cells.heads[index + 1] for index in kept)), tuple(parts))
-
-
-def _columns(cells: Grid, width: int) -> list[str]:
-    """Columns side by side, block below block."""
-    names = _padded(
-        [cells.heads[0], *(f"{line.name} *" if line.marks else line.name for line in cells.lines)], left=True
-    )
-    rest = [_numbers(head, [line.cells[i] for line in cells.lines]) for i, head in enumerate(cells.heads[1:])]
+def _columns(grid: Grid, heads: Sequence[str], width: int) -> list[str]:
+    """Some of the columns side by side, block below block."""
+    names = _padded([grid.first, *(f"{line.name} *" if line.marks else line.name for line in grid.lines)], left=True)
+    rest = [_numbers(head, grid.column(head)) for head in heads]
     lines: list[str] = []
     while rest:
         taken = [names]
         while rest and (len(taken) == 1 or _width([*taken, rest[0]]) <= width):
             taken.append(rest.pop(0))
-        lines += [*([""] if lines else []), *_block(cells, taken)]
+        lines += [*([""] if lines else []), *_block(grid, taken)]
     return lines
 
 
-def _block(cells: Grid, columns: Sequence[list[str]]) -> list[str]:
+def _block(grid: Grid, columns: Sequence[list[str]]) -> list[str]:
     head, *joined = [GAP.join(entries).rstrip() for entries in zip(*columns, strict=True)]
     lines = [head, "─" * _width(columns)]
-    for heading, part in cells.parts:
+    for heading, part in grid.parts:
         lines += [f"· {heading}"] if heading else []
         lines += joined[: len(part)]
         joined = joined[len(part) :]

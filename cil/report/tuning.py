@@ -1,32 +1,32 @@
-"""What tables say of tuning: how the settings of a row were chosen, and what that cost."""
+"""How the settings of a row were chosen, and what tuning cost, in words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cil.report.runs import Outcome, dig
+from cil.report.runs import RunSummary, dig
 
 NONE = "none"
 
 
-def tuning_of(run: Outcome) -> dict[str, Any]:
-    """What the identity says; a run that says nothing has the defaults or what a person set."""
+def tuning_of(run: RunSummary) -> dict[str, Any]:
+    """The tuning that an identity names; a run without has the defaults or what a person set."""
     return run.identity.get("tuning") or {"protocol": NONE, "n_trials": 0, "tuning_cost": 0}
 
 
-def is_tuned(run: Outcome) -> bool:
-    """Whether ``cil tune`` chose its settings."""
+def is_tuned(run: RunSummary) -> bool:
+    """True if ``cil tune`` chose its settings."""
     return bool(tuning_of(run)["protocol"] != NONE)
 
 
-def tuning_words(run: Outcome) -> str:
+def tuning_words(run: RunSummary) -> str:
     """For example ``two_phase, 20 trials``."""
     tuning = tuning_of(run)
     return f"{tuning['protocol']}, {tuning['n_trials']} trials" if is_tuned(run) else NONE
 
 
-def tuning_facts(run: Outcome) -> str:
+def tuning_facts(run: RunSummary) -> str:
     """All of it in words; empty where nothing was tuned."""
     tuning = tuning_of(run)
     if not is_tuned(run):
@@ -44,8 +44,8 @@ def _range(values: dict[str, Any]) -> str:
     return f"one of {joined}" if kind == "choices" else f"{kind} {joined}"
 
 
-def tuning_warnings(runs: Sequence[Outcome]) -> Iterable[str]:
-    """What makes tuned rows unlike each other, or their result a weaker one."""
+def tuning_warnings(runs: Sequence[RunSummary]) -> Iterable[str]:
+    """Warnings where tuned rows are unlike each other, or their result is a weaker one."""
     tuned = [run for run in runs if is_tuned(run)]
     met = sorted({tuning_words(run) for run in tuned})
     if len(met) > 1:

@@ -1,4 +1,4 @@
-"""Whether one row may be called the best: only where the seeds support it."""
+"""Scores over seeds, and whether one row may be called the best: only where the seeds support it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be said of the order.
+    """A statement on the order of rows.
 
     Attributes:
         metric: For example ``Avg``.

@@ -12,7 +12,7 @@ from cil.memory import State
 from cil.strategies.base import Strategy
 from cil.strategies.registry import find, register
 
-_NOT_METHODS = {"__init__", "base", "parts", "ranges", "registry"}
+_NOT_METHODS = {"__init__", "base", "parts", "registry"}
 
 __all__ = [
     "Choice",

@@ -1,4 +1,4 @@
-"""AANets: a stable and a plastic branch, mixed after every stage by weights that balanced data train, around a host."""
+"""AANets: a stable and a plastic branch, mixed after every stage with learned shares, around a host."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from cil.data import Batch, Samples
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import AggregatedBackbone, GrowingNet, NetFactory, evaluating
-from cil.strategies.base import Strategy
-from cil.strategies.parts import Guest, balanced_set
-from cil.strategies.ranges import at_least, one_of
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts import balanced_set
+from cil.strategies.parts.wrappers import Wrapper
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {"lucir": {"imprint": True}}  # of hosts here, as in the authors' code
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {"lucir": {"imprint": True}}  # options of hosts, as in the authors' code
 
 
 @register("aanets")
-class AANets(Guest):
+class AANets(Wrapper):
     """Adaptive aggregation networks: losses, exemplars and answers are the host's.
 
     The first experience trains one network. From the second on there are two branches that start as that network: in
@@ -36,16 +36,16 @@ class AANets(Guest):
     Made for a backbone with signed features (``model=resnet32_cosine``), of stem and stages.
 
     Args:
-        host: Name of the method around which it is built: ``lucir``, ``podnet``, ``icarl`` or another one of a single
-            network that rehearses.
-        host_options: Hyperparameters of the host that differ from its defaults; LUCIR imprints new rows here, unless
-            told otherwise.
-        stable: What learns in the stable branch: ``scaled`` (factors and batch norm) or ``frozen`` (nothing).
+        host: Name of the wrapped method: ``lucir``, ``podnet``, ``icarl`` or another one with a single network that
+            rehearses.
+        host_options: Hyperparameters of the host that differ from its defaults; LUCIR imprints new rows here by
+            default.
+        stable: Parts of the stable branch that learn: ``scaled`` (factors and batch norm) or ``frozen`` (none).
         mixture_lr: Learning rate of the shares, on the schedule of the others; 0 leaves them at one half.
 
     Raises:
-        ConfigError: for a backbone that is not a stem and stages, a host that cannot be one, or an option that it does
-            not have.
+        ConfigError: for a backbone that is not a stem and stages, a host that is not possible, or an option that it
+            does not have.
 
     Source:
         Liu, Schiele, Sun. CVPR 2021, arXiv:2010.05063; defaults as in the authors' code, which imprints, and whose rate
@@ -74,8 +74,8 @@ class AANets(Guest):
             raise ConfigError(
                 f"strategy.host of aanets is '{host}', which keeps no exemplars to balance; take {self.hosts}"
             )
-        at_least(0, "aanets", mixture_lr=mixture_lr)
-        one_of(("scaled", "frozen"), "aanets", stable=stable)
+        check.at_least(0, "aanets", mixture_lr=mixture_lr)
+        check.one_of(("scaled", "frozen"), "aanets", stable=stable)
         self.stable, self.mixture_lr = stable, mixture_lr
 
     @classmethod
@@ -98,11 +98,11 @@ class AANets(Guest):
     def phases(self, experience: Experience) -> Iterator[Phase | Search]:
         for phase in super().phases(experience):
             if isinstance(phase, Phase) and phase.main and phase.loss == self.loss:
-                phase = self._mixed(phase, experience)
+                phase = self._with_shares(phase, experience)
             yield phase
 
-    def _mixed(self, phase: Phase, experience: Experience) -> Phase:
-        """The host's phase, with shares that learn beside it where there is balanced data for them."""
+    def _with_shares(self, phase: Phase, experience: Experience) -> Phase:
+        """The host's phase, with shares that learn beside it where there is balanced data."""
         given = self._branches() if phase.parameters is None else phase.parameters
         balanced = balanced_set(self, experience, rule="random") if self.old_classes else None
         if not balanced or not self.mixture_lr:
@@ -115,22 +115,22 @@ class AANets(Guest):
 
     def loss(self, batch: Batch) -> Tensor | Mapping[str, Tensor]:
         with constant([self.net.backbone.mixture]):  # lower level of the bilevel problem: the branches
-            found = super().loss(batch)
+            loss = super().loss(batch)
         if "balanced" not in batch.streams:
-            return found
-        terms = dict(found) if isinstance(found, Mapping) else {"loss": found}
+            return loss
+        terms = dict(loss) if isinstance(loss, Mapping) else {"loss": loss}
         with constant(self._branches()), evaluating(self.net):  # upper level: the shares
             logits = self.net(batch.balanced.images).logits
         return terms | {"mixture": F.cross_entropy(logits, batch.balanced.slots)}
 
     def _branches(self) -> list[nn.Parameter]:
-        """All that learns but the shares."""
+        """Parameters that learn, without the shares."""
         return [p for p in self.trainable() if p is not self.net.backbone.mixture]
 
 
 @contextmanager
 def constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """What is computed inside passes no gradient to these parameters."""
+    """Within this context no gradient reaches these parameters."""
     learning = [p for p in parameters if p.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)

@@ -9,9 +9,8 @@ from torch import Tensor
 from cil.data import Batch, Samples
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory
-from cil.strategies.base import Strategy
-from cil.strategies.parts import draw, store_exemplars
-from cil.strategies.ranges import at_least
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts import draw_batch, store_exemplars
 from cil.strategies.registry import register
 from cil.streams import Experience
 
@@ -21,9 +20,8 @@ class AGEM(Strategy):
     """Averaged gradient episodic memory: exemplars are never trained on, they only bend the gradient.
 
     Args:
-        reference: Exemplars that the reference gradient is taken on; None for as many as there are new images.
-        selection: Rule that chooses exemplars.
-        codec: How their pixels are kept.
+        reference: Exemplars of the reference gradient; None for as many as there are new images.
+        selection, codec: See ``ExemplarMemory``.
 
     Source:
         Chaudhry, Ranzato, Rohrbach, Elhoseiny. ICLR 2019, arXiv:1812.00420, equation 11. Cross-entropy over all outputs
@@ -44,7 +42,7 @@ class AGEM(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        at_least(1, "agem", reference=reference)
+        check.at_least(1, "agem", reference=reference)
         self.reference = reference
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
         self.keep("of_exemplars", None, kind="gradients")  # g_ref, in the step that is taken
@@ -56,11 +54,11 @@ class AGEM(Strategy):
         return F.cross_entropy(self.net(batch.images).logits, batch.slots)
 
     def adjust_gradients(self, batch: Batch) -> None:
-        exemplars = draw(self, self.memory.samples(), self.reference or len(batch), "reference")
+        exemplars = draw_batch(self, self.memory.samples(), self.reference or len(batch), "reference")
         if exemplars is not None:
-            found = self.gradient(self.loss(exemplars))
-            self.of_exemplars = {str(place): gradient for place, gradient in enumerate(found)}
-            project(self.trainable(), found)
+            gradients = self.gradient(self.loss(exemplars))
+            self.of_exemplars = {str(place): gradient for place, gradient in enumerate(gradients)}
+            project(self.trainable(), gradients)
 
     def after_experience(self, experience: Experience) -> None:
         store_exemplars(self, experience)
@@ -68,7 +66,7 @@ class AGEM(Strategy):
 
 @torch.no_grad()
 def project(parameters: list[torch.nn.Parameter], reference: list[Tensor]) -> None:
-    """Take from the gradients g what goes against the reference: g - (<g, r> / ||r||^2) r where <g, r> < 0.
+    """Remove from the gradients g the part against the reference r: g - (<g, r> / ||r||^2) r where <g, r> < 0.
 
     Done without reading a number from the device. A reference of zeros changes nothing.
 

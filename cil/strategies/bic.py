@@ -13,28 +13,27 @@ from cil.contract import Phase
 from cil.data import Batch, Samples
 from cil.memory import Budget, ExemplarMemory
 from cil.models import GrowingNet, NetFactory, frozen_copy
-from cil.strategies.base import Strategy
+from cil.strategies.base import Strategy, check
 from cil.strategies.parts import distillation, store_exemplars
-from cil.strategies.ranges import above, at_least, below
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
 
 class BiasLayers(nn.Module):
-    """alpha_b z_k + beta_b for the outputs k of each task b; one that has not been trained changes nothing."""
+    """alpha_b z_k + beta_b for the outputs k of each task b; the identity before it is trained."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pairs = nn.ParameterList()  # alpha and beta of each task
-        self.counts: list[int] = []  # of its outputs
+        self.counts: list[int] = []  # its outputs
 
     def grow(self, count: int) -> None:
-        """One pair more, for ``count`` outputs."""
+        """Add a pair for ``count`` outputs."""
         self.counts.append(count)
         self.pairs.append(nn.Parameter(torch.tensor([1.0, 0.0]), requires_grad=False))
 
     def forward(self, logits: Tensor) -> Tensor:
-        """(N, C), those of a teacher with fewer tasks too."""
+        """(N, C) to (N, C); also for a teacher with fewer tasks."""
         each = [pair.expand(count, 2) for pair, count in zip(self.pairs, self.counts, strict=True)]
         pairs = torch.cat(each)[: logits.shape[1]]  # (C, 2)
         return logits * pairs[:, 0] + pairs[:, 1]
@@ -45,15 +44,14 @@ class BiC(Strategy):
     """Rehearsal and distillation, then a linear correction of the new outputs, learned apart.
 
     Args:
-        temperature: Of the distillation term; > 0.
+        temperature: Temperature of the distillation; > 0.
         split: Share of an old class's exemplars that is left out of the first stage, as is the same number of images of
             each new class; the second stage learns on them. 0, or a share below one image: no second stage.
-        bias_epochs: Of the second stage; null: trained as the first one, with its epochs and schedule.
-        bias_lr: Its learning rate; null: that of the first one.
+        bias_epochs: Epochs of the second stage; null: epochs and schedule of the first.
+        bias_lr: Learning rate of the second stage; null: that of the first.
         double_softmax: Whether the second stage's cross-entropy is given probabilities for logits, as in the survey's
             code: small gradients, and a loss that is never small.
-        selection: Rule that chooses exemplars.
-        codec: How their pixels are kept.
+        selection, codec: See ``ExemplarMemory``.
 
     Source:
         Wu, Chen, Wang, Ye, Liu, Guo, Fu. CVPR 2019, arXiv:1905.13260, sections 3 and 4. Validation images are chosen
@@ -81,15 +79,12 @@ class BiC(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        above(0, "bic", temperature=temperature, bias_lr=bias_lr)
-        at_least(0, "bic", split=split)
-        below(1, "bic", split=split)
-        at_least(1, "bic", bias_epochs=bias_epochs)
-        self.temperature = temperature
-        self.split = split
-        self.bias_epochs = bias_epochs
-        self.bias_lr = bias_lr
-        self.double_softmax = double_softmax
+        check.above(0, "bic", temperature=temperature, bias_lr=bias_lr)
+        check.at_least(0, "bic", split=split)
+        check.below(1, "bic", split=split)
+        check.at_least(1, "bic", bias_epochs=bias_epochs)
+        self.temperature, self.split = temperature, split
+        self.bias_epochs, self.bias_lr, self.double_softmax = bias_epochs, bias_lr, double_softmax
         self.keep("bias", BiasLayers(), kind="parameters")
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
         self.keep("teacher", None, kind="teacher")
@@ -125,16 +120,16 @@ class BiC(Strategy):
         return {"classes": (1 - share) * classes, "distillation": share * distilled}
 
     def bias_loss(self, batch: Batch) -> Tensor:
-        """Of the second stage: cross-entropy of the corrected logits."""
+        """Cross-entropy of the corrected logits, in the second stage."""
         with torch.no_grad():
             logits = self.net(batch.images).logits
         corrected = self.bias(logits)  # section 4, the bias correction layer
         return F.cross_entropy(corrected.softmax(1) if self.double_softmax else corrected, batch.slots)
 
     def stages(self, experience: Experience) -> tuple[Samples, Samples]:
-        """What the first stage trains on, and the validation set of the second: as many images of each class.
+        """The training set of the first stage and the validation set of the second: as many images of each class.
 
-        Of a class that has no more than those, one stays in the first stage.
+        One image of a class stays in the first stage, also where the class has no more than the validation set wants.
         """
         whole = self.training_set(experience)
         held = self.held_quota(self.memory.counts().values())  # floor(M / C_o)
@@ -153,4 +148,5 @@ class BiC(Strategy):
 
     def predict(self, images: Tensor) -> Tensor:
         """Corrected logits: (N, ...) to (N, C)."""
-        return self.bias(self.net(images).logits)
+        corrected: Tensor = self.bias(self.net(images).logits)
+        return corrected

@@ -9,10 +9,9 @@ from torch import Tensor
 from cil.data import Batch, Samples
 from cil.memory import Budget, ExemplarMemory, class_means
 from cil.models import GrowingNet, NetFactory, frozen_copy
-from cil.strategies.base import Strategy
+from cil.strategies.base import Strategy, check
 from cil.strategies.parts import distillation, features, store_exemplars
-from cil.strategies.parts.notes import cosine_net
-from cil.strategies.ranges import above, at_least
+from cil.strategies.parts.setup_warnings import cosine_net
 from cil.strategies.registry import register
 from cil.streams import Experience
 
@@ -26,7 +25,7 @@ def transport_plan(cost: Tensor, regulariser: float, tolerance: float = 1e-9, ro
         cost: Q, (A, B).
         regulariser: > 0; the larger, the nearer the plan is to 1 / (A B).
         tolerance: Largest departure of a sum.
-        rounds: At most so many.
+        rounds: Most iterations.
 
     Returns:
         Float64, on the CPU.
@@ -47,7 +46,7 @@ def transport_plan(cost: Tensor, regulariser: float, tolerance: float = 1e-9, ro
     return plan.exp()
 
 
-def transported(weights: Tensor, means: Tensor, to: Tensor, regulariser: float, norm: float) -> Tensor:
+def transport_rows(weights: Tensor, means: Tensor, to: Tensor, regulariser: float, norm: float) -> Tensor:
     """Classifier rows for other classes: directions mixed by transport between class means, at the old mean norm.
 
     V = A G' normalised(W),  W_hat = gamma V,  gamma = mean ||w|| / mean ||v||
@@ -56,7 +55,8 @@ def transported(weights: Tensor, means: Tensor, to: Tensor, regulariser: float, 
         weights: W, (A, D), rows of the classes that are carried over.
         means: (A, D), their unit means.
         to: (B, D), unit means of the classes to carry to.
-        regulariser, norm: Of the plan; of the distance between means.
+        regulariser: Entropy weight of the plan.
+        norm: Norm of the distance between means.
 
     Source: Zhou et al. 2021, semantic transport in both directions; the factor gamma as in the reference code.
     """
@@ -67,7 +67,7 @@ def transported(weights: Tensor, means: Tensor, to: Tensor, regulariser: float, 
 
 
 def cosines(features: Tensor, rows: Tensor) -> Tensor:
-    """(N, D) features and (C, D) rows to their cosines (N, C)."""
+    """Cosines of features (N, D) and rows (C, D): (N, C)."""
     return F.linear(F.normalize(features), F.normalize(rows))
 
 
@@ -76,14 +76,13 @@ class Coil(Strategy):
     """Co-transport for class-incremental learning, on a cosine head.
 
     Args:
-        temperature: Of all three distillations; > 0.
+        temperature: Temperature of all three distillations; > 0.
         prospective: Weight of the prospective term, in the first epoch; >= 0.
         retrospective: Weight of the retrospective term, which grows with the square of the epoch; >= 0.
         refresh: Steps between two transports to the old classes, besides the one at the start of each epoch; >= 1.
         sinkhorn: Entropy regulariser of the plan; > 0.
-        norm: Of the distance between class means; >= 1.
-        selection: Rule that chooses exemplars.
-        codec: How their pixels are kept.
+        norm: Norm of the distance between class means; >= 1.
+        selection, codec: See ``ExemplarMemory``.
 
     Source:
         Zhou, Ye, Zhan. ACM MM 2021, arXiv:2107.12654, section 4. Departures from the reference code: both marginals of
@@ -119,13 +118,11 @@ class Coil(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        above(0, "coil", temperature=temperature, sinkhorn=sinkhorn)
-        at_least(0, "coil", prospective=prospective, retrospective=retrospective)
-        at_least(1, "coil", refresh=refresh, norm=norm)
-        self.temperature = temperature
+        check.above(0, "coil", temperature=temperature, sinkhorn=sinkhorn)
+        check.at_least(0, "coil", prospective=prospective, retrospective=retrospective)
+        check.at_least(1, "coil", refresh=refresh, norm=norm)
+        self.temperature, self.refresh, self.sinkhorn, self.norm = temperature, refresh, sinkhorn, norm
         self.prospective, self.retrospective = prospective, retrospective
-        self.refresh = refresh
-        self.sinkhorn, self.norm = sinkhorn, norm
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
         self.keep("teacher", None, kind="teacher")
         self.keep("forward_rows", None, kind="temporary")
@@ -149,7 +146,7 @@ class Coil(Strategy):
         complete = len(present) - len(self.rehearsed) == self.num_classes - self.old_classes > 0
         if self.rehearsed and complete:
             means, weight = self._means(), self.net.head.weight.detach()
-            self.forward_rows = self._transported(weight[self.rehearsed], means[0], means[1])
+            self.forward_rows = self._transport(weight[self.rehearsed], means[0], means[1])
             weight[self.old_classes :] = self.forward_rows
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
@@ -162,10 +159,10 @@ class Coil(Strategy):
             "classes": (1 - self.old_share) * classes,
             "distillation": self.old_share * distillation(output.logits[:, :old], known, self.temperature),
         }
-        if self.forward_rows is not None and epoch == 0:  # prospective transport, specification 2.11
+        if self.forward_rows is not None and epoch == 0:  # prospective transport, section 4
             target = cosines(output.features.detach(), self.forward_rows)
             terms["prospective"] = self.prospective * distillation(output.logits[:, old:], target, self.temperature)
-        elif self.forward_rows is not None and self.retrospective:  # retrospective transport, the same
+        elif self.forward_rows is not None and self.retrospective:  # retrospective transport, section 4
             hat = cosines(output.features, self._rows_of_old_classes())  # (N, old classes with exemplars)
             again = distillation(hat, known[:, self.rehearsed], self.temperature)
             terms["retrospective"] = self.retrospective * (epoch / self.progress.epochs) ** 2 * again
@@ -179,17 +176,17 @@ class Coil(Strategy):
             with self.desk.flops.counting():
                 means = self._means()
             weight = self.net.head.weight
-            self.backward_rows = self._transported(weight[self.old_classes :], means[1], means[0])
+            self.backward_rows = self._transport(weight[self.old_classes :], means[1], means[0])
             self.refreshed = [epoch, step]
         return self.backward_rows
 
     def _means(self) -> tuple[Tensor, Tensor]:
-        """Unit class means of the images at hand: of old classes that have any, and of new ones."""
+        """Unit class means of the images here: of old classes that have any, and of new ones."""
         means = class_means(features(self, self.data), self.data.slots, self.num_classes)
         return means[self.rehearsed], means[self.old_classes :]
 
-    def _transported(self, weights: Tensor, means: Tensor, to: Tensor) -> Tensor:
-        return transported(weights, means, to, self.sinkhorn, self.norm)
+    def _transport(self, weights: Tensor, means: Tensor, to: Tensor) -> Tensor:
+        return transport_rows(weights, means, to, self.sinkhorn, self.norm)
 
     def after_experience(self, experience: Experience) -> None:
         store_exemplars(self, experience)

@@ -1,37 +1,35 @@
-"""DER++: Dark Experience Replay, rehearsing what the network answered when an exemplar was stored."""
+"""DER++: Dark Experience Replay, rehearsing the answers that the network gave when an exemplar was stored."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.data import Batch, Samples
-from cil.memory import Budget, OnlineMemory
+from cil.data import Batch
+from cil.memory import Budget
 from cil.models import NetFactory
-from cil.strategies.base import Strategy
-from cil.strategies.parts import NOTHING_SEEN, draw, offer, open_reservoir, outputs, reservoir_plan
-from cil.strategies.ranges import at_least
+from cil.strategies.base import check
+from cil.strategies.parts import draw_batch, outputs
+from cil.strategies.parts.reservoir_sampling import ReservoirRehearsal
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
 
 @register("derpp")
-class DERpp(Strategy):
+class DERpp(ReservoirRehearsal):
     """Cross-entropy on new images, and two batches of a reservoir: one matches stored logits, one has labels.
 
-    An image is offered to the reservoir after the step in which it is met first, with the logits that the step's loss
-    was computed from; while its experience lasts they are replaced by later ones. An output that comes later has the
-    logits that it gave for the exemplars before it was trained, so that old images are held to the low answers that new
-    classes began with. It replays within the first experience too.
+    An image is offered to the reservoir after the step in which it comes first, with the logits of that step's loss;
+    while its experience lasts later ones replace them. For outputs that are added later, exemplars get the logits of
+    the untrained outputs, so that old images are held to the low answers that new classes began with. It replays within
+    the first experience too.
 
     Args:
         alpha: Weight of the squared distance from the stored logits, >= 0.
         beta: Weight of the cross-entropy on exemplars, >= 0; 0 is DER.
         replay: Exemplars in each of the two batches; None for as many as there are new images.
-        codec: How their pixels are kept.
+        codec: See ``ReservoirMemory``.
 
     Source:
         Buzzega, Boschini, Porrello, Abati, Calderara. NeurIPS 2020, arXiv:2004.07211, equations 5 and 6, Algorithm 2.
@@ -41,9 +39,6 @@ class DERpp(Strategy):
         expandable DER (``der``).
     """
 
-    memory: OnlineMemory
-    seen: str
-    places: Tensor
     outputs: Tensor | None
 
     def __init__(
@@ -57,14 +52,10 @@ class DERpp(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        at_least(0, "derpp", alpha=alpha, beta=beta)
-        at_least(1, "derpp", replay=replay)
-        self.alpha = alpha
-        self.beta = beta
-        self.replay = replay
-        self.keep("memory", OnlineMemory(codec, {"logits": "replay_logits"}), kind="exemplars")
-        self.keep("seen", NOTHING_SEEN)
-        self.keep("places", None, kind="temporary")  # of the images that arrive, in the memory
+        check.at_least(0, "derpp", alpha=alpha, beta=beta)
+        check.at_least(1, "derpp", replay=replay)
+        self.alpha, self.beta, self.replay = alpha, beta, replay
+        self.keep_reservoir(codec, {"logits": "replay_logits"})
         self.keep("outputs", None, kind="temporary")  # of the step, until they are stored
 
     def grow(self, signature: Signature) -> None:
@@ -72,11 +63,8 @@ class DERpp(Strategy):
         self.memory.extra_bytes = 4 * self.num_classes
         self.memory.pad("logits", self.num_classes, 0.0)
 
-    def exemplar_plan(self, slots: int, counts: Mapping[int, int]) -> dict[int, int]:
-        return reservoir_plan(self, slots, counts)
-
     def prepare(self, experience: Experience) -> None:
-        self.capacity, self.places = open_reservoir(self, self.memory, experience)
+        super().prepare(experience)
         if len(self.memory) and self.old_classes < self.num_classes:
             held = self.memory.samples()
             logits = torch.cat(
@@ -84,21 +72,18 @@ class DERpp(Strategy):
             )
             self.memory.rewrite(torch.arange(len(held)), {"logits": logits})
 
-    def training_set(self, experience: Experience) -> Samples:
-        return experience.train  # exemplars are drawn in the loss
-
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         logits = self.net(batch.images).logits  # (N, C)
         self.outputs = logits.detach().float()
         terms = {"classes": F.cross_entropy(logits, batch.slots)}
         count = self.replay or len(batch)
-        if self.alpha and (dark := draw(self, self.memory, count, "dark")) is not None:  # equation 5
+        if self.alpha and (dark := draw_batch(self, self.memory, count, "dark")) is not None:  # equation 5
             terms["dark"] = self.alpha * F.mse_loss(self.net(dark.images).logits.float(), dark.extras["logits"])
-        if self.beta and (known := draw(self, self.memory, count, "known")) is not None:  # equation 6
+        if self.beta and (known := draw_batch(self, self.memory, count, "known")) is not None:  # equation 6
             terms["exemplars"] = self.beta * F.cross_entropy(self.net(known.images).logits, known.slots)
         return terms
 
     def after_step(self, batch: Batch) -> None:
         assert self.outputs is not None
-        self.seen = offer(self, self.memory, self.seen, self.places, self.capacity, batch, {"logits": self.outputs})
+        self.offer(batch, {"logits": self.outputs})
         self.outputs = None

@@ -1,4 +1,4 @@
-"""Dynamic: fine-tune from the stored model of the earlier task that is nearest, by a probe with nearest neighbours."""
+"""Dynamic: fine-tune from the stored model of the earlier task that a nearest-neighbour probe ranks first."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from cil.memory import Budget
-from cil.models import NetFactory, TaskNet, TaskNets
-from cil.strategies.parts.probe import Probe
-from cil.strategies.parts.tasks import SEARCH, TaskLearner
+from cil.models import NetFactory, TaskNets
+from cil.strategies.parts.knn_probe import KNNProbe
+from cil.strategies.parts.task_learner import SEARCH, TaskLearner
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -21,8 +21,8 @@ class Dynamic(TaskLearner):
     that it may start from.
 
     Args:
-        search: See ``cil.strategies.parts.tasks.TaskRecipe``.
-        neighbours, train, dev: See ``cil.strategies.parts.probe.Probe``.
+        search: See ``TaskRecipe``.
+        neighbours, train, dev: See ``KNNProbe``.
 
     Source:
         Bornschein et al., NEVIS'22, JMLR 24 (308), 2023, "FT-d". A network of random weights is ranked too, and never
@@ -42,21 +42,17 @@ class Dynamic(TaskLearner):
         dev: int = 5_000,
     ) -> None:
         super().__init__(make_net, budget, search=search)
-        self.probe = Probe.of("dynamic", neighbours, train, dev)
-        self.datasets: dict[str, str] = {}  # by name of the network; of the structure, so not carried
+        self.probe = KNNProbe.of("dynamic", neighbours, train, dev)
+        self.datasets: dict[str, str] = {}  # by name of the network; part of the structure, so not carried
 
     def build_net(self) -> TaskNets:
         return TaskNets()
 
     def grow_net(self, signature: Signature) -> None:
-        if self.task.name not in self.net.names():
-            fresh = TaskNet(self.make_net("linear"))
-            fresh.open(self.task.name, self.task.classes)
-            self.net.put(self.task.name, fresh)
+        self.new = self.task.name not in self.net.names()
+        if self.new:
+            self.put_fresh_net()
             self.datasets[self.task.name] = self.task.dataset
-            self.new = True
-        else:
-            self.new = False
 
     def prepare(self, experience: Experience) -> None:
         own = self.net.of(self.task.name)
@@ -66,4 +62,4 @@ class Dynamic(TaskLearner):
         if source is not None:
             own.take_backbone(stored[source].backbone)
         named = {self.datasets.get(name, name): round(score, 4) for name, score in scores.items()}
-        self.findings = {"source": None if source is None else self.datasets[source], "probe": named}
+        self.diagnostics = {"source": None if source is None else self.datasets[source], "probe": named}

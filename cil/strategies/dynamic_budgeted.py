@@ -1,4 +1,4 @@
-"""Dynamic-budgeted: Dynamic with room for a few backbones; the one that was started from least often makes place."""
+"""Dynamic-budgeted: Dynamic with room for a few backbones; the least often chosen one is replaced."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any
 
 from cil.memory import Budget
 from cil.models import NetFactory, TaskPool
-from cil.strategies.parts.probe import Probe
-from cil.strategies.parts.tasks import SEARCH, TaskLearner
-from cil.strategies.ranges import at_least
+from cil.strategies.base import check
+from cil.strategies.parts.knn_probe import KNNProbe
+from cil.strategies.parts.task_learner import SEARCH, TaskLearner
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
 
 @register("dynamic_budgeted")
 class DynamicBudgeted(TaskLearner):
-    """M backbones at most, each of one task, and the heads of all tasks. A task starts from the backbone that suits it.
+    """At most M backbones, each of one task, and the heads of all tasks. A task starts from the backbone that suits it.
 
     Where all places are taken, the backbone that was chosen least often (the oldest of equals) gives way to the new
-    task; it may be started from a last time. A task whose backbone is gone is answered alike for all classes. What the
-    probe computes counts under ``budget.flops``, as with Dynamic.
+    task; it may be started from a last time. A task whose backbone is gone is answered alike for all classes. The
+    probe's operations count under ``budget.flops``, as with Dynamic.
 
     Args:
-        search: See ``cil.strategies.parts.tasks.TaskRecipe``.
+        search: See ``TaskRecipe``.
         models: M.
-        neighbours, train, dev: See ``cil.strategies.parts.probe.Probe``.
+        neighbours, train, dev: See ``KNNProbe``.
 
     Source:
-        Specification of task streams, section 8: Dynamic of NEVIS'22 with at most M stored models.
+        ``dynamic`` (NEVIS'22) with at most M stored models.
     """
 
     net: TaskPool
@@ -45,10 +45,10 @@ class DynamicBudgeted(TaskLearner):
         dev: int = 5_000,
     ) -> None:
         super().__init__(make_net, budget, search=search)
-        at_least(1, "dynamic_budgeted", models=models)
+        check.at_least(1, "dynamic_budgeted", models=models)
         self.models = models
-        self.probe = Probe.of("dynamic_budgeted", neighbours, train, dev)
-        self.datasets: dict[str, str] = {}  # by name of the task; of the structure, so not carried
+        self.probe = KNNProbe.of("dynamic_budgeted", neighbours, train, dev)
+        self.datasets: dict[str, str] = {}  # by name of the task; part of the structure, so not carried
 
     def build_net(self) -> TaskPool:
         return TaskPool()
@@ -67,19 +67,19 @@ class DynamicBudgeted(TaskLearner):
         if source is not None:
             net.chosen[places[source]] += 1
         if place is None:
-            place = len(places) if len(places) < len(net.backbones) else self._victim()
+            place = len(places) if len(places) < len(net.backbones) else self._place_to_free()
         if source is not None:
             net.backbones[place].load_state_dict(net.backbones[places[source]].state_dict())
         owner = int(net.owners[place])
         if owner != self.task.first:
             net.owners[place], net.chosen[place] = self.task.first, 0
-        self.findings = {
+        self.diagnostics = {
             "source": None if source is None else self.datasets[source],
             "probe": {self.datasets[name]: round(score, 4) for name, score in scores.items()},
             "dropped": self.datasets[str(owner)] if owner not in (-1, self.task.first) else None,
         }
 
-    def _victim(self) -> int:
+    def _place_to_free(self) -> int:
         """The place whose backbone was chosen least often, the oldest task's of equals."""
         chosen, owners = self.net.chosen.tolist(), self.net.owners.tolist()
         return min(range(len(owners)), key=lambda place: (chosen[place], owners[place]))

@@ -1,4 +1,4 @@
-"""DyTox: one transformer for all tasks, and for each task a token that asks it for what the task needs."""
+"""DyTox: one transformer for all tasks, and for each task a token that extracts its features."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory, frozen_copy
 from cil.models.convit import ConViT, TaskHead, TaskTokenNet
-from cil.strategies.base import Strategy
+from cil.strategies.base import Strategy, check
 from cil.strategies.parts import balanced_set, distillation, store_exemplars
-from cil.strategies.ranges import above, at_least, one_of
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -33,14 +32,13 @@ class DyTox(Strategy):
     Args:
         divergence: Weight of the divergence loss: a head on the newest embedding tells new classes from each other and
             from all old ones together. It is gone after training.
-        temperature: Of the distillation, which has no factor of its square; > 0.
-        kd_mean: Over what the distillation term is a mean: ``outputs`` (batch and old outputs, as the official code
-            and its numbers have it), or ``batch`` alone, which weighs C_o times as much.
-        tuning_epochs: Of the second phase on as many images of each new class as of each old one; 0 for none.
+        temperature: Temperature of the distillation, which has no factor of its square; > 0.
+        kd_mean: The distillation term is a mean over ``outputs`` (batch and old outputs, as the official code and its
+            numbers have it), or over ``batch`` alone, which weighs C_o times as much.
+        tuning_epochs: Epochs of the second phase on as many images of each new class as of each old one; 0 for none.
         tuning_lr: Its constant learning rate.
         tuning_teacher: Whether it distils too.
-        selection: Rule that chooses exemplars, on the embeddings of all tasks side by side.
-        codec: How their pixels are kept.
+        selection, codec: See ``ExemplarMemory``. Chosen on the embeddings of all tasks side by side.
 
     Raises:
         ConfigError: for a value out of range, and for a model that is not ``convit``.
@@ -73,15 +71,11 @@ class DyTox(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        at_least(0, "dytox", divergence=divergence, tuning_epochs=tuning_epochs)
-        above(0, "dytox", temperature=temperature, tuning_lr=tuning_lr)
-        one_of(MEANS, "dytox", kd_mean=kd_mean)
-        self.divergence = divergence
-        self.temperature = temperature
-        self.kd_mean = kd_mean
-        self.tuning_epochs = tuning_epochs
-        self.tuning_lr = tuning_lr
-        self.tuning_teacher = tuning_teacher
+        check.at_least(0, "dytox", divergence=divergence, tuning_epochs=tuning_epochs)
+        check.above(0, "dytox", temperature=temperature, tuning_lr=tuning_lr)
+        check.one_of(MEANS, "dytox", kd_mean=kd_mean)
+        self.divergence, self.temperature, self.kd_mean = divergence, temperature, kd_mean
+        self.tuning_epochs, self.tuning_lr, self.tuning_teacher = tuning_epochs, tuning_lr, tuning_teacher
         self.old_share = 0.0
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
         self.keep("teacher", None, kind="teacher")
@@ -118,7 +112,7 @@ class DyTox(Strategy):
             distilled = distillation(logits[:, : old.shape[1]], old, self.temperature)
             distilled = distilled / old.shape[1] if self.kd_mean == "outputs" else distilled
             terms["classes"] = (1 - self.old_share) * terms["classes"]
-            terms["distillation"] = self.old_share * distilled  # L_kd, section 3; specification 2.15
+            terms["distillation"] = self.old_share * distilled  # L_kd, section 3
         return terms
 
     def _classes(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -126,9 +120,9 @@ class DyTox(Strategy):
         output = self.net(batch.images)
         terms = {"classes": binary_cross_entropy(output.logits, batch.slots)}  # L_clf
         if self.divergence_head is not None:  # L_div
-            found = self.divergence_head(output.features[:, -self.net.token_dim :])
+            scores = self.divergence_head(output.features[:, -self.net.token_dim :])
             target = torch.clamp(batch.slots - self.old_classes + 1, min=0)
-            terms["divergence"] = self.divergence * binary_cross_entropy(found, target)
+            terms["divergence"] = self.divergence * binary_cross_entropy(scores, target)
         return output.logits, terms
 
     def tuning_loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:

@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.data import Batch, Samples
-from cil.memory import Budget, OnlineMemory
+from cil.data import Batch
+from cil.memory import Budget
 from cil.models import CosineHead, NetFactory
-from cil.strategies.base import Strategy
-from cil.strategies.parts import NOTHING_SEEN, draw, offer, open_reservoir, reservoir_plan
-from cil.strategies.ranges import above, at_least
+from cil.strategies.base import check
+from cil.strategies.parts import draw_batch
+from cil.strategies.parts.reservoir_sampling import ReservoirRehearsal
 from cil.strategies.registry import register
-from cil.streams import Experience
 
 MASKED = -1e9
 
 
 @register("er_ace")
-class ERACE(Strategy):
+class ERACE(ReservoirRehearsal):
     """Cross-entropy on incoming images among the classes present in the batch; on exemplars over all outputs.
 
-    An image is offered to a reservoir after the step in which it is met first.
+    An image is offered to a reservoir after the step in which it comes first.
 
     Args:
         cosine: Whether the head is a cosine one of fixed scale; if not, it is the one that the model configures.
-        scale: Of the cosine head, > 0.
+        scale: Scale of the cosine head, > 0.
         task_free: Whether the first experience is learned like the others. If not, its loss is the cross-entropy over
             all outputs, without exemplars, as in the reference code.
         replay: Exemplars a step; None for as many as there are new images.
-        codec: How their pixels are kept.
+        codec: See ``ReservoirMemory``.
 
     Source:
         Caccia, Aljundi, Asadi, Tuytelaars, Pineau, Belilovsky. ICLR 2022, arXiv:2104.05025, section 4, Algorithm 1.
         There is no output for a class that was not seen yet, so none is left open. Departure: with several epochs the
         reference code inserts an image at every step of every epoch, so that copies of it are held.
     """
-
-    memory: OnlineMemory
-    seen: str
-    places: Tensor
 
     def __init__(
         self,
@@ -56,26 +49,14 @@ class ERACE(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        above(0, "er_ace", scale=scale)
-        at_least(1, "er_ace", replay=replay)
-        self.task_free = task_free
-        self.replay = replay
-        self.keep("memory", OnlineMemory(codec), kind="exemplars")
-        self.keep("seen", NOTHING_SEEN)
-        self.keep("places", None, kind="temporary")  # of the images that arrive, in the memory
+        check.above(0, "er_ace", scale=scale)
+        check.at_least(1, "er_ace", replay=replay)
+        self.task_free, self.replay = task_free, replay
+        self.keep_reservoir(codec)
         if cosine:
             head = CosineHead(self.net.feature_dim).to(self.net.head.weight.device)
             torch.nn.init.constant_(head.scale.requires_grad_(False), scale)
             self.net.head = head
-
-    def exemplar_plan(self, slots: int, counts: Mapping[int, int]) -> dict[int, int]:
-        return reservoir_plan(self, slots, counts)
-
-    def prepare(self, experience: Experience) -> None:
-        self.capacity, self.places = open_reservoir(self, self.memory, experience)
-
-    def training_set(self, experience: Experience) -> Samples:
-        return experience.train  # exemplars are drawn in the loss
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         logits = self.net(batch.images).logits  # (N, C)
@@ -83,17 +64,17 @@ class ERACE(Strategy):
             return {"incoming": F.cross_entropy(logits, batch.slots)}
         # section 4: L_ace of incoming images
         terms = {"incoming": present_cross_entropy(logits, batch.slots)}
-        if (known := draw(self, self.memory, self.replay or len(batch), "known")) is not None:
+        if (known := draw_batch(self, self.memory, self.replay or len(batch), "known")) is not None:
             # L_ce of the buffer
             terms["exemplars"] = F.cross_entropy(self.net(known.images).logits, known.slots)
         return terms
 
     def after_step(self, batch: Batch) -> None:
-        self.seen = offer(self, self.memory, self.seen, self.places, self.capacity, batch, {})
+        self.offer(batch, {})
 
 
 def present_cross_entropy(logits: Tensor, slots: Tensor) -> Tensor:
-    """Cross-entropy with every output masked but those of the classes present: the others get exactly no gradient.
+    """Cross-entropy over the classes present: all other outputs are masked and get exactly no gradient.
 
     Args:
         logits: (N, C); masked as float32, which holds the mask's value.

@@ -9,9 +9,15 @@ from torch import Tensor
 from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory
-from cil.strategies.base import Strategy
-from cil.strategies.parts import grown, learned, new_class_cross_entropy, quadratic_penalty
-from cil.strategies.ranges import at_least
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts import new_class_cross_entropy
+from cil.strategies.parts.importance import (
+    learning_parameters,
+    padded_to,
+    quadratic_penalty,
+    snapshot,
+    sum_of_gradients,
+)
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -45,27 +51,26 @@ class EWC(Strategy):
         batch_size: int = 128,
     ) -> None:
         super().__init__(make_net, budget)
-        at_least(0, "ewc", strength=strength, cap=cap)
-        at_least(1, "ewc", batch_size=batch_size)
-        self.strength = strength
-        self.cap = cap
-        self.batch_size = batch_size
+        check.at_least(0, "ewc", strength=strength, cap=cap)
+        check.at_least(1, "ewc", batch_size=batch_size)
+        self.strength, self.cap, self.batch_size = strength, cap, batch_size
         self.keep("fisher", {}, kind="statistics")
         self.keep("anchor", None, kind="temporary")  # equals the weights at the boundary, so it is not carried
 
     def grow(self, signature: Signature) -> None:
         super().grow(signature)
-        self.fisher = grown(self.fisher, learned(self.net))
+        self.fisher = padded_to(self.fisher, learning_parameters(self.net))
 
     def before_experience(self, experience: Experience) -> None:
         if self.num_classes and self.strength:
-            self.anchor = {name: value.detach().clone() for name, value in learned(self.net).items()}
+            self.anchor = snapshot(learning_parameters(self.net))
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         logits = self.net(batch.images).logits
         terms = {"new": new_class_cross_entropy(logits, batch.slots, self.first_slot)}
         if self.anchor is not None:  # equation 3
-            terms["penalty"] = self.strength / 2 * quadratic_penalty(learned(self.net), self.anchor, self.fisher)
+            weights = learning_parameters(self.net)
+            terms["penalty"] = self.strength / 2 * quadratic_penalty(weights, self.anchor, self.fisher)
         return terms
 
     def after_experience(self, experience: Experience) -> None:
@@ -80,13 +85,11 @@ class EWC(Strategy):
     def _fisher_of(self, experience: Experience) -> dict[str, Tensor]:
         """Mean over mini-batches of the squared gradient, capped."""
         self.net.eval()
-        weights = learned(self.net)
-        total = {name: torch.zeros_like(value) for name, value in weights.items()}
-        batches = 0
         order = torch.randperm(len(experience.train), generator=self.generator("fisher"))
-        for batch in experience.train[order].batches(self.batch_size, self.device):
-            loss = F.cross_entropy(self.net(batch.images).logits, batch.slots)
-            for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
-                total[name] += gradient.square()
-            batches += 1
-        return {name: (value / batches).clamp_(max=self.cap) for name, value in total.items()}
+        batches = experience.train[order].batches(self.batch_size, self.device)
+
+        def loss(batch: Batch) -> Tensor:
+            return F.cross_entropy(self.net(batch.images).logits, batch.slots)
+
+        total, count = sum_of_gradients(learning_parameters(self.net), batches, loss, torch.square)
+        return {name: (value / count).clamp_(max=self.cap) for name, value in total.items()}

@@ -1,4 +1,4 @@
-"""EWC online: one running Fisher diagonal pulls the shared backbone towards where the last task left it."""
+"""EWC online: one running Fisher diagonal pulls the shared backbone towards its weights after the last task."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cil.contract import Settings
 from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory, TaskNet
-from cil.strategies.parts.losses import quadratic_penalty
-from cil.strategies.parts.tasks import SEARCH, TaskLearner, task_loss
-from cil.strategies.ranges import at_least, between
+from cil.strategies.base import check
+from cil.strategies.parts.importance import quadratic_penalty, snapshot, sum_of_gradients
+from cil.strategies.parts.task_learner import SEARCH, TaskLearner, task_loss
 from cil.strategies.registry import register
 from cil.streams import Experience
 
@@ -27,16 +27,16 @@ class EWCOnline(TaskLearner):
     search, which is judged on the new task and would always take the smallest.
 
     Args:
-        search: See ``cil.strategies.parts.tasks.TaskRecipe``.
+        search: See ``TaskRecipe``.
         strength: lambda; 0 gives Previous.
         decay: gamma, in [0, 1].
         cap: Upper bound on each entry of F, so that lr lambda F stays where a step is stable.
-        examples: Images of a task whose squared gradients F_t is the mean of, drawn at random.
+        examples: Images of a task, drawn at random, whose squared gradients are averaged for F_t.
 
     Source:
         Schwarz et al., "Progress & Compress", ICML 2018, arXiv:1805.06370, section 3.2 (online EWC); F_t is the
         empirical Fisher diagonal, sample by sample and with true labels, in evaluation mode. Departure: the cap.
-        Specification of task streams, section 8. ``ewc`` is its like on class-incremental streams.
+        ``ewc`` is its like on class-incremental streams.
     """
 
     net: TaskNet
@@ -55,20 +55,17 @@ class EWCOnline(TaskLearner):
         examples: int = 500,
     ) -> None:
         super().__init__(make_net, budget, search=search)
-        at_least(0, "ewc_online", strength=strength, cap=cap)
-        at_least(1, "ewc_online", examples=examples)
-        between(0, 1, "ewc_online", decay=decay)
+        check.at_least(0, "ewc_online", strength=strength, cap=cap)
+        check.at_least(1, "ewc_online", examples=examples)
+        check.between(0, 1, "ewc_online", decay=decay)
         self.strength, self.decay, self.cap, self.examples = strength, decay, cap, examples
         zeros = {name: torch.zeros_like(weight) for name, weight in self._weights().items()}
         self.keep("fisher", zeros, kind="statistics")
         self.keep("anchor", None, kind="temporary")  # equals the weights at the boundary, so it is not carried
 
-    def build_net(self) -> TaskNet:
-        return TaskNet(self.make_net("linear"))
-
     def prepare(self, experience: Experience) -> None:
         if experience.index and self.strength:
-            self.anchor = {name: weight.detach().clone() for name, weight in self._weights().items()}
+            self.anchor = snapshot(self._weights())
 
     def loss_with(self, settings: Settings, batch: Batch) -> dict[str, Tensor]:
         terms = {"task": self.loss_of(self.task, batch, settings)}
@@ -84,13 +81,14 @@ class EWCOnline(TaskLearner):
     def _fisher_of(self, experience: Experience) -> dict[str, Tensor]:
         """Mean over samples of the squared gradient of each one's loss."""
         self.net.eval()
-        weights = self._weights()
-        total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         order = torch.randperm(len(experience.train), generator=self.generator("fisher"))[: self.examples]
-        for batch in experience.train[order].batches(1, self.device):
-            loss = task_loss(self.net(batch.images, self.task.name).logits, batch, self.task, smoothing=0.0)
-            for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
-                total[name] += gradient.square()
+
+        def loss(batch: Batch) -> Tensor:
+            return task_loss(self.net(batch.images, self.task.name).logits, batch, self.task, smoothing=0.0)
+
+        total, _ = sum_of_gradients(
+            self._weights(), experience.train[order].batches(1, self.device), loss, torch.square
+        )
         return {name: value / len(order) for name, value in total.items()}
 
     def _weights(self) -> dict[str, nn.Parameter]:

@@ -12,9 +12,9 @@ from cil.contract import Phase
 from cil.data import Batch, Samples
 from cil.memory import Budget, FeatureMemory, Prototypes, feature_samples
 from cil.models import GrowingNet, Head, LinearHead, NetFactory, freeze
-from cil.strategies.base import Strategy
-from cil.strategies.parts import features, store_exemplars, trains_first
-from cil.strategies.ranges import one_of
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts import features, store_exemplars
+from cil.strategies.parts.frozen_backbone import trains_first
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -26,21 +26,19 @@ class FeatureReplay(Strategy):
     """The network learns the first experience; then its backbone is frozen for good, so that features stay valid.
 
     From there on the head alone learns, with cross-entropy over all outputs, on the features of the new images
-    (evaluation view) and as many of each old class as a new class has images on average, so that few stored ones are
-    not drowned by many new ones: those stored, as many as the budget allows, again and again in turn; or Gaussian
-    samples.
+    (not augmented) and of old classes: for each as many as a new class has images on average, so that few stored ones
+    are not drowned by many new ones. They are stored features, repeated in turn, or Gaussian samples.
 
     Args:
         store: ``features`` (vectors chosen as exemplars are), or ``prototypes`` (mean and spread of each class).
-        bits: Of a value of a stored feature: 32, 16 or 8; without meaning for prototypes.
-        spread: Of prototypes: ``none``, ``radius``, ``diagonal``, ``full``; see ``cil.memory.Prototypes``.
+        bits: Bits of a value of a stored feature: 32, 16 or 8; without meaning for prototypes.
+        spread: Spread of prototypes: ``none``, ``radius``, ``diagonal``, ``full``; see ``cil.memory.Prototypes``.
         selection: Rule that chooses features; one that needs features alone, or nothing.
-        train_first: Whether the first experience trains the backbone before it is frozen; ``auto``: only where
-            ``model.weights`` gives no public weights.
+        train_first: See ``FrozenBackbone``.
 
     Source:
         A baseline, with stored features as in Hayes et al. 2020 (REMIND, there quantised feature maps) and samples of
-        prototypes as in Zhu et al. 2021 (PASS); memory by the specification of protocols 4.1.
+        prototypes as in Zhu et al. 2021 (PASS).
     """
 
     net: GrowingNet  # the backbone, with a head that never gets an output
@@ -60,7 +58,7 @@ class FeatureReplay(Strategy):
         train_first: bool | str = "auto",
     ) -> None:
         super().__init__(make_net, budget)
-        one_of(STORES, "feature_replay", store=store)
+        check.one_of(STORES, "feature_replay", store=store)
         self.trained = trains_first(self, train_first)
         memory = FeatureMemory(make_net.feature_dim, bits, selection)
         prototypes = Prototypes(make_net.feature_dim, spread)  # both are made, so that all options are checked
@@ -71,7 +69,7 @@ class FeatureReplay(Strategy):
         self.store = store
 
     def build_net(self) -> GrowingNet:
-        """The backbone; the head is kept beside it, as it goes on learning."""
+        """The backbone; its head is kept apart, as it goes on learning."""
         net = self.make_net()
         self.keep("head", net.head, kind="parameters")
         net.head = LinearHead(net.feature_dim).to(net.head.weight).requires_grad_(False)
@@ -96,7 +94,7 @@ class FeatureReplay(Strategy):
         each = len(new) // max(1, len(present))
         if self.store == "features":
             held = feature_samples({"features": self.memory.features()}, self.memory.slots)
-            return new + held[_rounds(held.slots, present, each)]
+            return new + held[_repeated_rows(held.slots, present, each)]
         old = torch.arange(self.old_classes)
         slots = old[~torch.isin(old, present)].repeat_interleave(each)
         return new + feature_samples({"features": self.prototypes.draw(slots, self.generator("prototypes"))}, slots)
@@ -116,7 +114,8 @@ class FeatureReplay(Strategy):
 
     def predict(self, images: Tensor) -> Tensor:
         """The head's logits: (N, ...) to (N, C)."""
-        return self.head(self.net(images).features)
+        logits: Tensor = self.head(self.net(images).features)
+        return logits
 
     def after_experience(self, experience: Experience) -> None:
         if self.store == "features":
@@ -128,11 +127,11 @@ class FeatureReplay(Strategy):
         return self.trained and experience.index == 0
 
 
-def _rounds(slots: Tensor, present: Tensor, each: int) -> Tensor:
-    """Rows of what is stored: all, and those of an absent class over and over until there are ``each``.
+def _repeated_rows(slots: Tensor, present: Tensor, each: int) -> Tensor:
+    """Rows of the memory: all, and those of an absent class repeated until there are ``each``.
 
     Args:
-        slots: (M,) of what is stored, class by class.
+        slots: (M,) of the memory, class by class.
         present: Classes that have new images.
         each: Rows wanted of a class.
     """

@@ -12,25 +12,23 @@ from cil.contract import Phase
 from cil.data import ArrayStore, Batch, Samples
 from cil.memory import Budget
 from cil.models import GrowingNet, LinearHead, NetFactory, freeze
-from cil.strategies.base import Strategy
-from cil.strategies.parts import class_sums, exact, exact_features, features_only, trains_first
-from cil.strategies.ranges import above, one_of
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts.frozen_backbone import class_sums, features_only, float64_features, to_float64, trains_first
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
 
 @register("fetril")
 class FeTrIL(Strategy):
-    """An old class o is played by the class n at hand of the most similar mean: phi(x) - mu_n + mu_o, x of n.
+    """An old class o is replaced by the present class n of the most similar mean: phi(x) - mu_n + mu_o, x of n.
 
     Args:
         classifier: ``linear``: cross-entropy on real and moved features, one phase an experience. ``svm``: a linear
             support vector machine on their unit vectors, fitted after it.
         svm_c: C of that machine; > 0.
-        cached_features: Whether the head is trained on features extracted once in the evaluation view, as in the
-            public code; if not, augmented images pass the frozen backbone at each step.
-        train_first: Whether the first experience trains the backbone before it is frozen; ``auto``: only where
-            ``model.weights`` gives no public weights.
+        cached_features: Whether the head is trained on features extracted once, without augmentation, as in the public
+            code; if not, augmented images pass the frozen backbone at each step.
+        train_first: See ``FrozenBackbone``.
 
     Source:
         Petit, Popescu, Schindler, Picard, Delezoide. "FeTrIL: feature translation for exemplar-free class-incremental
@@ -44,7 +42,7 @@ class FeTrIL(Strategy):
     means: Tensor  # (C, D)
     counts: Tensor  # (C,) int32
     cache: Tensor | None  # (N, D), features of this experience
-    shift: Tensor | None  # (C, D), mu_o - mu_n(o) of an old class, 0 of one at hand
+    shift: Tensor | None  # (C, D), mu_o - mu_n(o) of an old class, 0 of a present one
 
     def __init__(
         self,
@@ -57,8 +55,8 @@ class FeTrIL(Strategy):
         train_first: bool | str = "auto",
     ) -> None:
         super().__init__(make_net, budget)
-        one_of(("linear", "svm"), "fetril", classifier=classifier)
-        above(0, "fetril", svm_c=svm_c)
+        check.one_of(("linear", "svm"), "fetril", classifier=classifier)
+        check.above(0, "fetril", svm_c=svm_c)
         self.classifier, self.svm_c, self.cached_features = classifier, svm_c, cached_features
         self.trained = trains_first(self, train_first)
         blank, d = self.net.head.weight, self.net.feature_dim
@@ -82,18 +80,18 @@ class FeTrIL(Strategy):
         if self._trains_backbone(experience):
             yield Phase("main", experience.train, self.loss)
         elif self.classifier == "linear" and len(experience.train):
-            features, plays = self._met(experience)
+            features, donors = self._update_means(experience)
             data = experience.train
-            if self.cached_features:  # nobody looks at the images again
+            if self.cached_features:  # the images are not needed again
                 self.cache = features.to(self.means)
                 blank = ArrayStore(torch.zeros(len(data), 1, 1, 1, dtype=torch.uint8))
                 data = Samples(blank, data.slots, extras={"row": torch.arange(len(data))})
-            rows, slots = _cast(data.slots, plays)
+            rows, slots = _stand_ins(data.slots, donors)
             head = list(self.head.parameters())  # trained as later heads are, also where there is no backbone to train
             yield Phase("head", data[rows].with_slots(slots), self.loss, parameters=head, fresh=False)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy over all outputs; before there is an old class, of plain features."""
+        """Cross-entropy over all outputs; of plain features before there is an old class."""
         features = self.net(batch.images).features if self.cache is None else self.cache[batch.extras["row"]]
         if self.shift is not None:
             features = features + self.shift[batch.slots]
@@ -101,44 +99,44 @@ class FeTrIL(Strategy):
 
     def after_experience(self, experience: Experience) -> None:
         if self._trains_backbone(experience) or self.classifier == "svm":  # else the means are up to date
-            features, plays = self._met(experience)
+            features, donors = self._update_means(experience)
             if self.classifier == "svm" and len(features):
-                rows, slots = _cast(experience.train.slots, plays)
+                rows, slots = _stand_ins(experience.train.slots, donors)
                 assert self.shift is not None
-                self._fit_svm(features[rows] + exact(self.shift)[slots], slots)
+                self._fit_svm(features[rows] + to_float64(self.shift)[slots], slots)
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen; one without data by minus infinity: (N, ...) to (N, C)."""
         features = self.net(images).features
-        scores = self.head(F.normalize(features) if self.classifier == "svm" else features)
+        scores: Tensor = self.head(F.normalize(features) if self.classifier == "svm" else features)
         return scores.masked_fill(self.counts == 0, -torch.inf)
 
     def _trains_backbone(self, experience: Experience) -> bool:
         return self.trained and experience.index == 0
 
-    def _met(self, experience: Experience) -> tuple[Tensor, Tensor]:
+    def _update_means(self, experience: Experience) -> tuple[Tensor, Tensor]:
         """Update the means and set ``shift``.
 
         Returns:
-            (N, D) features, and (C,) the class at hand that plays each class: itself where it is at hand, -1 where a
-            class has no images at all.
+            (N, D) features, and (C,) the present class whose features stand for each class: itself where it is present,
+            -1 where a class has no images at all.
         """
-        features = exact_features(self, experience.train)
+        features = float64_features(self, experience.train)
         sums, here = class_sums(features, experience.train.slots, self.num_classes)
-        own, means, counts = sums / here.clamp(min=1)[:, None], exact(self.means), exact(self.counts)
+        own, means, counts = sums / here.clamp(min=1)[:, None], to_float64(self.means), to_float64(self.counts)
         likeness = F.normalize(means) @ F.normalize(own).T  # (C, C): each by each, cosine
-        plays = likeness.masked_fill(here == 0, -torch.inf).argmax(1)
-        plays = torch.where(here > 0, torch.arange(len(plays)).to(plays), plays)
-        plays = torch.where((here > 0) | (counts > 0), plays, -1)
+        donors = likeness.masked_fill(here == 0, -torch.inf).argmax(1)
+        donors = torch.where(here > 0, torch.arange(len(donors)).to(donors), donors)
+        donors = torch.where((here > 0) | (counts > 0), donors, -1)
         # section 3, feature translation: phi(x) - mu_n + mu_o
-        self.shift = torch.where(here[:, None] > 0, 0.0, means - own[plays]).to(self.means)
+        self.shift = torch.where(here[:, None] > 0, 0.0, means - own[donors]).to(self.means)
         share = here / (counts + here).clamp(min=1)
         self.means = torch.lerp(means, own, share[:, None]).to(self.means)
         self.counts = (counts + here).to(self.counts)
-        return features, plays.cpu()
+        return features, donors.cpu()
 
     def _fit_svm(self, features: Tensor, slots: Tensor) -> None:
-        """The machine's rows become those of the head; with a single class there is nothing to separate."""
+        """Fit the machine; its rows become those of the head. A single class leaves the head as it is."""
         from sklearn.svm import LinearSVC
 
         known = slots.unique()
@@ -154,20 +152,20 @@ class FeTrIL(Strategy):
             offset.zero_()[known] = bias.to(offset)
 
 
-def _cast(slots: Tensor, plays: Tensor) -> tuple[Tensor, Tensor]:
-    """Which image stands for which class: all images for their own, and again for each old class that theirs plays.
+def _stand_ins(slots: Tensor, donors: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and classes of the training set: images of their own class, and again of the old classes they stand for.
 
     Args:
         slots: (N,) of the images.
-        plays: (C,) the class that plays each class, -1 for none.
+        donors: (C,) the class whose images stand for each class, -1 for none.
 
     Returns:
         (R,) rows of images, and (R,) the slots they stand for.
     """
     rows, stand = [torch.arange(len(slots))], [slots]
-    at_hand = torch.bincount(slots, minlength=len(plays)) > 0
-    for old in (~at_hand & (plays >= 0)).nonzero().flatten().tolist():
-        own = (slots == plays[old]).nonzero().flatten()
+    present = torch.bincount(slots, minlength=len(donors)) > 0
+    for old in (~present & (donors >= 0)).nonzero().flatten().tolist():
+        own = (slots == donors[old]).nonzero().flatten()
         rows.append(own)
         stand.append(torch.full_like(own, old))
     return torch.cat(rows), torch.cat(stand)

@@ -13,9 +13,9 @@ from cil.contract import Phase
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
 from cil.models import BranchingNet, GrowingNet, LinearHead, NetFactory, freeze
-from cil.strategies.base import Strategy
-from cil.strategies.parts import align_rows, distillation, store_exemplars
-from cil.strategies.ranges import above, at_least, below, one_of, whole_or_share
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts import distillation, store_exemplars
+from cil.strategies.parts.heads import align_rows
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -58,24 +58,23 @@ def balanced_distillation(logits: Tensor, teacher: Tensor, weights: Tensor, temp
 
 @register("foster")
 class FOSTER(Strategy):
-    """Feature boosting and compression. The student, one backbone, is what is carried and answers by default.
+    """Feature boosting and compression. The student, one backbone, is carried and answers by default.
 
     Args:
-        beta1: Of the balance weights that divide the logits in boosting; in [0, 1).
-        beta2: Of the balance weights of the teacher's shares in compression; in [0, 1).
-        temperature: Of both distillations; > 0.
+        beta1: beta of the balance weights that divide the logits in boosting; in [0, 1).
+        beta2: beta of the balance weights of the teacher's shares in compression; in [0, 1).
+        temperature: Temperature of both distillations; > 0.
         strength: Weight of the distillation of the old head in boosting, lambda_okd; >= 0.
         old_features: Rows of new classes on the features of the old backbone: ``trained`` or kept at ``zero`` ("ft" and
             "az" in the reference code).
         align_teacher: Whether to align the norms of new and old rows after boosting.
         align_student: The same after compression.
-        compression_epochs: Or, below 1, a share of those of boosting; None: as long as boosting.
+        compression_epochs: Epochs of compression, or, below 1, a share of those of boosting; None: as long as boosting.
         compression_decay: Weight decay in compression; >= 0.
-        keep: What answers: the ``student``, or the ``teacher``, the two backbones of boosting, whose accuracy the
-            reference code reports. The next experience starts from the student, so that ``teacher`` carries three
-            backbones; the survey's convention charges the two that answer.
-        selection: Rule that chooses exemplars, on the features of both backbones.
-        codec: How their pixels are kept.
+        keep: The network that answers: the ``student``, or the ``teacher``, the two backbones of boosting, whose
+            accuracy the reference code reports. The next experience starts from the student, so that ``teacher``
+            carries three backbones; the survey's convention charges the two that answer.
+        selection, codec: See ``ExemplarMemory``. Chosen on the features of both backbones.
 
     Source:
         Wang, Zhou, Ye, Zhan. ECCV 2022, arXiv:2204.04662. As in the reference code: the new
@@ -108,16 +107,14 @@ class FOSTER(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        at_least(0, "foster", beta1=beta1, beta2=beta2)
-        below(1, "foster", beta1=beta1, beta2=beta2)
-        above(0, "foster", temperature=temperature)
-        at_least(0, "foster", strength=strength, compression_decay=compression_decay)
-        whole_or_share("foster", compression_epochs=compression_epochs)
-        one_of(("trained", "zero"), "foster", old_features=old_features)
-        one_of(("student", "teacher"), "foster", keep=keep)
-        self.beta1, self.beta2 = beta1, beta2
-        self.temperature = temperature
-        self.strength = strength
+        check.at_least(0, "foster", beta1=beta1, beta2=beta2)
+        check.below(1, "foster", beta1=beta1, beta2=beta2)
+        check.above(0, "foster", temperature=temperature)
+        check.at_least(0, "foster", strength=strength, compression_decay=compression_decay)
+        check.whole_or_share("foster", compression_epochs=compression_epochs)
+        check.one_of(("trained", "zero"), "foster", old_features=old_features)
+        check.one_of(("student", "teacher"), "foster", keep=keep)
+        self.beta1, self.beta2, self.temperature, self.strength = beta1, beta2, temperature, strength
         self.old_features = old_features
         self.align_teacher, self.align_student = align_teacher, align_student
         self.compression_epochs, self.compression_decay = compression_epochs, compression_decay
@@ -157,8 +154,8 @@ class FOSTER(Strategy):
                 boosted.head.weight[old:, :dim] = 0
         self.extra_head = LinearHead(dim).to(self.device)
         self.extra_head.grow(self.num_classes)
-        found = self.training_set(experience).counts()
-        counts = [found.get(slot, 0) for slot in range(self.num_classes)]
+        images = self.training_set(experience).counts()
+        counts = [images.get(slot, 0) for slot in range(self.num_classes)]
         self.weights = torch.stack([balance_weights(counts, beta) for beta in (self.beta1, self.beta2)]).to(self.device)
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
@@ -172,13 +169,9 @@ class FOSTER(Strategy):
             align_rows(self, self.boosted.head)
         freeze(self.boosted)
         yield Phase(
-            "compression",
-            data,
-            self.compression_loss,
-            list(self.net.parameters()),
-            epochs=self.compression_epochs,
-            weight_decay=self.compression_decay,
-        )
+            "compression", data, self.compression_loss, list(self.net.parameters()),
+            epochs=self.compression_epochs, weight_decay=self.compression_decay,
+        )  # fmt: skip
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         if self.boosted is None or self.extra_head is None or self.weights is None:  # the first experience
@@ -187,7 +180,9 @@ class FOSTER(Strategy):
         phi_old, phi_new = output.features.split(self.net.feature_dim, 1)
         known = self.net.head(phi_old)[:, :old].detach()  # the old network's logits
         return {
-            "classes": F.cross_entropy(output.logits / self.weights[0], batch.slots),  # specification 2.13, boosting
+            "classes": F.cross_entropy(
+                output.logits / self.weights[0], batch.slots
+            ),  # boosting, logits by balance weights
             "new_features": F.cross_entropy(self.extra_head(phi_new), batch.slots),  # feature enhancement, z_fe
             "distillation": self.strength * distillation(output.logits[:, :old], known, self.temperature),
         }
@@ -211,9 +206,10 @@ class FOSTER(Strategy):
         store_exemplars(self, experience, self.boosted)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Scores of what is carried to answer: (N, ...) to (N, C)."""
+        """Scores of the network that answers: (N, ...) to (N, C)."""
         answers = self.boosted if self.carries_teacher and self.boosted is not None else self.net
-        return answers(images).logits
+        logits: Tensor = answers(images).logits
+        return logits
 
     def _survey(self) -> dict[str, int]:
         charge = super()._survey()

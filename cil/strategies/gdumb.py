@@ -12,9 +12,8 @@ from cil.contract import Phase
 from cil.data import Batch, Samples
 from cil.memory import Budget, ExemplarMemory, greedily_balanced
 from cil.models import NetFactory
-from cil.strategies.base import Strategy
-from cil.strategies.parts import same_sized
-from cil.strategies.ranges import between
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts.reservoir_sampling import fixed_capacity
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -23,12 +22,12 @@ from cil.streams import Experience, Signature
 class GDumb(Strategy):
     """Greedy sampler and dumb learner: the images of an experience pass once, in random order, before training.
 
-    Nothing is trained on them but what the memory holds in the end; the main phase is on the memory, from fresh
-    weights, so that ``trainer.first`` holds at every experience.
+    It trains on the content of the memory alone, from fresh weights, so that ``trainer.first`` holds at every
+    experience.
 
     Args:
         cutmix: Probability that a batch is mixed (the paper's: 0.5).
-        codec: How pixels are kept.
+        codec: See ``ExemplarMemory``.
 
     Source:
         Prabhu, Torr, Dokania. ECCV 2020. Departures: the recipe is the run's, not the paper's cosine with warm restarts
@@ -40,7 +39,7 @@ class GDumb(Strategy):
 
     def __init__(self, make_net: NetFactory, budget: Budget, *, cutmix: float = 0.0, codec: str = "raw") -> None:
         super().__init__(make_net, budget)
-        between(0, 1, "gdumb", cutmix=cutmix)
+        check.between(0, 1, "gdumb", cutmix=cutmix)
         self.cutmix = cutmix
         self.keep("memory", ExemplarMemory(codec, "random"), kind="exemplars")
 
@@ -49,7 +48,7 @@ class GDumb(Strategy):
         self.arriving = dict(signature.counts)
 
     def exemplar_plan(self, slots: int, counts: Mapping[int, int]) -> dict[int, int]:
-        same_sized(self, self.memory)  # refuses what could not be filled
+        fixed_capacity(self, self.memory)  # refuses what could not be filled
         share = -(-slots // max(1, len(counts)))  # a class is taken while it has fewer than M / C
         held = {slot: count - self.arriving.get(slot, 0) for slot, count in counts.items()}
         plan = {slot: max(held[slot], min(share, count)) for slot, count in counts.items()}
@@ -66,7 +65,7 @@ class GDumb(Strategy):
         passing = experience.train[torch.randperm(len(experience.train), generator=generator)]
         held = self.memory.samples()
         rows = greedily_balanced(
-            held.slots.tolist(), passing.slots.tolist(), same_sized(self, self.memory), self.num_classes, generator
+            held.slots.tolist(), passing.slots.tolist(), fixed_capacity(self, self.memory), self.num_classes, generator
         )
         self.memory.replace([(held + passing)[rows]])
 
@@ -79,7 +78,7 @@ class GDumb(Strategy):
     def loss(self, batch: Batch) -> Tensor:
         generator = self.generator(f"cutmix:{self.progress.step}")
         if self.cutmix and torch.rand((), generator=generator) < self.cutmix:
-            images, other, share = cut_and_mixed(batch.images, generator)
+            images, other, share = cutmix_batch(batch.images, generator)
             logits = self.net(images).logits
             return share * F.cross_entropy(logits, batch.slots) + (1 - share) * F.cross_entropy(
                 logits, batch.slots[other.to(batch.slots.device)]
@@ -87,7 +86,7 @@ class GDumb(Strategy):
         return F.cross_entropy(self.net(batch.images).logits, batch.slots)
 
 
-def cut_and_mixed(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
+def cutmix_batch(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
     """Paste a box of another image of the batch into each; the share that stays is near one drawn uniformly.
 
     Args:

@@ -12,9 +12,9 @@ from torch import Tensor
 from cil.data import Batch, Samples
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory, evaluating
-from cil.strategies.base import Strategy
-from cil.strategies.parts import draw, exact, new_class_cross_entropy, store_exemplars
-from cil.strategies.ranges import at_least, one_of
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts import draw_batch, new_class_cross_entropy, store_exemplars
+from cil.strategies.parts.frozen_backbone import to_float64
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -25,7 +25,7 @@ COLUMNS = 2**18  # of the gradient matrix that are turned to float64 at once
 
 @register("gem")
 class GEM(Strategy):
-    """Cross-entropy over the new outputs; its gradient is projected to where no old task's loss rises.
+    """Cross-entropy over the new outputs; its gradient is projected so that no old task's loss rises.
 
     A task is an experience: its classes are those that arrived in it, its loss is the cross-entropy over their outputs
     alone, on their exemplars, augmented anew at every step.
@@ -34,10 +34,10 @@ class GEM(Strategy):
         margin: Added to the dual variables after a violation, which favours old tasks; 0 or more.
         constraint_batch: Exemplars of a task whose gradient is taken at a step, drawn at random; null: all of them, as
             in the paper. The cost of a step grows with it: with all 2,000 it is that of sixteen batches of 128.
-        statistics: What normalises exemplars in batch-norm layers: those of the ``batch``, as in the paper's code, so
-            that running statistics see exemplars too; or the ``running`` ones, which then stay those of new data.
-        selection: Rule that chooses exemplars.
-        codec: How their pixels are kept.
+        statistics: Statistics that normalise exemplars in batch-norm layers: those of the ``batch``, as in the paper's
+            code, so that running statistics see exemplars too; or the ``running`` ones, which then stay those of new
+            data.
+        selection, codec: See ``ExemplarMemory``.
 
     Source:
         Lopez-Paz and Ranzato, NIPS 2017, arXiv:1706.08840, Algorithm 1 and equation 11. Margin 0, herded exemplars and
@@ -59,12 +59,10 @@ class GEM(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        at_least(0, "gem", margin=margin)
-        at_least(1, "gem", constraint_batch=constraint_batch)
-        one_of(STATISTICS, "gem", statistics=statistics)
-        self.margin = margin
-        self.constraint_batch = constraint_batch
-        self.statistics = statistics
+        check.at_least(0, "gem", margin=margin)
+        check.at_least(1, "gem", constraint_batch=constraint_batch)
+        check.one_of(STATISTICS, "gem", statistics=statistics)
+        self.margin, self.constraint_batch, self.statistics = margin, constraint_batch, statistics
         self.bounds = [0]  # where the slots of a task end; follows from the structure, so it is not carried
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
         self.keep("constraints", None, kind="gradients")
@@ -97,17 +95,17 @@ class GEM(Strategy):
         store_exemplars(self, experience)
 
     def _gradient_of(self, start: int, stop: int) -> Tensor | None:
-        """Of the loss on the exemplars of the task that has the slots from ``start`` up to ``stop``."""
+        """Gradient of the loss on the exemplars of the task with the slots from ``start`` up to ``stop``."""
         exemplars = self.memory.samples()
         own = exemplars[((exemplars.slots >= start) & (exemplars.slots < stop)).nonzero().flatten()]
-        drawn = draw(self, own, self.constraint_batch or len(own), f"constraint:{start}")
-        if drawn is None:
+        batch = draw_batch(self, own, self.constraint_batch or len(own), f"constraint:{start}")
+        if batch is None:
             return None
         total = torch.zeros((), device=self.device)
-        for rows in torch.arange(len(drawn), device=self.device).tensor_split(-(-len(drawn) // AT_ONCE)):
+        for rows in torch.arange(len(batch), device=self.device).tensor_split(-(-len(batch) // AT_ONCE)):
             with evaluating(self.net) if self.statistics == "running" else nullcontext():
-                logits = self.net(drawn.images[rows]).logits[:, start:stop]
-                loss = F.cross_entropy(logits, drawn.slots[rows] - start, reduction="sum") / len(drawn)
+                logits = self.net(batch.images[rows]).logits[:, start:stop]
+                loss = F.cross_entropy(logits, batch.slots[rows] - start, reduction="sum") / len(batch)
                 total = total + _flat(self.gradient(loss))
         return total
 
@@ -123,19 +121,19 @@ def project(gradient: Tensor, constraints: Tensor, margin: float = 0.0) -> Tenso
         margin: Added to v.
 
     Returns:
-        g~ (P,); None where no product is negative (nothing is to be done), or one is not a number.
+        g~ (P,); None where no product is negative, or one is not a number.
 
     Source: Lopez-Paz and Ranzato 2017, equation 11.
 
     >>> project(torch.tensor([-1.0, 1.0]), torch.eye(2)).tolist()
     [0.0, 1.0]
     """
-    gram = exact(gradient.new_zeros(len(constraints), len(constraints)))
+    gram = to_float64(gradient.new_zeros(len(constraints), len(constraints)))
     products = gram.new_zeros(len(constraints))
     for rows, own in zip(constraints.split(COLUMNS, dim=1), gradient.split(COLUMNS), strict=True):
-        wide = exact(rows)
+        wide = to_float64(rows)
         gram += wide @ wide.T
-        products += wide @ exact(own)
+        products += wide @ to_float64(own)
     gram, products = gram.cpu(), products.cpu()
     if not bool((products < 0).any() & products.isfinite().all() & gram.isfinite().all()):
         return None

@@ -9,9 +9,8 @@ from torch import Tensor
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory, State, class_means, unit
 from cil.models import GrowingNet, NetFactory, frozen_copy
-from cil.strategies.base import Strategy
+from cil.strategies.base import Strategy, check
 from cil.strategies.parts import distillation, features, store_exemplars
-from cil.strategies.ranges import above, at_least
 from cil.strategies.registry import register
 from cil.streams import Experience
 
@@ -23,8 +22,7 @@ class ICaRL(Strategy):
     Args:
         temperature: Softens teacher and student in the distillation term; > 0.
         strength: Weight of the distillation term; 0 trains as Replay does.
-        selection: Rule that chooses exemplars; ``herding`` is the paper's.
-        codec: How their pixels are kept.
+        selection, codec: See ``ExemplarMemory``; ``herding`` is the paper's rule.
 
     Source:
         Rebuffi, Kolesnikov, Sperl, Lampert. CVPR 2017, arXiv:1611.07725, Algorithms 1 to 5. Departure: cross-entropy
@@ -46,10 +44,9 @@ class ICaRL(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        above(0, "icarl", temperature=temperature)
-        at_least(0, "icarl", strength=strength)
-        self.temperature = temperature
-        self.strength = strength
+        check.above(0, "icarl", temperature=temperature)
+        check.at_least(0, "icarl", strength=strength)
+        self.temperature, self.strength = temperature, strength
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
         self.keep("teacher", None, kind="teacher")
         self.keep("means", None, kind="temporary")  # recomputed from the exemplars, so neither carried nor charged

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cil.models import TaskNet, TaskNets
-from cil.strategies.parts.tasks import TaskLearner
+from cil.models import TaskNets
+from cil.strategies.parts.task_learner import TaskLearner
 from cil.strategies.registry import register
 from cil.streams import Signature
 
@@ -13,7 +13,7 @@ class Independent(TaskLearner):
     """A fresh network for each experience; that of a data set which comes again is replaced.
 
     Args:
-        search: See ``cil.strategies.parts.tasks.TaskRecipe``.
+        search: See ``TaskRecipe``.
 
     Source:
         Bornschein et al., NEVIS'22, JMLR 24 (308), 2023.
@@ -25,6 +25,4 @@ class Independent(TaskLearner):
         return TaskNets()
 
     def grow_net(self, signature: Signature) -> None:
-        fresh = TaskNet(self.make_net("linear"))
-        fresh.open(self.task.name, self.task.classes)
-        self.net.put(self.task.name, fresh)
+        self.put_fresh_net()

@@ -15,9 +15,8 @@ from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import Head, NetFactory, TimmBackbone, freeze
 from cil.models.prompts import POSITIONS, PromptPool, Selected, prompt_features, vision_transformer
-from cil.strategies.base import Strategy
-from cil.strategies.parts.notes import note_random_weights
-from cil.strategies.ranges import at_least, one_of
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts.setup_warnings import warn_of_random_weights
 from cil.strategies.registry import register
 from cil.streams import Signature
 
@@ -36,10 +35,10 @@ class L2P(Strategy):
         prompts: M, prompts in the pool; it never grows.
         length: L, tokens of one prompt.
         top: K <= M, prompts chosen for an image: K L more tokens.
-        pull: lambda, how much the keys of the chosen prompts are pulled towards the query; 0 leaves keys as drawn.
+        pull: lambda, weight of pulling the keys of the chosen prompts towards the query; 0 leaves keys as drawn.
         train_selection: ``sample``: each image is given its own prompts, in training as in answers; ``batch``: all
             images of a training batch are given those that most of them would choose, as public code does.
-        position: What is added to prompts as position: that of the ``class`` token, or ``none``.
+        position: Position embedding added to prompts: that of the ``class`` token, or ``none``.
 
     Raises:
         ConfigError: for a value out of range, and for a backbone that is not a timm vision transformer.
@@ -54,7 +53,7 @@ class L2P(Strategy):
         "name": "timm:vit_tiny_patch16_224",
         "options": {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2},
     }
-    net: Head  # on what comes out at the prompts
+    net: Head  # on the output at the prompts
     vit: TimmBackbone
     normalise: nn.Module
     pool: PromptPool
@@ -73,25 +72,23 @@ class L2P(Strategy):
         position: str = "class",
     ) -> None:
         super().__init__(make_net, budget)
-        at_least(1, "l2p", prompts=prompts, length=length, top=top)
+        check.at_least(1, "l2p", prompts=prompts, length=length, top=top)
         if top > prompts:
             raise ConfigError(f"strategy.top of l2p is {top}; it must be at most strategy.prompts, {prompts}")
-        at_least(0, "l2p", pull=pull)
-        one_of(SELECTIONS, "l2p", train_selection=train_selection)
-        one_of(POSITIONS, "l2p", position=position)
-        self.pull = pull
-        self.majority = train_selection == "batch"
-        self.position = position
+        check.at_least(0, "l2p", pull=pull)
+        check.one_of(SELECTIONS, "l2p", train_selection=train_selection)
+        check.one_of(POSITIONS, "l2p", position=position)
+        self.pull, self.position, self.majority = pull, position, train_selection == "batch"
         self.present = []
         pool = PromptPool(prompts, length, top, self.vit.feature_dim)
         self.keep("pool", pool.to(next(self.vit.parameters()).device), kind="parameters")
 
     def build_net(self) -> Head:
-        """The head; the transformer is kept beside it, as what it is: frozen, and public where weights are given."""
+        """The head; the transformer is kept beside it, frozen, and as a reference where its weights are public."""
         whole = self.make_net()
         vit = freeze(vision_transformer(whole.backbone, "strategy l2p"))
         public = self.make_net.pretrained
-        note_random_weights(self)
+        warn_of_random_weights(self)
         self.keep("vit", vit, kind="parameters", reference=None if public is None else loaded_reference(vit, public))
         self.keep("normalise", whole.normalise, kind="parameters")
         return whole.head
@@ -111,10 +108,11 @@ class L2P(Strategy):
 
     def predict(self, images: Tensor) -> Tensor:
         """The head's logits, each image with its own prompts: (N, ...) to (N, C)."""
-        return self.net(self._prompted(images)[0])
+        logits: Tensor = self.net(self._prompted(images)[0])
+        return logits
 
     def _prompted(self, images: Tensor, majority: bool = False) -> tuple[Tensor, Selected]:
-        """Features (N, D) with prompts, and what was selected."""
+        """Features (N, D) with prompts, and the prompts selected."""
         x = self.normalise(images)
         with torch.no_grad():
             queries = self.vit(x)[0]  # q(x), (N, D): the transformer without prompts

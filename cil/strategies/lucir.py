@@ -11,10 +11,10 @@ from cil.contract import Phase
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
 from cil.models import GrowingNet, NetFactory, frozen_copy
-from cil.strategies.base import Strategy
-from cil.strategies.parts import balanced_set, hold_rows, imprint, less_forget, margin_ranking, store_exemplars
-from cil.strategies.parts.notes import cosine_net
-from cil.strategies.ranges import at_least
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts import balanced_set, less_forget, margin_ranking, store_exemplars
+from cil.strategies.parts.heads import freeze_rows, imprint
+from cil.strategies.parts.setup_warnings import cosine_net
 from cil.strategies.registry import register
 from cil.streams import Experience
 
@@ -29,14 +29,14 @@ class LUCIR(Strategy):
     Args:
         strength: lambda_base of the less-forget term, which weighs lambda_base sqrt(C_o / C_n); 0 leaves it out.
         ranking: Weight of the margin ranking term; 0 leaves it out.
-        margin: Of cosines, in that term.
+        margin: Margin between cosines in that term.
         negatives: K, new classes that an old image is compared with.
         hold_old: Whether the rows of old classes stay as they are while the less-forget term is on.
         imprint: Whether new rows start at the mean features of their classes.
-        tune_epochs: Of a last phase that trains the head by cross-entropy on as many images of each class; 0: none.
+        tune_epochs: Epochs of a last phase that trains the head by cross-entropy on as many images of each class; 0:
+            none.
         tune_lr: Its learning rate, decayed by a cosine.
-        selection: Rule that chooses exemplars.
-        codec: How their pixels are kept.
+        selection, codec: See ``ExemplarMemory``.
 
     Source:
         Hou, Pan, Loy, Wang, Lin. CVPR 2019, less-forget constraint, inter-class separation and integrated objective;
@@ -64,10 +64,10 @@ class LUCIR(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        at_least(
+        check.at_least(
             0, "lucir", strength=strength, ranking=ranking, margin=margin, tune_epochs=tune_epochs, tune_lr=tune_lr
         )
-        at_least(1, "lucir", negatives=negatives)
+        check.at_least(1, "lucir", negatives=negatives)
         self.strength, self.ranking, self.margin, self.negatives = strength, ranking, margin, negatives
         self.hold_old, self.imprint = hold_old, imprint
         self.tune_epochs, self.tune_lr = tune_epochs, tune_lr
@@ -117,11 +117,9 @@ class LUCIR(Strategy):
 
     def adjust_gradients(self, batch: Batch) -> None:
         if self.holding and self.teacher is not None:
-            hold_rows(self.net.head.weight, self.teacher.head.weight)
+            freeze_rows(self.net.head.weight, self.teacher.head.weight)
 
-    def after_step(self, batch: Batch) -> None:
-        if self.holding and self.teacher is not None:
-            hold_rows(self.net.head.weight, self.teacher.head.weight)
+    after_step = adjust_gradients
 
     def after_experience(self, experience: Experience) -> None:
         store_exemplars(self, experience)

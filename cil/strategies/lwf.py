@@ -7,9 +7,8 @@ from torch import Tensor
 from cil.data import Batch
 from cil.memory import Budget
 from cil.models import GrowingNet, NetFactory, frozen_copy
-from cil.strategies.base import Strategy
+from cil.strategies.base import Strategy, check
 from cil.strategies.parts import distillation, new_class_cross_entropy
-from cil.strategies.ranges import above, at_least
 from cil.strategies.registry import register
 from cil.streams import Experience
 
@@ -33,10 +32,9 @@ class LwF(Strategy):
         self, make_net: NetFactory, budget: Budget, *, strength: float = 3.0, temperature: float = 2.0
     ) -> None:
         super().__init__(make_net, budget)
-        above(0, "lwf", temperature=temperature)
-        at_least(0, "lwf", strength=strength)
-        self.strength = strength
-        self.temperature = temperature
+        check.above(0, "lwf", temperature=temperature)
+        check.at_least(0, "lwf", strength=strength)
+        self.strength, self.temperature = strength, temperature
         self.keep("teacher", None, kind="teacher")
 
     def before_experience(self, experience: Experience) -> None:
@@ -45,7 +43,7 @@ class LwF(Strategy):
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         logits = self.net(batch.images).logits
-        # L_new + lambda L_old, specification 2.3
+        # L_new + lambda L_old
         terms = {"new": new_class_cross_entropy(logits, batch.slots, self.first_slot)}
         if self.teacher is not None:
             old = self.teacher(batch.images).logits

@@ -8,9 +8,16 @@ from torch import Tensor, nn
 from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory, evaluating
-from cil.strategies.base import Strategy
-from cil.strategies.parts import grown, learned, new_class_cross_entropy, old_part, quadratic_penalty
-from cil.strategies.ranges import at_least, one_of
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts import new_class_cross_entropy
+from cil.strategies.parts.importance import (
+    learning_parameters,
+    old_part,
+    padded_to,
+    quadratic_penalty,
+    snapshot,
+    sum_of_gradients,
+)
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -24,12 +31,12 @@ class MAS(Strategy):
 
     Args:
         strength: lambda; 0 gives Finetune.
-        function: Of the logits, whose gradient is taken: ``squared`` length (the paper's), or the length itself,
-            ``norm`` (FACIL's).
+        function: Function of the logits whose gradient is taken: ``squared`` length (the paper's), or the length
+            itself, ``norm`` (FACIL's).
         batch_size: Images whose gradients are summed before the absolute value is taken. 1 is the definition; more is
             faster and cancels (FACIL).
-        merge: Of the importances so far and those of this experience: ``half`` of each, weighted by their ``classes``
-            (C_o / C and the rest), or their ``sum`` (the paper's). What is new takes the new ones whole.
+        merge: Merging of the importances so far and those of this experience: ``half`` of each, weighted by their
+            ``classes`` (C_o / C and the rest), or their ``sum`` (the paper's). New weights take the new ones whole.
         heads: Whether the head is pulled back too.
 
     Source:
@@ -53,25 +60,22 @@ class MAS(Strategy):
         heads: bool = False,
     ) -> None:
         super().__init__(make_net, budget)
-        at_least(0, "mas", strength=strength)
-        at_least(1, "mas", batch_size=batch_size)
-        one_of(FUNCTIONS, "mas", function=function)
-        one_of(MERGES, "mas", merge=merge)
-        self.strength = strength
-        self.function = function
-        self.batch_size = batch_size
-        self.merge = merge
-        self.heads = heads
+        check.at_least(0, "mas", strength=strength)
+        check.at_least(1, "mas", batch_size=batch_size)
+        check.one_of(FUNCTIONS, "mas", function=function)
+        check.one_of(MERGES, "mas", merge=merge)
+        self.strength, self.function, self.batch_size = strength, function, batch_size
+        self.merge, self.heads = merge, heads
         self.keep("importance", {}, kind="statistics")  # Omega
         self.keep("anchor", None, kind="temporary")  # theta*: the weights at the boundary, so it is not carried
 
     def grow(self, signature: Signature) -> None:
         super().grow(signature)
-        self.importance = grown(self.importance, self._weights())
+        self.importance = padded_to(self.importance, self._weights())
 
     def before_experience(self, experience: Experience) -> None:
         if self.num_classes:
-            self.anchor = {name: weight.detach().clone() for name, weight in self._weights().items()}
+            self.anchor = snapshot(self._weights())
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         # L(theta) = L_n(theta) + (lambda / 2) sum_j Omega_j (theta_j - theta*_j)^2, section 4.1
@@ -81,27 +85,27 @@ class MAS(Strategy):
         return terms
 
     def after_experience(self, experience: Experience) -> None:
-        found = self._importance_of(experience)
+        importance = self._importance_of(experience)
         for name, old in (self.anchor or {}).items():
-            before, new = old_part(self.importance[name], old), old_part(found[name], old)
+            before, new = old_part(self.importance[name], old), old_part(importance[name], old)
             if self.merge == "sum":
                 new += before
             else:
                 new.lerp_(before, 0.5 if self.merge == "half" else self.old_classes / self.num_classes)
-        self.importance = found
+        self.importance = importance
 
     def _importance_of(self, experience: Experience) -> dict[str, Tensor]:
         """Omega_j = (1 / N) sum_x |d ||f(x)||^2 / d theta_j|."""
-        weights = self._weights()
-        total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         order = torch.randperm(len(experience.train), generator=self.generator("importance"))
+        batches = experience.train[order].batches(self.batch_size, self.device)
+
+        def length(batch: Batch) -> Tensor:  # section 4.1, the squared l2 norm of the output
+            lengths = torch.linalg.vector_norm(self.net(batch.images).logits.float(), dim=1)  # (N,)
+            return lengths.sum() if self.function == "norm" else lengths.square().sum()
+
         with evaluating(self.net):
-            for batch in experience.train[order].batches(self.batch_size, self.device):
-                length = torch.linalg.vector_norm(self.net(batch.images).logits.float(), dim=1)  # (N,)
-                value = length.sum() if self.function == "norm" else length.square().sum()
-                for name, gradient in zip(weights, torch.autograd.grad(value, list(weights.values())), strict=True):
-                    total[name] += gradient.abs()  # section 4.1, the squared l2 norm of the output
+            total, _ = sum_of_gradients(self._weights(), batches, length, torch.abs)
         return {name: value / len(experience.train) for name, value in total.items()}
 
     def _weights(self) -> dict[str, nn.Parameter]:
-        return learned(self.net, self.heads)
+        return learning_parameters(self.net, self.heads)

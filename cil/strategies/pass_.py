@@ -1,4 +1,4 @@
-"""PASS: prototype augmentation and self-supervision; no image is kept, one mean for each class is."""
+"""PASS: prototype augmentation and self-supervision; no images are kept, only one mean for each class."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import GrowingNet, NetFactory, extract, frozen_copy
-from cil.strategies.base import Strategy
-from cil.strategies.ranges import above, at_least, one_of
+from cil.strategies.base import Strategy, check
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -28,7 +27,7 @@ class PASS(Strategy):
         prototypes: Weight of the loss on pseudo-features; >= 0.
         temperature: Divides all logits in the losses; > 0.
         pseudo: Pseudo-features a step are ``pseudo * floor(C_o / C_n)``: none while more classes arrive than are known.
-        radius: Over which classes the variance of the noise is averaged: ``all`` seen, each as it was when it arrived
+        radius: Classes over which the variance of the noise is averaged: ``all`` seen, each as it was when it arrived
             (PyCIL), or those of the ``first`` experience.
 
     Raises:
@@ -36,8 +35,8 @@ class PASS(Strategy):
 
     Source:
         Zhu, Zhang, Wang, Yin, Liu. CVPR 2021, "Prototype Augmentation and Self-Supervision for Incremental Learning",
-        as PyCIL has it (specification 3.7). Departures: any backbone (ResNet-18 with CBAM there); a class of one image
-        has no variance, and counts as 0.
+        as PyCIL has it. Departures: any backbone (ResNet-18 with CBAM there); a class of one image has no variance, and
+        counts as 0.
     """
 
     teacher: GrowingNet | None
@@ -56,14 +55,11 @@ class PASS(Strategy):
         radius: str = "all",
     ) -> None:
         super().__init__(make_net, budget)
-        at_least(0, "pass", distillation=distillation, prototypes=prototypes, pseudo=pseudo)
-        above(0, "pass", temperature=temperature)
-        one_of(("all", "first"), "pass", radius=radius)
-        self.distillation = distillation
-        self.prototypes = prototypes
-        self.temperature = temperature
-        self.pseudo = pseudo
-        self.radius = radius
+        check.at_least(0, "pass", distillation=distillation, prototypes=prototypes, pseudo=pseudo)
+        check.above(0, "pass", temperature=temperature)
+        check.one_of(("all", "first"), "pass", radius=radius)
+        self.distillation, self.prototypes, self.temperature = distillation, prototypes, temperature
+        self.pseudo, self.radius = pseudo, radius
         self.keep("teacher", None, kind="teacher")
         self.keep("means", torch.empty(0, self.net.feature_dim), kind="prototypes")
         self.keep("spread", torch.zeros(()), kind="statistics")
@@ -103,7 +99,7 @@ class PASS(Strategy):
         slots = torch.randint(self.old_classes, (count,), generator=generator)
         noise = torch.randn(count, self.means.shape[1], generator=generator).to(self.device)
         slots = slots.to(self.device)
-        return self.means[slots] + self.spread * noise, slots  # mu_y + r e, specification 3.7
+        return self.means[slots] + self.spread * noise, slots  # mu_y + r e
 
     def after_experience(self, experience: Experience) -> None:
         variances = []
@@ -118,4 +114,5 @@ class PASS(Strategy):
 
     def predict(self, images: Tensor) -> Tensor:
         """The unturned outputs 0, 4, 8, ...: (N, C, H, W) to (N, num_classes)."""
-        return self.net(images).logits[:, ::TURNS]
+        logits: Tensor = self.net(images).logits
+        return logits[:, ::TURNS]

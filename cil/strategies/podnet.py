@@ -14,10 +14,10 @@ from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
 from cil.models import GrowingNet, NetFactory, frozen_copy
-from cil.strategies.base import Strategy
-from cil.strategies.parts import balanced_set, cosine_distance, hold_rows, store_exemplars
-from cil.strategies.parts.notes import cosine_net
-from cil.strategies.ranges import at_least, one_of
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts import balanced_set, cosine_distance, store_exemplars
+from cil.strategies.parts.heads import freeze_rows
+from cil.strategies.parts.setup_warnings import cosine_net
 from cil.strategies.registry import register
 from cil.streams import Experience
 
@@ -37,12 +37,11 @@ class PODNet(Strategy):
         margin_on: ``target``: z_y - delta; ``similarity``: sigma (s_y - delta), as the paper writes it; ``all``: as the
             survey's code and the authors' have it, where it cancels (see ``nca``).
         hinge: Whether the classification loss of an image is at least 0, as the paper writes it.
-        tune_epochs: Of the balanced phase; 0 leaves it out.
+        tune_epochs: Epochs of the balanced phase; 0 leaves it out.
         tune_lr: Its learning rate, decayed by a cosine.
-        tuned: What it trains: the ``network``, old proxies held as before, or the whole ``head`` alone (the authors'
-            code, at 0.05).
-        selection: Rule that chooses exemplars.
-        codec: How their pixels are kept.
+        tuned: It trains the ``network``, old proxies held as before, or the whole ``head`` alone (the authors' code, at
+            0.05).
+        selection, codec: See ``ExemplarMemory``.
 
     Source:
         Douillard, Cord, Ollion, Robert, Valle. ECCV 2020, arXiv:2004.13513, sections 3.1 and 3.2. Departures: factors
@@ -72,10 +71,10 @@ class PODNet(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        at_least(0, "podnet", spatial=spatial, flat=flat, margin=margin, tune_epochs=tune_epochs, tune_lr=tune_lr)
-        at_least(1, "podnet", proxies=proxies)
-        one_of(("target", "similarity", "all"), "podnet", margin_on=margin_on)
-        one_of(("network", "head"), "podnet", tuned=tuned)
+        check.at_least(0, "podnet", spatial=spatial, flat=flat, margin=margin, tune_epochs=tune_epochs, tune_lr=tune_lr)
+        check.at_least(1, "podnet", proxies=proxies)
+        check.one_of(("target", "similarity", "all"), "podnet", margin_on=margin_on)
+        check.one_of(("network", "head"), "podnet", tuned=tuned)
         self.spatial, self.flat = spatial, flat
         self.margin, self.margin_on, self.hinge = margin, margin_on, hinge
         self.tune_epochs, self.tune_lr, self.tuned = tune_epochs, tune_lr, tuned
@@ -127,11 +126,9 @@ class PODNet(Strategy):
 
     def adjust_gradients(self, batch: Batch) -> None:
         if self.teacher is not None and self.holding:
-            hold_rows(self.net.head.weight, self.teacher.head.weight)
+            freeze_rows(self.net.head.weight, self.teacher.head.weight)
 
-    def after_step(self, batch: Batch) -> None:
-        if self.teacher is not None and self.holding:
-            hold_rows(self.net.head.weight, self.teacher.head.weight)
+    after_step = adjust_gradients
 
     def after_experience(self, experience: Experience) -> None:
         store_exemplars(self, experience)
@@ -144,8 +141,8 @@ def nca(logits: Tensor, slots: Tensor, margin: float | Tensor, on_all: bool = Fa
         logits: (N, C).
         slots: (N,).
         margin: Subtracted from the logit of the own class.
-        on_all: Subtract it from every logit instead, so that it cancels, shift the largest logit to 0, and let the own
-            class count as exp(0) below the line: what the survey's code and the authors' compute.
+        on_all: Subtract the margin from every logit instead, so that it cancels, shift the largest logit to 0, and let
+            the own class count as exp(0) in the denominator: the loss of the survey's code and the authors'.
 
     >>> nca(torch.tensor([[0.9, 0.1, 0.3]]), torch.tensor([0]), 0.6).item()  # doctest: +ELLIPSIS
     0.598138...
@@ -163,7 +160,7 @@ def nca(logits: Tensor, slots: Tensor, margin: float | Tensor, on_all: bool = Fa
 def pod_spatial(stages: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Mean over the stages of the distance between the pooled squares of two maps, at most sqrt(2).
 
-    Of a map (N, C, H, W) the squares are summed over W (C H values) and over H (C W values), and both together scaled
+    The squares of a map (N, C, H, W) are summed over W (C H values) and over H (C W values), and both together scaled
     to unit length.
 
     Raises:

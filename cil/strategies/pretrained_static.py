@@ -8,7 +8,7 @@ from typing import Any
 from cil.contract import loaded_reference
 from cil.memory import Budget
 from cil.models import NetFactory, TaskNet, TaskNets, freeze
-from cil.strategies.parts.tasks import SEARCH, TaskLearner
+from cil.strategies.parts.task_learner import SEARCH, TaskLearner
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -21,7 +21,7 @@ class PretrainedStatic(TaskLearner):
     and that is where all later ones start.
 
     Args:
-        search: See ``cil.strategies.parts.tasks.TaskRecipe``.
+        search: See ``TaskRecipe``.
 
     Source:
         Bornschein et al., NEVIS'22, JMLR 24 (308), 2023, "FT-s". With a frozen backbone it is ``task_linear_probe``.
@@ -41,9 +41,7 @@ class PretrainedStatic(TaskLearner):
         return TaskNets()
 
     def grow_net(self, signature: Signature) -> None:
-        fresh = TaskNet(self.make_net("linear"))
-        fresh.open(self.task.name, self.task.classes)
-        self.net.put(self.task.name, fresh)
+        self.put_fresh_net()
 
     def prepare(self, experience: Experience) -> None:
         if self.public is not None or experience.index:

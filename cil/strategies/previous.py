@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from cil.models import TaskNet
-from cil.strategies.parts.tasks import TaskLearner
+from cil.strategies.parts.task_learner import TaskLearner
 from cil.strategies.registry import register
 
 
 @register("previous")
 class Previous(TaskLearner):
-    """One backbone, trained on one task after the other, and a head for each data set, which it meets again.
+    """One backbone, trained on one task after the other, and a head for each data set, used again when it comes back.
 
     Args:
-        search: See ``cil.strategies.parts.tasks.TaskRecipe``.
+        search: See ``TaskRecipe``.
 
     Source:
         Bornschein et al., NEVIS'22, JMLR 24 (308), 2023, "FT-prev". Departure: earlier tasks are answered by the
         backbone as it is now, not by a copy of it as it was then.
     """
-
-    def build_net(self) -> TaskNet:
-        return TaskNet(self.make_net("linear"))

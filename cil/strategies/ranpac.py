@@ -3,54 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.contract import Phase
 from cil.errors import ConfigError
 from cil.memory import Budget, State, tensor_bytes
-from cil.models import GrowingNet, Head, NetFactory
-from cil.strategies.base import Strategy
-from cil.strategies.parts import exact, exact_features, features_only, first_head, first_phase, lent, trains_first
-from cil.strategies.ranges import above, at_least, one_of
+from cil.models import NetFactory
+from cil.strategies.base import check
+from cil.strategies.parts.frozen_backbone import FrozenBackbone, float64_features, for_predict, to_float64
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
 GRID = tuple(10.0**power for power in range(-8, 9))
-ROWS = 1000  # that are projected at once
-HEAVY = 100  # times the network's bytes, from where on G is worth a word before training
+ROWS = 1000  # projected at once
+HEAVY = 100  # times the network's bytes: from there on a warning about G is given
 TYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @register("ranpac")
-class RanPAC(Strategy):
+class RanPAC(FrozenBackbone):
     """h = relu(W_r' phi), W_r ~ N(0, 1); G = sum h h', Q = sum h y'; scores h' (G + lambda I)^-1 Q.
 
     Args:
         size: M, length of h.
-        ridge: lambda, or ``auto``: of 10^-8 ... 10^8 the one of least squared error on the last 20 % of the shuffled
-            images of the experience, fitted on the others.
+        ridge: lambda, or ``auto``: the one of 10^-8 ... 10^8 with the least squared error on the last 20 % of the
+            shuffled images of the experience, fitted on the others.
         projection: ``seed``: W_r is drawn again from a carried seed of eight bytes. ``stored``: it is carried itself.
         gram: How G is carried: ``full``, or ``packed``: its upper triangle.
         statistics: Type of the carried sums, ``float32`` or ``float64``.
-        train_first: Whether the first experience trains the backbone before it is frozen; ``auto``: only where
-            ``model.weights`` gives no public weights.
-        first_head: Head of that training, dropped after it; ``cosine`` or ``linear``.
+        train_first, first_head: See ``FrozenBackbone``.
 
     Source:
         McDonnell, Gong, Parvaneh, Abbasnejad, van den Hengel. NeurIPS 2023, arXiv:2307.02251, Algorithm 1.
-        Departures: no adapter is tuned in the first experience; a lambda chosen by ``auto`` is not below
-        what the rounding of the carried G amounts to, sqrt(M) eps max G.
+        Departures: no adapter is tuned in the first experience; a lambda chosen by ``auto`` is not below the rounding
+        error of the carried G, sqrt(M) eps max G.
     """
 
     toy: ClassVar[Mapping[str, Any]] = {"size": 64}
 
-    net: GrowingNet
-    first_head: Head | None
     seed: Tensor | None  # (), int64
     layer: Tensor | None  # (D, M), W_r
     gram: Tensor  # (M, M), or (M (M + 1) / 2,)
@@ -71,21 +65,18 @@ class RanPAC(Strategy):
         train_first: bool | str = "auto",
         first_head: str = "cosine",
     ) -> None:
-        super().__init__(make_net, budget)
-        one_of(("seed", "stored"), "ranpac", projection=projection)
-        one_of(("full", "packed"), "ranpac", gram=gram)
-        one_of(tuple(TYPES), "ranpac", statistics=statistics)
-        at_least(1, "ranpac", size=size)
+        super().__init__(make_net, budget, train_first, first_head)
+        check.one_of(("seed", "stored"), "ranpac", projection=projection)
+        check.one_of(("full", "packed"), "ranpac", gram=gram)
+        check.one_of(tuple(TYPES), "ranpac", statistics=statistics)
+        check.at_least(1, "ranpac", size=size)
         if isinstance(ridge, str) and ridge != "auto":
             raise ConfigError(f"strategy.ridge of ranpac is '{ridge}'; allowed: a number > 0, or auto")
         if not isinstance(ridge, str):
-            above(0, "ranpac", ridge=ridge)
+            check.above(0, "ranpac", ridge=ridge)
         self.size, self.packed = size, gram == "packed"
         self.given_ridge = 0.0 if ridge == "auto" else float(ridge)
-        self.trained = trains_first(self, train_first)
-        self.head_kind = first_head
         blank, kind = self.net.head.weight, TYPES[statistics]
-        self.keep("first_head", None, kind="temporary")
         stored = projection == "stored"
         self.keep("seed", None if stored else blank.new_zeros((), dtype=torch.int64), kind="statistics")
         layer = blank.new_zeros(self.net.feature_dim, size) if stored else None
@@ -97,82 +88,76 @@ class RanPAC(Strategy):
         self.keep("head", None, kind="temporary")  # it follows from the sums
         sums, weights = tensor_bytes(self.gram), sum(map(tensor_bytes, self.net.state_dict().values()))
         if sums > HEAVY * weights:
-            self.notes.append(
+            self.warnings.append(
                 f"ranpac will carry {sums:,} bytes for G, {sums // weights:,} times its network, and solve systems of "
                 f"strategy.size={size}; strategy.size={size // 10} carries a hundredth"
             )
 
-    def build_net(self) -> GrowingNet:
-        return features_only(self.make_net)
-
     def grow_net(self, signature: Signature) -> None:
-        self.first_head = first_head(self, signature, self.head_kind, self.trained)
+        super().grow_net(signature)
         self.targets = F.pad(self.targets, (0, len(signature.new_slots)))
 
     def prepare(self, experience: Experience) -> None:
         if experience.index == 0:  # W_r is drawn once
             seed = torch.randint(2**62, (), generator=self.generator("projection"))
-            self.layer = self._drawn(int(seed))
+            self.layer = self._draw_projection(int(seed))
             if self.seed is not None:
                 self.seed = seed
-
-    def phases(self, experience: Experience) -> Iterator[Phase]:
-        return first_phase(self, experience)
 
     def after_experience(self, experience: Experience) -> None:
         order = torch.randperm(len(experience.train), generator=self.generator("order"))
         samples = experience.train[order]
-        features = exact_features(self, samples)
+        features = float64_features(self, samples)
         truth = F.one_hot(samples.slots, self.num_classes).to(features)  # (N, C)
         gram, targets = self._sums(features, truth)
         gram += self._gram()  # G and Q, running sums: Algorithm 1
         self.targets = self.targets + targets.to(self.targets)
         if self.ridge is not None and len(samples) > 1:
             rounding = math.sqrt(self.size) * torch.finfo(self.gram.dtype).eps * float(gram.diagonal().max())
-            self.ridge = torch.tensor(max(self._chosen(features, truth), rounding)).to(self.ridge)
+            self.ridge = torch.tensor(max(self._choose_ridge(features, truth), rounding)).to(self.ridge)
         self.gram = (gram[self._upper()] if self.packed else gram).to(self.gram)
 
     def load_state(self, state: State) -> None:
         super().load_state(state)
         if self.seed is not None:
-            self.layer = self._drawn(int(self.seed))
+            self.layer = self._draw_projection(int(self.seed))
         system = self._gram()
         system.diagonal().add_(self.given_ridge if self.ridge is None else float(self.ridge))
-        self.head = lent(_solved(system, exact(self.targets)), self)  # (G + lambda I)^-1 Q
+        self.head = for_predict(_solve(system, to_float64(self.targets)), self)  # (G + lambda I)^-1 Q
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen; one without data by minus infinity: (N, ...) to (N, C)."""
         assert self.head is not None and self.layer is not None
         features = self.net(images).features.to(self.head)
-        scores = (features @ self.layer.to(self.head)).relu() @ self.head
+        scores: Tensor = (features @ self.layer.to(self.head)).relu() @ self.head
         return scores.masked_fill((self.targets == 0).all(0), -torch.inf)
 
-    def _drawn(self, seed: int) -> Tensor:
-        """W_r."""
-        drawn = torch.randn(self.net.feature_dim, self.size, generator=torch.Generator().manual_seed(seed))
-        return drawn.to(self.device)
+    def _draw_projection(self, seed: int) -> Tensor:
+        """W_r, (D, M)."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(self.net.feature_dim, self.size, generator=generator).to(self.device)
 
-    def _projected(self, features: Tensor) -> Tensor:
+    def _project(self, features: Tensor) -> Tensor:
         """h: (N, D) to (N, M)."""
         assert self.layer is not None
-        return (features @ exact(self.layer)).relu()
+        return (features @ to_float64(self.layer)).relu()
 
     def _sums(self, features: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """G (M, M) and Q (M, C) of these images."""
         gram, targets = features.new_zeros(self.size, self.size), features.new_zeros(self.size, truth.shape[1])
         for rows, own in zip(features.split(ROWS), truth.split(ROWS), strict=True):
-            h = self._projected(rows)
+            h = self._project(rows)
             gram.addmm_(h.T, h)
             targets.addmm_(h.T, own)
         return gram, targets
 
-    def _chosen(self, features: Tensor, truth: Tensor) -> float:
-        """Of the grid the lambda of least squared error on the last 20 %; one decomposition serves all.
+    def _choose_ridge(self, features: Tensor, truth: Tensor) -> float:
+        """The lambda of the grid with the least squared error on the last 20 %; one decomposition serves all.
 
         With fewer images than M by the dual, W = H' (H H' + lambda I)^-1 Y: the same classifier.
         """
         cut = int(0.8 * len(features))
-        fit = self._projected(features[:cut]) if cut <= self.size else None
+        fit = self._project(features[:cut]) if cut <= self.size else None
         if fit is None:
             gram, right = self._sums(features[:cut], truth[:cut])
         else:
@@ -181,26 +166,26 @@ class RanPAC(Strategy):
         values, right = values.clamp(min=0)[:, None], vectors.T @ right
         errors = features.new_zeros(len(GRID))
         for rows, own in zip(features[cut:].split(ROWS), truth[cut:].split(ROWS), strict=True):
-            h = self._projected(rows)
+            h = self._project(rows)
             left = (h if fit is None else h @ fit.T) @ vectors
             errors += torch.stack([(left @ (right / (values + ridge)) - own).square().sum() for ridge in GRID])
         return GRID[int(errors.argmin())]
 
     def _gram(self) -> Tensor:
         """A float64 copy of G, (M, M)."""
-        held = exact(self.gram)
+        held = to_float64(self.gram)
         if not self.packed:
             return held.clone()
         upper = held.new_zeros(self.size, self.size).masked_scatter_(self._upper(), held)
         return upper + upper.triu(1).T
 
     def _upper(self) -> Tensor:
-        """Where the upper triangle is: (M, M) bool."""
-        device = exact(self.gram[:0]).device
+        """Mask of the upper triangle: (M, M) bool."""
+        device = to_float64(self.gram[:0]).device
         return torch.ones(self.size, self.size, dtype=torch.bool, device=device).triu()
 
 
-def _solved(system: Tensor, right: Tensor) -> Tensor:
+def _solve(system: Tensor, right: Tensor) -> Tensor:
     """X of system X = right, by Cholesky; by LU where rounding has cost the system its definiteness."""
     factor, broken = torch.linalg.cholesky_ex(system)
     return torch.linalg.solve(system, right) if bool(broken) else torch.cholesky_solve(right, factor)

@@ -19,8 +19,7 @@ class Replay(Strategy):
     """Cross-entropy over all outputs on the new data and the exemplars, shuffled together without balancing.
 
     Args:
-        selection: Rule that chooses exemplars.
-        codec: How their pixels are kept.
+        selection, codec: See ``ExemplarMemory``.
 
     Source:
         Zhou et al. 2024, baseline 'Replay'.

@@ -1,4 +1,4 @@
-"""RMM: give up images that arrive for exemplars of what is known, around any method that rehearses."""
+"""RMM: give up incoming images for more exemplars, around any method that rehearses."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cil.data import Samples
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory, extract_outputs
-from cil.strategies.parts import Guest
+from cil.strategies.parts.wrappers import Wrapper
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -23,27 +23,27 @@ TILTS = [0.2, 0.2, 0.1, 0.0, 0.1, 0.1, 0.1, 0.0, 0.0, 0.1]
 
 
 @register("rmm")
-class RMM(Guest):
+class RMM(Wrapper):
     """Reinforced memory management with fixed rates; losses, networks and answers are the host's.
 
-    Level 1: of each class that arrives a share m_b is given up. Under ``budget.scope=carried+incoming`` as many more
-    exemplars are held, so that old exemplars and the new images kept are never more than M and what arrives; under
-    ``carried`` there is no such trade, and the images are merely lost. Level 2: of the new classes the half with the
-    larger cross-entropy gets floor(q (1 - c_b)) exemplars each, the other half floor(q (1 + c_b)), for q = floor(M_b /
-    C). With rates and tilts of 0 it is the host, bit for bit.
+    Level 1: a share m_b of each class that arrives is given up. Under ``budget.scope=carried+incoming`` as many more
+    exemplars are held, so that old exemplars and the new images kept are never more than M and the images that arrive;
+    under ``carried`` there is no such trade, and the images are merely lost. Level 2: the half of the new classes with
+    the larger cross-entropy gets floor(q (1 - c_b)) exemplars each, the other half floor(q (1 + c_b)), for q =
+    floor(M_b / C). With rates and tilts of 0 it is the host, bit for bit.
 
     Args:
-        host: Name of the method around which it is built; it must keep exemplars, by the part ``store_exemplars``.
+        host: Name of the wrapped method; it must keep exemplars, by the part ``store_exemplars``.
         host_options: Hyperparameters of the host that differ from its defaults.
         rates: m_b of each experience, in [0, 1]; the last one holds for all later ones.
         tilts: c_b of each experience, in [-1, 1]; the same. Above 0 the harder classes get fewer.
 
     Raises:
-        ConfigError: for a host that cannot be one, or an option that it does not have.
+        ConfigError: for a host that is not possible, or an option that it does not have.
 
     Source:
-        Liu, Schiele, Sun. NeurIPS 2021, arXiv:2301.05792, with the rate lists of the survey of Zhou et al. 2024, of
-        which the default is that of ten experiences. Not here: the policy (DDPG) that finds rates by episodes of whole
+        Liu, Schiele, Sun. NeurIPS 2021, arXiv:2301.05792, with the rate lists of the survey of Zhou et al. 2024; the
+        default is the one for ten experiences. Not here: the policy (DDPG) that finds rates by episodes of whole
         streams. Departures: kept images are drawn without replacement; exemplars are chosen among them; a rate of 0
         means M, not the M_b before; where fewer images are given up than before, exemplars are dropped when the
         experience begins, so that the sum holds then too; in a group of odd size the middle class gets q; no class
@@ -72,7 +72,7 @@ class RMM(Guest):
         if not self.memories():
             raise ConfigError(f"strategy.host of rmm is '{host}', which keeps no exemplars that rates could buy")
         if budget.scope == "carried" and any(rates):
-            self.notes.append(
+            self.warnings.append(
                 "rmm: under budget.scope=carried the images that it gives up buy no exemplars and are merely lost; the "
                 "paper's trade is budget.scope=carried+incoming"
             )
@@ -81,17 +81,16 @@ class RMM(Guest):
 
     def accepts(self, signature: Signature) -> dict[int, int]:
         """Level 1: floor((1 - m_b) n) of the n images of each class, and one at least."""
-        # specification 2.6, level 1: m_b
-        share = 1 - _of(self.rates, signature.index)
+        share = 1 - _value_at(self.rates, signature.index)
         return {slot: max(1, _floor(share * count)) for slot, count in signature.counts.items()}
 
     def grow(self, signature: Signature) -> None:
         super().grow(signature)
-        self.index, self.tilt = signature.index, _of(self.tilts, signature.index)
+        self.index, self.tilt = signature.index, _value_at(self.tilts, signature.index)
         self.arriving = {slot: signature.counts.get(slot, 0) for slot in signature.new_slots}
 
     def before_experience(self, experience: Experience) -> None:
-        if self.budget.scope != "carried":  # old exemplars and what arrives: fewer of those where more is taken of this
+        if self.budget.scope != "carried":  # fewer old exemplars where more images are taken
             slots = self.budget.exemplar_slots(self)
             for memory in self.memories().values():
                 capacity = self.budget.capacity(self, memory)
@@ -103,34 +102,34 @@ class RMM(Guest):
                 memory.shrink(next(fits, 0))
         super().before_experience(experience)
 
-    def quotas(self, experience: Experience, quota: int, net: Any) -> dict[int, int]:
+    def quotas(self, experience: Experience, quota: int, net: nn.Module) -> dict[int, int]:
         """Level 2: easy classes first, by their mean cross-entropy on their own images."""
-        found = dict(super().quotas(experience, quota, net))
+        quotas = dict(super().quotas(experience, quota, net))
         if not self.tilt or not quota:
-            return found
+            return quotas
         losses = {}
         for slot in self.arriving:
             images = experience.train.of_class(slot)
             if len(images):
                 logits = self._logits(images, net)
                 losses[slot] = float(F.cross_entropy(logits, images.slots.to(logits.device)))
-        return found | self._tilted(sorted(losses, key=lambda slot: (losses[slot], slot)), quota)
+        return quotas | self._tilt_quotas(sorted(losses, key=lambda slot: (losses[slot], slot)), quota)
 
-    def _logits(self, images: Samples, net: Any) -> Tensor:
-        """Of the network; where its outputs are kept elsewhere, of the one given, or else what is answered: (N, C)."""
-        for one in (self.net, net):
-            if one.num_classes == self.num_classes:
-                return extract_outputs(one, images).logits
+    def _logits(self, images: Samples, net: nn.Module) -> Tensor:
+        """Logits (N, C) of the network; where its outputs are kept elsewhere, of ``net``, or else the scores."""
+        for candidate in (self.net, net):
+            if candidate.num_classes == self.num_classes:
+                return extract_outputs(candidate, images).logits
         with torch.no_grad():
             return torch.cat([self.predict(batch.images) for batch in images.batches(device=self.device)])
 
     def held_quota(self, counts: Collection[int]) -> int:
-        """Of easy and hard classes as many: the mean."""
-        tilted = any(_of(self.tilts, index) for index in range(self.index))
+        """The mean, as easy and hard classes are as many."""
+        tilted = any(_value_at(self.tilts, index) for index in range(self.index))
         return sum(counts) // max(1, len(counts)) if tilted else super().held_quota(counts)
 
-    def _tilted(self, slots: Sequence[int], quota: int) -> dict[int, int]:
-        """Exemplars of the new classes, given from easy to hard, that have more images than the quota."""
+    def _tilt_quotas(self, slots: Sequence[int], quota: int) -> dict[int, int]:
+        """Exemplars of the new classes with more images than the quota, given from easy to hard."""
         able = [slot for slot in slots if self.arriving[slot] > quota]
         most = min((self.arriving[slot] for slot in able), default=quota)
         # level 2: q (1 + c_b) and q (1 - c_b)
@@ -141,14 +140,14 @@ class RMM(Guest):
     def exemplar_plan(self, slots: int, counts: Mapping[int, int]) -> dict[int, int]:
         plan = super().exemplar_plan(slots, counts)
         quota = slots // max(1, len(counts))
-        return plan | self._tilted(list(self.arriving), quota) if self.tilt else plan
+        return plan | self._tilt_quotas(list(self.arriving), quota) if self.tilt else plan
 
 
-def _of(values: Sequence[float], index: int) -> float:
+def _value_at(values: Sequence[float], index: int) -> float:
     """The value of an experience; the last one holds for all later ones."""
     return values[min(index, len(values) - 1)]
 
 
 def _floor(value: float) -> int:
-    """The whole part, where rounding alone does not take one off: 0.7 * 10 is 7."""
+    """The whole part, robust to rounding: 0.7 * 10 is 7."""
     return math.floor(value + 1e-9)

@@ -1,4 +1,4 @@
-"""SI: synaptic intelligence, weights that brought the loss down on their way are pulled back to where they arrived."""
+"""SI: synaptic intelligence, a pull back of each weight by its share in lowering the loss."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory
-from cil.strategies.base import Strategy
-from cil.strategies.parts import grown, learned, new_class_cross_entropy, quadratic_penalty
-from cil.strategies.ranges import above, at_least
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts import new_class_cross_entropy
+from cil.strategies.parts.importance import learning_parameters, padded_to, quadratic_penalty, snapshot
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -26,7 +26,7 @@ class SI(Strategy):
         clamp: Whether Omega is kept from going below 0. A path integral of noisy gradients may be negative, and the
             weight is then pushed away from its old value.
 
-    The penalty acts through its gradient in closed form, added after backward: what the path integral sees before is
+    The penalty acts through its gradient in closed form, added after backward: before that, the path integral reads
     the gradient of the task loss alone, whatever is accumulated, scaled or clipped. The term in the log has no graph.
 
     Source:
@@ -51,12 +51,9 @@ class SI(Strategy):
         clamp: bool = False,
     ) -> None:
         super().__init__(make_net, budget)
-        at_least(0, "si", strength=strength)
-        above(0, "si", damping=damping)
-        self.strength = strength
-        self.damping = damping
-        self.heads = heads
-        self.clamp = clamp
+        check.at_least(0, "si", strength=strength)
+        check.above(0, "si", damping=damping)
+        self.strength, self.damping, self.heads, self.clamp = strength, damping, heads, clamp
         self.keep("importance", {}, kind="statistics")  # Omega
         self.keep("anchor", None, kind="temporary")  # theta*: the weights at the boundary, so it is not carried
         self.keep("path", None, kind="temporary")  # omega, of this experience
@@ -65,10 +62,10 @@ class SI(Strategy):
 
     def grow(self, signature: Signature) -> None:
         super().grow(signature)
-        self.importance = grown(self.importance, self._weights())
+        self.importance = padded_to(self.importance, self._weights())
 
     def prepare(self, experience: Experience) -> None:
-        self.anchor = _copies(self._weights())
+        self.anchor = snapshot(self._weights())
         self.path = {name: torch.zeros_like(value) for name, value in self.anchor.items()}
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
@@ -80,7 +77,7 @@ class SI(Strategy):
 
     def adjust_gradients(self, batch: Batch) -> None:
         weights = self._weights()
-        self.before = _copies(weights)
+        self.before = snapshot(weights)
         self.gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in weights.items()}
         if self._pulls():
             for name, weight in weights.items():
@@ -90,7 +87,7 @@ class SI(Strategy):
     def after_step(self, batch: Batch) -> None:
         for name, weight in self._weights().items():  # equation 3
             moved = weight.detach() - self.before[name]
-            # nothing moved where an overflow of the loss scale made the step be left out: its gradient is no number
+            # an overflow of the loss scale skips the step: nothing moved, and the gradient is not a number
             self.path[name] -= torch.where(moved != 0, self.gradients[name] * moved, 0)
 
     def after_experience(self, experience: Experience) -> None:
@@ -104,8 +101,4 @@ class SI(Strategy):
         return self.old_classes > 0 and self.strength > 0
 
     def _weights(self) -> dict[str, nn.Parameter]:
-        return learned(self.net, self.heads)
-
-
-def _copies(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {name: weight.detach().clone() for name, weight in weights.items()}
+        return learning_parameters(self.net, self.heads)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.contract import Phase
 from cil.memory import Budget
-from cil.models import GrowingNet, Head, NetFactory
-from cil.strategies.base import Strategy
-from cil.strategies.parts import class_sums, exact, exact_features, features_only, first_head, first_phase, trains_first
-from cil.strategies.parts.frozen import cosines
-from cil.strategies.ranges import one_of
+from cil.models import NetFactory
+from cil.strategies.base import check
+from cil.strategies.parts.frozen_backbone import FrozenBackbone, class_sums, cosine_scores, float64_features, to_float64
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -22,15 +17,13 @@ METRICS = ("cosine", "euclidean")
 
 
 @register("simplecil")
-class SimpleCIL(Strategy):
+class SimpleCIL(FrozenBackbone):
     """Prototypes are means of raw features; the classifier is their cosine to the feature of an image.
 
     Args:
         metric: ``cosine``: SimpleCIL. ``euclidean``: the nearest class mean (NCM), for which counts are carried too.
         unit: Whether features are scaled to unit length before they enter means.
-        train_first: Whether the first experience trains the backbone before it is frozen; ``auto``: only where
-            ``model.weights`` gives no public weights.
-        first_head: Head of that training, dropped after it; ``cosine`` or ``linear``.
+        train_first, first_head: See ``FrozenBackbone``.
 
     Source:
         Zhou, Cai, Ye, Zhan, Liu. "Revisiting class-incremental learning with pre-trained models", IJCV 2024,
@@ -38,8 +31,6 @@ class SimpleCIL(Strategy):
         is the same, and a class that comes back adds to its sum without a count.
     """
 
-    net: GrowingNet
-    first_head: Head | None
     sums: Tensor  # (C, D)
     counts: Tensor | None  # (C,)
 
@@ -53,32 +44,23 @@ class SimpleCIL(Strategy):
         train_first: bool | str = "auto",
         first_head: str = "cosine",
     ) -> None:
-        super().__init__(make_net, budget)
-        one_of(METRICS, "simplecil", metric=metric)
+        super().__init__(make_net, budget, train_first, first_head)
+        check.one_of(METRICS, "simplecil", metric=metric)
         self.unit = unit
-        self.trained = trains_first(self, train_first)
-        self.head_kind = first_head
         blank = self.net.head.weight
-        self.keep("first_head", None, kind="temporary")
         self.keep("sums", blank.new_zeros(0, self.net.feature_dim), kind="prototypes")
         counts = None if metric == "cosine" else blank.new_zeros(0, dtype=torch.int32)
         self.keep("counts", counts, kind="statistics")
 
-    def build_net(self) -> GrowingNet:
-        return features_only(self.make_net)
-
     def grow_net(self, signature: Signature) -> None:
-        self.first_head = first_head(self, signature, self.head_kind, self.trained)
+        super().grow_net(signature)
         new = len(signature.new_slots)
         self.sums = F.pad(self.sums, (0, 0, 0, new))
         if self.counts is not None:
             self.counts = F.pad(self.counts, (0, new))
 
-    def phases(self, experience: Experience) -> Iterator[Phase]:
-        return first_phase(self, experience)
-
     def after_experience(self, experience: Experience) -> None:
-        features = self._scaled(exact_features(self, experience.train))
+        features = self._scaled(float64_features(self, experience.train))
         sums, counts = class_sums(features, experience.train.slots, self.num_classes)
         self.sums = self.sums + sums.to(self.sums)
         if self.counts is not None:
@@ -86,10 +68,10 @@ class SimpleCIL(Strategy):
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen by its cosine, or minus its squared distance; one without data by minus infinity."""
-        found = self.net(images).features  # (N, D)
+        raw = self.net(images).features  # (N, D)
         if self.counts is None:
-            return cosines(found, self.sums)  # cos(phi(x), c_y), prototypes c_y: specification 3.10
-        features, sums = self._scaled(exact(found)), exact(self.sums)  # (N, D), (C, D)
+            return cosine_scores(raw, self.sums)
+        features, sums = self._scaled(to_float64(raw)), to_float64(self.sums)  # (N, D), (C, D)
         counts = self.counts.to(sums)
         scores = -torch.cdist(features, sums / counts.clamp(min=1)[:, None]).square()
         return scores.masked_fill(counts == 0, -torch.inf).to(images.device, torch.float32)

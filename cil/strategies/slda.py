@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.contract import Phase
 from cil.memory import Budget, State
-from cil.models import GrowingNet, Head, NetFactory
-from cil.strategies.base import Strategy
-from cil.strategies.parts import (
-    class_sums,
-    exact,
-    exact_features,
-    features_only,
-    first_head,
-    first_phase,
-    lent,
-    trains_first,
-)
-from cil.strategies.ranges import between, one_of
+from cil.models import NetFactory
+from cil.strategies.base import check
+from cil.strategies.parts.frozen_backbone import FrozenBackbone, class_sums, float64_features, for_predict, to_float64
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -30,7 +17,7 @@ COVARIANCES = ("exact", "reference")
 
 
 @register("slda")
-class SLDA(Strategy):
+class SLDA(FrozenBackbone):
     """z_c = mu_c' L phi - mu_c' L mu_c / 2, with L = [(1 - eps) Sigma + eps I]^-1.
 
     Args:
@@ -38,18 +25,14 @@ class SLDA(Strategy):
             recursion of the authors' code, image by image in a keyed order; it weighs an image by how many came before
             it of all classes, not of its own, so it depends on the order.
         shrinkage: eps, in [0, 1].
-        base: What the first experience gives: ``plain``, or ``oas``: its covariance shrunk as Chen et al. 2010 do.
-        train_first: Whether the first experience trains the backbone before it is frozen; ``auto``: only where
-            ``model.weights`` gives no public weights.
-        first_head: Head of that training, dropped after it; ``linear`` or ``cosine``.
+        base: Covariance of the first experience: ``plain``, or ``oas``: shrunk as Chen et al. 2010 do.
+        train_first, first_head: See ``FrozenBackbone``.
 
     Source:
         Hayes, Kanan. "Lifelong machine learning with deep streaming linear discriminant analysis", CVPR workshops 2020,
         arXiv:1909.01520. Departure: ``covariance: exact`` is the default.
     """
 
-    net: GrowingNet
-    first_head: Head | None
     means: Tensor  # (C, D)
     counts: Tensor  # (C,) int32
     scatter: Tensor  # (D, D), n Sigma
@@ -67,35 +50,26 @@ class SLDA(Strategy):
         train_first: bool | str = "auto",
         first_head: str = "linear",
     ) -> None:
-        super().__init__(make_net, budget)
-        one_of(COVARIANCES, "slda", covariance=covariance)
-        one_of(("plain", "oas"), "slda", base=base)
-        between(0, 1, "slda", shrinkage=shrinkage)
+        super().__init__(make_net, budget, train_first, first_head)
+        check.one_of(COVARIANCES, "slda", covariance=covariance)
+        check.one_of(("plain", "oas"), "slda", base=base)
+        check.between(0, 1, "slda", shrinkage=shrinkage)
         self.covariance, self.shrinkage, self.base = covariance, shrinkage, base
-        self.trained = trains_first(self, train_first)
-        self.head_kind = first_head
         blank, d = self.net.head.weight, self.net.feature_dim
-        self.keep("first_head", None, kind="temporary")
         self.keep("means", blank.new_zeros(0, d), kind="prototypes")
         self.keep("counts", blank.new_zeros(0, dtype=torch.int32), kind="statistics")
         self.keep("scatter", blank.new_zeros(d, d), kind="statistics")
         self.keep("rows", None, kind="temporary")  # of the classifier: it follows from the statistics
         self.keep("bias", None, kind="temporary")
 
-    def build_net(self) -> GrowingNet:
-        return features_only(self.make_net)
-
     def grow_net(self, signature: Signature) -> None:
-        self.first_head = first_head(self, signature, self.head_kind, self.trained)
+        super().grow_net(signature)
         new = len(signature.new_slots)
         self.means, self.counts = F.pad(self.means, (0, 0, 0, new)), F.pad(self.counts, (0, new))
 
-    def phases(self, experience: Experience) -> Iterator[Phase]:
-        return first_phase(self, experience)
-
     def after_experience(self, experience: Experience) -> None:
-        features, slots = exact_features(self, experience.train), experience.train.slots
-        means, counts, scatter = exact(self.means), exact(self.counts), exact(self.scatter)
+        features, slots = float64_features(self, experience.train), experience.train.slots
+        means, counts, scatter = to_float64(self.means), to_float64(self.counts), to_float64(self.scatter)
         if self.base == "oas" and not bool(counts.any()):
             means, counts, scatter = _oas(features, slots, self.num_classes)
         elif self.covariance == "exact":
@@ -108,20 +82,23 @@ class SLDA(Strategy):
 
     def load_state(self, state: State) -> None:
         super().load_state(state)
-        means, scatter = exact(self.means), exact(self.scatter)
+        means, scatter = to_float64(self.means), to_float64(self.scatter)
         sigma = scatter / max(1, int(self.counts.sum()))
-        # Lambda = ((1 - eps) Sigma + eps I)^-1, specification 3.11
+        # Lambda = ((1 - eps) Sigma + eps I)^-1
         shrunk = (1 - self.shrinkage) * sigma + self.shrinkage * torch.eye(len(sigma)).to(sigma)
         if self.shrinkage:
             rows = torch.linalg.solve(shrunk, means.T).T
         else:  # it may have no inverse
             rows = means @ torch.linalg.pinv(shrunk, hermitian=True)
-        self.rows, self.bias = lent(rows, self), lent(-(means * rows).sum(1) / 2, self)  # Lambda mu; -mu Lambda mu / 2
+        self.rows, self.bias = (
+            for_predict(rows, self),
+            for_predict(-(means * rows).sum(1) / 2, self),
+        )  # Lambda mu; -mu Lambda mu / 2
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen; one without data by minus infinity: (N, ...) to (N, C)."""
         assert self.rows is not None and self.bias is not None
-        scores = self.net(images).features.to(self.rows) @ self.rows.T + self.bias
+        scores: Tensor = self.net(images).features.to(self.rows) @ self.rows.T + self.bias
         return scores.masked_fill(self.counts == 0, -torch.inf)
 
 

@@ -13,20 +13,18 @@ from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import GrowingNet, NetFactory, ParallelAdapters, adaptable, extract, frozen_copy
-from cil.strategies.base import Strategy
-from cil.strategies.ranges import above, at_least
+from cil.strategies.base import Strategy, check
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
 
 @register("ssre")
 class SSRE(Strategy):
-    """Learn in 1x1 adapters beside the old kernels; what resembles an old class distils, the rest is learned.
+    """Learn in 1x1 adapters beside the old kernels; images that resemble an old class distil, the others are learned.
 
     Args:
         distillation: Weight of the feature distillation, a sum over the batch; >= 0.
-        prototypes: Weight of the loss on the means of old classes, of which as many are drawn as a batch has images;
-            >= 0.
+        prototypes: Weight of the loss on the means of old classes, drawn at random, as many as images; >= 0.
         temperature: Divides all logits in the losses; > 0.
         freeze_norm: Whether batch norm stays as the first experience left it (PyCIL, which trains in evaluation mode
             after the first); else it normalises by batches, and its statistics move. Its weights never learn later.
@@ -35,9 +33,9 @@ class SSRE(Strategy):
         ConfigError: for a network without 3x3 convolutions.
 
     Source:
-        Zhu, Zhai, Cao, Luo, Zha. CVPR 2022, arXiv:2203.06359, as PyCIL has it (specification 3.8). Departures: the
-        adapters exist only while an experience is learned, so that what is carried is the folded network; they start
-        at zero, so that it begins as the old one; the augmentation is that of the stream in all experiences.
+        Zhu, Zhai, Cao, Luo, Zha. CVPR 2022, arXiv:2203.06359, as PyCIL has it. Departures: the adapters exist only
+        while an experience is learned, so that the carried network is the folded one; they start at zero, so that it
+        begins as the old one; the augmentation is that of the stream in all experiences.
     """
 
     adapters: ParallelAdapters | None
@@ -55,14 +53,12 @@ class SSRE(Strategy):
         freeze_norm: bool = True,
     ) -> None:
         super().__init__(make_net, budget)
-        at_least(0, "ssre", distillation=distillation, prototypes=prototypes)
-        above(0, "ssre", temperature=temperature)
+        check.at_least(0, "ssre", distillation=distillation, prototypes=prototypes)
+        check.above(0, "ssre", temperature=temperature)
         if not adaptable(self.net):
             raise ConfigError("strategy=ssre widens 3x3 convolutions, and the network (model.name) has none")
-        self.distillation = distillation
-        self.prototypes = prototypes
-        self.temperature = temperature
-        self.freeze_norm = freeze_norm
+        self.distillation, self.prototypes = distillation, prototypes
+        self.temperature, self.freeze_norm = temperature, freeze_norm
         self.keep("adapters", None, kind="temporary")
         self.keep("teacher", None, kind="teacher")
         self.keep("means", torch.empty(0, self.net.feature_dim), kind="prototypes")
@@ -98,11 +94,11 @@ class SSRE(Strategy):
         old = self.means[: self.old_classes]
         resemblance = self.resemblance(output.features.detach(), old)  # s
         moved = (output.features - self.teacher(batch.images).features).norm(dim=1)
-        drawn = torch.randint(len(old), (len(batch),), generator=self.generator(f"prototypes:{self.progress.step}"))
-        drawn = drawn.to(self.device)
-        recalled = F.cross_entropy(self.net.head(old[drawn]) / self.temperature, drawn)
+        generator = self.generator(f"prototypes:{self.progress.step}")
+        slots = torch.randint(len(old), (len(batch),), generator=generator).to(self.device)
+        recalled = F.cross_entropy(self.net.head(old[slots]) / self.temperature, slots)
         return {
-            "classes": ((1 - resemblance) * classes).mean(),  # prototype selection, specification 3.8
+            "classes": ((1 - resemblance) * classes).mean(),  # prototype selection
             "distillation": self.distillation * (resemblance * moved).sum(),
             "prototypes": self.prototypes * recalled,
         }

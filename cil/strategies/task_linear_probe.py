@@ -9,7 +9,7 @@ from torch import nn
 
 from cil.memory import Budget
 from cil.models import NetFactory, TaskNet, freeze
-from cil.strategies.parts.tasks import SEARCH, TaskLearner
+from cil.strategies.parts.task_learner import SEARCH, TaskLearner
 from cil.strategies.registry import register
 from cil.streams import Signature
 
@@ -19,7 +19,7 @@ class TaskLinearProbe(TaskLearner):
     """Only heads are trained. Without ``model.weights`` the first task trains the backbone before it is frozen.
 
     Args:
-        search: See ``cil.strategies.parts.tasks.TaskRecipe``.
+        search: See ``TaskRecipe``.
 
     Source:
         Bornschein et al., NEVIS'22, JMLR 24 (308), 2023, "FT-s" with a frozen backbone. ``linear_probe`` is its like on
@@ -33,9 +33,6 @@ class TaskLinearProbe(TaskLearner):
         self.frozen = getattr(make_net, "pretrained", None) is not None
         if self.frozen:
             freeze(self.net.backbone)
-
-    def build_net(self) -> TaskNet:
-        return TaskNet(self.make_net("linear"))
 
     def grow_net(self, signature: Signature) -> None:
         super().grow_net(signature)

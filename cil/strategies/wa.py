@@ -9,9 +9,9 @@ from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
 from cil.models import GrowingNet, NetFactory, frozen_copy
-from cil.strategies.base import Strategy
-from cil.strategies.parts import align_rows, distillation, store_exemplars
-from cil.strategies.ranges import above, at_least
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts import distillation, store_exemplars
+from cil.strategies.parts.heads import align_rows
 from cil.strategies.registry import register
 from cil.streams import Experience
 
@@ -21,12 +21,11 @@ class WA(Strategy):
     """Rehearsal and distillation, then one factor on the new rows of the head.
 
     Args:
-        temperature: Of the distillation term; > 0.
+        temperature: Temperature of the distillation; > 0.
         strength: A number: CE + strength * L_KD (the survey's code has 2); ``balanced``: (1 - l) CE + l L_KD with
             l = C_o / C (the paper, and PyCIL).
         align: Whether to align weights after training; with strength 0 and no alignment this is Replay.
-        selection: Rule that chooses exemplars.
-        codec: How their pixels are kept.
+        selection, codec: See ``ExemplarMemory``.
 
     Source:
         Zhao, Xiao, Gan, Zhang, Xia. CVPR 2020, arXiv:1911.07053, equations 8 and 9. Departure: weights are not clipped
@@ -48,14 +47,12 @@ class WA(Strategy):
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
-        above(0, "wa", temperature=temperature)
+        check.above(0, "wa", temperature=temperature)
         if isinstance(strength, str) and strength != "balanced":
             raise ConfigError(f"strategy.strength of wa is '{strength}'; allowed: a number, or balanced")
         if not isinstance(strength, str):
-            at_least(0, "wa", strength=strength)
-        self.temperature = temperature
-        self.strength = strength
-        self.align = align
+            check.at_least(0, "wa", strength=strength)
+        self.temperature, self.strength, self.align = temperature, strength, align
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
         self.keep("teacher", None, kind="teacher")
 

@@ -1,38 +1,20 @@
 """Streams: data sets turned into sequences of experiences."""
 
-from cil.streams.base import Experience, Part, Signature, Stream, TaskKey, fingerprint_of
+from cil.streams.base import Experience, ExperienceData, Signature, Stream, TaskKey, fingerprint_of
 from cil.streams.blurry import IBlurry, SiBlurry, blurry
 from cil.streams.class_incremental import class_incremental, class_order
-from cil.streams.corrupted import corrupted, materialise
+from cil.streams.corrupted import DomainOrder, PixelOptions, corrupted, materialise
 from cil.streams.domains import DomainStream, domain_files, permuted_domains, rotated_domains
+from cil.streams.manifest import TaskFilter
+from cil.streams.options import DatasetOptions, ImageOptions, SplitOptions
 from cil.streams.registry import register_stream, stream_builder, stream_names
 from cil.streams.schedules import Gaussian, LongTailed, Repetition
 from cil.streams.task_stream import TaskStream, task_stream
 
 __all__ = [
-    "DomainStream",
-    "Experience",
-    "Gaussian",
-    "IBlurry",
-    "LongTailed",
-    "Part",
-    "Repetition",
-    "SiBlurry",
-    "Signature",
-    "Stream",
-    "TaskKey",
-    "TaskStream",
-    "blurry",
-    "class_incremental",
-    "class_order",
-    "corrupted",
-    "domain_files",
-    "fingerprint_of",
-    "materialise",
-    "permuted_domains",
-    "register_stream",
-    "rotated_domains",
-    "stream_builder",
-    "stream_names",
-    "task_stream",
-]
+    "DatasetOptions", "DomainOrder", "DomainStream", "Experience", "ExperienceData", "Gaussian", "IBlurry",
+    "ImageOptions", "LongTailed", "PixelOptions", "Repetition", "SiBlurry", "Signature", "SplitOptions", "Stream",
+    "TaskFilter", "TaskKey", "TaskStream", "blurry", "class_incremental", "class_order", "corrupted",
+    "domain_files", "fingerprint_of", "materialise", "permuted_domains", "register_stream", "rotated_domains",
+    "stream_builder", "stream_names", "task_stream",
+]  # fmt: skip

@@ -1,11 +1,11 @@
-"""Stream, Experience, Signature: what a learner meets, in order."""
+"""Stream, Experience, Signature: a data set in the order in which a learner meets it."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -17,14 +17,14 @@ from cil.errors import StreamError
 
 @dataclass(frozen=True)
 class TaskKey:
-    """A question that images are asked, on streams that say which: one data set, and so one head.
+    """Identity of a task, on streams that tell it: one data set, and so one head.
 
     Attributes:
         dataset: Equal for experiences with the same data set.
         first: Its first slot.
-        classes: How many slots it has, one after the other; those are the columns of ``predict(images, task)``.
-        multilabel: Whether several labels may hold at once.
-        mirrored: Whether a mirror image keeps its label.
+        classes: Number of its slots, which follow one another: the columns of ``predict(images, task)``.
+        multilabel: True where an image may have several labels.
+        mirrored: True where a mirror image keeps its label.
     """
 
     dataset: str
@@ -35,13 +35,13 @@ class TaskKey:
 
     @property
     def name(self) -> str:
-        """A name for parts of a network, short and the same wherever the data set re-appears."""
+        """Short name for parts of a network, the same wherever the data set re-appears."""
         return str(self.first)
 
 
 @dataclass(frozen=True)
 class Signature:
-    """The structure of one experience: all that ``grow`` is told, and enough for a dry run.
+    """Structure of one experience: all that ``grow`` is given, and enough for a dry run.
 
     Attributes:
         index: Place in the stream, from 0.
@@ -50,8 +50,8 @@ class Signature:
         counts: Training images of each slot present.
         image_shape: (C, H, W).
         num_classes: Slots seen up to and including this experience.
-        task: Which question the images are asked; None on streams that do not tell it at test time either. The images
-            of a multilabel task all count under its first slot, as their slots say nothing.
+        task: Identity of the task; None on streams that do not tell it at test time either. The images of a multilabel
+            task all count under its first slot.
     """
 
     index: int
@@ -65,7 +65,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class Experience:
-    """The training half of a step of the stream, and all that a strategy is handed of it."""
+    """Training data of one step of the stream: all that a strategy gets of it."""
 
     signature: Signature
     train: Samples
@@ -89,28 +89,32 @@ class Experience:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Where the samples of one experience come from; each call gives them anew."""
+class ExperienceData:
+    """Functions that load the samples of one experience; each call loads them anew."""
 
     train: Callable[[], Samples]
     test: Callable[[], Samples]
-    validation: Callable[[], Samples | None] = field(default=lambda: None)
+    validation: Callable[[], Samples | None] = lambda: None
+
+
+def take_rows(samples: Samples, rows: torch.Tensor) -> Samples:
+    """``samples[rows]``, for ``functools.partial``."""
+    return samples[rows]
 
 
 class Stream:
     """A sequence of experiences over one set of slots.
 
     Args:
-        name: As in tables.
+        name: Name of the stream in tables.
         classes: Name of the class in each slot.
         order: Label in the data set of each slot.
         signatures: One for each experience.
         parts: The samples of each experience.
         fingerprint: SHA-256 over pixels, labels, order and split (see ``fingerprint_of``).
         augment: Training augmentation.
-        mean, std: Of each channel, for images in [0, 1].
-        official: Whether the data are the official set, as far as its checksum is known; None where none is known.
-        task_known_at_test: Whether ``predict`` is told the task (NEVIS-like streams only).
+        mean, std: One value a channel, for images in [0, 1].
+        official: True where checksums say that the data are the official set; None where none is known.
 
     Attributes:
         kind: Name of the kind of run that learns from it (entry point ``cil.kinds``).
@@ -125,13 +129,12 @@ class Stream:
         classes: Sequence[str],
         order: Sequence[int],
         signatures: Sequence[Signature],
-        parts: Sequence[Part],
+        parts: Sequence[ExperienceData],
         fingerprint: str,
         augment: Augment,
         mean: Sequence[float],
         std: Sequence[float],
         official: bool | None = None,
-        task_known_at_test: bool = False,
     ) -> None:
         if not signatures:
             raise StreamError(f"stream '{name}' has no experience; set stream.increment or stream.base")
@@ -145,7 +148,6 @@ class Stream:
         self.augment = augment
         self.mean, self.std = tuple(mean), tuple(std)
         self.official = official
-        self.task_known_at_test = task_known_at_test
         self._parts = tuple(parts)
 
     def __len__(self) -> int:
@@ -167,7 +169,7 @@ class Stream:
         return (self[index] for index in range(len(self)))
 
     def test(self, index: int) -> Samples:
-        """Test samples of experience ``index``: read by the evaluator alone.
+        """Test samples of experience ``index``, read by the evaluator alone.
 
         Raises:
             StreamError: where this is the training half.
@@ -189,6 +191,11 @@ class Stream:
         return self.augment
 
     @property
+    def task_known_at_test(self) -> bool:
+        """True where signatures name the task, so that ``predict`` is given it (NEVIS-like streams only)."""
+        return self.signatures[0].task is not None
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return self.signatures[0].image_shape
@@ -200,7 +207,7 @@ class Stream:
         return tuple(where[slot] for slot in range(len(where)))
 
     def description(self) -> dict[str, Any]:
-        """What the record says of the stream."""
+        """Description for the record."""
         return {
             "name": self.name,
             "experiences": len(self),

@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
-import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cil.data import Augment, Dataset, Samples, dataset_names, dataset_options, load_dataset
+from cil.data import Dataset, Samples, dataset_names, dataset_options, load_dataset
 from cil.errors import ConfigError, DataError, StreamError, nearest
-from cil.streams.base import Part, Signature, Stream, fingerprint_of
+from cil.streams.base import ExperienceData, Signature, Stream, fingerprint_of, take_rows
+from cil.streams.options import SplitOptions, accepts, check_choice, check_seed, is_integer, normalisation, take
 from cil.streams.registry import register_stream
-
-MOST_FILES_FOR_MEAN = 2000  # images decoded for mean and std, where the data are files
 
 
 def class_order(num_classes: int, seed: int = 1993) -> list[int]:
-    """The field's class order: a permutation by numpy's legacy generator. Slot -> label.
+    """The usual class order, slot to label: a permutation by numpy's legacy generator.
 
     >>> class_order(10)
     [4, 2, 7, 6, 0, 3, 5, 8, 9, 1]
 
     Raises:
-        StreamError: where the seed is outside what that generator takes.
+        StreamError: for a seed that this generator does not take.
     """
-    if not 0 <= seed < 2**32:
-        raise StreamError(f"stream.order_seed is {seed}; it must be in 0 to 2^32 - 1")
-    return np.random.RandomState(seed).permutation(num_classes).tolist()  # this generator is the protocol
+    check_seed(seed)
+    order: list[int] = np.random.RandomState(seed).permutation(num_classes).tolist()  # this generator is the protocol
+    return order
 
 
 def experience_sizes(num_classes: int, base: int, increment: int) -> list[int]:
@@ -58,42 +55,15 @@ def experience_sizes(num_classes: int, base: int, increment: int) -> list[int]:
 
 
 @register_stream("class_incremental")
-def class_incremental(
-    dataset: str | Dataset,
-    *,
-    increment: int,
-    base: int = 0,
-    order: str | Sequence[int] = "seed",
-    order_seed: int = 1993,
-    classes: int | None = None,
-    validation: float = 0.0,
-    train_per_class: int | None = None,
-    test_per_class: int | None = None,
-    augment: Augment | Mapping[str, Any] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    root: str | Path | None = None,
-    **options: Any,
-) -> Stream:
+@accepts(SplitOptions)
+def class_incremental(dataset: str | Dataset, *, increment: int, base: int = 0, **options: Any) -> Stream:
     """Split a data set into experiences of new classes.
 
     Args:
         dataset: A name that ``cil.data.load_dataset`` knows, or a data set.
         increment: New classes of each experience after the first.
         base: Classes of the first experience; 0: as many as ``increment``.
-        order: 'seed', 'natural', or a list that gives the label of each slot.
-        order_seed: Of the class order 'seed', and of the choices that ``validation`` and the caps make.
-        classes: Use only the first so many of the order; None: all.
-        validation: Share in [0, 1) of each class's training images that is held out, at least one image where it is
-            not 0. Never test images.
-        train_per_class, test_per_class: Most images of a class, chosen at random; None: all. ``validation`` takes its
-            share of what is left.
-        augment: Training augmentation, or its arguments, instead of the data set's own, which None keeps; {} for none.
-        mean, std: Of each channel for images in [0, 1]. None: the data set's published values; where it has none they
-            are computed on the training images of the first experience alone (files: at most 2000 of them), as nothing
-            later is known when training starts.
-        root: Data root; see ``cil.data.data_root``.
-        options: Of the data set, where it is given by name: ``path``, ``size``, ...
+        options: Fields of ``SplitOptions``; and options of a data set that is given by name: ``path``, ``size``, ...
 
     Returns:
         The stream. The order of images within an experience is the data set's. Pixels of small images are one tensor
@@ -104,78 +74,56 @@ def class_incremental(
         ConfigError: for an unknown name or option.
         DataError: where the data are wrong, or a class lacks training or test images.
 
-    Source:
-        Protocol of Zhou et al. 2024, section on benchmark splits; order after Rebuffi et al. 2017.
+    Source: Protocol of Zhou et al. 2024, section on benchmark splits; order after Rebuffi et al. 2017.
     """
-    caps = {"classes": classes, "train_per_class": train_per_class, "test_per_class": test_per_class}
-    _check_numbers({"base": base, "increment": increment, "order_seed": order_seed}, caps, validation)
-    _check_options(dataset, options)
-    data = dataset if isinstance(dataset, Dataset) else load_dataset(dataset, root, **options)
+    for key, value in (("base", base), ("increment", increment)):
+        if not is_integer(value):
+            raise ConfigError(f"stream.{key} is {value!r}; it must be a whole number")
+    chosen = take(SplitOptions, options)
+    _check_dataset_options(dataset, options)
+    data = dataset if isinstance(dataset, Dataset) else load_dataset(dataset, chosen.root, **options)
     if data.train.targets is not None:
         raise StreamError(f"data set '{data.name}' is multi-label; a class-incremental stream needs one label an image")
-    labels = _slots_to_labels(len(data.classes), order, order_seed, classes)
+    labels = _slots_to_labels(len(data.classes), chosen)
     sizes = experience_sizes(len(labels), base, increment)
-    train_rows, validation_rows, test_rows = _choose(
-        data, labels, order_seed, validation, train_per_class, test_per_class
-    )
+    rows_of_slots = _choose_rows(data, labels, chosen)
     slot_of = torch.full((len(data.classes),), -1)
     slot_of[torch.tensor(labels)] = torch.arange(len(labels))
     train, test = (samples.with_slots(slot_of[samples.slots]) for samples in (data.train, data.test))
 
-    signatures, parts, chosen, seen = [], [], [], 0
+    signatures, parts, rows, seen = [], [], [], 0
     for index, size in enumerate(sizes):
         slots = tuple(range(seen, seen + size))
         seen += size
-        counts = {slot: len(train_rows[slot]) for slot in slots}
+        counts = {slot: len(rows_of_slots[0][slot]) for slot in slots}
         signatures.append(Signature(index, slots, slots, counts, data.train.shape, seen))
-        rows = [_together(chosen_rows, slots) for chosen_rows in (train_rows, validation_rows, test_rows)]
-        chosen += rows
-        parts.append(_part(train, test, *rows))
-
-    if mean is None or std is None:
-        known = (data.mean, data.std) if data.mean is not None and data.std is not None else None
-        computed = known or channel_statistics(train[chosen[0]])
-        mean, std = computed[0] if mean is None else mean, computed[1] if std is None else std
+        own = [torch.cat([split[slot] for slot in slots]).sort().values for split in rows_of_slots]
+        parts.append(_experience_data(train, test, *own))
+        rows += own
+    mean, std = normalisation(chosen.mean, chosen.std, data, lambda: train[rows[0]])
     return Stream(
         name=f"{data.name}_b{base}_inc{increment}",
         classes=[data.classes[label] for label in labels],
         order=labels,
         signatures=signatures,
         parts=parts,
-        fingerprint=fingerprint_of(data.digest, labels, *chosen),
-        augment=_augment(augment, data.augment),
-        mean=_check_channels("mean", mean, data.train.shape[0]),
-        std=_check_channels("std", std, data.train.shape[0]),
+        fingerprint=fingerprint_of(data.digest, labels, *rows),
+        augment=chosen.augmentation(data.augment),
+        mean=mean,
+        std=std,
         official=data.official,
     )
 
 
-def channel_statistics(samples: Samples) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, for images in [0, 1]; a constant channel gets std 1.
-
-    Of samples that are files, at most 2000, evenly spaced, are decoded.
-    """
-    if not samples.in_memory and len(samples) > MOST_FILES_FOR_MEAN:
-        samples = samples[torch.linspace(0, len(samples) - 1, MOST_FILES_FOR_MEAN).long()]
-    counts = torch.zeros(samples.shape[0], 256, dtype=torch.int64)  # of each value: exact, whatever the order of sums
-    for start in range(0, len(samples), 500):
-        for own, channel in zip(counts, samples[start : start + 500].pixels.transpose(0, 1), strict=True):
-            own += channel.flatten().bincount(minlength=256).cpu()
-    values = torch.arange(256, dtype=torch.float64) / 255
-    shares = counts.double() / counts.sum(1, keepdim=True)
-    mean = shares @ values
-    std = (shares @ values.square() - mean.square()).clamp_min(0).sqrt()
-    return mean.tolist(), torch.where(std < 1e-6, 1.0, std).tolist()
-
-
-def _slots_to_labels(many: int, order: str | Sequence[int], seed: int, classes: int | None) -> list[int]:
+def _slots_to_labels(many: int, chosen: SplitOptions) -> list[int]:
+    """Label of each slot that is used."""
+    order = chosen.order
     if isinstance(order, str):
-        if order not in ("seed", "natural"):
-            raise ConfigError(f"stream.order is '{order}'; {nearest(order, ('seed', 'natural'))}, or a list of labels")
-        labels = class_order(many, seed) if order == "seed" else list(range(many))
+        check_choice("order", order, ("seed", "natural"), ", or a list of labels")
+        labels = class_order(many, chosen.order_seed) if order == "seed" else list(range(many))
     else:
         given = list(order) if isinstance(order, Iterable) else [order]
-        if not all(map(_is_whole, given)):
+        if not all(map(is_integer, given)):
             raise ConfigError(f"stream.order is {order!r}; it must be 'seed', 'natural' or a list of labels")
         labels = [int(label) for label in given]
         if sorted(labels) != list(range(many)):
@@ -183,30 +131,14 @@ def _slots_to_labels(many: int, order: str | Sequence[int], seed: int, classes: 
                 f"stream.order is no permutation of 0 to {many - 1}: it has {len(labels)} entries,"
                 f" {len(set(labels) & set(range(many)))} of the {many} labels occur"
             )
-    if classes is None:
-        return labels
-    if not 1 <= classes <= many:
-        raise StreamError(f"stream.classes is {classes}; the data set has {many} classes, so 1 to {many} or null")
-    return labels[:classes]
+    if chosen.classes is not None and chosen.classes > many:
+        raise StreamError(
+            f"stream.classes is {chosen.classes}; the data set has {many} classes, so 1 to {many} or null"
+        )
+    return labels[: chosen.classes]
 
 
-def _check_numbers(whole: Mapping[str, Any], caps: Mapping[str, Any], validation: Any) -> None:
-    """Whether these are numbers at all, as the command line may give anything."""
-    for key, value in whole.items():
-        if not _is_whole(value):
-            raise ConfigError(f"stream.{key} is {value!r}; it must be a whole number")
-    for key, value in caps.items():
-        if value is not None and not (_is_whole(value) and value >= 1):
-            raise ConfigError(f"stream.{key} is {value!r}; it must be a whole number from 1 on, or null for all")
-    if isinstance(validation, bool) or not isinstance(validation, int | float) or not 0 <= validation < 1:
-        raise ConfigError(f"stream.validation is {validation!r}; it is the share of training images, in [0, 1)")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _check_options(dataset: str | Dataset, options: Mapping[str, Any]) -> None:
+def _check_dataset_options(dataset: str | Dataset, options: Mapping[str, Any]) -> None:
     if isinstance(dataset, Dataset):
         name, allowed = dataset.name, []
     elif dataset in dataset_names():
@@ -219,73 +151,46 @@ def _check_options(dataset: str | Dataset, options: Mapping[str, Any]) -> None:
             raise ConfigError(f"stream.{option} is not known for data set '{name}'; {nearest(option, own + allowed)}")
 
 
-def _check_channels(key: str, values: Sequence[float], channels: int) -> list[float]:
-    try:
-        checked = [float(value) for value in values]
-    except (TypeError, ValueError):
-        raise ConfigError(f"stream.{key} is {values!r}; it must list a number a channel, or be null") from None
-    if len(checked) != channels:
-        raise StreamError(f"stream.{key} has {len(checked)} values; images have {channels} channels")
-    if not all(math.isfinite(value) and (value > 0 or key == "mean") for value in checked):
-        raise StreamError(f"stream.{key} is {checked}; need finite numbers{', above 0' * (key == 'std')}")
-    return checked
-
-
-def _choose(
-    data: Dataset, labels: list[int], seed: int, validation: float, most_train: int | None, most_test: int | None
+def _choose_rows(
+    data: Dataset, labels: Sequence[int], chosen: SplitOptions
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Rows of each slot for training, validation and test. The draws of a class do not depend on other classes."""
-    train, held, test = [], [], []
-    training_rows, test_rows = _by_label(data.train, len(data.classes)), _by_label(data.test, len(data.classes))
+    train, held_out, test = [], [], []
+    training_rows, test_rows = (_rows_by_label(split, len(data.classes)) for split in (data.train, data.test))
     for label in labels:
         for split, rows in (("training", training_rows[label]), ("test", test_rows[label])):
             if not len(rows):
                 raise DataError(f"{data.name}: class '{data.classes[label]}' has no {split} image ({data.source})")
-        mine = _shuffled(training_rows[label], seed, "training", label)[:most_train]
-        count = max(1, round(validation * len(mine))) if validation else 0
+        mine = _shuffle(training_rows[label], chosen.order_seed, "training", label)[: chosen.train_per_class]
+        count = max(1, round(chosen.validation * len(mine))) if chosen.validation else 0
         if count >= len(mine):
             raise StreamError(
-                f"stream.validation={validation} leaves no training image of class '{data.classes[label]}',"
+                f"stream.validation={chosen.validation} leaves no training image of class '{data.classes[label]}',"
                 f" which has {len(mine)}; lower it or raise stream.train_per_class"
             )
-        held.append(mine[:count])
+        held_out.append(mine[:count])
         train.append(mine[count:])
-        test.append(_shuffled(test_rows[label], seed, "test", label)[:most_test])
-    return train, held, test
+        test.append(_shuffle(test_rows[label], chosen.order_seed, "test", label)[: chosen.test_per_class])
+    return train, held_out, test
 
 
-def _by_label(samples: Samples, many: int) -> tuple[Tensor, ...]:
-    """Rows of each label, in order."""
+def _rows_by_label(samples: Samples, many: int) -> tuple[Tensor, ...]:
     counts = samples.slots.bincount(minlength=many)
-    return samples.slots.argsort(stable=True).split(counts.tolist())
+    return torch.split(samples.slots.argsort(stable=True), counts.tolist())
 
 
-def _shuffled(rows: Tensor, seed: int, purpose: str, label: int) -> Tensor:
+def _shuffle(rows: Tensor, seed: int, purpose: str, label: int) -> Tensor:
     key = hashlib.blake2b(f"{seed}/{purpose}/{label}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
     return rows[torch.randperm(len(rows), generator=generator)]
 
 
-def _together(rows: list[Tensor], slots: Sequence[int]) -> Tensor:
-    return torch.cat([rows[slot] for slot in slots]).sort().values
-
-
-def _part(train: Samples, test: Samples, train_rows: Tensor, validation_rows: Tensor, test_rows: Tensor) -> Part:
-    """Thunks that each close over one half only."""
-    return Part(
-        train=lambda: train[train_rows],
-        test=lambda: test[test_rows],
-        validation=lambda: train[validation_rows] if len(validation_rows) else None,
+def _experience_data(
+    train: Samples, test: Samples, train_rows: Tensor, validation_rows: Tensor, test_rows: Tensor
+) -> ExperienceData:
+    """Functions that each hold one half only."""
+    return ExperienceData(
+        train=partial(take_rows, train, train_rows),
+        test=partial(take_rows, test, test_rows),
+        validation=partial(take_rows, train, validation_rows),
     )
-
-
-def _augment(given: Augment | Mapping[str, Any] | None, default: Augment) -> Augment:
-    if given is None or isinstance(given, Augment):
-        return given or default
-    known = Augment.__dataclass_fields__
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"stream.augment is {given!r}; give its arguments ({', '.join(known)}) or null")
-    for key in given:
-        if key not in known:
-            raise ConfigError(f"stream.augment.{key} is not known; {nearest(key, known)}")
-    return Augment(**given)

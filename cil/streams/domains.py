@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.data import Augment, Dataset, Samples, data_root, load_dataset
-from cil.data.files import FileStore
-from cil.data.samples import ArrayStore
+from cil.data import ArrayStore, Augment, Dataset, Samples, data_root, load_dataset
+from cil.data.file_store import FileStore
 from cil.data.tasks import column_of, read_table
 from cil.errors import ConfigError, DataError, StreamError, nearest
-from cil.streams.arranged import Whole, check_whole, generator, whole
-from cil.streams.base import Part, Signature, Stream, fingerprint_of
+from cil.streams.base import ExperienceData, Signature, Stream, fingerprint_of
+from cil.streams.image_pool import ImagePool, generator, image_pool
+from cil.streams.options import DatasetOptions, SplitOptions, accepts, check_integers, take
 from cil.streams.registry import register_stream
 
-Change = Callable[[Tensor], Tensor]  # of (n, C, H, W) uint8
+Change = Callable[[Tensor], Tensor]  # changes (n, C, H, W) uint8
 COLUMNS = ("image", "label", "domain", "split")
 
 
@@ -31,8 +31,8 @@ class DomainStream(Stream):
     After each experience every domain is evaluated, also those to come: R is full.
 
     Args:
-        domains: Name of the domain of each experience: for the evaluator and the record. No learner is told.
-        given: As of ``Stream``.
+        domains: Name of the domain of each experience, for the evaluator and the record. No learner gets it.
+        given: Arguments of ``Stream``.
     """
 
     def __init__(self, *, domains: Sequence[str], **given: Any) -> None:
@@ -44,91 +44,54 @@ class DomainStream(Stream):
 
 
 @register_stream("permuted_domains")
-def permuted_domains(
-    dataset: str | Dataset,
-    *,
-    experiences: int,
-    order_seed: int = 1993,
-    classes: int | None = None,
-    validation: float = 0.0,
-    train_per_class: int | None = None,
-    test_per_class: int | None = None,
-    augment: Augment | Mapping[str, Any] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    root: str | Path | None = None,
-    **options: Any,
-) -> DomainStream:
+@accepts(DatasetOptions)
+def permuted_domains(dataset: str | Dataset, *, experiences: int, **options: Any) -> DomainStream:
     """All images of a data set in each experience, their pixels in another fixed order; first as they are.
 
     Args:
         dataset: A name that ``cil.data.load_dataset`` knows, or a data set; its images must be arrays in memory.
-        experiences: Domains.
-        order_seed: Of the permutations, and of the choices that ``validation`` and the caps make.
-        augment: Training augmentation, of the permuted image; None for none.
-        classes, validation, train_per_class, test_per_class, mean, std, root, options: As of ``class_incremental``.
+        experiences: Number of domains.
+        options: Fields of ``DatasetOptions`` (``order_seed`` also draws the permutations; ``augment`` acts on permuted
+            images, by default none); and options of a data set that is given by name.
 
     Raises:
-        CilError: as of ``class_incremental``; StreamError: where images are files.
+        CilError: as ``class_incremental`` does; StreamError: where images are files.
 
-    Source:
-        Goodfellow et al. 2013, arXiv:1312.6211; Kirkpatrick et al. 2017.
+    Source: Goodfellow et al. 2013, arXiv:1312.6211; Kirkpatrick et al. 2017.
     """
-    check_whole(1, experiences=experiences)
-    given = whole(
-        dataset, root=root, options=options, classes=classes, mean=mean, std=std, order="natural",
-        order_seed=order_seed, validation=validation, train_per_class=train_per_class, test_per_class=test_per_class,
-        augment=augment or {},
-    )  # fmt: skip
-    pixels = given.train.shape[1] * given.train.shape[2]
-    orders = [torch.from_numpy(generator(order_seed, 6, e).permutation(pixels)) for e in range(1, experiences)]
+    check_integers(1, experiences=experiences)
+    pool = _whole_data_set(dataset, options)
+    pixels, seed = pool.train.shape[1] * pool.train.shape[2], pool.options.order_seed
+    orders = [torch.from_numpy(generator(seed, 6, e).permutation(pixels)) for e in range(1, experiences)]
     changes: dict[str, Change | None] = {"as they are": None}
-    changes |= {f"permutation {number}": partial(permuted, order=order) for number, order in enumerate(orders, 1)}
-    return _changed(given, changes, f"permuted_{given.name}", *orders)
+    changes |= {f"permutation {number}": partial(permute, order=order) for number, order in enumerate(orders, 1)}
+    return _changed_images(pool, changes, f"permuted_{pool.name}", *orders)
 
 
 @register_stream("rotated_domains")
-def rotated_domains(
-    dataset: str | Dataset,
-    *,
-    angles: Sequence[float],
-    order_seed: int = 1993,
-    classes: int | None = None,
-    validation: float = 0.0,
-    train_per_class: int | None = None,
-    test_per_class: int | None = None,
-    augment: Augment | Mapping[str, Any] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    root: str | Path | None = None,
-    **options: Any,
-) -> DomainStream:
+@accepts(DatasetOptions)
+def rotated_domains(dataset: str | Dataset, *, angles: Sequence[float], **options: Any) -> DomainStream:
     """All images of a data set in each experience, turned by another angle.
 
     Args:
         dataset: A name that ``cil.data.load_dataset`` knows, or a data set; its images must be arrays in memory.
-        angles: Of each experience, in degrees, to the left; what comes in from outside is black.
-        order_seed: Of the choices that ``validation`` and the caps make.
-        augment: Training augmentation, of the turned image; None for none.
-        classes, validation, train_per_class, test_per_class, mean, std, root, options: As of ``class_incremental``.
+        angles: Angle of each experience in degrees, to the left; corners that come in from outside are black.
+        options: Fields of ``DatasetOptions`` (``augment`` acts on turned images, by default none); and options of a
+            data set that is given by name.
 
     Raises:
-        CilError: as of ``class_incremental``; StreamError: where images are files, or two angles are the same.
+        CilError: as ``class_incremental`` does; StreamError: where images are files, or two angles are the same.
 
-    Source:
-        Lopez-Paz, Ranzato, NeurIPS 2017 (there at random within each experience).
+    Source: Lopez-Paz, Ranzato, NeurIPS 2017 (there at random within each experience).
     """
-    turns = _angles(angles)
-    given = whole(
-        dataset, root=root, options=options, classes=classes, mean=mean, std=std, order="natural",
-        order_seed=order_seed, validation=validation, train_per_class=train_per_class, test_per_class=test_per_class,
-        augment=augment or {},
-    )  # fmt: skip
-    changes = {f"{angle:g} degrees": partial(rotated, angle=angle) if angle else None for angle in turns}
-    return _changed(given, changes, f"rotated_{given.name}", repr(turns))
+    turns = _check_angles(angles)
+    pool = _whole_data_set(dataset, options)
+    changes = {f"{angle:g} degrees": partial(rotate, angle=angle) if angle else None for angle in turns}
+    return _changed_images(pool, changes, f"rotated_{pool.name}", repr(turns))
 
 
 @register_stream("domain_files")
+@accepts(DatasetOptions, only=True)
 def domain_files(
     path: str | Path,
     *,
@@ -136,15 +99,7 @@ def domain_files(
     size: int = 224,
     channels: int = 3,
     in_memory: bool = False,
-    order_seed: int = 1993,
-    classes: int | None = None,
-    validation: float = 0.0,
-    train_per_class: int | None = None,
-    test_per_class: int | None = None,
-    augment: Augment | Mapping[str, Any] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    root: str | Path | None = None,
+    **options: Any,
 ) -> DomainStream:
     """Image files of several domains, one experience each.
 
@@ -152,57 +107,46 @@ def domain_files(
         path: A folder with ``DOMAIN/train/CLASS/*`` and ``DOMAIN/test/CLASS/*`` (or ``val``); or a table, a ``.csv``
             file with the columns image (a path beside the file), label, domain and split (train or test). A relative
             one is looked up here, then in the data root.
-        domains: In this order; None: all, folders by name and domains of a table in order of first appearance.
-        size, channels, in_memory: As of the data set ``folder``.
-        order_seed: Of the choices that ``validation`` and the caps make.
-        classes: Use only the first so many, in alphabetical order.
-        validation, train_per_class, test_per_class, augment, root: As of ``class_incremental``; shares and caps hold
-            within each domain.
-        mean, std: None: computed on the training images of the first domain.
+        domains: Names in this order; None: all, folders by name and domains of a table in order of first appearance.
+        size, channels, in_memory: Options of the data set ``folder``.
+        options: Fields of ``DatasetOptions``; classes are in alphabetical order, shares and caps hold within each
+            domain, and mean and std are by default computed on the training images of the first one.
 
     Raises:
         DataError: where folders, files or columns are missing; StreamError: where domains differ in their classes.
     """
-    where = _found(path, root)
-    opened = _table(where, size, channels, in_memory, root) if where.suffix == ".csv" else None
-    known = list(opened) if opened is not None else sorted(p.name for p in where.iterdir() if _is_domain(p))
+    shared = SplitOptions(order="natural", **options)
+    root = shared.root
+    where = _find(path, root)
+    opened = _read_domains(where, size, channels, in_memory, root) if where.suffix == ".csv" else None
+    known = list(opened) if opened is not None else sorted(p.name for p in where.iterdir() if (p / "train").is_dir())
     chosen = known if domains is None else list(domains)
     for name in chosen:
         if name not in known:
             raise ConfigError(f"stream.domains has '{name}', which {where} lacks; {nearest(name, known)}")
     if not chosen or len(set(chosen)) != len(chosen):
         raise ConfigError(f"stream.domains is {chosen}; name each domain once, of: {', '.join(known) or 'none found'}")
-    wholes: list[Whole] = []
+    pools: list[ImagePool] = []
     for name in chosen:
         of_folder = {"path": where / name, "size": size, "channels": channels, "in_memory": in_memory}
         data = opened[name] if opened is not None else load_dataset("folder", root, **of_folder)
-        own = whole(
-            data, classes=classes, mean=mean, std=std, order="natural", order_seed=order_seed, augment=augment,
-            validation=validation, train_per_class=train_per_class, test_per_class=test_per_class,
-        )  # fmt: skip
-        wholes.append(own)
-        odd = sorted({*wholes[0].stream.classes} ^ {*own.stream.classes})
+        pools.append(image_pool(data, shared, {}))
+        odd = sorted({*pools[0].whole.classes} ^ {*pools[-1].whole.classes})
         if odd:
             raise StreamError(
                 f"{where}: domains '{chosen[0]}' and '{name}' differ in class '{odd[0]}'"
                 f"{f' and {len(odd) - 1} more' if odd[1:] else ''}; a domain stream has the same classes in each"
             )
-    first = wholes[0]
-    parts = [
-        Part(partial(_same, own.train), partial(_same, own.test), partial(_same, own.validation)) for own in wholes
-    ]
-    return _domain_stream(
-        f"{where.stem}_domains", first, chosen, parts, [own.train.counts() for own in wholes],
-        fingerprint_of(*(own.stream.fingerprint for own in wholes)), first.normalisation(first.train),
-    )  # fmt: skip
+    fingerprint = fingerprint_of(*(pool.whole.fingerprint for pool in pools))
+    return _domain_stream(f"{where.stem}_domains", dict(zip(chosen, pools, strict=True)), fingerprint)
 
 
-def permuted(pixels: Tensor, order: Tensor) -> Tensor:
+def permute(pixels: Tensor, order: Tensor) -> Tensor:
     """Pixel ``i`` of each image becomes its pixel ``order[i]``: (n, C, H, W), the same in all channels."""
     return pixels.flatten(2)[:, :, order].reshape(pixels.shape)
 
 
-def rotated(pixels: Tensor, angle: float) -> Tensor:
+def rotate(pixels: Tensor, angle: float) -> Tensor:
     """Images (n, C, H, W) uint8 turned to the left by ``angle`` degrees about their centre, bilinear, black around."""
     height, width = pixels.shape[2:]
     if angle % 90 == 0 and (height == width or angle % 180 == 0):
@@ -212,7 +156,7 @@ def rotated(pixels: Tensor, angle: float) -> Tensor:
     grid = F.affine_grid(back[None], [1, 1, height, width], align_corners=False)
     pieces = [
         F.grid_sample(piece.float(), grid.expand(len(piece), -1, -1, -1), align_corners=False).round().byte()
-        for piece in pixels.split(2000)
+        for piece in torch.split(pixels, 2000)
     ]
     return torch.cat(pieces)
 
@@ -220,55 +164,60 @@ def rotated(pixels: Tensor, angle: float) -> Tensor:
 # how they are made ----------------------------------------------------------------------------------------------------
 
 
-def _changed(given: Whole, changes: Mapping[str, Change | None], name: str, *key: Any) -> DomainStream:
-    if not (given.train.in_memory and given.test.in_memory):
+def _whole_data_set(dataset: str | Dataset, options: dict[str, Any]) -> ImagePool:
+    """All images of a data set, classes in natural order, without augmentation unless some is asked for."""
+    own = take(DatasetOptions, options)
+    settings = vars(own) | {"augment": own.augment or {}}
+    return image_pool(dataset, SplitOptions(order="natural", **settings), options)
+
+
+def _changed_images(pool: ImagePool, changes: Mapping[str, Change | None], name: str, *key: Any) -> DomainStream:
+    if not (pool.train.in_memory and pool.test.in_memory):
         raise StreamError(
-            f"the images of data set '{given.name}' are files; domains made of them need arrays in memory: set "
+            f"the images of data set '{pool.name}' are files; domains made of them need arrays in memory: set "
             f"stream.in_memory=true"
         )
-    parts = [
-        Part(
-            partial(_applied, given.train, change),
-            partial(_applied, given.test, change),
-            partial(_applied, given.validation, change),
-        )
-        for change in changes.values()
-    ]
-    counts, first = given.train.counts(), _applied(given.train, next(iter(changes.values())))
-    return _domain_stream(
-        name, given, list(changes), parts, [counts] * len(parts),
-        fingerprint_of(name, given.stream.fingerprint, *key), given.normalisation(first),
-    )  # fmt: skip
+    pools = dict.fromkeys(changes, pool)
+    return _domain_stream(name, pools, fingerprint_of(name, pool.whole.fingerprint, *key), changes)
 
 
 def _domain_stream(
-    name: str, first: Whole, domains: Sequence[str], parts: Sequence[Part], counts: Sequence[Mapping[int, int]],
-    fingerprint: str, normalisation: Mapping[str, Sequence[float]],
-) -> DomainStream:  # fmt: skip
+    name: str, pools: Mapping[str, ImagePool], fingerprint: str, changes: Mapping[str, Change | None] | None = None
+) -> DomainStream:
+    """The images of each pool as they are, or changed; training images are changed when asked for."""
+    parts, signatures = [], []
+    first = next(iter(pools.values()))
     slots = tuple(range(first.num_classes))
-    signatures = [
-        Signature(index, () if index else slots, slots, dict(own), first.train.shape, first.num_classes)
-        for index, own in enumerate(counts)
-    ]
+    for index, (domain, pool) in enumerate(pools.items()):
+        change = changes[domain] if changes else None
+        halves = (partial(_change_pixels, half, change) for half in (pool.train, pool.test, pool.validation))
+        parts.append(ExperienceData(*halves))
+        new, counts = () if index else slots, pool.train.counts()
+        signatures.append(Signature(index, new, slots, counts, first.train.shape, first.num_classes))
+    mean, std = first.normalisation(parts[0].train())
     return DomainStream(
-        name=name, classes=first.stream.classes, order=first.stream.order, signatures=signatures, parts=parts,
-        fingerprint=fingerprint, augment=first.stream.augment, official=first.stream.official, domains=domains,
-        mean=normalisation["mean"], std=normalisation["std"],
-    )  # fmt: skip
+        name=name,
+        classes=first.whole.classes,
+        order=first.whole.order,
+        signatures=signatures,
+        parts=parts,
+        fingerprint=fingerprint,
+        augment=first.whole.augment,
+        official=first.whole.official,
+        domains=list(pools),
+        mean=mean,
+        std=std,
+    )
 
 
-def _applied(samples: Any, change: Change | None) -> Any:
+def _change_pixels(samples: Any, change: Change | None) -> Any:
     """Samples with their pixels changed; None stays None."""
     if samples is None or change is None:
         return samples
     return Samples(ArrayStore(change(samples.pixels)), samples.slots)
 
 
-def _same(samples: Any) -> Any:
-    return samples
-
-
-def _angles(given: Any) -> tuple[float, ...]:
+def _check_angles(given: Any) -> tuple[float, ...]:
     numbers: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
     if not all(isinstance(a, int | float) and not isinstance(a, bool) and math.isfinite(a) for a in numbers):
         raise ConfigError(f"stream.angles is {given!r}; it must list a number of degrees for each experience")
@@ -278,7 +227,7 @@ def _angles(given: Any) -> tuple[float, ...]:
     return turns
 
 
-def _found(path: str | Path, root: str | Path | None) -> Path:
+def _find(path: str | Path, root: str | Path | None) -> Path:
     given = Path(path).expanduser()
     for place in (given, data_root(root) / given):
         if place.is_dir() or (place.is_file() and place.suffix == ".csv"):
@@ -288,11 +237,7 @@ def _found(path: str | Path, root: str | Path | None) -> Path:
     )
 
 
-def _is_domain(folder: Path) -> bool:
-    return (folder / "train").is_dir()
-
-
-def _table(
+def _read_domains(
     path: Path, size: int, channels: int, in_memory: bool, root: str | Path | None
 ) -> dict[str, Dataset]:  # fmt: skip
     """The data set of each domain of a table, in order of first appearance; class names in alphabetical order."""

@@ -1,6 +1,7 @@
 """Streams of tasks as text: a YAML file that lists data sets with their years, kinds, sources and splits.
 
-Nothing here opens data: ``manifest_rules`` judges what is written, ``manifest_data`` the data, ``tasks`` loads them.
+Nothing here opens a file: ``manifest_files`` reads and writes manifests, ``manifest_rules`` checks what they say,
+``task_data`` loads the data, ``manifest_data`` checks them.
 """
 
 from __future__ import annotations
@@ -15,33 +16,44 @@ import numpy as np
 from cil.errors import ConfigError, StreamError, nearest
 from cil.streams.manifest_schema import DOMAINS, HEADS, KINDS, SHUFFLES, VERSION
 
-SHIPPED = Path(__file__).parent / "manifests"
+__all__ = [
+    "DOMAINS",
+    "HEADS",
+    "KINDS",
+    "SHUFFLES",
+    "VERSION",
+    "Manifest",
+    "ManifestTask",
+    "StreamInfo",
+    "TaskFilter",
+    "as_mapping",
+]
 
 
 @dataclass(frozen=True)
-class Task:
+class ManifestTask:
     """One event of a stream: a data set at the time of its publication.
 
     Attributes:
-        id: Of the event, unique.
+        id: Name of the event, unique.
         dataset: Key of the data: tasks with the same key share source, split and head.
-        year: And ``date`` (ISO, optional) for a finer order.
+        year, date: Time of publication; the date (ISO, optional) gives a finer order.
         domain, kind: One of ``DOMAINS``, ``KINDS``.
-        classes: How many, or their names in order.
-        source: ``type`` and what it needs, see ``cil.data.tasks.sources``.
+        classes: Number of classes, or their names in order.
+        source: ``type`` and what it needs, see ``cil.data.tasks.source_types``.
         splits: See ``cil.data.tasks.split_rows``. Also ``duplicates``: error, drop or warn, for exact copies of an
-            image in two splits (drop leaves the copy nearest to ``test``), and ``deduplicate``: whether exact copies of
-            image and label go before anything is split.
+            image in two splits (drop leaves the copy nearest to ``test``), and ``deduplicate``: true to drop exact
+            copies of image and label before anything is split.
         license: name, url, redistributable, accept.
         preprocess: resize (pixels; the stream's ``image_size`` where left out), interpolation (bilinear, nearest),
-            hflip (whether a mirror image keeps its label), lazy (whole image files are decoded when needed).
+            hflip (true where a mirror image keeps its label), lazy (whole image files are decoded when needed).
         channels: 3 for RGB, 1 for grey.
-        transform: Of labels, see ``cil.data.tasks.labelled``.
+        transform: Changes of labels, see ``cil.data.tasks.labelled``.
         label_names: ``sorted``, the order of class names that are not listed in ``classes``.
-        empty_labels: Whether images without any label are meant (multilabel).
-        train_examples: As published, for ``min_size`` where the data are not opened.
-        paper: title, venue: where the task is from.
-        note: Anything worth knowing.
+        empty_labels: True where images without any label are meant (multilabel).
+        train_examples: Number as published, for ``min_size`` where the data are not opened.
+        paper: title and venue of the publication of the task.
+        note: Free text.
     """
 
     id: str
@@ -73,30 +85,31 @@ class Task:
 
     @property
     def when(self) -> str:
-        """What the order goes by; a year alone comes before its days."""
+        """Sort key of the order in time; a year alone comes before its days."""
         return self.date or str(self.year)
 
     @property
     def shared(self) -> dict[str, Any]:
-        """What tasks of the same ``dataset`` must agree in."""
+        """Settings in which tasks of the same ``dataset`` must agree."""
         names = ("kind", "classes", "source", "splits", "transform", "channels", "preprocess")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """What holds for the stream as a whole.
+    """Settings of the stream as a whole.
 
     Attributes:
-        name, description: Of the stream.
-        default_splits: What is predicted after each task.
+        name, description: Name and description of the stream.
+        default_splits: Splits that are evaluated after each task.
         final_year_from: Tasks from this year on are kept for the end; None: all are for development.
         image_size: Height and width in pixels of tasks that say nothing else.
         heads: ``per_task``, or ``offset``: class numbers run on from data set to data set.
         shuffle, seed: ``none`` (by year, then by place in the file), ``within_year`` or ``all``.
         fallback: Tasks that remain where a package is missing which others need.
         variants: Named choices of tasks: ids, each with the year that it has there, or None for its own.
-        offsets: Of data sets, where they are not those of this file's own order (a selection of another file).
+        offsets: First class numbers of data sets, where they are not those of this file's own order (a selection of
+            another file).
     """
 
     name: str = "stream"
@@ -112,21 +125,41 @@ class StreamInfo:
     offsets: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskFilter:
+    """Choice of tasks; a task must pass all filters that are not None.
+
+    Attributes:
+        ids, domains, kinds: Names; only tasks that have one of them pass.
+        years: First and last, both included; None: open.
+        min_size: Least number of training examples.
+        first, last: So many from either end, after the other filters and in order.
+    """
+
+    ids: Collection[str] | None = None
+    domains: Collection[str] | None = None
+    kinds: Collection[str] | None = None
+    years: Sequence[int | None] | None = None
+    min_size: int | None = None
+    first: int | None = None
+    last: int | None = None
+
+
 @dataclass(frozen=True)
 class Manifest:
     """A stream of tasks, in the order of its file. ``ordered`` gives the order in which a learner meets them."""
 
     stream: StreamInfo
-    tasks: tuple[Task, ...]
+    tasks: tuple[ManifestTask, ...]
     path: Path | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.tasks)
 
-    def __iter__(self) -> Iterator[Task]:
+    def __iter__(self) -> Iterator[ManifestTask]:
         return iter(self.tasks)
 
-    def __getitem__(self, name: str) -> Task:
+    def __getitem__(self, name: str) -> ManifestTask:
         for task in self.tasks:
             if task.id == name:
                 return task
@@ -148,7 +181,7 @@ class Manifest:
             seen.add(task.dataset)
         return tuple(found)
 
-    def ordered(self, shuffle: str | None = None, seed: int | None = None) -> tuple[Task, ...]:
+    def ordered(self, shuffle: str | None = None, seed: int | None = None) -> tuple[ManifestTask, ...]:
         """By year or date, then by place in the file; shuffled within a year, or altogether, by a seed.
 
         Raises:
@@ -160,8 +193,8 @@ class Manifest:
             raise ConfigError(f"no shuffle '{shuffle}' (stream.shuffle); {nearest(shuffle, SHUFFLES)}")
         tasks = sorted(self.tasks, key=lambda task: task.when)
         if shuffle != "none":
-            drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(tasks))
-            tasks = [tasks[place] for place in drawn]
+            order = np.random.Generator(np.random.PCG64(seed)).permutation(len(tasks))
+            tasks = [tasks[place] for place in order]
         if shuffle == "within_year":
             tasks.sort(key=lambda task: task.year)
         return tuple(tasks)
@@ -192,57 +225,43 @@ class Manifest:
         listed = [(self[own], year) for own, year in self.stream.variants[name].items()]
         return self._reduced([task if year is None else replace(task, year=year, date=None) for task, year in listed])
 
-    def select(
-        self,
-        *,
-        ids: Collection[str] | None = None,
-        domains: Collection[str] | None = None,
-        kinds: Collection[str] | None = None,
-        years: Sequence[int | None] | None = None,
-        min_size: int | None = None,
-        first: int | None = None,
-        last: int | None = None,
-        sizes: Mapping[str, int] | None = None,
-    ) -> Manifest:
+    def select(self, *, sizes: Mapping[str, int] | None = None, **filters: Any) -> Manifest:
         """The tasks that pass all filters; class numbers of ``heads: offset`` stay as they were.
 
         Args:
-            ids, domains, kinds: Those alone.
-            years: First and last, both included; None: open.
-            min_size: Least number of training examples.
-            first, last: So many from either end, after the other filters and in order.
             sizes: Training examples by task where they are known; else ``train_examples`` of the manifest.
+            filters: Fields of ``TaskFilter``.
 
         Raises:
             ConfigError: for unknown names, or where a size is not known.
             StreamError: where nothing is left.
         """
-        named = {"ids": (ids, [task.id for task in self]), "domains": (domains, DOMAINS), "kinds": (kinds, KINDS)}
-        for what, (given, known) in named.items():
-            for name in given or ():
+        chosen = TaskFilter(**filters)
+        named = {"ids": [task.id for task in self], "domains": DOMAINS, "kinds": KINDS}
+        for key, known in named.items():
+            for name in getattr(chosen, key) or ():
                 if name not in known:
-                    raise ConfigError(f"filter {what} has '{name}'; {nearest(name, known)}")
-        low, high = years or (None, None)
+                    raise ConfigError(f"filter {key} has '{name}'; {nearest(name, known)}")
+        low, high = chosen.years or (None, None)
         kept = [
             task
             for task in self.ordered(shuffle="none")
-            if (ids is None or task.id in ids)
-            and (domains is None or task.domain in domains)
-            and (kinds is None or task.kind in kinds)
+            if (chosen.ids is None or task.id in chosen.ids)
+            and (chosen.domains is None or task.domain in chosen.domains)
+            and (chosen.kinds is None or task.kind in chosen.kinds)
             and (low is None or task.year >= low)
             and (high is None or task.year <= high)
         ]
-        if min_size is not None:
+        if chosen.min_size is not None:
             known_sizes = {task.id: (sizes or {}).get(task.id, task.train_examples) for task in kept}
             unknown = [name for name, size in known_sizes.items() if size is None]
             if unknown:
                 raise ConfigError(f"filter min_size: {unknown[0]} has no train_examples; give them, or a lock file")
-            kept = [task for task in kept if (known_sizes[task.id] or 0) >= min_size]
-        kept = kept if first is None else kept[:first]
-        kept = kept if last is None else kept[max(0, len(kept) - last) :]
-        return self._reduced(kept)
+            kept = [task for task in kept if (known_sizes[task.id] or 0) >= chosen.min_size]
+        kept = kept[: chosen.first]
+        return self._reduced(kept if chosen.last is None else kept[max(0, len(kept) - chosen.last) :])
 
-    def _reduced(self, kept: Sequence[Task]) -> Manifest:
+    def _reduced(self, kept: Sequence[ManifestTask]) -> Manifest:
         """These tasks, with the offsets that their data had."""
         if not kept:
             raise StreamError(f"no task of '{self.stream.name}' passes the filters")
@@ -255,7 +274,7 @@ class Manifest:
 
 
 def as_mapping(manifest: Manifest) -> dict[str, Any]:
-    """Plain data that ``parse`` reads back; what has its default is left out."""
+    """Plain data that ``parse`` reads back; defaults are left out."""
     return {
         "version": VERSION,
         "stream": _section(manifest.stream, always=("name",)),
@@ -279,76 +298,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def to_yaml(manifest: Manifest) -> str:
-    """The manifest as text that ``read_manifest`` reads back."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(as_mapping(manifest)), sort_keys=False)
-
-
-def manifest_path(name: str | Path) -> Path:
-    """A file, or the name of a manifest that comes with the package (``embedded_tasks``).
-
-    Raises:
-        ConfigError: where there is neither.
-    """
-    given = Path(name).expanduser()
-    if given.is_file():
-        return given
-    shipped = SHIPPED / f"{given.name.removesuffix('.yaml')}.yaml"
-    if len(given.parts) == 1 and shipped.is_file():
-        return shipped
-    known = [path.stem for path in SHIPPED.glob("*.yaml")]
-    raise ConfigError(f"no manifest '{name}': neither a file nor one that is built in; {nearest(str(name), known)}")
-
-
-def read_yaml(path: Path) -> Any:
-    """The plain content of a YAML file; no objects, no code.
-
-    Raises:
-        StreamError: where it is no YAML.
-    """
-    from omegaconf import OmegaConf
-
-    try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception as error:  # of the YAML library and of OmegaConf, without a common root
-        raise StreamError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
-
-
-def read_manifest(name: str | Path) -> Manifest:
-    """A manifest by file or by name, checked for its structure.
-
-    Raises:
-        ConfigError: where there is no such file.
-        StreamError: naming the first errors.
-    """
-    from cil.streams.manifest_rules import errors_in, parse
-
-    path = manifest_path(name)
-    manifest, problems = parse(read_yaml(path))
-    errors = [str(problem) for problem in errors_in(problems)]
-    if manifest is None or errors:
-        more = f"; and {len(errors) - 3} more" if len(errors) > 3 else ""
-        raise StreamError(f"{path}: {'; '.join(errors[:3])}{more} (cil stream validate {name} lists all)")
-    return replace(manifest, path=path)
-
-
-__all__ = [
-    "DOMAINS",
-    "HEADS",
-    "KINDS",
-    "SHIPPED",
-    "SHUFFLES",
-    "VERSION",
-    "Manifest",
-    "StreamInfo",
-    "Task",
-    "as_mapping",
-    "manifest_path",
-    "read_manifest",
-    "read_yaml",
-    "to_yaml",
-]

@@ -1,4 +1,4 @@
-"""Whether the data are as a manifest says, and still the same: checks over opened sources, and the lock file."""
+"""Checks of the data of a manifest: labels, splits and contents of opened sources, and the lock file."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cil.data import data_root
+from cil.data.arrays import replacing
 from cil.data.tasks import SPLITS
 from cil.errors import DataError, StreamError
-from cil.streams.manifest import SHIPPED, Manifest
+from cil.streams.manifest import Manifest
+from cil.streams.manifest_files import SHIPPED
 from cil.streams.manifest_rules import Problem, errors_in
-from cil.streams.tasks import TaskData, TaskError, available, open_task
+from cil.streams.task_data import TaskData, TaskError, available, open_task
 
 Lock = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a validation found.
+    """Result of a validation.
 
     Attributes:
-        manifest: What was looked at.
+        manifest: The manifest that was checked.
         problems: Errors and warnings, in order.
-        opened: What was found in the data of each task that could be opened.
+        opened: Lock entries of the tasks whose data could be opened.
     """
 
     manifest: Manifest
@@ -41,7 +44,7 @@ class Report:
 
     @property
     def lock(self) -> Lock:
-        """Of the tasks without an error in their data."""
+        """Lock entries of the tasks without an error in their data."""
         named = {problem.task for problem in self.errors}
         wrong = {task.dataset for task in self.manifest if task.id in named}
         return {task.id: self.opened[task.id] for task in self.manifest
@@ -56,12 +59,12 @@ def validate_data(
     offline: bool = False,
     accept: Collection[str] = (),
 ) -> Report:
-    """Open the sources and look at labels, splits and contents.
+    """Open the sources and check labels, splits and contents.
 
     Args:
         root: The data root.
-        lock: What the data were before; a difference is an error.
-        offline: Whether nothing may be downloaded.
+        lock: Lock of the data as they were before; a difference is an error.
+        offline: True: nothing is downloaded.
         accept: Tasks whose licence the user accepts here.
     """
     problems: list[Problem] = []
@@ -77,22 +80,22 @@ def validate_data(
             continue
         try:
             data = open_task(task, root, offline=offline, accept=task.id in accept)
-            problems += checked(data)
+            problems += check_task(data)
             damaged = list(unreadable(data))
             problems += damaged
             if damaged:
                 continue
-            found[task.id] = entry(data) | ({"offset": offsets[task.dataset]} if task.dataset in offsets else {})
+            found[task.id] = lock_entry(data) | ({"offset": offsets[task.dataset]} if task.dataset in offsets else {})
         except TaskError as error:
             problems.append(Problem(task.id, error.path, error.reason))
         except DataError as error:  # a file that is damaged
             problems.append(Problem(task.id, "source", str(error)))
-    problems += compared(found, lock or {})
+    problems += compare_with_lock(found, lock or {})
     return Report(manifest, tuple(problems), found)
 
 
-def checked(data: TaskData) -> Iterator[Problem]:
-    """What the labels and splits of one task break."""
+def check_task(data: TaskData) -> Iterator[Problem]:
+    """Problems of the labels and splits of one task."""
     task = data.task
     for name in SPLITS:
         if not len(data.rows[name]):
@@ -134,8 +137,8 @@ def unreadable(data: TaskData, most: int = 3) -> Iterator[Problem]:
         yield Problem(data.task.id, "source", f"{found - most} more images cannot be read")
 
 
-def entry(data: TaskData) -> dict[str, Any]:
-    """What the lock file says of a task: counts and class histograms by split, and a hash over all examples."""
+def lock_entry(data: TaskData) -> dict[str, Any]:
+    """Entry of a task in the lock file: counts and class histograms by split, and a hash over all examples."""
     return {
         "counts": {name: len(data.rows[name]) for name in SPLITS},
         "classes": {name: _histogram(data, name).tolist() for name in SPLITS},
@@ -143,11 +146,12 @@ def entry(data: TaskData) -> dict[str, Any]:
     }
 
 
-def _histogram(data: TaskData, name: str) -> np.ndarray[Any, Any]:
+def _histogram(data: TaskData, name: str) -> NDArray[np.int64]:
     labels = data.labels[data.rows[name]]
-    if data.task.multilabel:
-        return labels.sum(axis=0)
-    return np.bincount(labels, minlength=len(data.names))
+    counts: NDArray[np.int64] = (
+        labels.sum(axis=0) if data.task.multilabel else np.bincount(labels, minlength=len(data.names))
+    )
+    return counts
 
 
 def _digest(data: TaskData) -> str:
@@ -160,8 +164,8 @@ def _digest(data: TaskData) -> str:
     return hashlib.sha256(b"".join(sorted(each))).hexdigest()
 
 
-def compared(found: Lock, lock: Lock) -> Iterator[Problem]:
-    """Where the data differ from the lock."""
+def compare_with_lock(found: Lock, lock: Lock) -> Iterator[Problem]:
+    """Differences between the data and the lock."""
     for name, now in found.items():
         then = lock.get(name)
         if then is None:
@@ -183,13 +187,13 @@ def _difference(then: Any, now: Any) -> str:
 
 
 def lock_path(manifest: Path, root: str | Path | None = None) -> Path:
-    """Where the lock of a manifest is: beside it; in the data root for a manifest that comes with the package."""
+    """Path of the lock of a manifest: beside it, or in the data root for a manifest that comes with the package."""
     name = f"{manifest.stem}.lock.json"
     return data_root(root) / "locks" / name if manifest.parent == SHIPPED else manifest.with_name(name)
 
 
 def known_lock(manifest: Path, root: str | Path | None = None) -> Lock:
-    """What the data of a manifest were: by its lock, else by the one that comes with the package.
+    """The lock of a manifest, else the one that comes with the package; empty where there is neither.
 
     Raises:
         StreamError: where it is damaged.
@@ -219,16 +223,14 @@ def lock_text(lock: Lock) -> str:
 
 
 def write_lock(path: Path, lock: Lock) -> None:
-    """Write it whole or not at all.
+    """Write a lock file, whole or not at all.
 
     Raises:
         StreamError: where the folder cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(lock_text(lock), encoding="utf-8")
-        part.replace(path)
+        with replacing(path) as part:
+            part.write_text(lock_text(lock), encoding="utf-8")
     except OSError as error:
         raise StreamError(f"{path} cannot be written ({error.strerror}); choose a place with --lock FILE") from None
 
@@ -236,19 +238,3 @@ def write_lock(path: Path, lock: Lock) -> None:
 def sizes_of(lock: Lock) -> dict[str, int]:
     """Training examples of each task in a lock, for ``Manifest.select(min_size=...)``."""
     return {name: int(item["counts"]["train"]) for name, item in lock.items() if "counts" in item}
-
-
-__all__ = [
-    "Lock",
-    "Report",
-    "checked",
-    "compared",
-    "entry",
-    "known_lock",
-    "lock_path",
-    "lock_text",
-    "read_lock",
-    "sizes_of",
-    "validate_data",
-    "write_lock",
-]

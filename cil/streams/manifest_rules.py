@@ -1,4 +1,4 @@
-"""What a manifest must say: every error with its task and its place, all of them at once."""
+"""Checks of what a manifest says: every error with its task and its place, all of them at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from cil.data.tasks import GENERATORS, PARTS, SOURCES, parts_of, would_download
 from cil.errors import nearest
-from cil.streams.manifest import Manifest, StreamInfo, Task
+from cil.streams.manifest import Manifest, ManifestTask, StreamInfo
 from cil.streams.manifest_schema import (
     INNER,
     NEEDED,
@@ -17,13 +17,13 @@ from cil.streams.manifest_schema import (
     TASK,
     TOP,
     VERSION,
-    broken,
+    check_section,
     shares,
     short,
     source_keys,
 )
 
-Said = Iterator[tuple[str, str]]  # place, message
+Errors = Iterator[tuple[str, str]]  # place, message
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Problem:
     """Something wrong (``error``) or odd (``warning``) in a manifest or its data.
 
     Attributes:
-        task: Its id; empty for the stream.
-        path: Place in the file, as in ``source.root``.
+        task: Id of the task; empty for the stream.
+        path: Place in the file, such as ``source.root``.
     """
 
     task: str
@@ -45,48 +45,48 @@ class Problem:
 
 
 def errors_in(problems: Iterable[Problem]) -> list[Problem]:
-    """Those that are no mere warnings."""
+    """Problems that are errors, not warnings."""
     return [problem for problem in problems if problem.level == "error"]
 
 
 def parse(given: Any) -> tuple[Manifest | None, list[Problem]]:
-    """A manifest out of plain data, and everything that is wrong with what is written.
+    """Make a manifest of plain data, and list everything that is wrong with it.
 
     Returns:
-        The manifest, None where what is written is not allowed; and the problems, in order.
+        The manifest, None where there is an error; and the problems, in order.
     """
     if not isinstance(given, dict):
         return None, [Problem("", "", "a manifest has the keys version, stream and tasks")]
-    problems = [Problem("", *said) for said in broken("", given, TOP)]
+    problems = [Problem("", *said) for said in check_section("", given, TOP)]
     for key in ("version", "tasks"):
         if key not in given:
             problems.append(Problem("", key, f"it is missing{f' (version: {VERSION})' if key == 'version' else ''}"))
     info, defaults = _section(given, "stream"), _section(given, "task_defaults")
-    problems += [Problem("", *said) for said in broken("stream", info, STREAM)]
-    problems += [Problem("", *said) for said in broken("task_defaults", defaults, TASK)]
+    problems += [Problem("", *said) for said in check_section("stream", info, STREAM)]
+    problems += [Problem("", *said) for said in check_section("task_defaults", defaults, TASK)]
     sound = {key: value for key, value in defaults.items() if key in TASK and TASK[key](value) is None}
     listed = given.get("tasks")
     written = [
-        (str(own.get("id", f"tasks[{place}]")), _joined(sound, own))
+        (str(own.get("id", f"tasks[{place}]")), _join(sound, own))
         for place, own in enumerate(listed if isinstance(listed, list) else [])
         if isinstance(own, dict)
     ]
     size = info.get("image_size", StreamInfo.image_size)
     for name, own in written:
         own["preprocess"] = {"resize": size, **_section(own, "preprocess")}
-        problems += [Problem(name, *said) for said in _task(own)]
+        problems += [Problem(name, *said) for said in _check_task(own)]
         if would_download(_section(own, "source")) and refuses_download(_section(own, "license")):
             said = "neither redistributable nor accepted, so a download will be refused; read it, then set accept: true"
             problems.append(Problem(name, "license.accept", said, "warning"))
     if errors_in(problems):
         return None, problems
     stated: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in info.items()}
-    manifest = Manifest(StreamInfo(**stated), tuple(_made(own) for _, own in written))
-    return manifest, problems + list(_across(manifest))
+    manifest = Manifest(StreamInfo(**stated), tuple(_make_task(own) for _, own in written))
+    return manifest, problems + list(_check_tasks_together(manifest))
 
 
 def refuses_download(license: Mapping[str, Any]) -> bool:
-    """Whether data under this licence may be fetched only after the user accepted it."""
+    """True for a licence under which data are fetched only after the user accepted it."""
     return not license.get("redistributable", False) and not license.get("accept", False)
 
 
@@ -95,8 +95,8 @@ def _section(given: Mapping[str, Any], key: str) -> dict[str, Any]:
     return dict(found) if isinstance(found, dict) else {}
 
 
-def _joined(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """What a task says over the defaults; sections are joined, key by key."""
+def _join(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a task over the defaults; sections are joined, key by key."""
     joined = {**defaults, **own}
     for key, value in own.items():
         if isinstance(value, dict) and isinstance(defaults.get(key), dict):
@@ -104,19 +104,19 @@ def _joined(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
     return joined
 
 
-def _made(own: Mapping[str, Any]) -> Task:
-    """A task of what was found to be allowed."""
+def _make_task(own: Mapping[str, Any]) -> ManifestTask:
+    """A task of settings that were checked."""
     made = dict(own)
     made["year"] = own.get("year") or int(own["date"][:4])
     made["splits"] = {"rule": "A", **_section(own, "splits")}
     if isinstance(own["classes"], list):
         made["classes"] = tuple(own["classes"])
-    return Task(**made)
+    return ManifestTask(**made)
 
 
-def _task(own: Mapping[str, Any]) -> Said:
-    """What is wrong with one task, first key by key, then between keys."""
-    found = list(broken("", own, TASK))
+def _check_task(own: Mapping[str, Any]) -> Errors:
+    """Errors in one task, first key by key, then between keys."""
+    found = list(check_section("", own, TASK))
     found += [(key, "it is missing") for key in NEEDED if key not in own]
     if "year" not in own and own.get("date") is None:
         found.append(("year", "it is missing; give year, or date"))
@@ -125,27 +125,27 @@ def _task(own: Mapping[str, Any]) -> Said:
         for step in path.split("."):
             inner = inner.get(step) if isinstance(inner, dict) else None
         if isinstance(inner, dict):
-            found += broken(path, inner, rules)
+            found += check_section(path, inner, rules)
     if isinstance(own.get("license"), dict) and "name" not in own["license"]:
         found.append(("license.name", "it is missing; write what the publisher states, or 'not stated'"))
     if isinstance(own.get("source"), dict):
-        found += _source(own["source"])
+        found += _check_source(own["source"])
     yield from found
     if found:
         return
     if own.get("date") and own.get("year", int(own["date"][:4])) != int(own["date"][:4]):
         yield "date", f"{own['date']} is not in the year {own['year']}"
-    yield from _splits({"rule": "A", **_section(own, "splits")}, own["source"])
-    yield from _transform(_section(own, "transform"), own)
+    yield from _check_splits({"rule": "A", **_section(own, "splits")}, own["source"])
+    yield from _check_transform(_section(own, "transform"), own)
 
 
-def _source(source: Mapping[str, Any]) -> Said:
+def _check_source(source: Mapping[str, Any]) -> Errors:
     kind = source.get("type")
     if kind not in SOURCES:
         yield "source.type", f"{kind}: {nearest(str(kind), SOURCES)}"
         return
     keys = source_keys(kind)
-    yield from broken("source", {key: value for key, value in source.items() if key != "type"}, keys)
+    yield from check_section("source", {key: value for key, value in source.items() if key != "type"}, keys)
     for key in SOURCES[kind].needed:
         if key not in source:
             why = "; pin one, so that the data cannot change under the stream" if key == "revision" else ""
@@ -158,7 +158,7 @@ def _source(source: Mapping[str, Any]) -> Said:
         yield "source.generator", f"{short(source['generator'])}: {nearest(str(source['generator']), GENERATORS[kind])}"
 
 
-def _splits(splits: Mapping[str, Any], source: Mapping[str, Any]) -> Said:
+def _check_splits(splits: Mapping[str, Any], source: Mapping[str, Any]) -> Errors:
     rule, by = splits["rule"], splits.get("by")
     if source["type"] == "csv":
         needed: tuple[str, ...] = ("split_column",) if PARTS.get(rule) else ()
@@ -189,7 +189,7 @@ def _splits(splits: Mapping[str, Any], source: Mapping[str, Any]) -> Said:
             yield f"splits.shares{f'.{path}' if path else ''}", said
 
 
-def _transform(transform: Mapping[str, Any], own: Mapping[str, Any]) -> Said:
+def _check_transform(transform: Mapping[str, Any], own: Mapping[str, Any]) -> Errors:
     multilabel, classes = own["kind"] == "multilabel", own["classes"]
     how = transform.get("buckets")
     if how is not None:
@@ -212,9 +212,9 @@ def _transform(transform: Mapping[str, Any], own: Mapping[str, Any]) -> Said:
         yield "transform.drop_classes_below", "it is for multiclass tasks"
 
 
-def _across(manifest: Manifest) -> Iterator[Problem]:
-    """What tasks must agree in."""
-    first: dict[str, Task] = {}
+def _check_tasks_together(manifest: Manifest) -> Iterator[Problem]:
+    """Errors between tasks, and in names of tasks."""
+    first: dict[str, ManifestTask] = {}
     ids: set[str] = set()
     for task in manifest.tasks:
         if task.id in ids:
@@ -227,7 +227,7 @@ def _across(manifest: Manifest) -> Iterator[Problem]:
                 yield Problem(task.id, key, f"{said}; other data need another key")
         if manifest.stream.heads == "offset" and task.multilabel:
             yield Problem(task.id, "kind", "multilabel has no class numbers under stream.heads: offset; filter it out")
-    yield from _offsets(manifest)
+    yield from _check_offsets(manifest)
     named = {"fallback": manifest.stream.fallback}
     named |= {f"variants.{variant}": tuple(years) for variant, years in manifest.stream.variants.items()}
     for where, names in named.items():
@@ -236,8 +236,8 @@ def _across(manifest: Manifest) -> Iterator[Problem]:
                 yield Problem("", f"stream.{where}", f"'{name}': {nearest(name, ids)}")
 
 
-def _offsets(manifest: Manifest) -> Iterator[Problem]:
-    """Class numbers that a manifest gives itself: each data set has its own."""
+def _check_offsets(manifest: Manifest) -> Iterator[Problem]:
+    """Errors in the class numbers that a manifest gives itself: each data set has its own."""
     given = manifest.stream.offsets
     sizes = {task.dataset: task.num_classes for task in manifest.tasks if not task.multilabel}
     for name in given:

@@ -1,4 +1,4 @@
-"""The keys of a manifest and what each may be: a rule says nothing about an allowed value, else what it must be."""
+"""The keys of a manifest and their values: a rule returns None for an allowed value, else a message about it."""
 
 from __future__ import annotations
 
@@ -34,10 +34,8 @@ def whole(low: int, high: int | None = None) -> Rule:
     words = f"it must be a whole number {f'of {low} or more' if high is None else f'from {low} to {high}'}"
 
     def rule(value: Any) -> str | None:
-        fits = (
-            isinstance(value, int) and not isinstance(value, bool) and low <= value <= (value if high is None else high)
-        )
-        return None if fits else words
+        fits = isinstance(value, int) and not isinstance(value, bool) and value >= low
+        return None if fits and (high is None or value <= high) else words
 
     return rule
 
@@ -48,148 +46,131 @@ def one_of(*names: Any) -> Rule:
 
 
 def a(kind: type | tuple[type, ...], words: str) -> Rule:
-    """Of a type."""
+    """A value of a type."""
     return lambda value: None if isinstance(value, kind) else f"it must be {words}"
 
 
 def list_of(rule: Rule, least: int = 0) -> Rule:
-    """A list whose items pass."""
+    """A list whose items pass a rule."""
 
-    def judged(value: Any) -> str | None:
+    def check(value: Any) -> str | None:
         if not isinstance(value, list) or len(value) < least:
             return f"it must be a list{f' of {least} or more' if least else ''}"
         return next((f"'{item}': {said}" for item in value if (said := rule(item))), None)
 
-    return judged
+    return check
 
 
 def either(first: Rule, second: Rule) -> Rule:
-    """What passes one of two rules."""
+    """A value that passes one of two rules."""
     return lambda value: (
         None if first(value) is None or second(value) is None else f"{first(value)}; or {second(value)}"
     )
 
 
 def or_none(rule: Rule) -> Rule:
-    """Null, or what passes."""
+    """Null, or a value that passes."""
     return lambda value: None if value is None else rule(value)
 
 
 def matches(pattern: str, words: str) -> Rule:
-    """Text of a form."""
+    """Text that matches a pattern."""
     return lambda value: None if isinstance(value, str) and re.fullmatch(pattern, value) else f"it must be {words}"
 
 
 def mapping_of(rule: Rule) -> Rule:
     """A section whose values pass."""
 
-    def judged(value: Any) -> str | None:
+    def check(value: Any) -> str | None:
         if not isinstance(value, dict):
             return "it must be a section with keys"
         return next((f"{key}: {said}" for key, item in value.items() if (said := rule(item))), None)
 
-    return judged
+    return check
 
 
 def by_split(rule: Rule) -> Rule:
     """A section with a key for splits, whose values pass."""
 
-    def judged(value: Any) -> str | None:
+    def check(value: Any) -> str | None:
         if not isinstance(value, dict) or not value:
             return f"it must have a key for each of {', '.join(SPLITS)} or some of them"
         unknown = next((name for name in value if name not in SPLITS), None)
         return mapping_of(rule)(value) if unknown is None else f"'{unknown}': {nearest(str(unknown), SPLITS)}"
 
-    return judged
+    return check
+
+
+def when(test: Callable[[Any], object], words: str) -> Rule:
+    """A value that passes a test."""
+    return lambda value: None if test(value) else words
+
+
+def both(first: Rule, test: Callable[[Any], object], words: str) -> Rule:
+    """A value that passes a rule, and then a test."""
+    return lambda value: first(value) or when(test, words)(value)
+
+
+def is_number(value: Any) -> bool:
+    """True for a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def is_date(value: Any) -> bool:
+    """True for a day such as 2004-06-01."""
+    try:
+        return bool(datetime.date.fromisoformat(value).isoformat() == value)
+    except (TypeError, ValueError):
+        return False
+
+
+def is_inside(path: str) -> bool:
+    """True for a relative path that does not lead out of its folder.
+
+    >>> is_inside("faces/train"), is_inside("/faces"), is_inside("faces/../.."), is_inside("C:/faces")
+    (True, False, False, False)
+    """
+    posix, windows = PurePosixPath(path), PureWindowsPath(path)
+    outside = posix.is_absolute() or bool(windows.drive or windows.root) or path.startswith("~")
+    return not outside and ".." not in (*posix.parts, *windows.parts)
 
 
 text = a(str, "text")
 flag = a(bool, "true or false")
 section = a(dict, "a section with keys")
 slug = matches(r"[a-z0-9-]+", "small letters, digits and dashes")
-
-
-def filled(value: Any) -> str | None:
-    return None if isinstance(value, str) and value.strip() else "it must be text that says something"
-
-
-def number(value: Any) -> str | None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
-    return None if fits else "it must be a number"
-
-
-def day(value: Any) -> str | None:
-    return None if is_date(value) else "it must be a day in quotes, as in '2004-06-01'"
-
-
-def inside(value: Any) -> str | None:
-    """A path in the data root."""
-    fits = isinstance(value, str) and is_inside(value)
-    return None if fits else "it must be a path inside the data root: relative, without '..'"
-
-
-def hub_name(value: Any) -> str | None:
-    """A data set of the hub: what looks like a path could be a folder of this machine."""
-    fits = isinstance(value, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", value)
-    return None if fits else "it must be a name on the hub, as owner/name"
+filled = when(lambda value: isinstance(value, str) and value.strip(), "it must be text that says something")
+number = when(is_number, "it must be a number")
+inside = when(
+    lambda value: isinstance(value, str) and is_inside(value),
+    "it must be a path inside the data root: relative, without '..'",
+)
+hub_name = matches(r"\w[\w.-]*(/\w[\w.-]*)?", "a name on the hub, as owner/name")  # a path could be a local folder
+named = both(
+    list_of(when(lambda item: isinstance(item, str) and item, "no text"), 1), lambda v: len(set(v)) == len(v), "twice"
+)
+evaluated = both(list_of(one_of(*EVALUATED), 1), lambda value: len(set(value)) == len(value), "name each split once")
+share = when(lambda value: is_number(value) and value >= 0, "it must be 0 or more")
+shares = both(by_split(share), lambda value: sum(value.values()) > 0, "one share at least must be above 0")
+span = both(
+    when(lambda value: isinstance(value, list) and len(value) == 2, "it must be [start, end], the end excluded"),
+    lambda value: list_of(whole(0))(value) is None and value[0] <= value[1],
+    "it must be [start, end], the end excluded",
+)
+four_columns = both(list_of(text), lambda v: len(v) == 4, "four columns are needed: left, top, right, bottom")
+ascending = both(list_of(number, 1), lambda value: sorted(set(value)) == value, "they must ascend")
+day = when(is_date, "it must be a day in quotes, as in '2004-06-01'")
 
 
 def classes(value: Any) -> str | None:
     if isinstance(value, list):
-        named = bool(value) and all(isinstance(item, str) and item for item in value)
-        return None if named and len(set(value)) == len(value) else "names must be texts (in quotes), each once"
+        return "names must be texts (in quotes), each once" if named(value) else None
     return "it must be a number of classes of 1 or more, or a list of names" if whole(1)(value) else None
-
-
-def evaluated(value: Any) -> str | None:
-    return list_of(one_of(*EVALUATED), 1)(value) or (None if len(set(value)) == len(value) else "name each split once")
-
-
-def shares(value: Any) -> str | None:
-    said = by_split(lambda share: None if number(share) is None and share >= 0 else "it must be 0 or more")(value)
-    return said or (None if sum(value.values()) > 0 else "one share at least must be above 0")
-
-
-def span(value: Any) -> str | None:
-    fits = isinstance(value, list) and len(value) == 2 and all(whole(0)(item) is None for item in value)
-    return None if fits and value[0] <= value[1] else "it must be [start, end], the end excluded"
-
-
-def four_columns(value: Any) -> str | None:
-    return list_of(text)(value) or (None if len(value) == 4 else "four columns are needed: left, top, right, bottom")
-
-
-def ascending(value: Any) -> str | None:
-    return list_of(number, 1)(value) or (None if sorted(set(value)) == value else "they must ascend")
-
-
-def is_date(value: Any) -> bool:
-    """Whether it is a day, as in 2004-06-01."""
-    try:
-        return datetime.date.fromisoformat(value).isoformat() == value
-    except (TypeError, ValueError):
-        return False
-
-
-def is_inside(path: str) -> bool:
-    """Whether a path is relative and does not lead out.
-
-    >>> is_inside("faces/train"), is_inside("/faces"), is_inside("faces/../.."), is_inside("C:/faces")
-    (True, False, False, False)
-    """
-    posix, windows = PurePosixPath(path), PureWindowsPath(path)
-    out = posix.is_absolute() or windows.drive or windows.root or path.startswith("~")
-    return not out and ".." not in (*posix.parts, *windows.parts)
 
 
 # --- keys ---
 
-TOP: Section = {
-    "version": one_of(VERSION),
-    "stream": section,
-    "task_defaults": section,
-    "tasks": list_of(section, 1),
-}
+TOP: Section = {"version": one_of(VERSION), "stream": section, "task_defaults": section, "tasks": list_of(section, 1)}
 STREAM: Section = {
     "name": filled,
     "description": text,
@@ -295,7 +276,7 @@ def source_keys(kind: str) -> Section:
     return {key: _SOURCE.get(key) or _PARTS[kind] for key in (*known.needed, *known.optional)}
 
 
-def broken(path: str, given: Mapping[Any, Any], rules: Section) -> Iterator[tuple[str, str]]:
+def check_section(path: str, given: Mapping[Any, Any], rules: Section) -> Iterator[tuple[str, str]]:
     """Place and message of unknown keys, and of values that are not allowed."""
     for key, value in given.items():
         where = f"{path}.{key}" if path else str(key)

@@ -1,4 +1,4 @@
-"""Other plans by which classes arrive: waves, repetition, and classes of unlike size."""
+"""Plans of arrival besides blurry ones: waves, repetition, and classes of unequal size."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cil.errors import ConfigError, StreamError
-from cil.streams.arranged import generator
-from cil.streams.blurry import Rows
+from cil.streams.image_pool import Rows, generator
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class Repetition:
     """Classes arrive in groups, and each comes back in every later experience by chance, with other images.
 
     Args:
-        probability: That it comes back. 0: the ordinary split. Its images are shared out evenly over the experiences
-            that it is in.
+        probability: Probability that a class comes back, for each later experience; 0: the ordinary split. Its images
+            are shared out evenly over its experiences.
     """
 
     probability: float = 0.5
@@ -72,10 +71,9 @@ class LongTailed:
 
     Args:
         ratio: r, of the largest class to the smallest, >= 1.
-        shuffled: Whether sizes fall along a random permutation of the classes; if not, along their order.
+        shuffled: True: sizes fall along a random permutation of the classes; false: along their order.
 
-    Source:
-        Liu et al., "Long-tailed class incremental learning", ECCV 2022.
+    Source: Liu et al., "Long-tailed class incremental learning", ECCV 2022.
     """
 
     ratio: float = 100.0
@@ -105,6 +103,6 @@ def _groups(num_classes: int, experiences: int) -> list[Rows]:
 
 
 def _check(key: str, value: float, least: float, most: float, allowed: str) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
-    if not number or not least <= value <= most:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+    if not is_number or not least <= value <= most:
         raise ConfigError(f"stream.arrival.{key} is {value!r}; it must be a number {allowed}")

@@ -19,9 +19,9 @@ class Segment:
     Attributes:
         name: ``gaussian_noise``, ``gaussian_noise-3`` (a severity), ``mixed``, ``fog (round 2)``.
         samples: Its test images in order of arrival, made when asked for; ``slots`` are read by the evaluator alone.
-        count: Their number.
+        count: Number of its images.
         domains: (count,) index into ``ShiftStream.domains`` of each image: errors are reported by domain.
-        reset: Whether the adapter is put back to its source before it (the protocol ``reset_each_shift``).
+        reset: True: the adapter is put back to its source before it (the protocol ``reset_each_shift``).
     """
 
     name: str
@@ -33,19 +33,19 @@ class Segment:
 
 @dataclass(frozen=True)
 class ShiftStream:
-    """What an adapter meets.
+    """Stream that an adapter meets: segments of test images, one after the other.
 
     Attributes:
-        name: As in tables (``cifar10_c``; images that this package corrupted are called ``cifar10_corrupted``).
+        name: Name of the stream in tables (``cifar10_c``; ``cifar10_corrupted`` for images corrupted here).
         classes: Names of the classes, by slot.
         domains: Names of the domains, in order of first appearance.
         segments: In order of arrival.
         source: Clean labelled training data of the same classes; None where there are none.
         clean: The uncorrupted test images; None where there are none.
-        mean, std: Of each channel, for images in [0, 1].
-        fingerprint: SHA-256 over what makes the stream this stream.
-        official: Whether the files are the published ones, as far as a checksum is known.
-        settings: What the record says beside (severity, order, seed, images a domain).
+        mean, std: One value a channel, for images in [0, 1].
+        fingerprint: SHA-256 over all that the stream is made of.
+        official: True where checksums say that the files are the published ones; None where none is known.
+        settings: Further entries of the record (severity, order, seed, images a domain).
         kind: Name of the kind of run that adapts to it (entry point ``cil.kinds``).
     """
 
@@ -76,7 +76,7 @@ class ShiftStream:
         return len(self.segments)
 
     def description(self) -> dict[str, Any]:
-        """What the record says of the stream."""
+        """Description for the record."""
         return {
             "name": self.name,
             "kind": "shifts",

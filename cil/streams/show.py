@@ -1,4 +1,4 @@
-"""A stream as a picture: a few training images of each experience, or the same test images in each domain."""
+"""Pictures of a stream: a few training images of each experience, or the same test images in each domain."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ TILE, GAP, CAPTION, MARGIN = 96, 6, 15, 36  # pixels: image, space around it, it
 def contact_sheet(stream: Stream | ShiftStream, path: str | Path, per_experience: int = 8) -> Path:
     """Write a PNG of the stream: a row of images for each step of it, each image under its class name.
 
-    Of a stream of experiences, a row shows training images of one experience, spread evenly over its classes in order
-    of their slots; its test data are not read. Of a shift stream, the first row shows clean test images where there
+    For a stream of experiences, a row shows training images of one experience, spread evenly over its classes in order
+    of their slots; its test data are not read. For a shift stream, the first row shows clean test images where there
     are some, and then every domain of every segment has a row, of the same images where it has them.
 
     Args:
@@ -40,9 +40,10 @@ def contact_sheet(stream: Stream | ShiftStream, path: str | Path, per_experience
 
     if isinstance(stream, ShiftStream):
         what = f"{len(stream)} segments, {len(stream.domains)} domains"
-        rows = _domain_rows(stream, per_experience)
+        rows: dict[str, Callable[[], Samples]] = _domain_rows(stream, per_experience)
     else:
-        what, rows = f"{len(stream)} experiences", _experience_rows(stream, per_experience)
+        what = f"{len(stream)} experiences"
+        rows = {str(index): partial(_of_experience, stream, index, per_experience) for index in range(len(stream))}
     font, wide, high = ImageFont.load_default(size=11), TILE + GAP, TILE + GAP + CAPTION
     names = list(rows)
     margin = max(MARGIN, 2 * GAP + round(max(font.getlength(name) for name in names)))
@@ -90,24 +91,19 @@ def thumbnails(samples: Samples, wanted: int = 6, most: int = 32) -> torch.Tenso
     return shown.permute(0, 2, 3, 1).contiguous()
 
 
-def _experience_rows(stream: Stream, wanted: int) -> dict[str, Callable[[], Samples]]:
-    """By the number of the experience."""
-    return {str(index): partial(_of_experience, stream, index, wanted) for index in range(len(stream))}
-
-
 def _of_experience(stream: Stream, index: int, wanted: int) -> Samples:
     return _spread(stream[index].train, wanted)
 
 
 def _domain_rows(stream: ShiftStream, wanted: int) -> dict[str, Callable[[], Samples]]:
-    """By the name of the segment, and of the domain where a segment has several."""
+    """Rows by name of the segment, and of the domain where a segment has several."""
     rows: dict[str, Callable[[], Samples]] = {}
     first = stream.segments[0].samples() if stream.clean is None else stream.clean()
     shown = _spread(first, wanted)
     if stream.clean is not None:
         rows["clean"] = lambda: shown
     for segment in stream.segments:
-        domains = segment.domains.unique(sorted=True).tolist()
+        domains = torch.unique(segment.domains, sorted=True).tolist()
         for domain in domains:
             name = segment.name if len(domains) == 1 else f"{segment.name}: {stream.domains[domain]}"
             rows[name] = partial(_of_domain, segment, domain, shown, wanted)
@@ -115,7 +111,7 @@ def _domain_rows(stream: ShiftStream, wanted: int) -> dict[str, Callable[[], Sam
 
 
 def _of_domain(segment: Segment, domain: int, shown: Samples, wanted: int) -> Samples:
-    """The images ``shown`` as they are in this domain; others where it lacks them."""
+    """The images ``shown`` as they look in this domain; others where it lacks them."""
     samples = segment.samples()[segment.domains == domain]
     if "image" not in shown.extras or "image" not in samples.extras:
         return _spread(samples, wanted)

@@ -1,11 +1,11 @@
-"""Task streams: unlike data sets one after the other, as a manifest lists them; the task is told, or not."""
+"""Task streams: unlike data sets one after the other, as a manifest lists them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,27 +16,30 @@ from torch import Tensor
 
 from cil.data import Augment, Samples
 from cil.errors import ConfigError, StreamError, nearest
-from cil.streams.base import Part, Signature, Stream, TaskKey, fingerprint_of
-from cil.streams.manifest import HEADS, Manifest, Task, as_mapping, read_manifest
-from cil.streams.manifest_data import Lock, compared, known_lock, sizes_of
+from cil.streams.base import ExperienceData, Signature, Stream, TaskKey, fingerprint_of
+from cil.streams.manifest import Manifest, ManifestTask, TaskFilter, as_mapping
+from cil.streams.manifest_data import Lock, compare_with_lock, known_lock, sizes_of
+from cil.streams.manifest_files import read_manifest
 from cil.streams.manifest_schema import EVALUATED as SPLITS
+from cil.streams.manifest_schema import HEADS
+from cil.streams.options import ImageOptions, accepts, check_channels, check_choice, take
 from cil.streams.registry import register_stream
-from cil.streams.tasks import available, load_task
+from cil.streams.task_data import available, load_task
 
-_say = logging.getLogger("cil")
+_log = logging.getLogger("cil")
 Opener = Callable[[], Samples]
 
 
 @dataclass(frozen=True)
 class Event:
-    """What is known of an experience of a task stream beside its data.
+    """Facts about an experience of a task stream, beside its data.
 
     Attributes:
-        task: Which question it asks; equal for experiences of one data set.
-        id: Of the event.
-        year, domain, kind: As in the manifest.
-        final: Whether the event is of the years that are kept for the end.
-        counts: Images of each split.
+        task: Identity of the task; equal for experiences of one data set.
+        id: Name of the event.
+        year, domain, kind: Those of the manifest.
+        final: True for the years that are kept for the end.
+        counts: Number of images in each split.
     """
 
     task: TaskKey
@@ -48,22 +51,22 @@ class Event:
     counts: Mapping[str, int]
 
     def description(self) -> dict[str, Any]:
-        """For the record."""
+        """Description for the record."""
         own = {"id": self.id, "dataset": self.task.dataset, "year": self.year, "domain": self.domain, "kind": self.kind}
         more = {"classes": self.task.classes, "first_slot": self.task.first, "final": self.final}
         return own | more | {"counts": dict(self.counts)}
 
 
 class TaskStream(Stream):
-    """A stream of tasks whose identity is told at test time: one experience an event, one head a data set.
+    """A stream of tasks whose identity is known at test time: one experience an event, one head a data set.
 
     Args:
         events: One for each experience.
         tests: The samples of each split that is evaluated, for each experience; the first split is the headline.
         reevaluate: ``none``: after each event its own task is evaluated; ``all_seen``: those of all events so far;
             ``every_N``: those of all so far after each N-th event, and after the last.
-        facts: What else the record says of the stream.
-        given: As of ``Stream``.
+        facts: Further entries of the record.
+        given: Arguments of ``Stream``.
     """
 
     kind: ClassVar[str] = "tasks"
@@ -77,8 +80,8 @@ class TaskStream(Stream):
         facts: Mapping[str, Any] | None = None,
         **given: Any,
     ) -> None:
-        super().__init__(**given, task_known_at_test=True)
-        self._every = _every(reevaluate)
+        super().__init__(**given)
+        self._every = _parse_reevaluate(reevaluate)
         self.events = tuple(events)
         self.reevaluate = reevaluate
         self.splits = tuple(tests[0])
@@ -109,8 +112,8 @@ class TaskStream(Stream):
         return super().description() | own | self._facts
 
 
-def _every(reevaluate: str) -> int:
-    """After how many events those before are evaluated again; 0: never."""
+def _parse_reevaluate(reevaluate: str) -> int:
+    """Number of events after which those before are evaluated again; 0: never."""
     known = {"none": 0, "all_seen": 1}
     if reevaluate in known:
         return known[reevaluate]
@@ -121,140 +124,108 @@ def _every(reevaluate: str) -> int:
 
 
 @register_stream("task_stream")
+@accepts(TaskFilter, ImageOptions, only=True)
 def task_stream(
     manifest: str | Path | Manifest,
     *,
     heads: str | None = None,
     splits: Sequence[str] | None = None,
     reevaluate: str = "none",
-    ids: Collection[str] | None = None,
-    domains: Collection[str] | None = None,
-    kinds: Collection[str] | None = None,
-    years: Sequence[int | None] | None = None,
-    min_size: int | None = None,
-    first: int | None = None,
-    last: int | None = None,
     shuffle: str | None = None,
     order_seed: int | None = None,
     image_size: int | None = None,
-    train_per_class: int | None = None,
-    test_per_class: int | None = None,
-    augment: Augment | Mapping[str, Any] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    root: str | Path | None = None,
+    **options: Any,
 ) -> Stream:
-    """The tasks of a manifest as a stream. What is None is as the manifest says.
+    """The tasks of a manifest as a stream. An argument that is None is taken from the manifest.
 
-    Every experience has its train split to train on and its dev split as ``validation``; what is evaluated is the rest.
-    Data are read once a data set, when the stream is built; test data are out of reach of the training half. Where the
+    Every experience has its train split to train on and its dev split as ``validation``; the rest is evaluated. Data
+    are read once a data set, when the stream is built; test data are out of reach of the training half. Where the
     manifest has a lock, ``min_size`` goes by it, and other counts than it has are refused.
 
     Args:
         manifest: File, name of one that is built in (``embedded_tasks``), or object.
-        heads: ``per_task``: the task is told at test time, and a repeated data set meets its head again. ``offset``: a
+        heads: ``per_task``: the task is known at test time, and a repeated data set meets its head again. ``offset``: a
             class-incremental stream, whose slots are classes in order of first arrival; a repeated data set brings
             training images alone, as its classes are evaluated already.
-        splits: What is evaluated, of ``dev_test`` and ``test``; the first one is the headline. ``offset`` takes one.
+        splits: Splits that are evaluated, of ``dev_test`` and ``test``; the first one is the headline. ``offset`` takes
+            one.
         reevaluate: See ``TaskStream``; ``offset`` evaluates all classes seen anyway.
-        ids, domains, kinds, years, min_size, first, last: Which tasks; see ``Manifest.select``.
         shuffle, order_seed: ``none``, ``within_year`` or ``all``, by that seed.
         image_size: Height and width of all tasks.
-        train_per_class, test_per_class: Most images of a class in train, and in what is evaluated; of a multilabel
-            task so many for each label in all.
-        augment: Training augmentation, or its arguments; None: zero-padded crops by a sixteenth of the size, and
-            mirror images where the task allows them, with ``offset`` where all do. NEVIS'22 has ``resized_crop`` and
-            ``flip``.
-        mean, std: Of each channel, for images in [0, 1]; None: 0.5, which gives [-1, 1], as in NEVIS'22.
-        root: Data root; see ``cil.data.data_root``.
+        options: Fields of ``TaskFilter``; and of ``ImageOptions``, where caps hold for train and for the splits that
+            are evaluated (of a multilabel task so many for each label in all), mean and std are by default 0.5, which
+            gives [-1, 1] as in NEVIS'22, and ``augment`` is by default zero-padded crops by a sixteenth of the size,
+            and mirror images where the task allows them, with ``offset`` where all do. NEVIS'22 has ``resized_crop``
+            and ``flip``.
 
     Raises:
         ConfigError, StreamError, DataError: for unknown names, tasks that do not fit the heads, data that are missing
             or not those of the lock, a split without an example.
 
-    Source:
-        Bornschein et al., NEVIS'22, JMLR 24 (308), 2023; specification of task streams, sections 5 and 11.3.
+    Source: Bornschein et al., NEVIS'22, JMLR 24 (308), 2023.
     """
+    filters, wanted = take(TaskFilter, options), ImageOptions(**options)
     whole = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
     heads = heads or whole.stream.heads
-    chosen = _splits(splits, whole, heads)
-    lock = known_lock(whole.path, root) if whole.path else Lock()
-    selected = whole.select(
-        ids=ids, domains=domains, kinds=kinds, years=years, min_size=min_size, first=first, last=last,
-        sizes=sizes_of(lock),
-    )  # fmt: skip
-    selected, notes = available(selected)
+    chosen = _check_splits(splits, whole, heads)
+    lock = known_lock(whole.path, wanted.root) if whole.path else Lock()
+    selected, notes = available(whole.select(sizes=sizes_of(lock), **vars(filters)))
     for note in notes:
-        _say.warning(note)
-    tasks = _alike(selected.ordered(shuffle, order_seed), image_size)
-    several = [task.id for task in tasks if task.multilabel]
-    if several and heads == "offset":
-        raise StreamError(
-            f"stream.heads=offset needs one label an image, and {', '.join(several)} may have several; set "
-            f"stream.kinds=[multiclass] or stream.heads=per_task"
-        )
+        _log.warning(note)
+    tasks = _in_one_shape(selected.ordered(shuffle, order_seed), image_size)
+    _check_heads(tasks, heads)
     data = {task.dataset: task for task in reversed(tasks)}
-    caps = {"train": train_per_class, **dict.fromkeys(SPLITS, test_per_class)}
+    offsets = selected.offsets() if heads == "offset" else {}
     loaded = {}
     for name, task in data.items():
-        found = load_task(task, root)
-        _check_lock(task, found, selected.offsets() if heads == "offset" else {}, lock, whole)
-        loaded[name] = _capped(task, found, caps)
-        for split in ("train", *chosen):
-            if not len(loaded[name][split]):
-                raise StreamError(f"{task.id}: no example in {split}; change its splits, or leave it out by stream.ids")
-    keys, seen = _keys(tasks)
+        found = load_task(task, wanted.root)
+        _check_lock(task, found, offsets, lock, whole)
+        loaded[name] = _cap(task, found, wanted, ("train", *chosen))
+    keys, seen = _task_keys(tasks)
     shape = loaded[tasks[0].dataset]["train"].shape
+    augment = wanted.augmentation(Augment(crop_padding=shape[1] // 16, flip=True))
+    mean, std = ([0.5] * shape[0] if values is None else values for values in (wanted.mean, wanted.std))
     given: dict[str, Any] = {
         "name": selected.stream.name if len(selected) == len(whole) else f"{selected.stream.name}-{len(tasks)}",
         "classes": [f"{key.dataset}: {label}" for key in dict.fromkeys(keys) for label in _names(data[key.dataset])],
-        "order": _labels(keys, selected, heads),
+        "order": _labels_of_slots(keys, selected, heads),
         "fingerprint": _fingerprint(selected, tasks, loaded, heads),
-        "augment": _augment(augment, shape[1]),
-        "mean": _channels("mean", mean, shape[0]),
-        "std": _channels("std", std, shape[0]),
     }
-    signatures, parts, events, tests = [], [], [], []
-    for index, (task, key) in enumerate(zip(tasks, keys, strict=True)):
-        own = {name: samples.with_slots(samples.slots + key.first) for name, samples in loaded[task.dataset].items()}
-        new = tuple(range(key.first, key.first + key.classes)) if key not in keys[:index] else ()
-        counts = own["train"].counts()
-        known = key if heads == "per_task" else None
-        signatures.append(Signature(index, new, tuple(counts), counts, shape, seen[index], known))
-        if heads == "offset" and not new:  # its classes are evaluated with the experience that brought them
-            own |= {name: own[name][:0] for name in (*chosen, "dev")}
-        held = [partial(_same, own[name]) for name in ("train", chosen[0], "dev")]
-        parts.append(Part(*held))
-        tests.append({name: partial(_same, own[name]) for name in chosen})
-        final = selected.stream.final_year_from
-        events.append(
-            Event(
-                key, task.id, task.year, task.domain, task.kind, final is not None and task.year >= final,
-                {name: len(samples) for name, samples in own.items()},
-            )
-        )  # fmt: skip
-    if heads == "offset":
-        flip = given["augment"].flip and all(key.mirrored for key in keys)  # classes of all tasks share batches
-        given["augment"] = replace(given["augment"], flip=flip)
-        return Stream(**given, signatures=signatures, parts=parts)
-    return TaskStream(
-        **given,
-        signatures=signatures,
-        parts=parts,
-        events=events,
-        tests=tests,
-        reevaluate=reevaluate,
-        facts={
-            "manifest": _manifest_hash(selected),
-            "lock": _lock_hash(lock, tasks),
-            "shuffle": shuffle or selected.stream.shuffle,
-        },
-    )
+    given["mean"], given["std"] = check_channels(mean, std, shape[0])
+    steps = [_step(index, keys, seen, loaded[task.dataset], chosen, heads) for index, task in enumerate(tasks)]
+    given["signatures"], given["parts"], tests, counts = zip(*steps, strict=True)
+    if heads == "offset":  # classes of all tasks share batches
+        return Stream(**given, augment=replace(augment, flip=augment.flip and all(key.mirrored for key in keys)))
+    final = selected.stream.final_year_from
+    events = [
+        Event(key, task.id, task.year, task.domain, task.kind, final is not None and task.year >= final, own)
+        for key, task, own in zip(keys, tasks, counts, strict=True)
+    ]
+    facts = {"manifest": _manifest_hash(selected), "lock": _lock_hash(lock, tasks)}
+    facts["shuffle"] = shuffle or selected.stream.shuffle
+    return TaskStream(**given, augment=augment, events=events, tests=tests, reevaluate=reevaluate, facts=facts)
 
 
-def _splits(given: Sequence[str] | None, manifest: Manifest, heads: str) -> list[str]:
-    if heads not in HEADS:
-        raise ConfigError(f"stream.heads is '{heads}'; {nearest(heads, HEADS)}")
+def _step(
+    index: int, keys: Sequence[TaskKey], seen: Sequence[int], data: Mapping[str, Samples], evaluated: Sequence[str],
+    heads: str,
+) -> tuple[Signature, ExperienceData, dict[str, Opener], dict[str, int]]:  # fmt: skip
+    """Signature and data of one experience, the splits it is evaluated on, and the number of images in each split."""
+    key = keys[index]
+    own = {name: samples.with_slots(samples.slots + key.first) for name, samples in data.items()}
+    new = tuple(range(key.first, key.first + key.classes)) if key not in keys[:index] else ()
+    counts = own["train"].counts()
+    known = key if heads == "per_task" else None
+    signature = Signature(index, new, tuple(counts), counts, data["train"].shape, seen[index], known)
+    if heads == "offset" and not new:  # its classes are evaluated with the experience that brought them
+        own |= {name: own[name][:0] for name in (*evaluated, "dev")}
+    openers = {name: partial(_identity, samples) for name, samples in own.items()}
+    part = ExperienceData(openers["train"], openers[evaluated[0]], openers["dev"])
+    return signature, part, {name: openers[name] for name in evaluated}, {name: len(own[name]) for name in own}
+
+
+def _check_splits(given: Sequence[str] | None, manifest: Manifest, heads: str) -> list[str]:
+    check_choice("heads", heads, HEADS)
     chosen = list(given if given is not None else manifest.stream.default_splits)
     for name in chosen:
         if name not in SPLITS:
@@ -265,7 +236,16 @@ def _splits(given: Sequence[str] | None, manifest: Manifest, heads: str) -> list
     return chosen
 
 
-def _alike(tasks: Sequence[Task], size: int | None) -> tuple[Task, ...]:
+def _check_heads(tasks: Sequence[ManifestTask], heads: str) -> None:
+    several = [task.id for task in tasks if task.multilabel]
+    if several and heads == "offset":
+        raise StreamError(
+            f"stream.heads=offset needs one label an image, and {', '.join(several)} may have several; set "
+            f"stream.kinds=[multiclass] or stream.heads=per_task"
+        )
+
+
+def _in_one_shape(tasks: Sequence[ManifestTask], size: int | None) -> tuple[ManifestTask, ...]:
     """Tasks whose images have one shape.
 
     Raises:
@@ -280,7 +260,7 @@ def _alike(tasks: Sequence[Task], size: int | None) -> tuple[Task, ...]:
     return tuple(replace(task, channels=channels) for task in tasks)
 
 
-def _keys(tasks: Sequence[Task]) -> tuple[list[TaskKey], list[int]]:
+def _task_keys(tasks: Sequence[ManifestTask]) -> tuple[list[TaskKey], list[int]]:
     """The key of each task, slots in order of first arrival; and the slots seen after each."""
     found: dict[str, TaskKey] = {}
     keys, seen, start = [], [], 0
@@ -294,22 +274,34 @@ def _keys(tasks: Sequence[Task]) -> tuple[list[TaskKey], list[int]]:
     return keys, seen
 
 
-def _labels(keys: Sequence[TaskKey], manifest: Manifest, heads: str) -> list[int]:
-    """Of each slot: its number within the data set, or with ``offset`` in the manifest, whatever was filtered out."""
+def _labels_of_slots(keys: Sequence[TaskKey], manifest: Manifest, heads: str) -> list[int]:
+    """Label of each slot: its number within the data set, or with ``offset`` in the manifest before filtering."""
     offsets = manifest.offsets() if heads == "offset" else {}
     return [offsets.get(key.dataset, 0) + label for key in dict.fromkeys(keys) for label in range(key.classes)]
 
 
-def _names(task: Task) -> list[str]:
+def _names(task: ManifestTask) -> list[str]:
     return [str(label) for label in range(task.classes)] if isinstance(task.classes, int) else list(task.classes)
 
 
-def _capped(task: Task, splits: Mapping[str, Samples], caps: Mapping[str, int | None]) -> dict[str, Samples]:
+def _cap(
+    task: ManifestTask, splits: Mapping[str, Samples], wanted: ImageOptions, needed: Sequence[str]
+) -> dict[str, Samples]:
+    """At most so many images of a class in train and in what is evaluated.
+
+    Raises:
+        StreamError: where a split that is needed has no image.
+    """
+    caps = {"train": wanted.train_per_class, **dict.fromkeys(SPLITS, wanted.test_per_class)}
+    capped = {name: _choose(samples, task, name, caps.get(name)) for name, samples in splits.items()}
+    for name in needed:
+        if not len(capped[name]):
+            raise StreamError(f"{task.id}: no example in {name}; change its splits, or leave it out by stream.ids")
+    return capped
+
+
+def _choose(samples: Samples, task: ManifestTask, split: str, most: int | None) -> Samples:
     """At most so many images, drawn by class; the draw depends on data set and split alone."""
-    return {name: _few(samples, task, name, caps.get(name)) for name, samples in splits.items()}
-
-
-def _few(samples: Samples, task: Task, split: str, most: int | None) -> Samples:
     if most is None:
         return samples
     number = hashlib.blake2b(f"{task.dataset}/{split}".encode(), digest_size=8).digest()
@@ -327,14 +319,14 @@ def _manifest_hash(manifest: Manifest) -> str:
     return hashlib.sha256(repr(as_mapping(manifest)).encode()).hexdigest()
 
 
-def _lock_hash(lock: Lock, tasks: Sequence[Task]) -> str | None:
-    """Of what the lock says of these tasks; None where it knows none of them."""
+def _lock_hash(lock: Lock, tasks: Sequence[ManifestTask]) -> str | None:
+    """SHA-256 of the entries of these tasks in the lock; None where it has none of them."""
     known = {task.id: lock[task.id] for task in tasks if task.id in lock}
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest() if known else None
 
 
 def _check_lock(
-    task: Task, splits: Mapping[str, Samples], offsets: Mapping[str, int], lock: Lock, manifest: Manifest
+    task: ManifestTask, splits: Mapping[str, Samples], offsets: Mapping[str, int], lock: Lock, manifest: Manifest
 ) -> None:
     """Refuse other numbers of examples than the lock has, by split and class, and other class numbers where there are
     any; contents are for ``validate --data``.
@@ -351,12 +343,12 @@ def _check_lock(
         },
     } | ({"offset": offsets[task.dataset]} if offsets else {})
     then = {key: value for key, value in lock.get(task.id, {}).items() if key in found}
-    for problem in compared({task.id: found}, {task.id: then} if then.keys() == found.keys() else {}):
+    for problem in compare_with_lock({task.id: found}, {task.id: then} if then.keys() == found.keys() else {}):
         raise StreamError(f"{problem}: cil stream validate {manifest.path} --data --relock")
 
 
 def _fingerprint(
-    manifest: Manifest, tasks: Sequence[Task], loaded: Mapping[str, Mapping[str, Samples]], heads: str
+    manifest: Manifest, tasks: Sequence[ManifestTask], loaded: Mapping[str, Mapping[str, Samples]], heads: str
 ) -> str:
     values: list[Any] = [_manifest_hash(manifest), [task.id for task in tasks], heads]
     for name, splits in loaded.items():
@@ -366,26 +358,5 @@ def _fingerprint(
     return fingerprint_of(*values)
 
 
-def _augment(given: Augment | Mapping[str, Any] | None, size: int) -> Augment:
-    if given is None:
-        return Augment(crop_padding=size // 16, flip=True)
-    if isinstance(given, Augment):
-        return given
-    known = Augment.__dataclass_fields__
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"stream.augment is {given!r}; give its arguments ({', '.join(known)}) or null")
-    for key in given:
-        if key not in known:
-            raise ConfigError(f"stream.augment.{key} is not known; {nearest(key, known)}")
-    return Augment(**given)
-
-
-def _channels(key: str, values: Sequence[float] | None, channels: int) -> list[float]:
-    given = [0.5] * channels if values is None else [float(value) for value in values]
-    if len(given) != channels or (key == "std" and min(given) <= 0):
-        raise StreamError(f"stream.{key} is {given}; images have {channels} channels, and std must be above 0")
-    return given
-
-
-def _same(samples: Samples) -> Samples:
+def _identity(samples: Samples) -> Samples:
     return samples

@@ -1,4 +1,4 @@
-"""A stream as tuning meets it: judged on validation data, without a way to the test data."""
+"""Streams for tuning: judged on validation data, without a way to the test data."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ from functools import partial
 
 from cil.data import Samples
 from cil.errors import StreamError
-from cil.streams.base import Part, Stream, fingerprint_of
+from cil.streams.base import ExperienceData, Stream, fingerprint_of
 
 
 def for_tuning(stream: Stream, first: int | None = None) -> Stream:
     """The first experiences, evaluated on the validation part of their training data.
 
-    It is made of the training half, so nothing that is done with it can open a test image. Learners are handed no
+    It is made of the training half, so nothing that is done with it can open a test image. Learners get no
     validation data: it judges them.
 
     Args:
-        stream: Whose experiences hold validation data; where classes come back, those of their first one may do.
-        first: How many experiences; None: all.
+        stream: A stream with validation data; where classes come back, those of their first experience are enough.
+        first: Number of experiences; None: all.
 
     Raises:
         StreamError: where no experience holds validation data.
 
-    Source:
-        Cha and Cho 2025 (two phases); Lee et al. 2024 (the first experiences).
+    Source: Cha and Cho 2025 (two phases); Lee et al. 2024 (the first experiences).
     """
     half = stream.training_half()
     signatures = half.signatures[:first]
@@ -38,17 +37,16 @@ def for_tuning(stream: Stream, first: int | None = None) -> Stream:
         classes=half.classes[:seen],
         order=half.order[:seen],
         signatures=signatures,
-        parts=[Part(partial(_training, half, s.index), partial(_held_out, half, s.index)) for s in signatures],
+        parts=[ExperienceData(partial(_train, half, s.index), partial(_held_out, half, s.index)) for s in signatures],
         fingerprint=fingerprint_of("judged on validation data", stream.fingerprint, str(first)),
         augment=half.augment,
         mean=half.mean,
         std=half.std,
         official=half.official,
-        task_known_at_test=half.task_known_at_test,
     )
 
 
-def _training(half: Stream, index: int) -> Samples:
+def _train(half: Stream, index: int) -> Samples:
     return half[index].train
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cil import plugins
-from cil.adapt import Adapter, Source, find
+from cil.adapt import Adapter, SourceModel, find
 from cil.data import Samples
 from cil.engine.driver import Run
 from cil.engine.options import RunOptions
@@ -80,7 +80,7 @@ def _shifted(pixels: Tensor, domain: str) -> Tensor:
     return SHIFTS[domain](pixels.float()[None])[0].round().clamp(0, 255).byte()
 
 
-def toy_source(stream: ShiftStream, device: Any = "cpu", model: Mapping[str, Any] | None = None) -> Source:
+def toy_source(stream: ShiftStream, device: Any = "cpu", model: Mapping[str, Any] | None = None) -> SourceModel:
     """A network with random features, statistics of the source data and a last layer of class means.
 
     Args:
@@ -92,7 +92,7 @@ def toy_source(stream: ShiftStream, device: Any = "cpu", model: Mapping[str, Any
     if key not in _nets:
         _nets[key] = _trained(stream, given)
     net = deepcopy(_nets[key])
-    return Source(net.to(device), len(stream.classes), stream.image_shape, "toy")
+    return SourceModel(net.to(device), len(stream.classes), stream.image_shape, "toy")
 
 
 _nets: dict[str, nn.Module] = {}  # all toys have the same source data

@@ -21,7 +21,7 @@ from cil.memory import Budget
 from cil.models import NetFactory, build_backbone
 from cil.strategies import Strategy, find
 from cil.streams import Stream, TaskKey, TaskStream, class_incremental
-from cil.streams.base import Part, Signature, fingerprint_of
+from cil.streams.base import ExperienceData, Signature, fingerprint_of
 from cil.streams.task_stream import Event
 
 SIDE = 12  # pixels
@@ -73,7 +73,7 @@ def uneven_stream() -> Stream:
     for index, slots in enumerate(groups):
         seen += len(slots)
         pick = partial(_of, slots)
-        part = Part(partial(pick, whole[0].train), partial(pick, whole.test(0)))
+        part = ExperienceData(partial(pick, whole[0].train), partial(pick, whole.test(0)))
         signatures.append(Signature(index, slots, slots, part.train().counts(), whole.image_shape, seen))
         parts.append(part)
     return Stream(
@@ -110,7 +110,7 @@ def toy_tasks(
         shape, seen = (3, SIDE, SIDE), max(task.first + task.classes for task in met)
         counts = train.counts()
         signatures.append(Signature(index, new, tuple(counts), counts, shape, seen, key))
-        parts.append(Part(partial(_same, train), partial(_same, held["dev_test"]), partial(_same, dev)))
+        parts.append(ExperienceData(partial(_same, train), partial(_same, held["dev_test"]), partial(_same, dev)))
         tests.append({split: partial(_same, samples) for split, samples in held.items()})
         kind = "multilabel" if key.multilabel else "multiclass"
         sizes_of = {"train": len(train), "dev": len(dev), **{split: len(samples) for split, samples in held.items()}}

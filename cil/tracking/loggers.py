@@ -1,4 +1,4 @@
-"""Loggers: where the numbers of a run go while it runs. Files always; wandb, TensorBoard and others if asked for."""
+"""Loggers: sinks for the numbers of a run. Files always; wandb, TensorBoard and others if asked for."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from cil.errors import CilError, ConfigError, nearest
 from cil.tracking.record import Record
 
-Kind = Literal["step", "epoch", "boundary"]
-Values = Mapping[str, float | int | None]  # None: undefined
+LogKind = Literal["step", "epoch", "boundary"]
+LogValues = Mapping[str, float | int | None]  # None: undefined
 ENTRY_POINTS = "cil.loggers"
 TOTALS = ("experiences", "epochs", "share")  # axes that only progress bars need
 PREFIX: dict[str, str] = {"step": "train", "epoch": "epoch", "boundary": "eval"}  # of names on dashboards
@@ -22,35 +22,35 @@ _KNOWN = {
     "tensorboard": "cil.tracking.tensorboard_sink.TensorBoardLogger",
     "progress": "cil.tracking.progress.ProgressLogger",
 }
-_say = logging.getLogger("cil.tracking")
+_log = logging.getLogger("cil.tracking")
 
 
 @runtime_checkable
 class Logger(Protocol):
-    """A place that numbers are sent to.
+    """A sink for numbers.
 
-    ``start`` may refuse, with an error that names the key to change; after it nothing that a logger does stops a run.
+    ``start`` may refuse, with an error that names the key to change; later errors of a logger never stop a run.
 
-    The ``axes`` say where in the run a value belongs:
+    The ``axes`` give the place of a value in the run:
 
     * ``experience`` from 0; ``phase`` its name; ``epoch`` from 0 within the phase;
       ``step`` optimiser steps since the start of the run: it never goes back, so it is the axis of curves;
     * ``experiences`` and ``epochs`` the totals, ``share`` of the phase that is done, 0 to 1: for progress only.
 
     The names of ``values`` are free. Progress shows ``loss``, ``accuracy`` (percent, all classes seen) and
-    ``carried_bytes`` where it meets them.
+    ``carried_bytes`` where they are given.
     """
 
     def start(self, identity: Mapping[str, Any], run_dir: Path, name: str, group: str | None) -> None:
-        """Begin, or go on with, the run of this identity (without secrets)."""
+        """Begin, or continue, the run of this identity (without secrets)."""
         ...
 
-    def log(self, kind: Kind, values: Values, axes: Mapping[str, Any]) -> None:
-        """Take the values of one step, epoch or boundary."""
+    def log(self, kind: LogKind, values: LogValues, axes: Mapping[str, Any]) -> None:
+        """Log the values of one step, epoch or boundary."""
         ...
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Take a table, such as an accuracy matrix."""
+        """Log a table, such as an accuracy matrix."""
         ...
 
     def finish(self, status: str) -> None:
@@ -59,7 +59,7 @@ class Logger(Protocol):
 
 
 class FileLogger:
-    """``metrics.jsonl`` of the run directory: the truth that tests and reports read.
+    """``metrics.jsonl`` of the run directory, which tests and reports read.
 
     A line is ``{"kind": "step", "experience": 0, "phase": "main", "epoch": 1, "step": 40, "values": {"loss": 2.1}}``.
     """
@@ -70,7 +70,7 @@ class FileLogger:
     def start(self, identity: Mapping[str, Any], run_dir: Path, name: str, group: str | None) -> None:
         """The record is open already."""
 
-    def log(self, kind: Kind, values: Values, axes: Mapping[str, Any]) -> None:
+    def log(self, kind: LogKind, values: LogValues, axes: Mapping[str, Any]) -> None:
         where = {axis: value for axis, value in axes.items() if axis not in TOTALS}
         self.record.append({"kind": kind, **where, "values": values})
 
@@ -78,13 +78,13 @@ class FileLogger:
         self.record.append({"kind": "table", "name": name, "columns": columns, "rows": rows})
 
     def finish(self, status: str) -> None:
-        """The record is closed by who opened it."""
+        """The opener of the record closes it."""
 
 
 class Loggers:
     """Several loggers as one. One that fails after its start is reported once and dropped: training goes on.
 
-    All but the files: where the log cannot be written, the run stops, and can be resumed.
+    Except the files: where the log cannot be written, the run stops, and can be resumed.
     """
 
     def __init__(self, sinks: Iterable[Logger]) -> None:
@@ -107,7 +107,7 @@ class Loggers:
                 raise ConfigError(f"logger: {type(sink).__name__} cannot start: {error}; leave it out") from error
             started.append(sink)
 
-    def log(self, kind: Kind, values: Values, axes: Mapping[str, Any]) -> None:
+    def log(self, kind: LogKind, values: LogValues, axes: Mapping[str, Any]) -> None:
         self._each(lambda sink: sink.log(kind, values, axes))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -121,14 +121,14 @@ class Loggers:
             try:
                 action(sink)
             except Exception as error:
-                if isinstance(sink, FileLogger):  # the truth: a run does not go on without it
+                if isinstance(sink, FileLogger):  # a run does not go on without it
                     raise
                 self.sinks.remove(sink)
-                _say.warning("%s failed and is dropped, the run goes on: %s", type(sink).__name__, error)
+                _log.warning("%s failed and is dropped, the run goes on: %s", type(sink).__name__, error)
 
 
 def names() -> list[str]:
-    """Loggers that a name stands for: those here and those of other packages."""
+    """Names of loggers, here and in other packages."""
     return sorted({"files", *_KNOWN, *(point.name for point in entry_points(group=ENTRY_POINTS))})
 
 
@@ -136,7 +136,7 @@ def build_loggers(sinks: Any = (), record: Record | None = None, *, progress: bo
     """Build the loggers of a run.
 
     Args:
-        sinks: What the ``logger`` group of the config holds: nothing, a name, a mapping with ``_target_`` and its
+        sinks: Value of the ``logger`` configuration group: nothing, a name, a mapping with ``_target_`` and its
             options, a logger; or several of these, as a list or as a mapping of free names.
         record: Gets a ``FileLogger``.
         progress: Show progress.
@@ -174,7 +174,7 @@ def _by_name(name: str) -> Logger:
         return _by_target(_KNOWN[name], {})
     for point in entry_points(group=ENTRY_POINTS):
         if point.name == name:
-            return _made(point.load(), {}, name)
+            return _construct(point.load(), {}, name)
     raise ConfigError(f"logger={name} is unknown; {nearest(name, names())}")
 
 
@@ -183,10 +183,10 @@ def _by_target(target: str, options: Mapping[str, Any]) -> Logger:
         maker = pkgutil.resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"logger._target_={target} cannot be imported: {error}") from error
-    return _made(maker, options, target)
+    return _construct(maker, options, target)
 
 
-def _made(maker: Any, options: Mapping[str, Any], name: str) -> Logger:
+def _construct(maker: Any, options: Mapping[str, Any], name: str) -> Logger:
     try:
         logger = maker(**options)
     except TypeError as error:

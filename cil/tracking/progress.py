@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from cil.tracking.loggers import Kind, Values
+from cil.tracking.loggers import LogKind, LogValues
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -19,12 +19,12 @@ SHOWN = ("loss", "accuracy", "carried_bytes")
 class ProgressLogger:
     """Bars for experience, phase and epoch with loss, accuracy, carried bytes and the time left.
 
-    Where the stream is no terminal: one line for a boundary, and one for an epoch if the last line is old enough.
+    Without a terminal: one line for a boundary, and one for an epoch if the last line is old enough.
 
     Args:
         stream: Standard error by default.
-        seconds: Between two lines that are no boundary.
-        clock: Seconds, from any start.
+        seconds: Least time between two lines, other than boundaries.
+        clock: Returns seconds, from any start.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ProgressLogger:
         else:
             self._line(f"{name}: started")
 
-    def log(self, kind: Kind, values: Values, axes: Mapping[str, Any]) -> None:
+    def log(self, kind: LogKind, values: LogValues, axes: Mapping[str, Any]) -> None:
         self._latest |= {name: value for name in SHOWN if (value := values.get(name)) is not None}
         done = _done(kind, axes)
         if self._first is None:
@@ -70,7 +70,7 @@ class ProgressLogger:
             self._line(", ".join(part for part in (f"{self._name}: {place}", ended, self._state(), left) if part))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Tables are for reports."""
+        """Progress shows no tables."""
 
     def finish(self, status: str) -> None:
         if self._bars is not None:
@@ -114,7 +114,7 @@ def _bars(stream: TextIO) -> Progress:
     return Progress(*columns, console=Console(file=stream), transient=True)
 
 
-def _done(kind: Kind, axes: Mapping[str, Any]) -> dict[str, float]:
+def _done(kind: LogKind, axes: Mapping[str, Any]) -> dict[str, float]:
     """Shares done, 0 to 1, of the stream, the phase and the epoch."""
     phase = 1.0 if kind == "boundary" else float(axes.get("share") or 0.0)
     epochs = phase * (axes.get("epochs") or 1)
@@ -132,7 +132,7 @@ def _place(axes: Mapping[str, Any], full: bool) -> str:
 
 
 def _count(word: str, axes: Mapping[str, Any], axis: str, total: str) -> str:
-    """Counted from 1, as people do.
+    """A count from 1, as people count.
 
     >>> _count("epoch", {"epoch": 0, "epochs": 70}, "epoch", "epochs")
     'epoch 1/70'
@@ -142,7 +142,8 @@ def _count(word: str, axes: Mapping[str, Any], axis: str, total: str) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """
+    """Seconds in words.
+
     >>> _duration(3723), _duration(65), _duration(4.2)
     ('1h 02m', '1m 05s', '4s')
     """

@@ -1,4 +1,4 @@
-"""The record: a run directory that says what ran, how it ended and every number it gave."""
+"""The record: a run directory with the identity, the outcome and all numbers of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RECORD, METRICS, ARRAYS = "record.json", "metrics.jsonl", "arrays.safetensors"
 
 
 class RecordError(CilError):
-    """A run directory holds no record that can be read, or one that may not be written."""
+    """A run directory has no readable record, or one that may not be written."""
 
 
 @dataclass
@@ -33,13 +33,13 @@ class Record:
     """One run directory. Only the process that trains writes it; everyone else loads it.
 
     Attributes:
-        directory: Where it lives.
-        identity: What makes this run this run: config, strategy, stream, budget, seed, versions, device... Never
+        directory: Its path.
+        identity: Facts that distinguish runs: config, strategy, stream, budget, seed, versions, device... Never
             changes, holds no secrets.
-        environment: Facts that do not make it another run: processor, start time. No host names.
-        results: Numbers, as far as the run has come. Percent, bytes, seconds; undefined is None.
+        environment: Further facts: processor, start time. No host names.
+        results: Numbers so far. Percent, bytes, seconds; undefined is None.
         status: running, finished, interrupted, failed or over_budget.
-        error: One line that says why it failed, or what was over the budget.
+        error: One line: the reason of a failure, or the excess over the budget.
     """
 
     directory: Path
@@ -72,15 +72,15 @@ class Record:
 
         Args:
             directory: Made if absent.
-            identity: See the class. Its order is the order in which differences are looked for.
-            environment: Of a new run; by default what ``describe_environment`` finds.
+            identity: See the class. Differences are searched in its order.
+            environment: Environment of a new run; default ``describe_environment``.
             exclusive: Refuse a directory that another process is writing. A child that writes for its parent says
                 False.
 
         Raises:
             ResumeError: if the directory belongs to another run, naming the first key that differs; or if another
                 process is writing it.
-            RecordError: if what is there cannot be read.
+            RecordError: if the record there cannot be read.
             ConfigError: if the directory cannot be made.
         """
         directory = Path(directory)
@@ -110,10 +110,10 @@ class Record:
 
     @classmethod
     def load(cls, directory: str | Path) -> Record:
-        """Read a run directory; nothing can be written through what is returned.
+        """Read a run directory, for reading only.
 
         Raises:
-            RecordError: if ``record.json`` is missing, is not what a record looks like, or is of a newer version.
+            RecordError: if ``record.json`` is missing, is no record, or is of a newer version.
         """
         path = Path(directory) / RECORD
         try:
@@ -143,7 +143,7 @@ class Record:
         self.save()
 
     def set_status(self, status: str, error: str | None = None) -> None:
-        """Say how the run stands, and save. A finished run stays finished.
+        """Set the status, and save. A finished run stays finished.
 
         Raises:
             RecordError: for an unknown status, or if the run has finished.
@@ -168,7 +168,7 @@ class Record:
             raise TrainingError(f"cannot write {self.directory / METRICS}: {error.strerror}; make room") from error
 
     def offset(self) -> int:
-        """Bytes of ``metrics.jsonl``, all of them safe on the disk: what a checkpoint keeps for ``truncate``."""
+        """Bytes of ``metrics.jsonl``, all of them on the disk: a checkpoint keeps the number for ``truncate``."""
         log = self._open_log()
         try:
             log.flush()
@@ -178,10 +178,10 @@ class Record:
         return log.tell()
 
     def truncate(self, offset: int) -> None:
-        """Forget the lines after ``offset``, so that a resumed run does not write them twice.
+        """Remove the lines after ``offset``, so that a resumed run does not write them twice.
 
         Raises:
-            ResumeError: if there is less than that: the file is not the one the checkpoint was made with.
+            ResumeError: if the file is shorter: it is not the one the checkpoint was made with.
         """
         log = self._open_log()
         size = log.tell()
@@ -218,7 +218,7 @@ class Record:
     # arrays.safetensors
 
     def save_arrays(self, arrays: Mapping[str, Any]) -> None:
-        """Replace the named arrays of ``arrays.safetensors``: what is large, such as ``confusion`` (T, K, K)."""
+        """Replace the named arrays of ``arrays.safetensors``, such as ``confusion`` (T, K, K)."""
         import numpy as np
         from safetensors.numpy import save
 
@@ -244,7 +244,7 @@ class Record:
             raise RecordError(f"{path} cannot be read ({error}); remove it or restore it") from error
 
     def close(self) -> None:
-        """Let go of the files; the directory may then be opened by another process."""
+        """Close the files; the directory may then be opened by another process."""
         for handle in (self._log, self._lock):
             if handle is not None:
                 with suppress(OSError):  # a line that a full disk did not take: it was reported when it was written
@@ -258,7 +258,7 @@ class Record:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Where and when a run started: no host, user or path. ``cores`` are those this process may use."""
+    """Time and machine of a run, without host, user or path. ``cores``: those this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -270,7 +270,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _lock(directory: Path) -> IO[str] | None:
-    """Hold the directory for this process; the system lets go when the process ends, however it ends."""
+    """Lock the directory for this process; the system releases it when the process ends."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system

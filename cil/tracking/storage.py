@@ -1,4 +1,4 @@
-"""What may stand in a record: plain JSON, no secrets, and files that are whole or not there."""
+"""Storage of records: plain JSON without secrets, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEYS = {"key", "keys", "apikey", "token", "tokens"}  # hyper-parameters have su
 
 
 def plain(value: Any) -> Any:
-    """The same as JSON types: numbers that are not finite become ``None``, arrays lists, keys text.
+    """The value in JSON types: numbers that are not finite become ``None``, arrays lists, keys text.
 
     Raises:
         TypeError: naming a type that has no JSON form.
@@ -44,22 +44,22 @@ def plain(value: Any) -> Any:
 
 
 def without_secrets(value: Any) -> Any:
-    """``value`` with everything hidden that stands under a key like ``password``, ``hub_token`` or ``api_key``.
+    """``value`` with everything hidden under a key like ``password``, ``hub_token`` or ``api_key``.
 
-    Text under a last word ``key`` or ``token`` leaves eight digits of its SHA-256 behind, as it may be a
+    Text under a last word ``key`` or ``token`` is replaced by eight digits of its SHA-256, as it may be a
     hyper-parameter (``embedding_key: mean``) that tells two runs apart; numbers there stay. A password leaves nothing.
 
     >>> without_secrets({"api_key": "abc", "tokens": 5, "hub": {"password": 123}, "monkey": "x"})
     {'api_key': '[hidden ba7816bf]', 'tokens': 5, 'hub': {'password': '[hidden]'}, 'monkey': 'x'}
     """
     if isinstance(value, Mapping):
-        return {key: _veil(str(key), item) for key, item in value.items()}
+        return {key: _hide(str(key), item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_secrets(item) for item in value]
     return value
 
 
-def _veil(key: str, value: Any) -> Any:
+def _hide(key: str, value: Any) -> Any:
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", key)]
     if value is None or isinstance(value, (bool, Mapping)) or not words:
         return without_secrets(value)
@@ -74,7 +74,7 @@ def _veil(key: str, value: Any) -> Any:
 
 
 def identity_hash(identity: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that name an identity; the order of its keys does not matter.
+    """Twelve hexadecimal digits of an identity; the order of its keys does not matter.
 
     >>> identity_hash({"a": 1, "b": 2}) == identity_hash({"b": 2, "a": 1})
     True
@@ -103,7 +103,7 @@ def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any]
 
 
 def write_json_atomic(path: str | Path, value: Any) -> None:
-    """Write JSON so that a reader, or a crash, meets the old file or the new one and nothing between.
+    """Write JSON so that a reader, or a crash, finds the old file or the new one.
 
     Raises:
         TrainingError: if the disk is full or the place cannot be written.
@@ -113,17 +113,17 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
 
 
 def write_bytes_atomic(path: str | Path, data: bytes) -> None:
-    """A file of these bytes, all or nothing; see ``replacing``."""
+    """Write a file of these bytes, all or nothing; see ``replacing``."""
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(data)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """All or nothing: what is written to the file given is flushed to disk and renamed to ``path``.
+    """All or nothing: the file given is written, then flushed to disk and renamed to ``path``.
 
     Raises:
-        TrainingError: where the disk is full or the place cannot be written; ``path`` is then as it was.
+        TrainingError: where the disk is full or the place cannot be written; ``path`` is then unchanged.
     """
     from safetensors import SafetensorError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cil.errors import ConfigError
-from cil.tracking.loggers import PREFIX, Kind, Values
+from cil.tracking.loggers import PREFIX, LogKind, LogValues
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -33,7 +33,7 @@ class TensorBoardLogger:
 
         self._writer = SummaryWriter(str(Path(run_dir) / "tensorboard"))
 
-    def log(self, kind: Kind, values: Values, axes: Mapping[str, Any]) -> None:
+    def log(self, kind: LogKind, values: LogValues, axes: Mapping[str, Any]) -> None:
         if self._writer is not None:
             for name, value in values.items():
                 if value is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from cil.errors import ConfigError, nearest
-from cil.tracking.loggers import PREFIX, Kind, Values
+from cil.tracking.loggers import PREFIX, LogKind, LogValues
 from cil.tracking.storage import plain, without_secrets
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Mode = Literal["offline", "online", "disabled"]
 MODES = get_args(Mode)
 AXIS = {"step": "opt_step", "epoch": "opt_step", "boundary": "experience"}
-_INIT_SECONDS = 30  # of an online start; the default of 90 looks like a hang
+_INIT_SECONDS = 30  # limit of an online start; the default of 90 looks like a hang
 
 
 class WandbLogger:
@@ -31,11 +31,11 @@ class WandbLogger:
 
     Args:
         mode: ``offline`` writes to ``run_dir/wandb`` (send it later with ``wandb sync``), ``online``, ``disabled``.
-        project, entity: Where on the server.
+        project, entity: Place on the server.
         group: Runs shown together; by default the group the run is started with.
         tags: Free words.
-        id: Of the run at wandb. By default one is drawn and kept in ``run_dir/wandb_id``, so that the parts of a
-            resumed run are one run.
+        id: Identifier of the run at wandb. By default one is drawn and kept in ``run_dir/wandb_id``, so that the parts
+            of a resumed run are one run.
 
     Raises:
         ConfigError: for an unknown mode; at the start for ``online`` without an API key or a reachable server.
@@ -94,7 +94,7 @@ class WandbLogger:
             self._run.define_metric(AXIS[kind])
             self._run.define_metric(f"{prefix}/*", step_metric=AXIS[kind])
 
-    def log(self, kind: Kind, values: Values, axes: Mapping[str, Any]) -> None:
+    def log(self, kind: LogKind, values: LogValues, axes: Mapping[str, Any]) -> None:
         if self._run is not None:
             named = {f"{PREFIX[kind]}/{name}": value for name, value in values.items() if value is not None}
             where = {"experience": axes.get("experience"), "opt_step": axes.get("step"), "epoch": axes.get("epoch")}
@@ -121,7 +121,7 @@ def _kept_id(run_dir: Path) -> str:
 
 
 def _has_key() -> bool:
-    """Whether wandb would find a key without asking for one."""
+    """True if wandb would find a key without asking for one."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc

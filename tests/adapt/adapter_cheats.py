@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cil.adapt import Adapter, Source
+from cil.adapt import Adapter, SourceModel
 from cil.contract import Holder
 from cil.memory import State
 
@@ -21,7 +21,7 @@ GLOBAL: list[float] = []
 class Honest(Adapter):
     """Moves its answers by a running mean of them, one that is kept: the control."""
 
-    def __init__(self, source: Source, *, pace: float = 0.3) -> None:
+    def __init__(self, source: SourceModel, *, pace: float = 0.3) -> None:
         super().__init__(source)
         self.pace = pace
         self.net.eval()
@@ -108,7 +108,7 @@ class DrawsFromNowhere(Honest):
 class CountsInSecret(Honest):
     """A plain number that a resumed run does not have."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SourceModel) -> None:
         super().__init__(source)
         self.count = 0
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from cil.adapt import Source, find
+from cil.adapt import SourceModel, find
 from cil.data import Samples
 from cil.engine.keys import generator
 from cil.models import NetFactory, build_backbone
@@ -25,11 +25,11 @@ class OneNorm(nn.Module):
         return self.norm(images).flatten(1)
 
 
-def one_norm(classes: int = 2) -> Source:
-    return Source(OneNorm(classes), classes, (classes, 1, 1))
+def one_norm(classes: int = 2) -> SourceModel:
+    return SourceModel(OneNorm(classes), classes, (classes, 1, 1))
 
 
-def conv_source(classes: int = 4, seed: int = 0) -> Source:
+def conv_source(classes: int = 4, seed: int = 0) -> SourceModel:
     """Two blocks of convolution and batch norm, 12 x 12 colour images; statistics and affine values are not trivial."""
     factory = NetFactory(partial(build_backbone, "smallconv", 3, 12), mean=[0.5] * 3, std=[0.25] * 3, seed=seed)
     net = factory()
@@ -39,7 +39,7 @@ def conv_source(classes: int = 4, seed: int = 0) -> Source:
         for value in [*net.parameters(), *net.backbone.buffers()]:
             value.add_(0.1 * torch.rand(value.shape, generator=draws))
         net.head.weight.copy_(2 * torch.randn(net.head.weight.shape, generator=draws))
-    return Source(net.eval(), classes, (3, 12, 12))
+    return SourceModel(net.eval(), classes, (3, 12, 12))
 
 
 def pictures(count: int, key: int = 0) -> torch.Tensor:

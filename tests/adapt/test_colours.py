@@ -4,7 +4,15 @@ import pytest
 import torch
 from torchvision.transforms import functional as V
 
-from cil.adapt.parts.colours import blurred, brighter, colour_views, contrasted, grey, saturated, turned
+from cil.adapt.parts.colours import (
+    blur,
+    change_brightness,
+    change_contrast,
+    change_hue,
+    change_saturation,
+    colour_views,
+    grey,
+)
 
 IMAGES = torch.rand(5, 3, 9, 8, generator=torch.Generator().manual_seed(0))
 
@@ -12,11 +20,11 @@ IMAGES = torch.rand(5, 3, 9, 8, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize(
     ("ours", "theirs", "amount"),
     [
-        (brighter, V.adjust_brightness, 1.3),
-        (contrasted, V.adjust_contrast, 0.7),
-        (saturated, V.adjust_saturation, 1.4),
-        (turned, V.adjust_hue, 0.08),
-        (turned, V.adjust_hue, -0.1),
+        (change_brightness, V.adjust_brightness, 1.3),
+        (change_contrast, V.adjust_contrast, 0.7),
+        (change_saturation, V.adjust_saturation, 1.4),
+        (change_hue, V.adjust_hue, 0.08),
+        (change_hue, V.adjust_hue, -0.1),
     ],
 )
 def test_a_change_is_torchvisions(ours, theirs, amount):
@@ -27,16 +35,18 @@ def test_a_change_is_torchvisions(ours, theirs, amount):
 
 def test_a_blur_is_torchvisions_with_each_images_own_sigma():
     sigmas = [0.1, 0.5, 1.0, 1.5, 2.0]
-    found = blurred(IMAGES, torch.tensor(sigmas).view(-1, 1, 1, 1))
+    found = blur(IMAGES, torch.tensor(sigmas).view(-1, 1, 1, 1))
     for image, view, sigma in zip(IMAGES, found, sigmas, strict=True):
         assert torch.allclose(view, V.gaussian_blur(image, [3, 3], [sigma]), atol=1e-5)
 
 
 def test_a_third_of_a_turn_makes_red_green_and_grey_stays():
     red = torch.tensor([0.8, 0.1, 0.1]).view(1, 3, 1, 1)
-    assert torch.allclose(turned(red, torch.tensor(1 / 3)), torch.tensor([0.1, 0.8, 0.1]).view(1, 3, 1, 1), atol=1e-6)
+    assert torch.allclose(
+        change_hue(red, torch.tensor(1 / 3)), torch.tensor([0.1, 0.8, 0.1]).view(1, 3, 1, 1), atol=1e-6
+    )
     plain = torch.full((1, 3, 1, 1), 0.4)
-    assert torch.allclose(turned(plain, torch.tensor(0.2)), plain)
+    assert torch.allclose(change_hue(plain, torch.tensor(0.2)), plain)
 
 
 def test_images_are_drawn_for_one_by_one_and_changed_in_the_published_shares():

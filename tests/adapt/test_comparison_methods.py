@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from cil.adapt import Source, built_in, find
+from cil.adapt import SourceModel, built_in, find
 
 NAMES = ("source", "bn_stats", "tent", "cotta", "eata", "sar", "rotta")
 TOY = {
@@ -146,7 +146,7 @@ class Plain(nn.Module):
 )
 def test_layer_norm_and_plain_scores_do(made, name, given):
     torch.manual_seed(0)
-    adapter = made(name, Source(Plain(), 4, (3, 12, 12)), **TOY[name] | given)
+    adapter = made(name, SourceModel(Plain(), 4, (3, 12, 12)), **TOY[name] | given)
     adapter.deploy(made.source_samples() if adapter.needs_source else None)
     before = adapter.net.norm.weight.clone()
     answers = run(made, adapter, range(2))

@@ -6,7 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cil.adapt.parts import entropy, flat, gradients, make_optimizer, train_norms, use_batch_statistics
+from cil.adapt.parts.losses import entropy, gradients
+from cil.adapt.parts.norms import train_norms, use_batch_statistics
+from cil.adapt.parts.optimizer import make_optimizer
+from cil.adapt.parts.parameters import flat
 from cil.data import Samples
 from cil.engine.keys import generator
 from cil.errors import ConfigError

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from cil.adapt import Source, find
+from cil.adapt import SourceModel, find
 from cil.adapt.ecotta import EcoTTA
 from cil.contract import Progress, reference_of
 from cil.data import Batch
@@ -19,10 +19,10 @@ from cil.engine.recipe import Recipe
 from cil.errors import ConfigError
 from cil.models import CifarResNet, NetFactory, build_backbone
 from cil.models.meta import GroupedNet
-from cil.models.partition import cut
+from cil.models.partition import cut_network
 
 
-def residual_source(seed: int = 0, classes: int = 4, **more) -> Source:
+def residual_source(seed: int = 0, classes: int = 4, **more) -> SourceModel:
     """A CIFAR ResNet-14 of width 4 on 12 x 12 colour images, whose statistics and affine values are not trivial."""
     factory = NetFactory(partial(CifarResNet, 14, width=4), mean=[0.5] * 3, std=[0.25] * 3, seed=seed)
     net = factory()
@@ -32,12 +32,12 @@ def residual_source(seed: int = 0, classes: int = 4, **more) -> Source:
         for value in [*net.parameters(), *net.backbone.buffers()]:
             value.add_(0.1 * torch.rand(value.shape, generator=draws))
         net.head.weight.copy_(2 * torch.randn(net.head.weight.shape, generator=draws))
-    return Source(net.eval(), classes, (3, 12, 12), **more)
+    return SourceModel(net.eval(), classes, (3, 12, 12), **more)
 
 
 @pytest.fixture
 def eco(made):
-    def make(source: Source | None = None, **given) -> EcoTTA:
+    def make(source: SourceModel | None = None, **given) -> EcoTTA:
         return made("ecotta", source or residual_source(), **{"parts": 3, "threshold": 10.0, **given})
 
     return make
@@ -158,7 +158,7 @@ def test_where_no_prediction_is_sure_the_distances_still_count(eco, made, update
 def test_the_sum_per_sample_is_the_mean_times_the_elements_of_a_map(eco, made, local):
     given = {"threshold": 0.0, "parts": 1, "reg_detach_input": local, "momentum": 0.0}
     images = made.pictures(6)
-    elements = math.prod(cut(residual_source().net, (3, 12, 12), 1)[0].outputs)
+    elements = math.prod(cut_network(residual_source().net, (3, 12, 12), 1)[0].outputs)
     found = []
     for more in ({"reg_reduction": "sum_per_sample", "regularisation": 0.5}, {"regularisation": 0.5 * elements}):
         adapter = eco(**given, **more)
@@ -262,7 +262,8 @@ def test_momentum_is_carried_and_public_weights_are_a_reference(eco):
 def test_statistics_come_from_where_they_are_asked_to(eco, made, mode, share):
     adapter, images = eco(bn_mode=mode, alpha=0.3, lr=0.0, predict_from="pre_update"), made.pictures(6)
     found = adapter.adapt_and_predict(images)
-    expected = GroupedNet(adapter.net, cut(adapter.net, (3, 12, 12), 3), adapter.meta, share=share)(images).logits
+    parts = cut_network(adapter.net, (3, 12, 12), 3)
+    expected = GroupedNet(adapter.net, parts, adapter.meta, share=share)(images).logits
     assert torch.allclose(found, expected, atol=1e-5)
     alone = torch.cat([adapter.adapt_and_predict(image[None]) for image in images])
     assert torch.allclose(alone, found, atol=1e-4) == (mode == "source")
@@ -324,7 +325,7 @@ def test_warm_up_minimises_cross_entropy_of_exact_gradients_with_batch_statistic
     (phase,) = adapter.phases(data)
     adapter.train_mode()
     loss = phase.loss(Batch(data.images, data.slots))
-    run = GroupedNet(adapter.net, cut(adapter.net, (3, 12, 12), 3), adapter.meta, "full")
+    run = GroupedNet(adapter.net, cut_network(adapter.net, (3, 12, 12), 3), adapter.meta, "full")
     expected = F.cross_entropy(run(data.images).logits, data.slots)
     assert torch.allclose(loss, expected)
     parameters = list(adapter.meta.parameters())
@@ -369,5 +370,5 @@ def test_a_step_on_meta_needs_no_values(made):
         net = NetFactory(partial(build_backbone, "resnet20", 3, 32), meta=True)()
         net.grow(10)
     for update in ("two_step", "joint"):
-        adapter = find("ecotta")(Source(net, 10, (3, 32, 32)), update=update).to("meta")
+        adapter = find("ecotta")(SourceModel(net, 10, (3, 32, 32)), update=update).to("meta")
         assert adapter.adapt_and_predict(torch.empty(4, 3, 32, 32, device="meta")).shape == (4, 10)

@@ -4,21 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from cil.adapt.parts import (
-    CarriedOptimizer,
-    MixedNorm2d,
-    assign,
-    cross_entropy,
-    flat,
-    follow,
-    gradients,
-    late_layers,
-    make_optimizer,
-    random_view,
-    replace_batch_norms,
-    train_norms,
-    use_batch_statistics,
-)
+from cil.adapt.parts.losses import cross_entropy, gradients
+from cil.adapt.parts.norms import MixedNorm2d, late_layers, replace_batch_norms, train_norms, use_batch_statistics
+from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
+from cil.adapt.parts.parameters import assign, flat, move_teacher
+from cil.adapt.parts.views import random_view
 from cil.errors import ConfigError
 from cil.models import CifarResNet
 
@@ -103,7 +93,7 @@ def test_a_teacher_follows_parameters_and_keeps_its_buffers():
     teacher, student = nn.BatchNorm2d(1), nn.BatchNorm2d(1)
     nn.init.constant_(teacher.weight, 1.0), nn.init.constant_(student.weight, 3.0)
     student.running_mean.fill_(9)
-    follow(teacher, student, 0.75)
+    move_teacher(teacher, student, 0.75)
     assert teacher.weight.item() == 0.75 * 1 + 0.25 * 3
     assert teacher.running_mean.item() == 0 and student.weight.item() == 3
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cil.adapt import rotta as module
-from cil.adapt.parts import BalancedBank
+from cil.adapt.parts.bank import BalancedBank
 from cil.errors import ConfigError
 
 

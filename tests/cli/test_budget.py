@@ -110,7 +110,7 @@ def test_the_survey_arithmetic_comes_out_of_the_command(cil, monkeypatch):
 
     from cil.data import ArrayStore, Dataset, Samples
     from cil.streams import class_incremental
-    from cil.streams.registry import _builders
+    from cil.streams.registry import STREAMS
 
     def made(**options):
         labels = torch.arange(100).repeat_interleave(100)
@@ -118,7 +118,7 @@ def test_the_survey_arithmetic_comes_out_of_the_command(cil, monkeypatch):
         data = Dataset("cifar", train, train, [str(i) for i in range(100)], mean=(0.5,) * 3, std=(0.5,) * 3)
         return class_incremental(data, increment=10)
 
-    monkeypatch.setitem(_builders, "made", made)
+    monkeypatch.setitem(STREAMS.registered, "made", made)
     stream = ("stream=split_digits", "~stream", "+stream.builder=made")
     budget = ("budget=aligned", "budget.exemplars=2000", "budget.convention=survey", "model=resnet32")
     run = build(compose([*stream, *budget, "strategy=icarl"]))

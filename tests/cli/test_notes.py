@@ -89,7 +89,7 @@ def test_in_python_they_are_warnings_of_the_log(tmp_path, caplog):
 def test_any_strategy_may_leave_notes(tmp_path, caplog):
     class Mine(package.Strategy):
         def build_net(self) -> nn.Module:
-            self.notes.append("mine is slow")
+            self.warnings.append("mine is slow")
             return super().build_net()
 
     run = package.plan(Mine, package.class_incremental("digits", increment=5), "smallconv", run_dir=tmp_path / "run")

@@ -163,7 +163,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line_before_anything_is_trained(
 def test_trials_never_open_the_test_data(cil, tmp_path, monkeypatch):
     """The test data say so when they are opened: that happens in the runs that are reported, and in no trial."""
     streams = sys.modules["cil.streams.class_incremental"]
-    real = streams._part
+    real = streams._experience_data
 
     def shut(*parts):
         def opened():
@@ -171,7 +171,7 @@ def test_trials_never_open_the_test_data(cil, tmp_path, monkeypatch):
 
         return replace(real(*parts), test=opened)
 
-    monkeypatch.setattr(streams, "_part", shut)
+    monkeypatch.setattr(streams, "_experience_data", shut)
     monkeypatch.setattr("cil.cli.build._streams", {})
     found = cil("tune", *DIGITS, *SHORT, SPACE, "tune.trials=2")
     trials = records(tmp_path / "here/trials")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cil.data import data_root, load_dataset
-from cil.data.arrays import cached, checked_samples, read_npz, write_npz
+from cil.data.arrays import load_or_make, read_npz, samples_from_arrays, write_npz
 
 ARRAYS = {"images": np.arange(24, dtype=np.uint8).reshape(2, 3, 4), "labels": np.array([1, 0])}
 
@@ -52,29 +52,29 @@ def test_what_is_cached_is_made_once_and_again_where_it_is_damaged(tmp_path):
         made.append(1)
         return ARRAYS
 
-    assert same(cached(file, make), ARRAYS)
-    assert same(cached(file, make), ARRAYS)
+    assert same(load_or_make(file, make), ARRAYS)
+    assert same(load_or_make(file, make), ARRAYS)
     assert len(made) == 1
     file.write_bytes(file.read_bytes()[:100])
-    assert same(cached(file, make), ARRAYS)
+    assert same(load_or_make(file, make), ARRAYS)
     assert len(made) == 2
     assert same(read_npz(file), ARRAYS)
 
 
 def test_a_place_that_cannot_be_written_costs_no_run(tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
-    assert same(cached(tmp_path / "cache" / "a.npz", lambda: ARRAYS), ARRAYS)
+    assert same(load_or_make(tmp_path / "cache" / "a.npz", lambda: ARRAYS), ARRAYS)
 
 
 def test_grey_images_and_a_column_of_labels_are_understood():
-    samples = checked_samples(np.full((2, 3, 4), 7, np.uint8), np.array([[1], [0]]), "here")
+    samples = samples_from_arrays(np.full((2, 3, 4), 7, np.uint8), np.array([[1], [0]]), "here")
     assert samples.shape == (1, 3, 4)
     assert samples.slots.tolist() == [1, 0]
 
 
 def test_samples_hold_a_copy_of_the_pixels_in_order():
     images = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
-    samples = checked_samples(images, np.array([0, 1]), "here")
+    samples = samples_from_arrays(images, np.array([0, 1]), "here")
     assert samples.pixels[1, 2, 3, 4] == images[1, 3, 4, 2]
     before = samples.pixels.clone()
     images[:] = 0
@@ -82,7 +82,7 @@ def test_samples_hold_a_copy_of_the_pixels_in_order():
 
 
 def test_columns_of_zeros_and_ones_are_multi_label_targets():
-    samples = checked_samples(np.zeros((2, 4, 4), np.uint8), np.array([[1, 0, 1], [0, 0, 1]]), "here")
+    samples = samples_from_arrays(np.zeros((2, 4, 4), np.uint8), np.array([[1, 0, 1], [0, 0, 1]]), "here")
     assert samples.targets.tolist() == [[1, 0, 1], [0, 0, 1]]
 
 

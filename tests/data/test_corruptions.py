@@ -13,11 +13,11 @@ from cil.data.corruptions import (
     corrupt,
     corrupt_all,
     generator,
+    operations,
     parameters,
-    parts,
     weather,
 )
-from cil.data.corruptions.tables import TABLES
+from cil.data.corruptions.severities import TABLES
 from cil.errors import ConfigError, DataError, ShapeError
 
 DRAWN = set(NAMES) - {
@@ -32,7 +32,7 @@ NOT_MONOTONE = {  # the tables themselves are not; from 3 to 4 frost only takes 
 def pictures(count, side=32, channels=3):
     """Smooth coloured shapes with some texture, like photographs more than like noise."""
     rng = np.random.default_rng(0)
-    rough = parts.gaussian(rng.random((count, side, side, channels)), side / 12)
+    rough = operations.gaussian(rng.random((count, side, side, channels)), side / 12)
     rough = (rough - rough.min((1, 2), keepdims=True)) / np.ptp(rough, axis=(1, 2), keepdims=True)
     return (235 * rough + 20 * rng.random(rough.shape)).astype(np.uint8)
 
@@ -205,32 +205,32 @@ def test_motion_samples_along_one_direction():
     image[4, 4] = 1
     weights = np.exp(-(np.arange(5) ** 2) / 8)
     weights /= weights.sum()
-    right = parts.motion_blur(image, 2, 2, 0)[..., 0]
+    right = operations.motion_blur(image, 2, 2, 0)[..., 0]
     assert np.allclose(right[4, :5], weights[::-1])
     assert right[4, 5:].sum() == right[3].sum() == 0
-    falling = parts.motion_blur(image, 2, 2, -90)[..., 0]
+    falling = operations.motion_blur(image, 2, 2, -90)[..., 0]
     assert np.allclose(falling[4:, 4], weights)
-    assert np.allclose(parts.motion_blur(np.ones((3, 4)), 6, 3, 30), 1)  # edges replicated
+    assert np.allclose(operations.motion_blur(np.ones((3, 4)), 6, 3, 30), 1)  # edges replicated
 
 
 def test_centre_zoom_keeps_the_centre_and_enlarges():
     ramp = np.arange(9.0).reshape(1, 9, 1, 1) * np.ones((1, 1, 9, 1))
-    assert (parts.centre_zoom(ramp, 1.0) == ramp).all()
-    twice = parts.centre_zoom(ramp, 2.0)[0, :, 0, 0]  # rows 2 to 6 become 10, their middle nine are kept
+    assert (operations.centre_zoom(ramp, 1.0) == ramp).all()
+    twice = operations.centre_zoom(ramp, 2.0)[0, :, 0, 0]  # rows 2 to 6 become 10, their middle nine are kept
     assert twice == pytest.approx(2 + np.arange(9) * 4 / 9)
 
 
 def test_zoom_blur_is_the_mean_of_the_image_and_all_zooms():
     images = pictures(1)
     values = images / 255.0
-    zooms = [parts.centre_zoom(values, factor) for factor in np.arange(1, 1.06, 0.01)]
+    zooms = [operations.centre_zoom(values, factor) for factor in np.arange(1, 1.06, 0.01)]
     expected = np.floor((values + sum(zooms)) / (len(zooms) + 1) * 255 + 1e-6)
     assert (corrupt_all(images, "zoom_blur", 1, table="32") == expected).all()
 
 
 def test_plasma_is_a_torus_between_zero_and_one_rougher_for_less_decay():
     noise = np.random.default_rng(0).uniform(-1, 1, (3, 64, 64))
-    smooth, rough = parts.plasma(noise, 3.0), parts.plasma(noise, 1.2)
+    smooth, rough = operations.plasma(noise, 3.0), operations.plasma(noise, 1.2)
     for field in (smooth, rough):
         assert (field.min((1, 2)) == 0).all()
         assert field.max((1, 2)) == pytest.approx(1)
@@ -240,7 +240,9 @@ def test_plasma_is_a_torus_between_zero_and_one_rougher_for_less_decay():
 
     assert steps(smooth) < 0.5 * steps(rough)
     assert np.abs(smooth[:, 0] - smooth[:, -1]).mean() < 0.1
-    by_hand = parts.plasma(np.array([[[0.0, 1.0], [-1.0, 0.5]]]), 2.0)  # corner 0, centre .5, then 0.25 + 1, 0.25 - 1
+    by_hand = operations.plasma(
+        np.array([[[0.0, 1.0], [-1.0, 0.5]]]), 2.0
+    )  # corner 0, centre .5, then 0.25 + 1, 0.25 - 1
     assert by_hand[0] * 2 - 0.75 == pytest.approx(np.array([[0, 1.25], [-0.75, 0.5]]))
 
 
@@ -292,13 +294,17 @@ def test_the_affine_map_takes_its_three_points_where_the_draws_say():
 def test_displacements_are_read_along_rows_and_columns():
     values = np.arange(12.0).reshape(1, 3, 4, 1)
     rows, columns = np.indices((3, 4), dtype=float)
-    assert parts.bilinear(values, rows[None] + 0.5, columns[None], parts.reflect)[0, :, 0, 0].tolist() == [2, 6, 8]
-    assert parts.bilinear(values, rows[None], columns[None] + 0.25, parts.reflect_101)[0, 0, :, 0].tolist() == [
-        *(0.25, 1.25, 2.25, 2.75)
+    assert operations.bilinear(values, rows[None] + 0.5, columns[None], operations.reflect)[0, :, 0, 0].tolist() == [
+        2,
+        6,
+        8,
     ]
+    assert operations.bilinear(values, rows[None], columns[None] + 0.25, operations.reflect_101)[
+        0, 0, :, 0
+    ].tolist() == [*(0.25, 1.25, 2.25, 2.75)]
     places = np.arange(-4, 7)
-    assert parts.reflect_101(places, 3).tolist() == [0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2]
-    assert parts.reflect(places, 3).tolist() == [2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0]
+    assert operations.reflect_101(places, 3).tolist() == [0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2]
+    assert operations.reflect(places, 3).tolist() == [2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0]
 
 
 def test_snow_and_frost_brighten_water_and_mud_have_their_colours():

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from cil.data import ArrayStore
-from cil.data.files import FileStore
+from cil.data.file_store import FileStore
 from cil.errors import ConfigError, DataError
 
 
@@ -112,7 +112,7 @@ def test_a_digest_follows_bytes_and_order_not_places(tmp_path, pictures):
 
 
 def test_a_digest_is_remembered_until_a_file_changes(tmp_path, pictures, monkeypatch):
-    import cil.data.files as files
+    import cil.data.file_store as files
 
     read = []
     whole = files._file_digest

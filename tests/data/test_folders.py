@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from cil.data import load_dataset
-from cil.data.files import FileStore
+from cil.data.file_store import FileStore
 from cil.errors import DataError
 from cil.streams import class_incremental, class_order
 

@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms.v2 import functional as f
 
 from cil.data import Augment, to_float
-from cil.data.policies import DRAWS, with_hole, with_policy
+from cil.data.policies import DRAWS, apply_policy, cut_hole
 from cil.errors import ConfigError
 
 PARTS = [{"policy": "autoaugment"}, {"policy": "randaugment"}, {"cutout": 6}]
@@ -55,34 +55,34 @@ EXPECTED = {  # at nine tenths of the largest magnitude
 def test_randaugment_does_each_operation_at_nine_tenths_of_its_largest_magnitude(name, place):
     choices = [0.0, 0.0]
     choices[place] = (NAMES.index(name) + 0.5) / 14
-    found = with_policy(noise(), draws(choices), "randaugment")
+    found = apply_policy(noise(), draws(choices), "randaugment")
     assert (found.int() - EXPECTED[name](noise()).int()).abs().max() <= 1
     assert torch.equal(found, noise()) == (name == "Identity")
 
 
 def test_a_sign_turns_an_operation_round():
-    moved = with_policy(noise(), draws((3.5 / 14, 0), signs=(0.5, 0.0)), "randaugment")
+    moved = apply_policy(noise(), draws((3.5 / 14, 0), signs=(0.5, 0.0)), "randaugment")
     assert torch.equal(moved, torch.cat([noise()[..., 10:], torch.zeros_like(noise()[..., :10])], 3))
 
 
 def test_the_second_operation_sees_what_the_first_one_made():
-    found = with_policy(noise(), draws((3.5 / 14, 12.5 / 14)), "randaugment")
-    moved = with_policy(noise(), draws((3.5 / 14, 0)), "randaugment")
+    found = apply_policy(noise(), draws((3.5 / 14, 12.5 / 14)), "randaugment")
+    moved = apply_policy(noise(), draws((3.5 / 14, 0)), "randaugment")
     assert torch.equal(found, f.autocontrast(moved))
 
 
 def test_autoaugment_takes_a_pair_and_each_of_its_operations_by_its_chance():
     """The first of 25 pairs: invert by 0.1; contrast by 0.2, at magnitude 6 of 9."""
     x = noise()
-    assert torch.equal(with_policy(x, draws((0.039, 0), (0.1, 0.2)), "autoaugment"), x)
-    assert torch.equal(with_policy(x, draws((0.039, 0), (0.09, 0.2)), "autoaugment"), 255 - x)
-    found = with_policy(x, draws((0.039, 0), (0.1, 0.19)), "autoaugment")
+    assert torch.equal(apply_policy(x, draws((0.039, 0), (0.1, 0.2)), "autoaugment"), x)
+    assert torch.equal(apply_policy(x, draws((0.039, 0), (0.09, 0.2)), "autoaugment"), 255 - x)
+    found = apply_policy(x, draws((0.039, 0), (0.1, 0.19)), "autoaugment")
     assert torch.equal(found, f.adjust_contrast(x, 1.6))
     assert torch.equal(
-        with_policy(x, draws((0.039, 0), (0.1, 0.19), (0, 0.5)), "autoaugment"), f.adjust_contrast(x, 0.4)
+        apply_policy(x, draws((0.039, 0), (0.1, 0.19), (0, 0.5)), "autoaugment"), f.adjust_contrast(x, 0.4)
     )
     # the second one: rotation by 0.7 at magnitude 2, translation by 0.3 at magnitude 9
-    assert torch.equal(with_policy(x, draws((0.041, 0), (0.69, 0.3)), "autoaugment"), f.rotate(x, 30 * 2 / 9))
+    assert torch.equal(apply_policy(x, draws((0.041, 0), (0.69, 0.3)), "autoaugment"), f.rotate(x, 30 * 2 / 9))
 
 
 @pytest.mark.parametrize("policy", ["autoaugment", "randaugment"])
@@ -90,8 +90,8 @@ def test_autoaugment_takes_a_pair_and_each_of_its_operations_by_its_chance():
 def test_in_a_batch_each_image_is_as_it_would_be_alone(policy, channels):
     pixels, drawn = noise(60, channels), torch.rand(60, DRAWS, generator=key(3))
     kept = pixels.clone()
-    together = with_policy(pixels, drawn, policy)
-    alone = torch.cat([with_policy(pixels[[k]], drawn[[k]], policy) for k in range(60)])
+    together = apply_policy(pixels, drawn, policy)
+    alone = torch.cat([apply_policy(pixels[[k]], drawn[[k]], policy) for k in range(60)])
     assert (together.int() - alone.int()).abs().max() <= 1 and together.dtype == torch.uint8
     assert torch.equal(pixels, kept)
     changed = (together != pixels).flatten(1).any(1).float().mean()
@@ -106,7 +106,7 @@ def test_in_a_batch_each_image_is_as_it_would_be_alone(policy, channels):
 ])  # fmt: skip
 def test_a_hole_is_a_square_around_a_pixel_cut_off_at_the_edge(draw, rows, columns):
     images = to_float(noise(size=12))
-    found = with_hole(images, torch.tensor([draw]), 4)
+    found = cut_hole(images, torch.tensor([draw]), 4)
     expected = images.clone()
     expected[:, :, rows[0] : rows[1], columns[0] : columns[1]] = 0
     assert torch.equal(found, expected)
@@ -142,9 +142,9 @@ def test_crops_and_flips_stay_what_they_were(part):
     drawn = torch.rand(30, DRAWS + 2, generator=generators[0])
     found = Augment(**given, **part)(pixels, generators[1])
     if "cutout" in part:
-        expected = with_hole(before, drawn[:, DRAWS:], 6)
+        expected = cut_hole(before, drawn[:, DRAWS:], 6)
     else:
-        expected = to_float(with_policy((255 * before).round().byte(), drawn[:, :DRAWS], part["policy"]))
+        expected = to_float(apply_policy((255 * before).round().byte(), drawn[:, :DRAWS], part["policy"]))
     assert torch.equal(found, expected)
 
 

@@ -3,24 +3,24 @@
 import numpy as np
 import pytest
 
-from cil.data.tasks import Table, labelled
-from cil.data.tasks.tables import FileImages, in_memory
+from cil.data.tasks import ExampleTable, label_examples
+from cil.data.tasks.examples import FileImages, in_memory
 from cil.errors import DataError
 
 
 def table(labels, names=None, **columns):
     columns = {name: np.array(values) for name, values in columns.items()}
     labels = labels if isinstance(labels, list) and isinstance(labels[0], tuple) else np.array(labels)
-    return Table(in_memory(np.zeros((len(labels), 2, 2), np.uint8)), labels, columns, names)
+    return ExampleTable(in_memory(np.zeros((len(labels), 2, 2), np.uint8)), labels, columns, names)
 
 
 def multiclass(labels, classes, names=None, columns=None, **transform):
-    found = labelled(table(labels, names, **(columns or {})), "multiclass", classes, transform)
+    found = label_examples(table(labels, names, **(columns or {})), "multiclass", classes, transform)
     return found.rows.tolist(), found.labels.tolist(), found.names
 
 
 def multilabel(labels, classes, names=None, **transform):
-    found = labelled(table(labels, names), "multilabel", classes, transform)
+    found = label_examples(table(labels, names), "multilabel", classes, transform)
     return found.labels.tolist(), found.names
 
 
@@ -76,8 +76,8 @@ def test_sets_of_names_become_rows():
 
 def test_boxes_are_cut_out_and_small_ones_go():
     columns = {"l": np.array([0, 2, 1]), "t": np.array([0, 0, 1]), "r": np.array([8, 3, 9]), "b": np.array([8, 9, 9])}
-    files = Table(FileImages(["a", "a", "b"]), np.array([0, 1, 1]), columns)
-    found = labelled(files, "multiclass", 2, {"crop": {"columns": ["l", "t", "r", "b"], "min_side": 4}})
+    files = ExampleTable(FileImages(["a", "a", "b"]), np.array([0, 1, 1]), columns)
+    found = label_examples(files, "multiclass", 2, {"crop": {"columns": ["l", "t", "r", "b"], "min_side": 4}})
     assert found.rows.tolist() == [0, 2] and found.labels.tolist() == [0, 1]
     assert found.table.images.boxes[2].tolist() == [1, 1, 9, 9]
     with pytest.raises(DataError, match="crop needs image files"):

@@ -244,7 +244,7 @@ def test_the_hub_is_read_at_a_revision_and_offline_where_asked(tmp_path, monkeyp
 
 @pytest.mark.parametrize(("kind", "package"), [("hf", "pip install datasets"), ("skimage", "scikit-image")])
 def test_a_missing_package_is_asked_for_by_name(tmp_path, monkeypatch, kind, package):
-    monkeypatch.setattr("cil.data.tasks.sources.find_spec", lambda name: None)
+    monkeypatch.setattr("cil.data.tasks.source_types.find_spec", lambda name: None)
     said = refused(tmp_path, type=kind, path="a/b", revision="c", generator="faces")
     assert "needs a package that is not installed" in said and package in said
 

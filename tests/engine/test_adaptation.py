@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from cil.adapt import Adapter, Source
+from cil.adapt import Adapter, SourceModel
 from cil.contract import Phase
 from cil.data import Samples
 from cil.engine.driver import Run
@@ -62,7 +62,7 @@ def stream(**changes) -> ShiftStream:
 class Watcher(Adapter):
     """Predicts by the network, and counts the batches since it was deployed."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SourceModel) -> None:
         super().__init__(source)
         self.keep("met", torch.zeros(1), kind="statistics")
 
@@ -88,7 +88,7 @@ def run_of(kind, folder, given=None, **options) -> Run:
     shifting = stream() if given is None else given
     defaults = {"recipe": Recipe(epochs=1, batch_size=2, log_every=1, optimizer=PLAIN), "batch_size": 2, "keep": "all"}
     return adaptation_of(
-        kind, shifting, folder, make_source=lambda device: Source(Net(), 2, SHAPE, "hand"),
+        kind, shifting, folder, make_source=lambda device: SourceModel(Net(), 2, SHAPE, "hand"),
         identity={"adapter": kind.__name__}, **{**defaults, **options},
     )  # fmt: skip
 
@@ -175,7 +175,7 @@ class Warm(Watcher):
 
     needs_source = True
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SourceModel) -> None:
         super().__init__(source)
         self.keep("images", torch.zeros(1), kind="statistics")
         self.net.eval()

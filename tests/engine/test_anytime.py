@@ -11,9 +11,9 @@ from toys import Interrupt, Learner, Rehearse, TwoStages, plain, small_run, smal
 from cil import metrics
 from cil.cli.build import build
 from cil.cli.compose import compose
+from cil.engine.anytime import Anytime, anytime_results
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError, ContractError
-from cil.kinds.classes.anytime import Anytime, anytime_results
 from cil.memory import Budget
 from cil.streams import Gaussian, IBlurry, blurry, rotated_domains
 from cil.testing import toy_run, toy_stream, toy_tasks

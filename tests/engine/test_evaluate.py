@@ -14,7 +14,7 @@ from cil.errors import ContractError
 from cil.kinds.classes.evaluation import evaluable, evaluate
 from cil.kinds.classes.results import class_scores, confusions
 from cil.streams import Signature, Stream
-from cil.streams.base import Part
+from cil.streams.base import ExperienceData
 
 
 def _stream(*groups: tuple[int, ...], classes: int = 4) -> Stream:
@@ -26,7 +26,7 @@ def _stream(*groups: tuple[int, ...], classes: int = 4) -> Stream:
         seen += len(new)
         samples = Samples.from_arrays(torch.tensor(slots).mul(10).byte().reshape(-1, 1, 1, 1), torch.tensor(slots))
         signatures.append(Signature(index, new, present, samples.counts(), (1, 1, 1), seen))
-        parts.append(Part(lambda samples=samples: samples, lambda samples=samples: samples))
+        parts.append(ExperienceData(lambda samples=samples: samples, lambda samples=samples: samples))
     return Stream(
         name="counted", classes=[str(slot) for slot in range(classes)], order=range(classes), signatures=signatures,
         parts=parts, fingerprint="", augment=Augment(), mean=[0.0], std=[1.0],

@@ -12,7 +12,7 @@ from PIL import Image
 from toys import some_samples
 
 from cil.data import Augment, Samples
-from cil.data.files import FileStore
+from cil.data.file_store import FileStore
 from cil.engine.keys import generator
 from cil.engine.loader import LOOKAHEAD, Loader, PhaseLoader, batch_bounds
 from cil.errors import DataError

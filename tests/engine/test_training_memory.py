@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cil.adapt import Adapter, Source
+from cil.adapt import Adapter, SourceModel
 from cil.adapt.rotta import RoTTA
 from cil.adapt.tent import Tent
 from cil.data import Samples
@@ -139,11 +139,11 @@ def test_a_storage_that_goes_to_meta_twice_is_one_there():
 # adapters -------------------------------------------------------------------------------------------------------------
 
 
-def source(device: torch.device) -> Source:
+def source(device: torch.device) -> SourceModel:
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
     )
-    return Source(nn.Sequential(*net, nn.Flatten(), nn.Linear(8, 4)).eval().to(device), 4, (3, 8, 8))
+    return SourceModel(nn.Sequential(*net, nn.Flatten(), nn.Linear(8, 4)).eval().to(device), 4, (3, 8, 8))
 
 
 def test_an_update_of_tent_by_hand():

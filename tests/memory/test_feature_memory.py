@@ -75,7 +75,7 @@ def test_the_rule_chooses_by_the_features_as_they_are_stored_and_keeps_a_prefix(
 
 
 @pytest.mark.parametrize(("bits", "each"), [(32, 3072), (16, 1536), (8, 768 + 4)])
-def test_a_feature_of_768_values_costs_what_the_specification_says_and_its_label(bits, each):
+def test_the_bytes_of_a_feature_of_768_values_and_its_label(bits, each):
     memory = FeatureMemory(768, bits)
     assert memory.item_bytes(IMAGE, 100) == each + 1
     assert memory.item_bytes((3, 224, 224), 300) == each + 2
@@ -190,7 +190,7 @@ SLOTS = torch.tensor([0, 2, 0, 0, 2, 2, 2, 0, 2, 0])
     ("spread", "each", "once"),
     [("none", 4 * 6, 0), ("radius", 4 * 6, 4), ("diagonal", 8 * 6, 0), ("full", 4 * 6 + 2 * 6 * 7, 0)],
 )
-def test_prototypes_cost_what_the_specification_says_and_eight_bytes_for_a_count(spread, each, once):
+def test_the_bytes_of_prototypes_with_eight_for_a_count(spread, each, once):
     prototypes = Prototypes(6, spread)
     for classes in (2, 5):
         prototypes.grow(classes - len(prototypes.means))

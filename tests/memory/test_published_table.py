@@ -1,4 +1,4 @@
-"""The megabytes of the EcoTTA paper, read off networks without values (specification, sections 6.1 and 6.3)."""
+"""The megabytes of the EcoTTA paper, read off networks without values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cil.memory import Published, measure_step, published
 from cil.models import NetFactory, build_backbone
 from cil.models.meta import GroupedNet, MetaNetworks
-from cil.models.partition import cut
+from cil.models.partition import cut_network
 
 # backbone, options, side, outputs, batch: parameters, values that enter BN, conv and fc, ReLUs of one image
 NETWORKS: dict[str, tuple[tuple[str, dict[str, str], int, int, int], tuple[int, int, int, int]]] = {
@@ -24,7 +24,7 @@ NETWORKS: dict[str, tuple[tuple[str, dict[str, str], int, int, int], tuple[int, 
     "ResNet-50 at 224": (("resnet50", {}, 224, 1000, 32), (25_557_032, 11_113_984, 10_664_448, 9_608_704)),
 }  # fmt: skip
 COLUMNS = ("TENT", "TTT++", "SWR&NSP", "CoTTA", "EcoTTA K=4", "EcoTTA K=5")
-TABLE = {  # megabytes of the specification, and as the paper reports them
+TABLE = {  # megabytes by the rule, and as the paper reports them
     "WRN-40-2": ((188.3, 390.8, 399.8, 408.8, 79.6, 92.3), (188, 391, 400, 409, 80, 92)),
     "WRN-28-10": ((646.4, 1404.8, 1550.7, 1696.6, 404.9, 471.6), (646, 1405, 1551, 1697, 404, 471)),
     "ResNet-50 at 32": ((926.1, 1877.1, 1971.9, 2066.7, 297.0, 498.8), (926, 1877, 1971, 2066, 296, 498)),
@@ -57,7 +57,7 @@ class WithMetaNetworks(nn.Module):
 
     def __init__(self, net: nn.Module, side: int, count: int, grad_path: str, packed: bool = True) -> None:
         super().__init__()
-        parts = cut(net, (3, side, side), count)
+        parts = cut_network(net, (3, side, side), count)
         self.net = net.requires_grad_(False).eval()  # batch statistics all the same
         self.meta = MetaNetworks(parts, None, torch.Generator()).to("meta")
         self._run = GroupedNet(net, parts, self.meta, grad_path, packed=packed)
@@ -82,7 +82,7 @@ def accounted(name: str, method: str) -> Published:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_quantities_of_a_network_are_those_of_the_specification(name):
+def test_the_quantities_of_a_network_by_hand(name):
     (*_, batch), (parameters, norms, layers, relus) = NETWORKS[name]
     everything, tent = accounted(name, "CoTTA"), accounted(name, "TENT")
     assert everything.trainable == parameters and everything.frozen == 0
@@ -141,7 +141,7 @@ def test_freezing_alone_saves_nothing_where_autograd_keeps_the_inputs(name):
 
 @pytest.mark.parametrize(("grad_path", "count"), ROWS)
 @pytest.mark.parametrize("name", ["WRN-40-2", "WRN-28-10"])
-def test_the_entropy_pass_keeps_what_the_specification_measured(name, grad_path, count):
+def test_the_entropy_pass_keeps_what_was_measured(name, grad_path, count):
     found = kept(name, count, grad_path, packed=False)
     # of lean the specification's network keeps the map that it pools by avg_pool2d; a mean keeps nothing. Elsewhere it
     # is the result of the last ReLU, which is kept anyway

@@ -21,7 +21,7 @@ def at_angles(*degrees: float) -> Tensor:
     return torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
-FIVE = at_angles(0, 10, 40, 90, 25)  # the specification's fixture, section 1.3
+FIVE = at_angles(0, 10, 40, 90, 25)
 
 
 def keyed(key: int = 0) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""The survey's memory arithmetic: every printed number from layer shapes and the specification's formulas."""
+"""The survey's memory arithmetic: every printed number from layer shapes and formulas."""
 
 from functools import cache
 

@@ -13,7 +13,6 @@ from cil.metrics import (
     accuracy_curve,
     accuracy_from_counts,
     accuracy_matrix,
-    accuracy_row,
     average_accuracy,
     average_incremental_accuracy,
     backward_transfer,
@@ -154,7 +153,7 @@ def test_the_order_of_test_samples_changes_nothing(pairs, random):
 def test_rows_from_a_confusion_are_the_shares_of_right_answers(pairs):
     true, predicted = np.array(pairs).T
     owner = np.array([0, 0, 1, 1, 1, 2])
-    row = accuracy_row(confusion_matrix(true, predicted, 6), owner)
+    row = accuracy_matrix(confusion_matrix(true, predicted, 6), owner)
     for experience in range(3):
         mine = owner[true] == experience
         expected = 100 * np.mean(predicted[mine] == true[mine]) if mine.any() else NAN
@@ -166,7 +165,7 @@ def test_the_matrix_stacks_rows_and_leaves_unseen_experiences_undefined():
     second = [[6, 2, 2], [1, 7, 2], [0, 10, 30]]
     matrix = accuracy_matrix([first, second], experience_of_slot=[0, 0, 1])
     np.testing.assert_equal(matrix, [[85, NAN], [65, 75]])
-    np.testing.assert_equal(accuracy_row(second, [0, 0, 1]), matrix[1])
+    np.testing.assert_equal(accuracy_matrix(second, [0, 0, 1]), matrix[1])
 
 
 def test_the_curve_of_unequal_experiences_is_the_accuracy_on_their_union():
@@ -178,16 +177,16 @@ def test_the_curve_of_unequal_experiences_is_the_accuracy_on_their_union():
 
 
 def test_experiences_to_come_have_a_column():
-    np.testing.assert_equal(accuracy_row([[1]], [0], num_experiences=3), [100, NAN, NAN])
+    np.testing.assert_equal(accuracy_matrix([[1]], [0], num_experiences=3), [100, NAN, NAN])
 
 
 def test_a_confusion_that_does_not_fit_the_slots_is_refused():
     with pytest.raises(ShapeError, match="experience_of_slot"):
-        accuracy_row([[1, 0], [0, 1]], [0, 0, 1])
+        accuracy_matrix([[1, 0], [0, 1]], [0, 0, 1])
     with pytest.raises(DataError, match="whole numbers"):
-        accuracy_row([[0.5, 0.5], [0, 1]], [0, 1])
+        accuracy_matrix([[0.5, 0.5], [0, 1]], [0, 1])
     with pytest.raises(DataError, match="0 to 1"):
-        accuracy_row([[1, 0], [0, 1]], [0, 2], num_experiences=2)
+        accuracy_matrix([[1, 0], [0, 1]], [0, 2], num_experiences=2)
 
 
 def test_counts_by_experience_serve_where_classes_reappear():
@@ -199,7 +198,7 @@ def test_counts_by_experience_serve_where_classes_reappear():
 def test_mean_class_accuracy_weighs_classes_not_samples():
     counts = [[1, 0], [3, 0]]
     assert mean_class_accuracy(counts) == 50
-    assert accuracy_row(counts, [0, 0]).tolist() == [25]
+    assert accuracy_matrix(counts, [0, 0]).tolist() == [25]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # classes that are predicted but not tested

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from cil.errors import DataError, ShapeError
 from cil.metrics import (
     Resources,
+    add_resources,
     best_of,
-    combined,
     geometric_speed_up,
     pareto_front,
     performance_profile,
@@ -47,14 +47,14 @@ def test_a_point_is_off_the_front_exactly_where_another_dominates_it(points):
 
 
 def test_resources_add_up_peaks_do_not_and_unknown_stays_unknown():
-    assert combined([Resources(3, 10, 40), Resources(4, 8, 50)]) == Resources(7, 10, 50)
-    assert combined([Resources(3, 10, None), Resources(None, 8, 50)]) == Resources(None, 10, None)
-    assert combined([]) == Resources(0, 0, 0)
+    assert add_resources([Resources(3, 10, 40), Resources(4, 8, 50)]) == Resources(7, 10, 50)
+    assert add_resources([Resources(3, 10, None), Resources(None, 8, 50)]) == Resources(None, 10, None)
+    assert add_resources([]) == Resources(0, 0, 0)
 
 
 @given(st.lists(st.builds(Resources, *[st.none() | st.integers(0, 99)] * 3), max_size=5), st.integers(0, 5))
 def test_how_resources_are_bracketed_changes_nothing(parts, cut):
-    assert combined([combined(parts[:cut]), combined(parts[cut:])]) == combined(parts)
+    assert add_resources([add_resources(parts[:cut]), add_resources(parts[cut:])]) == add_resources(parts)
 
 
 def test_the_time_to_a_target_is_the_first_one():

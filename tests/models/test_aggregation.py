@@ -14,7 +14,7 @@ from cil.models import (
     ScaledConv2d,
     build_backbone,
     count_parameters,
-    folded,
+    fold_batch_norm,
 )
 
 IMAGES = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -150,7 +150,7 @@ def test_folding_does_not_lose_the_factors():
     head = LinearHead(backbone.feature_dim)
     head.grow(3)
     net, images = GrowingNet(backbone, head).eval(), torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(folded(net)(images).logits, net(images).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fold_batch_norm(net)(images).logits, net(images).logits, rtol=1e-4, atol=1e-4)
 
 
 class Odd(nn.Module):

@@ -18,9 +18,9 @@ from cil.models import (
     count_parameters,
     names,
     register_model,
-    registry,
 )
 from cil.models.blocks import PadShortcut
+from cil.models.registry import MODELS
 
 # name: feature length, total, shared and repeated parameters (MEMO's cut)
 SURVEY = {
@@ -195,7 +195,7 @@ def test_a_wrong_name_or_option_is_refused_in_one_line(name, options, message):
 
 
 def test_a_registered_model_is_built_by_name_and_its_name_cannot_be_taken_twice(monkeypatch):
-    monkeypatch.setattr(registry, "_builders", dict(registry._builders))
+    monkeypatch.setattr(MODELS, "registered", dict(MODELS.registered))
 
     @register_model("mine")
     def mine(in_channels: int, image_size: int, bias: bool = False) -> Backbone:
@@ -204,7 +204,7 @@ def test_a_registered_model_is_built_by_name_and_its_name_cannot_be_taken_twice(
     assert "mine" in names()
     assert isinstance(build_backbone("mine", 3, 32, bias=True), ConvNet2)
     with pytest.raises(ConfigError, match="'mine' is taken"):
-        register_model("mine")(mine)
+        register_model("mine")(lambda in_channels, image_size: ConvNet2(in_channels))
 
 
 class FakeEntry:
@@ -215,13 +215,10 @@ class FakeEntry:
 
 
 def test_models_of_other_packages_are_known_by_name_and_loaded_when_built(monkeypatch):
-    def fake_entry_points(group, name=None):
-        return [FakeEntry()] if group == "cil.models" and name in (None, FakeEntry.name) else []
-
-    monkeypatch.setattr(registry, "_builders", dict(registry._builders))
-    monkeypatch.setattr(registry, "entry_points", fake_entry_points)
+    monkeypatch.setattr(MODELS, "registered", dict(MODELS.registered))
+    monkeypatch.setattr("cil.plugins.points", lambda group: [FakeEntry()] if group == "cil.models" else [])
     assert "plugin_net" in names()
-    assert "plugin_net" not in registry._builders
+    assert "plugin_net" not in MODELS.registered
     assert isinstance(build_backbone("plugin_net", 3, 32), SmallConvNet)
 
 

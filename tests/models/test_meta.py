@@ -16,7 +16,7 @@ from cil.models import (
     freeze,
 )
 from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks
-from cil.models.partition import cut, partition, residual_stages
+from cil.models.partition import cut_network, partition, residual_stages
 
 GENERATOR = torch.Generator()
 
@@ -45,7 +45,7 @@ def small(seed: int = 0, backbone: str = "resnet") -> GrowingNet:
 
 
 def grouped(net: nn.Module, parts=3, **settings) -> tuple[GroupedNet, MetaNetworks]:
-    cuts = cut(net, (3, 16, 16), parts)
+    cuts = cut_network(net, (3, 16, 16), parts)
     metas = MetaNetworks(cuts, None, torch.Generator().manual_seed(1))
     return GroupedNet(net, cuts, metas, **settings), metas
 
@@ -103,7 +103,7 @@ COUNTS = [  # network, image side, options, K, parameters (spec 2.1 and 12.4), s
 @pytest.mark.parametrize(("name", "size", "options", "count", "parameters", "stride"), COUNTS)
 def test_meta_networks_have_the_published_size_and_fit_their_parts(name, size, options, count, parameters, stride):
     net = on_meta(name, size, **options)
-    parts = cut(net, (3, size, size), count)
+    parts = cut_network(net, (3, size, size), count)
     with torch.device("meta"):
         metas = MetaNetworks(parts, None, GENERATOR)
     assert count_parameters(metas) == parameters
@@ -119,15 +119,15 @@ def test_meta_networks_have_the_published_size_and_fit_their_parts(name, size, o
 
 def test_what_enters_and_leaves_the_parts_of_wrn_40_2_gives_the_published_activations():
     for count, elements in ((4, 278_528), (5, 327_680)):  # spec 6.1
-        parts = cut(on_meta("wrn_40_2"), (3, 32, 32), count)
+        parts = cut_network(on_meta("wrn_40_2"), (3, 32, 32), count)
         sizes = [(torch.Size(part.inputs).numel(), torch.Size(part.outputs).numel()) for part in parts]
         assert sum(2 * leaving + entering for entering, leaving in sizes) == elements
 
 
 def test_parts_can_be_given():
-    assert [part.blocks for part in cut(on_meta("resnet50", 64), (3, 64, 64), [3, 3, 5, 5])] == [3, 3, 5, 5]
+    assert [part.blocks for part in cut_network(on_meta("resnet50", 64), (3, 64, 64), [3, 3, 5, 5])] == [3, 3, 5, 5]
     with pytest.raises(ConfigError, match=r"parts is \[3, 3\]; this network has 9 residual blocks"):
-        cut(on_meta("resnet20"), (3, 32, 32), [3, 3])
+        cut_network(on_meta("resnet20"), (3, 32, 32), [3, 3])
 
 
 @pytest.mark.parametrize("net", [ConvNet2(), nn.Linear(3, 2), nn.ModuleList([CifarResNet(14), CifarResNet(14)])])
@@ -146,7 +146,7 @@ def test_blocks_that_do_not_follow_one_another_are_refused():
             return self.layer2(self.layer1(x) + 1)
 
     with pytest.raises(ConfigError, match="do not follow one another"):
-        cut(Skipping(), (3, 8, 8), 2)
+        cut_network(Skipping(), (3, 8, 8), 2)
 
 
 TIMM = ["resnet18", "resnetv2_50", "regnetx_002", "convnext_atto", "resnext50_32x4d"]
@@ -156,7 +156,7 @@ TIMM = ["resnet18", "resnetv2_50", "regnetx_002", "convnext_atto", "resnext50_32
 def test_residual_timm_models_are_cut_along_their_stages(name):
     with torch.device("meta"):
         net = classifier(build_backbone(f"timm:{name}", in_channels=3, image_size=64))
-    parts = cut(net, (3, 64, 64), 4)
+    parts = cut_network(net, (3, 64, 64), 4)
     assert len(parts) == 4
     assert parts[-1].outputs[0] == net.feature_dim
     strides = torch.tensor([part.stride for part in parts])
@@ -170,7 +170,7 @@ def test_residual_timm_models_are_cut_along_their_stages(name):
 @pytest.mark.parametrize("grad_path", GRAD_PATHS)
 def test_with_nothing_added_the_network_computes_what_it_did(backbone, grad_path):
     net, images = small(backbone=backbone), torch.rand(4, 3, 16, 16)
-    same = GroupedNet(net, cut(net, (3, 16, 16), 3), [through] * 3, grad_path, share=0.0)
+    same = GroupedNet(net, cut_network(net, (3, 16, 16), 3), [through] * 3, grad_path, share=0.0)
     assert torch.equal(same(images).logits, net(images).logits)
 
 
@@ -200,7 +200,7 @@ def test_from_identity_the_output_differs_by_the_convolutions_alone(backbone):
         meta.conv_norm.weight.data.zero_()
     assert torch.allclose(run(images).logits, net(images).logits, atol=1e-4)
     maps = []
-    GroupedNet(net, cut(net, (3, 16, 16), 3), [through] * 3, share=0.0)(images, lambda k, a, f: maps.append(f))
+    GroupedNet(net, cut_network(net, (3, 16, 16), 3), [through] * 3, share=0.0)(images, lambda k, a, f: maps.append(f))
     assert torch.allclose(metas[0].norm.bias, maps[0].mean((0, 2, 3)), atol=1e-5)
     assert torch.allclose(metas[0].norm.running_var, maps[0].var((0, 2, 3), correction=0), rtol=1e-4)
 
@@ -251,7 +251,7 @@ def test_meta_networks_in_training_mode_follow_their_statistics_and_the_frozen_p
 
 
 def test_initial_values_are_torchs_own_and_come_from_the_generator():
-    parts = cut(small(), (3, 16, 16), 3)
+    parts = cut_network(small(), (3, 16, 16), 3)
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
@@ -270,7 +270,7 @@ def test_initial_values_are_torchs_own_and_come_from_the_generator():
 
 def test_settings_that_cannot_be_meant_are_refused():
     net = small()
-    parts = cut(net, (3, 16, 16), 3)
+    parts = cut_network(net, (3, 16, 16), 3)
     with pytest.raises(ConfigError, match="kernel is 2; it must be odd"):
         MetaNetworks(parts, 2, GENERATOR)
     with pytest.raises(ConfigError, match="grad_path is 'half'; allowed: full, lean, stop"):

@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from cil.errors import ConfigError
-from cil.models import CosineHead, LinearHead, NetFactory, build_backbone, registry, timm_backbone
+from cil.models import CosineHead, LinearHead, NetFactory, build_backbone, timm_backbone
+from cil.models.registry import MODELS
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
@@ -54,7 +55,7 @@ def test_a_model_file_composes_and_builds_on_meta(name):
 @pytest.mark.parametrize("name", FILES)
 def test_the_options_shown_are_those_of_the_builder_at_their_defaults(name):
     config = composed(name)
-    builder = timm_backbone if config.name.startswith("timm:") else registry._find(config.name)
+    builder = timm_backbone if config.name.startswith("timm:") else MODELS.find(config.name)
     given = {"name", "weights", "in_channels", "image_size"}
     own = {
         key: parameter.default

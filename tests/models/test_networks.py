@@ -23,7 +23,7 @@ from cil.models import (
     evaluating,
     extract,
     extract_outputs,
-    folded,
+    fold_batch_norm,
     frozen_copy,
 )
 
@@ -218,7 +218,7 @@ def test_a_folded_network_gives_the_same_outputs_without_batch_norm(name):
     net.train()
     for _ in range(3):  # statistics that are not 0 and 1
         net(IMAGES)
-    fold = folded(net)
+    fold = fold_batch_norm(net)
     net.eval()
     ours, theirs = fold(IMAGES), net(IMAGES)
     torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-4)
@@ -248,7 +248,7 @@ def test_folding_leaves_alone_what_it_cannot_prove():
     net = Forked()
     for _ in range(3):
         net(IMAGES)
-    fold = folded(net)
+    fold = fold_batch_norm(net)
     assert isinstance(fold.bn, nn.BatchNorm2d)
     assert isinstance(fold.plain[1], nn.Identity)
     torch.testing.assert_close(fold(IMAGES), net.eval()(IMAGES))
@@ -271,7 +271,7 @@ def test_a_convolution_that_is_used_twice_is_not_folded():
     net = Shared()
     for _ in range(3):
         net(IMAGES)
-    fold = folded(net)
+    fold = fold_batch_norm(net)
     assert isinstance(fold.bn, nn.BatchNorm2d)
     torch.testing.assert_close(fold(IMAGES), net.eval()(IMAGES))
 

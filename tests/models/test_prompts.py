@@ -6,7 +6,7 @@ from torch import nn
 
 from cil.errors import ConfigError
 from cil.models import build_backbone, timm_backbone
-from cil.models.prompts import PromptPool, prompt_features, prompted, vision_transformer
+from cil.models.prompts import PromptPool, forward_with_prompts, prompt_features, vision_transformer
 
 SMALL = {"image_size": 12, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -38,7 +38,7 @@ def images(count=4, size=12):
 )
 def test_without_prompts_it_is_timms_forward_bit_for_bit(options):
     backbone, shown = vit(**options), images()
-    tokens = prompted(backbone, shown, torch.empty(4, 0, 32))
+    tokens = forward_with_prompts(backbone, shown, torch.empty(4, 0, 32))
     assert torch.equal(tokens, backbone.model.forward_features(shown))
     assert torch.equal(backbone.model.forward_head(tokens, pre_logits=True), backbone(shown)[0])
 
@@ -53,7 +53,7 @@ def test_prompts_stand_between_class_token_and_patches_with_the_position_asked_f
     for block in model.blocks:
         by_hand = block(by_hand)
     by_hand = model.norm(by_hand)
-    assert torch.equal(prompted(backbone, shown, prompts, position), by_hand)
+    assert torch.equal(forward_with_prompts(backbone, shown, prompts, position), by_hand)
     found = prompt_features(backbone, shown, prompts, position)
     torch.testing.assert_close(found, by_hand[:, first : first + 6].mean(1))
 
@@ -89,7 +89,9 @@ def test_images_are_resized_to_what_the_model_was_built_for():
     shown = images()
     assert torch.equal(backbone(shown)[0], backbone.model(backbone.resized(shown)))
     none = torch.empty(4, 0, 32)
-    assert torch.equal(prompted(backbone, shown, none), prompted(backbone, backbone.resized(shown), none))
+    assert torch.equal(
+        forward_with_prompts(backbone, shown, none), forward_with_prompts(backbone, backbone.resized(shown), none)
+    )
     same = images(size=24)
     assert backbone.resized(same) is same
     assert vit(dynamic_img_size=True).resized(same) is same  # takes any size as it is

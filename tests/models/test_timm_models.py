@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cil.errors import ConfigError
-from cil.models import NetFactory, build_backbone, count_parameters, folded, timm_backbone
+from cil.models import NetFactory, build_backbone, count_parameters, fold_batch_norm, timm_backbone
 
 VIT = {"img_size": 32, "patch_size": 8, "depth": 2}
 
@@ -157,6 +157,6 @@ def test_a_timm_resnet_folds():
     images = torch.rand(4, 3, 64, 64)
     for _ in range(3):
         net(images)
-    fold = folded(net)
+    fold = fold_batch_norm(net)
     torch.testing.assert_close(fold(images).logits, net.eval()(images).logits, rtol=1e-4, atol=1e-4)
     assert not any(type(layer) is nn.BatchNorm2d for layer in fold.modules())

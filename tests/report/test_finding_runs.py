@@ -48,3 +48,11 @@ def test_without_a_run_there_is_one_clear_line(tmp_path, name, message):
     with pytest.raises(ConfigError, match=message) as refused:
         find_runs([tmp_path / name])
     assert "\n" not in str(refused.value)
+
+
+def test_trials_are_no_results(run):
+    kept = run("icarl")
+    trial = run("icarl", seed=3, role="trial")
+    found = find_runs(kept.directory.parent)
+    assert [record.identity["seed"] for record in found] == [0]
+    assert [record.identity["seed"] for record in find_runs(trial.directory)] == [3]

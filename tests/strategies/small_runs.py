@@ -17,7 +17,7 @@ from cil.memory import Budget, State
 from cil.models import Output
 from cil.strategies import Strategy, find
 from cil.streams import Experience, Signature, Stream, class_incremental
-from cil.streams.base import Part, fingerprint_of
+from cil.streams.base import ExperienceData, fingerprint_of
 from cil.testing import toy_stream, uneven_stream
 from cil.testing.toy import toy_dataset, toy_factory
 from cil.tracking import Record
@@ -148,7 +148,7 @@ def regrouped(*groups: Sequence[int]) -> Stream:
         test = whole.test(0)[torch.isin(whole.test(0).slots, torch.tensor(slots))]
         seen += len(slots)
         made.append(Signature(index, tuple(slots), tuple(slots), train.counts(), whole.image_shape, seen))
-        parts.append(Part(partial(_same, train), partial(_same, test)))
+        parts.append(ExperienceData(partial(_same, train), partial(_same, test)))
     return Stream(
         name="regrouped", classes=whole.classes, order=whole.order, signatures=made, parts=parts,
         fingerprint=fingerprint_of(whole.fingerprint, repr(groups)), augment=whole.augment, mean=whole.mean,

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from small_runs import bare, batch, bits, differing
 
 from cil.data import Samples
-from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.strategies.agem import AGEM, project
 from cil.strategies.finetune import Finetune
@@ -151,8 +150,3 @@ def test_the_gradient_of_the_exemplars_is_billed_in_training(learn):
 
 def bits_of(learner):
     return learner.memory.samples().pixels.clone()
-
-
-def test_what_is_out_of_range_is_refused():
-    with pytest.raises(ConfigError, match=r"strategy\.reference of agem is 0"):
-        bare("agem", reference=0)

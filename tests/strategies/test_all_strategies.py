@@ -199,7 +199,7 @@ def test_the_bill_holds_where_the_limit_rises_faster_than_the_classes(learn):
     assert [bill["exemplars"] for bill in done.record.results["bills"]] == done.record.results["exemplars"]
 
 
-# what is carried, by the formulas of the specification --------------------------------------------------------------
+# carried bytes, by formula -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LINEAR)

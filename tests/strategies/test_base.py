@@ -328,13 +328,13 @@ def test_progress_is_the_share_of_steps_done():
 
 
 def test_draws_are_keyed_by_purpose_experience_and_seed(tmp_path):
-    def draw(seed: int, index: int, purpose: str) -> float:
+    def draw_batch(seed: int, index: int, purpose: str) -> float:
         run = toy_run("replay", toy_stream(), tmp_path, seed=seed)
         return float(torch.rand(1, generator=run.work.learners.rebuilt(index, None).generator(purpose)))
 
-    drawn = [draw(*key) for key in ((0, 1, "a"), (0, 1, "b"), (0, 2, "a"), (1, 1, "a"))]
+    drawn = [draw_batch(*key) for key in ((0, 1, "a"), (0, 1, "b"), (0, 2, "a"), (1, 1, "a"))]
     assert len(set(drawn)) == 4
-    assert draw(0, 1, "a") == drawn[0]
+    assert draw_batch(0, 1, "a") == drawn[0]
 
 
 # names --------------------------------------------------------------------------------------------------------------

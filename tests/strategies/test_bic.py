@@ -8,7 +8,6 @@ from small_runs import Fixed, bare, batch, bits, differing, observed, signatures
 
 from cil.data import Samples
 from cil.engine.recipe import Recipe
-from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models.base import count_parameters
 from cil.strategies.bic import BiasLayers, BiC
@@ -348,13 +347,3 @@ def test_the_contract_holds_with_a_second_stage(check):
 
 def test_a_run_that_is_interrupted_in_either_stage_goes_on(learn):
     checks.a_resumed_run_ends_where_the_straight_run_ends(checks.Subject("bic", HALF, uneven_stream()))
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("temperature", 0.0), ("temperature", math.nan), ("split", 1.0), ("split", -0.1), ("bias_epochs", 0),
-     ("bias_lr", 0.0), ("bias_lr", math.nan)],
-)  # fmt: skip
-def test_what_is_out_of_range_is_refused(key, value):
-    with pytest.raises(ConfigError, match=rf"strategy\.{key} of bic is {value}"):
-        bare("bic", **{key: value})

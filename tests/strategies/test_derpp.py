@@ -17,7 +17,7 @@ from cil.memory import Budget
 from cil.strategies import derpp
 from cil.strategies.derpp import DERpp
 from cil.strategies.finetune import Finetune
-from cil.strategies.parts.reservoirs import NOT_HELD, NOT_OFFERED
+from cil.strategies.parts.reservoir_sampling import NOT_HELD, NOT_OFFERED
 from cil.testing import toy_run, toy_stream
 from cil.testing.checks import Bomb
 from cil.testing.toy import toy_factory
@@ -149,13 +149,13 @@ def test_the_two_batches_are_drawn_independently_anew_at_every_step(learn, monke
     drawn = []
 
     def watching(learner, samples, count, purpose):
-        found = draw(learner, samples, count, purpose)
+        found = draw_batch(learner, samples, count, purpose)
         if found is not None and len(samples) == 10:
             drawn.append((purpose, tuple(found.rows.tolist())))
         return found
 
-    draw = derpp.draw
-    monkeypatch.setattr(derpp, "draw", watching)
+    draw_batch = derpp.draw_batch
+    monkeypatch.setattr(derpp, "draw_batch", watching)
 
     class Anew(DERpp):
         pass
@@ -313,12 +313,6 @@ def test_a_codec_of_variable_size_is_refused_under_a_budget_in_bytes_when_the_bi
         with pytest.raises(ConfigError, match=r"strategy\.codec"):
             start()
     assert not list(run.checkpoints.folder.glob("experience*"))
-
-
-@pytest.mark.parametrize(("key", "value"), [("alpha", -0.1), ("alpha", float("nan")), ("beta", -1), ("replay", 0)])
-def test_what_is_out_of_range_is_refused(key, value):
-    with pytest.raises(ConfigError, match=rf"strategy\.{key} of derpp is {value}"):
-        bare("derpp", **{key: value})
 
 
 def test_logits_are_stored_at_the_width_of_the_head_whoever_brings_classes_back(learn):

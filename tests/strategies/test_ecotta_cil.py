@@ -21,7 +21,7 @@ from cil.engine.keys import generator
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError
 from cil.memory import Budget
-from cil.memory.training import measure_step
+from cil.memory.training_memory import measure_step
 from cil.models import NetFactory, Output, build_backbone, count_parameters, extract, freeze, frozen_copy, save_weights
 from cil.strategies.ecotta_cil import EcoTTACIL
 from cil.streams import Experience
@@ -394,7 +394,7 @@ def test_bytes_carried_are_backbone_meta_networks_head_and_sums(learn):
     ("name", "kernel", "extra"),
     [("resnet18", None, 1_588_992), ("resnet18", 1, 179_968), ("wrn_40_2", None, 107_008)],
 )
-def test_extra_parameters_are_those_of_the_specification(name, kernel, extra):
+def test_extra_parameters_by_hand(name, kernel, extra):
     options = {"stem": "3x3"} if name == "resnet18" else {}
     factory = NetFactory(partial(build_backbone, name, 3, 32, **options), meta=True)
     learner = EcoTTACIL(factory, Budget(exemplars=10), kernel=kernel)

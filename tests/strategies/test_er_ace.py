@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from small_runs import Fixed, bare, batch, differing
 
-from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import CosineHead
 from cil.strategies.er_ace import ERACE, present_cross_entropy
@@ -141,9 +140,3 @@ def test_exemplars_do_not_come_in_as_new_images(learn):
 
     learn(Looking)
     assert sizes == [(24, 0), (24, 10), (24, 10)]
-
-
-@pytest.mark.parametrize(("key", "value"), [("scale", 0.0), ("scale", float("nan")), ("scale", -1), ("replay", 0)])
-def test_what_is_out_of_range_is_refused(key, value):
-    with pytest.raises(ConfigError, match=rf"strategy\.{key} of er_ace is {value}"):
-        bare("er_ace", **{key: value})

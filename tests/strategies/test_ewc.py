@@ -196,20 +196,6 @@ def test_penalty_and_gradient_are_exactly_zero_when_an_experience_begins(learn, 
         assert end[0] > 0 and end[1]
 
 
-@pytest.mark.parametrize("stream", ["toy", "uneven"])
-def test_strength_0_is_finetune_bit_for_bit(learn, stream):
-    plain, other, pulled = (
-        learn("finetune", stream),
-        learn("ewc", stream, hyperparameters={"strength": 0}),
-        learn("ewc", stream),
-    )
-    for index in range(3):
-        assert differing(plain.net(index), other.net(index)) == []
-        assert bool(differing(plain.net(index), pulled.net(index))) == (index > 0)
-    assert plain.record.results["accuracy_matrix"] == other.record.results["accuracy_matrix"]
-    assert not [name for name in other.trained_with(1) if name.startswith("anchor")]
-
-
 def test_a_cosine_head_with_its_scale_is_held_back_too():
     backbone = partial(build_backbone, "smallconv", 3, 12)
     learner = EWC(NetFactory(backbone, head="cosine"), Budget())

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from small_runs import Fixed, bare, batch, observed
+from small_runs import Fixed, bare, batch, differing, observed
 
 from cil.engine.recipe import Recipe, constant
 from cil.memory import Budget
@@ -57,3 +57,16 @@ def test_old_classes_are_forgotten_where_rehearsal_and_joint_training_remember(l
     options = {"recipe": Recipe(epochs=10, batch_size=8), "budget": Budget(exemplars=30)}
     last = {name: learn(name, **options).record.results["last_accuracy"] for name in ("finetune", "replay", "joint")}
     assert last["finetune"] + 10 < last["replay"] <= last["joint"] + 5
+
+
+@pytest.mark.parametrize("name", ["lwf", "ewc", "mas", "si"])
+@pytest.mark.parametrize("stream", ["toy", "uneven"])
+def test_a_regulariser_of_strength_0_is_finetune_bit_for_bit(learn, stream, name):
+    plain = learn("finetune", stream)
+    other, pulled = learn(name, stream, hyperparameters={"strength": 0}), learn(name, stream)
+    for index in range(3):
+        assert differing(plain.net(index), other.net(index)) == []
+        assert bool(differing(plain.net(index), pulled.net(index))) == (index > 0)
+    assert plain.record.results["accuracy_matrix"] == other.record.results["accuracy_matrix"]
+    extra = {"lwf": "teacher", "ewc": "anchor"}.get(name)
+    assert not [entry for entry in other.trained_with(1) if extra and entry.startswith(extra)]

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from cil.data import Samples
 from cil.engine.recipe import Recipe
-from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.strategies.gem import GEM, nearest_in_cone, project
 from cil.testing import toy_stream
@@ -272,11 +271,3 @@ def test_the_contract_holds_for_the_other_choices(given):
     subject = Subject("gem", given, toy_stream())
     same_seed_same_bits(subject)
     a_resumed_run_ends_where_the_straight_run_ends(subject)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("margin", -0.5), ("margin", float("nan")), ("constraint_batch", 0), ("statistics", "none")]
-)
-def test_what_is_out_of_range_is_refused(key, value):
-    with pytest.raises(ConfigError, match=rf"strategy\.{key} of gem is '?{value}"):
-        bare("gem", **{key: value})

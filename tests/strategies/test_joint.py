@@ -92,7 +92,7 @@ def test_others_are_stopped_by_such_a_budget_and_the_callers_budget_stays_as_it_
 
 
 def test_it_trains_by_the_recipe_of_the_first_experience_every_time(tmp_path):
-    """A fresh network wants the length of a first training (specification 2.17)."""
+    """A fresh network wants the length of a first training."""
     from cil.engine.recipe import Recipe
     from cil.testing import toy_run, toy_stream
 

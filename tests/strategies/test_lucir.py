@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from small_runs import ONE_STEP, PIXELS, bare, batch, bits, differing, observed
 
-from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import CosineHead, Output, extract
 from cil.models.base import count_parameters
@@ -245,12 +244,3 @@ def test_carried_bytes_are_those_of_the_formula(learn):
         expected = {"parameters": 4 * (p + 32 * 2 * (index + 1) + 1), "buffers": 4 * b}
         assert done.ledger(index) == expected | {"exemplars": PIXELS * held, "labels": held}
         assert done.state(index).meta == {}
-
-
-@pytest.mark.parametrize(("key", "value"), [
-    ("strength", -1.0), ("ranking", -0.5), ("margin", float("nan")), ("negatives", 0), ("tune_epochs", -1),
-    ("tune_lr", -1.0),
-])  # fmt: skip
-def test_a_value_out_of_range_is_refused_by_its_key(key, value):
-    with pytest.raises(ConfigError, match=rf"strategy\.{key} of lucir is {value}; it must be [01] or more"):
-        bare("lucir", **{key: value})

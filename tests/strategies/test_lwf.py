@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_runs import Fixed, bare, batch, differing
+from small_runs import Fixed, bare, batch
 
 
 def between_experiences(**hyperparameters):
@@ -44,18 +44,6 @@ def test_the_first_experience_has_no_teacher():
     learner.net = Fixed([[0.0, 1.0, 3.0]])
     terms = learner.loss(batch(1))
     assert terms.keys() == {"new"} and terms["new"].item() == pytest.approx(2.169846, abs=1e-5)
-
-
-@pytest.mark.parametrize("stream", ["toy", "uneven"])
-def test_strength_0_is_finetune_bit_for_bit(learn, stream):
-    plain, other, pulled = learn("finetune", stream), learn("lwf", stream, hyperparameters={"strength": 0}), learn(
-        "lwf", stream
-    )  # fmt: skip
-    for index in range(3):
-        assert differing(plain.net(index), other.net(index)) == []
-        assert bool(differing(plain.net(index), pulled.net(index))) == (index > 0)
-    assert plain.record.results["accuracy_matrix"] == other.record.results["accuracy_matrix"]
-    assert not [name for name in other.trained_with(1) if name.startswith("teacher")]
 
 
 def test_new_data_alone_are_trained_on(learn):

@@ -6,7 +6,6 @@ from small_runs import Fixed, bare, batch, bits, differing, observed, signatures
 from torch import Tensor, nn
 
 from cil.data import Samples
-from cil.errors import ConfigError
 from cil.models import Output
 from cil.models.base import count_parameters
 from cil.streams import Experience
@@ -169,16 +168,6 @@ def test_penalty_and_gradient_are_exactly_zero_when_an_experience_begins(learn, 
     assert seen == [(False, False), (True, True)] * 2
 
 
-@pytest.mark.parametrize("stream", ["toy", "uneven"])
-def test_strength_0_is_finetune_bit_for_bit(learn, stream):
-    plain = learn("finetune", stream)
-    other, pulled = learn("mas", stream, hyperparameters={"strength": 0}), learn("mas", stream)
-    for index in range(3):
-        assert differing(plain.net(index), other.net(index)) == []
-        assert bool(differing(plain.net(index), pulled.net(index))) == (index > 0)
-    assert plain.record.results["accuracy_matrix"] == other.record.results["accuracy_matrix"]
-
-
 def test_the_head_is_free_unless_it_is_held_back_too():
     for heads in (False, True):
         learner = bare("mas", classes=[2], heads=heads)
@@ -205,12 +194,3 @@ def test_importances_are_carried_at_the_size_of_the_backbone_or_of_all_weights(l
         assert done.ledger(index)["statistics"] == 4 * (backbone + (33 * outputs if heads else 0))
         anchors = sum(size for name, size in done.trained_with(index).items() if name.startswith("anchor."))
         assert anchors == (4 * (backbone + (33 * (outputs - 2) if heads else 0)) if index else 0)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("strength", -1.0), ("strength", float("nan")), ("function", "cubed"), ("batch_size", 0), ("merge", "mean")],
-)
-def test_what_is_out_of_range_is_refused(key, value):
-    with pytest.raises(ConfigError, match=rf"strategy\.{key} of mas is '?{value}"):
-        bare("mas", **{key: value})

@@ -6,7 +6,6 @@ import pytest
 import torch
 from small_runs import bare, batch, bits, differing, observed, signatures
 
-from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory, build_backbone, extract
 from cil.models.base import count_parameters
@@ -152,9 +151,3 @@ def test_exemplars_are_chosen_by_the_features_of_all_stages(learn):
         unit = features / features.norm(dim=1, keepdim=True)
         nearest = (unit - unit.mean(0)).norm(dim=1).argsort()[:3]
         assert torch.equal(learner.memory.of_class(slot).pixels, images[nearest].pixels)
-
-
-@pytest.mark.parametrize(("name", "value"), [("auxiliary", -1.0), ("train_shared", "maybe")])
-def test_a_hyperparameter_out_of_range_is_refused(name, value):
-    with pytest.raises(ConfigError, match=rf"^strategy\.{name} of memo is {value!r}; "):
-        bare("memo", **{name: value})

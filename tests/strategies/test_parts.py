@@ -14,14 +14,8 @@ from cil.data import Samples
 from cil.engine.recipe import Recipe
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory, build_backbone, extract
-from cil.strategies.parts import (
-    distillation,
-    draw,
-    features,
-    new_class_cross_entropy,
-    quadratic_penalty,
-    store_exemplars,
-)
+from cil.strategies.parts import distillation, draw_batch, features, new_class_cross_entropy, store_exemplars
+from cil.strategies.parts.importance import quadratic_penalty
 from cil.streams import Experience, class_incremental
 from cil.testing import toy_run, toy_stream
 from cil.testing.toy import toy_dataset
@@ -238,11 +232,11 @@ def test_a_single_sample_is_drawn_twice_and_several_once_each():
     learner = bare("er_ace", classes=[2])
     pixels = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 12, 12)
     samples = Samples.from_arrays(pixels.clone(), torch.tensor([0, 1, 0, 1]))
-    one = draw(learner, samples[[3]], 5, "x")
+    one = draw_batch(learner, samples[[3]], 5, "x")
     assert one.slots.tolist() == [1, 1] and torch.equal(*one.images)
-    assert draw(learner, samples, 1, "x").slots.shape == (2,)
-    assert draw(learner, samples[[]], 5, "x") is None
-    several = draw(learner, samples, 3, "x")
+    assert draw_batch(learner, samples, 1, "x").slots.shape == (2,)
+    assert draw_batch(learner, samples[[]], 5, "x") is None
+    several = draw_batch(learner, samples, 3, "x")
     assert len(several) == 3 and len(several.images.flatten(1).unique(dim=0)) == 3
 
 

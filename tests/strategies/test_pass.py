@@ -9,7 +9,6 @@ from torch import nn
 
 from cil.data import Batch, Samples
 from cil.errors import ConfigError
-from cil.memory import Budget
 from cil.models import LinearHead, extract
 from cil.models.base import count_parameters
 from cil.strategies import find
@@ -263,20 +262,3 @@ def test_images_that_are_not_square_cannot_be_turned():
     learner = bare("pass")
     with pytest.raises(ConfigError, match="must be square; the stream has 12 x 10"):
         learner.grow(Signature(0, (0,), (0,), {0: 4}, (3, 12, 10), 1))
-
-
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        ({"distillation": -1}, r"strategy\.distillation of pass is -1"),
-        ({"prototypes": -0.5}, r"strategy\.prototypes of pass"),
-        ({"prototypes": float("nan")}, r"strategy\.prototypes of pass is nan"),
-        ({"temperature": float("nan")}, r"strategy\.temperature of pass is nan"),
-        ({"pseudo": -1}, r"strategy\.pseudo of pass"),
-        ({"temperature": 0}, r"strategy\.temperature of pass is 0; it must be above 0"),
-        ({"radius": "some"}, r"strategy\.radius of pass is 'some'; allowed: all, first"),
-    ],
-)
-def test_what_is_out_of_range_is_refused(given, says):
-    with pytest.raises(ConfigError, match=says):
-        bare("pass", budget=Budget(exemplars=0), **given)

@@ -6,9 +6,8 @@ import torch.nn.functional as F
 from small_runs import Fixed, bare, batch, bits, differing, observed, signatures
 
 from cil.engine.recipe import Recipe
-from cil.errors import ConfigError
 from cil.models.base import count_parameters
-from cil.strategies.parts import quadratic_penalty
+from cil.strategies.parts.importance import quadratic_penalty
 from cil.strategies.si import SI
 from cil.streams import Experience
 from cil.testing.toy import toy_factory
@@ -186,16 +185,6 @@ def test_the_pull_is_that_of_a_penalty_in_the_loss_when_gradients_are_accumulate
     assert max(apart) > 1e-3
 
 
-@pytest.mark.parametrize("stream", ["toy", "uneven"])
-def test_strength_0_is_finetune_bit_for_bit(learn, stream):
-    plain = learn("finetune", stream)
-    other, pulled = learn("si", stream, hyperparameters={"strength": 0}), learn("si", stream)
-    for index in range(3):
-        assert differing(plain.net(index), other.net(index)) == []
-        assert bool(differing(plain.net(index), pulled.net(index))) == (index > 0)
-    assert plain.record.results["accuracy_matrix"] == other.record.results["accuracy_matrix"]
-
-
 def test_growing_keeps_the_importance_of_old_rows_and_gives_new_rows_none():
     learner = bare("si", classes=[2], heads=True)
     learner.importance["head.bias"] += torch.tensor([0.25, -0.5])
@@ -233,11 +222,3 @@ def test_nothing_but_importances_moves_at_the_boundary(learn):
             assert [n for n in differing(seen["prepared"], seen["trained"]) if n.startswith("importance")] == []
 
     learn(observed("si", see))
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("strength", -0.1), ("damping", 0.0), ("strength", float("nan")), ("damping", float("nan"))]
-)
-def test_what_is_out_of_range_is_refused(key, value):
-    with pytest.raises(ConfigError, match=rf"strategy\.{key} of si is {value}"):
-        bare("si", **{key: value})

@@ -221,18 +221,3 @@ def test_a_network_without_3x3_convolutions_is_refused():
     make = NetFactory(lambda: Backbone(nn.Conv2d(3, 4, 1), [nn.Conv2d(4, 4, 5, padding=2)], 4))
     with pytest.raises(ConfigError, match=r"has none"):
         SSRE(make, Budget())
-
-
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        ({"distillation": -1}, r"strategy\.distillation of ssre is -1"),
-        ({"prototypes": -0.5}, r"strategy\.prototypes of ssre"),
-        ({"distillation": float("nan")}, r"strategy\.distillation of ssre is nan"),
-        ({"temperature": float("nan")}, r"strategy\.temperature of ssre is nan"),
-        ({"temperature": 0.0}, r"strategy\.temperature of ssre is 0\.0; it must be above 0"),
-    ],
-)
-def test_what_is_out_of_range_is_refused(given, says):
-    with pytest.raises(ConfigError, match=says):
-        bare("ssre", **given)

@@ -14,9 +14,9 @@ from cil.errors import ConfigError
 from cil.memory import Budget, Flops
 from cil.models import TaskNet, TaskNets, batch_statistics_features
 from cil.strategies import find
+from cil.strategies.parts.knn_probe import agreement, neighbour_votes
 from cil.strategies.parts.losses import quadratic_penalty
-from cil.strategies.parts.probe import agreement, neighbour_votes
-from cil.strategies.parts.tasks import TaskRecipe, decayed, task_batch, task_loss
+from cil.strategies.parts.task_learner import TaskRecipe, task_batch, task_loss, weight_decay_groups
 from cil.streams import TaskKey
 from cil.testing import toy_run, toy_tasks
 from cil.testing.toy import toy_factory
@@ -363,7 +363,7 @@ def test_the_batch_grows_with_the_data(images, size):
 
 def test_weight_decay_is_for_matrices_alone():
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
-    matrices, rest = decayed(list(net.parameters()))
+    matrices, rest = weight_decay_groups(list(net.parameters()))
     assert [p.ndim for p in matrices["params"]] == [4] and "weight_decay" not in matrices
     assert [p.ndim for p in rest["params"]] == [1, 1, 1] and rest["weight_decay"] == 0
 

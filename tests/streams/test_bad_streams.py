@@ -119,13 +119,22 @@ def test_a_builder_name_cannot_be_taken_twice():
 def test_a_builder_of_another_package_is_found_by_its_entry_point(monkeypatch):
     from importlib.metadata import EntryPoint
 
-    from cil.streams import registry
+    from cil.streams.registry import STREAMS
 
     entry = EntryPoint("theirs", "cil.streams:class_incremental", "cil.streams")
-    monkeypatch.setattr(registry, "entry_points", lambda group, name=None: [entry] if name in (None, "theirs") else [])
-    monkeypatch.setattr(registry, "_builders", {})
+    monkeypatch.setattr("cil.plugins.points", lambda group: [entry] if group == "cil.streams" else [])
+    monkeypatch.setattr(STREAMS, "registered", {})
     assert stream_names() == ["theirs"]
     assert stream_builder("theirs") is class_incremental
+
+
+def test_a_builder_whose_package_cannot_be_imported_is_refused_in_one_line(monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    entry = EntryPoint("theirs", "no_such_package:build", "cil.streams")
+    monkeypatch.setattr("cil.plugins.points", lambda group: [entry] if group == "cil.streams" else [])
+    with pytest.raises(ConfigError, match=r"cil\.streams 'theirs' \(no_such_package:build\) cannot be imported"):
+        stream_builder("theirs")
 
 
 def test_a_stream_needs_experiences(toy_stream):

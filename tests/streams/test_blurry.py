@@ -8,8 +8,8 @@ import torch
 
 from cil.errors import ConfigError, StreamError
 from cil.streams import Gaussian, IBlurry, LongTailed, Repetition, SiBlurry, blurry, class_incremental
-from cil.streams.arranged import generator
-from cil.streams.blurry import class_groups, cut
+from cil.streams.blurry import class_groups, cut_at_random
+from cil.streams.image_pool import generator
 from cil.testing import check_stream, toy_run
 from cil.testing.toy import toy_dataset
 
@@ -110,8 +110,8 @@ def test_the_draws_are_the_same_everywhere():
         [2, 0, 1, 3],
         [8, 6, 4, 10, 14, 13, 12, 7, 5, 11, 9, 15],
     ]
-    assert cut(10, 4, generator(0, 9)) == [0, 5, 0, 5]
-    assert cut(0, 3, generator(0)) == [0, 0, 0]
+    assert cut_at_random(10, 4, generator(0, 9)) == [0, 5, 0, 5]
+    assert cut_at_random(0, 3, generator(0)) == [0, 0, 0]
 
 
 def test_groups_of_random_size_keep_disjoint_classes_together():

@@ -175,7 +175,7 @@ def test_a_segment_is_made_once_while_it_is_the_last_asked_for(toys, monkeypatch
         calls.append(given[0])
         return corrupt_all(images, *given, **more)
 
-    monkeypatch.setattr("cil.data.corruptions.sources.corrupt_all", counted)
+    monkeypatch.setattr("cil.data.corruptions.image_sources.corrupt_all", counted)
     stream = corrupted(toys, corruptions=FEW)
     assert calls == []  # nothing before it is asked for
     assert stream.segments[0].samples() is stream.segments[0].samples()

@@ -8,7 +8,7 @@ from PIL import Image
 from cil.data import Samples
 from cil.errors import ConfigError, DataError, StreamError
 from cil.streams import DomainStream, domain_files, permuted_domains, rotated_domains
-from cil.streams.domains import permuted, rotated
+from cil.streams.domains import permute, rotate
 from cil.testing import check_stream, toy_run
 from cil.testing.toy import toy_dataset
 
@@ -23,25 +23,25 @@ def permutations(**given):
 def test_a_permutation_moves_pixels_alike_in_all_channels():
     pixels = torch.arange(12).reshape(1, 2, 2, 3).byte()
     order = torch.tensor([5, 4, 3, 2, 1, 0])
-    assert permuted(pixels, order).tolist() == [[[[5, 4, 3], [2, 1, 0]], [[11, 10, 9], [8, 7, 6]]]]
-    assert torch.equal(permuted(permuted(pixels, order), order), pixels)
+    assert permute(pixels, order).tolist() == [[[[5, 4, 3], [2, 1, 0]], [[11, 10, 9], [8, 7, 6]]]]
+    assert torch.equal(permute(permute(pixels, order), order), pixels)
 
 
 def test_a_quarter_turn_goes_to_the_left_and_so_do_other_angles():
     pixels = torch.tensor([[1, 2], [3, 4]]).byte()[None, None]
-    assert rotated(pixels, 90).tolist() == [[[[2, 4], [1, 3]]]]
+    assert rotate(pixels, 90).tolist() == [[[[2, 4], [1, 3]]]]
     image = torch.randint(0, 256, (2, 3, 9, 9), generator=torch.Generator().manual_seed(0)).byte()
-    assert torch.equal(rotated(image, 90.0001)[..., 1:-1, 1:-1], rotated(image, 90)[..., 1:-1, 1:-1])
-    back = rotated(rotated(image.float().mean((2, 3), keepdim=True).expand(-1, -1, 9, 9).byte(), 30), 330)
+    assert torch.equal(rotate(image, 90.0001)[..., 1:-1, 1:-1], rotate(image, 90)[..., 1:-1, 1:-1])
+    back = rotate(rotate(image.float().mean((2, 3), keepdim=True).expand(-1, -1, 9, 9).byte(), 30), 330)
     assert (back[..., 4, 4].int() - image.float().mean((2, 3)).byte().int()).abs().max() <= 1
 
 
 def test_turning_keeps_shapes_of_images_that_are_not_square():
     dot = torch.zeros(1, 1, 9, 17).byte()
     dot[..., 4, 12] = 255  # four right of the centre
-    turned = rotated(dot, 90)
+    turned = rotate(dot, 90)
     assert turned.shape == dot.shape and turned[0, 0].flatten().argmax() == 0 * 17 + 8  # four above it
-    assert torch.equal(rotated(dot, 180), dot.flip(2, 3))
+    assert torch.equal(rotate(dot, 180), dot.flip(2, 3))
 
 
 # streams --------------------------------------------------------------------------------------------------------------

@@ -8,16 +8,8 @@ from dataclasses import replace
 import pytest
 
 from cil.errors import ConfigError, StreamError
-from cil.streams.manifest import (
-    SHIPPED,
-    Manifest,
-    StreamInfo,
-    Task,
-    as_mapping,
-    manifest_path,
-    read_manifest,
-    to_yaml,
-)
+from cil.streams.manifest import Manifest, ManifestTask, StreamInfo, as_mapping
+from cil.streams.manifest_files import SHIPPED, manifest_path, read_manifest, to_yaml
 from cil.streams.manifest_rules import errors_in, parse
 from cil.streams.manifest_schema import DOMAINS
 
@@ -26,7 +18,7 @@ def task(name, year, classes=2, dataset=None, **more):
     """A task without data."""
     settings = {"domain": "object", "kind": "multiclass", "license": {"name": "mine"}, "splits": {"rule": "A"},
                 "preprocess": {"resize": 64}, "source": {"type": "npz", "file": "x.npz"}}  # fmt: skip
-    return Task(name, dataset or name, year, classes=classes, **(settings | more))
+    return ManifestTask(name, dataset or name, year, classes=classes, **(settings | more))
 
 
 MIXED = Manifest(

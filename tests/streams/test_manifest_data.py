@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from cil.errors import DataError, StreamError
-from cil.streams.manifest import read_manifest
 from cil.streams.manifest_data import (
     known_lock,
     lock_path,
@@ -22,8 +21,9 @@ from cil.streams.manifest_data import (
     validate_data,
     write_lock,
 )
+from cil.streams.manifest_files import read_manifest
 from cil.streams.manifest_rules import parse
-from cil.streams.tasks import available, load_task, open_task
+from cil.streams.task_data import available, load_task, open_task
 
 
 def pictures(count, seed=0):
@@ -151,7 +151,7 @@ def test_a_download_without_an_accepted_licence_is_refused(tmp_path):
 def test_without_a_package_the_stream_is_reduced_and_says_so(monkeypatch):
     manifest = read_manifest("embedded_tasks")
     assert available(manifest)[1] == [] or pytest.importorskip("skimage")
-    monkeypatch.setattr("cil.streams.tasks.find_spec", lambda name: None if name == "skimage" else object())
+    monkeypatch.setattr("cil.streams.task_data.find_spec", lambda name: None if name == "skimage" else object())
     left, notes = available(manifest)
     assert [item.id for item in left] == ["shapes", "shapes-present", "dot-count"]
     assert (
@@ -165,7 +165,7 @@ def test_without_a_package_the_stream_is_reduced_and_says_so(monkeypatch):
 
 def test_without_a_fallback_the_package_is_asked_for(monkeypatch):
     manifest = manifest_of({"dataset": "faces", "classes": 2, "source": {"type": "skimage", "generator": "faces"}})
-    monkeypatch.setattr("cil.streams.tasks.find_spec", lambda name: None)
+    monkeypatch.setattr("cil.streams.task_data.find_spec", lambda name: None)
     with pytest.raises(StreamError, match=r"faces need a package that is not installed: scikit-image"):
         available(manifest)
 
@@ -290,7 +290,7 @@ def test_the_lock_is_that_of_the_embedded_stream_as_shipped():
 
 
 PROGRAM = """
-from cil.streams.manifest import read_manifest
+from cil.streams.manifest_files import read_manifest
 from cil.streams.manifest_data import lock_text, validate_data
 print(lock_text(validate_data(read_manifest("embedded_tasks").select(ids=["digits", "dot-count"])).lock))
 """

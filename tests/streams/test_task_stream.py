@@ -11,17 +11,18 @@ import torch
 
 from cil.errors import ConfigError, StreamError
 from cil.streams import TaskKey, task_stream
-from cil.streams.manifest import Manifest, StreamInfo, Task, to_yaml
+from cil.streams.manifest import Manifest, ManifestTask, StreamInfo
 from cil.streams.manifest_data import lock_path, validate_data, write_lock
+from cil.streams.manifest_files import to_yaml
 from cil.testing import check_stream, toy_run, toy_tasks
 
 SHARED = {"year": 2000, "domain": "other", "license": {"name": "made", "redistributable": True}}
 
 
-def task(name: str, dataset: str, classes: int, kind: str = "multiclass", **more: object) -> Task:
+def task(name: str, dataset: str, classes: int, kind: str = "multiclass", **more: object) -> ManifestTask:
     source = {"type": "npz", "file": f"{dataset}.npz"}
     given = SHARED | {"splits": {"rule": "A", "seed": 0}, "preprocess": {"resize": 8, "hflip": False}} | more
-    return Task(id=name, dataset=dataset, kind=kind, classes=classes, source=source, **given)
+    return ManifestTask(id=name, dataset=dataset, kind=kind, classes=classes, source=source, **given)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,7 @@ def test_class_numbers_are_those_that_were_validated(manifest, root, tmp_path):
 
 
 def test_a_package_is_asked_for_by_the_tasks_that_are_chosen(monkeypatch, caplog):
-    monkeypatch.setattr("cil.streams.tasks.find_spec", lambda name: None if name == "skimage" else object())
+    monkeypatch.setattr("cil.streams.task_data.find_spec", lambda name: None if name == "skimage" else object())
     stream = task_stream("embedded_tasks", ids=["digit-parity"])
     assert [event.id for event in stream.events] == ["digit-parity"] and not caplog.records
     reduced = task_stream("embedded_tasks", ids=["textures", "dot-count"])

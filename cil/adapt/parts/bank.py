@@ -15,9 +15,9 @@ EMPTY = -1  # age of a free place
 
 
 class BalancedBank(nn.Module):
-    """At most N images with their predicted classes, entropies and ages; see ``add`` for who comes in and who goes.
+    """At most N images with their predicted classes, entropies and ages; ``add`` decides which stay.
 
-    Images are kept in whole grey levels, as data sets have them. Keep it with kind ``exemplars``; all is allocated at
+    Images are stored in whole grey levels, as data sets have them. Keep it with kind ``exemplars``; all is allocated at
     once.
 
     Args:
@@ -25,7 +25,7 @@ class BalancedBank(nn.Module):
         num_classes: K; a class below N / K images may add one.
         image_shape: (C, H, W).
         age_weight, entropy_weight: lambda_t and lambda_u of the score.
-        device: Where it is.
+        device: Device of all tensors.
 
     Source:
         Yuan, Xie, Li, "Robust test-time adaptation in dynamic scenarios", CVPR 2023, arXiv:2303.13899, section 3.3 and
@@ -99,7 +99,7 @@ class BalancedBank(nn.Module):
         return timeliness + self.entropy_weight * entropy / math.log(self.num_classes)
 
     def _place(self, places: list[tuple[int, int, float]], label: int, score: float) -> int | None:
-        """Where a new image goes; None where it does not come in."""
+        """Place of a new image; None where it is not stored."""
         counts = Counter(held for held, age, _ in places if age != EMPTY)
         if counts[label] < self.capacity / self.num_classes:
             if counts.total() < self.capacity:

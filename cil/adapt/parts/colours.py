@@ -1,4 +1,4 @@
-"""Random colours, blur and grey, drawn for each image: what EcoTTA's meta networks are warmed up with."""
+"""Random colours, blur and grey, drawn for each image: the augmentation of EcoTTA's warm-up."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ def colour_views(images: Tensor, generator: torch.Generator) -> Tensor:
     chosen, draws = torch.rand(3, count, generator=generator), torch.rand(5, count, generator=generator)
     order = torch.rand(count, 4, generator=generator).argsort(1)
     factors = [0.6 + 0.8 * draws[0], 0.6 + 0.8 * draws[1], 0.6 + 0.8 * draws[2], 0.2 * draws[3] - 0.1]
-    changes: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (brighter, contrasted, saturated, turned)
+    changes: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+        change_brightness,
+        change_contrast,
+        change_saturation,
+        change_hue,
+    )
     views = images.clone()
 
     def change(rows: Tensor, how: Callable[..., Tensor], *values: Tensor) -> None:
@@ -44,37 +49,37 @@ def colour_views(images: Tensor, generator: torch.Generator) -> Tensor:
         for number, how in enumerate(changes):
             if number < 2 or images.shape[1] == 3:
                 change((chosen[0] < 0.4) & (order[:, place] == number), how, factors[number])
-    change(chosen[1] < 0.2, blurred, 0.1 + 1.9 * draws[4])
+    change(chosen[1] < 0.2, blur, 0.1 + 1.9 * draws[4])
     if images.shape[1] == 3:
         change(chosen[2] < 0.1, lambda x: grey(x).expand_as(x))
     return views
 
 
 def grey(images: Tensor) -> Tensor:
-    """Luma, (N, 1, H, W); of images that have one channel, themselves."""
+    """Luma, (N, 1, H, W); an image of one channel stays as it is."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
     return (images * torch.tensor(_GREY).to(images).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-def brighter(images: Tensor, factor: Tensor) -> Tensor:
-    """Times a factor."""
+def change_brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Multiply by a factor."""
     return (images * factor).clamp(0, 1)
 
 
-def contrasted(images: Tensor, factor: Tensor) -> Tensor:
-    """Away from the mean luma of the image by a factor."""
+def change_contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Scale the distance to the mean luma of the image."""
     mean = grey(images).mean((1, 2, 3), keepdim=True)
     return (factor * images + (1 - factor) * mean).clamp(0, 1)
 
 
-def saturated(images: Tensor, factor: Tensor) -> Tensor:
-    """Away from the grey image by a factor."""
+def change_saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Scale the distance to the grey image."""
     return (factor * images + (1 - factor) * grey(images)).clamp(0, 1)
 
 
-def turned(images: Tensor, turns: Tensor) -> Tensor:
-    """Hue, in HSV, moved by a share of a turn."""
+def change_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Rotate the hue, in HSV, by a share of a turn."""
     red, green, blue = images.split(1, dim=1)
     value, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     chroma = value - low
@@ -88,8 +93,8 @@ def turned(images: Tensor, turns: Tensor) -> Tensor:
     return value - chroma * torch.minimum(place, 4 - place).clamp(0, 1)
 
 
-def blurred(images: Tensor, sigma: Tensor) -> Tensor:
-    """A Gaussian of 3x3 pixels, its sum 1; the border is mirrored."""
+def blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of 3x3 pixels, normalised; the border is mirrored."""
     side = torch.exp(-0.5 / sigma.square())
     centre, side = 1 / (1 + 2 * side), side / (1 + 2 * side)
     x = F.pad(images, (1, 1, 1, 1), mode="reflect")

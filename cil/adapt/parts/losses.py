@@ -1,4 +1,4 @@
-"""Entropy and cross-entropy in nats, their mean over chosen images, and gradients that leave nothing behind."""
+"""Entropy and cross-entropy in nats, their mean over chosen images, and gradients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
 
 
 def mean_where(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the values (..., N) where the (N,) ``mask`` holds, over N; not a number where nowhere: see ``some``.
+    """Mean of the values (..., N) where the (N,) ``mask`` is true, over N; not a number where it is never true.
 
     >>> mean_where(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, False, True]))
     tensor(3.5000)
@@ -31,12 +31,12 @@ def mean_where(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum(-1) / mask.sum()
 
 
-def some(mask: Tensor) -> bool:
-    """Whether a mask holds anywhere; on ``meta``, where there are no values, it does."""
+def any_true(mask: Tensor) -> bool:
+    """True if a mask is true anywhere; also on ``meta``, where there are no values."""
     return mask.is_meta or bool(mask.any())
 
 
 def gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Of a loss for parameters, zeros for what it does not depend on; no ``grad`` is filled."""
+    """Gradients of a loss for parameters, zeros where it does not depend on one; no ``grad`` is filled."""
     found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]

@@ -1,4 +1,4 @@
-"""Normalisation layers: which of their values are trained, and where their statistics come from."""
+"""Normalisation layers: their trained values, and the source of their statistics."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def train_norms(net: nn.Module, adapter: str, leave: Collection[nn.Module] = ())
         leave: Norm layers inside these modules stay frozen too.
 
     Returns:
-        What is trained, in order of the network's modules.
+        The trained parameters, in order of the network's modules.
 
     Raises:
         ConfigError: where nothing would be trained.
     """
-    frozen(net)
+    freeze_reversibly(net)
     left = {layer for module in leave for layer in module.modules()}
     layers: list[Any] = [layer for layer in net.modules() if isinstance(layer, NORMS) and layer not in left]
     trained = [value for layer in layers for value in (layer.weight, layer.bias) if value is not None]
@@ -42,7 +42,7 @@ def train_norms(net: nn.Module, adapter: str, leave: Collection[nn.Module] = ())
     return trained
 
 
-def frozen(net: nn.Module) -> nn.Module:
+def freeze_reversibly(net: nn.Module) -> nn.Module:
     """No gradients and evaluation mode, in place; a later call may change either."""
     set_mode(net, training=False)
     return net.requires_grad_(False)
@@ -64,16 +64,16 @@ def use_batch_statistics(net: nn.Module) -> nn.Module:
 
 
 class MixedNorm2d(nn.Module):
-    """A batch norm whose statistics are (1 - share) stored + share those of the batch, variances biased.
+    """A batch norm with the statistics (1 - share) stored + share those of the batch, variances biased.
 
-    State dicts are those of the batch norm that it stands for, without counter.
+    State dicts are those of the replaced batch norm, without counter.
 
     Args:
         norm: Gives gamma, beta, epsilon and the stored statistics; an activation that it has built in (timm) is
             applied as before.
-        share: Of the batch, in [0, 1].
-        follow: False: the mixture is used in any mode, and what is stored stays. True: in training mode the mixture is
-            used and stored; in evaluation mode what is stored is used.
+        share: Share of the batch, in [0, 1].
+        follow: False: the mixture is used in any mode, and the stored statistics stay. True: in training mode the
+            mixture is used and stored; in evaluation mode the stored statistics are used.
 
     Raises:
         ConfigError: where the norm stores no statistics.
@@ -106,11 +106,12 @@ class MixedNorm2d(nn.Module):
         scale = scale if self.weight is None else scale * self.weight
         shift = -mean * scale
         shift = shift if self.bias is None else shift + self.bias
-        return self.after((x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).to(x.dtype))
+        mixed: Tensor = self.after((x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).to(x.dtype))
+        return mixed
 
 
 def replace_batch_norms(net: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> list[nn.Module]:
-    """Put ``make(layer)`` in the place of each ``BatchNorm2d`` inside a network; the new layers, in order."""
+    """Replace each ``BatchNorm2d`` inside a network by ``make(layer)``; the new layers, in order."""
     names = [name for name, layer in net.named_modules(remove_duplicate=False) if isinstance(layer, nn.BatchNorm2d)]
     made = []
     for name in names:
@@ -121,9 +122,9 @@ def replace_batch_norms(net: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Modu
 
 
 def late_layers(net: nn.Module, adapter: str) -> list[nn.Module]:
-    """The layers near the output: the last stage and what follows it, by the network's own make.
+    """The layers near the output: the last stage and the layers after it.
 
-    * a ``Backbone`` of this package: ``stages[-1]``, and whatever it has beside stem and stages;
+    * a ``Backbone`` of this package: ``stages[-1]``, and its children beside stem and stages;
     * torchvision's and timm's ResNets: ``layer4``; other convolutional nets of timm: the last of ``stages``;
     * transformers (``blocks``): the last quarter of the blocks (9 to 11 of 12), and the norms after them.
 

@@ -1,4 +1,4 @@
-"""An optimizer that is carried: its moments are allocated at their final size, so that they are billed at once."""
+"""A carried optimizer: its moments are allocated at their final size, so that they are billed at once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cil.adapt.parts.settings import by_classes, one_of, within
-from cil.adapt.parts.vectors import assign, flat
+from cil.adapt.base import check
+from cil.adapt.parts.parameters import assign, flat
+from cil.adapt.parts.published_defaults import default_by_classes
 
 OPTIMIZERS = ("adam", "sgd")
 
@@ -20,12 +21,12 @@ class CarriedOptimizer(nn.Module):
     Keep it with ``kind="optimizer", lifetime="carried"``. The parameters belong to the network, not to this module.
 
     Args:
-        tuned: What it moves.
+        tuned: Parameters that it moves.
         name: ``adam`` or ``sgd``.
         lr: Learning rate.
-        momentum: Of SGD; 0 needs no moments.
-        nesterov: For SGD.
-        betas: Of Adam.
+        momentum: Momentum of SGD; 0 needs no moments.
+        nesterov: Nesterov's momentum, for SGD.
+        betas: Averaging factors of Adam.
 
     Attributes:
         tuned: The parameters.
@@ -78,7 +79,8 @@ class CarriedOptimizer(nn.Module):
         second.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
         # 1 - b^t, without the rounding error of b^t near 1
         unbiased, scale = (-torch.expm1(self.steps * math.log(b)) for b in (b1, b2))
-        return first / unbiased / ((second / scale).sqrt() + 1e-8)
+        move: Tensor = first / unbiased / ((second / scale).sqrt() + 1e-8)
+        return move
 
 
 def make_optimizer(
@@ -91,21 +93,24 @@ def make_optimizer(
     imagenet_lr: float = 2.5e-4,
     nesterov: bool = True,
 ) -> CarriedOptimizer:
-    """What is published for the data set, where it is left open.
+    """The optimizer asked for, with the settings published for the data set where they are left open.
 
     Args:
-        tuned: What it moves.
+        tuned: Parameters that it moves.
         adapter: Name of the method, for messages.
         num_classes: K; nearest to 10 or 100 (CIFAR) or to 1000 (ImageNet).
         optimizer: None: Adam on CIFAR, SGD with Nesterov momentum on ImageNet.
         lr: None: 1e-3 on CIFAR, ``imagenet_lr`` on ImageNet.
-        momentum: Of SGD.
+        momentum: Momentum of SGD.
         imagenet_lr: 2.5e-4 in most papers.
-        nesterov: For SGD.
+        nesterov: Nesterov's momentum, for SGD.
+
+    Raises:
+        ConfigError: for a value that is not allowed.
     """
-    one_of((None, *OPTIMIZERS), adapter, optimizer=optimizer)
-    within(0, None, adapter, lr=lr)
-    within(0, 1, adapter, momentum=momentum)
-    name = by_classes(optimizer, num_classes, {10: "adam", 100: "adam", 1000: "sgd"})
-    rate = by_classes(lr, num_classes, {10: 1e-3, 100: 1e-3, 1000: imagenet_lr})
+    check.one_of((None, *OPTIMIZERS), adapter, optimizer=optimizer)
+    check.at_least(0, adapter, lr=lr)
+    check.between(0, 1, adapter, momentum=momentum)
+    name = default_by_classes(optimizer, num_classes, {10: "adam", 100: "adam", 1000: "sgd"})
+    rate = default_by_classes(lr, num_classes, {10: 1e-3, 100: 1e-3, 1000: imagenet_lr})
     return CarriedOptimizer(tuned, name, rate, momentum, nesterov)

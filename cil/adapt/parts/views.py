@@ -37,10 +37,10 @@ def random_view(images: Tensor, generator: torch.Generator) -> Tensor:
     if images.shape[1] not in (1, 3):
         raise ConfigError(f"random views are of grey or colour images, not of {images.shape[1]} channels; see stream")
     height, width = images.shape[2:]
-    draws = torch.rand(11, generator=generator).tolist()
+    draws: list[float] = torch.rand(11, generator=generator).tolist()
     order = torch.randperm(5, generator=generator).tolist()
     noise = torch.randn(
-        images.shape, generator=on_device(generator, images.device), device=images.device, dtype=images.dtype
+        images.shape, generator=generator_on(generator, images.device), device=images.device, dtype=images.dtype
     )
 
     def between(place: int, low: float, high: float) -> float:
@@ -53,7 +53,7 @@ def random_view(images: Tensor, generator: torch.Generator) -> Tensor:
         lambda x: V.adjust_hue(x, between(3, -0.06, 0.06)),
         lambda x: V.adjust_gamma(x, between(4, 0.7, 1.3)),
     )
-    x = images.clamp(0, 1)
+    x: Tensor = images.clamp(0, 1)
     for index in order:
         x = colour[index](x)
     x = F.pad(x, (width // 2, width // 2, height // 2, height // 2), mode="replicate")
@@ -67,8 +67,8 @@ def random_view(images: Tensor, generator: torch.Generator) -> Tensor:
     return (x + 0.005 * noise).clamp(0, 1)
 
 
-def on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
-    """A generator on a device, keyed by one on the CPU; on the CPU, and where there are no values, that one itself."""
+def generator_on(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """A generator on a device, keyed by one on the CPU, which is returned itself for CPU and meta tensors."""
     if device.type in ("cpu", "meta"):
         return generator
     return torch.Generator(device=device).manual_seed(int(torch.randint(2**62, (), generator=generator)))

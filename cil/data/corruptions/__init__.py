@@ -1,8 +1,8 @@
 """The common corruptions of images: 15, and 4 more, each at 5 severities; for small images and for large ones.
 
-Source:
-    Hendrycks, Dietterich. ICLR 2019, arXiv:1903.12261. Parameters are those of the published CIFAR-10-C and ImageNet-C.
-    What this package corrupts is alike in distribution, not pixel for pixel, and never goes by the published names.
+Source: Hendrycks, Dietterich. ICLR 2019, arXiv:1903.12261. Parameters are those of the published CIFAR-10-C and
+ImageNet-C. What this package corrupts is alike in distribution, not pixel for pixel, and never goes by the published
+names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.random import PCG64, Generator
 from numpy.typing import NDArray
 
-from cil.data.corruptions.tables import CANONICAL, EXTRA, NAMES, SETS, SEVERITIES, TABLES
+from cil.data.corruptions.severities import CANONICAL, EXTRA, NAMES, SETS, SEVERITIES, TABLES
 from cil.errors import ConfigError, ShapeError, nearest
 
 __all__ = ["CANONICAL", "EXTRA", "NAMES", "SETS", "SEVERITIES", "corrupt", "corrupt_all", "generator", "parameters"]
@@ -52,8 +52,8 @@ def corrupt(
         severity: 1 to 5.
         rng: All draws come from it.
         table: Which parameters: ``32`` (CIFAR-C), ``224`` (ImageNet-C); auto: those of the size nearer to the image's.
-        exact_bug_compat: Of glass blur.
-        photos: Of frost; see ``cil.data.corruptions.weather.frost_photos``.
+        exact_bug_compat: Option of glass blur.
+        photos: Photographs for frost; see ``cil.data.corruptions.weather.frost_photos``.
 
     Returns:
         (H, W, C) uint8.
@@ -64,7 +64,8 @@ def corrupt(
     """
     if np.ndim(image) != 3:
         raise ShapeError(f"an image to corrupt must be uint8 (H, W, C), not {np.shape(image)}")
-    return _apply(np.asarray(image)[None], name, severity, iter([rng]), table, exact_bug_compat, photos)[0]
+    corrupted = _apply(np.asarray(image)[None], name, severity, iter([rng]), table, exact_bug_compat, photos)
+    return np.asarray(corrupted[0])
 
 
 def corrupt_all(
@@ -84,7 +85,7 @@ def corrupt_all(
         images: (N, H, W, C) uint8.
         seed: From 0 to 2^32 - 1.
         places: Number of each image in its data set, which its generator is made from; 0 to N - 1 where left out.
-        name, severity, table, exact_bug_compat, photos: As ``corrupt``.
+        name, severity, table, exact_bug_compat, photos: See ``corrupt``.
 
     Returns:
         (N, H, W, C) uint8.
@@ -117,7 +118,7 @@ def generator(seed: int, name: str, severity: int, place: int) -> Generator:
 
 
 def parameters(name: str, severity: int, table: str) -> Any:
-    """The numbers of a corruption at a severity; what they mean is said by its function.
+    """The numbers of a corruption at a severity; its function says what they mean.
 
     >>> parameters("contrast", 5, "32"), parameters("defocus_blur", 1, "224")
     (0.15, (3, 0.1))
@@ -142,13 +143,13 @@ def table_of(height: int, width: int) -> str:
 
 
 def check_name(name: str) -> None:
-    """Raise where no corruption has that name."""
+    """Raise ``ConfigError`` where no corruption has that name."""
     if name not in NAMES:
         raise ConfigError(f"unknown corruption '{name}' (stream.corruptions); {nearest(name, NAMES)}")
 
 
 def check_severity(severity: int) -> None:
-    """Raise where it is not 1 to 5."""
+    """Raise ``ConfigError`` where it is not 1 to 5."""
     if isinstance(severity, bool) or severity not in SEVERITIES:
         raise ConfigError(f"stream.severity is {severity!r}; it must be 1, 2, 3, 4 or 5")
 

@@ -10,8 +10,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cil.data.corruptions.parts import Floats, Generators, Pixels, centre_zoom, gaussian, to_pixels, to_unit
-from cil.data.corruptions.parts import motion_blur as smear
+from cil.data.corruptions.operations import Floats, Generators, Pixels, centre_zoom, gaussian, to_pixels, to_unit
+from cil.data.corruptions.operations import motion_blur as smear
 
 
 def gaussian_blur(images: Pixels, sigma: float, rngs: Generators) -> Pixels:

@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.random import Generator
 
-from cil.data.corruptions.parts import (
-    Floats,
-    Generators,
-    Pixels,
-    bilinear,
-    gaussian,
-    reflect,
-    reflect_101,
-    to_pixels,
-    to_unit,
-)
+from cil.data.corruptions import operations as ops
+from cil.data.corruptions.operations import Floats, Generators, Pixels, to_pixels, to_unit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,7 +34,7 @@ def saturate(images: Pixels, change: tuple[float, float], rngs: Generators) -> P
         return images.copy()
     values = to_unit(images)
     value = values.max(-1, keepdims=True)
-    below = value - values  # value * saturation * what the hue says
+    below = value - values  # value * saturation * a factor of the hue
     saturation = below.max(-1, keepdims=True) / np.maximum(value, 1e-12)
     wanted = np.clip(saturation * change[0] + change[1], 0, 1)
     red = value * wanted * np.array((0, 1, 1))
@@ -86,14 +77,14 @@ def elastic_transform(images: Pixels, stretch: tuple[float, float, float], rngs:
     from_y = rows - points[:, 2, 1, None, None]
 
     def part(value: Floats) -> Floats:
-        return (value / determinant)[:, None, None]
+        return np.asarray(value / determinant)[:, None, None]
 
     source_x = centre[0] - reach + part(along_y[:, 1]) * from_x - part(along_y[:, 0]) * from_y
     source_y = centre[1] - reach - part(along_x[:, 1]) * from_x + part(along_x[:, 0]) * from_y
-    values = bilinear(to_unit(images), source_y, source_x, reflect_101)
+    values = ops.bilinear(to_unit(images), source_y, source_x, ops.reflect_101)
     if most:
-        fields = most * np.stack([gaussian(field, sigma, "reflect", 3.0) for _, field in draws])
-        values = bilinear(values, rows + fields[:, 1], columns + fields[:, 0], reflect)
+        fields = most * np.stack([ops.gaussian(field, sigma, "reflect", 3.0) for _, field in draws])
+        values = ops.bilinear(values, rows + fields[:, 1], columns + fields[:, 0], ops.reflect)
     return to_pixels(values)
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from cil.data.corruptions.parts import Generators, Pixels, drawn, to_pixels, to_unit
+from cil.data.corruptions.operations import Generators, Pixels, draw_each, to_pixels, to_unit
 
 
 def gaussian_noise(images: Pixels, scale: float, rngs: Generators) -> Pixels:
     """x + N(0, scale)."""
-    return to_pixels(to_unit(images) + scale * drawn(rngs, lambda rng: rng.standard_normal(images.shape[1:])))
+    return to_pixels(to_unit(images) + scale * draw_each(rngs, lambda rng: rng.standard_normal(images.shape[1:])))
 
 
 def speckle_noise(images: Pixels, scale: float, rngs: Generators) -> Pixels:
     """x + x N(0, scale)."""
-    return to_pixels(to_unit(images) * (1 + scale * drawn(rngs, lambda rng: rng.standard_normal(images.shape[1:]))))
+    return to_pixels(to_unit(images) * (1 + scale * draw_each(rngs, lambda rng: rng.standard_normal(images.shape[1:]))))
 
 
 def shot_noise(images: Pixels, photons: float, rngs: Generators) -> Pixels:
@@ -25,5 +25,5 @@ def shot_noise(images: Pixels, photons: float, rngs: Generators) -> Pixels:
 
 def impulse_noise(images: Pixels, amount: float, rngs: Generators) -> Pixels:
     """Salt and pepper: a share of ``amount`` of the values becomes 0 or 1, either with the same chance."""
-    draws = drawn(rngs, lambda rng: rng.random(images.shape[1:]))
+    draws = draw_each(rngs, lambda rng: rng.random(images.shape[1:]))
     return np.where(draws < amount / 2, np.uint8(0), np.where(draws < amount, np.uint8(255), images))

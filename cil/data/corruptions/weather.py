@@ -10,21 +10,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cil.data.corruptions.parts import (
-    GREY,
-    Floats,
-    Generators,
-    Pixels,
-    centre_zoom,
-    drawn,
-    gaussian,
-    grey_of,
-    motion_blur,
-    plasma,
-    power_of_two,
-    to_pixels,
-    to_unit,
-)
+from cil.data.corruptions import operations as ops
+from cil.data.corruptions.operations import Floats, Generators, Pixels, to_pixels, to_unit
 from cil.errors import DataError
 
 WATER, MUD = (175 / 255, 238 / 255, 238 / 255), (63 / 255, 42 / 255, 20 / 255)
@@ -45,12 +32,14 @@ def snow(images: Pixels, flakes: tuple[float, ...], rngs: Generators) -> Pixels:
         return mean + deviation * rng.standard_normal(images.shape[1:3]), float(rng.uniform(-135, -45))
 
     draws = [draw(rng) for rng in rngs]
-    layers = centre_zoom(np.stack([layer for layer, _ in draws]), zoom)
+    layers = ops.centre_zoom(np.stack([layer for layer, _ in draws]), zoom)
     layers = to_unit(to_pixels(np.where(layers < threshold, 0, layers)))
-    smeared = [motion_blur(layer, int(radius), sigma, angle) for layer, (_, angle) in zip(layers, draws, strict=True)]
+    smeared = [
+        ops.motion_blur(layer, int(radius), sigma, angle) for layer, (_, angle) in zip(layers, draws, strict=True)
+    ]
     fallen = np.stack(smeared)[..., None]
     values = to_unit(images)
-    values = share * values + (1 - share) * np.maximum(values, 1.5 * grey_of(values) + 0.5)
+    values = share * values + (1 - share) * np.maximum(values, 1.5 * ops.grey_of(values) + 0.5)
     return to_pixels(values + fallen + fallen[:, ::-1, ::-1])
 
 
@@ -79,11 +68,11 @@ def frost(images: Pixels, mix: tuple[float, float], rngs: Generators, *, photos:
             top, left = rng.integers(photo.shape[0] - height), rng.integers(photo.shape[1] - width)
             return photo[top : top + height, left : left + width]
 
-        layers = to_unit(drawn(rngs, part))
+        layers = to_unit(ops.draw_each(rngs, part))
     else:
         layers = _frost_synthetic(height, width, rngs)
     if images.shape[-1] == 1:
-        layers = grey_of(layers)
+        layers = ops.grey_of(layers)
     return to_pixels(mix[0] * to_unit(images) + mix[1] * layers)
 
 
@@ -92,17 +81,17 @@ def _frost_synthetic(height: int, width: int, rngs: Generators) -> Floats:
 
     Mean, spread and tint are near those of the published photographs (about 0.64 on average, 0.11 within a picture).
     """
-    side = power_of_two(max(height, width))
+    side = ops.power_of_two(max(height, width))
 
     def draw(rng: Generator) -> Floats:
         return np.concatenate([rng.uniform(-1, 1, (3, side, side)).ravel(), rng.uniform(0.45, 0.75, 1)])
 
-    draws = drawn(rngs, draw)
+    draws = ops.draw_each(rngs, draw)
     noise, level = draws[:, :-1].reshape(-1, 3, side, side), draws[:, -1, None, None]
-    ground, *folds = (plasma(noise[:, layer], decay) for layer, decay in enumerate((1.25, 1.6, 1.4)))
+    ground, *folds = (ops.plasma(noise[:, layer], decay) for layer, decay in enumerate((1.25, 1.6, 1.4)))
     veins = np.maximum(*(np.clip(1 - 5 * np.abs(2 * fold - 1), 0, 1) for fold in folds))
     ice = (level + 0.5 * (ground - 0.5) + 0.2 * veins)[:, :height, :width, None]
-    return np.clip(ice * np.array((0.88, 1.02, 1.1)), 0, 1)
+    return np.asarray(np.clip(ice * np.array((0.88, 1.02, 1.1)), 0, 1))
 
 
 def frost_photos(folder: str | Path, scale: float) -> list[Pixels]:
@@ -113,7 +102,7 @@ def frost_photos(folder: str | Path, scale: float) -> list[Pixels]:
     """
     from PIL import Image
 
-    from cil.data.files import IMAGE_SUFFIXES
+    from cil.data.file_store import IMAGE_SUFFIXES, read_image
 
     where = Path(folder).expanduser()
     found = sorted(path for path in where.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)[:PHOTOS]
@@ -121,11 +110,7 @@ def frost_photos(folder: str | Path, scale: float) -> list[Pixels]:
         raise DataError(f"{where} has no photograph of frost; put images there or leave out stream.frost_photos")
     photos = []
     for path in found:
-        try:
-            with Image.open(path) as file:
-                photo = file.convert("RGB")
-        except Exception as error:  # damaged bytes make decoders raise all sorts of things
-            raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from None
+        photo = read_image(path)
         size = (round(photo.width * scale), round(photo.height * scale))
         steps = (1 / scale, 0, 0, 0, 1 / scale, 0)
         scaled = photo.transform(size, Image.Transform.AFFINE, steps, Image.Resampling.BILINEAR)
@@ -141,8 +126,8 @@ def fog(images: Pixels, thickness: tuple[float, float], rngs: Generators) -> Pix
     """
     amount, decay = thickness
     height, width = images.shape[1:3]
-    side = power_of_two(max(height, width))
-    field = plasma(drawn(rngs, lambda rng: rng.uniform(-1, 1, (side, side))), decay)
+    side = ops.power_of_two(max(height, width))
+    field = ops.plasma(ops.draw_each(rngs, lambda rng: rng.uniform(-1, 1, (side, side))), decay)
     values = to_unit(images)
     brightest = values.max((1, 2, 3), keepdims=True)
     return to_pixels((values + amount * field[:, :height, :width, None]) * brightest / (brightest + amount))
@@ -159,24 +144,24 @@ def spatter(images: Pixels, liquid: tuple[float, ...], rngs: Generators) -> Pixe
     Canny's detector, which finds those places and a few inside large drops.
     """
     mean, deviation, sigma, threshold, amount, mud = liquid
-    noise = drawn(rngs, lambda rng: rng.standard_normal(images.shape[1:3]))
-    layers = gaussian(mean + deviation * noise, sigma)
+    noise = ops.draw_each(rngs, lambda rng: rng.standard_normal(images.shape[1:3]))
+    layers = ops.gaussian(mean + deviation * noise, sigma)
     layers = np.where(layers < threshold, 0, layers)
     if mud:
-        cover = gaussian((layers > threshold).astype(np.float64), amount)
+        cover = ops.gaussian((layers > threshold).astype(np.float64), amount)
         cover = np.where(cover < 0.8, 0, cover)[..., None]
         return to_pixels(to_unit(images) * (1 - cover) + cover * _colour(MUD, images.shape[-1]))
-    lit = np.stack([_lit(np.floor(layer * 255)) for layer in layers])
+    lit = np.stack([_light_rims(np.floor(layer * 255)) for layer in layers])
     lit = amount * lit / np.maximum(lit.max((1, 2), keepdims=True), 1e-12)
     return to_pixels(to_unit(images) + lit[..., None] * _colour(WATER, images.shape[-1]))
 
 
 def _colour(colour: tuple[float, float, float], channels: int) -> Floats:
     values = np.array(colour)
-    return values if channels == 3 else (values * GREY).sum(keepdims=True)
+    return values if channels == 3 else (values * ops.GREY).sum(keepdims=True)
 
 
-def _lit(layer: Floats) -> Floats:
+def _light_rims(layer: Floats) -> Floats:
     """Brightness (not scaled) of the water of one image: an embossed distance to the rims, where there is water."""
     wet = layer > 0
     rims = wet & ~ndimage.binary_erosion(wet, np.ones((3, 3)), border_value=1)
@@ -187,4 +172,4 @@ def _lit(layer: Floats) -> Floats:
     levels = (counts - lowest) * (255 / max(1, counts[-1] - lowest))
     relief: NDArray[np.float64] = np.rint(levels)[away]
     relief = ndimage.correlate(relief, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]), mode="mirror")
-    return layer * np.rint(ndimage.uniform_filter(np.clip(relief, 0, 255), 3, mode="mirror"))
+    return np.asarray(layer * np.rint(ndimage.uniform_filter(np.clip(relief, 0, 255), 3, mode="mirror")))

@@ -1,4 +1,4 @@
-"""What opening a source may do, and what every kind of source has."""
+"""Access to sources: what may be downloaded, and the keys that all kinds of source share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PART_NAMES = ("all", "train", "val", "test")
 
 @dataclass(frozen=True)
 class Access:
-    """What opening a source may do.
+    """Permissions for opening a source.
 
     Attributes:
         root: The data root; paths are relative to it.
-        download: Whether what is not there may be fetched.
-        why_not: Where it may not, the reason.
+        download: True: data that are not there may be fetched.
+        why_not: The reason where they may not.
     """
 
     root: Path
@@ -26,10 +26,10 @@ class Access:
 
 
 def parts_of(source: Mapping[str, Any]) -> dict[str, Any]:
-    """The official parts that a source names, in order."""
+    """The publisher's parts (train, val, test) that a source names, in order."""
     return {name: source[name] for name in PART_NAMES if name in source}
 
 
-def obtain(source: Mapping[str, Any]) -> str:
-    """What the source says on where its data are from."""
+def origin_hint(source: Mapping[str, Any]) -> str:
+    """End of a message about missing data: where they can be obtained, if the source says so."""
     return f" ({source['obtain']})" if source.get("obtain") else ""

@@ -1,7 +1,7 @@
 """Small tasks that need no download: made by drawing, or out of images that come with scikit-learn and scikit-image.
 
-Each generator gives its examples in the order of a seed; column ``split`` says where each belongs, where the tasks of
-one family share their images or where splits may not share pixels.
+Each generator gives its examples in the order of a seed. Column ``split`` has the split of each, where the tasks of one
+family share their images or where splits may not share pixels.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from cil.data.tasks.examples import ExampleTable, in_memory
 from cil.data.tasks.splits import SPLITS, generator, split_rows
-from cil.data.tasks.tables import Table, in_memory
 from cil.errors import DataError
 
 SIZE = 32  # pixels, of what is drawn
@@ -32,20 +32,20 @@ Canvas = NDArray[Any]
 # --- synthetic: nothing but a seed ---
 
 
-def shapes(seed: int = 0, counts: Sequence[int] = COUNTS) -> Table:
+def shapes(seed: int = 0, counts: Sequence[int] = COUNTS) -> ExampleTable:
     """One filled circle, square, triangle or cross an image, of random colour, size and place: 32x32 RGB."""
     draw, images, labels = generator(seed, "shapes"), [], []
     for row in range(sum(counts)):
         canvas, radius = _background(draw), int(draw.integers(5, 13))
         centre = draw.integers(radius, SIZE - radius, size=2)
         _paint(canvas, _mask(SHAPES[row % 4], centre, radius), draw)
-        images.append(_noisy(canvas, draw))
+        images.append(_add_noise(canvas, draw))
         labels.append(row % 4)
-    return _made(images, np.array(labels), counts, SHAPES)
+    return _table_of(images, np.array(labels), counts, SHAPES)
 
 
-def shapes_present(seed: int = 0, counts: Sequence[int] = COUNTS) -> Table:
-    """No to four shapes an image, one a quarter of it, so none hides another; labels say which kinds occur."""
+def shapes_present(seed: int = 0, counts: Sequence[int] = COUNTS) -> ExampleTable:
+    """No to four shapes an image, one a quarter of it, so none hides another; a label for each kind that occurs."""
     draw, images = generator(seed, "shapes-present"), []
     labels = np.zeros((sum(counts), 4), np.int64)
     for row in range(sum(counts)):
@@ -56,11 +56,11 @@ def shapes_present(seed: int = 0, counts: Sequence[int] = COUNTS) -> Table:
             centre = corner + draw.integers(radius, SIZE // 2 - radius + 1, size=2)
             _paint(canvas, _mask(SHAPES[which], centre, radius), draw)
             labels[row, which] = 1
-        images.append(_noisy(canvas, draw))
-    return _made(images, labels, counts, SHAPES)
+        images.append(_add_noise(canvas, draw))
+    return _table_of(images, labels, counts, SHAPES)
 
 
-def dot_count(seed: int = 0, counts: Sequence[int] = COUNTS) -> Table:
+def dot_count(seed: int = 0, counts: Sequence[int] = COUNTS) -> ExampleTable:
     """1 to 25 dots an image, as many images of each number; labels and column ``dots`` are the numbers."""
     draw, images, dots = generator(seed, "dot-count"), [], []
     for row in range(sum(counts)):
@@ -69,9 +69,9 @@ def dot_count(seed: int = 0, counts: Sequence[int] = COUNTS) -> Table:
         for cell in draw.permutation(25)[:many]:  # cells of 6x6 keep the dots apart
             top, left = np.array(divmod(int(cell), 5)) * 6 + 1 + draw.integers(0, 4, size=2)
             canvas[top : top + 2, left : left + 2] = colour
-        images.append(_noisy(canvas, draw))
+        images.append(_add_noise(canvas, draw))
         dots.append(many)
-    made = _made(images, np.array(dots), counts, None)
+    made = _table_of(images, np.array(dots), counts, None)
     made.columns["dots"] = np.array(dots)
     return made
 
@@ -84,14 +84,16 @@ def _paint(canvas: Canvas, mask: NDArray[np.bool_], draw: Generator) -> None:
     canvas[mask] = draw.integers(130, 256, size=3)
 
 
-def _noisy(canvas: Canvas, draw: Generator, sigma: float = 3.0) -> NDArray[np.uint8]:
+def _add_noise(canvas: Canvas, draw: Generator, sigma: float = 3.0) -> NDArray[np.uint8]:
     """A little grain (standard deviation in grey levels): so that no two images are alike."""
     return np.clip(np.rint(canvas + sigma * draw.standard_normal(canvas.shape)), 0, 255).astype(np.uint8)
 
 
 def _mask(shape: str, centre: NDArray[Any], radius: int) -> NDArray[np.bool_]:
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
     rows, columns = np.mgrid[:SIZE, :SIZE] - np.asarray(centre)[:, None, None]
-    inside = (abs(rows) <= radius) & (abs(columns) <= radius)
+    inside: NDArray[np.bool_] = (abs(rows) <= radius) & (abs(columns) <= radius)
     if shape == "circle":
         return rows**2 + columns**2 <= radius**2
     if shape == "triangle":  # apex above, as wide at the foot as it is high
@@ -105,20 +107,20 @@ def _mask(shape: str, centre: NDArray[Any], radius: int) -> NDArray[np.bool_]:
 # --- scikit-learn's handwritten digits ---
 
 
-def digits() -> Table:
+def digits() -> ExampleTable:
     """1797 handwritten digits, 8x8 grey, 10 classes (UCI optdigits, the test part)."""
     images, labels = _digits()
-    return Table(in_memory(images), labels, names=tuple(map(str, range(10))))
+    return ExampleTable(in_memory(images), labels, names=tuple(map(str, range(10))))
 
 
-def digit_parity(seed: int = 0) -> Table:
+def digit_parity(seed: int = 0) -> ExampleTable:
     """The digits as even or odd, each in the split that it has in task ``digits``."""
     images, labels = _digits()
     columns = {"split": _digit_splits(labels, seed)}
-    return Table(in_memory(images), labels % 2, columns, ("even", "odd"))
+    return ExampleTable(in_memory(images), labels % 2, columns, ("even", "odd"))
 
 
-def digits_rot(seed: int = 0) -> Table:
+def digits_rot(seed: int = 0) -> ExampleTable:
     """The digits 2, 3, 4, 5 and 7, each turned by 0, 90, 180 or 270 degrees; splits as in ``digits``."""
     images, labels = _digits()
     split = _digit_splits(labels, seed)
@@ -127,28 +129,28 @@ def digits_rot(seed: int = 0) -> Table:
     turns[rows] = generator(seed, "digits-rot").permutation(np.arange(len(rows)) % 4)
     turned = [np.rot90(images[row], turns[row]) for row in rows]
     columns = {"split": split[rows]}
-    return Table(in_memory(turned), turns[rows], columns, ("0", "90", "180", "270"))
+    return ExampleTable(in_memory(turned), turns[rows], columns, ("0", "90", "180", "270"))
 
 
-def digits_noisy(seed: int = 0, sigma: float = 0.2) -> Table:
+def digits_noisy(seed: int = 0, sigma: float = 0.2) -> ExampleTable:
     """The digits, four times as large, in colour on a coloured ground with Gaussian noise; splits as in ``digits``.
 
     Args:
-        sigma: Of the noise, where white is 1.
+        sigma: Standard deviation of the noise, where white is 1.
     """
     images, labels = _digits()
     draw = generator(seed, "digits-noisy")
     made: list[NDArray[np.uint8]] = []
     for image in images:
-        ink = _enlarged(image, 4)[..., None] / 255
+        ink = _enlarge(image, 4)[..., None] / 255
         ground, front = draw.uniform(0, 0.5, 3), draw.uniform(0.5, 1, 3)
-        made.append(_noisy(255 * (ground * (1 - ink) + front * ink), draw, 255 * sigma))
+        made.append(_add_noise(255 * (ground * (1 - ink) + front * ink), draw, 255 * sigma))
     columns = {"split": _digit_splits(labels, seed)}
-    return Table(in_memory(made), labels, columns, tuple(map(str, range(10))))
+    return ExampleTable(in_memory(made), labels, columns, tuple(map(str, range(10))))
 
 
-def digit_pairs(seed: int = 0, counts: Sequence[int] = PAIRS) -> Table:
-    """Two digits side by side, 32x32 grey; labels say which digits are there. Parents are of the same split."""
+def digit_pairs(seed: int = 0, counts: Sequence[int] = PAIRS) -> ExampleTable:
+    """Two digits side by side, 32x32 grey; a label for each digit. Both are of the same split of ``digits``."""
     images, labels = _digits()
     split, draw = _digit_splits(labels, seed), generator(seed, "digit-pairs")
     made: list[NDArray[np.uint8]] = []
@@ -157,10 +159,10 @@ def digit_pairs(seed: int = 0, counts: Sequence[int] = PAIRS) -> Table:
         for pair in draw.choice(np.flatnonzero(split == name), size=(many, 2)):
             canvas = np.zeros((SIZE, SIZE), np.uint8)
             for place, row in enumerate(pair):
-                canvas[8:24, 16 * place : 16 * place + 16] = _enlarged(images[row], 2)
+                canvas[8:24, 16 * place : 16 * place + 16] = _enlarge(images[row], 2)
             targets[len(made), labels[pair]] = 1
             made.append(canvas)
-    return _made(made, targets, counts, tuple(map(str, range(10))))
+    return _table_of(made, targets, counts, tuple(map(str, range(10))))
 
 
 def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -178,21 +180,21 @@ def _digit_splits(labels: NDArray[np.int64], seed: int) -> NDArray[np.str_]:
     return names
 
 
-def _enlarged(image: NDArray[np.uint8], times: int) -> NDArray[np.uint8]:
+def _enlarge(image: NDArray[np.uint8], times: int) -> NDArray[np.uint8]:
     return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
 # --- scikit-image's pictures ---
 
 
-def faces() -> Table:
+def faces() -> ExampleTable:
     """200 grey patches of 25x25: 100 faces of Labeled Faces in the Wild, then 100 patches without a face."""
     patches = np.rint(np.asarray(_pictures().lfw_subset()) * 255).astype(np.uint8)
     labels = np.repeat([1, 0], len(patches) // 2)
-    return Table(in_memory(patches), labels, names=("other", "face"))
+    return ExampleTable(in_memory(patches), labels, names=("other", "face"))
 
 
-def textures() -> Table:
+def textures() -> ExampleTable:
     """Brick, grass and gravel, 512x512 grey each, in 10x10 tiles of 48x48; rows 0-5, 6, 7 and 8-9 of tiles a split."""
     tiles, labels, split = [], [], []
     for label, name in enumerate(TEXTURES):
@@ -202,10 +204,10 @@ def textures() -> Table:
                 tiles.append(_tile(picture, row, column))
                 labels.append(label)
                 split.append(name_of)
-    return Table(in_memory(tiles), np.array(labels), {"split": np.array(split)}, TEXTURES)
+    return ExampleTable(in_memory(tiles), np.array(labels), {"split": np.array(split)}, TEXTURES)
 
 
-def photo_patches(seed: int = 0, counts: Sequence[int] = (40, 10, 10, 20)) -> Table:
+def photo_patches(seed: int = 0, counts: Sequence[int] = (40, 10, 10, 20)) -> ExampleTable:
     """Tiles of 48x48 of eight photographs; a class is a photograph, a split a band of it (half, eighths, quarter).
 
     Tiles of one colour (the frame of the retina) are left out: they show nothing, and are copies of each other.
@@ -226,7 +228,7 @@ def photo_patches(seed: int = 0, counts: Sequence[int] = (40, 10, 10, 20)) -> Ta
                 labels.append(label)
                 split.append(name_of)
     columns = {"split": np.array(split)}
-    return Table(in_memory(tiles), np.array(labels), columns, PHOTOGRAPHS)
+    return ExampleTable(in_memory(tiles), np.array(labels), columns, PHOTOGRAPHS)
 
 
 def _pictures() -> Any:
@@ -246,17 +248,19 @@ def _tile(picture: NDArray[np.uint8], row: int, column: int) -> NDArray[np.uint8
 
 
 def _is_flat(tile: NDArray[np.uint8]) -> bool:
-    """Whether it has one colour."""
+    """True for a tile of one colour."""
     return bool((np.ptp(tile, axis=(0, 1)) == 0).all())
 
 
-def _made(images: list[Any], labels: NDArray[Any], counts: Sequence[int], names: tuple[str, ...] | None) -> Table:
+def _table_of(
+    images: list[Any], labels: NDArray[Any], counts: Sequence[int], names: tuple[str, ...] | None
+) -> ExampleTable:
     """A table whose splits follow one another."""
     columns = {"split": np.repeat(np.array(SPLITS), counts)}
-    return Table(in_memory(images), labels, columns, names)
+    return ExampleTable(in_memory(images), labels, columns, names)
 
 
-GENERATORS: dict[str, dict[str, Callable[..., Table]]] = {
+GENERATORS: dict[str, dict[str, Callable[..., ExampleTable]]] = {
     "synthetic": {"shapes": shapes, "shapes_present": shapes_present, "dot_count": dot_count},
     "sklearn": {
         "digits": digits,

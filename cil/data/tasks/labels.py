@@ -1,4 +1,4 @@
-"""From what a source says of an example to its class number, or to its row of 0 and 1."""
+"""Labels of a source turned into class numbers, or into rows of 0 and 1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cil.data.tasks.tables import FileImages, Table
+from cil.data.tasks.examples import ExampleTable, FileImages
 from cil.errors import DataError, nearest
 
 Names = tuple[str, ...]
@@ -17,17 +17,17 @@ Values = NDArray[Any] | list[Names]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledExamples:
     """Examples that have a label.
 
     Attributes:
-        table: Of the source; its images may be cut out.
+        table: Table of the source; its images may be cut out.
         rows: (n,) rows of the table that are left.
         labels: (n,) class numbers, or (n, L) of 0 and 1.
-        names: Of the classes.
+        names: Names of the classes.
     """
 
-    table: Table
+    table: ExampleTable
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
     names: Names
@@ -49,7 +49,9 @@ def buckets(values: NDArray[Any], count: int, edges: Sequence[float] | None = No
     return np.searchsorted(np.asarray(edges), values, side="left").astype(np.int64)
 
 
-def labelled(table: Table, kind: str, classes: int | Sequence[str], transform: Mapping[str, Any]) -> Labelled:
+def label_examples(
+    table: ExampleTable, kind: str, classes: int | Sequence[str], transform: Mapping[str, Any]
+) -> LabelledExamples:
     """Apply the label transformations of a task, in this order: crop, buckets, binarise, label_map, classes dropped.
 
     Args:
@@ -65,7 +67,7 @@ def labelled(table: Table, kind: str, classes: int | Sequence[str], transform: M
     """
     rows = np.arange(len(table.images))
     if "crop" in transform:
-        table, rows = _cropped(table, rows, transform["crop"])
+        table, rows = _crop(table, rows, transform["crop"])
     values: Values = table.labels
     names = table.names
     if "buckets" in transform:
@@ -78,14 +80,14 @@ def labelled(table: Table, kind: str, classes: int | Sequence[str], transform: M
     mapping = {str(old): new for old, new in transform.get("label_map", {}).items()}
     if kind == "multilabel":
         matrix, order = _matrix(values, names, classes, mapping)
-        return Labelled(table, rows, matrix[rows], order)
+        return LabelledExamples(table, rows, matrix[rows], order)
     if isinstance(values, list) or values.ndim != 1:
         shape = "several labels an example" if isinstance(values, list) else f"labels of shape {values.shape}"
         raise DataError(f"the source has {shape}, a multiclass task needs one an example; is it kind: multilabel?")
     coded = values[rows]
     least = transform.get("drop_classes_below", 0)
     if mapping or least:  # by name from here on: numbers change when classes go
-        text = [_named(value, names) for value in coded]
+        text = [_class_name(value, names) for value in coded]
         for old in mapping:
             if old not in text:
                 raise DataError(f"transform.label_map has '{old}', no class of the source; {nearest(old, set(text))}")
@@ -97,7 +99,7 @@ def labelled(table: Table, kind: str, classes: int | Sequence[str], transform: M
     if not len(rows):
         raise DataError("no example is left after the label transformations")
     codes, order = _codes(coded, names, classes)
-    return Labelled(table, rows, codes, order)
+    return LabelledExamples(table, rows, codes, order)
 
 
 def _codes(values: NDArray[Any], names: Names | None, classes: int | Sequence[str]) -> tuple[NDArray[np.int64], Names]:
@@ -119,7 +121,7 @@ def _codes(values: NDArray[Any], names: Names | None, classes: int | Sequence[st
     if "" in text:
         raise DataError("an example has an empty label")
     order = listed or tuple(sorted(text, key=_natural))
-    _known(text, order, "class")
+    _check_known(text, order, "class")
     if len(order) != many:
         raise DataError(f"classes is {many}, the source has {len(order)}")
     code = {name: place for place, name in enumerate(order)}
@@ -136,7 +138,7 @@ def _matrix(
         sets = [{str(new) for item in own if (new := mapping.get(item, item)) is not None} for own in values]
         found = set().union(*sets)
         order = listed or (None if mapping else names) or tuple(sorted(found, key=_natural))
-        _known(found, order, "label")
+        _check_known(found, order, "label")
         matrix = np.array([[name in own for name in order] for own in sets], dtype=np.int64)
     elif values.ndim != 2:
         raise DataError(f"labels have shape {values.shape}, a multilabel task needs one column a class (n, L)")
@@ -154,13 +156,15 @@ def _matrix(
     return matrix, order
 
 
-def _known(found: Iterable[str], order: Names, what: str) -> None:
+def _check_known(found: Iterable[str], order: Names, what: str) -> None:
     unknown = sorted(set(found) - set(order))
     if unknown:
         raise DataError(f"the source has the {what} '{unknown[0]}', which classes lacks; {nearest(unknown[0], order)}")
 
 
-def _cropped(table: Table, rows: NDArray[np.int64], how: Mapping[str, Any]) -> tuple[Table, NDArray[np.int64]]:
+def _crop(
+    table: ExampleTable, rows: NDArray[np.int64], how: Mapping[str, Any]
+) -> tuple[ExampleTable, NDArray[np.int64]]:
     if not isinstance(table.images, FileImages):
         raise DataError("transform.crop needs image files: source type csv")
     boxes = np.stack([_numbers(_column(table, name), "crop") for name in how["columns"]], axis=1)
@@ -169,7 +173,7 @@ def _cropped(table: Table, rows: NDArray[np.int64], how: Mapping[str, Any]) -> t
     return replace(table, images=FileImages(table.images.paths, boxes)), rows[(sides >= least).all(axis=1)]
 
 
-def _named(value: Any, names: Names | None) -> str:
+def _class_name(value: Any, names: Names | None) -> str:
     if names is not None and isinstance(value, np.integer) and 0 <= value < len(names):
         return names[int(value)]
     return str(value)
@@ -180,7 +184,7 @@ def _natural(name: str) -> tuple[int, str]:
     return (int(name), name) if name.isdecimal() else (-1, name)
 
 
-def _column(table: Table, name: str) -> NDArray[Any]:
+def _column(table: ExampleTable, name: str) -> NDArray[Any]:
     if name not in table.columns:
         raise DataError(f"no column '{name}'; {nearest(name, table.columns)}")
     return table.columns[name]

@@ -8,29 +8,29 @@ from typing import Any
 
 import numpy as np
 
-from cil.data.tasks.access import Access, obtain, parts_of
-from cil.data.tasks.tables import ArrayImages, Table, in_memory, joined
+from cil.data.tasks.access import Access, origin_hint, parts_of
+from cil.data.tasks.examples import ArrayImages, ExampleTable, in_memory, join_tables
 from cil.errors import DataError, nearest
 
 _BINARY = {"CIFAR10": "cifar10", "CIFAR100": "cifar100"}  # torchvision would unpickle them; read in another edition
 _UNPICKLE = ("ImageNet", "LSUN", "LSUNClass", "PhotoTour")
 
 
-def torchvision(source: Mapping[str, Any], access: Access) -> Table:
+def torchvision(source: Mapping[str, Any], access: Access) -> ExampleTable:
     """A class of torchvision.datasets, once a part; images are read when asked for."""
     given = parts_of(source) or {"all": {}}
-    pieces: list[tuple[str, Table]] = []
+    pieces: list[tuple[str, ExampleTable]] = []
     for part, own in given.items():
         for options in own if isinstance(own, list) else [own]:  # several of the publisher's splits may be one part
             options = {**(source.get("args") or {}), **(options or {})}
             if source["name"] in _BINARY:
                 pieces.append((part, _binary_edition(source, options, access)))
             else:
-                pieces.append((part, _of_torchvision(_constructed(source, options, access), source)))
-    return joined(pieces)
+                pieces.append((part, _table_of_torchvision(_construct(source, options, access), source)))
+    return join_tables(pieces)
 
 
-def _constructed(source: Mapping[str, Any], options: dict[str, Any], access: Access) -> Any:
+def _construct(source: Mapping[str, Any], options: dict[str, Any], access: Access) -> Any:
     from torchvision import datasets
 
     name, where = source["name"], access.root / source.get("root", "torchvision")
@@ -55,7 +55,7 @@ def _constructed(source: Mapping[str, Any], options: dict[str, Any], access: Acc
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
     if not fetches or not source.get("download", True):
-        raise DataError(f"{name} is not in {where}, nor is it fetched ({reason}){obtain(source)}")
+        raise DataError(f"{name} is not in {where}, nor is it fetched ({reason}){origin_hint(source)}")
     if not access.download:
         raise DataError(f"{name} is not in {where} and may not be downloaded: {access.why_not}")
     try:
@@ -63,10 +63,10 @@ def _constructed(source: Mapping[str, Any], options: dict[str, Any], access: Acc
         return attempt(download=True)
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{name} could not be downloaded to {where} ({reason}){obtain(source)}") from None
+        raise DataError(f"{name} could not be downloaded to {where} ({reason}){origin_hint(source)}") from None
 
 
-def _of_torchvision(data: Any, source: Mapping[str, Any]) -> Table:
+def _table_of_torchvision(data: Any, source: Mapping[str, Any]) -> ExampleTable:
     attribute, count = source.get("label_attr"), range(len(data))
     labels: Any
     if attribute == "voc_objects":
@@ -80,10 +80,10 @@ def _of_torchvision(data: Any, source: Mapping[str, Any]) -> Table:
     names = tuple(map(str, getattr(data, "classes", None) or ()))
     known = names and not isinstance(labels, list) and len(set(names)) == len(names)
     images = ArrayImages(len(data), lambda row: np.asarray(data[row][0]))
-    return Table(images, labels, names=names if known else None)
+    return ExampleTable(images, labels, names=names if known else None)
 
 
-def _binary_edition(source: Mapping[str, Any], options: dict[str, Any], access: Access) -> Table:
+def _binary_edition(source: Mapping[str, Any], options: dict[str, Any], access: Access) -> ExampleTable:
     from cil.data.registry import load_dataset
 
     name, train = _BINARY[source["name"]], options.pop("train", True)
@@ -94,10 +94,10 @@ def _binary_edition(source: Mapping[str, Any], options: dict[str, Any], access: 
     data = load_dataset(name, access.root)
     samples = data.train if train else data.test
     pixels = samples.pixels.permute(0, 2, 3, 1).numpy()
-    return Table(in_memory(pixels), samples.slots.numpy(), names=tuple(data.classes))
+    return ExampleTable(in_memory(pixels), samples.slots.numpy(), names=tuple(data.classes))
 
 
-def hub(source: Mapping[str, Any], access: Access) -> Table:
+def hub(source: Mapping[str, Any], access: Access) -> ExampleTable:
     """A data set of the Hugging Face hub at a pinned revision; a list of classes an example is multilabel."""
     import datasets
 
@@ -110,7 +110,7 @@ def hub(source: Mapping[str, Any], access: Access) -> Table:
             data = datasets.load_dataset(
                 source["path"], source.get("config"), split=split, revision=source["revision"], cache_dir=cache
             )
-            pieces.append((part, _of_hub(data, image, label)))
+            pieces.append((part, _table_of_hub(data, image, label)))
     except DataError:
         raise
     except Exception as error:  # the library raises many kinds
@@ -119,10 +119,10 @@ def hub(source: Mapping[str, Any], access: Access) -> Table:
         raise DataError(f"{source['path']} at {source['revision']} cannot be read ({reason}){refused}") from None
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
-    return joined(pieces)
+    return join_tables(pieces)
 
 
-def _of_hub(data: Any, image: str, label: str) -> Table:
+def _table_of_hub(data: Any, image: str, label: str) -> ExampleTable:
     for name in (image, label):
         if name not in data.column_names:
             raise DataError(f"the data set has no column '{name}'; {nearest(name, data.column_names)}")
@@ -135,4 +135,4 @@ def _of_hub(data: Any, image: str, label: str) -> Table:
     else:
         labels = [tuple(str(names[item] if names else item) for item in own) for own in values]
     images = ArrayImages(len(data), lambda row: np.asarray(data[row][image]))
-    return Table(images, labels, names=None if names is None else tuple(names))
+    return ExampleTable(images, labels, names=None if names is None else tuple(names))

@@ -1,4 +1,4 @@
-"""Train, dev, dev_test and test: which example goes where, by a rule and a key, the same on every machine."""
+"""Splits of the examples into train, dev, dev_test and test, by a rule and a key; the same on every machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARTS = {"A": (), "T": ("train", "test"), "V": ("train", "val", "test")}  # part
 Rows = NDArray[np.int64]
 Shares = Mapping[str, Any]
 
-# What becomes of each official part. A takes all parts together.
+# shares of each of the publisher's parts; rule A takes all parts together
 _SHARES: dict[str, dict[str, Shares]] = {
     "A": {"all": {"train": 0.56, "dev": 0.12, "dev_test": 0.12, "test": 0.2}},
     "T": {"train": {"train": 0.7, "dev": 0.15, "dev_test": 0.15}, "test": {"test": 1}},
@@ -73,17 +73,17 @@ def split_rows(
             * ``index_ranges``: ``ranges: {train: [[0, 100], ...], ...}``, the end excluded;
             * ``group``: whole groups, values of ``column``: ``groups: {train: [...], ...}``, or ``shares`` of them.
 
-            Column ``part`` is the source's official part. What a rule X does not name is in no split.
+            Column ``part`` is the publisher's part. Examples that a rule X does not name are in no split.
         dataset: The key of the data; repeats have the same key, hence the same split.
         labels: (n,) class numbers, divided class by class; or (n, L), divided as a whole.
-        columns: Of n values each.
+        columns: Columns of n values each.
         listed: Reads the lines of a list file.
 
     Raises:
         DataError: where a part, a column or a value is missing, or a row would be in two splits.
 
-    Source:
-        Bornschein et al. 2023 for the shares. Departure: stratified with exact counts, unless ``compat`` says nevis.
+    Source: Bornschein et al. 2023 for the shares. Departure: stratified with exact counts, unless ``compat`` says
+    nevis.
     """
     count, code = len(labels), rule.get("rule", "A")
     draw = generator(rule.get("seed", 0), dataset)
@@ -104,10 +104,10 @@ def split_rows(
         groups = rule.get("groups")
         if groups is None:
             values = np.unique(column)
-            drawn = draw.permutation(len(values))
+            order = draw.permutation(len(values))
             groups, start = {}, 0
             for name, many in apportion(len(values), _in_order(rule["shares"])).items():
-                groups[name] = values[drawn[start : start + many]].tolist()
+                groups[name] = values[order[start : start + many]].tolist()
                 start += many
         found = _by_values(column, groups)
     elif rule["by"] == "index_ranges":
@@ -117,8 +117,10 @@ def split_rows(
             if len(rows) and (rows.min() < 0 or rows.max() >= count):
                 raise DataError(f"ranges of {name} go to {rows.max() + 1}, the source has {count} examples")
     else:
-        found = {name: _listed(name, rule["lists"][name], columns, count, listed) for name in _in_order(rule["lists"])}
-    return _checked(found)
+        found = {
+            name: _listed_rows(name, rule["lists"][name], columns, count, listed) for name in _in_order(rule["lists"])
+        }
+    return _check_overlap(found)
 
 
 def _by_shares(
@@ -131,7 +133,7 @@ def _by_shares(
             raise DataError(f"no example has the value '{value}' that is to be divided; there are: {_values(column)}")
         ordered = _in_order(own)
         if rule.get("compat") == "nevis" and len(ordered) > 1:
-            parts = _as_nevis(rows, ordered, draw, rule.get("catalogue", False))
+            parts = _split_as_nevis(rows, ordered, draw, rule.get("catalogue", False))
         else:
             strata = [rows] if labels.ndim == 2 else [rows[labels[rows] == label] for label in np.unique(labels[rows])]
             parts = [piece for stratum in strata for piece in _cut(stratum, ordered, draw)]
@@ -149,14 +151,14 @@ def _cut(rows: Rows, shares: Shares, draw: Generator) -> list[tuple[str, Rows]]:
     return pieces
 
 
-def _as_nevis(rows: Rows, shares: Shares, draw: Generator, catalogue: bool) -> list[tuple[str, Rows]]:
-    """As the reference code: a draw an example, or cuts at int(share * n), the rest to the last."""
+def _split_as_nevis(rows: Rows, shares: Shares, draw: Generator, catalogue: bool) -> list[tuple[str, Rows]]:
+    """Split as the reference code does: a draw an example, or cuts at int(share * n), the rest to the last."""
     names, weights = list(shares), np.array([float(share) for share in shares.values()])
     if catalogue:
         sizes = [int(share * len(rows)) for share in weights[:-1] / weights.sum()]
         return list(zip(names, np.split(rows, np.cumsum(sizes)), strict=True))
-    drawn = draw.choice(len(names), size=len(rows), p=weights / weights.sum())
-    return [(name, rows[drawn == place]) for place, name in enumerate(names)]
+    choices = draw.choice(len(names), size=len(rows), p=weights / weights.sum())
+    return [(name, rows[choices == place]) for place, name in enumerate(names)]
 
 
 def _by_values(column: NDArray[Any], values: Mapping[str, Sequence[Any]]) -> dict[str, Rows]:
@@ -172,7 +174,7 @@ def _by_values(column: NDArray[Any], values: Mapping[str, Sequence[Any]]) -> dic
     return found
 
 
-def _listed(
+def _listed_rows(
     name: str,
     wanted: Sequence[Any] | str,
     columns: Mapping[str, NDArray[Any]],
@@ -193,7 +195,7 @@ def _listed(
     return np.array(rows, dtype=np.int64)
 
 
-def _checked(found: dict[str, Rows]) -> dict[str, Rows]:
+def _check_overlap(found: dict[str, Rows]) -> dict[str, Rows]:
     owner: dict[int, str] = {}
     for name, rows in found.items():
         for row in rows.tolist():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cil.adapt import Adapter, Source
+from cil.adapt import Adapter, SourceModel
 from cil.contract import Desk, Phase
 from cil.data import Samples
 from cil.data.samples import to_float
@@ -29,7 +29,7 @@ from cil.engine.measured_step import (
 from cil.engine.recipe import Recipe
 from cil.memory import Budget, tensor_bytes
 from cil.memory.published_bytes import Published, counting_inputs
-from cil.memory.training import SavedByPart, TrainingMemory, Watch, dtypes_of, parts_of
+from cil.memory.training_memory import ForwardTracker, SavedByPart, TrainingMemory, bytes_by_dtype, bytes_by_part
 
 
 @dataclass
@@ -43,8 +43,8 @@ class AdapterSteps:
         precision, seed: As for a run.
     """
 
-    make_adapter: Callable[[Source], Adapter]
-    make_source: Callable[[torch.device], Source]
+    make_adapter: Callable[[SourceModel], Adapter]
+    make_source: Callable[[torch.device], SourceModel]
     name: str
     recipe: Recipe = field(default_factory=Recipe)
     precision: str = "fp32"
@@ -102,7 +102,7 @@ class AdapterSteps:
         modules = modules_of(adapter)
         batch = noise_samples(torch.zeros(batch_size), adapter.image_shape, noise=device.type != "meta")
         images = to_float(batch.pixels.to(device))
-        with Watch(modules) as watch:
+        with ForwardTracker(modules) as watch:
             adapter.adapt_and_predict(images)  # makes state
             adapter.fill(images)
             with SavedByPart(watch, held_tensors(adapter)) as saved, torch.enable_grad():
@@ -110,7 +110,7 @@ class AdapterSteps:
         added = {"activations": saved.peak, "gradients": sum(map(tensor_bytes, watch.graded.values()))}
         state = carried_moments(adapter)
         rule = self._published(adapter, images)
-        parts, dtypes = parts_of(watch, saved.at_peak, state), dtypes_of(saved.at_peak)
+        parts, dtypes = bytes_by_part(watch, saved.at_peak, state), bytes_by_dtype(saved.at_peak)
         one = Measured("update", batch_size, parts, dtypes, added, rule)
         return report(one, summed(held_by_kind(adapter), added), device, "update on a batch", refused)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cil.adapt import Adapter, Source
+from cil.adapt import Adapter, SourceModel
 from cil.contract import Desk
 from cil.data import Augment, Batch, Samples
 from cil.engine.driver import Boundary, Context, Counts, Facts
@@ -58,8 +58,8 @@ class AdaptationWork:
     """
 
     stream: ShiftStream
-    make_adapter: Callable[[Source], Adapter]
-    make_source: Callable[[torch.device], Source]
+    make_adapter: Callable[[SourceModel], Adapter]
+    make_source: Callable[[torch.device], SourceModel]
     recipe: Recipe
     name: str
     runtime: Runtime

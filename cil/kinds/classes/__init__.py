@@ -1,21 +1,36 @@
-"""Streams of classes: a strategy learns them one experience after the other, and is tested on all classes seen."""
+"""Runs of a strategy on a stream of classes."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cil.kinds.classes.work import ClassWork
+    from cil.report.section import Sections
+    from cil.tracking import Record
 
 
 class Classes:
-    """The kind ``classes``."""
+    """The kind of class-incremental runs; see ``cil.kinds.base.Kind``."""
 
-    name: ClassVar[str] = "classes"
-    learner: ClassVar[str] = "strategy"
+    name = "classes"
+    learner = "strategy"
+    unit = "experiences"
+    progress = "accuracy_curve"
+    needed: tuple[str, ...] = ("config", "strategy", "seed", "stream", "budget")
 
-    def work(self, **parts: Any) -> Any:
+    def work(self, **parts: Any) -> ClassWork:
         """The work of a run; ``parts`` as ``ClassWork`` takes them."""
         from cil.kinds.classes.work import ClassWork
 
         return ClassWork(**parts)
+
+    def sections(self, records: Sequence[Record]) -> Sections:
+        """A table for each setting that can be compared, and accuracy over budgets."""
+        from cil.kinds.classes.section import sections
+
+        return sections(records)
 
 
 CLASSES = Classes()

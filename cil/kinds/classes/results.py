@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from cil import metrics
+from cil.engine.anytime import anytime_results
 from cil.engine.spending import Rows, plain
-from cil.kinds.classes.anytime import anytime_results
 from cil.streams import DomainStream, Stream
 
 

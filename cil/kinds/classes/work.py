@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from cil.engine.anytime import Anytime, AnytimeObserver
 from cil.engine.driver import Context, Counts, Facts
 from cil.engine.learning import StrategyWork
-from cil.kinds.classes.anytime import Anytime, AnytimeObserver
 from cil.kinds.classes.evaluation import evaluate
 from cil.kinds.classes.results import class_scores, confusions
 from cil.strategies import Strategy

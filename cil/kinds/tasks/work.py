@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from cil.engine.anytime import Anytime
 from cil.engine.driver import Context, Counts, Facts
 from cil.engine.learning import StrategyWork
 from cil.errors import ConfigError
-from cil.kinds.classes.anytime import Anytime
 from cil.kinds.tasks.evaluation import evaluate_tasks
 from cil.kinds.tasks.results import task_scores
 from cil.strategies import Strategy

@@ -1,16 +1,15 @@
-"""Heads: rows that are aligned after training, and an auxiliary head that tells new classes from old ones."""
+"""Rows of a head: aligned after training, imprinted before it, or kept as they are."""
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from cil.data import Batch
-from cil.models import Head, LinearHead, weight_align
+from cil.models import Head, weight_align
 from cil.strategies.base import Strategy
-from cil.strategies.parts.losses import old_or_which
+from cil.strategies.parts.rehearsal import features
+from cil.streams import Experience
 
 
 def align_rows(learner: Strategy, head: Head) -> None:
@@ -19,27 +18,35 @@ def align_rows(learner: Strategy, head: Head) -> None:
         weight_align(head.weight, learner.old_classes)
 
 
-def old_or_which_head(learner: Strategy, features: int) -> LinearHead:
-    """A fresh auxiliary head for the loss ``old_or_which``: an output for all old classes, and one for each new one."""
-    head = LinearHead(features).to(learner.device)
-    head.grow(learner.num_classes - learner.old_classes + 1)
-    return head
+@torch.no_grad()
+def imprint(learner: Strategy, experience: Experience) -> None:
+    """Start the rows of new classes at the unit mean of their unit features, times the mean norm of the old rows.
 
+    For a cosine head of one row a class.
 
-def copy_newest_branch(learner: Any) -> None:
-    """Start the newest branch of ``net`` as the one before, with a fresh ``auxiliary_head``; in ``prepare``."""
-    learner.net.copy_branch(-2, -1)
-    learner.auxiliary_head = old_or_which_head(learner, learner.net.branch_dim)
-
-
-def loss_with_newest(learner: Any, batch: Batch) -> dict[str, Tensor]:
-    """Cross-entropy of all branches, and ``auxiliary`` times that of the auxiliary head on the newest one's features.
-
-    Source: Yan et al. 2021 (DER), equation 5: the auxiliary head tells the new classes apart, and from all old ones.
+    Source: Qi et al., "Low-shot learning with imprinted weights", CVPR 2018; optional in LUCIR's code.
     """
-    output = learner.net(batch.images)
-    terms = {"classes": F.cross_entropy(output.logits, batch.slots)}
-    if learner.auxiliary_head is not None:
-        logits = learner.auxiliary_head(output.features[:, -learner.net.branch_dim :])
-        terms["auxiliary"] = learner.auxiliary * old_or_which(logits, batch.slots, learner.old_classes)
-    return terms
+    if not learner.old_classes:
+        return
+    weight = learner.net.head.weight
+    norm = weight[: learner.old_classes].norm(dim=1).mean()
+    for slot in experience.new_slots:
+        images = experience.train.of_class(slot)
+        if len(images):
+            mean = F.normalize(features(learner, images)).mean(0)
+            weight[slot] = norm * F.normalize(mean, dim=0).to(weight)
+
+
+def freeze_rows(weight: nn.Parameter, rows: Tensor) -> None:
+    """Keep the first rows of a head as they were: call it in ``adjust_gradients`` and in ``after_step``.
+
+    Before a step they lose their gradient; after it, effects of momentum and weight decay are undone.
+
+    Args:
+        weight: (C, D).
+        rows: (R, D), R <= C.
+    """
+    if weight.grad is not None:
+        weight.grad[: len(rows)] = 0
+    with torch.no_grad():
+        weight[: len(rows)] = rows

@@ -1,0 +1,163 @@
+"""Adaptation runs in a report: online error by domain, bytes and seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from cil.kinds.adaptation.plots import plots
+from cil.report.grids import Grid, Titled, byte_bill, decimal, grid, scores_entry, whole
+from cil.report.grouping import Group, comparisons, grouped
+from cil.report.labels import labels_of
+from cil.report.rows import Row, incomplete, lowest_error, mean, remarks
+from cil.report.section import ReadingAid, Section, Sections
+from cil.report.settings_list import (
+    computing,
+    edited_code,
+    known,
+    one_seed,
+    unlike_values,
+    unlike_versions,
+    values_of,
+    versions_of,
+)  # fmt: skip
+from cil.tracking import Record
+
+INTRODUCTION = (
+    "A trained network meets test images whose look changes without notice, and may change itself batch by batch; it "
+    "is told neither labels nor where a domain ends. What it holds at the end of a segment is all that it goes on "
+    "with. Rows are compared inside one table only: same images in the same order, same source."
+)
+TERMS = (
+    ("n", "Seeds that finished. Numbers are means over them, ± one sample standard deviation (n − 1)."),
+    ("error, mean %", "Online error of every domain, their unweighted mean. Images are predicted once, on arrival."),
+    ("carried B", "Every byte that the method holds between two batches: weights, statistics, teachers, moments..."),
+    ("peak B", "The same, and what an update needs besides: values kept for the backward pass, gradients."),
+    ("s / batch", "Seconds of predicting and updating, without reading images; compare only on equal machines."),
+    ("clean", "Error on clean images: before, and after the stream, of a copy that meets them as one domain more."),
+    ("best", "Called only where two seeds or more support it against every other row: a paired t-test on shared seeds "
+             "(5 %), or 95 % intervals that do not overlap."),
+)  # fmt: skip
+
+
+CLEAN = ("clean_error_before", "clean_error_after")
+
+
+def sections(records: Sequence[Record]) -> Sections:
+    """Sections of adaptation records: rows that met the same images in the same order, from the same network."""
+    parts = comparisons(grouped(records))
+    found = [_section(groups, number if len(parts) > 1 else 0) for number, groups in enumerate(parts, 1)]
+    clean = any(head.startswith("clean") for section in found for head in section.grid.heads)
+    terms = tuple((term, text) for term, text in TERMS if clean or term != "clean")
+    return Sections(tuple(found), ReadingAid("How to read adaptation runs", INTRODUCTION, terms))
+
+
+def _section(groups: Sequence[Group], number: int) -> Section:
+    first = groups[0].first
+    stream, source = first.stream, first.identity["source"] or {}
+    rows = [
+        Row(label, group, notes=tuple(incomplete(group)))
+        for group, label in zip(groups, labels_of(groups), strict=True)
+    ]
+    errors = {row.label: row.score("mean_error") for row in rows}
+    rows.sort(key=lambda row: (errors[row.label].mean is None, errors[row.label].mean or 0.0, row.label))
+    verdicts = lowest_error("Online accuracy (100 − mean error)", errors)
+    title = f"{stream['name']}: {sum(stream['counts']):,} images in {len(stream['segments'])} segments"
+    subtitle = f"source {source.get('name')}"
+    bill = [(r.label, r.bytes_by_kind(), {"carried": r.carried(), "with an update": _peak(r)}) for r in rows if r.shown]
+    identity = {"table": max(number, 1), "title": f"{title}; {subtitle}"}
+    return Section(
+        title=title,
+        subtitle=subtitle,
+        number=number,
+        rows=tuple(rows),
+        facts=_facts(groups),
+        grid=_grid(rows, stream["domains"]),
+        best=dict.fromkeys(["error, mean %"], winner) if (winner := verdicts and verdicts[0].winner) else {},
+        bills=(
+            Titled("Bytes after the last segment, and with what an update holds besides", byte_bill("adapter", bill)),
+        ),
+        verdicts=verdicts,
+        remarks=remarks(rows),
+        warnings=tuple(_warnings(groups, rows)),
+        entries=tuple(identity | _entry(row, stream["domains"]) for row in rows),
+        plots=partial(plots, rows, stream["segments"]),
+    )
+
+
+def _knows_clean(rows: Iterable[Row]) -> bool:
+    """True if a row has its error on clean images."""
+    return any(row.score(name).mean is not None for row in rows for name in CLEAN)
+
+
+def _peak(row: Row) -> int | None:
+    """Bytes held at once during an update, at most."""
+    return (row.peak_training_bytes or 0) if row.runs else None
+
+
+def _per_batch(row: Row) -> float | None:
+    return mean([run.result("seconds", "per_batch") for run in row.runs])
+
+
+def _grid(rows: Sequence[Row], domains: Sequence[str]) -> Grid:
+    clean = _knows_clean(rows)
+    lines = []
+    for row in rows:
+        cells = {"n": str(len(row.runs)), "error, mean %": str(row.score("mean_error"))}
+        cells |= {
+            "carried B": whole(row.carried()),
+            "peak B": whole(_peak(row)),
+            "s / batch": decimal(_per_batch(row), 3),
+        }
+        cells |= {f"clean {name.rpartition('_')[2]} %": str(row.score(name)) for name in CLEAN if clean}
+        # one decimal, without deviation: there are many domains
+        cells |= {name: decimal(row.score("domain_errors", place).mean) for place, name in enumerate(domains)}
+        lines.append(row.line(cells))
+    return grid("adapter", lines)
+
+
+def _entry(row: Row, domains: Sequence[str]) -> dict[str, Any]:
+    """The row without structure, numbers unrounded."""
+    return {
+        "label": row.label,
+        "n": len(row.runs),
+        "seeds": " ".join(map(str, row.seeds)),
+        **scores_entry({name: row.score(name) for name in ("mean_error", *CLEAN)}),
+        "carried_bytes": row.carried(),
+        "peak_training_bytes": _peak(row),
+        "seconds_per_batch": _per_batch(row),
+        "remark": "; ".join(note.text for note in row.notes),
+        **scores_entry({f"error_{name}": row.score("domain_errors", place) for place, name in enumerate(domains)}),
+    }
+
+
+def _facts(groups: Sequence[Group]) -> dict[str, str]:
+    """Settings that all rows share, in words."""
+    runs = [run for group in groups for run in group.runs]
+    stream, source = runs[0].stream, runs[0].identity.get("source") or {}
+    facts = {
+        "stream": str(stream["name"]),
+        "data": str(stream.get("data", "unknown")),
+        "fingerprint": ", ".join(sorted({str(run.stream.get("fingerprint"))[:12] for run in runs})),
+        "classes": str(len(stream["classes"])),
+        "images": " × ".join(map(str, stream["image_shape"])),
+        "order": " → ".join(stream["segments"]),
+        "severity": str(stream.get("severity", "")),
+        "source": ", ".join(f"{key} {value}" for key, value in source.items() if key != "kind" and value is not None),
+        "batch size": ", ".join(values_of(runs, "batch_size")),
+        **computing(runs),
+        "versions": ", ".join(versions_of(runs)),
+    }
+    return known(facts)
+
+
+def _warnings(groups: Sequence[Group], rows: Sequence[Row]) -> Iterable[str]:
+    runs = [run for group in groups for run in group.runs]
+    if runs[0].stream.get("data") == "unofficial":
+        yield "Unofficial data: these are not the published images; they were made here, or come from other files."
+    yield from one_seed(rows)
+    yield from unlike_values(runs, "batch_size")
+    yield from unlike_values(runs, "threads")
+    yield from unlike_versions(runs)
+    yield from edited_code(groups, rows)

@@ -1,0 +1,89 @@
+"""Rows of class-incremental runs: which are ranked, and remarks on what they knew, carried and did not finish."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from cil.report.grouping import Group
+from cil.report.labels import labels_of
+from cil.report.rows import Note, Row, caps, largest
+from cil.report.runs import RunSummary
+
+AVERAGE, LAST, FORGETTING = "average_incremental_accuracy", "last_accuracy", "forgetting"
+STANDINGS = {  # in order, each with its heading
+    "ranked": "",
+    "bound": "bounds: may look back at all past data, so not ranked",
+    "unranked": "not ranked",
+}
+
+
+def class_rows(groups: Sequence[Group]) -> list[Row]:
+    """Groups of one setting as rows: ranked ones first, highest last accuracy first."""
+    planned = [bool(group.first.identity.get("uses_horizon")) for group in groups]
+    least = _least_with_exemplars(groups)
+    rows = [
+        _row(group, label, planner and not all(planned), least)
+        for group, label, planner in zip(groups, labels_of(groups), planned, strict=True)
+    ]
+    return sorted(rows, key=lambda row: ([*STANDINGS].index(row.standing), -(row.score(LAST).mean or 0.0), row.label))
+
+
+def ranked(rows: Iterable[Row]) -> list[Row]:
+    """The rows that are compared."""
+    return [row for row in rows if row.standing == "ranked"]
+
+
+def _least_with_exemplars(groups: Sequence[Group]) -> int | None:
+    """Fewest bytes that a competitor with exemplars carries; None where none has any."""
+    runs = [run for group in groups for run in group.runs if run.status == "finished" and not run.bound]
+    sizes = [run.carried(run.convention) for run in runs if run.exemplars]
+    return min((size for size in sizes if size is not None), default=None)
+
+
+def _row(group: Group, label: str, planner: bool, least: int | None) -> Row:
+    """Runs that differ in their seed alone; a planner was told the length of the stream, unlike others."""
+    first, runs = group.first, group.finished
+    excess = next((f"seed {run.seed}: {run.excess}" for run in runs if run.excess), None)
+    standing = "bound" if first.bound else "ranked"
+    if not runs or (excess and not first.bound):
+        standing = "unranked"
+    notes = [*_status_notes(group, runs), *_memory_notes(first, runs, least)]
+    if planner:
+        notes.append(Note("uses horizon", "uses the horizon: was told the length of the stream"))
+    if excess and not first.bound:
+        notes.append(Note("over budget", f"over budget, so not ranked: {excess}"))
+    notes += [note for cap in caps(runs) for note in cap.notes]
+    return Row(label, group, standing, tuple(notes))
+
+
+def _status_notes(group: Group, runs: Sequence[RunSummary]) -> Iterable[Note]:
+    stopped = [run for run in group.runs if run.status != "finished"]
+    for status, count in sorted(Counter(run.status for run in stopped).items()):
+        example = next(run for run in stopped if run.status == status)
+        why = f": {example.record.error}" if example.record.error else ""
+        words = status.replace("_", " ")
+        mark = words if status == "over_budget" else f"{words} {example.done}/{example.steps}"
+        if runs:
+            mark = f"{count} of {len(group.runs)} {words}"
+            yield Note(mark, f"{mark}, left out{why}")
+        elif status == "over_budget":
+            yield Note(mark, f"over budget{why}")
+        else:
+            yield Note(mark, f"{words} after {example.done} of {example.steps} experiences{why}")
+    if group.dropped:
+        more = "1 more run" if group.dropped == 1 else f"{group.dropped} more runs"
+        yield Note("repeated", f"repeated: {more} of seeds that are there already, left out")
+
+
+def _memory_notes(first: RunSummary, runs: Sequence[RunSummary], least: int | None) -> Iterable[Note]:
+    lost = max((sum(run.result("given_up") or ()) for run in runs), default=0)
+    if lost:
+        yield Note("gave up images", f"gave up images: learned without {lost:,} of those that arrived")
+    if runs and not first.bound and not any(run.exemplars for run in runs):
+        limit, carried = first.limit, largest(run.carried(first.convention) for run in runs)
+        if limit is not None and carried is not None and carried < limit:
+            yield Note("uses less", f"uses less: no exemplars, {limit - carried:,} bytes below the limit")
+        counted = limit is None and first.budget.get("exemplars")
+        if counted and least is not None and carried is not None and carried < least:
+            yield Note("uses less", "uses less: no exemplars")

@@ -1,0 +1,321 @@
+"""Class-incremental runs in a report: a section for each setting that can be compared, then accuracy over budgets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from cil.kinds.classes.anytime_tables import TERMS as ANYTIME_TERMS
+from cil.kinds.classes.anytime_tables import anytime_entry, anytime_table, evaluated
+from cil.kinds.classes.auc import curve_sections
+from cil.kinds.classes.plots import plots
+from cil.kinds.classes.rows import AVERAGE, FORGETTING, LAST, STANDINGS, class_rows, ranked
+from cil.report.grids import Grid, Titled, byte_bill, flops, scores_entry, seconds, whole
+from cil.report.grouping import Group, allowance, budget_words, by_budget, comparisons, differing, grouped
+from cil.report.rows import Row, largest, mean, remarks
+from cil.report.runs import CONVENTIONS, RunSummary, all_equal
+from cil.report.section import ReadingAid, Section, Sections
+from cil.report.settings_list import (
+    computing,
+    edited_code,
+    known,
+    one_seed,
+    unlike_values,
+    unlike_versions,
+    versions_of,
+)
+from cil.report.tuning import NONE, tuning_facts, tuning_of, tuning_warnings, tuning_words
+from cil.report.verdicts import Score, few, verdict
+from cil.tracking import Record
+
+RECIPE = ("model", "trainer", "optimizer", "scheduler")  # parts of a config that rows of one table usually share
+INTRODUCTION = (
+    "A learner meets the classes in portions, one experience after the other, and carries nothing across a boundary "
+    "but what is charged in the bill. It is evaluated from exactly that. Rows are compared inside one table only: same "
+    "images in the same order, same budget, same precision and kind of device."
+)
+TERMS = (
+    ("n", "Seeds that finished. Numbers are means over them, ± one sample standard deviation (n − 1)."),
+    ("Avg %", "Average incremental accuracy: on all classes seen, after each experience; then the mean of these."),
+    ("Last %", "Accuracy on all classes after the last experience."),
+    ("forgetting", "Highest accuracy an experience once had less its last one, mean over experiences; less is better."),
+    ("tuning", "How settings were chosen; tuning FLOPs: of all trials with their validation, beside those of the run."),
+    ("exact B", "Every byte that crosses the last boundary: weights, buffers, exemplars, labels, statistics..."),
+    ("survey B", "What Zhou et al. 2024 charge: backbones needed at inference, 4 bytes a parameter, and raw pixels."),
+    ("own", "The same without public weights, which are referred to and not modified."),
+    ("FLOPs", "Of everything but evaluation, all experiences; a multiply-add counts two."),
+    ("peak B", "Most bytes held at once in training: what is carried, optimizer, gradients, activations, teachers."),
+    ("seconds", "Wall-clock time of the whole run on the machine it ran on; compare only on equal machines."),
+    ("bound", "A learner that may look back at all past data: what could be reached, not a competitor."),
+    ("uses less", "Keeps no exemplars, and carries less than the limit; without one, less than all rows with some."),
+    ("best", "Called only where two seeds or more support it against every other row: a paired t-test on shared seeds "
+             "(5 %), or 95 % intervals that do not overlap."),
+)  # fmt: skip
+
+
+def sections(records: Sequence[Record]) -> Sections:
+    """Sections of class-incremental records.
+
+    Runs that differ in their seed alone are one row. Rows are compared, and a best one called, only inside a section:
+    same data, class orders, budget, precision and kind of device. Bounds, unfinished runs and runs over their budget
+    are shown and never ranked.
+    """
+    groups = grouped(records)
+    empty = [group for group in groups if not _has_results(group)]
+    alike = list(map(by_budget, comparisons(group for group in groups if _has_results(group))))
+    several = sum(map(len, alike)) > 1
+    found: list[Section] = []
+    curves: list[Section] = []
+    rows: list[Row] = []
+    for settings in alike:
+        made = [class_rows(setting) for setting in settings]
+        for setting, own in zip(settings, made, strict=True):
+            found.append(_section(setting, own, len(found) + 1 if several else 0))
+        curves += curve_sections(stream_words(settings[0][0].first), made)
+        rows += [row for own in made for row in own]
+    return Sections((*found, *curves), _reading(rows), tuple(_differences(found)), tuple(_without_results(empty)))
+
+
+def _has_results(group: Group) -> bool:
+    """True if a run has anything to show: an experience that was evaluated, or the bills it was refused for."""
+    return any(run.done or (run.status == "over_budget" and run.result("bills")) for run in group.runs)
+
+
+def _without_results(groups: Sequence[Group]) -> Iterable[str]:
+    """A footnote on runs that ended, or still are, before the first boundary."""
+    met = Counter(f"{run.learner} {run.status.replace('_', ' ')}" for group in groups for run in group.runs)
+    if met:
+        words = [f"{what} ({count} runs)" if count > 1 else what for what, count in sorted(met.items())]
+        yield f"No row, because no result yet: {', '.join(words)}."
+
+
+def _differences(sections: Sequence[Section]) -> Iterable[str]:
+    """Say so where tables must not be compared, and what they differ in."""
+    if len(sections) < 2:
+        return
+    yield f"{len(sections)} settings, each with its own table: numbers of different tables are not to be compared."
+    keys = ("stream", "data", "class order", "fingerprint", "images", "budget", "precision", "device")
+    numbers: dict[str, list[str]] = {}
+    for number, section in enumerate(sections[1:], 2):
+        changed = [key for key in keys if section.facts.get(key) != sections[0].facts.get(key)]
+        if "class order" in changed and "fingerprint" in changed:
+            changed.remove("fingerprint")
+        numbers.setdefault(", ".join(changed) or "the way the budget is counted", []).append(str(number))
+    for changed_keys, which in numbers.items():
+        subject = f"Table {which[0]} differs" if len(which) == 1 else f"Tables {', '.join(which)} differ"
+        yield f"{subject} from table 1 in: {changed_keys}."
+
+
+def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Section:
+    first, competitors = groups[0].first, ranked(rows)
+    budget = next((group.first.budget for group in groups if not group.first.bound), first.budget)
+    title, subtitle = stream_words(first), budget_words(budget)
+    facts = _facts(groups, budget)
+    verdicts = [
+        verdict(name, {row.label: row.score(path) for row in competitors})
+        for name, path in (("Avg", AVERAGE), ("Last", LAST))
+        if len(competitors) > 1
+    ]
+    bills = {convention: _bill(rows, convention) for convention in CONVENTIONS}
+    inside = anytime_table(rows)
+    identity = {"table": max(number, 1), "budget": facts.get("budget"), "title": f"{title}; {subtitle}"}
+    entries = [identity | _entry(row) | (anytime_entry(row) if inside else {}) for row in rows]
+    return Section(
+        title=title,
+        subtitle=subtitle,
+        condition="Budget",
+        number=number,
+        rows=tuple(rows),
+        facts=facts,
+        grid=_grid(rows),
+        best={f"{verdict.metric} %": verdict.winner for verdict in verdicts if verdict.winner},
+        tables=(inside,) if inside else (),
+        bills=tuple(
+            Titled(f"Bytes carried after the last experience, {name}", b) for name, b in bills.items() if b.lines
+        ),
+        verdicts=tuple(verdicts),
+        remarks=remarks(rows),
+        warnings=tuple(_warnings(groups, rows)),
+        entries=tuple(entries),
+        content={"rows": [entry | _structure(row) for entry, row in zip(entries, rows, strict=True)]},
+        plots=partial(plots, rows, first.limit, first.convention),
+    )
+
+
+def _grid(rows: Sequence[Row]) -> Grid:
+    tuned, public = any(_tuning(row) != NONE for row in rows), _has_public(rows)
+    parts = [
+        (heading, tuple(row.line(_cells(row, tuned, public)) for row in rows if row.standing == standing))
+        for standing, heading in STANDINGS.items()
+    ]
+    return Grid("strategy", tuple((heading, lines) for heading, lines in parts if lines))
+
+
+def _cells(row: Row, tuned: bool, public: bool) -> dict[str, str]:
+    scores = {"Avg %": AVERAGE, "Last %": LAST, "forgetting": FORGETTING}
+    cells = {"n": str(len(row.runs))} | {head: str(row.score(name)) for head, name in scores.items()}
+    if tuned:
+        cells |= {"tuning": _tuning(row), "tuning FLOPs": flops(_tuning_flops(row))}
+    cells |= {"exemplars": whole(row.exemplars)}
+    cells |= {f"{convention} B": whole(row.carried(convention)) for convention in CONVENTIONS}
+    if public:
+        cells |= {f"own {convention} B": whole(_own(row, convention)) for convention in CONVENTIONS}
+    cells |= {cap.head: str(cap) for cap in row.caps}
+    return cells | {
+        "FLOPs": flops(_flops(row)), "peak B": whole(row.peak_training_bytes), "seconds": seconds(row.seconds)
+    }  # fmt: skip
+
+
+def _tuning(row: Row) -> str:
+    """How its settings were chosen."""
+    return tuning_words(row.shown[0]) if row.shown else NONE
+
+
+def _tuning_flops(row: Row) -> int:
+    """Of all trials, validation included; the runs themselves are not."""
+    return int(tuning_of(row.shown[0])["tuning_cost"]) if row.shown else 0
+
+
+def _has_public(rows: Iterable[Row]) -> bool:
+    """True if a row carries public weights, so that totals without them are worth showing."""
+    return any(map(_public, rows))
+
+
+def _public(row: Row) -> int:
+    return max((run.public for run in row.shown), default=0)
+
+
+def _own(row: Row, convention: str) -> int | None:
+    """Carried bytes without public weights."""
+    return largest(run.own(convention) for run in row.shown)
+
+
+def _flops(row: Row) -> float | None:
+    """Of everything but evaluation."""
+    return mean([run.flops for run in row.runs])
+
+
+def _bill(rows: Sequence[Row], convention: str) -> Grid:
+    """Carried bytes by kind at the end of the stream, and in all."""
+    public = _has_public(rows)
+    found = []
+    for row in rows:
+        if (total := row.carried(convention)) is not None:
+            found.append(
+                (
+                    row.label,
+                    row.bytes_by_kind(convention),
+                    {**({"public": _public(row)} if public else {}), "total": total},
+                )
+            )
+    return byte_bill("strategy", found)
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    """The row without structure, numbers unrounded."""
+    entry: dict[str, Any] = {
+        "label": row.label, "strategy": row.group.first.learner, "standing": row.standing, "n": len(row.runs),
+        "seeds": " ".join(map(str, row.seeds)), **scores_entry(_scores(row)),
+    }  # fmt: skip
+    for convention in CONVENTIONS:
+        entry |= {f"{convention}_bytes": row.carried(convention), f"own_{convention}_bytes": _own(row, convention)}
+    return entry | {
+        "public_bytes": _public(row), "exemplars": row.exemplars, "flops": _flops(row), "tuning": _tuning(row),
+        "tuning_flops": _tuning_flops(row), "peak_training_bytes": row.peak_training_bytes, "seconds": row.seconds,
+        **{f"cap_{cap.name}": cap.last for cap in row.caps}, "notes": "; ".join(note.text for note in row.notes),
+    }  # fmt: skip
+
+
+def _scores(row: Row) -> dict[str, Score]:
+    return {name: row.score(name) for name in (AVERAGE, LAST, FORGETTING)}
+
+
+def _structure(row: Row) -> dict[str, Any]:
+    """Further content of the row for JSON."""
+    values = {name: {str(seed): value for seed, value in score.values.items()} for name, score in _scores(row).items()}
+    kinds = {convention: row.bytes_by_kind(convention) for convention in CONVENTIONS}
+    return {"seeds": row.seeds, "bytes_by_kind": kinds, "values": values}
+
+
+def _reading(rows: Sequence[Row]) -> ReadingAid:
+    """The terms that these rows use."""
+    used = {
+        "tuning": any(_tuning(row) != NONE for row in rows),
+        "own": _has_public(rows),
+        "bound": any(row.bound for row in rows),
+        "uses less": any(note.mark == "uses less" for row in rows for note in row.notes),
+    }
+    terms = tuple((term, text) for term, text in TERMS if used.get(term, True))
+    return ReadingAid("How to read this", INTRODUCTION, terms + (ANYTIME_TERMS if any(map(evaluated, rows)) else ()))
+
+
+def stream_words(run: RunSummary) -> str:
+    """The stream in one line.
+
+    For example ``split_digits: 10 classes in 5 experiences of 2``.
+    """
+    stream = run.stream
+    sizes = [len(slots) for slots in stream.get("new_slots") or []]
+    if not sizes:
+        each = ""
+    elif all_equal(sizes):
+        each = f" of {sizes[0]}"
+    else:
+        each = f" ({', '.join(map(str, sizes))})"
+    name = stream.get("name", "stream")
+    return f"{name}: {len(stream.get('classes') or [])} classes in {run.steps} experiences{each}"
+
+
+def _facts(groups: Sequence[Group], budget: dict[str, Any]) -> dict[str, str]:
+    """Settings that all rows share, in words."""
+    first, runs = groups[0].first, [run for group in groups for run in group.runs]
+    stream = first.stream
+    orders = {run.seed: run.order[1] for run in runs}
+    if all_equal(orders.values()):
+        order = " ".join(map(str, first.order[1])) or "unknown"
+    else:
+        order = "; ".join(f"seed {seed}: {' '.join(map(str, orders[seed]))}" for seed in sorted(orders))
+    prints = {str(run.stream.get("fingerprint"))[:12]: None for run in sorted(runs, key=lambda run: run.seed)}
+    facts = {
+        "stream": stream_words(first),
+        "data": str(stream.get("data", "unknown")),
+        "fingerprint": ", ".join(prints),
+        "class order": order,
+        "images": " × ".join(map(str, stream.get("image_shape") or [])),
+        "training images": " + ".join(map(str, stream.get("train_counts") or [])),
+        "budget": budget_words(budget),
+        "counted": f"at {budget['at']}" if budget.get("at") else "",
+        "reserve": " or ".join(sorted({str(run.budget["reserve"]) for run in runs if run.budget.get("reserve")})),
+        **computing(runs),
+        "tuning": " | ".join(dict.fromkeys(words for run in runs if (words := tuning_facts(run)))),
+        "versions": ", ".join(versions_of(runs)),
+    }
+    return known(facts)
+
+
+def _warnings(groups: Sequence[Group], rows: Sequence[Row]) -> Iterable[str]:
+    """Sentences on rows that are unlike, in what they knew, were given or are made of."""
+    runs = [run for group in groups for run in group.runs]
+    first = runs[0]
+    if first.stream.get("data") == "unofficial":
+        yield "Unofficial data: the fingerprint is not that of the official set."
+    yield from one_seed(rows)
+    if all(group.first.identity.get("uses_horizon") for group in groups):
+        yield "The length of the stream was known in advance to all rows (budget.reserve=final, or by design)."
+    planners = [row.label for row in rows if any(note.mark == "uses horizon" for note in row.notes)]
+    if planners:
+        yield f"Told the length of the stream, which no other row knows: {few(planners)}."
+    if first.stream.get("task_known_at_test"):
+        yield "The experience of each test image was given at test time: an easier question."
+    if first.limit is None:
+        counted = "The budget counts exemplars" if allowance(first)[0] is not None else "There is no budget"
+        yield f"{counted}: carried bytes are reported and not equal."
+    yield from unlike_versions(runs)
+    yield from unlike_values(runs, "threads")
+    yield from edited_code(groups, rows)
+    yield from tuning_warnings([group.first for group in groups if not group.first.bound])
+    recipe = [key for key in differing([group.first for group in groups]) if key.split(".")[0] in RECIPE]
+    if recipe:
+        yield f"Rows differ in their recipe: {few(recipe)}."

@@ -1,0 +1,254 @@
+"""Which runs make one row (one setting, several seeds), and which rows may be compared."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+from cil.report.grids import flops
+from cil.report.runs import RunSummary, all_equal, flat
+from cil.tracking import Record
+
+MIB = 2**20
+HOW = (  # beginnings of keys that say how a run was computed, not what; what was used in fact is in the identity
+    "device",
+    "anytime.",
+    "boundary",
+    "checkpoint.",
+    "progress",
+    "trainer.threads",
+    "trainer.precision",
+    "trainer.snapshot_",
+    "trainer.log_every",
+    "trainer.evaluation_batch",
+)
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone, and in what follows from it: initialisation, order of classes and data.
+
+    Attributes:
+        runs: One for each seed, in order of the seeds.
+        dropped: Runs of a seed that is there already.
+    """
+
+    runs: tuple[RunSummary, ...]
+    dropped: int = 0
+
+    @property
+    def first(self) -> RunSummary:
+        return self.runs[0]
+
+    @property
+    def finished(self) -> tuple[RunSummary, ...]:
+        """Those that have all results."""
+        return tuple(run for run in self.runs if run.status == "finished")
+
+    @property
+    def orders(self) -> dict[int, Any]:
+        """The images and their order, for each seed."""
+        return {run.seed: run.order for run in self.runs}
+
+
+@dataclass
+class _Comparison:
+    """Groups that met the same streams on the same kind of device, at the same precision."""
+
+    facts: Hashable  # see _shared_facts
+    orders: dict[int, Any]
+    groups: list[Group] = field(default_factory=list)
+
+    def admits(self, group: Group) -> bool:
+        """True if the group met the same streams: on each seed that both know; without one, on all."""
+        if _shared_facts(group.first) != self.facts:
+            return False
+        shared = self.orders.keys() & group.orders.keys()
+        if shared:
+            return all(self.orders[seed] == group.orders[seed] for seed in shared)
+        return set(self.orders.values()) == set(group.orders.values())
+
+
+def grouped(records: Iterable[Record]) -> list[Group]:
+    """Runs by everything that makes a setting except the seed, in an order that does not depend on theirs."""
+    runs = sorted((RunSummary(record) for record in records), key=_rank)
+    groups = []
+    for alike in _split(
+        runs,
+        lambda run: _text(
+            [
+                _shared_facts(run),
+                run.learner,
+                run.bound,
+                _without_null(run.budget),
+                _setting(run),
+                run.identity.get("tuning"),
+            ]
+        ),
+    ):
+        for same in _split(alike, partial(_other_seeds, _free_seeds(alike))):
+            groups += [_group(part) for part in _by_stream(same)]
+    return sorted(groups, key=lambda group: (-len(group.runs), *_rank(group.first)))
+
+
+def comparisons(groups: Iterable[Group]) -> list[list[Group]]:
+    """Groups by the streams they met: numbers are compared inside one list only."""
+    found: list[_Comparison] = []
+    for group in groups:
+        comparison = next((one for one in found if one.admits(group)), None)
+        if comparison is None:
+            comparison = _Comparison(_shared_facts(group.first), {})
+            found.append(comparison)
+        comparison.groups.append(group)
+        comparison.orders |= {seed: order for seed, order in group.orders.items() if seed not in comparison.orders}
+    return [comparison.groups for comparison in found]
+
+
+def by_budget(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups that may carry the same, smallest budget first and no budget last."""
+    parts = _split(
+        groups,
+        lambda group: _text([allowance(group.first), _work(group.first), group.first.budget.get("scope", "carried")]),
+    )
+    return sorted(parts, key=lambda part: _size(part[0].first))
+
+
+def allowance(run: RunSummary) -> tuple[Any, ...]:
+    """Exemplars, bytes at each boundary and convention that a run may carry, in whatever words it was asked for."""
+    limits = run.budget.get("limits")
+    if limits is None:
+        return run.budget.get("exemplars"), None, None
+    limits = limits[-1:] if all_equal(limits) else limits
+    return run.budget.get("exemplars"), tuple(limits), run.convention
+
+
+def _work(run: RunSummary) -> tuple[Any, Any]:
+    """Operations and updates that an experience may take."""
+    return run.budget.get("flops"), run.budget.get("updates")
+
+
+def budget_words(budget: dict[str, Any]) -> str:
+    """The budget in words.
+
+    >>> budget_words({"kind": "bytes", "limits": [7998016], "convention": "survey"})
+    '7,998,016 bytes (7.63 MiB, survey)'
+    >>> budget_words({"kind": "exemplars", "exemplars": 200}), budget_words({"kind": "none"})
+    ('200 exemplars', 'no budget')
+    """
+    exemplars, limits = budget.get("exemplars"), budget.get("limits")
+    parts = []
+    if limits:
+        convention = budget.get("convention") or "exact"
+        words = f"{limits[-1]:,} bytes ({limits[-1] / MIB:.2f} MiB, {convention})"
+        if not all_equal(limits):
+            words = f"after each experience its own limit, at the end {words}"
+        to = budget.get("to") if budget.get("kind") == "aligned" else None
+        on = f" on {budget['to_model']}" if budget.get("to_model") else ""
+        parts.append(f"aligned to {to}{on}, {words}" if to else words)
+    if exemplars is not None:
+        parts.append(f"{exemplars:,} exemplars")
+    if budget.get("flops") is not None:
+        parts.append(f"{flops(budget['flops'])} FLOPs an experience")
+    if budget.get("updates") is not None:
+        parts.append(f"{budget['updates']:,} updates an experience")
+    more = "; as many more as incoming images are given up" if budget.get("scope") == "carried+incoming" else ""
+    return (", ".join(parts) or "no budget") + more
+
+
+def differing(runs: Sequence[RunSummary]) -> list[str]:
+    """Keys of the configs whose values are not the same in all runs; seeds and budgets aside."""
+    leaves = [_setting(run) for run in runs]
+    keys = dict.fromkeys(key for leaf in leaves for key in leaf if not key.startswith("budget."))
+    return [key for key in keys if not all_equal(leaf.get(key, ...) for leaf in leaves)]
+
+
+def config_text(run: RunSummary, without: tuple[str, ...]) -> str:
+    """The config as one text, without seeds and the named parts."""
+    return _text({key: value for key, value in _setting(run).items() if key.split(".")[0] not in without})
+
+
+def _setting(run: RunSummary) -> dict[str, Any]:
+    """The leaves of the config that make a setting, so neither seeds nor where and how it was computed.
+
+    Null is as good as absent: a key of a later version, which earlier records lack, begins as null.
+    """
+    leaves = _without_null(flat(run.config))
+    return {key: value for key, value in leaves.items() if not (_is_seed(key) or key.startswith(HOW))}
+
+
+def _without_null(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _shared_facts(run: RunSummary) -> Hashable:
+    """Facts that compared runs share. Orders may follow from the seed, so they are compared apart."""
+    stream = run.stream
+    counts = (len(stream.get("classes") or ()), run.steps, tuple(stream.get("image_shape") or ()))
+    sizes = tuple(len(slots) for slots in stream.get("new_slots") or ())
+    task_aware = bool(stream.get("task_known_at_test"))
+    source = _text(run.identity.get("source"))  # of an adaptation run: the trained network
+    return stream.get("name"), *counts, sizes, stream.get("data"), task_aware, source, run.precision, run.device
+
+
+def _free_seeds(runs: Sequence[RunSummary]) -> list[str]:
+    """Keys of seeds that do not follow the run's own seed: they make another setting."""
+    seeds = [key for key in flat(runs[0].config) if _is_seed(key)]
+    return [key for key in seeds if any(flat(run.config).get(key) not in (run.seed, None) for run in runs)]
+
+
+def _other_seeds(keys: Sequence[str], run: RunSummary) -> str:
+    return _text([flat(run.config).get(key) for key in keys])
+
+
+def _is_seed(key: str) -> bool:
+    name = key.rsplit(".", 1)[-1]
+    return name == "seed" or name.endswith("_seed")
+
+
+def _by_stream(runs: list[RunSummary]) -> list[list[RunSummary]]:
+    """Apart where seeds do not explain it: one seed with two streams, or one class order of two sets of images."""
+    seeds: dict[Any, set[Any]] = defaultdict(set)
+    orders: dict[Any, set[Any]] = defaultdict(set)
+    for run in runs:
+        seeds[run.seed].add(run.order)
+        orders[run.order[1]].add(run.order[0])
+    explained = all(len(met) == 1 for met in [*seeds.values(), *orders.values()])
+    return [runs] if explained else _split(runs, lambda run: run.order)
+
+
+def _group(runs: list[RunSummary]) -> Group:
+    chosen: dict[int, RunSummary] = {}
+    for run in sorted(runs, key=lambda run: run.status != "finished"):  # stable: else the first stays
+        chosen.setdefault(run.seed, run)
+    return Group(tuple(chosen[seed] for seed in sorted(chosen)), len(runs) - len(chosen))
+
+
+def _split(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list[Item]]:
+    parts: dict[Hashable, list[Item]] = {}
+    for item in items:
+        parts.setdefault(key(item), []).append(item)
+    return list(parts.values())
+
+
+def _rank(run: RunSummary) -> tuple[Any, ...]:
+    return run.learner, run.seed, _text(run.identity), run.record.directory.name
+
+
+def _size(run: RunSummary) -> tuple[Any, ...]:
+    exemplars, limits, convention = allowance(run)
+    return (
+        exemplars is None and limits is None,
+        (limits or (0,))[-1],
+        limits or (),
+        exemplars or 0,
+        convention or "",
+    )
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

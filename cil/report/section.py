@@ -1,0 +1,87 @@
+"""The section of a report: all that one table says, in a shape that every output format writes the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cil.report.grids import Grid, Titled
+from cil.report.plots import Plot
+from cil.report.verdicts import Verdict
+
+DrawPlots = Callable[[int, Mapping[str, str]], list[Plot]]
+
+
+class Labelled(Protocol):
+    """A row, whatever it is of."""
+
+    @property
+    def label(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows that may be compared with each other, and everything that is said of them.
+
+    Attributes:
+        title: The stream in words.
+        rows: Rows of the tables; the label of each has one colour on a page.
+        grid: The main table.
+        plots: Draws the plots, given the section's number on the page and the colour of each label.
+        subtitle: Condition that the rows share, such as the budget; ``condition`` is the word for it on a page.
+        number: Place among the sections of its kind, 0 where it is the only one.
+        facts: Settings that all rows share, in words.
+        best: Label of the best row by heading of ``grid``.
+        tables: Further tables.
+        bills: Tables of bytes, which a terminal is spared.
+        remarks: Sentences on single rows.
+        warnings: Sentences to read before comparing rows.
+        legend: Explanation of columns for a terminal, where there is no reading aid.
+        entries: Rows without structure for CSV and JSON, numbers unrounded.
+        content: Further content for JSON; a key here replaces one of the section.
+        extra: Makes further HTML of the page, such as strips of images.
+    """
+
+    title: str
+    rows: tuple[Labelled, ...]
+    grid: Grid
+    plots: DrawPlots = field(repr=False, compare=False)
+    subtitle: str = ""
+    condition: str = ""
+    number: int = 0
+    facts: Mapping[str, str] = field(default_factory=dict)
+    best: Mapping[str, str] = field(default_factory=dict)
+    tables: tuple[Titled, ...] = ()
+    bills: tuple[Titled, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    legend: str = ""
+    entries: tuple[dict[str, Any], ...] = ()
+    content: Mapping[str, Any] = field(default_factory=dict)
+    extra: Callable[[], str] = field(default=str, repr=False, compare=False)
+
+    @property
+    def heading(self) -> str:
+        """Title and subtitle in one line."""
+        return f"{self.title}; {self.subtitle}" if self.subtitle else self.title
+
+
+@dataclass(frozen=True)
+class ReadingAid:
+    """How to read the sections of one kind: a heading, an introduction, the terms and what they mean."""
+
+    title: str
+    introduction: str
+    terms: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Sections:
+    """All that a report says of the records of one kind."""
+
+    sections: tuple[Section, ...]
+    reading: ReadingAid
+    warnings: tuple[str, ...] = ()
+    footnotes: tuple[str, ...] = ()

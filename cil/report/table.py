@@ -1,0 +1,59 @@
+"""Records as one table: sections of every kind of run that is among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from cil import plugins
+from cil.errors import ConfigError
+from cil.report.runs import RunSummary
+from cil.report.section import ReadingAid, Section, Sections
+from cil.tracking import Record
+
+
+@dataclass(frozen=True)
+class Table:
+    """Sections of all kinds with their words; ``runs`` are those that it was made of."""
+
+    sections: tuple[Section, ...]
+    warnings: tuple[str, ...] = ()
+    footnotes: tuple[str, ...] = ()
+    readings: tuple[ReadingAid, ...] = ()
+    runs: tuple[RunSummary, ...] = field(default=(), repr=False)
+
+
+def table(records: Iterable[Record]) -> Table:
+    """Put records into one table: sections by kind of run, made by the kind itself.
+
+    Records of a kind that no installed package knows are left out, with a warning.
+
+    Raises:
+        ConfigError: if there are no records.
+    """
+    by_kind: dict[str, list[Record]] = {}
+    for record in records:
+        by_kind.setdefault(record.kind, []).append(record)
+    if not by_kind:
+        raise ConfigError("no records: a table needs at least one run")
+    order = list(dict.fromkeys([*plugins.BUILT_IN["cil.kinds"], *sorted(by_kind)]))
+    found: list[Sections] = []
+    runs: list[RunSummary] = []
+    unknown: list[str] = []
+    for name in sorted(by_kind, key=order.index):
+        try:
+            kind = plugins.find("cil.kinds", name)
+        except ConfigError as error:
+            count = len(by_kind[name])
+            runs_words = "1 run" if count == 1 else f"{count} runs"
+            unknown.append(f"Left out, because their kind is not installed: {runs_words} ({error}).")
+            continue
+        found.append(kind.sections(by_kind[name]))
+        runs += map(RunSummary, by_kind[name])
+    return Table(
+        sections=tuple(section for part in found for section in part.sections),
+        warnings=(*(warning for part in found for warning in part.warnings), *unknown),
+        footnotes=tuple(note for part in found for note in part.footnotes),
+        readings=tuple(part.reading for part in found),
+        runs=tuple(runs),
+    )
