@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_root(embedded_root: Path) -> Iterator[None]:
+    """Embedded sets that are made once are kept with those of other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIL_DATA", str(embedded_root))
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, data_root: None) -> Path:
     """A small finished run of all classes at once, which adapters may start from."""
     path = tmp_path_factory.mktemp("runs") / "source"
     asked = ["run", "strategy=joint", "stream.increment=10", "model=resnet20", f"run_dir={path}", "device=cpu"]
@@ -32,11 +42,13 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_machine(monkeypatch: pytest.MonkeyPatch, data_root: None) -> None:
     """One thread, and few rules of the contract: all of them are checked elsewhere."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("COLUMNS", "120")
     torch.set_num_threads(1)
     for kind in ("classes", "adaptation"):
-        rules = pytest.importorskip(f"cil.kinds.{kind}.rules")
+        if find_spec(f"cil.kinds.{kind}.rules") is None:  # TEMPORARY
+            continue
+        rules = import_module(f"cil.kinds.{kind}.rules")
         monkeypatch.setattr(rules, "RULES", rules.RULES[:1])
