@@ -35,7 +35,7 @@ _HOMES = {
     "load_dataset": "cil.data",
     "plan": "cil.api",
     "register": "cil.strategies",
-    "run": "cil.cli.compose",
+    "run": "cil.cli.build",
     "train": "cil.api",
 }
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from cil.adaptation import adapt_to as adapt_to
     from cil.api import plan as plan
     from cil.api import train as train
-    from cil.cli.compose import run as run
+    from cil.cli.build import run as run
     from cil.data import Batch as Batch
     from cil.data import Samples as Samples
     from cil.data import load_dataset as load_dataset

@@ -65,7 +65,7 @@ class RoTTA(Adapter):
         check.at_least(0, "rotta", age_weight=age_weight, entropy_weight=entropy_weight, lr=lr)
         self.every, self.momentum = every, momentum
         freeze_reversibly(self.net)
-        norms: list[Any] = replace_batch_norms(self.net, lambda norm: MixedNorm2d(norm, share, follow=True))
+        norms = replace_batch_norms(self.net, lambda norm: MixedNorm2d(norm, share, follow=True))
         tuned = [value for norm in norms for value in (norm.weight, norm.bias) if value is not None]
         if not tuned:
             raise ConfigError(

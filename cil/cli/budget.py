@@ -6,14 +6,16 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cil.cli import environment
 from cil.cli.compose import Job
 from cil.cli.grid import Cell, expand
 
 if TYPE_CHECKING:
-    from cil.engine.dryrun import Bill
+    from cil.engine.driver import Run
+    from cil.engine.dry_run import Bill
+    from cil.engine.learning import StrategyWork
 
 HELP = """
 usage: cil budget [key=value ...] [--json]
@@ -32,6 +34,7 @@ class Bills:
     """The bills of one strategy under one budget.
 
     Attributes:
+        bound: True for a strategy that keeps all data, and is not held to the budget.
         over: Why it cannot be trained under this budget; None where it can.
     """
 
@@ -43,28 +46,25 @@ class Bills:
     over: str | None
 
     @classmethod
-    def of(cls, job: Job, label: str | None = None, alone: bool = True) -> Bills:
-        """By a dry run; one of many that cannot work with the model has no bills and says why."""
-        from cil.cli.build import build
-        from cil.engine.dryrun import check_bills
+    def of(cls, run: Run, label: str | None = None, alone: bool = True) -> Bills:
+        """The bills of a run; one of many that cannot work with the model has none and says why."""
+        from cil.engine.dry_run import check_bills
         from cil.errors import BudgetExceeded, ConfigError
 
-        if job.config.get("adapter"):
-            name = job.choices["adapter"]
-            raise ConfigError(f"cil budget is of strategies; cil run adapter={name} ... --dry-run says what it carries")
-        run: Any = build(job, progress=False)
+        work = cast("StrategyWork", run.work)
+        head, bound = (label or run.name, work.stream.name, run.identity["budget"]), run.identity["bound"]
         try:
-            found, over = run.bills(), None
+            bills = work.bill
         except ConfigError as error:
             if alone:
                 raise
-            return cls(label or run.name, run.stream.name, run.identity["budget"], False, [], str(error))
+            return cls(*head, False, [], str(error))
         try:
-            if not run.identity["bound"]:
-                check_bills(found, run.budget, run.name)
+            if not bound:
+                check_bills(bills, work.budget, run.name)
         except BudgetExceeded as error:
-            over = str(error)
-        return cls(label or run.name, run.stream.name, run.identity["budget"], run.identity["bound"], found, over)
+            return cls(*head, bound, bills, str(error))
+        return cls(*head, bound, bills, None)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -72,12 +72,19 @@ def main(arguments: Sequence[str]) -> int:
     overrides = [item for item in arguments if item != "--json"]
     environment.prepare(overrides)
     jobs = _without_seeds(expand(overrides))
-    found = [Bills.of(job, label, alone=len(jobs) == 1) for label, job in jobs.items()]
-    if "--json" in arguments:
-        print(json.dumps([asdict(bills) for bills in found], indent=1))
-    else:
-        print(text(found))
+    found = [_bills(job, label, alone=len(jobs) == 1) for label, job in jobs.items()]
+    print(json.dumps([asdict(bills) for bills in found], indent=1) if "--json" in arguments else bills_text(found))
     return 0
+
+
+def _bills(job: Job, label: str, alone: bool) -> Bills:
+    from cil.cli.build import build
+    from cil.errors import ConfigError
+
+    if job.learner != "strategy":
+        given = f"{job.learner}={job.method}"
+        raise ConfigError(f"cil budget is of strategies; cil run {given} ... --dry-run says what it carries")
+    return Bills.of(build(job, progress=False), label, alone)
 
 
 def _without_seeds(cells: Sequence[Cell]) -> dict[str, Job]:
@@ -89,7 +96,7 @@ def _without_seeds(cells: Sequence[Cell]) -> dict[str, Job]:
     return jobs
 
 
-def text(found: Sequence[Bills]) -> str:
+def bills_text(found: Sequence[Bills]) -> str:
     """Three tables with a column for each experience, and who does not fit."""
     parts = []
     for stream, budget in dict.fromkeys((item.stream, _words(item.budget)) for item in found):

@@ -4,90 +4,70 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from cil.api import networks, plan
+from cil.api import MakeStrategy, networks, with_limits
 from cil.cli.compose import Job, compose
 from cil.cli.environment import threads_of
 from cil.cli.names import key_of
-from cil.engine.adaptation import AdaptationRun
-from cil.engine.anytime import Anytime
-from cil.engine.dryrun import Bill, dry_run
+from cil.engine.driver import Run
+from cil.engine.options import RunOptions
 from cil.engine.recipe import Recipe
-from cil.engine.run import Run
 from cil.errors import ConfigError
+from cil.kinds.command_line import kind_of
 from cil.memory import Budget
 from cil.streams import Stream, stream_builder
 from cil.streams.shifts import ShiftStream
 from cil.targets import PARTIAL, TARGET, check_arguments, made, resolve
+from cil.tracking import Record
 
-NOT_IDENTITY = ("run_dir", "data_root", "logger", "progress", "tune")
-TERMS = ("convention", "reserve", "scope", "enforce", "training_bytes", "flops", "updates")  # of a budget of any kind
+TERMS = ("convention", "reserve", "scope", "enforce", "training_bytes", "flops", "updates", "caps")  # of any budget
 _streams: dict[str, Stream | ShiftStream] = {}
-_targets: dict[str, list[Bill]] = {}
+_limits: dict[str, Sequence[int] | None] = {}
+
+
+def run(*overrides: str) -> Record:
+    """Run what ``cil run`` would run with these overrides; Ctrl-C and errors are Python's.
+
+    >>> run("stream=split_digits", "trainer.epochs=1").results["last_accuracy"]  # doctest: +SKIP
+    61.3
+    """
+    return build(compose(overrides)).execute()
 
 
 def build(
-    job: Job, *, jobs: int = 1, root: str | Path = "runs", stream: Stream | ShiftStream | None = None, **changes: Any
-) -> Run | AdaptationRun:
-    """Build a run, of a strategy or of an adapter.
+    job: Job,
+    *,
+    jobs: int = 1,
+    root: str | Path = "runs",
+    stream: Stream | ShiftStream | None = None,
+    facts: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Run:
+    """Build a run of any kind.
 
     Args:
         job: The composed configuration.
         jobs: Runs that share the machine; sets the threads of each.
         root: Where the run's folder is made, unless ``run_dir`` says.
-        stream: In place of the configured one, for a strategy.
-        changes: Of ``cil.api.plan``, or of ``cil.adaptation.plan_adaptation``.
+        stream: In place of the configured one.
+        facts: Further facts of the identity.
+        changes: Fields of ``RunOptions``, in place of what is configured.
 
     Raises:
         CilError: for whatever is wrong with it, in one line that names the key.
     """
-    config = job.config
-    if config.get("adapter"):
-        from cil.cli.adaptation import build_adaptation
-
-        return build_adaptation(job, jobs=jobs, root=root, **changes)
-    if config["budget"]["points"]:
-        raise ConfigError("budget.points is a list of budgets for cil compare; cil run has one, as budget.exemplars")
-    strategy = _strategy(config["strategy"])
-    stream = stream or build_stream(config)
-    if isinstance(stream, ShiftStream):
-        raise ConfigError(
-            f"stream '{stream.name}' has images that shift and no classes that arrive: choose an adapter for it, as in "
-            f"adapter=tent, or a class-incremental stream for strategy={job.choices['strategy']}"
-        )
-    trainer = config["trainer"]
-    options: dict[str, Any] = {
-        "name": job.choices["strategy"] if ":" not in job.choices["strategy"] else None,
-        "recipe": recipe_of(config),
-        "seed": config["seed"],
-        "run_dir": config["run_dir"],
-        "root": root,
-        "device": config["device"],
-        "precision": trainer["precision"],
-        "threads": trainer["threads"] or threads_of(jobs),
-        "loggers": config["logger"],
-        "progress": config["progress"] is not False,
-        "keep": config["checkpoint"]["keep"],
-        "boundary": config["boundary"],
-        "command": job.command,
-        "evaluation_batch": trainer["evaluation_batch"],
-        "anytime": Anytime(**config["anytime"]) if config["anytime"]["every"] is not None else None,
-    }
-    budget = _budget(job, stream)
-    kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    terms = {key: config["budget"][key] for key in ("kind", "exemplars", *TERMS, "at", "to")}
-    if config["budget"]["kind"] == "aligned":
-        terms["to_model"] = _target_model(job)["name"]
-    facts = {"config": kept, "budget": {**terms, "limits": None if budget.limits is None else list(budget.limits)}}
-    facts |= changes.pop("facts", {})
-    return plan(strategy, stream, _model(config["model"]), budget, facts=facts, **options | changes)
+    stream = stream or build_stream(job.config)
+    threads = job.config["trainer"]["threads"] or threads_of(jobs)
+    given = {"root": root, "threads": threads, "command": job.command, **changes}
+    options = RunOptions.from_config(job.config, **given)
+    return kind_of(job, stream).build(job, stream, options, facts or {})
 
 
 def build_stream(config: Mapping[str, Any]) -> Stream | ShiftStream:
@@ -102,18 +82,20 @@ def build_stream(config: Mapping[str, Any]) -> Stream | ShiftStream:
     key = json.dumps([named or target, given], sort_keys=True)
     if key not in _streams:
         stream = call(**made(given, "stream"))
-        if not isinstance(stream, Stream | ShiftStream):
+        if not hasattr(stream, "kind"):
             raise ConfigError(f"stream={named or target} made a {type(stream).__name__}, not a Stream")
         _streams[key] = stream
     return _streams[key]
 
 
-def _strategy(given: Mapping[str, Any]) -> Any:
-    """A partial of the class that waits for networks and budget."""
-    return made({**given, PARTIAL: True}, "strategy")
+def method_of(config: Mapping[str, Any], group: str) -> Any:
+    """The method of a group, ``strategy`` or ``adapter``: a partial of its class with its hyperparameters."""
+    return made({**config[group], PARTIAL: True}, group)
 
 
-def _model(given: Any) -> dict[str, Any]:
+def model_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The model as ``cil.api.networks`` takes it."""
+    given = config["model"]
     if not isinstance(given, Mapping) or "name" not in given:
         raise ConfigError("model.name is missing; choose a file of the group, as in model=resnet32")
     check_arguments(networks, given, "model")
@@ -121,7 +103,7 @@ def _model(given: Any) -> dict[str, Any]:
 
 
 def recipe_of(config: Mapping[str, Any]) -> Recipe:
-    """Optimizer and schedule are tried once on a parameter of their own, so that they are refused here."""
+    """The recipe; optimizer and schedule are tried once on a parameter of their own, so that they are refused here."""
     trainer = config["trainer"]
     optimizer = made({**_without_nulls(config["optimizer"]), PARTIAL: True}, "optimizer")
     scheduler = made({**_without_nulls(config["scheduler"]), PARTIAL: True}, "scheduler")
@@ -149,53 +131,41 @@ def _without_nulls(section: Mapping[str, Any]) -> dict[str, Any]:
 # budgets ------------------------------------------------------------------------------------------------------------
 
 
-def _budget(job: Job, stream: Stream) -> Budget:
-    """The budget that the run is held to, in exemplars or bytes."""
+def budget_of(job: Job, stream: Stream) -> Budget:
+    """The budget that a strategy is held to, in exemplars or bytes."""
     given = job.config["budget"]
+    if given["points"]:
+        raise ConfigError("budget.points is a list of budgets for cil compare; cil run has one, as budget.exemplars")
     terms = {key: given[key] for key in TERMS}
     if given["kind"] == "none":
         return Budget(**terms)
     if given["kind"] == "exemplars":
         return Budget(exemplars=given["exemplars"], **terms)
-    if given["kind"] == "bytes":
-        limits = given["limit"] if isinstance(given["limit"], list) else [given["limit"]]
-        if given["at"] == "each" and len(limits) != len(stream):
-            raise ConfigError(
-                f"budget.limit has {len(limits)} numbers; stream '{stream.name}' has {len(stream)} experiences"
-            )
-        return Budget(limits=limits, **terms)
-    return Budget(limits=_aligned_limits(job, stream), **terms)
+    if given["kind"] == "aligned":
+        return _aligned_budget(job, stream, terms)
+    limits = given["limit"] if isinstance(given["limit"], list) else [given["limit"]]
+    if given["at"] == "each" and len(limits) != len(stream):
+        raise ConfigError(
+            f"budget.limit has {len(limits)} numbers; stream '{stream.name}' has {len(stream)} experiences"
+        )
+    return Budget(limits=limits, **terms)
 
 
-def _aligned_limits(job: Job, stream: Stream) -> list[int]:
-    """Bytes of the strategy ``budget.to`` with ``budget.exemplars`` exemplars and its own defaults, by a dry run."""
-    given, convention = job.config["budget"], job.config["budget"]["convention"]
-    found = _target_bills(job, stream)
-    totals = [bill.total[convention] for bill in found]
-    if convention == "survey":  # the nominal number of exemplars, whole quotas or not
-        pixels = stream.image_shape[0] * stream.image_shape[1] * stream.image_shape[2]
-        totals = [bill.fixed["survey"] + (given["exemplars"] * pixels if bill.exemplars else 0) for bill in found]
-    return totals if given["at"] == "each" else totals[-1:]
+def _aligned_budget(job: Job, stream: Stream, terms: Mapping[str, Any]) -> Budget:
+    """The bytes of ``budget.to`` with its own defaults; one dry run in a process, as many runs share it.
 
-
-def _target_bills(job: Job, stream: Stream) -> list[Bill]:
-    name = job.config["budget"]["to"]
+    Its model is that of this setting: the file of the run's own strategy may ask for another one.
+    """
+    given = job.config["budget"]
+    name = given["to"]
     try:
-        target = compose([f"strategy={name}"]).config["strategy"]
+        to: MakeStrategy = method_of(compose([f"strategy={name}"]).config, "strategy")
     except ConfigError as error:
         raise ConfigError(f"budget.to={name}: {error}") from error
-    make = _strategy(target)
-    if make.func.bound:
-        raise ConfigError(f"budget.to={name} is a bound that keeps all data; align to a strategy that competes")
-    model, exemplars = _model(_target_model(job)), job.config["budget"]["exemplars"]
-    key = json.dumps([target, model, exemplars, stream.fingerprint], sort_keys=True)
-    if key not in _targets:
-        nets = networks(stream.image_shape, **model)
-        _targets[key] = dry_run(make, partial(nets, seed=0, meta=True), stream.signatures, Budget(exemplars=exemplars))
-    return _targets[key]
-
-
-def _target_model(job: Job) -> Mapping[str, Any]:
-    """The model that ``budget.to`` has in this setting: the file of the run's own strategy may ask for another one."""
     others = [item for item in job.overrides if key_of(item).partition(".")[0] != "strategy"]
-    return compose([*others, f"strategy={job.config['budget']['to']}"]).config["model"]
+    model = model_of(compose([*others, f"strategy={name}"]).config)
+    budget = Budget.aligned(to, given["exemplars"], model=model, each=given["at"] == "each", **terms)
+    key = json.dumps([name, budget.description(), model, stream.fingerprint], sort_keys=True)
+    if key not in _limits:
+        _limits[key] = with_limits(budget, stream, model).limits
+    return replace(budget, limits=_limits[key])

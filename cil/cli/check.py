@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cil.cli import environment
-from cil.cli.refusals import explained
+from cil.cli.names import METHODS
+from cil.cli.refusals import parse_overrides
 from cil.errors import ConfigError
 from cil.targets import check_arguments, resolve
 
@@ -43,22 +44,19 @@ def main(arguments: Sequence[str]) -> int:
 
 def _hyperparameters(overrides: Sequence[str]) -> dict[str, Any]:
     """Values of ``strategy.KEY=VALUE`` or ``adapter.KEY=VALUE``, in the grammar of ``cil run``."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     given = {}
-    with explained(overrides, lambda _: {}):
-        for item in OverridesParser.create().parse_overrides(list(overrides)):
-            section, _, key = item.key_or_group.partition(".")
-            if section not in ("strategy", "adapter") or not key:
-                raise ConfigError(
-                    f"cil check takes names and keys of theirs, as in strategy.KEY=VALUE, not '{item.input_line}'"
-                )
-            given[key] = item.value()
+    for item in parse_overrides(overrides):
+        section, _, key = item.key_or_group.partition(".")
+        if section not in METHODS or not key:
+            raise ConfigError(
+                f"cil check takes names and keys of theirs, as in strategy.KEY=VALUE, not '{item.input_line}'"
+            )
+        given[key] = item.value()
     return given
 
 
 def _checked(name: str, given: Mapping[str, Any]) -> int:
-    """Tell each rule and whether it holds; how many do not."""
+    """Print each rule and if it holds; the number of those that do not."""
     from cil import adapt, strategies
     from cil.testing import ADAPTER_CHECKS, ALL, AdapterSubject, Subject, outcomes
 
@@ -72,11 +70,11 @@ def _checked(name: str, given: Mapping[str, Any]) -> int:
     else:
         check_arguments(kind, given, "strategy")
         rules = outcomes(Subject(kind, given), ALL)
-    broken, said = 0, set[str]()
+    broken, printed = 0, set[str]()
     for outcome in rules:
         broken += outcome.error is not None
-        error = "the same" if outcome.error in said else outcome.error
-        said |= {outcome.error} if outcome.error else set()
+        error = "the same" if outcome.error in printed else outcome.error
+        printed |= {outcome.error} if outcome.error else set()
         print(
             f"{'ok    ' if error is None else 'BROKEN'} {outcome.name}: {error or outcome.rule}",
             flush=True,

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
+from cil.cli.arguments import split_jobs_and_out
 from cil.cli.compose import Job
 from cil.cli.grid import Cell, expand
 from cil.cli.names import key_of
 from cil.errors import CilError, ConfigError
 
 if TYPE_CHECKING:
-    from cil.cli.pool import Outcome
-    from cil.engine.adaptation import AdaptationRun
-    from cil.engine.run import Run
+    from cil.cli.pool import RunEnd
+    from cil.engine.driver import Run
     from cil.tracking import Record
 
-    Plan = Callable[[Cell, int, Path], Run | AdaptationRun]
+    Plan = Callable[[Cell, int, Path], Run]
 
 HELP = """
 usage: cil compare [key=value[,value...] ...] [jobs=auto] [out=DIR]
@@ -42,7 +42,7 @@ command again goes on with what is not finished. A run that is over its budget, 
   out=DIR              runs, table.csv, table.md and index.html; auto: runs/compare-NAME for experiment=NAME alone,
                        else runs/compare-NAME-1a2b3c, six digits of what was asked for: the same command finds it
 """
-NOT_WHAT = ("jobs", "out", "logger", "progress", "data_root", "device")  # say where and how, not what is compared
+NOT_COMPARED = ("jobs", "out", "logger", "progress", "data_root", "device")  # say where and how, not what is compared
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -52,38 +52,34 @@ def main(arguments: Sequence[str]) -> int:
 
 def grid(arguments: Sequence[str], command: str) -> int:
     """Run every combination and tell what came out; 1 where a run failed or was killed."""
-    overrides, own = split_own(arguments)
+    overrides, asked_jobs, asked_out = split_jobs_and_out(arguments)
     cells = expand(overrides)
-    jobs = jobs_of(own["jobs"], cells[0].job, len(cells))
+    jobs = jobs_of(asked_jobs, cells[0].job, len(cells))
     environment.prepare(overrides, jobs)
-    out = Path(own["out"] if own["out"] != "auto" else f"runs/{command}-{folder_of(cells[0].job, overrides)}")
-    outcomes = run_cells(cells, jobs, out)
-    records = [record for outcome in outcomes if (record := record_of(outcome.task.run_dir)) is not None]
-    if records:
-        print(written(records, out, f"{command}: {_name(cells[0].job)}"))
-    bad = [outcome for outcome in outcomes if outcome.status not in ("finished", "over_budget")]
-    for outcome in bad:
-        print(f"cil: {outcome.task.label}: {outcome.status}: {outcome.error}", file=sys.stderr)
-    return 1 if bad else 0
+    out = Path(asked_out if asked_out != "auto" else f"runs/{command}-{folder_of(cells[0].job, overrides)}")
+    ends = run_cells(cells, jobs, out)
+    if records := records_of(ends):
+        print(write_report(records, out, f"{command}: {_name(cells[0].job)}"))
+    return print_errors(ends)
 
 
-def run_cells(cells: Sequence[Cell], jobs: int, out: Path, plan: Plan | None = None) -> list[Outcome]:
+def run_cells(cells: Sequence[Cell], jobs: int, out: Path, plan: Plan | None = None) -> list[RunEnd]:
     """Build all runs, so that whatever is wrong is refused before any is trained; then do them.
 
     Args:
-        plan: Cell, jobs and ``out`` to a run, in place of ``planned``; it is pickled where children are not forked.
+        plan: Cell, jobs and ``out`` to a run, in place of ``plan_cell``; it is pickled where children are not forked.
 
     Raises:
         ConfigError: naming the cell that is wrong.
     """
     import torch
 
-    from cil.cli.board import Board
-    from cil.cli.pool import Task, run_all
-    from cil.cli.run import tell_notes
+    from cil.cli.pool import QueuedRun, run_all
+    from cil.cli.progress_screen import ProgressScreen
+    from cil.cli.run import print_warnings
 
-    plan = plan or planned
-    runs: dict[Path, tuple[Cell, Run | AdaptationRun]] = {}
+    plan = plan or plan_cell
+    runs: dict[Path, tuple[Cell, Run]] = {}
     torch.set_num_threads(1)  # this process forks: it must have started no threads of its own
     for cell in cells:
         try:
@@ -91,21 +87,40 @@ def run_cells(cells: Sequence[Cell], jobs: int, out: Path, plan: Plan | None = N
         except CilError as error:
             raise type(error)(f"{cell.label}: {error}" if len(cells) > 1 else str(error)) from error
         runs.setdefault(Path(run.run_dir), (cell, run))
-    tell_notes(run for _, run in runs.values())
-    fork = sys.platform == "linux" and all(run.runtime.device == "cpu" for _, run in runs.values())
-    tasks = [
-        Task(cell.label, path, partial(_same, run) if fork else partial(plan, cell, jobs, out))
+    print_warnings(run for _, run in runs.values())
+    on_cpu = all(run.runtime.device == "cpu" for _, run in runs.values())
+    fork = sys.platform == "linux" and on_cpu
+    queued = [
+        QueuedRun(cell.label, path, partial(_itself, run) if fork else partial(plan, cell, jobs, out))
         for path, (cell, run) in runs.items()
     ]
-    jobs = 1 if not fork and jobs > 1 and any(run.runtime.device != "cpu" for _, run in runs.values()) else jobs
     quiet = all(cell.job.config["progress"] is False for cell in cells)
     try:
-        return run_all(tasks, jobs, fork=fork, board=Board(len(tasks), quiet))
+        return run_all(queued, jobs if on_cpu else 1, fork=fork, screen=ProgressScreen(len(queued), quiet))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"what was computed is in {out}; the same command goes on from there") from None
 
 
-def planned(cell: Cell, jobs: int, out: Path) -> Run | AdaptationRun:
+def _itself(run: Run) -> Run:
+    return run
+
+
+def records_of(ends: Sequence[RunEnd]) -> list[Record]:
+    """The records that were left, in order."""
+    from cil.cli.pool import record_of
+
+    return [record for end in ends if (record := record_of(end.run.run_dir)) is not None]
+
+
+def print_errors(ends: Sequence[RunEnd]) -> int:
+    """Print a line for each run that failed or was killed; 1 where there is one, else 0."""
+    for end in ends:
+        if end.bad:
+            print(f"cil: {end.run.label}: {end.status}: {end.error}", file=sys.stderr)
+    return int(any(end.bad for end in ends))
+
+
+def plan_cell(cell: Cell, jobs: int, out: Path) -> Run:
     """The run of one cell, its folder under ``out``."""
     from cil.cli.build import build
 
@@ -114,7 +129,7 @@ def planned(cell: Cell, jobs: int, out: Path) -> Run | AdaptationRun:
     return build(cell.job, jobs=jobs, root=out, group=out.name)
 
 
-def written(records: Sequence[Record], out: Path, title: str) -> str:
+def write_report(records: Sequence[Record], out: Path, title: str) -> str:
     """Write table and page; the table as text."""
     from cil.report import table, to_csv, to_markdown, to_text, write_html
 
@@ -124,37 +139,6 @@ def written(records: Sequence[Record], out: Path, title: str) -> str:
     (out / "table.md").write_text(to_markdown(whole), encoding="utf-8")
     text = to_text(whole, shutil.get_terminal_size((120, 24)).columns)
     return f"{text.rstrip()}\n\npage: {out / 'index.html'}"
-
-
-def _same(run: Run | AdaptationRun) -> Run | AdaptationRun:
-    return run
-
-
-def record_of(run_dir: Path) -> Record | None:
-    """What a run left, if anything."""
-    from cil.tracking import Record, RecordError
-
-    try:
-        return Record.load(run_dir)
-    except RecordError:  # it failed before there was one
-        return None
-
-
-def split_own(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Split off what is not of the configuration."""
-    own = {"jobs": "auto", "out": "auto"}
-    rest = []
-    for item in arguments:
-        key, equals, value = item.partition("=")
-        if key in own and equals:
-            own[key] = value
-        elif item.startswith("-"):
-            raise ConfigError(f"no option '{item}' here; write key=value, or use cil run for Hydra's options")
-        else:
-            rest.append(item)
-    if own["jobs"] != "auto" and not (own["jobs"].isdigit() and int(own["jobs"]) > 0):
-        raise ConfigError(f"jobs is '{own['jobs']}'; it must be auto, or a whole number of 1 or more")
-    return rest, own
 
 
 def jobs_of(given: str, job: Job, most: int) -> int:
@@ -173,8 +157,8 @@ def _name(job: Job) -> str:
 
 def folder_of(job: Job, overrides: Sequence[str]) -> str:
     """The name, and unless an experiment alone was asked for, digits that tell it from others of this name."""
-    what = sorted(item for item in overrides if key_of(item).partition(".")[0] not in NOT_WHAT)
+    asked = sorted(item for item in overrides if key_of(item).partition(".")[0] not in NOT_COMPARED)
     name = _name(job)
-    if what in ([], [f"experiment={name}"], [f"+experiment={name}"]):
+    if asked in ([], [f"experiment={name}"], [f"+experiment={name}"]):
         return name
-    return f"{name}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:6]}"
+    return f"{name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:6]}"

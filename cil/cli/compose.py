@@ -1,4 +1,4 @@
-"""From overrides to a composed configuration, by Hydra; and its refusals in one line."""
+"""Overrides to a composed configuration, by Hydra."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
+from cil.cli.names import METHODS, NOT_THE_RUN, conf_dir, key_of, plugin_conf_dirs, plugin_target
 from cil.cli.names import choices as group_choices
-from cil.cli.names import conf_dir, key_of, plugin_conf_dirs, plugin_points
-from cil.cli.refusals import explained
+from cil.cli.refusals import one_line_errors
 from cil.cli.schema import check
 from cil.errors import ConfigError, nearest
 from cil.targets import PARTIAL, TARGET, check_arguments, resolve
-
-if TYPE_CHECKING:
-    from cil.tracking import Record
 
 CONFIG = "config"
 OPTIONS = (  # of Hydra
@@ -31,10 +28,9 @@ OPTIONS = (  # of Hydra
 )
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--experimental-rerun")
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what --info may be followed by
-CODE = {"strategy": "cil.strategies", "adapter": "cil.adapters"}  # groups whose files a class may stand for
 CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class
 SHIFTING_SCALES = {"quick": "_quick_shifts"}
-INSTEAD = {  # what is said on the command line: what a recipe may have said of the same
+INSTEAD = {  # key on the command line: keys by which a recipe may have set the same
     "optimizer": ("optimizer", "trainer.first.lr", "trainer.first.weight_decay"),
     "scheduler": ("scheduler", "trainer.first.milestones", "trainer.first.schedule"),
     "optimizer.lr": ("trainer.first.lr",),
@@ -43,7 +39,6 @@ INSTEAD = {  # what is said on the command line: what a recipe may have said of 
     "trainer.epochs": ("trainer.first.epochs",),
     "trainer.batch_size": ("trainer.first.batch_size",),
 }
-NOT_ASKED = ("run_dir", "data_root", "logger", "progress", "tune", "hydra")  # of another place or look, the same run
 
 
 @dataclass(frozen=True)
@@ -63,10 +58,25 @@ class Job:
     sweep: dict[str, str]
 
     @property
+    def learner(self) -> str:
+        """The group that names the method: ``strategy``, unless another was chosen beside it."""
+        return next((group for group in METHODS[1:] if self.config.get(group)), METHODS[0])
+
+    @property
+    def method(self) -> str:
+        """The method as it was asked for."""
+        return self.choices[self.learner]
+
+    @property
+    def name(self) -> str | None:
+        """The name of the method; None for an own class, which has its own."""
+        return None if ":" in self.method else self.method
+
+    @property
     def command(self) -> str:
-        """What runs it again, wherever its folder and its data are; no logger, as its settings may be secret."""
+        """The command that runs it again, wherever its folder and its data are; no logger, whose keys may be secret."""
         keys = {item: key_of(item).partition(".")[0] for item in self.overrides}
-        return shlex.join(["cil", "run", *(item for item, key in keys.items() if key not in NOT_ASKED)])
+        return shlex.join(["cil", "run", *(item for item, key in keys.items() if key not in (*NOT_THE_RUN, "hydra"))])
 
 
 def compose(overrides: Sequence[str] = ()) -> Job:
@@ -75,7 +85,7 @@ def compose(overrides: Sequence[str] = ()) -> Job:
     Raises:
         ConfigError: for whatever Hydra or the schema refuses, with the nearest known names.
     """
-    with explained(overrides, composed):
+    with one_line_errors(overrides, raw_config):
         _offer_plugins(overrides)
         job = _before_recipe(_composed_job(overrides, overrides))
     check(job.config)
@@ -94,7 +104,7 @@ def _composed_job(overrides: Sequence[str], asked: Sequence[str]) -> Job:
 
 
 def _before_recipe(job: Job) -> Job:
-    """The same job; a recipe leaves nothing that the command line says otherwise, and a scale suits the stream."""
+    """The same job with what the command line says before what a recipe says, and a scale that suits the stream."""
     _refuse_mixed_optimizers(job)
     more = [*_suited_scale(job), *_instead_of_recipe(job.overrides, job.choices)]
     return _composed_job([*job.overrides, *more], job.overrides) if more else job
@@ -112,8 +122,8 @@ def _refuse_mixed_optimizers(job: Job) -> None:
         return
     kept = [item for item in job.overrides if item.partition("=")[0] not in ("experiment", "scale")]
     chosen = {group: job.choices[group] for group in ("strategy", "recipe", "model", "stream") if group not in named}
-    alone = composed([*kept, *(f"{group}={choice}" for group, choice in chosen.items())])["optimizer"]
-    plain = composed([f"optimizer={job.choices['optimizer']}"])["optimizer"]
+    alone = raw_config([*kept, *(f"{group}={choice}" for group, choice in chosen.items())])["optimizer"]
+    plain = raw_config([f"optimizer={job.choices['optimizer']}"])["optimizer"]
     if alone[TARGET] != plain[TARGET] and alone["lr"] != job.config["optimizer"]["lr"]:
         raise ConfigError(
             f"experiment={experiment} sets optimizer.lr={job.config['optimizer']['lr']}, and recipe={recipe} has "
@@ -141,15 +151,15 @@ def _instead_of_recipe(overrides: Sequence[str], choices: Mapping[str, str]) -> 
     groups = {"recipe": "default", **{name: choices[name] for name in ("optimizer", "scheduler")}}
     plain = [item for item, name in zip(overrides, named, strict=True) if name not in groups]
     plain += [f"{name}={choice}" for name, choice in groups.items()]
-    said, held = _leaves(composed(overrides)), _leaves(composed(plain))
-    parts = [leaf for leaf in said if any(leaf == key or leaf.startswith(f"{key}.") for key in keys)]
-    return [f"++{leaf}={json.dumps(held.get(leaf))}" for leaf in parts if said[leaf] != held.get(leaf)]
+    asked, held = leaves_of(raw_config(overrides)), leaves_of(raw_config(plain))
+    parts = [leaf for leaf in asked if any(leaf == key or leaf.startswith(f"{key}.") for key in keys)]
+    return [f"++{leaf}={json.dumps(held.get(leaf))}" for leaf in parts if asked[leaf] != held.get(leaf)]
 
 
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in config.items():
-        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        found |= leaves_of(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
 
 
@@ -164,17 +174,6 @@ def _job(own: Any, hydra: Any, overrides: Sequence[str]) -> Job:
     return Job({str(key): value for key, value in config.items()}, chosen, tuple(overrides), sweep)
 
 
-def run(*overrides: str) -> Record:
-    """Run what ``cil run`` would run with these overrides; Ctrl-C and errors are Python's.
-
-    >>> run("stream=split_digits", "trainer.epochs=1").results["last_accuracy"]  # doctest: +SKIP
-    61.3
-    """
-    from cil.cli.build import build
-
-    return build(compose(overrides)).execute()
-
-
 def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
     """Run Hydra's own command line: ``--cfg``, ``--multirun``, ``--info``, shell completion and the overrides.
 
@@ -186,7 +185,7 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    options, overrides = _parted(arguments)
+    options, overrides = split_hydra_options(arguments)
     here, refused = os.getpid(), list[OmegaConfBaseException]()
 
     def called(cfg: Any) -> Any:
@@ -200,7 +199,7 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
         return task(_before_recipe(job))
 
     program, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    with explained(overrides, composed):
+    with one_line_errors(overrides, raw_config):
         _offer_plugins(overrides)
         if {"--cfg", "-c"} & {item.partition("=")[0] for item in options}:  # shows what would run
             shown = _composed_job(overrides, overrides)
@@ -217,8 +216,8 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
             raise refused[0]
 
 
-def _parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Hydra's options with their values, and the overrides: Hydra wants the options first.
+def split_hydra_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split into Hydra's options with their values, and the overrides: Hydra wants the options first.
 
     Raises:
         ConfigError: for an option that Hydra does not have.
@@ -261,13 +260,13 @@ def _hydra() -> Iterator[None]:
         yield
 
 
-def composed(overrides: Sequence[str]) -> dict[str, Any]:
+def raw_config(overrides: Sequence[str]) -> dict[str, Any]:
     """The configuration alone, unresolved; Hydra's errors as they are."""
     from hydra import compose as hydra_compose
     from omegaconf import OmegaConf
 
     with _hydra():
-        return OmegaConf.to_container(hydra_compose(CONFIG, list(overrides)), resolve=False)  # type: ignore[return-value]
+        return cast(dict[str, Any], OmegaConf.to_container(hydra_compose(CONFIG, list(overrides)), resolve=False))
 
 
 # what plugins add ---------------------------------------------------------------------------------------------------
@@ -287,9 +286,9 @@ def _offer_plugins(overrides: Sequence[str]) -> None:
 
     if not any(plugin.__name__ == "PluginFolders" for plugin in Plugins.instance().discover(SearchPathPlugin)):
         Plugins.instance().register(PluginFolders)
-    for group, points in CODE.items():
+    for group in METHODS:
         for name in _named(overrides, group):
-            target = _code_of(name, group, points)
+            target = _class_without_file(name, group)
             if target is not None:
                 ConfigStore.instance().store(group=group, name=name, node=_node_of(target, group))
 
@@ -302,14 +301,12 @@ def _named(overrides: Sequence[str], group: str) -> Iterator[str]:
             yield from (name.strip(" '\"").replace("\\", "") for name in value.split(","))
 
 
-def _code_of(name: str, group: str, points: str) -> str | None:
-    """Where the class is of a strategy or adapter without a file: an entry point, or ``module:Class`` itself."""
+def _class_without_file(name: str, group: str) -> str | None:
+    """The class of a method without a file, ``module:Class``; None for one that has a file, or no class."""
     if CLASS.fullmatch(name):
-        _find_here()
+        _import_from_here()
         return name
-    if name in group_choices(group):
-        return None
-    return next((p.value for p in plugin_points() if p.group == points and p.name == name), None)
+    return None if name in group_choices(group) else plugin_target(group, name)
 
 
 def own_class(name: str, key: str) -> Any:
@@ -320,11 +317,11 @@ def own_class(name: str, key: str) -> Any:
     """
     if not CLASS.fullmatch(name):
         raise ConfigError(f"{key} is {name}; it must be module:Class, as in {key}=my_idea:MyStrategy")
-    _find_here()
+    _import_from_here()
     return resolve(name, key)
 
 
-def _find_here() -> None:
+def _import_from_here() -> None:
     """Let modules in the working directory be imported: an own idea in the folder one stands in."""
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

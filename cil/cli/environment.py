@@ -1,4 +1,4 @@
-"""What must be set before torch is imported: threads, and how long they spin."""
+"""Threads of this process, and how long they spin: to be set before torch is imported."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ def threads_of(jobs: int = 1) -> int:
 
 
 def prepare(overrides: Sequence[str] = (), jobs: int = 1) -> None:
-    """Set up this process. What the caller's environment says already goes before.
+    """Set up this process. What the caller's environment says already goes before."""
+    threads = next((found[1] for item in overrides if (found := re.fullmatch(r"trainer\.threads=(\d+)", item))), None)
+    os.environ.setdefault("OMP_NUM_THREADS", threads or str(threads_of(jobs)))
+    limit_spinning()
+
+
+def limit_spinning() -> None:
+    """Let threads that wait spin shortly.
 
     A barrier of OpenMP spins, which makes two threads four to seven times slower than one as soon as anything else
     runs; a short spin costs little when nothing does.
     """
-    threads = next((found[1] for item in overrides if (found := re.fullmatch(r"trainer\.threads=(\d+)", item))), None)
-    os.environ.setdefault("OMP_NUM_THREADS", threads or str(threads_of(jobs)))
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -1,15 +1,20 @@
-"""``cil evaluate``: a finished run once more, on its own test data or on others."""
+"""``cil evaluate``: a finished run evaluated again, on its own test data or on others."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
-from cil.cli.show import split_options
+from cil.cli.arguments import split_options
+from cil.cli.formats import numbers
+from cil.cli.refusals import parse_overrides, unknown_key
 from cil.errors import ConfigError
 from cil.targets import refuse_targets
+
+if TYPE_CHECKING:
+    from cil.tracking import Record
 
 HELP = """
 usage: cil evaluate RUN_DIR [stream.key=value ...] [--experience N] [--device cpu] [--json]
@@ -27,9 +32,7 @@ with changes: other data of the same classes and image size, fewer test images..
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
-    as_json = "--json" in arguments
-    given = [item for item in arguments if item != "--json"]
-    rest, options = split_options(given, {"--experience": "", "--device": "cpu"})
+    rest, options, flags = split_options(arguments, {"--experience": "", "--device": "cpu"}, ["--json"])
     paths = [item for item in rest if "=" not in item]
     if len(paths) != 1:
         raise ConfigError("cil evaluate needs one run directory, then key=value")
@@ -44,19 +47,15 @@ def main(arguments: Sequence[str]) -> int:
     record = Record.load(paths[0])
     own = [item for item in rest if item.startswith("strategy=")]
     strategy = own_class(own[-1].partition("=")[2], "strategy") if own else None
-    stream: Any = build_stream(changed(record, [item for item in rest if item not in (paths[0], *own)]))
+    stream: Any = build_stream(change_stream(record, [item for item in rest if item not in (paths[0], *own)]))
     experience = int(options["--experience"]) if options["--experience"] else None
     found = evaluate(paths[0], stream, strategy=strategy, experience=experience, device=options["--device"])
-    print(json.dumps(found, indent=1) if as_json else text(record, stream.name, found))
+    print(json.dumps(found, indent=1) if "--json" in flags else text(record, stream.name, found))
     return 0
 
 
-def changed(record: Any, overrides: Sequence[str]) -> dict[str, Any]:
+def change_stream(record: Record, overrides: Sequence[str]) -> dict[str, Any]:
     """The stream of a run, with changes; the class order stays, so that slots mean what they meant."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from cil.cli.refusals import explained, unknown_key
-
     config = record.identity["config"]
     if "builder" not in (config.get("stream") or {}):
         raise ConfigError(f"{record.directory} was made in Python; evaluate it there: cil.evaluate(run_dir, stream)")
@@ -65,9 +64,7 @@ def changed(record: Any, overrides: Sequence[str]) -> dict[str, Any]:
     if not isinstance(stream["builder"], str):
         raise ConfigError(f"{record.directory}/record.json: config.stream.builder is no name of a registered stream")
     whole: dict[str, Any] = {"stream": stream, "data_root": None}
-    with explained(overrides, lambda _: whole):
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    for override in parsed:
+    for override in parse_overrides(overrides, whole):
         key, value = override.key_or_group, override.value()
         name = key.removeprefix("stream.")
         if key == "stream":
@@ -83,7 +80,7 @@ def changed(record: Any, overrides: Sequence[str]) -> dict[str, Any]:
     return whole
 
 
-def text(record: Any, stream: str, found: Mapping[str, Any]) -> str:
+def text(record: Record, stream: str, found: Mapping[str, Any]) -> str:
     """For people."""
     identity = record.identity
     own = stream == identity["stream"]["name"]
@@ -95,8 +92,8 @@ def text(record: Any, stream: str, found: Mapping[str, Any]) -> str:
         f"{identity['strategy']}, seed {identity['seed']}, after experience {found['experience'] + 1}, on {stream}:"
         f" {found['images']:,} test images",
         f"  accuracy {found['accuracy']:.2f} %{recorded}   mean over classes {found['mean_class_accuracy']:.2f} %",
-        f"  by experience (%): {_row(found['accuracy_by_experience'])}",
-        f"  within its experience (%): {_row(found['accuracy_task_aware_by_experience'])}",
+        f"  by experience (%): {numbers(found['accuracy_by_experience'])}",
+        f"  within its experience (%): {numbers(found['accuracy_task_aware_by_experience'])}",
         "  by class (%):",
         *(
             f"    {name.ljust(wide)} {'-' if value != value else f'{value:.1f}'}"
@@ -104,7 +101,3 @@ def text(record: Any, stream: str, found: Mapping[str, Any]) -> str:
         ),
     ]
     return "\n".join(lines)
-
-
-def _row(values: Sequence[float]) -> str:
-    return "  ".join("-" if value != value else f"{value:.1f}" for value in values)

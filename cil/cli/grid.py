@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from cil.cli.compose import CODE, Job, compose
-from cil.cli.names import key_of, known, takes_task
-from cil.cli.refusals import explained
+from cil.cli import environment
+from cil.cli.compose import Job, compose
+from cil.cli.names import METHODS, key_of, known, target_of
+from cil.cli.refusals import parse_overrides
 from cil.errors import ConfigError
 
 POINTS = {"exemplars": "budget.exemplars", "bytes": "budget.limit", "aligned": "budget.exemplars"}
@@ -17,7 +18,7 @@ POINTS = {"exemplars": "budget.exemplars", "bytes": "budget.limit", "aligned": "
 
 @dataclass(frozen=True)
 class Cell:
-    """One job of a grid, and what sets it apart from the others."""
+    """One job of a grid, and the keys that set it apart from the others."""
 
     job: Job
     varied: dict[str, str]
@@ -25,9 +26,12 @@ class Cell:
     @property
     def label(self) -> str:
         """``wa, seed=1``."""
-        named = self.job.choices.get("adapter") or self.job.choices["strategy"]
-        more = [f"{key}={value}" for key, value in self.varied.items() if key not in ("strategy", "adapter")]
-        return ", ".join([named, *more])
+        return ", ".join([self.job.method, *self.settings])
+
+    @property
+    def settings(self) -> list[str]:
+        """The keys that were varied beside the method, as ``key=value``."""
+        return [f"{key}={value}" for key, value in self.varied.items() if key not in METHODS]
 
 
 def expand(overrides: Sequence[str]) -> list[Cell]:
@@ -40,14 +44,15 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
     Raises:
         ConfigError: for whatever cannot be composed.
     """
-    told = "strategy=all" in overrides and _told([item for item in overrides if item != "strategy=all"])
-    fixed, swept = _split([_all(item, told) for item in overrides])
-    general = [item for item in fixed if not _of_code(item)]  # what an experiment sweeps over may be what has such keys
-    first = compose([*general, *(values[0] for key, values in swept.items() if not _of_code(key))])
+    task_aware = "strategy=all" in overrides and _tells_task([item for item in overrides if item != "strategy=all"])
+    fixed, swept = _split([_all(item, task_aware) for item in overrides])
+    # without keys of a method: what an experiment sweeps over may be the methods that have them
+    general = [item for item in fixed if not _of_method(item)]
+    first = compose([*general, *(values[0] for key, values in swept.items() if not _of_method(key))])
     given = {key_of(item) for item in overrides}
     for key, value in first.sweep.items():
         if key not in given:
-            more, also = _split([_all(f"{key}={value}", _told(general))])
+            more, also = _split([_all(f"{key}={value}", _tells_task(general))])
             fixed, swept = [*fixed, *more], swept | also
     cells = []
     try:
@@ -57,19 +62,19 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
             }
             cells += _at_points(Cell(compose([*fixed, *combination]), varied))
     except ConfigError as error:
-        raise ConfigError(_lacking([*fixed, *swept], swept) or str(error)) from error
+        raise ConfigError(_shared_by_some([*fixed, *swept], swept) or str(error)) from error
     return cells
 
 
-def _of_code(override: str) -> bool:
-    """Whether it is a key of a strategy or an adapter."""
+def _of_method(override: str) -> bool:
+    """True for a key of a strategy or an adapter."""
     group, dot, _ = key_of(override).partition(".")
-    return bool(dot) and group in CODE
+    return bool(dot) and group in METHODS
 
 
-def _lacking(overrides: Sequence[str], swept: Mapping[str, Sequence[str]]) -> str | None:
-    """Which of the strategies (or adapters) of a grid have a key that not all of them have."""
-    for key in dict.fromkeys(key_of(item) for item in overrides if _of_code(item)):
+def _shared_by_some(overrides: Sequence[str], swept: Mapping[str, Sequence[str]]) -> str | None:
+    """A message that names a key which only some of the methods of a grid have, and those; None where there is none."""
+    for key in dict.fromkeys(key_of(item) for item in overrides if _of_method(item)):
         group, _, rest = key.partition(".")
         has: dict[bool, list[str]] = {True: [], False: []}
         for choice in swept.get(group, ()):
@@ -84,35 +89,41 @@ def _lacking(overrides: Sequence[str], swept: Mapping[str, Sequence[str]]) -> st
     return None
 
 
-def _all(override: str, told: bool) -> str:
-    """``strategy=all`` and ``adapter=all`` spelled out; of strategies those that are told the task, or those not."""
-    kinds = {"strategy=all": "strategies", "adapter=all": "adapters"}
-    if override not in kinds:
+def _all(override: str, task_aware: bool) -> str:
+    """``strategy=all`` and ``adapter=all`` spelled out; of strategies those that are given the task, or the others."""
+    if override == "adapter=all":
+        return f"adapter={','.join(known('adapters'))}"
+    if override != "strategy=all":
         return override
-    names = [name for name in known(kinds[override]) if override != "strategy=all" or takes_task(name) == told]
-    return f"{override.removesuffix('all')}{','.join(names)}"
+    return f"strategy={','.join(name for name in known('strategies') if _takes_task(name) == task_aware)}"
 
 
-def _told(overrides: Sequence[str]) -> bool:
-    """Whether the stream that these overrides choose tells the task at test time."""
+def _takes_task(strategy: str) -> bool:
+    """True for a strategy that is given the task of each image; its class is imported."""
+    environment.limit_spinning()
+    from cil.targets import resolve
+
+    target = target_of("strategy", strategy)
+    return bool(target and getattr(resolve(target, f"strategy={strategy}"), "takes_task", False))
+
+
+def _tells_task(overrides: Sequence[str]) -> bool:
+    """True if the stream that these overrides choose tells the task at test time."""
     fixed, swept = _split(overrides)
     stream = compose([*fixed, *(values[0] for values in swept.values())]).config.get("stream") or {}
-    return stream.get("heads") == "per_task"
+    return bool(stream.get("heads") == "per_task")
 
 
 def _split(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """What is fixed, and the values of each sweep, as overrides."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
+    """Fixed overrides, and for each key that is swept one override a value."""
     fixed: list[str] = []
     swept: dict[str, list[str]] = {}
-    with explained(overrides, lambda _: {}):
-        for parsed in OverridesParser.create().parse_overrides(list(overrides)):
-            if parsed.is_sweep_override():
-                key = parsed.get_key_element()
-                swept[key.lstrip("+")] = [f"{key}={value}" for value in parsed.sweep_string_iterator()]
-            else:
-                fixed.append(parsed.input_line or "")
+    for override in parse_overrides(overrides):
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            swept[key.lstrip("+")] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            fixed.append(override.input_line or "")
     return fixed, swept
 
 

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a closed pipe is no error
         return code
     except CilError as error:
-        return _told(error, 2)
+        return _print_error(error, 2)
     except KeyboardInterrupt as stopped:
         print(f"cil: interrupted{f'; {stopped}' if str(stopped) else ''}", file=sys.stderr)
         return INTERRUPTED
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        return _told(error, 1)
+        return _print_error(error, 1)
 
 
 def _command(given: list[str]) -> int:
@@ -61,17 +61,17 @@ def _command(given: list[str]) -> int:
         print(f"cil {version('cil')}")
         return 0
     if name in ("-sc", "--shell-completion"):
-        return import_module("cil.cli.completion").main(given)
+        return int(import_module("cil.cli.completion").complete(given, COMMANDS))
     if name not in COMMANDS:
         raise ConfigError(f"no command '{name}'; {nearest(name, COMMANDS)}")
     module = import_module(f"cil.cli.{_MODULES.get(name, name)}")
     if any(item in ("-h", "--help") for item in rest):
         print(module.HELP.strip())
         return 0
-    return module.main(rest)
+    return int(module.main(rest))
 
 
-def _told(error: Exception, code: int) -> int:
+def _print_error(error: Exception, code: int) -> int:
     if os.environ.get("CIL_TRACEBACK"):
         import traceback
 

@@ -1,4 +1,4 @@
-"""What there is, by name: read off files and entry points, so that neither torch nor Hydra is imported."""
+"""Names that can be asked for: read off files and entry points, so that neither torch nor Hydra is imported."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ SOURCES = {  # kind: room, decorator that registers a name, table of further nam
     "selections": ("memory", "register_selection", ""),
     "codecs": ("memory", "register_codec", "_CODECS"),
 }
-ENTRY_POINTS = tuple(f"cil.{kind}" for kind in (*KINDS, "metrics"))
+METHODS = ("strategy", "adapter")  # groups that name what learns: the default one, and those that are chosen beside it
+NOT_THE_RUN = ("run_dir", "data_root", "logger", "progress", "tune")  # keys of another place or look: the same run
+ENTRY_POINTS = tuple(f"cil.{kind}" for kind in (*KINDS, "metrics", "kinds", "budgets"))
 
 
 @dataclass(frozen=True)
 class Known:
-    """Something that can be named: where it is from, and what it says of itself."""
+    """Something that can be named: where it is from, and its own first words."""
 
     name: str
     origin: str
@@ -97,10 +99,19 @@ def known(kind: str) -> dict[str, Known]:
     return dict(sorted(found.items()))
 
 
-def takes_task(strategy: str) -> bool:
-    """Whether a built-in strategy must be told the task; read off its file, which is not imported."""
-    path = PACKAGE / "strategies" / f"{strategy}.py"
-    return path.is_file() and re.search(r"\(Task(Learner|Rehearsal)\)", path.read_text(encoding="utf-8")) is not None
+def target_of(group: str, name: str) -> str | None:
+    """The class that a file of a configuration group names as its target, or an entry point; None where none does."""
+    for path, _ in _files(group):
+        found = re.search(r"^_target_:\s*(\S+)", path.read_text(encoding="utf-8"), re.M) if path.stem == name else None
+        if found is not None:
+            return found[1]
+    return plugin_target(group, name)
+
+
+def plugin_target(group: str, name: str) -> str | None:
+    """The class that an entry point names, ``module:Class``; None where none does."""
+    points = f"cil.{next(kind for kind, folder in GROUPS.items() if folder == group)}"
+    return next((p.value for p in plugin_points() if p.group == points and p.name == name), None)
 
 
 def _first_comment(path: Path) -> str:
@@ -111,10 +122,10 @@ def _first_comment(path: Path) -> str:
 def _in_source(room: str, decorator: str, table: str) -> Iterator[Known]:
     """Names that the modules of a room register by decorator, or have in a table: read, not imported."""
     for path in sorted((PACKAGE / room).glob("*.py")):
-        said: dict[str, str] = {}
+        abouts: dict[str, str] = {}
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                about = said[node.name] = (ast.get_docstring(node) or "").partition("\n")[0]
+                about = abouts[node.name] = (ast.get_docstring(node) or "").partition("\n")[0]
                 calls = [call for call in node.decorator_list if isinstance(call, ast.Call) and call.args]
                 for call in calls:
                     if isinstance(call.func, ast.Name) and call.func.id == decorator:
@@ -122,7 +133,7 @@ def _in_source(room: str, decorator: str, table: str) -> Iterator[Known]:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == table:
                 assert isinstance(node.value, ast.Dict)
                 for key, value in zip(node.value.keys, node.value.values, strict=True):
-                    about = said.get(value.id, "") if isinstance(value, ast.Name) else ""
+                    about = abouts.get(value.id, "") if isinstance(value, ast.Name) else ""
                     yield from [Known(ast.literal_eval(key), "built in", about)] if key is not None else []
 
 

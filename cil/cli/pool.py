@@ -1,4 +1,4 @@
-"""Runs side by side: one process each, forked from this one on CPU, so that imports and data are shared."""
+"""Parallel runs: one process each, forked from this one on CPU, so that imports and data are shared."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from cil.cli.board import Board
-from cil.engine.adaptation import AdaptationRun
-from cil.engine.run import Run
+from cil.cli.progress_screen import ProgressScreen
+from cil.engine.driver import Run
 from cil.errors import BudgetExceeded, CilError
 from cil.tracking import Record, RecordError
 
-ABOARD = 1.0  # seconds between two looks at the clock
+LISTENING = 1.0  # seconds between two looks at the clock
 GRACE = 60.0  # seconds in which a child that was told to stop may save what it computed
 
 
 @dataclass
-class Task:
-    """One run to be done in a process of its own.
+class QueuedRun:
+    """A run that waits for a process of its own.
 
     Args:
         label: For people.
@@ -38,159 +39,183 @@ class Task:
 
     label: str
     run_dir: Path
-    make: Callable[[], Run | AdaptationRun]
+    make: Callable[[], Run]
 
 
 @dataclass
-class Outcome:
-    """How a task ended: ``finished`` (perhaps ``found``), ``over_budget``, ``failed``, ``interrupted``, ``killed``."""
+class RunEnd:
+    """How a run ended.
 
-    task: Task
+    Attributes:
+        status: ``finished``, ``over_budget``, ``failed``, ``interrupted`` or ``killed``.
+        found: True for a run that had finished before.
+    """
+
+    run: QueuedRun
     status: str
     error: str | None = None
     found: bool = False
     seconds: float = 0.0
 
+    @property
+    def bad(self) -> bool:
+        """True where the command as a whole has failed by it."""
+        return self.status not in ("finished", "over_budget")
+
+    @property
+    def words(self) -> str:
+        """Status, time and error, for people."""
+        status = {"over_budget": "over budget", "interrupted": "interrupted, saved"}.get(self.status, self.status)
+        time = "before, not run again" if self.found else f"after {self.seconds:.0f} s"
+        return f"{status} {time}{f': {self.error}' if self.error else ''}"
+
 
 @dataclass
-class _Running:
-    task: Task
-    process: Any
+class _Child:
+    """A process that does a run, and the status and error that it has sent at its end."""
+
+    run: QueuedRun
+    process: BaseProcess
     pipe: Connection
-    began: float = field(default_factory=time.monotonic)
-    said: tuple[str, str | None] | None = None
+    start: float = field(default_factory=time.monotonic)
+    end: tuple[str, str | None] | None = None
 
 
 def run_all(
-    tasks: Sequence[Task], jobs: int, *, fork: bool, board: Board, grace: float = GRACE
-) -> list[Outcome]:  # fmt: skip
-    """Do all tasks, ``jobs`` at a time. One that fails, is over its budget or is killed does not stop the others.
+    runs: Sequence[QueuedRun], jobs: int, *, fork: bool, screen: ProgressScreen, grace: float = GRACE
+) -> list[RunEnd]:  # fmt: skip
+    """Do all runs, ``jobs`` at a time. One that fails, is over its budget or is killed does not stop the others.
 
     Args:
-        tasks: In the order in which they are begun. A task whose run has finished before is not run again.
-        fork: Whether children are forked; else they start anew.
-        board: Shows how far they are.
+        runs: In the order in which they are begun. One that has finished before is not run again.
+        fork: True: children are forked; else they start anew.
+        screen: Shows how far they are.
         grace: Seconds after a Ctrl-C until children that still run are killed.
 
     Raises:
         KeyboardInterrupt: after a Ctrl-C, when all children have saved what they computed, or were killed.
     """
     context: Any = multiprocessing.get_context("fork" if fork else "spawn")
-    outcomes: dict[int, Outcome] = {}
-    waiting = list(enumerate(tasks))
-    running: dict[int, _Running] = {}
+    ends: dict[int, RunEnd] = {}
+    waiting = list(enumerate(runs))
+    children: dict[int, _Child] = {}
     deadline = float("inf")
-    with board, _one_interrupt() as interrupted:
-        while waiting or running:
-            while waiting and len(running) < jobs and not interrupted():
-                number, task = waiting.pop(0)
-                if _finished(task.run_dir):
-                    outcomes[number] = Outcome(task, "finished", found=True)
-                    board.ended(number, outcomes[number])
+
+    def close(number: int, end: RunEnd) -> None:
+        ends[number] = end
+        screen.end(number, end.run.label, end.words, end.status == "finished")
+
+    with screen, _interrupts() as interrupts:
+        while waiting or children:
+            while waiting and len(children) < jobs and not interrupts.count:
+                number, run = waiting.pop(0)
+                record = record_of(run.run_dir)
+                if record is not None and record.status == "finished":
+                    close(number, RunEnd(run, "finished", found=True))
                     continue
                 reader, writer = context.Pipe(duplex=False)
-                process = context.Process(target=_child, args=(task, writer), daemon=True)
+                process = context.Process(target=_execute, args=(run, writer), daemon=True)
                 process.start()
                 writer.close()
-                running[number] = _Running(task, process, reader)
-                board.began(number, task.label)
-            if interrupted() and not running:
+                children[number] = _Child(run, process, reader)
+                screen.start(number, run.label)
+            if interrupts.count and not children:
                 break
-            _listen(running, board)
-            for number, one in list(running.items()):
-                if not one.process.is_alive():
-                    _drain(number, one, board)
-                    one.process.join()
-                    outcomes[number] = _outcome(one)
-                    board.ended(number, outcomes[number])
-                    del running[number]
-            if interrupted():
-                _forward(running, interrupted)
+            _listen(children, screen)
+            for number, child in list(children.items()):
+                if not child.process.is_alive():
+                    _drain(number, child, screen)
+                    child.process.join()
+                    close(number, _end_of(child))
+                    del children[number]
+            if interrupts.count:
+                _forward(children, interrupts)
                 deadline = min(deadline, time.monotonic() + grace)
             if time.monotonic() >= deadline:
-                _kill(running)
-        if interrupted():
+                _kill(children)
+        if interrupts.count:
             raise KeyboardInterrupt
-    return [outcomes[number] for number in range(len(tasks))]
+    return [ends[number] for number in range(len(runs))]
 
 
-def _finished(run_dir: Path) -> bool:
+def record_of(run_dir: Path) -> Record | None:
+    """The record that a run left; None where it left none."""
     try:
-        return Record.load(run_dir).status == "finished"
-    except RecordError:
-        return False
+        return Record.load(run_dir)
+    except RecordError:  # it failed before there was one
+        return None
 
 
-def _listen(running: Mapping[int, _Running], board: Board) -> None:
-    """Wait until a child says something, or ends."""
-    handles: dict[Any, int] = {one.pipe: number for number, one in running.items()}
-    handles |= {one.process.sentinel: number for number, one in running.items()}
+def _listen(children: Mapping[int, _Child], screen: ProgressScreen) -> None:
+    """Wait until a child sends something, or ends."""
+    handles: dict[Any, int] = {child.pipe: number for number, child in children.items()}
+    handles |= {child.process.sentinel: number for number, child in children.items()}
     try:
-        ready = wait(list(handles), timeout=ABOARD)
+        ready = wait(list(handles), timeout=LISTENING)
     except InterruptedError:
         return
     for handle in ready:
-        _drain(handles[handle], running[handles[handle]], board)
+        _drain(handles[handle], children[handles[handle]], screen)
 
 
-def _drain(number: int, one: _Running, board: Board) -> None:
-    """Take everything that a child has said so far."""
+def _drain(number: int, child: _Child, screen: ProgressScreen) -> None:
+    """Take everything that a child has sent so far."""
     try:
-        while one.pipe.poll():
-            message = one.pipe.recv()
+        while child.pipe.poll():
+            message = child.pipe.recv()
             if message[0] == "end":
-                one.said = message[1:]
+                child.end = message[1:]
             else:
-                board.moved(number, *message)
+                screen.advance(number, *message)
     except (EOFError, OSError):  # it has ended, perhaps in the middle of a word
         return
 
 
-def _outcome(one: _Running) -> Outcome:
-    seconds = time.monotonic() - one.began
-    if one.said is not None:
-        return Outcome(one.task, *one.said, seconds=seconds)
-    code = one.process.exitcode
-    how = f"signal {-code} ({signal.Signals(-code).name})" if code is not None and code < 0 else f"exit code {code}"
-    return Outcome(
-        one.task, "killed", f"its process was ended by {how}; the same command goes on with it", seconds=seconds
-    )
+def _end_of(child: _Child) -> RunEnd:
+    seconds = time.monotonic() - child.start
+    if child.end is not None:
+        return RunEnd(child.run, *child.end, seconds=seconds)
+    code = child.process.exitcode
+    cause = f"signal {-code} ({signal.Signals(-code).name})" if code is not None and code < 0 else f"exit code {code}"
+    error = f"its process was ended by {cause}; the same command goes on with it"
+    return RunEnd(child.run, "killed", error, seconds=seconds)
 
 
-def _forward(running: Mapping[int, _Running], interrupted: Callable[..., bool]) -> None:
+@dataclass
+class _Interrupts:
+    """Signals that asked to stop, and how many of them were passed on."""
+
+    count: int = 0
+    forwarded: int = 0
+
+
+def _forward(children: Mapping[int, _Child], interrupts: _Interrupts) -> None:
     """Tell children to stop: once to save and stop, a second time to stop at once."""
-    for _ in range(interrupted(take=True)):
-        for one in running.values():
-            if one.process.is_alive():
-                os.kill(one.process.pid, signal.SIGINT)
+    new, interrupts.forwarded = interrupts.count - interrupts.forwarded, interrupts.count
+    for _ in range(new):
+        for child in children.values():
+            if child.process.is_alive() and child.process.pid is not None:
+                os.kill(child.process.pid, signal.SIGINT)
 
 
-def _kill(running: Mapping[int, _Running]) -> None:
+def _kill(children: Mapping[int, _Child]) -> None:
     """End children that did not stop when they were told to."""
-    for one in running.values():
-        if one.process.is_alive():
-            one.process.kill()
+    for child in children.values():
+        if child.process.is_alive():
+            child.process.kill()
 
 
 @contextmanager
-def _one_interrupt() -> Iterator[Callable[..., Any]]:
+def _interrupts() -> Iterator[_Interrupts]:
     """Count the signals that ask to stop, in place of an exception in the middle of anything."""
-    count, told = 0, 0
+    found = _Interrupts()
 
-    def handle(number: int, frame: Any) -> None:
-        nonlocal count
-        count += 1
-
-    def interrupted(take: bool = False) -> int:
-        nonlocal told
-        if not take:
-            return count
-        new, told = count - told, count
-        return new
+    def handle(number: int, frame: FrameType | None) -> None:
+        found.count += 1
 
     old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield interrupted
+        yield found
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -199,17 +224,16 @@ def _one_interrupt() -> Iterator[Callable[..., Any]]:
 # in the child -------------------------------------------------------------------------------------------------------
 
 
-def _child(task: Task, pipe: Connection) -> None:
-    """Do one run and say how it ended."""
+def _execute(queued: QueuedRun, pipe: Connection) -> None:
+    """Do one run, and send how it ended."""
     os.setpgid(0, 0)  # a Ctrl-C on the terminal reaches the parent alone, which passes it on once
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: no child outlives its parent
     try:
-        run = task.make()
-        run.loggers = [run.loggers, Messenger(pipe)]
-        run.progress = False
+        run = queued.make()
+        run.options = replace(run.options, loggers=[run.options.loggers, Messenger(pipe)], progress=False)
         run.execute()
         end: tuple[str, str | None] = ("finished", None)
     except BudgetExceeded as error:

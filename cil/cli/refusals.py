@@ -1,18 +1,21 @@
-"""What Hydra and OmegaConf refuse, said in one line with the nearest known names."""
+"""Refusals of Hydra and OmegaConf in one line, with the nearest known names."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cil.cli.names import choices as group_choices
 from cil.cli.names import choices_with, key_of
 from cil.errors import CilError, ConfigError, nearest
 from cil.targets import PARTIAL, TARGET
 
-Composed = Callable[[Sequence[str]], dict[str, Any]]
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+MakeConfig = Callable[[Sequence[str]], dict[str, Any]]
 GROUPS = (
     *("stream", "strategy", "adapter", "model", "budget", "optimizer", "scheduler", "trainer", "logger"),
     *("experiment", "scale", "tune"),
@@ -22,12 +25,12 @@ BUILT = ("stream", "strategy", "adapter", "model", "optimizer", "scheduler", "lo
 
 
 @contextmanager
-def explained(overrides: Sequence[str], composed: Composed) -> Iterator[None]:
-    """Hydra's and OmegaConf's errors as one line.
+def one_line_errors(overrides: Sequence[str], make_config: MakeConfig) -> Iterator[None]:
+    """Turn errors of Hydra and OmegaConf into one line.
 
     Args:
         overrides: What was asked for.
-        composed: Overrides to a configuration, to look for the key that was meant.
+        make_config: Overrides to a configuration, to look for the key that was meant.
 
     Raises:
         ConfigError: in their place.
@@ -50,7 +53,22 @@ def explained(overrides: Sequence[str], composed: Composed) -> Iterator[None]:
     except MissingMandatoryValue as error:
         raise ConfigError(f"{getattr(error, 'full_key', None) or error} has no value; it must be given") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_refused(str(error), overrides, composed)) from error
+        raise ConfigError(_refused(str(error), overrides, make_config)) from error
+
+
+def parse_overrides(overrides: Sequence[str], config: dict[str, Any] | None = None) -> list[Override]:
+    """Overrides by Hydra's grammar.
+
+    Args:
+        config: Where the key is looked for that was meant.
+
+    Raises:
+        ConfigError: for one that is none.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with one_line_errors(overrides, lambda _: config or {}):
+        return OverridesParser.create().parse_overrides(list(overrides))
 
 
 def _missing_choice(error: Any) -> str:
@@ -64,12 +82,12 @@ def _missing_choice(error: Any) -> str:
     return f"no {group} '{name}' (key {group}); {nearest(name, offered)}{more}"
 
 
-def _refused(message: str, overrides: Sequence[str], composed: Composed) -> str:
+def _refused(message: str, overrides: Sequence[str], make_config: MakeConfig) -> str:
     """An override of a key that is not there, or whatever else Hydra says, in one line."""
     found = re.search(r"Could not override '([^']+)'", message) or re.search(r"full_key: (\S+)", message)
     if found is not None and "ambiguous" not in message.lower():
         bad = found[1]
-        return unknown_key(bad, _config_without(bad, overrides, composed))
+        return unknown_key(bad, _config_without(bad, overrides, make_config))
     if message.startswith("Ambiguous value"):
         given = message.splitlines()[0].removeprefix("Ambiguous value for argument ").strip("'")
         return f"{given} names several values: cil sweep, cil compare or --multirun run each of them"
@@ -105,12 +123,12 @@ def _dotted(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _config_without(bad: str, overrides: Sequence[str], composed: Composed) -> dict[str, Any]:
-    """What is composed without the override that was refused (and without any, if that is refused too)."""
+def _config_without(bad: str, overrides: Sequence[str], make_config: MakeConfig) -> dict[str, Any]:
+    """The configuration without the override that was refused, and without any, if that is refused too."""
     rest = [item for item in overrides if key_of(item) != bad]
     for tried in (rest, [item for item in rest if item.partition("=")[0] in GROUPS], []):
         try:
-            return composed(tried)
+            return make_config(tried)
         except Exception:
             continue
     return {}

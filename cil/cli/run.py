@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cil.cli import environment
 from cil.cli.compose import Job, application
 from cil.cli.schema import check
 from cil.errors import CilError
+from cil.kinds.command_line import find_kind
 
 if TYPE_CHECKING:
-    from cil.engine.adaptation import AdaptationRun
-    from cil.engine.run import Run
-    from cil.tracking import Record
+    from cil.engine.driver import Run
 
 HELP = """
 usage: cil run [key=value ...] [--dry-run] [--cfg job] [--multirun] [--info ...]
@@ -50,30 +49,37 @@ def main(arguments: Sequence[str]) -> int:
     parallel = multirun and any(item.startswith("hydra/launcher=joblib") for item in rest)
     environment.prepare(rest, environment.cores() if parallel else 1)
     if multirun and not dry:
-        return launched(rest)
+        return launch(rest)
     jobs: list[Job] = []
     application(rest, jobs.append)
     for job in jobs:
         check(job.config)  # before torch is imported
-        print(_bill(job) if dry else executed(job))
+        print(_bill(job) if dry else execute(job))
     return 0
 
 
-def executed(job: Job) -> str:
+def _bill(job: Job) -> str:
+    from cil.cli.build import build
+
+    run = build(job, progress=False)
+    return find_kind(run.identity["kind"]).bill(run)
+
+
+def execute(job: Job) -> str:
     """Run a job to its end; a summary."""
     from cil.cli.build import build
 
     run = build(job)
-    tell_notes([run])
-    before = _status(run)
+    print_warnings([run])
+    note = "  (was finished before, nothing was run)" if _finished(run) else ""
     try:
         record = run.execute()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"what was computed is in {run.run_dir}; the same command goes on from there") from None
-    return summary(record, "  (was finished before, nothing was run)" if before == "finished" else "")
+    return find_kind(record.kind).summary(record, note)
 
 
-def launched(arguments: Sequence[str], root: str = "runs") -> int:
+def launch(arguments: Sequence[str], root: str = "runs") -> int:
     """Let Hydra's launcher do the jobs; 1 where one failed."""
     failed: list[str] = []
     application(arguments, partial(_one_of_many, root, failed, os.getpid()))
@@ -87,9 +93,9 @@ def _one_of_many(root: str, failed: list[str], here: int, job: Job) -> None:
     try:
         check(job.config)
         run = build(job, root=root, progress=False)
-        tell_notes([run])
+        print_warnings([run])
         record = run.execute()
-        print(summary(record), flush=True)
+        print(find_kind(record.kind).summary(record), flush=True)
     except CilError as error:
         print(f"cil: {' '.join(job.overrides)}: {error}", file=sys.stderr, flush=True)
         failed.append(str(error))
@@ -97,86 +103,19 @@ def _one_of_many(root: str, failed: list[str], here: int, job: Job) -> None:
             raise
 
 
-def tell_notes(runs: Iterable[Run | AdaptationRun]) -> None:
-    """Say, each once, what should be heard before these runs; of those that have finished, nothing."""
-    from cil.engine.run import Run
-
-    said: dict[str, None] = {}
+def print_warnings(runs: Iterable[Run]) -> None:
+    """Print each once what should be heard before these runs; of those that have finished, nothing."""
+    found: dict[str, None] = {}
     for run in runs:
         with suppress(CilError):  # what is refused is told where the run is executed
-            if isinstance(run, Run) and _status(run) != "finished":
-                said |= dict.fromkeys(run.notes())
-    for note in said:
-        print(f"cil: note: {note}", file=sys.stderr, flush=True)
+            if not _finished(run):
+                found |= dict.fromkeys(run.work.warnings())
+    for warning in found:
+        print(f"cil: note: {warning}", file=sys.stderr, flush=True)
 
 
-def _status(run: Run | AdaptationRun) -> str | None:
-    from cil.tracking import Record, RecordError
+def _finished(run: Run) -> bool:
+    from cil.cli.pool import record_of
 
-    try:
-        return Record.load(run.run_dir).status
-    except RecordError:
-        return None
-
-
-def _bill(job: Job) -> str:
-    if job.config.get("adapter"):
-        from cil.cli.adaptation import bill, build_adaptation
-
-        return bill(build_adaptation(job, progress=False))
-    from cil.cli.budget import Bills, text
-
-    return text([Bills.of(job)])
-
-
-def summary(record: Record, note: str = "") -> str:
-    """What came out, in a few lines."""
-    identity, results = record.identity, record.results
-    if identity.get("kind") == "adaptation":
-        from cil.cli.adaptation import summary as of_adaptation
-
-        return of_adaptation(record, note)
-    if "events" in results:
-        return "\n".join(_task_summary(record, note))
-    stream, totals = identity["stream"], results["ledger"][-1]["totals"]
-    curve = "  ".join("-" if value is None else f"{value:.1f}" for value in results["accuracy_curve"])
-    numbers = (
-        ("last", "last_accuracy"),
-        ("average incremental", "average_incremental_accuracy"),
-        ("forgetting", "forgetting"),
-    )
-    said = "   ".join(f"{name} {_percent(results[key])}" for name, key in numbers)
-    return "\n".join(
-        [
-            f"{identity['strategy']} on {stream['name']}, seed {identity['seed']}: {record.status}{note}",
-            f"  accuracy on all classes seen, after each of {stream['experiences']} experiences (%): {curve}",
-            f"  {said}",
-            f"  carries {totals['exact']['total']:,} bytes, {totals['survey']['total']:,} as the survey counts;"
-            f" {results['exemplars'][-1]:,} exemplars; {results['seconds']['total']:.0f} s",
-            f"  record: {record.directory}",
-        ]
-    )
-
-
-def _task_summary(record: Record, note: str) -> Iterator[str]:
-    """Of a stream that tells the task."""
-    identity, results = record.identity, record.results
-    stream, flops, totals = identity["stream"], results["flops"], results["ledger"][-1]["totals"]["exact"]
-    yield f"{identity['strategy']} on {stream['name']}, seed {identity['seed']}: {record.status}{note}"
-    for split, errors in results["errors"].items():
-        each = "  ".join("-" if value is None else f"{value:.1f}" for value in errors)
-        yield f"  error right after each of {len(errors)} events, {split} (%): {each}"
-        yield f"  mean error {_percent(results['mean_error'][split])}"
-    spent = {name: values[-1] for name, values in flops.items() if name != "total" and values[-1]}
-    judged = spent.pop("evaluation", 0)
-    parts = ", ".join(f"{name} {count:.2e}" for name, count in spent.items())
-    yield f"  operations: {sum(spent.values()):.2e} ({parts}); evaluation on test data {judged:.2e} besides"
-    yield (
-        f"  {results['peak_parameters']:,} parameters at most; carries {totals['total']:,} bytes;"
-        f" {results['exemplars'][-1]:,} exemplars; {results['seconds']['total']:.0f} s"
-    )
-    yield f"  record: {record.directory}"
-
-
-def _percent(value: Any) -> str:
-    return "-" if value is None else f"{value:.2f} %"
+    record = record_of(run.run_dir)
+    return record is not None and record.status == "finished"

@@ -1,10 +1,11 @@
-"""Which keys the configuration has, and which values they take. What is built by target is checked by its signature."""
+"""Keys of the configuration, and the values that they take. What is built by target is checked by its signature."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cil.cli.names import METHODS
 from cil.cli.refusals import unknown_key
 from cil.errors import ConfigError, nearest
 from cil.targets import TARGET
@@ -14,23 +15,23 @@ Rule = Callable[[Any], str | None]  # None where the value is allowed, else what
 
 def whole(least: int, none: bool = False) -> Rule:
     """A whole number of ``least`` or more."""
-    said = f"it must be a whole number of {least} or more{', or null' if none else ''}"
+    words = f"it must be a whole number of {least} or more{', or null' if none else ''}"
 
     def rule(value: Any) -> str | None:
         allowed = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        return None if allowed or (none and value is None) else said
+        return None if allowed or (none and value is None) else words
 
     return rule
 
 
 def above_zero(none: bool = False, zero: bool = False) -> Rule:
     """A number greater than 0, or 0 where ``zero`` says so."""
-    said = f"it must be a number {'of 0 or more' if zero else 'above 0'}{', or null' if none else ''}"
+    words = f"it must be a number {'of 0 or more' if zero else 'above 0'}{', or null' if none else ''}"
 
     def rule(value: Any) -> str | None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         allowed = number and (0 < value < float("inf") or (zero and value == 0))
-        return None if allowed or (none and value is None) else said
+        return None if allowed or (none and value is None) else words
 
     return rule
 
@@ -46,8 +47,8 @@ def one_of(*names: Any) -> Rule:
 
 def text(none: bool = False) -> Rule:
     """Any text."""
-    said = f"it must be text{', or null' if none else ''}"
-    return lambda value: None if isinstance(value, str) or (none and value is None) else said
+    words = f"it must be text{', or null' if none else ''}"
+    return lambda value: None if isinstance(value, str) or (none and value is None) else words
 
 
 def limits(value: Any) -> str | None:
@@ -55,6 +56,13 @@ def limits(value: Any) -> str | None:
     values = value if isinstance(value, list) else [value]
     allowed = value is None or (values and all(whole(1)(item) is None for item in values))
     return None if allowed else "it must be a positive number of bytes, or a list of them, one for each experience"
+
+
+def caps(value: Any) -> str | None:
+    """Limits of further budgets, by their names."""
+    each = above_zero()
+    allowed = isinstance(value, Mapping) and all(isinstance(name, str) and each(value[name]) is None for name in value)
+    return None if allowed else "it must be a mapping of names of further budgets to numbers above 0, or {}"
 
 
 def milestones(value: Any) -> str | None:
@@ -71,7 +79,7 @@ def share(value: Any) -> str | None:
 
 
 def anything(value: Any) -> str | None:
-    """What reads it looks at it more closely."""
+    """Any value: its reader looks at it more closely."""
     return None
 
 
@@ -126,6 +134,7 @@ KEYS: dict[str, Rule] = {
     "budget.training_bytes": whole(1, none=True),
     "budget.flops": above_zero(none=True),
     "budget.updates": whole(1, none=True),
+    "budget.caps": caps,
     "budget.points": points,
     "tune.protocol": one_of("two_phase", "first_k", "per_task", "none"),
     "tune.stream": text(),
@@ -138,6 +147,7 @@ KEYS: dict[str, Rule] = {
     "tune.seed": whole(0),
     "tune.seeds": whole(1),
 }
+FILES = {"stream": "builder", "strategy": "", "optimizer": "", "scheduler": "", "model": "name"}  # key beside a target
 BUILT = ("stream", "strategy", "adapter", "optimizer", "scheduler", "model", "logger")  # checked when they are built
 
 
@@ -155,18 +165,11 @@ def check(config: Mapping[str, Any]) -> None:
             if not isinstance(node, Mapping) or step not in node:
                 raise ConfigError(f"{key} is missing; {KEYS[key](...)}")
             node = node[step]
-    for name, says in (
-        ("stream", "builder"),
-        ("strategy", ""),
-        ("optimizer", ""),
-        ("scheduler", ""),
-        ("model", "name"),
-    ):
+    for name, other in (*FILES.items(), *((name, "") for name in METHODS[1:] if config.get(name) is not None)):
         section = config.get(name)
-        if not isinstance(section, Mapping) or not {TARGET, says} & section.keys():
+        if not isinstance(section, Mapping) or not {TARGET, other} & section.keys():
             raise ConfigError(f"{name} is {section!r}: choose a file of the group, as in {name}=NAME")
     _check_budget(config["budget"])
-    _check_adapter(config)
 
 
 def _check_section(section: Mapping[str, Any], prefix: str, sections: set[str]) -> None:
@@ -202,7 +205,7 @@ def _first(key: str) -> str:
 
 
 def _check_budget(budget: Mapping[str, Any]) -> None:
-    """What belongs to one kind of budget is not given to another."""
+    """Refuse keys of one kind of budget beside another."""
     kind, limit, to = budget["kind"], budget["limit"], budget["to"]
     if limit is not None and kind != "bytes":
         raise ConfigError(f"budget.limit is {limit}, but budget={kind} has none; say budget=bytes budget.limit={limit}")
@@ -231,14 +234,3 @@ def _check_budget(budget: Mapping[str, Any]) -> None:
         raise ConfigError(f"budget.at=each has a limit for each experience, budget.scope={budget['scope']} needs one")
     if budget["at"] == "each" and budget["reserve"] == "final":
         raise ConfigError("budget.at=each gives early experiences less than the final size; set budget.reserve=now")
-
-
-def _check_adapter(config: Mapping[str, Any]) -> None:
-    """An adapter is a file of its group, and what only adapters have is not given without one."""
-    section = config.get("adapter")
-    if section is not None and (not isinstance(section, Mapping) or TARGET not in section):
-        raise ConfigError(f"adapter is {section!r}: choose a file of the group, as in adapter=NAME")
-    if section is None and config["source"] is not None:
-        raise ConfigError(f"source={config['source']} is for adapters; choose one, as in adapter=tent")
-    if section is None and config["adaptation"]["clean"]:
-        raise ConfigError("adaptation.clean is for adapters; choose one, as in adapter=tent")

@@ -1,4 +1,4 @@
-"""``cil stream``: a stream of tasks, written as a manifest: whether it holds, and what is in it."""
+"""``cil stream``: a stream of tasks, written as a manifest: its errors, and its tasks as a table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cil.cli.show import split_options
+from cil.cli.arguments import split_options
+from cil.cli.formats import in_columns
 from cil.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -52,17 +53,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _validate(arguments: list[str]) -> int:
-    known = ("--offline", "--data", "--relock")
-    flags = set(known) & set(arguments)
     valued = {**CHOICE, "--lock": "", "--accept": ""}
-    rest, options = split_options([item for item in arguments if item not in flags], valued, known)
+    rest, options, flags = split_options(arguments, valued, ("--offline", "--data", "--relock"))
     path = _file(rest, "validate")
     from cil.streams.manifest_data import Lock, known_lock, lock_path, read_lock, validate_data, write_lock
     from cil.streams.manifest_files import read_yaml
     from cil.streams.manifest_rules import errors_in, parse
 
     manifest, problems = parse(read_yaml(path))
-    said = "structure only (--data opens the sources)"
+    depth = "structure only (--data opens the sources)"
     manifest = None if manifest is None or errors_in(problems) else _chosen(manifest, options)
     if manifest is not None:
         problems = [item for item in problems if item.task in ("", *(task.id for task in manifest))]
@@ -78,17 +77,17 @@ def _validate(arguments: list[str]) -> int:
         if report.lock and (merged := before | report.lock) != before:
             write_lock(where, merged)
             written = f", lock written: {where}"
-        said = f"data of {len(report.opened)} opened{written}"
+        depth = f"data of {len(report.opened)} opened{written}"
     for problem in problems:
         print(f"{problem.level:<7}  {problem}")
     errors = len(errors_in(problems))
     count = "no manifest" if manifest is None else _many(len(manifest), "task")
-    print(f"{path.name}: {count}, {_many(errors, 'error')}, {_many(len(problems) - errors, 'warning')}; {said}")
+    print(f"{path.name}: {count}, {_many(errors, 'error')}, {_many(len(problems) - errors, 'warning')}; {depth}")
     return 1 if errors else 0
 
 
 def _show(arguments: list[str]) -> int:
-    rest, options = split_options(arguments, dict(CHOICE))
+    rest, options, _ = split_options(arguments, CHOICE)
     path = _file(rest, "show")
     from cil.streams.manifest_data import known_lock
     from cil.streams.manifest_files import read_manifest
@@ -128,7 +127,7 @@ def _many(count: int, what: str) -> str:
 
 
 def timeline(manifest: Manifest, lock: Lock) -> Iterator[str]:
-    """What the stream is in a few lines, then a table with a row for each task in the order of the stream.
+    """The stream in a few lines, then a table with a row for each task in the order of the stream.
 
     Args:
         lock: Where counts of examples are known from.
@@ -160,12 +159,6 @@ def timeline(manifest: Manifest, lock: Lock) -> Iterator[str]:
              ", ".join(marks))
         )  # fmt: skip
     yield ""
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    right = {0, 5, 6, 7, 8, 9}  # numbers
-    for row in rows:
-        cells = (
-            cell.rjust(wide[place]) if place in right else cell.ljust(wide[place]) for place, cell in enumerate(row)
-        )
-        yield "  ".join(cells).rstrip()
+    yield from in_columns(rows, right={0, 5, 6, 7, 8, 9})
     if info.final_year_from is not None:
         yield f"final: kept for the end, from {info.final_year_from} on"

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cil.cli import environment
-from cil.cli.compare import grid, split_own, written
-from cil.cli.run import launched
+from cil.cli.arguments import split_jobs_and_out
+from cil.cli.compare import grid, write_report
+from cil.cli.run import launch
 from cil.errors import CilError, ConfigError
 
 HELP = """
@@ -36,18 +37,18 @@ def main(arguments: Sequence[str]) -> int:
 
 def _launched(arguments: Sequence[str]) -> int:
     """Let Hydra launch the runs, then aggregate."""
-    overrides, own = split_own(arguments)
-    if own["out"] == "auto":
+    overrides, _, out = split_jobs_and_out(arguments)
+    if out == "auto":
         raise ConfigError(
             "out is missing; with hydra/launcher the runs need a folder of their own, as in out=results/wa"
         )
     environment.prepare(overrides, environment.cores())
     try:
-        code = launched([*overrides, "--multirun"], own["out"])
+        code = launch([*overrides, "--multirun"], out)
     except CilError as error:  # of a job in another process; the table tells of the others
         print(f"cil: {error}", file=sys.stderr)
         code = 1
     from cil.report import find_runs
 
-    print(written(find_runs(own["out"]), Path(own["out"]), "sweep"))
+    print(write_report(find_runs(out), Path(out), "sweep"))
     return code

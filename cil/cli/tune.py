@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
-from cil.cli.compare import folder_of, jobs_of, planned, record_of, run_cells, split_own, written
+from cil.cli.arguments import split_jobs_and_out
+from cil.cli.compare import folder_of, jobs_of, plan_cell, print_errors, records_of, run_cells, write_report
 from cil.cli.compose import Job
 from cil.cli.grid import Cell, expand
 from cil.cli.names import key_of
 from cil.errors import CilError, ConfigError, TrainingError
 
 if TYPE_CHECKING:
-    from cil.cli.pool import Outcome
-    from cil.cli.protocols import Protocol
-    from cil.cli.space import Range, Study
+    from cil.cli.pool import RunEnd
+    from cil.cli.search_space import Range
+    from cil.cli.tuning_protocols import TuningProtocol
     from cil.tracking import Record
 
 HELP = """
@@ -43,26 +44,25 @@ seeds are added to those that are there.
   jobs=N, out=DIR          as in cil compare; trials are in out/trials, the report also in out/tune.json
 """
 ROUND = {"random": sys.maxsize, "tpe": 4}  # trials asked for at a time, however many run side by side
-NOT_WHICH = ("seed", "tune.trials")  # further seeds and trials belong to what is there
+NOT_IN_FOLDER = ("seed", "tune.trials")  # further seeds and trials belong to what is there
 QUANTILES = (0, 25, 50, 75, 100)
 DRAWS = (1, 2, 3, 5, 10, 20, 50, 100)
 
 
 @dataclass
 class Trial:
-    """One drawn setting and what came out: ``score`` in percent on validation data, None where it did not finish."""
+    """One drawn setting; ``score`` in percent on validation data, None where it did not finish."""
 
     number: int
-    values: dict[str, Any]
     seed: int
-    run_dir: Path | None = None
+    values: dict[str, Any]
     score: float | None = None
     flops: int = 0
     error: str | None = None
 
 
 @dataclass
-class Subject:
+class Setting:
     """One setting to be tuned.
 
     Attributes:
@@ -73,14 +73,15 @@ class Subject:
 
     cells: list[Cell]
     job: Job
-    protocol: Protocol
+    protocol: TuningProtocol
     ranges: list[Range]
     stream_id: str | None
     disjoint: bool
 
     @property
     def tune(self) -> Mapping[str, Any]:
-        return self.job.config["tune"]
+        found: Mapping[str, Any] = self.job.config["tune"]
+        return found
 
     @property
     def label(self) -> str:
@@ -88,60 +89,75 @@ class Subject:
         return Cell(self.job, more).label
 
 
+@dataclass
+class TuningReport:
+    """A tuned setting: its trials, what the record says of the tuning, and the runs from scratch.
+
+    Attributes:
+        code: 1 where a run failed or was killed, else 0.
+    """
+
+    setting: Setting
+    trials: list[Trial]
+    tuning: dict[str, Any] | None
+    records: list[Record]
+    code: int
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
-    overrides, own = split_own(arguments)
+    overrides, asked_jobs, asked_out = split_jobs_and_out(arguments)
     if any(item.startswith("tune.space=") for item in overrides):
         overrides = ["tune.space=null", *overrides]  # in place of what a file says, where Hydra would merge the two
     cells = expand(overrides)
     tune = cells[0].job.config["tune"]
-    jobs = jobs_of(own["jobs"], cells[0].job, max(tune["trials"], len(cells)))
+    jobs = jobs_of(asked_jobs, cells[0].job, max(tune["trials"], len(cells)))
     environment.prepare(overrides, jobs)
-    which = [item for item in overrides if key_of(item) not in NOT_WHICH]
-    out = Path(own["out"] if own["out"] != "auto" else f"runs/tune-{folder_of(cells[0].job, which)}")
-    subjects = [_subject(alike) for alike in _by_subject(cells)]
-    reports = [_tuned(subject, jobs, out) for subject in subjects]
-    records = [record for report in reports for record in report["records"]]
-    _tell(reports, out)
+    which = [item for item in overrides if key_of(item) not in NOT_IN_FOLDER]
+    out = Path(asked_out if asked_out != "auto" else f"runs/tune-{folder_of(cells[0].job, which)}")
+    settings = [_setting(alike) for alike in _by_setting(cells)]
+    reports = [_tune(setting, jobs, out) for setting in settings]
+    records = [record for report in reports for record in report.records]
+    _print_reports(reports, out)
     if records:
         title = f"tune: {cells[0].job.choices.get('experiment') or cells[0].job.choices['stream']}"
-        print(written(list({str(record.directory): record for record in records}.values()), out, title))
-    return 1 if any(report["failed"] for report in reports) else 0
+        print(write_report(list({str(record.directory): record for record in records}.values()), out, title))
+    return max(report.code for report in reports)
 
 
-def _by_subject(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Cells that differ in their seed alone are one subject."""
+def _by_setting(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that differ in their seed alone are one setting."""
     found: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
         found.setdefault(tuple(f"{k}={v}" for k, v in cell.varied.items() if k != "seed"), []).append(cell)
     return list(found.values())
 
 
-def _subject(cells: list[Cell]) -> Subject:
+def _setting(cells: list[Cell]) -> Setting:
     """Check whatever can be checked before anything is trained."""
     import torch
 
-    from cil.cli.protocols import protocol_of, tuning_streams
-    from cil.cli.space import parsed
+    from cil.cli.search_space import read_ranges
+    from cil.cli.tuning_protocols import protocol_of, tuning_streams
 
     torch.set_num_threads(1)  # this process will fork
     job = cells[0].job
     protocol = protocol_of(job)
     if not protocol.trials:
-        return Subject(cells, job, protocol, [], None, True)
-    ranges = parsed(job.config["tune"]["space"])
+        return Setting(cells, job, protocol, [], None, True)
+    ranges = read_ranges(job.config["tune"]["space"])
     for each in ranges:
         for value in each.values:
-            _checked(job, each, value)
-    planned(cells[0], 1, Path())
-    return Subject(cells, job, protocol, ranges, *tuning_streams(job, protocol))
+            _check_value(job, each, value)
+    plan_cell(cells[0], 1, Path())
+    return Setting(cells, job, protocol, ranges, *tuning_streams(job, protocol))
 
 
-def _checked(job: Job, each: Range, value: Any) -> None:
-    from cil.cli.protocols import composed
+def _check_value(job: Job, each: Range, value: Any) -> None:
+    from cil.cli.tuning_protocols import with_overrides
 
     try:
-        composed(job, ["tune.space=null", each.override(value)])
+        with_overrides(job, ["tune.space=null", each.override(value)])
     except CilError as error:
         raise ConfigError(f"tune.space: {error}") from error
 
@@ -149,176 +165,153 @@ def _checked(job: Job, each: Range, value: Any) -> None:
 # search -------------------------------------------------------------------------------------------------------------
 
 
-def _tuned(subject: Subject, jobs: int, out: Path) -> dict[str, Any]:
+def _tune(setting: Setting, jobs: int, out: Path) -> TuningReport:
     """Search, then the runs that are reported."""
-    trials = _search(subject, jobs, out / "trials") if subject.protocol.trials else []
+    trials = _search(setting, jobs, out / "trials") if setting.protocol.trials else []
     scored = [trial for trial in trials if trial.score is not None]
     if trials and not scored:
-        raise TrainingError(f"{subject.label}: no trial of {len(trials)} finished; the first says: {trials[0].error}")
+        raise TrainingError(f"{setting.label}: no trial of {len(trials)} finished; the first says: {trials[0].error}")
     chosen = max(scored, key=lambda trial: (trial.score, -trial.number), default=None)
-    tuning = _tuning(subject, trials, chosen) if chosen else None
-    outcomes = _reported(subject, chosen, tuning, jobs, out)
-    bad = [outcome for outcome in outcomes if outcome.status not in ("finished", "over_budget")]
-    for outcome in bad:
-        print(f"cil: {outcome.task.label}: {outcome.status}: {outcome.error}", file=sys.stderr)
-    records = [record for outcome in outcomes if (record := record_of(outcome.task.run_dir)) is not None]
-    return {"subject": subject, "trials": trials, "tuning": tuning, "records": records, "failed": bool(bad)}
+    tuning = _tuning(setting, trials, chosen) if chosen else None
+    ends = _run_reported(setting, chosen, tuning, jobs, out)
+    return TuningReport(setting, trials, tuning, records_of(ends), print_errors(ends))
 
 
-def _search(subject: Subject, jobs: int, out: Path) -> list[Trial]:
+def _search(setting: Setting, jobs: int, out: Path) -> list[Trial]:
     """All trials, those that have finished before from their records."""
-    from cil.cli.space import Study, keyed
+    from cil.cli.search_space import Study, seed_for
 
-    tune = subject.tune
-    study = Study(subject.ranges, tune["sampler"], tune["seed"])
+    tune = setting.tune
+    study = Study(setting.ranges, tune["sampler"], tune["seed"])
     trials: list[Trial] = []
     while len(trials) < tune["trials"]:
         start, size = len(trials), min(ROUND[tune["sampler"]], tune["trials"] - len(trials))
         asked = [
-            Trial(number, study.ask(), keyed(tune["seed"], "seed", number) % tune["seeds"])
+            Trial(number, seed_for(tune["seed"], "seed", number) % tune["seeds"], study.ask())
             for number in range(start, start + size)
         ]
-        _run_trials(subject, asked, jobs, out)
-        _tell_study(study, asked)
+        _run_trials(setting, asked, jobs, out)
+        for trial in asked:
+            study.tell(trial.number, trial.score)
         trials += asked
     return trials
 
 
-def _run_trials(subject: Subject, trials: Sequence[Trial], jobs: int, out: Path) -> None:
+def _run_trials(setting: Setting, trials: Sequence[Trial], jobs: int, out: Path) -> None:
     """Run them, equal ones once, and read what came out."""
-    from cil.cli.protocols import composed, planned_trial
+    from cil.cli.tuning_protocols import plan_trial, with_overrides
 
-    alike: dict[str, list[Trial]] = {}
+    groups: dict[str, list[Trial]] = {}
     for trial in trials:
-        alike.setdefault(f"{trial.values} {trial.seed}", []).append(trial)
+        groups.setdefault(f"{trial.values} {trial.seed}", []).append(trial)
     cells = []
-    for first, *_ in alike.values():
-        drawn = [each.override(first.values[each.key]) for each in subject.ranges]
-        said = {"trial": str(first.number)} | {item.partition("=")[0]: item.partition("=")[2] for item in drawn}
-        cells.append(Cell(composed(subject.job, [*subject.protocol.trials[first.seed], *drawn]), said))
-    outcomes = run_cells(cells, jobs, out, partial(planned_trial, subject.protocol.first))
-    assert len(outcomes) == len(cells)  # what is drawn differs, so do the runs
-    for group, outcome in zip(alike.values(), outcomes, strict=True):
-        _read(group, outcome, subject.tune["metric"])
+    for first, *_ in groups.values():
+        drawn = _overrides(setting, first)
+        varied = {"trial": str(first.number)} | {item.partition("=")[0]: item.partition("=")[2] for item in drawn}
+        cells.append(Cell(with_overrides(setting.job, [*setting.protocol.trials[first.seed], *drawn]), varied))
+    ends = run_cells(cells, jobs, out, partial(plan_trial, setting.protocol.first))
+    assert len(ends) == len(cells)  # what is drawn differs, so do the runs
+    for group, end in zip(groups.values(), ends, strict=True):
+        _read(group, end, setting.tune["metric"])
 
 
-def _read(alike: Sequence[Trial], outcome: Outcome, metric: str) -> None:
-    record = record_of(outcome.task.run_dir)
+def _read(group: Sequence[Trial], end: RunEnd, metric: str) -> None:
+    """Score, error and operations of equal trials, from the one that was run."""
+    record = next(iter(records_of([end])), None)
     results = record.results if record is not None else {}
     finished = record is not None and record.status == "finished"
-    for trial in alike:
-        trial.run_dir = outcome.task.run_dir
+    for trial in group:
         trial.score = results[metric] if finished else None
-        trial.error = None if finished else outcome.error or outcome.status
-    alike[0].flops = (results.get("flops") or {}).get("total") or 0  # of equal trials one was run
+        trial.error = None if finished else end.error or end.status
+    group[0].flops = (results.get("flops") or {}).get("total") or 0
 
 
-def _tell_study(study: Study, trials: Sequence[Trial]) -> None:
-    for trial in trials:
-        study.tell(trial.number, trial.score)
+def _tuning(setting: Setting, trials: Sequence[Trial], chosen: Trial) -> dict[str, Any]:
+    """The tuning as the record of a tuned run has it."""
+    from cil.cli.search_space import space_hash
 
-
-def _tuning(subject: Subject, trials: Sequence[Trial], chosen: Trial) -> dict[str, Any]:
-    """What the record of a tuned run says of it."""
-    from cil.cli.space import space_hash
-
-    tune = subject.tune
+    tune = setting.tune
     return {
         "protocol": tune["protocol"],
         "n_trials": len(trials),
-        "tuning_stream_id": subject.stream_id,
-        "search_space_hash": space_hash(subject.ranges),
+        "tuning_stream_id": setting.stream_id,
+        "search_space_hash": space_hash(setting.ranges),
         "selection_metric": tune["metric"],
         "tuning_cost": sum(trial.flops for trial in trials),
-        "tuned_on": subject.protocol.words,
-        "classes_disjoint": subject.disjoint,
+        "tuned_on": setting.protocol.words,
+        "classes_disjoint": setting.disjoint,
         "sampler": tune["sampler"],
         "seed": tune["seed"],
-        "search_space": {each.key: each.plain() for each in subject.ranges},
+        "search_space": {each.key: each.plain() for each in setting.ranges},
         "chosen": chosen.values,
         "chosen_trial": chosen.number,
         "unfinished_trials": sum(trial.score is None for trial in trials),
     }
 
 
-def _reported(
-    subject: Subject, chosen: Trial | None, tuning: Mapping[str, Any] | None, jobs: int, out: Path
-) -> list[Outcome]:
-    """The chosen setting and the defaults, from scratch, for every seed; equal to what cil run would do."""
-    from cil.cli.protocols import UNTUNED, composed, planned_report
+def _run_reported(
+    setting: Setting, chosen: Trial | None, tuning: Mapping[str, Any] | None, jobs: int, out: Path
+) -> list[RunEnd]:
+    """Run the chosen setting and the defaults, from scratch, for every seed; equal to what cil run would do."""
+    from cil.cli.tuning_protocols import UNTUNED, plan_report, with_overrides
 
     settings: dict[str, list[str]] = {UNTUNED: []}
     if chosen is not None:
-        settings[subject.tune["protocol"]] = _drawn(subject, chosen)
+        settings[setting.tune["protocol"]] = _overrides(setting, chosen)
     cells = [
-        Cell(composed(cell.job, [*subject.protocol.report, *drawn]), {**cell.varied, "tuning": words})
-        for words, drawn in settings.items()
-        for cell in subject.cells
+        Cell(with_overrides(cell.job, [*setting.protocol.report, *drawn]), {**cell.varied, "tuning": name})
+        for name, drawn in settings.items()
+        for cell in setting.cells
     ]
-    return run_cells(cells, jobs, out, partial(planned_report, tuning))
+    return run_cells(cells, jobs, out, partial(plan_report, tuning))
 
 
-def _drawn(subject: Subject, trial: Trial) -> list[str]:
-    return [each.override(trial.values[each.key]) for each in subject.ranges]
+def _overrides(setting: Setting, trial: Trial) -> list[str]:
+    return [each.override(trial.values[each.key]) for each in setting.ranges]
 
 
 # report -------------------------------------------------------------------------------------------------------------
 
 
-def _tell(reports: Sequence[Mapping[str, Any]], out: Path) -> None:
+def _print_reports(reports: Sequence[TuningReport], out: Path) -> None:
     """Print what was found, and leave it as JSON."""
     from cil.tracking import write_json_atomic
 
-    contents = [
-        content(**{key: report[key] for key in ("subject", "trials", "tuning", "records")}) for report in reports
-    ]
+    contents = [content(report) for report in reports]
     for each in contents:
         print(text(each), end="\n\n")
     out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(out / "tune.json", contents)
 
 
-def content(
-    subject: Subject, trials: Sequence[Trial], tuning: Mapping[str, Any] | None, records: Sequence[Record]
-) -> dict[str, Any]:
-    """What is reported of a tuning (protocols specification, section 1.6), ready for JSON."""
+def content(report: TuningReport) -> dict[str, Any]:
+    """The report of a tuning, ready for JSON: protocol and cost, the spread of the trials, results on test data."""
     import numpy as np
 
     from cil.metrics import best_of
     from cil.report import RunSummary
 
+    trials, tuning, records = report.trials, report.tuning, report.records
     scores = [trial.score for trial in trials if trial.score is not None]
+    quartiles = np.percentile(scores, QUANTILES).tolist() if scores else []
     finished = [record for record in records if record.status == "finished"]
-    tuned, untuned = ([r for r in finished if ("tuning" in r.identity) is said] for said in (True, False))
+    tuned, untuned = ([r for r in finished if ("tuning" in r.identity) is wanted] for wanted in (True, False))
     runs = [flops for record in tuned if (flops := RunSummary(record).flops)]
     cost = tuning["tuning_cost"] if tuning else 0
+    metrics = ("average_incremental_accuracy", "last_accuracy")
     return {
-        "subject": subject.label,
+        "subject": report.setting.label,
         "stream": records[0].identity["stream"]["name"] if records else None,
         "tuning": tuning or {"protocol": "none", "n_trials": 0, "tuning_cost": 0},
         "cost_in_runs": cost * len(runs) / sum(runs) if runs else None,
-        "scores": dict(zip(map(str, QUANTILES), np.percentile(scores, QUANTILES).tolist(), strict=True))
-        if scores
-        else {},
+        "scores": dict(zip(map(str, QUANTILES), quartiles, strict=True)) if scores else {},
         "best_of": {str(m): best_of(scores, m) for m in DRAWS if scores and m <= len(scores)},
         "held_out": {
-            name: {
-                metric: [r.results[metric] for r in of] for metric in ("average_incremental_accuracy", "last_accuracy")
-            }
-            for name, of in (("tuned", tuned), ("untuned", untuned))
+            name: {metric: [record.results[metric] for record in group] for metric in metrics}
+            for name, group in (("tuned", tuned), ("untuned", untuned))
         },
         "seeds": sorted({record.identity["seed"] for record in finished}),
-        "trials": [
-            {
-                "number": t.number,
-                "seed": t.seed,
-                "values": t.values,
-                "score": t.score,
-                "flops": t.flops,
-                "error": t.error,
-            }
-            for t in trials
-        ],
+        "trials": [asdict(trial) for trial in trials],
     }
 
 

@@ -148,5 +148,5 @@ def _split_in_order(name: str, images: NDArray[np.uint8], labels: NDArray[np.int
         rows = np.flatnonzero(labels == label)
         test[rows[len(rows) - round(0.2 * len(rows)) :]] = True
     classes = tuple(map(str, range(int(labels.max()) + 1)))
-    halves = (samples_from_arrays(images[rows], labels[rows], source) for rows in (~test, test))
-    return Dataset(name, *halves, classes, augment=Augment(), source=source)
+    train, held_out = (samples_from_arrays(images[rows], labels[rows], source) for rows in (~test, test))
+    return Dataset(name, train, held_out, classes, source=source)

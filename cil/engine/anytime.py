@@ -21,6 +21,7 @@ from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, ContractError
 from cil.memory import Flops
 from cil.streams import Stream
+from cil.tracking.record_types import AnytimeResults
 
 WINDOWS = (10, 100)  # evaluations, of windowed forgetting and plasticity
 
@@ -185,7 +186,7 @@ class AnytimeObserver:
         return scores.masked_fill(~self.exposed, -torch.inf).argmax(1)
 
 
-def anytime_results(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def anytime_results(facts: Sequence[Mapping[str, Any]]) -> AnytimeResults:
     """The part ``anytime`` of a record.
 
     - ``every``, ``unit``, ``images``: as set. ``updates``, ``samples``, ``experiences``: where each evaluation was.
@@ -224,7 +225,9 @@ def anytime_results(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             at.setdefault(part["samples"], whole[ends_at - 1])
     at = dict(sorted(at.items()))
     return {
-        **{name: parts[-1][name] for name in ("every", "unit", "images")},
+        "every": parts[-1]["every"],
+        "unit": parts[-1]["unit"],
+        "images": parts[-1]["images"],
         "updates": updates,
         "samples": samples,
         "experiences": [index for index, _ in rows],
@@ -232,16 +235,19 @@ def anytime_results(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "accuracy_by_experience": each,
         "a_auc": _plain(metrics.area_over_samples(list(at), list(at.values()))) if known else None,
         "online_accuracy": _percent([online[0]], [online[1]])[0],
-        **{
-            name: _plain(getattr(known, name)) if known else None
-            for name in ("average_anytime_accuracy", "min_accuracy", "worst_case_accuracy")
-        },
-        **{
-            name: {str(window): _plain(value) for window, value in (getattr(known, name) if known else {}).items()}
-            for name in ("windowed_forgetting", "windowed_plasticity")
-        },
+        "average_anytime_accuracy": _plain(known.average_anytime_accuracy) if known else None,
+        "min_accuracy": _plain(known.min_accuracy) if known else None,
+        "worst_case_accuracy": _plain(known.worst_case_accuracy) if known else None,
+        "windowed_forgetting": _by_window(known.windowed_forgetting) if known else {},
+        "windowed_plasticity": _by_window(known.windowed_plasticity) if known else {},
         "stability_gaps": [
-            {"earlier": j, "later": k, **{name: _plain(value) for name, value in gap._asdict().items()}}
+            {
+                "earlier": j,
+                "later": k,
+                "gap": _plain(gap.gap),
+                "recovery": _plain(gap.recovery),
+                "recovery_updates": _plain(gap.recovery_updates),
+            }
             for (j, k), gap in gaps.items()
         ],
         "stability_gap": _mean_of_finite([gap.gap for (j, k), gap in gaps.items() if k == j + 1]),
@@ -256,6 +262,10 @@ def _percent(correct: Sequence[int], count: Sequence[int]) -> list[float | None]
 def _mean_of_finite(values: Sequence[float]) -> float | None:
     kept = [value for value in values if np.isfinite(value)]
     return float(np.mean(kept)) if kept else None
+
+
+def _by_window(values: Mapping[int, float]) -> dict[str, float | None]:
+    return {str(window): _plain(value) for window, value in values.items()}
 
 
 def _plain(value: float) -> float | None:

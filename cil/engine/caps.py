@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from cil import plugins
 from cil.errors import BudgetExceeded
 from cil.memory import Budget
 from cil.strategies import Strategy
+from cil.tracking.record_types import CapResult, Caps
 
 PREFIX = "cap."  # before its name, of what was measured at a boundary
 
@@ -69,11 +70,11 @@ def check_caps(budget: Budget, measured: Mapping[str, float], name: str, index: 
             )
 
 
-def caps_results(budget: Budget, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
+def caps_results(budget: Budget, rows: Sequence[Mapping[str, Tensor]]) -> Caps:
     """The part ``caps`` of results: limit, unit and what was measured at each boundary; nothing without a cap."""
     if not budget.caps:
         return {}
-    found = {
+    found: dict[str, CapResult] = {
         name: {
             "limit": budget.caps[name],
             "unit": cap.unit,

@@ -145,7 +145,7 @@ class Work(Protocol):
         """Count answers of what was carried across boundary ``index``; None where there is nothing to count."""
         ...
 
-    def results(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> dict[str, Any]:
+    def results(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> Mapping[str, object]:
         """The results of the record, from the counts and facts of all boundaries so far."""
         ...
 

@@ -210,11 +210,11 @@ class StrategyWork:
         """
         raise NotImplementedError(f"{type(self).__name__} must write count(index, learner, predict)")
 
-    def results(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> dict[str, Any]:
+    def results(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> Mapping[str, object]:
         """Scores, and what was carried and spent."""
         return {**self.scores(rows, facts), **spent(rows, facts), **caps_results(self.budget, rows)}
 
-    def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> dict[str, Any]:
+    def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> Mapping[str, object]:
         """The part of the results that the kind's own counts give; with what ``line`` reads."""
         raise NotImplementedError(f"{type(self).__name__} must write scores(rows, facts)")
 

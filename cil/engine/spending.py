@@ -9,30 +9,38 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from cil.tracking.record_types import Spending
+
 Rows = Sequence[Mapping[str, Tensor]]
 
 
-def spent(rows: Rows, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def spent(rows: Rows, facts: Sequence[Mapping[str, Any]]) -> Spending:
     """Carried and spent by a run: ledger, FLOPs by part (summed up over experiences), seconds, peaks."""
     parts = dict.fromkeys(name for fact in facts for name in fact["flops"])
     flops = {name: list(accumulate(fact["flops"].get(name, 0) for fact in facts)) for name in parts}
     both = [(row, fact.get("anytime", {"flops": 0, "seconds": 0.0})) for row, fact in zip(rows, facts, strict=True)]
     flops["evaluation"] = list(accumulate(int(row["flops"]) + inside["flops"] for row, inside in both))
-    seconds: dict[str, Any] = {name: [fact["seconds"][name] for fact in facts] for name in ("train", "consolidate")}
-    seconds["evaluate"] = [float(row["seconds"]) + inside["seconds"] for row, inside in both]
+    train, consolidate = ([fact["seconds"][name] for fact in facts] for name in ("train", "consolidate"))
+    evaluate = [float(row["seconds"]) + inside["seconds"] for row, inside in both]
     peaks = [fact["peak_parameters"] for fact in facts if "peak_parameters" in fact]
-    compute = {"compute": [fact.get("compute") for fact in facts]} if "compute" in facts[-1] else {}
-    return {
+    found: Spending = {
         "ledger": [fact["ledger"] for fact in facts],
         "exemplars": [fact["exemplars"] for fact in facts],
         "given_up": [fact.get("given_up", 0) for fact in facts],
         "over_budget": [fact["over_budget"] for fact in facts],
         "flops": {**flops, "total": sum(each[-1] for each in flops.values())},
-        "seconds": {**seconds, "total": sum(map(sum, seconds.values()))},
+        "seconds": {
+            "train": train,
+            "consolidate": consolidate,
+            "evaluate": evaluate,
+            "total": sum(map(sum, (train, consolidate, evaluate))),
+        },
         "peak_training_bytes": max(fact["peak_training_bytes"] for fact in facts),
         "peak_parameters": max(peaks, default=None),
-        **compute,
     }
+    if "compute" in facts[-1]:
+        found["compute"] = [fact.get("compute") for fact in facts]
+    return found
 
 
 def plain(values: Any) -> Any:

@@ -36,7 +36,7 @@ def status_kept(record: Record, device: str, batch_key: str, finish: Callable[[s
         yield
     except BudgetExceeded as exceeded:
         status, error = "over_budget", exceeded
-        record.results |= Record.load(record.directory).results  # the ledger may have been written by a child
+        record.refresh()  # the ledger may have been written by a child
     except (Stopped, KeyboardInterrupt):
         status, error = "interrupted", KeyboardInterrupt()
     except torch.OutOfMemoryError as full:

@@ -140,7 +140,8 @@ class Budget:
         found = {"kind": self.kind, **terms, "at": "each" if each else "end", "to": None}
         if alignment is not None:
             to = alignment.to
-            named = to if isinstance(to, str) else getattr(getattr(to, "func", to), "name", None) or str(to)
+            method = getattr(to, "func", to)
+            named = to if isinstance(to, str) else getattr(method, "name", None) or getattr(method, "__name__", str(to))
             found |= {"exemplars": alignment.exemplars, "to": named}
             if alignment.model is not None:
                 model = alignment.model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -84,11 +84,11 @@ class Downsample:
         return _resized(small, shape, mode="bilinear", align_corners=False)
 
 
-def _resized(pixels: Tensor, shape: tuple[int, int, int], **options: Any) -> Tensor:
+def _resized(pixels: Tensor, shape: tuple[int, int, int], mode: str, align_corners: bool | None = None) -> Tensor:
     """uint8 to uint8 (n, *shape), some at a time, as floats are four times as large."""
     resized = torch.empty(len(pixels), *shape, dtype=torch.uint8, device=pixels.device)
     for start in range(0, len(pixels), 256):
-        part = F.interpolate(pixels[start : start + 256].float(), size=shape[1:], **options)
+        part = F.interpolate(pixels[start : start + 256].float(), shape[1:], mode=mode, align_corners=align_corners)
         resized[start : start + 256] = part.round().clamp(0, 255)
     return resized
 

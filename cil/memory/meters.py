@@ -101,7 +101,7 @@ def _attention_layer(query: Shape, key: Shape, value: Shape, width: int, heads: 
 def _encoder_layer(tokens: Shape, width: int, heads: int, *args: Any, **kwargs: Any) -> int:
     """The fused layer of ``nn.TransformerEncoderLayer`` in evaluation: attention, then two linear layers."""
     hidden, _ = args[11]  # shape of the first one's weight
-    feed_forward = 2 * (2 * tokens[0] * tokens[1] * width * hidden)
+    feed_forward: int = 2 * (2 * tokens[0] * tokens[1] * width * hidden)
     return _attention_layer(tokens, tokens, tokens, width, heads) + feed_forward
 
 

@@ -27,7 +27,8 @@ Array = NDArray[Any]
 
 def unit(features: Tensor) -> Tensor:
     """Rows of unit length: phi / (||phi|| + 1e-8)."""
-    return features / (features.norm(dim=1, keepdim=True) + 1e-8)
+    rows: Tensor = features / (features.norm(dim=1, keepdim=True) + 1e-8)
+    return rows
 
 
 def _checked(features: Tensor) -> Tensor:
@@ -108,7 +109,8 @@ def reservoir(features: Tensor, count: int, generator: torch.Generator) -> Tenso
 def closest_to_mean(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """The samples nearest to the class mean of unit features, nearest first; ties go to the lowest row."""
     features = _checked(unit(features))
-    return (features - features.mean(0)).norm(dim=1).argsort(stable=True)[:count].cpu()
+    distances: Tensor = (features - features.mean(0)).norm(dim=1)
+    return distances.argsort(stable=True)[:count].cpu()
 
 
 # by the network's answers -------------------------------------------------------------------------------------------
@@ -331,7 +333,7 @@ def complexities(rows: Array, clusters: Sequence[Array]) -> Array:
         return np.zeros(1)
     intra = np.array([1 - (rows[members] @ centre).mean() for members, centre in zip(clusters, centres, strict=True)])
     apart = np.sort(1 - centres @ centres.T + np.diag(np.full(len(centres), np.inf)), axis=1)[:, : len(centres) - 1]
-    found = intra * apart[:, :20].mean(1)
+    found: Array = intra * apart[:, :20].mean(1)
     tiny = np.array([len(members) < 2 for members in clusters])
     found[tiny] = found[~tiny].mean() if not tiny.all() else 0.0
     return found

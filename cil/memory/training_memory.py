@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from cil.memory.ledger import KINDS
 from cil.memory.meters import SavedBytes
@@ -76,13 +77,13 @@ class ForwardTracker:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def _remove_later(self, handle: Any) -> None:
+    def _remove_later(self, handle: RemovableHandle) -> None:
         self._stack.callback(handle.remove)
 
-    def _enter(self, name: str, module: nn.Module, inputs: Any) -> None:
+    def _enter(self, name: str, module: nn.Module, inputs: object) -> None:
         self._running.append(name)
 
-    def _leave(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+    def _leave(self, module: nn.Module, inputs: object, outputs: object) -> None:
         if self._running:  # a forward hook is called after an error too, even where the one before was not
             self._running.pop()
 

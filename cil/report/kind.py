@@ -17,14 +17,12 @@ class ReportedKind(Protocol):
         learner: Key of the identity that names the method, such as ``strategy``; the word for it in a report.
         unit: Key of the stream's description for its steps, a count or a list: ``experiences``, ``segments``.
         progress: Key of the results whose length is the number of steps that were evaluated.
-        needed: Keys that an identity must have to be put into a table.
     """
 
     name: str
     learner: str
     unit: str
     progress: str
-    needed: tuple[str, ...]
 
     def sections(self, records: Sequence[Record]) -> Sections:
         """Tables, plots and words of records of this kind."""

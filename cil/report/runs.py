@@ -21,7 +21,7 @@ _say = logging.getLogger("cil.report")
 def find_runs(paths: str | Path | Iterable[str | Path]) -> list[Record]:
     """Every run at or under the paths, each once, in order of its directory; trials of a tuning only where all are.
 
-    A record that cannot be read, or lacks what a table of its kind needs, is left out with a warning of one line.
+    A record that cannot be read, or is not what records of its kind look like, is left out with a warning of one line.
 
     Raises:
         ConfigError: if a path does not exist, or there is no run at all.
@@ -51,19 +51,10 @@ def _run_directories(path: Path) -> Iterable[Path]:
 
 def _readable(directory: Path) -> Record | None:
     try:
-        record = Record.load(directory)
+        return Record.load(directory)
     except RecordError as error:
         _say.warning("left out: %s", error)
         return None
-    try:
-        needed = RunSummary(record).kind.needed
-    except ConfigError:  # a kind that is not installed: the table says so
-        return record
-    missing = [key for key in needed if key not in record.identity]
-    if missing:
-        _say.warning("left out: %s/record.json has no identity.%s", directory, missing[0])
-        return None
-    return record
 
 
 def dig(value: Any, *path: str | int) -> Any:

@@ -61,9 +61,10 @@ def transport_rows(weights: Tensor, means: Tensor, to: Tensor, regulariser: floa
     Source: Zhou et al. 2021, semantic transport in both directions; the factor gamma as in the reference code.
     """
     plan = transport_plan(torch.cdist(means.double(), to.double(), p=norm), regulariser)
-    given = weights.cpu().double()  # which autocast does not round
-    rows = len(given) * plan.T @ F.normalize(given)
-    return (rows * given.norm(dim=1).mean() / rows.norm(dim=1).mean()).to(weights)
+    exact = weights.cpu().double()  # which autocast does not round
+    rows = len(exact) * plan.T @ F.normalize(exact)
+    scaled: Tensor = rows * exact.norm(dim=1).mean() / rows.norm(dim=1).mean()
+    return scaled.to(weights)
 
 
 def cosines(features: Tensor, rows: Tensor) -> Tensor:

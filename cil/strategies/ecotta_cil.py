@@ -239,7 +239,7 @@ class EcoTTACIL(FrozenBackbone):
             )  # fmt: skip
         if self.consolidation:
             self.average = frozen_copy(self.metas.latest)
-        data: Any = own
+        data: Samples | dict[str, Samples] = own
         if self.rehearses and self.replay and len(self.memories()["memory"]):
             data = {"new": own, "memory": self.memories()["memory"].samples()}
         groups = self._groups(self.lr, self.weight_decay)

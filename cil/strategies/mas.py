@@ -100,7 +100,7 @@ class MAS(Strategy):
         batches = experience.train[order].batches(self.batch_size, self.device)
 
         def length(batch: Batch) -> Tensor:  # section 4.1, the squared l2 norm of the output
-            lengths = torch.linalg.vector_norm(self.net(batch.images).logits.float(), dim=1)  # (N,)
+            lengths: Tensor = torch.linalg.vector_norm(self.net(batch.images).logits.float(), dim=1)  # (N,)
             return lengths.sum() if self.function == "norm" else lengths.square().sum()
 
         with evaluating(self.net):

@@ -140,7 +140,7 @@ def toy_adaptation(
         stream,
         run_dir,
         make_source=partial(toy_source, stream, model=kind.toy_model),
-        identity={"adapter": kind.__name__, "stream": stream.fingerprint, "options": given},
+        identity={"adapter": kind.__name__, "options": given},
         **{**defaults, **options},
     )
 
@@ -167,4 +167,13 @@ def adaptation_of(
         name=getattr(make_adapter, "func", make_adapter).__name__, runtime=runtime, seed=chosen.seed,
         columns=columns, batch_size=batch_size, clean=clean, admit=admit,
     )  # fmt: skip
-    return Run(work, chosen, {"kind": stream.kind, **identity}, run_dir, runtime)
+    found = {
+        "kind": stream.kind,
+        "config": {},
+        "seed": chosen.seed,
+        "device": runtime.device,
+        "precision": runtime.precision,
+        "source": {"kind": "weights", "name": "toy"},
+        "stream": stream.description(),
+    }
+    return Run(work, chosen, {**found, **identity}, run_dir, runtime)

@@ -189,7 +189,7 @@ def toy_run(
         make_factory=partial(toy_factory, stream, model=kind.toy_model),
         budget=budget or Budget(exemplars=EXEMPLARS),
         recipe=recipe or Recipe(epochs=2, batch_size=8, log_every=1),
-        identity={"strategy": kind.__name__, "stream": stream.fingerprint, "options": given},
+        identity={"strategy": kind.__name__, "options": given},
         **options,
     )
 
@@ -215,4 +215,17 @@ def run_of(
         name=kind.__name__, runtime=runtime, seed=chosen.seed, evaluation_batch=chosen.evaluation_batch,
         anytime=anytime,
     )  # fmt: skip
-    return Run(work, chosen, {"kind": stream.kind, **identity}, run_dir, runtime)
+    found = {
+        "kind": stream.kind,
+        "config": {},
+        "seed": chosen.seed,
+        "device": runtime.device,
+        "precision": runtime.precision,
+        "stream": stream.description(),
+        "class_order": list(stream.order),
+        "budget": budget.description(),
+        "bound": bool(getattr(kind, "bound", False)),
+        "uses_horizon": bool(getattr(kind, "uses_horizon", False)),
+        "networks": {"name": "toy", "head": "linear", "weights": None, "mean": None, "std": None},
+    }
+    return Run(work, chosen, {**found, **identity}, run_dir, runtime)

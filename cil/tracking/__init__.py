@@ -1,7 +1,7 @@
 """Tracking: the record of a run on disk, and the loggers that show it while it runs."""
 
 from cil.tracking.loggers import FileLogger, Logger, Loggers, build_loggers
-from cil.tracking.record import SCHEMA_VERSION, STATUSES, Record, RecordError, describe_environment
+from cil.tracking.record import Record, RecordError, describe_environment
 from cil.tracking.storage import (
     fsync_dir,
     identity_hash,
@@ -11,6 +11,8 @@ from cil.tracking.storage import (
     write_bytes_atomic,
     write_json_atomic,
 )
+from cil.tracking.upgrades import SCHEMA_VERSION
+from cil.tracking.validation import STATUSES
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -14,13 +14,20 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from cil.errors import CilError, ConfigError, ResumeError, TrainingError, nearest
-from cil.tracking.storage import first_difference, plain, without_secrets, write_bytes_atomic, write_json_atomic
+from cil.tracking.storage import (
+    first_difference,
+    in_short,
+    plain,
+    without_secrets,
+    write_bytes_atomic,
+    write_json_atomic,
+)
+from cil.tracking.upgrades import SCHEMA_VERSION, upgraded
+from cil.tracking.validation import STATUSES, first_problem
 
 if TYPE_CHECKING:
     import numpy as np
 
-SCHEMA_VERSION = 1
-STATUSES = ("running", "finished", "interrupted", "failed", "over_budget")
 RECORD, METRICS, ARRAYS = "record.json", "metrics.jsonl", "arrays.safetensors"
 
 
@@ -34,10 +41,11 @@ class Record:
 
     Attributes:
         directory: Its path.
-        identity: Facts that distinguish runs: config, strategy, stream, budget, seed, versions, device... Never
-            changes, holds no secrets.
+        identity: Facts that distinguish runs: kind, config, strategy, stream, budget, seed, versions, device... Never
+            changes, holds no secrets. Its type is the kind's (``identity_type``).
         environment: Further facts: processor, start time. No host names.
-        results: Numbers so far. Percent, bytes, seconds; undefined is None.
+        results: Numbers so far. Percent, bytes, seconds; undefined is None. Those of a finished run are of the kind's
+            ``results_type``.
         status: running, finished, interrupted, failed or over_budget.
         error: One line: the reason of a failure, or the excess over the budget.
     """
@@ -54,10 +62,8 @@ class Record:
 
     @property
     def kind(self) -> str:
-        """Name of the kind of run (entry point ``cil.kinds``); records of earlier versions do not say it of all."""
-        said = self.identity.get("kind")
-        stream = self.identity.get("stream") or {}
-        return str(said or ("tasks" if stream.get("tasks") or "events" in self.results else "classes"))
+        """Name of the kind of run (entry point ``cil.kinds``)."""
+        return str(self.identity["kind"])
 
     @classmethod
     def open(
@@ -80,7 +86,7 @@ class Record:
         Raises:
             ResumeError: if the directory belongs to another run, naming the first key that differs; or if another
                 process is writing it.
-            RecordError: if the record there cannot be read.
+            RecordError: if what is there cannot be read, or is no record of its kind.
             ConfigError: if the directory cannot be made.
         """
         directory = Path(directory)
@@ -93,14 +99,15 @@ class Record:
         for left in directory.glob(".*.tmp") if exclusive else ():  # of a process that was killed while it wrote
             left.unlink(missing_ok=True)
         if (directory / RECORD).exists():
-            record = cls.load(directory)
-            difference = first_difference(record.identity, own)
+            content = _read(directory)
+            difference = first_difference(content.get("identity"), own)
             if difference:
                 key, old, new = difference
                 raise ResumeError(
-                    f"run_dir={directory} belongs to another run: {key} was {_short(old)} and is now {_short(new)}; "
-                    "choose another run_dir"
+                    f"run_dir={directory} belongs to another run: {key or 'identity'} was {in_short(old)} and is now "
+                    f"{in_short(new)}; choose another run_dir"
                 )
+            record = cls._of(directory, content)
             record.writable, record._lock = True, lock
         else:
             facts = plain(describe_environment() if environment is None else environment)
@@ -112,23 +119,28 @@ class Record:
     def load(cls, directory: str | Path) -> Record:
         """Read a run directory, for reading only.
 
+        Records of earlier versions are brought up to this one. Those of a kind that is not installed are not checked.
+
         Raises:
-            RecordError: if ``record.json`` is missing, is no record, or is of a newer version.
+            RecordError: if ``record.json`` is missing, is of a newer version, or is not what a record of its kind looks
+                like, naming the file and the field.
         """
-        path = Path(directory) / RECORD
-        try:
-            data = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise RecordError(f"{directory} is no run directory: it has no {RECORD}; give one that has") from None
-        except (OSError, ValueError) as error:
-            raise RecordError(f"{path} cannot be read ({error}); restore it or choose another run_dir") from error
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if not isinstance(version, int) or data.get("status") not in STATUSES:
-            raise RecordError(f"{path} is no record: schema_version or status is wrong; restore it or remove it")
-        if version > SCHEMA_VERSION:
-            raise RecordError(f"{path} has schema_version {version}, this cil reads up to {SCHEMA_VERSION}: update cil")
-        identity, environment, results = (data.get(key) or {} for key in ("identity", "environment", "results"))
-        return cls(Path(directory), identity, environment, results, data["status"], data.get("error"))
+        return cls._of(Path(directory), _read(Path(directory)))
+
+    @classmethod
+    def _of(cls, directory: Path, content: dict[str, Any]) -> Record:
+        problem = first_problem(content)
+        if problem:
+            raise RecordError(f"{directory / RECORD} {problem}; restore it or remove it")
+        return cls(directory, *(content[key] for key in ("identity", "environment", "results", "status", "error")))
+
+    def refresh(self) -> None:
+        """Take over results that another process wrote, such as a child that worked for this one.
+
+        Raises:
+            RecordError: if ``record.json`` cannot be read.
+        """
+        self.results |= _read(self.directory)["results"]
 
     def save(self) -> None:
         """Write ``record.json``, whole or not at all."""
@@ -287,8 +299,18 @@ def _lock(directory: Path) -> IO[str] | None:
     return handle
 
 
-def _short(value: Any) -> str:
-    if value is ...:
-        return "absent"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _read(directory: Path) -> dict[str, Any]:
+    """The content of ``record.json``, of today's version: its parts are there, and not looked into."""
+    path = directory / RECORD
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RecordError(f"{directory} is no run directory: it has no {RECORD}; give one that has") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecordError(f"{path} cannot be read ({error}); restore it or choose another run_dir") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if type(version) is not int or version < 1 or content.get("status") not in STATUSES:
+        raise RecordError(f"{path} is no record: schema_version or status is wrong; restore it or remove it")
+    if version > SCHEMA_VERSION:
+        raise RecordError(f"{path} has schema_version {version}, this cil reads up to {SCHEMA_VERSION}: update cil")
+    return upgraded({"error": None, "environment": {}, "results": {}} | content)

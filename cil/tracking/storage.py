@@ -102,6 +102,18 @@ def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any]
     return None
 
 
+def in_short(value: Any) -> str:
+    """A JSON value on 80 characters; ``absent`` for ``...``.
+
+    >>> in_short([1, None]), in_short(...)
+    ('[1, null]', 'absent')
+    """
+    if value is ...:
+        return "absent"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def write_json_atomic(path: str | Path, value: Any) -> None:
     """Write JSON so that a reader, or a crash, finds the old file or the new one.
 

@@ -12,6 +12,7 @@ import torch
 
 import cil
 from cil.api import plan
+from cil.engine.options import RunOptions
 from cil.errors import ConfigError
 from cil.strategies.icarl import ICaRL
 from cil.targets import described, made, resolve
@@ -36,9 +37,10 @@ def test_fifteen_lines_train_a_strategy(stream, tmp_path):
 
 
 def test_a_name_a_class_and_a_partial_are_the_same_run(stream, tmp_path):
-    runs = [plan(s, stream, "smallconv", root=tmp_path) for s in ("icarl", ICaRL, partial(ICaRL))]
+    options = RunOptions(root=tmp_path)
+    runs = [plan(s, stream, "smallconv", options=options) for s in ("icarl", ICaRL, partial(ICaRL))]
     assert len({run.run_dir for run in runs}) == 1
-    other = plan(partial(ICaRL, temperature=3.0), stream, "smallconv", root=tmp_path)
+    other = plan(partial(ICaRL, temperature=3.0), stream, "smallconv", options=options)
     assert other.run_dir != runs[0].run_dir
 
 
@@ -92,9 +94,10 @@ def test_an_option_of_the_recipe_or_the_budget_is_told_its_place(stream, given, 
 
 
 def test_a_mapping_says_more_of_the_model(stream, tmp_path):
-    run = plan("finetune", stream, {"name": "resnet14", "options": {"width": 4}}, root=tmp_path)
-    whole = plan("finetune", stream, "resnet14", root=tmp_path)
-    assert run.bills()[-1].total["exact"] < whole.bills()[-1].total["exact"] / 10
+    options = RunOptions(root=tmp_path)
+    run = plan("finetune", stream, {"name": "resnet14", "options": {"width": 4}}, options=options)
+    whole = plan("finetune", stream, "resnet14", options=options)
+    assert run.work.bill[-1].total["exact"] < whole.work.bill[-1].total["exact"] / 10
 
 
 def test_the_command_line_is_a_thin_layer(stream, tmp_path):

@@ -171,7 +171,7 @@ def test_what_is_not_the_users_fault_ends_with_1(cil, monkeypatch):
     def broken(job):
         raise RuntimeError("a\nbug")
 
-    monkeypatch.setattr("cil.cli.run.executed", broken)
+    monkeypatch.setattr("cil.cli.run.execute", broken)
     said = cil("run", *DIGITS)
     assert said.code == 1
     assert said.line == "cil: RuntimeError: a bug (CIL_TRACEBACK=1 shows where)"

@@ -74,26 +74,26 @@ def test_aligned_gives_the_bytes_of_the_other_strategy(tmp_path):
     """Five backbones of 4,896 parameters and 200 exemplars of 64 bytes, as the survey counts."""
     job = compose(["stream=split_digits", "budget=aligned", "budget.convention=survey", "strategy=icarl"])
     run = build(job, root=tmp_path)
-    assert run.budget.limits == [5 * 4 * 4896 + 200 * 64]
-    assert run.budget.reserve == "final"
+    assert run.work.budget.limits == [5 * 4 * 4896 + 200 * 64]
+    assert run.work.budget.reserve == "final"
 
 
 def test_aligned_each_follows_the_other_strategy(tmp_path):
     budget = ("budget=aligned", "budget.at=each", "budget.reserve=now", "budget.convention=survey")
     run = build(compose(["stream=split_digits", *budget]), root=tmp_path)
-    assert run.budget.limits == [n * 4 * 4896 + 200 * 64 for n in (1, 2)] + run.budget.limits[2:]
-    assert len(run.budget.limits) == 5
+    assert run.work.budget.limits == [n * 4 * 4896 + 200 * 64 for n in (1, 2)] + run.work.budget.limits[2:]
+    assert len(run.work.budget.limits) == 5
 
 
 def test_the_other_strategy_is_measured_on_the_model_of_the_setting(cil, tmp_path):
     """dytox asks for a ConViT; der would run on smallconv here, as beside any other strategy."""
     budget = ("stream=split_digits", "budget=aligned", "budget.convention=survey", "budget.reserve=now")
     run = build(compose([*budget, "strategy=dytox"]), root=tmp_path)
-    assert run.budget.limits == [5 * 4 * 4896 + 200 * 64]
+    assert run.work.budget.limits == [5 * 4 * 4896 + 200 * 64]
     assert run.identity["budget"]["to_model"] == "smallconv"
     assert "those of der on smallconv with 200 exemplars" in cil("budget", *budget, "strategy=dytox").out
     given = build(compose([*budget, "strategy=dytox", "model=convit"]), root=tmp_path)
-    assert given.identity["budget"]["to_model"] == "convit" and given.budget.limits[0] > 10**8
+    assert given.identity["budget"]["to_model"] == "convit" and given.work.budget.limits[0] > 10**8
     own = build(compose([*budget, "strategy=replay", "budget.to=dytox"]), root=tmp_path)
     assert own.identity["budget"]["to_model"] == "convit" and own.budget.limits[0] > 4 * 10**7
 
@@ -122,6 +122,6 @@ def test_the_survey_arithmetic_comes_out_of_the_command(cil, monkeypatch):
     stream = ("stream=split_digits", "~stream", "+stream.builder=made")
     budget = ("budget=aligned", "budget.exemplars=2000", "budget.convention=survey", "model=resnet32")
     run = build(compose([*stream, *budget, "strategy=icarl"]))
-    (limit,) = run.budget.limits
+    (limit,) = run.work.budget.limits
     assert limit == 24_684_160
     assert (limit - 4 * 463_504) // 3072 == 7431

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from cil.cli.board import Board
 from cil.cli.compare import folder_of
 from cil.cli.compose import compose
 from cil.cli.grid import expand
-from cil.cli.pool import Task, run_all
+from cil.cli.pool import QueuedRun, run_all
+from cil.cli.progress_screen import ProgressScreen
+from cil.engine.options import RunOptions
 from cil.errors import BudgetExceeded, TrainingError
 from cil.strategies import built_in, find
 from cil.tracking import Record
@@ -177,8 +178,7 @@ def _lines(folder: Path) -> int:
 class _Fake:
     """Something that is executed like a run."""
 
-    loggers: object = ()
-    progress = False
+    options = RunOptions()
     runtime = type("Runtime", (), {"threads": 1})
 
     def __init__(self, what: str) -> None:
@@ -197,11 +197,11 @@ class _Fake:
 
 def test_a_worker_that_is_killed_fails_or_is_over_stops_no_other(tmp_path, capfd):
     kinds = ("kill", "over", "fail", "bug", "fine")
-    tasks = [Task(kind, tmp_path / kind, partial(_Fake, kind)) for kind in kinds]
-    outcomes = run_all(tasks, 2, fork=True, board=Board(len(tasks)))
-    assert [outcome.status for outcome in outcomes] == ["killed", "over_budget", "failed", "failed", "finished"]
-    assert "signal 9 (SIGKILL)" in outcomes[0].error
-    assert [outcome.error for outcome in outcomes[1:]] == ["too much", "not a number", "ValueError: a bug", None]
+    runs = [QueuedRun(kind, tmp_path / kind, partial(_Fake, kind)) for kind in kinds]
+    ends = run_all(runs, 2, fork=True, screen=ProgressScreen(len(runs)))
+    assert [end.status for end in ends] == ["killed", "over_budget", "failed", "failed", "finished"]
+    assert "signal 9 (SIGKILL)" in ends[0].error
+    assert [end.error for end in ends[1:]] == ["too much", "not a number", "ValueError: a bug", None]
     assert "[1/5] kill: killed after 0 s: its process was ended by signal 9" in capfd.readouterr().err
 
 
@@ -225,11 +225,11 @@ def test_a_job_composed_twice_is_the_same_job():
 # what a person sees, and a child that does not listen ----------------------------------------------------------------
 
 
-def test_a_board_says_where_a_budget_of_compute_ended_training(capsys):
-    board = Board(1)
-    board.began(0, "wa")
-    board.moved(0, "boundary", 0, 2, 1.0, {"loss": 1.0, "ended_early": 1.0})
-    board.moved(0, "boundary", 1, 2, 1.0, {"loss": 1.0})
+def test_the_screen_says_where_a_budget_of_compute_ended_training(capsys):
+    screen = ProgressScreen(1)
+    screen.start(0, "wa")
+    screen.advance(0, "boundary", 0, 2, 1.0, {"loss": 1.0, "ended_early": 1.0})
+    screen.advance(0, "boundary", 1, 2, 1.0, {"loss": 1.0})
     first, second = capsys.readouterr().err.splitlines()[1:]
     assert first.endswith("experience 1/2, loss 1.000, training ended early by the budget")
     assert second.endswith("experience 2/2, loss 1.000")
@@ -238,7 +238,7 @@ def test_a_board_says_where_a_budget_of_compute_ended_training(capsys):
 class Deaf:
     """A run that hears no signal."""
 
-    loggers = progress = None
+    options = RunOptions()
 
     def __init__(self, said: Path) -> None:
         self.said = said
@@ -261,7 +261,8 @@ def test_a_child_that_ignores_signals_is_killed_after_a_while(tmp_path):
     threading.Thread(target=stop_once_it_runs, daemon=True).start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run_all([Task("deaf", tmp_path / "run", partial(Deaf, said))], 1, fork=True, board=Board(1, True), grace=0.3)
+        deaf = QueuedRun("deaf", tmp_path / "run", partial(Deaf, said))
+        run_all([deaf], 1, fork=True, screen=ProgressScreen(1, quiet=True), grace=0.3)
     assert time.monotonic() - began < 60
     with pytest.raises(ProcessLookupError):
         os.kill(int(said.read_text()), 0)

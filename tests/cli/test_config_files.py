@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from cil import adapt
 from cil.cli.build import build
 from cil.cli.compose import compose
 from cil.cli.names import choices, conf_dir
+from cil.engine.options import RunOptions
 from cil.engine.recipe import Recipe
 from cil.models import NetFactory, build_backbone
 from cil.models.classifier import save_classifier
@@ -90,7 +92,12 @@ def test_quick_is_a_scale_of_streams_that_shift_too(given):
 )
 def test_every_way_to_train_is_one_that_can_be_built(group, name, tmp_path):
     run = build(compose([f"{group}={name}", "stream=split_digits"]), root=tmp_path)
-    assert isinstance(run.recipe, Recipe)
+    assert isinstance(run.work.recipe, Recipe)
+
+
+def test_the_defaults_of_the_options_are_those_of_the_configuration():
+    assert replace(RunOptions.from_config(compose().config), loggers=()) == replace(RunOptions(), progress=True)
+    assert compose().config["logger"] == {} and compose().config["progress"] == "auto"  # a person looks on
 
 
 def test_the_defaults_of_the_trainer_are_those_of_the_recipe():

@@ -17,7 +17,7 @@ VIT += ("+model.options.num_heads=2",)
 
 
 def notes(*overrides):
-    return build(compose([*DIGITS, *overrides])).notes()
+    return build(compose([*DIGITS, *overrides])).work.warnings()
 
 
 @pytest.mark.parametrize("strategy", ["lucir", "podnet", "coil", "aanets"])
@@ -92,5 +92,5 @@ def test_any_strategy_may_leave_notes(tmp_path, caplog):
             self.warnings.append("mine is slow")
             return super().build_net()
 
-    run = package.plan(Mine, package.class_incremental("digits", increment=5), "smallconv", run_dir=tmp_path / "run")
-    assert run.notes() == ["mine is slow"]
+    run = package.plan(Mine, package.class_incremental("digits", increment=5), "smallconv")
+    assert run.work.warnings() == ["mine is slow"]

@@ -15,8 +15,8 @@ import torch
 
 import cil as package
 from cil.cli.build import build_stream
-from cil.cli.compose import _parted, compose
-from cil.cli.show import described
+from cil.cli.compose import compose, split_hydra_options
+from cil.kinds.command_line import find_kind
 from cil.tracking import Record
 
 DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "progress=false")
@@ -140,8 +140,11 @@ def test_an_option_may_stand_among_the_overrides(cil):
     assert said.out.count(": finished") == 2
     said = cil("run", "trainer.epochs=7", "--cfg", "job", "strategy=wa", "--package=trainer")
     assert said.code == 0 and "epochs: 7\n" in said.out and "strategy" not in said.out
-    assert _parted(["a=1", "--info", "seed=1", "-c", "job"]) == (["--info=all", "-c", "job"], ["a=1", "seed=1"])
-    assert _parted(["a=1", "--info", "plugins", "-m"]) == (["--info=plugins", "-m"], ["a=1"])
+    assert split_hydra_options(["a=1", "--info", "seed=1", "-c", "job"]) == (
+        ["--info=all", "-c", "job"],
+        ["a=1", "seed=1"],
+    )
+    assert split_hydra_options(["a=1", "--info", "plugins", "-m"]) == (["--info=plugins", "-m"], ["a=1"])
 
 
 def test_a_value_that_is_missing_in_one_of_several_is_told_once_and_the_others_run(cil):
@@ -203,7 +206,8 @@ def test_a_stream_is_shown_as_a_picture(cil, tmp_path):
 def test_a_long_class_order_is_cut():
     order = str([*range(30, 94), *range(30)]).replace(" ", "")
     given = ["stream.base=34", "stream.increment=20", f"stream.order={order}", "stream.train_per_class=2"]
-    first, second = described(build_stream(compose(["stream=split_glyphs", *given]).config))
+    stream = build_stream(compose(["stream=split_glyphs", *given]).config)
+    first, second = find_kind(stream.kind).stream_lines(stream)
     assert "4 experiences of 34 + 3 x 20 new classes, 188 training images" in first
     assert second.endswith(f"class order {', '.join(map(str, range(30, 50)))}, ...")
 

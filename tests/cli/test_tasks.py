@@ -8,7 +8,7 @@ import torch
 
 from cil.cli.build import build
 from cil.cli.compose import compose
-from cil.cli.run import executed
+from cil.cli.run import execute
 from cil.errors import ConfigError, StreamError
 from cil.trained import evaluate, load
 
@@ -37,7 +37,7 @@ def asked(tmp_path):
 def test_a_learner_meets_a_manifest_of_ones_own(asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = ["strategy=previous", "strategy.search.trials=2", "strategy.search.steps=2", "budget.updates=3"]
-    said = executed(compose([*asked, *given]))
+    said = execute(compose([*asked, *given]))
     assert "previous on mine, seed 0: finished" in said and "error right after each of 2 events, dev_test" in said
     assert "operations" in said and "search" in said and "parameters at most" in said
     run = build(compose([*asked, *given]))
@@ -53,7 +53,7 @@ def test_a_foundation_strategy_reads_it_class_by_class(asked, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     for name in ("finetune", "icarl"):
         given = [f"strategy={name}", "stream.heads=offset", "trainer.epochs=1", "trainer.max_steps=2"]
-        assert f"{name} on mine, seed 0: finished" in executed(compose([*asked, *given]))
+        assert f"{name} on mine, seed 0: finished" in execute(compose([*asked, *given]))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 
 from cil.cli.compose import compose
 from cil.cli.names import choices
-from cil.cli.protocols import protocol_of, replaced
-from cil.cli.space import Study, parsed, space_hash
+from cil.cli.search_space import Study, read_ranges, space_hash
+from cil.cli.tuning_protocols import protocol_of, replace_overrides
 from cil.errors import ConfigError
 from cil.streams import class_order
 from cil.tracking import Record
@@ -35,7 +35,7 @@ def reported(under: Path) -> list[Record]:
 
 
 def drawn(space: dict, many: int, sampler: str = "random", seed: int = 0) -> list[dict]:
-    study, made = Study(parsed(space), sampler, seed), []
+    study, made = Study(read_ranges(space), sampler, seed), []
     for number in range(many):
         made.append(study.ask())
         study.tell(number, float(number % 3) if number % 4 else None)
@@ -73,8 +73,8 @@ def test_draws_lie_in_their_range_and_are_rounded():
 
 def test_a_space_is_read_dotted_or_nested_and_its_hash_is_of_what_is_drawn():
     nested = {"optimizer": {"lr": {"log": [0.001, 1.0]}}, "trainer": {"epochs": {"int": [1, 9]}}}
-    assert parsed(nested) == parsed(EPOCHS | LR)
-    assert space_hash(parsed(nested)) == space_hash(parsed(LR | EPOCHS)) != space_hash(parsed(LR))
+    assert read_ranges(nested) == read_ranges(EPOCHS | LR)
+    assert space_hash(read_ranges(nested)) == space_hash(read_ranges(LR | EPOCHS)) != space_hash(read_ranges(LR))
 
 
 # protocols ----------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_another_stream_takes_its_place_with_its_own_orders():
     protocol = plan("tune.stream=split_glyphs", "tune.seeds=2")
     assert [said(trial)["stream"] for trial in protocol.trials] == ["split_glyphs"] * 2
     assert [said(trial)["stream.order_seed"] for trial in protocol.trials] == ["1993", "1994"]
-    assert replaced(["stream=split_digits", "seed=3"], protocol.trials[1])[0] == "stream=split_glyphs"
+    assert replace_overrides(["stream=split_digits", "seed=3"], protocol.trials[1])[0] == "stream=split_glyphs"
 
 
 @pytest.mark.parametrize(
@@ -250,6 +250,6 @@ def test_where_no_trial_finishes_the_first_reason_is_told(cil, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in choices("tune") if name != "default"])
 def test_every_space_that_is_shipped_is_one(name):
-    ranges = parsed(compose([f"tune={name}"]).config["tune"]["space"])
+    ranges = read_ranges(compose([f"tune={name}"]).config["tune"]["space"])
     for each in ranges:
         assert all(compose([each.override(value)]) for value in each.values)

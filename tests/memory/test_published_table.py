@@ -143,7 +143,7 @@ def test_freezing_alone_saves_nothing_where_autograd_keeps_the_inputs(name):
 @pytest.mark.parametrize("name", ["WRN-40-2", "WRN-28-10"])
 def test_the_entropy_pass_keeps_what_was_measured(name, grad_path, count):
     found = kept(name, count, grad_path, packed=False)
-    # of lean the specification's network keeps the map that it pools by avg_pool2d; a mean keeps nothing. Elsewhere it
+    # with lean the reference network keeps the map that it pools by avg_pool2d; a mean keeps nothing. Elsewhere it
     # is the result of the last ReLU, which is kept anyway
     pooled = 4 * 64 * {"WRN-40-2": 128, "WRN-28-10": 640}[name] * 8 * 8 if grad_path == "lean" else 0
     assert (found + pooled) / 1e6 == pytest.approx(ROWS[grad_path, count][name == "WRN-28-10"], abs=0.01)

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from cil.errors import DataError, ShapeError
 from cil.metrics import (
-    accuracy_row,
+    accuracy_matrix,
     cil_decomposition,
     confusion_matrix,
     decomposition_from_confusion,
@@ -75,7 +75,7 @@ def test_all_but_the_task_aware_accuracy_can_be_counted_again_from_the_confusion
         parts.intra_task,
     ]
     sizes = np.bincount(np.array(owner)[true], minlength=max(owner) + 1)
-    row = accuracy_row(confusion, owner)
+    row = accuracy_matrix(confusion, owner)
     assert parts.cil == pytest.approx((row * sizes)[sizes > 0].sum() / sizes.sum())
 
 

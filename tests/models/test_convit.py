@@ -33,7 +33,7 @@ def images(count=5):
 # parameters ---------------------------------------------------------------------------------------------------------
 
 
-def test_dytox_on_cifar_has_the_parameters_of_the_specification():
+def test_dytox_on_cifar_has_the_parameters_that_its_paper_charges():
     """10,683,564 + 384 T + sum_i (768 + 385 |Y_i|); at T = 10 with ten classes each 10,733,584."""
     with torch.device("meta"):
         net = TaskTokenNet(build_backbone("convit", 3, 32))

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filled import filled
+
+from cil import plugins
 from cil.tracking import Record
 
 MIB = 2**20
@@ -82,11 +85,14 @@ def make_run(root: Path) -> Callable[..., Record]:
         } | identity
         number = len(list(root.glob("*"))) if root.exists() else 0
         directory = root / (name or f"{strategy}-{seed}-{number}")
+        kind = plugins.find("cil.kinds", "tasks" if "tasks" in identity["stream"] else "classes")
+        identity = filled(identity, kind.identity_type())
         record = Record.open(directory, identity, {"cores": 2, "command": command})
         if status in ("finished", "interrupted", "running", "failed"):
-            record.update(_results(matrix, forgetting, parameters, exemplars, public) | (results or {}))
+            found = _results(matrix, forgetting, parameters, exemplars, public) | (results or {})
         else:
-            record.update({"bills": [_bill(step, parameters) for step in range(2)]})
+            found = {"bills": [_bill(step, parameters) for step in range(2)]}
+        record.update(filled(found, kind.results_type(), missing=status == "finished"))
         record.set_status(status, error)
         record.close()
         return Record.load(directory)

@@ -7,8 +7,10 @@ import io
 import json
 import logging
 from importlib.metadata import EntryPoint
+from typing import Any, Literal
 
 import pytest
+from typing_extensions import TypedDict
 
 from cil import plugins
 from cil.report import (
@@ -28,6 +30,17 @@ from cil.report.grouping import grouped
 from cil.report.rows import Row
 
 
+class GameIdentity(TypedDict):
+    kind: Literal["games"]
+    player: str
+    seed: int
+    stream: dict[str, Any]
+
+
+class GameResults(TypedDict):
+    points: list[float]
+
+
 class Games:
     """A kind of run that only this test knows."""
 
@@ -35,7 +48,12 @@ class Games:
     learner = "player"
     unit = "rounds"
     progress = "points"
-    needed = ("player", "seed", "stream")
+
+    def identity_type(self):
+        return GameIdentity
+
+    def results_type(self):
+        return GameResults
 
     def sections(self, records):
         rows = tuple(Row(group.first.learner, group) for group in grouped(records))

@@ -164,7 +164,7 @@ def test_runs_without_numbers_still_make_a_page(run, tmp_path):
 
 
 def test_a_finished_record_without_accuracies_has_a_row_and_no_picture(run, tmp_path):
-    nothing: dict[str, Any] = {"accuracy_curve": None, "accuracy_matrix": None, "last_accuracy": None, "ledger": []}
+    nothing: dict[str, Any] = {"accuracy_curve": [], "accuracy_matrix": [], "last_accuracy": None, "ledger": []}
     reader = Reader(write_html([run(results=nothing)], tmp_path / "page.html").read_text())
     assert not any(tag == "svg" for tag, _ in reader.tags)
     assert "icarl" in reader.texts

@@ -91,7 +91,7 @@ def test_classes_that_do_not_divide_are_refused_and_not_dropped(experiences, cla
             digits(arrival, experiences=experiences)
 
 
-def test_class_groups_of_the_specification():
+def test_classes_are_grouped_as_koh_et_al_do():
     assert class_groups(100, 5, 50) == (50, 50)
     assert class_groups(200, 5, 50) == (100, 100)
     assert class_groups(10, 5, 70) == (5, 5)  # floor(7 / 5) * 5

@@ -175,7 +175,7 @@ def nevis():
     return read_manifest("nevis22")
 
 
-def test_nevis22_has_the_counts_of_the_specification(nevis):
+def test_nevis22_has_the_published_counts(nevis):
     assert len(nevis) == 106 and len(nevis.datasets) == 97 and len(nevis.repeats) == 9
     assert sum(item.multilabel for item in nevis) == 9
     assert sum(item.year < 2020 for item in nevis) == 92 and sum(item.year < 2019 for item in nevis) == 79
@@ -231,7 +231,7 @@ def test_nevis22_variants_have_the_published_sizes(nevis):
     assert tiny.offsets()["cifar-100"] == nevis.offsets()["cifar-100"] > 1000
 
 
-def test_embedded_tasks_are_the_twelve_of_the_specification():
+def test_embedded_tasks_are_twelve():
     embedded = read_manifest("embedded_tasks")
     assert [(item.year, item.dataset, item.num_classes, item.kind) for item in embedded.ordered()] == [
         (1990, "face-or-not", 2, "multiclass"), (1992, "textures", 3, "multiclass"), (1995, "digits", 10, "multiclass"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from cil.errors import ConfigError
 from cil.models import Backbone
 
 NORMS = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+Made = TypeVar("Made", bound=nn.Module)
 
 
 def train_norms(net: nn.Module, adapter: str, leave: Collection[nn.Module] = ()) -> list[nn.Parameter]:
@@ -30,7 +31,7 @@ def train_norms(net: nn.Module, adapter: str, leave: Collection[nn.Module] = ())
     """
     freeze_reversibly(net)
     left = {layer for module in leave for layer in module.modules()}
-    layers: list[Any] = [layer for layer in net.modules() if isinstance(layer, NORMS) and layer not in left]
+    layers = [layer for layer in net.modules() if isinstance(layer, NORMS) and layer not in left]
     trained = [value for layer in layers for value in (layer.weight, layer.bias) if value is not None]
     if not trained:
         raise ConfigError(
@@ -110,15 +111,13 @@ class MixedNorm2d(nn.Module):
         return mixed
 
 
-def replace_batch_norms(net: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> list[nn.Module]:
+def replace_batch_norms(net: nn.Module, make: Callable[[nn.BatchNorm2d], Made]) -> list[Made]:
     """Replace each ``BatchNorm2d`` inside a network by ``make(layer)``; the new layers, in order."""
-    names = [name for name, layer in net.named_modules(remove_duplicate=False) if isinstance(layer, nn.BatchNorm2d)]
-    made = []
-    for name in names:
-        layer: Any = net.get_submodule(name)
-        made.append(make(layer))
-        net.set_submodule(name, made[-1])
-    return made
+    named = list(net.named_modules(remove_duplicate=False))
+    made = {name: make(layer) for name, layer in named if isinstance(layer, nn.BatchNorm2d)}
+    for name, layer in made.items():
+        net.set_submodule(name, layer)
+    return list(made.values())
 
 
 def late_layers(net: nn.Module, adapter: str) -> list[nn.Module]:

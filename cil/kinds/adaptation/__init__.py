@@ -5,20 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cil.kinds.command_line import CommandLine
+
 if TYPE_CHECKING:
     from cil.kinds.adaptation.work import AdaptationWork
     from cil.report.section import Sections
     from cil.tracking import Record
 
 
-class Adaptation:
+class Adaptation(CommandLine):
     """The kind of adaptation runs; see ``cil.kinds.base.Kind``."""
 
     name = "adaptation"
     learner = "adapter"
     unit = "segments"
     progress = "segment_errors"
-    needed: tuple[str, ...] = ("config", "adapter", "seed", "stream", "source")
+    commands = "cil.kinds.adaptation.commands:COMMANDS"
+
+    def identity_type(self) -> type:
+        """What makes a run of this kind that run."""
+        from cil.kinds.adaptation.record_types import AdaptationIdentity
+
+        return AdaptationIdentity
+
+    def results_type(self) -> type:
+        """What a record of this kind has as results."""
+        from cil.kinds.adaptation.record_types import AdaptationResults
+
+        return AdaptationResults
 
     def work(self, **parts: Any) -> AdaptationWork:
         """The work of a run; ``parts`` as ``AdaptationWork`` takes them."""

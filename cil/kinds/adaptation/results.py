@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from cil.kinds.adaptation.record_types import AdaptationResults
 from cil.streams.shifts import ShiftStream
 
 Counts = Mapping[str, Tensor]
@@ -16,7 +17,7 @@ Counts = Mapping[str, Tensor]
 
 def adaptation_results(
     rows: Sequence[Counts], facts: Sequence[Mapping[str, Any]], stream: ShiftStream
-) -> dict[str, Any]:
+) -> AdaptationResults:
     """The results of an adaptation run.
 
     Args:
@@ -47,9 +48,15 @@ def adaptation_results(
         "clean_error_before": _clean(rows[0]),
         "clean_error_after": _clean(rows[-1]) if len(rows) == len(stream) + 1 else None,
         "ledger": [fact["ledger"] for fact in facts],
-        "flops": {**deployed["flops"], "adapt": flops, "total": sum(deployed["flops"].values()) + sum(flops[-1:])},
+        "flops": {
+            "source": deployed["flops"]["source"],
+            "deploy": deployed["flops"]["deploy"],
+            "adapt": flops,
+            "total": sum(deployed["flops"].values()) + sum(flops[-1:]),
+        },
         "seconds": {
-            **deployed["seconds"],
+            "source": deployed["seconds"]["source"],
+            "deploy": deployed["seconds"]["deploy"],
             "adapt": adapting,
             "evaluate": evaluating,
             "per_batch": sum(batches) / len(batches) if batches else None,

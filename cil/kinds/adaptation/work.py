@@ -24,6 +24,7 @@ from cil.engine.process import Stopped
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, ContractError, StreamError, TrainingError
+from cil.kinds.adaptation.record_types import AdaptationResults
 from cil.kinds.adaptation.results import adaptation_arrays, adaptation_results
 from cil.kinds.adaptation.segment_counts import SegmentCounts
 from cil.memory import Entry, Flops, Ledger, State
@@ -147,7 +148,7 @@ class AdaptationWork:
     def evaluate(self, index: int, context: Context) -> None:
         """Nothing: an adapter predicts while it adapts."""
 
-    def results(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> dict[str, Any]:
+    def results(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> AdaptationResults:
         """Errors by domain and segment, and what was carried and spent."""
         return adaptation_results(rows, facts, self.stream)
 

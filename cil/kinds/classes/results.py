@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from cil import metrics
 from cil.engine.anytime import anytime_results
 from cil.engine.spending import Rows, plain
+from cil.kinds.classes.record_types import ClassScores
 from cil.streams import DomainStream, Stream
 
 
-def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream) -> dict[str, Any]:
+def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream) -> ClassScores:
     """The results of a run on a stream of classes.
 
     Of domain streams with the means of R by ``domain_summary``; of others whose classes come back with
@@ -26,19 +27,27 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
     names = ("correct", "correct_task_aware", "count")
     correct, aware, count = (np.stack([row[name].numpy() for row in rows]).astype(float) for name in names)
     tested = np.where(count > 0, count, np.nan)
-    accuracy = metrics.summary(
+    summary = metrics.summary(
         np.stack([row["confusion"].numpy() for row in rows]),
         100 * aware / tested,
         stream.experience_of_slot,
         counts=(correct, count),
     )
-    more: dict[str, Any] = {"anytime": anytime_results(facts)} if "anytime" in facts[-1] else {}
+    scores = cast(ClassScores, summary)
+    if "anytime" in facts[-1]:
+        scores["anytime"] = anytime_results(facts)
     if isinstance(stream, DomainStream):
-        found = metrics.domain_summary(accuracy["accuracy_matrix"])._asdict()
-        more["domains"] = {"names": list(stream.domains), **{name: plain(value) for name, value in found.items()}}
+        found = metrics.domain_summary(summary["accuracy_matrix"])
+        scores["domains"] = {
+            "names": list(stream.domains),
+            "in_domain": plain(found.in_domain),
+            "next_domain": plain(found.next_domain),
+            "backward": plain(found.backward),
+            "forward": plain(found.forward),
+        }
     elif any(set(s.present) - set(s.new_slots) for s in stream.signatures):
-        more["forgetting_by_class"] = forgetting_by_class(rows, stream)
-    return {**accuracy, **more}
+        scores["forgetting_by_class"] = forgetting_by_class(rows, stream)
+    return scores
 
 
 def forgetting_by_class(rows: Rows, stream: Stream) -> float | None:

@@ -13,6 +13,7 @@ from cil.engine.anytime import Anytime, AnytimeObserver
 from cil.engine.driver import Context, Counts, Facts
 from cil.engine.learning import StrategyWork
 from cil.kinds.classes.evaluation import evaluate
+from cil.kinds.classes.record_types import ClassScores
 from cil.kinds.classes.results import class_scores, confusions
 from cil.strategies import Strategy
 
@@ -42,7 +43,7 @@ class ClassWork(StrategyWork):
             seed=self.seed, device=self.runtime.torch_device, batch_size=self.evaluation_batch,
         )  # fmt: skip
 
-    def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> dict[str, Any]:
+    def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> ClassScores:
         """Accuracy over time and forgetting."""
         return class_scores(rows, facts, self.stream)
 

@@ -5,20 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cil.kinds.command_line import CommandLine
+
 if TYPE_CHECKING:
     from cil.kinds.tasks.work import TaskWork
     from cil.report.section import Sections
     from cil.tracking import Record
 
 
-class Tasks:
+class Tasks(CommandLine):
     """The kind of task-stream runs; see ``cil.kinds.base.Kind``."""
 
     name = "tasks"
     learner = "strategy"
     unit = "experiences"
     progress = "accuracy_curve"
-    needed: tuple[str, ...] = ("config", "strategy", "seed", "stream", "budget")
+    commands = "cil.kinds.tasks.commands:COMMANDS"
+
+    def identity_type(self) -> type:
+        """What makes a run of this kind that run."""
+        from cil.kinds.tasks.record_types import TaskIdentity
+
+        return TaskIdentity
+
+    def results_type(self) -> type:
+        """What a record of this kind has as results."""
+        from cil.kinds.tasks.record_types import TaskResults
+
+        return TaskResults
 
     def work(self, **parts: Any) -> TaskWork:
         """The work of a run; ``parts`` as ``TaskWork`` takes them."""

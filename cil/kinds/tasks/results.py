@@ -11,12 +11,13 @@ from torch import Tensor
 
 from cil import metrics
 from cil.engine.spending import plain
+from cil.kinds.tasks.record_types import Event, SplitScore, TaskScores
 from cil.streams.task_stream import TaskStream
 
 
 def task_scores(
     rows: Sequence[Mapping[str, Tensor]], facts: Sequence[Mapping[str, Any]], stream: TaskStream
-) -> dict[str, Any]:
+) -> TaskScores:
     """The accuracy part of a task stream's record, and one entry for each event.
 
     Scores are accuracy, or mAP of a multilabel task; percent. What other streams have too:
@@ -71,22 +72,21 @@ def task_scores(
     }
 
 
-def _by(errors: np.ndarray[Any, Any], stream: TaskStream) -> dict[str, Any]:
+def _by(errors: np.ndarray[Any, Any], stream: TaskStream) -> dict[str, float | None]:
     events = stream.events[: len(errors)]
     kinds = metrics.mean_error_by(errors, [event.kind for event in events])
     years = metrics.mean_error_by(errors, ["final" if event.final else "development" for event in events])
     return {str(name): plain(value) for name, value in {**kinds, **years}.items()}
 
 
-def _event(
-    index: int, row: Mapping[str, Tensor], facts: Sequence[Mapping[str, Any]], stream: TaskStream
-) -> dict[str, Any]:
+def _event(index: int, row: Mapping[str, Tensor], facts: Sequence[Mapping[str, Any]], stream: TaskStream) -> Event:
     event, fact = stream.events[index], facts[index]
-    splits = {}
+    splits: dict[str, SplitScore] = {}
     for split in stream.splits:
         score = float(row[f"score.{split}"][index])
-        name, skipped = ("mAP", int(row[f"skipped.{split}"][index])) if event.task.multilabel else ("accuracy", 0)
-        found = {name: plain(score)} | ({"skipped_labels": skipped} if event.task.multilabel else {})
+        found: dict[str, float | None] = {"mAP" if event.task.multilabel else "accuracy": plain(score)}
+        if event.task.multilabel:
+            found["skipped_labels"] = int(row[f"skipped.{split}"][index])
         count = int(row[f"count.{split}"][index])
         chance = plain(row[f"chance.{split}"][index])
         splits[split] = {"error": plain(100 - score), "chance_error": chance, "metrics": found, "count": count}
@@ -95,7 +95,10 @@ def _event(
         "index": index,
         "event": event.id,
         "task": event.task.dataset,
-        **{name: getattr(event, name) for name in ("year", "domain", "kind", "final")},
+        "year": event.year,
+        "domain": event.domain,
+        "kind": event.kind,
+        "final": event.final,
         "classes": event.task.classes,
         "repeat": event.task in [earlier.task for earlier in stream.events[:index]],
         "splits": splits,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from cil.engine.driver import Context, Counts, Facts
 from cil.engine.learning import StrategyWork
 from cil.errors import ConfigError
 from cil.kinds.tasks.evaluation import evaluate_tasks
+from cil.kinds.tasks.record_types import TaskScores
 from cil.kinds.tasks.results import task_scores
 from cil.strategies import Strategy
 from cil.streams import Experience
@@ -53,7 +53,7 @@ class TaskWork(StrategyWork):
             seed=self.seed, device=self.runtime.torch_device, batch_size=self.evaluation_batch,
         )  # fmt: skip
 
-    def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> dict[str, Any]:
+    def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> TaskScores:
         """Errors by task and split."""
         return task_scores(rows, facts, self.stream)
 

@@ -7,7 +7,9 @@ import io
 import json
 
 import pytest
+from filled import filled
 
+from cil import plugins
 from cil.report import find_runs, table, to_csv, to_json, to_markdown, to_text, write_html
 from cil.tracking import Record
 
@@ -46,9 +48,10 @@ def adapted(tmp_path):
             "precision": "fp32",
         }
         folder = tmp_path / "runs" / f"{adapter}-{seed}-{source}-{len(list((tmp_path / 'runs').glob('*')))}"
-        record = Record.open(folder, identity, {"cores": 2})
+        kind = plugins.find("cil.kinds", "adaptation")
+        record = Record.open(folder, filled(identity, kind.identity_type()), {"cores": 2})
         totals = {"exact": {"parameters": 1000, "optimizer": 200, "total": 1200}, "survey": {"total": 900}}
-        record.update({
+        found = {
             "domain_errors": list(errors),
             "mean_error": None if None in errors else sum(errors) / len(errors),
             "segment_errors": [errors[0], errors[1], errors[0]],
@@ -59,7 +62,8 @@ def adapted(tmp_path):
             "flops": {"source": 0, "deploy": 0, "adapt": [10, 20, 30], "total": 30},
             "seconds": {"per_batch": 0.25, "total": 3.0},
             "peak_training_bytes": peak,
-        } | (results or {}))  # fmt: skip
+        } | (results or {})  # fmt: skip
+        record.update(filled(found, kind.results_type(), missing=status == "finished"))
         record.set_status(status, error)
         record.close()
         return Record.load(folder)

@@ -1,4 +1,4 @@
-"""Tuning protocols: which stream the trials meet, and on which one the result is reported."""
+"""Tuning protocols: the streams that trials meet, and the one on which the result is reported."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from cil.cli.build import build, build_stream
 from cil.cli.compose import Job, compose
 from cil.cli.grid import Cell
 from cil.cli.names import key_of
-from cil.cli.space import keyed
-from cil.engine.adaptation import AdaptationRun
-from cil.engine.run import Run
+from cil.cli.search_space import seed_for
+from cil.engine.driver import Run
 from cil.errors import ConfigError
+from cil.kinds.command_line import find_kind
 from cil.streams import Stream, fingerprint_of
 from cil.streams.tuning import for_tuning
 
@@ -24,8 +24,8 @@ UNTUNED = "none"
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """What a protocol makes of one setting.
+class TuningProtocol:
+    """Trials and reported runs of one setting.
 
     Attributes:
         trials: More overrides of a trial, for each of the seeds that trials draw; empty where nothing is tuned.
@@ -40,7 +40,7 @@ class Protocol:
     words: str
 
 
-def protocol_of(job: Job) -> Protocol:
+def protocol_of(job: Job) -> TuningProtocol:
     """Read ``tune.protocol`` and what belongs to it.
 
     Raises:
@@ -49,7 +49,7 @@ def protocol_of(job: Job) -> Protocol:
     tune = job.config["tune"]
     stream = _stream(job)
     if tune["protocol"] == "none":
-        return Protocol((), (), None, "nothing")
+        return TuningProtocol((), (), None, "nothing")
     if tune["protocol"] == "per_task":
         raise ConfigError(
             "tune.protocol=per_task is no protocol of cil tune (two_phase, first_k, none): strategies for task streams "
@@ -68,7 +68,7 @@ def protocol_of(job: Job) -> Protocol:
     return _other_stream(job, tune["stream"])
 
 
-def _first_k(job: Job, stream: Stream) -> Protocol:
+def _first_k(job: Job, stream: Stream) -> TuningProtocol:
     tune, budget = job.config["tune"], job.config["budget"]
     k = tune["k"]
     if k >= len(stream):
@@ -78,10 +78,10 @@ def _first_k(job: Job, stream: Stream) -> Protocol:
     more = [*_validation(job)]
     if isinstance(budget["limit"], list):
         more.append(f"budget.limit={budget['limit'][:k]}")
-    return Protocol(_seeded(tune, lambda seed: more), (), k, f"the first {k} of {len(stream)} experiences")
+    return TuningProtocol(_seeded(tune, lambda seed: more), (), k, f"the first {k} of {len(stream)} experiences")
 
 
-def _by_order(job: Job, stream: Stream, on: str) -> Protocol:
+def _by_order(job: Job, stream: Stream, on: str) -> TuningProtocol:
     """Other class orders: of half the classes, which are then not reported on, or of all."""
     tune, given = job.config["tune"], job.config["stream"]
     if not {"order", "classes"} <= given.keys():
@@ -89,7 +89,8 @@ def _by_order(job: Job, stream: Stream, on: str) -> Protocol:
             f"tune.stream is {on}, but stream={job.choices['stream']} has no stream.order and stream.classes to say "
             "which classes come; name another stream by tune.stream, or choose tune.protocol=first_k"
         )
-    labels = list(build_stream({**job.config, "stream": {**given, "classes": None}}).order)  # type: ignore[union-attr]
+    whole: Any = build_stream({**job.config, "stream": {**given, "classes": None}})
+    labels = list(whole.order)
     seen, rest = labels[: len(stream.classes)], labels[len(stream.classes) :]
     mine = seen if on == "order" else seen[: len(seen) // 2]
     others = [] if on == "order" else seen[len(mine) :]
@@ -97,27 +98,29 @@ def _by_order(job: Job, stream: Stream, on: str) -> Protocol:
 
     def trial(seed: int) -> list[str]:
         if on == "order" or seed:
-            order = np.random.default_rng(keyed(tune["seed"], "order", seed)).permutation(mine).tolist()
+            order = np.random.default_rng(seed_for(tune["seed"], "order", seed)).permutation(mine).tolist()
         else:
             order = mine
         return [_listed(order + others + rest), f"stream.classes={len(mine)}", *_validation(job)]
 
     if on == "order":
-        return Protocol(_seeded(tune, trial), (), None, "other class orders of the same classes")
+        return TuningProtocol(_seeded(tune, trial), (), None, "other class orders of the same classes")
     report = (_listed(others + mine + rest), f"stream.classes={len(others)}")
-    return Protocol(_seeded(tune, trial), report, None, f"{len(mine)} of {len(seen)} classes, the others are reported")
+    return TuningProtocol(
+        _seeded(tune, trial), report, None, f"{len(mine)} of {len(seen)} classes, the others are reported"
+    )
 
 
-def _other_stream(job: Job, name: str) -> Protocol:
+def _other_stream(job: Job, name: str) -> TuningProtocol:
     tune = job.config["tune"]
-    other = composed(job, [f"stream={name}"])
+    other = with_overrides(job, [f"stream={name}"])
     seeded = "order_seed" in other.config["stream"]
 
     def trial(seed: int) -> list[str]:
         order = [f"stream.order_seed={other.config['stream']['order_seed'] + seed}"] if seeded else []
         return [f"stream={name}", *order, *_validation(other)]
 
-    return Protocol(_seeded(tune, trial), (), None, f"stream {name}")
+    return TuningProtocol(_seeded(tune, trial), (), None, f"stream {name}")
 
 
 def _enough(given: Mapping[str, Any], many: int, parts: Sequence[Sequence[int]]) -> None:
@@ -149,22 +152,23 @@ def _listed(order: Sequence[int]) -> str:
 
 
 def _stream(job: Job) -> Stream:
-    stream = build_stream(job.config)
-    if job.config.get("adapter") or not isinstance(stream, Stream):
+    stream: Any = build_stream(job.config)
+    if {job.learner, find_kind(stream.kind).learner} != {"strategy"}:
         raise ConfigError(
             "cil tune is for strategies on class-incremental streams, not for adapters: leave adapter out"
         )
-    return stream
+    found: Stream = stream
+    return found
 
 
-def composed(job: Job, more: Sequence[str]) -> Job:
+def with_overrides(job: Job, more: Sequence[str]) -> Job:
     """The same job with more overrides, each in place of what was said of its key before."""
-    return compose(replaced(job.overrides, more))
+    return compose(replace_overrides(job.overrides, more))
 
 
-def replaced(overrides: Sequence[str], more: Sequence[str]) -> list[str]:
+def replace_overrides(overrides: Sequence[str], more: Sequence[str]) -> list[str]:
     """
-    >>> replaced(["optimizer.lr=0.1", "seed=1"], ["optimizer.lr=0.2"])
+    >>> replace_overrides(["optimizer.lr=0.1", "seed=1"], ["optimizer.lr=0.2"])
     ['seed=1', 'optimizer.lr=0.2']
     """
     keys = {key_of(item) for item in more}
@@ -174,26 +178,26 @@ def replaced(overrides: Sequence[str], more: Sequence[str]) -> list[str]:
 # runs ---------------------------------------------------------------------------------------------------------------
 
 
-def planned_trial(first: int | None, cell: Cell, jobs: int, out: Path) -> Run | AdaptationRun:
+def plan_trial(first: int | None, cell: Cell, jobs: int, out: Path) -> Run:
     """A trial: the run of the cell, on a stream without test data."""
     stream = for_tuning(_stream(cell.job), first)
     return build(cell.job, jobs=jobs, root=out, group=out.name, stream=stream, facts={"role": "trial"}, command=None)
 
 
-def planned_report(tuning: Mapping[str, Any] | None, cell: Cell, jobs: int, out: Path) -> Run | AdaptationRun:
+def plan_report(tuning: Mapping[str, Any] | None, cell: Cell, jobs: int, out: Path) -> Run:
     """A run that is reported; where it was tuned, its identity says how. Untuned, it is what ``cil run`` makes."""
     facts = {"tuning": tuning} if cell.varied["tuning"] != UNTUNED else {}
     return build(cell.job, jobs=jobs, root=out, group=out.name, facts=facts)
 
 
-def tuning_streams(job: Job, protocol: Protocol) -> tuple[str, bool]:
+def tuning_streams(job: Job, protocol: TuningProtocol) -> tuple[str, bool]:
     """Fingerprint of all streams that trials may meet, and whether none of their classes is reported on, by name.
 
     Raises:
         ConfigError: where another stream is tuned on that has classes of the one that is reported on.
     """
-    reported = set(_stream(composed(job, protocol.report)).classes)
-    streams = [for_tuning(_stream(composed(job, more)), protocol.first) for more in protocol.trials]
+    reported = set(_stream(with_overrides(job, protocol.report)).classes)
+    streams = [for_tuning(_stream(with_overrides(job, more)), protocol.first) for more in protocol.trials]
     shared = sorted({name for stream in streams for name in stream.classes} & reported)
     tune = job.config["tune"]
     if shared and tune["protocol"] == "two_phase" and tune["stream"] != "order":

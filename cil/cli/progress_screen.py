@@ -1,24 +1,22 @@
-"""What a person sees of many runs: a bar each on a terminal, a line now and then elsewhere. To standard error."""
+"""Progress of many runs: a bar each on a terminal, a line now and then elsewhere. To standard error."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
 
 if TYPE_CHECKING:
-    from cil.cli.pool import Outcome
-
-_WORDS = {"over_budget": "over budget", "interrupted": "interrupted, saved"}
+    from rich.progress import Progress, TaskID
 
 
-class Board:
-    """Shows tasks by number.
+class ProgressScreen:
+    """Shows runs by number.
 
     Args:
         total: How many there are.
-        quiet: Show nothing but how each ended, if it did not finish.
+        quiet: Show nothing but the end of those that did not finish.
         stream: Standard error by default.
     """
 
@@ -26,12 +24,12 @@ class Board:
         self._total, self._quiet, self._stream = total, quiet, stream or sys.stderr
         self._labels: dict[int, str] = {}
         self._shares: dict[int, float] = {}
-        self._tasks: dict[int, Any] = {}
+        self._tasks: dict[int, TaskID] = {}
         self._done = 0
-        self._bars: Any = None
-        self._began = time.monotonic()
+        self._bars: Progress | None = None
+        self._start = time.monotonic()
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> Self:
         if self._stream.isatty() and not self._quiet:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
@@ -47,18 +45,18 @@ class Board:
         if self._bars is not None:
             self._bars.stop()
 
-    def began(self, number: int, label: str) -> None:
-        """A process was started."""
+    def start(self, number: int, label: str) -> None:
+        """Show that a run was started."""
         self._labels[number], self._shares[number] = label, 0.0
         if self._bars is not None:
             self._tasks[number] = self._bars.add_task(label, total=1.0, state="")
         elif not self._quiet:
             self._line(f"[{number + 1}/{self._total}] {label}: started")
 
-    def moved(
+    def advance(
         self, number: int, kind: str, experience: int, experiences: int, within: float, values: Mapping[str, float]
     ) -> None:
-        """A run got further."""
+        """Show how far a run is, and its latest values."""
         share = (experience + within) / experiences
         self._shares[number] = share
         texts = {"loss": "loss {:.3f}", "accuracy": "accuracy {:.2f} %", "carried_bytes": "carries {:,.0f} B"}
@@ -66,34 +64,31 @@ class Board:
         state += ", training ended early by the budget" if values.get("ended_early") else ""
         if self._bars is not None:
             self._bars.update(self._tasks[number], completed=share, state=f"{experience + 1}/{experiences} {state}")
-            self._bars.update(self._whole, completed=self._done + sum(self._shares.values()), state=self._left())
+            done = self._done + sum(self._shares.values())
+            self._bars.update(self._whole, completed=done, state=self._time_left())
             self._bars.refresh()
         elif kind == "boundary" and not self._quiet:
             place = f"experience {experience + 1}/{experiences}"
             self._line(f"[{number + 1}/{self._total}] {self._labels[number]}: {place}, {state}")
 
-    def ended(self, number: int, outcome: Outcome) -> None:
-        """A run ended, one way or another."""
+    def end(self, number: int, label: str, words: str, finished: bool) -> None:
+        """Show in ``words`` how a run ended; where all is quiet, only if it did not finish."""
         self._done += 1
         self._shares.pop(number, None)
-        how = _WORDS.get(outcome.status, outcome.status)
-        how = f"{how} before, not run again" if outcome.found else f"{how} after {outcome.seconds:.0f} s"
-        text = (
-            f"[{number + 1}/{self._total}] {outcome.task.label}: {how}{f': {outcome.error}' if outcome.error else ''}"
-        )
+        text = f"[{number + 1}/{self._total}] {label}: {words}"
         if self._bars is not None:
             if number in self._tasks:
                 self._bars.remove_task(self._tasks.pop(number))
             self._bars.update(self._whole, completed=self._done, description=f"{self._done}/{self._total} runs")
             self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
             self._bars.refresh()
-        elif not self._quiet or outcome.status != "finished":
+        elif not (self._quiet and finished):
             self._line(text)
 
-    def _left(self) -> str:
+    def _time_left(self) -> str:
         """Time left, from the share of all runs that is done."""
         share = (self._done + sum(self._shares.values())) / self._total
-        seconds = (time.monotonic() - self._began) * (1 - share) / share if share else 0.0
+        seconds = (time.monotonic() - self._start) * (1 - share) / share if share else 0.0
         return f"ETA {seconds / 60:.0f} min" if seconds >= 90 else f"ETA {seconds:.0f} s" if share else ""
 
     def _line(self, text: str) -> None:

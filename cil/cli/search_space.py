@@ -1,4 +1,4 @@
-"""The search space of ``cil tune``: what is drawn for each key, checked, and drawn by Optuna."""
+"""The search space of ``cil tune``: ranges of keys, checked, and values drawn from them by Optuna."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cil.errors import ConfigError, nearest
+from cil.report.grouping import HOW
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -16,15 +17,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 RANGES = ("choices", "uniform", "log", "int", "int_log")
-TUNABLE = (
-    "strategy",
-    "model",
-    "optimizer",
-    "scheduler",
-    "trainer",
-    "recipe",
-)  # what the learner does, not what it meets
-HOW = ("trainer.precision", "trainer.threads", "trainer.snapshot_", "trainer.log_every", "trainer.evaluation_batch")
+TUNABLE = ("strategy", "model", "optimizer", "scheduler", "trainer", "recipe")  # of the learner, not of what it meets
 DIGITS = 4  # significant ones of a drawn number, so that what is printed is what is run
 
 
@@ -33,7 +26,7 @@ class Range:
     """The values that one key may take.
 
     Attributes:
-        key: Of the configuration, dotted; or a group.
+        key: Key of the configuration, dotted; or a group.
         kind: One of ``RANGES``.
         values: The choices, or low and high.
     """
@@ -53,7 +46,7 @@ class Range:
         return IntDistribution(low, high, log) if self.kind.startswith("int") else FloatDistribution(low, high, log)
 
     def value(self, drawn: Any) -> Any:
-        """What the key is set to, of what Optuna drew."""
+        """The value of the key for a draw of Optuna's."""
         if self.kind == "choices":
             return self.values[drawn]
         if self.kind.startswith("int"):
@@ -70,7 +63,7 @@ class Range:
         return {self.kind: list(self.values)}
 
 
-def parsed(space: Any) -> list[Range]:
+def read_ranges(space: Any) -> list[Range]:
     """Read ``tune.space``, whose keys are dotted or nested, in order of the key.
 
     Raises:
@@ -102,8 +95,8 @@ def _ranges(node: Mapping[str, Any], prefix: str) -> Iterator[Range]:
         ):
             yield from _ranges(value, f"{key}.")
         else:
-            said = nearest(next(iter(value)), RANGES) if isinstance(value, Mapping) and value else ", ".join(RANGES)
-            raise ConfigError(f"tune.space.{key} is {value!r}; it must be a list of choices, or have one of: {said}")
+            known = nearest(next(iter(value)), RANGES) if isinstance(value, Mapping) and value else ", ".join(RANGES)
+            raise ConfigError(f"tune.space.{key} is {value!r}; it must be a list of choices, or have one of: {known}")
 
 
 def _range(key: str, kind: str, values: Any) -> Range:
@@ -128,10 +121,10 @@ def space_hash(ranges: Sequence[Range]) -> str:
 # drawing ------------------------------------------------------------------------------------------------------------
 
 
-def keyed(*purpose: Any) -> int:
+def seed_for(*purpose: Any) -> int:
     """A seed for one purpose, whatever else is drawn: 31 bits.
 
-    >>> keyed(0, "a") == keyed(0, "a"), keyed(0, "a") == keyed(1, "a")
+    >>> seed_for(0, "a") == seed_for(0, "a"), seed_for(0, "a") == seed_for(1, "a")
     (True, False)
     """
     return int.from_bytes(hashlib.blake2b(repr(purpose).encode(), digest_size=4).digest(), "big") >> 1
@@ -146,7 +139,7 @@ class Study:
     Args:
         ranges: What is drawn.
         sampler: ``random`` or ``tpe``.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
         ConfigError: where Optuna is not installed.
@@ -169,7 +162,7 @@ class Study:
         return {each.key: each.value(trial.params[each.key]) for each in self.ranges}
 
     def tell(self, number: int, score: float | None) -> None:
-        """What came out of a trial; None where nothing did."""
+        """Report the score of a trial; None where it did not finish."""
         from optuna.trial import TrialState
 
         self._study.tell(number, score, state=TrialState.FAIL if score is None else None)
@@ -179,7 +172,7 @@ def _sampler(name: str, seed: int, number: int) -> BaseSampler:
     from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
     if name == "tpe":
-        return TPESampler(seed=keyed(seed, "tpe", number))
+        return TPESampler(seed=seed_for(seed, "tpe", number))
 
     class Keyed(BaseSampler):
         """Uniform, each key and trial by a generator of its own."""
@@ -191,7 +184,7 @@ def _sampler(name: str, seed: int, number: int) -> BaseSampler:
             return {}
 
         def sample_independent(self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
-            own = RandomSampler(seed=keyed(seed, param_name, trial.number))
+            own = RandomSampler(seed=seed_for(seed, param_name, trial.number))
             return own.sample_independent(study, trial, param_name, param_distribution)
 
     return Keyed()

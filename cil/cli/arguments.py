@@ -1,0 +1,72 @@
+"""Command lines apart: options with a value, flags, and what belongs to the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cil.errors import ConfigError
+
+
+def split_options(
+    arguments: Sequence[str], options: Mapping[str, str], flags: Sequence[str] = ()
+) -> tuple[list[str], dict[str, str], set[str]]:
+    """Options with a value (``--out FILE`` or ``--out=FILE``) and flags apart from everything else.
+
+    Args:
+        options: Names with their defaults.
+        flags: Names without a value.
+
+    Returns:
+        Everything else; the value of each option; the flags that were given.
+
+    Raises:
+        ConfigError: for any other option, and for one that lacks its value.
+
+    >>> split_options(["seed=1", "--out", "a.png", "--json"], {"--out": ""}, ["--json"])
+    (['seed=1'], {'--out': 'a.png'}, {'--json'})
+    """
+    values, rest, given = dict(options), list[str](), list(arguments)
+    while given:
+        item = given.pop(0)
+        name, equals, value = item.partition("=")
+        if name in options:
+            if not equals and not given:
+                raise ConfigError(f"{name} needs a value")
+            values[name] = value if equals else given.pop(0)
+        elif item.startswith("-") and item not in flags:
+            raise ConfigError(f"no option '{item}'; there is {', '.join((*options, *flags))}")
+        else:
+            rest.append(item)
+    return [item for item in rest if item not in flags], values, set(flags) & set(rest)
+
+
+def split_jobs_and_out(arguments: Sequence[str]) -> tuple[list[str], str, str]:
+    """The overrides of the configuration, and ``jobs=`` and ``out=``, each ``auto`` where it is not given.
+
+    Raises:
+        ConfigError: for an option of Hydra, and a number of jobs that is none.
+    """
+    values, rest = {"jobs": "auto", "out": "auto"}, []
+    for item in arguments:
+        key, equals, value = item.partition("=")
+        if key in values and equals:
+            values[key] = value
+        elif item.startswith("-"):
+            raise ConfigError(f"no option '{item}' here; write key=value, or use cil run for Hydra's options")
+        else:
+            rest.append(item)
+    jobs = values["jobs"]
+    if jobs != "auto" and not (jobs.isdigit() and int(jobs) > 0):
+        raise ConfigError(f"jobs is '{jobs}'; it must be auto, or a whole number of 1 or more")
+    return rest, jobs, values["out"]
+
+
+def counting_number(option: str, given: str) -> int | None:
+    """The whole number that an option was given; None where it was given none.
+
+    Raises:
+        ConfigError: where it is below 1, or no whole number.
+    """
+    if given and not (given.isdigit() and int(given) > 0):
+        raise ConfigError(f"{option} is {given}; it must be a whole number of 1 or more")
+    return int(given) if given else None

@@ -1,0 +1,134 @@
+"""The command line of runs that train a strategy: on streams of classes, and what other streams share with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from cil.api import plan
+from cil.cli.budget import Bills, bills_text
+from cil.cli.build import budget_of, build, method_of, model_of, recipe_of
+from cil.cli.formats import bar, data_of, numbers, percent
+from cil.cli.names import NOT_THE_RUN
+from cil.engine.learning import StrategyWork
+from cil.errors import ConfigError
+from cil.engine.anytime import Anytime
+from cil.kinds.command_line import find_kind
+
+if TYPE_CHECKING:
+    from cil.cli.compose import Job
+    from cil.engine.driver import Run
+    from cil.engine.options import RunOptions
+    from cil.memory.training_memory import TrainingMemory
+    from cil.streams import Stream
+    from cil.tracking import Record
+
+SHOWN = 20  # classes of a class order
+
+
+class StrategyCommands:
+    """Commands of a strategy; see ``cil.kinds.command_line``."""
+
+    curve_title = "accuracy so far"
+    matrix_title = "accuracy on experience (column) after learning (row), percent"
+
+    def build(self, job: Job, stream: Any, options: RunOptions, facts: Mapping[str, Any]) -> Run:
+        config = job.config
+        _refuse_adapters(config)
+        strategy = method_of(config, "strategy")
+        if find_kind(stream.kind).learner != job.learner:
+            raise ConfigError(
+                f"stream '{stream.name}' has images that shift and no classes that arrive: choose an adapter for it, "
+                f"as in adapter=tent, or a class-incremental stream for strategy={job.method}"
+            )
+        kept = {key: value for key, value in config.items() if key not in NOT_THE_RUN}
+        return plan(
+            strategy, stream, model_of(config), budget_of(job, stream), recipe=recipe_of(config),
+            anytime=None if config["anytime"]["every"] is None else Anytime(**config["anytime"]),
+            name=job.name, facts={"config": kept, **facts}, options=options,
+        )  # fmt: skip
+
+    def bill(self, run: Run) -> str:
+        return bills_text([Bills.of(run)])
+
+    def memory(self, job: Job, stream: Any, experience: int | None) -> tuple[str, Sequence[TrainingMemory]]:
+        work = build(job, stream=stream, progress=False, loggers=()).work
+        assert isinstance(work, StrategyWork)
+        steps, many = work.steps(), work.length
+        if experience is not None and experience > many:
+            raise ConfigError(f"--experience is {experience}; the stream has {many} experiences")
+        memory = steps.largest() if experience is None else steps.at(experience - 1)
+        return f"{job.method} on {job.config['model']['name']}", [memory]
+
+    # texts ----------------------------------------------------------------------------------------------------------
+
+    def summary(self, record: Record, note: str = "") -> str:
+        identity, results = record.identity, record.results
+        head = f"{identity['strategy']} on {identity['stream']['name']}, seed {identity['seed']}: {record.status}{note}"
+        return "\n".join([head, *self.result_lines(record), self.cost_line(results), f"  record: {record.directory}"])
+
+    def result_lines(self, record: Record) -> Iterator[str]:
+        """Accuracy and forgetting, for the summary."""
+        results, many = record.results, record.identity["stream"]["experiences"]
+        curve = numbers(results["accuracy_curve"])
+        yield f"  accuracy on all classes seen, after each of {many} experiences (%): {curve}"
+        names = {"last": "last_accuracy", "average incremental": "average_incremental_accuracy"}
+        names |= {"forgetting": "forgetting"}
+        yield "  " + "   ".join(f"{name} {percent(results[key])}" for name, key in names.items())
+
+    def cost_line(self, results: Mapping[str, Any]) -> str:
+        """Bytes, exemplars and time, for the summary."""
+        totals = results["ledger"][-1]["totals"]
+        return (
+            f"  carries {totals['exact']['total']:,} bytes, {totals['survey']['total']:,} as the survey counts;"
+            f" {results['exemplars'][-1]:,} exemplars; {results['seconds']['total']:.0f} s"
+        )
+
+    def curve(self, record: Record) -> str:
+        results, identity = record.results, record.identity
+        if not results.get("accuracy_curve"):
+            why = f": {record.error}" if record.error else ""
+            return f"{record.directory}: {record.status}, no experience was evaluated{why}"
+        lines = [f"{identity['strategy']} on {identity['stream']['name']}: {record.status}", "", self.curve_title]
+        lines += [bar(f"{index:>3}", value) for index, value in enumerate(results["accuracy_curve"], start=1)]
+        lines += ["", self.matrix_title]
+        width = len(results["accuracy_matrix"][0])
+        lines.append("    " + "".join(f"{column + 1:>6}" for column in range(width)))
+        for index, row in enumerate(results["accuracy_matrix"], start=1):
+            lines.append(f"{index:>3} " + "".join(f"{'-' if value is None else f'{value:.1f}':>6}" for value in row))
+        return "\n".join(lines)
+
+    def stream_lines(self, stream: Any) -> list[str]:
+        many = f"{len(stream)} experiences of {sizes([len(one.new_slots) for one in stream.signatures])} new classes"
+        order = ", ".join(map(str, stream.order[:SHOWN])) + (", ..." if len(stream.order) > SHOWN else "")
+        return [f"{stream.name}: {many}, {images_of(stream)}", f"{data_of(stream)}; class order {order}"]
+
+
+def _refuse_adapters(config: Mapping[str, Any]) -> None:
+    """Refuse what only adapters read."""
+    if config["source"] is not None:
+        raise ConfigError(f"source={config['source']} is for adapters; choose one, as in adapter=tent")
+    if config["adaptation"]["clean"]:
+        raise ConfigError("adaptation.clean is for adapters; choose one, as in adapter=tent")
+
+
+def images_of(stream: Stream) -> str:
+    """Number and shape of the training images."""
+    return f"{sum(sum(one.counts.values()) for one in stream.signatures):,} training images {stream.image_shape}"
+
+
+def sizes(counts: Sequence[int]) -> str:
+    """Classes that experiences bring, those of one size together.
+
+    >>> sizes([50, 10, 10, 10]), sizes([10, 10]), sizes([2, 0, 3])
+    ('50 + 3 x 10', '10', '2 + no + 3')
+    """
+    runs = [(value, len(list(same))) for value, same in groupby(counts)]
+    named = [(str(value or "no"), many) for value, many in runs]
+    if len(named) == 1:
+        return named[0][0]
+    return " + ".join(value if many == 1 else f"{many} x {value}" for value, many in named)
+
+
+COMMANDS = StrategyCommands()

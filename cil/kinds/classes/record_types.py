@@ -1,0 +1,52 @@
+"""Types of what stands in the record of a run on a stream of classes."""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+from cil.tracking.record_types import (
+    Accuracy,
+    AnytimeResults,
+    Caps,
+    ExperienceDescription,
+    Plan,
+    Spending,
+    StrategyIdentity,
+)
+
+
+class ClassStream(ExperienceDescription):
+    """A stream of classes; ``domains`` where the same classes come from one after the other."""
+
+    domains: NotRequired[list[str]]
+
+
+class ClassIdentity(StrategyIdentity):
+    """What makes a run on a stream of classes this run."""
+
+    kind: Literal["classes"]
+    stream: ClassStream
+
+
+class DomainMeans(TypedDict):
+    """Names of the domains, and means of R; see ``cil.metrics.domain_summary``."""
+
+    names: list[str]
+    in_domain: float | None
+    next_domain: float | None
+    backward: float | None
+    forward: float | None
+
+
+class ClassScores(Accuracy):
+    """Accuracy over time and forgetting, with what some streams and settings add."""
+
+    anytime: NotRequired[AnytimeResults]
+    domains: NotRequired[DomainMeans]
+    forgetting_by_class: NotRequired[float | None]
+
+
+class ClassResults(ClassScores, Spending, Caps, Plan):
+    """All results of a run on a stream of classes."""

@@ -1,0 +1,261 @@
+"""Types of what stands in ``record.json``, as far as several kinds of run share it; the rest is in ``cil.kinds.NAME``.
+
+Percent, bytes, seconds, floating point operations; what is undefined is None. A record may hold further keys. That of a
+run which has not finished lacks results.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
+
+Scores = list[float | None]  # percent
+
+# results ------------------------------------------------------------------------------------------------------------
+
+
+class LedgerEntry(TypedDict):
+    """One line of a ledger: a thing, or all alike of a thing that is kept."""
+
+    name: str
+    kind: str
+    lifetime: str
+    source: str
+    bytes: int
+    numel: int
+    dtype: str
+
+
+class LedgerTotals(TypedDict):
+    """Bytes by kind and their ``total``: of what is carried, by convention of counting; of what is held in training."""
+
+    exact: dict[str, int]
+    survey: dict[str, int]
+    training: dict[str, int]
+
+
+class BoundaryLedger(TypedDict):
+    """Bytes at one boundary; ``public`` are those of public weights among the carried ones."""
+
+    entries: list[LedgerEntry]
+    totals: LedgerTotals
+    public: int
+
+
+class ExperienceBill(TypedDict):
+    """What will be carried after an experience, known before training (``cil.engine.dry_run.Bill``)."""
+
+    experience: int
+    fixed: dict[str, int]
+    exemplars: int
+    total: dict[str, int]
+    by_kind: dict[str, int]
+
+
+class Plan(TypedDict):
+    """Results that are known before the first experience; ``training_bill`` under a budget of training memory."""
+
+    bills: list[ExperienceBill]
+    training_bill: NotRequired[dict[str, int]]
+
+
+class StrategySeconds(TypedDict):
+    """Seconds of each experience, and of all."""
+
+    train: list[float]
+    consolidate: list[float]
+    evaluate: list[float]
+    total: float
+
+
+class Spent(TypedDict):
+    """What an experience had of operations or updates, and what it took."""
+
+    available: float
+    spent: int
+
+
+class CapResult(TypedDict):
+    """A further budget, and what was measured at each boundary."""
+
+    limit: float
+    unit: str
+    measured: list[float]
+
+
+class Caps(TypedDict):
+    """Further budgets by name, where there are any."""
+
+    caps: NotRequired[dict[str, CapResult]]
+
+
+class Spending(TypedDict):
+    """What a strategy carried and spent, one entry an experience.
+
+    ``flops`` are sums up to each experience, by part; ``total`` is one number. ``over_budget`` says in words by how
+    much. ``compute`` is there under a budget of it.
+    """
+
+    ledger: list[BoundaryLedger]
+    exemplars: list[int]
+    given_up: list[int]
+    over_budget: list[str | None]
+    flops: dict[str, list[int] | int]
+    seconds: StrategySeconds
+    peak_training_bytes: int
+    peak_parameters: int | None
+    compute: NotRequired[list[dict[str, Spent] | None]]
+
+
+class Accuracy(TypedDict):
+    """Accuracy over experiences; row i of a matrix holds all experiences after experience i."""
+
+    accuracy_matrix: list[Scores]
+    accuracy_matrix_task_aware: list[Scores]
+    accuracy_curve: Scores
+    average_incremental_accuracy: float | None
+    last_accuracy: float | None
+    average_accuracy: float | None
+    forgetting: float | None
+    backward_transfer: float | None
+    forward_transfer: float | None
+    class_counts: list[int | None]
+
+
+class StabilityGap(TypedDict):
+    """How an earlier experience fell and came back while a later one was learned; see ``cil.metrics``."""
+
+    earlier: int
+    later: int
+    gap: float | None
+    recovery: float | None
+    recovery_updates: float | None
+
+
+class AnytimeResults(TypedDict):
+    """Evaluation inside experiences; see ``cil.engine.anytime``."""
+
+    every: int
+    unit: str
+    images: int | None
+    updates: list[int]
+    samples: list[int]
+    experiences: list[int]
+    accuracy: Scores
+    accuracy_by_experience: list[Scores]
+    a_auc: float | None
+    online_accuracy: float | None
+    average_anytime_accuracy: float | None
+    min_accuracy: float | None
+    worst_case_accuracy: float | None
+    windowed_forgetting: dict[str, float | None]
+    windowed_plasticity: dict[str, float | None]
+    stability_gaps: list[StabilityGap]
+    stability_gap: float | None
+    flops: int
+
+
+# identity and environment -------------------------------------------------------------------------------------------
+
+
+class Environment(TypedDict, total=False):
+    """Facts that do not make it another run."""
+
+    started: str
+    python: str
+    torch: str
+    platform: str
+    cores: int | None
+    command: str | None
+
+
+class StreamDescription(TypedDict):
+    """What every stream says of itself."""
+
+    name: str
+    classes: list[str]
+    image_shape: list[int]
+    mean: list[float]
+    std: list[float]
+    fingerprint: str
+    data: str
+
+
+class ExperienceDescription(StreamDescription):
+    """What a stream of experiences says of itself."""
+
+    experiences: int
+    class_order: list[int]
+    new_slots: list[list[int]]
+    train_counts: list[int]
+    augment: dict[str, Any]
+    task_known_at_test: bool
+
+
+class BudgetDescription(TypedDict):
+    """The terms of a budget (``cil.memory.Budget``), and how they came about."""
+
+    kind: str
+    exemplars: int | None
+    limits: list[int] | None
+    convention: str
+    reserve: str
+    scope: str
+    enforce: str
+    training_bytes: int | None
+    flops: float | None
+    updates: int | None
+    at: str
+    to: str | None
+    to_model: NotRequired[str]
+    caps: NotRequired[dict[str, float]]
+
+
+class Networks(TypedDict):
+    """How networks are made."""
+
+    name: str
+    head: str
+    weights: str | None
+    mean: list[float] | None
+    std: list[float] | None
+    channels_last: NotRequired[bool]
+    options: NotRequired[dict[str, Any] | None]
+    weights_sha256: NotRequired[str]
+
+
+class Tuning(TypedDict):
+    """How the settings were chosen, where ``cil tune`` chose them."""
+
+    protocol: str
+    n_trials: int
+    selection_metric: str
+    search_space: dict[str, Any]
+    search_space_hash: str
+
+
+class Identity(TypedDict):
+    """What every kind of run says that makes it this run; beside it ``kind`` and what is learned."""
+
+    config: dict[str, Any]
+    seed: int
+    device: str
+    precision: str
+    threads: NotRequired[int | None]
+    versions: NotRequired[dict[str, str]]
+    code: NotRequired[str | None]
+    config_hash: NotRequired[str]
+    role: NotRequired[str]
+
+
+class StrategyIdentity(Identity):
+    """The identity of a run that trains a strategy."""
+
+    strategy: str
+    budget: BudgetDescription
+    bound: bool
+    uses_horizon: bool
+    class_order: list[int]
+    networks: Networks
+    tuning: NotRequired[Tuning]
