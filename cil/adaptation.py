@@ -276,4 +276,4 @@ class Learned(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores (N, K) of images (N, C, H, W) in [0, 1]."""
-        return self.trained(images)
+        return self.trained.forward(images)

@@ -52,7 +52,7 @@ class Trained(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Trained:
         """Moves what is no module too: means, prototypes."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         probe = fn(torch.zeros((), device=self.learner.device))
         self.learner.to(probe.device)
         return self

@@ -44,6 +44,12 @@ def _make(
     return Dataset(name, train, test, [f"class {k}" for k in range(len(train_counts))], **settings)
 
 
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``fsync`` returns at once: no test pulls the plug."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 @pytest.fixture(scope="session")
 def make_dataset() -> MakeDataset:
     """``make_dataset(train_counts, test_counts, size=12, channels=3)``: noisy 3x3 patterns, one a class, in memory."""

@@ -17,9 +17,9 @@ HELP = """
 usage: cil check NAME... [strategy.KEY=VALUE ...] [adapter.KEY=VALUE ...]
 
 Demands of a strategy what the framework relies on: what it does not keep cannot help, same seed same bits, a resumed
-run equals the straight one, predict has no side effects... A minute on one core. Of an adapter: the like, and that it
-answers without labels. NAME is module:Class, or a name of cil list strategies or adapters; keys that are not given have
-their defaults, made small where a strategy says so.
+run equals the straight one, predict has no side effects... A quarter of a minute on one core. Of an adapter: the like,
+and that it answers without labels. NAME is module:Class, or a name of cil list strategies or adapters; keys that are
+not given have their defaults, made small where a strategy says so.
 
   cil check my_idea:MyStrategy
   cil check icarl
@@ -58,20 +58,16 @@ def _hyperparameters(overrides: Sequence[str]) -> dict[str, Any]:
 def _checked(name: str, given: Mapping[str, Any]) -> int:
     """Print each rule and if it holds; the number of those that do not."""
     from cil import adapt, strategies
-    from cil.testing import ADAPTER_CHECKS, ALL, AdapterSubject, Subject, outcomes
+    from cil.testing import kind_of, outcomes
 
     known = adapt if name in adapt.names() and name not in strategies.names() else strategies
-    kind = resolve(name, "NAME") if ":" in name else known.find(name)
-    if not (isinstance(kind, type) and issubclass(kind, strategies.Strategy | adapt.Adapter)):
+    learner = resolve(name, "NAME") if ":" in name else known.find(name)
+    if not (isinstance(learner, type) and issubclass(learner, strategies.Strategy | adapt.Adapter)):
         raise ConfigError(f"{name} is not a subclass of cil.Strategy or cil.Adapter")
-    if issubclass(kind, adapt.Adapter):
-        check_arguments(kind, given, "adapter")
-        rules = outcomes(AdapterSubject(kind, given), ADAPTER_CHECKS)
-    else:
-        check_arguments(kind, given, "strategy")
-        rules = outcomes(Subject(kind, given), ALL)
+    kind = kind_of(learner)
+    check_arguments(learner, given, kind.learner)
     broken, printed = 0, set[str]()
-    for outcome in rules:
+    for outcome in outcomes(kind.subject(learner, given)):
         broken += outcome.error is not None
         error = "the same" if outcome.error in printed else outcome.error
         printed |= {outcome.error} if outcome.error else set()

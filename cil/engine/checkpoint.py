@@ -59,7 +59,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file."""
     try:
-        return json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
     except (OSError, ValueError) as error:
         raise ResumeError(f"cannot read {path}: {error}; start again in another run_dir") from error
 

@@ -255,7 +255,7 @@ class Run:
         done = self.checkpoints.done()
         committed = self.checkpoints.facts(done - 1)["offset"] if done else 0
         inside = Snapshots(self.checkpoints, done).contents()
-        return max([committed, *(content["offset"] for content in inside.values())])
+        return int(max([committed, *(content["offset"] for content in inside.values())]))
 
     def _train(self, index: int, context: Context) -> None:
         """Train to a boundary; charge, check and commit what is carried across it."""

@@ -197,4 +197,5 @@ class PhaseLoader:
         rounds = range(start // count, (stop - 1) // count + 1)
         rows = torch.cat([loader.order(number) for number in rounds])
         offset = rounds.start * count
-        return rows[start - offset : stop - offset].split(size)
+        parts: Sequence[Tensor] = rows[start - offset : stop - offset].split(size)
+        return parts

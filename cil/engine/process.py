@@ -22,6 +22,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _STOPS: dict[str, type[BaseException]] = {"Stopped": Stopped, "KeyboardInterrupt": KeyboardInterrupt}
 
 
+def import_before_fork() -> None:
+    """Import what the first optimizer step imports, which takes seconds: here once, and not in every child."""
+    import torch._dynamo  # noqa: F401
+
+
 def in_child(work: Callable[[], None]) -> None:
     """Do ``work`` in a child process; its error is raised here, by type and text.
 
@@ -31,6 +36,7 @@ def in_child(work: Callable[[], None]) -> None:
         Stopped: if the child was stopped; CilError: as raised there; TrainingError: of any other type, or where the
             child ended without a word.
     """
+    import_before_fork()
     sys.stdout.flush()
     sys.stderr.flush()
     said, say = os.pipe()

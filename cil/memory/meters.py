@@ -152,7 +152,7 @@ class _Counting(TorchDispatchMode):
     _simple: ClassVar[set[Any]] = set()  # neither counted nor made of others
 
     def __init__(self, formulas: Mapping[Any, Callable[..., int]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.formulas, self.count = formulas, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

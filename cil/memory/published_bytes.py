@@ -115,7 +115,7 @@ class _Relus(TorchDispatchMode):
     """Adds up the inputs of ``relu``, whoever calls it."""
 
     def __init__(self, count: LayerInputs) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = count
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -86,7 +86,7 @@ def drop_counters(module: nn.Module) -> nn.Module:
     for layer in module.modules():
         if isinstance(layer, _BatchNorm) and layer.momentum is not None and layer.num_batches_tracked is not None:
             layer.num_batches_tracked = None
-            layer.register_load_state_dict_pre_hook(_forget_counter)  # type: ignore[no-untyped-call]
+            layer.register_load_state_dict_pre_hook(_forget_counter)
     return module
 
 

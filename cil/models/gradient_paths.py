@@ -78,7 +78,7 @@ class FrozenLayers(TorchFunctionMode):
 
 
 def _apply(function: type[Function], *arguments: Any) -> Tensor:
-    result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
+    result: Tensor = function.apply(*arguments)
     return result
 
 
@@ -144,7 +144,7 @@ class _LeanConv2d(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (weight,) = ctx.saved_tensors
-        found = conv2d_input(ctx.shape, weight.to(grads[0].dtype), grads[0], *ctx.how)  # type: ignore[no-untyped-call]
+        found = conv2d_input(ctx.shape, weight.to(grads[0].dtype), grads[0], *ctx.how)
         return found.to(ctx.dtype), None, None, *(None for _ in ctx.how)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -12,18 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cil import plugins
 from cil.adapt import Adapter, SourceModel, find
 from cil.data import Samples
 from cil.engine.driver import Run
-from cil.engine.options import RunOptions
 from cil.engine.recipe import Recipe
-from cil.engine.runtime import Runtime
 from cil.models import NetFactory, build_backbone, evaluating
 from cil.streams.shifts import Segment, ShiftStream
-from cil.testing.toy import toy_dataset
+from cil.testing.toy import run_of, toy_dataset
 
+RECIPE = Recipe(epochs=1, batch_size=16, log_every=1, optimizer=partial(torch.optim.SGD, lr=0.01))
 CLASSES, EACH, BATCH = 4, 6, 10  # of the toy: 24 images a segment, so that a last batch of four is left
+MakeAdapter = Callable[[SourceModel], Adapter]
 SHIFTS = {
     "dark": lambda pixels: pixels * 0.4,
     "pale": lambda pixels: 150 + pixels * 0.35,
@@ -77,7 +76,8 @@ def _given(samples: Samples) -> Samples:
 
 
 def _shifted(pixels: Tensor, domain: str) -> Tensor:
-    return SHIFTS[domain](pixels.float()[None])[0].round().clamp(0, 255).byte()
+    shifted: Tensor = SHIFTS[domain](pixels.float()[None])[0]
+    return shifted.round().clamp(0, 255).byte()
 
 
 def toy_source(stream: ShiftStream, device: Any = "cpu", model: Mapping[str, Any] | None = None) -> SourceModel:
@@ -126,21 +126,41 @@ def toy_adaptation(
     run_dir: Path,
     *,
     hyperparameters: Mapping[str, Any] | None = None,
+    recipe: Recipe = RECIPE,
+    batch_size: int = BATCH,
+    wrap: Callable[[MakeAdapter], MakeAdapter] | None = None,
     **options: Any,
 ) -> Run:
-    """A short run, ready to be executed; ``options`` are those of ``adaptation_of``."""
+    """A short run, ready to be executed; ``options`` are those of ``cil.testing.toy.run_of``.
+
+    Args:
+        wrap: Done to the function that makes the adapter.
+    """
     kind = find(adapter) if isinstance(adapter, str) else adapter
     given = {**kind.toy, **(hyperparameters or {})}
-    defaults: dict[str, Any] = {
-        "recipe": Recipe(epochs=1, batch_size=16, log_every=1, optimizer=partial(torch.optim.SGD, lr=0.01)),
-        "batch_size": BATCH,
-    }
-    return adaptation_of(
-        partial(kind, **given),
+    make = partial(kind, **given)
+    return adaptation_run(
+        wrap(make) if wrap else make,
         stream,
         run_dir,
+        name=kind.__name__,
         make_source=partial(toy_source, stream, model=kind.toy_model),
+<<<<<<< HEAD
         identity={"adapter": kind.__name__, "options": given},
+        recipe=recipe,
+        batch_size=batch_size,
+        **options,
+    )
+
+
+def adaptation_run(
+    make_adapter: MakeAdapter, stream: ShiftStream, run_dir: Path, *, identity: Mapping[str, Any], **given: Any
+) -> Run:
+    """An adaptation run put together from its parts; ``given`` as for ``run_of``."""
+    found = {"source": {"kind": "weights", "name": "toy"}, **identity}
+    return run_of(stream, run_dir, found, make_adapter=make_adapter, **given)
+=======
+        identity={"options": given},
         **{**defaults, **options},
     )
 
@@ -151,7 +171,7 @@ def adaptation_of(
     run_dir: Path,
     *,
     make_source: Any,
-    identity: Mapping[str, Any],
+    identity: Mapping[str, Any] | None = None,
     recipe: Recipe,
     batch_size: int = 200,
     clean: bool = False,
@@ -162,13 +182,15 @@ def adaptation_of(
 ) -> Run:
     """An adaptation run put together from its parts; ``options`` are those of ``RunOptions``."""
     chosen, runtime = RunOptions(**options), runtime or Runtime()
+    name = getattr(make_adapter, "func", make_adapter).__name__
     work = plugins.find("cil.kinds", stream.kind).work(
         stream=stream, make_adapter=make_adapter, make_source=make_source, recipe=recipe,
-        name=getattr(make_adapter, "func", make_adapter).__name__, runtime=runtime, seed=chosen.seed,
+        name=name, runtime=runtime, seed=chosen.seed,
         columns=columns, batch_size=batch_size, clean=clean, admit=admit,
     )  # fmt: skip
     found = {
         "kind": stream.kind,
+        "adapter": name,
         "config": {},
         "seed": chosen.seed,
         "device": runtime.device,
@@ -176,4 +198,5 @@ def adaptation_of(
         "source": {"kind": "weights", "name": "toy"},
         "stream": stream.description(),
     }
-    return Run(work, chosen, {**found, **identity}, run_dir, runtime)
+    return Run(work, chosen, {**found, **(identity or {})}, run_dir, runtime)
+>>>>>>> record

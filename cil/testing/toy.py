@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from cil import plugins
 from cil.data import ArrayStore, Augment, Dataset, Samples
 from cil.engine.driver import Run
+from cil.engine.lifecycle import MakeLearner
 from cil.engine.options import RunOptions
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
@@ -26,6 +27,7 @@ from cil.streams.task_stream import Event
 
 SIDE = 12  # pixels
 EXEMPLARS = 10
+RECIPE = Recipe(epochs=2, batch_size=8, log_every=1)
 
 
 def toy_dataset(
@@ -49,19 +51,21 @@ def toy_dataset(
     return Dataset("toy", split(train, 100 + seed), split(test, 200 + test_seed), names, augment=Augment(flip=True))
 
 
-def toy_stream(*, test_seed: int = 1) -> Stream:
-    """Three experiences of two classes, twelve training images each."""
-    return class_incremental(toy_dataset(test_seed=test_seed), increment=2)
+def toy_stream(*, seed: int = 0, test_seed: int = 1) -> Stream:
+    """Three experiences of two classes, twelve training images each.
 
-
-def toy_pasts() -> tuple[Stream, Stream]:
-    """Two streams that differ in the training images of all experiences but the last, and in nothing else."""
-    data = toy_dataset()
-    pixels, slots = data.train.pixels, data.train.slots
-    early = (slots < 4).view(-1, 1, 1, 1)
-    other = replace(data, train=Samples(ArrayStore(torch.where(early, 255 - pixels, pixels)), slots))
-    given: dict[str, Any] = {"increment": 2, "order": "natural", "mean": [0.5] * 3, "std": [0.25] * 3}
-    return class_incremental(data, **given), class_incremental(other, **given)
+    Args:
+        seed: Of the training images of the first two experiences: 0, or another for their negatives.
+        test_seed: Of the test images; another one changes nothing else.
+    """
+    data = toy_dataset(test_seed=test_seed)
+    stream = class_incremental(data, increment=2)
+    if not seed:
+        return stream
+    early = torch.isin(data.train.slots, torch.tensor(stream.order[:4])).view(-1, 1, 1, 1)
+    pixels = torch.where(early, 255 - data.train.pixels, data.train.pixels)
+    other = replace(data, train=Samples(ArrayStore(pixels), data.train.slots))
+    return class_incremental(other, increment=2, mean=stream.mean, std=stream.std)
 
 
 def uneven_stream() -> Stream:
@@ -176,38 +180,60 @@ def toy_run(
     *,
     hyperparameters: Mapping[str, Any] | None = None,
     budget: Budget | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe = RECIPE,
+    wrap: Callable[[MakeLearner], MakeLearner] | None = None,
     **options: Any,
 ) -> Run:
-    """A short run, ready to be executed; ``options`` are those of ``run_of``."""
+    """A short run, ready to be executed; ``options`` are those of ``run_of``.
+
+    Args:
+        wrap: Done to the function that makes the learner.
+    """
     kind = find(strategy) if isinstance(strategy, str) else strategy
     given = {**kind.toy, **(hyperparameters or {})}
-    return run_of(
-        partial(kind, **given),
+    make = partial(kind, **given)
+    return strategy_run(
+        wrap(make) if wrap else make,
         stream,
         run_dir,
+        name=kind.__name__,
         make_factory=partial(toy_factory, stream, model=kind.toy_model),
         budget=budget or Budget(exemplars=EXEMPLARS),
+<<<<<<< HEAD
+        recipe=recipe,
+        identity={"strategy": kind.__name__, "options": given, "bound": kind.bound},
+=======
         recipe=recipe or Recipe(epochs=2, batch_size=8, log_every=1),
-        identity={"strategy": kind.__name__, "options": given},
+        identity={"options": given},
+>>>>>>> record
         **options,
     )
 
 
-def run_of(
-    make_learner: Any,
+def strategy_run(
+    make_learner: MakeLearner,
     stream: Stream,
     run_dir: Path,
     *,
-    make_factory: Any,
     budget: Budget,
-    recipe: Recipe,
+<<<<<<< HEAD
     identity: Mapping[str, Any],
+    **given: Any,
+) -> Run:
+    """A run of a strategy, put together from its parts; ``given`` as for ``run_of``."""
+=======
+    recipe: Recipe,
+    identity: Mapping[str, Any] | None = None,
     runtime: Runtime | None = None,
     anytime: Any = None,
     **options: Any,
 ) -> Run:
-    """A run put together from its parts, whatever its kind; ``options`` are those of ``RunOptions``."""
+    """A run put together from its parts, whatever its kind.
+
+    Args:
+        identity: Entries in place of those that the parts give, and further ones.
+        options: Those of ``RunOptions``.
+    """
     chosen, runtime = RunOptions(**options), runtime or Runtime()
     kind = getattr(make_learner, "func", make_learner)
     work = plugins.find("cil.kinds", stream.kind).work(
@@ -215,17 +241,54 @@ def run_of(
         name=kind.__name__, runtime=runtime, seed=chosen.seed, evaluation_batch=chosen.evaluation_batch,
         anytime=anytime,
     )  # fmt: skip
+>>>>>>> record
     found = {
+        "class_order": list(stream.order),
+        "budget": budget.description(),
+        "networks": {"name": "toy", "head": "linear", "weights": None, "mean": None, "std": None},
+        "bound": False,
+        "uses_horizon": False,
+        **identity,
+    }
+    evaluation = {"evaluation_batch": given["evaluation_batch"]} if "evaluation_batch" in given else {}
+    return run_of(stream, run_dir, found, evaluation, make_learner=make_learner, budget=budget, **given)
+
+
+def run_of(
+    stream: Any,
+    run_dir: Path,
+    identity: Mapping[str, Any],
+    more: Mapping[str, Any] | None = None,
+    *,
+    name: str,
+    runtime: Runtime | None = None,
+    **given: Any,
+) -> Run:
+    """A run put together from its parts, whatever its kind.
+
+    Args:
+        identity: Its identity, but for what all kinds have.
+        more: Further parts of its work.
+        given: Fields of ``RunOptions``, and parts of the work of its kind.
+    """
+    known = {item.name for item in fields(RunOptions)}
+    chosen = RunOptions(**{key: value for key, value in given.items() if key in known})
+    parts = {key: value for key, value in given.items() if key not in known} | dict(more or {})
+    runtime = runtime or Runtime()
+    work = plugins.find("cil.kinds", stream.kind).work(
+        stream=stream, name=name, runtime=runtime, seed=chosen.seed, **parts
+    )
+    common = {
         "kind": stream.kind,
+        "strategy": kind.__name__,
         "config": {},
         "seed": chosen.seed,
         "device": runtime.device,
         "precision": runtime.precision,
         "stream": stream.description(),
-        "class_order": list(stream.order),
-        "budget": budget.description(),
-        "bound": bool(getattr(kind, "bound", False)),
-        "uses_horizon": bool(getattr(kind, "uses_horizon", False)),
-        "networks": {"name": "toy", "head": "linear", "weights": None, "mean": None, "std": None},
     }
-    return Run(work, chosen, {**found, **identity}, run_dir, runtime)
+<<<<<<< HEAD
+    return Run(work, chosen, {**common, **identity}, run_dir, runtime)
+=======
+    return Run(work, chosen, {**found, **(identity or {})}, run_dir, runtime)
+>>>>>>> record

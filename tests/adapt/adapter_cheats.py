@@ -195,5 +195,5 @@ CASES = [
     Case(PeeksAtTheLabels, "labels_and_domains_are_not_looked_at", "its answers follow the labels"),
     Case(ChangesTheImages, "the_images_are_left_as_they_are", "changed the images that it was handed"),
     Case(AnswersAfterwards, "the_images_are_left_as_they_are", "scores that were handed back changed later"),
-    Case(WritesAFile, "it_touches_nothing_but_itself", "writes the file"),
+    Case(WritesAFile, "hooks_keep_to_themselves", "writes the file"),
 ]

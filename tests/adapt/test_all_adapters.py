@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 from adapter_cheats import CASES, GLOBAL, Case, Honest, RemembersAcrossAReset
 
 from cil import adapt, testing
 from cil.errors import ContractError
-from cil.testing import AdapterSubject, check_adapter
+from cil.kinds.adaptation import ADAPTATION
+from cil.kinds.adaptation.subject import AdapterSubject
+from cil.testing import check_adapter
 
-SUBJECTS = {name: AdapterSubject(name) for name in adapt.built_in()}  # they keep one run for several rules
-RULES = {check.__name__: check for check in testing.ADAPTER_CHECKS}
+RULES = {rule.__name__: rule for rule in ADAPTATION.rules()}
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_from_before(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda handle: None)
+def nothing_left_from_before():
     GLOBAL.clear()
     RemembersAcrossAReset.stash.clear()
 
 
+subject = cache(AdapterSubject)  # keeps one run for several rules
+
+
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", adapt.built_in())
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in adapt.built_in()])
 def test_every_adapter_keeps_every_rule(name, rule):
-    RULES[rule](SUBJECTS[name])
+    RULES[rule](subject(name))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.cheat.__name__}-{case.rule}")

@@ -101,6 +101,7 @@ BAD = {
         "budget.at=each",
         "budget.scope=carried+incoming needs one",
     ),
+    "a further budget below zero": ((*RUN, "+budget.caps.energy=-1"), "budget.caps is {'energy': -1}", "above 0"),
     "unknown enforcement": ((*RUN, "budget.enforce=stop"), "budget.enforce is 'stop'", "report"),
     # other commands
     "compare: wrong jobs": (("compare", *RUN[1:], "jobs=two"), "jobs is 'two'", "whole number of 1 or more"),

@@ -17,7 +17,7 @@ import pytest
 )  # fmt: skip
 def test_hyperparameters_reach_what_is_checked(cil, monkeypatch, arguments, given):
     subjects = []
-    monkeypatch.setattr("cil.testing.outcomes", lambda subject, checks: subjects.append(subject) or [])
+    monkeypatch.setattr("cil.testing.outcomes", lambda subject: subjects.append(subject) or [])
     said = cil("check", *arguments)
     assert said.code == 0, said.err
     assert [dict(subject.hyperparameters) for subject in subjects] == [given]
@@ -25,9 +25,9 @@ def test_hyperparameters_reach_what_is_checked(cil, monkeypatch, arguments, give
 
 def test_every_strategy_that_is_named_is_given_them(cil, monkeypatch):
     subjects = []
-    monkeypatch.setattr("cil.testing.outcomes", lambda subject, checks: subjects.append(subject) or [])
+    monkeypatch.setattr("cil.testing.outcomes", lambda subject: subjects.append(subject) or [])
     assert cil("check", "wa", "icarl", "strategy.codec=jpeg:90").code == 0
-    assert [(s.kind.name, dict(s.hyperparameters)) for s in subjects] == [
+    assert [(s.target.name, dict(s.hyperparameters)) for s in subjects] == [
         ("wa", {"codec": "jpeg:90"}),
         ("icarl", {"codec": "jpeg:90"}),
     ]

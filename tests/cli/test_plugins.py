@@ -8,6 +8,7 @@ import pytest
 
 from cil.cli import names
 from cil.cli.compose import compose
+from cil.cli.grid import expand
 from cil.strategies import registry
 
 CODE = '''
@@ -22,6 +23,7 @@ class {kind}(Strategy):
     def loss(self, batch):
         return self.alpha * F.cross_entropy(self.net(batch.images).logits, batch.slots)
 '''
+AWARE = "class Aware(Acme):\n    takes_task = True\n"
 DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "progress=false")
 
 
@@ -35,12 +37,13 @@ def acme(tmp_path, monkeypatch):
     (site / "acme_cil/methods/conf/strategy/acme.yaml").write_text(
         "# Of acme.\n_target_: acme_one.Acme\n_partial_: true\nalpha: 0.25\n"
     )
-    (site / "acme_one.py").write_text(CODE.format(kind="Acme") + CODE.format(kind="Bare"))
+    (site / "acme_one.py").write_text(CODE.format(kind="Acme") + CODE.format(kind="Bare") + AWARE)
     info = site / "acme_cil-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-cil\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[cil.strategies]\nacme = acme_cil.methods:Acme\nbare = acme_one:Bare\n[cil.codecs]\nzip = acme_one:Zip\n"
+        "[cil.strategies]\nacme = acme_cil.methods:Acme\nbare = acme_one:Bare\naware = acme_one:Aware\n"
+        "[cil.codecs]\nzip = acme_one:Zip\n"
     )
     monkeypatch.syspath_prepend(str(site))
     names.plugin_points.cache_clear()
@@ -71,6 +74,11 @@ def test_a_plugin_without_a_file_has_the_hyperparameters_of_its_class(acme, cil)
     }  # fmt: skip
     said = cil("run", "strategy=bare", "strategy.alpa=1", *DIGITS)
     assert said.code == 2 and "unknown key strategy.alpa; did you mean 'strategy.alpha'" in said.line
+
+
+def test_all_strategies_are_those_of_plugins_too_by_whether_they_are_given_the_task(acme):
+    asked = [cell.label for cell in expand(["strategy=all", "stream=embedded_tasks"])]
+    assert "aware" in asked and not {"acme", "bare"} & set(asked)
 
 
 def test_a_plugin_runs_and_stands_in_the_record(acme, cil):

@@ -188,6 +188,14 @@ def test_the_index_names_every_page():
     assert not missing
 
 
+def test_the_contract_names_every_rule():
+    page = (ROOT / "docs" / "contract.md").read_text()
+    sources = [ROOT / "cil" / "testing" / "rules.py", *(ROOT / "cil" / "kinds").glob("*/rules.py")]
+    rules = {name for path in sources for name in re.findall(r"^    (?:rules\.)?([a-z_]+),$", path.read_text(), re.M)}
+    assert rules
+    assert not [rule for rule in sorted(rules) if f"`{rule}`" not in page]
+
+
 def test_the_front_page_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 

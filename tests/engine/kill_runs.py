@@ -25,7 +25,7 @@ from cil.engine.driver import Run
 from cil.engine.recipe import Recipe
 from cil.strategies import built_in, find
 from cil.testing import toy_run, toy_stream, toy_tasks
-from cil.testing.checks import demand_same
+from cil.testing.compare import demand_same
 
 Due = Callable[[], bool]
 Instants = Callable[[Path, float, int, random.Random], Iterator[Due]]

@@ -17,7 +17,7 @@ from cil.errors import ConfigError, ContractError
 from cil.memory import Budget
 from cil.streams import Gaussian, IBlurry, blurry, rotated_domains
 from cil.testing import toy_run, toy_stream, toy_tasks
-from cil.testing.checks import demand_same, difference
+from cil.testing.compare import demand_same, difference
 from cil.testing.toy import toy_dataset, toy_factory
 
 

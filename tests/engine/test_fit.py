@@ -32,7 +32,7 @@ from cil.engine.recipe import Recipe, constant, cosine, multistep
 from cil.errors import ConfigError, ContractError, TrainingError
 from cil.strategies import Phase
 from cil.testing import toy_run, toy_stream
-from cil.testing.checks import demand_same
+from cil.testing.compare import demand_same
 from cil.testing.toy import toy_factory
 
 

@@ -12,7 +12,7 @@ from toys import Acting, exit_code, forked, plain, small_run
 
 from cil.engine.process import Stopped, in_child
 from cil.errors import BudgetExceeded, TrainingError
-from cil.testing.checks import demand_same
+from cil.testing.compare import demand_same
 from cil.tracking import Record
 
 HELD: list[int] = []

@@ -18,7 +18,7 @@ from cil.engine.runtime import Runtime
 from cil.errors import BudgetExceeded, ConfigError, ContractError, ResumeError, StateError, TrainingError
 from cil.memory import Budget, State
 from cil.testing import toy_run, toy_stream
-from cil.testing.checks import demand_same
+from cil.testing.compare import demand_same
 from cil.tracking import Record
 
 # a linear network on four features: 4 * 2 weights and 2 biases of four bytes after experience 0, thrice that at the end
@@ -105,7 +105,7 @@ def test_a_finished_run_does_nothing_when_it_is_started_again(tmp_path, monkeypa
     [
         ({"seed": 2}, "seed was 1 and is now 2"),
         ({"config": {"trainer": {"epochs": 3}}}, "config.trainer.epochs was 2 and is now 3"),
-        ({"precision": "bf16"}, 'precision was absent and is now "bf16"'),
+        ({"precision": "bf16"}, 'precision was "fp32" and is now "bf16"'),
     ],
 )
 def test_another_run_is_refused_with_the_key_that_differs(tmp_path, changes, says):

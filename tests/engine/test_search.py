@@ -20,7 +20,7 @@ from cil.engine.learning import StrategyWork
 from cil.engine.recipe import cosine
 from cil.errors import ConfigError, ContractError, TrainingError
 from cil.memory import Budget
-from cil.testing.checks import demand_same
+from cil.testing.compare import demand_same
 
 STREAM = small_stream(2, train=8, validation=0.5)  # eight images to train on and eight to judge by, of two classes
 FORWARD, STEP = 2 * 4 * 2, 2 * 4 * 2 * 2  # operations an image: a head of 4 x 2; forward, and gradients of its weights

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 from toys import Rehearse, small_run
 
-from cil.testing.checks import demand_same
+from cil.testing.compare import demand_same
 from cil.tracking import Record
 
 

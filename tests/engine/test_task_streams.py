@@ -17,7 +17,7 @@ from cil.errors import BudgetExceeded, ConfigError, ContractError
 from cil.memory import Budget, Flops
 from cil.models import NetFactory, build_backbone
 from cil.testing import toy_run, toy_tasks
-from cil.testing.checks import demand_same
+from cil.testing.compare import demand_same
 
 RECIPE = Recipe(epochs=1, batch_size=8, log_every=1, snapshot_steps=1)
 

@@ -25,7 +25,7 @@ from cil.models.base import drop_counters
 from cil.strategies import Phase, Strategy
 from cil.strategies.parts import features, new_class_cross_entropy, store_exemplars
 from cil.streams import Experience, Stream, class_incremental
-from cil.testing.toy import run_of
+from cil.testing.toy import strategy_run
 
 SHAPE = (1, 2, 2)  # of an image: four features
 PLAIN = partial(torch.optim.SGD, lr=0.5)
@@ -123,10 +123,9 @@ def small_run(kind: type[Strategy], folder: Path, stream: Stream | None = None, 
     given: dict[str, Any] = {
         "budget": Budget(exemplars=6),
         "recipe": plain(log_every=1),
-        "identity": {"strategy": kind.__name__, "stream": own.fingerprint},
         "make_factory": factory,
     }
-    return run_of(kind, own, folder, **{**given, **options})
+    return strategy_run(kind, own, folder, name=kind.__name__, **{**given, **options})
 
 
 # strategies that do more --------------------------------------------------------------------------------------------

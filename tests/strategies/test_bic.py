@@ -8,11 +8,13 @@ from small_runs import Fixed, bare, batch, bits, differing, observed, signatures
 
 from cil.data import Samples
 from cil.engine.recipe import Recipe
+from cil.kinds.classes.rules import only_the_state_crosses_a_boundary
+from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Budget
 from cil.models.base import count_parameters
 from cil.strategies.bic import BiasLayers, BiC
 from cil.streams import Experience
-from cil.testing import checks, toy_stream, uneven_stream
+from cil.testing import rules, uneven_stream
 from cil.testing.toy import toy_factory
 
 HALF = {"split": 0.5}  # of the few exemplars of a toy class: 2 of 5, 1 of 2
@@ -331,19 +333,24 @@ def test_eight_bytes_a_task_are_carried_beside_what_replay_carries(learn, stream
 
 
 @pytest.mark.parametrize(
-    "check",
+    "rule",
     [
-        checks.a_resumed_run_ends_where_the_straight_run_ends,
-        checks.same_seed_same_bits,
-        checks.what_was_not_kept_cannot_help,
-        checks.only_the_state_crosses_a_boundary,
-        checks.hooks_keep_to_themselves,
+        rules.a_resumed_run_ends_where_the_straight_run_ends,
+        rules.same_seed_same_bits,
+        rules.what_was_not_kept_cannot_help,
+        only_the_state_crosses_a_boundary,
+        rules.hooks_keep_to_themselves,
     ],
-    ids=lambda check: check.__name__,
+    ids=lambda rule: rule.__name__,
 )
-def test_the_contract_holds_with_a_second_stage(check):
-    check(checks.Subject("bic", HALF, toy_stream()))
+def test_the_contract_holds_with_a_second_stage(rule, with_a_second_stage):
+    rule(with_a_second_stage)
+
+
+@pytest.fixture(scope="module")
+def with_a_second_stage():
+    return StrategySubject("bic", HALF)
 
 
 def test_a_run_that_is_interrupted_in_either_stage_goes_on(learn):
-    checks.a_resumed_run_ends_where_the_straight_run_ends(checks.Subject("bic", HALF, uneven_stream()))
+    rules.a_resumed_run_ends_where_the_straight_run_ends(StrategySubject("bic", HALF, uneven_stream()))

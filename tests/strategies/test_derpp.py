@@ -19,7 +19,7 @@ from cil.strategies.derpp import DERpp
 from cil.strategies.finetune import Finetune
 from cil.strategies.parts.reservoir_sampling import NOT_HELD, NOT_OFFERED
 from cil.testing import toy_run, toy_stream
-from cil.testing.checks import Bomb
+from cil.testing.subject import Interruption
 from cil.testing.toy import toy_factory
 
 NONE = torch.empty(0).long()
@@ -287,7 +287,7 @@ def test_interrupted_in_the_second_epoch_and_resumed_it_ends_the_same(learn, tmp
     recipe = Recipe(epochs=3, batch_size=8, log_every=1, snapshot_steps=1)
     straight = learn(name, recipe=recipe, budget=Budget(exemplars=30))
     for stop in (4, 13):  # an experience has nine steps
-        for loggers in ([Bomb(stop)], []):
+        for loggers in ([Interruption(stop)], []):
             run = toy_run(name, toy_stream(), tmp_path / str(stop), recipe=recipe, loggers=loggers, keep="all",
                           budget=Budget(exemplars=30))  # fmt: skip
             with suppress(KeyboardInterrupt):

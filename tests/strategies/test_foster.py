@@ -8,13 +8,15 @@ from small_runs import Fixed, bare, batch, bits, differing, observed, signatures
 from torch import nn
 
 from cil.engine.recipe import Recipe
+from cil.kinds.classes.rules import predict_scores_each_class_seen
+from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Budget
 from cil.models import Output, extract
 from cil.models.base import count_parameters
 from cil.strategies.foster import FOSTER, balance_weights, balanced_distillation
 from cil.strategies.parts import distillation
 from cil.streams import Experience
-from cil.testing import checks, toy_stream
+from cil.testing import rules, toy_stream
 from cil.testing.toy import toy_factory
 
 
@@ -393,14 +395,19 @@ def test_what_answers_changes_nothing_that_is_learned(learn):
 
 
 @pytest.mark.parametrize(
-    "check",
-    [checks.state_survives_the_round_trip, checks.the_ledger_is_the_checkpoint,
-     checks.a_resumed_run_ends_where_the_straight_run_ends, checks.predict_scores_each_class_seen],
-    ids=lambda check: check.__name__,
+    "rule",
+    [rules.state_survives_the_round_trip, rules.the_ledger_is_the_checkpoint,
+     rules.a_resumed_run_ends_where_the_straight_run_ends, predict_scores_each_class_seen],
+    ids=lambda rule: rule.__name__,
 )  # fmt: skip
-def test_the_contract_holds_with_a_kept_teacher_and_every_option_on(check):
+def test_the_contract_holds_with_a_kept_teacher_and_every_option_on(rule, with_every_option):
+    rule(with_every_option)
+
+
+@pytest.fixture(scope="module")
+def with_every_option():
     options = {"keep": "teacher", "old_features": "zero", "align_teacher": True, "align_student": True}
-    check(checks.Subject("foster", options | {"compression_epochs": 1}))
+    return StrategySubject("foster", options | {"compression_epochs": 1})
 
 
 def test_exemplars_are_chosen_by_the_features_of_both_backbones(learn):

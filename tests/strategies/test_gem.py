@@ -10,10 +10,10 @@ from torch import Tensor
 
 from cil.data import Samples
 from cil.engine.recipe import Recipe
+from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Budget
 from cil.strategies.gem import GEM, nearest_in_cone, project
-from cil.testing import toy_stream
-from cil.testing.checks import Subject, a_resumed_run_ends_where_the_straight_run_ends, same_seed_same_bits
+from cil.testing.rules import a_resumed_run_ends_where_the_straight_run_ends, same_seed_same_bits
 
 # the projection -----------------------------------------------------------------------------------------------------
 
@@ -268,6 +268,6 @@ def test_the_operations_of_old_tasks_gradients_are_counted(learn):
 
 @pytest.mark.parametrize("given", [{"constraint_batch": 3}, {"statistics": "running", "margin": 0.5}])
 def test_the_contract_holds_for_the_other_choices(given):
-    subject = Subject("gem", given, toy_stream())
+    subject = StrategySubject("gem", given)
     same_seed_same_bits(subject)
     a_resumed_run_ends_where_the_straight_run_ends(subject)

@@ -10,18 +10,19 @@ import torch.nn.functional as F
 from small_runs import ONE_STEP, bare, batch, bits, differing, observed, signatures
 from torch import nn
 
-from cil import testing
 from cil.api import plan
 from cil.cli.build import build
 from cil.cli.compose import compose
 from cil.engine.dry_run import dry_run
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError, StateError
+from cil.kinds.classes.rules import predict_does_not_look_at_the_rest_of_the_batch
+from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Budget
 from cil.models import NetFactory, build_backbone, count_parameters
 from cil.strategies.l2p import L2P
 from cil.streams import Signature
-from cil.testing import Subject, toy_stream
+from cil.testing import toy_stream
 from cil.testing.toy import toy_factory
 
 POOL = 10 * 5 * 32 + 10 * 32  # floats of the prompts and keys
@@ -192,8 +193,7 @@ def test_without_the_pull_keys_stay_as_drawn_even_under_decay(learn):
 def test_how_a_training_batch_selects_matters_to_training_and_not_to_answers(learn):
     by_batch = learn("l2p", hyperparameters={"train_selection": "batch"})
     assert differing(dict(by_batch.state(0).tensors), dict(learn("l2p").state(0).tensors))
-    rules = {rule.__name__: rule for rule in testing.ALL}
-    rules["predict_does_not_look_at_the_rest_of_the_batch"](Subject("l2p", {"train_selection": "batch"}))
+    predict_does_not_look_at_the_rest_of_the_batch(StrategySubject("l2p", {"train_selection": "batch"}))
     learner = by_batch.learner(2).to("cpu")
     sample = learn("l2p").run.work.learners.rebuilt(3, by_batch.state(2))
     images = batch(*range(6)).images

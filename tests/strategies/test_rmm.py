@@ -13,13 +13,14 @@ import cil
 from cil.data import Samples
 from cil.engine.lifecycle import admit
 from cil.errors import BudgetExceeded, ConfigError
+from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Allowance, Budget, tensor_bytes
 from cil.models import extract_outputs
 from cil.strategies import find
 from cil.strategies.parts import balanced_set
 from cil.strategies.rmm import RMM
 from cil.streams import Experience, Signature
-from cil.testing import Subject, checks, toy_run, toy_stream
+from cil.testing import rules, toy_run, toy_stream
 
 SCOPES = ("carried", "carried+incoming")
 EVEN = {"rates": [0.0], "tilts": [0.0]}
@@ -322,20 +323,13 @@ def test_who_takes_more_and_drops_nothing_is_stopped_before_it_trains(tmp_path):
     assert record.results["exemplars"][0] == 6 and record.status == "finished"
 
 
-class Incoming(Subject):
-    """Under a budget that counts incoming images."""
-
-    def run(self, folder, **given):
-        return super().run(folder, **{"budget": budget(), **given})
-
-
 @pytest.mark.parametrize("stream", ["toy", "uneven"])
 @pytest.mark.parametrize(
     "rule", ["a_resumed_run_ends_where_the_straight_run_ends", "what_was_not_kept_cannot_help", "same_seed_same_bits"]
 )
 def test_the_contract_holds_where_incoming_images_count(rule, stream):
     given = options("foster", rates=[0.5, 0.25], tilts=[0.5])
-    getattr(checks, rule)(Incoming("rmm", given, STREAMS[stream]()))
+    getattr(rules, rule)(StrategySubject("rmm", given, STREAMS[stream](), budget=budget()))
 
 
 def test_a_finished_run_loads_with_the_same_answers(tmp_path):

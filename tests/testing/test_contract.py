@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 from cheats import CASES, FILE, GLOBAL, Case, ClassAttribute, Honest
 
 from cil import strategies, testing
 from cil.errors import ContractError
+from cil.kinds.classes import CLASSES
+from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Budget
 from cil.strategies import find
-from cil.testing import Subject, check_strategy, check_stream, toy_stream, uneven_stream
+from cil.testing import check_strategy, check_stream, kind_of, toy_stream, uneven_stream
 
-RULES = {check.__name__: check for check in testing.ALL}
+RULES = {rule.__name__: rule for rule in CLASSES.rules()}
 VARIANTS = [
     ("replay", {"selection": "random"}),
     ("replay", {"codec": "jpeg:90", "selection": "reservoir"}),
@@ -49,10 +53,14 @@ def cases():
     for name in strategies.built_in():
         asked = (*ALL_LEARNERS, *TASK_LEARNERS.get(name, ())) if find(name).takes_task else RULES
         for rule in RULES:
-            yield pytest.param(name, rule, marks=() if rule in asked else pytest.mark.slow)
+            slow = () if rule in asked else (pytest.mark.slow,)
+            yield pytest.param(name, rule, marks=(pytest.mark.xdist_group(name), *slow))
 
 
-ROOMY = Budget(exemplars=1000)  # more than there are images
+@cache
+def subject(name):
+    """A strategy under test, which keeps one run for several rules."""
+    return kind_of(find(name)).subject(name, {})
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +73,7 @@ def nothing_left_from_before():
 
 @pytest.mark.parametrize(("name", "rule"), cases())
 def test_every_strategy_keeps_every_rule(name, rule):
-    RULES[rule](Subject(name))
+    RULES[rule](subject(name))
 
 
 @pytest.mark.parametrize(("name", "hyperparameters"), VARIANTS)
@@ -73,27 +81,25 @@ def test_variants_keep_the_contract(name, hyperparameters):
     check_strategy(name, **hyperparameters)
 
 
-@pytest.mark.parametrize("rule", ["what_was_not_kept_cannot_help", "the_ledger_is_the_checkpoint"])
 @pytest.mark.parametrize(("name", "hyperparameters"), BRIEFLY)
-def test_other_settings_keep_the_rules_of_what_is_carried(name, hyperparameters, rule):
-    RULES[rule](Subject(name, hyperparameters))
+def test_other_settings_keep_the_rules_of_what_is_carried(name, hyperparameters):
+    other = StrategySubject(name, hyperparameters)
+    for rule in ("what_was_not_kept_cannot_help", "the_ledger_is_the_checkpoint"):
+        RULES[rule](other)
 
 
 @pytest.mark.parametrize("name", ["derpp", "icarl"])
 def test_the_rules_hold_where_all_images_fit(name):
-    class Roomy(Subject):
-        def run(self, folder, **given):
-            return super().run(folder, **{"budget": ROOMY, **given})
-
+    roomy = StrategySubject(name, budget=Budget(exemplars=1000))  # more than there are images
     for rule in ("a_resumed_run_ends_where_the_straight_run_ends", "the_ledger_is_the_checkpoint"):
-        RULES[rule](Roomy(name))
+        RULES[rule](roomy)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.cheat.__name__}-{case.rule}")
 def test_each_cheat_is_caught_and_named(case: Case):
     if case.cheat.__name__ == "ReadsAFile":
         FILE.write_bytes(b"from an earlier run")
-    (outcome,) = testing.outcomes(Subject(case.cheat), [RULES[case.rule]])
+    (outcome,) = testing.outcomes(StrategySubject(case.cheat), [RULES[case.rule]])
     assert outcome.error is not None, f"{case.rule} did not see {case.cheat.__doc__}"
     assert case.says in outcome.error
 

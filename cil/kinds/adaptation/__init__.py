@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cil.kinds.command_line import CommandLine
 
 if TYPE_CHECKING:
+    from cil.adapt import Adapter
     from cil.kinds.adaptation.work import AdaptationWork
     from cil.report.section import Sections
+    from cil.streams.shifts import ShiftStream
+    from cil.testing import Rule
+    from cil.testing.subject import Subject
     from cil.tracking import Record
 
 
@@ -45,6 +49,28 @@ class Adaptation(CommandLine):
         from cil.kinds.adaptation.section import sections
 
         return sections(records)
+
+    # contract checks
+
+    def runs(self, learner: type) -> bool:
+        """True for adapters."""
+        from cil.adapt import Adapter
+
+        return issubclass(learner, Adapter)
+
+    def rules(self) -> tuple[Rule, ...]:
+        """The contract checks of adapters."""
+        from cil.kinds.adaptation.rules import RULES
+
+        return RULES
+
+    def subject(
+        self, target: type[Adapter], hyperparameters: Mapping[str, Any], stream: ShiftStream | None = None
+    ) -> Subject[Adapter]:
+        """The adapter under test."""
+        from cil.kinds.adaptation.subject import AdapterSubject
+
+        return AdapterSubject(target, hyperparameters, stream)
 
 
 ADAPTATION = Adaptation()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cil.adapt import SourceModel
 from cil.adaptation import plan_adaptation, source_batch_keys
 from cil.api import networks
 from cil.cli.build import build, method_of, model_of, recipe_of

@@ -11,9 +11,9 @@ from cil.cli.budget import Bills, bills_text
 from cil.cli.build import budget_of, build, method_of, model_of, recipe_of
 from cil.cli.formats import bar, data_of, numbers, percent
 from cil.cli.names import NOT_THE_RUN
+from cil.engine.anytime import Anytime
 from cil.engine.learning import StrategyWork
 from cil.errors import ConfigError
-from cil.engine.anytime import Anytime
 from cil.kinds.command_line import find_kind
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cil.kinds.command_line import CommandLine
@@ -10,6 +10,10 @@ from cil.kinds.command_line import CommandLine
 if TYPE_CHECKING:
     from cil.kinds.tasks.work import TaskWork
     from cil.report.section import Sections
+    from cil.strategies import Strategy
+    from cil.streams import Stream
+    from cil.testing import Rule
+    from cil.testing.subject import Subject
     from cil.tracking import Record
 
 
@@ -45,6 +49,28 @@ class Tasks(CommandLine):
         from cil.kinds.tasks.section import sections
 
         return sections(records)
+
+    # contract checks
+
+    def runs(self, learner: type) -> bool:
+        """True for strategies that are told the task."""
+        from cil.strategies import Strategy
+
+        return issubclass(learner, Strategy) and learner.takes_task
+
+    def rules(self) -> tuple[Rule, ...]:
+        """The contract checks of strategies."""
+        from cil.kinds.tasks.rules import RULES
+
+        return RULES
+
+    def subject(
+        self, target: type[Strategy], hyperparameters: Mapping[str, Any], stream: Stream | None = None
+    ) -> Subject[Strategy]:
+        """The strategy under test."""
+        from cil.kinds.tasks.rules import TaskSubject
+
+        return TaskSubject(target, hyperparameters, stream)
 
 
 TASKS = Tasks()

@@ -1,41 +1,26 @@
-"""Watch what code does to the world while it runs: files, sockets, processes, other people's objects."""
+"""Side effects of code while it runs: files, sockets, processes, a search through the interpreter's objects."""
 
 from __future__ import annotations
 
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import safetensors
 import safetensors.torch
 import torch
 
-from cil.contract import Phase, Search, Settings
-from cil.strategies import Strategy
-from cil.streams import Experience
+from cil.contract import Holder, Phase, Search, Settings
 
-HOOKS = (
-    "accepts",
-    "quotas",
-    "grow",
-    "before_experience",
-    "prepare",
-    "training_set",
-    "loss",
-    "adjust_gradients",
-    "after_step",
-    "after_experience",
-    "predict",
-    "state",
-    "load_state",
-)
+L = TypeVar("L", bound=Holder)
+
 _FORBIDDEN = ("gc.get_objects", "gc.get_referrers", "socket.connect", "subprocess.Popen", "os.system", "mmap.__new__")
 _CODE = (".py", ".pyc", ".so", ".dll", ".pth")
 _LIBRARIES = (sys.prefix, sys.base_prefix, str(Path(os.__file__).parent), *sys.path[1:])
@@ -47,7 +32,7 @@ _SYSTEM = tuple(
     )
 )
 
-_UNHEARD: tuple[tuple[Any, str], ...] = (
+_NOT_AUDITED: tuple[tuple[Any, str], ...] = (
     (torch, "save"),
     (torch, "load"),
     (safetensors.torch, "save_file"),
@@ -62,21 +47,21 @@ _installed = False
 
 @contextmanager
 def watching() -> Iterator[list[str]]:
-    """Collect, one line each, what watched code does that a learner may not."""
+    """Collect, one line each, the side effects of watched code that a learner may not have."""
     global _seen
     _install()
     old, _seen = _seen, []
     try:
         with ExitStack() as stack:
-            for module, name in _UNHEARD:
-                stack.enter_context(mock.patch.object(module, name, _told(name, getattr(module, name))))
+            for module, name in _NOT_AUDITED:
+                stack.enter_context(mock.patch.object(module, name, _reported(name, getattr(module, name))))
             yield _seen
     finally:
         _seen = old
 
 
-def _told(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-    """``work``, which opens files where the interpreter does not hear of it."""
+def _reported(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+    """``work``, which opens files without an audit event, reported when watched code calls it."""
 
     @wraps(work)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -87,19 +72,24 @@ def _told(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def watched(learner: Strategy) -> Strategy:
-    """``learner``, with every hook watched."""
-    for name in HOOKS:
-        setattr(learner, name, inside(getattr(learner, name)))
-    phases = learner.phases
+def watched(make: Callable[..., L], hooks: Sequence[str]) -> Callable[..., L]:
+    """``make``, watched, and making learners whose hooks and phases are watched."""
 
-    def watched_phases(experience: Experience) -> Iterator[Phase | Search]:
-        body = phases(experience)
-        while (phase := inside(next)(body, None)) is not None:
-            yield _watched_search(phase) if isinstance(phase, Search) else replace(phase, loss=inside(phase.loss))
+    def made(*args: Any) -> L:
+        learner: L = inside(make)(*args)
+        for name in hooks:
+            setattr(learner, name, inside(getattr(learner, name)))
+        phases: Callable[..., Iterator[Phase | Search]] = getattr(learner, "phases")  # noqa: B009
 
-    setattr(learner, "phases", watched_phases)  # noqa: B010
-    return learner
+        def watched_phases(data: Any) -> Iterator[Phase | Search]:
+            body = phases(data)
+            while (phase := inside(next)(body, None)) is not None:
+                yield _watched_search(phase) if isinstance(phase, Search) else replace(phase, loss=inside(phase.loss))
+
+        setattr(learner, "phases", watched_phases)  # noqa: B010
+        return learner
+
+    return made
 
 
 def _watched_search(search: Search) -> Search:
@@ -107,7 +97,7 @@ def _watched_search(search: Search) -> Search:
 
     def of(make: Callable[[Settings], Phase]) -> Callable[[Settings], Phase]:
         def phase(settings: Settings) -> Phase:
-            made = inside(make)(settings)
+            made: Phase = inside(make)(settings)
             return replace(made, loss=inside(made.loss))
 
         return phase

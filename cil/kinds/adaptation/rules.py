@@ -1,0 +1,120 @@
+"""Rules that adapters keep, beside those of learners of all kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor
+
+from cil.adapt import Adapter
+from cil.data import Samples
+from cil.errors import CilError, ContractError
+from cil.kinds.adaptation.subject import AdapterSubject
+from cil.streams.shifts import ShiftStream
+from cil.testing import rules
+from cil.testing.compare import demand, difference, equal
+from cil.testing.shifts import with_images
+
+
+def a_reset_leaves_nothing(subject: AdapterSubject) -> None:
+    """After it is put back to the deployed state, an adapter answers as if the past had been another one."""
+    last = len(subject.stream) - 1
+    demand(subject.stream.segments[last].reset, "the last segment of the stream given is none with a reset")
+    past = subject.stream
+    for number in range(last):  # other images, and fewer: neither what was met nor how much of it may matter
+        past = with_images(past, number, lambda samples: _negative(samples[: len(samples) // 2]))
+    first = subject.finished()
+    with subject.fresh(stream=past) as second:
+        one, two = (run.evaluated(last + 1)["predictions"] for run in (first, second))
+        demand(equal(one, two), "put back to its deployed state, it answers by what it met before")
+        named = difference(first.state(last + 1), second.state(last + 1))
+        demand(not named, f"put back to its deployed state, {named} depends on what it met before")
+
+
+def _negative(samples: Samples) -> Samples:
+    return Samples.from_arrays(255 - samples.pixels, samples.slots)
+
+
+def each_class_is_scored(subject: AdapterSubject) -> None:
+    """A row for each image, a column for each class, numbers all; for a last batch of one image too."""
+    short = with_images(subject.stream, 0, lambda samples: samples[:11])
+    try:
+        with subject.fresh(stream=short) as run:
+            demand(run.record.status == "finished", f"the run is {run.record.status}")
+            for index, segment in enumerate(short.segments, 1):
+                found = len(run.evaluated(index)["predictions"])
+                demand(found == segment.count, f"{segment.count} images were met and {found} predicted")
+    except CilError:
+        raise
+    except Exception as error:
+        raise ContractError(
+            f"fails on a stream with a last batch of one image: {type(error).__name__}: {error}"
+        ) from error
+
+
+def labels_and_domains_are_not_looked_at(subject: AdapterSubject) -> None:
+    """With other labels and other names of domains on the same images, it answers the same."""
+    first = subject.finished()
+    with subject.fresh(stream=_relabelled(subject.stream)) as second:
+        for index in first.boundaries[1:]:
+            where = f"in segment {index - 1}"
+            one, two = (run.evaluated(index)["predictions"] for run in (first, second))
+            demand(equal(one, two), f"its answers follow the labels or the domains of the test images {where}")
+            named = difference(first.state(index), second.state(index))
+            demand(not named, f"{named} follows the labels or the domains of the test images {where}")
+
+
+def _relabelled(stream: ShiftStream) -> ShiftStream:
+    """The same images in the same order, under other labels and as other domains."""
+    classes, domains = len(stream.classes), len(stream.domains)
+    segments = tuple(
+        replace(
+            with_images(stream, number, lambda s: s.with_slots((s.slots + 1) % classes)).segments[number],
+            domains=(segment.domains + 1) % domains,
+            name=f"part {number}",
+        )
+        for number, segment in enumerate(stream.segments)
+    )
+    names = tuple(f"domain {number}" for number in range(domains))
+    return replace(stream, segments=segments, domains=names, fingerprint=f"{stream.fingerprint}-relabelled")
+
+
+def the_images_are_left_as_they_are(subject: AdapterSubject) -> None:
+    """What it is handed is not changed, and what it hands back is not changed later."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def remembering(make: Callable[..., Adapter]) -> Callable[..., Adapter]:
+        def made(*args: object) -> Adapter:
+            adapter = make(*args)
+            work = adapter.adapt_and_predict
+
+            def adapt_and_predict(images: Tensor) -> Tensor:
+                before = images.clone()
+                scores = work(images)
+                demand(equal(before, images), "adapt_and_predict changed the images that it was handed")
+                seen.append((scores, scores.detach().clone()))
+                return scores
+
+            adapter.adapt_and_predict = adapt_and_predict  # type: ignore[method-assign]
+            return adapter
+
+        return made
+
+    with subject.fresh(wrap=remembering):
+        for scores, then in seen:
+            demand(equal(scores.detach(), then), "scores that were handed back changed later")
+
+
+RULES = (
+    rules.state_survives_the_round_trip,
+    rules.what_was_not_kept_cannot_help,
+    a_reset_leaves_nothing,
+    rules.the_ledger_is_the_checkpoint,
+    rules.same_seed_same_bits,
+    rules.a_resumed_run_ends_where_the_straight_run_ends,
+    each_class_is_scored,
+    labels_and_domains_are_not_looked_at,
+    the_images_are_left_as_they_are,
+    rules.hooks_keep_to_themselves,
+)

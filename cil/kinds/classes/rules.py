@@ -1,0 +1,174 @@
+"""Rules that strategies keep, beside those of learners of all kinds."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from cil.engine.recipe import Recipe
+from cil.errors import BudgetExceeded, CilError, ContractError
+from cil.kinds.classes.subject import StrategySubject
+from cil.memory import Budget
+from cil.strategies import Strategy
+from cil.testing import rules
+from cil.testing.compare import close, demand, difference, equal
+from cil.testing.subject import CheckedRun
+from cil.testing.toy import EXEMPLARS
+
+BRIEF = Recipe(epochs=1, batch_size=100, log_every=1)  # where what is carried matters, and not what is learned
+
+
+# what is carried ----------------------------------------------------------------------------------------------------
+
+
+def only_the_state_crosses_a_boundary(subject: StrategySubject) -> None:
+    """With a state from one past, amid what another past left behind, the last experience goes as it went before.
+
+    Whatever else an experience leaves (globals, files, shared memory, other people's objects) is then of the other
+    past, and shows.
+    """
+    one, past = subject.on_toy(), subject.toy(seed=5)
+    first = one.finished()
+    with one.fresh(stream=past), tempfile.TemporaryDirectory(prefix="cil-check-") as folder:
+        first.copy_before(first.boundaries[-1], Path(folder))
+        again = one.run(Path(folder), stream=past)
+        again.run.execute()
+        rules.runs_are_the_same(subject, "from the same state after two pasts", first, again)
+
+
+def metadata_is_charged(subject: StrategySubject) -> None:
+    """Every byte of metadata that is carried stands in the ledger."""
+    run = subject.finished()
+    for boundary in run.boundaries:
+        entries = run.record.results["ledger"][boundary]["entries"]
+        charged = sum(entry["bytes"] for entry in entries if entry["source"] == "meta")
+        carried = run.stored(boundary)["meta"]
+        demand(charged == carried, f"{carried} bytes of metadata are carried, {charged} are charged")
+
+
+def the_budget_is_never_exceeded(subject: StrategySubject) -> None:
+    """Under a budget of exemplars, and under one of bytes, no boundary is over it."""
+    try:
+        _demand_within(subject, subject.finished(), Budget(exemplars=EXEMPLARS))
+        budget = _half_as_many(subject)
+        with subject.fresh(budget=budget, recipe=BRIEF) as run:
+            _demand_within(subject, run, budget)
+    except BudgetExceeded as error:
+        raise ContractError(str(error)) from error
+
+
+def _demand_within(subject: StrategySubject, run: CheckedRun[Strategy], budget: Budget) -> None:
+    results = run.record.results
+    for index, count in enumerate(results["exemplars"]):
+        total = results["ledger"][index]["totals"]["exact"]["total"]
+        if not subject.target.bound:
+            over = total > (budget.limits or [total])[-1] or count > (budget.exemplars or count)
+            demand(not over, f"after experience {index}: {total:,} bytes and {count} exemplars are carried")
+
+
+def _half_as_many(subject: StrategySubject) -> Budget:
+    """The bytes of a learner of the same structure and of half as many exemplars."""
+    with subject.fresh(budget=Budget(exemplars=0, enforce="report"), recipe=BRIEF) as run:
+        totals = [ledger["totals"]["exact"] for ledger in run.record.results["ledger"]]
+    fixed = max(total["total"] - total.get("exemplars", 0) - total.get("labels", 0) for total in totals)
+    channels, height, width = subject.stream.image_shape
+    return Budget(limits=[fixed + EXEMPLARS // 2 * (channels * height * width + 1)])
+
+
+# answers ------------------------------------------------------------------------------------------------------------
+
+
+def predict_scores_each_class_seen(subject: StrategySubject) -> None:
+    """One column for each class seen, numbers all, after every experience; images alone are given."""
+    run = subject.finished()
+    images = run.images()
+    for boundary, learner in run.learners():
+        scores = run.answers(learner, images)
+        demand(
+            tuple(scores.shape) == (len(images), learner.num_classes),
+            f"predict gave {tuple(scores.shape)} for {len(images)} images and {learner.num_classes} classes",
+        )
+        demand(not bool(scores.isnan().any()), f"predict gave NaN after experience {boundary}")
+
+
+def predict_has_no_side_effects(subject: StrategySubject) -> None:
+    """Asked again, a learner gives the same answers, and its state has not moved."""
+    run = subject.finished()
+    images = run.images()
+    for _, learner in run.learners():
+        before = {name: tensor.clone() for name, tensor in learner.state().tensors.items()}
+        first = run.answers(learner, images)
+        run.answers(learner, images.flip(0)[: len(images) // 2] * 0.5)
+        second = run.answers(learner, images)
+        demand(equal(first, second), "predict answers differently when asked again")
+        after = learner.state().tensors
+        moved = [name for name, tensor in before.items() if not equal(tensor, after[name])]
+        demand(not moved, f"predict changed {', '.join(moved[:3])}")
+
+
+def predict_does_not_look_at_the_rest_of_the_batch(subject: StrategySubject) -> None:
+    """An image's scores depend neither on the order nor on the company it comes in."""
+    run = subject.finished()
+    images = run.images()
+    for _, learner in run.learners():
+        whole = run.answers(learner, images)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        shuffled = torch.empty_like(whole)
+        shuffled[order] = run.answers(learner, images[order])
+        alone = torch.cat([run.answers(learner, image[None]) for image in images])
+        parts = torch.cat([run.answers(learner, part) for part in torch.split(images, 5)])
+        for name, other in (("order", shuffled), ("company", alone), ("company", parts)):
+            demand(close(whole, other), f"predict depends on the {name} of the images in a batch")
+
+
+# what is handed over ------------------------------------------------------------------------------------------------
+
+
+def test_data_play_no_part_in_training(subject: StrategySubject) -> None:
+    """With other test images of the same names and counts, exactly the same is learned."""
+    one = subject.on_toy()
+    first = one.finished()
+    with one.fresh(stream=subject.toy(test_seed=2)) as second:
+        for index in first.boundaries:
+            named = difference(first.state(index), second.state(index))
+            demand(not named, f"with other test images, {named} differs after experience {index}")
+        counts = (run.record.results["exemplars"] for run in (first, second))
+        demand(next(counts) == next(counts), "the number of exemplars differs")
+
+
+# awkward streams ----------------------------------------------------------------------------------------------------
+
+
+def uneven_streams_are_learned(subject: StrategySubject) -> None:
+    """Experiences of one class, classes smaller than their quota, a last batch of one, room for nothing."""
+    for exemplars in (EXEMPLARS, 1000, 0):
+        try:
+            with subject.fresh(stream=subject.uneven(), budget=Budget(exemplars=exemplars)) as run:
+                demand(run.record.status == "finished", f"the run is {run.record.status}")
+        except CilError:
+            raise
+        except Exception as error:
+            raise ContractError(
+                f"fails on a stream with one class, few images or a last batch of one (budget.exemplars="
+                f"{exemplars}): {type(error).__name__}: {error}"
+            ) from error
+
+
+RULES = (
+    rules.state_survives_the_round_trip,
+    rules.what_was_not_kept_cannot_help,
+    only_the_state_crosses_a_boundary,
+    metadata_is_charged,
+    rules.the_ledger_is_the_checkpoint,
+    the_budget_is_never_exceeded,
+    rules.same_seed_same_bits,
+    rules.a_resumed_run_ends_where_the_straight_run_ends,
+    predict_scores_each_class_seen,
+    predict_has_no_side_effects,
+    predict_does_not_look_at_the_rest_of_the_batch,
+    test_data_play_no_part_in_training,
+    rules.hooks_keep_to_themselves,
+    uneven_streams_are_learned,
+)

@@ -1,0 +1,58 @@
+"""A strategy under test: its runs on class streams, and what rules ask of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from cil.engine.driver import Run
+from cil.engine.learning import StrategyWork
+from cil.memory import State
+from cil.strategies import Strategy, find
+from cil.testing.subject import CheckedRun, Subject
+from cil.testing.toy import RECIPE, toy_run, toy_stream, uneven_stream
+
+
+class StrategyRun(CheckedRun[Strategy]):
+    """A run of a strategy under test."""
+
+    run: Run
+
+    @property
+    def work(self) -> StrategyWork:
+        """The work of the run."""
+        return cast(StrategyWork, self.run.work)
+
+    def rebuilt(self, boundary: int, state: State | None = None) -> Strategy:
+        return self.work.learners.rebuilt(boundary + 1, self.state(boundary) if state is None else state)
+
+    def images(self) -> Tensor:
+        stream = self.work.stream
+        return torch.cat([stream.test(index)[:6].pixels for index in range(len(stream))]).float() / 255
+
+    def answers(self, learner: Strategy, images: Tensor) -> Tensor:
+        """Scores of all classes seen; where the stream tells the task, the answers for each task side by side."""
+        met = [signature for signature in self.work.stream.signatures if signature.num_classes <= learner.num_classes]
+        tasks = dict.fromkeys(signature.task for signature in met)
+        return torch.cat([self.work.learners.scores(learner, images, task) for task in tasks], dim=1)
+
+
+class StrategySubject(Subject[Strategy]):
+    """A strategy under test."""
+
+    recipe = RECIPE
+    hooks = (
+        "accepts", "quotas", "grow", "before_experience", "prepare", "training_set", "loss", "adjust_gradients",
+        "after_step", "after_experience", "predict", "state", "load_state",
+    )  # fmt: skip
+
+    find = staticmethod(find)
+    toy = staticmethod(toy_stream)
+    uneven = staticmethod(uneven_stream)
+
+    def run(self, folder: Path, **options: Any) -> StrategyRun:
+        given = {"stream": self.stream, "hyperparameters": self.hyperparameters, **self.options, **options}
+        return StrategyRun(toy_run(self.target, run_dir=folder, **given))

@@ -1,0 +1,18 @@
+"""Rules that strategies keep on task streams: those of class streams, tried on toy streams that tell the task."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from cil.kinds.classes.rules import RULES
+from cil.kinds.classes.subject import StrategySubject
+from cil.testing.toy import toy_tasks
+
+__all__ = ["RULES", "TaskSubject"]
+
+
+class TaskSubject(StrategySubject):
+    """A strategy that is told the task, under test."""
+
+    toy = staticmethod(toy_tasks)
+    uneven = staticmethod(partial(toy_tasks, each=3))

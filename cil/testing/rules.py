@@ -1,0 +1,86 @@
+"""Rules that learners of all kinds keep. A rule is a function of a ``Subject`` that raises where it is broken."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from cil.testing.compare import demand, demand_same, equal
+from cil.testing.side_effects import watched, watching
+from cil.testing.subject import CheckedRun, Interruption, L, Subject
+
+
+def state_survives_the_round_trip(subject: Subject[L]) -> None:
+    """``load_state(state())`` gives a learner with the same state and the same answers."""
+    run = subject.finished()
+    last = run.boundaries[-1]
+    state = run.state(last)
+    first = run.rebuilt(last)
+    again = run.rebuilt(last, first.state())
+    for name, tensor in state.tensors.items():
+        for learner in (first, again):
+            held = learner.state().tensors.get(name)
+            demand(held is not None and equal(held, tensor), f"load_state changed {name}")
+    demand(dict(again.state().meta) == dict(state.meta), "load_state changed the metadata")
+    one, other = (run.answers(learner, run.images()) for learner in (first, again))
+    demand(equal(one, other), "two learners of the same state answer differently")
+
+
+def what_was_not_kept_cannot_help(subject: Subject[L]) -> None:
+    """Each experience in a process of its own gives the same numbers and the same state."""
+    with subject.fresh(boundary="process") as sealed:
+        how = f"with a process for each {subject.experience} and in one process"
+        runs_are_the_same(subject, how, sealed, subject.finished())
+
+
+def the_ledger_is_the_checkpoint(subject: Subject[L]) -> None:
+    """The sum of the ledger is what lies on the disk: tensors, metadata and references."""
+    run = subject.finished()
+    for boundary in run.boundaries:
+        stored = sum(run.stored(boundary).values())
+        charged = run.record.results["ledger"][boundary]["totals"]["exact"]["total"]
+        demand(stored == charged, f"the checkpoint holds {stored:,} bytes, the ledger says {charged:,}")
+
+
+def same_seed_same_bits(subject: Subject[L]) -> None:
+    """Two runs of one seed end in the same numbers and the same state."""
+    with subject.fresh() as again:
+        runs_are_the_same(subject, "twice with the same seed", subject.finished(), again)
+
+
+def a_resumed_run_ends_where_the_straight_run_ends(subject: Subject[L]) -> None:
+    """Stopped three times and run again each time, it ends in the same numbers, state and log."""
+    straight = subject.finished()
+    expected = list(straight.record.lines())
+    steps = sum(1 for line in expected if line["kind"] == "step")
+    stops = sorted({2, steps // 2, steps - 1})
+    recipe = replace(subject.options.get("recipe", subject.recipe), snapshot_steps=2)
+    with tempfile.TemporaryDirectory(prefix="cil-check-") as folder:
+        for loggers in (*([Interruption(stop)] for stop in stops), []):
+            resumed = subject.run(Path(folder), recipe=recipe, loggers=loggers)
+            with suppress(KeyboardInterrupt):
+                resumed.run.execute()
+        how = f"interrupted at {subject.step}s {', '.join(map(str, stops))} and resumed"
+        runs_are_the_same(subject, f"straight and {how}", straight, resumed)
+        same_log = [line["values"] for line in resumed.record.lines()] == [line["values"] for line in expected]
+        demand(same_log, f"{how}, metrics.jsonl differs")
+
+
+def hooks_keep_to_themselves(subject: Subject[L]) -> None:
+    """No hook writes or reads files, opens sockets, starts processes or searches the interpreter's objects."""
+    for _ in range(
+        2
+    ):  # first calls may import modules and build kernels, which touches files: then a second one counts
+        with watching() as seen, subject.fresh(wrap=partial(watched, hooks=subject.hooks)):
+            pass
+        if not seen:
+            break
+    demand(not seen, f"a hook does what a learner may not: {seen[0] if seen else ''}")
+
+
+def runs_are_the_same(subject: Subject[L], how: str, one: CheckedRun[L], two: CheckedRun[L]) -> None:
+    """Demand that two executed runs ended in the same bits; ``how`` says in what they differ."""
+    demand_same(how, one.run, one.record, two.run, two.record, subject.place)

@@ -1,0 +1,204 @@
+"""The subject of a check: a learner, runs of it, and all that rules ask of a run. Each kind of run has its own.
+
+What rules need of the engine stands here and in the subject of each kind (``cil/kinds/NAME/subject.py``), nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cil.contract import Holder
+from cil.engine.checkpoint import read_tensors
+from cil.engine.process import in_child
+from cil.engine.recipe import Recipe
+from cil.memory import State, encode_meta, tensor_bytes
+from cil.testing.compare import EngineRun
+from cil.tracking import Record
+from cil.tracking.record import METRICS, RECORD
+
+L = TypeVar("L", bound=Holder)
+
+
+class CheckedRun(ABC, Generic[L]):
+    """A run of a learner under test, and what rules ask of it once it is executed.
+
+    Args:
+        run: Of the engine; its states are all kept.
+    """
+
+    run: EngineRun
+
+    def __init__(self, run: EngineRun) -> None:
+        self.run = run
+
+    @property
+    def record(self) -> Record:
+        """The record, read from the disk."""
+        return Record.load(self.run.run_dir)
+
+    @property
+    def boundaries(self) -> range:
+        """Numbers of the boundaries at which a state was stored."""
+        return range(self.run.checkpoints.done())
+
+    def state(self, boundary: int) -> State:
+        """The state that was carried across a boundary."""
+        return self.run.checkpoints.state(boundary)
+
+    def evaluated(self, boundary: int) -> Mapping[str, Tensor]:
+        """Counts and predictions of the evaluation at a boundary."""
+        return self.run.checkpoints.evaluated(boundary) or {}
+
+    @abstractmethod
+    def rebuilt(self, boundary: int, state: State | None = None) -> L:
+        """A fresh learner that holds a state, by default the one stored at this boundary."""
+
+    def learners(self) -> Iterator[tuple[int, L]]:
+        """The learner of every boundary, rebuilt from what was stored."""
+        return ((boundary, self.rebuilt(boundary)) for boundary in self.boundaries)
+
+    @abstractmethod
+    def images(self) -> Tensor:
+        """(N, C, H, W) some test images of the stream, in [0, 1]."""
+
+    @abstractmethod
+    def answers(self, learner: L, images: Tensor) -> Tensor:
+        """(N, C) scores that a learner gives images."""
+
+    def stored(self, boundary: int) -> dict[str, int]:
+        """Bytes on the disk that a boundary's state consists of: ``tensors``, ``meta`` and ``references``."""
+        folder = self.run.checkpoints.folder
+        content = json.loads((folder / f"experience-{boundary:03d}.json").read_text())
+        files = {name: read_tensors(folder / name) for name in set(content["files"].values())}
+        return {
+            "tensors": sum(tensor_bytes(files[file][name]) for name, file in content["files"].items()),
+            "meta": len(encode_meta(content["meta"])),
+            "references": sum(reference["bytes"] for reference in content["references"]),
+        }
+
+    def copy_before(self, boundary: int, folder: Path) -> None:
+        """Put into ``folder`` what a run that stopped just before a boundary would have left there."""
+        (folder / "checkpoint").mkdir(parents=True)
+        for path in self.run.checkpoints.folder.iterdir():
+            if int(path.stem.rpartition("-")[2]) < boundary:
+                shutil.copy(path, folder / "checkpoint" / path.name)
+        offset = self.run.checkpoints.facts(boundary - 1)["offset"]
+        (folder / METRICS).write_bytes(b" " * (offset - 1) + b"\n")
+
+
+class Subject(ABC, Generic[L]):
+    """A learner under test on one stream.
+
+    Args:
+        target: Class of the learner, or its name.
+        hyperparameters: Of its constructor.
+        stream: Met in most checks; None: the toy stream of the kind.
+        options: Of all its runs, as those of ``cil.testing.toy_run``.
+
+    Attributes:
+        recipe: By which its runs are trained.
+        experience, step: Words of the kind for messages.
+        place: Name of a boundary in messages.
+        hooks: Methods of the learner that may not have side effects.
+        toy: Makes the toy stream of the kind.
+    """
+
+    recipe: ClassVar[Recipe]
+    experience: ClassVar[str] = "experience"
+    step: ClassVar[str] = "step"
+    place: ClassVar[str] = "after experience {}"
+    hooks: ClassVar[tuple[str, ...]]
+    toy: ClassVar[Callable[..., Any]]
+
+    def __init__(
+        self,
+        target: str | type[L],
+        hyperparameters: Mapping[str, Any] | None = None,
+        stream: Any = None,
+        **options: Any,
+    ) -> None:
+        self.target: type[L] = self.find(target) if isinstance(target, str) else target
+        self.hyperparameters = dict(hyperparameters or {})
+        self.options = {"keep": "all", **options}
+        self._on_toy = stream is None
+        self.stream = self.toy() if stream is None else stream
+        self._folder = tempfile.TemporaryDirectory(prefix="cil-check-")  # gone when the subject is
+        self._finished: CheckedRun[L] | None = None
+
+    @staticmethod
+    @abstractmethod
+    def find(name: str) -> type[L]:
+        """The class of that name."""
+
+    @abstractmethod
+    def run(self, folder: Path, **options: Any) -> CheckedRun[L]:
+        """A run of it in ``folder``, not yet executed; ``wrap`` among the options is done to what makes the learner."""
+
+    def on_toy(self) -> Self:
+        """The same learner on the toy stream: itself where it is there already."""
+        return self if self._on_toy else type(self)(self.target, self.hyperparameters, **self.options)
+
+    def finished(self) -> CheckedRun[L]:
+        """The run without further options, executed once for all rules.
+
+        It is executed in a process of its own, so that nothing but its files is left of it for a rule to meet. That
+        process begins with global random numbers of its own: what follows them differs from any other run.
+        """
+        if self._finished is None:
+            folder = Path(self._folder.name) / "run"  # also seen by processes that were forked before it was there
+            if not (folder / RECORD).exists() or Record.load(folder).status != "finished":
+                shutil.rmtree(folder, ignore_errors=True)
+                torch.set_num_threads(1)  # of a process that forks
+                in_child(partial(_execute, self.run(folder).run))
+            self._finished = self.run(folder)
+        return self._finished
+
+    @contextmanager
+    def fresh(self, **options: Any) -> Iterator[CheckedRun[L]]:
+        """A run with these options, executed here and now, in a folder that is gone afterwards."""
+        with tempfile.TemporaryDirectory(prefix="cil-check-") as folder:
+            run = self.run(Path(folder), **options)
+            run.run.execute()
+            yield run
+
+
+def _execute(run: EngineRun) -> None:
+    random.seed()
+    np.random.seed()  # noqa: NPY002
+    torch.seed()
+    run.execute()
+
+
+class Interruption:
+    """A logger that interrupts the run when it logs the step after so many, between two snapshots as like as not."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def start(self, identity: Mapping[str, Any], directory: Path, *args: Any) -> None:
+        """Count the steps that were logged before the run was resumed."""
+        self.steps -= sum(1 for line in Record.load(directory).lines() if line["kind"] == "step")
+
+    def log(self, kind: str, values: Mapping[str, float], axes: Mapping[str, Any]) -> None:
+        self.steps -= kind == "step"
+        if self.steps < 0:
+            raise KeyboardInterrupt
+
+    def table(self, *args: Any) -> None:
+        """Nothing to keep."""
+
+    def finish(self, status: str) -> None:
+        """Nothing to close."""
