@@ -18,15 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-<<<<<<< HEAD
 from cil.cli.progress_screen import ProgressScreen
 from cil.engine.driver import Run
-=======
-from cil.cli.board import Board
-from cil.engine.adaptation import AdaptationRun
 from cil.engine.process import import_before_fork
-from cil.engine.run import Run
->>>>>>> testing
 from cil.errors import BudgetExceeded, CilError
 from cil.tracking import Record, RecordError
 
@@ -103,17 +97,11 @@ def run_all(
         KeyboardInterrupt: after a Ctrl-C, when all children have saved what they computed, or were killed.
     """
     context: Any = multiprocessing.get_context("fork" if fork else "spawn")
-<<<<<<< HEAD
+    if fork:
+        import_before_fork()
     ends: dict[int, RunEnd] = {}
     waiting = list(enumerate(runs))
     children: dict[int, _Child] = {}
-=======
-    if fork:
-        import_before_fork()
-    outcomes: dict[int, Outcome] = {}
-    waiting = list(enumerate(tasks))
-    running: dict[int, _Running] = {}
->>>>>>> testing
     deadline = float("inf")
 
     def close(number: int, end: RunEnd) -> None:

@@ -145,8 +145,7 @@ def toy_adaptation(
         run_dir,
         name=kind.__name__,
         make_source=partial(toy_source, stream, model=kind.toy_model),
-<<<<<<< HEAD
-        identity={"adapter": kind.__name__, "options": given},
+        identity={"options": given},
         recipe=recipe,
         batch_size=batch_size,
         **options,
@@ -154,49 +153,14 @@ def toy_adaptation(
 
 
 def adaptation_run(
-    make_adapter: MakeAdapter, stream: ShiftStream, run_dir: Path, *, identity: Mapping[str, Any], **given: Any
-) -> Run:
-    """An adaptation run put together from its parts; ``given`` as for ``run_of``."""
-    found = {"source": {"kind": "weights", "name": "toy"}, **identity}
-    return run_of(stream, run_dir, found, make_adapter=make_adapter, **given)
-=======
-        identity={"options": given},
-        **{**defaults, **options},
-    )
-
-
-def adaptation_of(
-    make_adapter: Any,
+    make_adapter: MakeAdapter,
     stream: ShiftStream,
     run_dir: Path,
     *,
-    make_source: Any,
+    name: str,
     identity: Mapping[str, Any] | None = None,
-    recipe: Recipe,
-    batch_size: int = 200,
-    clean: bool = False,
-    columns: torch.Tensor | None = None,
-    admit: Any = None,
-    runtime: Runtime | None = None,
-    **options: Any,
+    **given: Any,
 ) -> Run:
-    """An adaptation run put together from its parts; ``options`` are those of ``RunOptions``."""
-    chosen, runtime = RunOptions(**options), runtime or Runtime()
-    name = getattr(make_adapter, "func", make_adapter).__name__
-    work = plugins.find("cil.kinds", stream.kind).work(
-        stream=stream, make_adapter=make_adapter, make_source=make_source, recipe=recipe,
-        name=name, runtime=runtime, seed=chosen.seed,
-        columns=columns, batch_size=batch_size, clean=clean, admit=admit,
-    )  # fmt: skip
-    found = {
-        "kind": stream.kind,
-        "adapter": name,
-        "config": {},
-        "seed": chosen.seed,
-        "device": runtime.device,
-        "precision": runtime.precision,
-        "source": {"kind": "weights", "name": "toy"},
-        "stream": stream.description(),
-    }
-    return Run(work, chosen, {**found, **(identity or {})}, run_dir, runtime)
->>>>>>> record
+    """An adaptation run put together from its parts; ``given`` as for ``run_of``."""
+    found = {"adapter": name, "source": {"kind": "weights", "name": "toy"}, **(identity or {})}
+    return run_of(stream, run_dir, found, name=name, make_adapter=make_adapter, **given)

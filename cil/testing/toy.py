@@ -199,13 +199,8 @@ def toy_run(
         name=kind.__name__,
         make_factory=partial(toy_factory, stream, model=kind.toy_model),
         budget=budget or Budget(exemplars=EXEMPLARS),
-<<<<<<< HEAD
         recipe=recipe,
-        identity={"strategy": kind.__name__, "options": given, "bound": kind.bound},
-=======
-        recipe=recipe or Recipe(epochs=2, batch_size=8, log_every=1),
-        identity={"options": given},
->>>>>>> record
+        identity={"options": given, "bound": kind.bound},
         **options,
     )
 
@@ -215,43 +210,23 @@ def strategy_run(
     stream: Stream,
     run_dir: Path,
     *,
+    name: str,
     budget: Budget,
-<<<<<<< HEAD
-    identity: Mapping[str, Any],
+    identity: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> Run:
     """A run of a strategy, put together from its parts; ``given`` as for ``run_of``."""
-=======
-    recipe: Recipe,
-    identity: Mapping[str, Any] | None = None,
-    runtime: Runtime | None = None,
-    anytime: Any = None,
-    **options: Any,
-) -> Run:
-    """A run put together from its parts, whatever its kind.
-
-    Args:
-        identity: Entries in place of those that the parts give, and further ones.
-        options: Those of ``RunOptions``.
-    """
-    chosen, runtime = RunOptions(**options), runtime or Runtime()
-    kind = getattr(make_learner, "func", make_learner)
-    work = plugins.find("cil.kinds", stream.kind).work(
-        stream=stream, make_learner=make_learner, make_factory=make_factory, budget=budget, recipe=recipe,
-        name=kind.__name__, runtime=runtime, seed=chosen.seed, evaluation_batch=chosen.evaluation_batch,
-        anytime=anytime,
-    )  # fmt: skip
->>>>>>> record
     found = {
+        "strategy": name,
         "class_order": list(stream.order),
         "budget": budget.description(),
         "networks": {"name": "toy", "head": "linear", "weights": None, "mean": None, "std": None},
         "bound": False,
         "uses_horizon": False,
-        **identity,
+        **(identity or {}),
     }
     evaluation = {"evaluation_batch": given["evaluation_batch"]} if "evaluation_batch" in given else {}
-    return run_of(stream, run_dir, found, evaluation, make_learner=make_learner, budget=budget, **given)
+    return run_of(stream, run_dir, found, evaluation, name=name, make_learner=make_learner, budget=budget, **given)
 
 
 def run_of(
@@ -280,15 +255,10 @@ def run_of(
     )
     common = {
         "kind": stream.kind,
-        "strategy": kind.__name__,
         "config": {},
         "seed": chosen.seed,
         "device": runtime.device,
         "precision": runtime.precision,
         "stream": stream.description(),
     }
-<<<<<<< HEAD
     return Run(work, chosen, {**common, **identity}, run_dir, runtime)
-=======
-    return Run(work, chosen, {**found, **(identity or {})}, run_dir, runtime)
->>>>>>> record

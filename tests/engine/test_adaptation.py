@@ -87,15 +87,9 @@ class Learns(Watcher):
 def run_of(kind, folder, given=None, **options) -> Run:
     shifting = stream() if given is None else given
     defaults = {"recipe": Recipe(epochs=1, batch_size=2, log_every=1, optimizer=PLAIN), "batch_size": 2, "keep": "all"}
-<<<<<<< HEAD
     return adaptation_run(
         kind, shifting, folder, name=kind.__name__, make_source=lambda device: SourceModel(Net(), 2, SHAPE, "hand"),
-        identity={"adapter": kind.__name__}, **{**defaults, **options},
-=======
-    return adaptation_of(
-        kind, shifting, folder, make_source=lambda device: SourceModel(Net(), 2, SHAPE, "hand"),
         **{**defaults, **options},
->>>>>>> record
     )  # fmt: skip
 
 
