@@ -147,7 +147,9 @@ def rendered(method: Method) -> str:
         lines += [f"| `{method.group}.{key}` | `{value}` | {_cell(note)} |" for key, value, note in rows]
         lines.append("")
     recipe = ROOT / "conf" / "recipe" / "by_strategy" / f"survey_{method.name}.yaml"
-    more = f", `recipe=survey` in [{recipe.name}](../../{recipe.relative_to(ROOT).as_posix()})" if recipe.exists() else ""
+    more = (
+        f", `recipe=survey` in [{recipe.name}](../../{recipe.relative_to(ROOT).as_posix()})" if recipe.exists() else ""
+    )
     lines.append(f"Code: [`{method.class_name}`](../../{code}); configuration: [{conf}](../../{conf}){more}.")
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n\n" + equations(method.page).rstrip() + "\n"
 

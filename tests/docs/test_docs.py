@@ -29,7 +29,6 @@ SHIFT_SIZE = (
     "stream.corruptions=[contrast,brightness]",
     "adaptation.batch_size=10",
     "trainer.max_steps=1",
-    "trainer.batch_size=10",
 )
 PLACEHOLDERS = {"DIR": ".", "FILE": "file"}  # in what is composed and not run
 
