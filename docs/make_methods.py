@@ -130,7 +130,7 @@ def rendered(method: Method) -> str:
         "needs_source": "It reads labelled source data before it is deployed.",
     }
     lines = [
-        f"<!-- Written by docs/make_methods.py, but for what stands below '{HAND.strip()}', which is written by hand. -->",
+        f"<!-- Written by docs/make_methods.py; what stands below '{HAND.strip()}' is written by hand. -->",
         f"# `{method.name}`",
         "",
         _prose(_opening(method.configuration)),

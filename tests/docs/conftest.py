@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from in_process import run_command
+
+from cil import report
+from cil.tracking import Record
 
 
 @pytest.fixture(scope="session")
@@ -42,10 +45,17 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, data_root: None) -> P
 
 @pytest.fixture(autouse=True)
 def small_machine(monkeypatch: pytest.MonkeyPatch, data_root: None) -> None:
-    """One thread, and few rules of the contract: all of them are checked elsewhere."""
+    """One thread; one rule of the contract and no plots: all of them are tested elsewhere."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("COLUMNS", "120")
     torch.set_num_threads(1)
     for kind in ("classes", "adaptation"):
         rules = import_module(f"cil.kinds.{kind}.rules")
         monkeypatch.setattr(rules, "RULES", rules.RULES[:1])
+    monkeypatch.setattr(report, "write_html", write_no_plots)
+
+
+def write_no_plots(records: Iterable[Record], path: str | Path, title: str = "") -> Path:
+    """A page in place of that of a report, whose plots take seconds."""
+    Path(path).write_text(f"{title}: {len(list(records))} runs")
+    return Path(path)

@@ -1,4 +1,4 @@
-"""What the documentation says is true: its examples run, its links lead somewhere, its pages of methods are up to date."""
+"""The documentation is true: its examples run, its links lead somewhere, its pages of methods are up to date."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def shortened(words: list[str]) -> list[str]:
     if "adapter=" in told:
         size: tuple[str, ...] = SHIFT_SIZE
     elif "_tasks" in told:
-        size = STRATEGY_SIZE[:1]
+        size = (STRATEGY_SIZE[0], *CLASS_SIZE)
     else:
         size = (*STRATEGY_SIZE, *CLASS_SIZE)
     alone = () if words[0] == "run" else ("jobs=1",)
