@@ -28,11 +28,16 @@ ALLOWED = {
 }
 ALLOWED["testing"] = {*ALLOWED} - {"report"}
 ALLOWED["kinds"] = {*ALLOWED}  # above the rooms that ask them: they are found by name
-DOORS = {("kinds", "commands.py"), ("kinds", "command_line.py"), ("kinds", "base.py")}  # asked by the command line alone
+DOORS = {
+    ("kinds", "commands.py"),
+    ("kinds", "command_line.py"),
+    ("kinds", "base.py"),
+}  # asked by the command line alone
 ALLOWED["api"] = {*ALLOWED}
 ALLOWED["trained"] = {*ALLOWED}
 ALLOWED["adaptation"] = {*ALLOWED}
 ALLOWED["cli"] = {*ALLOWED}
+ALLOWED["comparison"] = {*ALLOWED}
 HEAVY = {
     "torch",
     "torchvision",
