@@ -133,7 +133,7 @@ def plan_adaptation(
         "source": sources.description,
         "stream": stream.description(),
         "batch_size": batch_size,
-        **environment_of(method, sources.model, runtime),
+        **environment_of((method, type(work)), sources.model, runtime),
         **facts,
     }
 

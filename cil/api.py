@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import logging
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Any
 
 from cil import plugins
 from cil.engine.anytime import Anytime
+from cil.engine.caps import caps_of
 from cil.engine.driver import Run
 from cil.engine.dry_run import limits_like
 from cil.engine.learning import check_task_aware
@@ -156,7 +157,7 @@ def plan(
         "class_order": list(stream.order),
         "stream": stream.description(),
         "networks": nets | weights_digest(nets["weights"]),
-        **environment_of(method, nets["name"], runtime),
+        **environment_of((method, type(work), *map(type, caps_of(budget).values())), nets["name"], runtime),
         **facts,
     }
     return made_run(work, options, runtime, identity, partial(default_run_dir, identity))
@@ -171,14 +172,18 @@ def made_run(
     return Run(work, options, identity, run_dir, runtime)
 
 
-def environment_of(method: Any, model: str, runtime: Runtime) -> dict[str, Any]:
-    """The part of an identity that says what computes, and with which code."""
+def environment_of(parts: Sequence[Any], model: str, runtime: Runtime) -> dict[str, Any]:
+    """The part of an identity that says what computes, and with which code.
+
+    Args:
+        parts: Classes that other packages may have brought: the method, the work of its kind of run, further budgets.
+    """
     return {
         "device": runtime.device,
         "threads": runtime.threads,
         "precision": runtime.precision,
-        "versions": versions_of(method, model),
-        "code": source_digest(method),
+        "versions": versions_of(parts, model),
+        "code": source_digest(*parts),
     }
 
 
@@ -271,14 +276,14 @@ def weights_digest(weights: str | None) -> dict[str, str]:
     return {"weights_sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest()}
 
 
-def versions_of(kind: Any, model: str) -> dict[str, str]:
-    """Versions of the packages that compute: that of a plugin's strategy too, timm only where it makes the network."""
+def versions_of(parts: Iterable[Any], model: str) -> dict[str, str]:
+    """Versions of the packages that compute: those of plugins too, timm only where it makes the network."""
     packages = ["torch", "numpy", *(["timm"] if str(model).startswith("timm:") else [])]
-    own = str(kind.__module__).partition(".")[0]
-    if own not in ("cil", "__main__"):
+    owners = {str(part.__module__).partition(".")[0] for part in parts} - {"cil", "__main__"}
+    if owners:
         from importlib.metadata import packages_distributions
 
-        packages += packages_distributions().get(own, [])
+        packages += [name for owner in sorted(owners) for name in packages_distributions().get(owner, [])]
     return {"cil": _version("cil"), "python": platform.python_version()} | {name: _version(name) for name in packages}
 
 
@@ -292,11 +297,11 @@ def _version(package: str) -> str:
 _COMPUTE = ("adapt", "contract", "data", "engine", "kinds", "memory", "metrics", "models", "strategies", "streams")
 
 
-def source_digest(kind: Any) -> str:
-    """Digest of the source of the strategy and of what computes here: after an edit the same command is another run."""
+def source_digest(*parts: Any) -> str:
+    """Digest of the source of these classes and of what computes here: after an edit, the same command is a new run."""
     package = Path(__file__).resolve().parent
     files = {f"{path.relative_to(package)}": path for room in _COMPUTE for path in (package / room).rglob("*.py")}
-    for base in inspect.getmro(kind) if isinstance(kind, type) else (kind,):
+    for base in [one for part in parts for one in (inspect.getmro(part) if isinstance(part, type) else (part,))]:
         with suppress(OSError, TypeError):  # typed into a session, or built in
             path = Path(inspect.getfile(base)).resolve()
             if not path.is_relative_to(package):

@@ -29,8 +29,8 @@ def points(group: str) -> tuple[EntryPoint, ...]:
 
 
 def names(group: str) -> list[str]:
-    """Names that ``find`` knows in a group."""
-    return sorted({*BUILT_IN.get(group, {}), *(point.name for point in points(group))})
+    """Names that ``find`` knows in a group: the built-in ones, then those of other packages."""
+    return list(dict.fromkeys([*BUILT_IN.get(group, {}), *sorted(point.name for point in points(group))]))
 
 
 def find(group: str, name: str) -> Any:

@@ -134,8 +134,8 @@ def evaluate(
 def _learners(record: Record, strategy: Any, device: str, experience: int | None) -> tuple[Learners, int, Checkpoints]:
     """Makes the learners of a run, from its record alone."""
     identity, checkpoints = record.identity, Checkpoints(record.directory)
-    if identity.get("kind") == "adaptation":
-        raise ConfigError(f"{record.directory} is an adaptation run; give the run of a strategy")
+    if "strategy" not in identity:
+        raise ConfigError(f"{record.directory} is an {record.kind} run; give the run of a strategy")
     done = checkpoints.done()
     if not done:
         raise ResumeError(f"{record.directory} has no checkpoint yet: no experience was finished")

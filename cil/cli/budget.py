@@ -62,6 +62,7 @@ class Bills:
         try:
             if not bound:
                 check_bills(bills, work.budget, run.name)
+                work.check_static_caps()
         except BudgetExceeded as error:
             return cls(*head, bound, bills, str(error))
         return cls(*head, bound, bills, None)

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-from cil.cli.names import METHODS, NOT_THE_RUN, conf_dir, key_of, plugin_conf_dirs, plugin_target
+from cil.cli.names import METHODS, NOT_THE_RUN, conf_dir, has_file, key_of, plugin_conf_dirs, plugin_target
 from cil.cli.names import choices as group_choices
 from cil.cli.refusals import one_line_errors
 from cil.cli.schema import check
@@ -29,7 +29,7 @@ OPTIONS = (  # of Hydra
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--experimental-rerun")
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what --info may be followed by
 CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class
-SHIFTING_SCALES = {"quick": "_quick_shifts"}
+OPEN = ("budget.caps.",)  # beginnings of keys that other packages name: without Hydra's + for keys that are new
 INSTEAD = {  # key on the command line: keys by which a recipe may have set the same
     "optimizer": ("optimizer", "trainer.first.lr", "trainer.first.weight_decay"),
     "scheduler": ("scheduler", "trainer.first.milestones", "trainer.first.schedule"),
@@ -98,7 +98,7 @@ def _composed_job(overrides: Sequence[str], asked: Sequence[str]) -> Job:
     from omegaconf import OmegaConf
 
     with _hydra():
-        whole = hydra_compose(CONFIG, list(overrides), return_hydra_config=True)
+        whole = hydra_compose(CONFIG, _opened(overrides), return_hydra_config=True)
         own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
         return _job(own, whole.hydra, asked)
 
@@ -132,10 +132,9 @@ def _refuse_mixed_optimizers(job: Job) -> None:
 
 
 def _suited_scale(job: Job) -> list[str]:
-    """Another file of the scale, where the stream shifts: it has images of domains, not of classes."""
-    suited = SHIFTING_SCALES.get(str(job.choices.get("scale")))
-    shifts = (job.config.get("stream") or {}).get("builder") == "corrupted"
-    return [f"scale={suited}"] if suited and shifts else []
+    """The scale's own file for such streams, ``_SCALE_BUILDER.yaml``, where there is one."""
+    suited = f"_{job.choices.get('scale')}_{(job.config.get('stream') or {}).get('builder')}"
+    return [f"scale={suited}"] if has_file("scale", suited) else []
 
 
 def _instead_of_recipe(overrides: Sequence[str], choices: Mapping[str, str]) -> list[str]:
@@ -205,7 +204,7 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
             shown = _composed_job(overrides, overrides)
             overrides += [*_suited_scale(shown), *_instead_of_recipe(overrides, shown.choices)]
         app = hydra.main(config_path=str(conf_dir()), config_name=CONFIG, **_version_base())(called)
-        sys.argv = ["cil", *options, *overrides]
+        sys.argv = ["cil", *options, *_opened(overrides)]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here, to be told in one line
         try:
             app()
@@ -266,7 +265,12 @@ def raw_config(overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     with _hydra():
-        return cast(dict[str, Any], OmegaConf.to_container(hydra_compose(CONFIG, list(overrides)), resolve=False))
+        return cast(dict[str, Any], OmegaConf.to_container(hydra_compose(CONFIG, _opened(overrides)), resolve=False))
+
+
+def _opened(overrides: Sequence[str]) -> list[str]:
+    """The same for Hydra, which wants a mark before keys that no file has."""
+    return [f"++{item}" if item.startswith(OPEN) else item for item in overrides]
 
 
 # what plugins add ---------------------------------------------------------------------------------------------------

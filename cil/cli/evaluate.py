@@ -84,8 +84,9 @@ def text(record: Record, stream: str, found: Mapping[str, Any]) -> str:
     """For people."""
     identity = record.identity
     own = stream == identity["stream"]["name"]
-    before = record.results["accuracy_curve"][found["experience"]]
-    recorded = f" (its record says {before:.2f} %)" if own and before is not None else ""
+    curve = record.results.get("accuracy_curve")  # which other kinds of run need not have
+    before = curve[found["experience"]] if own and curve else None
+    recorded = "" if before is None else f" (its record says {before:.2f} %)"
     names, values = zip(*found["accuracy_by_class"].items(), strict=True)
     wide = max(map(len, names))
     lines = [

@@ -90,6 +90,11 @@ def _files(group: str) -> Iterator[tuple[Path, str]]:
             yield path, origin
 
 
+def has_file(group: str, name: str) -> bool:
+    """True where a configuration group has a file of that name, one that others share too."""
+    return any((folder / group / f"{name}.yaml").is_file() for folder in (conf_dir(), *plugin_conf_dirs()))
+
+
 def known(kind: str) -> dict[str, Known]:
     """All names of a kind, in order of the alphabet."""
     found = choices(GROUPS[kind]) if kind in GROUPS else {item.name: item for item in _in_source(*SOURCES[kind])}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cil import plugins
 from cil.cli.build import build, build_stream
 from cil.cli.compose import Job, compose
 from cil.cli.grid import Cell
@@ -153,10 +154,13 @@ def _listed(order: Sequence[int]) -> str:
 
 def _stream(job: Job) -> Stream:
     stream: Any = build_stream(job.config)
+    metric = job.config["tune"]["metric"]
     if {job.learner, find_kind(stream.kind).learner} != {"strategy"}:
         raise ConfigError(
             "cil tune is for strategies on class-incremental streams, not for adapters: leave adapter out"
         )
+    if metric not in plugins.find("cil.kinds", stream.kind).results_type().__annotations__:
+        raise ConfigError(f"tune.metric is {metric}, which runs of kind {stream.kind} do not have: they are not tuned")
     found: Stream = stream
     return found
 

@@ -49,24 +49,27 @@ def caps_of(budget: Budget) -> dict[str, Cap]:
     return {name: plugins.find("cil.budgets", name) for name in budget.caps}
 
 
-def measure_caps(budget: Budget, learner: Strategy, predict: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+def measure_caps(caps: Mapping[str, Cap], learner: Strategy, predict: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """The number of each cap, (1,) float64, to stand among the counts of an evaluation."""
-    found = {name: float(cap.measure(learner, predict)) for name, cap in caps_of(budget).items()}
+    found = {name: float(cap.measure(learner, predict)) for name, cap in caps.items()}
     return {f"{PREFIX}{name}": torch.tensor([value], dtype=torch.float64) for name, value in found.items()}
 
 
-def check_caps(budget: Budget, measured: Mapping[str, float], name: str, index: int, when: str = "after") -> None:
+def check_caps(budget: Budget, measured: Mapping[str, Tensor], name: str, index: int, when: str = "after") -> None:
     """Refuse a learner that is over a cap.
+
+    Args:
+        measured: By ``measure_caps``.
 
     Raises:
         BudgetExceeded: naming the cap, what was measured and the key.
     """
-    for cap, value in measured.items():
-        if value > budget.caps[cap] and budget.enforce != "report":
-            unit = caps_of(budget)[cap].unit
+    for cap in (name for name in budget.caps if f"{PREFIX}{name}" in measured and budget.enforce != "report"):
+        value, limit = float(measured[f"{PREFIX}{cap}"]), budget.caps[cap]
+        if value > limit:
             raise BudgetExceeded(
-                f"{name} has {value:,.6g} {unit} {when} experience {index}, budget.caps.{cap} is "
-                f"{budget.caps[cap]:,.6g}; raise it, take a smaller model, or set budget.enforce=report"
+                f"{name} has {value:,.6g} {caps_of(budget)[cap].unit} {when} experience {index}, budget.caps.{cap} is "
+                f"{limit:,.6g}; raise it, take a smaller model, or set budget.enforce=report"
             )
 
 

@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cil.data import Samples
-from cil.engine.caps import PREFIX, caps_of, caps_results, check_caps, measure_caps
+from cil.engine.anytime import Anytime
+from cil.engine.caps import caps_of, caps_results, check_caps, measure_caps
 from cil.engine.cost import Cost
 from cil.engine.driver import Boundary, Context, Counts, Facts
 from cil.engine.dry_run import Bill, check_bills, dry_run
@@ -46,6 +47,11 @@ class StrategyWork:
         runtime: Device and precision.
         seed: All random draws follow from it.
         evaluation_batch: Images a batch in evaluation.
+        anytime: How often to evaluate inside experiences; None: not at all.
+
+    Attributes:
+        curve: Key of the results that holds the score after each experience, percent.
+        looks_inside: True for work that has an ``observer``, and so may be asked to evaluate inside experiences.
     """
 
     stream: Stream
@@ -57,8 +63,11 @@ class StrategyWork:
     runtime: Runtime
     seed: int = 0
     evaluation_batch: int = 500
+    anytime: Anytime | None = None
 
     batch_key = "trainer.batch_size"
+    curve: ClassVar[str] = "accuracy_curve"
+    looks_inside: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if bool(getattr(getattr(self.make_learner, "func", self.make_learner), "bound", False)):
@@ -101,18 +110,33 @@ class StrategyWork:
         _ = self.bill
 
     def check_stream(self, learner: Strategy) -> None:
-        """Refuse a stream that this kind of run cannot have; ``learner`` has met no class."""
+        """Refuse a stream or a setting that this kind of run cannot have; ``learner`` has met no class."""
+        if self.anytime is not None and not self.looks_inside:
+            raise ConfigError(
+                f"anytime.every is {self.anytime.every}, and runs of kind {self.stream.kind} are not evaluated inside "
+                f"experiences: set it to null"
+            )
 
     def bills(self) -> dict[str, Any]:
-        """The bill of each experience."""
-        return {"bills": [asdict(bill) for bill in self.bill]}
+        """The bill of each experience, with the caps that structure alone tells."""
+        caps = caps_results(self.budget, self._static_caps) if self._static_caps else {}
+        return {"bills": [asdict(bill) for bill in self.bill], **caps}
 
     def check_budget(self) -> dict[str, Any]:
         """Refuse what is over the budget whatever is trained, and a step that holds too much."""
         check_bills(self.bill, self.budget, self.name)
-        self._check_static_caps()
+        self.check_static_caps()
         memory = self.budget.check_training(self.name, self.steps().largest, self.batch_key)
         return {} if memory is None else {"training_bill": {"total": memory.total, **memory.kinds}}
+
+    def check_static_caps(self) -> None:
+        """Refuse a structure that is over a cap.
+
+        Raises:
+            BudgetExceeded: naming the cap and the first experience after which it is.
+        """
+        for index, measured in enumerate(self._static_caps):
+            check_caps(self.budget, measured, self.name, index, "by its structure after")
 
     def warnings(self) -> list[str]:
         """Sentences that a person should hear before training (``Strategy.warnings``)."""
@@ -193,12 +217,11 @@ class StrategyWork:
 
         counts = dict(self.count(index, learner, predict))
         counts["seconds"] = torch.tensor([clock.seconds], dtype=torch.float64)
-        measured = measure_caps(self.budget, learner, predict)
+        measured = measure_caps(caps_of(self.budget), learner, predict)
         if measured:
             rows = [*(context.checkpoints.evaluated(i) or {} for i in range(index)), measured]
             context.record.update(caps_results(self.budget, rows))
-            values = {name.removeprefix(PREFIX): float(value) for name, value in measured.items()}
-            check_caps(self.budget, values, self.name, index)
+            check_caps(self.budget, measured, self.name, index)
         return counts | measured
 
     def count(self, index: int, learner: Strategy, predict: Callable[..., Tensor]) -> Counts:
@@ -207,6 +230,9 @@ class StrategyWork:
         Args:
             learner: Rebuilt from what was carried.
             predict: Images, and the task where the stream tells it, to scores.
+
+        Returns:
+            Tensors by name, of whatever ``scores`` is to be computed from; ``flops``, (1,) float64, is among them.
         """
         raise NotImplementedError(f"{type(self).__name__} must write count(index, learner, predict)")
 
@@ -215,7 +241,7 @@ class StrategyWork:
         return {**self.scores(rows, facts), **spent(rows, facts), **caps_results(self.budget, rows)}
 
     def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> Mapping[str, object]:
-        """The part of the results that the kind's own counts give; with what ``line`` reads."""
+        """The part of the results that the kind's own counts give; with what ``logged`` reads, and ``curve``."""
         raise NotImplementedError(f"{type(self).__name__} must write scores(rows, facts)")
 
     def arrays(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> Mapping[str, np.ndarray[Any, Any]]:
@@ -225,11 +251,9 @@ class StrategyWork:
     def line(
         self, index: int, results: Mapping[str, Any], facts: Sequence[Facts]
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Accuracy, forgetting, bytes and exemplars after an experience, for loggers."""
+        """Scores, bytes and exemplars after an experience, for loggers."""
         values = {
-            "accuracy": results["accuracy_curve"][-1],
-            "average_incremental_accuracy": results["average_incremental_accuracy"],
-            "forgetting": results["forgetting"],
+            **self.logged(results),
             "carried_bytes": facts[-1]["ledger"]["totals"]["exact"]["total"],
             "exemplars": facts[-1]["exemplars"],
         }
@@ -237,9 +261,17 @@ class StrategyWork:
             values["ended_early"] = int(facts[-1]["ended_early"])
         return values, {"experience": index, "step": sum(fact["steps"] for fact in facts)}
 
+    def logged(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Scores for loggers, by the names that these show. Default: accuracy and forgetting."""
+        return {
+            "accuracy": results["accuracy_curve"][-1],
+            "average_incremental_accuracy": results["average_incremental_accuracy"],
+            "forgetting": results["forgetting"],
+        }
+
     def kept(self, results: Mapping[str, Any]) -> tuple[int, set[int]]:
-        """The boundary of the highest accuracy."""
-        curve = results["accuracy_curve"]
+        """The boundary of the highest score."""
+        curve = results[self.curve]
         return max(range(len(curve)), key=lambda i: curve[i] or 0.0), set()
 
     # parts ----------------------------------------------------------------------------------------------------------
@@ -277,15 +309,16 @@ class StrategyWork:
             answer, samples, columns, first, order, self.runtime.torch_device, self.evaluation_batch
         ).error  # fmt: skip
 
-    def _check_static_caps(self) -> None:
-        """Refuse before training what structure alone tells."""
+    @cached_property
+    def _static_caps(self) -> list[dict[str, Tensor]]:
+        """After each experience what structure alone tells; nothing where no cap is of that."""
         static = {name: cap for name, cap in caps_of(self.budget).items() if cap.static}
-        learner = self._structure() if static else None
-        for signature in self.stream.signatures if learner is not None else ():
-            assert learner is not None
+        found: list[dict[str, Tensor]] = []
+        learner = self._structure()
+        for signature in self.stream.signatures if static else ():
             learner.grow(admit(learner, signature, self.budget))
-            found = {name: cap.measure(learner, learner.predict) for name, cap in static.items()}
-            check_caps(self.budget, found, self.name, signature.index, "by its structure after")
+            found.append(measure_caps(static, learner, learner.predict))
+        return found
 
 
 def check_task_aware(takes_task: bool, stream: Stream, name: str) -> None:

@@ -138,10 +138,15 @@ class Learners:
         learner.grow(signature)
         learner.to(learner.device)
 
-    @torch.inference_mode()
+    @contextmanager
+    def answering(self, learner: Strategy) -> Iterator[None]:
+        """As a learner is evaluated: its modules in evaluation mode, no gradients, the precision of the run."""
+        with torch.inference_mode(), self.runtime.autocast(), all_evaluating(learner):
+            yield
+
     def scores(self, learner: Strategy, images: Tensor, task: TaskKey | None = None) -> Tensor:
         """Scores by ``predict`` in evaluation mode; with the task where the stream tells it."""
-        with self.runtime.autocast(), all_evaluating(learner):
+        with self.answering(learner):
             return learner.predict(images) if task is None else learner.predict(images, task)  # type: ignore[call-arg]
 
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
+from cil.engine.driver import Work
 from cil.report.kind import ReportedKind
-from cil.tracking import Record
+from cil.testing.check import CheckedKind
 from cil.tracking.validation import RecordedKind
 
 
-class Kind(ReportedKind, RecordedKind, Protocol):
+class Kind(ReportedKind, RecordedKind, CheckedKind, Protocol):
     """One kind of run, found by the name that a stream or a record holds (entry point ``cil.kinds``).
 
-    An implementation imports what it needs when a method is called, so that finding it costs nothing. For the command
-    line it derives from ``cil.kinds.command_line.CommandLine`` and names an object with the methods of that.
+    An implementation imports what it needs when a method is called, so that finding it costs nothing: it derives from
+    ``cil.kinds.parts.KindOfParts`` and names its parts, among them one for the command line; or from a built-in kind,
+    of which it names other parts.
     """
 
-    def rules(self) -> tuple[Callable[..., None], ...]:
-        """Contract checks of learners of this kind."""
-        ...
-
-    def load(self, record: Record, **options: Any) -> Any:
-        """The trained network of a finished run."""
+    def work(self, **parts: Any) -> Work:
+        """The work of a run; ``parts`` are those that ``cil.plan`` gives to all kinds with such learners."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from cil import plugins
 from cil.errors import ConfigError
@@ -30,8 +30,8 @@ class CommandLine:
         commands: ``module:object``.
     """
 
-    learner: ClassVar[str]
-    commands: ClassVar[str]
+    learner: str
+    commands: str
 
     def _commands(self) -> CommandLine:
         found: CommandLine = pkgutil.resolve_name(self.commands)

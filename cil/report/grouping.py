@@ -113,7 +113,14 @@ def by_budget(groups: Sequence[Group]) -> list[list[Group]]:
     """Groups that may carry the same, smallest budget first and no budget last."""
     parts = _split(
         groups,
-        lambda group: _text([allowance(group.first), _work(group.first), group.first.budget.get("scope", "carried")]),
+        lambda group: _text(
+            [
+                allowance(group.first),
+                _work(group.first),
+                group.first.budget.get("scope", "carried"),
+                group.first.budget.get("caps") or {},
+            ]
+        ),
     )
     return sorted(parts, key=lambda part: _size(part[0].first))
 
@@ -137,8 +144,8 @@ def budget_words(budget: dict[str, Any]) -> str:
 
     >>> budget_words({"kind": "bytes", "limits": [7998016], "convention": "survey"})
     '7,998,016 bytes (7.63 MiB, survey)'
-    >>> budget_words({"kind": "exemplars", "exemplars": 200}), budget_words({"kind": "none"})
-    ('200 exemplars', 'no budget')
+    >>> budget_words({"kind": "exemplars", "exemplars": 200, "caps": {"energy": 5000}}), budget_words({"kind": "none"})
+    ('200 exemplars, energy up to 5,000', 'no budget')
     """
     exemplars, limits = budget.get("exemplars"), budget.get("limits")
     parts = []
@@ -156,6 +163,7 @@ def budget_words(budget: dict[str, Any]) -> str:
         parts.append(f"{flops(budget['flops'])} FLOPs an experience")
     if budget.get("updates") is not None:
         parts.append(f"{budget['updates']:,} updates an experience")
+    parts += [f"{name} up to {limit:,}" for name, limit in (budget.get("caps") or {}).items()]
     more = "; as many more as incoming images are given up" if budget.get("scope") == "carried+incoming" else ""
     return (", ".join(parts) or "no budget") + more
 

@@ -92,8 +92,8 @@ class Row:
 
     @property
     def caps(self) -> tuple[Cap, ...]:
-        """Further budgets that the runs report."""
-        return caps(self.runs)
+        """Further budgets that the runs report; those refused for one too."""
+        return caps(self.shown)
 
     def score(self, *path: str | int) -> Score:
         """A result of each seed."""

@@ -36,7 +36,7 @@ def table(records: Iterable[Record]) -> Table:
         by_kind.setdefault(record.kind, []).append(record)
     if not by_kind:
         raise ConfigError("no records: a table needs at least one run")
-    order = list(dict.fromkeys([*plugins.BUILT_IN["cil.kinds"], *sorted(by_kind)]))
+    order = list(dict.fromkeys([*plugins.names("cil.kinds"), *sorted(by_kind)]))
     found: list[Sections] = []
     runs: list[RunSummary] = []
     unknown: list[str] = []

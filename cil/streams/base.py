@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -149,6 +149,14 @@ class Stream:
         self.mean, self.std = tuple(mean), tuple(std)
         self.official = official
         self._parts = tuple(parts)
+
+    @classmethod
+    def of(cls, stream: Stream, name: str | None = None) -> Self:
+        """The same experiences as a stream of this class, for a kind of run that evaluates them otherwise."""
+        made = cls.__new__(cls)
+        made.__dict__.update(stream.__dict__)
+        made.name = name or stream.name
+        return made
 
     def __len__(self) -> int:
         return len(self.signatures)

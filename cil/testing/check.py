@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -56,23 +56,29 @@ class CheckResult:
     error: str | None
 
 
-def kind_of(learner: type) -> CheckedKind:
-    """The kind of run that runs such learners.
+def kind_of(learner: Any, stream: Any = None) -> CheckedKind:
+    """The kind of run whose rules a learner keeps: that of the stream; without one, the first that runs such learners.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is none, or the stream is of a kind that does not run them.
     """
-    kinds: Iterator[CheckedKind] = (plugins.find("cil.kinds", name) for name in plugins.names("cil.kinds"))
-    for kind in kinds:
+    names = plugins.names("cil.kinds") if stream is None else [stream.kind]
+    kinds: Iterable[CheckedKind] = (plugins.find("cil.kinds", name) for name in names)
+    for kind in kinds if isinstance(learner, type) else ():
         if kind.runs(learner):
             return kind
-    raise ConfigError(f"{learner.__name__} is a learner of no kind of run; a strategy subclasses cil.Strategy")
+    name, kind_words = getattr(learner, "__name__", learner), "no kind of run"
+    if stream is not None:
+        kind_words = f"another kind of run than that of stream '{stream.name}', {stream.kind}"
+    raise ConfigError(
+        f"{name} is a learner of {kind_words}; a strategy subclasses cil.Strategy, an adapter cil.Adapter"
+    )
 
 
 def outcomes(subject: Subject[Any], rules: Sequence[Rule] | None = None) -> Iterator[CheckResult]:
-    """Check rules, by default all of the kind, each in a process of its own, so that globals start clean."""
+    """Check rules, by default all of the stream's kind, each in a process of its own, so that globals start clean."""
     torch.set_num_threads(1)  # the checks fork
-    for rule in kind_of(subject.target).rules() if rules is None else rules:
+    for rule in kind_of(subject.target, subject.stream).rules() if rules is None else rules:
         try:
             in_child(partial(rule, subject))
             error = None
@@ -94,7 +100,7 @@ def check_strategy(
 
     Args:
         strategy: Name or class.
-        stream: Met in most checks; a toy stream by default.
+        stream: Met in most checks, and its kind of run has the rules; a toy stream by default.
         rules: Some of those of the kind; by default all.
         hyperparameters: Of the strategy.
 
@@ -124,7 +130,7 @@ def _check(
     rules: Sequence[Rule] | None,
     given: Mapping[str, Any],
 ) -> None:
-    subject = kind_of(found).subject(found, given, stream)
+    subject = kind_of(found, stream).subject(found, given, stream)
     broken = [f"{result.name}: {result.error}" for result in outcomes(subject, rules) if result.error]
     if broken:
         name = learner if isinstance(learner, str) else learner.__name__

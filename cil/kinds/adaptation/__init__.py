@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cil.kinds.command_line import CommandLine
+from cil.kinds.parts import KindOfParts
 
 if TYPE_CHECKING:
-    from cil.adapt import Adapter
-    from cil.kinds.adaptation.work import AdaptationWork
-    from cil.report.section import Sections
-    from cil.streams.shifts import ShiftStream
-    from cil.testing import Rule
-    from cil.testing.subject import Subject
-    from cil.tracking import Record
+    from cil.kinds.base import Kind
 
 
-class Adaptation(CommandLine):
-    """The kind of adaptation runs; see ``cil.kinds.base.Kind``."""
+class Adaptation(KindOfParts):
+    """The kind of adaptation runs: online error by domain, bytes and seconds."""
 
     name = "adaptation"
     learner = "adapter"
     unit = "segments"
     progress = "segment_errors"
     commands = "cil.kinds.adaptation.commands:COMMANDS"
-
-    def identity_type(self) -> type:
-        """What makes a run of this kind that run."""
-        from cil.kinds.adaptation.record_types import AdaptationIdentity
-
-        return AdaptationIdentity
-
-    def results_type(self) -> type:
-        """What a record of this kind has as results."""
-        from cil.kinds.adaptation.record_types import AdaptationResults
-
-        return AdaptationResults
-
-    def work(self, **parts: Any) -> AdaptationWork:
-        """The work of a run; ``parts`` as ``AdaptationWork`` takes them."""
-        from cil.kinds.adaptation.work import AdaptationWork
-
-        return AdaptationWork(**parts)
-
-    def sections(self, records: Sequence[Record]) -> Sections:
-        """A table for each source and order of images: online error by domain, bytes and seconds."""
-        from cil.kinds.adaptation.section import sections
-
-        return sections(records)
-
-    # contract checks
+    identity = "cil.kinds.adaptation.record_types:AdaptationIdentity"
+    results = "cil.kinds.adaptation.record_types:AdaptationResults"
+    works = "cil.kinds.adaptation.work:AdaptationWork"
+    report = "cil.kinds.adaptation.section:sections"
+    contract = "cil.kinds.adaptation.rules:RULES"
+    tested = "cil.kinds.adaptation.subject:AdapterSubject"
 
     def runs(self, learner: type) -> bool:
         """True for adapters."""
@@ -58,19 +31,5 @@ class Adaptation(CommandLine):
 
         return issubclass(learner, Adapter)
 
-    def rules(self) -> tuple[Rule, ...]:
-        """The contract checks of adapters."""
-        from cil.kinds.adaptation.rules import RULES
 
-        return RULES
-
-    def subject(
-        self, target: type[Adapter], hyperparameters: Mapping[str, Any], stream: ShiftStream | None = None
-    ) -> Subject[Adapter]:
-        """The adapter under test."""
-        from cil.kinds.adaptation.subject import AdapterSubject
-
-        return AdapterSubject(target, hyperparameters, stream)
-
-
-ADAPTATION = Adaptation()
+ADAPTATION: Kind = Adaptation()

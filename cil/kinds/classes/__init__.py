@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cil.kinds.command_line import CommandLine
+from cil.kinds.parts import KindOfParts
 
 if TYPE_CHECKING:
-    from cil.kinds.classes.work import ClassWork
-    from cil.report.section import Sections
-    from cil.strategies import Strategy
-    from cil.streams import Stream
-    from cil.testing import Rule
-    from cil.testing.subject import Subject
-    from cil.tracking import Record
+    from cil.kinds.base import Kind
 
 
-class Classes(CommandLine):
-    """The kind of class-incremental runs; see ``cil.kinds.base.Kind``."""
+class Classes(KindOfParts):
+    """The kind of class-incremental runs: accuracy over experiences, and accuracy over budgets."""
 
     name = "classes"
     learner = "strategy"
     unit = "experiences"
     progress = "accuracy_curve"
     commands = "cil.kinds.classes.commands:COMMANDS"
-
-    def identity_type(self) -> type:
-        """What makes a run of this kind that run."""
-        from cil.kinds.classes.record_types import ClassIdentity
-
-        return ClassIdentity
-
-    def results_type(self) -> type:
-        """What a record of this kind has as results."""
-        from cil.kinds.classes.record_types import ClassResults
-
-        return ClassResults
-
-    def work(self, **parts: Any) -> ClassWork:
-        """The work of a run; ``parts`` as ``ClassWork`` takes them."""
-        from cil.kinds.classes.work import ClassWork
-
-        return ClassWork(**parts)
-
-    def sections(self, records: Sequence[Record]) -> Sections:
-        """A table for each setting that can be compared, and accuracy over budgets."""
-        from cil.kinds.classes.section import sections
-
-        return sections(records)
-
-    # contract checks
+    identity = "cil.kinds.classes.record_types:ClassIdentity"
+    results = "cil.kinds.classes.record_types:ClassResults"
+    works = "cil.kinds.classes.work:ClassWork"
+    report = "cil.kinds.classes.section:sections"
+    contract = "cil.kinds.classes.rules:RULES"
+    tested = "cil.kinds.classes.subject:StrategySubject"
 
     def runs(self, learner: type) -> bool:
         """True for strategies that are not told the task."""
@@ -58,19 +31,5 @@ class Classes(CommandLine):
 
         return issubclass(learner, Strategy) and not learner.takes_task
 
-    def rules(self) -> tuple[Rule, ...]:
-        """The contract checks of strategies."""
-        from cil.kinds.classes.rules import RULES
 
-        return RULES
-
-    def subject(
-        self, target: type[Strategy], hyperparameters: Mapping[str, Any], stream: Stream | None = None
-    ) -> Subject[Strategy]:
-        """The strategy under test."""
-        from cil.kinds.classes.subject import StrategySubject
-
-        return StrategySubject(target, hyperparameters, stream)
-
-
-CLASSES = Classes()
+CLASSES: Kind = Classes()

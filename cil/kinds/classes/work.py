@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from cil.engine.anytime import Anytime, AnytimeObserver
+from cil.engine.anytime import AnytimeObserver
 from cil.engine.driver import Context, Counts, Facts
 from cil.engine.learning import StrategyWork
 from cil.kinds.classes.evaluation import evaluate
@@ -20,13 +20,9 @@ from cil.strategies import Strategy
 
 @dataclass
 class ClassWork(StrategyWork):
-    """Trains a strategy on a stream of classes, and evaluates it on all classes seen.
+    """Trains a strategy on a stream of classes, and evaluates it on all classes seen."""
 
-    Args:
-        anytime: How often to evaluate inside experiences; None: not at all.
-    """
-
-    anytime: Anytime | None = None
+    looks_inside = True
 
     def observer(self, index: int, context: Context) -> AnytimeObserver | None:
         if self.anytime is None:

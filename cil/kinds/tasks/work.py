@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cil.engine.anytime import Anytime
 from cil.engine.driver import Context, Counts, Facts
 from cil.engine.learning import StrategyWork
 from cil.errors import ConfigError
@@ -25,7 +24,6 @@ class TaskWork(StrategyWork):
     """Trains a strategy on a stream of tasks, and evaluates it task by task."""
 
     stream: TaskStream
-    anytime: Anytime | None = None
 
     batch_key = "strategy.search.batch_size"  # these learners set their own
 

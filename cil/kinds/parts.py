@@ -1,0 +1,69 @@
+"""A kind of run whose parts are named, and imported when they are asked for: finding the kind costs nothing."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cil.kinds.command_line import CommandLine
+
+if TYPE_CHECKING:
+    from cil.engine.driver import Work
+    from cil.report.section import Sections
+    from cil.testing import Rule
+    from cil.testing.subject import Subject
+    from cil.tracking import Record
+
+
+class KindOfParts(CommandLine):
+    """Looks up each part where its attribute says, ``module:object``; see ``cil.kinds.base.Kind``.
+
+    Attributes:
+        name, learner, unit, progress: As of every kind.
+        identity, results: TypedDicts of what stands in a record.
+        works: Class of the work of a run.
+        report: Function of records that makes their sections.
+        contract: Tuple of the rules that learners keep.
+        tested: Class of a learner under test (``cil.testing.subject.Subject``).
+    """
+
+    name: str
+    unit: str
+    progress: str
+    identity: str
+    results: str
+    works: str
+    report: str
+    contract: str
+    tested: str
+
+    def identity_type(self) -> type:
+        """What makes a run of this kind that run."""
+        found: type = pkgutil.resolve_name(self.identity)
+        return found
+
+    def results_type(self) -> type:
+        """What a record of this kind has as results."""
+        found: type = pkgutil.resolve_name(self.results)
+        return found
+
+    def work(self, **parts: Any) -> Work:
+        """The work of a run; ``parts`` as its class takes them."""
+        made: Work = pkgutil.resolve_name(self.works)(**parts)
+        return made
+
+    def sections(self, records: Sequence[Record]) -> Sections:
+        """Tables, plots and words of records of this kind."""
+        found: Sections = pkgutil.resolve_name(self.report)(records)
+        return found
+
+    def rules(self) -> tuple[Rule, ...]:
+        """The contract checks, in the order in which they are done."""
+        found: tuple[Rule, ...] = pkgutil.resolve_name(self.contract)
+        return found
+
+    def subject(self, target: Any, hyperparameters: Mapping[str, Any], stream: Any = None) -> Subject[Any]:
+        """A learner under test, by default on the toy stream of the kind."""
+        made: Subject[Any] = pkgutil.resolve_name(self.tested)(target, hyperparameters, stream)
+        return made

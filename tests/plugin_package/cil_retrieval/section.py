@@ -1,0 +1,93 @@
+"""The part of a report: a table, a verdict, a plot, and how to read them. Rows are those of class-incremental runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from cil.kinds.classes.rows import class_rows, ranked
+from cil.kinds.classes.section import stream_words
+from cil.report import ReadingAid, Section, Sections, verdict
+from cil.report.grids import grid, scores_entry, whole
+from cil.report.grouping import Group, budget_words, by_budget, comparisons, grouped
+from cil.report.plots import Picture, Plot, drawn, figure_of, legend, line_style
+from cil.report.rows import Row, remarks
+from cil.report.settings_list import computing, known, one_seed
+from cil.tracking import Record
+
+LAST = ("recall_at_1", -1)
+COLUMNS: dict[str, tuple[str | int, ...]] = {  # heading: path in the results
+    "last recall@1 %": LAST,
+    "last mAP %": ("mean_average_precision", -1),
+    "average recall@1 %": ("average_recall_at_1",),
+    "average mAP %": ("average_mean_average_precision",),
+}
+TERMS = (
+    ("recall@1", "Queries whose nearest image in the gallery has their class. Near: a high cosine of the features."),
+    ("mAP", "Mean over queries of the average precision of the whole gallery, ranked by how near it is."),
+    ("last, average", "After the last experience; the mean over all experiences."),
+    ("exact B", "Every byte that crosses the last boundary; the gallery is not carried, it is test data."),
+)
+INTRODUCTION = (
+    "A learner meets classes in portions and is asked for images, not for names: half of the test images of all classes "
+    "seen are a gallery, in which the others are looked up. Rows are compared inside one table only."
+)
+
+
+def sections(records: Sequence[Record]) -> Sections:
+    """One table for each stream and budget."""
+    settings = [same for alike in comparisons(grouped(records)) for same in by_budget(alike)]
+    found = [_section(groups, place if len(settings) > 1 else 0) for place, groups in enumerate(settings, 1)]
+    return Sections(tuple(found), ReadingAid("How to read retrieval runs", INTRODUCTION, TERMS))
+
+
+def _section(groups: Sequence[Group], number: int) -> Section:
+    rows = sorted(class_rows(groups), key=lambda row: (row.standing != "ranked", -(row.score(*LAST).mean or 0.0)))
+    first, competing = groups[0].first, ranked(rows)
+    verdicts = [verdict(head, {row.label: row.score(*path) for row in competing}) for head, path in COLUMNS.items()]
+    return Section(
+        title=f"Retrieval: {stream_words(first)}",
+        subtitle=budget_words(first.budget),
+        condition="Budget",
+        number=number,
+        rows=tuple(rows),
+        facts=known(computing([first])),
+        grid=grid("strategy", [row.line(_cells(row)) for row in rows]),
+        best={one.metric: one.winner for one in verdicts if one.winner},
+        verdicts=tuple(verdicts) if len(competing) > 1 else (),
+        remarks=remarks(rows),
+        warnings=tuple(one_seed(rows)),
+        entries=tuple(map(_entry, rows)),
+        plots=partial(_plots, rows, first.steps),
+    )
+
+
+def _cells(row: Row) -> dict[str, str]:
+    cells = {"n": str(len(row.runs))} | {head: str(row.score(*path)) for head, path in COLUMNS.items()}
+    return cells | {"exact B": whole(row.carried())} | {cap.head: str(cap) for cap in row.caps}
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    """The same for CSV and JSON, numbers unrounded."""
+    scores = scores_entry({head: row.score(*path) for head, path in COLUMNS.items()})
+    return (
+        {"label": row.label, "n": len(row.runs), "exact_bytes": row.carried()}
+        | scores
+        | {f"cap_{cap.name}": cap.last for cap in row.caps}
+    )
+
+
+def _plots(rows: Sequence[Row], steps: int, number: int, paint: Mapping[str, str]) -> list[Plot]:
+    shown = [row for row in rows if row.runs]
+    return drawn(number, partial(_over_experiences, shown, steps, paint)) if shown else []
+
+
+def _over_experiences(rows: Sequence[Row], steps: int, paint: Mapping[str, str]) -> Picture:
+    figure, (axes,) = figure_of(3.9)
+    for place, row in enumerate(rows):
+        recall = [row.score("recall_at_1", step).mean or 0.0 for step in range(steps)]
+        axes.plot(range(1, steps + 1), recall, **line_style(paint[row.label], place, row.bound), label=row.label)
+    axes.set(xlabel="experiences learned", ylabel="recall@1, %", ylim=(0, 100))
+    legend(axes)
+    return "Recall over experiences", "Among all classes seen by then. Mean over seeds.", figure
