@@ -28,7 +28,7 @@ ALLOWED = {
 }
 ALLOWED["testing"] = {*ALLOWED} - {"report"}
 ALLOWED["kinds"] = {*ALLOWED}  # above the rooms that ask them: they are found by name
-DOORS = {("kinds", name) for name in ("commands.py", "command_line.py", "base.py")}  # the command line alone asks them
+DOORS = {
     ("kinds", "commands.py"),
     ("kinds", "command_line.py"),
     ("kinds", "base.py"),

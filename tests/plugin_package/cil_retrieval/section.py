@@ -30,8 +30,8 @@ TERMS = (
     ("exact B", "Every byte that crosses the last boundary; the gallery is not carried, it is test data."),
 )
 INTRODUCTION = (
-    "A learner meets classes in portions and is asked for images, not for names: half of the test images of all classes "
-    "seen are a gallery, in which the others are looked up. Rows are compared inside one table only."
+    "A learner meets classes in portions and is asked for images, not for names: half of the test images of all "
+    "classes seen are a gallery, in which the others are looked up. Rows are compared inside one table only."
 )
 
 
