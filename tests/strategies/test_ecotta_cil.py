@@ -356,7 +356,7 @@ def test_without_exemplars_sums_of_features_are_carried_and_answer(learn):
     learner, d = done.learner(2), done.learner(2).net.feature_dim
     assert done.ledger(2)["prototypes"] == 4 * 6 * d and "exemplars" not in done.ledger(2)
     for slot in done.stream.signatures[2].new_slots:  # of the network as the last experience left it
-        own = extract(learner._whole(), done.stream[2].train.of_class(slot)).sum(0)
+        own = extract(learner._net_and_head(), done.stream[2].train.of_class(slot)).sum(0)
         torch.testing.assert_close(learner.sums[slot], own, rtol=1e-4, atol=1e-4)
     images = done.stream.test(2).images
     scores = done.run.work.learners.scores(learner, images)
@@ -371,7 +371,7 @@ def test_with_exemplars_means_are_theirs_and_neither_carried_nor_charged(learn):
     learner = done.learner(2)
     assert "prototypes" not in done.ledger(2) and done.record.results["exemplars"] == [12, 12, 12]
     held = learner.memory.samples()
-    means = torch.stack([extract(learner._whole(), held.of_class(slot)).mean(0) for slot in range(6)])
+    means = torch.stack([extract(learner._net_and_head(), held.of_class(slot)).mean(0) for slot in range(6)])
     torch.testing.assert_close(F.normalize(learner.means), F.normalize(means), rtol=1e-4, atol=1e-5)
     empty = learn("ecotta_cil", hyperparameters=options, recipe=ONE_EPOCH, budget=Budget(exemplars=0)).learner(2)
     assert empty.means is None

@@ -201,7 +201,7 @@ def tilted(tilt, images, quota=58):
     learner = bare("rmm", tilts=[tilt])
     learner.tilt = tilt
     learner.arriving = dict(enumerate(images))
-    return learner._tilted(list(learner.arriving), quota)
+    return learner._tilt_quotas(list(learner.arriving), quota)
 
 
 def test_the_easier_half_gets_more_and_the_harder_half_less():

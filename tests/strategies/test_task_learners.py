@@ -205,15 +205,15 @@ def test_the_least_often_chosen_gives_way():
     net.owners, net.chosen = torch.tensor([5, 0, 2]), torch.tensor([1, 1, 3])
     pool = find("dynamic_budgeted")(toy_factory(toy_tasks(), seed=0), Budget(), models=3)
     pool.net = net
-    assert pool._victim() == 1  # once as the first, and older
+    assert pool._place_to_free() == 1  # once as the first, and older
 
 
 def test_cumulative_keeps_all_images_and_targets(made):
     run, record = made("cumulative")
     assert record.results["exemplars"] == [24, 60, 96, 96]
-    past, stream = learner(run, 3).past, run.work.stream
+    past, stream = learner(run, 3), run.work.stream
     for index in range(1, 3):
-        held, train = past.memory(stream.signatures[index].task).samples(), stream[index].train
+        held, train = past.past(stream.signatures[index].task).samples(), stream[index].train
         kept = held.slots if train.targets is None else held.extras["targets"].float()
         true = train.slots if train.targets is None else train.targets
         assert labelled(held, kept) == labelled(train, true)
@@ -222,10 +222,10 @@ def test_cumulative_keeps_all_images_and_targets(made):
 def test_a_batch_of_cumulative_is_of_all_tasks_and_each_image_weighs_the_same(made):
     run, _ = made("cumulative")
     held = learner(run, 2)
-    new, train = held.task, run.work.stream[2].train
+    train = run.work.stream[2].train
     batch = Batch(train.images[:16], train.slots[:16], None if train.targets is None else train.targets[:16])
-    weights = dict.fromkeys(held.past.tasks, 1.0)
-    parts = held.past.mixture(new, batch, weights)
+    weights = dict.fromkeys(held.tasks, 1.0)
+    parts = held.mixture(batch, weights)
     assert sum(len(part) for _, part in parts) == 16 and len(parts) > 1
     held.net.eval()  # statistics are fixed, so that parts do not touch each other
     settings = {"smoothing": 0.1}
@@ -240,10 +240,10 @@ def test_a_batch_of_cumulative_is_of_all_tasks_and_each_image_weighs_the_same(ma
 
 def test_images_of_a_small_task_come_again_in_a_large_batch(made):
     held = learner(made("cumulative")[0], 2)
-    small, new = held.past.tasks[0], held.task
-    held.past.memory(small).shrink(2)  # two a class
+    small, new = held.tasks[0], held.task
+    held.past(small).shrink(2)  # two a class
     batch = Batch(torch.rand(64, 3, 12, 12), torch.full((64,), new.first))
-    parts = dict(held.past.mixture(new, batch, {small: 1.0, new: 1.0}))
+    parts = dict(held.mixture(batch, {small: 1.0, new: 1.0}))
     assert len(parts[small]) + len(parts[new]) == 64
     assert len(parts[small]) > 20 and len(parts[small].images.unique(dim=0)) == 4
 
@@ -253,9 +253,9 @@ def test_batch_norm_of_a_mixed_batch_has_the_statistics_of_the_mixture(made):
     norm = next(layer for layer in held.net.modules() if isinstance(layer, torch.nn.BatchNorm2d))
     seen = []
     norm.register_forward_hook(lambda layer, inputs, output: seen.append(len(inputs[0])))
-    one = Batch(torch.rand(3, 3, 12, 12), torch.full((3,), held.past.tasks[0].first))
-    two = Batch(torch.rand(5, 3, 12, 12), torch.full((5,), held.past.tasks[2].first))
-    held.losses_of([(held.past.tasks[0], one), (held.past.tasks[2], two)], {"smoothing": 0.0})
+    one = Batch(torch.rand(3, 3, 12, 12), torch.full((3,), held.tasks[0].first))
+    two = Batch(torch.rand(5, 3, 12, 12), torch.full((5,), held.tasks[2].first))
+    held.losses_of([(held.tasks[0], one), (held.tasks[2], two)], {"smoothing": 0.0})
     assert seen == [8]
 
 
@@ -289,7 +289,7 @@ def test_old_images_are_mirrored_where_their_task_allows_it_whatever_the_new_one
     held = learner(run, 2)
     for index, mirrored in ((0, True), (1, False)):
         task = run.work.stream.signatures[index].task
-        batch, known = held.past.batch(task, 24), run.work.stream[index].train.images
+        batch, known = held.past_batch(task, 24), run.work.stream[index].train.images
         as_it_was = torch.stack([(known == image).flatten(1).all(1).any() for image in batch.images])
         turned = torch.stack([(known == image.flip(2)).flatten(1).all(1).any() for image in batch.images])
         assert bool((as_it_was | turned).all()) and task.mirrored == mirrored
