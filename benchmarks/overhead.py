@@ -27,11 +27,11 @@ from pathlib import Path
 
 import raw
 import torch
+from cil.engine.run import Run
 from torch import nn
 
 from cil.data import ArrayStore, Augment, Dataset, Samples
 from cil.engine.recipe import Recipe
-from cil.engine.run import Run
 from cil.engine.runtime import Runtime
 from cil.memory import Budget, herd
 from cil.models import NetFactory, build_backbone

@@ -18,18 +18,21 @@ _HOMES = {
     "Batch": "cil.data",
     "Budget": "cil.memory",
     "CilError": "cil.errors",
+    "Comparison": "cil.comparison",
     "Experience": "cil.streams",
     "ExemplarMemory": "cil.memory",
     "NetFactory": "cil.models",
     "Phase": "cil.strategies",
     "Recipe": "cil.engine.recipe",
     "Record": "cil.tracking",
+    "RunOptions": "cil.engine.options",
     "Samples": "cil.data",
     "ShiftStream": "cil.streams.shifts",
     "Strategy": "cil.strategies",
     "Stream": "cil.streams",
     "adapt_to": "cil.adaptation",
     "class_incremental": "cil.streams",
+    "compare": "cil.comparison",
     "evaluate": "cil.trained",
     "load": "cil.trained",
     "load_dataset": "cil.data",
@@ -39,7 +42,7 @@ _HOMES = {
     "train": "cil.api",
 }
 
-__all__ = [*_HOMES]
+__all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from cil.adapt import Adapter as Adapter
@@ -47,9 +50,12 @@ if TYPE_CHECKING:
     from cil.api import plan as plan
     from cil.api import train as train
     from cil.cli.build import run as run
+    from cil.comparison import Comparison as Comparison
+    from cil.comparison import compare as compare
     from cil.data import Batch as Batch
     from cil.data import Samples as Samples
     from cil.data import load_dataset as load_dataset
+    from cil.engine.options import RunOptions as RunOptions
     from cil.engine.recipe import Recipe as Recipe
     from cil.errors import CilError as CilError
     from cil.memory import Budget as Budget
@@ -66,8 +72,14 @@ if TYPE_CHECKING:
     from cil.trained import evaluate as evaluate
     from cil.trained import load as load
 
+    __version__: str
+
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("cil")
     if name not in _HOMES:
         raise AttributeError(f"module 'cil' has no attribute '{name}'")
     if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is imported: threads that spin slow down what runs beside

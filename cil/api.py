@@ -68,16 +68,28 @@ def train(
     Raises:
         CilError: what is wrong in one line, before training where it can be known then.
     """
-    recipe = recipe or Recipe()
-    changes: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
-    recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
-    if lr is not None:
-        recipe = replace(recipe, optimizer=partial(recipe.optimizer, lr=lr))
-    _check_names(options)
-    run = plan(strategy, stream, model, budget, recipe=recipe, anytime=anytime, **options)
+    changes = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "recipe": recipe, "anytime": anytime}
+    run = plan_training(strategy, stream, model, budget, **changes, **options)
     for warning in run.work.warnings():
         _say.warning(warning)
     return run.execute()
+
+
+def plan_training(
+    strategy: str | type[Strategy] | MakeStrategy,
+    stream: Stream,
+    model: Model = "resnet20",
+    budget: Budget | None = None,
+    **given: Any,
+) -> Run:
+    """The run that ``train`` executes; ``given`` as for ``train``."""
+    _check_names(given)
+    recipe = given.pop("recipe", None) or Recipe()
+    changes = {name: given.pop(name, None) for name in ("epochs", "batch_size", "lr")}
+    recipe = replace(recipe, **{name: changes[name] for name in ("epochs", "batch_size") if changes[name] is not None})
+    if changes["lr"] is not None:
+        recipe = replace(recipe, optimizer=partial(recipe.optimizer, lr=changes["lr"]))
+    return plan(strategy, stream, model, budget, recipe=recipe, **given)
 
 
 def _check_names(options: Mapping[str, Any]) -> None:

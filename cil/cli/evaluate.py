@@ -56,10 +56,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def change_stream(record: Record, overrides: Sequence[str]) -> dict[str, Any]:
     """The stream of a run, with changes; the class order stays, so that slots mean what they meant."""
-    config = record.identity["config"]
-    if "builder" not in (config.get("stream") or {}):
+    given = record.identity["config"].get("stream")
+    if not isinstance(given, dict) or "builder" not in given:
         raise ConfigError(f"{record.directory} was made in Python; evaluate it there: cil.evaluate(run_dir, stream)")
-    stream = dict(config["stream"])
+    stream = dict(given)
     refuse_targets(stream, f"{record.directory}/record.json: config.stream")
     if not isinstance(stream["builder"], str):
         raise ConfigError(f"{record.directory}/record.json: config.stream.builder is no name of a registered stream")

@@ -2,17 +2,17 @@
 
 from cil.contract.holder import Holder, loaded_reference, reference_of
 from cil.contract.hyperparameters import Checks
-from cil.contract.phase import Desk, Phase, Progress
+from cil.contract.phase import Phase, Progress, RuntimeContext
 from cil.contract.search import Choice, Range, Search, Settings
 
 __all__ = [
     "Checks",
     "Choice",
-    "Desk",
     "Holder",
     "Phase",
     "Progress",
     "Range",
+    "RuntimeContext",
     "Search",
     "Settings",
     "loaded_reference",

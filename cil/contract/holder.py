@@ -10,13 +10,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from cil.contract.phase import Desk
+from cil.contract.phase import RuntimeContext
 from cil.errors import ConfigError, NotKept, StateError
 from cil.memory import Entry, ExemplarMemory, Reference, State, check_kind, encode_meta, tensor_bytes, tensor_entry
 from cil.memory.ledger import TRAINING_KINDS
 
 _META = (bool, int, float, str)
-_OWN = ("_kept", "desk", "num_classes", "image_shape")  # attributes of a holder that are no entries
+_OWN = ("_kept", "context", "num_classes", "image_shape")  # attributes of a holder that are no entries
 
 
 @dataclass(frozen=True)
@@ -30,25 +30,25 @@ class Holder:
     """Holds what ``keep`` names; that alone is carried, charged, saved and loaded again.
 
     Args:
-        desk: Runtime context that the engine lends it.
+        context: Runtime context that the engine lends it.
     """
 
     _kept: dict[str, _Kept]
 
-    def __init__(self, desk: Desk | None = None) -> None:
+    def __init__(self, context: RuntimeContext | None = None) -> None:
         object.__setattr__(self, "_kept", {})
         self.num_classes = 0
         self.image_shape: tuple[int, int, int] = (0, 0, 0)
-        self.desk = desk or Desk()
+        self.context = context or RuntimeContext()
 
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return self.desk.device
+        return self.context.device
 
     def generator(self, purpose: str) -> torch.Generator:
         """A fresh CPU generator, keyed by seed, experience and purpose: same key, same draws."""
-        return self.desk.generator(purpose)
+        return self.context.generator(purpose)
 
     def keep(
         self,
@@ -114,7 +114,7 @@ class Holder:
 
     def to(self, device: torch.device | str) -> Self:
         """Move modules and tensors."""
-        self.desk.device = torch.device(device)
+        self.context.device = torch.device(device)
         for name, value in self.held().items():
             if isinstance(value, nn.Module | Tensor):
                 object.__setattr__(self, name, value.to(device))

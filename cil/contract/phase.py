@@ -86,13 +86,13 @@ class Progress:
 
 
 @dataclass
-class Desk:
+class RuntimeContext:
     """Device, keyed generators, backward pass and augmentation, lent to a learner by the engine. Not carried.
 
     Attributes:
-        flops: Counts, by ``with desk.flops.counting()``, work inside a step that is not the same at every step, as a
+        flops: Counts, by ``with context.flops.counting()``, work inside a step that is not the same at every step, as a
             pass over all images now and then: it is billed once as it is, not as a share of each image.
-        parts: Operations outside phases that the bill shall name, by ``with desk.part(name)``.
+        parts: Operations outside phases that the bill shall name, by ``with context.part(name)``.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

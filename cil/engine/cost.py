@@ -29,7 +29,7 @@ class Cost:
     activations: int = 0
     images: int = 0
     steps: int = 0  # of the optimizer
-    extra: int = 0  # what the learner counted itself, by ``desk.flops``
+    extra: int = 0  # what the learner counted itself, by ``context.flops``
     entries: list[Entry] = field(default_factory=list)
     part: str = "training"  # of the bill: training, search or validation
     trial: dict[str, Any] = field(default_factory=dict)  # settings and error, where it is one of a search
@@ -53,15 +53,15 @@ class Cost:
     @contextmanager
     def batch(self, learner: Holder, images: int) -> Iterator[AbstractContextManager[Any]]:
         """Around forward and backward of a batch; what it gives goes around the forward pass alone."""
-        before = learner.desk.flops.count
+        before = learner.context.flops.count
         if self.steps >= MEASURED:
             yield nullcontext()
-            self.extra += learner.desk.flops.count - before
+            self.extra += learner.context.flops.count - before
             return
         flops, saved = Flops(), SavedBytes(held_tensors(learner))
         with flops.counting():
             yield saved
-        extra = learner.desk.flops.count - before
+        extra = learner.context.flops.count - before
         self.extra += extra
         self.flops_per_image = max(self.flops_per_image, (flops.count - extra) / images)
         self.activations = max(self.activations, saved.bytes)

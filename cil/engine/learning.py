@@ -359,7 +359,7 @@ def flops_by_part(costs: Sequence[Cost], learner: Strategy, hooks: int) -> dict[
     parts = {"training": 0}
     for cost in costs:
         parts[cost.part] = parts.get(cost.part, 0) + cost.flops
-    named = {name: flops.count for name, flops in learner.desk.parts.items()}
+    named = {name: flops.count for name, flops in learner.context.parts.items()}
     return {**parts, "consolidation": hooks - sum(named.values()), **named}
 
 

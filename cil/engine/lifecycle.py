@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cil.contract import Desk, Holder
+from cil.contract import Holder, RuntimeContext
 from cil.data import Augment
 from cil.engine.keys import generator, reseed
 from cil.engine.runtime import Runtime
@@ -112,7 +112,7 @@ class Learners:
         allowance = Allowance(self.budget, NextBoundary(final_bytes=self.final_bytes))
         learner = self.make_learner(self.make_factory(seed=self.seed, device=device), allowance)
         keyed = partial(generator, self.seed, "strategy", index)
-        learner.desk = Desk(device, keyed, self.runtime.backward, self.augment)
+        learner.context = RuntimeContext(device, keyed, self.runtime.backward, self.augment)
         return learner.to(device)
 
     def rebuilt(self, index: int, state: State | None) -> Strategy:

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from cil.contract import Desk, Phase, Search
+from cil.contract import Phase, RuntimeContext, Search
 from cil.data import Augment, Samples
 from cil.engine.dry_run import Bill, held_in, planned_exemplars
 from cil.engine.keys import generator
@@ -100,7 +100,7 @@ class StrategySteps:
         final = self.bills[-1].fixed[self.budget.convention] if self.budget.reserve == "final" else None
         factory = self.make_factory(seed=self.seed, device=device, meta=not noise)
         learner = self.make_learner(factory, Allowance(self.budget))
-        learner.desk = Desk(device, partial(generator, self.seed, "strategy", index), augment=self.augment)
+        learner.context = RuntimeContext(device, partial(generator, self.seed, "strategy", index), augment=self.augment)
         learner.to(device)
 
         def grow(signature: Signature) -> None:

@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 from keyword import iskeyword
 from pathlib import Path
 
-from cil.contract import Choice, Desk, Phase, Progress, Range, Search, reference_of
+from cil.contract import Choice, Phase, Progress, Range, RuntimeContext, Search, reference_of
 from cil.memory import State
 from cil.strategies.base import Strategy
 from cil.strategies.registry import find, register
@@ -16,10 +16,10 @@ _NOT_METHODS = {"__init__", "base", "parts", "registry"}
 
 __all__ = [
     "Choice",
-    "Desk",
     "Phase",
     "Progress",
     "Range",
+    "RuntimeContext",
     "Search",
     "State",
     "Strategy",

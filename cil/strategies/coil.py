@@ -174,7 +174,7 @@ class Coil(Strategy):
         """Retrospective transport, by the network as it is: at the start of an epoch and every ``refresh`` steps."""
         epoch, step = self.progress.epoch, self.progress.step
         if self.backward_rows is None or self.refreshed[0] != epoch or step - self.refreshed[1] >= self.refresh:
-            with self.desk.flops.counting():
+            with self.context.flops.counting():
                 means = self._means()
             weight = self.net.head.weight
             self.backward_rows = self._transport(weight[self.old_classes :], means[1], means[0])

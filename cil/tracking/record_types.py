@@ -11,6 +11,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 Scores = list[float | None]  # percent
+Given = float  # a whole number as a user gave it, who may have written 1e6
 
 # results ------------------------------------------------------------------------------------------------------------
 
@@ -136,9 +137,9 @@ class StabilityGap(TypedDict):
 class AnytimeResults(TypedDict):
     """Evaluation inside experiences; see ``cil.engine.anytime``."""
 
-    every: int
+    every: Given
     unit: str
-    images: int | None
+    images: Given | None
     updates: list[int]
     samples: list[int]
     experiences: list[int]
@@ -174,7 +175,7 @@ class StreamDescription(TypedDict):
     """What every stream says of itself."""
 
     name: str
-    classes: list[str]
+    classes: list[str | int]
     image_shape: list[int]
     mean: list[float]
     std: list[float]
@@ -197,15 +198,15 @@ class BudgetDescription(TypedDict):
     """The terms of a budget (``cil.memory.Budget``), and how they came about."""
 
     kind: str
-    exemplars: int | None
-    limits: list[int] | None
+    exemplars: Given | None
+    limits: list[Given] | None
     convention: str
     reserve: str
     scope: str
     enforce: str
-    training_bytes: int | None
-    flops: float | None
-    updates: int | None
+    training_bytes: Given | None
+    flops: Given | None
+    updates: Given | None
     at: str
     to: str | None
     to_model: NotRequired[str]
@@ -229,7 +230,7 @@ class Tuning(TypedDict):
     """How the settings were chosen, where ``cil tune`` chose them."""
 
     protocol: str
-    n_trials: int
+    n_trials: Given
     selection_metric: str
     search_space: dict[str, Any]
     search_space_hash: str

@@ -61,7 +61,7 @@ class Made:
         return adapter
 
     def at(self, adapter, batch):
-        adapter.desk.generator = lambda purpose: generator(0, "adapt", batch, purpose)
+        adapter.context.generator = lambda purpose: generator(0, "adapt", batch, purpose)
 
     one_norm = staticmethod(one_norm)
     conv_source = staticmethod(conv_source)

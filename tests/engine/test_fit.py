@@ -613,7 +613,7 @@ def test_what_a_loss_counts_itself_is_billed_as_it_is_and_not_as_a_share_of_each
     class NowAndThen(Learner):
         def loss(self, batch):
             if self.progress.step in (1, 4):
-                with self.desk.flops.counting():
+                with self.context.flops.counting():
                     torch.ones(5, 7) @ torch.ones(7, 3)  # 210 operations
             return super().loss(batch)
 

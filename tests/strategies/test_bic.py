@@ -157,9 +157,9 @@ def test_a_tenth_of_an_old_classs_exemplars_of_every_class_is_left_out(old, held
 
 def test_validation_images_are_drawn_at_random_by_experience_and_the_same_when_asked_again():
     learner, experience = filled(4, 30, 2, 300)
-    learner.desk.generator = lambda purpose: torch.Generator().manual_seed(len(purpose))
+    learner.context.generator = lambda purpose: torch.Generator().manual_seed(len(purpose))
     first, again = (numbers(learner.stages(experience)[1]) for _ in range(2))
-    learner.desk.generator = lambda purpose: torch.Generator().manual_seed(99)
+    learner.context.generator = lambda purpose: torch.Generator().manual_seed(99)
     other = numbers(learner.stages(experience)[1])
     assert first == again != other
     assert first[:3] != [0, 1, 2] and other[:3] != [0, 1, 2]

@@ -241,7 +241,7 @@ def test_exemplars_of_all_experiences_are_held_in_proportion(capacity, epochs):
     trials, totals = 60, torch.zeros(6)
     for key in range(trials):
         learner = bare("derpp", classes=[6])
-        learner.desk.generator = lambda purpose, key=key: generator(key, purpose)
+        learner.context.generator = lambda purpose, key=key: generator(key, purpose)
         learner.capacity = capacity
         for index in range(6):
             learner.places = torch.full((24,), NOT_OFFERED)

@@ -35,7 +35,7 @@ SMALL = {"train_first": False, "parts": 2}
 def learner_of(*classes: int, **options: Any) -> EcoTTACIL:
     """A learner on a random network whose statistics are not those of a fresh one."""
     learner = bare("ecotta_cil", **{**SMALL, **options})
-    learner.desk.generator = partial(generator, 0)
+    learner.context.generator = partial(generator, 0)
     torch.manual_seed(3)
     for layer in learner.net.modules():
         if isinstance(layer, nn.BatchNorm2d):

@@ -161,7 +161,7 @@ def test_batches_are_mixed_with_the_probability_given():
     mixed = {}
     for cutmix in (0.0, 0.3, 1.0):
         learner, count = bare("gdumb", classes=[2], cutmix=cutmix), 0
-        learner.desk.generator = lambda purpose: torch.Generator().manual_seed(int(purpose.partition(":")[2]))
+        learner.context.generator = lambda purpose: torch.Generator().manual_seed(int(purpose.partition(":")[2]))
         given = Batch(torch.rand(4, 3, 12, 12), torch.tensor([0, 1, 0, 1]))
 
         def look(net, images, output, given=given):

@@ -186,7 +186,7 @@ def test_a_random_batch_of_exemplars_is_another_one_at_every_step(monkeypatch):
     monkeypatch.setattr(learner, "gradient", lambda loss: [torch.zeros(1)])
     forward = learner.net.forward
     monkeypatch.setattr(learner.net, "forward", lambda images: drawn.append(images) or forward(images))
-    learner.desk.generator = lambda purpose: torch.Generator().manual_seed(sum(purpose.encode()))
+    learner.context.generator = lambda purpose: torch.Generator().manual_seed(sum(purpose.encode()))
     for _ in range(2):
         for learner.progress.step in (0, 1):
             learner._gradient_of(0, 2)

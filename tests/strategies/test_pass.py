@@ -185,7 +185,7 @@ def test_every_step_draws_its_own(learn):
     class Watched(PASS):
         def pseudo_features(self, count):
             features, slots = super().pseudo_features(count)
-            drawn[self.desk.generator("x").initial_seed(), self.progress.step] = features.flatten()[:5].tolist()
+            drawn[self.context.generator("x").initial_seed(), self.progress.step] = features.flatten()[:5].tolist()
             return features, slots
 
     learn(Watched)

@@ -6,25 +6,19 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from cil.adapt import SourceModel
-from cil.adaptation import plan_adaptation, source_batch_keys
-from cil.api import networks
-from cil.cli.build import build, method_of, model_of, recipe_of
 from cil.cli.formats import bar, data_of, percent
 from cil.cli.names import key_of
-from cil.engine.runtime import Runtime
 from cil.errors import ConfigError
-from cil.kinds.adaptation.steps import AdapterSteps
-from cil.kinds.adaptation.work import AdaptationWork
-from cil.memory import Budget
-from cil.streams.known_shapes import without_images
 
 if TYPE_CHECKING:
+    import torch
+
+    from cil.adapt import SourceModel
     from cil.cli.compose import Job
     from cil.engine.driver import Run
     from cil.engine.options import RunOptions
+    from cil.kinds.adaptation.steps import AdapterSteps
+    from cil.kinds.adaptation.work import AdaptationWork
     from cil.memory.training_memory import TrainingMemory
     from cil.tracking import Record
 
@@ -36,6 +30,10 @@ class AdaptationCommands:
     """Commands of an adapter; see ``cil.kinds.command_line``."""
 
     def build(self, job: Job, stream: Any, options: RunOptions, facts: Mapping[str, Any]) -> Run:
+        from cil.adaptation import plan_adaptation
+        from cil.cli.build import method_of, recipe_of
+        from cil.memory import Budget
+
         config = job.config
         _refuse_strategies(job)
         adapter = method_of(config, "adapter")
@@ -57,6 +55,8 @@ class AdaptationCommands:
 
     def memory(self, job: Job, stream: Any, experience: int | None) -> tuple[str, Sequence[TrainingMemory]]:
         """Of an adapter that is trained on source data before it is deployed, also the largest step there."""
+        from cil.streams.known_shapes import without_images
+
         if experience is not None:
             raise ConfigError("--experience is for strategies; an adapter's update is the same everywhere")
         config = job.config
@@ -112,12 +112,16 @@ class AdaptationCommands:
 
 
 def _work(run: Run) -> AdaptationWork:
+    from cil.kinds.adaptation.work import AdaptationWork
+
     assert isinstance(run.work, AdaptationWork)
     return run.work
 
 
 def _refuse_unread(job: Job, adapter: Any) -> None:
     """Refuse ``trainer.batch_size`` where no step of the adapter is of so many images."""
+    from cil.adaptation import source_batch_keys
+
     keys = source_batch_keys(adapter)
     if adapter.needs_source and keys == ["trainer.batch_size"]:
         return
@@ -142,6 +146,12 @@ def _refuse_strategies(job: Job) -> None:
 
 def _steps(job: Job, stream: Any) -> AdapterSteps:
     """The steps of an adapter on an untrained network of the model; ``source=RUN_DIR``: on that run's."""
+    from cil.adapt import SourceModel
+    from cil.api import networks
+    from cil.cli.build import build, method_of, model_of, recipe_of
+    from cil.engine.runtime import Runtime
+    from cil.kinds.adaptation.steps import AdapterSteps
+
     config = job.config
     if config["source"]:
         work = _work(build(job, progress=False, loggers=()))

@@ -6,7 +6,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from cil.tracking.record_types import BoundaryLedger, Identity, Scores, StreamDescription
+from cil.tracking.record_types import BoundaryLedger, Given, Identity, Scores, StreamDescription
 
 
 class ShiftDescription(StreamDescription):
@@ -31,7 +31,7 @@ class AdaptationIdentity(Identity):
     adapter: str
     source: SourceDescription
     stream: ShiftDescription
-    batch_size: NotRequired[int]
+    batch_size: NotRequired[Given]
 
 
 class AdaptationFlops(TypedDict):

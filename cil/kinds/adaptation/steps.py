@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cil.adapt import Adapter, SourceModel
-from cil.contract import Desk, Phase
+from cil.contract import Phase, RuntimeContext
 from cil.data import Samples
 from cil.data.samples import to_float
 from cil.engine.cost import held_tensors
@@ -72,7 +72,7 @@ class AdapterSteps:
         """An adapter that is deployed, and source data that nobody has seen where it wants some."""
         source = self.make_source(torch.device("cpu"))
         adapter = self.make_adapter(replace(source, net=source.net.to(device), reference=None))
-        adapter.desk = Desk(device, partial(generator, self.seed, "adapter", "memory"))
+        adapter.context = RuntimeContext(device, partial(generator, self.seed, "adapter", "memory"))
         adapter.to(device)
         if not adapter.needs_source:
             return adapter, None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cil.adapt import Adapter, SourceModel
-from cil.contract import Desk
+from cil.contract import RuntimeContext
 from cil.data import Augment, Batch, Samples
 from cil.engine.driver import Boundary, Context, Counts, Facts
 from cil.engine.keys import generator, reseed
@@ -133,7 +133,9 @@ class AdaptationWork:
                 f"'{self.stream.name}' has {classes} of {shape}"
             )
         adapter = self.make_adapter(source)
-        adapter.desk = Desk(device, partial(generator, self.seed, "adapter", "build"), self.runtime.backward)
+        adapter.context = RuntimeContext(
+            device, partial(generator, self.seed, "adapter", "build"), self.runtime.backward
+        )
         adapter.to(device)
         if state is not None:
             reseed(self.seed, "load")
@@ -185,7 +187,7 @@ class AdaptationWork:
         costs, samples = [], None
         if adapter.needs_source:
             samples = self._source()
-            adapter.desk.generator = partial(generator, self.seed, "adapter", "source")
+            adapter.context.generator = partial(generator, self.seed, "adapter", "source")
             modes = [(layer, layer.training) for module in adapter.modules() for layer in module.modules()]
             costs = Training(
                 context, DEPLOYED, self.seed, self.recipe, Augment(), self.runtime
@@ -193,7 +195,7 @@ class AdaptationWork:
             for layer, mode in modes:
                 layer.training = mode
         trained, flops = context.clock.seconds, Flops()
-        adapter.desk.generator = partial(generator, self.seed, "adapter", "deploy")
+        adapter.context.generator = partial(generator, self.seed, "adapter", "deploy")
         reseed(self.seed, "deploy")
         with self.runtime.autocast(), flops.counting():
             adapter.deploy(samples)
@@ -291,7 +293,7 @@ class AdaptationWork:
         self, adapter: Adapter, batch: Batch, place: tuple[int | str, int], where: str
     ) -> tuple[Tensor, float]:  # fmt: skip
         """Columns (N,) that the adapter predicts, and the seconds it took. It is handed the images and nothing else."""
-        adapter.desk.generator = partial(generator, self.seed, "adapter", *place)
+        adapter.context.generator = partial(generator, self.seed, "adapter", *place)
         reseed(self.seed, "adapt", *place)
         began = self._now()
         try:

@@ -6,13 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from cil.api import plan
-from cil.cli.budget import Bills, bills_text
-from cil.cli.build import budget_of, build, method_of, model_of, recipe_of
 from cil.cli.formats import bar, data_of, numbers, percent
 from cil.cli.names import NOT_THE_RUN
-from cil.engine.anytime import Anytime
-from cil.engine.learning import StrategyWork
 from cil.errors import ConfigError
 from cil.kinds.command_line import find_kind
 
@@ -34,6 +29,10 @@ class StrategyCommands:
     matrix_title = "accuracy on experience (column) after learning (row), percent"
 
     def build(self, job: Job, stream: Any, options: RunOptions, facts: Mapping[str, Any]) -> Run:
+        from cil.api import plan
+        from cil.cli.build import budget_of, method_of, model_of, recipe_of
+        from cil.engine.anytime import Anytime
+
         config = job.config
         _refuse_adapters(config)
         strategy = method_of(config, "strategy")
@@ -50,9 +49,14 @@ class StrategyCommands:
         )  # fmt: skip
 
     def bill(self, run: Run) -> str:
+        from cil.cli.budget import Bills, bills_text
+
         return bills_text([Bills.of(run)])
 
     def memory(self, job: Job, stream: Any, experience: int | None) -> tuple[str, Sequence[TrainingMemory]]:
+        from cil.cli.build import build
+        from cil.engine.learning import StrategyWork
+
         work = build(job, stream=stream, progress=False, loggers=()).work
         assert isinstance(work, StrategyWork)
         steps, many = work.steps(), work.length

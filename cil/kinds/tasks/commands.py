@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from cil.cli.formats import data_of, in_columns, numbers, percent
 from cil.kinds.classes.commands import StrategyCommands, images_of
-from cil.kinds.tasks.timeline import write_timeline
-from cil.streams.show import strip
 
 if TYPE_CHECKING:
     from cil.tracking import Record
@@ -46,6 +44,9 @@ class TaskCommands(StrategyCommands):
 
     def stream_page(self, stream: Any, path: Path, count: int) -> Path:
         """Years, domains, sizes, and a strip of training images of each task."""
+        from cil.kinds.tasks.timeline import write_timeline
+        from cil.streams.show import strip
+
         described = stream.description()
         strips = [strip(stream, index, count) for index in range(len(stream))]
         facts = {"fingerprint": described["fingerprint"][:12], "images": " × ".join(map(str, described["image_shape"]))}

@@ -53,7 +53,7 @@ class KNNProbe:
         dev = experience.validation
         if dev is None or not len(dev):
             return dict.fromkeys(nets, 0.0)
-        with learner.desk.part("probe"):
+        with learner.context.part("probe"):
             return {name: self._score(learner, net, experience.train, dev, task) for name, net in nets.items()}
 
     def _score(self, learner: Strategy, net: TaskNet, train: Samples, dev: Samples, task: TaskKey) -> float:

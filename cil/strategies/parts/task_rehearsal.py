@@ -90,7 +90,7 @@ class TaskRehearsal(TaskLearner):
             return None
         if "targets" in held.extras:
             held = Samples(held.parts[0][0], held.slots, targets=held.extras["targets"].float())
-        augment = self.desk.augment
+        augment = self.context.augment
         augment = replace(augment, flip=augment.flip and task.mirrored)
         return draw_batch(self, held, size, f"past:{task.name}", augment)
 

@@ -1,0 +1,46 @@
+"""``cil.compare``: what the command does, from Python."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+import cil
+from cil.errors import ConfigError
+from cil.testing import toy_stream
+
+SETTINGS = {"model": "smallconv", "epochs": 1, "batch_size": 16, "device": "cpu", "progress": False}
+
+
+def test_strategies_seeds_and_budgets_make_one_table_and_one_page(tmp_path):
+    budgets = [cil.Budget(exemplars=6), cil.Budget(exemplars=12)]
+    done = cil.compare(["finetune", "replay"], toy_stream(), budget=budgets, seeds=[0, 1], out=tmp_path, **SETTINGS)
+    assert len(done.records) == 8 and not done.failed
+    assert {record.status for record in done.records} == {"finished"}
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert {(row["label"], row["n"]) for row in rows} == {("finetune", "2"), ("replay", "2")} and len(rows) == 4
+    assert done.page.read_text().startswith("<!DOCTYPE html>") and "replay" in str(done)
+    again = cil.compare(["finetune", "replay"], toy_stream(), budget=budgets, seeds=[0, 1], out=tmp_path, **SETTINGS)
+    assert [record.directory for record in again.records] == [record.directory for record in done.records]
+
+
+def test_bytes_may_be_those_of_another_strategy(tmp_path):
+    budget = cil.Budget.aligned("der", exemplars=6)
+    done = cil.compare(["replay"], toy_stream(), budget=budget, out=tmp_path, **SETTINGS)
+    (record,) = done.records
+    asked = record.identity["budget"]
+    assert (asked["kind"], asked["to"], asked["to_model"]) == ("aligned", "der", "smallconv")
+    assert record.results["ledger"][-1]["totals"]["exact"]["total"] <= asked["limits"][-1]
+
+
+def test_a_wrong_run_is_refused_before_any_is_trained(tmp_path):
+    with pytest.raises(ConfigError, match="no strategy 'replai'"):
+        cil.compare(["finetune", "replai"], toy_stream(), out=tmp_path, **SETTINGS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_version_is_that_of_the_package():
+    from importlib.metadata import version
+
+    assert cil.__version__ == version("cil")
