@@ -186,9 +186,6 @@ def test_what_must_be_measured_is_capped_when_it_is(installed, tmp_path):
     assert done.returncode == 2 and "s/image after experience 0, budget.caps.prediction_seconds is 1e-09" in done.stderr
     record = json.loads((tmp_path / "out/record.json").read_text())
     assert record["status"] == "over_budget" and len(record["results"]["caps"]["prediction_seconds"]["measured"]) == 1
-    unknown = cil(["run", "strategy=finetune", *GALLERY, "budget.caps.prediction_second=1"], installed, tmp_path)
-    assert unknown.returncode == 2 and len(unknown.stderr.strip().splitlines()) == 1
-    assert "budget.caps has no 'prediction_second'; did you mean 'prediction_seconds'" in unknown.stderr
 
 
 def test_its_kind_has_a_rule_of_its_own(installed, tmp_path):
@@ -202,14 +199,10 @@ def test_its_kind_has_a_rule_of_its_own(installed, tmp_path):
     assert broken == ["BROKEN a_query_finds_the_same_alone: a query that is asked alone finds other images"]
 
 
-def test_a_learner_of_another_kind_is_refused_on_its_stream(installed, tmp_path):
-    done = cil(["check", "tent", "stream=growing_gallery"], installed, tmp_path)
-    assert done.returncode == 2 and "another kind of run than that of stream 'gallery_digits" in done.stderr
-
-
 def test_without_the_package_its_records_are_left_out_with_one_line(compared):
     folder, _, _ = compared
     done = cil(["report", "out"], dict(os.environ), folder)
     assert done.returncode == 0, done.stderr
-    (line,) = (done.stdout + done.stderr).strip().splitlines()
-    assert "Left out, because their kind is not installed: 2 runs (cil.kinds has no 'retrieval'" in line
+    words = " ".join((done.stdout + done.stderr).split())
+    assert words.startswith("! Left out, because their kind is not installed: 2 runs (cil.kinds has no 'retrieval'")
+    assert words.count("!") == 1 and len(words) < 200
