@@ -11,12 +11,8 @@ import pytest
 import torch
 
 import cil
-<<<<<<< HEAD
-from cil.api import plan
-from cil.engine.options import RunOptions
-=======
 from cil.api import plan, source_digest
->>>>>>> testing
+from cil.engine.options import RunOptions
 from cil.errors import ConfigError
 from cil.strategies.icarl import ICaRL
 from cil.targets import described, made, resolve
