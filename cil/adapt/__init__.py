@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from cil.adapt.base import Adapter, SourceModel
 from cil.adapt.registry import find, register
+from cil.contract.renamed import warn_of
 
 __all__ = ["Adapter", "SourceModel", "built_in", "find", "load_built_in", "names", "register"]
 
@@ -28,3 +30,10 @@ def load_built_in(name: str) -> None:
     """Import the file of a built-in adapter, which registers it."""
     if name in built_in():
         importlib.import_module(f"cil.adapt.{name}")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Source":  # its old name, for one release
+        warn_of("cil.adapt.Source", "cil.adapt.SourceModel")
+        return SourceModel
+    raise AttributeError(f"module 'cil.adapt' has no attribute '{name}'")

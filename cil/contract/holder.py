@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cil.contract.phase import RuntimeContext
+from cil.contract.renamed import old_name
 from cil.errors import ConfigError, NotKept, StateError
 from cil.memory import Entry, ExemplarMemory, Reference, State, check_kind, encode_meta, tensor_bytes, tensor_entry
 from cil.memory.ledger import TRAINING_KINDS
@@ -34,6 +35,7 @@ class Holder:
     """
 
     _kept: dict[str, _Kept]
+    desk = old_name("desk", "context")
 
     def __init__(self, context: RuntimeContext | None = None) -> None:
         object.__setattr__(self, "_kept", {})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cil.contract import Checks, Holder, Phase, Progress, Search
+from cil.contract.renamed import old_name
 from cil.data import Batch, Samples
 from cil.memory import Allowance, Budget
 from cil.models import NetFactory
@@ -34,6 +35,7 @@ class Strategy(Holder):
     holds_out: ClassVar[bool] = False  # leaves images out of its main phase, for a later one
     takes_task: ClassVar[bool] = False  # task-aware: answers ``predict(images, task)``
     searches: bool = False  # its trials need held-out data in every experience
+    notes, findings = old_name("notes", "warnings"), old_name("findings", "diagnostics")
     toy: ClassVar[Mapping[str, Any]] = {}  # hyperparameters for toy runs, where the defaults are far too large
     toy_model: ClassVar[Mapping[str, Any]] = {}  # name and options of a backbone for toy runs, where any will not do
 

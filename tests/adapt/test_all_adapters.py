@@ -48,4 +48,7 @@ def test_an_honest_plugin_passes_all():
 
 def test_the_error_names_the_rules_that_are_broken():
     with pytest.raises(ContractError, match=r"PeeksAtTheLabels breaks 1 rule.*labels_and_domains_are_not_looked_at"):
-        check_adapter(next(case.cheat for case in CASES if case.cheat.__name__ == "PeeksAtTheLabels"))
+        check_adapter(
+            next(case.cheat for case in CASES if case.cheat.__name__ == "PeeksAtTheLabels"),
+            rules=[rule for name, rule in RULES.items() if name.endswith(("looked_at", "round_trip", "as_they_are"))],
+        )

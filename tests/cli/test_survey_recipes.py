@@ -153,8 +153,8 @@ def test_what_is_shown_is_what_runs(cil):
 
 def test_a_multirun_goes_before_the_recipe_too(cil):
     said = cil(
-        "run", "--multirun", "stream=split_digits", "trainer.max_steps=2", "progress=false", "recipe=survey",
-        "scheduler=constant,cosine", "trainer.epochs=1",
+        "run", "--multirun", "stream=split_digits", "model=smallconv", "trainer.max_steps=2", "progress=false",
+        "recipe=survey", "scheduler=constant,cosine", "trainer.epochs=1",
     )  # fmt: skip
     assert said.code == 0 and said.out.count(": finished") == 2, said.err
     trainers = [Record.load(path.parent).identity["config"]["trainer"] for path in Path().rglob("record.json")]

@@ -14,8 +14,8 @@ from cil.errors import ConfigError
 from cil.memory import Budget, Flops
 from cil.models import TaskNet, TaskNets, batch_statistics_features
 from cil.strategies import find
+from cil.strategies.parts.importance import quadratic_penalty
 from cil.strategies.parts.knn_probe import agreement, neighbour_votes
-from cil.strategies.parts.losses import quadratic_penalty
 from cil.strategies.parts.task_learner import TaskRecipe, task_batch, task_loss, weight_decay_groups
 from cil.streams import TaskKey
 from cil.testing import toy_run, toy_tasks

@@ -114,7 +114,10 @@ def test_an_honest_plugin_passes_all():
 
 def test_the_error_names_the_rules_that_are_broken():
     with pytest.raises(ContractError, match=r"GuessesTheTask breaks 1 rule.*predict_does_not_look_at_the_rest"):
-        check_strategy(next(case.cheat for case in CASES if case.cheat.__name__ == "GuessesTheTask"))
+        check_strategy(
+            next(case.cheat for case in CASES if case.cheat.__name__ == "GuessesTheTask"),
+            rules=[rule for name, rule in RULES.items() if name.startswith("predict") or name.endswith("round_trip")],
+        )
 
 
 def test_the_rules_are_those_of_the_streams_kind():

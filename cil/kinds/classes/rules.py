@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from cil.strategies import Strategy
 from cil.testing import rules
 from cil.testing.compare import close, demand, difference, equal
 from cil.testing.subject import CheckedRun
-from cil.testing.toy import EXEMPLARS
+from cil.testing.toy import EXEMPLARS, RECIPE
 
 BRIEF = Recipe(epochs=1, batch_size=100, log_every=1)  # where what is carried matters, and not what is learned
 
@@ -145,7 +146,8 @@ def uneven_streams_are_learned(subject: StrategySubject) -> None:
     """Experiences of one class, classes smaller than their quota, a last batch of one, room for nothing."""
     for exemplars in (EXEMPLARS, 1000, 0):
         try:
-            with subject.fresh(stream=subject.uneven(), budget=Budget(exemplars=exemplars)) as run:
+            budget, recipe = Budget(exemplars=exemplars), replace(RECIPE, epochs=1)
+            with subject.fresh(stream=subject.uneven(), budget=budget, recipe=recipe) as run:
                 demand(run.record.status == "finished", f"the run is {run.record.status}")
         except CilError:
             raise
