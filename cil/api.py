@@ -294,13 +294,17 @@ def _version(package: str) -> str:
         return "source"
 
 
-_COMPUTE = ("adapt", "contract", "data", "engine", "kinds", "memory", "metrics", "models", "strategies", "streams")
+# files that move results; the other files of a kind print, draw and check
+_COMPUTE = tuple(
+    f"{room}/**/*.py"
+    for room in ("adapt", "contract", "data", "engine", "memory", "metrics", "models", "strategies", "streams")
+) + tuple(f"kinds/*/{name}.py" for name in ("work", "evaluation", "results", "segment_counts"))
 
 
 def source_digest(*parts: Any) -> str:
     """Digest of the source of these classes and of what computes here: after an edit, the same command is a new run."""
     package = Path(__file__).resolve().parent
-    files = {f"{path.relative_to(package)}": path for room in _COMPUTE for path in (package / room).rglob("*.py")}
+    files = {f"{path.relative_to(package)}": path for pattern in _COMPUTE for path in package.glob(pattern)}
     for base in [one for part in parts for one in (inspect.getmro(part) if isinstance(part, type) else (part,))]:
         with suppress(OSError, TypeError):  # typed into a session, or built in
             path = Path(inspect.getfile(base)).resolve()

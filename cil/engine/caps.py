@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cil import plugins
-from cil.errors import BudgetExceeded
+from cil.errors import BudgetExceeded, ConfigError, nearest
 from cil.memory import Budget
 from cil.strategies import Strategy
 from cil.tracking.record_types import CapResult, Caps
@@ -46,6 +46,9 @@ def caps_of(budget: Budget) -> dict[str, Cap]:
     Raises:
         ConfigError: for one that no package brings.
     """
+    for name in budget.caps:
+        if name not in plugins.names("cil.budgets"):
+            raise ConfigError(f"budget.caps has no '{name}'; {nearest(name, plugins.names('cil.budgets'))}")
     return {name: plugins.find("cil.budgets", name) for name in budget.caps}
 
 

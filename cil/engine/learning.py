@@ -313,9 +313,10 @@ class StrategyWork:
     def _static_caps(self) -> list[dict[str, Tensor]]:
         """After each experience what structure alone tells; nothing where no cap is of that."""
         static = {name: cap for name, cap in caps_of(self.budget).items() if cap.static}
-        found: list[dict[str, Tensor]] = []
-        learner = self._structure()
-        for signature in self.stream.signatures if static else ():
+        if not static:
+            return []
+        learner, found = self._structure(), []
+        for signature in self.stream.signatures:
             learner.grow(admit(learner, signature, self.budget))
             found.append(measure_caps(static, learner, learner.predict))
         return found

@@ -95,6 +95,16 @@ class Row:
         """Further budgets that the runs report; those refused for one too."""
         return caps(self.shown)
 
+    @property
+    def caps_cells(self) -> dict[str, str]:
+        """A cell for each of them."""
+        return {cap.head: str(cap) for cap in self.caps}
+
+    @property
+    def caps_entry(self) -> dict[str, float]:
+        """The same for CSV and JSON, unrounded."""
+        return {f"cap_{cap.name}": cap.last for cap in self.caps}
+
     def score(self, *path: str | int) -> Score:
         """A result of each seed."""
         return Score({run.seed: run.result(*path) for run in self.runs})

@@ -101,7 +101,13 @@ BAD = {
         "budget.at=each",
         "budget.scope=carried+incoming needs one",
     ),
-    "a further budget below zero": ((*RUN, "+budget.caps.energy=-1"), "budget.caps is {'energy': -1}", "above 0"),
+    "a further budget below zero": ((*RUN, "budget.caps.energy=-1"), "budget.caps is {'energy': -1}", "above 0"),
+    "a further budget that no package brings": ((*RUN, "budget.caps.energy=1"), "budget.caps has no 'energy'", "known"),
+    "a further budget of an adapter": (
+        ("run", "adapter=tent", "stream=split_digits", "budget.caps.energy=1"),
+        "budget.caps.energy=1 with adapter=tent",
+        "of strategies alone",
+    ),
     "unknown enforcement": ((*RUN, "budget.enforce=stop"), "budget.enforce is 'stop'", "report"),
     # other commands
     "compare: wrong jobs": (("compare", *RUN[1:], "jobs=two"), "jobs is 'two'", "whole number of 1 or more"),

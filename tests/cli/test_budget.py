@@ -95,7 +95,7 @@ def test_the_other_strategy_is_measured_on_the_model_of_the_setting(cil, tmp_pat
     given = build(compose([*budget, "strategy=dytox", "model=convit"]), root=tmp_path)
     assert given.identity["budget"]["to_model"] == "convit" and given.work.budget.limits[0] > 10**8
     own = build(compose([*budget, "strategy=replay", "budget.to=dytox"]), root=tmp_path)
-    assert own.identity["budget"]["to_model"] == "convit" and own.budget.limits[0] > 4 * 10**7
+    assert own.identity["budget"]["to_model"] == "convit" and own.work.budget.limits[0] > 4 * 10**7
 
 
 def test_a_strategy_aligned_to_itself_keeps_the_exemplars_it_is_given(cil):

@@ -31,3 +31,13 @@ def test_every_strategy_that_is_named_is_given_them(cil, monkeypatch):
         ("wa", {"codec": "jpeg:90"}),
         ("icarl", {"codec": "jpeg:90"}),
     ]
+
+
+def test_a_stream_is_met_and_says_the_kind_of_run(cil, monkeypatch):
+    subjects = []
+    monkeypatch.setattr("cil.testing.outcomes", lambda subject: subjects.append(subject) or [])
+    said = cil("check", "finetune", "stream=rotated_digits", "stream.train_per_class=12", "strategy.codec=raw")
+    assert said.code == 2 and "codec" in said.line
+    assert cil("check", "finetune", "stream=split_digits", "stream.train_per_class=12").code == 0
+    assert [sum(subject.stream.signatures[0].counts.values()) for subject in subjects] == [24]
+    assert "a stream, not 'seed=1'" in cil("check", "finetune", "seed=1").line

@@ -157,6 +157,13 @@ def test_what_cannot_be_meant_is_refused_in_one_line_before_anything_is_trained(
     assert not records(tmp_path)
 
 
+def test_a_kind_of_run_without_such_scores_is_not_tuned(cil, monkeypatch):
+    monkeypatch.setattr("cil.kinds.classes.CLASSES.results", "cil.kinds.adaptation.record_types:AdaptationResults")
+    said = cil("tune", *DIGITS[:2])
+    assert said.code == 2
+    assert "tune.metric is average_incremental_accuracy, which runs of kind classes do not have" in said.line
+
+
 # the command --------------------------------------------------------------------------------------------------------
 
 

@@ -219,6 +219,12 @@ def test_what_cannot_be_meant_is_refused(given):
         Anytime(**given)
 
 
+def test_a_kind_of_run_that_is_not_looked_into_refuses_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("cil.kinds.classes.work.ClassWork.looks_inside", False)
+    with pytest.raises(ConfigError, match=r"anytime\.every is 1, and runs of kind classes are not evaluated inside"):
+        toy_run("finetune", toy_stream(), tmp_path, anytime=Anytime(1)).execute()
+
+
 def test_a_stream_that_tells_the_task_is_refused_before_training(tmp_path):
     with pytest.raises(ConfigError, match=r"anytime\.every is 1, and stream 'toy_tasks' tells the task"):
         toy_run("previous", toy_tasks(), tmp_path, anytime=Anytime(1)).execute()

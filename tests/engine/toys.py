@@ -97,7 +97,7 @@ class Learner(Strategy):
         return F.cross_entropy(self.net(batch.images).logits, batch.slots)
 
 
-def padded_to(kind: type[Learner] = Learner, backbone: Callable[[], nn.Module] = Flat, classes: int = 2) -> Any:
+def grown(kind: type[Learner] = Learner, backbone: Callable[[], nn.Module] = Flat, classes: int = 2) -> Any:
     """A learner of a first experience; its head is drawn from a fixed seed."""
     learner = kind(factory(backbone), Budget())
     torch.manual_seed(5)

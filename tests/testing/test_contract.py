@@ -7,8 +7,8 @@ from functools import cache
 import pytest
 from cheats import CASES, FILE, GLOBAL, Case, ClassAttribute, Honest
 
-from cil import strategies, testing
-from cil.errors import ContractError
+from cil import adapt, strategies, testing
+from cil.errors import ConfigError, ContractError
 from cil.kinds.classes import CLASSES
 from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Budget
@@ -118,6 +118,12 @@ def test_the_error_names_the_rules_that_are_broken():
             next(case.cheat for case in CASES if case.cheat.__name__ == "GuessesTheTask"),
             rules=[rule for name, rule in RULES.items() if name.startswith("predict") or name.endswith("round_trip")],
         )
+
+
+def test_the_rules_are_those_of_the_streams_kind():
+    assert kind_of(find("finetune")) is kind_of(find("finetune"), toy_stream()) is CLASSES
+    with pytest.raises(ConfigError, match=r"another kind of run than that of stream 'toy.*', classes"):
+        kind_of(adapt.find("tent"), toy_stream())
 
 
 @pytest.mark.parametrize("stream", [toy_stream, uneven_stream])

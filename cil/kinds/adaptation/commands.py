@@ -137,6 +137,8 @@ def _refuse_strategies(job: Job) -> None:
     """Refuse what nobody would read: keys of a strategy, but for the class of the run that is adapted."""
     for item in job.overrides:
         key = key_of(item)
+        if key.startswith("budget.caps"):
+            raise ConfigError(f"{item} with adapter={job.method}: further budgets are measured of strategies alone")
         if key.partition(".")[0] == "strategy" and not (key == "strategy" and ":" in item):
             raise ConfigError(
                 f"{item} with adapter={job.method}: an adaptation run has no strategy; source=RUN_DIR names a finished "

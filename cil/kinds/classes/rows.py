@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from cil.report.grids import Grid, Line
 from cil.report.grouping import Group
 from cil.report.labels import labels_of
 from cil.report.rows import Note, Row, caps, largest
@@ -32,6 +33,14 @@ def class_rows(groups: Sequence[Group]) -> list[Row]:
 def ranked(rows: Iterable[Row]) -> list[Row]:
     """The rows that are compared."""
     return [row for row in rows if row.standing == "ranked"]
+
+
+def by_standing(rows: Iterable[Row], cells: Callable[[Row], Mapping[str, str]]) -> Grid:
+    """A table of the ranked rows, then of bounds, then of those that are not ranked, each part under its heading."""
+    lines: dict[str, list[Line]] = {heading: [] for heading in STANDINGS.values()}
+    for row in rows:
+        lines[STANDINGS[row.standing]].append(row.line(cells(row)))
+    return Grid("strategy", tuple((heading, tuple(part)) for heading, part in lines.items() if part))
 
 
 def _least_with_exemplars(groups: Sequence[Group]) -> int | None:

@@ -11,7 +11,7 @@ from cil.kinds.classes.anytime_tables import TERMS as ANYTIME_TERMS
 from cil.kinds.classes.anytime_tables import anytime_entry, anytime_table, evaluated
 from cil.kinds.classes.auc import curve_sections
 from cil.kinds.classes.plots import plots
-from cil.kinds.classes.rows import AVERAGE, FORGETTING, LAST, STANDINGS, class_rows, ranked
+from cil.kinds.classes.rows import AVERAGE, FORGETTING, LAST, by_standing, class_rows, ranked
 from cil.report.grids import Grid, Titled, byte_bill, flops, scores_entry, seconds, whole
 from cil.report.grouping import Group, allowance, budget_words, by_budget, comparisons, differing, grouped
 from cil.report.rows import Row, largest, mean, remarks
@@ -146,11 +146,7 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Secti
 
 def _grid(rows: Sequence[Row]) -> Grid:
     tuned, public = any(_tuning(row) != NONE for row in rows), _has_public(rows)
-    parts = [
-        (heading, tuple(row.line(_cells(row, tuned, public)) for row in rows if row.standing == standing))
-        for standing, heading in STANDINGS.items()
-    ]
-    return Grid("strategy", tuple((heading, lines) for heading, lines in parts if lines))
+    return by_standing(rows, lambda row: _cells(row, tuned, public))
 
 
 def _cells(row: Row, tuned: bool, public: bool) -> dict[str, str]:
@@ -162,7 +158,7 @@ def _cells(row: Row, tuned: bool, public: bool) -> dict[str, str]:
     cells |= {f"{convention} B": whole(row.carried(convention)) for convention in CONVENTIONS}
     if public:
         cells |= {f"own {convention} B": whole(_own(row, convention)) for convention in CONVENTIONS}
-    cells |= {cap.head: str(cap) for cap in row.caps}
+    cells |= row.caps_cells
     return cells | {
         "FLOPs": flops(_flops(row)), "peak B": whole(row.peak_training_bytes), "seconds": seconds(row.seconds)
     }  # fmt: skip
@@ -224,7 +220,7 @@ def _entry(row: Row) -> dict[str, Any]:
     return entry | {
         "public_bytes": _public(row), "exemplars": row.exemplars, "flops": _flops(row), "tuning": _tuning(row),
         "tuning_flops": _tuning_flops(row), "peak_training_bytes": row.peak_training_bytes, "seconds": row.seconds,
-        **{f"cap_{cap.name}": cap.last for cap in row.caps}, "notes": "; ".join(note.text for note in row.notes),
+        **row.caps_entry, "notes": "; ".join(note.text for note in row.notes),
     }  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def _grid(rows: Sequence[TaskRow]) -> Grid:
         cells |= {"FLOPs": flops(row.spent if row.runs else None), "front": "yes" if row.front else ""}
         cells |= {"peak params": whole(row.largest("peak_parameters"))}
         cells |= {"exemplars": whole(row.exemplars)} if stored else {}
-        cells |= {"carried B": whole(row.carried()), **{cap.head: str(cap) for cap in row.caps}}
+        cells |= {"carried B": whole(row.carried()), **row.caps_cells}
         lines.append(row.line(cells | {"seconds": seconds(row.seconds)}))
     return grid("learner", lines)
 
@@ -206,7 +206,7 @@ def _entries(rows: Sequence[TaskRow], tasks: Sequence[Task]) -> Iterable[dict[st
             "exemplars": row.exemplars,
             "peak_parameters": row.largest("peak_parameters"),
             "carried_bytes": row.carried(),
-            **{f"cap_{cap.name}": cap.last for cap in row.caps},
+            **row.caps_entry,
             "seconds": row.seconds,
             "remark": "; ".join(note.text for note in row.notes if note.mark != "bound"),
         }

@@ -6,12 +6,7 @@ What is shared with class-incremental runs is inherited; this file names what is
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cil.kinds.classes import Classes
-
-if TYPE_CHECKING:
-    from cil.kinds.base import Kind
 
 
 class Retrieval(Classes):
@@ -28,4 +23,4 @@ class Retrieval(Classes):
     tested = "cil_retrieval.rules:RetrievalSubject"
 
 
-RETRIEVAL: Kind = Retrieval()
+RETRIEVAL = Retrieval()

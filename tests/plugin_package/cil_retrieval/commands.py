@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from cil.cli.formats import bar, numbers, percent
 from cil.kinds.classes.commands import StrategyCommands
-
-if TYPE_CHECKING:
-    from cil.tracking import Record
+from cil.tracking import Record
 
 NAMES = {"recall@1": "recall_at_1", "mAP": "mean_average_precision"}
 
@@ -19,16 +16,13 @@ class RetrievalCommands(StrategyCommands):
 
     def result_lines(self, record: Record) -> Iterator[str]:
         for name, key in NAMES.items():
-            yield f"  {name} among all classes seen, after each experience (%): {numbers(record.results[key])}"
-        yield "  " + "   ".join(
-            f"average {name} {percent(record.results[f'average_{key}'])}" for name, key in NAMES.items()
-        )
+            mean = percent(record.results[f"average_{key}"])
+            yield f"  {name} after each experience (%): {numbers(record.results[key])}   average {mean}"
 
     def curve(self, record: Record) -> str:
         lines = [f"{record.identity['strategy']} on {record.identity['stream']['name']}: {record.status}"]
         for name, key in NAMES.items():
-            values = record.results.get(key, [])
-            lines += ["", name, *(bar(f"{index:>3}", value) for index, value in enumerate(values, start=1))]
+            lines += ["", name, *(bar("", value) for value in record.results.get(key, []))]
         return "\n".join(lines)
 
 

@@ -45,10 +45,9 @@ class RetrievalWork(StrategyWork):
 
     def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> dict[str, object]:
         recall, precision = ([100 * float(r[n]) / float(r["queries"]) for r in rows] for n in ("right", "precision"))
-        means = {"average_recall_at_1": sum(recall) / len(rows)}
-        means |= {"average_mean_average_precision": sum(precision) / len(rows)}
-        gallery = [int(row["gallery"]) for row in rows]
-        return {"recall_at_1": recall, "mean_average_precision": precision, "gallery": gallery, **means}
+        curves = {"recall_at_1": recall, "mean_average_precision": precision}
+        means = {f"average_{name}": sum(curve) / len(curve) for name, curve in curves.items()}
+        return {**curves, **means, "gallery": [int(row["gallery"]) for row in rows]}
 
     def logged(self, results: Mapping[str, Any]) -> dict[str, Any]:
         return {name: results[name][-1] for name in ("recall_at_1", "mean_average_precision")}
