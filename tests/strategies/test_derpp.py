@@ -309,7 +309,7 @@ def test_other_codecs_serve_under_a_budget_of_exemplars(learn, codec):
 @pytest.mark.parametrize("name", ["derpp", "er_ace", "gdumb"])
 def test_a_codec_of_variable_size_is_refused_under_a_budget_in_bytes_when_the_bill_is_made(tmp_path, name):
     run = toy_run(name, toy_stream(), tmp_path, budget=Budget(limits=[10**6]), hyperparameters={"codec": "jpeg"})
-    for start in (run.bills, run.execute):
+    for start in (run.work.check, run.execute):
         with pytest.raises(ConfigError, match=r"strategy\.codec"):
             start()
     assert not list(run.checkpoints.folder.glob("experience*"))

@@ -351,11 +351,11 @@ def test_another_model_is_refused_before_training(tmp_path):
 
 def test_the_surveys_recipe_is_adamw_with_five_epochs_of_warm_up_and_a_cosine(tmp_path):
     run = build(compose(["strategy=dytox", "recipe=survey", "stream=split_digits"]), root=tmp_path)
-    optimizer = run.recipe.optimizer([torch.nn.Parameter(torch.zeros(1))])
+    optimizer = run.work.recipe.optimizer([torch.nn.Parameter(torch.zeros(1))])
     assert type(optimizer) is torch.optim.AdamW
     assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"]) == (5e-4, 1e-6)
-    assert (run.recipe.epochs, run.recipe.batch_size) == (500, 128)
-    schedule, rates = run.recipe.scheduler(optimizer, 500), []
+    assert (run.work.recipe.epochs, run.work.recipe.batch_size) == (500, 128)
+    schedule, rates = run.work.recipe.scheduler(optimizer, 500), []
     for _ in range(500):
         rates += schedule.get_last_lr()
         optimizer.step()

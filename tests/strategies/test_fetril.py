@@ -110,7 +110,7 @@ def test_the_loss_is_cross_entropy_of_the_head_on_moved_features():
 
 
 def test_without_old_classes_the_loss_is_plain_cross_entropy_and_reaches_the_backbone(tmp_path):
-    learner = toy_run("fetril", toy_stream(), tmp_path).learners.rebuilt(1, None)
+    learner = toy_run("fetril", toy_stream(), tmp_path).work.learners.rebuilt(1, None)
     shown = batch(0, 1, 1)
     loss = learner.loss(shown)
     expected = F.cross_entropy(learner.head(learner.net(shown.images).features), shown.slots)

@@ -29,7 +29,7 @@ def test_the_loss_is_cross_entropy_over_all_outputs():
 def test_it_is_a_fresh_network_trained_on_the_memory_alone(learn, stream, index):
     done = learn("gdumb", stream)
     run, data = done.run, done.stream
-    learner, factory = bare("gdumb"), toy_factory(data, seed=run.seed)
+    learner, factory = bare("gdumb"), toy_factory(data, seed=run.work.seed)
     if index == 0:
         reference = run.work.learners.rebuilt(0, None)
         run.work.learners.grow(reference, 0)
@@ -37,12 +37,21 @@ def test_it_is_a_fresh_network_trained_on_the_memory_alone(learn, stream, index)
     else:
         factory.backbone()  # the network of the first experience
         fresh = factory()
-        reseed(run.seed, "prepare", index)
+        reseed(run.work.seed, "prepare", index)
         fresh.grow(data.signatures[index].num_classes)
     learner.net = fresh
     memory = done.learner(index).memory.samples()
     assert len(memory) == 10
-    Fit(learner, Phase("main", memory, learner.loss), 0, run.recipe, index, run.seed, data.augment, run.runtime).run()
+    Fit(
+        learner,
+        Phase("main", memory, learner.loss),
+        0,
+        run.work.recipe,
+        index,
+        run.work.seed,
+        data.augment,
+        run.work.runtime,
+    ).run()
     assert differing({f"net.{name}": value for name, value in bits(fresh).items()}, done.net(index)) == []
 
 
@@ -119,7 +128,7 @@ def test_where_there_is_room_for_fewer_later_the_largest_classes_give(learn, roo
 
 def test_without_room_the_network_stays_as_it_was_drawn(learn):
     done = learn("gdumb", budget=Budget(exemplars=0))
-    drawn = {f"net.{name}": value for name, value in bits(toy_factory(done.stream, seed=done.run.seed)()).items()}
+    drawn = {f"net.{name}": value for name, value in bits(toy_factory(done.stream, seed=done.run.work.seed)()).items()}
     assert {name for name in differing(done.net(0), drawn) if "head" not in name} == set()
     assert not [line for line in done.record.lines() if line["kind"] != "boundary"]
 

@@ -25,17 +25,17 @@ def test_after_each_experience_it_is_a_fresh_network_trained_on_the_union(learn,
     done = learn("joint", stream)
     run, data = done.run, done.stream
     learner = bare("joint")
-    factory = toy_factory(data, seed=run.seed)
+    factory = toy_factory(data, seed=run.work.seed)
     factory.backbone()  # the network of the first experience
     fresh = factory()
-    reseed(run.seed, "prepare", index)
+    reseed(run.work.seed, "prepare", index)
     fresh.grow(data.signatures[index].num_classes)
     learner.net = fresh
     union = data[index].train
     for past in range(index):
         union = union + data[past].train
     phase = Phase("main", union, learner.loss)
-    Fit(learner, phase, 0, run.recipe, index, run.seed, data.augment, run.runtime).run()
+    Fit(learner, phase, 0, run.work.recipe, index, run.work.seed, data.augment, run.work.runtime).run()
     assert differing({f"net.{name}": value for name, value in bits(fresh).items()}, done.net(index)) == []
 
 

@@ -312,12 +312,12 @@ def test_a_convolutional_backbone_is_refused_before_training(tmp_path):
 def test_the_surveys_recipe_is_adam_without_decay_at_a_constant_rate(tmp_path):
     model = [f"model.name={VIT['name']}", *(f"++model.options.{key}={value}" for key, value in VIT["options"].items())]
     run = build(compose(["strategy=l2p", "recipe=survey", "stream=split_digits", *model]), root=tmp_path)
-    optimizer = run.recipe.optimizer([nn.Parameter(torch.zeros(1))])
+    optimizer = run.work.recipe.optimizer([nn.Parameter(torch.zeros(1))])
     assert type(optimizer) is torch.optim.Adam
     group = optimizer.param_groups[0]
     assert (group["lr"], group["weight_decay"], group["betas"]) == (1.875e-3, 0.0, (0.9, 0.999))
-    assert (run.recipe.epochs, run.recipe.batch_size) == (5, 16)
-    schedule = run.recipe.scheduler(optimizer, 5)
+    assert (run.work.recipe.epochs, run.work.recipe.batch_size) == (5, 16)
+    schedule = run.work.recipe.scheduler(optimizer, 5)
     for _ in range(4):
         optimizer.step()
         schedule.step()

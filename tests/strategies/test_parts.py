@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cil.data import Samples
 from cil.engine.recipe import Recipe
-from cil.memory import Budget, ExemplarMemory
+from cil.memory import Allowance, Budget, ExemplarMemory
 from cil.models import NetFactory, build_backbone, extract
 from cil.strategies.parts import distillation, draw_batch, features, new_class_cross_entropy, store_exemplars
 from cil.strategies.parts.importance import quadratic_penalty
@@ -198,7 +198,7 @@ def test_exemplars_of_variable_size_fill_the_bytes_that_are_left_by_their_actual
     (signature,) = signatures([2])
     for spare, held in ((0, {0: 9, 1: 9}), (-1, {0: 9, 1: 8})):
         learner.memory = ExemplarMemory("jpeg:50")
-        learner.budget = Budget(limits=[learner.fixed_bytes() + size + spare])
+        learner.budget = Allowance(Budget(limits=[learner.fixed_bytes() + size + spare]))
         store_exemplars(learner, experience(pool, signature))
         assert learner.memory.counts() == held
         assert learner.state().bytes <= learner.budget.limit

@@ -11,7 +11,7 @@ from small_runs import ONE_STEP, PIXELS, bare, signatures
 from cil.data import Samples
 from cil.engine.dry_run import dry_run
 from cil.errors import ConfigError
-from cil.memory import Budget, Gradients, Predictions, selection
+from cil.memory import Allowance, Budget, Gradients, Predictions, selection
 from cil.models import extract_outputs
 from cil.strategies import find
 from cil.strategies.parts import store_exemplars
@@ -66,7 +66,7 @@ def test_small_images_are_billed_as_small_and_as_many_as_fit_are_kept(learn, str
         held = done.record.results["exemplars"][index]
         assert bill["by_kind"] == done.ledger(index)
         assert done.ledger(index)["exemplars"] == 75 * held
-        assert bill["total"]["exact"] == sum(done.ledger(index).values()) <= budget.limit
+        assert bill["total"]["exact"] == sum(done.ledger(index).values()) <= budget.limits[-1]
         survey = done.record.results["ledger"][index]["totals"]["survey"]
         assert bill["total"]["survey"] == survey["total"] and survey["exemplars"] == PIXELS * held
 
@@ -83,7 +83,7 @@ def test_whatever_the_codec_and_the_rule_bytes_are_never_over_the_budget_and_the
                 learner.grow(second)
             slots = torch.tensor(signature.new_slots).repeat_interleave(9)
             pixels = torch.randint(256, (len(slots), 3, 12, 12), generator=generator, dtype=torch.uint8)
-            learner.budget = Budget(limits=[learner.fixed_bytes() + room])
+            learner.budget = Allowance(Budget(limits=[learner.fixed_bytes() + room]))
             store_exemplars(learner, Experience(signature, Samples.from_arrays(pixels, slots)))
             held, limit = learner.state().bytes, learner.budget.limit
             assert held <= limit

@@ -104,7 +104,7 @@ def test_means_are_of_the_evaluation_view_with_the_trained_network(learn):
 
 def test_the_first_training_is_cross_entropy_of_a_head_that_is_dropped(tmp_path):
     for kind, head in (("cosine", CosineHead), ("linear", LinearHead)):
-        learner = toy_run("simplecil", toy_stream(), tmp_path, hyperparameters={"first_head": kind}).learners
+        learner = toy_run("simplecil", toy_stream(), tmp_path, hyperparameters={"first_head": kind}).work.learners
         learner = learner.rebuilt(1, None)
         assert type(learner.first_head) is head
         shown = batch(0, 1, 1)

@@ -69,8 +69,8 @@ def test_independent_ignores_what_came_before(made):
     """
     one, first = made("independent", "abc")
     two, second = made("independent", "bac")
-    name = one.stream.signatures[2].task.name
-    assert name == two.stream.signatures[2].task.name
+    name = one.work.stream.signatures[2].task.name
+    assert name == two.work.stream.signatures[2].task.name
     assert same(state(one, 2), state(two, 2), f"net.nets.{name}.", f"net.nets.{name}.") == []
     for results in (first.results, second.results):
         assert results["events"][2]["splits"]["dev_test"] == first.results["events"][2]["splits"]["dev_test"]
@@ -94,7 +94,7 @@ def test_previous_begins_where_the_last_task_ended(made):
 def test_with_one_stored_model_dynamic_is_previous(made):
     one, first = made("previous", "ac")
     two, second = made("dynamic", "ac")
-    name = one.stream.signatures[1].task.name
+    name = one.work.stream.signatures[1].task.name
     kept = {key: t for key, t in state(one, 1).items() if not key.startswith("net.heads.0.")}  # the old task's head
     assert same(kept, state(two, 1), "net.", f"net.nets.{name}.") == []
     assert second.results["events"][1]["findings"]["source"] == "a"
@@ -332,7 +332,7 @@ def labelled(samples, labels):
 def run_generator(run, index, purpose):
     from cil.engine.keys import generator
 
-    return generator(run.seed, "strategy", index, purpose)
+    return generator(run.work.seed, "strategy", index, purpose)
 
 
 def test_the_penalty_is_the_weighted_distance():
