@@ -70,7 +70,8 @@ class StrategyWork:
     looks_inside: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if bool(getattr(getattr(self.make_learner, "func", self.make_learner), "bound", False)):
+        method = getattr(self.make_learner, "func", self.make_learner)
+        if (method if isinstance(method, type) else type(self._structure())).bound:
             self.budget = replace(self.budget, enforce="report")
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cil.data import ArrayStore, Samples
 from cil.errors import ConfigError, StateError
-from cil.memory import Budget, ExemplarMemory, tensor_bytes
+from cil.memory import Allowance, Budget, ExemplarMemory, tensor_bytes
 from cil.memory.codecs import codec
 
 
@@ -169,7 +169,7 @@ class OneMemory:
 @pytest.mark.parametrize("limit", [1_000, 5_000, 76_901, 76_902])
 def test_a_budget_in_bytes_holds_as_many_as_fit_and_not_one_more(name, limit):
     memory = ExemplarMemory(name)
-    slots = Budget(limits=[limit]).exemplar_slots(OneMemory(memory, 2, 300))
+    slots = Allowance(Budget(limits=[limit])).exemplar_slots(OneMemory(memory, 2, 300))
     memory.replace([samples(noise(slots), [7] * slots)] if slots else [])
     assert 2 + held(memory, 300) <= limit
     memory.add(8, samples(noise(1), [8]))

@@ -7,7 +7,7 @@ from torch import Tensor
 from cil.data import Augment
 from cil.engine.loader import PhaseLoader
 from cil.errors import ConfigError, ShapeError, StateError
-from cil.memory import Budget, FeatureMemory, Prototypes, feature_samples, herd, tensor_bytes, unit
+from cil.memory import Allowance, Budget, FeatureMemory, Prototypes, feature_samples, herd, tensor_bytes, unit
 
 IMAGE = (3, 12, 12)
 
@@ -105,12 +105,12 @@ class OneMemory:
 @pytest.mark.parametrize("limit", [11, 300, 1234])
 def test_a_budget_in_bytes_holds_as_many_as_fit_and_not_one_more(bits, limit):
     memory = FeatureMemory(6, bits)
-    slots = Budget(limits=[limit]).exemplar_slots(OneMemory(memory))
+    slots = Allowance(Budget(limits=[limit])).exemplar_slots(OneMemory(memory))
     memory.replace([memory.packed(vectors(slots), torch.zeros(slots))])
     assert 11 + sum(map(tensor_bytes, carried(memory).values())) <= limit
     memory.add(1, memory.packed(vectors(1), torch.ones(1)))
     assert 11 + sum(map(tensor_bytes, carried(memory).values())) > limit
-    assert Budget(limits=[limit]).capacity(OneMemory(memory), memory) is None
+    assert Allowance(Budget(limits=[limit])).capacity(OneMemory(memory), memory) is None
 
 
 # what is saved --------------------------------------------------------------------------------------------------------

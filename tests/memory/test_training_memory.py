@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cil.errors import BudgetExceeded, ConfigError
-from cil.memory import Budget, Entry, Ledger, Published, SavedBytes, TrainingMemory, measure_step, published
+from cil.memory import Allowance, Budget, Entry, Ledger, Published, SavedBytes, TrainingMemory, measure_step, published
 from cil.memory.published_bytes import counting_inputs
 from cil.memory.training_memory import OUTSIDE, Fitting, ForwardTracker, SavedByPart
 
@@ -266,9 +266,9 @@ def test_what_training_held_is_checked_after_it_too():
     lines = [Entry("net", "parameters", "carried", "tensor", 60, 15, "float32")]
     lines.append(Entry("main.activations", "activations", "training", "tensor", 41, 0, "mixed"))
     ledger = Ledger(lines)
-    Budget(training_bytes=101).check(ledger, 0, "m")
+    Allowance(Budget(training_bytes=101)).check(ledger, 0, "m")
     with pytest.raises(
         BudgetExceeded, match=r"held 101 bytes in training, budget\.training_bytes is 100 .* activations 41"
     ):
-        Budget(training_bytes=100).check(ledger, 0, "m")
-    assert Budget(training_bytes=100).over(Ledger(lines[:1]), 0) is None  # what is carried alone fits
+        Allowance(Budget(training_bytes=100)).check(ledger, 0, "m")
+    assert Allowance(Budget(training_bytes=100)).over(Ledger(lines[:1]), 0) is None  # what is carried alone fits
