@@ -149,7 +149,7 @@ def test_its_kind_of_run_is_trained_resumed_and_read_back(installed, tmp_path):
 def test_its_kind_reports_in_every_form(compared, installed):
     folder, _, done = compared
     assert "Retrieval: gallery_digits_b0_inc2: 10 classes in 5 experiences of 2" in done.stdout
-    (row,) = [line.split() for line in done.stdout.splitlines() if line.startswith("finetune")]
+    row = next(line.split() for line in done.stdout.splitlines() if line.startswith("finetune"))
     recall = record_of(folder, "finetune")["results"]["recall_at_1"]
     assert row[2] == f"{recall[-1]:.2f}" and row[4] == f"{sum(recall) / len(recall):.2f}"
     assert "| strategy | n | last recall@1 % | last mAP % |" in (folder / "out/table.md").read_text()
