@@ -71,7 +71,8 @@ class StrategyWork:
 
     def __post_init__(self) -> None:
         method = getattr(self.make_learner, "func", self.make_learner)
-        if (method if isinstance(method, type) else type(self._structure())).bound:
+        known = isinstance(method, type) and issubclass(method, Strategy)
+        if (method if known else type(self._structure())).bound:
             self.budget = replace(self.budget, enforce="report")
 
     @property
