@@ -70,9 +70,10 @@ class StrategyWork:
     looks_inside: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        method = getattr(self.make_learner, "func", self.make_learner)
-        known = isinstance(method, type) and issubclass(method, Strategy)
-        if (method if known else type(self._structure())).bound:
+        method: object = getattr(self.make_learner, "func", self.make_learner)
+        if not (isinstance(method, type) and issubclass(method, Strategy)):
+            method = type(self._structure())  # made by a function
+        if method.bound:
             self.budget = replace(self.budget, enforce="report")
 
     @property
