@@ -43,8 +43,8 @@ def colours(labels: Iterable[str]) -> dict[str, str]:
     return {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(sorted(set(labels)))}
 
 
-def drawn(number: int, *draw: Callable[[], Picture | None], leads: int = 0) -> list[Plot]:
-    """Plots of one section, in the style of a report.
+def draw_plots(number: int, *draw: Callable[[], Picture | None], leads: int = 0) -> list[Plot]:
+    """Draw the plots of one section, in the style of a report.
 
     Args:
         number: Place of the section on its page, so that no id comes twice.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from cil.report.grouping import MIB
-from cil.report.plots import WIDTH, Picture, Plot, band, drawn, figure_of, legend, line_style
+from cil.report.plots import WIDTH, Picture, Plot, band, draw_plots, figure_of, legend, line_style
 from cil.report.rows import Row
 
 
@@ -15,7 +15,7 @@ def plots(rows: Sequence[Row], segments: Sequence[str], number: int, paint: Mapp
     known = [row for row in rows if row.score("mean_error").mean is not None]
     if not known:
         return []
-    return drawn(number, partial(_over_time, known, segments, paint), partial(_against_bytes, known, paint))
+    return draw_plots(number, partial(_over_time, known, segments, paint), partial(_against_bytes, known, paint))
 
 
 def _over_time(rows: Sequence[Row], segments: Sequence[str], paint: Mapping[str, str]) -> Picture:

@@ -14,7 +14,7 @@ from cil.metrics import auc
 from cil.report.grids import Line, Titled, decimal, grid
 from cil.report.grouping import MIB, config_text
 from cil.report.labels import numbered
-from cil.report.plots import Picture, Plot, drawn, figure_of, legend, line_style
+from cil.report.plots import Picture, Plot, draw_plots, figure_of, legend, line_style
 from cil.report.rows import Row
 from cil.report.section import Section
 from cil.report.verdicts import Score
@@ -169,7 +169,7 @@ def _plots(
     average = partial(_picture, "Average incremental accuracy", [curve.average for curve in curves])
     last = partial(_picture, "Last accuracy", [curve.last for curve in curves])
     colours = {curve.label: paint[curve.label] for curve in curves}
-    return drawn(number, *(partial(draw, colours, x, convention) for draw in (average, last)))
+    return draw_plots(number, *(partial(draw, colours, x, convention) for draw in (average, last)))
 
 
 def _picture(

@@ -11,7 +11,20 @@ from cil.kinds.classes.anytime_tables import anytime_picture
 from cil.kinds.classes.rows import FORGETTING, LAST
 from cil.report.grids import kinds_of_bytes
 from cil.report.grouping import MIB
-from cil.report.plots import BESIDE, BOUND, INK, WIDTH, Picture, Plot, band, bars, drawn, figure_of, legend, line_style
+from cil.report.plots import (
+    BESIDE,
+    BOUND,
+    INK,
+    WIDTH,
+    Picture,
+    Plot,
+    band,
+    bars,
+    draw_plots,
+    figure_of,
+    legend,
+    line_style,
+)
 from cil.report.rows import Row
 from cil.report.runs import CONVENTIONS
 from cil.report.verdicts import Score
@@ -48,7 +61,7 @@ def plots(rows: Sequence[Row], limit: int | None, convention: str, number: int, 
     known = [row for row in rows if row.runs and all(run.result("accuracy_curve") for run in row.runs)]
     if not known:
         return []
-    return drawn(
+    return draw_plots(
         number,
         partial(_accuracy_curves, known, paint),
         partial(anytime_picture, known, paint),

@@ -8,7 +8,7 @@ from typing import Any
 
 from cil.kinds.tasks.rows import TaskRow
 from cil.kinds.tasks.timeline import Task, timeline_picture
-from cil.report.plots import BOUND, INK, WIDTH, Picture, Plot, drawn, figure_of, legend, line_style
+from cil.report.plots import BOUND, INK, WIDTH, Picture, Plot, draw_plots, figure_of, legend, line_style
 
 
 def plots(rows: Sequence[TaskRow], tasks: Sequence[Task], number: int, paint: Mapping[str, str]) -> list[Plot]:
@@ -16,9 +16,9 @@ def plots(rows: Sequence[TaskRow], tasks: Sequence[Task], number: int, paint: Ma
     known = [row for row in rows if row.error.mean is not None]
     stream = partial(timeline_picture, tasks)
     if not known:
-        return drawn(number, stream)
+        return draw_plots(number, stream)
     over_stream = partial(_over_stream, known, paint)
-    return drawn(number, partial(_front, known, paint), over_stream, stream, leads=1)
+    return draw_plots(number, partial(_front, known, paint), over_stream, stream, leads=1)
 
 
 def _front(rows: Sequence[TaskRow], paint: Mapping[str, str]) -> Picture:

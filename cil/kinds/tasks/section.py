@@ -229,14 +229,14 @@ def _labelled(groups: Sequence[Group]) -> list[str]:
     plain = [named[id(group)] for group in groups]
     if len(parts) == 1:
         return plain
-    for words in (_applied, _asked):
+    for words in (_applied, _budget_of):
         labels = [f"{name}, {words(group)}" for name, group in zip(plain, groups, strict=True)]
         if len(set(labels)) == len(labels):
             break
     return labels
 
 
-def _asked(group: Group) -> str:
+def _budget_of(group: Group) -> str:
     return budget_words(group.first.budget)
 
 
@@ -258,7 +258,7 @@ def _budgets(groups: Sequence[Group]) -> str:
     applied: dict[str, list[str]] = {}
     for group in judged:
         applied.setdefault(_applied(group), []).append(group.first.learner)
-    if len(applied) == 1 or len(set(map(_asked, judged))) == len(applied):
+    if len(applied) == 1 or len(set(map(_budget_of, judged))) == len(applied):
         return " | ".join(applied)
     return " | ".join(f"{words} ({few(list(dict.fromkeys(names)))})" for words, names in applied.items())
 
@@ -267,7 +267,7 @@ def _budget_facts(groups: Sequence[Group]) -> Iterable[str]:
     """The budgets that were set, and for whom they are none."""
     without: dict[str, dict[str, list[str]]] = {}
     for group in groups:
-        names = without.setdefault(_asked(group), {})
+        names = without.setdefault(_budget_of(group), {})
         if group.first.budget.get("exemplars") is not None and not _keeps(group):
             what = "a bound is not held to it" if group.first.bound else "a cap on exemplars, of which none are kept"
             names.setdefault(what, []).append(group.first.learner)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cil.report.page import definitions, document, figures, write_page
-from cil.report.plots import COLOURS, FAINT, INK, WIDTH, Picture, drawn, figure_of, legend
+from cil.report.plots import COLOURS, FAINT, INK, WIDTH, Picture, draw_plots, figure_of, legend
 
 Task = Mapping[str, Any]  # id, dataset, year, domain, kind, classes, final, counts
 
@@ -80,8 +80,9 @@ def write_timeline(
     years = [task["year"] for task in tasks]
     repeats = len(tasks) - len({task["dataset"] for task in tasks})
     subtitle = f"{len(tasks)} tasks, {min(years)} to {max(years)}, {repeats} of them of a data set that came before"
+    picture = figures(draw_plots(0, partial(timeline_picture, tasks)))
     body = [
-        f"<section>\n{figures(drawn(0, partial(timeline_picture, tasks)))}\n{definitions(facts or {})}\n</section>",
+        f"<section>\n{picture}\n{definitions(facts or {})}\n</section>",
         f"<section>\n<h2>Tasks</h2>\n{timeline_table(tasks, strips)}\n</section>",
     ]
     return write_page(document(name, subtitle, body), path)

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.models import Head, Output
+from cil.models.growing import HeadedNet
 from cil.strategies.base import Strategy
 from cil.strategies.parts.losses import new_class_cross_entropy
 from cil.streams import Signature
 
 
-class FeaturesAndHead(nn.Module):
+class FeaturesAndHead(HeadedNet):
     """A function that gives features and a head on them, as one network.
 
     Args:
@@ -32,16 +33,6 @@ class FeaturesAndHead(nn.Module):
     def forward(self, images: Tensor) -> Output:
         features = self._features(images)
         return Output(self.head(features), features)
-
-    @property
-    def num_classes(self) -> int:
-        """C, columns of the logits."""
-        return self.head.num_classes
-
-    @property
-    def feature_dim(self) -> int:
-        """D, columns of the features."""
-        return self.head.in_features
 
 
 def grow_head(learner: Strategy, head: Head, signature: Signature) -> None:

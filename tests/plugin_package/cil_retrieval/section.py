@@ -10,7 +10,7 @@ from cil.kinds.classes.section import stream_words
 from cil.report import ReadingAid, Score, Section, Sections, verdict
 from cil.report.grids import scores_entry, whole
 from cil.report.grouping import Group, budget_words, by_budget, comparisons, grouped
-from cil.report.plots import Picture, drawn, figure_of, legend, line_style
+from cil.report.plots import Picture, draw_plots, figure_of, legend, line_style
 from cil.report.rows import Row, remarks
 from cil.report.settings_list import computing, known, one_seed
 from cil.tracking import Record
@@ -59,7 +59,7 @@ def _section(groups: Sequence[Group], number: int) -> Section:
         remarks=remarks(rows),
         warnings=tuple(one_seed(rows)),
         entries=tuple({"label": row.label} | scores_entry(_scores(row)) | row.caps_entry for row in rows),
-        plots=lambda place, paint: drawn(place, partial(_over_experiences, shown, first.steps, paint)) if shown else [],
+        plots=lambda place, paint: draw_plots(place, partial(_curve, shown, first.steps, paint)) if shown else [],
     )
 
 
@@ -72,7 +72,7 @@ def _cells(row: Row) -> dict[str, str]:
     return {"n": str(len(row.runs))} | scores | {"exact B": whole(row.carried())} | row.caps_cells
 
 
-def _over_experiences(rows: Sequence[Row], steps: int, paint: Mapping[str, str]) -> Picture:
+def _curve(rows: Sequence[Row], steps: int, paint: Mapping[str, str]) -> Picture:
     figure, (axes,) = figure_of(3.9)
     for place, row in enumerate(rows):
         recall = [row.score("recall_at_1", step).mean or 0.0 for step in range(steps)]
