@@ -74,8 +74,8 @@ class OnTheBudget(Replay):
 
     def training_set(self, experience: Any) -> Samples:
         data = super().training_set(experience)
-        kept = getattr(self.budget, "stash", None)
-        self.budget.stash = experience.train
+        kept = getattr(self.budget.budget, "stash", None)
+        object.__setattr__(self.budget.budget, "stash", experience.train)  # what the user asked, frozen but for this
         return data if kept is None else data + kept
 
 
@@ -133,11 +133,11 @@ class FreeMetadata(Replay):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.keep("notes", [])
+        self.keep("numbers", [])
 
     def after_experience(self, experience: Any) -> None:
         super().after_experience(experience)
-        self.notes = [*self.notes, *experience.train.pixels.flatten()[:50].tolist()]
+        self.numbers = [*self.numbers, *experience.train.pixels.flatten()[:50].tolist()]
 
     def state(self) -> State:
         own = super().state()
