@@ -133,7 +133,7 @@ def evaluate(
 
 def _learners(record: Record, strategy: Any, device: str, experience: int | None) -> tuple[Learners, int, Checkpoints]:
     """Makes the learners of a run, from its record alone."""
-    identity, checkpoints = record.identity, Checkpoints(record.directory)
+    identity, checkpoints = record.identity, Checkpoints(record.directory, run=record.run)
     if "strategy" not in identity:
         raise ConfigError(f"{record.directory} is an {record.kind} run; give the run of a strategy")
     done = checkpoints.done()

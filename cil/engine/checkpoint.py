@@ -5,6 +5,9 @@ checkpoint/experience-003.safetensors the tensors that changed since the boundar
 checkpoint/evaluation-003.safetensors the counts of the evaluation after experience 3
 snapshot/phase-1.*                    all that was held before phase 1 of the running experience
 snapshot/now.*                        all that was held at some step, with optimizer and place
+
+Every file has its SHA-256: a JSON file its own and those of the files that it names, a safetensors file in its
+metadata. What does not have its sum is not used; see ``cil.engine.recovery``.
 """
 
 from __future__ import annotations
@@ -25,21 +28,30 @@ from cil.errors import ConfigError, ResumeError, nearest
 from cil.memory import State, encode_meta
 from cil.memory.state import Reference
 from cil.tracking import replacing
+from cil.tracking.digests import SEAL, sealed, tensors_sum, unseal
 
 KEEP = ("all", "last", "best")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """A JSON file, all or nothing."""
+    """A JSON file with its sum, all or nothing."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content))
+        temporary.write_text(json.dumps(sealed(content)))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file, all or nothing."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], run: str = "") -> str:
+    """A safetensors file of a run, all or nothing; its sum, which it holds too."""
     plain = {name: _own(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}
+    seal = _sum_of(path, plain, run)
     with replacing(path) as temporary:
-        save_file(plain, temporary)
+        save_file(plain, temporary, {SEAL: seal})
+    return seal
+
+
+def _sum_of(path: Path, tensors: Mapping[str, Tensor], run: str) -> str:
+    """The sum of the tensors in a file of a run."""
+    bits = ((name, t, t.flatten().view(torch.uint8)) for name, t in tensors.items())
+    return tensors_sum(f"{run}/{path.name}", ((name, str(t.dtype), tuple(t.shape), b.numpy()) for name, t, b in bits))
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -47,22 +59,47 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size() else tensor
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file."""
+def read_tensors(path: Path, run: str | None = None, known: str | None = None) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Args:
+        run: The run that it must be of; None: it is not verified. A file of an earlier version, which has no sum, is
+            read as it is.
+        known: Its sum, where another file says it.
+
+    Raises:
+        ResumeError: naming the file, where it cannot be read or is not what was written.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            sums = {(file.metadata() or {}).get(SEAL), known} - {None}
     except (OSError, SafetensorError) as error:
-        raise ResumeError(f"cannot read {path}: {error}; start again in another run_dir") from error
+        raise ResumeError(f"cannot read {path}: {error}; {_MEND}") from error
+    if run is not None and sums and sums != {_sum_of(path, tensors, run)}:
+        raise ResumeError(f"{path} is damaged, or of another run: it has not the SHA-256 it was written with; {_MEND}")
+    return tensors
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file."""
+    """A JSON file that was sealed, or is of an earlier version.
+
+    Raises:
+        ResumeError: naming the file, where it cannot be read or is not what was written.
+    """
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        return content
-    except (OSError, ValueError) as error:
-        raise ResumeError(f"cannot read {path}: {error}; start again in another run_dir") from error
+        content, whole = unseal(dict(json.loads(path.read_text())))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ResumeError(f"cannot read {path}: {error}; {_MEND}") from error
+    if whole is False:
+        raise ResumeError(f"{path} is damaged: it has not the SHA-256 it was written with; {_MEND}")
+    return content
+
+
+_MEND = (
+    "restore it, or run the same command again (a finished run: without its record.json), which goes on from the last "
+    "whole boundary"
+)
 
 
 class Checkpoints:
@@ -71,14 +108,16 @@ class Checkpoints:
     Args:
         folder: The run directory.
         keep: ``all`` boundaries, the ``last`` one, or the last and the ``best`` by accuracy.
+        run: Digest of its identity, which stands in every file; files of another run are refused.
     """
 
-    def __init__(self, folder: Path, keep: str = "last") -> None:
+    def __init__(self, folder: Path, keep: str = "last", run: str = "") -> None:
         if keep not in KEEP:
             raise ConfigError(f"checkpoint.keep is '{keep}'; {nearest(keep, KEEP)}")
         self.folder = folder / "checkpoint"
         self.snapshots = folder / "snapshot"
         self.keep = keep
+        self.run = run
         self._facts: dict[int, dict[str, Any]] = {}
         self._pruned: set[int] = set()
 
@@ -89,26 +128,52 @@ class Checkpoints:
             count += 1
         return count
 
+    def content(self, index: int) -> dict[str, Any]:
+        """What the JSON file of a boundary holds.
+
+        Raises:
+            ResumeError: if it is damaged, or of another run.
+        """
+        return self._own(self.folder / f"experience-{index:03d}.json")
+
+    def _own(self, path: Path) -> dict[str, Any]:
+        content = read_json(path)
+        if self.run and content.get("run", self.run) != self.run:
+            raise ResumeError(f"{path} is of another run ({content['run']}, not {self.run}); choose another run_dir")
+        return content
+
     def facts(self, index: int) -> dict[str, Any]:
         """Plain data that was committed with the state of a boundary."""
         if index not in self._facts:  # they do not change any more
-            self._facts[index] = read_json(self.folder / f"experience-{index:03d}.json")["facts"]
+            self._facts[index] = self.content(index)["facts"]
         return self._facts[index]
 
-    def commit(self, index: int, state: State, facts: Mapping[str, Any]) -> None:
-        """Write a boundary. It exists from the moment its JSON file has its name."""
+    def commit(
+        self, index: int, state: State, facts: Mapping[str, Any], counts: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write a boundary, with the counts of answers that were given on the way to it.
+
+        It exists from the moment its JSON file has its name.
+        """
+        if counts is not None:
+            self.write_evaluation(index, counts)
         before: dict[str, Tensor] = {}
         files: dict[str, str] = {}
+        sums: dict[str, str] = {}
         if index:
-            previous = read_json(self.folder / f"experience-{index - 1:03d}.json")
+            previous = self.content(index - 1)
             if previous["files"] is not None:
-                files, before = previous["files"], self._tensors(previous["files"])
+                files, sums, before = previous["files"], previous.get("sums", {}), self._tensors(previous)
         name = f"experience-{index:03d}.safetensors"
         new = {key: t.detach().cpu() for key, t in state.tensors.items()}
         changed = {key: t for key, t in new.items() if key not in before or not _equal(before[key], t)}
-        write_tensors(self.folder / name, changed)
+        named = {key: name if key in changed else files[key] for key in new}
+        sums = {**sums, name: write_tensors(self.folder / name, changed, self.run)}
         content = {
-            "files": {key: name if key in changed else files[key] for key in new},
+            "run": self.run,
+            "files": named,
+            "sums": {file: seal for file, seal in sums.items() if file in {name, *named.values()}},
+            "counted": [i for i in (index - 1, index) if self.evaluation(i).exists()],
             "kinds": dict(state.kinds),
             "meta": json.loads(encode_meta(state.meta) or b"{}"),
             "references": [vars(reference) for reference in state.references],
@@ -124,29 +189,34 @@ class Checkpoints:
         Raises:
             ResumeError: if it was not kept.
         """
-        content = read_json(self.folder / f"experience-{index:03d}.json")
+        content = self.content(index)
         if content["files"] is None:
             raise ResumeError(f"the state after experience {index} was not kept; set checkpoint.keep=all")
         return State(
-            self._tensors(content["files"]),
+            self._tensors(content),
             content["kinds"],
             content["meta"],
             tuple(Reference(**reference) for reference in content["references"]),
             content["survey"],
         )
 
-    def _tensors(self, files: Mapping[str, str]) -> dict[str, Tensor]:
-        opened = {name: read_tensors(self.folder / name) for name in sorted(set(files.values()))}
+    def _tensors(self, content: Mapping[str, Any]) -> dict[str, Tensor]:
+        files, run, sums = content["files"], content.get("run"), content.get("sums", {})
+        opened = {name: read_tensors(self.folder / name, run, sums.get(name)) for name in sorted(set(files.values()))}
         return {key: opened[name][key] for key, name in files.items()}
+
+    def evaluation(self, index: int) -> Path:
+        """The file of the counts at a boundary."""
+        return self.folder / f"evaluation-{index:03d}.safetensors"
 
     def evaluated(self, index: int) -> dict[str, Tensor] | None:
         """The counts of one evaluation, if it was done."""
-        path = self.folder / f"evaluation-{index:03d}.safetensors"
-        return read_tensors(path) if path.exists() else None
+        path = self.evaluation(index)
+        return read_tensors(path, self.run or None) if path.exists() else None
 
     def write_evaluation(self, index: int, counts: Mapping[str, Tensor]) -> None:
         """Keep the counts of one evaluation."""
-        write_tensors(self.folder / f"evaluation-{index:03d}.safetensors", counts)
+        write_tensors(self.evaluation(index), counts, self.run)
 
     def prune(self, best: int | None = None, held: Iterable[int] = ()) -> None:
         """Drop the states that are not to be kept, nor ``held`` for later; facts and evaluations stay."""
@@ -156,26 +226,35 @@ class Checkpoints:
         kept = {done - 1, *held} | ({best} if self.keep == "best" and best is not None else set())
         used: set[str] = set()
         for index in sorted(set(range(done)) - self._pruned):
-            path = self.folder / f"experience-{index:03d}.json"
-            content = read_json(path)
+            content = self.content(index)
             if index in kept:
                 used |= set((content["files"] or {}).values())
             elif content["files"] is not None:
-                write_json(path, content | {"files": None})
+                write_json(self.folder / f"experience-{index:03d}.json", content | {"files": None, "sums": {}})
         self._pruned |= set(range(done)) - kept
         for path in self.folder.glob("experience-*.safetensors"):
             if path.name not in used:
                 path.unlink()
+
+    def go_back(self, count: int) -> None:
+        """Drop all boundaries but the first ``count``, the last one first."""
+        for pattern in ("experience-*.json", "experience-*.safetensors", "evaluation-*.safetensors"):
+            for path in sorted(self.folder.glob(pattern), reverse=True):
+                if int(path.stem.rpartition("-")[2]) >= count:
+                    path.unlink()
+        self._facts = {index: facts for index, facts in self._facts.items() if index < count}
+        self._pruned = {index for index in self._pruned if index < count}
 
     # inside an experience -------------------------------------------------------------------------------------------
 
     def write_snapshot(self, name: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         """All that is held now. The tensors' file is named in the JSON, which is written last."""
         path = self.snapshots / f"{name}.json"
-        old = json.loads(path.read_text())["tensors"] if path.exists() else None
+        old = self._own(path)["tensors"] if path.exists() else None
         file = f"{name}-{'b' if old == f'{name}-a.safetensors' else 'a'}.safetensors"
-        write_tensors(self.snapshots / file, tensors)
-        write_json(path, {**content, "tensors": file, "names": list(tensors)})
+        seal = write_tensors(self.snapshots / file, tensors, self.run)
+        own = {"run": self.run, "tensors": file, "sums": {file: seal}, "names": list(tensors)}
+        write_json(path, {**content, **own, "beside": [one for one in self.snapshot_names() if one != name]})
 
     def drop_snapshots(self) -> None:
         """Forget the snapshots: their experience is committed."""
@@ -188,11 +267,12 @@ class Checkpoints:
     def snapshot_content(self, name: str) -> dict[str, Any] | None:
         """The content of a snapshot, if there is one."""
         path = self.snapshots / f"{name}.json"
-        return read_json(path) if path.exists() else None
+        return self._own(path) if path.exists() else None
 
     def snapshot_tensors(self, content: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensors of a snapshot, in the order they were held in: sums over them depend on it."""
-        found = read_tensors(self.snapshots / content["tensors"])
+        file = content["tensors"]
+        found = read_tensors(self.snapshots / file, content.get("run"), content.get("sums", {}).get(file))
         return {name: found[name] for name in content["names"]}
 
 

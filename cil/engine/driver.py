@@ -5,6 +5,7 @@ It knows no kind of run. What is learned or adapted, and how it is evaluated, is
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,15 +21,18 @@ from torch import Tensor
 from cil.engine.checkpoint import Checkpoints, Snapshots
 from cil.engine.options import RunOptions
 from cil.engine.process import Stopped, in_child
+from cil.engine.recovery import Recovery, check_owner, recover
 from cil.engine.runtime import Runtime
 from cil.engine.status import Clock, Stop, status_kept
 from cil.errors import ConfigError
 from cil.memory import Allowance, Entry, Ledger, State
-from cil.tracking import FileLogger, Loggers, Record, build_loggers, describe_environment
+from cil.tracking import FileLogger, Loggers, Record, build_loggers, describe_environment, identity_hash
+from cil.tracking.record import RECORD
 
 Facts = Mapping[str, Any]  # what was committed at a boundary beside the state
 Counts = Mapping[str, Tensor]  # what an evaluation counted
 BOUNDARIES = ("inline", "process")
+_say = logging.getLogger("cil.engine")
 
 
 @dataclass
@@ -86,7 +90,7 @@ class Context:
 
     def save(self, name: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         """Write a snapshot, with the place that the log has reached and the seconds worked."""
-        more = {"offset": self.record.offset(), "seconds": self.clock.seconds}
+        more = {**self.record.mark(), "seconds": self.clock.seconds}
         self.snapshots.write(name, tensors, {**content, **more})
 
     def log(self, kind: Any, values: Mapping[str, Any], axes: Mapping[str, Any]) -> None:
@@ -182,7 +186,7 @@ class Run:
 
     def __post_init__(self) -> None:
         check_boundary(self.options.boundary, self.runtime)
-        self.checkpoints = Checkpoints(Path(self.run_dir), self.options.keep)
+        self.checkpoints = Checkpoints(Path(self.run_dir), self.options.keep, identity_hash(self.identity))
         self._stop = Stop()
 
     @property
@@ -201,7 +205,10 @@ class Run:
         apart = in_child if self.options.boundary == "process" else call
         with self._record() as record:
             if record.status != "finished":
+                recovery = self._recovered()
                 with self._context(record) as context:
+                    for index in recovery.uncounted:
+                        apart(partial(self._evaluate, index, context))
                     for index in range(max(0, self.checkpoints.done() - 1), self.work.boundaries):
                         if index >= self.checkpoints.done():
                             apart(partial(self._train, index, context))
@@ -217,6 +224,8 @@ class Run:
     def _record(self) -> Iterator[Record]:
         """The record, open for writing unless it has finished; everything is let go of afterwards."""
         build_loggers(self.options.loggers)  # what is refused here leaves no trace
+        if not (Path(self.run_dir) / RECORD).exists():  # else the record says whose folder it is
+            check_owner(self.checkpoints)
         command = {} if self.options.command is None else {"command": self.options.command}
         record = Record.open(self.run_dir, self.identity, describe_environment() | command)
         try:
@@ -226,6 +235,18 @@ class Run:
         finally:
             record.close()
             self.runtime.close()
+
+    def _recovered(self) -> Recovery:
+        """What is on the disk is whole afterwards: the run goes on from its last whole boundary."""
+        check_owner(self.checkpoints)
+        before = self.checkpoints.done()
+        found = recover(self.checkpoints)
+        for sentence in found.damage:
+            _say.warning(sentence)
+        if found.damage:
+            done = self.checkpoints.done()
+            _say.warning(f"{self.run_dir}: goes on after boundary {done} of {before}; what was lost is made again")
+        return found
 
     @contextmanager
     def _context(self, record: Record) -> Iterator[Context]:
@@ -240,7 +261,7 @@ class Run:
         with status_kept(record, self.runtime.device, self.work.batch_key, finish):
             record.update(self.work.bills())
             record.update(self.work.check_budget())
-            record.truncate(self._log_offset())
+            record.truncate(*self._log_place())
             if not Snapshots(self.checkpoints, self.checkpoints.done()).contents():
                 self.checkpoints.drop_snapshots()  # of a boundary that was committed before they could be dropped
             loggers.start(record.identity, Path(record.directory), self.name, self.options.group)
@@ -250,12 +271,14 @@ class Run:
             with self._stop.listening():
                 yield Context(record, self.checkpoints, loggers, within, self._stop, self.work.length)
 
-    def _log_offset(self) -> int:
-        """Where ``metrics.jsonl`` stood at the point that is resumed from."""
+    def _log_place(self) -> tuple[int, str | None]:
+        """Where ``metrics.jsonl`` stood at the point that is resumed from, and the sum of what was in it."""
         done = self.checkpoints.done()
-        committed = self.checkpoints.facts(done - 1)["offset"] if done else 0
-        inside = Snapshots(self.checkpoints, done).contents()
-        return int(max([committed, *(content["offset"] for content in inside.values())]))
+        places = [*Snapshots(self.checkpoints, done).contents().values()]
+        if done:
+            places.append(self.checkpoints.facts(done - 1))
+        furthest: Facts = max(places, key=lambda place: int(place["offset"]), default={"offset": 0})
+        return int(furthest["offset"]), furthest.get("log")
 
     def _train(self, index: int, context: Context) -> None:
         """Train to a boundary; charge, check and commit what is carried across it."""
@@ -268,20 +291,19 @@ class Run:
             "exemplars": boundary.exemplars,
             "over_budget": over,
             "peak_training_bytes": ledger.peak_training_bytes,
-            "offset": context.record.offset(),
+            **context.record.mark(),
             **boundary.facts,
         }
         if over and allowance is not None:
             earlier = [fact["ledger"] for fact in context.facts(index)]
             context.record.update({"ledger": [*earlier, facts["ledger"]]})
             allowance.check(ledger, boundary.exemplars, self.name)
-        if boundary.counts is not None:
-            self.checkpoints.write_evaluation(index, boundary.counts)
-        self.checkpoints.commit(index, boundary.state, facts)
+        self.checkpoints.commit(index, boundary.state, facts, boundary.counts)
 
     def _evaluate(self, index: int, context: Context) -> None:
         counts = self.work.evaluate(index, context)
         if counts is not None:
+            context.record.check_place()
             self.checkpoints.write_evaluation(index, counts)
 
     def _publish(self, index: int, context: Context) -> None:

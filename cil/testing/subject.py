@@ -89,14 +89,13 @@ class CheckedRun(ABC, Generic[L]):
             "references": sum(reference["bytes"] for reference in content["references"]),
         }
 
-    def copy_before(self, boundary: int, folder: Path) -> None:
-        """Put into ``folder`` what a run that stopped just before a boundary would have left there."""
-        (folder / "checkpoint").mkdir(parents=True)
-        for path in self.run.checkpoints.folder.iterdir():
-            if int(path.stem.rpartition("-")[2]) < boundary:
-                shutil.copy(path, folder / "checkpoint" / path.name)
-        offset = self.run.checkpoints.facts(boundary - 1)["offset"]
-        (folder / METRICS).write_bytes(b" " * (offset - 1) + b"\n")
+    def copy_before(self, boundary: int, other: CheckedRun[L]) -> None:
+        """Put into the folder of another run what it would have left there, had it stopped just before a boundary."""
+        own = self.run.checkpoints
+        for index in range(boundary):
+            other.run.checkpoints.commit(index, own.state(index), own.facts(index), own.evaluated(index))
+        log = (self.run.run_dir / METRICS).read_bytes()
+        (other.run.run_dir / METRICS).write_bytes(log[: own.facts(boundary - 1)["offset"]])
 
 
 class Subject(ABC, Generic[L]):

@@ -32,7 +32,7 @@ def unseal(content: dict[str, Any]) -> tuple[dict[str, Any], bool | None]:
 
 
 def _sum_of(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(json.loads(json.dumps(content))).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def tensors_sum(owner: str, parts: Iterable[Part]) -> str:

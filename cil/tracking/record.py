@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -14,10 +14,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from cil.errors import CilError, ConfigError, ResumeError, TrainingError, nearest
+from cil.tracking.digests import SEAL, FileSum, sealed, tensors_sum, unseal
+from cil.tracking.lock import DirectoryLock
 from cil.tracking.storage import (
+    cannot_write,
     first_difference,
+    identity_hash,
     in_short,
     plain,
+    remove_partial,
     without_secrets,
     write_bytes_atomic,
     write_json_atomic,
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 RECORD, METRICS, ARRAYS = "record.json", "metrics.jsonl", "arrays.safetensors"
+RUN = "run"  # added to what is read: digest of the identity, as it was written
 
 
 class RecordError(CilError):
@@ -48,6 +54,7 @@ class Record:
             ``results_type``.
         status: running, finished, interrupted, failed or over_budget.
         error: One line: the reason of a failure, or the excess over the budget.
+        run: Digest of the identity as it was written; every file of the run is sealed with it.
     """
 
     directory: Path
@@ -57,8 +64,10 @@ class Record:
     status: str = "running"
     error: str | None = None
     writable: bool = False
+    run: str = ""
     _log: IO[bytes] | None = field(default=None, repr=False)
-    _lock: IO[str] | None = field(default=None, repr=False)
+    _log_sum: FileSum | None = field(default=None, repr=False)
+    _lock: DirectoryLock | None = field(default=None, repr=False)
 
     @property
     def kind(self) -> str:
@@ -86,8 +95,8 @@ class Record:
         Raises:
             ResumeError: if the directory belongs to another run, naming the first key that differs; or if another
                 process is writing it.
-            RecordError: if what is there cannot be read, or is no record of its kind.
-            ConfigError: if the directory cannot be made.
+            RecordError: if what is there cannot be read, is damaged, or is no record of its kind.
+            ConfigError: if the directory cannot be made, or locked.
         """
         directory = Path(directory)
         own = plain(without_secrets(identity))
@@ -95,9 +104,24 @@ class Record:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"run_dir={directory} cannot be made ({error.strerror}); choose another") from error
-        lock = _lock(directory) if exclusive else None
-        for left in directory.glob(".*.tmp") if exclusive else ():  # of a process that was killed while it wrote
-            left.unlink(missing_ok=True)
+        lock = DirectoryLock(directory) if exclusive else None
+        try:
+            return cls._opened(directory, own, environment, lock)
+        except BaseException:
+            if lock is not None:
+                lock.close()
+            raise
+
+    @classmethod
+    def _opened(
+        cls,
+        directory: Path,
+        own: dict[str, Any],
+        environment: Mapping[str, Any] | None,
+        lock: DirectoryLock | None,
+    ) -> Record:
+        if lock is not None:
+            remove_partial(directory)
         if (directory / RECORD).exists():
             content = _read(directory)
             difference = first_difference(content.get("identity"), own)
@@ -111,7 +135,7 @@ class Record:
             record.writable, record._lock = True, lock
         else:
             facts = plain(describe_environment() if environment is None else environment)
-            record = cls(directory, own, facts, writable=True, _lock=lock)
+            record = cls(directory, own, facts, writable=True, run=identity_hash(own), _lock=lock)
             record.save()
         return record
 
@@ -132,7 +156,8 @@ class Record:
         problem = first_problem(content)
         if problem:
             raise RecordError(f"{directory / RECORD} {problem}; restore it or remove it")
-        return cls(directory, *(content[key] for key in ("identity", "environment", "results", "status", "error")))
+        parts = (content[key] for key in ("identity", "environment", "results", "status", "error"))
+        return cls(directory, *parts, run=content[RUN])
 
     def refresh(self) -> None:
         """Take over results that another process wrote, such as a child that worked for this one.
@@ -147,7 +172,7 @@ class Record:
         self._check_writable()
         content = {"schema_version": SCHEMA_VERSION, "status": self.status, "error": self.error}
         content |= {"identity": self.identity, "environment": self.environment, "results": self.results}
-        write_json_atomic(self.directory / RECORD, content)
+        write_json_atomic(self.directory / RECORD, sealed(plain(content)))
 
     def update(self, results: Mapping[str, Any]) -> None:
         """Replace the named results and save."""
@@ -177,34 +202,53 @@ class Record:
             log.write(data.encode() + b"\n")
             log.flush()
         except OSError as error:
-            raise TrainingError(f"cannot write {self.directory / METRICS}: {error.strerror}; make room") from error
+            raise TrainingError(cannot_write(self.directory / METRICS, error)) from error
+
+    def mark(self) -> dict[str, Any]:
+        """Where ``metrics.jsonl`` stands, for ``truncate``: ``offset`` in bytes, ``log``, the SHA-256 up to there."""
+        offset, path = self.offset(), self.directory / METRICS
+        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(self._open_log().fileno())):
+            raise TrainingError(f"{path} was removed or replaced while this run was writing it, so the run stops")
+        return {"offset": offset, "log": self._sum_of_log(offset)}
+
+    def _sum_of_log(self, length: int) -> str:
+        self._log_sum = self._log_sum or FileSum(self.directory / METRICS)
+        return self._log_sum.upto(length)
 
     def offset(self) -> int:
-        """Bytes of ``metrics.jsonl``, all of them on the disk: a checkpoint keeps the number for ``truncate``."""
+        """Bytes of ``metrics.jsonl``, all of them on the disk."""
         log = self._open_log()
         try:
             log.flush()
             os.fsync(log.fileno())
         except OSError as error:
-            raise TrainingError(f"cannot write {self.directory / METRICS}: {error.strerror}; make room") from error
+            raise TrainingError(cannot_write(self.directory / METRICS, error)) from error
         return log.tell()
 
-    def truncate(self, offset: int) -> None:
+    def truncate(self, offset: int, log: str | None = None) -> None:
         """Remove the lines after ``offset``, so that a resumed run does not write them twice.
 
+        Args:
+            log: SHA-256 of what is before, where it is known.
+
         Raises:
-            ResumeError: if the file is shorter: it is not the one the checkpoint was made with.
+            ResumeError: if the file is shorter, or is not the one the checkpoint was made with.
         """
-        log = self._open_log()
-        size = log.tell()
+        file = self._open_log()
+        size = file.tell()
         if not 0 <= offset <= size:
             raise ResumeError(
                 f"{self.directory / METRICS} has {size:,} bytes, the checkpoint was made at {offset:,}; "
                 "restore the file or choose another run_dir"
             )
-        log.truncate(offset)
-        log.seek(offset)
-        os.fsync(log.fileno())
+        if log is not None and self._sum_of_log(offset) != log:
+            raise ResumeError(
+                f"{self.directory / METRICS} is damaged: its first {offset:,} bytes are not those the checkpoint was "
+                f"made with; restore the file, or remove {self.directory} to train anew"
+            )
+        file.truncate(offset)
+        file.seek(offset)
+        os.fsync(file.fileno())
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """The lines of ``metrics.jsonl``; one that a crash cut short is left out."""
@@ -236,7 +280,11 @@ class Record:
 
         self._check_writable()
         merged = self.arrays() | {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        write_bytes_atomic(self.directory / ARRAYS, save(merged))
+        write_bytes_atomic(self.directory / ARRAYS, save(merged, {SEAL: self._sum_of_arrays(merged)}))
+
+    def _sum_of_arrays(self, arrays: Mapping[str, np.ndarray]) -> str:
+        parts = ((name, str(array.dtype), array.shape, array.tobytes()) for name, array in arrays.items())
+        return tensors_sum(f"{self.run}/{ARRAYS}", parts)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All arrays by name; empty if there are none.
@@ -244,16 +292,20 @@ class Record:
         Raises:
             RecordError: if the file is damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
+        from safetensors import SafetensorError, safe_open
 
         path = self.directory / ARRAYS
         if not path.exists():
             return {}
         try:
-            return load(path.read_bytes())
-        except SafetensorError as error:
+            with safe_open(path, framework="np") as file:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                seal = (file.metadata() or {}).get(SEAL)
+        except (OSError, SafetensorError) as error:
             raise RecordError(f"{path} cannot be read ({error}); remove it or restore it") from error
+        if seal is not None and seal != self._sum_of_arrays(found):
+            raise RecordError(f"{path} is damaged: it has not the SHA-256 it was written with; remove it or restore it")
+        return found
 
     def close(self) -> None:
         """Close the files; the directory may then be opened by another process."""
@@ -261,12 +313,22 @@ class Record:
             if handle is not None:
                 with suppress(OSError):  # a line that a full disk did not take: it was reported when it was written
                     handle.close()
-        self._log = self._lock = None
+        self._log = self._log_sum = self._lock = None
         self.writable = False
 
     def _check_writable(self) -> None:
         if not self.writable:
             raise RecordError(f"{self.directory} is open for reading only; Record.open(directory, identity) writes")
+        self.check_place()
+
+    def check_place(self) -> None:
+        """Make sure that the directory is still there, and still the one that was opened.
+
+        Raises:
+            TrainingError: if it was removed or replaced.
+        """
+        if self._lock is not None:
+            self._lock.check()
 
 
 def describe_environment() -> dict[str, Any]:
@@ -281,26 +343,24 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _lock(directory: Path) -> IO[str] | None:
-    """Lock the directory for this process; the system releases it when the process ends."""
+@contextmanager
+def reading(record: Record) -> Iterator[None]:
+    """Around what reads the content of a record: what it does not find is told in one line, with the file.
+
+    Raises:
+        RecordError: in place of the bare errors of Python.
+    """
     try:
-        import fcntl
-    except ImportError:  # not a POSIX system
-        return None
-    handle = (directory / ".lock").open("w")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        handle.close()
-        raise ResumeError(f"run_dir={directory} is being written by another process; choose another run_dir") from None
-    except OSError:  # a file system without locks
-        handle.close()
-        return None
-    return handle
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise RecordError(
+            f"{record.directory / RECORD} is not what {record.kind} records look like ({type(error).__name__}: "
+            f"{error}); restore it or remove it"
+        ) from error
 
 
 def _read(directory: Path) -> dict[str, Any]:
-    """The content of ``record.json``, of today's version: its parts are there, and not looked into."""
+    """The content of ``record.json``, of today's version, and ``run``: its parts are there, and not looked into."""
     path = directory / RECORD
     try:
         content = json.loads(path.read_bytes())
@@ -313,4 +373,11 @@ def _read(directory: Path) -> dict[str, Any]:
         raise RecordError(f"{path} is no record: schema_version or status is wrong; restore it or remove it")
     if version > SCHEMA_VERSION:
         raise RecordError(f"{path} has schema_version {version}, this cil reads up to {SCHEMA_VERSION}: update cil")
-    return upgraded({"error": None, "environment": {}, "results": {}} | content)
+    content, whole = unseal(content)
+    now = upgraded({"error": None, "environment": {}, "results": {}} | content)
+    if whole is False and first_problem(now) is None:
+        raise RecordError(
+            f"{path} is damaged: it has not the SHA-256 it was written with; restore it, or remove it, and the same "
+            f"command makes it again from the checkpoints"
+        )
+    return now | {RUN: identity_hash(content["identity"]) if isinstance(content.get("identity"), dict) else ""}

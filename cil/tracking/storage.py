@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ from typing import Any
 from cil.errors import TrainingError
 
 HIDDEN = "[hidden]"
+PARTIAL = ".cil-partial."  # how names of files begin that are being written
 _PASSWORDS = {"password", "passwords", "passwd", "passphrase", "secret", "secrets", "credential", "credentials"}
 _KEYS = {"key", "keys", "apikey", "token", "tokens"}  # hyper-parameters have such names too
 
@@ -139,7 +141,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     from safetensors import SafetensorError
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{PARTIAL}{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -150,8 +152,22 @@ def replacing(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        why = getattr(error, "strerror", None) or str(error)
-        raise TrainingError(f"cannot write {path}: {why}; make room (what was committed before is safe)") from error
+        raise TrainingError(f"{cannot_write(path, error)} (what was committed before is safe)") from error
+
+
+def cannot_write(path: Path, error: Exception) -> str:
+    """Why a file cannot be written, with the advice to make room where the disk is full."""
+    text = str(error)
+    found = re.search(r"os error (\d+)", text)  # safetensors says the number in its text
+    number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+    why = text if number is None else os.strerror(number)
+    return f"cannot write {path}: {why}{'; make room' if number in (errno.ENOSPC, errno.EDQUOT) else ''}"
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a process that was killed had begun to write in a folder; nothing else."""
+    for path in folder.glob(f"{PARTIAL}[0-9]*.*"):
+        path.unlink(missing_ok=True)
 
 
 def fsync_dir(path: str | Path) -> None:

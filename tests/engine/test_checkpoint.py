@@ -148,7 +148,7 @@ def test_a_truncated_file_is_named_in_one_line(kept, tmp_path, suffix, length):
     with pytest.raises(ResumeError) as refused:
         kept.state(0)
     assert str(refused.value).startswith(f"cannot read {path}: ")
-    assert str(refused.value).endswith("; start again in another run_dir")
+    assert str(refused.value).endswith("which goes on from the last whole boundary")
     assert "\n" not in str(refused.value)
 
 

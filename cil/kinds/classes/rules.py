@@ -33,8 +33,8 @@ def only_the_state_crosses_a_boundary(subject: StrategySubject) -> None:
     one, past = subject.on_toy(), subject.toy(seed=5)
     first = one.finished()
     with one.fresh(stream=past), tempfile.TemporaryDirectory(prefix="cil-check-") as folder:
-        first.copy_before(first.boundaries[-1], Path(folder))
         again = one.run(Path(folder), stream=past)
+        first.copy_before(first.boundaries[-1], again)
         again.run.execute()
         rules.runs_are_the_same(subject, "from the same state after two pasts", first, again)
 

@@ -1,0 +1,125 @@
+"""Going on after damage: which boundaries of a run are whole, and the way back to the last of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cil.engine.checkpoint import Checkpoints, read_json
+from cil.errors import ResumeError
+from cil.tracking.record import ARRAYS, METRICS, RECORD
+from cil.tracking.storage import remove_partial
+
+
+def check_owner(checkpoints: Checkpoints) -> None:
+    """Refuse a folder with files of another run, or with files that do not say of which run they are.
+
+    Raises:
+        ResumeError: naming the folder. Nothing was written.
+    """
+    folder = checkpoints.folder.parent
+    runs = {run for path in _described(checkpoints) if (run := _run_of(path)) is not None}
+    if runs - {checkpoints.run}:
+        other = ", ".join(sorted(runs - {checkpoints.run}))
+        raise ResumeError(
+            f"run_dir={folder} has checkpoints of another run (its identity is {other}, this one's "
+            f"{checkpoints.run}); choose another run_dir"
+        )
+    if runs or (folder / RECORD).exists():
+        return
+    kept = [checkpoints.folder, checkpoints.snapshots, folder / METRICS, folder / ARRAYS]
+    found = [path.name for path in kept if path.is_file() or (path.is_dir() and any(path.iterdir()))]
+    if found:
+        raise ResumeError(
+            f"run_dir={folder} has {', '.join(found)} and no {RECORD} that says of which run; choose another run_dir, "
+            f"or remove them"
+        )
+
+
+def _described(checkpoints: Checkpoints) -> Iterator[Path]:
+    yield from checkpoints.folder.glob("experience-*.json")
+    yield from checkpoints.snapshots.glob("*.json")
+
+
+def _run_of(path: Path) -> str | None:
+    """The run that a JSON file names, where it is whole and names one."""
+    try:
+        run: str | None = read_json(path).get("run")
+        return run
+    except ResumeError:
+        return None
+
+
+@dataclass
+class Recovery:
+    """What was found when a run was about to go on.
+
+    Attributes:
+        damage: What cannot be used, a sentence each.
+        uncounted: Boundaries whose answers are to be counted again.
+    """
+
+    damage: list[str] = field(default_factory=list)
+    uncounted: list[int] = field(default_factory=list)
+
+    def reads(self, read: Callable[..., Any], *arguments: Any) -> bool:
+        """True if something can be read; else it is noted why not."""
+        try:
+            read(*arguments)
+        except ResumeError as error:
+            self.damage.append(str(error).partition("; ")[0])
+            return False
+        return True
+
+
+def recover(checkpoints: Checkpoints) -> Recovery:
+    """Go back to the last boundary that is whole, and drop what comes after it.
+
+    A boundary is whole if its state is, and everything that was committed and counted up to it. Answers are counted
+    again where the state that gave them was kept.
+    """
+    found, done, back = Recovery(), checkpoints.done(), 0
+    for folder in (checkpoints.folder, checkpoints.snapshots):
+        remove_partial(folder)
+    uncounted: list[int] = []
+    for index in range(done):
+        if not found.reads(checkpoints.content, index):
+            break
+        content = checkpoints.content(index)
+        kept = content["files"] is not None and found.reads(checkpoints.state, index)
+        if not found.reads(_counts, checkpoints, index, done):
+            if index in content.get("counted", ()) or not kept:
+                break
+            uncounted.append(index)
+        if kept:
+            back = index + 1
+    later = sorted(checkpoints.folder.glob("experience-*.json"))[done:]
+    if later:
+        found.damage.append(f"{checkpoints.folder}/experience-{done:03d}.json is missing, {later[0].name} is there")
+    checkpoints.go_back(back)
+    found.uncounted = [index for index in uncounted if index < back]
+    for index in found.uncounted:
+        checkpoints.evaluation(index).unlink(missing_ok=True)
+    if back < done or not all([found.reads(_snapshot, checkpoints, name) for name in checkpoints.snapshot_names()]):
+        checkpoints.drop_snapshots()
+    return found
+
+
+def _counts(checkpoints: Checkpoints, index: int, done: int) -> None:
+    """Read the counts at a boundary; they may be missing where a later commit does not say that they were there."""
+    if checkpoints.evaluated(index) is None:
+        for later in range(index, min(index + 2, done)):
+            if index in checkpoints.content(later).get("counted", ()):
+                raise ResumeError(f"{checkpoints.evaluation(index)} is missing")
+
+
+def _snapshot(checkpoints: Checkpoints, name: str) -> None:
+    """Read a snapshot, and look for those that it builds on."""
+    content = checkpoints.snapshot_content(name)
+    assert content is not None
+    checkpoints.snapshot_tensors(content)
+    for other in content.get("beside", ()):
+        if checkpoints.snapshot_content(other) is None:
+            raise ResumeError(f"{checkpoints.snapshots}/{other}.json is missing")
