@@ -15,6 +15,7 @@ from cil.api import MakeStrategy, Model, plan_training
 from cil.cli.compare import records_of, write_report
 from cil.cli.pool import QueuedRun, RunEnd, run_all
 from cil.cli.progress_screen import ProgressScreen
+from cil.cli.reuse import take_over
 from cil.engine.driver import Run
 from cil.errors import ConfigError
 from cil.memory import Budget
@@ -85,6 +86,7 @@ def compare(
             for seed in seeds:
                 run = plan_training(strategy, stream, model, one, seed=seed, root=out, **{"threads": 1, **given})
                 runs.setdefault(Path(run.run_dir), run)
+    take_over({path: run.identity for path, run in runs.items()}, Path(out))
     queued = [QueuedRun(_label(run), path, partial(_itself, run)) for path, run in runs.items()]
     torch.set_num_threads(1)  # this process forks: it must have started no threads of its own
     fork = sys.platform == "linux" and all(run.runtime.device == "cpu" for run in runs.values())

@@ -23,7 +23,7 @@ from cil.strategies import Strategy, find, names
 from cil.streams import Signature, Stream, TaskKey
 from cil.targets import PARTIAL, TARGET, check_arguments, refuse_targets
 from cil.tracking import Record
-from cil.tracking.record import RECORD
+from cil.tracking.record import RECORD, reading
 
 
 class Trained(nn.Module):
@@ -132,7 +132,14 @@ def evaluate(
 
 
 def _learners(record: Record, strategy: Any, device: str, experience: int | None) -> tuple[Learners, int, Checkpoints]:
-    """Makes the learners of a run, from its record alone."""
+    """Makes the learners of a run, from its record and its checkpoints alone."""
+    with reading(record):
+        return _learners_of(record, strategy, device, experience)
+
+
+def _learners_of(
+    record: Record, strategy: Any, device: str, experience: int | None
+) -> tuple[Learners, int, Checkpoints]:
     identity, checkpoints = record.identity, Checkpoints(record.directory, run=record.run)
     if "strategy" not in identity:
         raise ConfigError(f"{record.directory} is an {record.kind} run; give the run of a strategy")

@@ -44,12 +44,14 @@ def split_jobs_and_out(arguments: Sequence[str]) -> tuple[list[str], str, str]:
     """The overrides of the configuration, and ``jobs=`` and ``out=``, each ``auto`` where it is not given.
 
     Raises:
-        ConfigError: for an option of Hydra, and a number of jobs that is none.
+        ConfigError: for an option of Hydra, an empty value, and a number of jobs that is none.
     """
     values, rest = {"jobs": "auto", "out": "auto"}, []
     for item in arguments:
         key, equals, value = item.partition("=")
         if key in values and equals:
+            if not value:
+                raise ConfigError(f"{key} is empty; give it a value, or leave it out, which is {key}=auto")
             values[key] = value
         elif item.startswith("-"):
             raise ConfigError(f"no option '{item}' here; write key=value, or use cil run for Hydra's options")

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,8 @@ HELP = """
 usage: cil compare [key=value[,value...] ...] [jobs=auto] [out=DIR]
 
 Runs every combination of the values given, one process a core, then prints one table and writes one page. The same
-command again goes on with what is not finished. A run that is over its budget, fails or is killed stops no other.
+command again goes on with what is not finished. A run that is over its budget, fails or is killed stops no other. Runs
+that have finished in another folder (of runs/, or beside out) are taken over, not trained again.
 
   cil compare experiment=demo strategy=finetune,replay,icarl,joint seed=0,1
   cil compare strategy=all budget=aligned budget.to=der
@@ -76,22 +78,25 @@ def run_cells(cells: Sequence[Cell], jobs: int, out: Path, plan: Plan | None = N
 
     from cil.cli.pool import QueuedRun, run_all
     from cil.cli.progress_screen import ProgressScreen
+    from cil.cli.reuse import take_over
     from cil.cli.run import print_warnings
 
-    plan = plan or plan_cell
+    make = plan or plan_cell
     runs: dict[Path, tuple[Cell, Run]] = {}
     torch.set_num_threads(1)  # this process forks: it must have started no threads of its own
     for cell in cells:
         try:
-            run = plan(cell, jobs, out)
+            run = make(cell, jobs, out)
         except CilError as error:
             raise type(error)(f"{cell.label}: {error}" if len(cells) > 1 else str(error)) from error
         runs.setdefault(Path(run.run_dir), (cell, run))
+    if plan is None:
+        take_over({path: run.identity for path, (_, run) in runs.items()}, out)
     print_warnings(run for _, run in runs.values())
     on_cpu = all(run.runtime.device == "cpu" for _, run in runs.values())
     fork = sys.platform == "linux" and on_cpu
     queued = [
-        QueuedRun(cell.label, path, partial(_itself, run) if fork else partial(plan, cell, jobs, out))
+        QueuedRun(cell.label, path, partial(_itself, run) if fork else partial(make, cell, jobs, out))
         for path, (cell, run) in runs.items()
     ]
     quiet = all(cell.job.config["progress"] is False for cell in cells)
@@ -131,10 +136,13 @@ def plan_cell(cell: Cell, jobs: int, out: Path) -> Run:
 
 def write_report(records: Sequence[Record], out: Path, title: str) -> str:
     """Write table and page; the table as text."""
-    from cil.report import table, to_csv, to_markdown, to_text, write_html
+    from cil.cli.reuse import remarks
+    from cil.report import table, to_csv, to_markdown, to_text
+    from cil.report.page import html, write_page
 
     whole = table(records)
-    write_html(records, out / "index.html", title)
+    whole = replace(whole, footnotes=(*whole.footnotes, *remarks(out)))
+    write_page(html(whole, title), out / "index.html")
     (out / "table.csv").write_text(to_csv(whole), encoding="utf-8")
     (out / "table.md").write_text(to_markdown(whole), encoding="utf-8")
     text = to_text(whole, shutil.get_terminal_size((120, 24)).columns)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
 from cil.cli.arguments import split_options
 from cil.cli.formats import numbers
+from cil.cli.names import key_of
 from cil.cli.refusals import parse_overrides, unknown_key
 from cil.errors import ConfigError
 from cil.targets import refuse_targets
@@ -25,9 +27,13 @@ with changes: other data of the same classes and image size, fewer test images..
   cil evaluate runs/mnist5k_b0_inc2/icarl-200exemplars-s0-0a1b2c3d4e5f
   cil evaluate RUN_DIR stream.dataset=mnist --json
 
+Where nothing was changed and the accuracy is not the one in the record, the command says so and ends with 1.
+
   strategy=module:Class   the class of a run whose strategy is not registered: a record alone never imports code
   --experience N   the state after experience N (from 0); earlier ones need checkpoint.keep=all
 """
+
+ROUNDING = 1e-6  # percent
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,11 +53,29 @@ def main(arguments: Sequence[str]) -> int:
     record = Record.load(paths[0])
     own = [item for item in rest if item.startswith("strategy=")]
     strategy = own_class(own[-1].partition("=")[2], "strategy") if own else None
-    stream: Any = build_stream(change_stream(record, [item for item in rest if item not in (paths[0], *own)]))
+    changes = [item for item in rest if item not in (paths[0], *own)]
+    stream: Any = build_stream(change_stream(record, changes))
     experience = int(options["--experience"]) if options["--experience"] else None
     found = evaluate(paths[0], stream, strategy=strategy, experience=experience, device=options["--device"])
-    print(json.dumps(found, indent=1) if "--json" in flags else text(record, stream.name, found))
-    return 0
+    same = not any(key_of(item).startswith("stream.") for item in changes)
+    recorded = recorded_accuracy(record, found["experience"]) if same else None
+    print(json.dumps(found, indent=1) if "--json" in flags else text(record, stream.name, found, recorded))
+    if recorded is None or abs(recorded - found["accuracy"]) < ROUNDING:
+        return 0
+    print(
+        f"cil: accuracy is {found['accuracy']:.2f} % and {record.directory}/record.json says {recorded:.2f} %: data, "
+        f"code or device are others than when it was trained (its fingerprint of the data is "
+        f"{record.identity['stream']['fingerprint'][:12]}, now {stream.fingerprint[:12]})",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def recorded_accuracy(record: Record, experience: int) -> float | None:
+    """What the record says of the run's own stream; None where its kind of run has no such number."""
+    curve = record.results.get("accuracy_curve")
+    found: float | None = curve[experience] if curve and experience < len(curve) else None
+    return found
 
 
 def change_stream(record: Record, overrides: Sequence[str]) -> dict[str, Any]:
@@ -80,19 +104,16 @@ def change_stream(record: Record, overrides: Sequence[str]) -> dict[str, Any]:
     return whole
 
 
-def text(record: Record, stream: str, found: Mapping[str, Any]) -> str:
+def text(record: Record, stream: str, found: Mapping[str, Any], recorded: float | None) -> str:
     """For people."""
     identity = record.identity
-    own = stream == identity["stream"]["name"]
-    curve = record.results.get("accuracy_curve")  # which other kinds of run need not have
-    before = curve[found["experience"]] if own and curve else None
-    recorded = "" if before is None else f" (its record says {before:.2f} %)"
+    before = "" if recorded is None else f" (its record says {recorded:.2f} %)"
     names, values = zip(*found["accuracy_by_class"].items(), strict=True)
     wide = max(map(len, names))
     lines = [
         f"{identity['strategy']}, seed {identity['seed']}, after experience {found['experience'] + 1}, on {stream}:"
         f" {found['images']:,} test images",
-        f"  accuracy {found['accuracy']:.2f} %{recorded}   mean over classes {found['mean_class_accuracy']:.2f} %",
+        f"  accuracy {found['accuracy']:.2f} %{before}   mean over classes {found['mean_class_accuracy']:.2f} %",
         f"  by experience (%): {numbers(found['accuracy_by_experience'])}",
         f"  within its experience (%): {numbers(found['accuracy_task_aware_by_experience'])}",
         "  by class (%):",

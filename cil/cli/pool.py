@@ -20,7 +20,7 @@ from typing import Any
 
 from cil.cli.progress_screen import ProgressScreen
 from cil.engine.driver import Run
-from cil.engine.process import import_before_fork
+from cil.engine.process import import_before_fork, stop_signals
 from cil.errors import BudgetExceeded, CilError
 from cil.tracking import Record, RecordError
 
@@ -216,7 +216,7 @@ def _interrupts() -> Iterator[_Interrupts]:
     def handle(number: int, frame: FrameType | None) -> None:
         found.count += 1
 
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    old = {number: signal.signal(number, handle) for number in stop_signals()}
     try:
         yield found
     finally:
@@ -230,8 +230,8 @@ def _interrupts() -> Iterator[_Interrupts]:
 def _execute(queued: QueuedRun, pipe: Connection) -> None:
     """Do one run, and send how it ended."""
     os.setpgid(0, 0)  # a Ctrl-C on the terminal reaches the parent alone, which passes it on once
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in stop_signals():
+        signal.signal(number, signal.default_int_handler)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: no child outlives its parent
     try:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cil.errors import ConfigError
+from cil.errors import CilError, ConfigError
+
+if TYPE_CHECKING:
+    from cil.tracking import Record
 
 HELP = """
 usage: cil report PATH... [--html FILE] [--csv] [--markdown]
 
-Every run at or under the paths, in one table: mean and deviation over seeds, forgetting, both bills.
+Every run at or under the paths, in one table: mean and deviation over seeds, forgetting, both bills. A record that
+cannot be used is named and left out; the command then ends with 1.
 
   cil report runs/
   cil report runs/compare-demo --html page.html
@@ -26,20 +33,56 @@ Every run at or under the paths, in one table: mean and deviation over seeds, fo
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     paths, page, form = _parsed(list(arguments))
-    from cil.report import find_runs, table, to_csv, to_markdown, to_text, write_html
+    from cil.report.runs import read_runs
 
-    records = find_runs(paths)
+    records, problems = read_runs(paths)
+    text, more = _written(records, partial(_text, page=page, form=form))
+    print(text, end="")
+    for problem in [*problems, *more]:
+        print(f"cil: left out: {problem}", file=sys.stderr)
+    return int(bool(problems or more))
+
+
+def _text(records: Sequence[Record], page: Path | None, form: str) -> str:
+    """The report in the form that was asked for."""
+    from cil.report import table, to_csv, to_markdown, to_text, write_html
+
     if page is not None:
-        print(f"page: {write_html(records, page, 'Report')}")
-        return 0
+        return f"page: {write_html(records, page, 'Report')}\n"
     whole = table(records)
     if form == "--csv":
-        print(to_csv(whole), end="")
-    elif form == "--markdown":
-        print(to_markdown(whole))
-    else:
-        print(to_text(whole, shutil.get_terminal_size((120, 24)).columns))
-    return 0
+        return to_csv(whole)
+    if form == "--markdown":
+        return f"{to_markdown(whole)}\n"
+    return f"{to_text(whole, shutil.get_terminal_size((120, 24)).columns)}\n"
+
+
+def _written(records: Sequence[Record], write: Callable[[Sequence[Record]], str]) -> tuple[str, list[str]]:
+    """The report of all records that can be reported, and a line for each that cannot even alone."""
+    try:
+        return write(records), []
+    except CilError:
+        raise
+    except Exception:
+        odd = {id(record): why for record in records if (why := _failure(record, write))}
+        if not odd:  # they do not fail alone: no record is to blame
+            raise
+        good = [record for record in records if id(record) not in odd]
+        if not good:
+            raise ConfigError("; ".join(odd.values())) from None
+        return write(good), list(odd.values())
+
+
+def _failure(record: Record, write: Callable[[Sequence[Record]], str]) -> str | None:
+    from cil.tracking import RecordError
+    from cil.tracking.record import reading
+
+    try:
+        with reading(record):
+            write([record])
+    except RecordError as error:
+        return str(error)
+    return None
 
 
 def _parsed(arguments: list[str]) -> tuple[list[Path], Path | None, str]:

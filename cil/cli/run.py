@@ -68,6 +68,7 @@ def _bill(job: Job) -> str:
 def execute(job: Job) -> str:
     """Run a job to its end; a summary."""
     from cil.cli.build import build
+    from cil.tracking.record import reading
 
     run = build(job)
     print_warnings([run])
@@ -76,7 +77,8 @@ def execute(job: Job) -> str:
         record = run.execute()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"what was computed is in {run.run_dir}; the same command goes on from there") from None
-    return find_kind(record.kind).summary(record, note)
+    with reading(record):
+        return find_kind(record.kind).summary(record, note)
 
 
 def launch(arguments: Sequence[str], root: str = "runs") -> int:

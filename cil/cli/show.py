@@ -38,9 +38,13 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("--out and --count are of streams; a page of a run is cil report RUN_DIR --html FILE")
     if paths:
         from cil.tracking import Record
+        from cil.tracking.record import reading
 
         record = Record.load(paths[0])
-        print(find_kind(record.kind).curve(record))
+        kind = find_kind(record.kind)
+        with reading(record):
+            text = kind.curve(record)
+        print(text)
         return 0
     if not options["--count"].isdigit():
         raise ConfigError(f"--count is {options['--count']}; it must be a whole number of 1 or more")

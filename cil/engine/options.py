@@ -50,6 +50,11 @@ class RunOptions:
     group: str | None = field(default=None)
     command: str | None = field(default=None)
 
+    def __post_init__(self) -> None:
+        for name in ("run_dir", "root"):
+            if getattr(self, name) == "":
+                raise ConfigError(f"{name} is empty; give it a folder, or leave it out ('.' is the current folder)")
+
     @classmethod
     def of(cls, given: Mapping[str, Any], base: Self | None = None) -> Self:
         """From keyword arguments, in place of what ``base`` says.

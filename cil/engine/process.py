@@ -18,8 +18,15 @@ class Stopped(Exception):
     """The run was asked to stop, and what was computed is saved."""
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _STOPS: dict[str, type[BaseException]] = {"Stopped": Stopped, "KeyboardInterrupt": KeyboardInterrupt}
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Signals that ask a run to stop; SIGHUP of a closed terminal is not among them under ``nohup``."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
 
 
 def import_before_fork() -> None:
@@ -41,7 +48,8 @@ def in_child(work: Callable[[], None]) -> None:
     sys.stderr.flush()
     said, say = os.pipe()
     lifeline, hold = os.pipe()  # ends when this process does, however that happens
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until both sides know what to do with them
+    signals = stop_signals()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until both sides know what to do with them
     child = os.fork()
     if child == 0:
         os.close(said)
@@ -49,7 +57,7 @@ def in_child(work: Callable[[], None]) -> None:
         _live(work, say, lifeline, blocked)
     os.close(say)
     os.close(lifeline)
-    old = {number: signal.getsignal(number) for number in SIGNALS}
+    old = {number: signal.getsignal(number) for number in signals}
     with os.fdopen(said, "rb") as pipe:
         try:
             for number, handler in old.items():
@@ -76,7 +84,8 @@ def _live(work: Callable[[], None], say: int, lifeline: int, blocked: Iterable[i
     """All that the child does. It never returns: the parent's code is not its own."""
     code = 0
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent passes it on as SIGTERM
+        for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the parent passes on SIGTERM
+            signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
         work()

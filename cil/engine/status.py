@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import cast
-
 import torch
 
-from cil.engine.process import Stopped
+from cil.engine.process import Stopped, stop_signals
 from cil.errors import BudgetExceeded, CilError, TrainingError
 from cil.tracking import Record
+
+_say = logging.getLogger("cil.engine")
 
 
 @contextmanager
@@ -31,12 +32,12 @@ def status_kept(record: Record, device: str, batch_key: str, finish: Callable[[s
             TrainingError: where no memory is left; whatever else the work raises, with status ``failed``.
     """
     record.set_status("running")
-    status, error = "finished", cast("BaseException | None", None)
+    status = "finished"
+    error: BaseException | None = None
     try:
         yield
     except BudgetExceeded as exceeded:
         status, error = "over_budget", exceeded
-        record.refresh()  # the ledger may have been written by a child
     except (Stopped, KeyboardInterrupt):
         status, error = "interrupted", KeyboardInterrupt()
     except torch.OutOfMemoryError as full:
@@ -45,8 +46,16 @@ def status_kept(record: Record, device: str, batch_key: str, finish: Callable[[s
         status, error = "failed", TrainingError(f"no memory left on {device} ({first}); {advice}")
     except Exception as failed:
         status, error = "failed", failed
-    record.set_status(status, None if status in ("finished", "interrupted") else one_line(error))
-    finish(status)
+    try:
+        if status == "over_budget":
+            record.refresh()  # the ledger may have been written by a child
+        record.set_status(status, None if status in ("finished", "interrupted") else one_line(error))
+        finish(status)
+    except Exception as later:
+        if error is None:
+            raise
+        if one_line(later) != one_line(error):
+            _say.warning("and its status '%s' could not be written: %s", status, one_line(later))
     if error is not None:
         raise error
 
@@ -85,7 +94,7 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear SIGINT and SIGTERM, where this is the main thread."""
+        """Hear SIGINT, SIGTERM and SIGHUP, where this is the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -95,7 +104,7 @@ class Stop:
                 raise KeyboardInterrupt
             self.asked = True
 
-        old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        old = {number: signal.signal(number, handle) for number in stop_signals()}
         try:
             yield
         finally:

@@ -36,10 +36,12 @@ class Group:
     Attributes:
         runs: One for each seed, in order of the seeds.
         dropped: Runs of a seed that is there already.
+        older: Runs of an earlier version of the code, where a seed was run with several.
     """
 
     runs: tuple[RunSummary, ...]
     dropped: int = 0
+    older: int = 0
 
     @property
     def first(self) -> RunSummary:
@@ -230,10 +232,16 @@ def _by_stream(runs: list[RunSummary]) -> list[list[RunSummary]]:
 
 
 def _group(runs: list[RunSummary]) -> Group:
+    """One run for each seed, a finished one where there is one; after an edit, those of the newest code alone."""
+    codes = [(run.seed, run.identity.get("code")) for run in runs]
+    newest = max(runs, key=lambda run: (run.status == "finished", run.started))
+    repeated = len(set(codes)) > len({seed for seed, _ in codes})
+    same = [run for run in runs if not repeated or run.identity.get("code") == newest.identity.get("code")]
     chosen: dict[int, RunSummary] = {}
-    for run in sorted(runs, key=lambda run: run.status != "finished"):  # stable: else the first stays
+    for run in sorted(same, key=lambda run: run.status != "finished"):  # stable: else the first stays
         chosen.setdefault(run.seed, run)
-    return Group(tuple(chosen[seed] for seed in sorted(chosen)), len(runs) - len(chosen))
+    ordered = tuple(chosen[seed] for seed in sorted(chosen))
+    return Group(ordered, len(same) - len(chosen), len(runs) - len(same))
 
 
 def _split(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list[Item]]:

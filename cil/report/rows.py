@@ -154,7 +154,22 @@ def incomplete(group: Group) -> list[Note]:
     stopped = Counter(run.status.replace("_", " ") for run in group.runs if run.status != "finished")
     words = ", ".join(f"{count} of {len(group.runs)} seeds {status}" for status, count in sorted(stopped.items()))
     errors = [run.record.error for run in group.runs if run.record.error]
-    return [Note("incomplete", f"{words}: {errors[0]}" if errors else words)] if words else []
+    notes = [Note("incomplete", f"{words}: {errors[0]}" if errors else words)] if words else []
+    return notes + left_out(group)
+
+
+def left_out(group: Group) -> list[Note]:
+    """Says which runs a row does without: those of a seed that is there already, those of earlier code."""
+    notes = []
+    if group.dropped:
+        notes.append(Note("repeated", f"repeated: {_more(group.dropped)} of seeds that are there already, left out"))
+    if group.older:
+        notes.append(Note("edited", f"edited: {_more(group.older)} of an earlier version of the code, left out"))
+    return notes
+
+
+def _more(count: int) -> str:
+    return "1 more run" if count == 1 else f"{count} more runs"
 
 
 def remarks(rows: Iterable[Row]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from cil import plugins
 from cil.errors import ConfigError
 from cil.report.kind import ReportedKind
 from cil.tracking import Record, RecordError
+from cil.tracking.storage import PARTIAL
 
 CONVENTIONS = ("exact", "survey")  # of counting carried bytes
 _say = logging.getLogger("cil.report")
@@ -26,35 +27,40 @@ def find_runs(paths: str | Path | Iterable[str | Path]) -> list[Record]:
     Raises:
         ConfigError: if a path does not exist, or there is no run at all.
     """
+    records, problems = read_runs(paths)
+    for problem in problems:
+        _say.warning("left out: %s", problem)
+    return records
+
+
+def read_runs(paths: str | Path | Iterable[str | Path]) -> tuple[list[Record], list[str]]:
+    """As ``find_runs``, with a line for each record that is left out, in place of a warning."""
     given = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    found: dict[Path, Record] = {}
+    found: dict[tuple[int, int], Record] = {}  # by the file of the record, which may have several names
+    problems: dict[str, None] = {}
     for path in given:
         if not path.exists():
             raise ConfigError(f"'{path}' does not exist; give run directories, or directories above them")
         for directory in _run_directories(path):
-            record = _readable(directory)
-            if record is not None:
-                found.setdefault(directory.resolve(), record)
+            try:
+                file = (directory / "record.json").stat()
+                found.setdefault((file.st_dev, file.st_ino), Record.load(directory))
+            except (OSError, RecordError) as error:
+                problems[str(error)] = None
     if not found:
-        raise ConfigError(f"no run at or under {', '.join(map(str, given)) or 'no path'}: a run has a record.json")
-    records = [found[directory] for directory in sorted(found)]
+        why = "; ".join(problems) or "a run has a record.json"
+        raise ConfigError(f"no run at or under {', '.join(map(str, given)) or 'no path'}: {why}")
+    records = sorted(found.values(), key=lambda record: record.directory.resolve())
     results = [record for record in records if record.identity.get("role") != "trial"]
-    return results or records
+    return results or records, list(problems)
 
 
 def _run_directories(path: Path) -> Iterable[Path]:
     for directory, below, files in os.walk(path):
+        below[:] = [name for name in below if not name.startswith(PARTIAL)]
         if "record.json" in files:
             below.clear()  # a run holds no other run, but many files
             yield Path(directory)
-
-
-def _readable(directory: Path) -> Record | None:
-    try:
-        return Record.load(directory)
-    except RecordError as error:
-        _say.warning("left out: %s", error)
-        return None
 
 
 def dig(value: Any, *path: str | int) -> Any:
@@ -119,6 +125,11 @@ class RunSummary:
     @property
     def status(self) -> str:
         return self.record.status
+
+    @property
+    def started(self) -> str:
+        """When it was begun, so that later ones are greater; empty where the record does not say."""
+        return str(self.record.environment.get("started") or "")
 
     @property
     def steps(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from cil.report.grids import Grid, Line
 from cil.report.grouping import Group
 from cil.report.labels import labels_of
-from cil.report.rows import Note, Row, caps, largest
+from cil.report.rows import Note, Row, caps, largest, left_out
 from cil.report.runs import RunSummary
 
 AVERAGE, LAST, FORGETTING = "average_incremental_accuracy", "last_accuracy", "forgetting"
@@ -80,9 +80,7 @@ def _status_notes(group: Group, runs: Sequence[RunSummary]) -> Iterable[Note]:
             yield Note(mark, f"over budget{why}")
         else:
             yield Note(mark, f"{words} after {example.done} of {example.steps} experiences{why}")
-    if group.dropped:
-        more = "1 more run" if group.dropped == 1 else f"{group.dropped} more runs"
-        yield Note("repeated", f"repeated: {more} of seeds that are there already, left out")
+    yield from left_out(group)
 
 
 def _memory_notes(first: RunSummary, runs: Sequence[RunSummary], least: int | None) -> Iterable[Note]:

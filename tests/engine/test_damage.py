@@ -1,0 +1,196 @@
+"""Damaged files of a run: what comes out is what the straight run gives, or an error that names the file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from toys import Interrupt, Rehearse, plain, small_run
+
+from cil.engine.checkpoint import Checkpoints
+from cil.errors import CilError, ResumeError
+from cil.testing.compare import demand_same, different_tensor
+from cil.tracking import Record, RecordError, identity_hash
+
+Damage = Callable[[Path], None]
+RECIPE = plain(log_every=1, snapshot_steps=3, epochs=2)
+
+
+def prepared(folder: Path, keep: str = "all", **options):
+    """The run that is damaged: three experiences of four steps an epoch, a snapshot every three steps."""
+    return small_run(Rehearse, folder, recipe=RECIPE, keep=keep, **options)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The run without damage, and its record."""
+    run = prepared(tmp_path_factory.mktemp("straight") / "run")
+    return run, run.execute()
+
+
+@pytest.fixture(scope="module", params=["all", "last"])
+def killed(request, tmp_path_factory):
+    """A folder as a run leaves it that is stopped within its third experience; how it keeps states."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    with pytest.raises(KeyboardInterrupt):
+        prepared(folder, request.param, loggers=[Interrupt(21)]).execute()
+    return folder, request.param
+
+
+def _flip(place: float) -> Damage:
+    def flip(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        if content:
+            content[int(place * len(content))] ^= 1 + int(place * 1e6) % 255
+        path.write_bytes(content)
+
+    return flip
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def damages(folder: Path, flips: int = 3) -> Iterator[tuple[Path, Damage]]:
+    """Each file of a folder, flipped at places of each, cut to half, and removed."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"):
+        name = path.relative_to(folder)
+        chance = random.Random(str(name))
+        for damage in (*(_flip(chance.random()) for _ in range(flips)), _truncate, Path.unlink):
+            yield name, damage
+
+
+def test_a_killed_run_with_any_file_damaged_ends_as_the_straight_one_or_names_the_file(killed, straight, tmp_path):
+    folder, keep = killed
+    ends = {"equal": 0, "refused": 0}
+    for number, (name, damage) in enumerate(damages(folder)):
+        copy = tmp_path / str(number)
+        shutil.copytree(folder, copy)
+        damage(copy / name)
+        run = prepared(copy, keep)
+        try:
+            record = run.execute()
+        except CilError as error:
+            assert str(name) in str(error), f"{name} is damaged, said is: {error}"
+            ends["refused"] += 1
+            continue
+        _demand_equal(straight, run, record, keep)
+        ends["equal"] += 1
+    assert ends["equal"] > ends["refused"] > 0
+
+
+def _demand_equal(straight, run, record: Record, keep: str) -> None:
+    if keep == "all":
+        demand_same("straight and damaged", *straight, run, record)
+    last = run.checkpoints.done() - 1
+    assert not different_tensor(run.checkpoints.state(last).tensors, straight[0].checkpoints.state(last).tensors)
+    same = ("accuracy_matrix", "forgetting", "flops", "ledger", "exemplars")
+    assert all(record.results[key] == straight[1].results[key] for key in same)
+    assert list(record.lines()) == list(straight[1].lines())
+    confusion = record.arrays()["confusion"]
+    assert (confusion[:] == straight[1].arrays()["confusion"][:]).all()
+
+
+def test_of_a_finished_run_no_damaged_file_is_read(straight, tmp_path):
+    for number, (name, damage) in enumerate(damages(straight[0].run_dir)):
+        copy = tmp_path / str(number)
+        shutil.copytree(straight[0].run_dir, copy)
+        damage(copy / name)
+        run = prepared(copy)
+        try:
+            record = run.execute()
+            _demand_equal(straight, run, record, "all")
+        except CilError as error:
+            assert str(name) in str(error), f"{name} is damaged, said is: {error}"
+        except (KeyError, AssertionError):
+            assert damage is Path.unlink, f"{name} is damaged, and nobody says so"
+
+
+def test_damage_is_told_and_training_goes_on_from_the_boundary_before(killed, straight, tmp_path, caplog):
+    folder, keep = killed
+    shutil.copytree(folder, tmp_path / "run")
+    _flip(0.9)(tmp_path / "run/checkpoint/experience-001.safetensors")
+    with caplog.at_level(logging.WARNING):
+        prepared(tmp_path / "run", keep).execute()
+    damage, where = caplog.messages
+    assert "experience-001.safetensors is damaged" in damage and "\n" not in damage
+    back = 1 if keep == "all" else 0
+    assert where.endswith(f"goes on after boundary {back} of 2; what was lost is made again")
+
+
+# of which run -------------------------------------------------------------------------------------------------------
+
+
+def test_without_its_record_a_run_goes_on_and_another_is_refused_before_anything_is_written(killed, straight, tmp_path):
+    folder, keep = killed
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run/record.json").unlink()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(ResumeError, match="has checkpoints of another run") as refused:
+        prepared(tmp_path / "run", keep, seed=1).execute()
+    assert "\n" not in str(refused.value)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    run = prepared(tmp_path / "run", keep)
+    _demand_equal(straight, run, run.execute(), keep)
+
+
+def test_checkpoints_of_another_run_beside_a_record_are_refused(killed, tmp_path):
+    folder, keep = killed
+    with pytest.raises(KeyboardInterrupt):
+        prepared(tmp_path / "run", keep, seed=1, loggers=[Interrupt(2)]).execute()
+    shutil.copytree(folder / "checkpoint", tmp_path / "run/checkpoint")
+    with pytest.raises(ResumeError, match="has checkpoints of another run"):
+        prepared(tmp_path / "run", keep, seed=1).execute()
+
+
+def test_a_log_that_says_of_no_run_is_not_cut(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("a log of something else\n")
+    with pytest.raises(ResumeError, match=r"has metrics\.jsonl and no record\.json that says of which run"):
+        prepared(tmp_path).execute()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert (tmp_path / "metrics.jsonl").read_text() == "a log of something else\n"
+
+
+def test_a_file_of_another_run_in_its_place_is_not_used(straight, tmp_path):
+    other = prepared(tmp_path / "other", seed=1)
+    other.execute()
+    shutil.copytree(straight[0].run_dir, tmp_path / "run")
+    for name in ("experience-002.safetensors", "evaluation-001.safetensors"):
+        shutil.copy(tmp_path / "other/checkpoint" / name, tmp_path / "run/checkpoint" / name)
+    kept = Checkpoints(tmp_path / "run", run=identity_hash(straight[0].identity))
+    for read in (lambda: kept.state(2), lambda: kept.evaluated(1)):
+        with pytest.raises(ResumeError, match="is damaged, or of another run"):
+            read()
+
+
+# earlier versions ---------------------------------------------------------------------------------------------------
+
+
+def test_folders_without_sums_are_read_as_before(straight, tmp_path):
+    shutil.copytree(straight[0].run_dir, tmp_path / "run")
+    for path in (tmp_path / "run").rglob("*.json"):
+        content = json.loads(path.read_text())
+        for key in ("sha256", "run", "sums", "counted"):
+            content.pop(key, None)
+        path.write_text(json.dumps(content))
+    run = prepared(tmp_path / "run")
+    record = Record.load(tmp_path / "run")
+    assert record.results == straight[1].results
+    kept = Checkpoints(tmp_path / "run")
+    assert not different_tensor(kept.state(2).tensors, straight[0].checkpoints.state(2).tensors)
+    (tmp_path / "run/record.json").unlink()
+    with pytest.raises(ResumeError, match=r"has checkpoint, .*and no record\.json that says of which run"):
+        run.execute()
+
+
+def test_a_record_that_was_changed_is_refused_by_name(straight, tmp_path):
+    shutil.copytree(straight[0].run_dir, tmp_path / "run")
+    path = tmp_path / "run/record.json"
+    path.write_text(path.read_text().replace('"status": "finished"', '"status": "failed"'))
+    with pytest.raises(RecordError, match=f"{path} is damaged"):
+        Record.load(tmp_path / "run")
