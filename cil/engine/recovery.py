@@ -102,7 +102,8 @@ def recover(checkpoints: Checkpoints) -> Recovery:
     found.uncounted = [index for index in uncounted if index < back]
     for index in found.uncounted:
         checkpoints.evaluation(index).unlink(missing_ok=True)
-    if back < done or not all([found.reads(_snapshot, checkpoints, name) for name in checkpoints.snapshot_names()]):
+    snapshots = [found.reads(_snapshot, checkpoints, name) for name in checkpoints.snapshot_names()]
+    if back < done or not all(snapshots):
         checkpoints.drop_snapshots()
     return found
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
 import torch
 
 from cil.engine.process import Stopped, stop_signals

@@ -61,7 +61,7 @@ class FileSum:
             self._length, self._digest = 0, hashlib.sha256()
         with self._path.open("rb") as file:
             file.seek(self._length)
-            while self._length < length and (part := file.read(min(1 << 20, length - self._length))):
+            while part := file.read(min(1 << 20, length - self._length)):
                 self._digest.update(part)
                 self._length += len(part)
         return self._digest.hexdigest()

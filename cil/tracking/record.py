@@ -55,6 +55,7 @@ class Record:
         status: running, finished, interrupted, failed or over_budget.
         error: One line: the reason of a failure, or the excess over the budget.
         run: Digest of the identity as it was written; every file of the run is sealed with it.
+        log: Of a finished run, bytes of ``metrics.jsonl`` (``offset``) and their SHA-256 (``log``).
     """
 
     directory: Path
@@ -65,6 +66,7 @@ class Record:
     error: str | None = None
     writable: bool = False
     run: str = ""
+    log: dict[str, Any] | None = None
     _log: IO[bytes] | None = field(default=None, repr=False)
     _log_sum: FileSum | None = field(default=None, repr=False)
     _lock: DirectoryLock | None = field(default=None, repr=False)
@@ -157,7 +159,7 @@ class Record:
         if problem:
             raise RecordError(f"{directory / RECORD} {problem}; restore it or remove it")
         parts = (content[key] for key in ("identity", "environment", "results", "status", "error"))
-        return cls(directory, *parts, run=content[RUN])
+        return cls(directory, *parts, run=content[RUN], log=content.get("log"))
 
     def refresh(self) -> None:
         """Take over results that another process wrote, such as a child that worked for this one.
@@ -172,6 +174,7 @@ class Record:
         self._check_writable()
         content = {"schema_version": SCHEMA_VERSION, "status": self.status, "error": self.error}
         content |= {"identity": self.identity, "environment": self.environment, "results": self.results}
+        content |= {} if self.log is None else {"log": self.log}
         write_json_atomic(self.directory / RECORD, sealed(plain(content)))
 
     def update(self, results: Mapping[str, Any]) -> None:
@@ -190,6 +193,7 @@ class Record:
         if self.status == "finished" and status != "finished":
             raise RecordError(f"{self.directory} has finished and cannot become {status}; choose another run_dir")
         self.status, self.error = status, error
+        self.log = self.mark() if status == "finished" else None
         self.save()
 
     # metrics.jsonl
@@ -251,8 +255,14 @@ class Record:
         os.fsync(file.fileno())
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; one that a crash cut short is left out."""
+        """The lines of ``metrics.jsonl``; one that a crash cut short is left out.
+
+        Raises:
+            RecordError: if the file of a finished run is not the one that was written.
+        """
         path = self.directory / METRICS
+        if self.log is not None and (not path.exists() or FileSum(path).upto(self.log["offset"]) != self.log["log"]):
+            raise RecordError(f"{path} is damaged or missing: it has not the SHA-256 it was written with; restore it")
         if path.exists():
             with path.open("rb") as file:
                 yield from (json.loads(line) for line in file if line.endswith(b"\n"))

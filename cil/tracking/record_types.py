@@ -171,6 +171,13 @@ class Environment(TypedDict, total=False):
     command: str | None
 
 
+class LogPlace(TypedDict):
+    """Bytes of ``metrics.jsonl`` when the run had finished, and their SHA-256."""
+
+    offset: int
+    log: str
+
+
 class StreamDescription(TypedDict):
     """What every stream says of itself."""
 

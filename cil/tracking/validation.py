@@ -40,7 +40,7 @@ def content_type(kind: RecordedKind, finished: bool) -> type:
 
     import typing_extensions
 
-    from cil.tracking.record_types import Environment
+    from cil.tracking.record_types import Environment, LogPlace
 
     typed_dict: Any = typing_extensions.TypedDict  # type checkers know it as a class statement alone
     results = kind.results_type()
@@ -55,6 +55,8 @@ def content_type(kind: RecordedKind, finished: bool) -> type:
         "identity": kind.identity_type(),
         "environment": Environment,
         "results": results,
+        "log": NotRequired[LogPlace],
+        "sha256": NotRequired[str],
     }
     whole: type = typed_dict(f"{kind.name.title()}Record{'' if finished else 'SoFar'}", parts)
     return whole

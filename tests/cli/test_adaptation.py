@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from unsealed import unsealed
 
 import cil as package
 from cil.models import NetFactory, build_backbone
@@ -112,7 +113,7 @@ def test_a_run_of_other_classes_is_refused(cil, tmp_path, source):
         import shutil
 
         shutil.copytree(source, path.parent)
-        record = json.loads(path.read_text())
+        record = json.loads((unsealed(path.parent) / "record.json").read_text())
         record["identity"]["stream"]["classes"][3] = "a cat"
         path.write_text(json.dumps(record))
     said = cil("run", *STREAM, "adapter=source", f"source={path.parent}")

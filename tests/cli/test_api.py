@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from unsealed import unsealed
 
 import cil
 from cil.api import plan, source_digest
@@ -188,7 +189,7 @@ def test_a_record_cannot_name_something_to_call(tmp_path):
     record = train(
         "replay", class_incremental(toy_dataset(), increment=2), "smallconv", epochs=1, run_dir=tmp_path / "run"
     )
-    path = record.directory / "record.json"
+    path = unsealed(record.directory) / "record.json"
     content = json.loads(path.read_text())
     trap = {"_target_": "pathlib.Path.touch", "self": str(tmp_path / "trap")}
     for strategy in ({**content["identity"]["config"]["strategy"], "selection": trap}, {"_target_": "os.getcwd"}):

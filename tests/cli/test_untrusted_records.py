@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from unsealed import unsealed
 
 import cil
 from cil.cli.main import main
@@ -48,7 +49,7 @@ def altered(run_dir, tmp_path, change):
             target.mkdir(exist_ok=True)
         else:
             target.write_bytes(path.read_bytes())
-    content = json.loads((folder / "record.json").read_text())
+    content = json.loads((unsealed(folder) / "record.json").read_text())
     change(content["identity"]["config"])
     (folder / "record.json").write_text(json.dumps(content))
     return folder

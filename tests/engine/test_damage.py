@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from toys import Interrupt, Rehearse, plain, small_run
+from unsealed import unsealed
 
 from cil.engine.checkpoint import Checkpoints
 from cil.errors import CilError, ResumeError
@@ -101,14 +101,16 @@ def test_of_a_finished_run_no_damaged_file_is_read(straight, tmp_path):
         copy = tmp_path / str(number)
         shutil.copytree(straight[0].run_dir, copy)
         damage(copy / name)
+        if str(name).startswith("checkpoint/evaluation") and damage is Path.unlink:
+            continue  # read by nobody any more
         run = prepared(copy)
         try:
             record = run.execute()
             _demand_equal(straight, run, record, "all")
         except CilError as error:
             assert str(name) in str(error), f"{name} is damaged, said is: {error}"
-        except (KeyError, AssertionError):
-            assert damage is Path.unlink, f"{name} is damaged, and nobody says so"
+        except KeyError:
+            assert (str(name), damage) == ("arrays.safetensors", Path.unlink)
 
 
 def test_damage_is_told_and_training_goes_on_from_the_boundary_before(killed, straight, tmp_path, caplog):
@@ -173,11 +175,7 @@ def test_a_file_of_another_run_in_its_place_is_not_used(straight, tmp_path):
 
 def test_folders_without_sums_are_read_as_before(straight, tmp_path):
     shutil.copytree(straight[0].run_dir, tmp_path / "run")
-    for path in (tmp_path / "run").rglob("*.json"):
-        content = json.loads(path.read_text())
-        for key in ("sha256", "run", "sums", "counted"):
-            content.pop(key, None)
-        path.write_text(json.dumps(content))
+    unsealed(tmp_path / "run")
     run = prepared(tmp_path / "run")
     record = Record.load(tmp_path / "run")
     assert record.results == straight[1].results

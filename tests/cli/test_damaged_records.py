@@ -1,0 +1,116 @@
+"""Records that cannot be used: one line names the file, and the others are reported."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+
+import pytest
+from made_records import make_run
+
+from cil.engine.options import RunOptions
+from cil.errors import ConfigError, ResumeError
+from cil.tracking.digests import SEAL
+
+ODD = {
+    "identity": lambda content: content["identity"].update(stream=3),
+    "ledger": lambda content: content["results"].update(ledger=[{"totals": 5}]),
+    "curve": lambda content: content["results"].update(accuracy_curve=["a", "b"]),
+    "results": lambda content: content.update(results=[1]),
+    "shorter": lambda content: content["results"].update(accuracy_curve=[], accuracy_matrix=[], ledger=[], flops={}),
+}
+
+
+def _changed(path, change, seal=False):
+    """Change a record as somebody does who does not know of its sum, or takes it away."""
+    content = json.loads(path.read_text())
+    change(content)
+    if not seal:
+        content.pop(SEAL, None)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_one_bad_record_is_named_and_the_others_are_reported(cil, tmp_path, odd):
+    run = make_run(tmp_path / "runs")
+    run("icarl")
+    bad = run("wa", name="bad").directory / "record.json"
+    _changed(bad, ODD[odd])
+    for form in ((), ("--csv",), ("--html", "page.html")):
+        said = cil("report", "runs", *form)
+        assert said.code == 1, odd
+        assert said.line.startswith("cil: left out: runs/") and "bad/record.json" in said.line
+        assert "icarl" in ((tmp_path / "page.html").read_text() if "--html" in form else said.out)
+    assert cil("report", "runs/icarl-0" if (tmp_path / "runs/icarl-0").exists() else "runs").code in (0, 1)
+    said = cil("show", str(bad.parent))
+    assert said.code == 2 or odd == "shorter"
+    if said.code:
+        assert "bad/record.json" in said.line and "KeyError" not in said.line
+
+
+def test_a_record_that_was_changed_is_named_and_left_out(cil, tmp_path):
+    run = make_run(tmp_path / "runs")
+    run("icarl")
+    bad = run("wa", name="bad").directory / "record.json"
+    _changed(bad, lambda content: content["results"].update(forgetting=0.0), seal=True)
+    said = cil("report", "runs")
+    assert said.code == 1 and "bad/record.json is damaged" in said.line and "icarl" in said.out
+
+
+@pytest.mark.parametrize(
+    "arguments", [("run", "run_dir="), ("compare", "out=", "strategy=finetune"), ("sweep", "out=")]
+)
+def test_an_empty_folder_is_refused_before_anything_is_written(cil, tmp_path, arguments):
+    said = cil(*arguments, "stream=split_digits", "trainer.max_steps=1")
+    assert said.code == 2
+    assert said.line.startswith(f"cil: {arguments[1].rstrip('=')} is empty; ")
+    assert not list(tmp_path.iterdir())
+
+
+# what was learned ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of finetune on digits, by the command line."""
+    from cil.cli.main import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    with contextlib.chdir(folder):
+        options = ("stream=split_digits", "stream.train_per_class=10", "stream.test_per_class=5", "trainer.max_steps=2")
+        assert main(["run", "strategy=finetune", *options, "progress=false", "run_dir=run"]) == 0
+    return folder / "run"
+
+
+def test_what_is_evaluated_again_is_what_the_record_says(cil, trained):
+    said = cil("evaluate", str(trained))
+    assert said.code == 0 and "(its record says " in said.out
+
+
+def test_other_data_end_with_an_error_code_where_nobody_asked_for_them(cil, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    _changed(tmp_path / "run/record.json", lambda content: content["results"].update(accuracy_curve=[1.0] * 5))
+    said = cil("evaluate", "run")
+    assert said.code == 1
+    assert "and run/record.json says 1.00 %" in said.line
+    assert cil("evaluate", "run", "stream.test_per_class=4").code == 0
+
+
+def test_damaged_weights_are_refused_by_name(cil, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    path = max((tmp_path / "run/checkpoint").glob("experience-*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 64
+    path.write_bytes(content)
+    said = cil("evaluate", "run")
+    assert said.code == 2 and f"run/checkpoint/{path.name} is damaged" in said.line
+    from cil import load
+
+    with pytest.raises(ResumeError, match=f"{path.name} is damaged"):
+        load("run")
+
+
+def test_a_run_dir_that_is_empty_is_refused_in_python(tmp_path):
+    with pytest.raises(ConfigError, match="run_dir is empty"):
+        RunOptions(run_dir="")
