@@ -246,6 +246,8 @@ class Run:
         if found.damage:
             done = self.checkpoints.done()
             _say.warning(f"{self.run_dir}: goes on after boundary {done} of {before}; what was lost is made again")
+        if self.checkpoints.done() and "run" not in self.checkpoints.content(0):
+            _say.warning(f"{self.run_dir} was begun before files had sums, so that damage in it is not noticed")
         return found
 
     @contextmanager

@@ -6,6 +6,8 @@ import logging
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ from unsealed import unsealed
 
 from cil.engine.checkpoint import Checkpoints
 from cil.errors import CilError, ResumeError
+from cil.testing import toy_adaptation, toy_run, toy_shifts, toy_stream, toy_tasks
 from cil.testing.compare import demand_same, different_tensor
+from cil.testing.toy import RECIPE as BRIEF
 from cil.tracking import Record, RecordError, identity_hash
 
 Damage = Callable[[Path], None]
@@ -123,6 +127,36 @@ def test_damage_is_told_and_training_goes_on_from_the_boundary_before(killed, st
     assert "experience-001.safetensors is damaged" in damage and "\n" not in damage
     back = 1 if keep == "all" else 0
     assert where.endswith(f"goes on after boundary {back} of 2; what was lost is made again")
+
+
+KINDS = {
+    "classes": partial(toy_run, "icarl", toy_stream()),
+    "two networks": partial(toy_run, "der", toy_stream()),
+    "tasks": partial(toy_run, "dynamic", toy_tasks()),
+    "adaptation": partial(toy_adaptation, "cotta", toy_shifts()),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_damage_in_a_killed_run_of_any_kind_is_named_or_mended(kind, tmp_path):
+    prepare = partial(KINDS[kind], recipe=replace(BRIEF, snapshot_steps=2, log_every=1), keep="all")
+    expected = prepare(tmp_path / "straight")
+    record = expected.execute()
+    steps = sum(line["kind"] == "step" for line in record.lines())
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "killed", loggers=[Interrupt(round(0.8 * steps))]).execute()
+    for number, (name, damage) in enumerate(damages(tmp_path / "killed", flips=6)):
+        copy = tmp_path / str(number)
+        shutil.copytree(tmp_path / "killed", copy)
+        damage(copy / name)
+        run = prepare(copy)
+        try:
+            demand_same("straight and damaged", expected, record, run, run.execute())
+            assert list(Record.load(copy).lines()) == list(record.lines())
+        except CilError as error:
+            assert str(name) in str(error), f"{name} is damaged, said is: {error}"
+        shutil.rmtree(copy)
 
 
 # of which run -------------------------------------------------------------------------------------------------------
