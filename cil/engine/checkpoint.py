@@ -13,8 +13,8 @@ metadata. What does not have its sum is not used; see ``cil.engine.recovery``.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -257,8 +257,12 @@ class Checkpoints:
         write_json(path, {**content, **own, "beside": [one for one in self.snapshot_names() if one != name]})
 
     def drop_snapshots(self) -> None:
-        """Forget the snapshots: their experience is committed."""
-        shutil.rmtree(self.snapshots, ignore_errors=True)
+        """Forget the snapshots: their experience is committed. Files of other people stay."""
+        with suppress(OSError):
+            for pattern in ("*.json", "*.safetensors"):
+                for path in self.snapshots.glob(pattern):
+                    path.unlink()
+            self.snapshots.rmdir()
 
     def snapshot_names(self) -> list[str]:
         """Names of the snapshots there are."""

@@ -69,7 +69,8 @@ class Recovery:
         try:
             read(*arguments)
         except ResumeError as error:
-            self.damage.append(str(error).partition("; ")[0])
+            sentence = str(error).partition("; ")[0]
+            self.damage += [sentence] if sentence not in self.damage else []
             return False
         return True
 

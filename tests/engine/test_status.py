@@ -87,4 +87,4 @@ def test_what_killed_writes_left_is_cleaned_in_all_folders_of_a_run(tmp_path):
     Record.open(tmp_path, run.identity).close()
     assert run.execute().status == "finished"
     assert not list(tmp_path.rglob(".cil-partial*"))
-    assert (tmp_path / "checkpoint/.notes.tmp").read_text() == "mine"
+    assert all((tmp_path / folder / ".notes.tmp").read_text() == "mine" for folder in ("checkpoint", "snapshot"))
