@@ -158,8 +158,8 @@ class Record:
         problem = first_problem(content)
         if problem:
             raise RecordError(f"{directory / RECORD} {problem}; restore it or remove it")
-        parts = (content[key] for key in ("identity", "environment", "results", "status", "error"))
-        return cls(directory, *parts, run=content[RUN], log=content.get("log"))
+        parts = {key: content[key] for key in ("identity", "environment", "results", "status", "error", RUN)}
+        return cls(directory, **parts, log=content.get("log"))
 
     def refresh(self) -> None:
         """Take over results that another process wrote, such as a child that worked for this one.
