@@ -5,30 +5,33 @@ It knows no kind of run. What is learned or adapted, and how it is evaluated, is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from operator import call
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cil.engine.checkpoint import Checkpoints, Snapshots
 from cil.engine.options import RunOptions
 from cil.engine.process import Stopped, in_child
+from cil.engine.running import Counts, Rows
 from cil.engine.runtime import Runtime
 from cil.engine.status import Clock, Stop, status_kept
-from cil.errors import ConfigError
+from cil.errors import BudgetExceeded, CilError, ConfigError
 from cil.memory import Allowance, Entry, Ledger, State
 from cil.tracking import FileLogger, Loggers, Record, build_loggers, describe_environment
+from cil.tracking.arrays import Part
 
 Facts = Mapping[str, Any]  # what was committed at a boundary beside the state
-Counts = Mapping[str, Tensor]  # what an evaluation counted
 BOUNDARIES = ("inline", "process")
+ALWAYS_SETTLED = 16  # first boundaries at each of which the whole results are written
+SETTLING = 0.02  # the part of the time that writing them may take later
 
 
 @dataclass
@@ -64,6 +67,8 @@ class Context:
         snapshots: Those inside the stretch that leads to the boundary that is worked on.
         clock: Seconds of work on that stretch.
         length: Experiences or segments of the stream, for progress.
+        results: The results of the record from counts and facts of all boundaries.
+        published: Boundaries of which line and arrays are written.
     """
 
     record: Record
@@ -73,7 +78,11 @@ class Context:
     stop: Stop
     length: int
     snapshots: Snapshots = field(init=False)
+    results: Callable[[Rows, Sequence[Facts]], Mapping[str, object]]
     clock: Clock = field(default_factory=Clock)
+    published: int = 0
+    _settled: int = 0
+    _due: float = 0.0
 
     def begin(self, index: int) -> None:
         """The stretch that leads to boundary ``index`` begins, or goes on from its snapshots."""
@@ -83,6 +92,23 @@ class Context:
     def facts(self, count: int) -> list[Facts]:
         """Facts of the first boundaries."""
         return [self.checkpoints.facts(index) for index in range(count)]
+
+    def publish(self, count: int) -> None:
+        """Line and arrays of the first boundaries are written; the record follows where that costs little.
+
+        Its results are written whole, so of a stream of many quick experiences not at each boundary.
+        """
+        self.published = count
+        if count <= ALWAYS_SETTLED or time.monotonic() >= self._due:
+            self.settle()
+
+    def settle(self) -> None:
+        """Bring the results of the record up to the boundaries that were published."""
+        if self.published > self._settled:
+            began = time.monotonic()
+            self.record.update(self.results(Rows(self.checkpoints, self.published), self.facts(self.published)))
+            self._settled, now = self.published, time.monotonic()
+            self._due = now + (now - began) / SETTLING
 
     def save(self, name: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         """Write a snapshot, with the place that the log has reached and the seconds worked."""
@@ -149,15 +175,19 @@ class Work(Protocol):
         """The results of the record, from the counts and facts of all boundaries so far."""
         ...
 
-    def arrays(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> Mapping[str, np.ndarray[Any, Any]]:
-        """Results that are large."""
+    def so_far(self, rows: Rows, facts: Sequence[Facts]) -> Mapping[str, Any]:
+        """The part of the results that ``line`` and ``kept`` read; asked for at each boundary, so cheap."""
         ...
 
-    def line(self, index: int, results: Facts, facts: Sequence[Facts]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    def arrays(self, rows: Rows) -> Mapping[str, Part]:
+        """What the last boundary adds to results that are large."""
+        ...
+
+    def line(self, index: int, so_far: Facts, facts: Sequence[Facts]) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Values and axes of the line that loggers get at boundary ``index``; None for no line."""
         ...
 
-    def kept(self, results: Facts) -> tuple[int, set[int]]:
+    def kept(self, so_far: Facts) -> tuple[int, set[int]]:
         """The best boundary so far, and those whose states are needed later."""
         ...
 
@@ -201,7 +231,7 @@ class Run:
         apart = in_child if self.options.boundary == "process" else call
         with self._record() as record:
             if record.status != "finished":
-                with self._context(record) as context:
+                with self._context(record) as context, self._settled(context):
                     for index in range(max(0, self.checkpoints.done() - 1), self.work.boundaries):
                         if index >= self.checkpoints.done():
                             apart(partial(self._train, index, context))
@@ -248,7 +278,22 @@ class Run:
             # the other loggers have threads, which a fork loses
             within = loggers if self.options.boundary == "inline" else Loggers([FileLogger(record)])
             with self._stop.listening():
-                yield Context(record, self.checkpoints, loggers, within, self._stop, self.work.length)
+                yield Context(
+                    record, self.checkpoints, loggers, within, self._stop, self.work.length, self.work.results
+                )  # fmt: skip
+
+    @contextmanager
+    def _settled(self, context: Context) -> Iterator[None]:
+        """Around the boundaries: however they end, the record has the results of all that were published."""
+        try:
+            yield
+        except BudgetExceeded:
+            raise  # the record was brought up to date before it was told of what is over
+        except BaseException:
+            with suppress(CilError, OSError):  # the first failure is the one to be told of
+                context.settle()
+            raise
+        context.settle()
 
     def _log_offset(self) -> int:
         """Where ``metrics.jsonl`` stood at the point that is resumed from."""
@@ -272,6 +317,7 @@ class Run:
             **boundary.facts,
         }
         if over and allowance is not None:
+            context.settle()
             earlier = [fact["ledger"] for fact in context.facts(index)]
             context.record.update({"ledger": [*earlier, facts["ledger"]]})
             allowance.check(ledger, boundary.exemplars, self.name)
@@ -285,18 +331,16 @@ class Run:
             self.checkpoints.write_evaluation(index, counts)
 
     def _publish(self, index: int, context: Context) -> None:
-        """Bring the record up to boundary ``index``."""
-        facts = context.facts(index + 1)
-        rows = [self.checkpoints.evaluated(i) or {} for i in range(index + 1)]
-        results, arrays = self.work.results(rows, facts), self.work.arrays(rows, facts)
-        if arrays:
-            context.record.save_arrays(arrays)
-        context.record.update(results)
-        line = self.work.line(index, results, facts)
+        """Write what boundary ``index`` adds to arrays, log and record."""
+        rows, facts = Rows(self.checkpoints, index + 1), context.facts(index + 1)
+        context.record.add_arrays(f"boundary-{index:03d}", self.work.arrays(rows))
+        so_far = self.work.so_far(rows, facts)
+        line = self.work.line(index, so_far, facts)
         if line is not None and context.record.offset() == facts[-1]["offset"]:  # else written before an interruption
             values = {name: value for name, value in line[0].items() if value is not None}
             context.loggers.log("boundary", values, line[1] | {"experiences": context.length})
-        best, held = self.work.kept(results)
+        context.publish(index + 1)
+        best, held = self.work.kept(so_far)
         self.checkpoints.prune(best, held)
 
 

@@ -19,16 +19,15 @@ from cil.tracking.storage import (
     in_short,
     plain,
     without_secrets,
-    write_bytes_atomic,
     write_json_atomic,
 )
 from cil.tracking.upgrades import SCHEMA_VERSION, upgraded
 from cil.tracking.validation import STATUSES, first_problem
 
 if TYPE_CHECKING:
-    import numpy as np
+    from cil.tracking.arrays import Arrays, Part
 
-RECORD, METRICS, ARRAYS = "record.json", "metrics.jsonl", "arrays.safetensors"
+RECORD, METRICS = "record.json", "metrics.jsonl"
 
 
 class RecordError(CilError):
@@ -227,33 +226,25 @@ class Record:
             self._log.seek(whole)
         return self._log
 
-    # arrays.safetensors
+    # arrays
 
-    def save_arrays(self, arrays: Mapping[str, Any]) -> None:
-        """Replace the named arrays of ``arrays.safetensors``, such as ``confusion`` (T, K, K)."""
-        import numpy as np
-        from safetensors.numpy import save
+    def add_arrays(self, name: str, arrays: Mapping[str, Part]) -> None:
+        """Add one file of arrays, such as those of ``boundary-003``; what is there is not written again."""
+        from cil.tracking.arrays import add_arrays
 
         self._check_writable()
-        merged = self.arrays() | {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        write_bytes_atomic(self.directory / ARRAYS, save(merged))
+        if arrays:
+            add_arrays(self.directory, name, arrays)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays by name; empty if there are none.
+    def arrays(self) -> Arrays:
+        """All arrays by name, read when they are asked for.
 
         Raises:
-            RecordError: if the file is damaged.
+            RecordError: if the index, or the one file of earlier releases, is damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
+        from cil.tracking.arrays import Arrays
 
-        path = self.directory / ARRAYS
-        if not path.exists():
-            return {}
-        try:
-            return load(path.read_bytes())
-        except SafetensorError as error:
-            raise RecordError(f"{path} cannot be read ({error}); remove it or restore it") from error
+        return Arrays(self.directory)
 
     def close(self) -> None:
         """Close the files; the directory may then be opened by another process."""

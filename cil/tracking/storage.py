@@ -120,8 +120,28 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
     Raises:
         TrainingError: if the disk is full or the place cannot be written.
     """
-    text = json.dumps(plain(value), indent=1, allow_nan=False, ensure_ascii=False)
-    write_bytes_atomic(path, text.encode() + b"\n")
+    write_bytes_atomic(path, _laid_out(plain(value)).encode() + b"\n")
+
+
+def _laid_out(value: Any, indent: str = "\n") -> str:
+    """JSON text with a line for each key and each item, but lists of numbers and texts on one line.
+
+    >>> print(_laid_out({"matrix": [[1, None], [2.5, 3]], "none": {}}))
+    {
+     "matrix": [
+      [1, null],
+      [2.5, 3]
+     ],
+     "none": {}
+    }
+    """
+    inner = f"{indent} "
+    if isinstance(value, dict) and value:
+        lines = [f"{json.dumps(key, ensure_ascii=False)}: {_laid_out(item, inner)}" for key, item in value.items()]
+        return f"{{{inner}{f',{inner}'.join(lines)}{indent}}}"
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        return f"[{inner}{f',{inner}'.join(_laid_out(item, inner) for item in value)}{indent}]"
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
 
 def write_bytes_atomic(path: str | Path, data: bytes) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from cil import metrics
 from cil.data import Samples
 from cil.engine.keys import generator
 from cil.errors import ContractError
@@ -41,14 +42,14 @@ def evaluate(
         num_classes: Slots seen.
 
     Returns:
-        ``confusion`` (K, K) int64, true by predicted, over all K slots of the stream; ``correct``,
-        ``correct_task_aware`` and ``count`` (T,) int64 by experience; ``flops`` (1,) float64, of the pass.
+        ``cells`` (n, 3) int32 of the confusion: true slot, predicted slot and count of each pair that occurred;
+        ``correct``, ``correct_task_aware`` and ``count`` (T,) int64 by experience; ``flops`` (1,) float64, of the pass.
 
     Raises:
         ContractError: where the scores have another shape, or are not numbers.
     """
-    width, length = len(stream.classes), len(stream)
-    confusion = torch.zeros(width, width, dtype=torch.int64)
+    length = len(stream)
+    answers: list[tuple[Tensor, Tensor]] = []  # true and predicted slots of each batch
     correct, aware, count = (torch.zeros(length, dtype=torch.int64) for _ in range(3))
     masks = torch.full((length, num_classes), -torch.inf, device=device)
     for signature in stream.signatures:
@@ -72,7 +73,7 @@ def evaluate(
         best = scores.argmax(1)
         right = best == slots
         right_aware = (scores + masks[where]).argmax(1) == slots
-        confusion += torch.bincount((slots * width + best).cpu(), minlength=width * width).reshape(width, width)
+        answers.append((slots.cpu(), best.cpu()))
         where = where.cpu()
         correct += torch.bincount(where[right.cpu()], minlength=length)
         aware += torch.bincount(where[right_aware.cpu()], minlength=length)
@@ -81,8 +82,9 @@ def evaluate(
         show(done, size)
     if broken:
         raise ContractError("predict gave scores that are not numbers; -inf is allowed, for a class without a score")
+    true, predicted = (torch.cat(parts).numpy() for parts in zip(*answers, strict=True)) if answers else ([], [])
     return {
-        "confusion": confusion,
+        "cells": torch.from_numpy(metrics.confusion_cells(true, predicted)),
         "correct": correct,
         "correct_task_aware": aware,
         "count": count,
