@@ -81,13 +81,18 @@ class Checkpoints:
         self.keep = keep
         self._facts: dict[int, dict[str, Any]] = {}
         self._pruned: set[int] = set()
+        self._done = 0
 
     def done(self) -> int:
         """Number of experiences that are committed."""
-        count = 0
-        while (self.folder / f"experience-{count:03d}.json").exists():
-            count += 1
-        return count
+        if self._done and not self._json(self._done - 1).exists():
+            self._done = 0
+        while self._json(self._done).exists():  # goes on from the count of before
+            self._done += 1
+        return self._done
+
+    def _json(self, index: int) -> Path:
+        return self.folder / f"experience-{index:03d}.json"
 
     def facts(self, index: int) -> dict[str, Any]:
         """Plain data that was committed with the state of a boundary."""

@@ -161,7 +161,7 @@ class StrategyWork:
         taken = self.learners.admit(learner, index)
         allowance = Allowance.of(learner.budget)
         keyed = generator(self.seed, "incoming", index)
-        experience = sample_experience(self.stream.training_half()[index], taken, keyed)
+        experience = sample_experience(self._training_half[index], taken, keyed)
         self.keep_images(experience, context)
         flops = Flops()  # operations of all hooks but the phases
         around = partial(self._around, learner, index, flops)
@@ -288,6 +288,10 @@ class StrategyWork:
         return max(range(len(curve)), key=lambda i: curve[i] or 0.0), set()
 
     # parts ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _training_half(self) -> Stream:
+        return self.stream.training_half()
 
     def _on_meta(self) -> Any:
         return self.make_factory(seed=self.seed, meta=True)

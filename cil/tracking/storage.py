@@ -124,14 +124,15 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
 
 
 def _laid_out(value: Any, indent: str = "\n") -> str:
-    """JSON text with a line for each key and each item, but lists of numbers and texts on one line.
+    """JSON text with a line for each key, and for each item of a list that holds more than numbers and texts.
 
-    >>> print(_laid_out({"matrix": [[1, None], [2.5, 3]], "none": {}}))
+    >>> print(_laid_out({"matrix": [[1, None], [2.5, 3]], "classes": ["a", "b"], "none": {}}))
     {
      "matrix": [
       [1, null],
       [2.5, 3]
      ],
+     "classes": ["a", "b"],
      "none": {}
     }
     """
@@ -140,7 +141,11 @@ def _laid_out(value: Any, indent: str = "\n") -> str:
         lines = [f"{json.dumps(key, ensure_ascii=False)}: {_laid_out(item, inner)}" for key, item in value.items()]
         return f"{{{inner}{f',{inner}'.join(lines)}{indent}}}"
     if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
-        return f"[{inner}{f',{inner}'.join(_laid_out(item, inner) for item in value)}{indent}]"
+        return f"[{inner}{f',{inner}'.join(map(_one_line, value))}{indent}]"
+    return _one_line(value)
+
+
+def _one_line(value: Any) -> str:
     return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
 

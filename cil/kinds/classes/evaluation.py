@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cil import metrics
-from cil.data import Samples
+from cil.data import Samples, concatenated
 from cil.engine.keys import generator
 from cil.errors import ContractError
 from cil.memory import Flops
@@ -52,8 +52,8 @@ def evaluate(
     answers: list[tuple[Tensor, Tensor]] = []  # true and predicted slots of each batch
     correct, aware, count = (torch.zeros(length, dtype=torch.int64) for _ in range(3))
     masks = torch.full((length, num_classes), -torch.inf, device=device)
-    for signature in stream.signatures:
-        masks[signature.index, [slot for slot in signature.present if slot < num_classes]] = 0
+    known = [(s.index, slot) for s in stream.signatures for slot in s.present if slot < num_classes]
+    masks[tuple(torch.tensor(known, device=device).T)] = 0
     flops, total, done = Flops(), 0, 0
     broken = torch.zeros((), dtype=torch.bool, device=device)
     parts = [(index, stream.test(index)) for index in evaluable(stream, num_classes)]
@@ -99,10 +99,9 @@ def _shuffled(
     parts = [(index, samples) for index, samples in parts if len(samples)]
     if not parts:
         return
-    joined = parts[0][1]
-    for _, samples in parts[1:]:
-        joined = joined + samples
-    where = torch.cat([torch.full((len(samples),), index) for index, samples in parts])
+    joined = concatenated([samples for _, samples in parts])
+    indices, sizes = zip(*((index, len(samples)) for index, samples in parts), strict=True)
+    where = torch.tensor(indices).repeat_interleave(torch.tensor(sizes))
     order = torch.randperm(len(joined), generator=generator(seed, "evaluate", fingerprint, len(parts)))
     joined, where = joined.joined()[order], where[order].to(device)
     start = 0
