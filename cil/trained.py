@@ -115,7 +115,7 @@ def evaluate(
         partial(learners.scores, learner), stream, learner.num_classes,
         seed=record.identity["seed"], device=learners.runtime.torch_device, batch_size=batch_size,
     )  # fmt: skip
-    confusion, tested = rows["confusion"].numpy(), rows["count"].numpy()
+    confusion, tested = metrics.confusion_of(rows["cells"].numpy(), len(stream.classes)), rows["count"].numpy()
     by_class = metrics.class_accuracy(confusion)[: learner.num_classes]
     return {
         "experience": index,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cil import metrics
-from cil.data import Batch, Samples
+from cil.data import Batch, Samples, concatenated
 from cil.engine.keys import generator
 from cil.engine.lifecycle import all_evaluating
 from cil.engine.runtime import Runtime
@@ -143,7 +143,7 @@ class AnytimeObserver:
             if len(samples):
                 parts.append(samples[order[: self.settings.images].sort().values])
                 where += [index] * len(parts[-1])
-        joined = sum(parts[1:], parts[0]).joined()
+        joined = concatenated(parts).joined()
         order = torch.randperm(len(joined), generator=generator(self.seed, "anytime", self.stream.fingerprint))
         return joined[order], torch.tensor(where)[order]
 

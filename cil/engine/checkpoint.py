@@ -120,13 +120,18 @@ class Checkpoints:
         self.run = run
         self._facts: dict[int, dict[str, Any]] = {}
         self._pruned: set[int] = set()
+        self._done = 0
 
     def done(self) -> int:
         """Number of experiences that are committed."""
-        count = 0
-        while (self.folder / f"experience-{count:03d}.json").exists():
-            count += 1
-        return count
+        if self._done and not self._json(self._done - 1).exists():
+            self._done = 0
+        while self._json(self._done).exists():  # goes on from the count of before
+            self._done += 1
+        return self._done
+
+    def _json(self, index: int) -> Path:
+        return self.folder / f"experience-{index:03d}.json"
 
     def content(self, index: int) -> dict[str, Any]:
         """What the JSON file of a boundary holds.

@@ -6,15 +6,15 @@ It knows no kind of run. What is learned or adapted, and how it is evaluated, is
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from operator import call
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,17 +22,20 @@ from cil.engine.checkpoint import Checkpoints, Snapshots
 from cil.engine.options import RunOptions
 from cil.engine.process import Stopped, in_child
 from cil.engine.recovery import Recovery, check_owner, recover
+from cil.engine.running import Counts, Rows
 from cil.engine.runtime import Runtime
 from cil.engine.status import Clock, Stop, status_kept
-from cil.errors import ConfigError
+from cil.errors import BudgetExceeded, CilError, ConfigError
 from cil.memory import Allowance, Entry, Ledger, State
 from cil.tracking import FileLogger, Loggers, Record, build_loggers, describe_environment, identity_hash
-from cil.tracking.record import RECORD
+from cil.tracking.arrays import Part, forget_arrays
+from cil.tracking.record import RECORD, RecordError
 
 Facts = Mapping[str, Any]  # what was committed at a boundary beside the state
-Counts = Mapping[str, Tensor]  # what an evaluation counted
 BOUNDARIES = ("inline", "process")
 _say = logging.getLogger("cil.engine")
+ALWAYS_SETTLED = 16  # first boundaries at each of which the whole results are written
+SETTLING = 0.02  # the part of the time that writing them may take later
 
 
 @dataclass
@@ -68,6 +71,8 @@ class Context:
         snapshots: Those inside the stretch that leads to the boundary that is worked on.
         clock: Seconds of work on that stretch.
         length: Experiences or segments of the stream, for progress.
+        results: The results of the record from counts and facts of all boundaries.
+        published: Boundaries of which line and arrays are written.
     """
 
     record: Record
@@ -77,7 +82,11 @@ class Context:
     stop: Stop
     length: int
     snapshots: Snapshots = field(init=False)
+    results: Callable[[Rows, Sequence[Facts]], Mapping[str, object]]
     clock: Clock = field(default_factory=Clock)
+    published: int = 0
+    _settled: int = 0
+    _due: float = 0.0
 
     def begin(self, index: int) -> None:
         """The stretch that leads to boundary ``index`` begins, or goes on from its snapshots."""
@@ -87,6 +96,23 @@ class Context:
     def facts(self, count: int) -> list[Facts]:
         """Facts of the first boundaries."""
         return [self.checkpoints.facts(index) for index in range(count)]
+
+    def publish(self, count: int) -> None:
+        """Line and arrays of the first boundaries are written; the record follows where that costs little.
+
+        Its results are written whole, so of a stream of many quick experiences not at each boundary.
+        """
+        self.published = count
+        if count <= ALWAYS_SETTLED or time.monotonic() >= self._due:
+            self.settle()
+
+    def settle(self) -> None:
+        """Bring the results of the record up to the boundaries that were published."""
+        if self.published > self._settled:
+            began = time.monotonic()
+            self.record.update(self.results(Rows(self.checkpoints, self.published), self.facts(self.published)))
+            self._settled, now = self.published, time.monotonic()
+            self._due = now + (now - began) / SETTLING
 
     def save(self, name: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         """Write a snapshot, with the place that the log has reached and the seconds worked."""
@@ -153,15 +179,19 @@ class Work(Protocol):
         """The results of the record, from the counts and facts of all boundaries so far."""
         ...
 
-    def arrays(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> Mapping[str, np.ndarray[Any, Any]]:
-        """Results that are large."""
+    def so_far(self, rows: Rows, facts: Sequence[Facts]) -> Mapping[str, Any]:
+        """The part of the results that ``line`` and ``kept`` read; asked for at each boundary, so cheap."""
         ...
 
-    def line(self, index: int, results: Facts, facts: Sequence[Facts]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    def arrays(self, rows: Rows) -> Mapping[str, Part]:
+        """What the last boundary adds to results that are large."""
+        ...
+
+    def line(self, index: int, so_far: Facts, facts: Sequence[Facts]) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Values and axes of the line that loggers get at boundary ``index``; None for no line."""
         ...
 
-    def kept(self, results: Facts) -> tuple[int, set[int]]:
+    def kept(self, so_far: Facts) -> tuple[int, set[int]]:
         """The best boundary so far, and those whose states are needed later."""
         ...
 
@@ -206,9 +236,10 @@ class Run:
         with self._record() as record:
             if record.status != "finished":
                 recovery = self._recovered()
-                with self._context(record) as context:
+                with self._context(record) as context, self._settled(context):
                     for index in recovery.uncounted:
                         apart(partial(self._evaluate, index, context))
+                    self._complete_arrays(record)
                     for index in range(max(0, self.checkpoints.done() - 1), self.work.boundaries):
                         if index >= self.checkpoints.done():
                             apart(partial(self._train, index, context))
@@ -250,6 +281,20 @@ class Run:
             _say.warning(f"{self.run_dir} was begun before files had sums, so that damage in it is not noticed")
         return found
 
+    def _complete_arrays(self, record: Record) -> None:
+        """The arrays are those of the boundaries behind, made again from the stored answers where they are not whole."""
+        names = [_arrays_of(index) for index in range(self.checkpoints.done() - 1)]
+        try:
+            found = record.arrays().files()
+            whole = found[: len(names)] == names and len(found) <= len(names) + 1
+        except RecordError as error:
+            _say.warning(str(error).partition("; ")[0])
+            whole = False
+        if not whole:
+            forget_arrays(Path(record.directory))
+            for index, name in enumerate(names):
+                record.add_arrays(name, self.work.arrays(Rows(self.checkpoints, index + 1)))
+
     @contextmanager
     def _context(self, record: Record) -> Iterator[Context]:
         """Status, loggers and signals around the boundaries."""
@@ -271,7 +316,22 @@ class Run:
             # the other loggers have threads, which a fork loses
             within = loggers if self.options.boundary == "inline" else Loggers([FileLogger(record)])
             with self._stop.listening():
-                yield Context(record, self.checkpoints, loggers, within, self._stop, self.work.length)
+                yield Context(
+                    record, self.checkpoints, loggers, within, self._stop, self.work.length, self.work.results
+                )  # fmt: skip
+
+    @contextmanager
+    def _settled(self, context: Context) -> Iterator[None]:
+        """Around the boundaries: however they end, the record has the results of all that were published."""
+        try:
+            yield
+        except BudgetExceeded:
+            raise  # the record was brought up to date before it was told of what is over
+        except BaseException:
+            with suppress(CilError, OSError):  # the first failure is the one to be told of
+                context.settle()
+            raise
+        context.settle()
 
     def _log_place(self) -> tuple[int, str | None]:
         """Where ``metrics.jsonl`` stood at the point that is resumed from, and the sum of what was in it."""
@@ -297,6 +357,7 @@ class Run:
             **boundary.facts,
         }
         if over and allowance is not None:
+            context.settle()
             earlier = [fact["ledger"] for fact in context.facts(index)]
             context.record.update({"ledger": [*earlier, facts["ledger"]]})
             allowance.check(ledger, boundary.exemplars, self.name)
@@ -309,19 +370,21 @@ class Run:
             self.checkpoints.write_evaluation(index, counts)
 
     def _publish(self, index: int, context: Context) -> None:
-        """Bring the record up to boundary ``index``."""
-        facts = context.facts(index + 1)
-        rows = [self.checkpoints.evaluated(i) or {} for i in range(index + 1)]
-        results, arrays = self.work.results(rows, facts), self.work.arrays(rows, facts)
-        if arrays:
-            context.record.save_arrays(arrays)
-        context.record.update(results)
-        line = self.work.line(index, results, facts)
+        """Write what boundary ``index`` adds to arrays, log and record."""
+        rows, facts = Rows(self.checkpoints, index + 1), context.facts(index + 1)
+        context.record.add_arrays(_arrays_of(index), self.work.arrays(rows))
+        so_far = self.work.so_far(rows, facts)
+        line = self.work.line(index, so_far, facts)
         if line is not None and context.record.offset() == facts[-1]["offset"]:  # else written before an interruption
             values = {name: value for name, value in line[0].items() if value is not None}
             context.loggers.log("boundary", values, line[1] | {"experiences": context.length})
-        best, held = self.work.kept(results)
+        context.publish(index + 1)
+        best, held = self.work.kept(so_far)
         self.checkpoints.prune(best, held)
+
+
+def _arrays_of(index: int) -> str:
+    return f"boundary-{index:03d}"
 
 
 def check_boundary(boundary: str, runtime: Runtime) -> None:

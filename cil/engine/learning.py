@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,21 +15,23 @@ from cil.data import Samples
 from cil.engine.anytime import Anytime
 from cil.engine.caps import caps_of, caps_results, check_caps, measure_caps
 from cil.engine.cost import Cost
-from cil.engine.driver import Boundary, Context, Counts, Facts
+from cil.engine.driver import Boundary, Context, Facts
 from cil.engine.dry_run import Bill, check_bills, dry_run
 from cil.engine.keys import generator, reseed
 from cil.engine.lifecycle import Learners, MakeFactory, MakeLearner, admit, all_evaluating, enter, sample_experience
 from cil.engine.phases import Observer, Training
 from cil.engine.recipe import Recipe
+from cil.engine.running import Counts, Rows
 from cil.engine.runtime import Runtime
 from cil.engine.scoring import scored
 from cil.engine.spending import spent
 from cil.engine.status import Clock
 from cil.engine.strategy_steps import StrategySteps
-from cil.errors import ConfigError
+from cil.errors import BudgetExceeded, ConfigError
 from cil.memory import Allowance, Budget, Entry, Flops, Ledger
 from cil.strategies import Strategy
 from cil.streams import Experience, Stream, TaskKey
+from cil.tracking.arrays import Part
 
 
 @dataclass
@@ -160,7 +161,7 @@ class StrategyWork:
         taken = self.learners.admit(learner, index)
         allowance = Allowance.of(learner.budget)
         keyed = generator(self.seed, "incoming", index)
-        experience = sample_experience(self.stream.training_half()[index], taken, keyed)
+        experience = sample_experience(self._training_half[index], taken, keyed)
         self.keep_images(experience, context)
         flops = Flops()  # operations of all hooks but the phases
         around = partial(self._around, learner, index, flops)
@@ -221,10 +222,12 @@ class StrategyWork:
         counts = dict(self.count(index, learner, predict))
         counts["seconds"] = torch.tensor([clock.seconds], dtype=torch.float64)
         measured = measure_caps(caps_of(self.budget), learner, predict)
-        if measured:
-            rows = [*(context.checkpoints.evaluated(i) or {} for i in range(index)), measured]
-            context.record.update(caps_results(self.budget, rows))
+        try:
             check_caps(self.budget, measured, self.name, index)
+        except BudgetExceeded:
+            context.settle()
+            context.record.update(caps_results(self.budget, [*Rows(context.checkpoints, index), measured]))
+            raise
         return counts | measured
 
     def count(self, index: int, learner: Strategy, predict: Callable[..., Tensor]) -> Counts:
@@ -247,16 +250,23 @@ class StrategyWork:
         """The part of the results that the kind's own counts give; with what ``logged`` reads, and ``curve``."""
         raise NotImplementedError(f"{type(self).__name__} must write scores(rows, facts)")
 
-    def arrays(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> Mapping[str, np.ndarray[Any, Any]]:
-        """Results that are large. Default: none."""
+    def so_far(self, rows: Rows, facts: Sequence[Facts]) -> Mapping[str, Any]:
+        """The part of the results that ``logged`` and ``curve`` read. Default: all scores, from all rows.
+
+        A kind whose streams are long goes on from the boundary before (``cil.engine.running``).
+        """
+        return self.scores(rows, facts)
+
+    def arrays(self, rows: Rows) -> Mapping[str, Part]:
+        """What the last boundary adds to results that are large. Default: nothing."""
         return {}
 
     def line(
-        self, index: int, results: Mapping[str, Any], facts: Sequence[Facts]
+        self, index: int, so_far: Mapping[str, Any], facts: Sequence[Facts]
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Scores, bytes and exemplars after an experience, for loggers."""
         values = {
-            **self.logged(results),
+            **self.logged(so_far),
             "carried_bytes": facts[-1]["ledger"]["totals"]["exact"]["total"],
             "exemplars": facts[-1]["exemplars"],
         }
@@ -272,12 +282,16 @@ class StrategyWork:
             "forgetting": results["forgetting"],
         }
 
-    def kept(self, results: Mapping[str, Any]) -> tuple[int, set[int]]:
+    def kept(self, so_far: Mapping[str, Any]) -> tuple[int, set[int]]:
         """The boundary of the highest score."""
-        curve = results[self.curve]
+        curve = so_far[self.curve]
         return max(range(len(curve)), key=lambda i: curve[i] or 0.0), set()
 
     # parts ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _training_half(self) -> Stream:
+        return self.stream.training_half()
 
     def _on_meta(self) -> Any:
         return self.make_factory(seed=self.seed, meta=True)

@@ -136,7 +136,8 @@ class Learners:
         signature = self.admit(learner, index)  # so that structure is the same whenever it is grown again
         reseed(self.seed, "grow", index)
         learner.grow(signature)
-        learner.to(learner.device)
+        if learner.device.type != "cpu":  # where else could something new lie
+            learner.to(learner.device)
 
     @contextmanager
     def answering(self, learner: Strategy) -> Iterator[None]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from cil.engine.checkpoint import Checkpoints, read_json
 from cil.errors import ResumeError
-from cil.tracking.record import ARRAYS, METRICS, RECORD
+from cil.tracking.arrays import DENSE, FOLDER
+from cil.tracking.record import METRICS, RECORD
 from cil.tracking.storage import remove_partial
 
 
@@ -29,7 +30,7 @@ def check_owner(checkpoints: Checkpoints) -> None:
         )
     if runs or (folder / RECORD).exists():
         return
-    kept = [checkpoints.folder, checkpoints.snapshots, folder / METRICS, folder / ARRAYS]
+    kept = [checkpoints.folder, checkpoints.snapshots, folder / METRICS, folder / FOLDER, folder / DENSE]
     found = [path.name for path in kept if path.is_file() or (path.is_dir() and any(path.iterdir()))]
     if found:
         raise ResumeError(

@@ -18,8 +18,8 @@ from cil.metrics._arrays import floats
 # fmt: off
 from cil.metrics.accuracy import (
     OldNew, accuracy_curve, accuracy_from_counts, accuracy_matrix, average_accuracy, average_incremental_accuracy,
-    class_accuracy, confusion_matrix, counts_by_experience, last_accuracy, learning_accuracy, mean_class_accuracy,
-    old_new_harmonic, overall_average_accuracy, top_k_accuracy,
+    class_accuracy, confusion_cells, confusion_matrix, confusion_of, counts_by_experience, last_accuracy,
+    learning_accuracy, mean_class_accuracy, old_new_harmonic, overall_average_accuracy, top_k_accuracy,
 )
 from cil.metrics.compute import (
     Resources, add_resources, best_of, geometric_speed_up, pareto_front, performance_profile, profile_score,
@@ -42,7 +42,7 @@ from cil.metrics.task_errors import (
 )
 from cil.metrics.transfer import (
     VARIANTS, ForgettingSpread, Remembering, backward_transfer, forgetting, forgetting_spread, forward_transfer,
-    intransigence, per_class_accuracy, per_class_forgetting, remembering,
+    intransigence, once_seen, per_class_accuracy, per_class_forgetting, remembering,
 )
 
 # fmt: on
@@ -54,13 +54,13 @@ __all__ = [
     "accuracy_from_counts", "accuracy_matrix", "add_resources", "anytime", "area", "area_over_samples",
     "area_under_errors", "auc", "average_accuracy", "average_anytime_accuracy", "average_incremental_accuracy",
     "average_precision", "backward_transfer", "best_of", "chance_error", "chance_error_multilabel", "ci",
-    "cil_decomposition", "class_accuracy", "confusion_matrix", "corruption_error", "counts_by_experience",
-    "decomposition_from_confusion", "domain_summary", "forgetting", "forgetting_spread", "forward_transfer",
-    "geometric_speed_up", "group_summary", "intransigence", "last_accuracy", "later_change", "learning_accuracy",
-    "mean_average_precision", "mean_class_accuracy", "mean_error", "mean_error_by", "min_accuracy",
-    "normalised_scores", "old_new_harmonic", "overall_average_accuracy", "paired", "pareto_front",
+    "cil_decomposition", "class_accuracy", "confusion_cells", "confusion_matrix", "confusion_of", "corruption_error",
+    "counts_by_experience", "decomposition_from_confusion", "domain_summary", "forgetting", "forgetting_spread",
+    "forward_transfer", "geometric_speed_up", "group_summary", "intransigence", "last_accuracy", "later_change",
+    "learning_accuracy", "mean_average_precision", "mean_class_accuracy", "mean_error", "mean_error_by", "min_accuracy",
+    "normalised_scores", "old_new_harmonic", "once_seen", "overall_average_accuracy", "paired", "pareto_front",
     "per_class_accuracy", "per_class_forgetting", "performance_profile", "prequential", "profile_score",
-    "recency_ratio", "relative_error", "remembering", "stability_gap", "summary", "task_confusion",
+    "recency_ratio", "relative_error", "remembering", "stability_gap", "summary", "summary_of_counts", "task_confusion",
     "time_over_studies", "time_to_target", "top_k_accuracy", "windowed_forgetting", "windowed_plasticity",
     "worst_case_accuracy",
 ]  # fmt: skip
@@ -102,12 +102,32 @@ def summary(
     if not steps <= len(aware) <= experiences:
         raise ShapeError(f"task_aware has shape {aware.shape}; confusion has {steps} rows: (t, T), t <= T, is needed.")
     correct, tested = counts_by_experience(by_class, experience_of_slot, experiences) if counts is None else counts
-    R = accuracy_from_counts(correct, tested)
-    if R.shape != (steps, experiences):
-        raise ShapeError(f"counts give R the shape {R.shape}; confusion and task_aware need {(steps, experiences)}.")
-    curve = accuracy_curve(R, tested)
+    shape = np.broadcast_shapes(np.shape(correct), np.shape(tested))
+    if shape != (steps, experiences):
+        raise ShapeError(f"counts give R the shape {shape}; confusion and task_aware need {(steps, experiences)}.")
     images = by_class[-1].sum(1) if steps else np.zeros(by_class.shape[1], np.int64)
-    seen = (np.asarray(experience_of_slot) < steps) | (images > 0)
+    return summary_of_counts(correct, tested, aware, images, experience_of_slot, initial)
+
+
+def summary_of_counts(
+    correct: ArrayLike,
+    tested: ArrayLike,
+    task_aware: ArrayLike,
+    images: ArrayLike,
+    experience_of_slot: ArrayLike,
+    initial: ArrayLike | None = None,
+) -> dict[str, Any]:
+    """The same from what was counted by experience: no confusion is needed.
+
+    Args:
+        correct, tested: Right answers (t, T) and test samples (T,) or (t, T) of each experience.
+        task_aware, experience_of_slot, initial: As for ``summary``.
+        images: (K,) test images of each slot after the last experience learned.
+    """
+    R, steps = accuracy_from_counts(correct, tested), len(np.asarray(correct))
+    aware, by_slot = np.asarray(task_aware, np.float64), np.asarray(images)
+    curve = accuracy_curve(R, tested)
+    seen = (np.asarray(experience_of_slot) < steps) | (by_slot > 0)
     return {
         "accuracy_matrix": _plain(R),
         "accuracy_matrix_task_aware": _plain(aware[:steps]),
@@ -118,7 +138,7 @@ def summary(
         "forgetting": _plain(forgetting(R)),
         "backward_transfer": _plain(backward_transfer(R)),
         "forward_transfer": None if initial is None else _plain(forward_transfer(R, initial)),
-        "class_counts": [int(count) if known else None for count, known in zip(images, seen, strict=True)],
+        "class_counts": [int(count) if known else None for count, known in zip(by_slot, seen, strict=True)],
     }
 
 

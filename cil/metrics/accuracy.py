@@ -50,6 +50,35 @@ def confusion_matrix(true: ArrayLike, predicted: ArrayLike, num_slots: int) -> I
     return counts.reshape(num_slots, num_slots).astype(np.int64)
 
 
+def confusion_cells(true: ArrayLike, predicted: ArrayLike) -> Ints:
+    """The cells of a confusion that are not zero: of many classes most are, and few samples fill few.
+
+    Args:
+        true, predicted: (N,) slots.
+
+    Returns:
+        (n, 3) int32, n <= N: true slot, predicted slot and count, in order.
+
+    >>> confusion_cells([1, 0, 1], [0, 0, 0]).tolist()
+    [[0, 0, 1], [1, 0, 2]]
+    """
+    pairs = np.stack([slots("true", true), slots("predicted", predicted)], axis=1)
+    found, counts = np.unique(pairs, axis=0, return_counts=True)
+    return np.concatenate([found, counts[:, None]], axis=1).astype(np.int32)
+
+
+def confusion_of(cells: ArrayLike, num_slots: int) -> Ints:
+    """The dense (K, K) int64 confusion of its cells, (n, 3).
+
+    >>> confusion_of([[0, 0, 1], [1, 0, 2]], num_slots=2).tolist()
+    [[1, 0], [2, 0]]
+    """
+    rows, columns, counts = np.asarray(cells).reshape(-1, 3).T
+    confusion = np.zeros((num_slots, num_slots), np.int64)
+    confusion[rows, columns] = counts
+    return confusion
+
+
 def accuracy_from_counts(correct: ArrayLike, tested: ArrayLike) -> Floats:
     """Percentage of right answers, entry by entry.
 

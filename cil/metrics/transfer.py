@@ -164,7 +164,12 @@ def per_class_accuracy(confusion: ArrayLike, first_seen: ArrayLike) -> Floats:
     P = class_accuracy(confusion)
     if P.ndim != 2:
         raise ShapeError(f"confusion has shape {np.shape(confusion)}; (t, K, K) is needed.")
-    return np.where(_first_seen(first_seen, P) <= np.arange(len(P))[:, None], P, np.nan)
+    return once_seen(P, first_seen)
+
+
+def once_seen(per_class: Floats, first_seen: ArrayLike) -> Floats:
+    """P, (t, K), with NaN for each class in the rows before the experience that brought it."""
+    return np.where(_first_seen(first_seen, per_class) <= np.arange(len(per_class))[:, None], per_class, np.nan)
 
 
 def per_class_forgetting(per_class: ArrayLike, first_seen: ArrayLike) -> Floats:

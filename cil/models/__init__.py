@@ -9,7 +9,7 @@ from cil.models.convnets import ConvNet2, ConvNet4, SmallConvNet
 from cil.models.factory import NetFactory
 from cil.models.features import extract, extract_outputs
 from cil.models.folding import fold_batch_norm
-from cil.models.frozen import evaluating, freeze, frozen_copy
+from cil.models.frozen import evaluating, freeze, frozen_copy, is_frozen
 from cil.models.growing import GrowingNet, Normalise
 from cil.models.heads import CosineHead, Head, LinearHead, weight_align
 from cil.models.imagenet import ImageNetResNet
@@ -26,6 +26,6 @@ __all__ = [
     "GrowingNet", "Head", "ImageNetResNet", "LinearHead", "NetFactory", "Normalise", "Output", "ParallelAdapters",
     "ScaledConv2d", "SmallConvNet", "TaskNet", "TaskNets", "TaskPool", "TaskTokenNet", "TimmBackbone", "WideResNet",
     "adaptable", "batch_statistics_features", "build_backbone", "count_parameters", "evaluating", "extract",
-    "extract_outputs", "fold_batch_norm", "freeze", "frozen_copy", "load_weights", "names", "register_model",
-    "save_weights", "timm_backbone", "weight_align",
+    "extract_outputs", "fold_batch_norm", "freeze", "frozen_copy", "is_frozen", "load_weights", "names",
+    "register_model", "save_weights", "timm_backbone", "weight_align",
 ]  # fmt: skip

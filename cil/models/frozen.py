@@ -36,7 +36,7 @@ def frozen_copy(net: Net) -> Net:
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; each layer is given its own mode back, but for those that are frozen inside."""
-    modes = [(layer, layer.training, _is_frozen(layer)) for layer in net.modules()]
+    modes = [(layer, layer.training, is_frozen(layer)) for layer in net.modules()]
     net.eval()
     try:
         yield
@@ -44,10 +44,10 @@ def evaluating(net: nn.Module) -> Iterator[None]:
         for layer, mode, _ in modes:
             layer.training = mode
         for layer, _, frozen_before in modes:
-            if _is_frozen(layer) and not frozen_before:
+            if is_frozen(layer) and not frozen_before:
                 layer.eval()
 
 
-def _is_frozen(module: nn.Module) -> bool:
+def is_frozen(module: nn.Module) -> bool:
     """True where ``freeze`` was called for this module."""
     return getattr(module.train, "__func__", None) is _stay_in_eval

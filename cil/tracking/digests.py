@@ -55,6 +55,10 @@ class FileSum:
     def __init__(self, path: Path) -> None:
         self._path, self._length, self._digest = path, 0, hashlib.sha256()
 
+    def whole(self) -> str:
+        """Sum of the file as it is."""
+        return self.upto(self._path.stat().st_size)
+
     def upto(self, length: int) -> str:
         """Sum of the first ``length`` bytes; from the start again where that is less than before."""
         if length < self._length:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from cil.errors import CilError, ConfigError, ResumeError, TrainingError, nearest
-from cil.tracking.digests import SEAL, FileSum, sealed, tensors_sum, unseal
+from cil.tracking.digests import FileSum, sealed, unseal
 from cil.tracking.lock import DirectoryLock
 from cil.tracking.storage import (
     cannot_write,
@@ -24,16 +24,16 @@ from cil.tracking.storage import (
     plain,
     remove_partial,
     without_secrets,
-    write_bytes_atomic,
     write_json_atomic,
 )
 from cil.tracking.upgrades import SCHEMA_VERSION, upgraded
 from cil.tracking.validation import STATUSES, first_problem
 
 if TYPE_CHECKING:
-    import numpy as np
+    from cil.tracking.arrays import Arrays, Part
 
-RECORD, METRICS, ARRAYS = "record.json", "metrics.jsonl", "arrays.safetensors"
+RECORD, METRICS = "record.json", "metrics.jsonl"
+INDEX_OF_ARRAYS = "arrays/index.jsonl"
 RUN = "run"  # added to what is read: digest of the identity, as it was written
 
 
@@ -55,7 +55,8 @@ class Record:
         status: running, finished, interrupted, failed or over_budget.
         error: One line: the reason of a failure, or the excess over the budget.
         run: Digest of the identity as it was written; every file of the run is sealed with it.
-        log: Of a finished run, bytes of ``metrics.jsonl`` (``offset``) and their SHA-256 (``log``).
+        log: Of a finished run, bytes of ``metrics.jsonl`` (``offset``) and their SHA-256 (``log``), and that of the
+            index of its ``arrays``, where it has any.
     """
 
     directory: Path
@@ -193,7 +194,9 @@ class Record:
         if self.status == "finished" and status != "finished":
             raise RecordError(f"{self.directory} has finished and cannot become {status}; choose another run_dir")
         self.status, self.error = status, error
-        self.log = self.mark() if status == "finished" else None
+        index = self.directory / INDEX_OF_ARRAYS
+        arrays = {"arrays": FileSum(index).whole()} if index.exists() else {}
+        self.log = {**self.mark(), **arrays} if status == "finished" else None
         self.save()
 
     # metrics.jsonl
@@ -281,41 +284,28 @@ class Record:
             self._log.seek(whole)
         return self._log
 
-    # arrays.safetensors
+    # arrays
 
-    def save_arrays(self, arrays: Mapping[str, Any]) -> None:
-        """Replace the named arrays of ``arrays.safetensors``, such as ``confusion`` (T, K, K)."""
-        import numpy as np
-        from safetensors.numpy import save
+    def add_arrays(self, name: str, arrays: Mapping[str, Part]) -> None:
+        """Add one file of arrays, such as those of ``boundary-003``; what is there is not written again."""
+        from cil.tracking.arrays import add_arrays
 
         self._check_writable()
-        merged = self.arrays() | {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        write_bytes_atomic(self.directory / ARRAYS, save(merged, {SEAL: self._sum_of_arrays(merged)}))
+        if arrays:
+            add_arrays(self.directory, name, arrays)
 
-    def _sum_of_arrays(self, arrays: Mapping[str, np.ndarray]) -> str:
-        parts = ((name, str(array.dtype), array.shape, array.tobytes()) for name, array in arrays.items())
-        return tensors_sum(f"{self.run}/{ARRAYS}", parts)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays by name; empty if there are none.
+    def arrays(self) -> Arrays:
+        """All arrays by name, read when they are asked for.
 
         Raises:
-            RecordError: if the file is damaged.
+            RecordError: if the index, or the one file of earlier releases, is damaged.
         """
-        from safetensors import SafetensorError, safe_open
+        from cil.tracking.arrays import Arrays
 
-        path = self.directory / ARRAYS
-        if not path.exists():
-            return {}
-        try:
-            with safe_open(path, framework="np") as file:
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                seal = (file.metadata() or {}).get(SEAL)
-        except (OSError, SafetensorError) as error:
-            raise RecordError(f"{path} cannot be read ({error}); remove it or restore it") from error
-        if seal is not None and seal != self._sum_of_arrays(found):
-            raise RecordError(f"{path} is damaged: it has not the SHA-256 it was written with; remove it or restore it")
-        return found
+        index, known = self.directory / INDEX_OF_ARRAYS, (self.log or {}).get("arrays")
+        if known is not None and (not index.exists() or FileSum(index).whole() != known):
+            raise RecordError(f"{index} is damaged or missing: it has not the SHA-256 it was written with; restore it")
+        return Arrays(self.directory)
 
     def close(self) -> None:
         """Close the files; the directory may then be opened by another process."""

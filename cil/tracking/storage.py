@@ -122,8 +122,33 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
     Raises:
         TrainingError: if the disk is full or the place cannot be written.
     """
-    text = json.dumps(plain(value), indent=1, allow_nan=False, ensure_ascii=False)
-    write_bytes_atomic(path, text.encode() + b"\n")
+    write_bytes_atomic(path, _laid_out(plain(value)).encode() + b"\n")
+
+
+def _laid_out(value: Any, indent: str = "\n") -> str:
+    """JSON text with a line for each key, and for each item of a list that holds more than numbers and texts.
+
+    >>> print(_laid_out({"matrix": [[1, None], [2.5, 3]], "classes": ["a", "b"], "none": {}}))
+    {
+     "matrix": [
+      [1, null],
+      [2.5, 3]
+     ],
+     "classes": ["a", "b"],
+     "none": {}
+    }
+    """
+    inner = f"{indent} "
+    if isinstance(value, dict) and value:
+        lines = [f"{json.dumps(key, ensure_ascii=False)}: {_laid_out(item, inner)}" for key, item in value.items()]
+        return f"{{{inner}{f',{inner}'.join(lines)}{indent}}}"
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        return f"[{inner}{f',{inner}'.join(map(_one_line, value))}{indent}]"
+    return _one_line(value)
+
+
+def _one_line(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
 
 def write_bytes_atomic(path: str | Path, data: bytes) -> None:

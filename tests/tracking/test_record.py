@@ -169,20 +169,11 @@ def test_a_log_shorter_than_the_checkpoint_is_refused(tmp_path):
         record.truncate(1000)
 
 
-def test_arrays_come_back_with_type_and_shape_and_are_merged_by_name(tmp_path):
-    record = Record.open(tmp_path, IDENTITY)
-    confusion = np.arange(12, dtype=np.int64).reshape(3, 2, 2)
-    record.save_arrays({"confusion": confusion})
-    record.save_arrays({"class_accuracy": np.array([[1.0, np.nan]])})
-    arrays = Record.load(tmp_path).arrays()
-    assert np.array_equal(arrays["confusion"], confusion) and arrays["confusion"].dtype == np.int64
-    assert np.array_equal(arrays["class_accuracy"], [[1.0, np.nan]], equal_nan=True)
-
-
 def test_a_loaded_record_cannot_be_written(tmp_path):
     Record.open(tmp_path, IDENTITY).close()
     loaded = Record.load(tmp_path)
-    for write in (loaded.save, lambda: loaded.append({}), lambda: loaded.save_arrays({}), lambda: loaded.update({})):
+    writers = (lambda: loaded.append({}), lambda: loaded.add_arrays("a", {}), lambda: loaded.update({}))
+    for write in (loaded.save, *writers):
         with pytest.raises(RecordError, match="open for reading only"):
             write()
 
@@ -203,13 +194,6 @@ def test_a_directory_without_a_good_record_is_named(tmp_path, content, message):
     with pytest.raises(RecordError, match=message) as refused:
         Record.load(tmp_path)
     assert str(tmp_path) in str(refused.value) and "\n" not in str(refused.value)
-
-
-def test_damaged_arrays_are_named(tmp_path):
-    record = Record.open(tmp_path, IDENTITY)
-    (tmp_path / "arrays.safetensors").write_bytes(b"not a tensor file")
-    with pytest.raises(RecordError, match=r"arrays\.safetensors cannot be read"):
-        record.arrays()
 
 
 def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):

@@ -7,12 +7,11 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
+from cil.engine.running import Counts, SoFar
 from cil.kinds.adaptation.record_types import AdaptationResults
 from cil.streams.shifts import ShiftStream
-
-Counts = Mapping[str, Tensor]
+from cil.tracking.arrays import Part
 
 
 def adaptation_results(
@@ -67,15 +66,38 @@ def adaptation_results(
     }
 
 
-def adaptation_arrays(rows: Sequence[Counts]) -> dict[str, np.ndarray[Any, Any]]:
-    """``wrong``, ``count``, ``segment`` of each batch, and ``running_error``: percent of all images so far."""
-    segments = rows[1:]
-    if not segments:
-        return {}
-    wrong, count = (np.concatenate([row[name].numpy() for row in segments]) for name in ("wrong", "count"))
-    segment = np.repeat(np.arange(len(segments)), [len(row["wrong"]) for row in segments])
-    running = 100 * wrong.cumsum() / count.cumsum()
-    return {"wrong": wrong, "count": count, "segment": segment, "running_error": running}
+class SegmentsSoFar(SoFar):
+    """Errors of each segment and of all images so far.
+
+    Attributes:
+        errors: Percent wrong in each segment.
+        wrong, count: Wrong answers and images of all segments.
+    """
+
+    def clear(self) -> None:
+        self.errors: list[float | None] = []
+        self.wrong, self.count = 0, 0
+
+    def add(self, row: Counts) -> None:
+        """Go on by the counts of a segment; those of the deployment have none."""
+        if "wrong" in row:
+            wrong, count = int(row["wrong"].sum()), int(row["count"].sum())
+            self.errors.append(percent(wrong, count))
+            self.wrong, self.count = self.wrong + wrong, self.count + count
+
+    def results(self) -> dict[str, Any]:
+        """``segment_errors`` and ``online_error``."""
+        return {"segment_errors": self.errors, "online_error": percent(self.wrong, self.count)}
+
+    def arrays(self, row: Counts) -> dict[str, Part]:
+        """Of each batch of the last segment: ``wrong``, ``count``, ``segment``, and ``running_error`` of all so far."""
+        if "wrong" not in row:
+            return {}
+        wrong, count = row["wrong"].numpy(), row["count"].numpy()
+        behind = self.wrong - wrong.sum(), self.count - count.sum()
+        running = 100 * (behind[0] + wrong.cumsum()) / (behind[1] + count.cumsum())
+        found = {"wrong": wrong, "count": count, "segment": np.full(len(wrong), len(self.errors) - 1)}
+        return {name: Part(values, "joined") for name, values in {**found, "running_error": running}.items()}
 
 
 def percent(wrong: Any, count: Any) -> float | None:

@@ -9,26 +9,27 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cil.adapt import Adapter, SourceModel
 from cil.contract import RuntimeContext
 from cil.data import Augment, Batch, Samples
-from cil.engine.driver import Boundary, Context, Counts, Facts
+from cil.engine.driver import Boundary, Context, Facts
 from cil.engine.keys import generator, reseed
 from cil.engine.lifecycle import as_structured
 from cil.engine.phases import Training
 from cil.engine.process import Stopped
 from cil.engine.recipe import Recipe
+from cil.engine.running import Counts, Rows
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, ContractError, StreamError, TrainingError
 from cil.kinds.adaptation.record_types import AdaptationResults
-from cil.kinds.adaptation.results import adaptation_arrays, adaptation_results
+from cil.kinds.adaptation.results import SegmentsSoFar, adaptation_results
 from cil.kinds.adaptation.segment_counts import SegmentCounts
 from cil.memory import Entry, Flops, Ledger, State
 from cil.streams.shifts import ShiftStream
+from cil.tracking.arrays import Part
 
 DEPLOYED = 0  # boundary 0: the adapter as it is deployed; boundary k: after segment k - 1
 PREDICTED = "predicted|"  # beside the adapter's own tensors in a snapshot
@@ -79,6 +80,7 @@ class AdaptationWork:
             raise ConfigError("trainer.precision is fp16; adapters go backward by themselves: set fp32 or bf16")
         if self.clean and self.stream.clean is None:
             raise ConfigError(f"adaptation.clean=true, but stream '{self.stream.name}' has no clean images")
+        self._so_far = SegmentsSoFar()
 
     @property
     def boundaries(self) -> int:
@@ -154,27 +156,31 @@ class AdaptationWork:
         """Errors by domain and segment, and what was carried and spent."""
         return adaptation_results(rows, facts, self.stream)
 
-    def arrays(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> Mapping[str, np.ndarray[Any, Any]]:
+    def so_far(self, rows: Rows, facts: Sequence[Facts]) -> Mapping[str, Any]:
+        """Errors of the segments, and of all images."""
+        return self._so_far.over(rows).results()
+
+    def arrays(self, rows: Rows) -> Mapping[str, Part]:
         """``wrong``, ``count``, ``segment`` of each batch, and ``running_error``."""
-        return adaptation_arrays(rows)
+        return self._so_far.over(rows).arrays(rows[-1])
 
     def line(
-        self, index: int, results: Mapping[str, Any], facts: Sequence[Facts]
+        self, index: int, so_far: Mapping[str, Any], facts: Sequence[Facts]
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Error, accuracy so far and bytes after a segment, for loggers; none at deployment."""
         if index == DEPLOYED:
             return None
         values = {
-            "error": results["segment_errors"][-1],
-            "accuracy": 100 - results["online_error"],
+            "error": so_far["segment_errors"][-1],
+            "accuracy": 100 - so_far["online_error"],
             "carried_bytes": facts[-1]["ledger"]["totals"]["exact"]["total"],
         }
         axes = {"experience": index - 1, "phase": self.stream.segments[index - 1].name}
         return values, axes | {"step": sum(fact["steps"] for fact in facts)}
 
-    def kept(self, results: Mapping[str, Any]) -> tuple[int, set[int]]:
+    def kept(self, so_far: Mapping[str, Any]) -> tuple[int, set[int]]:
         """The segment of the lowest error; and the deployment, where the adapter is put back to it."""
-        errors = results["segment_errors"]
+        errors = so_far["segment_errors"]
         resets = any(segment.reset for segment in self.stream.segments[len(errors) :])
         best = 1 + min(range(len(errors)), key=lambda i: errors[i]) if errors else DEPLOYED
         return best, {DEPLOYED} if resets else set()

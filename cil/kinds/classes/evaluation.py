@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from cil.data import Samples
+from cil import metrics
+from cil.data import Samples, concatenated
 from cil.engine.keys import generator
 from cil.errors import ContractError
 from cil.memory import Flops
@@ -41,18 +42,18 @@ def evaluate(
         num_classes: Slots seen.
 
     Returns:
-        ``confusion`` (K, K) int64, true by predicted, over all K slots of the stream; ``correct``,
-        ``correct_task_aware`` and ``count`` (T,) int64 by experience; ``flops`` (1,) float64, of the pass.
+        ``cells`` (n, 3) int32 of the confusion: true slot, predicted slot and count of each pair that occurred;
+        ``correct``, ``correct_task_aware`` and ``count`` (T,) int64 by experience; ``flops`` (1,) float64, of the pass.
 
     Raises:
         ContractError: where the scores have another shape, or are not numbers.
     """
-    width, length = len(stream.classes), len(stream)
-    confusion = torch.zeros(width, width, dtype=torch.int64)
+    length = len(stream)
+    answers: list[tuple[Tensor, Tensor]] = []  # true and predicted slots of each batch
     correct, aware, count = (torch.zeros(length, dtype=torch.int64) for _ in range(3))
     masks = torch.full((length, num_classes), -torch.inf, device=device)
-    for signature in stream.signatures:
-        masks[signature.index, [slot for slot in signature.present if slot < num_classes]] = 0
+    known = [(s.index, slot) for s in stream.signatures for slot in s.present if slot < num_classes]
+    masks[tuple(torch.tensor(known, device=device).T)] = 0
     flops, total, done = Flops(), 0, 0
     broken = torch.zeros((), dtype=torch.bool, device=device)
     parts = [(index, stream.test(index)) for index in evaluable(stream, num_classes)]
@@ -72,7 +73,7 @@ def evaluate(
         best = scores.argmax(1)
         right = best == slots
         right_aware = (scores + masks[where]).argmax(1) == slots
-        confusion += torch.bincount((slots * width + best).cpu(), minlength=width * width).reshape(width, width)
+        answers.append((slots.cpu(), best.cpu()))
         where = where.cpu()
         correct += torch.bincount(where[right.cpu()], minlength=length)
         aware += torch.bincount(where[right_aware.cpu()], minlength=length)
@@ -81,8 +82,9 @@ def evaluate(
         show(done, size)
     if broken:
         raise ContractError("predict gave scores that are not numbers; -inf is allowed, for a class without a score")
+    true, predicted = (torch.cat(parts).numpy() for parts in zip(*answers, strict=True)) if answers else ([], [])
     return {
-        "confusion": confusion,
+        "cells": torch.from_numpy(metrics.confusion_cells(true, predicted)),
         "correct": correct,
         "correct_task_aware": aware,
         "count": count,
@@ -97,10 +99,9 @@ def _shuffled(
     parts = [(index, samples) for index, samples in parts if len(samples)]
     if not parts:
         return
-    joined = parts[0][1]
-    for _, samples in parts[1:]:
-        joined = joined + samples
-    where = torch.cat([torch.full((len(samples),), index) for index, samples in parts])
+    joined = concatenated([samples for _, samples in parts])
+    indices, sizes = zip(*((index, len(samples)) for index, samples in parts), strict=True)
+    where = torch.tensor(indices).repeat_interleave(torch.tensor(sizes))
     order = torch.randperm(len(joined), generator=generator(seed, "evaluate", fingerprint, len(parts)))
     joined, where = joined.joined()[order], where[order].to(device)
     start = 0

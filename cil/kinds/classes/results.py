@@ -9,6 +9,7 @@ import numpy as np
 
 from cil import metrics
 from cil.engine.anytime import anytime_results
+from cil.engine.running import Counts, CurveSoFar
 from cil.engine.spending import Rows, plain
 from cil.kinds.classes.record_types import ClassScores
 from cil.streams import DomainStream, Stream
@@ -25,14 +26,11 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
         facts: Plain data committed with each.
     """
     names = ("correct", "correct_task_aware", "count")
-    correct, aware, count = (np.stack([row[name].numpy() for row in rows]).astype(float) for name in names)
+    counted = [[row[name].numpy() for name in names] for row in rows]
+    correct, aware, count = (np.stack(parts).astype(float) for parts in zip(*counted, strict=True))
     tested = np.where(count > 0, count, np.nan)
-    summary = metrics.summary(
-        np.stack([row["confusion"].numpy() for row in rows]),
-        100 * aware / tested,
-        stream.experience_of_slot,
-        counts=(correct, count),
-    )
+    images = _right_and_tested(rows[-1], stream)[1]
+    summary = metrics.summary_of_counts(correct, count, 100 * aware / tested, images, stream.experience_of_slot)
     scores = cast(ClassScores, summary)
     if "anytime" in facts[-1]:
         scores["anytime"] = anytime_results(facts)
@@ -53,12 +51,30 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
 def forgetting_by_class(rows: Rows, stream: Stream) -> float | None:
     """Mean over the classes that were ever answered rightly before, in points."""
     first = stream.experience_of_slot
-    right = metrics.per_class_accuracy(confusions(rows), first)
+    correct, tested = (np.stack(parts) for parts in zip(*(_right_and_tested(row, stream) for row in rows), strict=True))
+    right = metrics.once_seen(metrics.accuracy_from_counts(correct, tested), first)
     fallen = metrics.per_class_forgetting(right, first)
     known = ~np.isnan(fallen) & (np.nan_to_num(right[:-1]).max(0, initial=0) > 0)
     return float(fallen[known].mean()) if known.any() else None
 
 
-def confusions(rows: Rows) -> np.ndarray:
-    """(t, K, K) counts: what nearly every other metric can be computed from again."""
-    return np.stack([row["confusion"].numpy() for row in rows])
+def _right_and_tested(row: Counts, stream: Stream) -> tuple[np.ndarray, np.ndarray]:
+    """Right answers and test images of each slot, (K,): diagonal and row sums of the confusion."""
+    true, predicted, counts = row["cells"].numpy().astype(np.int64).T
+    correct, tested = np.zeros((2, len(stream.classes)), np.int64)
+    np.add.at(tested, true, counts)
+    np.add.at(correct, true[true == predicted], counts[true == predicted])
+    return correct, tested
+
+
+class ScoresSoFar(CurveSoFar):
+    """Accuracy on all classes seen and forgetting, boundary by boundary."""
+
+    def add(self, row: Counts) -> None:
+        """Go on by the counts of ``evaluate``."""
+        correct, count = (row[name].numpy().astype(float) for name in ("correct", "count"))
+        accuracies = metrics.accuracy_from_counts(correct, count)
+        until = len(self.curve) + 1  # experiences learned
+        known, weight = accuracies[:until], count[:until]
+        right = np.where(weight > 0, weight * known, 0.0).sum()
+        self.extend(right / weight.sum() if weight.any() else np.nan, accuracies)

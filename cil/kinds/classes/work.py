@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from cil.engine.anytime import AnytimeObserver
-from cil.engine.driver import Context, Counts, Facts
+from cil.engine.driver import Context, Facts
 from cil.engine.learning import StrategyWork
+from cil.engine.running import Counts, Rows
 from cil.kinds.classes.evaluation import evaluate
 from cil.kinds.classes.record_types import ClassScores
-from cil.kinds.classes.results import class_scores, confusions
+from cil.kinds.classes.results import ScoresSoFar, class_scores
 from cil.strategies import Strategy
+from cil.tracking.arrays import Part
 
 
 @dataclass
@@ -23,6 +24,10 @@ class ClassWork(StrategyWork):
     """Trains a strategy on a stream of classes, and evaluates it on all classes seen."""
 
     looks_inside = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._so_far = ScoresSoFar()
 
     def observer(self, index: int, context: Context) -> AnytimeObserver | None:
         if self.anytime is None:
@@ -43,6 +48,11 @@ class ClassWork(StrategyWork):
         """Accuracy over time and forgetting."""
         return class_scores(rows, facts, self.stream)
 
-    def arrays(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> Mapping[str, np.ndarray[Any, Any]]:
+    def so_far(self, rows: Rows, facts: Sequence[Facts]) -> Mapping[str, Any]:
+        """The accuracy curve, its mean, and forgetting."""
+        return self._so_far.over(rows).results()
+
+    def arrays(self, rows: Rows) -> Mapping[str, Part]:
         """``confusion`` (t, K, K): true by predicted after each experience."""
-        return {"confusion": confusions(rows)}
+        width = len(self.stream.classes)
+        return {"confusion": Part(rows[-1]["cells"].numpy(), "stacked", (width, width))}

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from cil import metrics
+from cil.engine.running import CurveSoFar
 from cil.engine.spending import plain
 from cil.kinds.tasks.record_types import Event, SplitScore, TaskScores
 from cil.streams.task_stream import TaskStream
@@ -43,7 +44,7 @@ def task_scores(
     error and operations, the ``chosen`` one marked; ``findings`` of the strategy; ``compute``: available and spent,
     under a budget of it.
     """
-    done, events = len(rows), stream.events[: len(rows)]
+    done = len(rows)
     matrix = {split: np.stack([row[f"score.{split}"].numpy() for row in rows]) for split in stream.splits}
     after = {split: np.diagonal(R)[:done] for split, R in matrix.items()}
     head = stream.splits[0]
@@ -68,8 +69,30 @@ def task_scores(
         "mean_error": {split: plain(metrics.mean_error(100 - score)) for split, score in after.items()},
         "mean_error_by": {split: _by(100 - score, stream) for split, score in after.items()},
         "area_under_errors": {split: plain(metrics.area_under_errors(100 - score)) for split, score in after.items()},
-        "events": [_event(index, rows[index], facts, stream) for index in range(len(events))],
+        "events": _events(rows, facts, stream),
     }
+
+
+class ErrorsSoFar(CurveSoFar):
+    """The mean score of events right after their training, and forgetting, event by event.
+
+    Args:
+        split: The headline split.
+    """
+
+    def __init__(self, split: str) -> None:
+        self.split = split
+        super().__init__()
+
+    def clear(self) -> None:
+        super().clear()
+        self._total = 0.0
+
+    def add(self, row: Mapping[str, Tensor]) -> None:
+        """Go on by the counts of ``evaluate_tasks``."""
+        scores = row[f"score.{self.split}"].numpy()
+        self._total += float(scores[len(self.curve)])
+        self.extend(self._total / (len(self.curve) + 1), scores)
 
 
 def _by(errors: np.ndarray[Any, Any], stream: TaskStream) -> dict[str, float | None]:
@@ -79,8 +102,22 @@ def _by(errors: np.ndarray[Any, Any], stream: TaskStream) -> dict[str, float | N
     return {str(name): plain(value) for name, value in {**kinds, **years}.items()}
 
 
-def _event(index: int, row: Mapping[str, Tensor], facts: Sequence[Mapping[str, Any]], stream: TaskStream) -> Event:
-    event, fact = stream.events[index], facts[index]
+def _events(
+    rows: Sequence[Mapping[str, Tensor]], facts: Sequence[Mapping[str, Any]], stream: TaskStream
+) -> list[Event]:
+    spent = accumulate(sum(fact["flops"].values()) for fact in facts)
+    met, found = set(), []
+    for index, (row, fact, flops) in enumerate(zip(rows, facts, spent, strict=True)):
+        task = stream.events[index].task
+        found.append(_event(index, row, fact, stream, flops, task in met))
+        met.add(task)
+    return found
+
+
+def _event(
+    index: int, row: Mapping[str, Tensor], fact: Mapping[str, Any], stream: TaskStream, flops_so_far: int, repeat: bool
+) -> Event:
+    event = stream.events[index]
     splits: dict[str, SplitScore] = {}
     for split in stream.splits:
         score = float(row[f"score.{split}"][index])
@@ -90,7 +127,6 @@ def _event(index: int, row: Mapping[str, Tensor], facts: Sequence[Mapping[str, A
         count = int(row[f"count.{split}"][index])
         chance = plain(row[f"chance.{split}"][index])
         splits[split] = {"error": plain(100 - score), "chance_error": chance, "metrics": found, "count": count}
-    spent = list(accumulate(sum(fact["flops"].values()) for fact in facts))
     return {
         "index": index,
         "event": event.id,
@@ -100,10 +136,10 @@ def _event(index: int, row: Mapping[str, Tensor], facts: Sequence[Mapping[str, A
         "kind": event.kind,
         "final": event.final,
         "classes": event.task.classes,
-        "repeat": event.task in [earlier.task for earlier in stream.events[:index]],
+        "repeat": repeat,
         "splits": splits,
         "flops": {**fact["flops"], "evaluation": int(row["flops"])},
-        "flops_so_far": spent[index],
+        "flops_so_far": flops_so_far,
         "updates": fact["steps"],
         "peak_parameters": fact["peak_parameters"],
         "carried_bytes": fact["ledger"]["totals"]["exact"]["total"],

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from cil.engine.driver import Context, Counts, Facts
+from cil.engine.driver import Context, Facts
 from cil.engine.learning import StrategyWork
+from cil.engine.running import Counts, Rows
 from cil.errors import ConfigError
 from cil.kinds.tasks.evaluation import evaluate_tasks
 from cil.kinds.tasks.record_types import TaskScores
-from cil.kinds.tasks.results import task_scores
+from cil.kinds.tasks.results import ErrorsSoFar, task_scores
 from cil.strategies import Strategy
 from cil.streams import Experience
 from cil.streams.show import thumbnails
 from cil.streams.task_stream import TaskStream
+from cil.tracking.arrays import Part
 
 
 @dataclass
@@ -26,6 +29,10 @@ class TaskWork(StrategyWork):
     stream: TaskStream
 
     batch_key = "strategy.search.batch_size"  # these learners set their own
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._so_far = ErrorsSoFar(self.stream.splits[0])
 
     def check_stream(self, learner: Strategy) -> None:
         """Refuse trials without held-out data, and a look inside experiences: heads are evaluated one by one.
@@ -42,7 +49,8 @@ class TaskWork(StrategyWork):
 
     def keep_images(self, experience: Experience, context: Context) -> None:
         """A few, for the timeline of a report, which opens no data."""
-        context.record.save_arrays({f"thumbnails.{experience.index}": thumbnails(experience.train)})
+        index = experience.index
+        context.record.add_arrays(f"images-{index:03d}", {f"thumbnails.{index}": Part(thumbnails(experience.train))})
 
     def count(self, index: int, learner: Strategy, predict: Callable[..., Tensor]) -> Counts:
         """Scores of the tasks that the stream wants evaluated after this event."""
@@ -54,6 +62,11 @@ class TaskWork(StrategyWork):
     def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> TaskScores:
         """Errors by task and split."""
         return task_scores(rows, facts, self.stream)
+
+    def so_far(self, rows: Rows, facts: Sequence[Facts]) -> Mapping[str, Any]:
+        """The curve of the headline split, its mean, and forgetting where tasks are evaluated again."""
+        found = self._so_far.over(rows).results()
+        return found if self.stream.reevaluate != "none" else found | {"forgetting": None}
 
 
 def check_judged(searches: bool, stream: TaskStream) -> None:

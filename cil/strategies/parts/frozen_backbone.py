@@ -12,7 +12,7 @@ from cil.contract import Phase, loaded_reference
 from cil.data import Batch, Samples
 from cil.errors import ConfigError, TrainingError, nearest
 from cil.memory import Budget
-from cil.models import CosineHead, GrowingNet, Head, LinearHead, NetFactory, extract, freeze
+from cil.models import CosineHead, GrowingNet, Head, LinearHead, NetFactory, extract, freeze, is_frozen
 from cil.strategies.base import Strategy
 from cil.strategies.parts.setup_warnings import warn_of_random_weights
 from cil.streams import Experience, Signature
@@ -52,7 +52,7 @@ class FrozenBackbone(Strategy):
                 f"strategy.first_head is '{self.first_head_kind}'; {nearest(self.first_head_kind, HEADS)}"
             )
         self.first_head = None
-        if signature.index:
+        if signature.index and not is_frozen(self.net):
             freeze(self.net)
         elif self.trained:
             self.first_head = fresh_head(self, self.first_head_kind)

@@ -18,6 +18,7 @@ from cil.kinds.tasks.timeline import write_timeline
 from cil.report import find_runs, table, to_csv, to_json, to_markdown, to_text
 from cil.report.page import html
 from cil.tracking import Record
+from cil.tracking.arrays import Part
 
 TASKS = [
     {"id": "digits", "dataset": "digits", "year": 1995, "domain": "ocr", "kind": "multiclass", "classes": 10,
@@ -185,7 +186,7 @@ def test_the_page_has_the_timeline_and_the_images_that_runs_kept(task_run):
 def keep(record: Record, arrays: dict[str, Any]) -> None:
     """Arrays as an engine leaves them."""
     open_again = Record.open(record.directory, record.identity)
-    open_again.save_arrays(arrays)
+    open_again.add_arrays("images", {name: Part(array) for name, array in arrays.items()})
     open_again.close()
 
 
