@@ -113,7 +113,8 @@ def table(lines: Sequence[Mapping[str, Any]]) -> None:
     """One row for each experience shown, in Markdown."""
     for line in lines:
         rows, publish = line["rows"], line["publish"]
-        print(f"\n{line['label']}: {line['experiences']} experiences, {line['total_cpu']:.0f} CPU s in all, ", end="")
+        done = f"{len(rows) - 1} of {line['experiences']} experiences"
+        print(f"\n{line['label']}: {done}, {line['total_cpu']:.0f} CPU s in all, ", end="")
         print(f"record.json {line['record_bytes'] / 1e6:.2f} MB\n")
         print("| experience | CPU s a boundary | of it publish | MB written | MB on disk | RSS, MB |\n|" + " --- |" * 6)
         for count in (count for count in SHOWN if 2 < count < len(rows) or count == 1):

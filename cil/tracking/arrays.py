@@ -91,7 +91,8 @@ class Arrays(Mapping[str, Array]):
         parts = [self._part(line, name) for line in lines]
         if parts[-1].form == "alone":
             return parts[-1].dense
-        return (np.stack if parts[-1].form == "stacked" else np.concatenate)([part.dense for part in parts])
+        dense = [part.dense for part in parts]
+        return np.stack(dense) if parts[-1].form == "stacked" else np.concatenate(dense)
 
     def parts(self, name: str) -> Iterator[Array]:
         """The part of each boundary that gave one, dense, in order."""

@@ -49,7 +49,7 @@ def evaluate(
         ContractError: where the scores have another shape, or are not numbers.
     """
     length = len(stream)
-    answers: list[tuple[Tensor, Tensor]] = []  # true and predicted slots of each batch
+    answers: list[Tensor] = []  # (2, n) true and predicted slots of each batch
     correct, aware, count = (torch.zeros(length, dtype=torch.int64) for _ in range(3))
     masks = torch.full((length, num_classes), -torch.inf, device=device)
     known = [(s.index, slot) for s in stream.signatures for slot in s.present if slot < num_classes]
@@ -73,7 +73,7 @@ def evaluate(
         best = scores.argmax(1)
         right = best == slots
         right_aware = (scores + masks[where]).argmax(1) == slots
-        answers.append((slots.cpu(), best.cpu()))
+        answers.append(torch.stack([slots, best]).cpu())
         where = where.cpu()
         correct += torch.bincount(where[right.cpu()], minlength=length)
         aware += torch.bincount(where[right_aware.cpu()], minlength=length)
@@ -82,9 +82,9 @@ def evaluate(
         show(done, size)
     if broken:
         raise ContractError("predict gave scores that are not numbers; -inf is allowed, for a class without a score")
-    true, predicted = (torch.cat(parts).numpy() for parts in zip(*answers, strict=True)) if answers else ([], [])
+    pairs = torch.cat([torch.zeros(2, 0, dtype=torch.int64), *answers], dim=1).numpy()
     return {
-        "cells": torch.from_numpy(metrics.confusion_cells(true, predicted)),
+        "cells": torch.from_numpy(metrics.confusion_cells(*pairs)),
         "correct": correct,
         "correct_task_aware": aware,
         "count": count,

@@ -49,8 +49,8 @@ class TaskWork(StrategyWork):
 
     def keep_images(self, experience: Experience, context: Context) -> None:
         """A few, for the timeline of a report, which opens no data."""
-        index = experience.index
-        context.record.add_arrays(f"images-{index:03d}", {f"thumbnails.{index}": Part(thumbnails(experience.train))})
+        index, images = experience.index, thumbnails(experience.train).numpy()
+        context.record.add_arrays(f"images-{index:03d}", {f"thumbnails.{index}": Part(images)})
 
     def count(self, index: int, learner: Strategy, predict: Callable[..., Tensor]) -> Counts:
         """Scores of the tasks that the stream wants evaluated after this event."""
