@@ -27,8 +27,8 @@ from cil.engine.scoring import scored
 from cil.engine.spending import spent
 from cil.engine.status import Clock
 from cil.engine.strategy_steps import StrategySteps
-from cil.errors import ConfigError
-from cil.memory import Allowance, Budget, Entry, Flops, Ledger
+from cil.errors import ConfigError, ContractError
+from cil.memory import Allowance, Budget, Entry, Flops, Ledger, OptimizerSteps
 from cil.strategies import Strategy
 from cil.streams import Experience, Stream, TaskKey
 
@@ -215,21 +215,32 @@ class StrategyWork:
 
     def evaluate(self, index: int, context: Context) -> Counts:
         """Count answers of the learner, rebuilt from what was carried and nothing else."""
-        clock = Clock()
-        learner = self.learners.rebuilt(index + 1, context.checkpoints.state(index))
-
-        def predict(images: Tensor, task: TaskKey | None = None) -> Tensor:
-            context.stop.here()
-            return self.learners.scores(learner, images, task)
-
-        counts = dict(self.count(index, learner, predict))
+        clock, loading = Clock(), Flops()
+        with OptimizerSteps() as steps:
+            with loading.counting():
+                learner = self.learners.rebuilt(index + 1, context.checkpoints.state(index))
+            counts, measured = self._counted(index, learner, context)
+        if steps.count:
+            raise ContractError(
+                f"{self.name} takes {steps.count} steps of an optimizer in the evaluation after experience {index}, in "
+                f"load_state or predict; there nothing may be trained: do it in after_experience, where it is billed"
+            )
+        counts["flops"] = counts["flops"] + loading.count
         counts["seconds"] = torch.tensor([clock.seconds], dtype=torch.float64)
-        measured = measure_caps(caps_of(self.budget), learner, predict)
         if measured:
             rows = [*(context.checkpoints.evaluated(i) or {} for i in range(index)), measured]
             context.record.update(caps_results(self.budget, rows))
             check_caps(self.budget, measured, self.name, index)
         return counts | measured
+
+    def _counted(self, index: int, learner: Strategy, context: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Answers of the learner, counted; and what further budgets measure of it."""
+
+        def predict(images: Tensor, task: TaskKey | None = None) -> Tensor:
+            context.stop.here()
+            return self.learners.scores(learner, images, task)
+
+        return dict(self.count(index, learner, predict)), measure_caps(caps_of(self.budget), learner, predict)
 
     def count(self, index: int, learner: Strategy, predict: Callable[..., Tensor]) -> Counts:
         """Count answers after experience ``index``: the kind's own.

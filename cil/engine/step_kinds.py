@@ -1,12 +1,14 @@
 """Kinds of steps: what each kind costs, of samples, and how many there were.
 
 Counting the operations of a step slows it down, so not every step is counted. Steps are told apart by what can be seen
-for nothing: the sizes of their batch, which networks were called with how many images, the names of the loss's terms,
-and how often an optimizer that is not the engine's made a step. Steps of one kind that cost the same are billed exactly.
+for nothing: the sizes of their batch, which networks were called with how many images, how often gradients came back,
+the names of the loss's terms, and how often an optimizer that is not the engine's made a step. Steps of one kind that
+cost the same are billed exactly.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -16,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from cil.contract import Holder
-from cil.memory import Flops
-from cil.memory.meters import OptimizerSteps
+from cil.memory import Flops, OptimizerSteps
 
 FIRST = 2  # counted steps of each size: what the first one puts into a memory is replayed from the second on
 PATIENCE = 64  # steps that are counted in search of a kind that was seen and not counted
+MOST, OFTEN = 128, 1 / 64  # counted steps, and a share of all, from which on nothing is sought
 SPARSE, LEAST = 1 / 256, 2  # of all steps, a share that is counted whatever they look like, and at least so many
 
 
@@ -32,7 +34,7 @@ class StepKind:
         steps: How many there were.
         counted, flops: Steps that were counted, and their operations.
         drawn, drawn_flops: Those of them that were drawn at random.
-        weight: Images of the batch and of all calls of networks, by which a kind that was never counted is judged.
+        weight: Images that were looked at, by which a kind that was never counted is judged.
         sought: Steps that were counted in search of this kind.
     """
 
@@ -77,8 +79,16 @@ class StepKinds:
         return cls(kinds, dict(saved["sizes"]), saved["last"])
 
     def due(self, size: str) -> bool:
-        """True if the next step is to be counted: its size is new, the last one was, or a kind is sought."""
-        if self.sizes.get(size, 0) < FIRST or self.kinds[self.last].steps == 1:
+        """Asked once before a step that was not drawn: True if it is to be counted.
+
+        It is where its size is new, the last step was of a new kind, or a kind is sought.
+        """
+        if self.sizes.get(size, 0) < FIRST:
+            return True
+        counted, steps = (sum(getattr(kind, name) for kind in self.kinds.values()) for name in ("counted", "steps"))
+        if counted > MOST + steps * OFTEN:
+            return False
+        if self.last in self.kinds and self.kinds[self.last].steps == 1:
             return True
         sought = [kind for kind in self.kinds.values() if not kind.counted and kind.sought < PATIENCE]
         for kind in sought:
@@ -125,9 +135,10 @@ class Seen:
     """What is seen of a step for nothing.
 
     Attributes:
-        calls: Name of a network or a part, shape of its input, whether gradients were on; then terms of the loss.
+        calls: Name of a network or a part, shape of its input, whether gradients were on; gradients that came back, and
+            terms of the loss.
         updates: Steps of optimizers that are not the engine's.
-        images: Images of the batch and of all calls.
+        images: Of the batch and of all calls; those with gradients, which go back too, count three times.
     """
 
     calls: tuple[tuple[str, tuple[int, ...], bool], ...]
@@ -141,10 +152,12 @@ class StepWatch:
     Not seen: calls while ``ignored`` counts, as it bills them itself; what does not call a module that is kept.
 
     Args:
-        learner: The modules that it keeps, and their parts down to the second level, are watched.
+        learner: The modules that it keeps, their parts down to the second level, and the gradients of the first and the
+            last parameter that it trains are watched.
     """
 
     def __init__(self, learner: Holder) -> None:
+        self._learner = learner
         self._modules = dict(_watched(learner))
         self._ignored: Flops = learner.context.flops
         self._calls: list[tuple[str, tuple[int, ...], bool]] = []
@@ -153,6 +166,8 @@ class StepWatch:
 
     def __enter__(self) -> Self:
         self._hooks = [module.register_forward_pre_hook(_Call(self, name)) for name, module in self._modules.items()]
+        trained = [parameter for parameter in self._learner.trainable() if parameter.requires_grad]
+        self._hooks += [parameter.register_hook(self._graded) for parameter in (*trained[:1], *trained[1:][-1:])]
         self._steps.__enter__()
         return self
 
@@ -167,6 +182,10 @@ class StepWatch:
             shape = tuple(inputs[0].shape) if inputs and isinstance(inputs[0], Tensor) else ()
             self._calls.append((name, shape, torch.is_grad_enabled()))
 
+    def _graded(self, gradient: Tensor) -> None:
+        if not self._ignored.open:
+            self._calls.append(("gradient", (), True))
+
     def note(self, terms: Iterable[str]) -> None:
         """Note the names of the loss's terms."""
         self._calls += [(name, (), True) for name in terms]
@@ -180,7 +199,9 @@ class StepWatch:
         """
         calls, updates = tuple(self._calls), max(0, self._steps.count - own)
         self._calls, self._steps.count = [], 0
-        return Seen(calls, updates, images + sum(shape[0] for _, shape, _ in calls if shape))
+        return Seen(
+            calls, updates, images + sum(shape[0] * (3 if graded else 1) for _, shape, graded in calls if shape)
+        )
 
 
 class _Call:
@@ -210,5 +231,10 @@ def _watched(learner: Holder) -> list[tuple[str, nn.Module]]:
 
 
 def drawn_steps(total: int, generator: torch.Generator) -> Tensor:
-    """(total,) bool: the steps that are counted at random."""
-    return torch.rand(total, generator=generator) < max(SPARSE, LEAST / max(1, total))
+    """(total,) bool: the steps that are counted at random, one in each of equal stretches of all steps."""
+    count = min(total, max(LEAST, math.ceil(total * SPARSE)))
+    bounds = torch.arange(count + 1) * total // max(1, count)
+    places = bounds[:-1] + (torch.rand(count, generator=generator) * bounds.diff()).long()
+    drawn = torch.zeros(total, dtype=torch.bool)
+    drawn[places] = True
+    return drawn

@@ -95,7 +95,8 @@ class Spending(TypedDict):
     """What a strategy carried and spent, one entry an experience.
 
     ``flops`` are sums up to each experience, by part; ``total`` is one number. ``over_budget`` says in words by how
-    much. ``compute`` is there under a budget of it.
+    much. ``compute`` is there under a budget of it, ``own_updates`` where the learner took steps of optimizers by
+    itself.
     """
 
     ledger: list[BoundaryLedger]
@@ -107,6 +108,7 @@ class Spending(TypedDict):
     peak_training_bytes: int
     peak_parameters: int | None
     compute: NotRequired[list[dict[str, Spent] | None]]
+    own_updates: NotRequired[list[int]]
 
 
 class Accuracy(TypedDict):

@@ -104,7 +104,7 @@ def _event(index: int, row: Mapping[str, Tensor], facts: Sequence[Mapping[str, A
         "splits": splits,
         "flops": {**fact["flops"], "evaluation": int(row["flops"])},
         "flops_so_far": spent[index],
-        "updates": fact["steps"],
+        "updates": fact["steps"] + fact.get("own_updates", 0),
         "peak_parameters": fact["peak_parameters"],
         "carried_bytes": fact["ledger"]["totals"]["exact"]["total"],
         "search": fact.get("search", []),
