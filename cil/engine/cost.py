@@ -91,7 +91,7 @@ class Cost:
                 yield self._saved
             self._bill(phase, self._saved.bytes)
             self._saved = None
-        extra = learner.context.flops.count - before
+        extra = max(0, learner.context.flops.count - before)
         self.extra += extra
         seen = watch.take(sum(sizes), int(update))
         self.own_updates += seen.updates

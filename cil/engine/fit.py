@@ -177,7 +177,7 @@ class Fit:
                     update = (step + 1) % recipe.accumulate == 0 or step + 1 == in_epoch
                     share = _share(loader.bounds, step, recipe.accumulate)
                     counting = partial(self.cost.step, learner, watch, self.phase.name, _sizes(batch))
-                    with counting(update, drawn[progress.step]) as saving:
+                    with counting(update, drawn[epoch * in_epoch + step]) as saving:
                         losses = self._step(batch, share, stepper, optimizer, update, saving)
                         watch.note(losses)
                     window.add(losses)

@@ -124,11 +124,6 @@ class StepKinds:
         rate = sum(kind.flops for kind in known) / weight if weight else 0.0
         return sum(kind.total(rate) for kind in self.kinds.values())
 
-    def samples(self) -> StepKinds:
-        """What was counted, without the steps: where the next stretch of the same work begins."""
-        kinds = {key: StepKind(**{**vars(kind), "steps": 0}) for key, kind in self.kinds.items()}
-        return StepKinds(kinds, dict(self.sizes), self.last)
-
 
 @dataclass(frozen=True)
 class Seen:

@@ -41,6 +41,20 @@ def test_the_bill_is_every_operation_of_the_training(tmp_path, name, batch_size)
     assert found.told == found.counted
 
 
+def test_updates_that_are_hidden_from_the_third_batch_on_are_billed(tmp_path):
+    class Later(adapt.find("tent")):
+        met = 0
+
+        def adapt_and_predict(self, images):
+            self.met += 1
+            for _ in range(20 if self.met > 2 else 0):
+                super().adapt_and_predict(images)
+            return super().adapt_and_predict(images)
+
+    found = recount(toy_adaptation(Later, toy_shifts(), tmp_path, batch_size=3))
+    assert found.told == found.counted
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.cheat.__name__}-{case.rule}")
 def test_each_cheat_is_caught_and_named(case: Case):
     (outcome,) = testing.outcomes(AdapterSubject(case.cheat), [RULES[case.rule]])

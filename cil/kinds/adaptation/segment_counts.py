@@ -104,7 +104,7 @@ class SegmentCounts:
         else:
             yield False
             count = None
-        extra = adapter.context.flops.count - before
+        extra = max(0, adapter.context.flops.count - before)
         self.extra += extra
         self.kinds.add(size, watch.take(images), None if count is None else count - extra, drawn)
 
