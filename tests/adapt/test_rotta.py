@@ -173,4 +173,4 @@ def test_updates_that_are_rarer_than_batches_are_billed(tmp_path, monkeypatch):
     assert (
         few["peak_training_bytes"] == each["peak_training_bytes"] > 1.5 * each["ledger"][0]["totals"]["exact"]["total"]
     )
-    assert few["flops"]["total"] == pytest.approx(each["flops"]["total"], rel=0.03)
+    assert few["flops"]["total"] == pytest.approx(each["flops"]["total"], rel=0.1)
