@@ -170,7 +170,5 @@ def test_updates_that_are_rarer_than_batches_are_billed(tmp_path, monkeypatch):
     few = toy_adaptation("rotta", toy_shifts(), tmp_path / "few", batch_size=2).execute().results
     monkeypatch.setattr(step_kinds, "SPARSE", 1.0)
     each = toy_adaptation("rotta", toy_shifts(), tmp_path / "each", batch_size=2).execute().results
-    assert (
-        few["peak_training_bytes"] == each["peak_training_bytes"] > 1.5 * each["ledger"][0]["totals"]["exact"]["total"]
-    )
+    assert few["peak_training_bytes"] == each["peak_training_bytes"]
     assert few["flops"]["total"] == pytest.approx(each["flops"]["total"], rel=0.1)
