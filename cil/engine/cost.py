@@ -12,93 +12,128 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cil.contract import Holder
+from cil.engine.step_kinds import StepKinds, StepWatch
 from cil.memory import Entry, Flops, SavedBytes, tensor_bytes
-
-MEASURED = 2  # optimizer steps of a phase: what the first one puts into a memory is replayed from the second on
 
 
 @dataclass
 class Cost:
-    """The bill of a phase: the most that its first two steps took, multiplied by the images seen.
+    """The bill of a phase: operations of its steps by kind, and the most bytes that a counted step held.
 
-    Measuring computes the same bits; after the first two steps it does nothing.
+    Counting computes the same bits.
     """
 
-    flops_per_image: float = 0.0
-    flops_per_step: int = 0  # of gradients that the learner takes for itself
+    kinds: StepKinds = field(default_factory=StepKinds)
+    gradients: int = 0
     activations: int = 0
-    images: int = 0
     steps: int = 0  # of the optimizer
-    extra: int = 0  # what the learner counted itself, by ``context.flops``
+    own_updates: int = 0  # steps of optimizers that the learner takes by itself
+    extra: int = 0  # operations counted as they were, in the steps by ``context.flops``
     entries: list[Entry] = field(default_factory=list)
     part: str = "training"  # of the bill: training, search or validation
     trial: dict[str, Any] = field(default_factory=dict)  # settings and error, where it is one of a search
     cut: bool = False  # whether training ended here because the budget left no further step
 
+    def __post_init__(self) -> None:
+        self._saved: SavedBytes | None = None  # of a step that is counted
+
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> Cost:
         """From what ``dataclasses.asdict`` made of a cost."""
-        return cls(**{**saved, "entries": [Entry(**entry) for entry in saved["entries"]]})
+        kinds, entries = StepKinds.of(saved["kinds"]), [Entry(**entry) for entry in saved["entries"]]
+        return cls(**{**saved, "kinds": kinds, "entries": entries})
 
     @classmethod
-    def once(cls, flops: int, part: str) -> Cost:
+    def once(cls, flops: Flops, part: str = "training") -> Cost:
         """Work that was counted as it was."""
-        return cls(extra=flops, part=part)
+        return cls(extra=flops.count, own_updates=flops.updates, part=part)
 
     @property
     def flops(self) -> int:
         """Operations, two for each multiply-add."""
-        return round(self.flops_per_image * self.images) + self.flops_per_step * self.steps + self.extra
+        return self.kinds.flops + self.extra
+
+    @property
+    def updates(self) -> int:
+        """Steps of optimizers, whoever takes them."""
+        return self.steps + self.own_updates
 
     @contextmanager
-    def batch(self, learner: Holder, images: int) -> Iterator[AbstractContextManager[Any]]:
-        """Around forward and backward of a batch; what it gives goes around the forward pass alone."""
-        before = learner.context.flops.count
-        if self.steps >= MEASURED:
-            yield nullcontext()
-            self.extra += learner.context.flops.count - before
-            return
-        flops, saved = Flops(), SavedBytes(held_tensors(learner))
+    def hook(self) -> Iterator[None]:
+        """Around a hook that is called once."""
+        flops = Flops()
         with flops.counting():
-            yield saved
-        extra = learner.context.flops.count - before
+            yield
+        self.extra += flops.count
+        self.own_updates += flops.updates
+
+    @contextmanager
+    def step(
+        self, learner: Holder, watch: StepWatch, phase: str, sizes: Sequence[int], update: bool, drawn: bool
+    ) -> Iterator[AbstractContextManager[Any]]:
+        """Around a batch, from its loss to ``after_step``; what it gives goes around the forward pass alone.
+
+        Args:
+            watch: Looks at the steps of the learner.
+            phase: Name of the phase, for the ledger.
+            sizes: Images in each stream of the batch.
+            update: Whether the optimizer makes a step.
+            drawn: Whether the step was drawn to be counted.
+        """
+        size, before = repr((tuple(sizes), update)), learner.context.flops.count
+        self.own_updates += watch.take(0).updates  # between the steps
+        flops = Flops() if drawn or self.kinds.due(size) else None
+        if flops is None:
+            yield nullcontext()
+        else:
+            self._saved = SavedBytes(held_tensors(learner))
+            with flops.counting():
+                yield self._saved
+            self._bill(phase, self._saved.bytes)
+            self._saved = None
+        extra = max(0, learner.context.flops.count - before)
         self.extra += extra
-        self.flops_per_image = max(self.flops_per_image, (flops.count - extra) / images)
-        self.activations = max(self.activations, saved.bytes)
+        seen = watch.take(sum(sizes), int(update))
+        self.own_updates += seen.updates
+        self.kinds.add(size, seen, None if flops is None else flops.count - extra, drawn)
 
     @contextmanager
     def adjusting(self, learner: Holder) -> Iterator[None]:
-        """Around ``adjust_gradients``: its operations, and what its graphs save at a time."""
-        if self.steps >= MEASURED:
+        """Around ``adjust_gradients``: what its graphs save at a time."""
+        if self._saved is None:
             yield
             return
-        flops = Flops()
-        with flops.counting(), SavedBytes(held_tensors(learner)) as saved:
+        with SavedBytes(held_tensors(learner)) as saved:
             yield
-        self.flops_per_step = max(self.flops_per_step, flops.count)
         self.activations = max(self.activations, saved.peak)
 
-    def bill_step(self, phase: str, parameters: Sequence[Tensor]) -> None:
-        """Lines for the gradients of a step and what was kept for them."""
-        if self.steps < MEASURED:
-            self.entries = []
-            self._bill(phase, "gradients", [p.grad for p in parameters if p.grad is not None])
-            self._add(phase, "activations", self.activations, 0, "mixed")
+    def bill_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Note the bytes of the gradients of a step."""
+        if self._saved is not None:
+            self.gradients = max(self.gradients, sum(tensor_bytes(p.grad) for p in parameters if p.grad is not None))
 
     def bill_optimizer(self, phase: str, optimizer: Optimizer) -> None:
         """A line for what the optimizer holds; at the end, as a step left out for an overflow makes no state."""
         held = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-        self._bill(phase, "optimizer", held)
+        self._add(phase, "optimizer", held)
 
     def bill_copies(self, phase: str, tensors: Sequence[Tensor]) -> None:
         """A line for copies that are held beside the learner while it is trained."""
-        self._bill(phase, "temporary", tensors)
+        self._add(phase, "temporary", tensors)
 
-    def _bill(self, phase: str, kind: str, tensors: Sequence[Tensor]) -> None:
-        self._add(phase, kind, sum(map(tensor_bytes, tensors)), sum(t.numel() for t in tensors), "float32")
+    def _bill(self, phase: str, activations: int) -> None:
+        """Lines for the gradients of the steps counted so far, and what was kept for them."""
+        self.activations = max(self.activations, activations)
+        sizes = {"gradients": self.gradients, "activations": self.activations}
+        self.entries = [_entry(phase, kind, size, 0, "mixed") for kind, size in sizes.items()]
 
-    def _add(self, phase: str, kind: str, size: int, numel: int, dtype: str) -> None:
-        self.entries.append(Entry(f"{phase}.{kind}", kind, "training", "tensor", size, numel, dtype))
+    def _add(self, phase: str, kind: str, tensors: Sequence[Tensor]) -> None:
+        size, numel = sum(map(tensor_bytes, tensors)), sum(t.numel() for t in tensors)
+        self.entries.append(_entry(phase, kind, size, numel, "float32"))
+
+
+def _entry(phase: str, kind: str, size: int, numel: int, dtype: str) -> Entry:
+    return Entry(f"{phase}.{kind}", kind, "training", "tensor", size, numel, dtype)
 
 
 def held_tensors(learner: Holder) -> list[Tensor]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from cil.engine.loader import PhaseLoader
 from cil.engine.process import Stopped
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
+from cil.engine.step_kinds import StepWatch, drawn_steps
 from cil.errors import ConfigError, ContractError, Diverged
 from cil.strategies import Phase, Progress, Strategy
 
@@ -96,6 +98,7 @@ class Fit:
         ahead: Called before each step of a single pass, and after the last, with the images that arrive by then.
         spent: Says, given what this phase cost so far, if the budget leaves no further step; training then ends.
         cost: The bill of the phase; a ``cil.engine.measured_step.StepMeter`` measures its first steps by part.
+        secret: What no learner is told: part of the key by which steps are drawn that are counted.
         make_loader: Makes the batches; takes what ``PhaseLoader`` takes.
         window: Holds the losses until they are logged.
     """
@@ -117,6 +120,7 @@ class Fit:
     stop: Callable[[], bool] = lambda: False
     spent: Callable[[Cost], bool] = lambda cost: False
     cost: Cost = field(default_factory=Cost)
+    secret: str = ""
     make_loader: Callable[..., PhaseLoader] = PhaseLoader
     window: LossWindow = field(default_factory=LossWindow)
 
@@ -154,9 +158,11 @@ class Fit:
         total = _batches(recipe, in_epoch)
         progress = learner.progress = Progress(start_epoch, recipe.epochs, start_epoch * in_epoch + start_step, total)
         saved = time.monotonic()
-        (self.phase.train_mode or learner.train_mode)()
+        with self.cost.hook() if resume is None else nullcontext():  # it was billed before the snapshot
+            (self.phase.train_mode or learner.train_mode)()
         optimizer.zero_grad(set_to_none=True)
-        with gradients_for(self._parameters, learner.trainable()):
+        drawn = drawn_steps(total, self._keyed("counted", self.secret)).tolist()
+        with gradients_for(self._parameters, learner.trainable()), StepWatch(learner) as watch:
             for epoch in range(start_epoch, recipe.epochs):
                 progress.epoch = epoch
                 first = start_step if epoch == start_epoch else 0
@@ -170,9 +176,12 @@ class Fit:
                     reseed(self.seed, "step", self.experience, self.number, epoch, step)
                     update = (step + 1) % recipe.accumulate == 0 or step + 1 == in_epoch
                     share = _share(loader.bounds, step, recipe.accumulate)
-                    window.add(self._step(batch, share, stepper, optimizer, update))
+                    counting = partial(self.cost.step, learner, watch, self.phase.name, _sizes(batch))
+                    with counting(update, drawn[epoch * in_epoch + step]) as saving:
+                        losses = self._step(batch, share, stepper, optimizer, update, saving)
+                        watch.note(losses)
+                    window.add(losses)
                     progress.step += 1
-                    self.cost.images += _images(batch)
                     self.cost.steps += update
                     self.watch(batch, loader.arrived(epoch, step), self.first_step + self.cost.steps)
                     if not update:
@@ -198,29 +207,29 @@ class Fit:
     # one step -------------------------------------------------------------------------------------------------------
 
     def _step(
-        self, batch: Batch, share: float, stepper: Any, optimizer: Optimizer, update: bool
+        self, batch: Batch, share: float, stepper: Any, optimizer: Optimizer, update: bool,
+        saving: AbstractContextManager[Any],
     ) -> dict[str, Tensor]:  # fmt: skip
-        with self.cost.batch(self.learner, _images(batch)) as saving:
-            with saving:
-                with self.runtime.autocast():
-                    result = self.phase.loss(batch)
-                terms = dict(result) if isinstance(result, Mapping) else {"loss": result}
-                loss = next(iter(terms.values())) if len(terms) == 1 else torch.stack(list(terms.values())).sum()
-                if loss.ndim:
-                    raise ContractError(
-                        f"the loss of phase '{self.phase.name}' has shape {tuple(loss.shape)}; it must be one number, "
-                        f"or named terms of one number each"
-                    )
-                named = {name: term.detach() for name, term in terms.items()} | {"loss": loss.detach()}
-                scaled = loss if share == 1 else loss * share
-            self.runtime.backward(scaled)
+        with saving:
+            with self.runtime.autocast():
+                result = self.phase.loss(batch)
+            terms = dict(result) if isinstance(result, Mapping) else {"loss": result}
+            loss = next(iter(terms.values())) if len(terms) == 1 else torch.stack(list(terms.values())).sum()
+            if loss.ndim:
+                raise ContractError(
+                    f"the loss of phase '{self.phase.name}' has shape {tuple(loss.shape)}; it must be one number, "
+                    f"or named terms of one number each"
+                )
+            named = {name: term.detach() for name, term in terms.items()} | {"loss": loss.detach()}
+            scaled = loss if share == 1 else loss * share
+        self.runtime.backward(scaled)
         if update:
             self.runtime.unscale(optimizer)
             with self.cost.adjusting(self.learner):
                 self.learner.adjust_gradients(batch)
             if self.recipe.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_norm)
-            self.cost.bill_step(self.phase.name, self._parameters)
+            self.cost.bill_gradients(self._parameters)
             stepper.step()
             optimizer.zero_grad(set_to_none=True)
             self.learner.after_step(batch)
@@ -350,9 +359,9 @@ def _share(bounds: Sequence[tuple[int, int]], step: int, accumulate: int) -> flo
     return (bounds[step][1] - bounds[step][0]) / (bounds[last][1] - bounds[first][0])
 
 
-def _images(batch: Batch) -> int:
-    """Images in all streams of a batch."""
-    return sum(map(len, batch.streams.values())) if batch.streams else len(batch)
+def _sizes(batch: Batch) -> list[int]:
+    """Images in each stream of a batch."""
+    return [len(part) for part in batch.streams.values()] or [len(batch)]
 
 
 def _as(parameter: Tensor, value: Tensor) -> Tensor:

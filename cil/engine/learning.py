@@ -27,8 +27,8 @@ from cil.engine.scoring import scored
 from cil.engine.spending import spent
 from cil.engine.status import Clock
 from cil.engine.strategy_steps import StrategySteps
-from cil.errors import BudgetExceeded, ConfigError
-from cil.memory import Allowance, Budget, Entry, Flops, Ledger
+from cil.errors import BudgetExceeded, ConfigError, ContractError
+from cil.memory import Allowance, Budget, Entry, Flops, Ledger, OptimizerSteps
 from cil.strategies import Strategy
 from cil.streams import Experience, Stream, TaskKey
 from cil.tracking.arrays import Part
@@ -157,21 +157,22 @@ class StrategyWork:
 
     def train(self, index: int, context: Context) -> Boundary:
         """One experience: everything that happens to a strategy, in order."""
-        learner = self.learners.rebuilt(index, context.checkpoints.state(index - 1) if index else None)
-        taken = self.learners.admit(learner, index)
+        flops = Flops()  # operations of all hooks but the phases
+        with flops.counting():
+            learner = self.learners.rebuilt(index, context.checkpoints.state(index - 1) if index else None)
+            taken = self.learners.admit(learner, index)
         allowance = Allowance.of(learner.budget)
         keyed = generator(self.seed, "incoming", index)
         experience = sample_experience(self._training_half[index], taken, keyed)
         self.keep_images(experience, context)
-        flops = Flops()  # operations of all hooks but the phases
         around = partial(self._around, learner, index, flops)
-        grow = partial(self.learners.grow, learner, index)
+        grow = flops.counting()(partial(self.learners.grow, learner, index))
         enter(learner, experience, grow, around, partial(self._make_room, learner, allowance))
         observer = self.observer(index, context)
         training = Training(
             context, index, self.seed, self.recipe, self.stream.augment_of(index), self.runtime,
-            sum(fact["steps"] for fact in context.facts(index)), self.budget, flops.count,
-            partial(self._error, experience), experience.train, observer,
+            sum(fact["steps"] for fact in context.facts(index)), self.budget,
+            Cost.once(flops), partial(self._error, experience), experience.train, observer,
         )  # fmt: skip
         costs = training.run(learner, learner.phases(experience))
         parameters = sum(p.numel() for p in {id(p): p for m in learner.modules() for p in m.parameters()}.values())
@@ -180,15 +181,18 @@ class StrategyWork:
         trained = context.clock.seconds
         with around("after"):
             learner.after_experience(experience)
-        held = [*learner.training_entries(), *max((cost.entries for cost in costs), key=_bytes, default=[])]
-        if self.budget.enforce == "shrink":
-            shrink(learner, allowance)
+        with flops.counting():
+            held = [*learner.training_entries(), *max((cost.entries for cost in costs), key=_bytes, default=[])]
+            if self.budget.enforce == "shrink":
+                shrink(learner, allowance)
+            state = learner.state()
         facts: dict[str, Any] = {
             "signature": asdict(self.stream.signatures[index]),
             "given_up": allowance.boundary.given_up,
             "flops": flops_by_part(costs, learner, flops.count),
             "seconds": {"train": trained, "consolidate": context.clock.seconds - trained},
             "steps": sum(cost.steps for cost in costs),
+            "own_updates": flops.updates + sum(cost.own_updates for cost in costs),
             "peak_parameters": parameters,
             "findings": learner.diagnostics,
             "search": [cost.trial | {"flops": cost.flops} for cost in costs if cost.trial],
@@ -197,9 +201,9 @@ class StrategyWork:
             facts["anytime"] = observed
             facts["seconds"]["train"] -= observed["seconds"]
         if self.budget.flops is not None or self.budget.updates is not None:
-            facts["compute"] = compute(self.budget, facts["flops"], facts["steps"])
+            facts["compute"] = compute(self.budget, facts["flops"], facts["steps"] + facts["own_updates"])
             facts["ended_early"] = any(cost.cut for cost in costs)
-        return Boundary(learner.state(), facts, held, count_exemplars(learner), allowance)
+        return Boundary(state, facts, held, count_exemplars(learner), allowance)
 
     def keep_images(self, experience: Experience, context: Context) -> None:
         """Keep images of an experience in the record, for reports. Default: none."""
@@ -212,16 +216,18 @@ class StrategyWork:
 
     def evaluate(self, index: int, context: Context) -> Counts:
         """Count answers of the learner, rebuilt from what was carried and nothing else."""
-        clock = Clock()
-        learner = self.learners.rebuilt(index + 1, context.checkpoints.state(index))
-
-        def predict(images: Tensor, task: TaskKey | None = None) -> Tensor:
-            context.stop.here()
-            return self.learners.scores(learner, images, task)
-
-        counts = dict(self.count(index, learner, predict))
+        clock, loading = Clock(), Flops()
+        with OptimizerSteps() as steps:
+            with loading.counting():
+                learner = self.learners.rebuilt(index + 1, context.checkpoints.state(index))
+            counts, measured = self._counted(index, learner, context)
+        if steps.count:
+            raise ContractError(
+                f"{self.name} takes {steps.count} steps of an optimizer in the evaluation after experience {index}, in "
+                f"load_state or predict; there nothing may be trained: do it in after_experience, where it is billed"
+            )
+        counts["flops"] = counts["flops"] + loading.count
         counts["seconds"] = torch.tensor([clock.seconds], dtype=torch.float64)
-        measured = measure_caps(caps_of(self.budget), learner, predict)
         try:
             check_caps(self.budget, measured, self.name, index)
         except BudgetExceeded:
@@ -229,6 +235,15 @@ class StrategyWork:
             context.record.update(caps_results(self.budget, [*Rows(context.checkpoints, index), measured]))
             raise
         return counts | measured
+
+    def _counted(self, index: int, learner: Strategy, context: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Answers of the learner, counted; and what further budgets measure of it."""
+
+        def predict(images: Tensor, task: TaskKey | None = None) -> Tensor:
+            context.stop.here()
+            return self.learners.scores(learner, images, task)
+
+        return dict(self.count(index, learner, predict)), measure_caps(caps_of(self.budget), learner, predict)
 
     def count(self, index: int, learner: Strategy, predict: Callable[..., Tensor]) -> Counts:
         """Count answers after experience ``index``: the kind's own.

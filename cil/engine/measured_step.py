@@ -21,12 +21,13 @@ from cil.contract import Holder, Phase
 from cil.data import ArrayStore, Augment, Batch, Samples
 from cil.data.samples import to_float
 from cil.engine.arrival import Pace
-from cil.engine.cost import MEASURED, Cost, held_tensors
+from cil.engine.cost import Cost, held_tensors
 from cil.engine.fit import Fit, LossWindow
 from cil.engine.loader import Keyed, PhaseLoader, batch_bounds
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.engine.shape_inference import OnMeta
+from cil.engine.step_kinds import FIRST, StepWatch
 from cil.errors import CilError, ConfigError
 from cil.memory import tensor_bytes
 from cil.memory.published_bytes import LayerInputs, Published, counting_inputs
@@ -74,9 +75,15 @@ class StepMeter(Cost):
         self.optimizer: dict[int, int] = {}
 
     @contextmanager
-    def batch(self, learner: Holder, images: int) -> Iterator[AbstractContextManager[Any]]:
-        self.largest = max(self.largest, images)
+    def step(
+        self, learner: Holder, watch: StepWatch, phase: str, sizes: Sequence[int], update: bool, drawn: bool
+    ) -> Iterator[AbstractContextManager[Any]]:
+        self.largest = max(self.largest, sum(sizes))
         yield self._forward(learner)
+
+    @contextmanager
+    def hook(self) -> Iterator[None]:
+        yield
 
     @contextmanager
     def _forward(self, learner: Holder) -> Iterator[None]:
@@ -91,7 +98,7 @@ class StepMeter(Cost):
             yield
         self.meters.append((saved.peak, saved.at_peak))
 
-    def bill_step(self, phase: str, parameters: Sequence[Tensor]) -> None:
+    def bill_gradients(self, parameters: Sequence[Tensor]) -> None:
         self.gradients = sum(tensor_bytes(p.grad) for p in parameters if p.grad is not None)
         self.trained = parameters
 
@@ -179,7 +186,7 @@ def phase_step(learner: Strategy | Adapter, phase: Phase, recipe: Recipe) -> Mea
         meter = StepMeter(modules, watch)
         Fit(
             learner, phase, 0, recipe, 0, 0, Augment(), PlainRuntime(str(learner.device)), cost=meter,
-            spent=lambda cost: cost.steps >= MEASURED, make_loader=PlainLoader, window=UnreadLosses(),
+            spent=lambda cost: cost.steps >= FIRST, make_loader=PlainLoader, window=UnreadLosses(),
         ).run()  # fmt: skip
         return meter.measured(phase.name) if meter.meters else None
 

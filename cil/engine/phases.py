@@ -70,7 +70,7 @@ class Training:
         augment: Training augmentation.
         first_step: Optimizer steps of the run before.
         budget: Caps on FLOPs and updates, which are not exceeded by more than a step.
-        before: Operations of the experience before its phases, for the budget.
+        before: What the experience cost before its phases, for the budget.
         error: Learner and held-out data to an error in percent, by which trials of a search are judged.
         arriving: Images of the experience: in a single pass they come in their order.
         observer: Looks at the learner between steps, outside trials.
@@ -84,7 +84,7 @@ class Training:
     runtime: Runtime
     first_step: int = 0
     budget: Budget = field(default_factory=Budget)
-    before: int = 0
+    before: Cost = field(default_factory=Cost)
     error: Callable[[Any, Any], float] | None = None
     arriving: Samples | None = None
     observer: Observer | None = None
@@ -103,8 +103,8 @@ class Training:
             between = Flops()  # features that a phase is trained on, for one
             with self.runtime.autocast(), between.counting(), all_evaluating(learner):  # as if nothing ran just now
                 phase = next(phases, None)
-            if between.count:
-                costs.append(Cost(flops_per_image=between.count, images=1))
+            if between.count or between.updates:
+                costs.append(Cost.once(between))
             if phase is None:
                 return costs
             learner.to(self.runtime.torch_device)
@@ -132,6 +132,7 @@ class Training:
             learner, phase, number, self.recipe.of(phase, self.index), self.index, self.seed, self.augment,
             self.runtime, first_step=self.first_step + sum(cost.steps for cost in costs), on_log=self.context.log,
             on_snapshot=partial(self.keep, "now", costs), stop=self.context.stop, spent=partial(self.spent, costs),
+            secret=str(self.context.record.identity["stream"]["fingerprint"]),
             arriving=None if self.arriving is None else leading(phase.samples, self.arriving),
         )  # fmt: skip
         if self.observer is not None and not trial:
@@ -155,8 +156,8 @@ class Training:
         """True if the budget leaves no further step after these costs, and some more."""
         if self.budget.flops is None and self.budget.updates is None:
             return False
-        each = [*costs, more] if more is not None else costs
-        return self.budget.spent(self.before + sum(cost.flops for cost in each), sum(cost.steps for cost in each))
+        each = [self.before, *costs, *([] if more is None else [more])]
+        return self.budget.spent(sum(cost.flops for cost in each), sum(cost.updates for cost in each))
 
     def keep(self, name: str, costs: Sequence[Cost], tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         """Write a snapshot."""

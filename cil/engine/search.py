@@ -103,7 +103,7 @@ class Trials:
                 f"the loss of every trial of experience {training.index} became infinite; lower strategy.search.lr"
             )
         chosen.trial["chosen"] = True
-        less = replace(chosen, steps=max(0, chosen.steps - 1), images=max(0, chosen.images - 1))
+        less = Cost(steps=max(0, chosen.updates - 1), extra=max(0, chosen.flops - 1))
         if search.refit is not None and not training.spent(costs, less):  # there is room for as much as the trial took
             self.learner.load_full_state(*start)
             phase = search.refit(self._settings(chosen))
@@ -121,19 +121,19 @@ class Trials:
         phase = search.trial(settings)
         phase = replace(phase, name=f"{phase.name}-{trial}")
         cost = training.fit(self.learner, phase, f"{self.number}.{trial}", costs, trial=True)
-        flops, error = Flops(), 100.0
+        judging, error = Flops(), 100.0
         assert training.error is not None
         if not self._finite():
             cost.trial = {"diverged": True}
         if not cost.trial:
-            with flops.counting(), all_evaluating(self.learner):
+            with judging.counting(), all_evaluating(self.learner):
                 error = training.error(self.learner, search.validation)
         cost.part = "search"
         cost.trial |= {"phase": self.number, "trial": trial, **settings, "error": error, "steps": cost.steps}
         where = {"experience": training.index, "phase": phase.name, "trial": trial}
         where |= {"step": training.first_step + sum(one.steps for one in [*costs, cost])}
         training.context.log("trial", {**settings, "error": error}, where)
-        return cost, Cost.once(flops.count, "validation")
+        return cost, Cost.once(judging, "validation")
 
     def _finite(self) -> bool:
         """True if all that the learner holds are finite numbers: the last steps of a trial may have broken them."""

@@ -38,6 +38,9 @@ def spent(rows: Rows, facts: Sequence[Mapping[str, Any]]) -> Spending:
         "peak_training_bytes": max(fact["peak_training_bytes"] for fact in facts),
         "peak_parameters": max(peaks, default=None),
     }
+    own = [fact.get("own_updates", 0) for fact in facts]
+    if any(own):
+        found["own_updates"] = own
     if "compute" in facts[-1]:
         found["compute"] = [fact.get("compute") for fact in facts]
     return found

@@ -4,7 +4,7 @@ from cil.memory.budget import UNLIMITED, Alignment, Allowance, Budget, NextBound
 from cil.memory.exemplars import ExemplarMemory, label_dtype
 from cil.memory.features import FeatureMemory, Prototypes, feature_samples
 from cil.memory.ledger import CONVENTIONS, KINDS, Entry, Ledger, check_kind, tensor_entry
-from cil.memory.meters import Flops, SavedBytes
+from cil.memory.meters import Flops, OptimizerSteps, SavedBytes
 from cil.memory.published_bytes import Published, published
 from cil.memory.reservoir import ReservoirMemory, greedily_balanced, reservoir_places
 from cil.memory.rules import class_means, herd, unit
@@ -26,6 +26,7 @@ __all__ = [
     "Gradients",
     "Ledger",
     "NextBoundary",
+    "OptimizerSteps",
     "Predictions",
     "Prototypes",
     "Published",

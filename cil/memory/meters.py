@@ -1,4 +1,4 @@
-"""Meters: bytes that autograd saves for the backward pass, and floating-point operations."""
+"""Meters: bytes that autograd saves for the backward pass, floating-point operations, and steps of optimizers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -105,16 +106,39 @@ def _encoder_layer(tokens: Shape, width: int, heads: int, *args: Any, **kwargs: 
     return _attention_layer(tokens, tokens, tokens, width, heads) + feed_forward
 
 
+class OptimizerSteps:
+    """Counts the steps of all optimizers of torch, whoever takes them, while its context is open."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._hook: Any = None
+
+    def __enter__(self) -> Self:
+        self._hook = register_optimizer_step_post_hook(self._stepped)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hook.remove()
+
+    def _stepped(self, *call: Any) -> None:
+        self.count += 1
+
+
 class Flops:
     """Counts floating-point operations, two for each multiply-add; ``count`` holds the sum.
 
     Formulas are torch's own, by operator, and those of the attention kernels that it lacks (on the CPU, and in fused
     layers). A frozen layer costs no weight gradient. Torch's ``FlopCounterMode`` gives the same sums, but also follows
     modules, which makes a pass a fifth slower.
+
+    Attributes:
+        updates: Steps of optimizers taken while it counted.
+        open: True while it counts.
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self.updates = 0
+        self.open = False
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -131,9 +155,14 @@ class Flops:
             operator = getattr(torch.ops.aten, name, None)
             if operator is not None:
                 formulas[operator] = _of_shapes(formula)
-        with _Counting(formulas) as mode:
-            yield
+        self.open, before = True, self.open
+        try:
+            with _Counting(formulas) as mode, OptimizerSteps() as steps:
+                yield
+        finally:
+            self.open = before
         self.count += mode.count
+        self.updates += steps.count
 
 
 def _of_shapes(formula: Callable[..., int]) -> Callable[..., int]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import TypeVar
 
 from cil.report.grids import Line
 from cil.report.grouping import Group
 from cil.report.runs import RunSummary
 from cil.report.verdicts import Score, Verdict, verdict
+
+SLOW, BRIEF = 4, 1.0  # times the median of seconds for an operation; seconds below which start-up is most of a run
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,12 @@ class Row:
         return mean([run.result("seconds", "total") for run in self.runs])
 
     @property
+    def pace(self) -> float | None:
+        """Seconds of training for an operation counted; None where either is unknown, or training took no time."""
+        seconds, flops = mean([run.training_seconds for run in self.runs]), mean([run.flops for run in self.runs])
+        return seconds / flops if seconds is not None and flops and seconds >= BRIEF else None
+
+    @property
     def peak_training_bytes(self) -> int | None:
         return self.largest("peak_training_bytes")
 
@@ -125,6 +135,29 @@ class Row:
     def line(self, cells: Mapping[str, str]) -> Line:
         """Its line in a grid, with its marks."""
         return Line(self.label, cells, tuple(note.mark for note in self.notes))
+
+
+SomeRow = TypeVar("SomeRow", bound=Row)
+
+
+def marked(rows: Sequence[SomeRow]) -> list[SomeRow]:
+    """The rows of a table, with remarks on those whose effort is unlike that of the others.
+
+    Marked are those that took steps of optimizers by themselves, beside those of their phases, and those whose seconds
+    for an operation are several times the median of the table: what they do is not all counted as operations.
+    """
+    paces = [row.pace for row in rows if row.pace is not None]
+    usual = median(paces) if len(paces) > 2 else None
+    return [replace(row, notes=(*row.notes, *_effort(row, usual))) for row in rows]
+
+
+def _effort(row: Row, usual: float | None) -> Iterable[Note]:
+    own = max((sum(run.result("own_updates") or ()) for run in row.runs), default=0)
+    if own:
+        yield Note("own steps", f"own steps: took {own:,} optimizer steps beside those of its phases; they are counted")
+    if usual is not None and row.pace is not None and row.pace > SLOW * usual:
+        times = f"{row.pace / usual:.1f} times the median of the table"
+        yield Note("slow", f"slow: its seconds for an operation are {times}; not all that it does is counted as FLOPs")
 
 
 def mean(values: Sequence[float | None]) -> float | None:

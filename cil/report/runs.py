@@ -218,6 +218,14 @@ class RunSummary:
         return sum(sums) if sums and None not in sums else None
 
     @property
+    def training_seconds(self) -> float | None:
+        """Of everything but evaluation."""
+        parts = self.result("seconds") or {}
+        counted = [part for name, part in parts.items() if name not in ("evaluate", "per_batch", "total")]
+        sums = [sum(part) if isinstance(part, list) else part for part in counted]
+        return sum(sums) if sums and None not in sums else None
+
+    @property
     def excess(self) -> str | None:
         """Where a run that was let go on (``enforce=report``) was over its budget, in words."""
         for step, words in enumerate(self.result("over_budget") or ()):

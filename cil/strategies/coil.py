@@ -175,9 +175,8 @@ class Coil(Strategy):
         epoch, step = self.progress.epoch, self.progress.step
         if self.backward_rows is None or self.refreshed[0] != epoch or step - self.refreshed[1] >= self.refresh:
             with self.context.flops.counting():
-                means = self._means()
-            weight = self.net.head.weight
-            self.backward_rows = self._transport(weight[self.old_classes :], means[1], means[0])
+                means, weight = self._means(), self.net.head.weight
+                self.backward_rows = self._transport(weight[self.old_classes :], means[1], means[0])
             self.refreshed = [epoch, step]
         return self.backward_rows
 

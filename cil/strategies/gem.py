@@ -86,7 +86,8 @@ class GEM(Strategy):
         self.constraints = torch.stack(rows)  # (tasks, weights)
         weights = self.trainable()
         gradient = _flat([torch.zeros_like(w) if w.grad is None else w.grad for w in weights])
-        projected = project(gradient, self.constraints, self.margin)
+        with self.context.flops.counting():  # of a step that breaks a constraint
+            projected = project(gradient, self.constraints, self.margin)
         if projected is not None:
             for weight, part in zip(weights, projected.split([w.numel() for w in weights]), strict=True):
                 weight.grad = torch.empty_like(weight).copy_(part.view(weight.shape))

@@ -95,7 +95,8 @@ class Spending(TypedDict):
     """What a strategy carried and spent, one entry an experience.
 
     ``flops`` are sums up to each experience, by part; ``total`` is one number. ``over_budget`` says in words by how
-    much. ``compute`` is there under a budget of it.
+    much. ``compute`` is there under a budget of it, ``own_updates`` where the learner took steps of optimizers by
+    itself.
     """
 
     ledger: list[BoundaryLedger]
@@ -107,6 +108,7 @@ class Spending(TypedDict):
     peak_training_bytes: int
     peak_parameters: int | None
     compute: NotRequired[list[dict[str, Spent] | None]]
+    own_updates: NotRequired[list[int]]
 
 
 class Accuracy(TypedDict):
@@ -172,10 +174,11 @@ class Environment(TypedDict, total=False):
 
 
 class LogPlace(TypedDict):
-    """Bytes of ``metrics.jsonl`` when the run had finished, and their SHA-256."""
+    """Bytes of ``metrics.jsonl`` when the run had finished, their SHA-256, and that of the index of its arrays."""
 
     offset: int
     log: str
+    arrays: NotRequired[str]
 
 
 class StreamDescription(TypedDict):

@@ -12,6 +12,8 @@ from cil.errors import ContractError
 from cil.kinds.adaptation import ADAPTATION
 from cil.kinds.adaptation.subject import AdapterSubject
 from cil.testing import check_adapter
+from cil.testing.recount import recount
+from cil.testing.shifts import toy_adaptation, toy_shifts
 
 RULES = {rule.__name__: rule for rule in ADAPTATION.rules()}
 
@@ -29,6 +31,28 @@ subject = cache(AdapterSubject)  # keeps one run for several rules
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in adapt.built_in()])
 def test_every_adapter_keeps_every_rule(name, rule):
     RULES[rule](subject(name))
+
+
+@pytest.mark.parametrize("batch_size", [5, 24])
+@pytest.mark.parametrize("name", adapt.built_in())
+def test_the_bill_is_every_operation_of_the_training(tmp_path, name, batch_size):
+    """Also of updates that are not made at each batch."""
+    found = recount(toy_adaptation(name, toy_shifts(), tmp_path, batch_size=batch_size))
+    assert found.told == found.counted
+
+
+def test_updates_that_are_hidden_from_the_third_batch_on_are_billed(tmp_path):
+    class Later(adapt.find("tent")):
+        met = 0
+
+        def adapt_and_predict(self, images):
+            self.met += 1
+            for _ in range(20 if self.met > 2 else 0):
+                super().adapt_and_predict(images)
+            return super().adapt_and_predict(images)
+
+    found = recount(toy_adaptation(Later, toy_shifts(), tmp_path, batch_size=3))
+    assert found.told == found.counted
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.cheat.__name__}-{case.rule}")

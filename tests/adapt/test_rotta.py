@@ -8,7 +8,9 @@ import torch
 
 from cil.adapt import rotta as module
 from cil.adapt.parts.bank import BalancedBank
+from cil.engine import step_kinds
 from cil.errors import ConfigError
+from cil.testing.shifts import toy_adaptation, toy_shifts
 
 
 def offer(bank, *items):
@@ -161,3 +163,12 @@ def test_a_network_without_batch_norm_is_refused(made):
     source.net.norm = torch.nn.Identity()
     with pytest.raises(ConfigError, match="rotta trains batch norm, and this OneNorm has none"):
         made("rotta", source)
+
+
+def test_updates_that_are_rarer_than_batches_are_billed(tmp_path, monkeypatch):
+    """An update every eight images in batches of two; the first one is of a bank that is not full."""
+    few = toy_adaptation("rotta", toy_shifts(), tmp_path / "few", batch_size=2).execute().results
+    monkeypatch.setattr(step_kinds, "SPARSE", 1.0)
+    each = toy_adaptation("rotta", toy_shifts(), tmp_path / "each", batch_size=2).execute().results
+    assert few["peak_training_bytes"] == each["peak_training_bytes"]
+    assert few["flops"]["total"] == pytest.approx(each["flops"]["total"], rel=0.1)

@@ -197,7 +197,7 @@ def test_what_a_phase_does_not_train_has_no_gradient_and_has_one_again_afterward
     fit = fit_of(learner, phase, plain())
     fit.run()
     assert learner.log == [("loss", 4), None]
-    assert fit.cost.flops_per_image == 36 + 12  # forward, and the gradient of the head
+    assert fit.cost.flops == 4 * (36 + 12)  # forward, and the gradient of the head
     assert learner.net.backbone.layer.weight.requires_grad
 
 
@@ -503,7 +503,7 @@ def test_the_first_stream_sets_the_steps_and_the_second_goes_round_and_round():
     rounds = [memory[start : start + 3] for start in range(0, 15, 3)]
     assert [sorted(round_) for round_ in rounds] == [[0, 1, 2]] * 5
     assert len({tuple(round_) for round_ in rounds}) > 1
-    assert fit.cost.images == 8 * (2 + 2)
+    assert fit.cost.flops == 32 * 8 * 2  # the loss looks at the first stream alone
 
 
 def test_a_second_stream_smaller_than_a_batch_gives_all_it_has():
@@ -514,7 +514,7 @@ def test_a_second_stream_smaller_than_a_batch_gives_all_it_has():
 def test_a_second_stream_that_is_empty_is_not_there():
     seen, fit = _streams(grown(), {"new": 4, "memory": 0})
     assert [memory for _, memory in seen] == [None, None]
-    assert fit.cost.images == 4
+    assert fit.cost.flops == 32 * 4
 
 
 def test_asking_a_batch_for_a_stream_it_lacks_names_those_it_has():
@@ -576,8 +576,6 @@ def test_the_operations_of_a_linear_network_are_counted():
     fit = fit_of(learner, Phase("main", some_samples(8), learner.loss), plain(epochs=3, batch_size=4))
     fit.run()
     # 4 inputs, 2 outputs: 2 * 4 * 2 forward and as many for the gradient of the weights; images need none
-    assert fit.cost.flops_per_image == 32
-    assert fit.cost.images == 24
     assert fit.cost.flops == 32 * 24
 
 
@@ -587,7 +585,7 @@ def test_a_frozen_layer_costs_no_backward(frozen, each):
     learner.net.backbone.requires_grad_(not frozen)
     fit = fit_of(learner, Phase("main", some_samples(8), learner.loss), plain())
     fit.run()
-    assert fit.cost.flops_per_image == each
+    assert fit.cost.flops == 8 * each
 
 
 def test_operations_of_several_streams_are_those_of_all_their_images():
@@ -625,7 +623,7 @@ def test_what_a_loss_counts_itself_is_billed_as_it_is_and_not_as_a_share_of_each
         costs.append(fit.cost)
     assert costs[0].steps == costs[1].steps == 6
     assert costs[1].flops == costs[0].flops + 420
-    assert costs[1].flops_per_image == costs[0].flops_per_image
+    assert costs[1].kinds.flops == costs[0].kinds.flops
 
 
 def test_an_optimizer_that_has_no_state_at_first_is_billed_too():
@@ -646,7 +644,7 @@ def test_what_is_replayed_from_the_second_step_on_is_counted():
 
     fit = fit_of(learner, Phase("main", some_samples(8), loss), plain(epochs=3, batch_size=4))
     fit.run()
-    assert fit.cost.flops_per_image == 2 * 32
+    assert fit.cost.flops == 32 * (4 + 5 * 8)
     assert {e.kind: e.bytes for e in fit.cost.entries}["activations"] == 2 * (4 * 4 * 4 + 4 * 2 * 4 + 4 * 8 + 4)
 
 
@@ -656,7 +654,7 @@ def test_extra_gradients_are_billed_by_their_operations_and_by_the_largest_of_th
     learner.adjust_gradients = lambda batch: [learner.gradient(learner.loss(old)) for old in batches]
     fit = fit_of(learner, Phase("main", some_samples(8), learner.loss), plain(batch_size=8))
     fit.run()
-    assert fit.cost.flops_per_step == 32 * 28
+    assert fit.cost.flops == 32 * (8 + 28)
     assert {e.kind: e.bytes for e in fit.cost.entries}["activations"] == 20 * 4 * 4 + 20 * 2 * 4 + 20 * 8 + 4
 
 

@@ -19,6 +19,7 @@ from cil.strategies import Strategy, find
 from cil.streams import Experience, Signature, Stream, class_incremental
 from cil.streams.base import ExperienceData, fingerprint_of
 from cil.testing import toy_stream, uneven_stream
+from cil.testing.recount import Recount
 from cil.testing.toy import toy_dataset, toy_factory
 from cil.tracking import Record
 
@@ -35,10 +36,15 @@ ONE_STEP = Recipe(epochs=1, batch_size=64, max_steps=1)
 
 @dataclass(frozen=True)
 class Done:
-    """A run that was executed, all boundaries kept."""
+    """A run that was executed, all boundaries kept.
+
+    Attributes:
+        recount: Its operations, where they were counted.
+    """
 
     run: Run
     record: Record
+    recount: Recount | None = None
 
     @property
     def stream(self) -> Stream:

@@ -39,6 +39,15 @@ def test_after_the_second_they_differ(learn):
     assert all(differing(one, other) for i, one in enumerate(nets) for other in nets[:i])
 
 
+# what it costs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bill_is_every_operation_of_the_training(learn, name):
+    found = learn(name).recount
+    assert found.told == found.counted
+
+
 # teachers -----------------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from cil.strategies.derpp import DERpp
 from cil.strategies.finetune import Finetune
 from cil.strategies.parts.reservoir_sampling import NOT_HELD, NOT_OFFERED
 from cil.testing import toy_run, toy_stream
+from cil.testing.recount import recount
 from cil.testing.subject import Interruption
 from cil.testing.toy import toy_factory
 
@@ -183,6 +184,13 @@ def test_replay_is_billed_in_the_first_experience_too(learn, name, times):
     spent, alone = (run.record.results["flops"]["training"][0] for run in (done, plain))
     assert spent == pytest.approx(times * alone, rel=0.01)
     assert done.trained_with(0)["main.activations"] > 0.99 * times * plain.trained_with(0)["main.activations"]
+
+
+@pytest.mark.parametrize("name", ["derpp", "er_ace"])
+def test_replay_that_grows_while_the_memory_fills_is_billed_as_it_is(tmp_path, name):
+    given = {"hyperparameters": {"replay": 20}, "budget": Budget(exemplars=30)}
+    found = recount(toy_run(name, toy_stream(), tmp_path, recipe=Recipe(epochs=3, batch_size=4), **given))
+    assert found.told == found.counted
 
 
 # bytes --------------------------------------------------------------------------------------------------------------

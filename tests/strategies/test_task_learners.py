@@ -19,6 +19,7 @@ from cil.strategies.parts.knn_probe import agreement, neighbour_votes
 from cil.strategies.parts.task_learner import TaskRecipe, task_batch, task_loss, weight_decay_groups
 from cil.streams import TaskKey
 from cil.testing import toy_run, toy_tasks
+from cil.testing.recount import recount
 from cil.testing.toy import toy_factory
 
 NAMES = [name for name in strategies.built_in() if find(name).takes_task]
@@ -127,6 +128,12 @@ def test_the_bill_of_a_probe_is_features_and_distances_of_every_network(made):
         before = flops["probe"][index]
     assert flops["total"] == sum(values[-1] for name, values in flops.items() if name != "total")
     assert {"search", "validation", "probe", "evaluation"} < flops.keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bill_is_every_operation_of_the_training(tmp_path, name):
+    found = recount(toy_run(name, toy_tasks(order="aca"), tmp_path))
+    assert found.told == found.counted
 
 
 def test_a_repeat_inherits_its_head_and_changes_no_other(made):

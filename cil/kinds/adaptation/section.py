@@ -10,7 +10,7 @@ from cil.kinds.adaptation.plots import plots
 from cil.report.grids import Grid, Titled, byte_bill, decimal, grid, scores_entry, whole
 from cil.report.grouping import Group, comparisons, grouped
 from cil.report.labels import labels_of
-from cil.report.rows import Row, incomplete, lowest_error, mean, remarks
+from cil.report.rows import Row, incomplete, lowest_error, marked, mean, remarks
 from cil.report.section import ReadingAid, Section, Sections
 from cil.report.settings_list import (
     computing,
@@ -56,10 +56,12 @@ def sections(records: Sequence[Record]) -> Sections:
 def _section(groups: Sequence[Group], number: int) -> Section:
     first = groups[0].first
     stream, source = first.stream, first.identity["source"] or {}
-    rows = [
-        Row(label, group, notes=tuple(incomplete(group)))
-        for group, label in zip(groups, labels_of(groups), strict=True)
-    ]
+    rows = marked(
+        [
+            Row(label, group, notes=tuple(incomplete(group)))
+            for group, label in zip(groups, labels_of(groups), strict=True)
+        ]
+    )
     errors = {row.label: row.score("mean_error") for row in rows}
     rows.sort(key=lambda row: (errors[row.label].mean is None, errors[row.label].mean or 0.0, row.label))
     verdicts = lowest_error("Online accuracy (100 − mean error)", errors)

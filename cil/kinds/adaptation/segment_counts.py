@@ -13,25 +13,29 @@ from torch import Tensor
 
 from cil.adapt import Adapter
 from cil.engine.cost import held_tensors
+from cil.engine.step_kinds import StepKinds, StepWatch
 from cil.memory import Entry, Flops, SavedBytes, tensor_bytes
 
 
 @dataclass
 class SegmentCounts:
-    """Predictions batch by batch, and what the first batches cost.
+    """Predictions batch by batch, and what batches cost.
 
     Attributes:
         wrong, count: Wrong answers and images, batch by batch.
         seconds: Seconds of each batch that was not measured (measuring takes time).
-        flops, measured: FLOPs of the measured images, and their number.
+        kinds: Batches by kind, with what those that were counted cost: of this segment and all before.
+        before: FLOPs of earlier segments.
+        extra: FLOPs that were counted as they were.
         activations, gradients: Most bytes kept for backward at a time, and bytes of the gradients.
     """
 
     wrong: list[int] = field(default_factory=list)
     count: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    flops: int = 0
-    measured: int = 0
+    kinds: StepKinds = field(default_factory=StepKinds)
+    before: int = 0
+    extra: int = 0
     activations: int = 0
     gradients: int = 0
 
@@ -41,9 +45,26 @@ class SegmentCounts:
     @classmethod
     def of(cls, saved: Mapping[str, Any], predicted: Tensor) -> SegmentCounts:
         """From what ``saved`` gave."""
-        made = cls(**saved)
+        made = cls(**{**saved, "kinds": StepKinds.of(saved["kinds"])})
         made._predicted = [predicted]
         return made
+
+    @classmethod
+    def after(cls, metered: Mapping[str, Any] | None) -> SegmentCounts:
+        """Of a segment, given what ``metered`` said at the end of the one before it, if there is one."""
+        if metered is None:
+            return cls()
+        kinds = StepKinds.of(metered["kinds"])
+        return cls(**{**metered, "kinds": kinds, "before": kinds.flops})
+
+    def metered(self) -> dict[str, Any]:
+        """What the next segment begins with, as JSON."""
+        return {"kinds": asdict(self.kinds), "activations": self.activations, "gradients": self.gradients}
+
+    @property
+    def flops(self) -> int:
+        """Of this segment."""
+        return self.kinds.flops - self.before + self.extra
 
     def saved(self) -> dict[str, Any]:
         """As JSON, without predictions."""
@@ -66,9 +87,31 @@ class SegmentCounts:
         return 100 * sum(self.wrong[-batches:]) / sum(self.count[-batches:])
 
     @contextmanager
-    def measuring(self, adapter: Adapter, images: int) -> Iterator[None]:
-        """Count operations, bytes kept for backward and gradients of what runs inside; it computes the same bits."""
-        flops, sizes = Flops(), dict[int, int]()
+    def metering(self, adapter: Adapter, watch: StepWatch, images: int, drawn: bool) -> Iterator[bool]:
+        """Around a batch; gives whether it is counted, which takes time and computes the same bits.
+
+        Args:
+            watch: Looks at the batches of the adapter.
+            images: Of the batch.
+            drawn: Whether it was drawn to be counted.
+        """
+        size, before = str(images), adapter.context.flops.count
+        if drawn or self.kinds.due(size):
+            flops = Flops()
+            with self._counting(adapter, flops):
+                yield True
+            count = flops.count
+        else:
+            yield False
+            count = None
+        extra = max(0, adapter.context.flops.count - before)
+        self.extra += extra
+        self.kinds.add(size, watch.take(images), None if count is None else count - extra, drawn)
+
+    @contextmanager
+    def _counting(self, adapter: Adapter, flops: Flops) -> Iterator[None]:
+        """Count operations, bytes kept for backward and gradients of what runs inside."""
+        sizes = dict[int, int]()
         hooks = [p.register_hook(partial(_note, sizes, number)) for number, p in enumerate(adapter.trainable())]
         try:
             with flops.counting(), SavedBytes(held_tensors(adapter)) as saved:
@@ -76,7 +119,6 @@ class SegmentCounts:
         finally:
             for hook in hooks:
                 hook.remove()
-        self.flops, self.measured = self.flops + flops.count, self.measured + images
         self.activations = max(self.activations, saved.peak)
         self.gradients = max(self.gradients, sum(sizes.values()))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from cil.engine.process import Stopped
 from cil.engine.recipe import Recipe
 from cil.engine.running import Counts, Rows
 from cil.engine.runtime import Runtime
+from cil.engine.step_kinds import StepWatch, drawn_steps
 from cil.errors import ConfigError, ContractError, StreamError, TrainingError
 from cil.kinds.adaptation.record_types import AdaptationResults
 from cil.kinds.adaptation.results import SegmentsSoFar, adaptation_results
@@ -189,7 +189,9 @@ class AdaptationWork:
 
     def _deploy(self, context: Context) -> Boundary:
         """Phases on source data, where the adapter wants them, and what it makes ready before the first batch."""
-        adapter = self.rebuilt(None)
+        flops = Flops()
+        with flops.counting():
+            adapter = self.rebuilt(None)
         costs, samples = [], None
         if adapter.needs_source:
             samples = self._source()
@@ -200,7 +202,7 @@ class AdaptationWork:
             ).run(adapter, adapter.phases(samples))  # fmt: skip
             for layer, mode in modes:
                 layer.training = mode
-        trained, flops = context.clock.seconds, Flops()
+        trained = context.clock.seconds
         adapter.context.generator = partial(generator, self.seed, "adapter", "deploy")
         reseed(self.seed, "deploy")
         with self.runtime.autocast(), flops.counting():
@@ -228,8 +230,10 @@ class AdaptationWork:
     def _adapt(self, index: int, context: Context) -> Boundary:
         """One segment: every image once, then the boundary."""
         segment = self.stream.segments[index - 1]
-        adapter = self.rebuilt(context.checkpoints.state(DEPLOYED if segment.reset else index - 1))
-        counts = SegmentCounts()
+        loading = Flops()
+        with loading.counting():
+            adapter = self.rebuilt(context.checkpoints.state(DEPLOYED if segment.reset else index - 1))
+        counts = SegmentCounts.after(context.checkpoints.facts(index - 1).get("metered"))
         now = context.snapshots.find("now")
         if now is not None:
             held = {name: tensor for name, tensor in now[0].items() if not name.startswith(PREDICTED)}
@@ -244,11 +248,12 @@ class AdaptationWork:
         before = sum(fact["steps"] for fact in context.facts(index))
         last = -(-segment.count // self.batch_size)
         saved = time.monotonic()
+        drawn = drawn_steps(last, generator(self.seed, "counted", self.stream.fingerprint, index)).tolist()
+        watch = StepWatch(adapter)
         for number, batch in self._batches(samples, len(counts.wrong)):
-            measured = number < (2 if index == 1 else 1)
-            with counts.measuring(adapter, len(batch)) if measured else nullcontext():
+            with watch, counts.metering(adapter, watch, len(batch), drawn[number]) as counted:
                 predicted, seconds = self._predicted(adapter, batch, (index, number), f"{segment.name}, batch {number}")
-            counts.add(predicted, self._truth(batch.slots), None if measured else seconds)
+            counts.add(predicted, self._truth(batch.slots), None if counted else seconds)
             done = number + 1
             if done % self.recipe.log_every == 0:
                 where = {"experience": index - 1, "phase": segment.name, "epoch": 0, "step": before + done}
@@ -262,12 +267,12 @@ class AdaptationWork:
                 saved = time.monotonic()
             if stopped:
                 raise Stopped
-        return self._boundary(index, adapter, counts, samples, context)
+        return self._boundary(index, adapter, counts, samples, loading.count, context)
 
     def _boundary(
-        self, index: int, adapter: Adapter, counted: SegmentCounts, samples: Samples, context: Context
+        self, index: int, adapter: Adapter, counted: SegmentCounts, samples: Samples, loading: int, context: Context
     ) -> Boundary:
-        """The adapter's state, with what was counted on the way to it."""
+        """The adapter's state, with what was counted on the way to it, and the operations of loading the last one."""
         segment = self.stream.segments[index - 1]
         state, seconds = adapter.state(), context.clock.seconds
         predictions = counted.predictions()
@@ -284,7 +289,8 @@ class AdaptationWork:
             counts |= self._clean_counts(state, "after")
         evaluated = context.clock.seconds - seconds
         facts = {
-            "flops": {"adapt": round(counted.flops / max(1, counted.measured) * segment.count)},
+            "flops": {"adapt": loading + counted.flops},
+            "metered": counted.metered(),
             "seconds": {"adapt": seconds, "batches": counted.seconds, "evaluate": evaluated},
             "steps": len(counted.wrong),
         }

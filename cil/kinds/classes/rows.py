@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from cil.report.grids import Grid, Line
 from cil.report.grouping import Group
 from cil.report.labels import labels_of
-from cil.report.rows import Note, Row, caps, largest, left_out
+from cil.report.rows import Note, Row, caps, largest, left_out, marked
 from cil.report.runs import RunSummary
 
 AVERAGE, LAST, FORGETTING = "average_incremental_accuracy", "last_accuracy", "forgetting"
@@ -27,7 +27,9 @@ def class_rows(groups: Sequence[Group]) -> list[Row]:
         _row(group, label, planner and not all(planned), least)
         for group, label, planner in zip(groups, labels_of(groups), planned, strict=True)
     ]
-    return sorted(rows, key=lambda row: ([*STANDINGS].index(row.standing), -(row.score(LAST).mean or 0.0), row.label))
+    return sorted(
+        marked(rows), key=lambda row: ([*STANDINGS].index(row.standing), -(row.score(LAST).mean or 0.0), row.label)
+    )
 
 
 def ranked(rows: Iterable[Row]) -> list[Row]:

@@ -140,7 +140,7 @@ def _event(
         "splits": splits,
         "flops": {**fact["flops"], "evaluation": int(row["flops"])},
         "flops_so_far": flops_so_far,
-        "updates": fact["steps"],
+        "updates": fact["steps"] + fact.get("own_updates", 0),
         "peak_parameters": fact["peak_parameters"],
         "carried_bytes": fact["ledger"]["totals"]["exact"]["total"],
         "search": fact.get("search", []),

@@ -9,7 +9,7 @@ from typing import Any
 
 from cil import metrics
 from cil.report.grouping import Group
-from cil.report.rows import Note, Row, caps, incomplete
+from cil.report.rows import Note, Row, caps, incomplete, marked
 from cil.report.runs import RunSummary, dig
 from cil.report.verdicts import Score
 
@@ -106,7 +106,7 @@ def task_rows(
         split: The one that errors are of.
         chance: Error of a guess at each task, percent.
     """
-    rows = [_row(group, label, split, len(chance)) for group, label in zip(groups, labels, strict=True)]
+    rows = marked([_row(group, label, split, len(chance)) for group, label in zip(groups, labels, strict=True)])
     reference = next((row for row in rows if row.group.first.learner == REFERENCE and row.runs), None)
     means = [[score.mean for score in row.errors] for row in rows]
     best = [

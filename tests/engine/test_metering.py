@@ -1,0 +1,164 @@
+"""Operations and updates are counted wherever they are made, and counting changes no bit."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from toys import Hidden, Interrupt, Learner, factory, plain, small_run
+
+from cil.engine import step_kinds
+from cil.errors import ContractError
+from cil.memory import Budget
+from cil.testing.recount import recount
+
+GIVEN = {"recipe": plain(epochs=10, log_every=1), "make_factory": partial(factory, Hidden)}  # 40 steps an experience
+HIDDEN = 5  # steps at a time
+
+
+class Training(Learner):
+    """Trains by itself on the images it saw last."""
+
+    def loss(self, batch):
+        self.batch = batch
+        return super().loss(batch)
+
+    def train_more(self, batch):
+        optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+        with torch.enable_grad():
+            for _ in range(HIDDEN):
+                optimizer.zero_grad()
+                F.cross_entropy(self.net(batch.images).logits, batch.slots).backward()
+                optimizer.step()
+        optimizer.zero_grad()
+
+
+class AfterStep(Training):
+    """After each step."""
+
+    def after_step(self, batch):
+        self.train_more(batch)
+
+
+class FromTheThird(Training):
+    """In the loss, when the first steps are over."""
+
+    def loss(self, batch):
+        if self.progress.step >= 3:
+            self.train_more(batch)
+        return super().loss(batch)
+
+
+class OnceInAWhile(Training):
+    """Every seventh step."""
+
+    def after_step(self, batch):
+        if self.progress.step % 7 == 6:
+            self.train_more(batch)
+
+
+class BeforeThePhase(Training):
+    """When modules are put into training mode."""
+
+    def before_experience(self, experience):
+        self.batch = experience.train
+
+    def train_mode(self):
+        super().train_mode()
+        self.train_more(self.batch)
+
+
+class Loading(Training):
+    """When it is rebuilt to be trained, on noise."""
+
+    images, slots = torch.rand(8, 1, 2, 2), torch.zeros(8, dtype=torch.int64)
+    evaluated = False
+
+    def load_state(self, state):
+        super().load_state(state)
+        Loading.evaluated = not Loading.evaluated  # the one who is evaluated comes first
+        if not Loading.evaluated:
+            self.train_more(self)
+
+
+@pytest.mark.parametrize(
+    ("cheat", "updates"),
+    [
+        (AfterStep, [40 * HIDDEN] * 3),
+        (FromTheThird, [37 * HIDDEN] * 3),
+        (OnceInAWhile, [5 * HIDDEN] * 3),
+        (BeforeThePhase, [HIDDEN] * 3),
+        (Loading, [0, HIDDEN, HIDDEN]),
+    ],
+)
+def test_training_that_is_hidden_in_a_hook_is_counted(tmp_path, cheat, updates):
+    found = recount(small_run(cheat, tmp_path, **GIVEN))
+    assert found.told == found.counted
+    assert found.record.results["own_updates"] == updates
+
+
+def test_the_honest_one_takes_no_steps_by_itself(tmp_path):
+    found = recount(small_run(Learner, tmp_path, **GIVEN))
+    assert found.told == found.counted
+    assert "own_updates" not in found.record.results
+
+
+def test_work_that_cannot_be_seen_is_found_by_steps_that_are_drawn(tmp_path, monkeypatch):
+    class Unseen(Learner):
+        def after_step(self, batch):
+            if self.progress.step > 5:
+                for _ in range(30):
+                    torch.ones(5, 7) @ torch.ones(7, 3)
+
+    monkeypatch.setattr(step_kinds, "LEAST", 8)  # of 40 steps
+    found = recount(small_run(Unseen, tmp_path, **GIVEN))
+    assert sum(found.told) == pytest.approx(sum(found.counted), rel=0.25)
+
+
+@pytest.mark.parametrize("cheat", [AfterStep, FromTheThird])
+def test_hidden_steps_are_held_to_the_budget(tmp_path, cheat):
+    record = small_run(cheat, tmp_path, budget=Budget(updates=20), **GIVEN).execute()
+    for each in record.results["compute"]:
+        assert 20 <= each["updates"]["spent"] <= 20 + HIDDEN + 1
+    honest = small_run(Learner, tmp_path / "honest", **GIVEN).execute().results["flops"]["training"][0]
+    record = small_run(cheat, tmp_path / "flops", budget=Budget(flops=honest), **GIVEN).execute()
+    spent = record.results["compute"][0]["flops"]
+    assert honest <= spent["spent"] < 1.2 * honest and record.results["own_updates"][0] < 40 * HIDDEN / 3
+
+
+def test_training_in_an_evaluation_is_refused(tmp_path):
+    class Answering(Training):
+        def predict(self, images):
+            with torch.inference_mode(False):
+                copy = images.clone()
+                optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
+                optimizer.step()
+            return super().predict(copy)
+
+    with pytest.raises(ContractError, match=r"Answering takes 1 steps? of an optimizer in the evaluation after exp"):
+        small_run(Answering, tmp_path).execute()
+
+
+def test_counting_changes_no_bit(tmp_path, monkeypatch):
+    states = []
+    for share, first in ((0.0, 0), (1.0, 2)):  # no step is counted, and all are
+        monkeypatch.setattr(step_kinds, "SPARSE", share)
+        monkeypatch.setattr(step_kinds, "LEAST", 0)
+        monkeypatch.setattr(step_kinds, "FIRST", first)
+        monkeypatch.setattr(step_kinds, "PATIENCE", 0)
+        run = small_run(AfterStep, tmp_path / str(first), **GIVEN)
+        run.execute()
+        states.append(run.checkpoints.state(2).tensors)
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_an_interrupted_run_is_billed_as_a_straight_one(tmp_path):
+    given = {**GIVEN, "recipe": plain(epochs=10, log_every=1, snapshot_steps=3)}
+    told = small_run(OnceInAWhile, tmp_path / "straight", **given).execute().results
+    for line in (2, 8, 50):
+        with pytest.raises(KeyboardInterrupt):
+            small_run(OnceInAWhile, tmp_path / str(line), loggers=[Interrupt(line)], **given).execute()
+        again = small_run(OnceInAWhile, tmp_path / str(line), **given).execute().results
+        assert again["flops"] == told["flops"] and again["own_updates"] == told["own_updates"]
