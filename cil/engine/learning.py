@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cil.data import Samples
 from cil.engine.anytime import Anytime
+from cil.engine.asked_again import Asked, drawn
 from cil.engine.caps import caps_of, caps_results, check_caps, measure_caps
 from cil.engine.cost import Cost
 from cil.engine.driver import Boundary, Context, Counts, Facts
@@ -50,6 +51,7 @@ class StrategyWork:
         anytime: How often to evaluate inside experiences; None: not at all.
 
     Attributes:
+        transductive: True for a strategy that says so on its class: its answers may depend on the other test images.
         curve: Key of the results that holds the score after each experience, percent.
         looks_inside: True for work that has an ``observer``, and so may be asked to evaluate inside experiences.
     """
@@ -73,6 +75,7 @@ class StrategyWork:
         method: object = getattr(self.make_learner, "func", self.make_learner)
         if not (isinstance(method, type) and issubclass(method, Strategy)):
             method = type(self._structure())  # made by a function
+        self.transductive = bool(method.transductive)
         if method.bound:
             self.budget = replace(self.budget, enforce="report")
 
@@ -210,16 +213,34 @@ class StrategyWork:
     # evaluation -----------------------------------------------------------------------------------------------------
 
     def evaluate(self, index: int, context: Context) -> Counts:
-        """Count answers of the learner, rebuilt from what was carried and nothing else."""
+        """Count answers of the learner, rebuilt from what was carried and nothing else.
+
+        Raises:
+            ContractError: where another one, rebuilt in the same way, answers differently in other company.
+        """
         clock = Clock()
+        fingerprint = self.stream.fingerprint  # which no learner is told
+        asked = Asked(self.seed, index, fingerprint)
+        counts = self._counts(index, context, asked)
+        if not self.transductive and drawn(self.seed, index, len(self.stream), fingerprint):
+            learner, predict = self._answering(index, context)
+            asked.again(predict, type(learner).__name__, f"after experience {index}")
+        return counts | {"seconds": torch.tensor([clock.seconds], dtype=torch.float64)}
+
+    def _answering(self, index: int, context: Context) -> tuple[Strategy, Callable[..., Tensor]]:
+        """A learner rebuilt from what was carried across boundary ``index``, and its answers."""
         learner = self.learners.rebuilt(index + 1, context.checkpoints.state(index))
 
         def predict(images: Tensor, task: TaskKey | None = None) -> Tensor:
             context.stop.here()
             return self.learners.scores(learner, images, task)
 
-        counts = dict(self.count(index, learner, predict))
-        counts["seconds"] = torch.tensor([clock.seconds], dtype=torch.float64)
+        return learner, predict
+
+    def _counts(self, index: int, context: Context, asked: Asked) -> dict[str, Tensor]:
+        """What the kind counts, with questions kept in ``asked``; and what further budgets measure."""
+        learner, predict = self._answering(index, context)
+        counts = dict(self.count(index, learner, asked.listening(predict)))
         measured = measure_caps(caps_of(self.budget), learner, predict)
         if measured:
             rows = [*(context.checkpoints.evaluated(i) or {} for i in range(index)), measured]

@@ -257,6 +257,7 @@ class StrategyIdentity(Identity):
     budget: BudgetDescription
     bound: bool
     uses_horizon: bool
+    transductive: NotRequired[bool]
     class_order: list[int]
     networks: Networks
     tuning: NotRequired[Tuning]
