@@ -213,12 +213,25 @@ class Run:
                             raise Stopped
         return record
 
+    def redo(self, index: int) -> None:
+        """Train to one boundary and evaluate it, from what lies in the folder of what comes before it.
+
+        Nothing is published. A boundary that lies there is evaluated alone.
+        """
+        self.work.check()
+        with self._record() as record, self._context(record) as context:
+            if index >= self.checkpoints.done():
+                self._train(index, context)
+            if self.checkpoints.evaluated(index) is None:
+                self._evaluate(index, context)
+
     @contextmanager
     def _record(self) -> Iterator[Record]:
         """The record, open for writing unless it has finished; everything is let go of afterwards."""
         build_loggers(self.options.loggers)  # what is refused here leaves no trace
         command = {} if self.options.command is None else {"command": self.options.command}
-        record = Record.open(self.run_dir, self.identity, describe_environment() | command)
+        facts = describe_environment() | {"processor": self.runtime.processor} | command
+        record = Record.open(self.run_dir, self.identity, facts)
         try:
             if record.status != "finished":
                 self.runtime.begin()

@@ -167,6 +167,7 @@ class Environment(TypedDict, total=False):
     python: str
     torch: str
     platform: str
+    processor: str
     cores: int | None
     command: str | None
 
