@@ -65,6 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     environment.prepare()
     if "--all" in flags:
         found = audit(paths[0], every=True, run=options["--run"] or None, device=options["--device"], given=overrides)
+        print("\n".join(text(Record.load(paths[0]), one) for one in found))
         print(f"{paths[0]}: {sum(one.equal for one in found)} of {len(found)} experiences have the same bits")
         return int(not all(one.equal for one in found))
     experience = int(options["--experience"]) if options["--experience"] else None
@@ -125,7 +126,6 @@ def _in_process(
         command += ["--device", device]
     path = os.pathsep.join(item for item in sys.path if item)
     ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
-    sys.stdout.write(ended.stdout)
     if ended.returncode not in (0, 1) or not ended.stdout:
         said = ended.stderr.strip().splitlines() or [f"its process ended with {ended.returncode}"]
         raise ConfigError(said[-1].removeprefix("cil: "))
@@ -139,7 +139,7 @@ def _here(record: Record, experience: int | None, given: Sequence[str], run: str
         redoing = Redoing(record, planned(record, given, run, device))
         found = redoing.redo(chosen(record) if experience is None else experience, folder / "run")
     write_audit(record.directory, found)
-    print(text(record, found, redoing.checkpoints.done()), flush=True)
+    print(text(record, found), flush=True)
     return int(not found.equal)
 
 
@@ -173,7 +173,7 @@ def planned(record: Record, given: Sequence[str], run: str, device: str) -> Run:
         return made
     overrides = recorded_overrides(record, {key_of(item) for item in given})
     identity = record.identity
-    facts = {name: identity[name] for name in ("tuning", "role") if name in identity}
+    facts: dict[str, Any] = {name: identity[name] for name in ("tuning", "role") if name in identity}
     changes: dict[str, Any] = {"device": device or identity["device"], "precision": identity["precision"]}
     threads = {"threads": identity["threads"]} if identity.get("threads") else {}
     return build(compose([*overrides, *given]), facts=facts, progress=False, loggers=(), **changes, **threads)
@@ -208,8 +208,12 @@ def recorded_overrides(record: Record, given: set[str]) -> list[str]:
     return overrides
 
 
-def text(record: Record, found: Audit, done: int) -> str:
+def text(record: Record, found: Audit) -> str:
     """For people."""
+    from cil.engine.audit import candidates
+    from cil.engine.checkpoint import Checkpoints
+
+    stored = Checkpoints(record.directory)
     lines = [f"{record.directory}, experience {found.experience}: "]
     if found.equal:
         lines[0] += f"the same bits ({', '.join(found.compared)})"
@@ -218,11 +222,8 @@ def text(record: Record, found: Audit, done: int) -> str:
     lines += [f"  {name} is not as in the run: {old} then, {new} now" for name, (old, new) in found.elsewhere.items()]
     if found.elsewhere and not found.equal:
         lines.append("  so the difference says nothing of the run; audit it where it was made")
-    from cil.engine.audit import candidates
-    from cil.engine.checkpoint import Checkpoints
-
-    able = candidates(Checkpoints(record.directory))
-    if len(able) < done or "state" not in found.compared:
-        words = f"{done} experiences, of which {', '.join(map(str, able))} can be audited"
+    able = candidates(stored)
+    if len(able) < stored.done() or "state" not in found.compared:
+        words = f"{stored.done()} experiences, of which {', '.join(map(str, able))} can be audited"
         lines.append(f"  {words}; checkpoint.keep=all keeps all states")
     return "\n".join(lines)

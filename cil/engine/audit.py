@@ -18,14 +18,16 @@ from cil.engine.keys import key
 from cil.engine.status import one_line
 from cil.errors import ConfigError
 from cil.memory import State, encode_meta
-from cil.tracking import Record, describe_environment, identity_hash
+from cil.tracking import Record, describe_environment, identity_hash, plain, without_secrets
 from cil.tracking.audits import Audit, read_audits
-from cil.tracking.storage import first_difference, in_short, plain
+from cil.tracking.storage import first_difference, in_short
 
 COMPUTES = ("device", "precision", "threads", "versions", "code")  # keys of an identity: what computes, and which code
 MACHINE = ("platform", "processor")  # keys of an environment
 FACTS = ("steps", "exemplars", "flops", "ledger")  # that are compared; seconds are of the machine
 NO_STATE = State({}, {}, {}, (), {})
+LONGEST = 200  # characters of an error
+Contents = Mapping[str, Any]
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Redoing:
     def __post_init__(self) -> None:
         check_finished(self.stored)
         self.checkpoints = Checkpoints(self.stored.directory)
-        own, ours = (dict(plain(identity)) for identity in (self.stored.identity, self.run.identity))
+        own, ours = dict(self.stored.identity), dict(plain(without_secrets(self.run.identity)))
         computed = {name: (own.pop(name, None), ours.pop(name, None)) for name in COMPUTES}
         difference = first_difference(own, ours)
         if difference:
@@ -83,7 +85,7 @@ class Redoing:
         except (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            return self._audit(index, ["state"], f"raises {one_line(error)}")
+            return self._audit(index, ["state"], f"raises {one_line(error)}"[:LONGEST])
         compared, differing = list[str](), ""
         for part, old, new in self._parts(again, index, whole):
             compared.append(part)
@@ -104,17 +106,16 @@ class Redoing:
             state = self.checkpoints.state(index) if index in {count - 1, *held} else NO_STATE
             again.commit(index, state, {**facts[index], "offset": 0})
 
-    def _parts(
-        self, again: Checkpoints, index: int, whole: bool
-    ) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    def _parts(self, again: Checkpoints, index: int, whole: bool) -> Iterator[tuple[str, Contents, Contents]]:
         """What was stored of an experience, and what came out now, by name."""
-        old, new = (_answers(one.evaluated(index)) for one in (self.checkpoints, again))
-        if whole and self.checkpoints.kept(index):
-            yield "state", *(_contents(one.state(index)) for one in (self.checkpoints, again))
+        one, two = self.checkpoints, again
+        old, new = _answers(one.evaluated(index)), _answers(two.evaluated(index))
+        if whole and one.kept(index):
+            yield "state", _contents(one.state(index)), _contents(two.state(index))
         if old and (new or whole):
             yield "answers", old, new
         if whole:
-            yield "facts", *(_facts(one.facts(index)) for one in (self.checkpoints, again))
+            yield "facts", _facts(one.facts(index)), _facts(two.facts(index))
 
     def _audit(self, index: int, compared: Sequence[str], differing: str) -> Audit:
         identity = plain(self.run.identity)
@@ -168,7 +169,7 @@ def _facts(facts: Facts) -> dict[str, Any]:
     return {name: plain(facts[name]) for name in FACTS if name in facts}
 
 
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def _difference(old: Contents, new: Contents) -> str:
     """The first name whose values differ in a bit, and how; empty where there is none."""
     for name in sorted(old.keys() | new.keys()):
         one, two = old.get(name), new.get(name)

@@ -68,7 +68,7 @@ def test_an_error_without_the_past_is_a_finding(tmp_path, clean):
     run.execute()
     clean()
     found = redo(run, 2, tmp_path / "again")
-    assert (found.verdict, found.key) == ("differs", "raises AssertionError: ")
+    assert found.refutes and found.key.startswith("raises AssertionError")
 
 
 @pytest.mark.parametrize("name, stream", [("replay", toy_stream()), ("task_replay", toy_tasks())])

@@ -12,7 +12,7 @@ from cil.tracking.audits import Audit, write_audit
 def everywhere(records, path) -> list[str]:
     """The records in each format."""
     content = table(records)
-    write_html(content, path)
+    write_html(records, path)
     return [*(form(content) for form in (to_text, to_markdown, to_csv, to_json)), path.read_text()]
 
 
