@@ -121,7 +121,7 @@ class Redoing:
         identity = plain(self.run.identity)
         return Audit(
             identity_hash(self.stored.identity), index, tuple(compared), "differs" if differing else "equal", differing,
-            self.elsewhere, str(identity.get("code", "")), identity.get("versions", {}),
+            self.elsewhere, self.run.runtime.device, str(identity.get("code", "")), identity.get("versions", {}),
         )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ class Audit:
         key: The first thing that differs, or the error that was raised; empty where all is equal.
         elsewhere: In what the audit was not like the run: code, versions, device...; by name what the run had, and what
             the audit had. A difference then says nothing.
+        device: Where it was redone: only on the CPU a run has the same bits again for sure.
         code, versions: Digest of the code, and versions of packages, with which it was redone.
     """
 
@@ -36,6 +37,7 @@ class Audit:
     verdict: str
     key: str = ""
     elsewhere: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
     code: str = ""
     versions: Mapping[str, Any] = field(default_factory=dict)
 
@@ -46,12 +48,12 @@ class Audit:
     @property
     def refutes(self) -> bool:
         """True if the run cannot have come about as its record says."""
-        return not self.equal and not self.elsewhere
+        return not self.equal and not self.elsewhere and self.device == "cpu"
 
 
 _TYPES = {
     "run": str, "experience": int, "compared": list[str], "verdict": str, "key": str, "elsewhere": dict[str, Any],
-    "code": str, "versions": dict[str, Any],
+    "device": str, "code": str, "versions": dict[str, Any],
 }  # fmt: skip
 
 

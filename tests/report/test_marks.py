@@ -39,6 +39,9 @@ def test_what_was_audited_stands_beside_the_row(run, tmp_path):
         "bic": ["audited elsewhere"],
         "der": ["audited"],
     }
+    write_audit(records[4].directory, replace(audits[1], run=audits[3].run, device="cuda"))
+    row = next(row for row in table(records).sections[0].rows if row.label == "der")
+    assert [note.mark for note in row.notes if "audit" in note.mark] == ["audit unsure"]
     assert [label for label, row in rows.items() if row.standing == "unranked"] == ["wa"]
     for text in everywhere(records, tmp_path / "page.html"):
         assert "net.head.weight" in text and "experience 1 of seed 0 (other versions)" in text
