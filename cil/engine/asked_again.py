@@ -61,12 +61,15 @@ class Asked:
         """The same ``predict``, of whose batches one is chosen."""
 
         def answered(images: Tensor, task: TaskKey | None = None) -> Tensor:
-            scores: Tensor = predict(images) if task is None else predict(images, task)
             size = len(images)
             self._met += size
-            if size > 1 and len(scores) == size and self._random.random() < size / self._met:
-                rows = sorted(self._random.sample(range(size), min(IMAGES, size // 2)))
-                self._question = _Question(images[rows], rows, size, task, scores[rows])
+            rows = list[int]()
+            if size and self._random.random() < size / self._met:
+                rows = sorted(self._random.sample(range(size), min(IMAGES, max(1, size // 2))))
+            chosen = images[rows]  # before they are handed over, and perhaps changed
+            scores: Tensor = predict(images) if task is None else predict(images, task)
+            if rows and len(scores) == size:
+                self._question = _Question(chosen, rows, size, task, scores[rows])
             return scores
 
         return answered
@@ -83,12 +86,12 @@ class Asked:
             ContractError: where an image gets other scores than it had.
         """
         first = self._question
-        if first is None:  # no image, or each was alone
+        if first is None:  # there was no image
             return
         images = first.repeated()
         scores = (predict(images) if first.task is None else predict(images, first.task))[first.rows]
         step = torch.finfo(first.scores.dtype).eps if first.scores.is_floating_point() else 0.0
-        differs, much = _difference(first.scores.double(), scores.double(), step)
+        differs, much = _difference(first.scores.cpu().double(), scores.cpu().double(), step)
         if differs:
             raise ContractError(
                 f"{who}.predict answers differently when asked again {place}, in other company: {differs} of "
