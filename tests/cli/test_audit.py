@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 
-from cil.cli.audit import recorded_overrides
+from cil.cli.audit import audit, recorded_overrides
 from cil.errors import ConfigError
 from cil.tracking import Record
 
 CHEAT = """
+from pathlib import Path
+
 from cil.strategies.replay import Replay
+from cil.testing.toy import toy_run, toy_stream
 
 PAST = []
 
@@ -21,25 +26,24 @@ class Late(Replay):
         for past in PAST[:-1] if experience.index >= 2 else ():
             data = data + past
         return data
+
+
+def plan():
+    return toy_run(Late, toy_stream(), Path("run"), keep="all")
 """
 
 
-def test_a_module_that_remembers_is_found_and_shown(cil, tmp_path):
+def test_a_module_that_remembers_is_found_in_a_clean_process(tmp_path, monkeypatch):
     (tmp_path / "late_cheat.py").write_text(CHEAT)
-    own = "strategy=late_cheat:Late"
-    settings = ("stream=split_digits", "scale=quick", "trainer.max_steps=2", "checkpoint.keep=all", "progress=false")
-    assert cil("run", own, *settings, "run_dir=run").code == 0
-    refused = cil("audit", "run")
-    assert refused.code == 2 and "code is never imported because a record names it" in refused.line
-    from cil import audit
-
-    (found,) = audit("run", experience=3, given=[own])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    plan = import_module("late_cheat").plan
+    plan().execute()
+    (found,) = audit("run", experience=2, run=plan)
     assert found.verdict == "differs" and found.key.startswith("state: ") and not found.elsewhere
-    told = cil("report", "run").out
-    assert "audit differs" in told and "not ranked" in told and "experience 3 of seed 0" in told
 
 
-def test_a_run_that_was_made_in_python_is_planned_by_a_function(cil, tmp_path):
+def test_a_run_that_was_made_in_python_is_planned_by_a_function(tmp_path):
     record = Record(tmp_path / "run", {}, {})
     with pytest.raises(ConfigError, match=r"made in Python: .* --run module:function"):
         recorded_overrides(record, set())
