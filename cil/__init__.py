@@ -31,6 +31,7 @@ _HOMES = {
     "Strategy": "cil.strategies",
     "Stream": "cil.streams",
     "adapt_to": "cil.adaptation",
+    "audit": "cil.cli.audit",
     "class_incremental": "cil.streams",
     "compare": "cil.comparison",
     "evaluate": "cil.trained",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from cil.adaptation import adapt_to as adapt_to
     from cil.api import plan as plan
     from cil.api import train as train
+    from cil.cli.audit import audit as audit
     from cil.cli.build import run as run
     from cil.comparison import Comparison as Comparison
     from cil.comparison import compare as compare

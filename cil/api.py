@@ -154,6 +154,7 @@ def plan(
         "budget": budget.description(),
         "bound": bool(getattr(method, "bound", False)),
         "uses_horizon": bool(getattr(method, "uses_horizon", False)) or budget.reserve == "final",
+        **({"transductive": True} if work.transductive else {}),
         "class_order": list(stream.order),
         "stream": stream.description(),
         "networks": nets | weights_digest(nets["weights"]),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cil import metrics
 from cil.api import networks
+from cil.engine.asked_again import Asked
 from cil.engine.checkpoint import Checkpoints
 from cil.engine.lifecycle import Learners
 from cil.engine.runtime import Runtime
@@ -93,6 +94,7 @@ def evaluate(
 
     Raises:
         StreamError: where the stream has images of another shape, or fewer classes.
+        ContractError: where an image gets other scores when it is asked again, in other company.
     """
     record = Record.load(run_dir)
     if stream.task_known_at_test or record.identity["stream"].get("task_known_at_test"):
@@ -111,10 +113,14 @@ def evaluate(
         raise StreamError(
             f"the run knows {learner.num_classes} classes; stream '{stream.name}' has {len(stream.classes)}"
         )
+    asked = Asked(record.identity["seed"], "evaluate", stream.fingerprint)
     rows = count(
-        partial(learners.scores, learner), stream, learner.num_classes,
+        asked.listening(partial(learners.scores, learner)), stream, learner.num_classes,
         seed=record.identity["seed"], device=learners.runtime.torch_device, batch_size=batch_size,
     )  # fmt: skip
+    if not type(learner).transductive:
+        other = learners.rebuilt(index + 1, checkpoints.state(index))
+        asked.again(partial(learners.scores, other), type(other).__name__, f"after experience {index}")
     confusion, tested = metrics.confusion_of(rows["cells"].numpy(), len(stream.classes)), rows["count"].numpy()
     by_class = metrics.class_accuracy(confusion)[: learner.num_classes]
     return {

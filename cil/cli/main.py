@@ -18,6 +18,7 @@ COMMANDS = {
     "memory": "what a step of training or adaptation holds, by part of the network",
     "report": "table, page, CSV or Markdown of runs that were made",
     "evaluate": "a finished run once more, on its own or on other test data",
+    "audit": "a finished run: an experience redone from its stored state, bit for bit",
     "show": "a stream as a picture, or a run as a curve",
     "stream": "a stream of tasks as a manifest: validate it, show it",
     "list": "strategies, adapters, streams, models and more, with their origin",

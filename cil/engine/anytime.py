@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cil import metrics
 from cil.data import Batch, Samples, concatenated
+from cil.engine.asked_again import Asked, drawn
 from cil.engine.keys import generator
 from cil.engine.lifecycle import all_evaluating
 from cil.engine.runtime import Runtime
@@ -24,6 +25,7 @@ from cil.streams import Stream
 from cil.tracking.record_types import AnytimeResults
 
 WINDOWS = (10, 100)  # evaluations, of windowed forgetting and plasticity
+ASKED = 100  # evaluations of an experience are followed by as many questions as those of a run of so many experiences
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,14 @@ class AnytimeObserver:
         index: The experience.
         past: Facts of the experiences before.
         seed, batch_size, runtime: As for the run.
+        transductive: Answers may depend on the other images.
     """
 
     def __init__(
         self, settings: Anytime, stream: Stream, index: int, past: Sequence[Mapping[str, Any]], seed: int,
-        batch_size: int, runtime: Runtime,
+        batch_size: int, runtime: Runtime, transductive: bool = False,
     ) -> None:  # fmt: skip
+        self.transductive = transductive
         self.settings, self.stream, self.index = settings, stream, index
         self.seed, self.batch_size, self.runtime = seed, batch_size, runtime
         self.rows: list[dict[str, Any]] = []
@@ -96,11 +100,12 @@ class AnytimeObserver:
         """Images of a single pass are answered as they arrive; of classes not exposed yet, no answer is right."""
         if samples is None:
             return
-        start = time.monotonic()
+        start, questions = time.monotonic(), Asked(self.seed, "ahead", *self._place)
         for batch in samples.batches(self.batch_size, self.runtime.torch_device):
-            right = self._answered(learner, batch.images) == batch.slots
+            right = self._answered(learner, batch.images, questions) == batch.slots
             self.online[0] += int((right & self.exposed[batch.slots]).sum())
             self.online[1] += len(batch)
+        self._ask_again(learner, questions, first=self.online[1] == len(samples))
         self.flops += self.per_image * len(samples)
         self.seconds += time.monotonic() - start
 
@@ -148,7 +153,7 @@ class AnytimeObserver:
         return joined[order], torch.tensor(where)[order]
 
     def _evaluate(self, learner: Any) -> None:
-        start = time.monotonic()
+        start, questions = time.monotonic(), Asked(self.seed, "anytime", *self._place)
         tests, where = self._tests
         exposed = self.exposed.cpu()
         asked = exposed[tests.slots].nonzero().flatten()
@@ -156,24 +161,48 @@ class AnytimeObserver:
         right = torch.zeros(len(tests), dtype=torch.bool)
         for batch in tests.batches(self.batch_size, self.runtime.torch_device):
             assert batch.rows is not None
-            right[batch.rows] = (self._answered(learner, batch.images) == batch.slots).cpu()
+            right[batch.rows] = (self._answered(learner, batch.images, questions) == batch.slots).cpu()
+        self._ask_again(learner, questions, first=not self.rows)
         self.flops += self.per_image * len(tests)
         count = torch.bincount(where, minlength=self.index + 1).tolist()
         correct = torch.bincount(where[right], minlength=self.index + 1).tolist()
         self.rows.append({"update": self.updates, "samples": self.samples, "correct": correct, "count": count})
         self.seconds += time.monotonic() - start
 
-    def _answered(self, learner: Any, images: Tensor) -> Tensor:
+    @property
+    def _place(self) -> tuple[object, ...]:
+        """Names an evaluation; no learner is told the fingerprint."""
+        return self.stream.fingerprint, self.index, self.updates, self.samples
+
+    def _ask_again(self, learner: Any, questions: Asked, first: bool) -> None:
+        """Ask some images again after the first evaluation of an experience, and after a few others."""
+        if not self.transductive and (first or drawn(self.seed, 0, ASKED, *self._place)):
+            questions.again(partial(self._scores, learner), type(learner).__name__, f"inside experience {self.index}")
+
+    def _answered(self, learner: Any, images: Tensor, questions: Asked) -> Tensor:
         """The best of the classes exposed, (n,)."""
         flops = Flops()
+        answer = questions.listening(partial(self._scores, learner))
+        if not self.per_image:
+            with flops.counting():
+                scores = answer(images)
+            self.per_image = flops.count / len(images)
+        else:
+            scores = answer(images)
+        missing = len(self.exposed) - scores.shape[1]
+        scores = torch.nn.functional.pad(scores.float(), (0, missing), value=-torch.inf)
+        return scores.masked_fill(~self.exposed, -torch.inf).argmax(1)
+
+    def _scores(self, learner: Any, images: Tensor) -> Tensor:
+        """Scores of the classes that the learner answers by.
+
+        Raises:
+            ContractError: where it cannot answer yet.
+        """
         try:
             with torch.no_grad(), self.runtime.autocast(), all_evaluating(learner):
-                if not self.per_image:
-                    with flops.counting():
-                        scores = learner.predict(images)
-                    self.per_image = flops.count / len(images)
-                else:
-                    scores = learner.predict(images)
+                scores: Tensor = learner.predict(images)
+                return scores
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -181,9 +210,6 @@ class AnytimeObserver:
                 f"{type(learner).__name__} cannot answer inside experience {self.index}; set anytime.every=null "
                 f"({type(error).__name__} {' '.join(str(error).split())[:120]})"
             ) from error
-        missing = len(self.exposed) - scores.shape[1]
-        scores = torch.nn.functional.pad(scores.float(), (0, missing), value=-torch.inf)
-        return scores.masked_fill(~self.exposed, -torch.inf).argmax(1)
 
 
 def anytime_results(facts: Sequence[Mapping[str, Any]]) -> AnytimeResults:

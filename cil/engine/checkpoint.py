@@ -188,6 +188,10 @@ class Checkpoints:
         write_json(self.folder / f"experience-{index:03d}.json", content)
         self.drop_snapshots()
 
+    def kept(self, index: int) -> bool:
+        """True if the state carried out of experience ``index`` is still there."""
+        return read_json(self.folder / f"experience-{index:03d}.json")["files"] is not None
+
     def state(self, index: int) -> State:
         """The state carried out of experience ``index``.
 

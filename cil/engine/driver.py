@@ -251,6 +251,18 @@ class Run:
                             raise Stopped
         return record
 
+    def redo(self, index: int) -> None:
+        """Train to one boundary and evaluate it, from what lies in the folder of what comes before it.
+
+        Nothing is published. A boundary that lies there is evaluated alone.
+        """
+        self.work.check()
+        with self._record() as record, self._context(record) as context:
+            if index >= self.checkpoints.done():
+                self._train(index, context)
+            if self.checkpoints.evaluated(index) is None:
+                self._evaluate(index, context)
+
     @contextmanager
     def _record(self) -> Iterator[Record]:
         """The record, open for writing unless it has finished; everything is let go of afterwards."""
@@ -258,7 +270,8 @@ class Run:
         if not (Path(self.run_dir) / RECORD).exists():  # else the record says whose folder it is
             check_owner(self.checkpoints)
         command = {} if self.options.command is None else {"command": self.options.command}
-        record = Record.open(self.run_dir, self.identity, describe_environment() | command)
+        facts = describe_environment() | {"processor": self.runtime.processor} | command
+        record = Record.open(self.run_dir, self.identity, facts)
         try:
             if record.status != "finished":
                 self.runtime.begin()
@@ -282,7 +295,7 @@ class Run:
         return found
 
     def _complete_arrays(self, record: Record) -> None:
-        """The arrays are those of the boundaries behind, made again from the stored answers where they are not whole."""
+        """The arrays are those of the boundaries behind: made again from the stored answers where not whole."""
         names = [_arrays_of(index) for index in range(self.checkpoints.done() - 1)]
         try:
             found = record.arrays().files()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cil.data import Samples
 from cil.engine.anytime import Anytime
+from cil.engine.asked_again import Asked, drawn
 from cil.engine.caps import caps_of, caps_results, check_caps, measure_caps
 from cil.engine.cost import Cost
 from cil.engine.driver import Boundary, Context, Facts
@@ -51,6 +52,7 @@ class StrategyWork:
         anytime: How often to evaluate inside experiences; None: not at all.
 
     Attributes:
+        transductive: True for a strategy that says so on its class: its answers may depend on the other test images.
         curve: Key of the results that holds the score after each experience, percent.
         looks_inside: True for work that has an ``observer``, and so may be asked to evaluate inside experiences.
     """
@@ -74,6 +76,7 @@ class StrategyWork:
         method: object = getattr(self.make_learner, "func", self.make_learner)
         if not (isinstance(method, type) and issubclass(method, Strategy)):
             method = type(self._structure())  # made by a function
+        self.transductive = bool(method.transductive)
         if method.bound:
             self.budget = replace(self.budget, enforce="report")
 
@@ -215,19 +218,44 @@ class StrategyWork:
     # evaluation -----------------------------------------------------------------------------------------------------
 
     def evaluate(self, index: int, context: Context) -> Counts:
-        """Count answers of the learner, rebuilt from what was carried and nothing else."""
-        clock, loading = Clock(), Flops()
+        """Count answers of the learner, rebuilt from what was carried and nothing else.
+
+        Raises:
+            ContractError: where another one, rebuilt in the same way, answers differently in other company.
+        """
+        clock = Clock()
+        fingerprint = self.stream.fingerprint  # which no learner is told
+        asked = Asked(self.seed, index, fingerprint)
+        counts = self._counts(index, context, asked)
+        if not self.transductive and drawn(self.seed, index, len(self.stream), fingerprint):
+            learner, predict = self._answering(index, context)
+            asked.again(predict, type(learner).__name__, f"after experience {index}")
+        return counts | {"seconds": torch.tensor([clock.seconds], dtype=torch.float64)}
+
+    def _answering(self, index: int, context: Context) -> tuple[Strategy, Callable[..., Tensor]]:
+        """A learner rebuilt from what was carried across boundary ``index``, and its answers."""
+        learner = self.learners.rebuilt(index + 1, context.checkpoints.state(index))
+
+        def predict(images: Tensor, task: TaskKey | None = None) -> Tensor:
+            context.stop.here()
+            return self.learners.scores(learner, images, task)
+
+        return learner, predict
+
+    def _counts(self, index: int, context: Context, asked: Asked) -> dict[str, Tensor]:
+        """What the kind counts, with questions kept in ``asked``; and what further budgets measure."""
+        loading = Flops()
         with OptimizerSteps() as steps:
             with loading.counting():
-                learner = self.learners.rebuilt(index + 1, context.checkpoints.state(index))
-            counts, measured = self._counted(index, learner, context)
+                learner, predict = self._answering(index, context)
+            counts = dict(self.count(index, learner, asked.listening(predict)))
+            measured = measure_caps(caps_of(self.budget), learner, predict)
         if steps.count:
             raise ContractError(
                 f"{self.name} takes {steps.count} steps of an optimizer in the evaluation after experience {index}, in "
                 f"load_state or predict; there nothing may be trained: do it in after_experience, where it is billed"
             )
         counts["flops"] = counts["flops"] + loading.count
-        counts["seconds"] = torch.tensor([clock.seconds], dtype=torch.float64)
         try:
             check_caps(self.budget, measured, self.name, index)
         except BudgetExceeded:
@@ -235,15 +263,6 @@ class StrategyWork:
             context.record.update(caps_results(self.budget, [*Rows(context.checkpoints, index), measured]))
             raise
         return counts | measured
-
-    def _counted(self, index: int, learner: Strategy, context: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Answers of the learner, counted; and what further budgets measure of it."""
-
-        def predict(images: Tensor, task: TaskKey | None = None) -> Tensor:
-            context.stop.here()
-            return self.learners.scores(learner, images, task)
-
-        return dict(self.count(index, learner, predict)), measure_caps(caps_of(self.budget), learner, predict)
 
     def count(self, index: int, learner: Strategy, predict: Callable[..., Tensor]) -> Counts:
         """Count answers after experience ``index``: the kind's own.

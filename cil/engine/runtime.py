@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,6 +74,18 @@ class Runtime:
     def torch_device(self) -> torch.device:
         """As torch names it."""
         return torch.device(self.device)
+
+    @property
+    def processor(self) -> str:
+        """Name of what computes: kernels, and so the last bits, differ from one to the other."""
+        if self.device.startswith("cuda"):
+            return str(torch.cuda.get_device_name(self.torch_device))
+        try:
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+        except OSError:  # not Linux
+            lines = []
+        named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return next(named, platform.processor() or platform.machine())
 
     @property
     def fabric(self) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import TypeVar
 
+from cil.report.audits import audit_words
 from cil.report.grids import Line
 from cil.report.grouping import Group
 from cil.report.runs import RunSummary
@@ -56,12 +57,18 @@ class Row:
         label: The learner, and what tells it from another row of the same one.
         group: All its runs, finished or not.
         standing: ``ranked``, ``bound`` or ``unranked``.
+        notes: Remarks of its kind, and those that every kind of run makes.
     """
 
     label: str
     group: Group
     standing: str = "ranked"
     notes: tuple[Note, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(dict.fromkeys((*self.notes, *common_notes(self.group)))))
+        if self.standing == "ranked" and any(audit.refutes for run in self.runs for audit in run.audits):
+            object.__setattr__(self, "standing", "unranked")
 
     @property
     def bound(self) -> bool:
@@ -158,6 +165,11 @@ def _effort(row: Row, usual: float | None) -> Iterable[Note]:
     if usual is not None and row.pace is not None and row.pace > SLOW * usual:
         times = f"{row.pace / usual:.1f} times the median of the table"
         yield Note("slow", f"slow: its seconds for an operation are {times}; not all that it does is counted as FLOPs")
+def common_notes(group: Group) -> Iterable[Note]:
+    """Remarks that every kind of run makes."""
+    if any(run.transductive for run in group.runs):
+        yield Note("transductive", "transductive: its answer to a test image may depend on the other test images")
+    yield from (Note(*words) for words in audit_words(group.finished))
 
 
 def mean(values: Sequence[float | None]) -> float | None:

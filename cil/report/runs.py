@@ -6,13 +6,15 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cil import plugins
 from cil.errors import ConfigError
 from cil.report.kind import ReportedKind
-from cil.tracking import Record, RecordError
+from cil.tracking import Record, RecordError, identity_hash
+from cil.tracking.audits import Audit, read_audits
 from cil.tracking.storage import PARTIAL
 
 CONVENTIONS = ("exact", "survey")  # of counting carried bytes
@@ -121,6 +123,16 @@ class RunSummary:
     @property
     def bound(self) -> bool:
         return bool(self.identity.get("bound"))
+
+    @property
+    def transductive(self) -> bool:
+        """True if an answer may depend on the other test images."""
+        return bool(self.identity.get("transductive"))
+
+    @cached_property
+    def audits(self) -> list[Audit]:
+        """Experiences that were redone from their stored states."""
+        return read_audits(self.record.directory, identity_hash(self.identity))
 
     @property
     def status(self) -> str:

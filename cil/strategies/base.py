@@ -32,6 +32,7 @@ class Strategy(Holder):
     net: Any  # the network that ``build_net`` makes
     uses_horizon: ClassVar[bool] = False  # needs to know how many experiences will come
     bound: ClassVar[bool] = False  # an upper bound, not a competitor: kept out of rankings
+    transductive: ClassVar[bool] = False  # the answer to a test image may depend on the other test images
     holds_out: ClassVar[bool] = False  # leaves images out of its main phase, for a later one
     takes_task: ClassVar[bool] = False  # task-aware: answers ``predict(images, task)``
     searches: bool = False  # its trials need held-out data in every experience

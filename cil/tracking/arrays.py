@@ -1,6 +1,6 @@
 """Arrays of a run, which grow with its boundaries: each adds one small file and one line to an index.
 
-arrays/index.jsonl                a line for each file: its name, its SHA-256, the names of the arrays in it, its own sum
+arrays/index.jsonl                a line for each file: its name, its SHA-256, the names of its arrays, its own sum
 arrays/boundary-003.safetensors   what boundary 3 adds; counts of which most are zero as cells
 arrays.safetensors                of the first releases: all arrays at once, dense
 

@@ -169,6 +169,7 @@ class Environment(TypedDict, total=False):
     python: str
     torch: str
     platform: str
+    processor: str
     cores: int | None
     command: str | None
 
@@ -267,6 +268,7 @@ class StrategyIdentity(Identity):
     budget: BudgetDescription
     bound: bool
     uses_horizon: bool
+    transductive: NotRequired[bool]
     class_order: list[int]
     networks: Networks
     tuning: NotRequired[Tuning]

@@ -64,7 +64,8 @@ def _section(groups: Sequence[Group], number: int) -> Section:
     )
     errors = {row.label: row.score("mean_error") for row in rows}
     rows.sort(key=lambda row: (errors[row.label].mean is None, errors[row.label].mean or 0.0, row.label))
-    verdicts = lowest_error("Online accuracy (100 − mean error)", errors)
+    ranked = {row.label: errors[row.label] for row in rows if row.standing == "ranked"}
+    verdicts = lowest_error("Online accuracy (100 − mean error)", ranked)
     title = f"{stream['name']}: {sum(stream['counts']):,} images in {len(stream['segments'])} segments"
     subtitle = f"source {source.get('name')}"
     bill = [(r.label, r.bytes_by_kind(), {"carried": r.carried(), "with an update": _peak(r)}) for r in rows if r.shown]

@@ -34,7 +34,7 @@ class ClassWork(StrategyWork):
             return None
         facts = context.facts(index)
         return AnytimeObserver(
-            self.anytime, self.stream, index, facts, self.seed, self.evaluation_batch, self.runtime
+            self.anytime, self.stream, index, facts, self.seed, self.evaluation_batch, self.runtime, self.transductive
         )  # fmt: skip
 
     def count(self, index: int, learner: Strategy, predict: Callable[..., Tensor]) -> Counts:

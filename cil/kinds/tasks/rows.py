@@ -118,7 +118,7 @@ def task_rows(
             row,
             relative=Score({}) if reference is None else _relative(row, reference),
             normalised=_normalised(row, chance, best),
-            front=bool(on) and not row.bound,
+            front=bool(on) and row.standing == "ranked",
         )
         for row, on in zip(rows, front, strict=True)
     ]

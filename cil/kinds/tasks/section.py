@@ -77,7 +77,9 @@ def _section(groups: Sequence[Group], number: int) -> Section:
         facts=_facts(groups, split),
         grid=_grid(rows),
         tables=tuple(_tables(rows, tasks, chance)),
-        verdicts=lowest_error("Mean score (100 − E)", {row.label: row.error for row in rows if not row.bound}),
+        verdicts=lowest_error(
+            "Mean score (100 − E)", {row.label: row.error for row in rows if row.standing == "ranked"}
+        ),
         remarks=remarks(rows),
         warnings=tuple(_warnings(groups, rows)),
         legend=LEGEND,

@@ -1,0 +1,45 @@
+"""Words on what was audited of the runs of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from cil.report.runs import RunSummary
+from cil.report.verdicts import few
+from cil.tracking.audits import Audit
+
+
+def audit_words(runs: Sequence[RunSummary]) -> Iterable[tuple[str, str]]:
+    """Marks and sentences on the audits of the runs of one setting: those that differ first."""
+    found = [(run, audit) for run in runs for audit in run.audits]
+    refuted = [f"{_place(run, audit)} ({audit.key})" for run, audit in found if audit.refutes]
+    if refuted:
+        yield "audit differs", f"audit differs, so not ranked: redone from its stored state, {few(refuted)}"
+    unsure = [f"{_place(run, audit)} ({audit.key})" for run, audit in found if _unsure(audit)]
+    if unsure:
+        yield "audit unsure", f"audit unsure: other bits on a device that need not give the same twice, {few(unsure)}"
+    elsewhere = [f"{_place(run, audit)} ({_unlike(audit)})" for run, audit in found if audit.elsewhere]
+    apart = [pair for pair in found if pair[1].elsewhere and not pair[1].equal]
+    if elsewhere:
+        much = f"{len(apart)} of {len(elsewhere)} with other bits, which says nothing" if apart else "the same bits"
+        yield "audited elsewhere", f"audited elsewhere: {few(elsewhere)}: {much}"
+    same = [pair for pair in found if pair[1].equal and not pair[1].elsewhere]
+    if same and not refuted:
+        seeds = len({run.seed for run, _ in same})
+        mark = "audited" if seeds == len(runs) else f"audited {seeds}/{len(runs)}"
+        yield mark, f"{mark}: redone from its stored state, the same bits: {few([_place(*pair) for pair in same])}"
+
+
+def _place(run: RunSummary, audit: Audit) -> str:
+    parts = "" if "state" in audit.compared else f" ({' and '.join(audit.compared)} alone)"
+    return f"experience {audit.experience} of seed {run.seed}{parts}"
+
+
+def _unsure(audit: Audit) -> bool:
+    """True for other bits that alone conclude nothing."""
+    return not (audit.equal or audit.elsewhere or audit.refutes)
+
+
+def _unlike(audit: Audit) -> str:
+    """In what an audit was not like the run."""
+    return f"other {', '.join(audit.elsewhere)}"
