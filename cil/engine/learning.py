@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cil.contract import Frozen, freeze
 from cil.data import Samples
 from cil.engine.anytime import Anytime
 from cil.engine.caps import caps_of, caps_results, check_caps, measure_caps
@@ -19,7 +20,9 @@ from cil.engine.cost import Cost
 from cil.engine.driver import Boundary, Context, Counts, Facts
 from cil.engine.dry_run import Bill, check_bills, dry_run
 from cil.engine.keys import generator, reseed
-from cil.engine.lifecycle import Learners, MakeFactory, MakeLearner, admit, all_evaluating, enter, sample_experience
+from cil.engine.lifecycle import (
+    Learners, MakeFactory, MakeLearner, admit, all_evaluating, allowance, enter, sample_experience,
+)  # fmt: skip
 from cil.engine.phases import Observer, Training
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
@@ -28,9 +31,9 @@ from cil.engine.spending import spent
 from cil.engine.status import Clock
 from cil.engine.strategy_steps import StrategySteps
 from cil.errors import ConfigError
-from cil.memory import Allowance, Budget, Entry, Flops, Ledger
+from cil.memory import Allowance, Budget, Entry, Flops
 from cil.strategies import Strategy
-from cil.streams import Experience, Stream, TaskKey
+from cil.streams import Experience, Signature, Stream, TaskKey
 
 
 @dataclass
@@ -158,14 +161,14 @@ class StrategyWork:
         """One experience: everything that happens to a strategy, in order."""
         learner = self.learners.rebuilt(index, context.checkpoints.state(index - 1) if index else None)
         taken = self.learners.admit(learner, index)
-        allowance = Allowance.of(learner.budget)
+        allowance = self.allowance(index, taken)
         keyed = generator(self.seed, "incoming", index)
         experience = sample_experience(self.stream.training_half()[index], taken, keyed)
         self.keep_images(experience, context)
         flops = Flops()  # operations of all hooks but the phases
         around = partial(self._around, learner, index, flops)
         grow = partial(self.learners.grow, learner, index)
-        enter(learner, experience, grow, around, partial(self._make_room, learner, allowance))
+        enter(learner, experience, grow, around, partial(self._make_room, learner, index, allowance))
         observer = self.observer(index, context)
         training = Training(
             context, index, self.seed, self.recipe, self.stream.augment_of(index), self.runtime,
@@ -179,9 +182,9 @@ class StrategyWork:
         trained = context.clock.seconds
         with around("after"):
             learner.after_experience(experience)
-        held = [*learner.training_entries(), *max((cost.entries for cost in costs), key=_bytes, default=[])]
         if self.budget.enforce == "shrink":
-            shrink(learner, allowance)
+            self._shrink(learner, index, allowance)
+        held = [*learner.training_entries(), *max((cost.entries for cost in costs), key=_bytes, default=[])]
         facts: dict[str, Any] = {
             "signature": asdict(self.stream.signatures[index]),
             "given_up": allowance.boundary.given_up,
@@ -198,7 +201,17 @@ class StrategyWork:
         if self.budget.flops is not None or self.budget.updates is not None:
             facts["compute"] = compute(self.budget, facts["flops"], facts["steps"])
             facts["ended_early"] = any(cost.cut for cost in costs)
-        return Boundary(learner.state(), facts, held, count_exemplars(learner), allowance)
+        return Boundary(self.frozen(learner, index), facts, held, allowance)
+
+    def allowance(self, index: int, taken: Signature) -> Allowance:
+        """What may be carried out of an experience of which ``taken`` is taken: the engine's own, no learner has it."""
+        full, bill = self.stream.signatures[index], self.bill[index]
+        return allowance(self.budget, full, taken, self.learners.final_bytes, bill.side_limit)
+
+    def frozen(self, learner: Strategy, index: int) -> Frozen:
+        """What a learner carries out of experience ``index``, as plain data."""
+        signature = self.stream.signatures[index]
+        return freeze(learner, signature.image_shape, signature.num_classes, self.bill[index].networks)
 
     def keep_images(self, experience: Experience, context: Context) -> None:
         """Keep images of an experience in the record, for reports. Default: none."""
@@ -293,14 +306,23 @@ class StrategyWork:
         with self.runtime.autocast(), flops.counting(), all_evaluating(learner):
             yield
 
-    def _make_room(self, learner: Strategy, allowance: Allowance) -> None:
+    def _make_room(self, learner: Strategy, index: int, allowance: Allowance) -> None:
         """Under a budget on both, exemplars and the images that arrive fit together."""
         if self.budget.scope == "carried":
             return
         if self.budget.enforce == "shrink":
-            shrink(learner, allowance)
-        ledger = Ledger.of(learner.state())
-        allowance.check(ledger, count_exemplars(learner), self.name, when="with what arrives in")
+            self._shrink(learner, index, allowance)
+        frozen = self.frozen(learner, index)
+        allowance.check(frozen.ledger(), frozen.exemplars, self.name, when="with what arrives in")
+
+    def _shrink(self, learner: Strategy, index: int, allowance: Allowance) -> None:
+        """Drop exemplars, the last chosen first, until the state fits."""
+        while (frozen := self.frozen(learner, index)) and allowance.over(frozen.ledger(), frozen.exemplars):
+            largest = max((max(m.counts().values(), default=0) for m in learner.memories().values()), default=0)
+            if not largest:
+                return
+            for memory in learner.memories().values():
+                memory.shrink(largest - 1)
 
     def _error(self, experience: Experience, learner: Strategy, samples: Samples) -> float:
         """Error in percent on held-out data of an experience, by which trials of a search are judged."""
@@ -341,21 +363,6 @@ def check_task_aware(takes_task: bool, stream: Stream, name: str) -> None:
             f"strategy {name} answers without being told the task, which stream '{stream.name}' tells; set "
             f"stream.heads=offset, or choose a strategy whose predict takes the task (strategy=all names them)"
         )
-
-
-def count_exemplars(learner: Strategy) -> int:
-    """Exemplars in all rehearsal memories."""
-    return sum(len(memory) for memory in learner.memories().values())
-
-
-def shrink(learner: Strategy, allowance: Allowance) -> None:
-    """Drop exemplars, the last chosen first, until the state fits."""
-    while allowance.over(Ledger.of(learner.state()), count_exemplars(learner)):
-        largest = max((max(m.counts().values(), default=0) for m in learner.memories().values()), default=0)
-        if not largest:
-            return
-        for memory in learner.memories().values():
-            memory.shrink(largest - 1)
 
 
 def flops_by_part(costs: Sequence[Cost], learner: Strategy, hooks: int) -> dict[str, int]:

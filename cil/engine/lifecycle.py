@@ -45,10 +45,22 @@ def admit(learner: Strategy, signature: Signature, budget: Budget, final_bytes: 
             f"{type(learner).__name__}.accepts gives {taken} at experience {signature.index}; there are "
             f"{signature.counts}, and of each slot at least one image and at most all must be taken"
         )
-    given_up = sum(signature.counts.values()) - sum(taken.values())
-    boundary = NextBoundary(signature.index, given_up, math.prod(signature.image_shape), final_bytes)
-    learner.budget = Allowance(budget, boundary)
-    return signature if not given_up else replace(signature, counts=taken)
+    found = signature if taken == dict(signature.counts) else replace(signature, counts=taken)
+    learner.budget = allowance(budget.copy(), signature, found, final_bytes)  # its own, whatever it does to it
+    return found
+
+
+def allowance(
+    budget: Budget,
+    signature: Signature,
+    taken: Signature,
+    final_bytes: int | None = None,
+    side_bytes: int | None = None,
+) -> Allowance:
+    """What may be carried across the boundary after an experience of which ``taken`` is taken."""
+    given_up = sum(signature.counts.values()) - sum(taken.counts.values())
+    pixels = math.prod(signature.image_shape)
+    return Allowance(budget, NextBoundary(signature.index, given_up, pixels, final_bytes, side_bytes))
 
 
 def sample_experience(experience: Experience, taken: Signature, generator: torch.Generator) -> Experience:
@@ -109,7 +121,7 @@ class Learners:
         """A learner that has met nothing, with what the engine lends it at experience ``index``."""
         reseed(self.seed, "build")
         device = self.runtime.torch_device
-        allowance = Allowance(self.budget, NextBoundary(final_bytes=self.final_bytes))
+        allowance = Allowance(self.budget.copy(), NextBoundary(final_bytes=self.final_bytes))
         learner = self.make_learner(self.make_factory(seed=self.seed, device=device), allowance)
         keyed = partial(generator, self.seed, "strategy", index)
         learner.context = RuntimeContext(device, keyed, self.runtime.backward, self.augment)

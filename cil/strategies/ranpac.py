@@ -97,6 +97,11 @@ class RanPAC(FrozenBackbone):
         super().grow_net(signature)
         self.targets = F.pad(self.targets, (0, len(signature.new_slots)))
 
+    def side_bytes(self) -> int:
+        """G, Q and a stored projection go by ``size`` alone."""
+        held = (self.gram, self.targets, *([] if self.seed is not None else [self.layer]))
+        return sum(tensor_bytes(tensor) for tensor in held if tensor is not None)
+
     def prepare(self, experience: Experience) -> None:
         if experience.index == 0:  # W_r is drawn once
             seed = torch.randint(2**62, (), generator=self.generator("projection"))
