@@ -55,6 +55,7 @@ def freeze(
     for name in BOOKKEEPING:
         if getattr(method, name) is not getattr(Holder, name) or name in vars(learner):
             raise StateError(f"{method.__name__}.{name} is an override; what is carried is listed by the base class")
+    learner.refuse_lost()
     given = learner.state()
     own = given if method.state is Holder.state and "state" not in vars(learner) else Holder.state(learner)
     if type(given) is not State:

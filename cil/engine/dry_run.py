@@ -78,6 +78,12 @@ def dry_run(
         held = planned_exemplars(learner, taken, held)
         plain.grow(len(taken.new_slots))
         bills.append(_bill(learner, taken, held, SideLimit.of(plain, taken, budget, learner.side_bytes())))
+    if learner.unallocated() and len(signatures) > 1:
+        name = learner.unallocated()[0]
+        raise ConfigError(
+            f"{type(learner).__name__} keeps {name} as carried, and neither __init__ nor grow makes it, so nobody knows "
+            f"its bytes before training: make it there at its final size, or keep it with lifetime='training'"
+        )
     return bills
 
 

@@ -139,8 +139,9 @@ class Budget:
     def description(self) -> dict[str, Any]:
         """The terms as the identity of a run says them: plain data."""
         terms = {key: value for key, value in asdict(replace(self, alignment=None)).items() if key != "alignment"}
-        if not self.caps:
-            del terms["caps"]
+        for key, default in (("caps", {}), ("side_bytes", "auto")):
+            if terms[key] == default:
+                del terms[key]
         terms["limits"] = None if self.limits is None else list(self.limits)
         alignment = self.alignment
         each = len(self.limits or ()) > 1 if alignment is None else alignment.each
