@@ -24,8 +24,8 @@ class Frozen:
     Attributes:
         state: Plain tensors and JSON.
         exemplars: Rows of all exemplar memories.
-        beside: All that is carried beside networks, public weights and ordinary exemplars. An exemplar is ordinary up to a raw image,
-            a label, its logits (4 bytes a class) and 16 bytes more; networks are the floating-point parameters of the
+        beside: All that is carried beside networks, public weights and ordinary exemplars. An exemplar is ordinary up
+            to a raw image, a label, its logits (4 bytes a class) and 16 bytes more; networks are the floating-point parameters of the
             modules kept as ``parameters``, and their buffers of one dimension.
     """
 
@@ -38,9 +38,7 @@ class Frozen:
         return Ledger.of(self.state, training, self.beside)
 
 
-def freeze(
-    learner: Holder, shape: tuple[int, int, int], num_classes: int, networks: int | None = None
-) -> Frozen:
+def freeze(learner: Holder, shape: tuple[int, int, int], num_classes: int, networks: int | None = None) -> Frozen:
     """The state of a learner as plain data; kinds and counts are those of its structure, not what it says of them.
 
     Args:
@@ -68,7 +66,7 @@ def freeze(
             f"that is carried, and nothing else"
         )
     meta = json.loads(encode_meta(given.meta) or b"{}")
-    memories = _memories(learner)
+    memories = exemplar_memories(learner)
     rows = {name: _rows(name, tensors) for name in memories}
     pixels = {name: _nominal(name, tensors, shape) for name in memories}
     survey = dict(own.survey) | {"exemplars": sum(rows[name] * pixels[name] for name in memories)}
@@ -93,7 +91,7 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
     return tensor.detach()
 
 
-def _memories(learner: Holder) -> dict[str, ExemplarMemory]:
+def exemplar_memories(learner: Holder) -> dict[str, ExemplarMemory]:
     """The exemplar memories that are kept, whatever ``memories`` says."""
     held = {name: vars(learner)[name] for name in learner._kept}
     return {name: value for name, value in held.items() if isinstance(value, ExemplarMemory)}

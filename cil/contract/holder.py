@@ -117,9 +117,11 @@ class Holder:
         if isinstance(found, np.ndarray):
             keep = f"{keep}, as a tensor"
         elif isinstance(found, Optimizer):
-            keep = "the engine makes the optimizer of a phase: name its parameters and rate, Phase(parameters=..., lr=...)"
+            keep = (
+                "the engine makes the optimizer of a phase: name its parameters and rate, Phase(parameters=..., lr=...)"
+            )
         elif isinstance(found, Samples):
-            keep = f"keep it as kind='temporary' for this experience; an ExemplarMemory stores images for later ones"
+            keep = "keep it as kind='temporary' for this experience; an ExemplarMemory stores images for later ones"
         elif found is not value and callable(value):
             keep = f"{keep}, and let the function take it from there"
         raise NotKept(
@@ -192,7 +194,9 @@ class Holder:
 
     def unallocated(self) -> list[str]:
         """Names that are kept as carried, for tensors that are not there: nobody knows their bytes yet."""
-        kept = ((name, kept) for name, kept in self._kept.items() if kept.lifetime == "carried" and kept.kind != "other")
+        kept = (
+            (name, kept) for name, kept in self._kept.items() if kept.lifetime == "carried" and kept.kind != "other"
+        )
         return [name for name, _ in kept if getattr(self, name) is None]
 
     def full_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

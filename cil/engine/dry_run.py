@@ -81,8 +81,8 @@ def dry_run(
     if learner.unallocated() and len(signatures) > 1:
         name = learner.unallocated()[0]
         raise ConfigError(
-            f"{type(learner).__name__} keeps {name} as carried, and neither __init__ nor grow makes it, so nobody knows "
-            f"its bytes before training: make it there at its final size, or keep it with lifetime='training'"
+            f"{type(learner).__name__} keeps {name} as carried, and neither __init__ nor grow makes it, so nobody "
+            f"knows its bytes before training: make it there at its final size, or keep it with lifetime='training'"
         )
     return bills
 
@@ -147,8 +147,8 @@ def check_bills(bills: Sequence[Bill], budget: Budget, name: str) -> None:
         if bill.fixed[budget.convention] > limit:
             raise BudgetExceeded(
                 f"{name} will carry {bill.fixed[budget.convention]:,} bytes ({budget.convention}) without a single "
-                f"exemplar after experience {bill.experience}, budget.limit is {limit:,}: {_kinds(bill)}; raise budget.limit, "
-                f"take a smaller model, or set budget.enforce=report"
+                f"exemplar after experience {bill.experience}, budget.limit is {limit:,}: {_kinds(bill)}; raise "
+                f"budget.limit, take a smaller model, or set budget.enforce=report"
             )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cil.contract import Frozen, freeze
+from cil.contract import Frozen, exemplar_memories, freeze
 from cil.data import Samples
 from cil.engine.anytime import Anytime
 from cil.engine.caps import caps_of, caps_results, check_caps, measure_caps
@@ -21,7 +21,14 @@ from cil.engine.driver import Boundary, Context, Counts, Facts
 from cil.engine.dry_run import Bill, check_bills, dry_run
 from cil.engine.keys import generator, reseed
 from cil.engine.lifecycle import (
-    Learners, MakeFactory, MakeLearner, admit, all_evaluating, allowance, enter, sample_experience,
+    Learners,
+    MakeFactory,
+    MakeLearner,
+    admit,
+    all_evaluating,
+    allowance,
+    enter,
+    sample_experience,
 )  # fmt: skip
 from cil.engine.phases import Observer, Training
 from cil.engine.recipe import Recipe
@@ -32,8 +39,11 @@ from cil.engine.status import Clock
 from cil.engine.strategy_steps import StrategySteps
 from cil.errors import ConfigError
 from cil.memory import Allowance, Budget, Entry, Flops
+from cil.memory.codec_check import check_codec
 from cil.strategies import Strategy
 from cil.streams import Experience, Signature, Stream, TaskKey
+
+CODEC_IMAGES = 8  # by which a codec of another package is tried
 
 
 @dataclass
@@ -165,6 +175,7 @@ class StrategyWork:
         keyed = generator(self.seed, "incoming", index)
         experience = sample_experience(self.stream.training_half()[index], taken, keyed)
         self.keep_images(experience, context)
+        check_codecs(learner, experience.train)
         flops = Flops()  # operations of all hooks but the phases
         around = partial(self._around, learner, index, flops)
         grow = partial(self.learners.grow, learner, index)
@@ -363,6 +374,17 @@ def check_task_aware(takes_task: bool, stream: Stream, name: str) -> None:
             f"strategy {name} answers without being told the task, which stream '{stream.name}' tells; set "
             f"stream.heads=offset, or choose a strategy whose predict takes the task (strategy=all names them)"
         )
+
+
+def check_codecs(learner: Strategy, arriving: Samples) -> None:
+    """Refuse codecs of other packages that know the images: what decoding needs is charged.
+
+    Raises:
+        ContractError: naming the codec.
+    """
+    for memory in exemplar_memories(learner).values():
+        if not type(memory.codec).__module__.startswith("cil."):
+            check_codec(memory.codec, arriving[:CODEC_IMAGES].pixels)
 
 
 def flops_by_part(costs: Sequence[Cost], learner: Strategy, hooks: int) -> dict[str, int]:

@@ -18,6 +18,7 @@ __all__ = [
     "UNLIMITED",
     "Alignment",
     "Allowance",
+    "Beside",
     "Budget",
     "Entry",
     "ExemplarMemory",

@@ -149,7 +149,8 @@ class Budget:
         if alignment is not None:
             to = alignment.to
             method = getattr(to, "func", to)
-            named = to if isinstance(to, str) else getattr(method, "name", None) or getattr(method, "__name__", str(to))
+            own = getattr(method, "__dict__", {})  # a name is not inherited
+            named = to if isinstance(to, str) else own.get("name") or getattr(method, "__name__", str(to))
             found |= {"exemplars": alignment.exemplars, "to": named}
             if alignment.model is not None:
                 model = alignment.model

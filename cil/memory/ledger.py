@@ -38,6 +38,9 @@ class Beside(NamedTuple):
     images: float = 0.0
 
 
+NOTHING = Beside()
+
+
 def check_kind(kind: str) -> str:
     """``kind``, if the ledger knows it.
 
@@ -85,13 +88,15 @@ class Ledger:
         beside: Carried bytes beside networks and ordinary exemplars (``cil.contract.Frozen``).
     """
 
-    def __init__(self, entries: Iterable[Entry], survey: dict[str, int] | None = None, beside: Beside = Beside()) -> None:
+    def __init__(
+        self, entries: Iterable[Entry], survey: dict[str, int] | None = None, beside: Beside = NOTHING
+    ) -> None:
         self.entries = tuple(entries)
         self._survey = dict(survey or {})
         self.beside = beside
 
     @classmethod
-    def of(cls, state: State, training: Iterable[Entry] = (), beside: Beside = Beside()) -> Ledger:
+    def of(cls, state: State, training: Iterable[Entry] = (), beside: Beside = NOTHING) -> Ledger:
         """Charge a carried state, and list the entries held in training only."""
         entries = [tensor_entry(name, state.kinds[name], tensor) for name, tensor in state.tensors.items()]
         meta = state.encoded_meta()

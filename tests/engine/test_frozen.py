@@ -14,6 +14,7 @@ from cil.data import ArrayStore, Samples
 from cil.engine.recipe import Recipe
 from cil.errors import BudgetExceeded, ContractError, StateError
 from cil.memory import Allowance, Budget, ExemplarMemory, Ledger, NextBoundary, State
+from cil.memory.codecs import Raw
 from cil.strategies.replay import Replay
 from cil.testing.toy import EXEMPLARS, toy_run, toy_stream
 
@@ -331,3 +332,39 @@ def test_the_message_names_what_was_allowed():
         "mine carries 101 bytes beside networks and exemplars (13 images' worth), budget.side_bytes allows 100 after "
         "experience 2: nothing; raise budget.side_bytes (null: no cap), or set budget.enforce=report"
     )
+
+
+# what a run is called, and its codec -------------------------------------------------------------------------------
+
+
+def test_a_subclass_has_its_own_name():
+    from cil.api import name_of
+    from cil.errors import ConfigError
+    from cil.strategies.registry import register
+
+    assert (name_of(Replay), name_of(KeepsAll)) == ("replay", "KeepsAll")
+    assert Budget.aligned(KeepsAll, exemplars=3).description()["to"] == "KeepsAll"
+    with pytest.raises(ConfigError, match=r"the strategy name 'replay' is taken by cil\.strategies\.replay"):
+        register("replay")(KeepsAll)
+
+
+def test_a_run_refuses_a_codec_that_knows_its_images(tmp_path):
+    class Rows(Raw):
+        def stored_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+            return 1, 1, 1
+
+        def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+            known = STREAM[0].train.pixels
+            rows = torch.cdist(pixels.flatten(1).float(), known.flatten(1).float()).argmin(1).byte()
+            return rows, torch.ones(len(pixels), dtype=torch.int32)
+
+        def decode(self, data: Tensor, sizes: Tensor, shape: tuple[int, int, int]) -> Tensor:
+            return STREAM[0].train.pixels[data.long()]
+
+    class RowNumbers(Replay):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.keep("memory", ExemplarMemory(Rows(), "random"), kind="exemplars")
+
+    with pytest.raises(ContractError, match="it knows these images"):
+        run(RowNumbers, tmp_path)

@@ -101,7 +101,9 @@ def make_run(root: Path) -> Callable[..., Record]:
     return leave
 
 
-def _results(matrix: Any, forgetting: float | None, parameters: int, exemplars: int, public: int, beside: int) -> dict[str, Any]:
+def _results(
+    matrix: Any, forgetting: float | None, parameters: int, exemplars: int, public: int, beside: int
+) -> dict[str, Any]:
     """Both experiences have as many test images, so the curve is the mean of what has been met of each row."""
     curve = [sum(row[: step + 1]) / (step + 1) for step, row in enumerate(matrix)]
     pixels, labels = 192 * exemplars, exemplars
