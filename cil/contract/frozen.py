@@ -25,8 +25,8 @@ class Frozen:
         state: Plain tensors and JSON.
         exemplars: Rows of all exemplar memories.
         beside: All that is carried beside networks, public weights and ordinary exemplars. An exemplar is ordinary up
-            to a raw image, a label, its logits (4 bytes a class) and 16 bytes more; networks are the floating-point parameters of the
-            modules kept as ``parameters``, and their buffers of one dimension.
+            to a raw image, a label, its logits (4 bytes a class) and 16 bytes more; networks are the floating-point
+            parameters of the modules kept as ``parameters``, and their buffers of one dimension.
     """
 
     state: State

@@ -29,7 +29,7 @@ from cil.engine.lifecycle import (
     allowance,
     enter,
     sample_experience,
-)  # fmt: skip
+)
 from cil.engine.phases import Observer, Training
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
