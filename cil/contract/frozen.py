@@ -53,7 +53,7 @@ def freeze(learner: Holder, shape: tuple[int, int, int], num_classes: int, netwo
     for name in BOOKKEEPING:
         if getattr(method, name) is not getattr(Holder, name) or name in vars(learner):
             raise StateError(f"{method.__name__}.{name} is an override; what is carried is listed by the base class")
-    learner.refuse_lost()
+    Holder.refuse_lost(learner)
     given = learner.state()
     own = given if method.state is Holder.state and "state" not in vars(learner) else Holder.state(learner)
     if type(given) is not State:

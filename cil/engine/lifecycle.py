@@ -46,7 +46,7 @@ def admit(learner: Strategy, signature: Signature, budget: Budget, final_bytes: 
             f"{signature.counts}, and of each slot at least one image and at most all must be taken"
         )
     found = signature if taken == dict(signature.counts) else replace(signature, counts=taken)
-    learner.budget = allowance(budget.copy(), signature, found, final_bytes)  # its own, whatever it does to it
+    learner.budget = allowance(budget, signature, found, final_bytes)
     return found
 
 
@@ -121,7 +121,7 @@ class Learners:
         """A learner that has met nothing, with what the engine lends it at experience ``index``."""
         reseed(self.seed, "build")
         device = self.runtime.torch_device
-        allowance = Allowance(self.budget.copy(), NextBoundary(final_bytes=self.final_bytes))
+        allowance = Allowance(self.budget, NextBoundary(final_bytes=self.final_bytes))
         learner = self.make_learner(self.make_factory(seed=self.seed, device=device), allowance)
         keyed = partial(generator, self.seed, "strategy", index)
         learner.context = RuntimeContext(device, keyed, self.runtime.backward, self.augment)

@@ -164,7 +164,7 @@ class Budget:
         return free and self.side_bytes is not None
 
     def copy(self) -> Budget:
-        """The same terms as an object of its own, so that whoever is lent it cannot change this one."""
+        """The same terms as an object of its own, down to its lists."""
         limits = None if self.limits is None else tuple(self.limits)
         return replace(self, limits=limits, caps=dict(self.caps))
 
@@ -238,7 +238,7 @@ class Allowance:
     boundary: NextBoundary
 
     def __init__(self, budget: Budget, boundary: NextBoundary = NextBoundary()) -> None:
-        object.__setattr__(self, "budget", budget)
+        object.__setattr__(self, "budget", budget.copy())  # whoever is lent it cannot change what the user asked
         object.__setattr__(self, "boundary", boundary)
 
     @classmethod

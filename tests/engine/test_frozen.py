@@ -53,6 +53,12 @@ class BehindTheAllowance(KeepsAll):
         object.__setattr__(self.budget.budget, "exemplars", 10_000)
 
 
+class BeforeTheRun(KeepsAll):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        object.__setattr__(self.budget.budget, "exemplars", 10_000)
+
+
 class AnotherAllowance(KeepsAll):
     def prepare(self, experience: Any) -> None:
         self.budget = Allowance(Budget(exemplars=10_000))
@@ -79,7 +85,10 @@ def test_a_budget_cannot_be_set_by_a_learner(tmp_path):
         run(OnTheAllowance, tmp_path)
 
 
-@pytest.mark.parametrize("cheat", [KeepsAll, BehindTheAllowance, AnotherAllowance, AnAllowanceOfItsOwn, SaysItIsABound])
+RAISED = [KeepsAll, BehindTheAllowance, BeforeTheRun, AnotherAllowance, AnAllowanceOfItsOwn, SaysItIsABound]
+
+
+@pytest.mark.parametrize("cheat", RAISED)
 def test_a_learner_is_held_to_the_budget_of_the_user(cheat, tmp_path):
     with pytest.raises(BudgetExceeded, match=rf"carries 24 exemplars, budget\.exemplars is {EXEMPLARS}"):
         run(cheat, tmp_path)
