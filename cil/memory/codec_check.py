@@ -6,13 +6,13 @@ stores two bytes of each. Moved copies of the same images show it: they look ali
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from copy import deepcopy
 from types import FunctionType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cil.errors import ContractError
@@ -21,7 +21,6 @@ from cil.memory.codecs import Codec
 WORSE = (3.0, 8.0)  # moved copies may have three times the mean error and 8 grey levels more
 LONGER = (2.0, 64.0)  # and twice the bytes and 64 more
 OPTION = 64  # characters of a text, or values of a list, that are an option and no data
-OBJECT = 1024  # bytes of an object that is one
 
 
 def moved(images: Tensor) -> Tensor:
@@ -49,10 +48,9 @@ def _is_option(value: Any) -> bool:
         return len(value) <= OPTION and (isinstance(value, str) or all(map(_is_option, value)))
     if isinstance(value, FunctionType | type | property | classmethod | staticmethod):
         return True
-    try:
-        return len(pickle.dumps(value)) <= OBJECT
-    except Exception:  # nothing says what is in it
-        return False
+    if value is None or isinstance(value, bool | int | float | torch.dtype):
+        return True
+    return hasattr(value, "__dict__") and all(map(_is_option, vars(value).values()))  # an object of options
 
 
 def check_codec(codec: Codec, images: Tensor) -> None:

@@ -154,11 +154,11 @@ def caps(runs: Sequence[RunSummary]) -> tuple[Cap, ...]:
     return tuple(found.values())
 
 
-def beside(runs: Sequence[RunSummary]) -> list[Note]:
-    """Says so where more than an image for each class would fit into what is carried beside networks and exemplars."""
+def beside(runs: Sequence[RunSummary], ordinary: int) -> list[Note]:
+    """Says so where more than ``ordinary`` images would fit into what is carried beside networks and exemplars."""
     held = [(run.images_beside or 0.0, run) for run in runs]
     most, run = max(held, key=lambda pair: pair[0], default=(0.0, None))
-    if run is None or most <= len(run.stream.get("classes") or ()):
+    if run is None or most <= ordinary:
         return []
     size = run.result("ledger", -1, "beside", "bytes")
     mark = f"holds {most:,.0f} images' worth beside"

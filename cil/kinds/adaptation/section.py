@@ -57,7 +57,7 @@ def _section(groups: Sequence[Group], number: int) -> Section:
     first = groups[0].first
     stream, source = first.stream, first.identity["source"] or {}
     rows = [
-        Row(label, group, notes=(*incomplete(group), *beside(group.finished)))
+        Row(label, group, notes=(*incomplete(group), *beside(group.finished, len(stream.get("classes") or ()))))
         for group, label in zip(groups, labels_of(groups), strict=True)
     ]
     errors = {row.label: row.score("mean_error") for row in rows}

@@ -57,7 +57,11 @@ def _row(group: Group, label: str, planner: bool, least: int | None) -> Row:
     standing = "bound" if first.bound else "ranked"
     if not runs or (excess and not first.bound):
         standing = "unranked"
-    notes = [*_status_notes(group, runs), *_memory_notes(first, runs, least), *beside(runs)]
+    notes = [
+        *_status_notes(group, runs),
+        *_memory_notes(first, runs, least),
+        *beside(runs, len(first.stream.get("classes") or ())),
+    ]
     if planner:
         notes.append(Note("uses horizon", "uses the horizon: was told the length of the stream"))
     if excess and not first.bound:

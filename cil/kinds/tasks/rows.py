@@ -128,7 +128,11 @@ def task_rows(
 def _row(group: Group, label: str, split: str, tasks: int) -> TaskRow:
     bound = group.first.bound
     notes = [Note("bound", "a bound, kept out of the verdict and of the front")] if bound else []
-    notes += incomplete(group) + beside(group.finished) + [note for cap in caps(group.finished) for note in cap.notes]
+    notes += (
+        incomplete(group)
+        + beside(group.finished, len(group.first.stream.get("classes") or ()))
+        + [note for cap in caps(group.finished) for note in cap.notes]
+    )
     return TaskRow(label, group, "bound" if bound else "ranked", tuple(notes), split, tasks)
 
 
