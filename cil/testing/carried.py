@@ -141,7 +141,7 @@ def texts(value: Any) -> Iterator[bytes]:
         yield value.encode("latin-1", "replace")
         for decode in (base64.b64decode, base64.b85decode, bytes.fromhex):
             try:
-                yield decode(value)  # type: ignore[operator]
+                yield decode(value)
             except (ValueError, binascii.Error):
                 continue
     elif isinstance(value, list | tuple):
