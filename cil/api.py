@@ -127,7 +127,7 @@ def plan(
     method = make.func if isinstance(make, partial) else make
     if isinstance(make, partial):
         check_arguments(method, make.keywords, "strategy")
-    name = name or str(getattr(method, "name", getattr(method, "__name__", "strategy")))
+    name = name or name_of(method)
     check_task_aware(bool(getattr(method, "takes_task", False)), stream, name)
     options, recipe = RunOptions.of(given, options), recipe or Recipe()
     runtime = options.runtime()
@@ -162,6 +162,12 @@ def plan(
         **facts,
     }
     return made_run(work, options, runtime, identity, partial(default_run_dir, identity))
+
+
+def name_of(method: Any) -> str:
+    """A method as tables name it: as it is registered itself, else by its own name. No name is inherited."""
+    own: Mapping[str, Any] = getattr(method, "__dict__", {})
+    return str(own.get("name") or getattr(method, "__name__", "strategy"))
 
 
 def made_run(

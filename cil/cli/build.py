@@ -27,7 +27,8 @@ from cil.streams.shifts import ShiftStream
 from cil.targets import PARTIAL, TARGET, check_arguments, made, resolve
 from cil.tracking import Record
 
-TERMS = ("convention", "reserve", "scope", "enforce", "training_bytes", "flops", "updates", "caps")  # of any budget
+# of any budget
+TERMS = ("convention", "reserve", "scope", "enforce", "side_bytes", "training_bytes", "flops", "updates", "caps")
 _streams: dict[str, Stream | ShiftStream] = {}
 _limits: dict[str, Sequence[int] | None] = {}
 

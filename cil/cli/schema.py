@@ -58,6 +58,12 @@ def limits(value: Any) -> str | None:
     return None if allowed else "it must be a positive number of bytes, or a list of them, one for each experience"
 
 
+def side_bytes(value: Any) -> str | None:
+    """Bytes, the word ``auto``, or no cap."""
+    allowed = value in (None, "auto") or whole(0)(value) is None
+    return None if allowed else "it must be auto, null or a whole number of bytes"
+
+
 def caps(value: Any) -> str | None:
     """Limits of further budgets, by their names."""
     each = above_zero()
@@ -131,6 +137,7 @@ KEYS: dict[str, Rule] = {
     "budget.reserve": one_of("now", "final"),
     "budget.scope": one_of("carried", "carried+incoming"),
     "budget.enforce": one_of("error", "shrink", "report"),
+    "budget.side_bytes": side_bytes,
     "budget.training_bytes": whole(1, none=True),
     "budget.flops": above_zero(none=True),
     "budget.updates": whole(1, none=True),

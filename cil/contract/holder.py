@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cil.contract.phase import RuntimeContext
 from cil.contract.renamed import old_name
+from cil.contract.unkept import data_in, lost_buffers
+from cil.data import Samples
 from cil.errors import ConfigError, NotKept, StateError
 from cil.memory import Entry, ExemplarMemory, Reference, State, check_kind, encode_meta, tensor_bytes, tensor_entry
 from cil.memory.ledger import TRAINING_KINDS
@@ -65,7 +69,7 @@ class Holder:
         Args:
             name: Attribute name.
             value: A module, a tensor, a dict of tensors, an ``ExemplarMemory``, None, or (kind ``other``) a JSON
-                scalar or short list, None too.
+                scalar or short list, None too. In training only also samples, which a hook before the phases sets.
             kind: One of ``cil.memory.KINDS``. Of a module kept as ``parameters`` the buffers are charged as such.
             lifetime: ``carried`` or ``training``; by default teachers, temporaries, optimizers, gradients and
                 activations are gone at the boundary, all else is carried.
@@ -90,12 +94,39 @@ class Holder:
         object.__setattr__(self, name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in self._kept and _holds_tensors(value):
-            raise NotKept(
-                f"{type(self).__name__}.{name} is a {type(value).__name__} that was not kept: it would not survive "
-                f"the boundary; call self.keep('{name}', ..., kind=...) first (kind='temporary' for training only)"
-            )
+        if name not in self._kept:
+            self._refuse_data(name, value)
         object.__setattr__(self, name, value)
+
+    def refuse_lost(self) -> None:
+        """Refuse data in what is not kept: also what was put into a container or an object after it was assigned.
+
+        Raises:
+            NotKept: naming the attribute.
+        """
+        for name in vars(self).keys() - self._kept.keys() - {"make_net", "context"}:
+            self._refuse_data(name, vars(self)[name])
+
+    def _refuse_data(self, name: str, value: Any) -> None:
+        """Raise where data would be lost at the boundary."""
+        found = data_in(value)
+        if found is None:
+            return
+        what = f"a {type(value).__name__}" + ("" if found is value else f" with a {type(found).__name__} in it")
+        keep = f"call self.keep('{name}', ..., kind=...) first (kind='temporary' for training only)"
+        if isinstance(found, np.ndarray):
+            keep = f"{keep}, as a tensor"
+        elif isinstance(found, Optimizer):
+            keep = (
+                "the engine makes the optimizer of a phase: name its parameters and rate, Phase(parameters=..., lr=...)"
+            )
+        elif isinstance(found, Samples):
+            keep = "keep it as kind='temporary' for this experience; an ExemplarMemory stores images for later ones"
+        elif found is not value and callable(value):
+            keep = f"{keep}, and let the function take it from there"
+        raise NotKept(
+            f"{type(self).__name__}.{name} is {what} that was not kept: it would not survive the boundary; {keep}"
+        )
 
     def trainable(self) -> list[nn.Parameter]:
         """All parameters that require a gradient, in modules that are neither teachers nor references."""
@@ -136,7 +167,20 @@ class Holder:
         return self.structure()
 
     def structure(self) -> State:
-        """As ``state``, but no value is looked at: public weights are not verified."""
+        """As ``state``, but no value is looked at: public weights are not verified.
+
+        Raises:
+            NotKept: where a kept module has buffers that are not saved.
+        """
+        for name, kept in self._kept.items():
+            module = vars(self).get(name)
+            lost = lost_buffers(name, module) if isinstance(module, nn.Module) and kept.lifetime == "carried" else []
+            if lost:
+                raise NotKept(
+                    f"{type(self).__name__}: {', '.join(lost[:3])} would not survive the boundary: a buffer registered "
+                    f"with persistent=False is not carried; make it persistent, or list it in the layer's class as "
+                    f"constants = ({lost[0].rpartition('.')[2]!r},) where its values never change"
+                )
         tensors, kinds, meta, references = self._flatten("carried")
         return State(tensors, kinds, meta, references, self._survey())
 
@@ -147,6 +191,13 @@ class Holder:
             StateError: where names, shapes or types differ.
         """
         self._unflatten(state.tensors, state.meta, "carried")
+
+    def unallocated(self) -> list[str]:
+        """Names that are kept as carried, for tensors that are not there: nobody knows their bytes yet."""
+        kept = (
+            (name, kept) for name, kept in self._kept.items() if kept.lifetime == "carried" and kept.kind != "other"
+        )
+        return [name for name, _ in kept if getattr(self, name) is None]
 
     def full_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything kept, training entries too, for a snapshot inside an experience."""
@@ -229,6 +280,8 @@ class Holder:
             elif isinstance(value, nn.Module | Tensor | ExemplarMemory) or _is_tensor_dict(value):
                 for key, (tensor, kind) in self._tensors_of(name, value, kept).items():
                     tensors[key], kinds[key] = tensor.detach(), kind
+            elif isinstance(value, Samples) and lifetime == "training":
+                continue  # the hooks before the phases set it again
             elif value is not None or kept.kind == "other":  # None of another kind: no tensor yet
                 if not _is_meta(value):
                     raise StateError(
@@ -301,16 +354,6 @@ def _is_meta(value: Any) -> bool:
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_meta(item) for key, item in value.items())
     return value is None or isinstance(value, _META)
-
-
-def _holds_tensors(value: Any) -> bool:
-    if isinstance(value, Tensor | nn.Module | ExemplarMemory):
-        return True
-    if isinstance(value, dict):
-        return any(_holds_tensors(item) for item in value.values())
-    if isinstance(value, list | tuple | set):
-        return any(_holds_tensors(item) for item in value)
-    return False
 
 
 _loaded: dict[tuple[Any, ...], Reference] = {}  # by file as it was, and structure

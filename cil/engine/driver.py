@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from cil.contract import Frozen
 from cil.engine.checkpoint import Checkpoints, Snapshots
 from cil.engine.options import RunOptions
 from cil.engine.process import Stopped, in_child
@@ -26,7 +27,7 @@ from cil.engine.running import Counts, Rows
 from cil.engine.runtime import Runtime
 from cil.engine.status import Clock, Stop, status_kept
 from cil.errors import BudgetExceeded, CilError, ConfigError
-from cil.memory import Allowance, Entry, Ledger, State
+from cil.memory import Allowance, Entry
 from cil.tracking import FileLogger, Loggers, Record, build_loggers, describe_environment, identity_hash
 from cil.tracking.arrays import Part, forget_arrays
 from cil.tracking.record import RECORD, RecordError
@@ -43,18 +44,16 @@ class Boundary:
     """The outcome of training to a boundary.
 
     Attributes:
-        state: All that is carried.
+        carried: The frozen state: charged, held to the budget and committed as it is.
         facts: Plain data that is kept with the state, with ``flops``, ``seconds`` and ``steps``.
         training: Ledger lines of what was held in training only.
-        exemplars: Number of stored exemplars.
         allowance: The limit on what is carried here; None where nothing is capped.
         counts: Answers counted on the way, by work that predicts while it learns.
     """
 
-    state: State
+    carried: Frozen
     facts: dict[str, Any]
     training: Sequence[Entry] = ()
-    exemplars: int = 0
     allowance: Allowance | None = None
     counts: Counts | None = None
 
@@ -359,11 +358,12 @@ class Run:
         """Train to a boundary; charge, check and commit what is carried across it."""
         context.begin(index)
         boundary = self.work.train(index, context)
-        ledger, allowance = Ledger.of(boundary.state, boundary.training), boundary.allowance
-        over = None if allowance is None else allowance.over(ledger, boundary.exemplars)
+        carried, allowance = boundary.carried, boundary.allowance
+        ledger = carried.ledger(boundary.training)
+        over = None if allowance is None else allowance.over(ledger, carried.exemplars)
         facts = {
             "ledger": ledger.to_json(),
-            "exemplars": boundary.exemplars,
+            "exemplars": carried.exemplars,
             "over_budget": over,
             "peak_training_bytes": ledger.peak_training_bytes,
             **context.record.mark(),
@@ -373,8 +373,8 @@ class Run:
             context.settle()
             earlier = [fact["ledger"] for fact in context.facts(index)]
             context.record.update({"ledger": [*earlier, facts["ledger"]]})
-            allowance.check(ledger, boundary.exemplars, self.name)
-        self.checkpoints.commit(index, boundary.state, facts, boundary.counts)
+            allowance.check(ledger, carried.exemplars, self.name)
+        self.checkpoints.commit(index, carried.state, facts, boundary.counts)
 
     def _evaluate(self, index: int, context: Context) -> None:
         counts = self.work.evaluate(index, context)

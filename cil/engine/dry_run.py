@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from cil.contract import freeze
 from cil.engine.lifecycle import MakeLearner, admit
+from cil.engine.side_bytes import SideLimit
 from cil.errors import BudgetExceeded, CilError, ConfigError
 from cil.memory import Allowance, Budget
 from cil.memory.ledger import CONVENTIONS
@@ -23,6 +25,9 @@ class Bill:
         exemplars: Their number.
         total: Bytes in all, by convention; exemplars of variable size at their raw size.
         by_kind: Exact bytes of each kind.
+        beside: Bytes beside networks and exemplars.
+        side_limit: How many of these may be carried; None: any.
+        networks: Most bytes that count as networks; None: any.
     """
 
     experience: int
@@ -30,6 +35,9 @@ class Bill:
     exemplars: int
     total: dict[str, int]
     by_kind: dict[str, int]
+    beside: int = 0
+    side_limit: int | None = None
+    networks: int | None = None
 
 
 def dry_run(
@@ -54,6 +62,7 @@ def dry_run(
         first = dry_run(make_learner, make_net, signatures, budget, final_bytes=0)
         final_bytes = first[-1].fixed[budget.convention]
     learner = make_learner(make_net(), Allowance(budget))
+    plain = make_net()()
     held: dict[int, int] = {}
     bills = []
     for signature in signatures:
@@ -67,7 +76,14 @@ def dry_run(
                 f"{type(learner).__name__}.grow fails without data at experience {signature.index}: {error}"
             ) from error
         held = planned_exemplars(learner, taken, held)
-        bills.append(_bill(learner, taken, held))
+        plain.grow(len(taken.new_slots))
+        bills.append(_bill(learner, taken, held, SideLimit.of(plain, taken, budget, learner.side_bytes())))
+    if learner.unallocated() and len(signatures) > 1:
+        name = learner.unallocated()[0]
+        raise ConfigError(
+            f"{type(learner).__name__} keeps {name} as carried, and neither __init__ nor grow makes it, so nobody "
+            f"knows its bytes before training: make it there at its final size, or keep it with lifetime='training'"
+        )
     return bills
 
 
@@ -82,8 +98,9 @@ def held_in(learner: Strategy, name: str, held: Mapping[int, int]) -> dict[int, 
     return {slot: count for slot, count in held.items() if learner.memory_of(slot) in (None, name)}
 
 
-def _bill(learner: Strategy, signature: Signature, held: Mapping[int, int]) -> Bill:
-    state = learner.state()
+def _bill(learner: Strategy, signature: Signature, held: Mapping[int, int], side: SideLimit) -> Bill:
+    frozen = freeze(learner, signature.image_shape, signature.num_classes, side.networks)
+    state = frozen.state
     by_kind: dict[str, int] = {}
 
     def add(kind: str, size: int) -> None:
@@ -103,7 +120,9 @@ def _bill(learner: Strategy, signature: Signature, held: Mapping[int, int]) -> B
             total[convention] += count * memory.item_bytes(learner.image_shape, learner.num_classes, convention)
         for kind, size in memory.item_kinds(learner.image_shape, learner.num_classes).items() if count else ():
             add(kind, count * size)
-    return Bill(signature.index, fixed, sum(held.values()), total, by_kind)
+    return Bill(
+        signature.index, fixed, sum(held.values()), total, by_kind, frozen.beside.bytes, side.bytes, side.networks
+    )  # fmt: skip
 
 
 def check_bills(bills: Sequence[Bill], budget: Budget, name: str) -> None:
@@ -112,17 +131,29 @@ def check_bills(bills: Sequence[Bill], budget: Budget, name: str) -> None:
     Raises:
         BudgetExceeded: naming the first boundary at which the learner without exemplars is over the limit.
     """
-    if budget.limits is None or budget.enforce == "report":
+    if budget.enforce == "report":
+        return
+    for bill in bills:
+        if bill.side_limit is not None and bill.beside > bill.side_limit:
+            raise BudgetExceeded(
+                f"{name} will carry {bill.beside:,} bytes beside networks and exemplars after experience "
+                f"{bill.experience}, budget.side_bytes allows {bill.side_limit:,}: {_kinds(bill)}; raise "
+                f"budget.side_bytes (null: no cap), or set budget.enforce=report"
+            )
+    if budget.limits is None:
         return
     for bill in bills:
         limit = int(budget.limits[min(bill.experience, len(budget.limits) - 1)])
         if bill.fixed[budget.convention] > limit:
-            parts = ", ".join(f"{kind} {size:,}" for kind, size in sorted(bill.by_kind.items(), key=lambda i: -i[1]))
             raise BudgetExceeded(
                 f"{name} will carry {bill.fixed[budget.convention]:,} bytes ({budget.convention}) without a single "
-                f"exemplar after experience {bill.experience}, budget.limit is {limit:,}: {parts}; raise budget.limit, "
-                f"take a smaller model, or set budget.enforce=report"
+                f"exemplar after experience {bill.experience}, budget.limit is {limit:,}: {_kinds(bill)}; raise "
+                f"budget.limit, take a smaller model, or set budget.enforce=report"
             )
+
+
+def _kinds(bill: Bill) -> str:
+    return ", ".join(f"{kind} {size:,}" for kind, size in sorted(bill.by_kind.items(), key=lambda item: -item[1]))
 
 
 def limits_like(

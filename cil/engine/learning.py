@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from cil.contract import Frozen, exemplar_memories, freeze
 from cil.data import Samples
 from cil.engine.anytime import Anytime
 from cil.engine.asked_again import Asked, drawn
@@ -19,7 +20,16 @@ from cil.engine.cost import Cost
 from cil.engine.driver import Boundary, Context, Facts
 from cil.engine.dry_run import Bill, check_bills, dry_run
 from cil.engine.keys import generator, reseed
-from cil.engine.lifecycle import Learners, MakeFactory, MakeLearner, admit, all_evaluating, enter, sample_experience
+from cil.engine.lifecycle import (
+    Learners,
+    MakeFactory,
+    MakeLearner,
+    admit,
+    all_evaluating,
+    allowance,
+    enter,
+    sample_experience,
+)
 from cil.engine.phases import Observer, Training
 from cil.engine.recipe import Recipe
 from cil.engine.running import Counts, Rows
@@ -29,10 +39,13 @@ from cil.engine.spending import spent
 from cil.engine.status import Clock
 from cil.engine.strategy_steps import StrategySteps
 from cil.errors import BudgetExceeded, ConfigError, ContractError
-from cil.memory import Allowance, Budget, Entry, Flops, Ledger, OptimizerSteps
+from cil.memory import Allowance, Budget, Entry, Flops, OptimizerSteps
+from cil.memory.codec_check import check_codec
 from cil.strategies import Strategy
-from cil.streams import Experience, Stream, TaskKey
+from cil.streams import Experience, Signature, Stream, TaskKey
 from cil.tracking.arrays import Part
+
+CODEC_IMAGES = 8  # by which a codec of another package is tried
 
 
 @dataclass
@@ -164,13 +177,14 @@ class StrategyWork:
         with flops.counting():
             learner = self.learners.rebuilt(index, context.checkpoints.state(index - 1) if index else None)
             taken = self.learners.admit(learner, index)
-        allowance = Allowance.of(learner.budget)
+        allowance = self.allowance(index, taken)
         keyed = generator(self.seed, "incoming", index)
         experience = sample_experience(self._training_half[index], taken, keyed)
         self.keep_images(experience, context)
+        check_codecs(learner, experience.train)
         around = partial(self._around, learner, index, flops)
         grow = flops.counting()(partial(self.learners.grow, learner, index))
-        enter(learner, experience, grow, around, partial(self._make_room, learner, allowance))
+        enter(learner, experience, grow, around, partial(self._make_room, learner, index, allowance))
         observer = self.observer(index, context)
         training = Training(
             context, index, self.seed, self.recipe, self.stream.augment_of(index), self.runtime,
@@ -185,10 +199,10 @@ class StrategyWork:
         with around("after"):
             learner.after_experience(experience)
         with flops.counting():
-            held = [*learner.training_entries(), *max((cost.entries for cost in costs), key=_bytes, default=[])]
             if self.budget.enforce == "shrink":
-                shrink(learner, allowance)
-            state = learner.state()
+                self._shrink(learner, index, allowance)
+            held = [*learner.training_entries(), *max((cost.entries for cost in costs), key=_bytes, default=[])]
+            carried = self.frozen(learner, index)
         facts: dict[str, Any] = {
             "signature": asdict(self.stream.signatures[index]),
             "given_up": allowance.boundary.given_up,
@@ -206,7 +220,17 @@ class StrategyWork:
         if self.budget.flops is not None or self.budget.updates is not None:
             facts["compute"] = compute(self.budget, facts["flops"], facts["steps"] + facts["own_updates"])
             facts["ended_early"] = any(cost.cut for cost in costs)
-        return Boundary(state, facts, held, count_exemplars(learner), allowance)
+        return Boundary(carried, facts, held, allowance)
+
+    def allowance(self, index: int, taken: Signature) -> Allowance:
+        """What may be carried out of an experience of which ``taken`` is taken: the engine's own, no learner has it."""
+        full, bill = self.stream.signatures[index], self.bill[index]
+        return allowance(self.budget, full, taken, self.learners.final_bytes, bill.side_limit)
+
+    def frozen(self, learner: Strategy, index: int) -> Frozen:
+        """What a learner carries out of experience ``index``, as plain data."""
+        signature = self.stream.signatures[index]
+        return freeze(learner, signature.image_shape, signature.num_classes, self.bill[index].networks)
 
     def keep_images(self, experience: Experience, context: Context) -> None:
         """Keep images of an experience in the record, for reports. Default: none."""
@@ -341,14 +365,23 @@ class StrategyWork:
         with self.runtime.autocast(), flops.counting(), all_evaluating(learner):
             yield
 
-    def _make_room(self, learner: Strategy, allowance: Allowance) -> None:
+    def _make_room(self, learner: Strategy, index: int, allowance: Allowance) -> None:
         """Under a budget on both, exemplars and the images that arrive fit together."""
         if self.budget.scope == "carried":
             return
         if self.budget.enforce == "shrink":
-            shrink(learner, allowance)
-        ledger = Ledger.of(learner.state())
-        allowance.check(ledger, count_exemplars(learner), self.name, when="with what arrives in")
+            self._shrink(learner, index, allowance)
+        frozen = self.frozen(learner, index)
+        allowance.check(frozen.ledger(), frozen.exemplars, self.name, when="with what arrives in")
+
+    def _shrink(self, learner: Strategy, index: int, allowance: Allowance) -> None:
+        """Drop exemplars, the last chosen first, until the state fits."""
+        while (frozen := self.frozen(learner, index)) and allowance.over(frozen.ledger(), frozen.exemplars):
+            largest = max((max(m.counts().values(), default=0) for m in learner.memories().values()), default=0)
+            if not largest:
+                return
+            for memory in learner.memories().values():
+                memory.shrink(largest - 1)
 
     def _error(self, experience: Experience, learner: Strategy, samples: Samples) -> float:
         """Error in percent on held-out data of an experience, by which trials of a search are judged."""
@@ -391,19 +424,15 @@ def check_task_aware(takes_task: bool, stream: Stream, name: str) -> None:
         )
 
 
-def count_exemplars(learner: Strategy) -> int:
-    """Exemplars in all rehearsal memories."""
-    return sum(len(memory) for memory in learner.memories().values())
+def check_codecs(learner: Strategy, arriving: Samples) -> None:
+    """Refuse codecs of other packages that know the images: what decoding needs is charged.
 
-
-def shrink(learner: Strategy, allowance: Allowance) -> None:
-    """Drop exemplars, the last chosen first, until the state fits."""
-    while allowance.over(Ledger.of(learner.state()), count_exemplars(learner)):
-        largest = max((max(m.counts().values(), default=0) for m in learner.memories().values()), default=0)
-        if not largest:
-            return
-        for memory in learner.memories().values():
-            memory.shrink(largest - 1)
+    Raises:
+        ContractError: naming the codec.
+    """
+    for memory in exemplar_memories(learner).values():
+        if not type(memory.codec).__module__.startswith("cil."):
+            check_codec(memory.codec, arriving[:CODEC_IMAGES].pixels)
 
 
 def flops_by_part(costs: Sequence[Cost], learner: Strategy, hooks: int) -> dict[str, int]:

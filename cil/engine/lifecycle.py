@@ -45,10 +45,22 @@ def admit(learner: Strategy, signature: Signature, budget: Budget, final_bytes: 
             f"{type(learner).__name__}.accepts gives {taken} at experience {signature.index}; there are "
             f"{signature.counts}, and of each slot at least one image and at most all must be taken"
         )
-    given_up = sum(signature.counts.values()) - sum(taken.values())
-    boundary = NextBoundary(signature.index, given_up, math.prod(signature.image_shape), final_bytes)
-    learner.budget = Allowance(budget, boundary)
-    return signature if not given_up else replace(signature, counts=taken)
+    found = signature if taken == dict(signature.counts) else replace(signature, counts=taken)
+    learner.budget = allowance(budget, signature, found, final_bytes)
+    return found
+
+
+def allowance(
+    budget: Budget,
+    signature: Signature,
+    taken: Signature,
+    final_bytes: int | None = None,
+    side_bytes: int | None = None,
+) -> Allowance:
+    """What may be carried across the boundary after an experience of which ``taken`` is taken."""
+    given_up = sum(signature.counts.values()) - sum(taken.counts.values())
+    pixels = math.prod(signature.image_shape)
+    return Allowance(budget, NextBoundary(signature.index, given_up, pixels, final_bytes, side_bytes))
 
 
 def sample_experience(experience: Experience, taken: Signature, generator: torch.Generator) -> Experience:

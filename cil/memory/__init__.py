@@ -3,7 +3,7 @@
 from cil.memory.budget import UNLIMITED, Alignment, Allowance, Budget, NextBoundary
 from cil.memory.exemplars import ExemplarMemory, label_dtype
 from cil.memory.features import FeatureMemory, Prototypes, feature_samples
-from cil.memory.ledger import CONVENTIONS, KINDS, Entry, Ledger, check_kind, tensor_entry
+from cil.memory.ledger import CONVENTIONS, KINDS, Beside, Entry, Ledger, check_kind, tensor_entry
 from cil.memory.meters import Flops, OptimizerSteps, SavedBytes
 from cil.memory.published_bytes import Published, published
 from cil.memory.reservoir import ReservoirMemory, greedily_balanced, reservoir_places
@@ -18,6 +18,7 @@ __all__ = [
     "UNLIMITED",
     "Alignment",
     "Allowance",
+    "Beside",
     "Budget",
     "Entry",
     "ExemplarMemory",

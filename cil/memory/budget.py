@@ -63,6 +63,9 @@ class Budget:
             experience together, so that as many more exemplars may be held as incoming images are given up (RMM). The
             images given up are never handed to the learner. The limit is then one for the whole stream.
         enforce: ``error`` stops a run over its budget, ``shrink`` drops exemplars until it fits, ``report`` goes on.
+        side_bytes: Cap on what is carried beside networks and exemplars, where it is not paid for anyway: with a cap on
+            exemplars, and with bytes counted as the survey does. ``auto``: as much as statistics of honest methods take
+            (``cil.engine.side_bytes``); None: no cap.
         training_bytes: Cap on what a step of training holds in all: what is carried, what else is held in training,
             gradients, optimizer state and activations (``peak_training_bytes`` of the record).
         flops: Operations that may be spent on an experience before its state is carried: training, every trial of a
@@ -82,6 +85,7 @@ class Budget:
     reserve: str = "now"
     enforce: str = "error"
     scope: str = "carried"
+    side_bytes: int | str | None = "auto"
     training_bytes: int | None = None
     flops: float | None = None
     updates: int | None = None
@@ -103,6 +107,9 @@ class Budget:
             raise ConfigError(f"budget.limit is {list(self.limits)}; it must be a positive number of bytes")
         if self.training_bytes is not None and self.training_bytes < 1:
             raise ConfigError(f"budget.training_bytes is {self.training_bytes}; it must be a positive number of bytes")
+        side = self.side_bytes
+        if side is not None and side != "auto" and (isinstance(side, str) or side < 0):
+            raise ConfigError(f"budget.side_bytes is {side}; it must be auto, null or a number of bytes")
         spending: dict[str, float | None] = {"flops": self.flops, "updates": self.updates}
         for key, cap in (spending | {f"caps.{name}": cap for name, cap in self.caps.items()}).items():
             if cap is not None and not 0 < cap < float("inf"):
@@ -132,8 +139,9 @@ class Budget:
     def description(self) -> dict[str, Any]:
         """The terms as the identity of a run says them: plain data."""
         terms = {key: value for key, value in asdict(replace(self, alignment=None)).items() if key != "alignment"}
-        if not self.caps:
-            del terms["caps"]
+        for key, default in (("caps", {}), ("side_bytes", "auto")):
+            if terms[key] == default:
+                del terms[key]
         terms["limits"] = None if self.limits is None else list(self.limits)
         alignment = self.alignment
         each = len(self.limits or ()) > 1 if alignment is None else alignment.each
@@ -141,12 +149,24 @@ class Budget:
         if alignment is not None:
             to = alignment.to
             method = getattr(to, "func", to)
-            named = to if isinstance(to, str) else getattr(method, "name", None) or getattr(method, "__name__", str(to))
+            own = getattr(method, "__dict__", {})  # a name is not inherited
+            named = to if isinstance(to, str) else own.get("name") or getattr(method, "__name__", str(to))
             found |= {"exemplars": alignment.exemplars, "to": named}
             if alignment.model is not None:
                 model = alignment.model
                 found["to_model"] = model["name"] if isinstance(model, Mapping) else model
         return found
+
+    @property
+    def caps_side(self) -> bool:
+        """True if what is carried beside networks and exemplars is capped: nothing else makes a learner pay for it."""
+        free = self.exemplars is not None or (self.limits is not None and self.convention == "survey")
+        return free and self.side_bytes is not None
+
+    def copy(self) -> Budget:
+        """The same terms as an object of its own, down to its lists."""
+        limits = None if self.limits is None else tuple(self.limits)
+        return replace(self, limits=limits, caps=dict(self.caps))
 
     def spent(self, flops: int, updates: int) -> bool:
         """True if so many operations or optimizer steps leave nothing for another step."""
@@ -193,12 +213,14 @@ class NextBoundary:
         given_up: Images of that experience that the learner does without (``Strategy.accepts``).
         image_bytes: Raw bytes of one of them.
         final_bytes: Fixed bytes of the learner at the end of the stream, from the dry run; for ``reserve: final``.
+        side_bytes: Bytes that may be carried beside networks and exemplars; None: any.
     """
 
     experience: int = 0
     given_up: int = 0
     image_bytes: int = 0
     final_bytes: int | None = None
+    side_bytes: int | None = None
 
 
 class Allowance:
@@ -216,7 +238,7 @@ class Allowance:
     boundary: NextBoundary
 
     def __init__(self, budget: Budget, boundary: NextBoundary = NextBoundary()) -> None:
-        object.__setattr__(self, "budget", budget)
+        object.__setattr__(self, "budget", budget.copy())  # whoever is lent it cannot change what the user asked
         object.__setattr__(self, "boundary", boundary)
 
     @classmethod
@@ -313,7 +335,16 @@ class Allowance:
             return f"carries {total:,} bytes ({self.convention}), budget.limit is {asked:,}{more}"
         if self.cap is not None and exemplars > self.cap:
             return f"carries {exemplars:,} exemplars, budget.exemplars is {self.exemplars:,}{more}"
-        return self._over_in_training(ledger)
+        return self._over_beside(ledger) or self._over_in_training(ledger)
+
+    def _over_beside(self, ledger: Ledger) -> str | None:
+        most, held = self.boundary.side_bytes, ledger.beside
+        if most is None or held.bytes <= most:
+            return None
+        return (
+            f"carries {held.bytes:,} bytes beside networks and exemplars ({held.images:,.0f} images' worth), "
+            f"budget.side_bytes allows {most:,}"
+        )
 
     def _over_in_training(self, ledger: Ledger) -> str | None:
         most = self.budget.training_bytes
@@ -332,6 +363,8 @@ class Allowance:
             kinds, key = ledger.describe(self.convention), "budget.limit or budget.exemplars"
             if over == self._over_in_training(ledger):
                 kinds, key = f"{kinds}, {ledger.describe(lifetime='training')}", "budget.training_bytes"
+            if over == self._over_beside(ledger):
+                key = "budget.side_bytes (null: no cap)"
             raise BudgetExceeded(
                 f"{name} {over} {when} experience {self.boundary.experience}: {kinds}; raise {key}, or set "
                 f"budget.enforce=report"

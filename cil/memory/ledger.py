@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -29,6 +29,16 @@ KINDS = (
 )
 TRAINING_KINDS = ("optimizer", "teacher", "temporary", "gradients", "activations")  # lifetime ``training`` by default
 CONVENTIONS = ("exact", "survey")
+
+
+class Beside(NamedTuple):
+    """Carried bytes beside networks and ordinary exemplars, and how many raw images they would hold."""
+
+    bytes: int = 0
+    images: float = 0.0
+
+
+NOTHING = Beside()
 
 
 def check_kind(kind: str) -> str:
@@ -73,14 +83,20 @@ class Ledger:
     Two conventions. ``exact`` counts every carried byte. ``survey`` counts as Zhou et al. 2024 do: the parameters of
     the backbones needed at inference, four bytes each, and the nominal raw pixels of the exemplars; heads, buffers,
     labels, statistics and teachers are free.
+
+    Args:
+        beside: Carried bytes beside networks and ordinary exemplars (``cil.contract.Frozen``).
     """
 
-    def __init__(self, entries: Iterable[Entry], survey: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, entries: Iterable[Entry], survey: dict[str, int] | None = None, beside: Beside = NOTHING
+    ) -> None:
         self.entries = tuple(entries)
         self._survey = dict(survey or {})
+        self.beside = beside
 
     @classmethod
-    def of(cls, state: State, training: Iterable[Entry] = ()) -> Ledger:
+    def of(cls, state: State, training: Iterable[Entry] = (), beside: Beside = NOTHING) -> Ledger:
         """Charge a carried state, and list the entries held in training only."""
         entries = [tensor_entry(name, state.kinds[name], tensor) for name, tensor in state.tensors.items()]
         meta = state.encoded_meta()
@@ -90,7 +106,7 @@ class Ledger:
             Entry(ref.tag, "parameters", "carried", "reference", ref.bytes, ref.numel, "reference")
             for ref in state.references
         ]
-        return cls([*entries, *training], dict(state.survey))
+        return cls([*entries, *training], dict(state.survey), beside)
 
     def by_kind(self, convention: str = "exact", lifetime: str = "carried") -> dict[str, int]:
         """Bytes of each kind that is present."""
@@ -133,7 +149,8 @@ class Ledger:
             convention: {**self.by_kind(convention), "total": self.total(convention)} for convention in CONVENTIONS
         }
         totals["training"] = {**self.by_kind(lifetime="training"), "total": self.total(lifetime="training")}
-        return {"entries": [asdict(line) for line in self._lines()], "totals": totals, "public": self.public_bytes}
+        entries = [asdict(line) for line in self._lines()]
+        return {"entries": entries, "totals": totals, "public": self.public_bytes, "beside": self.beside._asdict()}
 
     def _lines(self) -> list[Entry]:
         """Entries of one kept thing with the same kind and type as one, named ``net.*``."""

@@ -31,6 +31,7 @@ class GatedAttention(nn.Module):
     strength 1). Both parts sum to one, so their mixture needs no normalisation.
     """
 
+    constants = ("relative",)  # not saved, and never changed
     relative: Tensor
 
     def __init__(self, width: int, heads: int, grid: tuple[int, int]) -> None:

@@ -20,6 +20,7 @@ class Normalise(nn.Module):
         std: The same.
     """
 
+    constants = ("mean", "std")  # not saved, and never changed
     mean: Tensor
     std: Tensor
 

@@ -93,6 +93,11 @@ class Row:
         return largest(run.exemplars for run in self.shown)
 
     @property
+    def images_beside(self) -> float | None:
+        """Of the seed that holds most; see ``RunSummary.images_beside``."""
+        return max((run.images_beside for run in self.shown if run.images_beside is not None), default=None)
+
+    @property
     def seconds(self) -> float | None:
         """Wall-clock time of the whole run."""
         return mean([run.result("seconds", "total") for run in self.runs])
@@ -192,6 +197,17 @@ def caps(runs: Sequence[RunSummary]) -> tuple[Cap, ...]:
             if measured and (name not in found or measured[-1] > found[name].last):
                 found[name] = Cap(name, str(cap["unit"]), cap["limit"], measured[-1])
     return tuple(found.values())
+
+
+def beside(runs: Sequence[RunSummary], ordinary: int) -> list[Note]:
+    """Says so where more than ``ordinary`` images would fit into what is carried beside networks and exemplars."""
+    held = [(run.images_beside or 0.0, run) for run in runs]
+    most, run = max(held, key=lambda pair: pair[0], default=(0.0, None))
+    if run is None or most <= ordinary:
+        return []
+    size = run.result("ledger", -1, "beside", "bytes")
+    mark = f"holds {most:,.0f} images' worth beside"
+    return [Note(mark, f"{mark} its networks and exemplars: {size:,} bytes")]
 
 
 def incomplete(group: Group) -> list[Note]:

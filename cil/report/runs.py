@@ -215,6 +215,12 @@ class RunSummary:
         return total - min(self.public, self.bytes_by_kind(convention).get("parameters", 0))
 
     @property
+    def images_beside(self) -> float | None:
+        """Images of the stream that would fit into what is carried at the end beside networks and exemplars."""
+        held: float | None = self.result("ledger", -1, "beside", "images")
+        return held
+
+    @property
     def exemplars(self) -> int | None:
         """Stored at the end of the stream."""
         path = ("bills", -1, "exemplars") if self.status == "over_budget" else ("exemplars", -1)

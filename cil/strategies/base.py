@@ -154,6 +154,14 @@ class Strategy(Holder):
         """Name of the only rehearsal memory that holds exemplars of a slot. Default: None, every memory holds all."""
         return None
 
+    def side_bytes(self) -> int:
+        """Further bytes that the method holds by design beside network and exemplars, asked of its structure.
+
+        They are added to what ``budget.side_bytes=auto`` allows, where statistics are of another size than a network
+        or a covariance a class. Default: none.
+        """
+        return 0
+
     # helpers --------------------------------------------------------------------------------------------------------
 
     def gradient(self, loss: Tensor) -> list[Tensor]:

@@ -128,6 +128,7 @@ class Coil(Strategy):
         self.keep("teacher", None, kind="teacher")
         self.keep("forward_rows", None, kind="temporary")
         self.keep("backward_rows", None, kind="temporary")
+        self.keep("data", None, kind="temporary")
         self.keep("refreshed", [0, 0], kind="temporary")  # epoch and step of the last transport to the old classes
 
     def build_net(self) -> GrowingNet:

@@ -177,8 +177,9 @@ class EcoTTACIL(FrozenBackbone):
         self.keep("average", None, kind="temporary")
         empty = self.net.head.weight.detach().new_zeros(0, self.net.feature_dim)
         by_sums, by_mean = self.answer == "ncm" and not self.rehearses, self.per_task and self.routing == "mean"
-        self.keep("sums", empty if by_sums else None, kind="prototypes")
-        self.keep("frozen_sums", empty.clone() if by_mean else None, kind="prototypes")
+        self.keep("sums", empty if by_sums else None, kind="prototypes" if by_sums else "temporary")
+        sums = empty.clone() if by_mean else None
+        self.keep("frozen_sums", sums, kind="prototypes" if by_mean else "temporary")
         self.keep("means", None, kind="temporary")
 
     def grow_net(self, signature: Signature) -> None:

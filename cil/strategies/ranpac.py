@@ -78,13 +78,15 @@ class RanPAC(FrozenBackbone):
         self.given_ridge = 0.0 if ridge == "auto" else float(ridge)
         blank, kind = self.net.head.weight, TYPES[statistics]
         stored = projection == "stored"
-        self.keep("seed", None if stored else blank.new_zeros((), dtype=torch.int64), kind="statistics")
+        seed = None if stored else blank.new_zeros((), dtype=torch.int64)
+        self.keep("seed", seed, kind="temporary" if stored else "statistics")
         layer = blank.new_zeros(self.net.feature_dim, size) if stored else None
         self.keep("layer", layer, kind="statistics" if stored else "temporary")
         shape = (size * (size + 1) // 2,) if self.packed else (size, size)
         self.keep("gram", blank.new_zeros(shape, dtype=kind), kind="statistics")
         self.keep("targets", blank.new_zeros(size, 0, dtype=kind), kind="statistics")
-        self.keep("ridge", None if self.given_ridge else blank.new_ones(()), kind="statistics")
+        lambda_ = None if self.given_ridge else blank.new_ones(())
+        self.keep("ridge", lambda_, kind="temporary" if lambda_ is None else "statistics")
         self.keep("head", None, kind="temporary")  # it follows from the sums
         sums, weights = tensor_bytes(self.gram), sum(map(tensor_bytes, self.net.state_dict().values()))
         if sums > HEAVY * weights:
@@ -96,6 +98,11 @@ class RanPAC(FrozenBackbone):
     def grow_net(self, signature: Signature) -> None:
         super().grow_net(signature)
         self.targets = F.pad(self.targets, (0, len(signature.new_slots)))
+
+    def side_bytes(self) -> int:
+        """G, Q and a stored projection go by ``size`` alone."""
+        held = (self.gram, self.targets, *([] if self.seed is not None else [self.layer]))
+        return sum(tensor_bytes(tensor) for tensor in held if tensor is not None)
 
     def prepare(self, experience: Experience) -> None:
         if experience.index == 0:  # W_r is drawn once

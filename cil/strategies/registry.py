@@ -13,9 +13,16 @@ _STRATEGIES: dict[str, type[Strategy]] = {}
 
 
 def register(name: str) -> Callable[[S], S]:
-    """Make a strategy known by name. Other packages: entry points of the group ``cil.strategies``."""
+    """Make a strategy known by name. Other packages: entry points of the group ``cil.strategies``.
+
+    Raises:
+        ConfigError: where a class of another module has the name.
+    """
 
     def add(strategy: S) -> S:
+        taken = _STRATEGIES.get(name, strategy).__module__
+        if taken != strategy.__module__:
+            raise ConfigError(f"the strategy name '{name}' is taken by {taken}; choose another")
         strategy.name = name  # type: ignore[attr-defined]
         _STRATEGIES[name] = strategy
         return strategy

@@ -50,7 +50,7 @@ class SimpleCIL(FrozenBackbone):
         blank = self.net.head.weight
         self.keep("sums", blank.new_zeros(0, self.net.feature_dim), kind="prototypes")
         counts = None if metric == "cosine" else blank.new_zeros(0, dtype=torch.int32)
-        self.keep("counts", counts, kind="statistics")
+        self.keep("counts", counts, kind="temporary" if counts is None else "statistics")
 
     def grow_net(self, signature: Signature) -> None:
         super().grow_net(signature)

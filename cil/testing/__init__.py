@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cil.testing.carried import check_codec_elsewhere as check_codec
 from cil.testing.check import CheckResult, Rule, check_adapter, check_strategy, kind_of, outcomes
 from cil.testing.shifts import toy_adaptation, toy_shifts
 from cil.testing.streams import check_stream
@@ -11,6 +12,7 @@ __all__ = [
     "CheckResult",
     "Rule",
     "check_adapter",
+    "check_codec",
     "check_strategy",
     "check_stream",
     "kind_of",

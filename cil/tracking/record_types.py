@@ -36,12 +36,23 @@ class LedgerTotals(TypedDict):
     training: dict[str, int]
 
 
+class Beside(TypedDict):
+    """Carried bytes beside networks and exemplars, and how many raw images of the stream they would hold."""
+
+    bytes: int
+    images: float
+
+
 class BoundaryLedger(TypedDict):
-    """Bytes at one boundary; ``public`` are those of public weights among the carried ones."""
+    """Bytes at one boundary.
+
+    ``public`` are those of public weights among the carried ones.
+    """
 
     entries: list[LedgerEntry]
     totals: LedgerTotals
     public: int
+    beside: NotRequired[Beside]
 
 
 class ExperienceBill(TypedDict):
@@ -52,6 +63,9 @@ class ExperienceBill(TypedDict):
     exemplars: int
     total: dict[str, int]
     by_kind: dict[str, int]
+    beside: NotRequired[int]
+    side_limit: NotRequired[int | None]
+    networks: NotRequired[int | None]
 
 
 class Plan(TypedDict):
@@ -215,6 +229,7 @@ class BudgetDescription(TypedDict):
     reserve: str
     scope: str
     enforce: str
+    side_bytes: NotRequired[Given | str | None]
     training_bytes: Given | None
     flops: Given | None
     updates: Given | None

@@ -74,6 +74,7 @@ class Loading(Training):
     """When it is rebuilt to be trained, on noise."""
 
     images, slots = torch.rand(8, 1, 2, 2), torch.zeros(8, dtype=torch.int64)
+    transductive = True  # else it is asked again
     evaluated = False
 
     def load_state(self, state):

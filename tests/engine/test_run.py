@@ -416,7 +416,7 @@ def test_the_record_has_every_result_of_the_design(finished):
 
 def test_the_ledger_of_the_record_adds_up(finished):
     for index, ledger in enumerate(finished.results["ledger"]):
-        assert ledger.keys() == {"entries", "totals", "public"}
+        assert ledger.keys() == {"entries", "totals", "public", "beside"}
         fields = {"name", "kind", "lifetime", "source", "bytes", "numel", "dtype"}
         assert all(entry.keys() == fields for entry in ledger["entries"])
         for lifetime, totals in (("carried", ledger["totals"]["exact"]), ("training", ledger["totals"]["training"])):

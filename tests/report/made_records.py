@@ -48,6 +48,7 @@ def make_run(root: Path) -> Callable[..., Record]:
         parameters: int = 1_000_000,
         exemplars: int = 100,
         public: int = 0,
+        beside: int = 0,
         budget: dict[str, Any] | None = None,
         order: tuple[int, ...] = (2, 0, 3, 1),
         status: str = "finished",
@@ -89,7 +90,7 @@ def make_run(root: Path) -> Callable[..., Record]:
         identity = filled(identity, kind.identity_type())
         record = Record.open(directory, identity, {"cores": 2, "command": command})
         if status in ("finished", "interrupted", "running", "failed"):
-            found = _results(matrix, forgetting, parameters, exemplars, public) | (results or {})
+            found = _results(matrix, forgetting, parameters, exemplars, public, beside) | (results or {})
         else:
             found = {"bills": [_bill(step, parameters) for step in range(2)]}
         record.update(filled(found, kind.results_type(), missing=status == "finished"))
@@ -100,7 +101,9 @@ def make_run(root: Path) -> Callable[..., Record]:
     return leave
 
 
-def _results(matrix: Any, forgetting: float | None, parameters: int, exemplars: int, public: int) -> dict[str, Any]:
+def _results(
+    matrix: Any, forgetting: float | None, parameters: int, exemplars: int, public: int, beside: int
+) -> dict[str, Any]:
     """Both experiences have as many test images, so the curve is the mean of what has been met of each row."""
     curve = [sum(row[: step + 1]) / (step + 1) for step, row in enumerate(matrix)]
     pixels, labels = 192 * exemplars, exemplars
@@ -113,7 +116,10 @@ def _results(matrix: Any, forgetting: float | None, parameters: int, exemplars: 
         "average_incremental_accuracy": sum(curve) / len(curve),
         "last_accuracy": curve[-1],
         "forgetting": forgetting,
-        "ledger": [{"entries": [], "totals": totals, "public": public} for _ in curve],
+        "ledger": [
+            {"entries": [], "totals": totals, "public": public, "beside": {"bytes": beside, "images": beside / 192}}
+            for _ in curve
+        ],
         "exemplars": [exemplars for _ in curve],
         "over_budget": [None for _ in curve],
         "flops": {name: [10**9 * (step + 1) for step in range(len(curve))] for name in FLOPS} | {"total": 6 * 10**9},

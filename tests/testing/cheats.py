@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import mmap
 import os
@@ -18,11 +19,12 @@ from torch import Tensor
 
 from cil.data import ArrayStore, Samples
 from cil.errors import StreamError
-from cil.memory import State
+from cil.memory import ExemplarMemory, State
 from cil.strategies import Phase, Strategy
 from cil.strategies.parts import store_exemplars
 from cil.strategies.replay import Replay
 from cil.streams import Stream
+from cil.testing.toy import toy_dataset
 
 GLOBAL: list[Samples] = []
 SHARED = mmap.mmap(-1, 1 << 16)
@@ -69,13 +71,18 @@ class ClassAttribute(Replay):
             self.stash.update({key: value.clone() for key, value in self.net.backbone.state_dict().items()})
 
 
-class OnTheBudget(Replay):
-    """Training data on an object of the engine that outlives the learner."""
+class OnASignature(Replay):
+    """Training data on an object of the stream that outlives the learner."""
+
+    def grow(self, signature: Any) -> None:
+        super().grow(signature)
+        if hasattr(signature, "stash"):
+            self.past = signature
 
     def training_set(self, experience: Any) -> Samples:
         data = super().training_set(experience)
-        kept = getattr(self.budget.budget, "stash", None)
-        object.__setattr__(self.budget.budget, "stash", experience.train)  # what the user asked, frozen but for this
+        kept = getattr(getattr(self, "past", None), "stash", None)
+        object.__setattr__(experience.signature, "stash", experience.train)  # frozen but for this
         return data if kept is None else data + kept
 
 
@@ -142,6 +149,118 @@ class FreeMetadata(Replay):
     def state(self) -> State:
         own = super().state()
         return FreeState(own.tensors, own.kinds, own.meta, own.references, own.survey)
+
+
+class ImagesAsStatistics(Replay):
+    """Training images under another name, as they are."""
+
+    kind: ClassVar[str] = "statistics"
+    dtype: ClassVar[torch.dtype] = torch.uint8
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.keep("more", torch.zeros(4, 3, 12, 12, dtype=self.dtype), kind=self.kind)
+
+    def hidden(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+    def after_experience(self, experience: Any) -> None:
+        super().after_experience(experience)
+        self.more = self.hidden(experience.train.pixels[:4])
+
+
+class ImagesAsPrototypes(ImagesAsStatistics):
+    """Training images as halves in [0, 1], in the imaginary part."""
+
+    kind = "prototypes"
+    dtype = torch.complex64
+
+    def hidden(self, pixels: Tensor) -> Tensor:
+        return torch.complex(torch.zeros(pixels.shape), pixels.float() / 255)
+
+
+class ImagesNormalised(ImagesAsStatistics):
+    """Training images normalised by channel."""
+
+    dtype = torch.float32
+
+    def hidden(self, pixels: Tensor) -> Tensor:
+        normalised: Tensor = self.net.normalise(pixels.float() / 255)
+        return normalised
+
+
+class ImagesInLowBits(ImagesAsStatistics):
+    """Training images in the low 16 bits of plausible numbers."""
+
+    dtype = torch.float32
+
+    def hidden(self, pixels: Tensor) -> Tensor:
+        pairs = pixels.flatten().view(torch.int16).int() & 0xFFFF
+        values = torch.linspace(-1, 1, pixels.numel()).view(torch.int32) & ~0xFFFF
+        values[: len(pairs)] |= pairs
+        return values.view(torch.float32).view(pixels.shape)
+
+
+class ImagesAsText(Replay):
+    """Training images as text among the metadata."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.keep("more", "")
+
+    def after_experience(self, experience: Any) -> None:
+        super().after_experience(experience)
+        self.more = base64.b64encode(experience.train.pixels[:4].numpy().tobytes()).decode()
+
+
+class PublicRows:
+    """A codec that keeps the row of a public set, two bytes an image."""
+
+    fixed = True
+    lossless = False
+    public: ClassVar[Any] = staticmethod(lambda: toy_dataset().train.pixels)
+
+    def stored_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        return 2, 1, 1
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        rows = torch.cdist(pixels.flatten(1).float(), self.public().flatten(1).float()).argmin(1)
+        return rows.to(torch.int16).view(torch.uint8), torch.full((len(pixels),), 2, dtype=torch.int32)
+
+    def decode(self, data: Tensor, sizes: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        chosen: Tensor = self.public()[data.contiguous().view(torch.int16).long()]
+        return chosen
+
+
+class KeepsRowNumbers(Replay):
+    """Exemplars that are row numbers of a public set."""
+
+    codec: ClassVar[type] = PublicRows
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.keep("memory", ExemplarMemory(self.codec(), "random"), kind="exemplars")
+
+
+class Dictionary(PublicRows):
+    """A codec with the images in a dictionary on the class."""
+
+    held: ClassVar[dict[int, Tensor]] = {}
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        first = len(self.held)
+        self.held.update(enumerate(pixels.clone(), first))
+        rows = torch.arange(first, first + len(pixels), dtype=torch.int16)
+        return rows.view(torch.uint8), torch.full((len(pixels),), 2, dtype=torch.int32)
+
+    def decode(self, data: Tensor, sizes: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        return torch.stack([self.held[row] for row in data.contiguous().view(torch.int16).tolist()])
+
+
+class KeepsADictionary(KeepsRowNumbers):
+    """Exemplars that are keys of a dictionary."""
+
+    codec = Dictionary
 
 
 class DataInNames(Strategy):
@@ -366,18 +485,25 @@ CASES = [
     Case(LoadsSomethingElse, "state_survives_the_round_trip", "load_state changed net.head.weight"),
     Case(ModuleGlobal, "what_was_not_kept_cannot_help", "process for each experience"),
     Case(ClassAttribute, "what_was_not_kept_cannot_help", "process for each experience"),
-    Case(OnTheBudget, "what_was_not_kept_cannot_help", "process for each experience"),
+    Case(OnASignature, "what_was_not_kept_cannot_help", "process for each experience"),
     Case(ModuleGlobal, "only_the_state_crosses_a_boundary", "two pasts"),
-    Case(OnTheBudget, "only_the_state_crosses_a_boundary", "two pasts"),
+    Case(OnASignature, "only_the_state_crosses_a_boundary", "two pasts"),
     Case(InSharedMemory, "only_the_state_crosses_a_boundary", "two pasts"),
     Case(WalksFrames, "only_the_state_crosses_a_boundary", "two pasts"),
     Case(InAFile, "hooks_keep_to_themselves", "calls save"),
     Case(ReadsAFile, "hooks_keep_to_themselves", "reads the file"),
-    Case(FreeMetadata, "metadata_is_charged", "0 are charged"),
+    Case(FreeMetadata, "metadata_is_charged", "gives a FreeState"),
     Case(DataInNames, "state_survives_the_round_trip", "differ in"),
     Case(GrowsOnData, "state_survives_the_round_trip", "at its final size"),
-    Case(BytesInShapes, "state_survives_the_round_trip", "exemplar"),
-    Case(WeighsNothing, "the_ledger_is_the_checkpoint", "the ledger says"),
+    Case(BytesInShapes, "state_survives_the_round_trip", "differs from what is kept in memory.images"),
+    Case(WeighsNothing, "the_ledger_is_the_checkpoint", "what is carried are plain tensors"),
+    Case(ImagesAsStatistics, "no_images_are_carried_beside_the_memories", "more holds an image of experience 0"),
+    Case(ImagesAsPrototypes, "no_images_are_carried_beside_the_memories", "more holds an image"),
+    Case(ImagesNormalised, "no_images_are_carried_beside_the_memories", "more holds an image"),
+    Case(ImagesInLowBits, "no_images_are_carried_beside_the_memories", "more holds an image"),
+    Case(ImagesAsText, "no_images_are_carried_beside_the_memories", "metadata more holds an image"),
+    Case(KeepsRowNumbers, "exemplars_decode_from_their_bytes", "it knows these images"),
+    Case(KeepsADictionary, "exemplars_decode_from_their_bytes", "codec Dictionary"),
     Case(TwiceTheBudget, "the_budget_is_never_exceeded", "budget.exemplars is 10"),
     Case(SaysItIsSmall, "the_budget_is_never_exceeded", "budget.limit is"),
     Case(ExemplarsAsStatistics, "the_budget_is_never_exceeded", "statistics"),

@@ -10,7 +10,7 @@ from cil.kinds.adaptation.plots import plots
 from cil.report.grids import Grid, Titled, byte_bill, decimal, grid, scores_entry, whole
 from cil.report.grouping import Group, comparisons, grouped
 from cil.report.labels import labels_of
-from cil.report.rows import Row, incomplete, lowest_error, marked, mean, remarks
+from cil.report.rows import Row, beside, incomplete, lowest_error, marked, mean, remarks
 from cil.report.section import ReadingAid, Section, Sections
 from cil.report.settings_list import (
     computing,
@@ -58,7 +58,7 @@ def _section(groups: Sequence[Group], number: int) -> Section:
     stream, source = first.stream, first.identity["source"] or {}
     rows = marked(
         [
-            Row(label, group, notes=tuple(incomplete(group)))
+            Row(label, group, notes=(*incomplete(group), *beside(group.finished, len(stream.get("classes") or ()))))
             for group, label in zip(groups, labels_of(groups), strict=True)
         ]
     )
@@ -128,6 +128,7 @@ def _entry(row: Row, domains: Sequence[str]) -> dict[str, Any]:
         "seeds": " ".join(map(str, row.seeds)),
         **scores_entry({name: row.score(name) for name in ("mean_error", *CLEAN)}),
         "carried_bytes": row.carried(),
+        "images_beside": row.images_beside,
         "peak_training_bytes": _peak(row),
         "seconds_per_batch": _per_batch(row),
         "remark": "; ".join(note.text for note in row.notes),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cil.adapt import Adapter, SourceModel
-from cil.contract import RuntimeContext
+from cil.contract import Frozen, RuntimeContext, freeze
 from cil.data import Augment, Batch, Samples
 from cil.engine.driver import Boundary, Context, Facts
 from cil.engine.keys import generator, reseed
@@ -121,7 +121,11 @@ class AdaptationWork:
             )
         if self.admit is not None:
             self.admit(adapter, (self.batch_size, *self.stream.image_shape))
-        return Ledger.of(adapter.state())
+        return self._frozen(adapter).ledger()
+
+    def _frozen(self, adapter: Adapter) -> Frozen:
+        """What an adapter carries, as plain data."""
+        return freeze(adapter, self.stream.image_shape, len(self.stream.classes))
 
     def rebuilt(self, state: State | None) -> Adapter:
         """A fresh adapter on a fresh network, holding ``state``."""
@@ -208,7 +212,7 @@ class AdaptationWork:
         with self.runtime.autocast(), flops.counting():
             adapter.deploy(samples)
         training = [*adapter.training_entries(), *max((cost.entries for cost in costs), key=_bytes, default=[])]
-        state, ready = adapter.state(), context.clock.seconds
+        carried, ready = self._frozen(adapter), context.clock.seconds
         facts: dict[str, Any] = {
             "flops": {"source": sum(cost.flops for cost in costs), "deploy": flops.count},
             "seconds": {"source": trained, "deploy": ready - trained},
@@ -216,8 +220,8 @@ class AdaptationWork:
         }
         if not costs:
             facts["peak_training_bytes"] = None  # nothing was trained
-        counts = self._clean_counts(state, "before") if self.clean else None
-        return Boundary(state, facts, training, counts=counts)
+        counts = self._clean_counts(carried.state, "before") if self.clean else None
+        return Boundary(carried, facts, training, counts=counts)
 
     def _source(self) -> Samples:
         """Clean labelled data, slots as the network has its columns."""
@@ -274,7 +278,7 @@ class AdaptationWork:
     ) -> Boundary:
         """The adapter's state, with what was counted on the way to it, and the operations of loading the last one."""
         segment = self.stream.segments[index - 1]
-        state, seconds = adapter.state(), context.clock.seconds
+        carried, seconds = self._frozen(adapter), context.clock.seconds
         predictions = counted.predictions()
         wrong = (predictions != self._truth(samples.slots)).cpu()
         domains, width = segment.domains.cpu(), len(self.stream.domains)
@@ -286,7 +290,7 @@ class AdaptationWork:
             "predictions": self._slots(predictions).to(torch.int32),
         }
         if self.clean and index == len(self.stream):
-            counts |= self._clean_counts(state, "after")
+            counts |= self._clean_counts(carried.state, "after")
         evaluated = context.clock.seconds - seconds
         facts = {
             "flops": {"adapt": loading + counted.flops},
@@ -294,7 +298,7 @@ class AdaptationWork:
             "seconds": {"adapt": seconds, "batches": counted.seconds, "evaluate": evaluated},
             "steps": len(counted.wrong),
         }
-        return Boundary(state, facts, [*adapter.training_entries(), *counted.entries()], counts=counts)
+        return Boundary(carried, facts, [*adapter.training_entries(), *counted.entries()], counts=counts)
 
     def _batches(self, samples: Samples, first: int) -> Iterator[tuple[int, Batch]]:
         """Batches in order of arrival, from number ``first`` on."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from cil.report.grids import Grid, Line
 from cil.report.grouping import Group
 from cil.report.labels import labels_of
-from cil.report.rows import Note, Row, caps, largest, left_out, marked
+from cil.report.rows import Note, Row, beside, caps, largest, left_out, marked
 from cil.report.runs import RunSummary
 
 AVERAGE, LAST, FORGETTING = "average_incremental_accuracy", "last_accuracy", "forgetting"
@@ -59,7 +59,11 @@ def _row(group: Group, label: str, planner: bool, least: int | None) -> Row:
     standing = "bound" if first.bound else "ranked"
     if not runs or (excess and not first.bound):
         standing = "unranked"
-    notes = [*_status_notes(group, runs), *_memory_notes(first, runs, least)]
+    notes = [
+        *_status_notes(group, runs),
+        *_memory_notes(first, runs, least),
+        *beside(runs, len(first.stream.get("classes") or ())),
+    ]
     if planner:
         notes.append(Note("uses horizon", "uses the horizon: was told the length of the stream"))
     if excess and not first.bound:

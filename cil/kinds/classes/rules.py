@@ -13,7 +13,7 @@ from cil.errors import BudgetExceeded, CilError, ContractError
 from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Budget
 from cil.strategies import Strategy
-from cil.testing import rules
+from cil.testing import carried, rules
 from cil.testing.compare import close, demand, difference, equal
 from cil.testing.subject import CheckedRun
 from cil.testing.toy import EXEMPLARS, RECIPE
@@ -166,6 +166,8 @@ RULES = (
     only_the_state_crosses_a_boundary,
     metadata_is_charged,
     rules.the_ledger_is_the_checkpoint,
+    carried.no_images_are_carried_beside_the_memories,
+    carried.exemplars_decode_from_their_bytes,
     the_budget_is_never_exceeded,
     rules.same_seed_same_bits,
     rules.a_resumed_run_ends_where_the_straight_run_ends,

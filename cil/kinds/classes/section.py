@@ -218,7 +218,8 @@ def _entry(row: Row) -> dict[str, Any]:
     for convention in CONVENTIONS:
         entry |= {f"{convention}_bytes": row.carried(convention), f"own_{convention}_bytes": _own(row, convention)}
     return entry | {
-        "public_bytes": _public(row), "exemplars": row.exemplars, "flops": _flops(row), "tuning": _tuning(row),
+        "public_bytes": _public(row), "exemplars": row.exemplars,
+        "images_beside": row.images_beside, "flops": _flops(row), "tuning": _tuning(row),
         "tuning_flops": _tuning_flops(row), "peak_training_bytes": row.peak_training_bytes, "seconds": row.seconds,
         **row.caps_entry, "notes": "; ".join(note.text for note in row.notes),
     }  # fmt: skip

@@ -206,6 +206,7 @@ def _entries(rows: Sequence[TaskRow], tasks: Sequence[Task]) -> Iterable[dict[st
             "flops": row.spent,
             "front": row.front,
             "exemplars": row.exemplars,
+            "images_beside": row.images_beside,
             "peak_parameters": row.largest("peak_parameters"),
             "carried_bytes": row.carried(),
             **row.caps_entry,

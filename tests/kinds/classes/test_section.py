@@ -243,6 +243,17 @@ def test_under_a_count_of_exemplars_a_row_uses_less_where_it_carries_less_than_a
     assert rows(table([run("even", exemplars=0, parameters=1_019_300), *others]))["even"].notes == ()
 
 
+def test_rows_that_hold_more_than_an_image_a_class_beside_their_exemplars_are_marked(run):
+    content = table([run("few", beside=4 * 192), run("images", beside=570 * 192)])  # of four classes
+    found = rows(content)
+    assert found["few"].notes == ()
+    assert [note.text for note in found["images"].notes] == [
+        "holds 570 images' worth beside its networks and exemplars: 109,440 bytes"
+    ]
+    assert "holds 570 images' worth beside" in to_text(content)
+    assert [entry["images_beside"] for entry in content.sections[0].entries] == [4.0, 570.0]
+
+
 def test_a_warning_names_a_few_rows_and_how_many_more(run):
     content = table([run(f"method{number}") for number in range(7)])
     warnings = " ".join(content.sections[0].warnings)

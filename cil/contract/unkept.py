@@ -1,0 +1,72 @@
+"""What would be lost at a boundary: data in an attribute that was not kept, wherever in it they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cil.data import Samples
+from cil.memory import ExemplarMemory
+
+DATA = (Tensor, nn.Module, ExemplarMemory, Samples, Optimizer, np.ndarray)
+DEPTH = 6  # of containers, functions and what these hold
+
+
+def data_in(value: Any, depth: int = DEPTH) -> Any:
+    """The first tensor, module, array, memory, samples or optimizer in a value; None where there is none.
+
+    Looked into: containers, and functions with what they close over.
+    """
+    if isinstance(value, DATA):
+        return value
+    if depth:
+        for part in _parts(value):
+            found = data_in(part, depth - 1)
+            if found is not None:
+                return found
+    return None
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return value
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, MethodType):
+        return [value.__self__]
+    if isinstance(value, FunctionType):
+        return _closed_over(value)
+    return ()
+
+
+def _closed_over(function: FunctionType) -> Iterator[Any]:
+    """Values of the enclosing scopes and of defaults."""
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+
+
+def lost_buffers(name: str, module: nn.Module) -> list[str]:
+    """Buffers of a kept module that its state dict leaves out, and that are not declared ``constants`` of their layer.
+
+    Those of timm and torchvision are tables that follow from the structure.
+    """
+    found = []
+    for path, layer in module.named_modules():
+        own = type(layer)
+        if own.__module__.partition(".")[0] not in ("torch", "timm", "torchvision"):
+            lost = layer._non_persistent_buffers_set - set(getattr(own, "constants", ()))
+            found += [".".join(filter(None, (name, path, key))) for key in sorted(lost)]
+    return found

@@ -1,0 +1,101 @@
+"""Whether a codec keeps what it decodes in the bytes that are charged, and nowhere else.
+
+A codec that keeps an index into a public set, or a dictionary beside it, is exact on the images it was made for and
+stores two bytes of each. Moved copies of the same images show it: they look alike, and are in no set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cil.errors import ContractError
+from cil.memory.codecs import Codec
+
+WORSE = (3.0, 8.0)  # moved copies may have three times the mean error and 8 grey levels more
+LONGER = (2.0, 64.0)  # and twice the bytes and 64 more
+OPTION = 64  # characters of a text, or values of a list, that are an option and no data
+
+
+def moved(images: Tensor) -> Tensor:
+    """The images (N, C, H, W) uint8 mirrored, shifted around by a third, and of four fifths the contrast."""
+    height, width = images.shape[2:]
+    shifted = images.flip(3).roll((height // 3, width // 3), (2, 3))
+    return (shifted.float() * 0.8 + 25).round().clamp(0, 255).byte()
+
+
+def held_by(codec: Codec) -> str | None:
+    """The first attribute of a codec or of its classes that holds more than an option; None where there is none."""
+    for owner in (codec, *type(codec).__mro__[:-1]):
+        for name, value in vars(owner).items():
+            if not name.startswith("__") and not name.startswith("_abc") and not _is_option(value):
+                return name
+    return None
+
+
+def _is_option(value: Any) -> bool:
+    if isinstance(value, Mapping | set | frozenset):
+        return not value
+    if isinstance(value, Tensor | np.ndarray | bytes | bytearray):
+        return False
+    if isinstance(value, str | list | tuple):
+        return len(value) <= OPTION and (isinstance(value, str) or all(map(_is_option, value)))
+    if isinstance(value, FunctionType | type | property | classmethod | staticmethod):
+        return True
+    if value is None or isinstance(value, bool | int | float | torch.dtype):
+        return True
+    return hasattr(value, "__dict__") and all(map(_is_option, vars(value).values()))  # an object of options
+
+
+def check_codec(codec: Codec, images: Tensor) -> None:
+    """Refuse a codec that does not decode from the bytes alone.
+
+    Args:
+        images: (N, C, H, W) uint8, of the stream.
+
+    Raises:
+        ContractError: saying what is held beside, or how moved copies of the images fare.
+    """
+    shape, fresh = (images.shape[1], images.shape[2], images.shape[3]), deepcopy(codec)
+    stored = [codec.encode(some) for some in (images, moved(images))]
+    check_stored(fresh, images, stored, type(codec).__name__)
+    held = held_by(codec)
+    if held is not None:
+        raise ContractError(
+            f"codec {type(codec).__name__} holds data in {held}, which nobody pays for: an image is decoded from its "
+            f"bytes and from options (numbers, short texts) alone; shape {shape}"
+        )
+
+
+def check_stored(fresh: Codec, images: Tensor, stored: list[tuple[Tensor, Tensor]], name: str) -> None:
+    """Decode with a codec that encoded nothing, and compare images with their moved copies.
+
+    Args:
+        stored: What was encoded: of the images, and of their moved copies.
+    """
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    errors, sizes = [], []
+    for some, (data, lengths) in zip((images, moved(images)), stored, strict=True):
+        try:
+            decoded = fresh.decode(data, lengths, shape)
+        except Exception as error:
+            raise ContractError(
+                f"codec {name} does not decode what another object of it has encoded: {type(error).__name__}: {error}"
+            ) from error
+        errors.append(float((decoded.float() - some.float()).abs().mean()))
+        sizes.append(float(lengths.float().mean()))
+    for what, (own, other), (times, more), unit in (
+        ("a mean error", errors, WORSE, "grey levels"),
+        ("", sizes, LONGER, "bytes an image"),
+    ):
+        if other > times * own + more:
+            raise ContractError(
+                f"codec {name} stores the stream's images with {what or 'a size'} of {own:.1f} {unit} and mirrored, "
+                f"shifted copies of them with {other:.1f}: it knows these images; what decoding needs is charged"
+            )
