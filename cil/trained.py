@@ -24,7 +24,8 @@ from cil.strategies import Strategy, find, names
 from cil.streams import Signature, Stream, TaskKey
 from cil.targets import PARTIAL, TARGET, check_arguments, refuse_targets
 from cil.tracking import Record
-from cil.tracking.record import RECORD, reading
+from cil.tracking.files import RECORD
+from cil.tracking.record import reading
 
 
 class Trained(nn.Module):

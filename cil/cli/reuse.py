@@ -13,7 +13,7 @@ from typing import Any
 
 from cil.errors import CilError
 from cil.tracking import Record, RecordError, identity_hash, write_json_atomic
-from cil.tracking.record import METRICS, RECORD
+from cil.tracking.files import METRICS, RECORD
 from cil.tracking.storage import PARTIAL
 
 REUSED = "reused.json"  # in the folder of a comparison: run -> folder that it was taken from

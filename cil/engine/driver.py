@@ -30,7 +30,7 @@ from cil.errors import BudgetExceeded, CilError, ConfigError
 from cil.memory import Allowance, Entry
 from cil.tracking import FileLogger, Loggers, Record, build_loggers, describe_environment, identity_hash
 from cil.tracking.arrays import Part, forget_arrays
-from cil.tracking.record import RECORD, RecordError
+from cil.tracking.files import RECORD, RecordError
 
 Facts = Mapping[str, Any]  # what was committed at a boundary beside the state
 BOUNDARIES = ("inline", "process")

@@ -10,7 +10,7 @@ from typing import Any
 from cil.engine.checkpoint import Checkpoints, read_json
 from cil.errors import ResumeError
 from cil.tracking.arrays import DENSE, FOLDER
-from cil.tracking.record import METRICS, RECORD
+from cil.tracking.files import METRICS, RECORD
 from cil.tracking.storage import remove_partial
 
 

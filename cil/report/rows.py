@@ -170,6 +170,8 @@ def _effort(row: Row, usual: float | None) -> Iterable[Note]:
     if usual is not None and row.pace is not None and row.pace > SLOW * usual:
         times = f"{row.pace / usual:.1f} times the median of the table"
         yield Note("slow", f"slow: its seconds for an operation are {times}; not all that it does is counted as FLOPs")
+
+
 def common_notes(group: Group) -> Iterable[Note]:
     """Remarks that every kind of run makes."""
     if any(run.transductive for run in group.runs):

@@ -27,7 +27,7 @@ from cil.engine.recipe import Recipe
 from cil.memory import State, encode_meta, tensor_bytes
 from cil.testing.compare import EngineRun
 from cil.tracking import Record
-from cil.tracking.record import METRICS, RECORD
+from cil.tracking.files import METRICS, RECORD
 
 L = TypeVar("L", bound=Holder)
 

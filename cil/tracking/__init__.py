@@ -1,7 +1,8 @@
 """Tracking: the record of a run on disk, and the loggers that show it while it runs."""
 
+from cil.tracking.files import RecordError
 from cil.tracking.loggers import FileLogger, Logger, Loggers, build_loggers
-from cil.tracking.record import Record, RecordError, describe_environment
+from cil.tracking.record import Record, describe_environment
 from cil.tracking.storage import (
     fsync_dir,
     identity_hash,

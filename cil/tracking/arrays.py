@@ -24,7 +24,7 @@ from safetensors.numpy import load, save
 
 from cil.errors import TrainingError
 from cil.tracking.digests import sealed, unseal
-from cil.tracking.record import INDEX_OF_ARRAYS, RecordError
+from cil.tracking.files import INDEX_OF_ARRAYS, RecordError
 from cil.tracking.storage import replacing
 
 FOLDER, _, INDEX = INDEX_OF_ARRAYS.partition("/")

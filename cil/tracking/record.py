@@ -13,8 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from cil.errors import CilError, ConfigError, ResumeError, TrainingError, nearest
+from cil.errors import ConfigError, ResumeError, TrainingError, nearest
 from cil.tracking.digests import FileSum, sealed, unseal
+from cil.tracking.files import INDEX_OF_ARRAYS, METRICS, RECORD, RecordError
 from cil.tracking.lock import DirectoryLock
 from cil.tracking.storage import (
     cannot_write,
@@ -32,13 +33,7 @@ from cil.tracking.validation import STATUSES, first_problem
 if TYPE_CHECKING:
     from cil.tracking.arrays import Arrays, Part
 
-RECORD, METRICS = "record.json", "metrics.jsonl"
-INDEX_OF_ARRAYS = "arrays/index.jsonl"
 RUN = "run"  # added to what is read: digest of the identity, as it was written
-
-
-class RecordError(CilError):
-    """A run directory has no readable record, or one that may not be written."""
 
 
 @dataclass

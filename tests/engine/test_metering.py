@@ -63,7 +63,7 @@ class BeforeThePhase(Training):
     """When modules are put into training mode."""
 
     def before_experience(self, experience):
-        self.batch = experience.train
+        BeforeThePhase.batch = experience.train
 
     def train_mode(self):
         super().train_mode()
