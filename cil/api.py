@@ -156,6 +156,7 @@ def plan(
         "uses_horizon": bool(getattr(method, "uses_horizon", False)) or budget.reserve == "final",
         "class_order": list(stream.order),
         "stream": stream.description(),
+        **({"starts_from": starts_from} if (starts_from := getattr(method, "starts_from", None)) else {}),
         "networks": nets | weights_digest(nets["weights"]),
         **environment_of((method, type(work), *map(type, caps_of(budget).values())), nets["name"], runtime),
         **facts,

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -102,6 +102,11 @@ def take_rows(samples: Samples, rows: torch.Tensor) -> Samples:
     return samples[rows]
 
 
+def changed_samples(load: Callable[[], Samples], change: Callable[[Samples], Samples]) -> Samples:
+    """``change(load())``, for ``functools.partial``."""
+    return change(load())
+
+
 class Stream:
     """A sequence of experiences over one set of slots.
 
@@ -193,6 +198,12 @@ class Stream:
         half = copy(self)
         half._parts = tuple(replace(part, test=closed) for part in self._parts)
         return half
+
+    def with_tests(self, change: Callable[[Samples], Samples]) -> Self:
+        """The same stream with ``change`` done to the test samples of every experience."""
+        other = copy(self)
+        other._parts = tuple(replace(part, test=partial(changed_samples, part.test, change)) for part in self._parts)
+        return other
 
     def augment_of(self, index: int) -> Augment:
         """Training augmentation of experience ``index``."""

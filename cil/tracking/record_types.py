@@ -259,4 +259,5 @@ class StrategyIdentity(Identity):
     uses_horizon: bool
     class_order: list[int]
     networks: Networks
+    starts_from: NotRequired[str]
     tuning: NotRequired[Tuning]
