@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cil.data import Augment, Samples
 from cil.errors import ConfigError, StreamError, nearest
-from cil.streams.base import ExperienceData, Signature, Stream, TaskKey, changed_samples, fingerprint_of
+from cil.streams.base import ExperienceData, Signature, Stream, TaskKey, changed_samples, fingerprint_of, first_of_each
 from cil.streams.manifest import Manifest, ManifestTask, TaskFilter, as_mapping
 from cil.streams.manifest_data import Lock, compare_with_lock, known_lock, sizes_of
 from cil.streams.manifest_files import read_manifest
@@ -102,6 +102,16 @@ class TaskStream(Stream):
         assert isinstance(half, TaskStream)
         half._tests = tuple(dict.fromkeys(self.splits, part.test) for part in half._parts)
         return half
+
+    def reduced(self, experiences: int = 6, images: int = 48) -> Self:
+        other = super().reduced(experiences, images)
+        pick = partial(first_of_each, count=images)
+        other.events = self.events[:experiences]
+        other._tests = tuple(
+            {split: partial(changed_samples, load, pick) for split, load in splits.items()}
+            for splits in self._tests[:experiences]
+        )
+        return other
 
     def with_tests(self, change: Callable[[Samples], Samples]) -> Self:
         other = super().with_tests(change)

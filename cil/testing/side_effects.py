@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import pkgutil
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -48,17 +49,18 @@ _EVENTS = {  # audit events that no hook may raise, and what they mean
     **dict.fromkeys(("os.setxattr", "os.removexattr"), "changes attributes of the file {0}"),
     **dict.fromkeys(("os.getxattr", "os.listxattr"), "reads attributes of the file {0}"),
 }
-_LOADING = ("os.listdir", "os.scandir", "ctypes.dlopen", "open")  # what an import does
+_LOADING = ("os.listdir", "os.scandir", "os.mkdir", "ctypes.dlopen", "open")  # what imports of packages do
 _CODE = (".py", ".pyc", ".so", ".dll", ".pyd")
 _MACHINE = ("/proc/", "/sys/", "/etc/", "/dev/null", "/dev/urandom", "/dev/random")  # facts about the machine
 _METADATA = (f".dist-info{os.sep}", f".egg-info{os.sep}")  # of installed packages: their versions
 _COMPILERS = tuple(f"{os.sep}{name}{os.sep}" for name in ("torch/_inductor", "torch/_dynamo", "triton"))
 _CACHES = (str(Path(tempfile.gettempdir()) / "torchinductor_"), str(Path("~/.triton").expanduser()))
-_IMPORTLIB = str(Path(importlib.__file__).resolve().parent)
+_FINDERS = ("<frozen importlib", str(Path(importlib.__file__).resolve().parent), str(pkgutil.__file__))  # of modules
 _STANDARD = Path(os.__file__).parent
 _LIBRARIES = tuple({f"{Path(place).resolve()}{os.sep}" for place in (sys.prefix, sys.base_prefix, _STANDARD)})
 _OWN = str(Path(__file__).resolve().parents[1]) + os.sep  # this package
 
+_HOOK = "_watched_hook"  # name of the function that is around a hook
 _depth = 0
 _seen: list[str] | None = None
 _stores: ExitStack | None = None  # undoes what was done to classes of stores
@@ -194,7 +196,7 @@ def inside(work: Callable[..., Any]) -> Callable[..., Any]:
     """``work``, watched while it runs."""
 
     @wraps(work)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def _watched_hook(*args: Any, **kwargs: Any) -> Any:
         global _depth
         _depth += 1
         try:
@@ -202,7 +204,7 @@ def inside(work: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             _depth -= 1
 
-    return run
+    return _watched_hook
 
 
 def outside(work: Callable[..., Any]) -> Callable[..., Any]:
@@ -258,9 +260,9 @@ def _text(item: Any) -> str:
 
 
 def _frames() -> Iterator[FrameType]:
-    """The frames of what is going on, innermost first."""
+    """The frames of the hook that is at work, innermost first."""
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
+    while frame is not None and frame.f_code.co_name != _HOOK:
         yield frame
         frame = frame.f_back
 
@@ -268,7 +270,7 @@ def _frames() -> Iterator[FrameType]:
 def _importing() -> bool:
     """True where a module of an installed package is looked for or run; the author's modules are code as hooks are."""
     for frame in _frames():
-        if frame.f_code.co_filename.startswith(("<frozen importlib", _IMPORTLIB)):
+        if frame.f_code.co_filename.startswith(_FINDERS):
             return True
         if _is_authors(frame.f_code.co_filename):
             return False

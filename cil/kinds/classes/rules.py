@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -14,10 +15,8 @@ from cil.errors import BudgetExceeded, CilError, ContractError
 from cil.kinds.classes import knowledge
 from cil.kinds.classes.subject import StrategyRun, StrategySubject
 from cil.memory import Budget
-from cil.strategies import Strategy
 from cil.testing import rules
 from cil.testing.compare import close, demand, equal
-from cil.testing.subject import CheckedRun
 from cil.testing.toy import EXEMPLARS, RECIPE
 
 BRIEF = Recipe(epochs=1, batch_size=100, log_every=1)  # where what is carried matters, and not what is learned
@@ -56,25 +55,22 @@ def metadata_is_charged(subject: StrategySubject) -> None:
 def the_budget_is_never_exceeded(subject: StrategySubject) -> None:
     """Under a budget of exemplars, and under one of bytes, no boundary is over it."""
     try:
-        _demand_within(subject, subject.finished(), Budget(exemplars=EXEMPLARS))
+        demand_within(subject, subject.finished().record.results, Budget(exemplars=EXEMPLARS))
         budget = _half_as_many(subject)
         with subject.fresh(budget=budget, recipe=BRIEF) as run:
-            _demand_within(subject, run, budget)
+            demand_within(subject, run.record.results, budget)
     except BudgetExceeded as error:
         raise ContractError(str(error)) from error
 
 
-def _demand_within(subject: StrategySubject, run: CheckedRun[Strategy], budget: Budget) -> None:
-    if subject.target.bound:
-        return
-    results = run.record.results
-    for index, count in enumerate(results["exemplars"]):
-        total = results["ledger"][index]["totals"]["exact"]["total"]
-        for held, allowed, key in (
-            (total, budget.limits and budget.limits[-1], "limit"),
-            (count, budget.exemplars, "exemplars"),
+def demand_within(subject: StrategySubject, results: Mapping[str, Any], budget: Budget) -> None:
+    """Demand that no boundary in the results of a run is over a budget, but for a bound."""
+    for index, count in () if subject.target.bound else enumerate(results["exemplars"]):
+        total, limit = results["ledger"][index]["totals"]["exact"]["total"], (budget.limits or [None])[-1]
+        for held, allowed, key, unit in (
+            (total, limit, "limit", "bytes"),
+            (count, budget.exemplars, "exemplars", "exemplars"),
         ):
-            unit = "bytes" if key == "limit" else key
             demand(
                 allowed is None or held <= allowed,
                 f"after experience {index} {held:,} {unit} are carried; budget.{key} allows {allowed or 0:,}: ask "
