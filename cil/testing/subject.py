@@ -12,6 +12,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -168,15 +169,17 @@ class Subject(ABC, Generic[L]):
         return self._on("toy", self.toy) if self.stream_was_given else self
 
     def on_long(self) -> Self:
-        """The same learner on the long toy stream, trained for one epoch an experience."""
-        return self._on("long", self.long, recipe=replace(self.recipe, epochs=1))
+        """The same learner on the long toy stream, trained for one epoch an experience, gently: there are few images."""
+        gently = replace(self.recipe, epochs=1, optimizer=partial(torch.optim.SGD, lr=0.02))
+        return self._on("long", self.long, recipe=gently)
 
     def _on(self, name: str, make_stream: Callable[[], Any], **options: Any) -> Self:
         """The same learner on another stream; its finished run is shared as this one's is."""
         if name not in self._others:
-            other = type(self)(self.target, self.hyperparameters, make_stream(), **{**options, **self.options})
-            other._folder, other._name = self._folder, name
-            self._others[name] = other
+            other = self._others[name] = copy(self)
+            other.stream, other.stream_was_given = make_stream(), False
+            other.options = {**options, **self.options}
+            other._name, other._finished, other._others = name, None, {}
         return self._others[name]
 
     def finished(self) -> CheckedRun[L]:
