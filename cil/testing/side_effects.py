@@ -11,6 +11,7 @@ import os
 import pkgutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -61,7 +62,7 @@ _LIBRARIES = tuple({f"{Path(place).resolve()}{os.sep}" for place in (sys.prefix,
 _OWN = str(Path(__file__).resolve().parents[1]) + os.sep  # this package
 
 _HOOK = "_watched_hook"  # name of the function that is around a hook
-_depth = 0
+_watch = threading.local()  # ``depth``: hooks that this thread is inside of; threads of the engine are in none
 _seen: list[str] | None = None
 _stores: ExitStack | None = None  # undoes what was done to classes of stores
 _installed = False
@@ -141,7 +142,7 @@ def _reported_class(kind: Any, does: str) -> Any:
 
 def _report_call(does: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     files = [value for value in (*args, *kwargs.values()) if isinstance(value, str | os.PathLike)]
-    if _depth and _seen is not None and files:  # a buffer in memory is no file
+    if _depth() and _seen is not None and files:  # a buffer in memory is no file
         _seen.append(f"{does} the file {files[0]!s}{_place()}")
 
 
@@ -197,12 +198,8 @@ def inside(work: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(work)
     def _watched_hook(*args: Any, **kwargs: Any) -> Any:
-        global _depth
-        _depth += 1
-        try:
+        with _at_depth(_depth() + 1):
             return work(*args, **kwargs)
-        finally:
-            _depth -= 1
 
     return _watched_hook
 
@@ -212,14 +209,24 @@ def outside(work: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(work)
     def run(*args: Any, **kwargs: Any) -> Any:
-        global _depth
-        held, _depth = _depth, 0
-        try:
+        with _at_depth(0):
             return work(*args, **kwargs)
-        finally:
-            _depth = held
 
     return run
+
+
+def _depth() -> int:
+    return getattr(_watch, "depth", 0)
+
+
+@contextmanager
+def _at_depth(depth: int) -> Iterator[None]:
+    held = _depth()
+    _watch.depth = depth
+    try:
+        yield
+    finally:
+        _watch.depth = held
 
 
 def _install() -> None:
@@ -230,10 +237,12 @@ def _install() -> None:
 
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
-    if not _depth or _seen is None:
+    if _seen is None or not _depth():
         return
     if event == "open":
         said = _opened(*args)
+    elif event == "_thread.start_new_thread":
+        said = "starts a thread" if _authors_own() else ""
     elif event in _EVENTS:
         said = _EVENTS[event].format(*(f"{_text(item):.80}" for item in args[:1]))
     else:
@@ -288,6 +297,12 @@ def _compiling(file: Any) -> bool:
     if not path.startswith(_CACHES):
         return False
     return any(part in frame.f_code.co_filename for frame in _frames() for part in _COMPILERS)
+
+
+def _authors_own() -> bool:
+    """True where the author's code called what is going on, and not this package on its behalf."""
+    called = (frame.f_code.co_filename for frame in _frames())
+    return _is_authors(next((file for file in called if not file.startswith((*_LIBRARIES, "<"))), "<"))
 
 
 def _place() -> str:

@@ -169,7 +169,7 @@ class Subject(ABC, Generic[L]):
         return self._on("toy", self.toy) if self.stream_was_given else self
 
     def on_long(self) -> Self:
-        """The same learner on the long toy stream, trained for one epoch an experience, gently: there are few images."""
+        """The same learner on the long toy stream, trained for an epoch an experience, gently: images are few."""
         gently = replace(self.recipe, epochs=1, optimizer=partial(torch.optim.SGD, lr=0.02))
         return self._on("long", self.long, recipe=gently)
 

@@ -12,6 +12,7 @@ import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -78,6 +79,7 @@ FORBIDDEN = {
     "glob": (lambda at: list(at.glob("*")), "lists the folder"),
     "dlopen": (lambda at: ctypes.CDLL(None), "loads the library"),
     "a process": (lambda at: subprocess.run(["true"], check=True), "starts"),
+    "a thread": (lambda at: Thread(target=bool).start(), "starts a thread"),
     "public data": (lambda at: load_digits(), "digits"),
     "public data in an own module": (_imports, "digits"),
     "shared memory": (lambda at: Path("/dev/shm/cil-none").read_bytes(), "reads the file /dev/shm"),
