@@ -34,7 +34,7 @@ def state_survives_the_round_trip(subject: Subject[L]) -> None:
 def what_was_not_kept_cannot_help(subject: Subject[L]) -> None:
     """Each experience in a process of its own gives the same numbers and the same state."""
     how = f"with a process for each {subject.experience} and in one process"
-    for one in dict.fromkeys((subject.on_long(), subject if subject.stream_was_given else subject.on_long())):
+    for one in (subject.on_long(), *([subject] if subject.stream_was_given else [])):
         straight = one.finished()
         with of_another_past(one, how), one.fresh(boundary="process") as sealed:
             runs_are_the_same(one, how, sealed, straight)
@@ -95,13 +95,13 @@ def of_another_past(subject: Subject[L], how: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        what = (
-            str(error) if isinstance(error, ContractError) else f"run {how}, it fails ({type(error).__name__}: {error})"
-        )
-        names = ", ".join(subject.unkept())
+        failed = f"run {how}, it fails ({type(error).__name__}: {error})"
+        what, names = str(error) if isinstance(error, ContractError) else failed, list[str]()
+        with suppress(Exception):  # what breaks here may break there
+            names = subject.unkept()
         raise ContractError(
             f"{what}: something of another past was used; allowed is what a hook is handed and what self.keep(...) "
-            "names" + (f", and not kept is {names}" if names else "")
+            f"names{', and not kept is ' * bool(names)}{', '.join(names)}"
         ) from error
 
 

@@ -50,7 +50,7 @@ _EVENTS = {  # audit events that no hook may raise, and what they mean
     **dict.fromkeys(("os.setxattr", "os.removexattr"), "changes attributes of the file {0}"),
     **dict.fromkeys(("os.getxattr", "os.listxattr"), "reads attributes of the file {0}"),
 }
-_LOADING = ("os.listdir", "os.scandir", "os.mkdir", "ctypes.dlopen", "open")  # what imports of packages do
+_LOADING = ("os.listdir", "os.scandir", "os.mkdir", "os.rename", "ctypes.dlopen", "open")  # what imports do
 _CODE = (".py", ".pyc", ".so", ".dll", ".pyd")
 _MACHINE = ("/proc/", "/sys/", "/etc/", "/dev/null", "/dev/urandom", "/dev/random")  # facts about the machine
 _METADATA = (f".dist-info{os.sep}", f".egg-info{os.sep}")  # of installed packages: their versions

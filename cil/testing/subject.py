@@ -209,10 +209,9 @@ class Subject(ABC, Generic[L]):
         with self.live() as (run, learners):
             boundary, learner = learners[-1]
             rebuilt = vars(run.rebuilt(boundary))
-        own = {name: value for name, value in vars(learner).items() if not hasattr(type(learner), name)}
         return [
             f"{name} ({type(value).__name__})"
-            for name, value in own.items()
+            for name, value in vars(learner).items()
             if name not in (*learner.held(), *_LENT) and not _alike(value, rebuilt.get(name, _LENT))
         ]
 
