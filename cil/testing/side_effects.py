@@ -109,6 +109,7 @@ def _openers() -> list[tuple[Any, str, Any]]:
     found: list[tuple[Any, str, Any]] = [
         (torch._C, "PyTorchFileReader", _reported_class(torch._C.PyTorchFileReader, "reads")),
         (torch._C, "PyTorchFileWriter", _reported_class(torch._C.PyTorchFileWriter, "writes")),
+        (threading.Thread, "start", _reported_start(threading.Thread.start)),
         (torch.UntypedStorage, "from_file", staticmethod(_reported(torch.UntypedStorage.from_file, "maps"))),
     ]
     for module in list(sys.modules.values()):
@@ -125,6 +126,18 @@ def _reported(work: Callable[..., Any], does: str) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         _report_call(does, args, kwargs)
         return work(*args, **kwargs)
+
+    return run
+
+
+def _reported_start(start: Callable[..., None]) -> Callable[..., None]:
+    """``Thread.start``, reported when the author's code calls it: in another thread nobody is watched."""
+
+    @wraps(start)
+    def run(thread: threading.Thread) -> None:
+        if _depth() and _seen is not None and _authors_own():
+            _seen.append(f"starts a thread{_place()}")
+        start(thread)
 
     return run
 
@@ -241,8 +254,6 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         return
     if event == "open":
         said = _opened(*args)
-    elif event == "_thread.start_new_thread":
-        said = "starts a thread" if _authors_own() else ""
     elif event in _EVENTS:
         said = _EVENTS[event].format(*(f"{_text(item):.80}" for item in args[:1]))
     else:
@@ -269,10 +280,11 @@ def _text(item: Any) -> str:
 
 
 def _frames() -> Iterator[FrameType]:
-    """The frames of the hook that is at work, innermost first."""
-    frame: FrameType | None = sys._getframe(2)
+    """The frames of the hook that is at work, innermost first, without those of the watch."""
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_name != _HOOK:
-        yield frame
+        if frame.f_code.co_filename != __file__:
+            yield frame
         frame = frame.f_back
 
 

@@ -208,7 +208,7 @@ class ChangesLater(Honest):
 
     def adapt_and_predict(self, images: Tensor) -> Tensor:
         self.count[0] += 1
-        return super().adapt_and_predict(images).roll(self.count[0] > 20, 1)
+        return super().adapt_and_predict(images).roll(int(self.count[0] > 20), 1)
 
 
 class SeesWhatIsToCome(Honest):

@@ -117,9 +117,9 @@ def test_an_honest_plugin_passes_all():
 
 @pytest.mark.parametrize("design", DESIGNS, ids=lambda design: design.__name__)
 def test_honest_strategies_of_unlike_designs_raise_no_alarm(design):
-    subject = StrategySubject(design, recipe=BRIEF)
-    broken = {outcome.name: outcome.error for outcome in testing.outcomes(subject) if outcome.error}
-    assert broken == {}
+    tried = StrategySubject(design, recipe=BRIEF)
+    for rule in RULES.values():
+        rule(tried)
 
 
 def test_a_budget_that_is_exceeded_is_told_with_what_it_allows():
