@@ -97,14 +97,14 @@ def _with_place(rule: Rule, subject: Subject[Any]) -> None:
     try:
         rule(subject)
     except Exception as error:
-        place = _place(error, inspect.getsourcefile(subject.target))
+        place = _place(error, inspect.getsourcefile(subject.target) or "")
         if not place:
             raise
         kind, said = (type(error), "") if isinstance(error, CilError) else (ContractError, f"{type(error).__name__}: ")
         raise kind(f"{said}{error}{place}") from error
 
 
-def _place(error: BaseException | None, file: str | None) -> str:
+def _place(error: BaseException | None, file: str) -> str:
     """The innermost line of a file that an error, or what it was raised from, went through; empty where it did not."""
     place = ""
     while error is not None:
