@@ -66,7 +66,8 @@ def the_budget_is_never_exceeded(subject: StrategySubject) -> None:
 def demand_within(subject: StrategySubject, results: Mapping[str, Any], budget: Budget) -> None:
     """Demand that no boundary in the results of a run is over a budget, but for a bound."""
     for index, count in () if subject.target.bound else enumerate(results["exemplars"]):
-        total, limit = results["ledger"][index]["totals"]["exact"]["total"], (budget.limits or [None])[-1]
+        total = results["ledger"][index]["totals"]["exact"]["total"]
+        limit = budget.limits[-1] if budget.limits else None
         for held, allowed, key, unit in (
             (total, limit, "limit", "bytes"),
             (count, budget.exemplars, "exemplars", "exemplars"),
