@@ -254,6 +254,8 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         return
     if event == "open":
         said = _opened(*args)
+    elif event in ("os.listdir", "os.scandir") and _text(args[0]).startswith(_OWN):
+        said = ""  # the names of methods and models are looked for there
     elif event in _EVENTS:
         said = _EVENTS[event].format(*(f"{_text(item):.80}" for item in args[:1]))
     else:
