@@ -157,6 +157,7 @@ def plan(
         **({"transductive": True} if work.transductive else {}),
         "class_order": list(stream.order),
         "stream": stream.description(),
+        **({"starts_from": starts_from} if (starts_from := getattr(method, "starts_from", None)) else {}),
         "networks": nets | weights_digest(nets["weights"]),
         **environment_of((method, type(work), *map(type, caps_of(budget).values())), nets["name"], runtime),
         **facts,

@@ -20,29 +20,34 @@ usage: cil check NAME... [strategy.KEY=VALUE ...] [adapter.KEY=VALUE ...] [strea
 Demands of a strategy what the framework relies on: what it does not keep cannot help, same seed same bits, a resumed
 run equals the straight one, predict has no side effects... A quarter of a minute on one core. Of an adapter: the like,
 and that it answers without labels. NAME is module:Class, or a name of cil list strategies or adapters; keys that are
-not given have their defaults, made small where a strategy says so. The rules are those of the stream's kind of run,
-and it is met in most of them: make it small. Without one a toy stream is met, of the first kind that has such learners.
+not given have their defaults, made small where a strategy says so. The rules are those of the stream's kind of run;
+most are then checked on it, cut to its first experiences and a few images of each class, and those that need two pasts,
+two futures or more experiences on toy streams. Without one all are, of the first kind that has such learners.
 
   cil check my_idea:MyStrategy
   cil check icarl
   cil check tent adapter.lr=0.01
   cil check ranpac strategy.size=64 strategy.gram=packed
-  cil check icarl stream=rotated_digits stream.train_per_class=12 stream.test_per_class=8
+  cil check icarl stream=rotated_digits
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command: 0 where all rules hold, 1 where one is broken."""
-    names = [item for item in arguments if "=" not in item]
+    options = [item for item in arguments if item.startswith("-")]
+    names = [item for item in arguments if "=" not in item and item not in options]
+    if options:
+        raise ConfigError(f"cil check has no option {options[0]}; it takes names, keys of theirs and a stream: --help")
     if not names:
         raise ConfigError("cil check needs a strategy or an adapter: module:Class, or a name of cil list")
     given, chosen = _options([item for item in arguments if "=" in item])
     environment.prepare()
     sys.path.insert(0, str(Path.cwd()))  # an own idea in the folder one stands in
     stream = _stream(chosen) if chosen else None
+    subjects = [_subject(name, given, stream) for name in names]
     broken = 0
-    for name in names:
-        broken += _checked(name, given, stream)
+    for name, subject in zip(names, subjects, strict=True):
+        broken += _checked(name, subject)
     return 1 if broken else 0
 
 
@@ -63,29 +68,49 @@ def _options(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _stream(overrides: Sequence[str]) -> Any:
+    """The stream, reduced; what is left of it is printed."""
     from cil.cli.build import build_stream
     from cil.cli.compose import compose
 
-    return build_stream(compose(overrides).config)
+    whole = build_stream(compose(overrides).config)
+    small = whole.reduced()
+    print(f"stream {whole.name}: {_size(small)} of {_size(whole)}", flush=True)
+    return small
 
 
-def _checked(name: str, given: Mapping[str, Any], stream: Any) -> int:
-    """Print each rule and if it holds; the number of those that do not."""
+def _size(stream: Any) -> str:
+    """Length and images of a stream."""
+    facts = stream.description()
+    return f"{sum(facts.get('train_counts') or facts['counts']):,} images in {len(stream)} parts"
+
+
+def _subject(name: str, given: Mapping[str, Any], stream: Any) -> Any:
+    """The learner under test.
+
+    Raises:
+        ConfigError: for an unknown name or hyperparameter.
+    """
     from cil import adapt, strategies
-    from cil.testing import kind_of, outcomes
+    from cil.testing import kind_of
 
     known = adapt if name in adapt.names() and name not in strategies.names() else strategies
     learner = resolve(name, "NAME") if ":" in name else known.find(name)
     kind = kind_of(learner, stream)
     check_arguments(learner, given, kind.learner)
+    return kind.subject(learner, given, stream)
+
+
+def _checked(name: str, subject: Any) -> int:
+    """Print each rule and if it holds; the number of those that do not."""
+    from cil.testing import outcomes
+
     broken, printed = 0, set[str]()
-    for outcome in outcomes(kind.subject(learner, given, stream)):
+    for outcome in outcomes(subject):
         broken += outcome.error is not None
         error = "the same" if outcome.error in printed else outcome.error
         printed |= {outcome.error} if outcome.error else set()
-        print(
-            f"{'ok    ' if error is None else 'BROKEN'} {outcome.name}: {error or outcome.rule}",
-            flush=True,
-        )
+        print(f"{'ok    ' if error is None else 'BROKEN'} {outcome.name}: {error or outcome.rule}", flush=True)
+        if error is not None:
+            print(f"       the rule: {outcome.rule}", flush=True)
     print(f"{name}: {f'{broken} rule(s) broken' if broken else 'keeps the contract'}")
     return broken

@@ -35,6 +35,7 @@ class Strategy(Holder):
     transductive: ClassVar[bool] = False  # the answer to a test image may depend on the other test images
     holds_out: ClassVar[bool] = False  # leaves images out of its main phase, for a later one
     takes_task: ClassVar[bool] = False  # task-aware: answers ``predict(images, task)``
+    starts_from: ClassVar[str | None] = None  # origin of initial weights that are not those of ``make_net``
     searches: bool = False  # its trials need held-out data in every experience
     notes, findings = old_name("notes", "warnings"), old_name("findings", "diagnostics")
     toy: ClassVar[Mapping[str, Any]] = {}  # hyperparameters for toy runs, where the defaults are far too large

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -102,6 +102,22 @@ def take_rows(samples: Samples, rows: torch.Tensor) -> Samples:
     return samples[rows]
 
 
+def changed_samples(load: Callable[[], Samples], change: Callable[[Samples], Samples]) -> Samples:
+    """``change(load())``, for ``functools.partial``."""
+    return change(load())
+
+
+def first_of_each(samples: Samples, count: int) -> Samples:
+    """The first ``count`` samples of each slot, in their order."""
+    rows = [(samples.slots == slot).nonzero().flatten()[:count] for slot in samples.counts()]
+    return samples[torch.cat(rows).sort().values] if rows else samples
+
+
+def _changed_or_none(load: Callable[[], Samples | None], change: Callable[[Samples], Samples]) -> Samples | None:
+    samples = load()
+    return None if samples is None else change(samples)
+
+
 class Stream:
     """A sequence of experiences over one set of slots.
 
@@ -193,6 +209,37 @@ class Stream:
         half = copy(self)
         half._parts = tuple(replace(part, test=closed) for part in self._parts)
         return half
+
+    def reduced(self, experiences: int = 6, images: int = 48) -> Self:
+        """The first experiences with few images, for checks: at least two of each class, else ``images`` to train on.
+
+        Args:
+            experiences: How many at most.
+            images: Training images of an experience, about; and as many to test on.
+        """
+        kept = self.signatures[:experiences]
+        each = max(2, images // max(len(signature.present) for signature in kept))
+        pick, other = partial(first_of_each, count=each), copy(self)
+        other.__dict__.pop("experience_of_slot", None)
+        other.signatures = tuple(replace(s, counts={k: min(each, n) for k, n in s.counts.items()}) for s in kept)
+        other._parts = tuple(
+            ExperienceData(
+                partial(changed_samples, part.train, pick),
+                partial(changed_samples, part.test, pick),
+                partial(_changed_or_none, part.validation, pick),
+            )
+            for part in self._parts[:experiences]
+        )
+        seen = max(signature.num_classes for signature in kept)
+        other.classes, other.order = self.classes[:seen], self.order[:seen]
+        other.fingerprint = fingerprint_of(self.fingerprint, f"reduced to {experiences}, {images}")
+        return other
+
+    def with_tests(self, change: Callable[[Samples], Samples]) -> Self:
+        """The same stream with ``change`` done to the test samples of every experience."""
+        other = copy(self)
+        other._parts = tuple(replace(part, test=partial(changed_samples, part.test, change)) for part in self._parts)
+        return other
 
     def augment_of(self, index: int) -> Augment:
         """Training augmentation of experience ``index``."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,11 @@ class DomainStream(Stream):
     def __init__(self, *, domains: Sequence[str], **given: Any) -> None:
         super().__init__(**given)
         self.domains = tuple(domains)
+
+    def reduced(self, experiences: int = 6, images: int = 48) -> Self:
+        other = super().reduced(experiences, images)
+        other.domains = self.domains[:experiences]
+        return other
 
     def description(self) -> dict[str, Any]:
         return super().description() | {"domains": list(self.domains)}

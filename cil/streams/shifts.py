@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -75,6 +76,16 @@ class ShiftStream:
     def __len__(self) -> int:
         return len(self.segments)
 
+    def reduced(self, segments: int = 4, images: int = 24) -> ShiftStream:
+        """The first segments with few images, the last one after a reset, for checks."""
+        kept = []
+        for segment in self.segments[:segments]:
+            size = min(images, segment.count)
+            load = partial(_first, segment.samples, size)
+            kept.append(replace(segment, samples=load, count=size, domains=segment.domains[:size]))
+        kept[-1] = replace(kept[-1], reset=True)
+        return replace(self, segments=tuple(kept), fingerprint=f"{self.fingerprint}-reduced-{segments}-{images}")
+
     def description(self) -> dict[str, Any]:
         """Description for the record."""
         return {
@@ -91,3 +102,7 @@ class ShiftStream:
             "data": {True: "official", False: "unofficial", None: "no official checksum known"}[self.official],
             **self.settings,
         }
+
+
+def _first(load: Callable[[], Samples], count: int) -> Samples:
+    return load()[:count]

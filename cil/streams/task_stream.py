@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from cil.data import Augment, Samples
 from cil.errors import ConfigError, StreamError, nearest
-from cil.streams.base import ExperienceData, Signature, Stream, TaskKey, fingerprint_of
+from cil.streams.base import ExperienceData, Signature, Stream, TaskKey, changed_samples, fingerprint_of, first_of_each
 from cil.streams.manifest import Manifest, ManifestTask, TaskFilter, as_mapping
 from cil.streams.manifest_data import Lock, compare_with_lock, known_lock, sizes_of
 from cil.streams.manifest_files import read_manifest
@@ -102,6 +102,23 @@ class TaskStream(Stream):
         assert isinstance(half, TaskStream)
         half._tests = tuple(dict.fromkeys(self.splits, part.test) for part in half._parts)
         return half
+
+    def reduced(self, experiences: int = 6, images: int = 48) -> Self:
+        other = super().reduced(experiences, images)
+        pick = partial(first_of_each, count=images)
+        other.events = self.events[:experiences]
+        other._tests = tuple(
+            {split: partial(changed_samples, load, pick) for split, load in splits.items()}
+            for splits in self._tests[:experiences]
+        )
+        return other
+
+    def with_tests(self, change: Callable[[Samples], Samples]) -> Self:
+        other = super().with_tests(change)
+        other._tests = tuple(
+            {split: partial(changed_samples, load, change) for split, load in splits.items()} for splits in self._tests
+        )
+        return other
 
     def augment_of(self, index: int) -> Augment:
         return replace(self.augment, flip=self.augment.flip and self.events[index].task.mirrored)

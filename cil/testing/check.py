@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -80,13 +83,36 @@ def outcomes(subject: Subject[Any], rules: Sequence[Rule] | None = None) -> Iter
     torch.set_num_threads(1)  # the checks fork
     for rule in kind_of(subject.target, subject.stream).rules() if rules is None else rules:
         try:
-            in_child(partial(rule, subject))
+            in_child(partial(_with_place, rule, subject))
             error = None
         except CilError as broken:
             error = str(broken)
         except Exception as failed:
             error = f"{type(failed).__name__}: {failed}"
         yield CheckResult(rule.__name__, (rule.__doc__ or "").strip().splitlines()[0], error)
+
+
+def _with_place(rule: Rule, subject: Subject[Any]) -> None:
+    """Check a rule; an error that comes from the learner's own file says at which line."""
+    try:
+        rule(subject)
+    except Exception as error:
+        place = _place(error, inspect.getsourcefile(subject.target) or "")
+        if not place:
+            raise
+        kind, said = (type(error), "") if isinstance(error, CilError) else (ContractError, f"{type(error).__name__}: ")
+        raise kind(f"{said}{error}{place}") from error
+
+
+def _place(error: BaseException | None, file: str) -> str:
+    """The innermost line of a file that an error, or what it was raised from, went through; empty where it did not."""
+    place = ""
+    while error is not None:
+        for frame in traceback.extract_tb(error.__traceback__):
+            if frame.filename == file:
+                place = f" ({Path(file).name}:{frame.lineno}, in {frame.name})"
+        error = error.__cause__
+    return place
 
 
 def check_strategy(

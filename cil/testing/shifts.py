@@ -62,6 +62,24 @@ def toy_shifts(
     )  # fmt: skip
 
 
+def long_shifts() -> ShiftStream:
+    """Seven segments, the last after a reset: for rules about what lies far back, or ahead."""
+    return toy_shifts(("dark", "pale", "grey", "dark", "pale", "grey", "dark"), resets=(6,), mixed=False)
+
+
+def cut_every(stream: ShiftStream, count: int) -> ShiftStream:
+    """The same images in the same order, in segments of ``count`` images, without a reset."""
+    pieces = [segment.samples() for segment in stream.segments]
+    pixels, slots = (torch.cat(parts) for parts in ([p.pixels for p in pieces], [p.slots for p in pieces]))
+    domains = torch.cat([segment.domains for segment in stream.segments])
+    segments = []
+    for number, start in enumerate(range(0, len(slots), count)):
+        rows = slice(start, start + count)
+        samples = Samples.from_arrays(pixels[rows], slots[rows])
+        segments.append(Segment(f"part {number}", partial(_given, samples), len(samples), domains[rows]))
+    return replace(stream, segments=tuple(segments), fingerprint=f"{stream.fingerprint}-every-{count}")
+
+
 def with_images(stream: ShiftStream, segment: int, change: Any) -> ShiftStream:
     """The stream with ``change`` (Samples to Samples) done to one segment."""
     old = stream.segments[segment]

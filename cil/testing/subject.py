@@ -12,6 +12,8 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -89,11 +91,16 @@ class CheckedRun(ABC, Generic[L]):
             "references": sum(reference["bytes"] for reference in content["references"]),
         }
 
-    def copy_before(self, boundary: int, other: CheckedRun[L]) -> None:
-        """Put into the folder of another run what it would have left there, had it stopped just before a boundary."""
+    def copy_before(self, boundary: int, other: CheckedRun[L], *, evaluated: bool = True) -> None:
+        """Put into the folder of another run what it would have left there, had it stopped just before a boundary.
+
+        Args:
+            evaluated: False: it also stopped before the evaluation that comes last.
+        """
         own = self.run.checkpoints
         for index in range(boundary):
-            other.run.checkpoints.commit(index, own.state(index), own.facts(index), own.evaluated(index))
+            counts = own.evaluated(index) if evaluated or index < boundary - 1 else None
+            other.run.checkpoints.commit(index, own.state(index), own.facts(index), counts)
         log = (self.run.run_dir / METRICS).read_bytes()
         (other.run.run_dir / METRICS).write_bytes(log[: own.facts(boundary - 1)["offset"]])
 
@@ -111,8 +118,10 @@ class Subject(ABC, Generic[L]):
         recipe: By which its runs are trained.
         experience, step: Words of the kind for messages.
         place: Name of a boundary in messages.
-        hooks: Methods of the learner that may not have side effects.
+        hooks: Methods of the learner that may not have side effects (``side_effects.hooks_of`` its base class).
         toy: Makes the toy stream of the kind.
+        last_hook: Method that a learner is asked last before it is frozen.
+        long: Makes one of many experiences, with five images where that is enough.
     """
 
     recipe: ClassVar[Recipe]
@@ -120,7 +129,9 @@ class Subject(ABC, Generic[L]):
     step: ClassVar[str] = "step"
     place: ClassVar[str] = "after experience {}"
     hooks: ClassVar[tuple[str, ...]]
+    last_hook: ClassVar[str]
     toy: ClassVar[Callable[..., Any]]
+    long: ClassVar[Callable[..., Any]]
 
     def __init__(
         self,
@@ -132,10 +143,12 @@ class Subject(ABC, Generic[L]):
         self.target: type[L] = self.find(target) if isinstance(target, str) else target
         self.hyperparameters = dict(hyperparameters or {})
         self.options = {"keep": "all", **options}
-        self._on_toy = stream is None
+        self.stream_was_given = stream is not None
         self.stream = self.toy() if stream is None else stream
         self._folder = tempfile.TemporaryDirectory(prefix="cil-check-")  # gone when the subject is
+        self._name = "run"
         self._finished: CheckedRun[L] | None = None
+        self._others: dict[str, Self] = {}
 
     @staticmethod
     @abstractmethod
@@ -146,9 +159,27 @@ class Subject(ABC, Generic[L]):
     def run(self, folder: Path, **options: Any) -> CheckedRun[L]:
         """A run of it in ``folder``, not yet executed; ``wrap`` among the options is done to what makes the learner."""
 
+    @abstractmethod
+    def sources(self) -> set[type]:
+        """Classes of stores from which the training images of the stream come."""
+
     def on_toy(self) -> Self:
         """The same learner on the toy stream: itself where it is there already."""
-        return self if self._on_toy else type(self)(self.target, self.hyperparameters, **self.options)
+        return self._on("toy", self.toy) if self.stream_was_given else self
+
+    def on_long(self) -> Self:
+        """The same learner on the long toy stream, trained for an epoch an experience, gently: images are few."""
+        gently = replace(self.recipe, epochs=1, optimizer=partial(torch.optim.SGD, lr=0.02))
+        return self._on("long", self.long, recipe=gently)
+
+    def _on(self, name: str, make_stream: Callable[[], Any], **options: Any) -> Self:
+        """The same learner on another stream; its finished run is shared as this one's is."""
+        if name not in self._others:
+            other = self._others[name] = copy(self)
+            other.stream, other.stream_was_given = make_stream(), False
+            other.options = {**options, **self.options}
+            other._name, other._finished, other._others = name, None, {}
+        return self._others[name]
 
     def finished(self) -> CheckedRun[L]:
         """The run without further options, executed once for all rules.
@@ -157,7 +188,7 @@ class Subject(ABC, Generic[L]):
         process begins with global random numbers of its own: what follows them differs from any other run.
         """
         if self._finished is None:
-            folder = Path(self._folder.name) / "run"  # also seen by processes that were forked before it was there
+            folder = Path(self._folder.name) / self._name  # also seen by processes that were forked before it was there
             if not (folder / RECORD).exists() or Record.load(folder).status != "finished":
                 shutil.rmtree(folder, ignore_errors=True)
                 torch.set_num_threads(1)  # of a process that forks
@@ -166,12 +197,58 @@ class Subject(ABC, Generic[L]):
         return self._finished
 
     @contextmanager
+    def live(self, **options: Any) -> Iterator[tuple[CheckedRun[L], list[tuple[int, L]]]]:
+        """A fresh run, and at each boundary the learner itself as training left it."""
+        found: list[L] = []
+        with self.fresh(wrap=partial(_remembered, hook=self.last_hook, found=found), **options) as run:
+            yield run, list(zip(run.boundaries[-len(found) :], found, strict=True))
+
+    def unkept(self) -> list[str]:
+        """Attributes that training gives the learner and that do not survive the boundary, with their types."""
+        with self.live() as (run, learners):
+            boundary, learner = learners[-1]
+            rebuilt = vars(run.rebuilt(boundary))
+        return [
+            f"{name} ({type(value).__name__})"
+            for name, value in vars(learner).items()
+            if name not in (*learner.held(), *_LENT) and not _alike(value, rebuilt.get(name, _LENT))
+        ]
+
+    @contextmanager
     def fresh(self, **options: Any) -> Iterator[CheckedRun[L]]:
         """A run with these options, executed here and now, in a folder that is gone afterwards."""
         with tempfile.TemporaryDirectory(prefix="cil-check-") as folder:
             run = self.run(Path(folder), **options)
             run.run.execute()
             yield run
+
+
+_LENT = ("_kept", "context", "budget", "progress", "make_net", "warnings", "diagnostics")  # of every learner
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """False where two plain values differ, and for objects of other packages, whose content is not looked into."""
+    if isinstance(one, bool | int | float | str | list | tuple | dict | set | np.ndarray | None):
+        return type(one) is type(other) and bool(np.all(one == other))
+    return callable(one) or type(one).__module__.startswith("cil.")
+
+
+def _remembered(make: Callable[..., L], hook: str, found: list[L]) -> Callable[..., L]:
+    """``make``, with every learner whose ``hook`` is called put into ``found``."""
+
+    def made(*args: Any) -> L:
+        learner = make(*args)
+        work = getattr(learner, hook)
+
+        def called(*given: Any) -> Any:
+            if not found or found[-1] is not learner:
+                found.append(learner)
+            return work(*given)
+
+        setattr(learner, hook, called)
+        return learner
+
+    return made
 
 
 def _execute(run: EngineRun) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,33 @@ def toy_stream(*, seed: int = 0, test_seed: int = 1) -> Stream:
     return class_incremental(other, increment=2, mean=stream.mean, std=stream.std)
 
 
+def long_stream(*, seed: int = 0, longer: bool = False) -> Stream:
+    """Six experiences of two classes, five training images each: for rules about what lies far back, or ahead.
+
+    Args:
+        seed: Of the training images of the first three experiences: 0, or another for their negatives.
+        longer: Another future: the last experience has other images and a third class, and one more follows.
+    """
+    sizes = (2,) * 5 + ((3, 2) if longer else (2,))
+    data = toy_dataset(train=(5,) * 15, test=(2,) * 15)
+    pixels, slots = data.train.pixels, data.train.slots
+    changed = (slots < 6) & bool(seed) | (slots >= 10) & longer
+    pixels = torch.where(changed.view(-1, 1, 1, 1), 255 - pixels, pixels)
+    other = replace(data, train=Samples(ArrayStore(pixels), slots))
+    whole = class_incremental(other, increment=15, order="natural", mean=[0.5] * 3, std=[0.25] * 3)
+    ends = list(accumulate(sizes))
+    return _regrouped(whole, [tuple(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)], "toy_long")
+
+
 def uneven_stream() -> Stream:
     """Experiences of three, one and two classes; a class of two images; 17 images, a last batch of one at size 8."""
     data = toy_dataset(train=(6, 6, 5, 9, 2, 7), test=(4, 3, 2, 4, 3, 4))
     whole = class_incremental(data, increment=6, order="natural")
-    groups = ((0, 1, 2), (3,), (4, 5))
+    return _regrouped(whole, [(0, 1, 2), (3,), (4, 5)], "toy_uneven")
+
+
+def _regrouped(whole: Stream, groups: Sequence[tuple[int, ...]], name: str) -> Stream:
+    """The first slots of a stream of one experience, in experiences of these groups."""
     signatures, parts, seen = [], [], 0
     for index, slots in enumerate(groups):
         seen += len(slots)
@@ -81,19 +104,25 @@ def uneven_stream() -> Stream:
         signatures.append(Signature(index, slots, slots, part.train().counts(), whole.image_shape, seen))
         parts.append(part)
     return Stream(
-        name="toy_uneven", classes=whole.classes, order=whole.order, signatures=signatures, parts=parts,
+        name=name, classes=whole.classes[:seen], order=whole.order[:seen], signatures=signatures, parts=parts,
         fingerprint=fingerprint_of(whole.fingerprint, repr(groups)), augment=whole.augment, mean=whole.mean,
         std=whole.std,
     )  # fmt: skip
 
 
 def toy_tasks(
-    *, seed: int = 0, test_seed: int = 1, each: int = 12, order: str = "abca", reevaluate: str = "all_seen"
+    *,
+    seed: int = 0,
+    test_seed: int = 1,
+    each: int = 12,
+    order: str = "abca",
+    reevaluate: str = "all_seen",
+    same: int = 1,
 ) -> TaskStream:
     """Four events of three data sets, 12 x 12: two classes, three labels an image, three classes, the first once more.
 
     Args:
-        seed: Of the training images of all events but the last, which are those of the first.
+        seed: Of the training images of all events but the last ``same``, which have seed 0.
         test_seed: Of the test images; another one changes nothing else.
         each: Training images of a class.
         order: Of the data sets a, b and c.
@@ -107,7 +136,7 @@ def toy_tasks(
     for index, name in enumerate(order):
         key = keys[name]
         met = [keys[other] for other in order[: index + 1]]
-        number = 0 if index == len(order) - 1 else seed  # so that the last event of two pasts is the same
+        number = 0 if index >= len(order) - same else seed  # so that the last events of two pasts are the same
         train, dev = (_task_images(key, each, 100 + more + number) for more in (0, 10))
         held = {split: _task_images(key, 8, 200 + more + test_seed) for more, split in ((0, "dev_test"), (10, "test"))}
         new = tuple(range(key.first, key.first + key.classes)) if key not in met[:-1] else ()
@@ -125,6 +154,11 @@ def toy_tasks(
         signatures=signatures, parts=parts, fingerprint=made,
         augment=Augment(flip=True), mean=[0.5] * 3, std=[0.5] * 3, events=events, tests=tests, reevaluate=reevaluate,
     )  # fmt: skip
+
+
+def long_tasks(*, seed: int = 0, longer: bool = False) -> TaskStream:
+    """Six events of ``toy_tasks``; ``seed`` and ``longer`` as of ``long_stream``."""
+    return toy_tasks(seed=seed, each=4, order="abcabab" if longer else "abcabc", same=4 if longer else 3)
 
 
 def _task_images(task: TaskKey, each: int, seed: int) -> Samples:

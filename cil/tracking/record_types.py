@@ -286,4 +286,5 @@ class StrategyIdentity(Identity):
     transductive: NotRequired[bool]
     class_order: list[int]
     networks: Networks
+    starts_from: NotRequired[str]
     tuning: NotRequired[Tuning]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cil.adapt import Adapter, SourceModel
 from cil.contract import Holder
+from cil.data import Samples
 from cil.memory import State
 
 GLOBAL: list[float] = []
@@ -173,6 +174,64 @@ class WritesAFile(Honest):
         return super().adapt_and_predict(images)
 
 
+class ResetsWhenFresh(Honest):
+    """Knows by its age that a domain begins, and forgets the one before."""
+
+    def __init__(self, source: SourceModel) -> None:
+        super().__init__(source)
+        self.age = 0
+
+    def adapt_and_predict(self, images: Tensor) -> Tensor:
+        if not self.age:
+            self.mean.zero_()
+        self.age += 1
+        return super().adapt_and_predict(images)
+
+
+class KeepsImagesInAClosure(Honest):
+    """The images met lie in a function, uncharged."""
+
+    def __init__(self, source: SourceModel) -> None:
+        super().__init__(source)
+        met: list[Tensor] = []
+        self.remember = lambda images: met.append(images) or torch.cat(met)
+
+    def adapt_and_predict(self, images: Tensor) -> Tensor:
+        shift = 1e4 * self.remember(images.clone()).mean() % 4
+        return super().adapt_and_predict(images).roll(int(shift), 1)
+
+
+class ChangesLater(Honest):
+    """An attribute of the class that counts, and is used after twenty batches."""
+
+    count: ClassVar[list[int]] = [0]
+
+    def adapt_and_predict(self, images: Tensor) -> Tensor:
+        self.count[0] += 1
+        return super().adapt_and_predict(images).roll(int(self.count[0] > 20), 1)
+
+
+class SeesWhatIsToCome(Honest):
+    """Looks into the frames of its callers for the images to come."""
+
+    def adapt_and_predict(self, images: Tensor) -> Tensor:
+        scores = super().adapt_and_predict(images)
+        frame = sys._getframe(1)
+        while frame is not None:
+            samples = frame.f_locals.get("samples")
+            if isinstance(samples, Samples):
+                return scores.roll(int(1e4 * samples.images.mean()) % 4, 1)
+            frame = frame.f_back
+        return scores
+
+
+class PeeksInLargeBatches(PeeksAtTheLabels):
+    """As that, where batches are as large as in real runs."""
+
+    def adapt_and_predict(self, images: Tensor) -> Tensor:
+        return super().adapt_and_predict(images) if len(images) > 100 else Honest.adapt_and_predict(self, images)
+
+
 @dataclass(frozen=True)
 class Case:
     """A cheat, the rule that must see it, and what it must say."""
@@ -183,6 +242,11 @@ class Case:
 
 
 CASES = [
+    Case(ResetsWhenFresh, "where_a_domain_begins_is_not_known", "not kept is age (int)"),
+    Case(KeepsImagesInAClosure, "where_a_domain_begins_is_not_known", "answered otherwise than in one segment"),
+    Case(ChangesLater, "where_a_domain_begins_is_not_known", "answered otherwise than in one segment"),
+    Case(SeesWhatIsToCome, "later_images_are_not_known", "with other images later on"),
+    Case(PeeksInLargeBatches, "labels_and_domains_are_not_looked_at", "its answers follow the labels"),
     Case(LoadsSomethingElse, "state_survives_the_round_trip", "load_state changed mean"),
     Case(HelpedByAGlobal, "what_was_not_kept_cannot_help", "with a process for each segment and in one process"),
     Case(RemembersAcrossAReset, "a_reset_leaves_nothing", "it answers by what it met before"),

@@ -40,4 +40,14 @@ def test_a_stream_is_met_and_says_the_kind_of_run(cil, monkeypatch):
     assert said.code == 2 and "codec" in said.line
     assert cil("check", "finetune", "stream=split_digits", "stream.train_per_class=12").code == 0
     assert [sum(subject.stream.signatures[0].counts.values()) for subject in subjects] == [24]
+    said = cil("check", "finetune", "stream=split_digits")
+    assert "240 images in 5 parts of 1,438 images in 5 parts" in said.out
+    assert all(sum(signature.counts.values()) == 48 for signature in subjects[-1].stream.signatures)
     assert "a stream, not 'seed=1'" in cil("check", "finetune", "seed=1").line
+
+
+@pytest.mark.parametrize(("wrong", "says"), [("--foo", "has no option --foo"), ("replya", "replya")])
+def test_what_is_unknown_is_refused_before_anything_is_checked(cil, monkeypatch, wrong, says):
+    monkeypatch.setattr("cil.testing.outcomes", lambda subject: pytest.fail("checked"))
+    said = cil("check", "replay", wrong)
+    assert said.code == 2 and says in said.line

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from cil.data import ArrayStore, Samples
@@ -472,6 +474,103 @@ class ForgetsToKeep(Replay):
         self.centre = experience.train.pixels.float().mean(0)
 
 
+class LateGlobal(Replay):
+    """Training data of long ago, in a global of the module, from the fourth experience on."""
+
+    def training_set(self, experience: Any) -> Samples:
+        data = super().training_set(experience)
+        GLOBAL.append(experience.train)
+        return data + GLOBAL[experience.index - 3] if experience.index > 2 else data
+
+
+class LateAttribute(Replay):
+    """As that, in an attribute of the class, and careful where it is empty."""
+
+    met: ClassVar[list[Samples]] = []
+
+    def training_set(self, experience: Any) -> Samples:
+        data = super().training_set(experience)
+        self.met.append(experience.train)
+        return data + self.met[0] if experience.index > 3 else data
+
+
+class KnowsTheHorizon(Replay):
+    """Counts on the class, in the dry run, how many classes there will be."""
+
+    most: ClassVar[list[int]] = [0]
+
+    def grow(self, signature: Any) -> None:
+        super().grow(signature)
+        self.most[0] = max(self.most[0], signature.num_classes)
+
+    def loss(self, batch: Any) -> Tensor:
+        return super().loss(batch) * self.num_classes / self.most[0]
+
+
+class LooksAtTheLabels(Replay):
+    """Answers by what it finds in the frames of the evaluation."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        scores, frame = super().predict(images), sys._getframe()
+        while frame is not None:
+            slots = frame.f_locals.get("slots")
+            if isinstance(slots, Tensor) and len(slots) == len(images):
+                return scores + 100 * F.one_hot(slots, scores.shape[1])
+            frame = frame.f_back  # type: ignore[assignment]
+        return scores
+
+
+TRAINED = torch.randn(16, 3, 3, 3, generator=torch.Generator().manual_seed(9))  # as if it had been read at import
+
+
+class StartsTrained(Replay):
+    """Begins with weights of another training, and says nothing."""
+
+    def before_experience(self, experience: Any) -> None:
+        if not experience.index:
+            weights = next(self.net.backbone.parameters())
+            noise = torch.randn(weights.shape, generator=self.generator("hide"))
+            weights.data.copy_(TRAINED[: len(weights), : weights.shape[1]] + 0.1 * noise)
+
+
+class HiddenBuffer(Replay):
+    """A buffer that is not saved; it is lost at the boundary."""
+
+    def build_net(self) -> Any:
+        net = super().build_net()
+        net.register_buffer("shift", torch.zeros(1), persistent=False)
+        return net
+
+    def after_experience(self, experience: Any) -> None:
+        super().after_experience(experience)
+        self.net.shift.fill_(1.0)
+
+    def predict(self, images: Tensor) -> Tensor:
+        scores = super().predict(images)
+        return scores + self.net.shift * torch.arange(scores.shape[1])
+
+
+class NumbersAside(Replay):
+    """Counts of the classes in an array of numpy, which nobody keeps."""
+
+    prior = np.zeros(1)
+
+    def after_experience(self, experience: Any) -> None:
+        super().after_experience(experience)
+        self.prior = np.arange(self.num_classes, dtype=np.float32)
+
+    def predict(self, images: Tensor) -> Tensor:
+        return super().predict(images) + torch.from_numpy(np.asarray(self.prior, dtype=np.float32))
+
+
+class ReadsAPublicCopy(Replay):
+    """The data set once more, test images too, from an installed package."""
+
+    def training_set(self, experience: Any) -> Samples:
+        load_digits()
+        return super().training_set(experience)
+
+
 @dataclass(frozen=True)
 class Case:
     """A cheat, the rule that catches it, and a word of the message."""
@@ -482,6 +581,15 @@ class Case:
 
 
 CASES = [
+    Case(LateGlobal, "what_was_not_kept_cannot_help", "something of another past was used"),
+    Case(LateAttribute, "what_was_not_kept_cannot_help", "differs after experience 4"),
+    Case(LateAttribute, "only_the_state_crosses_a_boundary", "two pasts"),
+    Case(KnowsTheHorizon, "the_future_is_not_known", "after experience 0 already"),
+    Case(LooksAtTheLabels, "test_labels_play_no_part_in_answers", "other labels on the same test images"),
+    Case(StartsTrained, "training_starts_from_what_the_factory_gives", "the same whatever the seed"),
+    Case(HiddenBuffer, "the_live_learner_answers_as_the_rebuilt_one", "a buffer that is not persistent"),
+    Case(NumbersAside, "the_live_learner_answers_as_the_rebuilt_one", "is not: prior (ndarray)"),
+    Case(ReadsAPublicCopy, "hooks_keep_to_themselves", "in training_set)"),
     Case(LoadsSomethingElse, "state_survives_the_round_trip", "load_state changed net.head.weight"),
     Case(ModuleGlobal, "what_was_not_kept_cannot_help", "process for each experience"),
     Case(ClassAttribute, "what_was_not_kept_cannot_help", "process for each experience"),
@@ -490,7 +598,7 @@ CASES = [
     Case(OnASignature, "only_the_state_crosses_a_boundary", "two pasts"),
     Case(InSharedMemory, "only_the_state_crosses_a_boundary", "two pasts"),
     Case(WalksFrames, "only_the_state_crosses_a_boundary", "two pasts"),
-    Case(InAFile, "hooks_keep_to_themselves", "calls save"),
+    Case(InAFile, "hooks_keep_to_themselves", "writes the file"),
     Case(ReadsAFile, "hooks_keep_to_themselves", "reads the file"),
     Case(FreeMetadata, "metadata_is_charged", "gives a FreeState"),
     Case(DataInNames, "state_survives_the_round_trip", "differ in"),
@@ -509,6 +617,7 @@ CASES = [
     Case(ExemplarsAsStatistics, "the_budget_is_never_exceeded", "statistics"),
     Case(OtherRandomness, "same_seed_same_bits", "twice with the same seed"),
     Case(CountsSteps, "a_resumed_run_ends_where_the_straight_run_ends", "interrupted at step"),
+    Case(CountsSteps, "a_resumed_run_ends_where_the_straight_run_ends", "not kept is steps (int)"),
     Case(PredictsInTrainingMode, "predict_has_no_side_effects", "predict"),
     Case(LearnsFromTestImages, "predict_has_no_side_effects", "answers differently"),
     Case(RemembersTestImages, "predict_has_no_side_effects", "answers differently"),

@@ -6,15 +6,18 @@ from functools import cache
 
 import pytest
 from cheats import CASES, FILE, GLOBAL, Case, ClassAttribute, Honest
+from honest import DESIGNS
 
 from cil import adapt, strategies, testing
 from cil.errors import ConfigError, ContractError
 from cil.kinds.classes import CLASSES
+from cil.kinds.classes.rules import BRIEF, demand_within
 from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Budget
 from cil.strategies import find
 from cil.testing import check_strategy, check_stream, kind_of, toy_stream, uneven_stream
 
+TOO_MANY = {"exemplars": [99], "ledger": [{"totals": {"exact": {"total": 1}}}]}
 RULES = {rule.__name__: rule for rule in CLASSES.rules()}
 VARIANTS = [
     ("replay", {"selection": "random"}),
@@ -110,6 +113,18 @@ def test_every_rule_has_a_cheat():
 
 def test_an_honest_plugin_passes_all():
     check_strategy(Honest)
+
+
+@pytest.mark.parametrize("design", DESIGNS, ids=lambda design: design.__name__)
+def test_honest_strategies_of_unlike_designs_raise_no_alarm(design):
+    tried = StrategySubject(design, recipe=BRIEF)
+    for rule in RULES.values():
+        rule(tried)
+
+
+def test_a_budget_that_is_exceeded_is_told_with_what_it_allows():
+    with pytest.raises(ContractError, match=r"99 exemplars are carried; budget.exemplars allows 10"):
+        demand_within(StrategySubject("replay"), TOO_MANY, Budget(exemplars=10))
 
 
 def test_the_error_names_the_rules_that_are_broken():

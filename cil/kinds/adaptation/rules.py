@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from cil.adapt import Adapter
@@ -14,7 +15,8 @@ from cil.kinds.adaptation.subject import AdapterSubject
 from cil.streams.shifts import ShiftStream
 from cil.testing import rules
 from cil.testing.compare import demand, difference, equal
-from cil.testing.shifts import with_images
+from cil.testing.shifts import cut_every, with_images
+from cil.testing.subject import CheckedRun
 
 
 def a_reset_leaves_nothing(subject: AdapterSubject) -> None:
@@ -54,15 +56,16 @@ def each_class_is_scored(subject: AdapterSubject) -> None:
 
 
 def labels_and_domains_are_not_looked_at(subject: AdapterSubject) -> None:
-    """With other labels and other names of domains on the same images, it answers the same."""
-    first = subject.finished()
-    with subject.fresh(stream=_relabelled(subject.stream)) as second:
-        for index in first.boundaries[1:]:
-            where = f"in segment {index - 1}"
-            one, two = (run.evaluated(index)["predictions"] for run in (first, second))
-            demand(equal(one, two), f"its answers follow the labels or the domains of the test images {where}")
-            named = difference(first.state(index), second.state(index))
-            demand(not named, f"{named} follows the labels or the domains of the test images {where}")
+    """With other labels and other names of domains on the same images, it answers the same; in large batches too."""
+    for one in (subject, subject.on_large()):
+        first = one.finished()
+        with one.fresh(stream=_relabelled(one.stream)) as second:
+            for index in first.boundaries[1:]:
+                where = f"in segment {index - 1}; allowed are the images alone"
+                answers = (run.evaluated(index)["predictions"] for run in (first, second))
+                demand(equal(*answers), f"its answers follow the labels or the domains of the test images {where}")
+                named = difference(first.state(index), second.state(index))
+                demand(not named, f"{named} follows the labels or the domains of the test images {where}")
 
 
 def _relabelled(stream: ShiftStream) -> ShiftStream:
@@ -78,6 +81,53 @@ def _relabelled(stream: ShiftStream) -> ShiftStream:
     )
     names = tuple(f"domain {number}" for number in range(domains))
     return replace(stream, segments=segments, domains=names, fingerprint=f"{stream.fingerprint}-relabelled")
+
+
+def where_a_domain_begins_is_not_known(subject: AdapterSubject) -> None:
+    """The same images in the same batches, in segments that begin elsewhere, get the same answers.
+
+    A fresh adapter, with the state that was carried, goes on after each segment: it may not know that it is fresh.
+    """
+    one, size = subject.on_undivided(), subject.small_batch
+    with one.fresh() as whole, one.fresh(stream=cut_every(one.stream, 2 * size)) as cut:
+        first, second = (_predictions(run) for run in (whole, cut))
+        place = _first_difference(first, second)
+        if place is not None:
+            names = ", ".join(subject.unkept())
+            raise ContractError(
+                f"with a segment for every two batches, and so a fresh adapter that holds the state, batch "
+                f"{place // size} is answered otherwise than in one segment: what an update reads of earlier batches "
+                f"must be named by self.keep(...), and nothing may depend on where a domain begins"
+                + (f"; not kept is {names}" if names else "")
+            )
+
+
+def later_images_are_not_known(subject: AdapterSubject) -> None:
+    """With other images later on, earlier images get the same answers."""
+    one = subject.on_undivided()
+    with one.fresh() as first, one.fresh(stream=with_images(one.stream, 0, _negative_end)) as second:
+        here = len(one.stream.segments[0].domains) // 2
+        answers = (_predictions(run)[:here] for run in (first, second))
+        demand(
+            equal(*answers), "with other images later on, earlier ones are answered otherwise; allowed are those met"
+        )
+
+
+def _negative_end(samples: Samples) -> Samples:
+    """The second half of the images as their negatives."""
+    half = len(samples) // 2
+    return samples[:half] + _negative(samples[half:])
+
+
+def _predictions(run: CheckedRun[Adapter]) -> Tensor:
+    """Slots predicted for all images, in order of arrival."""
+    return torch.cat([run.evaluated(index)["predictions"] for index in run.boundaries[1:]])
+
+
+def _first_difference(one: Tensor, other: Tensor) -> int | None:
+    """The first place at which two rows of answers differ."""
+    places = (one != other).nonzero()
+    return int(places[0]) if len(places) else None
 
 
 def the_images_are_left_as_they_are(subject: AdapterSubject) -> None:
@@ -115,6 +165,8 @@ RULES = (
     rules.a_resumed_run_ends_where_the_straight_run_ends,
     each_class_is_scored,
     labels_and_domains_are_not_looked_at,
+    where_a_domain_begins_is_not_known,
+    later_images_are_not_known,
     the_images_are_left_as_they_are,
     rules.hooks_keep_to_themselves,
 )

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from cil.engine.driver import Run
 from cil.engine.learning import StrategyWork
+from cil.engine.lifecycle import all_evaluating, as_structured
 from cil.memory import State
 from cil.strategies import Strategy, find
+from cil.testing.side_effects import hooks_of
 from cil.testing.subject import CheckedRun, Subject
-from cil.testing.toy import RECIPE, toy_run, toy_stream, uneven_stream
+from cil.testing.toy import RECIPE, long_stream, toy_run, toy_stream, uneven_stream
 
 
 class StrategyRun(CheckedRun[Strategy]):
@@ -28,6 +30,14 @@ class StrategyRun(CheckedRun[Strategy]):
 
     def rebuilt(self, boundary: int, state: State | None = None) -> Strategy:
         return self.work.learners.rebuilt(boundary + 1, self.state(boundary) if state is None else state)
+
+    def reloaded(self, boundary: int, learner: Strategy) -> Strategy:
+        """A live learner that is given the state stored at a boundary, as a fresh one is."""
+        learners = self.work.learners
+        state = as_structured(self.state(boundary), learners.rebuilt(boundary + 1, None))
+        with learners.runtime.autocast(), all_evaluating(learner):
+            learner.load_state(state)
+        return learner
 
     def images(self) -> Tensor:
         stream = self.work.stream
@@ -44,15 +54,20 @@ class StrategySubject(Subject[Strategy]):
     """A strategy under test."""
 
     recipe = RECIPE
-    hooks = (
-        "accepts", "quotas", "grow", "before_experience", "prepare", "training_set", "loss", "adjust_gradients",
-        "after_step", "after_experience", "predict", "state", "load_state",
-    )  # fmt: skip
+    hooks = hooks_of(Strategy)
+    last_hook = "after_experience"
 
     find = staticmethod(find)
     toy = staticmethod(toy_stream)
+    long = staticmethod(long_stream)
     uneven = staticmethod(uneven_stream)
 
     def run(self, folder: Path, **options: Any) -> StrategyRun:
         given = {"stream": self.stream, "hyperparameters": self.hyperparameters, **self.options, **options}
         return StrategyRun(toy_run(self.target, run_dir=folder, **given))
+
+    def finished(self) -> StrategyRun:
+        return cast(StrategyRun, super().finished())
+
+    def sources(self) -> set[type]:
+        return {type(store) for store, _ in self.stream[0].train.parts}

@@ -6,7 +6,7 @@ from functools import partial
 
 from cil.kinds.classes.rules import RULES
 from cil.kinds.classes.subject import StrategySubject
-from cil.testing.toy import toy_tasks
+from cil.testing.toy import long_tasks, toy_tasks
 
 __all__ = ["RULES", "TaskSubject"]
 
@@ -15,4 +15,5 @@ class TaskSubject(StrategySubject):
     """A strategy that is told the task, under test."""
 
     toy = staticmethod(toy_tasks)
+    long = staticmethod(long_tasks)
     uneven = staticmethod(partial(toy_tasks, each=3))
