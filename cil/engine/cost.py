@@ -64,7 +64,7 @@ class Cost:
         extra = learner.context.flops.count - before
         self.extra += extra
         self.flops_per_image = max(self.flops_per_image, (flops.count - extra) / images)
-        self.activations = max(self.activations, saved.bytes)
+        self.activations = max(self.activations, saved.peak)  # a loss may go back inside
 
     @contextmanager
     def adjusting(self, learner: Holder) -> Iterator[None]:

@@ -37,7 +37,7 @@ def admit(learner: Strategy, signature: Signature, budget: Budget, final_bytes: 
         The signature with the images that are taken.
 
     Raises:
-        ContractError: where it takes more images of a class than there are, or none.
+        ContractError: where it takes more images of a class than there are, or none, or wants more in advance.
     """
     taken = dict(learner.accepts(signature))
     if taken.keys() != signature.counts.keys() or any(not 0 < taken[k] <= n for k, n in signature.counts.items()):
@@ -46,7 +46,13 @@ def admit(learner: Strategy, signature: Signature, budget: Budget, final_bytes: 
             f"{signature.counts}, and of each slot at least one image and at most all must be taken"
         )
     given_up = sum(signature.counts.values()) - sum(taken.values())
-    boundary = NextBoundary(signature.index, given_up, math.prod(signature.image_shape), final_bytes)
+    in_advance = 0 if signature.index else learner.in_advance(signature)
+    if not 0 <= in_advance <= sum(signature.counts.values()):
+        raise ContractError(
+            f"{type(learner).__name__}.in_advance gives {in_advance}; allowed: 0 to the "
+            f"{sum(signature.counts.values())} images of the first experience"
+        )
+    boundary = NextBoundary(signature.index, given_up, in_advance, math.prod(signature.image_shape), final_bytes)
     learner.budget = Allowance(budget, boundary)
     return signature if not given_up else replace(signature, counts=taken)
 

@@ -191,12 +191,15 @@ class NextBoundary:
     Attributes:
         experience: Its index.
         given_up: Images of that experience that the learner does without (``Strategy.accepts``).
+        in_advance: Images that later experiences will give up, held as exemplars from the first one on
+            (``Strategy.in_advance``).
         image_bytes: Raw bytes of one of them.
         final_bytes: Fixed bytes of the learner at the end of the stream, from the dry run; for ``reserve: final``.
     """
 
     experience: int = 0
     given_up: int = 0
+    in_advance: int = 0
     image_bytes: int = 0
     final_bytes: int | None = None
 
@@ -256,7 +259,7 @@ class Allowance:
     @property
     def extra(self) -> int:
         """Exemplars that may be held beyond the cap, in place of incoming images."""
-        return self.boundary.given_up if self.scope == "carried+incoming" else 0
+        return self.boundary.given_up + self.boundary.in_advance if self.scope == "carried+incoming" else 0
 
     @property
     def cap(self) -> int | None:
@@ -307,7 +310,7 @@ class Allowance:
     def over(self, ledger: Ledger, exemplars: int) -> str | None:
         """What is over the budget, in words; None where all is well."""
         total = ledger.total(self.convention)
-        more = f", and {self.extra:,} incoming images were given up" if self.extra else ""
+        more = f", and {self.extra:,} incoming images are given up for exemplars" if self.extra else ""
         if self.limit is not None and total > self.limit:
             asked = self.limit - self.extra * self.boundary.image_bytes
             return f"carries {total:,} bytes ({self.convention}), budget.limit is {asked:,}{more}"
