@@ -106,7 +106,7 @@ class SelfAttentionBlock(nn.Module):
         return tokens.add(self._by_chance(self.mlp(self.norm2(tokens))))
 
     def _by_chance(self, branch: Tensor) -> Tensor:
-        """(N, P, D) to the same: zeros for an image with probability ``drop_path``, and all else 1 / (1 - it) as large."""
+        """Zeros for an image with probability ``drop_path``, all else over 1 - drop_path: (N, P, D) to the same."""
         if not self.drop_path or not self.training:
             return branch
         stays = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path

@@ -49,9 +49,9 @@ class BiC(Strategy):
             each new class; the second stage learns on them. 0, or a share below one image: no second stage.
         bias_epochs: Epochs of the second stage; null: epochs and schedule of the first.
         bias_lr: Learning rate of the second stage; null: that of the first.
-        second_stage: ``paper``: cross-entropy on the corrected logits of a network that stays as it is; ``survey``: as in
-            the survey's code, on their probabilities (small gradients, and a loss that is never small), with batch norm
-            in training mode, so that validation images move the running statistics.
+        second_stage: ``paper``: cross-entropy on the corrected logits of a network that stays as it is; ``survey``: as
+            in the survey's code, on their probabilities (small gradients, and a loss that is never small), with batch
+            norm in training mode, so that validation images move the running statistics.
         selection, codec: See ``ExemplarMemory``.
 
     Source:

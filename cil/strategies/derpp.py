@@ -22,9 +22,9 @@ class DERpp(ReservoirRehearsal):
     """Cross-entropy on new images, and two batches of a reservoir: one matches stored logits, one has labels.
 
     An image is offered to the reservoir after the step in which it comes first, with the logits of that step's loss;
-    while its experience lasts later ones replace them (see ``insert``). For outputs that are added later, exemplars get the logits of
-    the untrained outputs, so that old images are held to the low answers that new classes began with. It replays within
-    the first experience too.
+    while its experience lasts later ones replace them (see ``insert``). For outputs that are added later, exemplars get
+    the logits of the untrained outputs, so that old images are held to the low answers that new classes began with. It
+    replays within the first experience too.
 
     Args:
         alpha: Weight of the squared distance from the stored logits, >= 0.

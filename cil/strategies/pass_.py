@@ -37,8 +37,8 @@ class PASS(Strategy):
 
     Source:
         Zhu, Zhang, Wang, Yin, Liu. CVPR 2021, "Prototype Augmentation and Self-Supervision for Incremental Learning",
-        as PyCIL has it, but for ``pseudo_by_classes``. Departures: any backbone (ResNet-18 with CBAM there); a class of one image has no variance, and
-        counts as 0.
+        as PyCIL has it, but for ``pseudo_by_classes``. Departures: any backbone (ResNet-18 with CBAM there); a class of
+        one image has no variance, and counts as 0.
     """
 
     teacher: GrowingNet | None

@@ -87,8 +87,8 @@ class PODNet(Strategy):
         self.keep("teacher", None, kind="teacher")
         if margin_on != "all" and not hinge:
             self.warnings.append(
-                f"podnet: with strategy.margin_on={margin_on} and no hinge the loss has no lower bound, and the scale of "
-                f"the head grows without end: set strategy.hinge=true (the paper) or strategy.margin_on=all"
+                f"podnet: with strategy.margin_on={margin_on} and no hinge the loss has no lower bound, and the scale "
+                f"of the head grows without end: set strategy.hinge=true (the paper) or strategy.margin_on=all"
             )
 
     def build_net(self) -> GrowingNet:

@@ -48,7 +48,7 @@ class RMM(Wrapper):
 
     Source:
         Liu, Schiele, Sun. NeurIPS 2021, arXiv:2301.05792, with the rate lists of the survey of Zhou et al. 2024; the
-        default is the one for ten experiences. ``increment`` is in that code too. Not here: the policy (DDPG) that finds rates by episodes of whole
+        default is the one for ten experiences. Not here: the policy (DDPG) that finds rates by episodes of whole
         streams. Departures: kept images are drawn without replacement; exemplars are chosen among them; a rate of 0
         means M, not the M_b before; where fewer images are given up than before, exemplars are dropped when the
         experience begins, so that the sum holds then too; in a group of odd size the middle class gets q; no class

@@ -61,8 +61,8 @@ class ReservoirRehearsal(Strategy):
     def offer(self, batch: Batch, extras: Mapping[str, Tensor]) -> None:
         """Offer the images of a step, before augmentation.
 
-        An image that is held and comes again gets the side data of this step, or is offered again. With ``trainer.accumulate`` a step offers
-        its last batch alone.
+        An image that is held and comes again gets the side data of this step, or is offered again. With
+        ``trainer.accumulate`` a step offers its last batch alone.
 
         Args:
             extras: Side data of the batch.
