@@ -95,6 +95,7 @@ def test_fosters_compression_has_130_epochs():
         ("mas", {"function": "norm", "batch_size": 64, "merge": "half", "strength": 0.5}),
         ("derpp", {"mean_over": 100, "insert": "each_epoch"}),
         ("pass", {"pseudo_by_classes": True}),
+        ("l2p", {"train_selection": "batch"}),
         ("gdumb", {"cutmix": 0.5}),
         ("dytox", {"tuning_lr": 1.25e-5}),
     ],
