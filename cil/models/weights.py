@@ -38,7 +38,7 @@ def load_weights(backbone: nn.Module, path: str | Path) -> None:
     if isinstance(backbone, Backbone):
         layout = next((layout for layout in LAYOUTS if layout.mark in tensors), None)
         if layout is not None:
-            tensors = layout.renamed(tensors, len(backbone.stages[-1]))
+            tensors = layout.renamed(tensors, len(list(backbone.stages[-1].children())))
             padding = padding or layout.padding
     load_strictly(backbone, tensors, path, padding)
     backbone.loaded_from = mark  # type: ignore[assignment]
