@@ -52,7 +52,7 @@ def admit(learner: Strategy, signature: Signature, budget: Budget, final_bytes: 
             f"{type(learner).__name__}.in_advance gives {in_advance}; allowed: 0 to the "
             f"{sum(signature.counts.values())} images of the first experience"
         )
-    boundary = NextBoundary(signature.index, given_up, in_advance, math.prod(signature.image_shape), final_bytes)
+    boundary = NextBoundary(signature.index, given_up, math.prod(signature.image_shape), final_bytes, in_advance)
     learner.budget = Allowance(budget, boundary)
     return signature if not given_up else replace(signature, counts=taken)
 

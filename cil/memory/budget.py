@@ -191,17 +191,17 @@ class NextBoundary:
     Attributes:
         experience: Its index.
         given_up: Images of that experience that the learner does without (``Strategy.accepts``).
-        in_advance: Images that later experiences will give up, held as exemplars from the first one on
-            (``Strategy.in_advance``).
         image_bytes: Raw bytes of one of them.
         final_bytes: Fixed bytes of the learner at the end of the stream, from the dry run; for ``reserve: final``.
+        in_advance: Images that later experiences will give up, held as exemplars from the first one on
+            (``Strategy.in_advance``).
     """
 
     experience: int = 0
     given_up: int = 0
-    in_advance: int = 0
     image_bytes: int = 0
     final_bytes: int | None = None
+    in_advance: int = 0
 
 
 class Allowance:
