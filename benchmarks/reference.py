@@ -40,8 +40,8 @@ COSINE = ("podnet",)
 HEADS = {"icarl": "nearest mean"}  # what the toolbox reports and we compare with; else the head
 OPTIONS: dict[str, dict[str, Any]] = {  # what the toolbox does, where the default here is another
     "wa": {"strength": "balanced"},
-    "bic": {"double_softmax": True},
-    "podnet": {"margin_on": "all", "tune_epochs": 5},
+    "bic": {"second_stage": "survey"},
+    "podnet": {"tune_epochs": 5},
     "foster": {"keep": "teacher"},
 }
 

@@ -34,8 +34,8 @@ class EATA(Adapter):
         samples: Source images, drawn at random, that the Fisher information is estimated on.
         fisher_batch: Images in a batch there: gradients are squared batch by batch.
         memory: Share of the old mean prediction in its update.
-        optimizer: ``adam``, ``sgd`` (Nesterov), or None: Adam on CIFAR, SGD for about 1000 classes.
-        lr: Learning rate; None: 1e-3, and 2.5e-4 for about 1000 classes.
+        optimizer: ``adam``, ``sgd`` (without Nesterov's momentum), or None: Adam on CIFAR, SGD for about 1000 classes.
+        lr: Learning rate; None: 1e-3, and 2.5e-4 for about 1000 classes, in batches of 64.
         momentum: Momentum of SGD.
 
     Raises:
@@ -77,7 +77,7 @@ class EATA(Adapter):
         self.strength = default_by_classes(strength, self.num_classes, {10: 1.0, 100: 1.0, 1000: 2000.0})
         self.samples, self.fisher_batch, self.memory = samples, fisher_batch, memory
         tuned = train_norms(use_batch_statistics(self.net), "eata")
-        made = make_optimizer(tuned, "eata", self.num_classes, optimizer, lr, momentum)
+        made = make_optimizer(tuned, "eata", self.num_classes, optimizer, lr, momentum, nesterov=False)
         self.keep("optimizer", made, kind="optimizer", lifetime="carried")
         self.keep("mean", torch.zeros(self.num_classes, device=tuned[0].device), kind="statistics")
         self.needs_source = self.strength > 0  # type: ignore[misc]

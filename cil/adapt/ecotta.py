@@ -142,7 +142,9 @@ class EcoTTA(Adapter):
         """The warm-up: cross-entropy on source data, meta networks alone, statistics of the batch everywhere."""
         self.meta.reset(self.generator("meta networks"))
         if self.epochs:
-            steps: dict[str, Any] = {"milestones": (0.3, 0.6, 0.8), "gamma": 0.2}
+            # the code's third, sixth and eighth epoch of ten, counted from one
+            places = [max(1, round(share * self.epochs) - 1) for share in (0.3, 0.6, 0.8)]
+            steps: dict[str, Any] = {"milestones": places, "gamma": 0.2}
             yield Phase(
                 "warmup",
                 source,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cil.adapt.base import Adapter, SourceModel, check
 from cil.adapt.parts.losses import any_true, entropy, gradients, mean_where
-from cil.adapt.parts.norms import late_layers, train_norms, use_batch_statistics
+from cil.adapt.parts.norms import is_transformer, late_layers, train_norms, use_batch_statistics
 from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
 from cil.adapt.parts.parameters import assign, flat
 from cil.adapt.registry import register
@@ -31,10 +31,11 @@ class SAR(Adapter):
         recover: e0: where the moving average of the loss falls below it, all goes back to the source; 0 is never. With
             few classes entropies are small, and 0.2 may fire again and again.
         memory: Share of the old average of the loss.
-        leave: Names of modules whose norm layers are not trained; None: the last stage and the layers after it
-            (``layer4``, ``stages[-1]``; blocks 9 to 11 of 12 and the final norm), [] for none.
+        leave: Names of modules whose norm layers are not trained; None: the last of four stages and the layers after it
+            (``layer4``, ``stages[-1]``; blocks 9 to 11 of 12 and the final norm), and none of networks of three stages,
+            in which the authors' code finds no ``layer4``; [] for none.
         optimizer: ``sgd`` or ``adam``.
-        lr: Learning rate; None: 1e-3, and 2.5e-4 for networks of about 1000 classes.
+        lr: Learning rate; None: 1e-3, and 2.5e-4 for convolutional networks of about 1000 classes, in batches of 64.
         momentum: Momentum of SGD, without Nesterov's.
 
     Raises:
@@ -70,7 +71,10 @@ class SAR(Adapter):
         self.rho, self.recover, self.memory = rho, recover, memory
         left = late_layers(self.net, "sar") if leave is None else [self._module(name) for name in leave]
         tuned = train_norms(use_batch_statistics(self.net), "sar", left)
-        made = make_optimizer(tuned, "sar", self.num_classes, optimizer, lr, momentum, nesterov=False)
+        rate = 1e-3 if is_transformer(self.net) else 2.5e-4
+        made = make_optimizer(
+            tuned, "sar", self.num_classes, optimizer, lr, momentum, imagenet_lr=rate, nesterov=False
+        )  # fmt: skip
         self.keep("optimizer", made, kind="optimizer", lifetime="carried")
         self.keep("start", flat(tuned).detach(), kind="teacher", lifetime="carried")
         self.keep("average", torch.full((), UNKNOWN, device=tuned[0].device), kind="statistics")

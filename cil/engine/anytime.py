@@ -218,8 +218,8 @@ def anytime_results(facts: Sequence[Mapping[str, Any]]) -> AnytimeResults:
     - ``every``, ``unit``, ``images``: as set. ``updates``, ``samples``, ``experiences``: where each evaluation was.
     - ``accuracy``: percent on test images of all classes exposed. ``accuracy_by_experience``: one list an evaluation,
       of the experiences begun by then, None without a test image.
-    - ``a_auc``: area under ``accuracy`` over samples, as a mean height. ``average_anytime_accuracy``,
-      ``min_accuracy``, ``worst_case_accuracy``: at the end.
+    - ``a_auc``: sum of ``accuracy`` times the samples since the evaluation before, over all samples.
+      ``average_anytime_accuracy``, ``min_accuracy``, ``worst_case_accuracy``: at the end.
     - ``online_accuracy``: in a single pass, of images that are answered when they arrive, before they are learned.
     - ``windowed_forgetting``, ``windowed_plasticity``: by length of the window in evaluations.
     - ``stability_gaps``: of each pair of an ``earlier`` and a ``later`` experience ``gap``, ``recovery`` and

@@ -89,7 +89,7 @@ class Cost:
             self._saved = SavedBytes(held_tensors(learner))
             with flops.counting():
                 yield self._saved
-            self._bill(phase, self._saved.bytes)
+            self._bill(phase, self._saved.peak)  # a loss may go back inside
             self._saved = None
         extra = max(0, learner.context.flops.count - before)
         self.extra += extra

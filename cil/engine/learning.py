@@ -28,6 +28,7 @@ from cil.engine.lifecycle import (
     all_evaluating,
     allowance,
     enter,
+    in_advance,
     sample_experience,
 )
 from cil.engine.phases import Observer, Training
@@ -177,7 +178,7 @@ class StrategyWork:
         with flops.counting():
             learner = self.learners.rebuilt(index, context.checkpoints.state(index - 1) if index else None)
             taken = self.learners.admit(learner, index)
-        allowance = self.allowance(index, taken)
+        allowance = self.allowance(index, taken, in_advance(learner, self.stream.signatures[index]))
         keyed = generator(self.seed, "incoming", index)
         experience = sample_experience(self._training_half[index], taken, keyed)
         self.keep_images(experience, context)
@@ -222,10 +223,15 @@ class StrategyWork:
             facts["ended_early"] = any(cost.cut for cost in costs)
         return Boundary(carried, facts, held, allowance)
 
-    def allowance(self, index: int, taken: Signature) -> Allowance:
-        """What may be carried out of an experience of which ``taken`` is taken: the engine's own, no learner has it."""
+    def allowance(self, index: int, taken: Signature, wanted: int) -> Allowance:
+        """What may be carried out of an experience: the engine's own, no learner has it.
+
+        Args:
+            taken: The signature with the images that are taken.
+            wanted: Exemplars in advance.
+        """
         full, bill = self.stream.signatures[index], self.bill[index]
-        return allowance(self.budget, full, taken, self.learners.final_bytes, bill.side_limit)
+        return allowance(self.budget, full, taken, self.learners.final_bytes, bill.side_limit, wanted)
 
     def frozen(self, learner: Strategy, index: int) -> Frozen:
         """What a learner carries out of experience ``index``, as plain data."""

@@ -37,7 +37,7 @@ def admit(learner: Strategy, signature: Signature, budget: Budget, final_bytes: 
         The signature with the images that are taken.
 
     Raises:
-        ContractError: where it takes more images of a class than there are, or none.
+        ContractError: where it takes more images of a class than there are, or none, or wants more in advance.
     """
     taken = dict(learner.accepts(signature))
     if taken.keys() != signature.counts.keys() or any(not 0 < taken[k] <= n for k, n in signature.counts.items()):
@@ -46,8 +46,23 @@ def admit(learner: Strategy, signature: Signature, budget: Budget, final_bytes: 
             f"{signature.counts}, and of each slot at least one image and at most all must be taken"
         )
     found = signature if taken == dict(signature.counts) else replace(signature, counts=taken)
-    learner.budget = allowance(budget, signature, found, final_bytes)
+    learner.budget = allowance(budget, signature, found, final_bytes, in_advance=in_advance(learner, signature))
     return found
+
+
+def in_advance(learner: Strategy, signature: Signature) -> int:
+    """Exemplars that a learner wants for images that later experiences give up: of the first experience alone.
+
+    Raises:
+        ContractError: where it wants more than there are images.
+    """
+    wanted, images = 0 if signature.index else learner.in_advance(signature), sum(signature.counts.values())
+    if not 0 <= wanted <= images:
+        raise ContractError(
+            f"{type(learner).__name__}.in_advance gives {wanted}; allowed: 0 to the {images} images of the first "
+            f"experience"
+        )
+    return wanted
 
 
 def allowance(
@@ -56,11 +71,12 @@ def allowance(
     taken: Signature,
     final_bytes: int | None = None,
     side_bytes: int | None = None,
+    in_advance: int = 0,
 ) -> Allowance:
     """What may be carried across the boundary after an experience of which ``taken`` is taken."""
     given_up = sum(signature.counts.values()) - sum(taken.counts.values())
     pixels = math.prod(signature.image_shape)
-    return Allowance(budget, NextBoundary(signature.index, given_up, pixels, final_bytes, side_bytes))
+    return Allowance(budget, NextBoundary(signature.index, given_up, pixels, final_bytes, side_bytes, in_advance))
 
 
 def sample_experience(experience: Experience, taken: Signature, generator: torch.Generator) -> Experience:

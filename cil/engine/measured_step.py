@@ -89,7 +89,7 @@ class StepMeter(Cost):
     def _forward(self, learner: Holder) -> Iterator[None]:
         with counting_inputs(self.modules.values()) as count, SavedByPart(self.watch, held_tensors(learner)) as saved:
             yield
-        self.meters.append((saved.bytes, saved.saved))
+        self.meters.append((saved.peak, saved.at_peak))
         self.counts.append(count)
 
     @contextmanager

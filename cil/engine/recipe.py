@@ -43,6 +43,21 @@ def cosine(
     return _with_warmup(optimizer, rest, warmup, warmup_factor)
 
 
+def warm_restarts(
+    optimizer: Optimizer,
+    epochs: int,
+    *,
+    first: int = 1,
+    factor: int = 2,
+    minimum: float = 0.0,
+    warmup: int = 0,
+    warmup_factor: float = 0.1,
+) -> LRScheduler:
+    """Cosine decay to ``minimum``, again and again: over ``first`` epochs, then each time ``factor`` times as many."""
+    rest = lr_scheduler.CosineAnnealingWarmRestarts(optimizer, first, factor, eta_min=minimum)
+    return _with_warmup(optimizer, rest, warmup, warmup_factor)
+
+
 def multistep(
     optimizer: Optimizer,
     epochs: int,

@@ -158,9 +158,9 @@ class Trials:
     def _own(self, cost: Cost) -> bool:
         return cost.trial.get("phase") == self.number
 
-    def _rank(self, cost: Cost) -> tuple[bool, float]:
-        """Less is better; a trial that diverged is behind all others, also those that are always wrong."""
-        return "diverged" in cost.trial, cost.trial["error"]
+    def _rank(self, cost: Cost) -> tuple[bool, bool, float]:
+        """Less is better; a trial that diverged is behind all others, and one that a budget cut behind whole ones."""
+        return "diverged" in cost.trial, cost.cut, cost.trial["error"]
 
     def _settings(self, cost: Cost) -> dict[str, float]:
         return {name: cost.trial[name] for name in self.search.space}

@@ -214,6 +214,8 @@ class NextBoundary:
         image_bytes: Raw bytes of one of them.
         final_bytes: Fixed bytes of the learner at the end of the stream, from the dry run; for ``reserve: final``.
         side_bytes: Bytes that may be carried beside networks and exemplars; None: any.
+        in_advance: Images that later experiences will give up, held as exemplars from the first one on
+            (``Strategy.in_advance``).
     """
 
     experience: int = 0
@@ -221,6 +223,7 @@ class NextBoundary:
     image_bytes: int = 0
     final_bytes: int | None = None
     side_bytes: int | None = None
+    in_advance: int = 0
 
 
 class Allowance:
@@ -278,7 +281,7 @@ class Allowance:
     @property
     def extra(self) -> int:
         """Exemplars that may be held beyond the cap, in place of incoming images."""
-        return self.boundary.given_up if self.scope == "carried+incoming" else 0
+        return self.boundary.given_up + self.boundary.in_advance if self.scope == "carried+incoming" else 0
 
     @property
     def cap(self) -> int | None:
@@ -329,7 +332,7 @@ class Allowance:
     def over(self, ledger: Ledger, exemplars: int) -> str | None:
         """What is over the budget, in words; None where all is well."""
         total = ledger.total(self.convention)
-        more = f", and {self.extra:,} incoming images were given up" if self.extra else ""
+        more = f", and {self.extra:,} incoming images are given up for exemplars" if self.extra else ""
         if self.limit is not None and total > self.limit:
             asked = self.limit - self.extra * self.boundary.image_bytes
             return f"carries {total:,} bytes ({self.convention}), budget.limit is {asked:,}{more}"

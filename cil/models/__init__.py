@@ -16,16 +16,18 @@ from cil.models.imagenet import ImageNetResNet
 from cil.models.output import Output
 from cil.models.registry import build_backbone, names, register_model
 from cil.models.reparameterised import ParallelAdapters, adaptable
+from cil.models.resnext import CifarResNeXt
 from cil.models.task_networks import TaskNet, TaskNets, TaskPool, batch_statistics_features
 from cil.models.timm_zoo import TimmBackbone, timm_backbone
 from cil.models.weights import load_weights, save_weights
 from cil.models.wide_resnets import WideResNet
 
 __all__ = [
-    "AggregatedBackbone", "Backbone", "BranchingNet", "CifarResNet", "ConViT", "ConvNet2", "ConvNet4", "CosineHead",
-    "GrowingNet", "Head", "ImageNetResNet", "LinearHead", "NetFactory", "Normalise", "Output", "ParallelAdapters",
-    "ScaledConv2d", "SmallConvNet", "TaskNet", "TaskNets", "TaskPool", "TaskTokenNet", "TimmBackbone", "WideResNet",
-    "adaptable", "batch_statistics_features", "build_backbone", "count_parameters", "evaluating", "extract",
-    "extract_outputs", "fold_batch_norm", "freeze", "frozen_copy", "is_frozen", "load_weights", "names",
+    "AggregatedBackbone", "Backbone", "BranchingNet", "CifarResNeXt", "CifarResNet", "ConViT", "ConvNet2", "ConvNet4",
+    "CosineHead", "GrowingNet", "Head", "ImageNetResNet", "LinearHead", "NetFactory", "Normalise", "Output",
+    "ParallelAdapters", "ScaledConv2d", "SmallConvNet", "TaskNet", "TaskNets", "TaskPool", "TaskTokenNet",
+    "TimmBackbone", "WideResNet", "adaptable", "batch_statistics_features", "build_backbone", "count_parameters",
+    "evaluating", "extract", "extract_outputs", "fold_batch_norm", "freeze", "frozen_copy", "is_frozen", "load_weights",
+    "names",
     "register_model", "save_weights", "timm_backbone", "weight_align",
 ]  # fmt: skip

@@ -91,10 +91,11 @@ def mlp(width: int, ratio: float) -> nn.Sequential:
 
 
 class SelfAttentionBlock(nn.Module):
-    """x + attention(norm x), then x + mlp(norm x)."""
+    """x + attention(norm x), then x + mlp(norm x); in training each branch is left out by chance (stochastic depth)."""
 
-    def __init__(self, width: int, heads: int, ratio: float, grid: tuple[int, int]) -> None:
+    def __init__(self, width: int, heads: int, ratio: float, grid: tuple[int, int], drop_path: float = 0.0) -> None:
         super().__init__()
+        self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(width)
         self.attention = GatedAttention(width, heads, grid)
         self.norm2 = nn.LayerNorm(width)
@@ -102,8 +103,15 @@ class SelfAttentionBlock(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, P, D) to (N, P, D)."""
-        tokens = tokens + self.attention(self.norm1(tokens))
-        return tokens.add(self.mlp(self.norm2(tokens)))
+        tokens = tokens + self._by_chance(self.attention(self.norm1(tokens)))
+        return tokens.add(self._by_chance(self.mlp(self.norm2(tokens))))
+
+    def _by_chance(self, branch: Tensor) -> Tensor:
+        """Zeros for an image with probability ``drop_path``, all else over 1 - drop_path: (N, P, D) to the same."""
+        if not self.drop_path or not self.training:
+            return branch
+        stays = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path
+        return branch * stays / (1 - self.drop_path)
 
 
 @register_model("convit")
@@ -120,6 +128,7 @@ class ConViT(nn.Module):
         depth: Blocks, all of them gated.
         heads: Heads of every block; they divide the width.
         mlp_ratio: Hidden width of the two-layer networks over ``width``.
+        drop_path: Chance in [0, 1) that a branch of the last block is left out in training; it rises evenly from 0.
 
     Attributes:
         feature_dim: D.
@@ -141,8 +150,11 @@ class ConViT(nn.Module):
         depth: int = 5,
         heads: int = 12,
         mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= drop_path < 1:
+            raise ConfigError(f"model.options.drop_path is {drop_path}; it must be 0 or more, and below 1")
         height, across = (image_size, image_size) if isinstance(image_size, int) else image_size
         if patch_size < 1 or min(height, across) < patch_size or height % patch_size or across % patch_size:
             raise ConfigError(
@@ -154,7 +166,10 @@ class ConViT(nn.Module):
         self.heads, self.mlp_ratio, self.feature_dim = heads, mlp_ratio, width
         self.embed = nn.Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
         self.position = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], width))
-        self.blocks = nn.Sequential(*(SelfAttentionBlock(width, heads, mlp_ratio, self.grid) for _ in range(depth)))
+        chances = [drop_path * place / max(1, depth - 1) for place in range(depth)]
+        self.blocks = nn.Sequential(
+            *(SelfAttentionBlock(width, heads, mlp_ratio, self.grid, chance) for chance in chances)
+        )
         nn.init.trunc_normal_(self.position, std=STD)
         start_linear(self)
         for layer in self.modules():

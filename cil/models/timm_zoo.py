@@ -16,6 +16,7 @@ from cil.errors import ConfigError
 from cil.models.base import count_parameters, drop_counters
 from cil.models.weights import file_mark, load_strictly, read_weights
 
+PREPROCESS = ("timm", "unit_range")
 HUB_SECONDS = 10.0  # to answer at all, before the hub is taken to be out of reach
 
 
@@ -26,17 +27,28 @@ class TimmBackbone(nn.Module):
         model: The timm model.
         feature_dim: D, length of a pooled feature.
         survey_parameters: All parameters of the headless model (the survey charges 85,798,656 for ViT-B/16).
-        mean, std: The normalisation its public weights were trained with, one value for each channel; None where
-            weights are random, so that the stream's own statistics hold.
+        mean, std: The normalisation of images with public weights, one value for each channel: by default the one they
+            were trained with; None where weights are random, so that the stream's own statistics hold.
     """
 
-    def __init__(self, model: Any, in_channels: int = 3, pretrained: bool = False, stages: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        in_channels: int = 3,
+        pretrained: bool = False,
+        stages: bool = False,
+        preprocess: str = "timm",
+    ) -> None:
         super().__init__()
         self.model = drop_counters(model)
         self.feature_dim = int(getattr(model, "head_hidden_size", None) or model.num_features)
         self.survey_parameters = count_parameters(model)
-        self.mean = _for_channels(model.pretrained_cfg["mean"], in_channels) if pretrained else None
-        self.std = _for_channels(model.pretrained_cfg["std"], in_channels) if pretrained else None
+        if preprocess not in PREPROCESS:
+            raise ConfigError(f"model.options.preprocess is '{preprocess}'; allowed: {', '.join(PREPROCESS)}")
+        trained = {name: model.pretrained_cfg[name] for name in ("mean", "std")}
+        given = trained if preprocess == "timm" else {"mean": (0.0,), "std": (1.0,)}
+        self.mean = _for_channels(given["mean"], in_channels) if pretrained else None
+        self.std = _for_channels(given["std"], in_channels) if pretrained else None
         self._with_stages = stages
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -63,6 +75,7 @@ def timm_backbone(
     in_channels: int = 3,
     image_size: int | tuple[int, int] = 224,
     stages: bool = False,
+    preprocess: str = "timm",
     **options: Any,
 ) -> TimmBackbone:
     """Build a timm model as a backbone.
@@ -75,6 +88,8 @@ def timm_backbone(
             does: summed for one channel, repeated for more.
         image_size: H, or (H, W); used by models of fixed input size.
         stages: Return intermediate maps too (feature distillation); costs memory.
+        preprocess: With weights, images are normalised as ``timm`` says they were trained with, or stay in [0, 1],
+            ``unit_range``, as PILOT's code for prompts has them.
         **options: For ``timm.create_model``.
 
     Raises:
@@ -96,7 +111,7 @@ def timm_backbone(
     if weights is not None and not next(model.parameters()).is_meta:
         path = _download(model.pretrained_cfg, name) if weights == "hub" else Path(weights)
         _load(model, path)
-    return TimmBackbone(model, in_channels, weights is not None, stages)
+    return TimmBackbone(model, in_channels, weights is not None, stages, preprocess)
 
 
 def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:

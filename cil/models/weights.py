@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,7 +21,9 @@ def load_weights(backbone: nn.Module, path: str | Path) -> None:
 
     Args:
         backbone: Any module; a ``Backbone`` also takes files in the layout of torchvision and of the public CIFAR
-            ResNets (``conv1``, ``bn1``, ``layer1`` ...), whose classifier (``fc``, ``linear``) is left out.
+            ResNets (``conv1``, ``bn1``, ``layer1`` ...), and those of AugMix and RobustBench for wide ResNets
+            (``block1.layer.0`` ...) and ResNeXt-29 (``stage_1.0`` ...). Their classifier is left out, and so are mean
+            and deviation of the images (``mu``, ``sigma``): set those as stream.mean and stream.std.
         path: A safetensors file, or a torch file of plain tensors.
 
     Raises:
@@ -32,9 +35,11 @@ def load_weights(backbone: nn.Module, path: str | Path) -> None:
         return
     mark = file_mark(path)
     tensors, padding = read_weights(path)
-    if isinstance(backbone, Backbone) and "layer1.0.conv1.weight" in tensors:
-        tensors = _rename_layers(tensors)
-        padding = padding or "centre"
+    if isinstance(backbone, Backbone):
+        layout = next((layout for layout in LAYOUTS if layout.mark in tensors), None)
+        if layout is not None:
+            tensors = layout.renamed(tensors, len(list(backbone.stages[-1].children())))
+            padding = padding or layout.padding
     load_strictly(backbone, tensors, path, padding)
     backbone.loaded_from = mark  # type: ignore[assignment]
 
@@ -141,17 +146,44 @@ def _check_padding(module: nn.Module, source: object, padding: str) -> None:
     )
 
 
-def _rename_layers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """From the names of torchvision and the public CIFAR ResNets to those of ``Backbone``, without classifier."""
-    renamed = {}
-    for name, value in tensors.items():
-        if name.startswith(("fc.", "linear.")):
-            continue
-        name = re.sub(r"^conv1\.", "stem.0.", name)
-        name = re.sub(r"^bn1\.", "stem.1.", name)
-        name = re.sub(r"^layer(\d+)\.", lambda match: f"stages.{int(match[1]) - 1}.", name)
-        renamed[name] = value
-    return renamed
+@dataclass(frozen=True)
+class Layout:
+    """Names that public weights have, and those of ``Backbone``.
+
+    Attributes:
+        mark: A tensor that files of this layout hold.
+        names: Beginnings of names and what they become; ``{last}`` is the place of the last norm in the last stage.
+        stage: Pattern of a stage and its number, from 1.
+        padding: How shortcuts of such files pad; '' where they have none.
+    """
+
+    mark: str
+    names: Mapping[str, str]
+    stage: str
+    padding: str = ""
+
+    def renamed(self, tensors: Mapping[str, Tensor], parts: int) -> dict[str, Tensor]:
+        """The tensors of a backbone whose last stage has so many parts, without classifier and normalisation."""
+        found = {}
+        for name, value in tensors.items():
+            if name in ("mu", "sigma") or name.startswith(("fc.", "linear.", "classifier.")):
+                continue
+            name = re.sub(self.stage, lambda match: f"stages.{int(match[1]) - 1}.", name)
+            for old, new in self.names.items():
+                if name.startswith(old):
+                    name = new.format(last=parts - 2) + name.removeprefix(old)
+                    break
+            found[name.replace(".convShortcut.", ".shortcut.")] = value
+        return found
+
+
+LAYOUTS = (
+    Layout(
+        "layer1.0.conv1.weight", {"conv1.": "stem.0.", "bn1.": "stem.1."}, r"^layer(\d+)\.", "centre"
+    ),  # torchvision
+    Layout("block1.layer.0.conv1.weight", {"conv1.": "stem.", "bn1.": "stages.2.{last}."}, r"^block(\d+)\.layer\."),
+    Layout("stage_1.0.conv_reduce.weight", {"conv_1_3x3.": "stem.0.", "bn_1.": "stem.1."}, r"^stage_(\d+)\."),
+)
 
 
 def _shorten(names: Iterable[str], shown: int = 3) -> str:

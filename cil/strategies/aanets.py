@@ -42,19 +42,24 @@ class AANets(Wrapper):
             default.
         stable: Parts of the stable branch that learn: ``scaled`` (factors and batch norm) or ``frozen`` (none).
         mixture_lr: Learning rate of the shares, on the schedule of the others; 0 leaves them at one half.
+        share_gradients: The shares follow the gradient of a balanced batch alone, ``fresh`` at each step; or, as in the
+            authors' runs on LUCIR, the sum of all gradients of the experience so far, those on all data too, which that
+            code never clears: ``accumulated``.
 
     Raises:
         ConfigError: for a backbone that is not a stem and stages, a host that is not possible, or an option that it
             does not have.
 
     Source:
-        Liu, Schiele, Sun. CVPR 2021, arXiv:2010.05063; defaults as in the authors' code, which imprints, and whose rate
-        of 1e-8 hardly moves the shares: raise it to see them learn. Departures: the two levels of the optimisation take
+        Liu, Schiele, Sun. CVPR 2021, arXiv:2010.05063; defaults as in the authors' code, which imprints. Its rate of
+        1e-8 moves the shares by some hundredths, as their gradients accumulate there over an experience; ``fresh`` ones
+        hardly move at it: raise it to see them learn. Departures: the two levels of the optimisation take
         turns at every step, not at every epoch: one step moves the branches by the gradient on all data and the shares
         by that on a balanced batch, in evaluation mode, neither gradient touching the other's parameters. Shares do not
         decay, which would draw them to the plastic branch.
     """
 
+    pull: Tensor | None
     host = "lucir"
     hosts = "lucir, podnet or icarl"
 
@@ -67,6 +72,7 @@ class AANets(Wrapper):
         host_options: Mapping[str, Any] | None = None,
         stable: str = "scaled",
         mixture_lr: float = 1e-8,
+        share_gradients: str = "fresh",
     ) -> None:
         given = {**DEFAULTS.get(host, {}), **(host_options or {})}
         super().__init__(make_net, budget, **self.options(host, given))
@@ -76,7 +82,9 @@ class AANets(Wrapper):
             )
         check.at_least(0, "aanets", mixture_lr=mixture_lr)
         check.one_of(("scaled", "frozen"), "aanets", stable=stable)
-        self.stable, self.mixture_lr = stable, mixture_lr
+        check.one_of(("fresh", "accumulated"), "aanets", share_gradients=share_gradients)
+        self.stable, self.mixture_lr, self.accumulates = stable, mixture_lr, share_gradients == "accumulated"
+        self.keep("pull", None, kind="temporary")  # (S,), the sum of the gradients of the shares
 
     @classmethod
     def refusals(cls, host: type[Strategy]) -> dict[str, bool]:
@@ -114,7 +122,8 @@ class AANets(Wrapper):
         )  # fmt: skip
 
     def loss(self, batch: Batch) -> Tensor | Mapping[str, Tensor]:
-        with constant([self.net.backbone.mixture]):  # lower level of the bilevel problem: the branches
+        shares = [] if self.accumulates else [self.net.backbone.mixture]
+        with constant(shares):  # lower level of the bilevel problem: the branches
             loss = super().loss(batch)
         if "balanced" not in batch.streams:
             return loss
@@ -122,6 +131,13 @@ class AANets(Wrapper):
         with constant(self._branches()), evaluating(self.net):  # upper level: the shares
             logits = self.net(batch.balanced.images).logits
         return terms | {"mixture": F.cross_entropy(logits, batch.balanced.slots)}
+
+    def adjust_gradients(self, batch: Batch) -> None:
+        super().adjust_gradients(batch)
+        shares = self.net.backbone.mixture
+        if self.accumulates and shares.grad is not None:
+            self.pull = shares.grad.clone() if self.pull is None else self.pull + shares.grad
+            shares.grad = self.pull.clone()
 
     def _branches(self) -> list[nn.Parameter]:
         """Parameters that learn, without the shares."""

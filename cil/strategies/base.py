@@ -128,6 +128,15 @@ class Strategy(Holder):
         """
         return signature.counts
 
+    def in_advance(self, signature: Signature) -> int:
+        """Exemplars beyond the cap after the first experience, for images that later ones give up. Default: 0.
+
+        Asked as ``accepts`` is, of the first experience alone, in which no old exemplar is held beside the images.
+        Under ``budget.scope=carried+incoming`` that many more may be held; when the next experience begins, exemplars
+        must fit with what it takes.
+        """
+        return 0
+
     def quotas(self, experience: Experience, quota: int, net: nn.Module) -> Mapping[int, int]:
         """Exemplars of single slots, where ``store_exemplars`` shall keep another number than ``quota``.
 

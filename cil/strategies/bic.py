@@ -49,15 +49,16 @@ class BiC(Strategy):
             each new class; the second stage learns on them. 0, or a share below one image: no second stage.
         bias_epochs: Epochs of the second stage; null: epochs and schedule of the first.
         bias_lr: Learning rate of the second stage; null: that of the first.
-        double_softmax: Whether the second stage's cross-entropy is given probabilities for logits, as in the survey's
-            code: small gradients, and a loss that is never small.
+        second_stage: ``paper``: cross-entropy on the corrected logits of a network that stays as it is; ``survey``: as
+            in the survey's code, on their probabilities (small gradients, and a loss that is never small), with batch
+            norm in training mode, so that validation images move the running statistics.
         selection, codec: See ``ExemplarMemory``.
 
     Source:
         Wu, Chen, Wang, Ye, Liu, Guo, Fu. CVPR 2019, arXiv:1905.13260, sections 3 and 4. Validation images are chosen
         at random and augmented, both stages are equally long, and every output that is trained or distilled passes the
-        layers of its task, as in the survey's code. Departure from it: batch statistics do not move in the second
-        stage.
+        layers of its task, as in the survey's code. Departure from it: the split is a share of the exemplars that are
+        held, where that code takes it of floor(M / C_o).
     """
 
     holds_out = True
@@ -74,7 +75,7 @@ class BiC(Strategy):
         split: float = 0.1,
         bias_epochs: int | None = None,
         bias_lr: float | None = None,
-        double_softmax: bool = False,
+        second_stage: str = "paper",
         selection: str = "herding",
         codec: str = "raw",
     ) -> None:
@@ -83,8 +84,9 @@ class BiC(Strategy):
         check.at_least(0, "bic", split=split)
         check.below(1, "bic", split=split)
         check.at_least(1, "bic", bias_epochs=bias_epochs)
+        check.one_of(("paper", "survey"), "bic", second_stage=second_stage)
         self.temperature, self.split = temperature, split
-        self.bias_epochs, self.bias_lr, self.double_softmax = bias_epochs, bias_lr, double_softmax
+        self.bias_epochs, self.bias_lr, self.as_survey = bias_epochs, bias_lr, second_stage == "survey"
         self.keep("bias", BiasLayers(), kind="parameters")
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
         self.keep("teacher", None, kind="teacher")
@@ -105,7 +107,7 @@ class BiC(Strategy):
             newest = self.bias.pairs[-1].requires_grad_(True)
             yield Phase(
                 "bias", validation, self.bias_loss, parameters=[newest], main=self.bias_epochs is None,
-                epochs=self.bias_epochs, lr=self.bias_lr, train_mode=self.net.eval,
+                epochs=self.bias_epochs, lr=self.bias_lr, train_mode=None if self.as_survey else self.net.eval,
             )  # fmt: skip
             newest.requires_grad_(False)
 
@@ -120,11 +122,11 @@ class BiC(Strategy):
         return {"classes": (1 - share) * classes, "distillation": share * distilled}
 
     def bias_loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the corrected logits, in the second stage."""
+        """Cross-entropy of the corrected logits, or of their probabilities, in the second stage."""
         with torch.no_grad():
             logits = self.net(batch.images).logits
         corrected = self.bias(logits)  # section 4, the bias correction layer
-        return F.cross_entropy(corrected.softmax(1) if self.double_softmax else corrected, batch.slots)
+        return F.cross_entropy(corrected.softmax(1) if self.as_survey else corrected, batch.slots)
 
     def stages(self, experience: Experience) -> tuple[Samples, Samples]:
         """The training set of the first stage and the validation set of the second: as many images of each class.

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data import Batch
+from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory
 from cil.strategies.base import check
@@ -21,22 +22,26 @@ class DERpp(ReservoirRehearsal):
     """Cross-entropy on new images, and two batches of a reservoir: one matches stored logits, one has labels.
 
     An image is offered to the reservoir after the step in which it comes first, with the logits of that step's loss;
-    while its experience lasts later ones replace them. For outputs that are added later, exemplars get the logits of
-    the untrained outputs, so that old images are held to the low answers that new classes began with. It replays within
-    the first experience too.
+    while its experience lasts later ones replace them (see ``insert``). For outputs that are added later, exemplars get
+    the logits of the untrained outputs, so that old images are held to the low answers that new classes began with. It
+    replays within the first experience too.
 
     Args:
         alpha: Weight of the squared distance from the stored logits, >= 0.
         beta: Weight of the cross-entropy on exemplars, >= 0; 0 is DER.
         replay: Exemplars in each of the two batches; None for as many as there are new images.
+        mean_over: Outputs by which the squared distance is divided: all of the stream in the reference code, where the
+            head has them from the start; None: those seen, with which alpha weighs ten times as much in the first of
+            ten experiences.
+        insert: An image enters the reservoir ``once``; or at ``each_epoch``, as in the reference code: it is offered
+            whenever it comes, so that copies of it are held, and stored logits stay as they are.
         codec: See ``ReservoirMemory``.
 
     Source:
         Buzzega, Boschini, Porrello, Abati, Calderara. NeurIPS 2020, arXiv:2004.07211, equations 5 and 6, Algorithm 2.
         Departures: there the head has its final width from the start, and the logits of classes to come are stored when
-        an image is. Here it has outputs for the classes seen, and logits of that width are charged. With several epochs
-        the reference code inserts an image at every step of every epoch, so that copies of it are held. Not the
-        expandable DER (``der``).
+        an image is. Here it has outputs for the classes seen, and logits of that width are charged. Not the expandable
+        DER (``der``).
     """
 
     outputs: Tensor | None
@@ -49,17 +54,26 @@ class DERpp(ReservoirRehearsal):
         alpha: float = 0.3,
         beta: float = 0.5,
         replay: int | None = None,
+        mean_over: int | None = None,
+        insert: str = "once",
         codec: str = "raw",
     ) -> None:
         super().__init__(make_net, budget)
         check.at_least(0, "derpp", alpha=alpha, beta=beta)
-        check.at_least(1, "derpp", replay=replay)
-        self.alpha, self.beta, self.replay = alpha, beta, replay
+        check.at_least(1, "derpp", replay=replay, mean_over=mean_over)
+        check.one_of(("once", "each_epoch"), "derpp", insert=insert)
+        self.alpha, self.beta, self.replay, self.mean_over = alpha, beta, replay, mean_over
+        self.offers_again = insert == "each_epoch"
         self.keep_reservoir(codec, {"logits": "replay_logits"})
         self.keep("outputs", None, kind="temporary")  # of the step, until they are stored
 
     def grow(self, signature: Signature) -> None:
         super().grow(signature)
+        if self.mean_over is not None and self.mean_over < self.num_classes:
+            raise ConfigError(
+                f"strategy.mean_over of derpp is {self.mean_over}; it must be at least the {self.num_classes} classes "
+                f"seen, or null"
+            )
         self.memory.extra_bytes = 4 * self.num_classes
         self.memory.pad("logits", self.num_classes, 0.0)
 
@@ -78,7 +92,9 @@ class DERpp(ReservoirRehearsal):
         terms = {"classes": F.cross_entropy(logits, batch.slots)}
         count = self.replay or len(batch)
         if self.alpha and (dark := draw_batch(self, self.memory, count, "dark")) is not None:  # equation 5
-            terms["dark"] = self.alpha * F.mse_loss(self.net(dark.images).logits.float(), dark.extras["logits"])
+            stored = dark.extras["logits"]
+            distance = F.mse_loss(self.net(dark.images).logits.float(), stored)
+            terms["dark"] = self.alpha * stored.shape[1] / (self.mean_over or stored.shape[1]) * distance
         if self.beta and (known := draw_batch(self, self.memory, count, "known")) is not None:  # equation 6
             terms["exemplars"] = self.beta * F.cross_entropy(self.net(known.images).logits, known.slots)
         return terms

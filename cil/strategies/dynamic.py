@@ -25,8 +25,8 @@ class Dynamic(TaskLearner):
         neighbours, train, dev: See ``KNNProbe``.
 
     Source:
-        Bornschein et al., NEVIS'22, JMLR 24 (308), 2023, "FT-d". A network of random weights is ranked too, and never
-        chosen. Departure: of a repeated data set its latest network is the one to start from, there the first.
+        Bornschein et al., NEVIS'22, JMLR 24 (308), 2023, "FT-d". Departure: of a repeated data set its latest network
+        is the one to start from, there the first.
     """
 
     net: TaskNets
@@ -57,9 +57,9 @@ class Dynamic(TaskLearner):
     def prepare(self, experience: Experience) -> None:
         own = self.net.of(self.task.name)
         stored = {name: self.net.of(name) for name in self.net.names() if not (self.new and name == self.task.name)}
-        scores = self.probe.scores(self, stored | ({"random": own} if self.new else {}), experience, self.task)
+        scores = self.probe.scores(self, stored, experience, self.task) if stored else {}
         source = max(stored, key=lambda name: scores[name], default=None)  # the earliest of equals
         if source is not None:
             own.take_backbone(stored[source].backbone)
-        named = {self.datasets.get(name, name): round(score, 4) for name, score in scores.items()}
+        named = {self.datasets[name]: round(score, 4) for name, score in scores.items()}
         self.diagnostics = {"source": None if source is None else self.datasets[source], "probe": named}

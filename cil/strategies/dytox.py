@@ -104,7 +104,7 @@ class DyTox(Strategy):
             head.linear.grow(self.num_classes - self.old_classes + 1)  # output 0 for all old classes
             self.divergence_head = head
 
-    def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """(1 - l) L_clf + l L_kd + divergence L_div, with l the share of classes that are old."""
         logits, terms = self._classes(batch)
         if self.teacher is not None:
@@ -125,9 +125,10 @@ class DyTox(Strategy):
             terms["divergence"] = self.divergence * binary_cross_entropy(scores, target)
         return output.logits, terms
 
-    def tuning_loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
-        """The loss of the second phase: without distillation, unless it is asked for."""
-        return self.loss(batch) if self.tuning_teacher else self._classes(batch)[1]
+    def tuning_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of the second phase: without divergence, and without distillation unless it is asked for."""
+        terms = dict(self.loss(batch)) if self.tuning_teacher else self._classes(batch)[1]
+        return {name: term for name, term in terms.items() if name != "divergence"}
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
         yield Phase("main", self.training_set(experience), self.loss)

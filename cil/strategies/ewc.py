@@ -30,12 +30,13 @@ class EWC(Strategy):
         strength: lambda; 0 gives Finetune.
         cap: Upper bound on each entry of the Fisher matrix's diagonal.
         batch_size: Mini-batch whose mean gradient is squared.
+        fisher_mode: The Fisher is taken in ``evaluation`` mode on images as they are; or as the survey's code does, in
+            ``training`` mode on augmented ones, which moves running statistics, and gives about a third of it.
 
     Source:
         Kirkpatrick et al., PNAS 2017, arXiv:1612.00796, equation 3. Departures, as in the survey's code: the squared
         gradient of a batch mean (with true labels, over all outputs) in place of the per-sample Fisher, capped, and one
-        merged diagonal, F <- (C_o / C) F_old + (1 - C_o / C) F_new. The Fisher is taken in evaluation mode, so batch
-        statistics stay as trained.
+        merged diagonal, F <- (C_o / C) F_old + (1 - C_o / C) F_new. Departure from that code: ``fisher_mode``.
     """
 
     fisher: dict[str, Tensor]
@@ -49,11 +50,13 @@ class EWC(Strategy):
         strength: float = 1000.0,
         cap: float = 1e-4,
         batch_size: int = 128,
+        fisher_mode: str = "evaluation",
     ) -> None:
         super().__init__(make_net, budget)
         check.at_least(0, "ewc", strength=strength, cap=cap)
         check.at_least(1, "ewc", batch_size=batch_size)
-        self.strength, self.cap, self.batch_size = strength, cap, batch_size
+        check.one_of(("evaluation", "training"), "ewc", fisher_mode=fisher_mode)
+        self.strength, self.cap, self.batch_size, self.fisher_mode = strength, cap, batch_size, fisher_mode
         self.keep("fisher", {}, kind="statistics")
         self.keep("anchor", None, kind="temporary")  # equals the weights at the boundary, so it is not carried
 
@@ -84,12 +87,15 @@ class EWC(Strategy):
 
     def _fisher_of(self, experience: Experience) -> dict[str, Tensor]:
         """Mean over mini-batches of the squared gradient, capped."""
-        self.net.eval()
-        order = torch.randperm(len(experience.train), generator=self.generator("fisher"))
+        generator = self.generator("fisher")
+        order = torch.randperm(len(experience.train), generator=generator)
         batches = experience.train[order].batches(self.batch_size, self.device)
+        as_trained = self.fisher_mode == "training"
+        self.net.train() if as_trained else self.net.eval()
 
         def loss(batch: Batch) -> Tensor:
-            return F.cross_entropy(self.net(batch.images).logits, batch.slots)
+            images = self.context.augment(batch.pixels, generator) if as_trained else batch.images
+            return F.cross_entropy(self.net(images).logits, batch.slots)
 
         total, count = sum_of_gradients(learning_parameters(self.net), batches, loss, torch.square)
         return {name: (value / count).clamp_(max=self.cap) for name, value in total.items()}

@@ -28,6 +28,9 @@ class FeTrIL(Strategy):
         svm_c: C of that machine; > 0.
         cached_features: Whether the head is trained on features extracted once, without augmentation, as in the public
             code; if not, augmented images pass the frozen backbone at each step.
+        similarity: The most similar class is that whose mean has the largest ``cosine`` (the paper, PyCIL), or the
+            smallest distance, ``euclidean`` (the authors' code), with an old one: the same class in three cases of four
+            on toys.
         train_first: See ``FrozenBackbone``.
 
     Source:
@@ -52,11 +55,14 @@ class FeTrIL(Strategy):
         classifier: str = "linear",
         svm_c: float = 1.0,
         cached_features: bool = True,
+        similarity: str = "cosine",
         train_first: bool | str = "auto",
     ) -> None:
         super().__init__(make_net, budget)
         check.one_of(("linear", "svm"), "fetril", classifier=classifier)
+        check.one_of(("cosine", "euclidean"), "fetril", similarity=similarity)
         check.above(0, "fetril", svm_c=svm_c)
+        self.similarity = similarity
         self.classifier, self.svm_c, self.cached_features = classifier, svm_c, cached_features
         self.trained = trains_first(self, train_first)
         blank, d = self.net.head.weight, self.net.feature_dim
@@ -124,7 +130,8 @@ class FeTrIL(Strategy):
         features = float64_features(self, experience.train)
         sums, here = class_sums(features, experience.train.slots, self.num_classes)
         own, means, counts = sums / here.clamp(min=1)[:, None], to_float64(self.means), to_float64(self.counts)
-        likeness = F.normalize(means) @ F.normalize(own).T  # (C, C): each by each, cosine
+        euclidean = self.similarity == "euclidean"
+        likeness = -torch.cdist(means, own) if euclidean else F.normalize(means) @ F.normalize(own).T  # (C, C)
         donors = likeness.masked_fill(here == 0, -torch.inf).argmax(1)
         donors = torch.where(here > 0, torch.arange(len(donors)).to(donors), donors)
         donors = torch.where((here > 0) | (counts > 0), donors, -1)

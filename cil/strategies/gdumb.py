@@ -30,9 +30,9 @@ class GDumb(Strategy):
         codec: See ``ExemplarMemory``.
 
     Source:
-        Prabhu, Torr, Dokania. ECCV 2020. Departures: the recipe is the run's, not the paper's cosine with warm restarts
-        (0.05 to 0.0005, batches of 16, 256 epochs); no mixing unless asked for; a network after every experience, which
-        is carried, and paid for, as any other.
+        Prabhu, Torr, Dokania. ECCV 2020. Departures: the paper's recipe (mixing, warm restarts, clipping at 10) is
+        ``recipe=survey``, and the default the run's without mixing; a network after every experience, which is carried,
+        and paid for, as any other.
     """
 
     memory: ExemplarMemory

@@ -19,7 +19,7 @@ from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
 STATISTICS = ("batch", "running")
-AT_ONCE = 500  # exemplars in one forward pass
+AT_ONCE = 500  # exemplars in one forward pass, where they need not be together
 COLUMNS = 2**18  # of the gradient matrix that are turned to float64 at once
 
 
@@ -34,14 +34,15 @@ class GEM(Strategy):
         margin: Added to the dual variables after a violation, which favours old tasks; 0 or more.
         constraint_batch: Exemplars of a task whose gradient is taken at a step, drawn at random; null: all of them, as
             in the paper. The cost of a step grows with it: with all 2,000 it is that of sixteen batches of 128.
-        statistics: Statistics that normalise exemplars in batch-norm layers: those of the ``batch``, as in the paper's
-            code, so that running statistics see exemplars too; or the ``running`` ones, which then stay those of new
-            data.
+        statistics: Statistics that normalise exemplars in batch-norm layers: those of the ``batch``, all exemplars of a
+            task in one pass, as in the paper's code, so that running statistics see exemplars too, before the new
+            images; or the ``running`` ones, which then stay those of new data.
         selection, codec: See ``ExemplarMemory``.
 
     Source:
         Lopez-Paz and Ranzato, NIPS 2017, arXiv:1706.08840, Algorithm 1 and equation 11. Margin 0, herded exemplars and
-        a fixed total as in the survey's code.
+        a fixed total as in the survey's code, which augments exemplars once an experience. The authors'
+        code bounds the dual variables by the margin, and does not add it.
     """
 
     memory: ExemplarMemory
@@ -66,6 +67,7 @@ class GEM(Strategy):
         self.bounds = [0]  # where the slots of a task end; follows from the structure, so it is not carried
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
         self.keep("constraints", None, kind="gradients")
+        self.constrained = False  # whether the constraints are those of the step that is taken
 
     def grow(self, signature: Signature) -> None:
         super().grow(signature)
@@ -76,14 +78,17 @@ class GEM(Strategy):
         return experience.train  # exemplars constrain, and are never mixed in
 
     def loss(self, batch: Batch) -> Tensor:
+        if not self.constrained:  # old tasks first: their gradients are of the network before it sees the batch
+            tasks = [task for task in pairwise(self.bounds) if task[1] <= self.old_classes]
+            with self.context.flops.counting():
+                rows = [row for row in (self._gradient_of(*task) for task in tasks) if row is not None]
+            self.constraints, self.constrained = torch.stack(rows) if rows else None, True  # (tasks, weights)
         return new_class_cross_entropy(self.net(batch.images).logits, batch.slots, self.first_slot)
 
     def adjust_gradients(self, batch: Batch) -> None:
-        tasks = [self._gradient_of(start, stop) for start, stop in pairwise(self.bounds) if stop <= self.old_classes]
-        rows = [task for task in tasks if task is not None]
-        if not rows:
+        self.constrained = False
+        if self.constraints is None:
             return
-        self.constraints = torch.stack(rows)  # (tasks, weights)
         weights = self.trainable()
         gradient = _flat([torch.zeros_like(w) if w.grad is None else w.grad for w in weights])
         with self.context.flops.counting():  # of a step that breaks a constraint
@@ -102,9 +107,11 @@ class GEM(Strategy):
         batch = draw_batch(self, own, self.constraint_batch or len(own), f"constraint:{start}")
         if batch is None:
             return None
+        running = self.statistics == "running"
+        parts = -(-len(batch) // AT_ONCE) if running else 1  # batch statistics are those of all exemplars
         total = torch.zeros((), device=self.device)
-        for rows in torch.arange(len(batch), device=self.device).tensor_split(-(-len(batch) // AT_ONCE)):
-            with evaluating(self.net) if self.statistics == "running" else nullcontext():
+        for rows in torch.arange(len(batch), device=self.device).tensor_split(parts):
+            with evaluating(self.net) if running else nullcontext():
                 logits = self.net(batch.images[rows]).logits[:, start:stop]
                 loss = F.cross_entropy(logits, batch.slots[rows] - start, reduction="sum") / len(batch)
                 total = total + _flat(self.gradient(loss))

@@ -10,6 +10,7 @@ from cil.memory import Budget
 from cil.models import NetFactory, evaluating
 from cil.strategies.base import Strategy, check
 from cil.strategies.parts import new_class_cross_entropy
+from cil.strategies.parts.heads import freeze_rows, rows_without_data
 from cil.strategies.parts.importance import (
     learning_parameters,
     old_part,
@@ -27,26 +28,27 @@ MERGES = ("half", "classes", "sum")
 
 @register("mas")
 class MAS(Strategy):
-    """Cross-entropy over the new outputs plus (lambda / 2) sum_j Omega_j (theta_j - theta*_j)^2.
+    """Cross-entropy over the new outputs plus lambda sum_j Omega_j (theta_j - theta*_j)^2.
 
     Args:
-        strength: lambda; 0 gives Finetune.
+        strength: lambda; 0 gives Finetune. FACIL has half of it in its penalty: its 1 is 0.5 here.
         function: Function of the logits whose gradient is taken: ``squared`` length (the paper's), or the length
-            itself, ``norm`` (FACIL's).
+            itself, ``norm`` (FACIL's), which gives importances at another scale: 37 times smaller on a toy.
         batch_size: Images whose gradients are summed before the absolute value is taken. 1 is the definition; more is
             faster and cancels (FACIL).
-        merge: Merging of the importances so far and those of this experience: ``half`` of each, weighted by their
-            ``classes`` (C_o / C and the rest), or their ``sum`` (the paper's). New weights take the new ones whole.
-        heads: Whether the head is pulled back too.
+        merge: Merging of the importances so far and those of this experience: their ``sum`` (the paper's), ``half`` of
+            each (FACIL's), or weighted by their ``classes`` (C_o / C and the rest). New weights take the new ones
+            whole.
+        heads: Whether the head is pulled back too. If not, rows of old classes stay as they are.
 
     Source:
-        Aljundi et al., ECCV 2018, arXiv:1711.09601, section 4.1. Departures: importances are merged half and half, and
-        of the backbone alone, as in FACIL (Masana et al. 2022). They are taken in evaluation mode, on images that are
-        not augmented.
+        Aljundi et al., ECCV 2018, arXiv:1711.09601, section 4.1. Departures: importances are of the backbone alone, as
+        in FACIL (Masana et al. 2022), and taken in evaluation mode, on images that are not augmented.
     """
 
     importance: dict[str, Tensor]
     anchor: dict[str, Tensor] | None
+    rows: dict[str, Tensor]
 
     def __init__(
         self,
@@ -56,7 +58,7 @@ class MAS(Strategy):
         strength: float = 1.0,
         function: str = "squared",
         batch_size: int = 1,
-        merge: str = "half",
+        merge: str = "sum",
         heads: bool = False,
     ) -> None:
         super().__init__(make_net, budget)
@@ -68,6 +70,7 @@ class MAS(Strategy):
         self.merge, self.heads = merge, heads
         self.keep("importance", {}, kind="statistics")  # Omega
         self.keep("anchor", None, kind="temporary")  # theta*: the weights at the boundary, so it is not carried
+        self.keep("rows", {}, kind="temporary")  # of old classes, which stay
 
     def grow(self, signature: Signature) -> None:
         super().grow(signature)
@@ -78,11 +81,20 @@ class MAS(Strategy):
             self.anchor = snapshot(self._weights())
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
-        # L(theta) = L_n(theta) + (lambda / 2) sum_j Omega_j (theta_j - theta*_j)^2, section 4.1
+        # L(theta) = L_n(theta) + lambda sum_j Omega_j (theta_j - theta*_j)^2, section 4.1
         terms = {"new": new_class_cross_entropy(self.net(batch.images).logits, batch.slots, self.first_slot)}
         if self.anchor is not None and self.strength:
-            terms["penalty"] = self.strength / 2 * quadratic_penalty(self._weights(), self.anchor, self.importance)
+            terms["penalty"] = self.strength * quadratic_penalty(self._weights(), self.anchor, self.importance)
         return terms
+
+    def prepare(self, experience: Experience) -> None:
+        self.rows = {} if self.heads else rows_without_data(self)
+
+    def adjust_gradients(self, batch: Batch) -> None:
+        for name, rows in self.rows.items():
+            freeze_rows(getattr(self.net.head, name), rows)
+
+    after_step = adjust_gradients
 
     def after_experience(self, experience: Experience) -> None:
         importance = self._importance_of(experience)

@@ -26,7 +26,9 @@ class PASS(Strategy):
             the public code: it grows with the root of the batch size); >= 0.
         prototypes: Weight of the loss on pseudo-features; >= 0.
         temperature: Divides all logits in the losses; > 0.
-        pseudo: Pseudo-features a step are ``pseudo * floor(C_o / C_n)``: none while more classes arrive than are known.
+        pseudo: Pseudo-features a step.
+        pseudo_by_classes: They are ``pseudo * floor(C_o / C_n)``, as PyCIL has it: none while more classes arrive than
+            are known.
         radius: Classes over which the variance of the noise is averaged: ``all`` seen, each as it was when it arrived
             (PyCIL), or those of the ``first`` experience.
 
@@ -35,8 +37,8 @@ class PASS(Strategy):
 
     Source:
         Zhu, Zhang, Wang, Yin, Liu. CVPR 2021, "Prototype Augmentation and Self-Supervision for Incremental Learning",
-        as PyCIL has it. Departures: any backbone (ResNet-18 with CBAM there); a class of one image has no variance, and
-        counts as 0.
+        as PyCIL has it, but for ``pseudo_by_classes``. Departures: any backbone (ResNet-18 with CBAM there); a class of
+        one image has no variance, and counts as 0.
     """
 
     teacher: GrowingNet | None
@@ -52,6 +54,7 @@ class PASS(Strategy):
         prototypes: float = 10.0,
         temperature: float = 0.1,
         pseudo: int = 64,
+        pseudo_by_classes: bool = False,
         radius: str = "all",
     ) -> None:
         super().__init__(make_net, budget)
@@ -59,7 +62,7 @@ class PASS(Strategy):
         check.above(0, "pass", temperature=temperature)
         check.one_of(("all", "first"), "pass", radius=radius)
         self.distillation, self.prototypes, self.temperature = distillation, prototypes, temperature
-        self.pseudo, self.radius = pseudo, radius
+        self.pseudo, self.pseudo_by_classes, self.radius = pseudo, pseudo_by_classes, radius
         self.keep("teacher", None, kind="teacher")
         self.keep("means", torch.empty(0, self.net.feature_dim), kind="prototypes")
         self.keep("spread", torch.zeros(()), kind="statistics")
@@ -86,7 +89,9 @@ class PASS(Strategy):
         if self.teacher is not None:
             # L_kd
             terms["distillation"] = self.distillation * (output.features - self.teacher(images).features).norm()
-        count = self.pseudo * (self.old_classes // max(1, self.num_classes - self.old_classes))
+        count = self.pseudo if self.old_classes else 0
+        if self.pseudo_by_classes:
+            count *= self.old_classes // max(1, self.num_classes - self.old_classes)
         if count and self.prototypes:  # prototype augmentation
             features, slots = self.pseudo_features(count)
             logits = self.net.head(features) / self.temperature

@@ -34,9 +34,11 @@ class PODNet(Strategy):
         flat: lambda_f, weight of the distance between features; 0 leaves it out.
         proxies: K, rows of the head for each class; 1 is a plain cosine head.
         margin: delta.
-        margin_on: ``target``: z_y - delta; ``similarity``: sigma (s_y - delta), as the paper writes it; ``all``: as the
-            survey's code and the authors' have it, where it cancels (see ``nca``).
-        hinge: Whether the classification loss of an image is at least 0, as the paper writes it.
+        margin_on: ``all``: as the survey's code and the authors' have it, where it cancels, and the loss is 0 or more
+            and smooth (see ``nca``); ``similarity``: sigma (s_y - delta), as the paper writes it, with the hinge;
+            ``target``: z_y - delta.
+        hinge: Whether the classification loss of an image is at least 0, as the paper writes it. Without it ``target``
+            and ``similarity`` have no lower bound, and the scale of the head grows without end.
         tune_epochs: Epochs of the balanced phase; 0 leaves it out.
         tune_lr: Its learning rate, decayed by a cosine.
         tuned: It trains the ``network``, old proxies held as before, or the whole ``head`` alone (the authors' code, at
@@ -46,7 +48,8 @@ class PODNet(Strategy):
     Source:
         Douillard, Cord, Ollion, Robert, Valle. ECCV 2020, arXiv:2004.13513, sections 3.1 and 3.2. Departures: factors
         and tuning as in the survey's code, the factor of distillation is sqrt(C / C_n); new proxies start at random
-        instead of by k-means; the margin acts on the target alone, where both codes subtract it from every similarity.
+        instead of by k-means; the margin cancels, as in both codes (the paper's loss is ``margin_on=similarity`` with
+        ``hinge``).
         Without a new class C_n counts as 1; with one class in all there is nothing to tell apart, and the loss is 0.
     """
 
@@ -62,7 +65,7 @@ class PODNet(Strategy):
         flat: float = 1.0,
         proxies: int = 10,
         margin: float = 0.6,
-        margin_on: str = "target",
+        margin_on: str = "all",
         hinge: bool = False,
         tune_epochs: int = 20,
         tune_lr: float = 0.005,
@@ -82,6 +85,11 @@ class PODNet(Strategy):
         self.net.head.proxies = proxies  # before the first row is grown
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
         self.keep("teacher", None, kind="teacher")
+        if margin_on != "all" and not hinge:
+            self.warnings.append(
+                f"podnet: with strategy.margin_on={margin_on} and no hinge the loss has no lower bound, and the scale "
+                f"of the head grows without end: set strategy.hinge=true (the paper) or strategy.margin_on=all"
+            )
 
     def build_net(self) -> GrowingNet:
         return cosine_net(self)

@@ -14,6 +14,7 @@ from cil.data import Samples
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory, extract_outputs
+from cil.strategies.base import check
 from cil.strategies.parts.wrappers import Wrapper
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
@@ -28,7 +29,9 @@ class RMM(Wrapper):
 
     Level 1: a share m_b of each class that arrives is given up. Under ``budget.scope=carried+incoming`` as many more
     exemplars are held, so that old exemplars and the new images kept are never more than M and the images that arrive;
-    under ``carried`` there is no such trade, and the images are merely lost. Level 2: the half of the new classes with
+    under ``carried`` there is no such trade, and the images are merely lost. The first experience, where no exemplar is
+    held beside the images, keeps them all: after it there are as many more exemplars as a share m_0 of a later
+    experience's images, in advance of what that one gives up. Level 2: the half of the new classes with
     the larger cross-entropy gets floor(q (1 - c_b)) exemplars each, the other half floor(q (1 + c_b)), for q =
     floor(M_b / C). With rates and tilts of 0 it is the host, bit for bit.
 
@@ -37,6 +40,8 @@ class RMM(Wrapper):
         host_options: Hyperparameters of the host that differ from its defaults.
         rates: m_b of each experience, in [0, 1]; the last one holds for all later ones.
         tilts: c_b of each experience, in [-1, 1]; the same. Above 0 the harder classes get fewer.
+        increment: Classes that a later experience brings, of whose images the first rate is a share; null: as many as
+            the first one.
 
     Raises:
         ConfigError: for a host that is not possible, or an option that it does not have.
@@ -63,12 +68,14 @@ class RMM(Wrapper):
         host_options: Mapping[str, Any] | None = None,
         rates: Sequence[float] = RATES,
         tilts: Sequence[float] = TILTS,
+        increment: int | None = None,
     ) -> None:
         super().__init__(make_net, budget, **self.options(host, host_options))
         for key, values, least in (("rates", rates, 0), ("tilts", tilts, -1)):
             held = list(values) if isinstance(values, Sequence) else []
             if not held or not all(isinstance(value, int | float) and least <= value <= 1 for value in held):
                 raise ConfigError(f"strategy.{key} of rmm is {values}; it must be a list of numbers in [{least}, 1]")
+        check.at_least(1, "rmm", increment=increment)
         if not self.memories():
             raise ConfigError(f"strategy.host of rmm is '{host}', which keeps no exemplars that rates could buy")
         if budget.scope == "carried" and any(rates):
@@ -78,11 +85,20 @@ class RMM(Wrapper):
             )
         self.rates = tuple(rates)
         self.tilts = tuple(tilts)
+        self.increment = increment
 
     def accepts(self, signature: Signature) -> dict[int, int]:
-        """Level 1: floor((1 - m_b) n) of the n images of each class, and one at least."""
+        """Level 1: floor((1 - m_b) n) of the n images of each class, and one at least; all of the first experience."""
+        if not signature.index:
+            return dict(signature.counts)
         share = 1 - _value_at(self.rates, signature.index)
         return {slot: max(1, _floor(share * count)) for slot, count in signature.counts.items()}
+
+    def in_advance(self, signature: Signature) -> int:
+        """floor(m_0 n), n the images of as many classes as a later experience brings."""
+        counts = signature.counts
+        images = sum(counts.values()) * min(1.0, (self.increment or len(counts)) / max(1, len(counts)))
+        return _floor(self.rates[0] * images)
 
     def grow(self, signature: Signature) -> None:
         super().grow(signature)

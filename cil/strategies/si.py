@@ -10,6 +10,7 @@ from cil.memory import Budget
 from cil.models import NetFactory
 from cil.strategies.base import Strategy, check
 from cil.strategies.parts import new_class_cross_entropy
+from cil.strategies.parts.heads import freeze_rows, rows_without_data
 from cil.strategies.parts.importance import learning_parameters, padded_to, quadratic_penalty, snapshot
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
@@ -22,7 +23,8 @@ class SI(Strategy):
     Args:
         strength: c; 0 gives Finetune.
         damping: xi, keeps the importance of a weight that hardly moved bounded; > 0.
-        heads: Whether the head is pulled back too.
+        heads: Whether the head is pulled back too. If not, rows of old classes stay as they are: no data move them, and
+            FACIL keeps them from the optimizer, which would let them decay.
         clamp: Whether Omega is kept from going below 0. A path integral of noisy gradients may be negative, and the
             weight is then pushed away from its old value.
 
@@ -39,6 +41,7 @@ class SI(Strategy):
     path: dict[str, Tensor]
     gradients: dict[str, Tensor]
     before: dict[str, Tensor]
+    rows: dict[str, Tensor]
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class SI(Strategy):
         self.keep("path", None, kind="temporary")  # omega, of this experience
         self.keep("gradients", None, kind="gradients")  # of the task loss alone, in the step that is taken
         self.keep("before", None, kind="temporary")  # the weights before it
+        self.keep("rows", {}, kind="temporary")  # of old classes, which stay
 
     def grow(self, signature: Signature) -> None:
         super().grow(signature)
@@ -67,6 +71,7 @@ class SI(Strategy):
     def prepare(self, experience: Experience) -> None:
         self.anchor = snapshot(self._weights())
         self.path = {name: torch.zeros_like(value) for name, value in self.anchor.items()}
+        self.rows = {} if self.heads else rows_without_data(self)
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         terms = {"new": new_class_cross_entropy(self.net(batch.images).logits, batch.slots, self.first_slot)}
@@ -83,12 +88,14 @@ class SI(Strategy):
             for name, weight in weights.items():
                 pull = 2 * self.strength * self.importance[name] * (weight.detach() - self.anchor[name])
                 weight.grad = pull if weight.grad is None else weight.grad + pull
+        self._hold_rows()
 
     def after_step(self, batch: Batch) -> None:
         for name, weight in self._weights().items():  # equation 3
             moved = weight.detach() - self.before[name]
             # an overflow of the loss scale skips the step: nothing moved, and the gradient is not a number
             self.path[name] -= torch.where(moved != 0, self.gradients[name] * moved, 0)
+        self._hold_rows()
 
     def after_experience(self, experience: Experience) -> None:
         for name, weight in self._weights().items():  # equation 5
@@ -96,6 +103,10 @@ class SI(Strategy):
             self.importance[name] += self.path[name] / (moved.square() + self.damping)
             if self.clamp:
                 self.importance[name].clamp_(min=0)
+
+    def _hold_rows(self) -> None:
+        for name, rows in self.rows.items():
+            freeze_rows(getattr(self.net.head, name), rows)
 
     def _pulls(self) -> bool:
         return self.old_classes > 0 and self.strength > 0

@@ -35,7 +35,8 @@ class SSRE(Strategy):
     Source:
         Zhu, Zhai, Cao, Luo, Zha. CVPR 2022, arXiv:2203.06359, as PyCIL has it. Departures: the adapters exist only
         while an experience is learned, so that the carried network is the folded one; they start at zero, so that it
-        begins as the old one; the augmentation is that of the stream in all experiences.
+        begins as the old one; the augmentation is that of the stream in all experiences; the first experience has no
+        adapters, which PyCIL trains there too, and the stem has one, which it has not there.
     """
 
     adapters: ParallelAdapters | None

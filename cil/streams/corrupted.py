@@ -135,10 +135,12 @@ class PixelOptions:
         folder: Folder of the files; by default CIFAR-10-C, CIFAR-100-C, ImageNet-C or NAME-C in the data root. Either
             NAME.npy and labels.npy, or NAME/SEVERITY/CLASS/*.JPEG.
         seed: Seed of generated pixels, from 0 to 2^32 - 1; also of the choice of images.
-        table: Parameters of generated images: '32' (CIFAR-C), '224' (ImageNet-C), or auto by the size of the images.
+        table: Parameters of generated images: '32' (CIFAR-C), '64' (Tiny-ImageNet-C), '224' (ImageNet-C), or auto by
+            the size of the images.
         exact_bug_compat: Generate glass blur with the published code's fault (see ``glass_blur``).
         frost_photos: Folder of photographs for generated frost. None: a made texture, and the domain is called
             ``frost_synthetic``.
+        saved_as_published: Whether generated images pass through JPEG at quality 85 where the published ones do.
 
     Raises:
         ConfigError: for an unknown name, or a value out of range.
@@ -150,6 +152,7 @@ class PixelOptions:
     table: str = "auto"
     exact_bug_compat: bool = False
     frost_photos: str | Path | None = None
+    saved_as_published: bool = False
 
     def __post_init__(self) -> None:
         check_choice("data", self.data, ("auto", "files", "generated"))
@@ -179,7 +182,7 @@ class PixelOptions:
             return ImageFolders(where, dataset.classes, dataset.test.shape, key)
         return GeneratedImages(
             dataset.test, seed=self.seed, table=self.table, exact_bug_compat=self.exact_bug_compat,
-            frost_photos=self.frost_photos,
+            frost_photos=self.frost_photos, saved_as_published=self.saved_as_published,
         )  # fmt: skip
 
 

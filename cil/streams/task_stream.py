@@ -24,9 +24,10 @@ from cil.streams.manifest_schema import EVALUATED as SPLITS
 from cil.streams.manifest_schema import HEADS
 from cil.streams.options import ImageOptions, accepts, check_channels, check_choice, take
 from cil.streams.registry import register_stream
-from cil.streams.task_data import available, load_task
+from cil.streams.task_data import TaskError, available, load_task
 
 _log = logging.getLogger("cil")
+MISSING = ("error", "skip")
 Opener = Callable[[], Samples]
 
 
@@ -148,6 +149,8 @@ def task_stream(
     heads: str | None = None,
     splits: Sequence[str] | None = None,
     reevaluate: str = "none",
+    variant: str | None = None,
+    missing: str = "error",
     shuffle: str | None = None,
     order_seed: int | None = None,
     image_size: int | None = None,
@@ -167,6 +170,8 @@ def task_stream(
         splits: Splits that are evaluated, of ``dev_test`` and ``test``; the first one is the headline. ``offset`` takes
             one.
         reevaluate: See ``TaskStream``; ``offset`` evaluates all classes seen anyway.
+        variant: Tasks that the manifest lists under this name, in the years that they have there; filters come after.
+        missing: Data that are not there, or cannot be read: ``error``, or ``skip`` their tasks, with a warning.
         shuffle, order_seed: ``none``, ``within_year`` or ``all``, by that seed.
         image_size: Height and width of all tasks.
         options: Fields of ``TaskFilter``; and of ``ImageOptions``, where caps hold for train and for the splits that
@@ -182,11 +187,14 @@ def task_stream(
     Source: Bornschein et al., NEVIS'22, JMLR 24 (308), 2023.
     """
     filters, wanted = take(TaskFilter, options), ImageOptions(**options)
+    if missing not in MISSING:
+        raise ConfigError(f"stream.missing is '{missing}'; {nearest(missing, MISSING)}")
     whole = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
     heads = heads or whole.stream.heads
     chosen = _check_splits(splits, whole, heads)
     lock = known_lock(whole.path, wanted.root) if whole.path else Lock()
-    selected, notes = available(whole.select(sizes=sizes_of(lock), **vars(filters)))
+    chosen_tasks = whole if variant is None else whole.variant(variant)
+    selected, notes = available(chosen_tasks.select(sizes=sizes_of(lock), **vars(filters)))
     for note in notes:
         _log.warning(note)
     tasks = _in_one_shape(selected.ordered(shuffle, order_seed), image_size)
@@ -195,15 +203,24 @@ def task_stream(
     offsets = selected.offsets() if heads == "offset" else {}
     loaded = {}
     for name, task in data.items():
-        found = load_task(task, wanted.root)
+        try:
+            found = load_task(task, wanted.root)
+        except TaskError as error:
+            if missing == "error":
+                raise
+            _log.warning(f"{error}; left out, as stream.missing=skip")
+            continue
         _check_lock(task, found, offsets, lock, whole)
         loaded[name] = _cap(task, found, wanted, ("train", *chosen))
+    tasks = tuple(task for task in tasks if task.dataset in loaded)
+    if not tasks:
+        raise StreamError(f"no data set of '{selected.stream.name}' is there, of {len(data)} (stream.missing=skip)")
     keys, seen = _task_keys(tasks)
     shape = loaded[tasks[0].dataset]["train"].shape
     augment = wanted.augmentation(Augment(crop_padding=shape[1] // 16, flip=True))
     mean, std = ([0.5] * shape[0] if values is None else values for values in (wanted.mean, wanted.std))
     given: dict[str, Any] = {
-        "name": selected.stream.name if len(selected) == len(whole) else f"{selected.stream.name}-{len(tasks)}",
+        "name": selected.stream.name if len(tasks) == len(whole) else f"{selected.stream.name}-{len(tasks)}",
         "classes": [f"{key.dataset}: {label}" for key in dict.fromkeys(keys) for label in _names(data[key.dataset])],
         "order": _labels_of_slots(keys, selected, heads),
         "fingerprint": _fingerprint(selected, tasks, loaded, heads),

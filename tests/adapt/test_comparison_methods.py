@@ -74,13 +74,12 @@ def test_the_bill_is_known_before_the_first_batch(made, name):
 
 AFFINE = {f"net.backbone.stages.{stage}.1.{name}" for stage in (0, 1) for name in ("weight", "bias")}
 RUNNING = {f"net.backbone.stages.{stage}.1.running_{name}" for stage in (0, 1) for name in ("mean", "var")}
-EARLY = {name for name in AFFINE if ".0." in name}
 MOVES = {
     "source": set(),
     "bn_stats": set(),
     "tent": AFFINE,
     "eata": AFFINE,
-    "sar": EARLY,
+    "sar": AFFINE,  # of a network of two stages
     "rotta": AFFINE | RUNNING,
 }
 

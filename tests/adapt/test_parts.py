@@ -5,12 +5,19 @@ import torch
 from torch import nn
 
 from cil.adapt.parts.losses import cross_entropy, gradients
-from cil.adapt.parts.norms import MixedNorm2d, late_layers, replace_batch_norms, train_norms, use_batch_statistics
+from cil.adapt.parts.norms import (
+    MixedNorm2d,
+    is_transformer,
+    late_layers,
+    replace_batch_norms,
+    train_norms,
+    use_batch_statistics,
+)
 from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
 from cil.adapt.parts.parameters import assign, flat, move_teacher
 from cil.adapt.parts.views import random_view
 from cil.errors import ConfigError
-from cil.models import CifarResNet
+from cil.models import CifarResNet, WideResNet, build_backbone
 
 
 def key(number):
@@ -185,15 +192,18 @@ class Named(nn.Module):
 
 
 def test_the_last_stage_is_found_by_the_make_of_the_network():
-    resnet = CifarResNet(14)
+    resnet = build_backbone("resnet18", 3, 32)
     assert late_layers(Named(backbone=resnet), "sar") == [resnet.stages[-1]]
+    for three_stages in (CifarResNet(14), WideResNet(16, 2)):  # the authors' filter finds no layer4 there
+        assert late_layers(Named(backbone=three_stages, head=nn.Linear(1, 1)), "sar") == []
     torchs = Named(layer1=nn.Linear(1, 1), layer4=nn.Linear(1, 1), fc=nn.Linear(1, 1))
     assert late_layers(torchs, "sar") == [torchs.layer4]
     blocks = nn.Sequential(*(nn.LayerNorm(2) for _ in range(12)))
     vit = Named(blocks=blocks, norm=nn.LayerNorm(2))
     assert late_layers(Named(model=vit), "sar") == [*blocks[9:], vit.norm]
+    assert is_transformer(Named(model=vit)) and not is_transformer(Named(backbone=resnet))
     convnext = Named(stages=nn.Sequential(Named(blocks=blocks), Named(blocks=nn.Sequential(nn.LayerNorm(2)))))
-    assert late_layers(convnext, "sar") == [convnext.stages[1]]
+    assert late_layers(convnext, "sar") == [convnext.stages[1]] and not is_transformer(convnext)
     with pytest.raises(ConfigError, match=r"sar leaves the last stage as it is.*adapter\.leave"):
         late_layers(nn.Sequential(nn.BatchNorm2d(2)), "sar")
 

@@ -84,6 +84,52 @@ def test_fosters_compression_has_130_epochs():
     assert recipes("foster", compression, more=["trainer.epochs=20"])[1] == (15, "cosine", 0.0)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        ("bic", {"second_stage": "survey"}),
+        ("ewc", {"fisher_mode": "training"}),
+        ("podnet", {"margin_on": "all", "hinge": False}),
+        ("rmm", {"increment": 10}),
+        ("aanets", {"share_gradients": "accumulated"}),
+        ("mas", {"function": "norm", "batch_size": 64, "merge": "half", "strength": 0.5}),
+        ("derpp", {"mean_over": 100, "insert": "each_epoch"}),
+        ("pass", {"pseudo_by_classes": True}),
+        ("l2p", {"train_selection": "batch"}),
+        ("gdumb", {"cutmix": 0.5}),
+        ("dytox", {"tuning_lr": 1.25e-5}),
+    ],
+)
+def test_what_a_reference_code_does_beside_its_paper_is_in_the_recipe_alone(strategy, expected):
+    plain, survey = (
+        compose([f"strategy={strategy}", "stream=split_cifar100", *more]).config["strategy"]
+        for more in ([], ["recipe=survey"])
+    )
+    assert {key: survey[key] for key in expected} == expected
+    assert strategy == "podnet" or {key: plain[key] for key in expected} != expected
+
+
+def test_gdumb_restarts_after_1_2_4_epochs_from_a_tenth_of_the_rate():
+    recipe = recipe_of(compose(["strategy=gdumb", "recipe=survey"]).config)
+    assert (recipe.epochs, recipe.batch_size, recipe.clip_norm) == (256, 16, 10.0)
+    optimizer = recipe.optimizer([nn.Parameter(torch.zeros(1))])
+    schedule, rates = recipe.scheduler(optimizer, recipe.epochs), []
+    for _ in range(recipe.epochs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(0.005)
+    assert [epoch for epoch, rate in enumerate(rates) if rate == pytest.approx(0.05)] == [2**k for k in range(8)]
+    assert rates[3] == pytest.approx((0.05 + 0.0005) / 2) and min(rates[1:]) > 0.0005
+
+
+def test_dytox_has_the_rates_of_128_images_the_least_of_them_drop_path_and_randaugment():
+    config = compose(["strategy=dytox", "recipe=survey"]).config
+    assert config["optimizer"]["lr"] == pytest.approx(5e-4 * 128 / 512)
+    assert config["scheduler"]["minimum"] == 1e-5
+    assert config["model"]["options"]["drop_path"] == 0.1 and config["stream"]["augment"]["policy"] == "randaugment"
+
+
 def test_rmm_is_around_foster_and_buys_exemplars_for_what_it_gives_up():
     config = compose(["strategy=rmm", "recipe=survey"]).config
     assert (config["strategy"]["host"], config["budget"]["scope"]) == ("foster", "carried+incoming")

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from cil.data import Samples
 from cil.data.corruptions import (
     CANONICAL,
     EXTRA,
@@ -12,11 +14,14 @@ from cil.data.corruptions import (
     blur,
     corrupt,
     corrupt_all,
+    digital,
     generator,
     operations,
     parameters,
+    table_of,
     weather,
 )
+from cil.data.corruptions.image_sources import GeneratedImages
 from cil.data.corruptions.severities import TABLES
 from cil.errors import ConfigError, DataError, ShapeError
 
@@ -94,7 +99,7 @@ def test_what_draws_nothing_does_not_depend_on_the_seed(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - NOT_MONOTONE))
-@pytest.mark.parametrize("table", ["32", "224"])
+@pytest.mark.parametrize("table", ["32", "64", "224"])
 def test_a_higher_severity_changes_more(name, table):
     images = pictures(60) if name == "fog" else IMAGES if table == "32" else pictures(2, 64)  # fog: a mean of fields
     changes = [change(corrupt_all(images, name, severity, table=table), images) for severity in SEVERITIES]
@@ -113,6 +118,31 @@ def test_noise_has_the_strength_of_the_table():
     impulse = corrupt_all(flat, "impulse_noise", 5, table="224")
     assert [(impulse == level).mean() for level in (0, 255)] == pytest.approx([0.135, 0.135], abs=0.005)
     assert set(np.unique(impulse).tolist()) == {0, 128, 255}
+
+
+def test_images_of_64_pixels_have_the_severities_of_tiny_imagenet_c():
+    flat = np.full((40, 64, 64, 3), 128, np.uint8)
+    made = corrupt_all(flat, "gaussian_noise", 5).astype(float)
+    assert made.std() / 255 == pytest.approx(0.18, rel=0.03)  # 0.10 of CIFAR-C
+    assert parameters("contrast", 5, table_of(64, 64)) == 0.05
+    assert [table_of(side, side) for side in (28, 32, 45, 46, 96, 120, 224)] == ["32"] * 3 + ["64"] * 2 + ["224"] * 2
+    for name in NAMES:
+        assert corrupt_all(flat[:1], name, 3).shape == (1, 64, 64, 3)
+
+
+@pytest.mark.parametrize(("side", "quality"), [(32, None), (64, 85)])
+def test_generated_images_may_pass_through_the_jpeg_of_the_published_files(side, quality):
+    test = Samples.from_arrays(
+        torch.from_numpy(pictures(2, side)).permute(0, 3, 1, 2).contiguous(), torch.zeros(2, dtype=torch.int64)
+    )
+    plain, saved = (GeneratedImages(test, saved_as_published=saved) for saved in (False, True))
+    key, places = ("contrast", 3), torch.arange(2)
+    one, other = (source.pixels(key, places) for source in (plain, saved))
+    assert torch.equal(one, other) == (quality is None) and saved.settings.get("jpeg") == quality
+    assert (plain.digest([key], places) == saved.digest([key], places)) == (quality is None)
+    if quality is not None:
+        through = digital.jpeg_compression(one.permute(0, 2, 3, 1).numpy(), quality, iter(()))
+        assert torch.equal(torch.from_numpy(through).permute(0, 3, 1, 2), other)
 
 
 def test_contrast_draws_each_channel_towards_its_mean():
@@ -365,7 +395,7 @@ def test_wrong_images_tables_and_seeds_are_refused():
         corrupt(IMAGES, "fog", 1, generator(0, "fog", 1, 0))
     with pytest.raises(ShapeError, match="6 images to corrupt, but 2 places"):
         corrupt_all(IMAGES, "fog", 1, places=[1, 2])
-    with pytest.raises(ConfigError, match=r"stream\.table is '64'"):
-        corrupt_all(IMAGES, "fog", 1, table="64")
+    with pytest.raises(ConfigError, match=r"stream\.table is '48'"):
+        corrupt_all(IMAGES, "fog", 1, table="48")
     with pytest.raises(ConfigError, match=r"stream\.seed is -1"):
         corrupt_all(IMAGES, "fog", 1, seed=-1)

@@ -207,7 +207,7 @@ def test_what_is_undefined_is_none():
 
 def test_area_over_samples_is_the_mean_where_they_are_equally_spaced():
     assert metrics.area_over_samples([5, 10, 15], [1.0, 2.0, 6.0]) == 3
-    assert metrics.area_over_samples([10, 15, 20], [1.0, 2.0, 6.0]) == (1.5 * 5 + 4 * 5) / 10  # not from the start on
+    assert metrics.area_over_samples([10, 15, 20], [1.0, 2.0, 6.0]) == (1 * 10 + 2 * 5 + 6 * 5) / 20  # sums, no lines
 
 
 # refusals -------------------------------------------------------------------------------------------------------------

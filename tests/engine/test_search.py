@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 
 import pytest
 import torch
@@ -280,6 +281,17 @@ def test_trials_share_the_budget_of_an_experience(tmp_path):
     record = run.execute()
     assert [trial["steps"] for trial in trials_of(run)] == [2, 1]  # the third was not begun
     assert record.results["compute"][0] == {"updates": {"available": 3, "spent": 3}}
+
+
+def test_a_trial_that_the_budget_cut_does_not_compete_with_whole_ones(tmp_path, monkeypatch):
+    errors = cycle([90.0, 10.0])  # of the whole one, and of one with half of its steps
+    monkeypatch.setattr(
+        "cil.engine.learning.StrategyWork._error", lambda self, experience, learner, samples: next(errors)
+    )
+    run = run_of(tmp_path, budget=Budget(updates=3))
+    run.execute()
+    assert [(trial["steps"], trial["error"]) for trial in trials_of(run)] == [(2, 90.0), (1, 10.0)]
+    assert ["chosen" in trial for trial in trials_of(run)] == [True, False]
 
 
 def test_operations_stop_a_search_inside_a_trial(tmp_path):

@@ -116,6 +116,20 @@ def test_a_block_adds_attention_then_the_two_layers_to_what_it_was_given():
     assert torch.equal(block(tokens), seen + block.mlp(block.norm2(seen)))
 
 
+def test_in_training_branches_are_left_out_by_chance_and_what_stays_is_larger():
+    """Of block 1 of 3 half as often as of the last one; in evaluation mode never."""
+    net = small(depth=3, drop_path=0.5)
+    assert [block.drop_path for block in net.blocks] == [0.0, 0.25, 0.5]
+    block, branch = net.blocks[2], torch.ones(4000, 1, 1)
+    torch.manual_seed(0)
+    found = block._by_chance(branch).flatten()
+    assert found.unique().tolist() == [0.0, 2.0] and found.mean().item() == pytest.approx(1.0, abs=0.05)
+    plain = small(depth=3)
+    assert torch.equal(net.eval()(images())[0], plain.eval()(images())[0])
+    with pytest.raises(ConfigError, match=r"model\.options\.drop_path is 1\.0; it must be 0 or more, and below 1"):
+        small(drop_path=1.0)
+
+
 def test_patches_are_read_row_by_row_and_features_are_their_mean():
     encoder = small(depth=1, image_size=(8, 12))
     with torch.no_grad():

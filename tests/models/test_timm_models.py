@@ -39,6 +39,11 @@ def test_weights_bring_their_statistics_where_none_are_given_and_random_ones_hav
     trained = partial(vit, weights=tmp_path / "vit.safetensors")
     own = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 2.0)}
     assert NetFactory(trained).normalise().mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    plain = partial(trained, preprocess="unit_range")
+    assert NetFactory(plain).normalise().mean.flatten().tolist() == [0.0] * 3
+    assert NetFactory(plain).normalise().std.flatten().tolist() == [1.0] * 3
+    with pytest.raises(ConfigError, match=r"model\.options\.preprocess is 'none'; allowed: timm, unit_range"):
+        trained(preprocess="none")
     assert NetFactory(trained, meta=True).normalise().mean.shape == (1, 3, 1, 1)
     assert NetFactory(trained, **own).normalise().mean.flatten().tolist() == pytest.approx(own["mean"])
     assert NetFactory(vit, **own).normalise().mean.flatten().tolist() == pytest.approx(own["mean"])

@@ -14,7 +14,16 @@ import torch
 from torch import nn
 
 from cil.errors import ConfigError
-from cil.models import CifarResNet, ImageNetResNet, SmallConvNet, build_backbone, load_weights, save_weights
+from cil.models import (
+    CifarResNet,
+    CifarResNeXt,
+    ImageNetResNet,
+    SmallConvNet,
+    WideResNet,
+    build_backbone,
+    load_weights,
+    save_weights,
+)
 
 
 def published(backbone: nn.Module, classifier: str) -> dict[str, torch.Tensor]:
@@ -54,6 +63,35 @@ def test_the_public_cifar_layout_needs_centred_shortcuts(tmp_path):
     assert equal(build_backbone("resnet14", 3, 32, weights=tmp_path / "cifar.pt", shortcut="centre"), backbone)
     with pytest.raises(ConfigError, match=r"set model\.options\.shortcut=centre"):
         build_backbone("resnet14", 3, 32, weights=tmp_path / "cifar.pt")
+
+
+WIDE = {"stem.": "conv1.", "stages.2.2.": "bn1.", ".shortcut.": ".convShortcut."}
+NEXT = {"stem.0.": "conv_1_3x3.", "stem.1.": "bn_1."}
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "renamed", "stage", "classifier"),
+    [
+        ("wrn_16_2", lambda: WideResNet(16, 2), WIDE, "block{}.layer.", "fc"),
+        ("resnext29", CifarResNeXt, NEXT, "stage_{}.", "classifier"),
+    ],
+)
+def test_files_in_the_layout_of_augmix_and_robustbench_load(tmp_path, name, make, renamed, stage, classifier):
+    """By name and value, with counters, a wrapper, a classifier and the normalisation that RobustBench adds."""
+    backbone, tensors = make(), {"mu": torch.full((1, 3, 1, 1), 0.5), "sigma": torch.full((1, 3, 1, 1), 0.5)}
+    for own, value in backbone.state_dict().items():
+        for ours, theirs in renamed.items():
+            own = own.replace(ours, theirs)
+        for index in range(3):
+            own = own.replace(f"stages.{index}.", stage.format(index + 1))
+        tensors[own] = torch.rand_like(value)
+    tensors |= {f"{classifier}.weight": torch.rand(10, 4), f"{classifier}.bias": torch.rand(10)}
+    tensors["block1.layer.0.bn1.num_batches_tracked"] = torch.tensor(7)
+    torch.save({"state_dict": {f"module.{key}": value for key, value in tensors.items()}}, tmp_path / "public.pt")
+    loaded = build_backbone(name, 3, 32, weights=tmp_path / "public.pt").state_dict()
+    found = {key: value for key, value in tensors.items() if not key.startswith((classifier, "mu", "sigma"))}
+    found.pop("block1.layer.0.bn1.num_batches_tracked")
+    assert len(loaded) == len(found) and all(map(torch.equal, loaded.values(), found.values()))
 
 
 @pytest.mark.parametrize(("ours", "other"), [("append", "centre"), ("centre", "append")])

@@ -22,6 +22,7 @@ def on_meta(name: str, outputs: int, size: int = 32, **options) -> GrowingNet:
     [
         ("wrn_28_10", 10, 36_479_194, {}),
         ("wrn_40_2", 10, 2_243_546, {}),
+        ("resnext29", 10, 6_807_882, {}),
         ("resnet50", 1000, 25_557_032, {}),
         ("resnet50", 100, 23_705_252, {"stem": "3x3"}),
     ],

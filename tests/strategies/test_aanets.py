@@ -201,6 +201,31 @@ def test_at_the_authors_rate_they_hardly_move(learn):
     assert all(abs(a - 0.5) < 1e-5 for found in shares_of(learn("aanets")) for a in found)
 
 
+def test_as_in_the_authors_runs_their_gradients_add_up_over_an_experience_those_on_all_data_too():
+    learner = between(share_gradients="accumulated")
+    learner.net.eval()
+    shares, given, expected = learner.net.backbone.mixture, with_balanced(learner, 0, 3), 0
+    for _ in range(3):
+        terms = learner.loss(given)
+        own = [torch.autograd.grad(term, shares, retain_graph=True, allow_unused=True)[0] for term in terms.values()]
+        assert sum(gradient is not None and bool(gradient.any()) for gradient in own) >= 3  # not the mixture alone
+        expected = expected + sum(gradient for gradient in own if gradient is not None)
+        sum(terms.values()).backward()
+        learner.adjust_gradients(given)
+        torch.testing.assert_close(shares.grad, expected, rtol=1e-4, atol=1e-6)
+        learner.net.zero_grad(set_to_none=True)
+
+
+def test_added_up_they_move_further_and_nothing_of_it_is_carried(learn):
+    fresh, added = (
+        learn("aanets", hyperparameters={"mixture_lr": 1e-3, "share_gradients": how})
+        for how in ("fresh", "accumulated")
+    )
+    moved = [sum(abs(a - 0.5) for a in shares_of(done)[1]) for done in (fresh, added)]
+    assert moved[1] > 2 * moved[0] > 0
+    assert fresh.ledger(2) == added.ledger(2)
+
+
 @pytest.mark.parametrize(("stream", "counts"), [
     ("toy", {1: [5] * 4, 2: [2] * 6}), ("uneven", {1: [3] * 4, 2: [2] * 6}),
 ])  # fmt: skip

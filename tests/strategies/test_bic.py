@@ -189,7 +189,8 @@ def test_its_loss_is_cross_entropy_of_corrected_logits_or_of_their_softmax():
     learner = between_experiences()
     learner.bias.pairs[1].data.copy_(torch.tensor([0.5, -1.5]))  # (2, 0, 3) becomes (2, 0, 0)
     assert learner.bias_loss(batch(0)).item() == pytest.approx(math.log(math.exp(2) + 2) - 2, abs=1e-5)
-    learner.double_softmax = True
+    learner = between_experiences(second_stage="survey")
+    learner.bias.pairs[1].data.copy_(torch.tensor([0.5, -1.5]))
     p, q = math.exp(2) / (math.exp(2) + 2), 1 / (math.exp(2) + 2)
     expected = math.log(math.exp(p) + 2 * math.exp(q)) - p
     assert learner.bias_loss(batch(0)).item() == pytest.approx(expected, abs=1e-5)
@@ -216,7 +217,7 @@ class Noted(BiC):
         return super().loss(batch)
 
     def bias_loss(self, batch):
-        assert not any(layer.training for layer in self.net.modules())
+        assert self.net.training == self.as_survey
         assert [p.requires_grad for p in self.bias.parameters()] == [False] * (len(self.bias.pairs) - 1) + [True]
         assert not any(p.requires_grad for p in self.net.parameters())
         type(self).seen[-1].append(batch)
@@ -231,16 +232,19 @@ class Noted(BiC):
         super().before_experience(experience)
 
 
-@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("second_stage", ["paper", "survey"])
 @pytest.mark.parametrize("stream", ["toy", "uneven"])
-def test_it_changes_two_numbers_and_nothing_else(learn, stream, double):
+def test_it_changes_two_numbers_and_as_in_the_surveys_code_running_statistics(learn, stream, second_stage):
     Noted.noted, Noted.seen = [], []
-    learn(Noted, stream, hyperparameters=HALF | {"double_softmax": double}, budget=Budget(exemplars=24))
+    learn(Noted, stream, hyperparameters=HALF | {"second_stage": second_stage}, budget=Budget(exemplars=24))
     assert [len(notes) for notes in Noted.noted] == [2, 3, 3]
     for index, (start, main, *rest) in enumerate(Noted.noted):
         assert not [name for name in differing(start, main) if name.startswith("pairs")]
         for end in rest:
-            assert differing(main, end) == [f"pairs.{index}"]
+            moved = {name.rpartition(".")[2] for name in differing(main, end) if not name.startswith("pairs")}
+            statistics = {"running_mean", "running_var"}
+            assert moved == (statistics if second_stage == "survey" else set())
+            assert [name for name in differing(main, end) if name.startswith("pairs")] == [f"pairs.{index}"]
             assert main[f"pairs.{index}"].tolist() == [1.0, 0.0]
             assert (end[f"pairs.{index}"] != main[f"pairs.{index}"]).all()
     assert not Noted.seen[0] and Noted.seen[1] and Noted.seen[2]

@@ -50,6 +50,42 @@ def test_the_loss_is_that_of_new_images_of_stored_logits_and_of_exemplars():
     assert terms["exemplars"].item() == pytest.approx(0.5 * (3.169846 + 2.169846) / 2, abs=1e-5)
 
 
+def test_the_distance_may_be_a_mean_over_all_outputs_of_the_stream():
+    """(4 + 0 + 0 + 0 + 4 + 4) over two images of three outputs, or of ten as in the reference code."""
+    for given, over in (({}, 3), ({"mean_over": 10}, 10)):
+        learner = held(bare("derpp", classes=[1, 2], alpha=0.3, **given), [2.0, 1.0, 3.0], [0.0, 3.0, 1.0])
+        learner.net = Fixed([[0.0, 1.0, 3.0], [0.0, 1.0, 3.0]])
+        assert learner.loss(batch(2, 0))["dark"].item() == pytest.approx(0.3 * 12 / (2 * over), abs=1e-5)
+    with pytest.raises(ConfigError, match=r"strategy\.mean_over of derpp is 2; it must be at least the 3 classes"):
+        bare("derpp", classes=[1, 2], mean_over=2)
+
+
+@pytest.mark.parametrize("stream", ["toy", "uneven"])
+def test_offered_at_each_epoch_copies_are_held_with_the_logits_of_one_step_each(learn, stream):
+    Watched.answers = {}
+    met = {}
+
+    class Looking(Watched):
+        def after_step(self, batch):
+            for pixels, logits in zip(batch.pixels, self.outputs, strict=True):
+                met.setdefault(pixels.numpy().tobytes(), []).append(logits)
+            super().after_step(batch)
+
+        def after_experience(self, experience):
+            held = self.memory.samples()
+            for pixels, logits in zip(held.pixels, held.extras["logits"], strict=True):
+                assert any(torch.equal(logits[: len(one)], one) for one in met[pixels.numpy().tobytes()])
+            images = [pixels.numpy().tobytes() for pixels in held.pixels]
+            copies.append(len(images) - len(set(images)))
+
+    copies = []
+    given = {"hyperparameters": {"insert": "each_epoch"}, "recipe": Recipe(epochs=3, batch_size=7)}
+    done = learn(Looking, stream, budget=Budget(exemplars=1000), **given)
+    images = [sum(signature.counts.values()) for signature in done.stream.signatures]
+    assert done.record.results["exemplars"] == [sum(images[: index + 1]) for index in range(3)]  # as the bill says
+    assert all(copies) and int(done.learner(2).seen) == 3 * sum(images)
+
+
 def test_without_alpha_or_beta_there_is_no_such_term_and_with_an_empty_memory_neither():
     for given, names in (({"beta": 0}, {"classes", "dark"}), ({"alpha": 0}, {"classes", "exemplars"})):
         assert held(bare("derpp", classes=[2], **given), [1.0, 2.0], [0.0, 0.0]).loss(batch(0, 1)).keys() == names

@@ -1,5 +1,6 @@
 """EWC: importance by squared gradients, merged by share of classes, and a quadratic pull."""
 
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 from small_runs import Fixed, bare, batch, bits, differing, observed, signatures
 from torch import Tensor, nn
 
-from cil.data import Samples
+from cil.data import Augment, Samples
 from cil.memory import Budget
 from cil.models import LinearHead, NetFactory, Output, build_backbone
 from cil.strategies.ewc import EWC
 from cil.streams import Experience
+from cil.testing import toy_stream
 
 
 class Linear(nn.Module):
@@ -147,6 +149,24 @@ def test_the_fisher_is_taken_in_evaluation_mode_and_moves_no_statistics(learn):
 
     learn(observed("ewc", see))
     assert differing(seen["prepared"], seen["trained"])
+
+
+def test_in_training_mode_the_fisher_is_that_of_augmented_batches_and_statistics_move():
+    """By hand: the squared gradient of one batch of augmented images in training mode."""
+    learner = bare("ewc", classes=[2], fisher_mode="training", cap=1.0)
+    learner.context.augment = Augment(flip=True, brightness=0.5)
+    experience = Experience(signatures([2])[0], toy_stream()[0].train)
+    before, twin = bits(learner.net), deepcopy(learner.net).train()
+    learner.after_experience(experience)
+    assert {name.rpartition(".")[2] for name in differing(before, bits(learner.net))} == {
+        "running_mean", "running_var",
+    }  # fmt: skip
+    generator = learner.generator("fisher")
+    rows = torch.randperm(len(experience.train), generator=generator)
+    images = learner.context.augment(experience.train[rows].pixels, generator)
+    nn.functional.cross_entropy(twin(images).logits, experience.train.slots[rows]).backward()
+    for name, weight in twin.named_parameters():
+        torch.testing.assert_close(learner.fisher[name], weight.grad.square(), rtol=1e-4, atol=1e-9)
 
 
 # the penalty --------------------------------------------------------------------------------------------------------

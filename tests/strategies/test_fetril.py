@@ -46,10 +46,11 @@ def test_each_old_class_is_played_by_the_class_at_hand_of_the_most_similar_direc
     assert learner.means.tolist() == [*OLD, [3, 1], [-1, 3]] and learner.counts.tolist() == [5, 7, 2, 2]
 
 
-def test_similarity_is_of_directions_not_of_distances():
+@pytest.mark.parametrize(("similarity", "shift"), [("cosine", [3.9, 0.0]), ("euclidean", [0.0, -2.0])])
+def test_similarity_is_of_directions_or_of_distances(similarity, shift):
     """Class 2 lies at (0.1, 0) and class 3 at (4, 2): (4, 0) is nearer to the second, and in line with the first."""
-    learner, _, _ = met([[0.1, 0.0], [4.0, 2.0]], (2, 3))
-    torch.testing.assert_close(learner.shift[0], torch.tensor([3.9, 0.0]))
+    learner, _, _ = met([[0.1, 0.0], [4.0, 2.0]], (2, 3), similarity=similarity)
+    torch.testing.assert_close(learner.shift[0], torch.tensor(shift))
 
 
 def test_an_old_class_unlike_all_at_hand_is_still_played_by_one_of_them():

@@ -146,12 +146,31 @@ def test_every_old_task_with_exemplars_is_a_row_and_the_one_that_is_learned_is_n
     real = GEM._gradient_of
     monkeypatch.setattr(GEM, "_gradient_of", lambda self, *task: asked.append(task) or real(self, *task))
     learner.loss(batch(3, 4)).backward()
+    assert asked == [(0, 2), (2, 3)]
+    learner.loss(batch(3, 4)).backward()  # the second batch of a step that accumulates
     learner.adjust_gradients(batch(3, 4))
     assert asked == [(0, 2), (2, 3)]
     assert learner.constraints.shape == (2, sum(p.numel() for p in learner.net.parameters()))
     learner.memory.replace([learner.memory.samples()[:3]])  # of the first task alone
-    learner.adjust_gradients(batch(3, 4))
+    learner.loss(batch(3, 4))
     assert learner.constraints.shape[0] == 1
+
+
+def test_running_statistics_see_old_tasks_in_one_pass_each_and_then_the_new_images(monkeypatch):
+    monkeypatch.setattr("cil.strategies.gem.AT_ONCE", 2)
+    learner = with_exemplars(4)
+    learner.net.train()
+    norm = next(m for m in learner.net.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    sizes, means, expected = [], [], torch.zeros(norm.num_features)
+    norm.register_forward_hook(lambda module, given, out: sizes.append(len(given[0])))
+    norm.register_forward_hook(lambda module, given, out: means.append(given[0].detach().mean((0, 2, 3))))
+    for _ in range(2):
+        learner.loss(batch(3, 4, 3)).backward()
+        learner.adjust_gradients(batch(3, 4, 3))
+    assert sizes == [8, 4, 3] * 2  # two old tasks of two classes and one, then the batch
+    for mean in means:  # the batch comes last, so that it has the most weight
+        expected = (1 - norm.momentum) * expected + norm.momentum * mean
+    torch.testing.assert_close(norm.running_mean, expected)
 
 
 def test_many_exemplars_pass_in_parts_of_one_mean(monkeypatch):

@@ -140,15 +140,15 @@ def test_the_first_experience_has_nothing_to_merge(merge):
 # the penalty --------------------------------------------------------------------------------------------------------
 
 
-def test_the_loss_is_new_cross_entropy_and_half_of_lambda_times_the_pull():
+def test_the_loss_is_new_cross_entropy_and_lambda_times_the_pull_without_a_half():
     learner = bare("mas", classes=[2, 2], strength=10.0)
     learner.net = Fixed([[0.0, 0.0, 1.0, 3.0]])
     learner.anchor, learner.importance = {"logits": torch.tensor([[1.0, 0.0]])}, {"logits": torch.full((1, 4), 0.5)}
     terms = learner.loss(batch(3))
     assert terms["new"].item() == pytest.approx(0.126928, abs=1e-5)
-    assert terms["penalty"].item() == pytest.approx(10 / 2 * 0.5 * 1.0, abs=1e-5)
+    assert terms["penalty"].item() == pytest.approx(10 * 0.5 * 1.0, abs=1e-5)
     terms["penalty"].backward()
-    assert learner.net.logits.grad.tolist() == [[pytest.approx(-5.0), 0.0, 0.0, 0.0]]  # pulled back up
+    assert learner.net.logits.grad.tolist() == [[pytest.approx(-10.0), 0.0, 0.0, 0.0]]  # pulled back up
     learner.anchor = None
     assert learner.loss(batch(3)).keys() == {"new"}
 
@@ -166,6 +166,20 @@ def test_penalty_and_gradient_are_exactly_zero_when_an_experience_begins(learn, 
 
     learn(observed("mas", see), stream, hyperparameters={"heads": heads})
     assert seen == [(False, False), (True, True)] * 2
+
+
+@pytest.mark.parametrize("method", ["mas", "si"])
+def test_rows_of_old_classes_do_not_decay_and_new_ones_learn(learn, method):
+    """FACIL keeps old heads from the optimizer; a head that is pulled back is left to it."""
+    done = learn(method)
+    for index, old in ((1, 2), (2, 4)):
+        before, after = done.state(index - 1).tensors, done.state(index).tensors
+        for name in ("net.head.weight", "net.head.bias"):
+            assert torch.equal(before[name], after[name][:old])
+            assert not torch.equal(after[name][old:], torch.zeros_like(after[name][old:]))
+        assert not any(name.startswith("rows") for name in after)
+    done = learn(method, hyperparameters={"heads": True})
+    assert not torch.equal(done.net(0)["net.head.weight"], done.net(1)["net.head.weight"][:2])
 
 
 def test_the_head_is_free_unless_it_is_held_back_too():

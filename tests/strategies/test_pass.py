@@ -149,11 +149,17 @@ def test_pseudo_features_are_learned_as_unturned_old_classes():
 @pytest.mark.parametrize(
     ("old", "new", "count"), [(4, 2, 128), (5, 2, 128), (50, 10, 320), (2, 2, 64), (1, 2, 0), (0, 2, 0), (3, 0, 192)]
 )
-def test_there_are_64_for_each_time_that_the_new_classes_fit_into_the_old(monkeypatch, old, new, count):
+@pytest.mark.parametrize("by_classes", [False, True])
+def test_there_are_64_or_as_many_for_each_time_that_the_new_classes_fit_into_the_old(
+    monkeypatch, old, new, count, by_classes
+):
+    count = count if by_classes else 64 * (old > 0)
     asked = []
     drawn = PASS.pseudo_features
     monkeypatch.setattr(PASS, "pseudo_features", lambda self, n: asked.append(n) or drawn(self, n))
-    terms = between(old, new).loss(batch(0))
+    learner = between(old, new)
+    learner.pseudo_by_classes = by_classes
+    terms = learner.loss(batch(0))
     assert asked == ([count] if count else [])
     assert ("prototypes" in terms) == bool(count)
     assert all(term.isfinite() for term in terms.values())

@@ -55,9 +55,44 @@ def test_the_loss_of_logits_09_01_03_by_hand(margin, on_all, expected):
     assert nca(tensor(Z), tensor([0]), margin, on_all).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_margin_of_the_target_alone_is_the_default():
-    assert loss_of(Given(Z), 0)["classes"].item() == pytest.approx(0.598139, abs=1e-6)
-    assert loss_of(Given(Z), 0, margin_on="all")["classes"].item() == pytest.approx(0.692217, abs=1e-6)
+def test_the_loss_of_both_public_codes_is_the_default():
+    assert loss_of(Given(Z), 0)["classes"].item() == pytest.approx(0.692217, abs=1e-6)
+    assert loss_of(Given(Z), 0, margin_on="target")["classes"].item() == pytest.approx(0.598139, abs=1e-6)
+
+
+def test_by_default_the_loss_is_never_below_0_and_lets_go_of_what_is_told_apart():
+    generator = torch.Generator().manual_seed(0)
+    wild = Given((50 * torch.randn(200, 5, generator=generator)).tolist())
+    slots = torch.randint(5, (200,), generator=generator).tolist()
+    each = nca(wild.logits, tensor(slots), 0.6, on_all=True)
+    assert each.min() >= 0 and loss_of(wild, *slots)["classes"] == each.mean()
+    for gap in (0.5, 20.0):  # of the own logit above two others: log(1 + 2 exp(-gap))
+        net, others = Given([[gap, 0.0, 0.0]]), 2 * math.exp(-gap)
+        loss_of(net, 0)["classes"].backward()
+        assert -net.logits.grad[0, 0].item() == pytest.approx(others / (1 + others), rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("given", "bounded"),
+    [
+        ({}, True),
+        ({"margin_on": "similarity", "hinge": True}, True),
+        ({"margin_on": "similarity"}, False),
+        ({"margin_on": "target"}, False),
+    ],
+)
+def test_a_loss_without_lower_bound_is_warned_of(given, bounded):
+    assert any("no lower bound" in warning for warning in bare("podnet", **given).warnings) != bounded
+    loss = loss_of(Given([[1e3, 0.0, 0.0]], scale=1e3), 0, **given)["classes"]
+    assert (loss >= 0) == bounded
+
+
+def test_the_papers_margin_moves_the_scale_until_the_gap_is_as_wide():
+    """sigma (s_y - delta) under the hinge: d loss / d sigma is delta while the loss is above 0, and 0 after it."""
+    for logits, teaches in ((Z, 0.6), ([[9.0, 0.1, 0.3]], 0.0)):
+        net = Given(logits, scale=3.0)
+        loss_of(net, 0, margin_on="similarity", hinge=True)["classes"].backward()
+        assert net.head.scale.grad.item() == pytest.approx(teaches, abs=1e-6)
 
 
 def test_where_every_logit_has_the_margin_it_cancels_and_a_wrong_target_counts_as_one():
@@ -77,8 +112,9 @@ def test_on_similarities_the_margin_grows_with_the_scale_and_teaches_it():
 def test_the_loss_is_the_mean_of_the_images_each_at_least_0_with_a_hinge():
     two = Given([[0.9, 0.1, 0.3], [5.0, 0.0, 0.0]])
     easy = -(5 - 0.6) + math.log(2)
-    assert loss_of(two, 0, 0)["classes"].item() == pytest.approx((0.598139 + easy) / 2, abs=1e-6)
-    assert loss_of(two, 0, 0, hinge=True)["classes"].item() == pytest.approx(0.598139 / 2, abs=1e-6)
+    target = {"margin_on": "target"}
+    assert loss_of(two, 0, 0, **target)["classes"].item() == pytest.approx((0.598139 + easy) / 2, abs=1e-6)
+    assert loss_of(two, 0, 0, **target, hinge=True)["classes"].item() == pytest.approx(0.598139 / 2, abs=1e-6)
 
 
 def test_a_single_class_costs_nothing_and_has_finite_gradients():
@@ -293,7 +329,7 @@ class Plain(PODNet):
         yield from super(PODNet, self).phases(experience)
 
     def loss(self, batch):
-        return nca(self.net(batch.images).logits, batch.slots, 0.6).mean()
+        return nca(self.net(batch.images).logits, batch.slots, 0.6, on_all=True).mean()
 
     def adjust_gradients(self, batch):
         pass

@@ -12,7 +12,7 @@ from small_runs import ONE_STEP, PIXELS, STREAMS, bare, differing, observed, sig
 import cil
 from cil.data import Samples
 from cil.engine.lifecycle import admit
-from cil.errors import BudgetExceeded, ConfigError
+from cil.errors import BudgetExceeded, ConfigError, ContractError
 from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Allowance, Budget, tensor_bytes
 from cil.models import extract_outputs
@@ -89,7 +89,33 @@ def test_the_fixture_of_the_survey():
 )
 def test_of_each_class_the_share_that_is_not_given_up_is_kept_and_one_at_least(rate, images, kept):
     learner = bare("rmm", rates=[rate])
-    assert learner.accepts(Signature(0, (0,), (0,), {0: images}, (3, 12, 12), 1)) == {0: kept}
+    assert learner.accepts(Signature(1, (0,), (0,), {0: images}, (3, 12, 12), 1)) == {0: kept}
+    assert learner.accepts(Signature(0, (0,), (0,), {0: images}, (3, 12, 12), 1)) == {0: images}
+
+
+@pytest.mark.parametrize(
+    ("classes", "increment", "exemplars"), [(10, None, 3500), (10, 10, 3500), (50, 10, 3500), (50, None, 9500)]
+)
+def test_the_first_experience_keeps_all_images_and_enlarges_the_memory(classes, increment, exemplars):
+    """B0 Inc10 and B50 Inc10 of CIFAR at m = 0.3: 2000 + 0.3 x 10 x 500, as in the survey's code."""
+    learner = bare("rmm", budget=budget(exemplars=2000), increment=increment)
+    slots = range(classes)
+    signature = Signature(0, tuple(slots), tuple(slots), dict.fromkeys(slots, 500), (3, 32, 32), classes)
+    assert admit(learner, signature, learner.budget.budget).counts == signature.counts
+    assert learner.budget.cap == exemplars and learner.budget.boundary.given_up == 0
+    learner = bare("rmm", budget=budget("carried", 2000), increment=increment)
+    admit(learner, signature, learner.budget.budget)
+    assert learner.budget.cap == 2000
+
+
+def test_more_in_advance_than_there_are_images_is_refused():
+    class Greedy(RMM):
+        def in_advance(self, signature):
+            return 21
+
+    learner = Greedy(bare("rmm").make_net, budget())
+    with pytest.raises(ContractError, match=r"in_advance gives 21; allowed: 0 to the 20 images"):
+        admit(learner, signatures([2], 10)[0], budget())
 
 
 def test_the_last_rate_holds_for_all_later_experiences():
@@ -124,7 +150,7 @@ def test_another_seed_keeps_other_images(learn):
     kept = []
 
     def see(when, learner, experience):
-        if when == "before" and experience.index == 0:
+        if when == "before" and experience.index == 1:
             kept.append(experience.train.pixels)
 
     for seed in (0, 0, 1):
@@ -140,26 +166,31 @@ def test_old_exemplars_and_new_images_are_never_more_than_the_budget_and_what_ar
 
     def see(when, learner, experience):
         most = 10 + arriving[experience.index]
-        if when != "before":
+        if when != "before" and (experience.index or when != "done"):
             assert len(learner.memory) + len(experience.train) <= most
         held[when, experience.index] = len(learner.memory)
 
     done = learn(observed("rmm", see), stream, hyperparameters=options(rates=rates), budget=budget(), recipe=ONE_STEP)
-    for index, given in enumerate(done.record.results["given_up"]):
-        assert done.record.results["exemplars"][index] == held["done", index] <= 10 + given
-        if index and given >= done.record.results["given_up"][index - 1]:
+    given_up = done.record.results["given_up"]
+    assert given_up[0] == 0
+    assert held["done", 0] <= 10 + rates[0] * arriving[0]
+    for index, given in enumerate(given_up):
+        assert done.record.results["exemplars"][index] == held["done", index]
+        if index:
+            assert held["done", index] <= 10 + given
+        if index > 1 and given >= given_up[index - 1]:
             assert held["prepared", index] == held["done", index - 1]  # nothing is dropped without need
 
 
 def test_a_rate_of_0_leaves_m_and_not_the_number_before(learn):
     done = learn("rmm", hyperparameters=options(rates=[0.5, 0.0]), budget=budget(), recipe=ONE_STEP)
-    assert done.record.results["exemplars"] == [12, 8, 6]  # 22 allowed, of 12 images; then floor(10 / 4), floor(10 / 6)
+    assert done.record.results["exemplars"] == [22, 8, 6]  # 22 allowed, of 24 images; then floor(10 / 4), floor(10 / 6)
 
 
-@pytest.mark.parametrize(("scope", "exemplars"), [("carried", [10, 8, 6]), ("carried+incoming", [12, 20, 18])])
+@pytest.mark.parametrize(("scope", "exemplars"), [("carried", [10, 8, 6]), ("carried+incoming", [22, 20, 18])])
 def test_only_where_incoming_images_count_do_they_buy_exemplars(learn, scope, exemplars):
     done = learn("rmm", hyperparameters=options(rates=[0.5]), budget=budget(scope), recipe=ONE_STEP)
-    assert done.record.results["given_up"] == [12, 12, 12]
+    assert done.record.results["given_up"] == [0, 12, 12]
     assert done.record.results["exemplars"] == exemplars  # floor(22 / 4), floor(22 / 6) a class: 5 and 3
 
 
@@ -294,7 +325,7 @@ def test_the_bill_before_training_is_the_ledger_after_it(learn, host, stream, sc
 def test_carried_is_the_host_and_its_exemplars(learn):
     plain = learn("icarl", recipe=ONE_STEP)
     done = learn("rmm", budget=budget(), recipe=ONE_STEP, hyperparameters=options(rates=[0.5]))
-    for index, exemplars in enumerate([12, 20, 18]):
+    for index, exemplars in enumerate([22, 20, 18]):
         own = plain.ledger(index)
         assert done.ledger(index) == own | {"exemplars": PIXELS * exemplars, "labels": exemplars}
         assert done.state(index).meta == {}
@@ -315,12 +346,12 @@ def test_who_takes_more_and_drops_nothing_is_stopped_before_it_trains(tmp_path):
     stream = toy_stream()
     run = toy_run(Greedy, stream, tmp_path / "a", budget=Budget(exemplars=3, scope="carried+incoming"), **given)
     with pytest.raises(
-        BudgetExceeded, match=r"carries 6 exemplars, budget.exemplars is 3 with what arrives in experience 1"
+        BudgetExceeded, match=r"carries 20 exemplars, budget.exemplars is 3 with what arrives in experience 1"
     ):
         run.execute()
     shrunk = Budget(exemplars=3, scope="carried+incoming", enforce="shrink")
     record = toy_run(Greedy, stream, tmp_path / "b", budget=shrunk, **given).execute()
-    assert record.results["exemplars"][0] == 6 and record.status == "finished"
+    assert record.results["exemplars"][0] == 20 and record.status == "finished"
 
 
 @pytest.mark.parametrize("stream", ["toy", "uneven"])
@@ -342,7 +373,7 @@ def test_a_finished_run_loads_with_the_same_answers(tmp_path):
     assert isinstance(loaded.learner, find("icarl")) and len(loaded.learner.memory) == record.results["exemplars"][-1]
     answers = torch.cat([loaded(stream.test(i).images).argmax(1) == stream.test(i).slots for i in range(3)])
     assert 100 * answers.float().mean().item() == pytest.approx(record.results["last_accuracy"], abs=1e-3)
-    assert list(accumulate(record.results["given_up"])) == [12, 24, 36]
+    assert list(accumulate(record.results["given_up"])) == [0, 12, 24]
 
 
 @pytest.mark.parametrize(

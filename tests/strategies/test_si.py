@@ -126,6 +126,7 @@ def test_clamped_it_is_never_below_0():
 def test_the_penalty_is_c_times_importance_times_the_squared_way_without_a_half():
     learner = bare("si", classes=[1, 1], strength=0.1)
     learner.net = Fixed([[0.0, 0.0]])
+    learner.net.head = torch.nn.Identity()  # without rows
     learner.importance = {"logits": torch.tensor([[2.0, 5.0]]), "features": torch.zeros(0)}
     begin(learner)
     with torch.no_grad():

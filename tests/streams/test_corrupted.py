@@ -361,7 +361,7 @@ def test_wrong_folders_are_named_in_one_line(toys, folders):
         ({"order": "continuous"}, ConfigError, r"stream\.order is 'continuous'; did you mean 'continual'"),
         ({"domain_order": "random"}, ConfigError, r"stream\.domain_order is 'random'"),
         ({"data": "file"}, ConfigError, r"stream\.data is 'file'; did you mean 'files'"),
-        ({"table": "64"}, ConfigError, r"stream\.table is '64'"),
+        ({"table": "48"}, ConfigError, r"stream\.table is '48'"),
         ({"rounds": 0}, ConfigError, r"stream\.rounds is 0; it must be a whole number from 1"),
         ({"seed": -1}, ConfigError, r"stream\.seed is -1"),
         ({"order_seed": "x"}, ConfigError, r"stream\.order_seed is 'x'"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cil.errors import ConfigError, StreamError
+from cil.errors import ConfigError, DataError, StreamError
 from cil.streams import TaskKey, task_stream
 from cil.streams.manifest import Manifest, ManifestTask, StreamInfo
 from cil.streams.manifest_data import lock_path, validate_data, write_lock
@@ -172,6 +172,30 @@ def test_a_package_is_asked_for_by_the_tasks_that_are_chosen(monkeypatch, caplog
     assert [event.id for event in reduced.events] == ["dot-count"] and "reduced to dot-count" in caplog.text
     with pytest.raises(StreamError, match="textures need a package"):
         task_stream("embedded_tasks", ids=["textures"])
+
+
+def test_a_variant_is_the_tasks_that_the_manifest_lists_in_its_years(manifest, root):
+    listed = replace(manifest.stream, variants={"short": {"again": None, "first": 2009, "late": 2001}})
+    whole = Manifest(listed, manifest.tasks)
+    stream = task_stream(whole, variant="short", root=root)
+    assert [event.id for event in stream.events] == ["late", "again", "first"]
+    assert [event.id for event in task_stream(whole, variant="short", first=1, root=root).events] == ["late"]
+    with pytest.raises(ConfigError, match=r"'made' has no variant 'shrot'.*short"):
+        task_stream(whole, variant="shrot", root=root)
+
+
+def test_tasks_whose_data_are_not_there_are_left_out_if_asked_for(manifest, root, tmp_path, caplog):
+    gone = Manifest(manifest.stream, (*manifest.tasks, task("gone", "nowhere", 3, year=2003)))
+    with pytest.raises(DataError, match="gone"):
+        task_stream(gone, root=root)
+    stream, plain = task_stream(gone, missing="skip", root=root), task_stream(manifest, root=root)
+    assert [event.id for event in stream.events] == [event.id for event in plain.events]
+    assert [s.new_slots for s in stream.signatures] == [s.new_slots for s in plain.signatures]
+    assert "gone" in caplog.text and "left out, as stream.missing=skip" in caplog.text
+    with pytest.raises(StreamError, match=r"no data set of 'made' is there, of 4"):
+        task_stream(gone, missing="skip", root=tmp_path)
+    with pytest.raises(ConfigError, match=r"stream\.missing is 'ignore'"):
+        task_stream(manifest, missing="ignore", root=root)
 
 
 def test_a_split_without_an_example_is_refused_before_training(manifest, root, tmp_path):

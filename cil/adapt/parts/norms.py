@@ -123,7 +123,8 @@ def replace_batch_norms(net: nn.Module, make: Callable[[nn.BatchNorm2d], Made]) 
 def late_layers(net: nn.Module, adapter: str) -> list[nn.Module]:
     """The layers near the output: the last stage and the layers after it.
 
-    * a ``Backbone`` of this package: ``stages[-1]``, and its children beside stem and stages;
+    * a ``Backbone`` of this package: of four stages or more ``stages[-1]``, and its children beside stem and stages; of
+      three (CIFAR) nothing;
     * torchvision's and timm's ResNets: ``layer4``; other convolutional nets of timm: the last of ``stages``;
     * transformers (``blocks``): the last quarter of the blocks (9 to 11 of 12), and the norms after them.
 
@@ -131,7 +132,7 @@ def late_layers(net: nn.Module, adapter: str) -> list[nn.Module]:
         ConfigError: where the network is none of these.
     """
     found = _late(net)
-    if not found:
+    if found is None:
         raise ConfigError(
             f"{adapter} leaves the last stage as it is, and which that is in this {type(net).__name__} is not known; "
             f"name its modules in adapter.leave ([] trains all norm layers)"
@@ -139,11 +140,21 @@ def late_layers(net: nn.Module, adapter: str) -> list[nn.Module]:
     return found
 
 
-def _late(part: nn.Module) -> list[nn.Module]:
+def is_transformer(net: nn.Module) -> bool:
+    """True for a network whose first known part is a row of ``blocks``, as timm's vision transformers have it."""
+    children = dict(net.named_children())
+    if isinstance(net, Backbone) or children.keys() & {"layer4", "stages"}:
+        return False
+    return "blocks" in children or any(map(is_transformer, children.values()))
+
+
+def _late(part: nn.Module) -> list[nn.Module] | None:
+    """None where the make is not known."""
     children = dict(part.named_children())
     blocks = list(children.get("blocks", nn.Identity()).children())
     if isinstance(part, Backbone):
-        return [part.stages[-1], *(child for name, child in children.items() if name not in ("stem", "stages"))]
+        rest = [child for name, child in children.items() if name not in ("stem", "stages")]
+        return [part.stages[-1], *rest] if len(part.stages) > 3 else []
     if "layer4" in children:
         return [children["layer4"]]
     if "stages" in children:
@@ -152,4 +163,5 @@ def _late(part: nn.Module) -> list[nn.Module]:
         return blocks[-max(1, len(blocks) // 4) :] + [
             children[name] for name in ("norm", "fc_norm") if name in children
         ]
-    return [layer for child in children.values() for layer in _late(child)]
+    found = [late for child in children.values() if (late := _late(child)) is not None]
+    return [layer for late in found for layer in late] if found else None

@@ -1,8 +1,8 @@
 """The common corruptions of images: 15, and 4 more, each at 5 severities; for small images and for large ones.
 
-Source: Hendrycks, Dietterich. ICLR 2019, arXiv:1903.12261. Parameters are those of the published CIFAR-10-C and
-ImageNet-C. What this package corrupts is alike in distribution, not pixel for pixel, and never goes by the published
-names.
+Source: Hendrycks, Dietterich. ICLR 2019, arXiv:1903.12261. Parameters are those of the published CIFAR-10-C,
+Tiny-ImageNet-C and ImageNet-C. What this package corrupts is alike in distribution, not pixel for pixel, and never goes
+by the published names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cil.errors import ConfigError, ShapeError, nearest
 __all__ = ["CANONICAL", "EXTRA", "NAMES", "SETS", "SEVERITIES", "corrupt", "corrupt_all", "generator", "parameters"]
 
 VERSION = 1  # raise it when a pixel may change: it is part of fingerprints
-ALIKE_FROM = 85  # pixels: sides from here on are nearer to 224 than to 32, as ratios
+ALIKE_FROM = {"64": 46, "224": 120}  # pixels: sides from here on are nearer to that size, as ratios
 _AT_ONCE = 1 << 21  # values that are worked on together; they become float64
 
 _WHERE = {
@@ -51,7 +51,8 @@ def corrupt(
         name: One of ``NAMES``.
         severity: 1 to 5.
         rng: All draws come from it.
-        table: Which parameters: ``32`` (CIFAR-C), ``224`` (ImageNet-C); auto: those of the size nearer to the image's.
+        table: Which parameters: ``32`` (CIFAR-C), ``64`` (Tiny-ImageNet-C), ``224`` (ImageNet-C); auto: those of the
+            size nearest to the image's.
         exact_bug_compat: Option of glass blur.
         photos: Photographs for frost; see ``cil.data.corruptions.weather.frost_photos``.
 
@@ -137,9 +138,9 @@ def table_of(height: int, width: int) -> str:
     """The parameters that fit the size.
 
     >>> table_of(28, 28), table_of(64, 64), table_of(224, 224)
-    ('32', '32', '224')
+    ('32', '64', '224')
     """
-    return "224" if max(height, width) >= ALIKE_FROM else "32"
+    return next((size for size in ("224", "64") if max(height, width) >= ALIKE_FROM[size]), "32")
 
 
 def check_name(name: str) -> None:

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from cil.data.arrays import replacing
 from cil.data.corruptions import CANONICAL, SEVERITIES, VERSION, check_name, corrupt_all, table_of
+from cil.data.corruptions.digital import jpeg_compression
 from cil.data.file_store import IMAGE_SUFFIXES, FileStore
 from cil.data.registry import Dataset
 from cil.data.samples import Samples
 from cil.errors import DataError
 
 MARK = "generated.json"  # beside arrays that ``materialise`` wrote: they are not the published ones
+SAVED_AS = {"64": 85, "224": 85}  # JPEG quality of the published files; CIFAR-C is arrays
 SYNTHETIC = "frost_synthetic"  # frost without photographs
 
 Key = tuple[str, int]  # corruption, severity
@@ -58,7 +60,11 @@ class CorruptedImages(Protocol):
 
 
 class GeneratedImages:
-    """Images that are corrupted here, when asked for."""
+    """Images that are corrupted here, when asked for.
+
+    Args:
+        saved_as_published: Whether they pass through JPEG at quality 85 where the published ones do (64, 224).
+    """
 
     published = False
 
@@ -70,6 +76,7 @@ class GeneratedImages:
         table: str = "auto",
         exact_bug_compat: bool = False,
         frost_photos: str | Path | None = None,
+        saved_as_published: bool = False,
     ) -> None:
         self._test, self.labels, self._seed = test, test.slots, seed
         table = table_of(*test.shape[1:]) if table == "auto" else table
@@ -77,7 +84,8 @@ class GeneratedImages:
         if frost_photos is not None:
             from cil.data.corruptions.weather import frost_photos as load
 
-            self._options["photos"] = load(frost_photos, scale=0.2 if table == "32" else 1.0)
+            self._options["photos"] = load(frost_photos, scale={"32": 0.2, "64": 0.3, "224": 1.0}[table])
+        self._saved_as = SAVED_AS.get(table) if saved_as_published else None
         self.settings = {
             "pixels": "generated",
             "seed": seed,
@@ -86,6 +94,8 @@ class GeneratedImages:
             "frost": "photographs" if self._options["photos"] else "synthetic",
             "corruptions_version": VERSION,
         }
+        if self._saved_as is not None:
+            self.settings["jpeg"] = self._saved_as
 
     def title(self, name: str) -> str:
         return SYNTHETIC if name == "frost" and not self._options["photos"] else name
@@ -93,6 +103,8 @@ class GeneratedImages:
     def pixels(self, key: Key, places: Tensor) -> Tensor:
         images = self._test[places].pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         made = corrupt_all(images, *key, seed=self._seed, places=places.tolist(), **self._options)
+        if self._saved_as is not None:
+            made = jpeg_compression(made, self._saved_as, iter(()))
         return torch.from_numpy(made).permute(0, 3, 1, 2).contiguous()
 
     def check(self, keys: Sequence[Key]) -> None:

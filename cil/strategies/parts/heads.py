@@ -37,6 +37,14 @@ def imprint(learner: Strategy, experience: Experience) -> None:
             weight[slot] = norm * F.normalize(mean, dim=0).to(weight)
 
 
+def rows_without_data(learner: Strategy) -> dict[str, Tensor]:
+    """Copies of weight and bias of a head's rows below ``first_slot``, whose classes have no images now, by name."""
+    if not learner.first_slot:
+        return {}
+    named = {name: value for name, value in learner.net.head.named_parameters() if name in ("weight", "bias")}
+    return {n: v[: len(v) // learner.num_classes * learner.first_slot].detach().clone() for n, v in named.items()}
+
+
 def freeze_rows(weight: nn.Parameter, rows: Tensor) -> None:
     """Keep the first rows of a head as they were: call it in ``adjust_gradients`` and in ``after_step``.
 

@@ -23,6 +23,7 @@ class ReservoirRehearsal(Strategy):
     ``loss`` draws exemplars (``draw_batch``); ``after_step`` calls ``offer``.
     """
 
+    offers_again = False  # whether an image is offered whenever it comes; it is then held as often as it is drawn
     memory: ReservoirMemory
     seen: str  # images offered so far
     places: Tensor  # (N,) row of the memory of each image that arrives
@@ -50,6 +51,8 @@ class ReservoirRehearsal(Strategy):
         """Drop exemplars at random down to the next boundary's number: stored logits may be wider there."""
         self.capacity = fixed_capacity(self, self.memory)
         self.memory.thin(self.capacity, self.generator("thin"))
+        if self.offers_again:  # no more than there are images, so that the bill is known before training
+            self.capacity = min(self.capacity, len(self.memory) + len(experience.train))
         self.places = torch.full((len(experience.train),), NOT_OFFERED)
 
     def training_set(self, experience: Experience) -> Samples:
@@ -58,15 +61,17 @@ class ReservoirRehearsal(Strategy):
     def offer(self, batch: Batch, extras: Mapping[str, Tensor]) -> None:
         """Offer the images of a step, before augmentation.
 
-        An image that is held and comes again gets the side data of this step. With ``trainer.accumulate`` a step offers
-        its last batch alone.
+        An image that is held and comes again gets the side data of this step, or is offered again. With
+        ``trainer.accumulate`` a step offers its last batch alone.
 
         Args:
             extras: Side data of the batch.
         """
         assert batch.rows is not None  # batches of a phase have them
         now = self.places[batch.rows]
-        if extras:
+        if self.offers_again:
+            now = torch.full_like(now, NOT_OFFERED)
+        elif extras:
             again = now >= 0
             self.memory.rewrite(now[again].cpu(), {name: values[again] for name, values in extras.items()})
         fresh = (now == NOT_OFFERED).nonzero().flatten()
