@@ -12,6 +12,7 @@ import torch
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, nearest
 from cil.targets import check_arguments
+from cil.values import KEYS, check_value
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ class RunOptions:
     evaluation_batch: int = field(default=500, metadata={"key": "trainer.evaluation_batch"})
     group: str | None = field(default=None)
     command: str | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            key, value = item.metadata.get("key"), getattr(self, item.name)
+            if key in KEYS and not isinstance(value, Path):
+                check_value(key, value)
 
     @classmethod
     def of(cls, given: Mapping[str, Any], base: Self | None = None) -> Self:
