@@ -80,6 +80,12 @@ def factor(value: Any) -> str | None:
     return None if _is_number(value) and 0 <= value < 1 else "it must be a number of 0 or more, and below 1"
 
 
+def factors(value: Any) -> str | None:
+    """Two numbers of 0 or more, and below 1."""
+    allowed = isinstance(value, list | tuple) and len(value) == 2 and all(factor(item) is None for item in value)
+    return None if allowed else "it must be a list of two numbers of 0 or more, and below 1"
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
@@ -158,6 +164,7 @@ BUILT_KEYS: dict[str, Rule] = {
     "optimizer.lr": above_zero(zero=True),
     "optimizer.weight_decay": above_zero(zero=True),
     "optimizer.momentum": factor,
+    "optimizer.betas": factors,
     "scheduler.minimum": above_zero(zero=True),
     "scheduler.gamma": above_zero(),
     "scheduler.milestones": milestones,

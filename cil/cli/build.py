@@ -71,6 +71,8 @@ def build(
 def build_stream(config: Mapping[str, Any]) -> Stream | ShiftStream:
     """The stream; the same configuration is loaded once in a process, and shared with those forked from it."""
     given = {key: value for key, value in config["stream"].items() if key not in ("builder", TARGET, PARTIAL)}
+    if not (config["stream"].get("builder") or config["stream"].get(TARGET)):
+        raise ConfigError("stream.builder is null; choose a file of the group, as in stream=NAME")
     named = config["stream"].get("builder")
     target = config["stream"].get(TARGET)
     call = stream_builder(named) if named else resolve(target, f"stream.{TARGET}")
@@ -118,7 +120,7 @@ def recipe_of(config: Mapping[str, Any]) -> Recipe:
 
 def _without_nulls(section: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe of by_strategy/ changes the target of a section, and takes out keys of the other one by null."""
-    return {key: value for key, value in section.items() if value is not None}
+    return {key: value for key, value in section.items() if value is not None or key == TARGET}
 
 
 # budgets ------------------------------------------------------------------------------------------------------------

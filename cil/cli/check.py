@@ -76,6 +76,8 @@ def _checked(name: str, given: Mapping[str, Any], stream: Any) -> int:
 
     known = adapt if name in adapt.names() and name not in strategies.names() else strategies
     learner = resolve(name, "NAME") if ":" in name else known.find(name)
+    if not isinstance(learner, type):
+        raise ConfigError(f"{name} is no class but a {type(learner).__name__}; name the class itself")
     kind = kind_of(learner, stream)
     check_arguments(learner, given, kind.learner)
     broken, printed = 0, set[str]()

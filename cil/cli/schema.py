@@ -32,7 +32,7 @@ def check(config: Mapping[str, Any]) -> None:
     for name, other in (*FILES.items(), *((name, "") for name in METHODS[1:] if config.get(name) is not None)):
         section = config.get(name)
         if not isinstance(section, Mapping) or not {TARGET, other} & section.keys():
-            raise ConfigError(f"{name} is {section!r}: choose a file of the group, as in {name}=NAME")
+            raise ConfigError(f"{name} is {str(section)[:60]}...: choose a file of the group, as in {name}=NAME")
     _check_budget(config["budget"])
     images = config["anytime"]["images"]
     if images is not None and config["anytime"]["every"] is None:

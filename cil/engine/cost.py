@@ -34,6 +34,7 @@ class Cost:
     part: str = "training"  # of the bill: training, search or validation
     trial: dict[str, Any] = field(default_factory=dict)  # settings and error, where it is one of a search
     cut: bool = False  # whether training ended here because the budget left no further step
+    loss: float | None = None  # mean of the last epoch
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> Cost:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cil.data import Samples
 from cil.engine.anytime import Anytime
+from cil.engine.budget_fit import fit_warnings
 from cil.engine.caps import caps_of, caps_results, check_caps, measure_caps
 from cil.engine.cost import Cost
 from cil.engine.driver import Boundary, Context, Counts, Facts
@@ -111,6 +112,8 @@ class StrategyWork:
         check_task_aware(learner.takes_task, self.stream, self.name)
         self.check_stream(learner)
         _ = self.bill
+        if 1 in (self.recipe.batch_size, self.recipe.first.get("batch_size")):
+            self.steps().at(0, 1)  # what batch norm refuses is known now
 
     def check_stream(self, learner: Strategy) -> None:
         """Refuse a stream or a setting that this kind of run cannot have; ``learner`` has met no class."""
@@ -123,7 +126,8 @@ class StrategyWork:
     def bills(self) -> dict[str, Any]:
         """The bill of each experience, with the caps that structure alone tells."""
         caps = caps_results(self.budget, self._static_caps) if self._static_caps else {}
-        return {"bills": [asdict(bill) for bill in self.bill], **caps}
+        warnings = self.warnings()
+        return {"bills": [asdict(bill) for bill in self.bill], **caps, **({"warnings": warnings} if warnings else {})}
 
     def check_budget(self) -> dict[str, Any]:
         """Refuse what is over the budget whatever is trained, and a step that holds too much."""
@@ -142,8 +146,12 @@ class StrategyWork:
             check_caps(self.budget, measured, self.name, index, "by its structure after")
 
     def warnings(self) -> list[str]:
-        """Sentences that a person should hear before training (``Strategy.warnings``)."""
-        return list(self._structure().warnings)
+        """Sentences that a person should hear before training: of the strategy, the recipe and the budget."""
+        learner = self._structure()
+        found = [*learner.warnings, *self.recipe.warnings()]
+        if learner.memories() and self.budget.enforce != "report":
+            found += fit_warnings(self.bill, self.budget, self.stream.signatures, self.name)
+        return found
 
     def steps(self) -> StrategySteps:
         """Measures steps before there are any."""
@@ -190,6 +198,7 @@ class StrategyWork:
             "steps": sum(cost.steps for cost in costs),
             "peak_parameters": parameters,
             "findings": learner.diagnostics,
+            "loss": max((cost.loss for cost in costs if cost.loss is not None), default=None),
             "search": [cost.trial | {"flops": cost.flops} for cost in costs if cost.trial],
         }
         if observed is not None:

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from cil.engine.arrival import Pace
 from cil.engine.loader import batch_bounds
-from cil.errors import ConfigError
+from cil.errors import ConfigError, in_words
 from cil.strategies import Phase
 from cil.values import check_value
 
@@ -136,8 +136,8 @@ class Recipe:
         """
         try:
             tried = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"optimizer: {error}; see the keys optimizer.*") from error
+        except Exception as error:  # optimizers of others raise all sorts of things
+            raise ConfigError(f"optimizer: {in_words(error)}; see the keys optimizer.*") from error
         minimum, lr = getattr(self.scheduler, "keywords", {}).get("minimum", 0.0), tried.param_groups[0]["lr"]
         rates = {"optimizer.lr": lr, "trainer.first.lr": self.first.get("lr") or lr}
         for key, rate in rates.items():
@@ -145,8 +145,8 @@ class Recipe:
                 raise ConfigError(f"scheduler.minimum is {minimum}; it must be at most {key}, which is {rate}")
         try:
             self.scheduler(tried, self.epochs)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"scheduler: {error}; see the keys scheduler.*") from error
+        except Exception as error:
+            raise ConfigError(f"scheduler: {in_words(error)}; see the keys scheduler.*") from error
 
     def warnings(self) -> list[str]:
         """Sentences on settings that do what they say, and are seldom meant."""

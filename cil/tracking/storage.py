@@ -151,7 +151,8 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         why = getattr(error, "strerror", None) or str(error)
-        raise TrainingError(f"cannot write {path}: {why}; make room (what was committed before is safe)") from error
+        advice = "" if path.is_dir() else "; make room (what was committed before is safe)"
+        raise TrainingError(f"cannot write {path}: {why}{advice}") from error
 
 
 def fsync_dir(path: str | Path) -> None:
