@@ -226,8 +226,8 @@ def with_limits(budget: Budget, stream: Stream, model: Model) -> Budget:
     if getattr(getattr(make, "func", make), "bound", False):
         to = budget.description()["to"]
         raise ConfigError(f"budget.to={to} is a bound that keeps all data; align to a strategy that competes")
-    aware = bool(getattr(getattr(make, "func", make), "takes_task", False))
-    check_task_aware(aware, stream, f"{budget.description()['to']} (budget.to)")
+    if getattr(getattr(make, "func", make), "takes_task", False):
+        check_task_aware(True, stream, f"{budget.description()['to']} (budget.to)")
     factory = networks(stream.image_shape, **_nets(alignment.model or model, stream))
     make_net = partial(factory, seed=0, meta=True)
     return replace(budget, limits=limits_like(make, make_net, stream.signatures, budget))

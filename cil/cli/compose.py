@@ -211,17 +211,17 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     options, overrides = split_hydra_options(arguments)
-    here, refused = os.getpid(), list[OmegaConfBaseException]()
+    here, refused = os.getpid(), list[Exception]()
 
     def called(cfg: Any) -> Any:
         try:
-            job = _job(cfg, HydraConfig.get(), list(HydraConfig.get().overrides.task))
-        except OmegaConfBaseException as error:
+            job = _before_recipe(_job(cfg, HydraConfig.get(), list(HydraConfig.get().overrides.task)))
+        except (OmegaConfBaseException, ConfigError) as error:
             if os.getpid() != here:  # the launcher must be told
                 raise
             refused.append(error)  # raised below: here Hydra would print a line of its own
             return None
-        return task(_before_recipe(job))
+        return task(job)
 
     _check_options(options)
     program, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")

@@ -44,7 +44,9 @@ def main(arguments: Sequence[str]) -> int:
         print(find_kind(record.kind).curve(record))
         return 0
     if not (options["--count"].isdigit() and 1 <= int(options["--count"]) <= MOST_IMAGES):
-        raise ConfigError(f"--count is {options['--count']}; it must be a whole number of 1 to {MOST_IMAGES}")
+        raise ConfigError(
+            f"--count is {options['--count']}; it must be a whole number of 1 or more, at most {MOST_IMAGES}"
+        )
     environment.prepare()
     from cil.cli.build import build_stream
     from cil.cli.compose import compose

@@ -23,6 +23,8 @@ def fit_warnings(bills: Sequence[Bill], budget: Budget, signatures: Sequence[Sig
     limit = None if budget.limits is None else int(budget.limits[-1])
     if budget.exemplars is None and limit is None:
         return
+    if limit is not None and bills[-1].fixed[budget.convention] > limit:  # refused, with its bytes
+        return
     asked = f"budget.exemplars={budget.exemplars}" if limit is None else f"budget.limit={limit:,}"
     if stored < classes and budget.exemplars != 0:
         yield (

@@ -72,8 +72,12 @@ class StrategyWork:
 
     def __post_init__(self) -> None:
         method: object = getattr(self.make_learner, "func", self.make_learner)
-        if not (isinstance(method, type) and issubclass(method, Strategy)):
+        if not isinstance(method, type):
             method = type(self._structure())  # made by a function
+        if not issubclass(method, Strategy):
+            raise ConfigError(
+                f"strategy {self.name} is or makes a {method.__name__}, which is no class of cil.Strategy"
+            )
         if method.bound:
             self.budget = replace(self.budget, enforce="report")
 
@@ -113,7 +117,10 @@ class StrategyWork:
         self.check_stream(learner)
         _ = self.bill
         if 1 in (self.recipe.batch_size, self.recipe.first.get("batch_size")):
-            self.steps().at(0, 1)  # what batch norm refuses is known now
+            try:
+                self.steps().at(0, 1)
+            except ConfigError as error:  # of batch norm
+                raise ConfigError(f"{self.batch_key} is 1, and {error}") from error
 
     def check_stream(self, learner: Strategy) -> None:
         """Refuse a stream or a setting that this kind of run cannot have; ``learner`` has met no class."""

@@ -135,7 +135,7 @@ class Recipe:
             ConfigError: naming the keys.
         """
         try:
-            tried = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
+            tried = self.optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
         except Exception as error:  # optimizers of others raise all sorts of things
             raise ConfigError(f"optimizer: {in_words(error)}; see the keys optimizer.*") from error
         minimum, lr = getattr(self.scheduler, "keywords", {}).get("minimum", 0.0), tried.param_groups[0]["lr"]

@@ -94,7 +94,7 @@ BAD = {
         "stream.experiences is 100000",
         "to 10000",
     ),
-    "pictures without end": (("show", "stream=split_digits", "--count", "100000"), "--count is 100000", "1 to 500"),
+    "pictures without end": (("show", "stream=split_digits", "--count", "100000"), "--count is 100000", "at most 500"),
     "batch norm on one image": (
         (*RUN, "model=resnet18", "trainer.batch_size=1"),
         "trainer.batch_size",

@@ -111,7 +111,7 @@ def test_exemplars_for_fewer_than_all_classes_are_worth_a_note():
 
 def test_a_budget_that_does_not_bind_is_worth_a_note():
     every, unused = notes("strategy=replay", "budget=bytes", "budget.limit=1000000")
-    assert every.startswith("replay: budget.limit=1,000,000 does not bind, every one of 1,437 training images is kept")
+    assert every.startswith("replay: budget.limit=1,000,000 does not bind, every one of 1,438 training images is kept")
     assert "% of budget.limit=1,000,000 is unused" in unused
 
 
