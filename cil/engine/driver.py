@@ -28,7 +28,6 @@ from cil.tracking import FileLogger, Loggers, Record, build_loggers, describe_en
 
 Facts = Mapping[str, Any]  # what was committed at a boundary beside the state
 Counts = Mapping[str, Tensor]  # what an evaluation counted
-BOUNDARIES = ("inline", "process")
 
 
 @dataclass
@@ -301,12 +300,10 @@ class Run:
 
 
 def check_boundary(boundary: str, runtime: Runtime) -> None:
-    """Refuse an unknown kind of boundary, and processes where they cannot be forked.
+    """Refuse processes where they cannot be forked.
 
     Raises:
         ConfigError: naming the key to change.
     """
-    if boundary not in BOUNDARIES:
-        raise ConfigError(f"boundary is '{boundary}'; allowed: {', '.join(BOUNDARIES)}")
     if boundary == "process" and (runtime.device != "cpu" or torch.get_num_threads() > 1):
         raise ConfigError("boundary=process forks, so it needs device=cpu and trainer.threads=1")

@@ -205,7 +205,7 @@ class StrategyWork:
             "steps": sum(cost.steps for cost in costs),
             "peak_parameters": parameters,
             "findings": learner.diagnostics,
-            "loss": max((cost.loss for cost in costs if cost.loss is not None), default=None),
+            "loss": _largest_loss(costs),
             "search": [cost.trial | {"flops": cost.flops} for cost in costs if cost.trial],
         }
         if observed is not None:
@@ -387,6 +387,12 @@ def compute(budget: Budget, flops: Mapping[str, int], steps: int) -> dict[str, A
     """FLOPs and updates that an experience had available, and spent."""
     spent = {"flops": (budget.flops, sum(flops.values())), "updates": (budget.updates, steps)}
     return {name: {"available": pair[0], "spent": pair[1]} for name, pair in spent.items() if pair[0] is not None}
+
+
+def _largest_loss(costs: Sequence[Cost]) -> float | None:
+    """The largest mean loss of the last epochs of phases, of trials those that were chosen; None without training."""
+    kept = (cost.loss for cost in costs if not cost.trial or cost.trial.get("chosen"))
+    return max((loss for loss in kept if loss is not None), default=None)
 
 
 def _bytes(entries: list[Entry]) -> int:

@@ -99,3 +99,12 @@ def test_keys_that_a_strategy_does_not_read_are_told(cil):
         "cil: note: optimizer.lr does nothing with strategy=independent, which has strategy.search.lr in its place"
         in notes
     )
+
+
+def test_a_working_directory_that_is_gone_is_said(cil, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    said = cil(*RUN)
+    assert said.code == 2 and said.line == "cil: the working directory was deleted; change to another folder"

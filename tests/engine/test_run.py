@@ -540,7 +540,7 @@ def test_threads_device_and_precision_stand_in_the_identity(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"boundary": "thread"}, "boundary is 'thread'; allowed: inline, process"),
+        ({"boundary": "thread"}, "boundary is 'thread'; known: inline, process"),
         ({"keep": "first"}, "checkpoint.keep is 'first'; "),
     ],
 )

@@ -43,7 +43,8 @@ class StrategyCommands:
                 f"stream '{stream.name}' has images that shift and no classes that arrive: choose an adapter for it, "
                 f"as in adapter=tent, or a class-incremental stream for strategy={job.method}"
             )
-        ignored = strategy.func.ignored_keys(config["strategy"]) if isinstance(strategy.func, type) else {}
+        method: Any = strategy.func
+        ignored = method.ignored_keys(config["strategy"]) if hasattr(method, "ignored_keys") else {}
         for key in map(key_of, job.overrides):
             if key in ignored:
                 _say.warning(f"{key} does nothing with strategy={job.method}, which has {ignored[key]} in its place")

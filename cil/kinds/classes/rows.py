@@ -88,7 +88,7 @@ def diverged_at(run: RunSummary) -> int | None:
 
 def _diverged_note(diverged: Sequence[RunSummary], runs: Sequence[RunSummary]) -> Note:
     run = diverged[0]
-    index = diverged_at(run)
+    index = diverged_at(run) or 0
     loss, accuracy = run.result("losses", index), run.result("accuracy_curve", index)
     some = "" if len(diverged) == len(runs) else f"{len(diverged)} of {len(runs)} "
     ranked = "" if some else ", so not ranked"
