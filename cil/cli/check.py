@@ -33,6 +33,9 @@ and it is met in most of them: make it small. Without one a toy stream is met, o
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command: 0 where all rules hold, 1 where one is broken."""
+    for item in arguments:
+        if item.startswith("-"):
+            raise ConfigError(f"no option '{item}'; cil check takes names and key=value, see cil check --help")
     names = [item for item in arguments if "=" not in item]
     if not names:
         raise ConfigError("cil check needs a strategy or an adapter: module:Class, or a name of cil list")
@@ -40,10 +43,24 @@ def main(arguments: Sequence[str]) -> int:
     environment.prepare()
     sys.path.insert(0, str(Path.cwd()))  # an own idea in the folder one stands in
     stream = _stream(chosen) if chosen else None
-    broken = 0
-    for name in names:
-        broken += _checked(name, given, stream)
+    learners = {name: _learner(name) for name in names}  # all, before the first is checked
+    broken = sum(_checked(name, learner, given, stream) for name, learner in learners.items())
     return 1 if broken else 0
+
+
+def _learner(name: str) -> Any:
+    """The class of that name.
+
+    Raises:
+        ConfigError: where there is none.
+    """
+    from cil import adapt, strategies
+
+    known = adapt if name in adapt.names() and name not in strategies.names() else strategies
+    learner = resolve(name, "NAME") if ":" in name else known.find(name)
+    if not isinstance(learner, type):
+        raise ConfigError(f"{name} is no class but a {type(learner).__name__}; name the class itself")
+    return learner
 
 
 def _options(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -69,15 +86,10 @@ def _stream(overrides: Sequence[str]) -> Any:
     return build_stream(compose(overrides).config)
 
 
-def _checked(name: str, given: Mapping[str, Any], stream: Any) -> int:
+def _checked(name: str, learner: Any, given: Mapping[str, Any], stream: Any) -> int:
     """Print each rule and if it holds; the number of those that do not."""
-    from cil import adapt, strategies
     from cil.testing import kind_of, outcomes
 
-    known = adapt if name in adapt.names() and name not in strategies.names() else strategies
-    learner = resolve(name, "NAME") if ":" in name else known.find(name)
-    if not isinstance(learner, type):
-        raise ConfigError(f"{name} is no class but a {type(learner).__name__}; name the class itself")
     kind = kind_of(learner, stream)
     check_arguments(learner, given, kind.learner)
     broken, printed = 0, set[str]()

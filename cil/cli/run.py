@@ -63,6 +63,7 @@ def _bill(job: Job) -> str:
     from cil.cli.build import build
 
     run = build(job, progress=False)
+    print_warnings([run])
     return find_kind(run.identity["kind"]).bill(run)
 
 

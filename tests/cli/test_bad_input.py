@@ -184,6 +184,8 @@ BAD = {
         "'icarl'",
     ),
     "check: options alone": (("check", "strategy.size=64"), "cil check needs a strategy", "module:Class"),
+    "check: an option": (("check", "icarl", "--foo"), "no option '--foo'", "key=value"),
+    "check: the second name": (("check", "icarl", "nobody"), "no strategy 'nobody'", "known"),
     "check: unknown option": (("check", "ranpac", "strategy.siz=64"), "unknown key strategy.siz", "'strategy.size'"),
     "check: another key": (("check", "ranpac", "trainer.epochs=2"), "not 'trainer.epochs=2'", "strategy.KEY=VALUE"),
     "check: no class": (("check", "no_module:Mine"), "no_module:Mine", "cannot be imported"),
