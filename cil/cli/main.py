@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from cil.cli.names import OWN, own_conf_dirs
+from cil.cli.refusals import GROUPS
 from cil.errors import CilError, ConfigError, in_words, nearest, places_of
 
 COMMANDS = {
@@ -116,13 +117,11 @@ def _config_dirs(arguments: list[str]) -> tuple[list[str], str]:
 
 
 def _refuse_doubled(arguments: Sequence[str]) -> None:
-    """Refuse a key that is given two values: the first would be forgotten without a word."""
+    """Refuse a group that is given two files: the first would be forgotten without a word."""
     values: dict[str, str] = {}
     for key, equals, value in (item.partition("=") for item in arguments if not item.startswith("-")):
-        if equals and values.setdefault(key.lstrip("+~"), value) != value:
-            raise ConfigError(
-                f"{key.lstrip('+~')} is given twice, {values[key.lstrip('+~')]} and {value}; leave one out"
-            )
+        if key in GROUPS and equals and values.setdefault(key, value) != value:
+            raise ConfigError(f"{key} is given twice, {values[key]} and {value}; leave one out")
 
 
 @contextmanager

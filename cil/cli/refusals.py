@@ -65,7 +65,8 @@ def refuse_choices(overrides: Sequence[str]) -> None:
     """
     for item in overrides:
         group, equals, value = (part.strip() for part in item.partition("="))
-        if group.removeprefix("~") in GROUPS and group not in GROUPS and not equals:
+        taken = group.removeprefix("~") if group.startswith("~") and not equals else None
+        if taken in GROUPS and not any(other.startswith(f"+{taken}.") for other in overrides):
             raise ConfigError(
                 f"{item} takes a group away that a run needs; choose another file of it, as {group[1:]}=NAME"
             )
