@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
-from cil.cli.names import OWN, own_conf_dirs
+from cil.cli.names import OWN, check_own_conf_dirs
 from cil.cli.refusals import GROUPS
 from cil.errors import CilError, ConfigError, in_words, nearest, places_of
 
@@ -92,6 +92,7 @@ def _command(given: list[str]) -> int:
     if own:
         with _in_environment(OWN, own):
             return _command([name, *rest])
+    check_own_conf_dirs()
     _refuse_doubled(rest)
     module = import_module(f"cil.cli.{_MODULES.get(name, name)}")
     if any(item in ("-h", "--help") for item in rest):
@@ -101,7 +102,7 @@ def _command(given: list[str]) -> int:
 
 
 def _config_dirs(arguments: list[str]) -> tuple[list[str], str]:
-    """Arguments without ``--config-dir DIR``, and these folders of the user's own, looked at."""
+    """Arguments without ``--config-dir DIR``, and these folders of the user's own."""
     rest, folders, given = [], list[str](), list(arguments)
     while given:
         option, equals, value = given.pop(0).partition("=")
@@ -111,9 +112,7 @@ def _config_dirs(arguments: list[str]) -> tuple[list[str], str]:
             raise ConfigError("--config-dir needs a folder, with files as DIR/experiment/mine.yaml")
         else:
             folders.append(value if equals else given.pop(0))
-    found = os.pathsep.join(folders)
-    own_conf_dirs(found)
-    return rest, found
+    return rest, os.pathsep.join(folders)
 
 
 def _refuse_doubled(arguments: Sequence[str]) -> None:

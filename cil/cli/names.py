@@ -54,24 +54,26 @@ def plugin_points() -> tuple[EntryPoint, ...]:
     return tuple(point for group in ENTRY_POINTS for point in points(group))
 
 
-def own_conf_dirs(folders: str | None = None) -> dict[Path, str]:
-    """Folders of ``--config-dir``, or of the environment's CIL_CONFIG_DIR, and how they were named.
+def own_conf_dirs() -> dict[Path, str]:
+    """Folders of ``--config-dir``, or of the environment's CIL_CONFIG_DIR, and how they were named."""
+    given = filter(None, os.environ.get(OWN, "").split(os.pathsep))
+    return {Path(folder).expanduser().absolute(): folder for folder in given}
+
+
+def check_own_conf_dirs() -> None:
+    """Look at the user's own folders of the configuration.
 
     Raises:
         ConfigError: where one is missing, has no group, or a file with the name of a built-in one.
     """
-    found: dict[Path, str] = {}
-    for given in filter(None, (os.environ.get(OWN, "") if folders is None else folders).split(os.pathsep)):
-        folder = Path(given).expanduser().absolute()
-        groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
+    groups = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+    for folder, given in own_conf_dirs().items():
         if not any((folder / group).is_dir() for group in groups):
             what = "has no folder of a group" if folder.is_dir() else "is no folder"
-            raise ConfigError(f"--config-dir {given} {what}; files go into {', '.join(sorted(groups))}")
-        for path in sorted(folder.rglob("*.yaml")):
+            raise ConfigError(f"--config-dir {given} {what}; files go into {', '.join(groups)}")
+        for path in sorted(path for group in groups for path in (folder / group).rglob("*.yaml")):
             if (conf_dir() / path.relative_to(folder)).exists():
                 raise ConfigError(f"{path} has the name of a file that is built in; give it another name")
-        found[folder] = given
-    return found
 
 
 def plugin_conf_dirs() -> dict[Path, str]:
