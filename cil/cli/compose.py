@@ -132,7 +132,7 @@ def _refuse_unread(job: Job) -> None:
         ConfigError: naming the key.
     """
     for key in map(key_of, job.overrides):
-        if job.learner == METHODS[0] and (key == "source" or key.startswith("adaptation.")):
+        if job.learner == METHODS[0] and key.startswith("adaptation."):
             raise ConfigError(f"{key} is read with an adapter alone; choose one, as adapter=tent, or leave it out")
 
 
