@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cil.adapt import Adapter, SourceModel, find
-from cil.api import environment_of, made_run, networks, safe_name, weights_digest
+from cil.api import check_types, environment_of, made_run, networks, safe_name, weights_digest
 from cil.engine.driver import Run
 from cil.engine.options import RunOptions
 from cil.engine.recipe import Recipe
@@ -31,6 +31,7 @@ from cil.streams.shifts import ShiftStream
 from cil.targets import check_arguments, described
 from cil.tracking import Record, identity_hash
 from cil.trained import Trained, load
+from cil.values import check_value
 
 MakeAdapter = Callable[..., Adapter]
 
@@ -101,11 +102,17 @@ def plan_adaptation(
             f"an adapter meets images that shift; '{given}' is {what}: choose a stream of that kind, as in "
             f"stream=cifar10_corrupted"
         )
+    check_types(
+        adapter=(adapter, str, Callable), source=(source, str, Path, Mapping), budget=(budget, Budget, None),
+        recipe=(recipe, Recipe, None),
+    )  # fmt: skip
+    check_value("adaptation.batch_size", batch_size)
     make = find(adapter) if isinstance(adapter, str) else adapter
     method: Any = make.func if isinstance(make, partial) else make
     if isinstance(make, partial):
         check_arguments(method, make.keywords, "adapter")
     options, recipe, budget = RunOptions.of(given, options), recipe or Recipe(), budget or Budget()
+    recipe.check()
     runtime = options.runtime()
     sources: Weights | Finished
     sources = Weights(source, stream) if isinstance(source, Mapping) else Finished(source, stream)

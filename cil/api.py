@@ -84,12 +84,31 @@ def plan_training(
 ) -> Run:
     """The run that ``train`` executes; ``given`` as for ``train``."""
     _check_names(given)
+    check_types(recipe=(given.get("recipe"), Recipe, None))
     recipe = given.pop("recipe", None) or Recipe()
     changes = {name: given.pop(name, None) for name in ("epochs", "batch_size", "lr")}
     recipe = replace(recipe, **{name: changes[name] for name in ("epochs", "batch_size") if changes[name] is not None})
     if changes["lr"] is not None:
         recipe = replace(recipe, optimizer=partial(recipe.optimizer, lr=changes["lr"]))
     return plan(strategy, stream, model, budget, recipe=recipe, **given)
+
+
+def check_types(**given: tuple[Any, ...]) -> None:
+    """Refuse arguments of another type; each is given as its value, then the types that it may have.
+
+    Raises:
+        ConfigError: naming the argument.
+    """
+    for name, (value, *kinds) in given.items():
+        if not any(value is None if kind is None else isinstance(value, kind) for kind in kinds):
+            allowed = " or ".join("None" if kind is None else _TYPES.get(kind, kind.__name__) for kind in kinds)
+            raise ConfigError(f"{name} is a {type(value).__name__}, {str(value)[:60]!r}; it must be {allowed}")
+
+
+_TYPES = {
+    str: "a name", Callable: "a class or a partial of one", Mapping: "a mapping", Stream: "a cil.Stream",
+    Budget: "a cil.Budget", Recipe: "a cil.Recipe", Anytime: "a cil.Anytime", Path: "a path",
+}  # fmt: skip
 
 
 def _check_names(options: Mapping[str, Any]) -> None:
@@ -123,6 +142,10 @@ def plan(
         facts: Parts of the identity, in place of those that are read off the objects (``config``).
         options: How it is run; ``given``: fields of it, which go before it.
     """
+    check_types(
+        strategy=(strategy, str, Callable), stream=(stream, Stream), model=(model, str, Mapping),
+        budget=(budget, Budget, None), recipe=(recipe, Recipe, None), anytime=(anytime, Anytime, None),
+    )  # fmt: skip
     make = find(strategy) if isinstance(strategy, str) else strategy
     method = make.func if isinstance(make, partial) else make
     if isinstance(make, partial):
@@ -130,6 +153,7 @@ def plan(
     name = name or name_of(method)
     check_task_aware(bool(getattr(method, "takes_task", False)), stream, name)
     options, recipe = RunOptions.of(given, options), recipe or Recipe()
+    recipe.check()
     runtime = options.runtime()
     nets = _nets(model, stream)
     budget = with_limits(budget or Budget(), stream, model)
@@ -210,6 +234,8 @@ def with_limits(budget: Budget, stream: Stream, model: Model) -> Budget:
     if getattr(getattr(make, "func", make), "bound", False):
         to = budget.description()["to"]
         raise ConfigError(f"budget.to={to} is a bound that keeps all data; align to a strategy that competes")
+    if getattr(getattr(make, "func", make), "takes_task", False):
+        check_task_aware(True, stream, f"{budget.description()['to']} (budget.to)")
     factory = networks(stream.image_shape, **_nets(alignment.model or model, stream))
     make_net = partial(factory, seed=0, meta=True)
     return replace(budget, limits=limits_like(make, make_net, stream.signatures, budget))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class CilError(Exception):
@@ -52,6 +54,43 @@ class TrainingError(CilError):
 
 class Diverged(TrainingError):
     """A loss is not finite."""
+
+
+_LIBRARIES = sys.stdlib_module_names | {
+    *("torch", "torchvision", "lightning_fabric", "numpy", "PIL", "scipy", "sklearn", "timm", "safetensors"),
+    *("hydra", "omegaconf", "yaml", "antlr4", "joblib", "wandb", "tensorboard", "matplotlib", "rich", "optuna"),
+}
+
+
+def places_of(error: BaseException) -> tuple[str, str]:
+    """``FILE:LINE, in FUNCTION`` where an error was last in code of a user or a plugin, and in that of the framework.
+
+    Each is empty where it was not there.
+    """
+    here, own, ours = Path(__file__).parent, "", ""
+    trace = error.__traceback__
+    while trace is not None:
+        code, line = trace.tb_frame.f_code, trace.tb_lineno
+        place = f"{code.co_filename}:{line}, in {code.co_name}"
+        if Path(code.co_filename).is_relative_to(here):
+            ours = place
+        elif str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] not in _LIBRARIES:
+            own = place
+        trace = trace.tb_next
+    return own, ours
+
+
+def in_words(error: BaseException) -> str:
+    """An error in one line: one of the framework as it is, any other with its type and the place where it arose."""
+    text = " ".join(str(error).split())
+    if isinstance(error, CilError):
+        return text
+    if isinstance(error, SystemExit):
+        text = f"sys.exit({error.code!r}) was called, which ends the whole command"
+    else:
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    own, ours = places_of(error)
+    return f"{text} ({own or ours})" if own or ours else text
 
 
 def nearest(name: str, known: Iterable[str], limit: int = 3, prefix: str = "") -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions, entry_points
 from typing import Any, Generic, TypeVar
 
-from cil.errors import ConfigError, nearest
+from cil.errors import ConfigError, in_words, nearest
 
 T = TypeVar("T")
 Thing = TypeVar("Thing")
 
+_say = logging.getLogger("cil")
+_shadowed: list[EntryPoint] = []  # those that were said
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "cil.kinds": {
         "classes": "cil.kinds.classes:CLASSES",
@@ -24,8 +27,49 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
 
 @cache
 def points(group: str) -> tuple[EntryPoint, ...]:
-    """Entry points of other packages in a group, such as ``cil.kinds``."""
-    return tuple(entry_points(group=group))
+    """Entry points of other packages in a group, such as ``cil.kinds``; malformed ones are said, and left out.
+
+    Where two packages have one name, the first one's is used, and both are said.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in _entry_points(group):
+        if EntryPoint.pattern.match(point.value) is None:
+            _say.warning(f"{_described(point)} is malformed and left out; it must be module:object")
+        elif (first := found.setdefault(point.name, point)) is not point and first.value != point.value:
+            _say.warning(f"{_described(point)} is left out: {owner_of(first)} has that name too")
+    return tuple(found.values())
+
+
+def _entry_points(group: str) -> Iterable[EntryPoint]:
+    try:
+        return entry_points(group=group)
+    except Exception:  # one package's file of them cannot be read: each package alone
+        found: list[EntryPoint] = []
+        for package in distributions():
+            try:
+                found += package.entry_points.select(group=group)
+            except Exception as error:
+                _say.warning(f"the entry points of {package.metadata['Name']} cannot be read, so left out: {error}")
+        return found
+
+
+def owner_of(point: EntryPoint) -> str:
+    """The package that an entry point is of."""
+    return point.dist.name if point.dist is not None else point.value.partition(":")[0].partition(".")[0]
+
+
+def _described(point: EntryPoint) -> str:
+    return f"entry point {point.group}: {point.name} = {point.value} of {owner_of(point)}"
+
+
+def warn_if_shadowed(group: str, name: str, thing: object = None) -> None:
+    """Say that a built-in thing (None: known to be one) is used where another package has the same name."""
+    if thing is not None and str(getattr(thing, "__module__", "")).partition(".")[0] != "cil":
+        return
+    for point in points(group):
+        if point.name == name and point.module.partition(".")[0] != "cil" and point not in _shadowed:
+            _shadowed.append(point)
+            _say.warning(f"{_described(point)} is left out: {name} is built in; give it another name")
 
 
 def names(group: str) -> list[str]:
@@ -47,15 +91,22 @@ def find(group: str, name: str) -> Any:
         return pkgutil.resolve_name(built_in)
     for point in points(group):
         if point.name == name:
-            return _load(point)
+            return load(point)
     raise ConfigError(f"{group} has no '{name}'; {nearest(name, names(group))}")
 
 
-def _load(point: EntryPoint) -> Any:
+def load(point: EntryPoint) -> Any:
+    """The object of an entry point.
+
+    Raises:
+        ConfigError: where its package cannot be imported, naming the place.
+    """
     try:
         return point.load()
-    except Exception as error:  # whatever a package of others raises when it is imported
-        raise ConfigError(f"{point.group} '{point.name}' ({point.value}) cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever a package of others raises when it is imported
+        raise ConfigError(
+            f"{point.group} '{point.name}' ({point.value}) cannot be imported: {in_words(error)}"
+        ) from error
 
 
 class Registry(Generic[T]):
@@ -108,9 +159,12 @@ class Registry(Generic[T]):
             self._load(name)
         for point in points(self.group):
             if point.name == name and name not in self.registered:
-                thing = _load(point)
+                thing = load(point)
                 self.registered.setdefault(name, thing)  # the import may have registered it
-        return self.registered.get(name)
+        found = self.registered.get(name)
+        if found is not None:
+            warn_if_shadowed(self.group, name, found)
+        return found
 
     def find(self, name: str, hint: str = "") -> T:
         """The thing of that name.

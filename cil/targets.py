@@ -12,7 +12,8 @@ from importlib import import_module
 from pathlib import PurePath
 from typing import Any
 
-from cil.errors import ConfigError, nearest
+from cil.errors import CilError, ConfigError, nearest
+from cil.errors import in_words as error_in_words
 
 TARGET, PARTIAL = "_target_", "_partial_"
 
@@ -23,6 +24,8 @@ def resolve(target: str, key: str = TARGET) -> Any:
     Raises:
         ConfigError: where it cannot be imported.
     """
+    if not isinstance(target, str):
+        raise ConfigError(f"{key} is {target!r}; it must be module.Name")
     top, *path = target.replace(":", ".").split(".")
     try:
         found = import_module(top)
@@ -32,6 +35,10 @@ def resolve(target: str, key: str = TARGET) -> Any:
             found = getattr(found, name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}={target} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # of the module itself, when it is imported
+        if isinstance(error, CilError):
+            raise
+        raise ConfigError(f"{key}={target} cannot be imported: {error_in_words(error)}") from error
     return found
 
 
@@ -188,6 +195,9 @@ def fits(value: Any, hint: Any) -> bool:
     return True  # built objects are judged by whoever takes them
 
 
+_ITEMS = {float: "numbers", int: "whole numbers", bool: "true or false", str: "texts"}
+
+
 def in_words(hint: Any) -> str:
     """A type hint in words.
 
@@ -203,5 +213,6 @@ def in_words(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in (list, tuple, Sequence, Iterable):
-        return "a list"
+        items = {_ITEMS[item] for item in typing.get_args(hint) if item in _ITEMS}
+        return f"a list of {' or '.join(sorted(items))}" if items else "a list"
     return getattr(hint, "__name__", str(hint))

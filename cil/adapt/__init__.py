@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from cil.adapt.base import Adapter, SourceModel
 from cil.adapt.registry import find, register
 from cil.contract.renamed import warn_of
+from cil.plugins import points
 
 __all__ = ["Adapter", "SourceModel", "built_in", "find", "load_built_in", "names", "register"]
 
@@ -23,7 +23,7 @@ def built_in() -> list[str]:
 
 def names() -> list[str]:
     """All names, those of plugins too."""
-    return sorted({*built_in(), *(point.name for point in entry_points(group="cil.adapters"))})
+    return sorted({*built_in(), *(point.name for point in points("cil.adapters"))})
 
 
 def load_built_in(name: str) -> None:

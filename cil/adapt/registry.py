@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import TypeVar
 
 from cil.adapt.base import Adapter
 from cil.errors import ConfigError, nearest
+from cil.plugins import load, points, warn_if_shadowed
 
 A = TypeVar("A", bound=type[Adapter])
 _adapters: dict[str, type[Adapter]] = {}
@@ -42,8 +42,10 @@ def find(name: str) -> type[Adapter]:
     if name not in _adapters:
         load_built_in(name)
     if name not in _adapters:
-        for point in entry_points(group="cil.adapters", name=name):
-            _adapters[name] = point.load()
+        for point in points("cil.adapters"):
+            if point.name == name:
+                _adapters[name] = load(point)
     if name not in _adapters:
         raise ConfigError(f"unknown adapter '{name}'; {nearest(name, names())} (config group adapter)")
+    warn_if_shadowed("cil.adapters", name, _adapters[name])
     return _adapters[name]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from cil.errors import ConfigError
 
@@ -55,11 +57,15 @@ def split_jobs_and_out(arguments: Sequence[str]) -> tuple[list[str], str, str]:
             values[key] = value
         elif item.startswith("-"):
             raise ConfigError(f"no option '{item}' here; write key=value, or use cil run for Hydra's options")
+        elif equals and (meant := difflib.get_close_matches(key, values, cutoff=0.8)):
+            raise ConfigError(f"unknown key {key}; did you mean '{meant[0]}'?")
         else:
             rest.append(item)
     jobs = values["jobs"]
     if jobs != "auto" and not (jobs.isdigit() and int(jobs) > 0):
         raise ConfigError(f"jobs is '{jobs}'; it must be auto, or a whole number of 1 or more")
+    if Path(values["out"]).is_file():
+        raise ConfigError(f"out={values['out']} is a file; give the folder that the runs go into")
     return rest, jobs, values["out"]
 
 

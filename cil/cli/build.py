@@ -9,9 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from cil.api import MakeStrategy, networks, with_limits
 from cil.cli.compose import Job, compose
 from cil.cli.environment import threads_of
@@ -26,6 +23,7 @@ from cil.streams import Stream, stream_builder
 from cil.streams.shifts import ShiftStream
 from cil.targets import PARTIAL, TARGET, check_arguments, made, resolve
 from cil.tracking import Record
+from cil.values import check_value
 
 # of any budget
 TERMS = ("convention", "reserve", "scope", "enforce", "side_bytes", "training_bytes", "flops", "updates", "caps")
@@ -74,6 +72,8 @@ def build(
 def build_stream(config: Mapping[str, Any]) -> Stream | ShiftStream:
     """The stream; the same configuration is loaded once in a process, and shared with those forked from it."""
     given = {key: value for key, value in config["stream"].items() if key not in ("builder", TARGET, PARTIAL)}
+    if not (config["stream"].get("builder") or config["stream"].get(TARGET)):
+        raise ConfigError("stream.builder is null; choose a file of the group, as in stream=NAME")
     named = config["stream"].get("builder")
     target = config["stream"].get(TARGET)
     call = stream_builder(named) if named else resolve(target, f"stream.{TARGET}")
@@ -104,18 +104,13 @@ def model_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recipe_of(config: Mapping[str, Any]) -> Recipe:
-    """The recipe; optimizer and schedule are tried once on a parameter of their own, so that they are refused here."""
+    """The recipe."""
     trainer = config["trainer"]
+    for key in ("optimizer.lr", "optimizer.weight_decay"):  # null takes out other keys, see below
+        section, _, name = key.partition(".")
+        check_value(key, config[section].get(name, 0))
     optimizer = made({**_without_nulls(config["optimizer"]), PARTIAL: True}, "optimizer")
     scheduler = made({**_without_nulls(config["scheduler"]), PARTIAL: True}, "scheduler")
-    try:
-        tried = optimizer([nn.Parameter(torch.zeros(1))])
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"optimizer: {error}; see the keys optimizer.*") from error
-    try:
-        scheduler(tried, trainer["epochs"])
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"scheduler: {error}; see the keys scheduler.*") from error
     first = {key: value for key, value in trainer["first"].items() if value is not None}
     names = ("epochs", "batch_size", "max_steps", "clip_norm", "accumulate", "updates_per_batch", "complexity")
     more = ("snapshot_minutes", "snapshot_steps", "log_every")
@@ -126,7 +121,7 @@ def recipe_of(config: Mapping[str, Any]) -> Recipe:
 
 def _without_nulls(section: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe of by_strategy/ changes the target of a section, and takes out keys of the other one by null."""
-    return {key: value for key, value in section.items() if value is not None}
+    return {key: value for key, value in section.items() if value is not None or key == TARGET}
 
 
 # budgets ------------------------------------------------------------------------------------------------------------

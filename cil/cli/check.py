@@ -34,21 +34,35 @@ two futures or more experiences on toy streams. Without one all are, of the firs
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command: 0 where all rules hold, 1 where one is broken."""
-    options = [item for item in arguments if item.startswith("-")]
-    names = [item for item in arguments if "=" not in item and item not in options]
-    if options:
-        raise ConfigError(f"cil check has no option {options[0]}; it takes names, keys of theirs and a stream: --help")
+    for item in arguments:
+        if item.startswith("-"):
+            raise ConfigError(f"no option '{item}'; cil check takes names and key=value, see cil check --help")
+    names = [item for item in arguments if "=" not in item]
     if not names:
         raise ConfigError("cil check needs a strategy or an adapter: module:Class, or a name of cil list")
     given, chosen = _options([item for item in arguments if "=" in item])
     environment.prepare()
     sys.path.insert(0, str(Path.cwd()))  # an own idea in the folder one stands in
     stream = _stream(chosen) if chosen else None
-    subjects = [_subject(name, given, stream) for name in names]
-    broken = 0
-    for name, subject in zip(names, subjects, strict=True):
-        broken += _checked(name, subject)
+    learners = {name: _learner(name) for name in names}  # all, before the first is checked
+    subjects = {name: _subject(learner, given, stream) for name, learner in learners.items()}
+    broken = sum(_checked(name, subject) for name, subject in subjects.items())
     return 1 if broken else 0
+
+
+def _learner(name: str) -> Any:
+    """The class of that name.
+
+    Raises:
+        ConfigError: where there is none.
+    """
+    from cil import adapt, strategies
+
+    known = adapt if name in adapt.names() and name not in strategies.names() else strategies
+    learner = resolve(name, "NAME") if ":" in name else known.find(name)
+    if not isinstance(learner, type):
+        raise ConfigError(f"{name} is no class but a {type(learner).__name__}; name the class itself")
+    return learner
 
 
 def _options(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -84,17 +98,14 @@ def _size(stream: Any) -> str:
     return f"{sum(facts.get('train_counts') or facts['counts']):,} images in {len(stream)} parts"
 
 
-def _subject(name: str, given: Mapping[str, Any], stream: Any) -> Any:
+def _subject(learner: Any, given: Mapping[str, Any], stream: Any) -> Any:
     """The learner under test.
 
     Raises:
-        ConfigError: for an unknown name or hyperparameter.
+        ConfigError: for an unknown hyperparameter.
     """
-    from cil import adapt, strategies
     from cil.testing import kind_of
 
-    known = adapt if name in adapt.names() and name not in strategies.names() else strategies
-    learner = resolve(name, "NAME") if ":" in name else known.find(name)
     kind = kind_of(learner, stream)
     check_arguments(learner, given, kind.learner)
     return kind.subject(learner, given, stream)

@@ -14,19 +14,30 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-from cil.cli.names import METHODS, NOT_THE_RUN, conf_dir, has_file, key_of, plugin_conf_dirs, plugin_target
+from cil.cli.names import (
+    METHODS,
+    NOT_THE_RUN,
+    conf_dir,
+    entry_group,
+    has_file,
+    key_of,
+    own_conf_dirs,
+    plugin_conf_dirs,
+    plugin_target,
+)
 from cil.cli.names import choices as group_choices
-from cil.cli.refusals import one_line_errors
+from cil.cli.refusals import one_line_errors, refuse_choices
 from cil.cli.schema import check
 from cil.errors import ConfigError, nearest
+from cil.plugins import warn_if_shadowed
 from cil.targets import PARTIAL, TARGET, check_arguments, resolve
 
 CONFIG = "config"
 OPTIONS = (  # of Hydra
     *("--cfg", "-c", "--package", "-p", "--resolve", "--multirun", "-m", "--run", "-r", "--info", "-i", "--hydra-help"),
-    *("--config-dir", "-cd", "--shell-completion", "-sc", "--experimental-rerun"),
+    *("--shell-completion", "-sc", "--experimental-rerun"),
 )
-WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--experimental-rerun")
+WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--experimental-rerun")
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what --info may be followed by
 CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class
 OPEN = ("budget.caps.",)  # beginnings of keys that other packages name: without Hydra's + for keys that are new
@@ -76,7 +87,10 @@ class Job:
     def command(self) -> str:
         """The command that runs it again, wherever its folder and its data are; no logger, whose keys may be secret."""
         keys = {item: key_of(item).partition(".")[0] for item in self.overrides}
-        return shlex.join(["cil", "run", *(item for item, key in keys.items() if key not in (*NOT_THE_RUN, "hydra"))])
+        own = [part for folder in own_conf_dirs().values() for part in ("--config-dir", folder)]
+        return shlex.join(
+            ["cil", "run", *own, *(item for item, key in keys.items() if key not in (*NOT_THE_RUN, "hydra"))]
+        )
 
 
 def compose(overrides: Sequence[str] = ()) -> Job:
@@ -105,9 +119,21 @@ def _composed_job(overrides: Sequence[str], asked: Sequence[str]) -> Job:
 
 def _before_recipe(job: Job) -> Job:
     """The same job with what the command line says before what a recipe says, and a scale that suits the stream."""
+    _refuse_unread(job)
     _refuse_mixed_optimizers(job)
     more = [*_suited_scale(job), *_instead_of_recipe(job.overrides, job.choices)]
     return _composed_job([*job.overrides, *more], job.overrides) if more else job
+
+
+def _refuse_unread(job: Job) -> None:
+    """Refuse keys of adapters where there is none.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    for key in map(key_of, job.overrides):
+        if job.learner == METHODS[0] and key.startswith("adaptation."):
+            raise ConfigError(f"{key} is read with an adapter alone; choose one, as adapter=tent, or leave it out")
 
 
 def _refuse_mixed_optimizers(job: Job) -> None:
@@ -185,18 +211,19 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     options, overrides = split_hydra_options(arguments)
-    here, refused = os.getpid(), list[OmegaConfBaseException]()
+    here, refused = os.getpid(), list[Exception]()
 
     def called(cfg: Any) -> Any:
         try:
-            job = _job(cfg, HydraConfig.get(), list(HydraConfig.get().overrides.task))
-        except OmegaConfBaseException as error:
+            job = _before_recipe(_job(cfg, HydraConfig.get(), list(HydraConfig.get().overrides.task)))
+        except (OmegaConfBaseException, ConfigError) as error:
             if os.getpid() != here:  # the launcher must be told
                 raise
             refused.append(error)  # raised below: here Hydra would print a line of its own
             return None
-        return task(_before_recipe(job))
+        return task(job)
 
+    _check_options(options)
     program, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     with one_line_errors(overrides, raw_config):
         _offer_plugins(overrides)
@@ -215,6 +242,20 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
             raise refused[0]
 
 
+def _check_options(options: Sequence[str]) -> None:
+    """Refuse values of options that Hydra answers with its whole usage.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    text = " ".join(options) + " "
+    shown = re.search(r"(?:^| )(?:--cfg|-c)[= ](\S*)", text)
+    if shown is not None and shown[1] not in ("job", "hydra", "all"):
+        raise ConfigError(f"--cfg is '{shown[1]}'; it must be job, hydra or all")
+    if "--resolve" in options and shown is None:
+        raise ConfigError("--resolve goes with --cfg, as in cil run --cfg job --resolve")
+
+
 def split_hydra_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split into Hydra's options with their values, and the overrides: Hydra wants the options first.
 
@@ -230,7 +271,7 @@ def split_hydra_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]
             overrides.append(item)
             continue
         if item.partition("=")[0] not in OPTIONS:
-            known = ("--dry-run", *(name for name in OPTIONS if name[1] == "-"))
+            known = ("--dry-run", "--config-dir", *(name for name in OPTIONS if name[1] == "-"))
             raise ConfigError(f"no option '{item}'; {nearest(item, known)}")
         if item in ("--info", "-i"):
             item = f"--info={given.pop(0) if given and given[0] in INFOS else 'all'}"
@@ -278,6 +319,7 @@ def _opened(overrides: Sequence[str]) -> list[str]:
 
 def _offer_plugins(overrides: Sequence[str]) -> None:
     """Add the ``conf/`` folders of plugins to the search path, and strategies that have no file."""
+    refuse_choices(overrides)
     from hydra.core.config_search_path import ConfigSearchPath
     from hydra.core.config_store import ConfigStore
     from hydra.core.plugins import Plugins
@@ -310,7 +352,10 @@ def _class_without_file(name: str, group: str) -> str | None:
     if CLASS.fullmatch(name):
         _import_from_here()
         return name
-    return None if name in group_choices(group) else plugin_target(group, name)
+    known = group_choices(group)
+    if name in known and known[name].origin == "built in":
+        warn_if_shadowed(entry_group(group), name)
+    return None if name in known else plugin_target(group, name)
 
 
 def own_class(name: str, key: str) -> Any:
@@ -336,6 +381,8 @@ def _node_of(target: str, group: str) -> dict[str, Any]:
     import inspect
 
     kind = resolve(target, group)
+    if not isinstance(kind, type):
+        raise ConfigError(f"{group}={target} is no class but a {type(kind).__name__}; name the class itself")
     defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(kind).parameters.items()

@@ -116,12 +116,17 @@ def _tells_task(overrides: Sequence[str]) -> bool:
 
 def _split(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Fixed overrides, and for each key that is swept one override a value."""
+    from hydra.errors import HydraException
+
     fixed: list[str] = []
     swept: dict[str, list[str]] = {}
     for override in parse_overrides(overrides):
         if override.is_sweep_override():
             key = override.get_key_element()
-            swept[key.lstrip("+")] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            try:
+                swept[key.lstrip("+")] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            except HydraException as error:
+                raise ConfigError(f"{override.input_line} is not known here; list the values, as {key}=a,b") from error
         else:
             fixed.append(override.input_line or "")
     return fixed, swept

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 
-from cil.errors import CilError, ConfigError, nearest
+from cil.cli.names import OWN, check_own_conf_dirs
+from cil.cli.refusals import GROUPS
+from cil.errors import CilError, ConfigError, in_words, nearest, places_of
 
 COMMANDS = {
     "run": "one run: any key or group of the configuration as key=value",
@@ -35,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 2 for what the user can mend (one line says how), 1 for other failures, 130 after Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _hear_notes()
+    for stream in (sys.stdout, sys.stderr):  # a terminal without these letters shows others
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         code = _command(given)
         sys.stdout.flush()  # here, where a closed pipe is no error
@@ -47,8 +57,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as stopped:
+        if places_of(stopped)[0]:  # of a user's module: must not look like success
+            return _print_error(stopped, 1)
+        raise  # Hydra's own, after a help text
+    except FileNotFoundError as error:
+        if not _has_folder():
+            return _print_error(ConfigError("the working directory was deleted; change to another folder"), 2)
+        return _print_error(error, 1)
     except Exception as error:
         return _print_error(error, 1)
+
+
+def _has_folder() -> bool:
+    with suppress(FileNotFoundError):
+        return Path.cwd().is_dir()
+    return False
 
 
 def _command(given: list[str]) -> int:
@@ -65,6 +89,12 @@ def _command(given: list[str]) -> int:
         return int(import_module("cil.cli.completion").complete(given, COMMANDS))
     if name not in COMMANDS:
         raise ConfigError(f"no command '{name}'; {nearest(name, COMMANDS)}")
+    rest, own = _config_dirs(rest)
+    if own:
+        with _in_environment(OWN, own):
+            return _command([name, *rest])
+    check_own_conf_dirs()
+    _refuse_doubled(rest)
     module = import_module(f"cil.cli.{_MODULES.get(name, name)}")
     if any(item in ("-h", "--help") for item in rest):
         print(module.HELP.strip())
@@ -72,7 +102,61 @@ def _command(given: list[str]) -> int:
     return int(module.main(rest))
 
 
-def _print_error(error: Exception, code: int) -> int:
+def _config_dirs(arguments: list[str]) -> tuple[list[str], str]:
+    """Arguments without ``--config-dir DIR``, and these folders of the user's own."""
+    rest, folders, given = [], list[str](), list(arguments)
+    while given:
+        option, equals, value = given.pop(0).partition("=")
+        if option not in ("--config-dir", "-cd"):
+            rest.append(f"{option}{equals}{value}")
+        elif not equals and not given:
+            raise ConfigError("--config-dir needs a folder, with files as DIR/experiment/mine.yaml")
+        else:
+            folders.append(value if equals else given.pop(0))
+    return rest, os.pathsep.join(folders)
+
+
+def _refuse_doubled(arguments: Sequence[str]) -> None:
+    """Refuse a group that is given two files: the first would be forgotten without a word."""
+    values: dict[str, str] = {}
+    for key, equals, value in (item.partition("=") for item in arguments if not item.startswith("-")):
+        if key in GROUPS and equals and values.setdefault(key, value) != value:
+            raise ConfigError(f"{key} is given twice, {values[key]} and {value}; leave one out")
+
+
+@contextmanager
+def _in_environment(name: str, value: str) -> Iterator[None]:
+    """A variable of the environment for the time of a command: its processes see it too."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
+
+
+class Notes(logging.Handler):
+    """Prints warnings of the framework as notes, to standard error; each once a command."""
+
+    said: set[str]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self.said:
+            print(f"cil: note: {text}", file=sys.stderr, flush=True)
+        self.said.add(text)
+
+
+def _hear_notes() -> None:
+    log = logging.getLogger("cil")
+    heard = next((one for one in log.handlers if isinstance(one, Notes)), None)
+    if heard is None:
+        heard = Notes(logging.WARNING)
+        log.addHandler(heard)
+    heard.said = set()
+
+
+def _print_error(error: BaseException, code: int) -> int:
     if os.environ.get("CIL_TRACEBACK"):
         import traceback
 
@@ -80,7 +164,7 @@ def _print_error(error: Exception, code: int) -> int:
     if isinstance(error, CilError):
         text = " ".join(str(error).split())
     else:
-        text = f"{type(error).__name__}: {' '.join(str(error).split())} (CIL_TRACEBACK=1 shows where)"
+        text = f"{in_words(error)}; CIL_TRACEBACK=1 shows how it came there"
     print(f"cil: {text}", file=sys.stderr)
     return code
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
 
+from cil.errors import ConfigError
+from cil.plugins import owner_of, points
+
+OWN = "CIL_CONFIG_DIR"  # the environment's name for --config-dir, which processes of a command share
 PACKAGE = Path(__file__).parent.parent
 KINDS = ("strategies", "adapters", "streams", "datasets", "models", "selections", "codecs", "loggers")
 GROUPS = {  # folders of conf/
@@ -45,28 +49,51 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / "conf"
 
 
-@cache
 def plugin_points() -> tuple[EntryPoint, ...]:
     """Entry points of other packages, in all groups of the framework."""
-    return tuple(point for group in ENTRY_POINTS for point in entry_points(group=group))
+    return tuple(point for group in ENTRY_POINTS for point in points(group))
+
+
+def own_conf_dirs() -> dict[Path, str]:
+    """Folders of ``--config-dir``, or of the environment's CIL_CONFIG_DIR, and how they were named."""
+    given = filter(None, os.environ.get(OWN, "").split(os.pathsep))
+    return {Path(folder).expanduser().absolute(): folder for folder in given}
+
+
+def check_own_conf_dirs() -> None:
+    """Look at the user's own folders of the configuration.
+
+    Raises:
+        ConfigError: where one is missing, has no group, or a file with the name of a built-in one.
+    """
+    groups = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+    for folder, given in own_conf_dirs().items():
+        if not any((folder / group).is_dir() for group in groups):
+            what = "has no folder of a group" if folder.is_dir() else "is no folder"
+            raise ConfigError(f"--config-dir {given} {what}; files go into {', '.join(groups)}")
+        for path in sorted(path for group in groups for path in (folder / group).rglob("*.yaml")):
+            if (conf_dir() / path.relative_to(folder)).exists():
+                raise ConfigError(f"{path} has the name of a file that is built in; give it another name")
 
 
 def plugin_conf_dirs() -> dict[Path, str]:
-    """``conf/`` folders beside the modules of entry points, and whose they are. Nothing of a plugin is imported."""
-    found: dict[Path, str] = {}
+    """Own folders, and ``conf/`` folders beside the modules of entry points, and whose they are.
+
+    Nothing of a plugin is imported.
+    """
+    found = own_conf_dirs()
     for point in plugin_points():
         top, *inner = point.module.split(".")
-        spec = find_spec(top)
+        try:
+            spec = find_spec(top)
+        except (ImportError, ValueError):  # not installed as it should be: said where it is asked for
+            continue
         for place in (spec.submodule_search_locations or []) if spec is not None else []:
             folders = [Path(place).joinpath(*inner[:depth]) for depth in range(len(inner) + 1)]
             for folder in folders:
                 if (folder / "conf").is_dir():
-                    found.setdefault(folder / "conf", _owner(point))
+                    found.setdefault(folder / "conf", owner_of(point))
     return found
-
-
-def _owner(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else point.module.partition(".")[0]
 
 
 def choices(group: str) -> dict[str, Known]:
@@ -100,7 +127,7 @@ def known(kind: str) -> dict[str, Known]:
     found = choices(GROUPS[kind]) if kind in GROUPS else {item.name: item for item in _in_source(*SOURCES[kind])}
     for point in plugin_points():
         if point.group == f"cil.{kind}":
-            found.setdefault(point.name, Known(point.name, _owner(point)))
+            found.setdefault(point.name, Known(point.name, owner_of(point)))
     return dict(sorted(found.items()))
 
 
@@ -115,8 +142,12 @@ def target_of(group: str, name: str) -> str | None:
 
 def plugin_target(group: str, name: str) -> str | None:
     """The class that an entry point names, ``module:Class``; None where none does."""
-    points = f"cil.{next(kind for kind, folder in GROUPS.items() if folder == group)}"
-    return next((p.value for p in plugin_points() if p.group == points and p.name == name), None)
+    return next((p.value for p in points(entry_group(group)) if p.name == name), None)
+
+
+def entry_group(group: str) -> str:
+    """The group of entry points that goes with a folder of the configuration."""
+    return f"cil.{next(kind for kind, folder in GROUPS.items() if folder == group)}"
 
 
 def _first_comment(path: Path) -> str:

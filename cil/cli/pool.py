@@ -21,7 +21,7 @@ from typing import Any
 from cil.cli.progress_screen import ProgressScreen
 from cil.engine.driver import Run
 from cil.engine.process import import_before_fork, stop_signals
-from cil.errors import BudgetExceeded, CilError
+from cil.errors import BudgetExceeded, CilError, in_words
 from cil.tracking import Record, RecordError
 
 LISTENING = 1.0  # seconds between two looks at the clock
@@ -243,12 +243,10 @@ def _execute(queued: QueuedRun, pipe: Connection) -> None:
         end = ("over_budget", str(error))
     except KeyboardInterrupt:
         end = ("interrupted", None)
-    except CilError as error:
-        end = ("failed", str(error))
     except BaseException as error:
-        if os.environ.get("CIL_TRACEBACK"):
+        if os.environ.get("CIL_TRACEBACK") and not isinstance(error, CilError):
             traceback.print_exc()
-        end = ("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+        end = ("failed", in_words(error))
     pipe.send(("end", *end))
     pipe.close()
 

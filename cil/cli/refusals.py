@@ -20,6 +20,7 @@ GROUPS = (
     *("stream", "strategy", "adapter", "model", "budget", "optimizer", "scheduler", "trainer", "logger"),
     *("experiment", "scale", "tune"),
 )
+OPTIONAL = ("adapter", "experiment", "scale")  # null: none of them
 # groups whose files have keys of their own
 BUILT = ("stream", "strategy", "adapter", "model", "optimizer", "scheduler", "logger")
 
@@ -56,6 +57,30 @@ def one_line_errors(overrides: Sequence[str], make_config: MakeConfig) -> Iterat
         raise ConfigError(_refused(str(error), overrides, make_config)) from error
 
 
+def refuse_choices(overrides: Sequence[str]) -> None:
+    """Refuse what cannot be a file of a group: several at once, whose last would hide the others, none, or a number.
+
+    Raises:
+        ConfigError: naming the group.
+    """
+    for item in overrides:
+        group, equals, value = (part.strip() for part in item.partition("="))
+        taken = group.removeprefix("~") if group.startswith("~") and not equals else None
+        if taken in GROUPS and not any(other.startswith(f"+{taken}.") for other in overrides):
+            raise ConfigError(
+                f"{item} takes a group away that a run needs; choose another file of it, as {group[1:]}=NAME"
+            )
+        if group not in GROUPS or not equals:
+            continue
+        if group != "logger" and value.startswith(("[", "{")):  # loggers may be several
+            raise ConfigError(f"{group} is {value}; it must be one name, and for several runs cil compare {group}=a,b")
+        none = value.lower() in ("null", "true", "false", "") and not (group in OPTIONAL and value == "null")
+        if none or re.fullmatch(r"[+-]?[\d.]+", value) or ".." in value:
+            raise ConfigError(
+                f"{group} is {value or 'empty'}; it must be the name of a file of the group, as {group}=NAME"
+            )
+
+
 def parse_overrides(overrides: Sequence[str], config: dict[str, Any] | None = None) -> list[Override]:
     """Overrides by Hydra's grammar.
 
@@ -88,6 +113,12 @@ def _refused(message: str, overrides: Sequence[str], make_config: MakeConfig) ->
     if found is not None and "ambiguous" not in message.lower():
         bad = found[1]
         return unknown_key(bad, _config_without(bad, overrides, make_config))
+    if merged := re.match(r"Error merging override ([^=]+)=(.*)", message):
+        key, given = merged[1].lstrip("+~"), merged[2]
+        return f"{key} is {given}, and what stands there has another form, or keys of its own: see cil run --cfg job"
+    if lost := re.match(r"Interpolation key '([^']+)' not found", message):
+        by = next((item for item in overrides if f"${{{lost[1]}" in item), f"${{{lost[1]}}}")
+        return f"{by} names {lost[1]}, and there is no such key"
     if message.startswith("Ambiguous value"):
         given = message.splitlines()[0].removeprefix("Ambiguous value for argument ").strip("'")
         return f"{given} names several values: cil sweep, cil compare or --multirun run each of them"

@@ -37,6 +37,7 @@ finds its run again: it goes on where it stood, or says what came out.
 
   --dry-run      what would be carried after each experience; trains nothing
   --cfg job      the whole configuration, composed; with --package trainer a part of it
+  --config-dir DIR   own files of the configuration, as DIR/experiment/mine.yaml; of every command that has key=value
   --multirun     one run for each value of a list, as in seed=0,1,2
   --info         how the configuration was composed: defaults, searchpath, plugins
 """
@@ -62,6 +63,7 @@ def _bill(job: Job) -> str:
     from cil.cli.build import build
 
     run = build(job, progress=False)
+    print_warnings([run])
     return find_kind(run.identity["kind"]).bill(run)
 
 

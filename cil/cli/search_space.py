@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,7 @@ def _range(key: str, kind: str, values: Any) -> Range:
         return Range(key, kind, tuple(values))
     whole = kind.startswith("int")
     numbers = all(isinstance(v, int if whole else int | float) and not isinstance(v, bool) for v in values)
+    numbers = numbers and all(map(math.isfinite, values))
     if len(values) != 2 or not numbers or not values[0] < values[1] or (kind.endswith("log") and values[0] <= 0):
         must = f"{'two whole numbers' if whole else 'two numbers'}, low below high"
         raise ConfigError(f"tune.space.{key} is {kind}: {values}; give {must}{', above 0' * kind.endswith('log')}")

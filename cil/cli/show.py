@@ -10,6 +10,7 @@ from cil.cli.arguments import split_options
 from cil.errors import ConfigError
 from cil.kinds.command_line import find_kind
 
+MOST_IMAGES = 500  # in a row of the picture: its file then has 50,000 pixels a row
 HELP = """
 usage: cil show [key=value ...] [--out FILE] [--count N]
        cil show RUN_DIR
@@ -46,8 +47,10 @@ def main(arguments: Sequence[str]) -> int:
             text = kind.curve(record)
         print(text)
         return 0
-    if not options["--count"].isdigit():
-        raise ConfigError(f"--count is {options['--count']}; it must be a whole number of 1 or more")
+    if not (options["--count"].isdigit() and 1 <= int(options["--count"]) <= MOST_IMAGES):
+        raise ConfigError(
+            f"--count is {options['--count']}; it must be a whole number of 1 or more, at most {MOST_IMAGES}"
+        )
     environment.prepare()
     from cil.cli.build import build_stream
     from cil.cli.compose import compose

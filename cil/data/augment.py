@@ -61,6 +61,22 @@ class Augment:
                 f"stream.augment.brightness is {self.brightness!r}; it must be a number >= 0 (63/255 = 0.247)"
             )
 
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse what would leave black images of this size: a hole larger than they are, or as much padding.
+
+        Raises:
+            ConfigError: naming the key.
+        """
+        least = min(height, width)
+        if least == 1:  # stands in for stored features
+            return
+        for name, most in (("crop_padding", least - 1), ("cutout", least)):
+            if getattr(self, name) > most:
+                raise ConfigError(
+                    f"stream.augment.{name} is {getattr(self, name)}; images have {height}x{width} pixels, so at most "
+                    f"{most}"
+                )
+
     @property
     def is_identity(self) -> bool:
         """True where images stay as they are."""

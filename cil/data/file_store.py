@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import logging
 import os
-from collections.abc import Iterable, Sequence
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cil.data.arrays import replacing
@@ -21,22 +26,45 @@ from cil.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+T = TypeVar("T")
+_say = logging.getLogger("cil")
+UNREAD_SUFFIXES = frozenset((".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".svg"))  # pictures left out, and said
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
 
 
 def read_image(path: str | Path, mode: str = "RGB") -> Image:
     """A decoded image file, converted to ``RGB`` or ``L``.
 
+    16 bits a channel become 8 (65,535 is 255). Transparency is left out, as torchvision does: the colours below it
+    count. CMYK and palettes become the colours that they stand for.
+
     Raises:
-        DataError: for a file that is no readable image, naming it.
+        DataError: for a file that is no readable image, or whose numbers have no agreed range, naming it.
     """
+    return _decoded(path, path, mode)
+
+
+def _decoded(source: Any, path: str | Path, mode: str, draft: bool = False) -> Image:
+    """As ``read_image``, from the path or an open file; ``draft``: a small version, where that is quicker."""
     from PIL import Image
 
     try:
-        with Image.open(path) as file:
-            return file.convert(mode)
+        with Image.open(source) as file:
+            if draft:
+                file.draft(mode, (1, 1))
+            if not file.mode.startswith(("I", "F")):
+                return file.convert(mode)
+            if file.mode.startswith("I;16") or (file.mode == "I" and file.format in ("PNG", "PPM")):
+                return Image.fromarray(_eight_bits(np.asarray(file))).convert(mode)
+            kind = {"F": "floats", "I": "32-bit numbers"}.get(file.mode, file.mode)
     except Exception as error:  # damaged bytes make decoders raise all sorts of things
         raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from None
+    raise DataError(f"{path} has pixels that are {kind}, whose range is not known; save it with 8 or 16 bits a channel")
+
+
+def _eight_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """16-bit numbers as 8-bit ones: divided by 257, rounded."""
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def is_image(file: str | Path) -> bool:
@@ -46,13 +74,33 @@ def is_image(file: str | Path) -> bool:
 
 
 def images_below(folder: Path) -> list[str]:
-    """Paths of all image files in a folder and the folders in it, sorted."""
-    return sorted(str(Path(base) / file) for base, _, files in os.walk(folder) for file in files if is_image(file))
+    """Paths of all image files in a folder and the folders in it, sorted.
+
+    Raises:
+        DataError: for a name that is not UTF-8, which no record can hold.
+    """
+    files = [Path(base) / file for base, _, names in os.walk(folder) for file in names if not file.startswith(".")]
+    skipped = sorted(str(file) for file in files if file.suffix.lower() in UNREAD_SUFFIXES)
+    if skipped:
+        _say.warning(f"{folder}: left out {len(skipped)} images that are not read, as {_utf8(skipped[0])}")
+    return sorted(_utf8(str(file)) for file in files if is_image(file))
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder that are not hidden, sorted."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    """Names of the folders in a folder that are not hidden, sorted.
+
+    Raises:
+        DataError: for a name that is not UTF-8.
+    """
+    return sorted(_utf8(entry.name) for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+
+
+def _utf8(name: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"the name {os.fsencode(name)!r} is not UTF-8; rename that file or folder") from None
+    return name
 
 
 class FileStore:
@@ -85,8 +133,11 @@ class FileStore:
         shorter: int | None = None,
         digests: Path | None = None,
     ) -> None:
-        if not isinstance(size, int) or size < 1 or channels not in (1, 3):
-            raise ConfigError(f"stream.size is {size}, stream.channels {channels}; need size >= 1 and 1 or 3 channels")
+        if not isinstance(size, int) or not 1 <= size <= MOST_SIZE or channels not in (1, 3):
+            raise ConfigError(
+                f"stream.size is {size}, stream.channels {channels}; need a size of 1 to {MOST_SIZE} pixels and 1 or 3 "
+                f"channels"
+            )
         self.paths = tuple(paths)
         self.size, self.channels, self.digests = size, channels, digests
         self.shorter = size * 256 // 224 if shorter is None else max(size, shorter)
@@ -121,18 +172,25 @@ class FileStore:
     def digest(self, rows: Tensor) -> bytes:
         """SHA-256 over the bytes of the files, in order; remembered as long as none changes size or time.
 
+        Each file is decoded once on the way, so that what is damaged is known before anything is trained.
+
         Raises:
-            DataError: for a file that is missing, or empty.
+            DataError: for files that are missing, empty or no readable images, naming the first.
         """
         paths = [self.paths[row] for row in rows.tolist()]
-        listing = hashlib.sha256()
+        listing = hashlib.sha256(b"decoded ")
         for path in paths:
             listing.update(f"{path}\0{_size_and_time(path)}\n".encode())
         kept = None if self.digests is None else self.digests / listing.hexdigest()
         if kept is not None and kept.is_file() and len(known := kept.read_bytes()) == 32:
             return known
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            made = hashlib.sha256(b"".join(pool.map(_file_digest, paths))).digest()
+            found = list(_with_progress(pool.map(_digest_or_error, paths), len(paths)))
+        damaged = [str(one) for one in found if isinstance(one, DataError)]
+        if damaged:
+            more = f"; and {len(damaged) - 1} more files" if len(damaged) > 1 else ""
+            raise DataError(f"{damaged[0]}{more}")
+        made = hashlib.sha256(b"".join(one for one in found if isinstance(one, bytes))).digest()
         if kept is not None:
             with suppress(OSError), replacing(kept) as part:  # nowhere to keep it: computed again next time
                 part.write_bytes(made)
@@ -162,6 +220,7 @@ class FileStore:
         return torch.from_numpy(stacked)
 
 
+MOST_SIZE = 8192  # pixels: an image of them takes 200 MB
 _BILINEAR = 2  # PIL.Image.Resampling.BILINEAR, without importing Pillow
 
 
@@ -175,5 +234,23 @@ def _size_and_time(path: str) -> str:
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
-def _file_digest(path: str) -> bytes:
-    return hashlib.sha256(Path(path).read_bytes()).digest()
+def _digest_or_error(path: str) -> bytes | DataError:
+    """SHA-256 of a file that can be decoded; else what is wrong with it."""
+    try:
+        content = Path(path).read_bytes()
+        _decoded(io.BytesIO(content), path, "RGB", draft=True)
+    except OSError as error:
+        return DataError(f"{path} cannot be read: {error.strerror}")
+    except DataError as error:
+        return error
+    return hashlib.sha256(content).digest()
+
+
+def _with_progress(items: Iterable[T], count: int, seconds: float = 10.0) -> Iterator[T]:
+    """The items, with a line on standard error now and then where they take long."""
+    said = time.monotonic()
+    for number, item in enumerate(items, start=1):
+        if time.monotonic() - said > seconds:
+            said = time.monotonic()
+            print(f"cil: reading each image once: {number:,} of {count:,}", file=sys.stderr, flush=True)
+        yield item

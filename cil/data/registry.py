@@ -16,6 +16,7 @@ from cil.data.augment import Augment
 from cil.data.samples import Samples
 from cil.errors import ConfigError, DataError, nearest
 from cil.plugins import Registry
+from cil.targets import check_arguments
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def load_dataset(name: str, /, root: str | Path | None = None, **options: Any) -
         for option, parameter in allowed.items():
             if parameter.default is parameter.empty and option not in options:
                 raise ConfigError(f"data set '{name}' needs stream.{option}")
+        check_arguments(builder, options, "stream")
         return builder(base, **options)
     inside = Path(name)
     if not inside.is_absolute() and ".." not in inside.parts and (base / inside / "train.npz").is_file():

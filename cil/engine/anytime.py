@@ -23,6 +23,7 @@ from cil.errors import ConfigError, ContractError
 from cil.memory import Flops
 from cil.streams import Stream
 from cil.tracking.record_types import AnytimeResults
+from cil.values import check_value
 
 WINDOWS = (10, 100)  # evaluations, of windowed forgetting and plasticity
 ASKED = 100  # evaluations of an experience are followed by as many questions as those of a run of so many experiences
@@ -44,10 +45,11 @@ class Anytime:
     images: int | None = None
 
     def __post_init__(self) -> None:
-        if self.every < 1 or (self.images is not None and self.images < 1):
-            raise ConfigError(f"anytime.every is {self.every}, anytime.images {self.images}; they must be 1 or more")
-        if self.unit not in ("steps", "samples"):
-            raise ConfigError(f"anytime.unit is '{self.unit}'; allowed: steps, samples")
+        check_value("anytime.every", self.every)
+        if self.every is None:
+            raise ConfigError("anytime.every is None; leave anytime out for no evaluation inside experiences")
+        check_value("anytime.unit", self.unit)
+        check_value("anytime.images", self.images)
 
 
 class AnytimeObserver:

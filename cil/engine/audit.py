@@ -15,8 +15,7 @@ from torch import Tensor
 from cil.engine.checkpoint import Checkpoints
 from cil.engine.driver import Facts, Run
 from cil.engine.keys import key
-from cil.engine.status import one_line
-from cil.errors import ConfigError
+from cil.errors import ConfigError, in_words
 from cil.memory import State, encode_meta
 from cil.tracking import Record, describe_environment, identity_hash, plain, without_secrets
 from cil.tracking.audits import Audit, read_audits
@@ -85,7 +84,7 @@ class Redoing:
         except (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            return self._audit(index, ["state"], f"raises {one_line(error)}"[:LONGEST])
+            return self._audit(index, ["state"], f"raises {in_words(error)}"[:LONGEST])
         compared, differing = list[str](), ""
         for part, old, new in self._parts(again, index, whole):
             compared.append(part)

@@ -33,6 +33,7 @@ class Cost:
     part: str = "training"  # of the bill: training, search or validation
     trial: dict[str, Any] = field(default_factory=dict)  # settings and error, where it is one of a search
     cut: bool = False  # whether training ended here because the budget left no further step
+    loss: float | None = None  # mean of the last epoch
 
     def __post_init__(self) -> None:
         self._saved: SavedBytes | None = None  # of a step that is counted

@@ -33,7 +33,6 @@ from cil.tracking.arrays import Part, forget_arrays
 from cil.tracking.files import RECORD, RecordError
 
 Facts = Mapping[str, Any]  # what was committed at a boundary beside the state
-BOUNDARIES = ("inline", "process")
 _say = logging.getLogger("cil.engine")
 ALWAYS_SETTLED = 16  # first boundaries at each of which the whole results are written
 SETTLING = 0.02  # the part of the time that writing them may take later
@@ -401,12 +400,10 @@ def _arrays_of(index: int) -> str:
 
 
 def check_boundary(boundary: str, runtime: Runtime) -> None:
-    """Refuse an unknown kind of boundary, and processes where they cannot be forked.
+    """Refuse processes where they cannot be forked.
 
     Raises:
         ConfigError: naming the key to change.
     """
-    if boundary not in BOUNDARIES:
-        raise ConfigError(f"boundary is '{boundary}'; allowed: {', '.join(BOUNDARIES)}")
     if boundary == "process" and (runtime.device != "cpu" or torch.get_num_threads() > 1):
         raise ConfigError("boundary=process forks, so it needs device=cpu and trainer.threads=1")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cil.contract import freeze
 from cil.engine.lifecycle import MakeLearner, admit
 from cil.engine.side_bytes import SideLimit
-from cil.errors import BudgetExceeded, CilError, ConfigError
+from cil.errors import BudgetExceeded, CilError, ConfigError, in_words
 from cil.memory import Allowance, Budget
 from cil.memory.ledger import CONVENTIONS
 from cil.models import NetFactory
@@ -73,7 +73,7 @@ def dry_run(
             raise
         except Exception as error:
             raise ConfigError(
-                f"{type(learner).__name__}.grow fails without data at experience {signature.index}: {error}"
+                f"{type(learner).__name__}.grow fails without data at experience {signature.index}: {in_words(error)}"
             ) from error
         held = planned_exemplars(learner, taken, held)
         plain.grow(len(taken.new_slots))

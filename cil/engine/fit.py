@@ -257,6 +257,8 @@ class Fit:
         """Log a step, or an epoch of which ``done`` batches were trained."""
         self._check(window, epoch, done)
         values = window.means() if kind == "step" else window.epoch_means()
+        if kind == "epoch":
+            self.cost.loss = values.get("loss", self.cost.loss)
         if values and self._optimizer is not None:
             values["lr"] = float(self._optimizer.param_groups[0]["lr"])
             progress = self.learner.progress

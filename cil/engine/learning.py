@@ -15,6 +15,7 @@ from cil.contract import Frozen, exemplar_memories, freeze
 from cil.data import Samples
 from cil.engine.anytime import Anytime
 from cil.engine.asked_again import Asked, drawn
+from cil.engine.budget_fit import fit_warnings
 from cil.engine.caps import caps_of, caps_results, check_caps, measure_caps
 from cil.engine.cost import Cost
 from cil.engine.driver import Boundary, Context, Facts
@@ -88,8 +89,12 @@ class StrategyWork:
 
     def __post_init__(self) -> None:
         method: object = getattr(self.make_learner, "func", self.make_learner)
-        if not (isinstance(method, type) and issubclass(method, Strategy)):
+        if not isinstance(method, type):
             method = type(self._structure())  # made by a function
+        if not issubclass(method, Strategy):
+            raise ConfigError(
+                f"strategy {self.name} is or makes a {method.__name__}, which is no class of cil.Strategy"
+            )
         self.transductive = bool(method.transductive)
         if method.bound:
             self.budget = replace(self.budget, enforce="report")
@@ -129,6 +134,11 @@ class StrategyWork:
         check_task_aware(learner.takes_task, self.stream, self.name)
         self.check_stream(learner)
         _ = self.bill
+        if 1 in (self.recipe.batch_size, self.recipe.first.get("batch_size")):
+            try:
+                self.steps().at(0, 1)
+            except ConfigError as error:  # of batch norm
+                raise ConfigError(f"{self.batch_key} is 1, and {error}") from error
 
     def check_stream(self, learner: Strategy) -> None:
         """Refuse a stream or a setting that this kind of run cannot have; ``learner`` has met no class."""
@@ -141,7 +151,8 @@ class StrategyWork:
     def bills(self) -> dict[str, Any]:
         """The bill of each experience, with the caps that structure alone tells."""
         caps = caps_results(self.budget, self._static_caps) if self._static_caps else {}
-        return {"bills": [asdict(bill) for bill in self.bill], **caps}
+        warnings = self.warnings()
+        return {"bills": [asdict(bill) for bill in self.bill], **caps, **({"warnings": warnings} if warnings else {})}
 
     def check_budget(self) -> dict[str, Any]:
         """Refuse what is over the budget whatever is trained, and a step that holds too much."""
@@ -160,8 +171,12 @@ class StrategyWork:
             check_caps(self.budget, measured, self.name, index, "by its structure after")
 
     def warnings(self) -> list[str]:
-        """Sentences that a person should hear before training (``Strategy.warnings``)."""
-        return list(self._structure().warnings)
+        """Sentences that a person should hear before training: of the strategy, the recipe and the budget."""
+        learner = self._structure()
+        found = [*learner.warnings, *self.recipe.warnings()]
+        if learner.memories() and self.budget.enforce != "report":
+            found += fit_warnings(self.bill, self.budget, self.stream.signatures, self.name)
+        return found
 
     def steps(self) -> StrategySteps:
         """Measures steps before there are any."""
@@ -213,6 +228,7 @@ class StrategyWork:
             "own_updates": flops.updates + sum(cost.own_updates for cost in costs),
             "peak_parameters": parameters,
             "findings": learner.diagnostics,
+            "loss": _largest_loss(costs),
             "search": [cost.trial | {"flops": cost.flops} for cost in costs if cost.trial],
         }
         if observed is not None:
@@ -454,6 +470,12 @@ def compute(budget: Budget, flops: Mapping[str, int], steps: int) -> dict[str, A
     """FLOPs and updates that an experience had available, and spent."""
     spent = {"flops": (budget.flops, sum(flops.values())), "updates": (budget.updates, steps)}
     return {name: {"available": pair[0], "spent": pair[1]} for name, pair in spent.items() if pair[0] is not None}
+
+
+def _largest_loss(costs: Sequence[Cost]) -> float | None:
+    """The largest mean loss of the last epochs of phases, of trials those that were chosen; None without training."""
+    kept = (cost.loss for cost in costs if not cost.trial or cost.trial.get("chosen"))
+    return max((loss for loss in kept if loss is not None), default=None)
 
 
 def _bytes(entries: list[Entry]) -> int:

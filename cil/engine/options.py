@@ -12,6 +12,7 @@ import torch
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, nearest
 from cil.targets import check_arguments
+from cil.values import KEYS, check_value
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class RunOptions:
         for name in ("run_dir", "root"):
             if getattr(self, name) == "":
                 raise ConfigError(f"{name} is empty; give it a folder, or leave it out ('.' is the current folder)")
+        for item in fields(self):
+            key, value = item.metadata.get("key"), getattr(self, item.name)
+            if key in KEYS and not isinstance(value, Path):
+                check_value(key, value)
 
     @classmethod
     def of(cls, given: Mapping[str, Any], base: Self | None = None) -> Self:

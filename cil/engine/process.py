@@ -77,7 +77,7 @@ def in_child(work: Callable[[], None]) -> None:
     if name in _STOPS:
         raise _STOPS[name]
     kind = getattr(errors, name, None)
-    raise kind(message) if isinstance(kind, type) else errors.TrainingError(f"{name}: {message}")
+    raise kind(message) if isinstance(kind, type) else errors.TrainingError(message)
 
 
 def _live(work: Callable[[], None], say: int, lifeline: int, blocked: Iterable[int]) -> NoReturn:
@@ -90,8 +90,8 @@ def _live(work: Callable[[], None], say: int, lifeline: int, blocked: Iterable[i
         threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
         work()
     except BaseException as error:
-        code = 1
-        os.write(say, json.dumps([type(error).__name__, str(error)[:5_000]]).encode())  # less than a pipe holds
+        code, words = 1, str(error) if type(error).__name__ in _STOPS else errors.in_words(error)
+        os.write(say, json.dumps([type(error).__name__, words[:5_000]]).encode())  # less than a pipe holds
     finally:
         try:
             sys.stdout.flush()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -15,8 +15,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from cil.engine.arrival import Pace
 from cil.engine.loader import batch_bounds
-from cil.errors import ConfigError
+from cil.errors import ConfigError, in_words
 from cil.strategies import Phase
+from cil.values import check_value
 
 MakeOptimizer = Callable[..., Optimizer]
 MakeSchedule = Callable[[Optimizer, int], LRScheduler]
@@ -75,6 +76,10 @@ def multistep(
 
 SCHEDULES: dict[str, MakeSchedule] = {"constant": constant, "cosine": cosine}
 FIRST = ("epochs", "batch_size", "lr", "weight_decay", "milestones", "schedule")  # what a phase may say of itself
+CHECKED = (
+    *("epochs", "batch_size", "max_steps", "clip_norm", "accumulate", "snapshot_minutes", "snapshot_steps"),
+    "log_every",
+)
 
 
 @dataclass(frozen=True)
@@ -116,32 +121,60 @@ class Recipe:
     complexity: Any = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"trainer.{name} is {getattr(self, name)}; it must be 1 or more")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ConfigError(f"trainer.max_steps is {self.max_steps}; it must be 1 or more, or null")
+        for name in CHECKED:
+            check_value(f"trainer.{name}", getattr(self, name))
         unknown = set(self.first) - set(FIRST)
         if unknown:
             raise ConfigError(f"trainer.first has no key {sorted(unknown)}; it has: {', '.join(FIRST)}")
-        if self.first.get("schedule") not in (None, *SCHEDULES):
-            raise ConfigError(
-                f"trainer.first.schedule is '{self.first['schedule']}'; allowed: {', '.join(SCHEDULES)}, null"
-            )
+        for key, value in self.first.items():
+            check_value(f"trainer.first.{key}", value)
         for key, epochs in (("epochs", self.epochs), ("first.epochs", self.first.get("epochs") or 1)):
             if self.pace is not None and epochs != 1:
                 raise ConfigError(
                     f"trainer.{key} is {epochs} with trainer.updates_per_batch or trainer.complexity, which pass once "
                     f"over the stream; set it to 1"
                 )
-        _check_numbers("optimizer", getattr(self.optimizer, "keywords", {}))
-        _check_numbers("scheduler", getattr(self.scheduler, "keywords", {}))
-        _check_numbers("trainer.first", self.first)
+        for section, given in (("optimizer", self.optimizer), ("scheduler", self.scheduler)):
+            for key, value in getattr(given, "keywords", {}).items():
+                check_value(f"{section}.{key}", value)
         if self.first.get("schedule") is not None and self.first.get("milestones") is not None:
             raise ConfigError(
                 f"trainer.first.schedule is '{self.first['schedule']}' and trainer.first.milestones is "
                 f"{list(self.first['milestones'])}; each is a whole schedule, so set one of them to null"
             )
+
+    def check(self) -> None:
+        """Make optimizer and schedule once, on a parameter of their own, so that what they refuse is known now.
+
+        Raises:
+            ConfigError: naming the keys.
+        """
+        try:
+            tried = self.optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
+        except Exception as error:  # optimizers of others raise all sorts of things
+            raise ConfigError(f"optimizer: {in_words(error)}; see the keys optimizer.*") from error
+        minimum, lr = getattr(self.scheduler, "keywords", {}).get("minimum", 0.0), tried.param_groups[0]["lr"]
+        rates = {"optimizer.lr": lr, "trainer.first.lr": self.first.get("lr") or lr}
+        for key, rate in rates.items():
+            if minimum > rate > 0:
+                raise ConfigError(f"scheduler.minimum is {minimum}; it must be at most {key}, which is {rate}")
+        try:
+            self.scheduler(tried, self.epochs)
+        except Exception as error:
+            raise ConfigError(f"scheduler: {in_words(error)}; see the keys scheduler.*") from error
+
+    def warnings(self) -> list[str]:
+        """Sentences on settings that do what they say, and are seldom meant."""
+        optimizer, scheduler = (getattr(made, "keywords", {}) for made in (self.optimizer, self.scheduler))
+        found, warmup = [], scheduler.get("warmup", 0)
+        if optimizer.get("lr") == 0:
+            found.append("optimizer.lr is 0: phases without a rate of their own train nothing")
+        if warmup >= self.epochs > 1:
+            found.append(
+                f"scheduler.warmup={warmup} is not over when trainer.epochs={self.epochs} are: the learning rate never "
+                f"reaches optimizer.lr"
+            )
+        return found
 
     @property
     def pace(self) -> Pace | None:
@@ -185,17 +218,3 @@ class Recipe:
         each = math.ceil(max(1, len(batch_bounds(images, self.batch_size))) / self.accumulate)
         most = steps if self.max_steps is None else min(steps, self.max_steps)
         return replace(self, epochs=math.ceil(steps / each), max_steps=most)
-
-
-def _check_numbers(section: str, given: Mapping[str, Any]) -> None:
-    """Refuse what no schedule can come back from: NaN and infinity anywhere, and rates below 0.
-
-    Raises:
-        ConfigError: naming the key.
-    """
-    for key, value in given.items():
-        numbers = [item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, float)]
-        if not all(map(math.isfinite, numbers)):
-            raise ConfigError(f"{section}.{key} is {value}; it must be finite")
-        if key in ("lr", "weight_decay") and isinstance(value, int | float) and value < 0:
-            raise ConfigError(f"{section}.{key} is {value}; it must be 0 or more")

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from cil.errors import ConfigError, nearest
+from cil.values import check_value
 
 LARGE = 1 << 30  # bytes; a block below it is kept for the next step instead of going back to the system
+LEAST_MOST_THREADS = 64  # a run of a larger machine can be repeated here, slowly
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "auto": ""}
 
 
@@ -45,7 +47,7 @@ class Runtime:
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         kind, _, index = self.device.partition(":")
-        if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+        if kind not in ("cpu", "cuda", "mps") or (index and not (index.isdigit() and kind == "cuda")):
             raise ConfigError(f"device is '{self.device}'; {nearest(kind, ('auto', 'cpu', 'cuda', 'cuda:0', 'mps'))}")
         if kind == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"device is '{self.device}' but torch sees no GPU here; set device=cpu")
@@ -57,8 +59,13 @@ class Runtime:
             raise ConfigError("trainer.precision is 'fp16', which needs a GPU; on device=cpu set bf16 or fp32")
         if self.precision == "auto":
             self.precision = "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"trainer.threads is {self.threads}; it must be 1 or more")
+        check_value("trainer.threads", self.threads)
+        most = max(LEAST_MOST_THREADS, 4 * (os.cpu_count() or 1))
+        if (self.threads or 1) > most:
+            raise ConfigError(
+                f"trainer.threads is {self.threads}; this machine has {os.cpu_count()} cores, and more than {most} "
+                f"threads would stand in each other's way"
+            )
         keep_freed_blocks()
         if kind == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

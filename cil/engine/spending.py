@@ -35,6 +35,7 @@ def spent(rows: Rows, facts: Sequence[Mapping[str, Any]]) -> Spending:
             "evaluate": evaluate,
             "total": sum(map(sum, (train, consolidate, evaluate))),
         },
+        "losses": [fact.get("loss") for fact in facts],
         "peak_training_bytes": max(fact["peak_training_bytes"] for fact in facts),
         "peak_parameters": max(peaks, default=None),
     }

@@ -13,7 +13,7 @@ from types import FrameType
 import torch
 
 from cil.engine.process import Stopped, stop_signals
-from cil.errors import BudgetExceeded, CilError, TrainingError
+from cil.errors import BudgetExceeded, TrainingError, in_words
 from cil.tracking import Record
 
 _say = logging.getLogger("cil.engine")
@@ -45,26 +45,22 @@ def status_kept(record: Record, device: str, batch_key: str, finish: Callable[[s
         first = str(full).splitlines()[0]
         advice = f"lower {batch_key} or take a smaller model"
         status, error = "failed", TrainingError(f"no memory left on {device} ({first}); {advice}")
+    except SystemExit as ended:  # in somebody's hook: no reason for a command to end with 0
+        status, error = "failed", TrainingError(in_words(ended))
     except Exception as failed:
         status, error = "failed", failed
     try:
         if status == "over_budget":
             record.refresh()  # the ledger may have been written by a child
-        record.set_status(status, None if status in ("finished", "interrupted") else one_line(error))
+        record.set_status(status, None if status in ("finished", "interrupted") or error is None else in_words(error))
         finish(status)
     except Exception as later:
         if error is None:
             raise
-        if one_line(later) != one_line(error):
-            _say.warning("and its status '%s' could not be written: %s", status, one_line(later))
+        if in_words(later) != in_words(error):
+            _say.warning("and its status '%s' could not be written: %s", status, in_words(later))
     if error is not None:
         raise error
-
-
-def one_line(error: BaseException | None) -> str:
-    """An error in one line, for a record."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, CilError) else f"{type(error).__name__}: {text}"
 
 
 class Clock:

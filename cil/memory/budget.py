@@ -6,14 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-from cil.errors import BudgetExceeded, ConfigError, ContractError, nearest
+from cil.errors import BudgetExceeded, ConfigError, ContractError
 from cil.memory.exemplars import ExemplarMemory
-from cil.memory.ledger import CONVENTIONS, Ledger
+from cil.memory.ledger import Ledger
 from cil.memory.training_memory import Fitting, TrainingMemory
+from cil.values import check_value, limits
 
-ENFORCE = ("error", "shrink", "report")
-RESERVE = ("now", "final")
-SCOPES = ("carried", "carried+incoming")
 UNLIMITED = 2**62
 
 
@@ -47,6 +45,9 @@ class Alignment:
     exemplars: int
     model: str | Mapping[str, Any] | None = None
     each: bool = False
+
+    def __post_init__(self) -> None:
+        check_value("budget.exemplars", self.exemplars)
 
 
 @dataclass(frozen=True)
@@ -93,25 +94,13 @@ class Budget:
     alignment: Alignment | None = None
 
     def __post_init__(self) -> None:
-        for value, allowed, key in (
-            (self.convention, CONVENTIONS, "convention"),
-            (self.reserve, RESERVE, "reserve"),
-            (self.enforce, ENFORCE, "enforce"),
-            (self.scope, SCOPES, "scope"),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"budget.{key} is '{value}'; {nearest(value, allowed)}")
-        if self.exemplars is not None and self.exemplars < 0:
-            raise ConfigError(f"budget.exemplars is {self.exemplars}; it must be 0 or more")
-        if self.limits is not None and (not len(self.limits) or min(self.limits) <= 0):
-            raise ConfigError(f"budget.limit is {list(self.limits)}; it must be a positive number of bytes")
-        if self.training_bytes is not None and self.training_bytes < 1:
-            raise ConfigError(f"budget.training_bytes is {self.training_bytes}; it must be a positive number of bytes")
-        side = self.side_bytes
-        if side is not None and side != "auto" and (isinstance(side, str) or side < 0):
-            raise ConfigError(f"budget.side_bytes is {side}; it must be auto, null or a number of bytes")
-        spending: dict[str, float | None] = {"flops": self.flops, "updates": self.updates}
-        for key, cap in (spending | {f"caps.{name}": cap for name, cap in self.caps.items()}).items():
+        for key in (
+            "convention", "reserve", "enforce", "scope", "exemplars", "training_bytes", "updates", "side_bytes",
+        ):  # fmt: skip
+            check_value(f"budget.{key}", getattr(self, key))
+        if self.limits is not None and (not isinstance(self.limits, Sequence) or limits(list(self.limits))):
+            raise ConfigError(f"budget.limit is {self.limits!r}; {limits([])}")
+        for key, cap in ({"flops": self.flops} | {f"caps.{name}": cap for name, cap in self.caps.items()}).items():
             if cap is not None and not 0 < cap < float("inf"):
                 each = "" if key.startswith("caps.") else ", for each experience"
                 raise ConfigError(f"budget.{key} is {cap}; it must be a positive number{each}")

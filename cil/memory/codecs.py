@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.errors import ConfigError, nearest
+from cil.plugins import load, points
 
 
 class Codec(Protocol):
@@ -148,10 +149,8 @@ def codec(name: str) -> Codec:
     """
     base, _, option = name.partition(":")
     if base not in _CODECS:
-        from importlib.metadata import entry_points
-
-        for point in entry_points(group="cil.codecs"):
-            _CODECS.setdefault(point.name, point.load())
+        for point in points("cil.codecs"):
+            _CODECS.setdefault(point.name, load(point))
     if base not in _CODECS or (option and not option.isdigit()) or (option and base == "raw"):
         raise ConfigError(
             f"no codec '{name}' (strategy.codec); {nearest(base, _CODECS)}; options as in jpeg:75, downsample:16"

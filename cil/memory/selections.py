@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.errors import ConfigError, nearest
+from cil.plugins import load, points
 
 NEEDS = ("nothing", "features", "logits", "gradients")
 
@@ -127,10 +128,8 @@ def selection(name: str) -> SelectionRule:
     """
     base, colon, option = name.partition(":")
     if base not in _SELECTIONS:
-        from importlib.metadata import entry_points
-
-        for point in entry_points(group="cil.selections"):
-            loaded = point.load()  # may be registered by now, under this name or another one
+        for point in points("cil.selections"):
+            loaded = load(point)  # may be registered by now, under this name or another one
             own = next((rule for rule in _SELECTIONS.values() if rule.choose is loaded), SelectionRule(loaded))
             _SELECTIONS.setdefault(point.name, own)
     if base not in _SELECTIONS:

@@ -94,6 +94,8 @@ def _read(mark: tuple[str, int, int]) -> tuple[dict[str, Tensor], str]:
         tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     except Exception as error:  # each format has its own kinds
         reason = str(error).strip().partition("\n")[0]
+        if " " not in reason:  # no sentence
+            reason = "it is empty" if not path.stat().st_size else f"{type(error).__name__} {reason}".strip()
         if type(error).__name__ == "UnpicklingError":  # torch tells how to read it without the safeguard
             reason = "it holds pickled objects, which are never read; save its tensors with safetensors"
         raise ConfigError(f"{path} is not a safetensors file or a torch file of plain tensors: {reason}") from error
@@ -116,10 +118,19 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: obje
         for name in own
         if name in tensors and own[name].shape != tensors[name].shape
     ]
+    fitting = {name: tensors[name] for name in own if name in tensors}
+    types = [
+        f"{name} {str(value.dtype).removeprefix('torch.')} in place of {str(own[name].dtype).removeprefix('torch.')}"
+        for name, value in fitting.items()
+        if value.is_floating_point() != own[name].is_floating_point() or value.is_complex() != own[name].is_complex()
+    ]
+    trained = {name for name, _ in module.named_parameters()}
     faults = [
         ("missing", [name for name in own if name not in tensors]),
         ("unexpected", [name for name in tensors if name not in own]),
         ("of another shape", shapes),
+        ("of another type", types),
+        ("not finite", [name for name, value in fitting.items() if name in trained and not value.isfinite().all()]),
     ]
     found = [f"{kind} {_shorten(names)}" for kind, names in faults if names]
     if found:

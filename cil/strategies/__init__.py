@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import entry_points
 from keyword import iskeyword
 from pathlib import Path
 
 from cil.contract import Choice, Phase, Progress, Range, RuntimeContext, Search, reference_of
 from cil.memory import State
+from cil.plugins import points
 from cil.strategies.base import Strategy
 from cil.strategies.registry import find, register
 
@@ -39,7 +39,7 @@ def built_in() -> list[str]:
 
 def names() -> list[str]:
     """All names, those of plugins too."""
-    return sorted({*built_in(), *(point.name for point in entry_points(group="cil.strategies"))})
+    return sorted({*built_in(), *(point.name for point in points("cil.strategies"))})
 
 
 def load_built_in(name: str) -> None:

@@ -52,6 +52,11 @@ class Strategy(Holder):
         self.diagnostics: dict[str, Any] = {}  # JSON of an experience, for the record
         self.keep("net", self.build_net(), kind="parameters")
 
+    @classmethod
+    def ignored_keys(cls, hyperparameters: Mapping[str, Any]) -> dict[str, str]:
+        """Keys of optimizer and trainer that do nothing with these, each with the one that does. Default: none."""
+        return {}
+
     # hooks ----------------------------------------------------------------------------------------------------------
 
     def build_net(self) -> nn.Module:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from cil.errors import ConfigError, nearest
+from cil.plugins import load, points, warn_if_shadowed
 from cil.strategies.base import Strategy
 
 S = TypeVar("S", bound=type[Strategy])
@@ -44,11 +45,13 @@ def find(name: str, key: str = "strategy") -> type[Strategy]:
 
     cil.strategies.load_built_in(name)
     if name not in _STRATEGIES:
-        from importlib.metadata import entry_points
-
-        for point in entry_points(group="cil.strategies"):
+        for point in points("cil.strategies"):
             if point.name == name:
-                register(name)(point.load())
+                found = load(point)
+                if not (isinstance(found, type) and issubclass(found, Strategy)):
+                    raise ConfigError(f"strategy '{name}' of a package is {point.value}, which is no class of Strategy")
+                register(name)(found)
     if name not in _STRATEGIES:
         raise ConfigError(f"no strategy '{name}' (key {key}); {nearest(name, cil.strategies.names())}")
+    warn_if_shadowed("cil.strategies", name, _STRATEGIES[name])
     return _STRATEGIES[name]

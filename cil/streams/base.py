@@ -156,6 +156,7 @@ class Stream:
             raise StreamError(f"stream '{name}' has no experience; set stream.increment or stream.base")
         if len(signatures) != len(parts):
             raise StreamError(f"stream '{name}': {len(signatures)} signatures for {len(parts)} parts")
+        augment.check_size(*signatures[0].image_shape[1:])
         self.name = name
         self.classes = tuple(classes)
         self.order = tuple(int(label) for label in order)

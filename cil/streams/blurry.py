@@ -13,7 +13,7 @@ from cil.data import Dataset
 from cil.errors import StreamError
 from cil.streams.base import Stream
 from cil.streams.image_pool import Rows, generator, image_pool
-from cil.streams.options import SplitOptions, accepts, check_integers, take
+from cil.streams.options import MOST_EXPERIENCES, SplitOptions, accepts, check_integers, take
 from cil.streams.registry import register_stream
 
 
@@ -61,7 +61,7 @@ def blurry(dataset: str | Dataset, *, experiences: int, arrival: Arrival, **opti
     Raises:
         CilError: as ``class_incremental`` does, and where the plan does not fit the classes.
     """
-    check_integers(1, experiences=experiences)
+    check_integers(1, MOST_EXPERIENCES, experiences=experiences)
     chosen = take(SplitOptions, options)
     pool = image_pool(dataset, chosen, options)
     rows = arrival.deal(pool.slots, pool.num_classes, experiences, chosen.order_seed)
@@ -146,6 +146,8 @@ def class_groups(num_classes: int, experiences: int, disjoint: int) -> tuple[int
     """
     first = num_classes * disjoint // 100 // experiences * experiences
     rest = num_classes - first
+    if experiences > num_classes:
+        raise StreamError(f"stream.experiences is {experiences}; {num_classes} classes are for at most {num_classes}")
     if rest % experiences:
         raise StreamError(
             f"{num_classes} classes do not divide into stream.experiences={experiences} equal groups; set "

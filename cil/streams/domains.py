@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from cil.data.tasks import column_of, read_table
 from cil.errors import ConfigError, DataError, StreamError, nearest
 from cil.streams.base import ExperienceData, Signature, Stream, fingerprint_of
 from cil.streams.image_pool import ImagePool, generator, image_pool
-from cil.streams.options import DatasetOptions, SplitOptions, accepts, check_integers, take
+from cil.streams.options import MOST_EXPERIENCES, DatasetOptions, SplitOptions, accepts, check_integers, take
 from cil.streams.registry import register_stream
 
 Change = Callable[[Tensor], Tensor]  # changes (n, C, H, W) uint8
@@ -64,7 +65,7 @@ def permuted_domains(dataset: str | Dataset, *, experiences: int, **options: Any
 
     Source: Goodfellow et al. 2013, arXiv:1312.6211; Kirkpatrick et al. 2017.
     """
-    check_integers(1, experiences=experiences)
+    check_integers(1, MOST_EXPERIENCES, experiences=experiences)
     pool = _whole_data_set(dataset, options)
     pixels, seed = pool.train.shape[1] * pool.train.shape[2], pool.options.order_seed
     orders = [torch.from_numpy(generator(seed, 6, e).permutation(pixels)) for e in range(1, experiences)]
@@ -272,4 +273,9 @@ def _read_domains(
     other = {row["split"] for row in rows} - {"train", "test"}
     if other:
         raise DataError(f"{path} has the split '{sorted(other)[0]}'; train and test are known")
+    lines: dict[str, int] = {}
+    for line, row in enumerate(rows, start=2):
+        before = lines.setdefault(os.path.normpath(row["image"]), line)
+        if before != line:
+            raise DataError(f"{path} names {row['image']} in line {before} and in line {line}; name each image once")
     return found

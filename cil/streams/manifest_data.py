@@ -210,7 +210,10 @@ def read_lock(path: Path) -> Lock:
     if not path.is_file():
         return {}
     try:
-        tasks = json.loads(path.read_text(encoding="utf-8"))["tasks"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        tasks, version = content["tasks"], content["version"]
+        if version != 1:
+            raise ValueError(f"its version is {version}, and 1 is read here")
         return {str(name): dict(entry) for name, entry in dict(tasks).items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StreamError(f"{path} is no lock file ({error}); remove it, then validate with --data") from None

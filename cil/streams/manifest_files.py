@@ -10,6 +10,7 @@ from cil.errors import ConfigError, StreamError, nearest
 from cil.streams.manifest import Manifest, as_mapping
 from cil.streams.manifest_rules import errors_in, parse
 
+MOST_VALUES = 1_000_000  # of a YAML file
 SHIPPED = Path(__file__).parent / "manifests"
 
 
@@ -45,9 +46,35 @@ def read_yaml(path: Path) -> Any:
     from omegaconf import OmegaConf
 
     try:
+        _refuse_aliases(path)
         return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except RecursionError:
+        raise StreamError(f"{path} cannot be read as YAML: it is nested too deep, or an alias names itself") from None
     except Exception as error:  # the YAML library and OmegaConf have no common root
         raise StreamError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+
+
+def _refuse_aliases(path: Path) -> None:
+    """Refuse a file of a few lines that aliases make endless.
+
+    Raises:
+        StreamError: naming how many values it would have.
+        RecursionError: where it names itself.
+    """
+    import yaml
+
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if id(node) not in sizes:
+            inside = [] if isinstance(node, yaml.ScalarNode) or node is None else node.value
+            parts = [part for item in inside for part in (item if isinstance(item, tuple) else (item,))]
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        return sizes[id(node)]
+
+    many = size(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))
+    if many > MOST_VALUES:
+        raise StreamError(f"with its aliases written out it has {many:,} values; at most {MOST_VALUES:,} are read")
 
 
 def read_manifest(name: str | Path) -> Manifest:

@@ -19,6 +19,7 @@ from cil.errors import ConfigError, StreamError, nearest
 T = TypeVar("T")
 B = TypeVar("B", bound=Callable[..., Any])
 MOST_SEED = 2**32 - 1
+MOST_EXPERIENCES = 10_000  # the bill of each is made before anything is trained
 MOST_FILES_FOR_MEAN = 2000  # images decoded for mean and std, where the data are files
 
 

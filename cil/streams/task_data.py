@@ -126,6 +126,9 @@ def load_task(
     """
     data = open_task(task, root, offline=offline, accept=accept)
     size, channels = task.preprocess.get("resize", 64), task.channels
+    for name in SPLITS:
+        if not len(data.rows[name]):
+            raise TaskError(task.id, f"splits.{name}", "it has no example")
     splits = {}
     for name, rows in data.rows.items():
         try:

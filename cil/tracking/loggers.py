@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from cil.errors import CilError, ConfigError, nearest
+from cil.plugins import load, points
 from cil.tracking.record import Record
 
 LogKind = Literal["step", "epoch", "boundary"]
@@ -129,7 +129,7 @@ class Loggers:
 
 def names() -> list[str]:
     """Names of loggers, here and in other packages."""
-    return sorted({"files", *_KNOWN, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+    return sorted({"files", *_KNOWN, *(point.name for point in points(ENTRY_POINTS))})
 
 
 def build_loggers(sinks: Any = (), record: Record | None = None, *, progress: bool = False) -> Loggers:
@@ -172,9 +172,9 @@ def _resolve(sinks: Any) -> list[Logger]:
 def _by_name(name: str) -> Logger:
     if name in _KNOWN:
         return _by_target(_KNOWN[name], {})
-    for point in entry_points(group=ENTRY_POINTS):
+    for point in points(ENTRY_POINTS):
         if point.name == name:
-            return _construct(point.load(), {}, name)
+            return _construct(load(point), {}, name)
     raise ConfigError(f"logger={name} is unknown; {nearest(name, names())}")
 
 

@@ -69,9 +69,13 @@ class ExperienceBill(TypedDict):
 
 
 class Plan(TypedDict):
-    """Results that are known before the first experience; ``training_bill`` under a budget of training memory."""
+    """Results that are known before the first experience; ``training_bill`` under a budget of training memory.
+
+    ``warnings`` are the sentences that a person heard then.
+    """
 
     bills: list[ExperienceBill]
+    warnings: NotRequired[list[str]]
     training_bill: NotRequired[dict[str, int]]
 
 
@@ -109,10 +113,11 @@ class Spending(TypedDict):
     """What a strategy carried and spent, one entry an experience.
 
     ``flops`` are sums up to each experience, by part; ``total`` is one number. ``over_budget`` says in words by how
-    much. ``compute`` is there under a budget of it, ``own_updates`` where the learner took steps of optimizers by
-    itself.
+    much. ``losses`` are means of the last epoch, of the phase where it was largest; null without training. ``compute``
+    is there under a budget of it, ``own_updates`` where the learner took steps of optimizers by itself.
     """
 
+    losses: NotRequired[list[float | None]]
     ledger: list[BoundaryLedger]
     exemplars: list[int]
     given_up: list[int]

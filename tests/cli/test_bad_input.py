@@ -71,6 +71,41 @@ BAD = {
     "too many new classes": ((*RUN, "stream.increment=11"), "stream.increment is 11", "1 to 10"),
     "key that was taken away": ((*RUN, "~trainer.epochs"), "trainer.epochs is missing", "whole number of 1 or more"),
     "no model head": ((*RUN, "model.head=cosin"), "head", "cosine"),
+    # values without meaning
+    "a rate below zero at the end": ((*RUN, "scheduler.minimum=-1"), "scheduler.minimum is -1", "0 or more"),
+    "a rate that rises to the end": ((*RUN, "scheduler.minimum=5"), "scheduler.minimum is 5", "optimizer.lr"),
+    "a negative factor": ((*RUN, "scheduler=multistep", "scheduler.gamma=-1"), "scheduler.gamma is -1", "above 0"),
+    "a negative milestone": ((*RUN, "scheduler=multistep", "scheduler.milestones=[-1]"), "is [-1]", "above 0"),
+    "a milestone of text": ((*RUN, "scheduler=multistep", "scheduler.milestones=[a]"), "is ['a']", "numbers"),
+    "a negative warm-up": ((*RUN, "scheduler.warmup=-1"), "scheduler.warmup is -1", "whole number of 0 or more"),
+    "no learning rate": ((*RUN, "optimizer.lr=null"), "optimizer.lr is None", "number of 0 or more"),
+    "a momentum of two": ((*RUN, "optimizer.momentum=2"), "optimizer.momentum is 2", "below 1"),
+    "a norm that is no number": ((*RUN, "trainer.clip_norm=nan"), "trainer.clip_norm is nan", "finite"),
+    "more threads than sense": ((*RUN, "trainer.threads=1000"), "trainer.threads is 1000", "cores"),
+    "one of several processors": ((*RUN, "device=cpu:7"), "device is 'cpu:7'", "cpu"),
+    "a hole larger than the image": ((*RUN, "stream.augment={cutout: 100}"), "stream.augment.cutout is 100", "8"),
+    "padding larger than the image": (
+        (*RUN, "stream.augment={crop_padding: 1000}"),
+        "stream.augment.crop_padding is 1000",
+        "8",
+    ),
+    "experiences without end": (
+        ("run", "stream=permuted_digits", "stream.experiences=100000"),
+        "stream.experiences is 100000",
+        "to 10000",
+    ),
+    "pictures without end": (("show", "stream=split_digits", "--count", "100000"), "--count is 100000", "at most 500"),
+    "batch norm on one image": (
+        (*RUN, "model=resnet18", "trainer.batch_size=1"),
+        "trainer.batch_size",
+        "more than 1 value",
+    ),
+    # what would be forgotten without a word
+    "a list of streams": (("run", "stream=[split_digits,split_mnist5k]"), "stream is [split_digits", "one name"),
+    "a list of strategies": ((*RUN, "strategy=[icarl,wa]"), "strategy is [icarl,wa]", "cil compare strategy=a,b"),
+    "a key twice": ((*RUN, "strategy=icarl", "strategy=wa"), "strategy is given twice, icarl and wa", "leave one out"),
+    "a key of adapters": ((*RUN, "adaptation.batch_size=3"), "adaptation.batch_size is read with an adapter", "tent"),
+    "images of no evaluation": ((*RUN, "anytime.images=5"), "anytime.images is 5", "anytime.every"),
     # budgets
     "bytes without a limit": ((*RUN, "budget=bytes"), "budget.limit is missing", "budget.limit=8000000"),
     "a limit without bytes": ((*RUN, "budget.limit=1000"), "budget.limit is 1000", "budget=bytes budget.limit=1000"),
@@ -149,6 +184,8 @@ BAD = {
         "'icarl'",
     ),
     "check: options alone": (("check", "strategy.size=64"), "cil check needs a strategy", "module:Class"),
+    "check: an option": (("check", "icarl", "--foo"), "no option '--foo'", "key=value"),
+    "check: the second name": (("check", "icarl", "nobody"), "no strategy 'nobody'", "known"),
     "check: unknown option": (("check", "ranpac", "strategy.siz=64"), "unknown key strategy.siz", "'strategy.size'"),
     "check: another key": (("check", "ranpac", "trainer.epochs=2"), "not 'trainer.epochs=2'", "strategy.KEY=VALUE"),
     "check: no class": (("check", "no_module:Mine"), "no_module:Mine", "cannot be imported"),
@@ -181,7 +218,8 @@ def test_what_is_not_the_users_fault_ends_with_1(cil, monkeypatch):
     monkeypatch.setattr("cil.cli.run.execute", broken)
     said = cil("run", *DIGITS)
     assert said.code == 1
-    assert said.line == "cil: RuntimeError: a bug (CIL_TRACEBACK=1 shows where)"
+    assert said.line.startswith("cil: RuntimeError: a bug (") and "test_bad_input.py:" in said.line
+    assert said.line.endswith(", in broken); CIL_TRACEBACK=1 shows how it came there")
 
 
 def test_a_wrong_key_is_told_without_importing_torch(tmp_path):

@@ -94,3 +94,29 @@ def test_any_strategy_may_leave_notes(tmp_path, caplog):
 
     run = package.plan(Mine, package.class_incremental("digits", increment=5), "smallconv")
     assert run.work.warnings() == ["mine is slow"]
+
+
+def test_exemplars_for_fewer_than_all_classes_are_worth_a_note():
+    (note,) = notes("strategy=icarl", "budget.exemplars=9")
+    assert note == (
+        "icarl: budget.exemplars=9 leaves 0 exemplars for 10 classes after the last experience, so 10 of them or more "
+        "have none; raise it to 10 or more"
+    )
+    (note,) = notes("strategy=icarl", "budget=bytes", "budget.limit=21400")
+    assert note.startswith("icarl: budget.limit=21,400 leaves ") and note.endswith("have none; raise it")
+    run = build(compose([*DIGITS, "strategy=icarl", "budget.exemplars=9"]))
+    assert run.work.bills()["warnings"] == run.work.warnings()  # so that the record has them
+    assert notes("strategy=icarl", "budget.exemplars=0") == []  # as asked for
+
+
+def test_a_budget_that_does_not_bind_is_worth_a_note():
+    every, unused = notes("strategy=replay", "budget=bytes", "budget.limit=1000000")
+    assert every.startswith("replay: budget.limit=1,000,000 does not bind, every one of 1,438 training images is kept")
+    assert "% of budget.limit=1,000,000 is unused" in unused
+
+
+def test_settings_that_are_seldom_meant_are_worth_a_note():
+    (note,) = notes("strategy=finetune", "optimizer.lr=0")
+    assert note.startswith("optimizer.lr is 0")
+    (note,) = notes("strategy=finetune", "scheduler.warmup=1000", "trainer.epochs=2")
+    assert note.startswith("scheduler.warmup=1000 is not over when trainer.epochs=2 are")

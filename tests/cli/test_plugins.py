@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
 
-from cil.cli import names
+from cil import plugins
 from cil.cli.compose import compose
 from cil.cli.grid import expand
 from cil.strategies import registry
@@ -46,9 +47,9 @@ def acme(tmp_path, monkeypatch):
         "[cil.codecs]\nzip = acme_one:Zip\n"
     )
     monkeypatch.syspath_prepend(str(site))
-    names.plugin_points.cache_clear()
+    plugins.points.cache_clear()
     yield
-    names.plugin_points.cache_clear()
+    plugins.points.cache_clear()
     registry._STRATEGIES.pop("bare", None)
     sys.modules.pop("acme_one", None)
 
@@ -116,7 +117,8 @@ def test_what_breaks_every_rule_alike_is_said_once(cil, tmp_path):
     said = cil("check", "my_fault:Mine")
     assert said.code == 1
     messages = [line.partition(": ")[2] for line in said.out.splitlines()[:-1]]
-    assert len(messages) == said.out.count("BROKEN") and messages.count("ValueError: no such thing") == 1
+    assert len(messages) == said.out.count("BROKEN") and said.out.count("BROKEN") == len(messages)
+    assert messages[0].startswith("ValueError: no such thing (") and "my_fault.py:" in messages[0]
     assert messages.count("the same") >= len(messages) - 2  # one rule names the case that broke it
     sys.modules.pop("my_fault")
 
@@ -127,3 +129,91 @@ def test_an_edited_strategy_is_another_run(cil, tmp_path):
         assert cil("run", "strategy=my_edit:Mine", "strategy.alpha=1", *DIGITS).code == 0
     assert len(list(tmp_path.glob("runs/*/*"))) == 2
     sys.modules.pop("my_edit")
+
+
+# packages that are not as they should be ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def careless(acme, tmp_path, monkeypatch):
+    """Beside acme: packages with entry points that are malformed, unreadable, taken, or end the command."""
+    site = tmp_path / "careless"
+    for name, text in {
+        "odd": "[cil.strategies]\nspaced = my idea!\nacme = odd_one:Other\nwa = odd_one:Other\n"
+        "function = odd_one:idea\n",
+        "stops": "[cil.strategies]\nstops = odd_stops:Idea\n[cil.codecs]\nboom = odd_boom:Codec\n",
+    }.items():
+        info = site / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(text)
+    (site / "odd_one.py").write_text("def idea(net, budget): ...\n\n\nclass Other: ...\n")
+    (site / "odd_stops.py").write_text("import sys\n\nsys.exit(0)\n")
+    (site / "odd_boom.py").write_text("x = 1\nraise RuntimeError('boom')\n")
+    monkeypatch.syspath_prepend(str(site))
+    plugins.points.cache_clear()
+    return site
+
+
+def test_a_careless_package_is_named_and_breaks_nothing_else(careless, cil):
+    said = cil("run", "stream=split_digits", "strategy=wa", "--dry-run", "progress=false")
+    assert said.code == 0
+    notes = said.err.splitlines()
+    assert all(line.startswith("cil: note: entry point cil.strategies: ") for line in notes) and len(notes) == 3
+    assert "spaced = my idea! of odd is malformed and left out; it must be module:object" in said.err
+    assert "acme of odd is left out: acme-cil has that name too" in said.err.replace(" = odd_one:Other", "") or (
+        "of acme-cil is left out: odd has that name too" in said.err
+    )
+    assert "wa = odd_one:Other of odd is left out: wa is built in; give it another name" in said.err
+
+
+def test_a_module_that_ends_the_command_is_an_error_by_name(careless, cil, tmp_path):
+    for arguments in (("run", "strategy=stops", "stream=split_digits"), ("check", "stops")):
+        said = cil(*arguments)
+        assert said.code == 2
+        assert (
+            f"sys.exit(0) was called, which ends the whole command ({careless}/odd_stops.py:3, in <module>)" in said.err
+        )
+    said = cil("run", "strategy=replay", "stream=split_digits", "strategy.codec=boom", "--dry-run")
+    assert said.code == 2 and f"RuntimeError: boom ({careless}/odd_boom.py:2, in <module>)" in said.err
+    said = cil("check", "function")
+    assert said.code == 2 and "odd_one:idea, which is no class of Strategy" in said.err
+
+
+BUG = """
+from cil.strategies import Strategy
+
+
+class Mine(Strategy):
+    def loss(self, batch):
+        self.{what}
+
+
+def idea(make_net, budget):
+    return 3
+"""
+
+
+def test_a_bug_in_a_loss_names_its_file_and_line(cil, tmp_path, monkeypatch):
+    run = (
+        "run",
+        "stream=split_digits",
+        "trainer.max_steps=1",
+        "trainer.epochs=1",
+        "progress=false",
+        "trainer.threads=1",
+    )
+    for module, what, words in (
+        ("own_bug", "nothing", "AttributeError: 'Mine' object has no attribute 'nothing'"),
+        ("own_exit", "net; raise SystemExit(0)", "sys.exit(0) was called, which ends the whole command"),
+    ):
+        (tmp_path / f"{module}.py").write_text(BUG.format(what=what))
+        monkeypatch.syspath_prepend(str(tmp_path))
+        said = cil(*run, f"strategy={module}:Mine", f"run_dir={module}")
+        place = f"({tmp_path}/{module}.py:7, in loss)"
+        assert said.code != 0 and f"{words} {place}" in said.line
+        assert place in json.loads((tmp_path / module / "record.json").read_text())["error"]
+    said = cil(*run, "strategy=own_bug:idea")
+    assert said.code == 2 and "strategy" in said.line and "own_bug" in said.line and "class" in said.line
+    said = cil("check", "own_bug:idea")
+    assert said.code == 2 and "own_bug:idea" in said.line and "class" in said.line

@@ -83,6 +83,8 @@ def test_what_a_table_lacks_is_said(csv_root):
     assert "line 2 has no value for 'label'" in refused(csv_root, **source)
     file.write_text("image,label\n")
     assert "has no rows" in refused(csv_root, **source)
+    file.write_text("image,label\na.png,cat,dog\n")
+    assert "line 2 has more cells than the header" in refused(csv_root, **source)
     file.write_bytes(b"image,label\n\xff\xfe,a\n")
     assert "cannot be read as a table" in refused(csv_root, **source)
     assert "put a table of images and labels there" in refused(csv_root, type="csv", file="pets/none.csv")

@@ -291,19 +291,19 @@ def test_learning_rate_decay_and_milestones_of_a_phase_replace_those_of_the_reci
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"epochs": 0}, "trainer.epochs is 0; it must be 1 or more"),
+        ({"epochs": 0}, "trainer.epochs is 0; it must be a whole number of 1 or more"),
         ({"batch_size": 0}, "trainer.batch_size is 0"),
         ({"accumulate": 0}, "trainer.accumulate is 0"),
-        ({"max_steps": 0}, "trainer.max_steps is 0; it must be 1 or more, or null"),
+        ({"max_steps": 0}, "trainer.max_steps is 0; it must be a whole number of 1 or more, or null"),
         ({"first": {"rate": 1}}, "trainer.first has no key ['rate']; it has: epochs, batch_size, lr, weight_decay"),
         ({"first": {"schedule": "cosine", "milestones": [60]}}, "trainer.first.milestones is [60]; each is a whole"),
         ({"optimizer": partial(torch.optim.SGD, lr=math.nan)}, "optimizer.lr is nan; it must be finite"),
-        ({"optimizer": partial(torch.optim.SGD, lr=-0.1)}, "optimizer.lr is -0.1; it must be 0 or more"),
+        ({"optimizer": partial(torch.optim.SGD, lr=-0.1)}, "optimizer.lr is -0.1; it must be a number of 0 or more"),
         ({"optimizer": partial(torch.optim.Adam, betas=(0.9, math.inf))}, "optimizer.betas is (0.9, inf)"),
         ({"scheduler": partial(cosine, minimum=math.inf)}, "scheduler.minimum is inf; it must be finite"),
         ({"first": {"lr": math.nan}}, "trainer.first.lr is nan; it must be finite"),
-        ({"first": {"weight_decay": -1.0}}, "trainer.first.weight_decay is -1.0; it must be 0 or more"),
-        ({"first": {"schedule": "linear"}}, "trainer.first.schedule is 'linear'; allowed: constant, cosine, null"),
+        ({"first": {"weight_decay": -1.0}}, "trainer.first.weight_decay is -1.0; it must be a number of 0 or more"),
+        ({"first": {"schedule": "linear"}}, "trainer.first.schedule is 'linear'; did you mean 'cosine'?"),
     ],
 )
 def test_a_recipe_that_cannot_be_followed_is_refused(given, says):

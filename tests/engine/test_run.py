@@ -394,7 +394,7 @@ def test_the_record_has_every_result_of_the_design(finished):
         "accuracy_matrix", "accuracy_matrix_task_aware", "accuracy_curve", "average_incremental_accuracy",
         "last_accuracy", "average_accuracy", "forgetting", "backward_transfer", "forward_transfer", "class_counts",
         "ledger", "exemplars", "given_up", "over_budget", "flops", "seconds", "peak_training_bytes",
-        "peak_parameters", "bills",
+        "peak_parameters", "bills", "losses",
     }  # fmt: skip
     for name in ("accuracy_matrix", "accuracy_matrix_task_aware"):
         matrix = results[name]
@@ -410,6 +410,7 @@ def test_the_record_has_every_result_of_the_design(finished):
     assert isinstance(results["backward_transfer"], float)
     assert results["forward_transfer"] is None
     assert results["class_counts"] == [4] * 6
+    assert len(results["losses"]) == 3 and all(loss > 0 for loss in results["losses"])
     assert results["exemplars"] == [6, 4, 6]
     assert results["over_budget"] == [None] * 3
 
@@ -540,7 +541,7 @@ def test_threads_device_and_precision_stand_in_the_identity(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"boundary": "thread"}, "boundary is 'thread'; allowed: inline, process"),
+        ({"boundary": "thread"}, "boundary is 'thread'; known: inline, process"),
         ({"keep": "first"}, "checkpoint.keep is 'first'; "),
     ],
 )

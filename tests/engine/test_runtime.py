@@ -28,7 +28,7 @@ def no_gpu(monkeypatch):
         ({"device": "mps"}, "device is 'mps' but torch has no Metal device here; set device=cpu"),
         ({"precision": "fp8"}, "trainer.precision is 'fp8'; did you mean"),
         ({"precision": "fp16"}, "trainer.precision is 'fp16', which needs a GPU; on device=cpu set bf16 or fp32"),
-        ({"threads": 0}, "trainer.threads is 0; it must be 1 or more"),
+        ({"threads": 0}, "trainer.threads is 0; it must be a whole number of 1 or more"),
     ],
 )
 @pytest.mark.usefixtures("no_gpu")

@@ -468,6 +468,6 @@ def test_rules_of_other_packages_need_what_they_were_registered_with_and_else_fe
 
     registered = register_selection("theirs", needs="logits")(lambda seen, count, generator: seen.slots[:count])
     points = [SimpleNamespace(name="plain", load=lambda: plain), SimpleNamespace(name="alias", load=lambda: registered)]
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points)
+    monkeypatch.setattr(selections, "points", lambda group: points)
     assert [selection(name).needs for name in ("plain", "alias")] == ["features", "logits"]
     assert choose("plain", FIVE, 2) == [0, 1]

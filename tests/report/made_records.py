@@ -31,7 +31,7 @@ def stream(order: list[int], **changes: Any) -> dict[str, Any]:
         "experiences": 2,
         "classes": ["ant", "bee", "cat", "dog"],
         "new_slots": [[0, 1], [2, 3]],
-        "train_counts": [20, 20],
+        "train_counts": [200, 200],
         "image_shape": [3, 8, 8],
         "fingerprint": "f" + "".join(map(str, order)) * 16,
         "data": "no official checksum known",

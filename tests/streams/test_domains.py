@@ -200,12 +200,16 @@ def test_what_is_missing_is_named(folders, written, tmp_path):
     written.write_text(text + "photo/train/cat/0.png,cat\n")
     with pytest.raises(DataError, match=r"table.csv line \d+ has no value for 'domain'"):
         domain_files(written, size=8)
+    for other in ("dog,photo,train", "cat,sketch,test"):
+        written.write_text(f"{text}photo/train/../train/cat/0.png,{other}\n")
+        with pytest.raises(DataError, match=r"cat/0.png in line \d+ and in line \d+; name each image once"):
+            domain_files(written, size=8)
     written.write_bytes(text.encode() + b"caf\xe9.png,cat,photo,train\n")
     with pytest.raises(DataError, match=r"cannot be read as a table: .* save it as UTF-8"):
         domain_files(written, size=8)
     written.write_text(text, encoding="utf-8-sig")  # as spreadsheets do
     assert len(domain_files(written, size=8)) == 2
-    written.write_text(text + "photo/train/cat/0.png,emu,photo,train\n")
+    written.write_text(text + "photo/train/emu/0.png,emu,photo,train\n")
     with pytest.raises(DataError, match="class 'emu' has no"):
         domain_files(written, size=8)
 

@@ -346,7 +346,7 @@ def test_locks_are_files_beside_the_manifest_or_in_the_data_root(tmp_path):
     write_lock(lock_path(shipped, tmp_path), lock)
     assert known_lock(shipped, tmp_path) == lock and list(json.loads(lock_text(lock))["tasks"]) == ["a", "b"]
     assert read_lock(own.with_suffix(".none")) == {}
-    for text in ("{}", '{"tasks": {"a": 3}}', "[]"):
+    for text in ("{}", '{"version": 99, "tasks": {}}', '{"tasks": {"a": 3}}', "[]"):
         lock_path(own).write_text(text)
         with pytest.raises(StreamError, match=r"mine\.lock\.json is no lock file"):
             known_lock(own)

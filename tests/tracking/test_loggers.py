@@ -11,6 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from cil import plugins
 from cil.errors import ConfigError
 from cil.tracking import FileLogger, Logger, Loggers, Record, build_loggers
 from cil.tracking.progress import ProgressLogger
@@ -140,6 +141,7 @@ def test_a_logger_of_another_package_is_found_by_its_entry_point(tmp_path, monke
         "    def finish(self, status): pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    plugins.points.cache_clear()
     assert type(build_loggers("paper").sinks[0]).__name__ == "PaperLogger"
     with pytest.raises(ConfigError, match="paper"):
         build_loggers("nothing")

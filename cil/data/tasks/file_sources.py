@@ -49,15 +49,25 @@ def read_table(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
     """Names of the columns and the rows of a ``.csv`` file, all text; None for what a short row lacks.
 
     Raises:
-        DataError: where it is no text, or no table.
+        DataError: where it is no text, no table, has no rows, or a row has more cells than there are columns.
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
             reader = csv.DictReader(opened)
             rows = list(reader)
-            return list(reader.fieldnames or []), rows
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read as a table: {error}; save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{file} cannot be read as a table: {error.strerror}") from None
+    header = list(reader.fieldnames or [])
+    if not rows:
+        raise DataError(f"{file} has no rows{' below its header' if header else ''}")
+    for line, row in enumerate(rows, start=2):
+        if any("\0" in str(cell) for cell in row.values()):
+            raise DataError(f"{file} line {line} has a NUL character; save it as UTF-8 text")
+        if None in row:
+            raise DataError(f"{file} line {line} has more cells than the header; quote what has a comma in it")
+    return header, rows
 
 
 def column_of(file: Path, rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
@@ -78,8 +88,6 @@ def csv_table(source: Mapping[str, Any], access: Access) -> ExampleTable:
     if not file.is_file():
         raise DataError(f"{file} does not exist; put a table of images and labels there{origin_hint(source)}")
     header, rows = read_table(file)
-    if not rows:
-        raise DataError(f"{file} has no rows")
 
     def column(name: str) -> list[str]:
         if name not in header:

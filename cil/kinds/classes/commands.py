@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from cil.cli.formats import bar, data_of, numbers, percent
-from cil.cli.names import NOT_THE_RUN
+from cil.cli.names import NOT_THE_RUN, key_of
 from cil.errors import ConfigError
 from cil.kinds.command_line import find_kind
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from cil.streams import Stream
     from cil.tracking import Record
 
+_say = logging.getLogger("cil")
 SHOWN = 20  # classes of a class order
 
 
@@ -41,6 +43,11 @@ class StrategyCommands:
                 f"stream '{stream.name}' has images that shift and no classes that arrive: choose an adapter for it, "
                 f"as in adapter=tent, or a class-incremental stream for strategy={job.method}"
             )
+        method: Any = strategy.func
+        ignored = method.ignored_keys(config["strategy"]) if hasattr(method, "ignored_keys") else {}
+        for key in map(key_of, job.overrides):
+            if key in ignored:
+                _say.warning(f"{key} does nothing with strategy={job.method}, which has {ignored[key]} in its place")
         kept = {key: value for key, value in config.items() if key not in NOT_THE_RUN}
         return plan(
             strategy, stream, model_of(config), budget_of(job, stream), recipe=recipe_of(config),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
+from math import log
 
 from cil.report.grids import Grid, Line
 from cil.report.grouping import Group
 from cil.report.labels import labels_of
-from cil.report.rows import Note, Row, beside, caps, largest, left_out, marked
+from cil.report.rows import Note, Row, beside, budget_notes, caps, largest, left_out, marked
 from cil.report.runs import RunSummary
 
 AVERAGE, LAST, FORGETTING = "average_incremental_accuracy", "last_accuracy", "forgetting"
@@ -62,14 +64,46 @@ def _row(group: Group, label: str, planner: bool, least: int | None) -> Row:
     notes = [
         *_status_notes(group, runs),
         *_memory_notes(first, runs, least),
+        *budget_notes(runs),
         *beside(runs, len(first.stream.get("classes") or ())),
     ]
+    diverged = [run for run in runs if diverged_at(run) is not None]
+    if diverged:
+        notes.append(_diverged_note(diverged, runs))
+        standing = "unranked" if len(diverged) == len(runs) and standing == "ranked" else standing
     if planner:
         notes.append(Note("uses horizon", "uses the horizon: was told the length of the stream"))
     if excess and not first.bound:
         notes.append(Note("over budget", f"over budget, so not ranked: {excess}"))
     notes += [note for cap in caps(runs) for note in cap.notes]
     return Row(label, group, standing, tuple(notes))
+
+
+def diverged_at(run: RunSummary) -> int | None:
+    """The first experience after which answers were no better than chance, with a loss far above that of chance.
+
+    Far: 100 times the cross-entropy of equal scores, ln C, for C classes; no better: less than 1.5 / C are right.
+    """
+    new, losses, curve = (run.stream.get("new_slots") or (), run.result("losses") or (), run.result("accuracy_curve"))
+    for index, (count, loss, accuracy) in enumerate(zip(accumulate(map(len, new)), losses, curve or (), strict=False)):
+        if loss is None or accuracy is None or count < 2:
+            continue
+        if loss > 100 * log(count) and accuracy <= 150 / count:
+            return index
+    return None
+
+
+def _diverged_note(diverged: Sequence[RunSummary], runs: Sequence[RunSummary]) -> Note:
+    run = diverged[0]
+    index = diverged_at(run) or 0
+    loss, accuracy = run.result("losses", index), run.result("accuracy_curve", index)
+    some = "" if len(diverged) == len(runs) else f"{len(diverged)} of {len(runs)} "
+    ranked = "" if some else ", so not ranked"
+    return Note(
+        f"{some}diverged",
+        f"{some}diverged{ranked}: seed {run.seed} had a loss of {loss:,.0f} and {accuracy:.1f} % after experience "
+        f"{index}",
+    )
 
 
 def _status_notes(group: Group, runs: Sequence[RunSummary]) -> Iterable[Note]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cil import metrics
 from cil.report.grouping import Group
-from cil.report.rows import Note, Row, beside, caps, incomplete, marked
+from cil.report.rows import Note, Row, beside, budget_notes, caps, incomplete, marked
 from cil.report.runs import RunSummary, dig
 from cil.report.verdicts import Score
 
@@ -128,11 +128,12 @@ def task_rows(
 def _row(group: Group, label: str, split: str, tasks: int) -> TaskRow:
     bound = group.first.bound
     notes = [Note("bound", "a bound, kept out of the verdict and of the front")] if bound else []
-    notes += (
-        incomplete(group)
-        + beside(group.finished, len(group.first.stream.get("classes") or ()))
-        + [note for cap in caps(group.finished) for note in cap.notes]
-    )
+    notes += [
+        *incomplete(group),
+        *budget_notes(group.finished),
+        *beside(group.finished, len(group.first.stream.get("classes") or ())),
+        *(note for cap in caps(group.finished) for note in cap.notes),
+    ]
     return TaskRow(label, group, "bound" if bound else "ranked", tuple(notes), split, tasks)
 
 

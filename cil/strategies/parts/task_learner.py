@@ -152,6 +152,12 @@ class TaskLearner(Strategy):
         self.recipe = TaskRecipe.of(search, method_name(self))
         self.searches = self.recipe.trials > 0
 
+    @classmethod
+    def ignored_keys(cls, hyperparameters: Mapping[str, Any]) -> dict[str, str]:
+        search = {**SEARCH, **(hyperparameters.get("search") or {})}
+        found = {"trainer.epochs": "strategy.search.steps", "trainer.batch_size": "strategy.search.batch_size"}
+        return found | ({"optimizer.lr": "strategy.search.lr"} if search["trials"] else {})
+
     def build_net(self) -> nn.Module:
         """One backbone, and a head for each task."""
         return TaskNet(self.make_net("linear"))

@@ -226,10 +226,10 @@ def test_runs_that_all_lack_results_are_a_table_without_sections(run):
 
 
 def test_exemplar_free_rows_below_the_limit_are_marked(run):
-    budget = byte_budget(1_500_000)
+    budget = byte_budget(1_100_000)
     found = rows(table([run("lwf", exemplars=0, budget=budget), run("wa", exemplars=100, budget=budget)]))
     assert [note.mark for note in found["lwf"].notes] == ["uses less"]
-    assert found["lwf"].notes[0].text == "uses less: no exemplars, 500,000 bytes below the limit"
+    assert found["lwf"].notes[0].text == "uses less: no exemplars, 100,000 bytes below the limit"
     assert found["wa"].notes == ()
 
 
