@@ -128,7 +128,7 @@ class Arrays(Mapping[str, Array]):
     def _read(self, line: Mapping[str, Any]) -> bytes:
         path = self.directory / FOLDER / line["file"]
         try:
-            data = path.read_bytes()
+            data: bytes = path.read_bytes()
         except OSError as error:
             raise RecordError(f"cannot read {path}: {error.strerror}; restore it") from error
         if hashlib.sha256(data).hexdigest() != line["sum"]:
