@@ -26,6 +26,7 @@ import safetensors.torch
 import torch
 
 from cil.contract import Holder, Phase, Search, Settings
+from cil.contract.frozen import BOOKKEEPING
 from cil.data import Samples
 
 L = TypeVar("L", bound=Holder)
@@ -69,9 +70,13 @@ _installed = False
 
 
 def hooks_of(base: type[Holder]) -> tuple[str, ...]:
-    """Names of all public methods of a base class of learners, but ``phases``, whose parts are watched one by one."""
+    """Names of all public methods of a base class of learners.
+
+    Without ``phases``, whose parts are watched one by one, and what no learner may override.
+    """
+    left = ("phases", *BOOKKEEPING)
     named = (name for kind in base.__mro__ for name, value in vars(kind).items() if inspect.isfunction(value))
-    return tuple(dict.fromkeys(name for name in named if not name.startswith("_") and name != "phases"))
+    return tuple(dict.fromkeys(name for name in named if not name.startswith("_") and name not in left))
 
 
 @contextmanager

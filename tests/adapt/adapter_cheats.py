@@ -243,7 +243,11 @@ class Case:
 
 CASES = [
     Case(ResetsWhenFresh, "where_a_domain_begins_is_not_known", "not kept is age (int)"),
-    Case(KeepsImagesInAClosure, "where_a_domain_begins_is_not_known", "answered otherwise than in one segment"),
+    Case(
+        KeepsImagesInAClosure,
+        "where_a_domain_begins_is_not_known",
+        "is a function with a Tensor in it that was not kept",
+    ),
     Case(ChangesLater, "where_a_domain_begins_is_not_known", "answered otherwise than in one segment"),
     Case(SeesWhatIsToCome, "later_images_are_not_known", "with other images later on"),
     Case(PeeksInLargeBatches, "labels_and_domains_are_not_looked_at", "its answers follow the labels"),
@@ -251,7 +255,7 @@ CASES = [
     Case(HelpedByAGlobal, "what_was_not_kept_cannot_help", "with a process for each segment and in one process"),
     Case(RemembersAcrossAReset, "a_reset_leaves_nothing", "it answers by what it met before"),
     Case(RemembersTheLastBatch, "a_reset_leaves_nothing", "it answers by what it met before"),
-    Case(HidesBytes, "the_ledger_is_the_checkpoint", "the ledger says"),
+    Case(HidesBytes, "the_ledger_is_the_checkpoint", "what is carried are plain tensors"),
     Case(DrawsFromNowhere, "same_seed_same_bits", "twice with the same seed"),
     Case(CountsInSecret, "a_resumed_run_ends_where_the_straight_run_ends", "interrupted at batch"),
     Case(ScoresTooFew, "each_class_is_scored", "gave scores (10, 3) in place of (10, 4)"),

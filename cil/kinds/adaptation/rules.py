@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -132,21 +132,12 @@ def _first_difference(one: Tensor, other: Tensor) -> int | None:
 
 def the_images_are_left_as_they_are(subject: AdapterSubject) -> None:
     """What it is handed is not changed, and what it hands back is not changed later."""
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen = list[tuple[Tensor, Tensor]]()
 
     def remembering(make: Callable[..., Adapter]) -> Callable[..., Adapter]:
         def made(*args: object) -> Adapter:
             adapter = make(*args)
-            work = adapter.adapt_and_predict
-
-            def adapt_and_predict(images: Tensor) -> Tensor:
-                before = images.clone()
-                scores = work(images)
-                demand(equal(before, images), "adapt_and_predict changed the images that it was handed")
-                seen.append((scores, scores.detach().clone()))
-                return scores
-
-            adapter.adapt_and_predict = adapt_and_predict  # type: ignore[method-assign]
+            object.__setattr__(adapter, "adapt_and_predict", _Remembering(adapter.adapt_and_predict, seen))
             return adapter
 
         return made
@@ -154,6 +145,21 @@ def the_images_are_left_as_they_are(subject: AdapterSubject) -> None:
     with subject.fresh(wrap=remembering):
         for scores, then in seen:
             demand(equal(scores.detach(), then), "scores that were handed back changed later")
+
+
+@dataclass
+class _Remembering:
+    """``adapt_and_predict``, with its scores kept; an object, as a function with tensors in it is refused."""
+
+    work: Callable[[Tensor], Tensor]
+    seen: list[tuple[Tensor, Tensor]]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        before = images.clone()
+        scores = self.work(images)
+        demand(equal(before, images), "adapt_and_predict changed the images that it was handed")
+        self.seen.append((scores, scores.detach().clone()))
+        return scores
 
 
 RULES = (
