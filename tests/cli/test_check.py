@@ -46,7 +46,7 @@ def test_a_stream_is_met_and_says_the_kind_of_run(cil, monkeypatch):
     assert "a stream, not 'seed=1'" in cil("check", "finetune", "seed=1").line
 
 
-@pytest.mark.parametrize(("wrong", "says"), [("--foo", "has no option --foo"), ("replya", "replya")])
+@pytest.mark.parametrize(("wrong", "says"), [("--foo", "no option '--foo'"), ("replya", "replya")])
 def test_what_is_unknown_is_refused_before_anything_is_checked(cil, monkeypatch, wrong, says):
     monkeypatch.setattr("cil.testing.outcomes", lambda subject: pytest.fail("checked"))
     said = cil("check", "replay", wrong)
