@@ -116,8 +116,9 @@ def test_what_breaks_every_rule_alike_is_said_once(cil, tmp_path):
     (tmp_path / "my_fault.py").write_text(code)
     said = cil("check", "my_fault:Mine")
     assert said.code == 1
-    messages = [line.partition(": ")[2] for line in said.out.splitlines()[:-1]]
-    assert len(messages) == said.out.count("BROKEN") and said.out.count("BROKEN") == len(messages)
+    broken, rules = said.out.splitlines()[:-1:2], said.out.splitlines()[1:-1:2]
+    assert all(line.startswith("BROKEN") for line in broken) and all("the rule:" in line for line in rules)
+    messages = [line.partition(": ")[2] for line in broken]
     assert messages[0].startswith("ValueError: no such thing (") and "my_fault.py:" in messages[0]
     assert messages.count("the same") >= len(messages) - 2  # one rule names the case that broke it
     sys.modules.pop("my_fault")
