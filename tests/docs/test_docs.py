@@ -195,6 +195,13 @@ def test_the_contract_names_every_rule():
     assert not [rule for rule in sorted(rules) if f"`{rule}`" not in page]
 
 
+def test_what_was_tried_names_tests_that_exist():
+    found = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?", (ROOT / "docs/trust.md").read_text())
+    assert len(found) > 100
+    for file, name in found:
+        assert f"def {name}(" in (ROOT / file).read_text() if name else (ROOT / file).exists(), f"{file}::{name}"
+
+
 def test_the_front_page_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
