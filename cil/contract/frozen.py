@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -30,8 +30,8 @@ class Frozen:
     """
 
     state: State
-    exemplars: int
-    beside: Beside
+    exemplars: int = 0
+    beside: Beside = field(default_factory=Beside)
 
     def ledger(self, training: Iterable[Entry] = ()) -> Ledger:
         """The bill, with the entries held in training only."""

@@ -12,6 +12,7 @@ from cil import metrics
 from cil.cli.build import build
 from cil.cli.compose import compose
 from cil.engine.anytime import Anytime, anytime_results
+from cil.engine.checkpoint import Checkpoints
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError, ContractError
 from cil.memory import Budget
@@ -19,6 +20,7 @@ from cil.streams import Gaussian, IBlurry, blurry, rotated_domains
 from cil.testing import toy_run, toy_stream, toy_tasks
 from cil.testing.compare import demand_same, difference
 from cil.testing.toy import toy_dataset, toy_factory
+from cil.tracking import Record
 
 
 def mixed():
@@ -112,8 +114,8 @@ def test_only_classes_that_were_in_a_batch_are_asked_for_and_answered(tmp_path):
 
 
 def _facts(folder, stream):
-    run = toy_run("replay", stream, folder)
-    return [run.checkpoints.facts(index) for index in range(len(stream))]
+    checkpoints = Checkpoints(folder, run=Record.load(folder).run)
+    return [checkpoints.facts(index) for index in range(len(stream))]
 
 
 def test_images_are_answered_before_they_are_learned_by_what_was_learned_before(tmp_path):
