@@ -287,7 +287,8 @@ class Run:
             _say.warning(sentence)
         if found.damage:
             done = self.checkpoints.done()
-            _say.warning(f"{self.run_dir}: goes on after boundary {done} of {before}; what was lost is made again")
+            lost = "what came after is trained again" if done < before else "earlier states that are damaged stay so"
+            _say.warning(f"{self.run_dir}: goes on after {done} of {before} trained boundaries; {lost}")
         if self.checkpoints.done() and "run" not in self.checkpoints.content(0):
             _say.warning(f"{self.run_dir} was begun before files had sums, so that damage in it is not noticed")
         return found

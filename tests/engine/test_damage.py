@@ -122,7 +122,7 @@ def test_damage_is_told_and_training_goes_on_from_the_boundary_before(killed, st
     damage, where = caplog.messages
     assert "experience-001.safetensors is damaged" in damage and "\n" not in damage
     back = 1 if keep == "all" else 0
-    assert where.endswith(f"goes on after boundary {back} of 2; what was lost is made again")
+    assert where.endswith(f"goes on after {back} of 2 trained boundaries; what came after is trained again")
 
 
 KINDS = {
