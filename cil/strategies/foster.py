@@ -12,7 +12,7 @@ from torch import Tensor
 from cil.contract import Phase
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
-from cil.models import BranchingNet, GrowingNet, LinearHead, NetFactory, freeze
+from cil.models import BranchingNet, GrowingNet, LinearHead, NetFactory, Output, freeze
 from cil.strategies.base import Strategy, check
 from cil.strategies.parts import distillation, store_exemplars
 from cil.strategies.parts.heads import align_rows
@@ -118,7 +118,7 @@ class FOSTER(Strategy):
         self.old_features = old_features
         self.align_teacher, self.align_student = align_teacher, align_student
         self.compression_epochs, self.compression_decay = compression_epochs, compression_decay
-        self.carries_teacher = keep == "teacher"
+        self.carries_teacher, self.answers_by = keep == "teacher", keep
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
         self.keep("boosted", None, kind="parameters" if self.carries_teacher else "temporary")
         self.keep("extra_head", None, kind="temporary")
@@ -210,6 +210,10 @@ class FOSTER(Strategy):
         answers = self.boosted if self.carries_teacher and self.boosted is not None else self.net
         logits: Tensor = answers(images).logits
         return logits
+
+    def further_answers(self, images: Tensor, output: Output) -> dict[str, Tensor]:
+        """The student beside the two backbones, by a pass of its own; only one of them is carried otherwise."""
+        return {"student": self.net(images).logits} if self.carries_teacher else {}
 
     def _survey(self) -> dict[str, int]:
         charge = super()._survey()
