@@ -52,8 +52,9 @@ class FrozenBackbone(Strategy):
                 f"strategy.first_head is '{self.first_head_kind}'; {nearest(self.first_head_kind, HEADS)}"
             )
         self.first_head = None
-        if signature.index and not is_frozen(self.net):
-            freeze(self.net)
+        if signature.index:
+            if not is_frozen(self.net):
+                freeze(self.net)
         elif self.trained:
             self.first_head = fresh_head(self, self.first_head_kind)
             self.first_head.grow(len(signature.new_slots))
