@@ -73,7 +73,9 @@ class FOSTER(Strategy):
         compression_decay: Weight decay in compression; >= 0.
         keep: The network that answers: the ``student``, or the ``teacher``, the two backbones of boosting, whose
             accuracy the reference code reports. The next experience starts from the student, so that ``teacher``
-            carries three backbones; the survey's convention charges the two that answer.
+            carries three backbones; the survey's convention charges the two that answer. Both networks are evaluated
+            where both are carried, with ``teacher``; with ``student`` the two of boosting are gone at the boundary,
+            and nothing can be said of them.
         selection, codec: See ``ExemplarMemory``. Chosen on the features of both backbones.
 
     Source:
@@ -212,7 +214,7 @@ class FOSTER(Strategy):
         return logits
 
     def further_answers(self, images: Tensor, output: Output) -> dict[str, Tensor]:
-        """The student beside the two backbones, by a pass of its own; only one of them is carried otherwise."""
+        """The student beside the two backbones, by a pass of its own."""
         return {"student": self.net(images).logits} if self.carries_teacher else {}
 
     def _survey(self) -> dict[str, int]:

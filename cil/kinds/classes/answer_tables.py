@@ -38,7 +38,7 @@ def answers_table(rows: Sequence[Row]) -> Titled | None:
     """A line for each row and a column for each answer; None where no row has several."""
     if not any(len(answers_of(row)) > 1 for row in rows):
         return None
-    heads = list(dict.fromkeys(name for row in rows for name in answers_of(row)))
+    heads = sorted({name for row in rows for name in answers_of(row)})
     return Titled("Answers", grid("strategy", [_line(row, heads) for row in rows if answers_of(row)]), NOTE)
 
 
