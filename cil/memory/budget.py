@@ -343,9 +343,10 @@ class Allowance:
             return f"carries {total:,} bytes ({self.convention}), budget.limit is {asked:,}{more}"
         if self.cap is not None and exemplars > self.cap:
             each = self.budget.per_class
-            asked = f"exemplars is {self.exemplars:,}" if each is None else f"per_class is {each:,}"
-            of = "" if each is None else f" ({self.exemplars:,} for {self.boundary.classes} classes)"
-            return f"carries {exemplars:,} exemplars, budget.{asked}{of}{more}"
+            allowed = f"exemplars is {self.exemplars:,}"
+            if each is not None:
+                allowed = f"per_class is {each:,} ({self.exemplars:,} for {self.boundary.classes} classes)"
+            return f"carries {exemplars:,} exemplars, budget.{allowed}{more}"
         return self._over_beside(ledger) or self._over_in_training(ledger)
 
     def _over_beside(self, ledger: Ledger) -> str | None:
