@@ -160,7 +160,7 @@ def plan(
     work = plugins.find("cil.kinds", stream.kind).work(
         stream=stream, make_learner=make, make_factory=networks(stream.image_shape, **nets), budget=budget,
         recipe=recipe, name=name, runtime=runtime, seed=options.seed, evaluation_batch=options.evaluation_batch,
-        anytime=anytime,
+        answers=options.answers, anytime=anytime,
     )  # fmt: skip
     facts = dict(facts or {})
     config = facts.pop("config", None) or {
@@ -275,6 +275,7 @@ def default_run_dir(identity: Mapping[str, Any], root: str | Path = "runs") -> P
     size = {
         "none": "unlimited",
         "exemplars": f"{budget['exemplars']}exemplars",
+        "per_class": f"{budget.get('per_class')}each",
         "bytes": f"{(budget['limits'] or [0])[-1]}bytes",
         "aligned": f"as-{budget['to']}-{budget['exemplars']}exemplars",
     }[budget["kind"]]

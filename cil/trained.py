@@ -162,7 +162,7 @@ def _learners_of(
     if not checkpoints.state(index).references:  # all weights are in the checkpoint
         nets["weights"] = None
     signatures = tuple(_signature(checkpoints.facts(i)["signature"]) for i in range(index + 1))
-    names = ("exemplars", "limits", "convention", "reserve", "scope", "enforce")
+    names = ("exemplars", "per_class", "limits", "convention", "reserve", "scope", "enforce")
     terms = {key: identity["budget"][key] for key in names if key in identity["budget"]}
     runtime = Runtime(device, identity["precision"])
     factory = networks(identity["stream"]["image_shape"], **nets)

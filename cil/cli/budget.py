@@ -123,6 +123,8 @@ def _words(budget: dict[str, Any]) -> str:
         return f"{_words({**budget, 'scope': 'carried'})}; as many more as incoming images are given up"
     if budget["kind"] == "exemplars":
         return f"{budget['exemplars']:,} exemplars"
+    if budget["kind"] == "per_class":
+        return f"{budget['per_class']:,} exemplars a class"
     limits = ", ".join(f"{limit:,}" for limit in budget["limits"])
     origin = ""
     if budget["kind"] == "aligned":

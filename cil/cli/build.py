@@ -135,8 +135,8 @@ def budget_of(job: Job, stream: Stream) -> Budget:
     terms = {key: given[key] for key in TERMS}
     if given["kind"] == "none":
         return Budget(**terms)
-    if given["kind"] == "exemplars":
-        return Budget(exemplars=given["exemplars"], **terms)
+    if given["kind"] in ("exemplars", "per_class"):
+        return Budget(**{given["kind"]: given[given["kind"]]}, **terms)
     if given["kind"] == "aligned":
         return _aligned_budget(job, stream, terms)
     limits = given["limit"] if isinstance(given["limit"], list) else [given["limit"]]

@@ -13,7 +13,12 @@ from cil.cli.names import METHODS, key_of, known, target_of
 from cil.cli.refusals import parse_overrides
 from cil.errors import ConfigError
 
-POINTS = {"exemplars": "budget.exemplars", "bytes": "budget.limit", "aligned": "budget.exemplars"}
+POINTS = {
+    "exemplars": "budget.exemplars",
+    "per_class": "budget.per_class",
+    "bytes": "budget.limit",
+    "aligned": "budget.exemplars",
+}
 
 
 @dataclass(frozen=True)

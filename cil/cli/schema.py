@@ -84,20 +84,28 @@ def _check_budget(budget: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"budget.limit is {limit} with budget.at={budget['at']}; a list goes with each, a number with end"
         )
-    if budget["exemplars"] is not None and kind in ("none", "bytes"):
+    if budget["per_class"] is not None and kind != "per_class":
+        each, other = budget["per_class"], budget["exemplars"]
+        beside = "" if other is None else f" with budget.exemplars={other}, and both count exemplars"
+        raise ConfigError(
+            f"budget.per_class is {each}, but budget={kind}{beside}; say budget=per_class budget.per_class={each}"
+        )
+    if budget["exemplars"] is not None and kind in ("none", "bytes", "per_class"):
         given = budget["exemplars"]
         raise ConfigError(
             f"budget.exemplars is {given}, but budget={kind}; say budget=exemplars budget.exemplars={given}"
         )
     if budget["exemplars"] is None and kind in ("exemplars", "aligned") and not budget["points"]:
         raise ConfigError(f"budget.exemplars is missing; budget={kind} needs it, as in budget.exemplars=200")
+    if budget["per_class"] is None and kind == "per_class" and not budget["points"]:
+        raise ConfigError("budget.per_class is missing; budget=per_class needs it, as in budget.per_class=20")
     if to is not None and kind != "aligned":
         raise ConfigError(f"budget.to is {to}, but budget={kind}; say budget=aligned budget.to={to}")
     if kind == "aligned" and to is None:
         raise ConfigError(
             "budget.to is missing; budget=aligned needs the strategy whose bytes it gives, as in budget.to=der"
         )
-    if budget["at"] == "each" and kind in ("none", "exemplars"):
+    if budget["at"] == "each" and kind in ("none", "exemplars", "per_class"):
         raise ConfigError(f"budget.at is each, but budget={kind} has no bytes; budget=bytes or aligned have")
     if budget["at"] == "each" and budget["scope"] != "carried":
         raise ConfigError(f"budget.at=each has a limit for each experience, budget.scope={budget['scope']} needs one")

@@ -21,12 +21,13 @@ def fit_warnings(bills: Sequence[Bill], budget: Budget, signatures: Sequence[Sig
     stored, classes = bills[-1].exemplars, signatures[-1].num_classes
     images = sum(sum(signature.counts.values()) for signature in signatures)
     limit = None if budget.limits is None else int(budget.limits[-1])
-    if budget.exemplars is None and limit is None:
+    if not budget.counts and limit is None:
         return
     if limit is not None and bills[-1].fixed[budget.convention] > limit:  # refused, with its bytes
         return
-    asked = f"budget.exemplars={budget.exemplars}" if limit is None else f"budget.limit={limit:,}"
-    if stored < classes and budget.exemplars != 0:
+    counted = "exemplars" if budget.per_class is None else "per_class"
+    asked = f"budget.{counted}={getattr(budget, counted)}" if limit is None else f"budget.limit={limit:,}"
+    if stored < classes and 0 not in (budget.exemplars, budget.per_class):
         yield (
             f"{name}: {asked} leaves {stored} exemplars for {classes} classes after the last experience, so "
             f"{classes - stored} of them or more have none; raise it{f' to {classes} or more' if limit is None else ''}"

@@ -64,6 +64,7 @@ class StrategyWork:
         runtime: Device and precision.
         seed: All random draws follow from it.
         evaluation_batch: Images a batch in evaluation.
+        answers: Which are evaluated, where a learner has several: ``all``, or its ``own`` alone.
         anytime: How often to evaluate inside experiences; None: not at all.
 
     Attributes:
@@ -81,6 +82,7 @@ class StrategyWork:
     runtime: Runtime
     seed: int = 0
     evaluation_batch: int = 500
+    answers: str = "all"
     anytime: Anytime | None = None
 
     batch_key = "trainer.batch_size"

@@ -76,7 +76,10 @@ def allowance(
     """What may be carried across the boundary after an experience of which ``taken`` is taken."""
     given_up = sum(signature.counts.values()) - sum(taken.counts.values())
     pixels = math.prod(signature.image_shape)
-    return Allowance(budget, NextBoundary(signature.index, given_up, pixels, final_bytes, side_bytes, in_advance))
+    boundary = NextBoundary(
+        signature.index, given_up, pixels, final_bytes, side_bytes, in_advance, signature.num_classes
+    )  # fmt: skip
+    return Allowance(budget, boundary)
 
 
 def sample_experience(experience: Experience, taken: Signature, generator: torch.Generator) -> Experience:

@@ -33,6 +33,7 @@ class RunOptions:
         keep: Which boundaries' states stay on disk: ``last``, ``all`` or ``best``.
         boundary: ``inline``, or ``process``: what is done at each boundary in a process of its own.
         evaluation_batch: Images a batch in evaluation.
+        answers: Which are evaluated where a learner has several: ``all``, or its ``own`` alone.
         group: Name of the runs that it belongs to on a dashboard.
         command: The command that asked for it, for readers of the record; None: not by a command.
     """
@@ -48,6 +49,7 @@ class RunOptions:
     keep: str = field(default="last", metadata={"key": "checkpoint.keep"})
     boundary: str = field(default="inline", metadata={"key": "boundary"})
     evaluation_batch: int = field(default=500, metadata={"key": "trainer.evaluation_batch"})
+    answers: str = field(default="all", metadata={"key": "trainer.answers"})
     group: str | None = field(default=None)
     command: str | None = field(default=None)
 

@@ -57,6 +57,7 @@ class Budget:
     Args:
         exemplars: Cap on the number of exemplars in all, the classic protocol; bytes are then reported, not equal.
         limits: Cap in bytes after each experience; the last one holds for all later ones.
+        per_class: Cap on the number of exemplars in all, so many for each class seen; in place of ``exemplars``.
         convention: ``exact``: every carried byte; ``survey``: as Zhou et al. 2024 count.
         reserve: With bytes: exemplars get what is left beside the learner's size ``now``, or its size at the ``final``
             boundary, so that a growing learner keeps their number constant (the survey's way).
@@ -91,13 +92,18 @@ class Budget:
     flops: float | None = None
     updates: int | None = None
     caps: Mapping[str, float] = field(default_factory=dict)
+    per_class: int | None = None
     alignment: Alignment | None = None
 
     def __post_init__(self) -> None:
         for key in (
             "convention", "reserve", "enforce", "scope", "exemplars", "training_bytes", "updates", "side_bytes",
+            "per_class",
         ):  # fmt: skip
             check_value(f"budget.{key}", getattr(self, key))
+        if self.per_class is not None and (self.exemplars is not None or self.alignment is not None):
+            given = f"budget.exemplars={self.exemplars}" if self.alignment is None else "a budget aligned to another"
+            raise ConfigError(f"budget.per_class is {self.per_class} beside {given}; both count exemplars: give one")
         if self.limits is not None and (not isinstance(self.limits, Sequence) or limits(list(self.limits))):
             raise ConfigError(f"budget.limit is {self.limits!r}; {limits([])}")
         for key, cap in ({"flops": self.flops} | {f"caps.{name}": cap for name, cap in self.caps.items()}).items():
@@ -120,15 +126,22 @@ class Budget:
 
     @property
     def kind(self) -> str:
-        """``aligned``, ``bytes``, ``exemplars`` or ``none``: the file of the configuration group."""
+        """``aligned``, ``bytes``, ``exemplars``, ``per_class`` or ``none``: the file of the configuration group."""
         if self.alignment is not None:
             return "aligned"
-        return "bytes" if self.limits is not None else "none" if self.exemplars is None else "exemplars"
+        if self.limits is not None:
+            return "bytes"
+        return "per_class" if self.per_class is not None else "none" if self.exemplars is None else "exemplars"
+
+    @property
+    def counts(self) -> bool:
+        """True if the number of exemplars is capped."""
+        return self.exemplars is not None or self.per_class is not None
 
     def description(self) -> dict[str, Any]:
         """The terms as the identity of a run says them: plain data."""
         terms = {key: value for key, value in asdict(replace(self, alignment=None)).items() if key != "alignment"}
-        for key, default in (("caps", {}), ("side_bytes", "auto")):
+        for key, default in (("caps", {}), ("side_bytes", "auto"), ("per_class", None)):
             if terms[key] == default:
                 del terms[key]
         terms["limits"] = None if self.limits is None else list(self.limits)
@@ -149,7 +162,7 @@ class Budget:
     @property
     def caps_side(self) -> bool:
         """True if what is carried beside networks and exemplars is capped: nothing else makes a learner pay for it."""
-        free = self.exemplars is not None or (self.limits is not None and self.convention == "survey")
+        free = self.counts or (self.limits is not None and self.convention == "survey")
         return free and self.side_bytes is not None
 
     def copy(self) -> Budget:
@@ -205,6 +218,7 @@ class NextBoundary:
         side_bytes: Bytes that may be carried beside networks and exemplars; None: any.
         in_advance: Images that later experiences will give up, held as exemplars from the first one on
             (``Strategy.in_advance``).
+        classes: Classes seen by then.
     """
 
     experience: int = 0
@@ -213,6 +227,7 @@ class NextBoundary:
     final_bytes: int | None = None
     side_bytes: int | None = None
     in_advance: int = 0
+    classes: int = 0
 
 
 class Allowance:
@@ -259,8 +274,9 @@ class Allowance:
 
     @property
     def exemplars(self) -> int | None:
-        """Exemplars that the user allows; None where they are not counted."""
-        return self.budget.exemplars
+        """Exemplars that the user allows at the next boundary; None where they are not counted."""
+        each = self.budget.per_class
+        return self.budget.exemplars if each is None else each * self.boundary.classes
 
     @property
     def limits(self) -> Sequence[int] | None:
@@ -326,7 +342,11 @@ class Allowance:
             asked = self.limit - self.extra * self.boundary.image_bytes
             return f"carries {total:,} bytes ({self.convention}), budget.limit is {asked:,}{more}"
         if self.cap is not None and exemplars > self.cap:
-            return f"carries {exemplars:,} exemplars, budget.exemplars is {self.exemplars:,}{more}"
+            each = self.budget.per_class
+            allowed = f"exemplars is {self.exemplars:,}"
+            if each is not None:
+                allowed = f"per_class is {each:,} ({self.exemplars:,} for {self.boundary.classes} classes)"
+            return f"carries {exemplars:,} exemplars, budget.{allowed}{more}"
         return self._over_beside(ledger) or self._over_in_training(ledger)
 
     def _over_beside(self, ledger: Ledger) -> str | None:
@@ -352,7 +372,8 @@ class Allowance:
         """
         over = self.over(ledger, exemplars)
         if over and self.budget.enforce != "report":
-            kinds, key = ledger.describe(self.convention), "budget.limit or budget.exemplars"
+            counted = "exemplars" if self.budget.per_class is None else "per_class"
+            kinds, key = ledger.describe(self.convention), f"budget.limit or budget.{counted}"
             if over == self._over_in_training(ledger):
                 kinds, key = f"{kinds}, {ledger.describe(lifetime='training')}", "budget.training_bytes"
             if over == self._over_beside(ledger):

@@ -25,6 +25,7 @@ HOW = (  # beginnings of keys that say how a run was computed, not what; what wa
     "trainer.snapshot_",
     "trainer.log_every",
     "trainer.evaluation_batch",
+    "trainer.answers",
 )
 Item = TypeVar("Item")
 
@@ -128,12 +129,15 @@ def by_budget(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def allowance(run: RunSummary) -> tuple[Any, ...]:
-    """Exemplars, bytes at each boundary and convention that a run may carry, in whatever words it was asked for."""
-    limits = run.budget.get("limits")
+    """Exemplars, bytes at each boundary and convention that a run may carry, in whatever words it was asked for.
+
+    Exemplars are their number, and that for each class.
+    """
+    limits, counted = run.budget.get("limits"), (run.budget.get("exemplars"), run.budget.get("per_class"))
     if limits is None:
-        return run.budget.get("exemplars"), None, None
+        return counted, None, None
     limits = limits[-1:] if all_equal(limits) else limits
-    return run.budget.get("exemplars"), tuple(limits), run.convention
+    return counted, tuple(limits), run.convention
 
 
 def _work(run: RunSummary) -> tuple[Any, Any]:
@@ -161,6 +165,8 @@ def budget_words(budget: dict[str, Any]) -> str:
         parts.append(f"aligned to {to}{on}, {words}" if to else words)
     if exemplars is not None:
         parts.append(f"{exemplars:,} exemplars")
+    if budget.get("per_class") is not None:
+        parts.append(f"{budget['per_class']:,} exemplars a class")
     if budget.get("flops") is not None:
         parts.append(f"{flops(budget['flops'])} FLOPs an experience")
     if budget.get("updates") is not None:
@@ -256,12 +262,13 @@ def _rank(run: RunSummary) -> tuple[Any, ...]:
 
 
 def _size(run: RunSummary) -> tuple[Any, ...]:
-    exemplars, limits, convention = allowance(run)
+    (exemplars, each), limits, convention = allowance(run)
     return (
-        exemplars is None and limits is None,
+        not run.counts_exemplars and limits is None,
         (limits or (0,))[-1],
         limits or (),
         exemplars or 0,
+        each or 0,
         convention or "",
     )
 

@@ -187,8 +187,8 @@ def budget_notes(runs: Sequence[RunSummary]) -> Iterator[Note]:
     first = next(iter(runs), None)
     if first is None or first.bound or not any(any(run.result("exemplars") or ()) for run in runs):
         return
-    limit, counted = first.limit, first.budget.get("exemplars")
-    if limit is None and counted is None:
+    limit = first.limit
+    if limit is None and not first.counts_exemplars:
         return
     stored = max(run.exemplars or 0 for run in runs)
     classes = sum(map(len, first.stream.get("new_slots") or ()))

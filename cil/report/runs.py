@@ -117,6 +117,11 @@ class RunSummary:
         return self.identity.get("budget") or {}
 
     @property
+    def counts_exemplars(self) -> bool:
+        """True if their number is capped, in all or for each class."""
+        return any(self.budget.get(key) is not None for key in ("exemplars", "per_class"))
+
+    @property
     def config(self) -> dict[str, Any]:
         return self.identity["config"] or {}
 

@@ -12,7 +12,7 @@ from cil.contract import Checks, Holder, Phase, Progress, Search
 from cil.contract.renamed import old_name
 from cil.data import Batch, Samples
 from cil.memory import Allowance, Budget
-from cil.models import NetFactory
+from cil.models import NetFactory, Output
 from cil.streams import Experience, Signature
 
 check = Checks("strategy")
@@ -35,6 +35,7 @@ class Strategy(Holder):
     transductive: ClassVar[bool] = False  # the answer to a test image may depend on the other test images
     holds_out: ClassVar[bool] = False  # leaves images out of its main phase, for a later one
     takes_task: ClassVar[bool] = False  # task-aware: answers ``predict(images, task)``
+    answers_by: str = "head"  # name of the answer that ``predict`` gives, where others stand beside it
     starts_from: ClassVar[str | None] = None  # origin of initial weights that are not those of ``make_net``
     searches: bool = False  # its trials need held-out data in every experience
     notes, findings = old_name("notes", "warnings"), old_name("findings", "diagnostics")
@@ -124,6 +125,17 @@ class Strategy(Holder):
         """Score each class seen: (N, C, H, W) float in [0, 1] to (N, num_classes). Default: the logits of the head."""
         logits: Tensor = self.net(images).logits
         return logits
+
+    def further_answers(self, images: Tensor, output: Output) -> Mapping[str, Tensor]:
+        """Scores of the same images, (N, num_classes), by other means that are carried, by name. Default: none.
+
+        They are counted beside ``predict``, which stays the answer. That by the nearest mean of exemplars comes by
+        itself where exemplars are carried.
+
+        Args:
+            output: What the network that ``predict`` asked last gave for these images.
+        """
+        return {}
 
     def accepts(self, signature: Signature) -> Mapping[int, int]:
         """Number of images that the learner takes of each slot of an experience. Default: all that arrive.

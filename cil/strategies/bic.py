@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cil.contract import Phase
 from cil.data import Batch, Samples
 from cil.memory import Budget, ExemplarMemory
-from cil.models import GrowingNet, NetFactory, frozen_copy
+from cil.models import GrowingNet, NetFactory, Output, frozen_copy
 from cil.strategies.base import Strategy, check
 from cil.strategies.parts import distillation, store_exemplars
 from cil.strategies.registry import register
@@ -62,6 +62,7 @@ class BiC(Strategy):
     """
 
     holds_out = True
+    answers_by = "corrected_head"
     memory: ExemplarMemory
     teacher: GrowingNet | None
     bias: BiasLayers
@@ -152,3 +153,6 @@ class BiC(Strategy):
         """Corrected logits: (N, ...) to (N, C)."""
         corrected: Tensor = self.bias(self.net(images).logits)
         return corrected
+
+    def further_answers(self, images: Tensor, output: Output) -> dict[str, Tensor]:
+        return {"head": output.logits}

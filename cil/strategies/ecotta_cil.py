@@ -13,7 +13,7 @@ from cil.contract import Phase
 from cil.data import Batch, Samples
 from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory, State
-from cil.models import Head, NetFactory, extract, frozen_copy
+from cil.models import Head, NetFactory, Output, extract, frozen_copy
 from cil.models.meta import GRAD_PATHS, GroupedNet, MetaNetworks, map_distance
 from cil.models.partition import cut_network
 from cil.strategies.base import check
@@ -155,6 +155,8 @@ class EcoTTACIL(FrozenBackbone):
         self.distillation, self.temperature = rehearsal if distillation is None else distillation, temperature
         self.scope = ("all" if rehearsal else "new") if scope == "auto" else scope
         self.answer = ("linear" if rehearsal else "ncm") if head == "auto" else head
+        by_mean = "nearest_mean" if rehearsal else "class_means"
+        self.answers_by = by_mean if self.answer == "ncm" else "head"
         self.old_rows_learn = rehearsal if train_old_head is None else train_old_head
         self.per_task, self.routing, self.consolidation = sharing == "per_task", routing, consolidation
         self.warmup_epochs, self.warmup_lr = warmup_epochs, warmup_lr
@@ -357,6 +359,9 @@ class EcoTTACIL(FrozenBackbone):
             scores.append((1 + self._answers(features)[:, slots]) / 2 if by_mean else logits.float().softmax(1))
             uncertainties.append(normalised_entropy(logits) if near is None else -near[:, slots].amax(1))
         return route(scores, torch.stack(uncertainties, 1), self.tasks)
+
+    def further_answers(self, images: Tensor, output: Output) -> dict[str, Tensor]:
+        return {"head": self.head(output.features)} if self.answers_by == "nearest_mean" else {}
 
     def _answers(self, features: Tensor) -> Tensor:
         means = self.means if self.sums is None else self.sums

@@ -12,7 +12,7 @@ from torch import Tensor
 from cil.contract import Phase
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
-from cil.models import BranchingNet, GrowingNet, LinearHead, NetFactory, freeze
+from cil.models import BranchingNet, GrowingNet, LinearHead, NetFactory, Output, freeze
 from cil.strategies.base import Strategy, check
 from cil.strategies.parts import distillation, store_exemplars
 from cil.strategies.parts.heads import align_rows
@@ -73,7 +73,9 @@ class FOSTER(Strategy):
         compression_decay: Weight decay in compression; >= 0.
         keep: The network that answers: the ``student``, or the ``teacher``, the two backbones of boosting, whose
             accuracy the reference code reports. The next experience starts from the student, so that ``teacher``
-            carries three backbones; the survey's convention charges the two that answer.
+            carries three backbones; the survey's convention charges the two that answer. Both networks are evaluated
+            where both are carried, with ``teacher``; with ``student`` the two of boosting are gone at the boundary,
+            and nothing can be said of them.
         selection, codec: See ``ExemplarMemory``. Chosen on the features of both backbones.
 
     Source:
@@ -118,7 +120,7 @@ class FOSTER(Strategy):
         self.old_features = old_features
         self.align_teacher, self.align_student = align_teacher, align_student
         self.compression_epochs, self.compression_decay = compression_epochs, compression_decay
-        self.carries_teacher = keep == "teacher"
+        self.carries_teacher, self.answers_by = keep == "teacher", keep
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
         self.keep("boosted", None, kind="parameters" if self.carries_teacher else "temporary")
         self.keep("extra_head", None, kind="temporary")
@@ -210,6 +212,10 @@ class FOSTER(Strategy):
         answers = self.boosted if self.carries_teacher and self.boosted is not None else self.net
         logits: Tensor = answers(images).logits
         return logits
+
+    def further_answers(self, images: Tensor, output: Output) -> dict[str, Tensor]:
+        """The student beside the two backbones, by a pass of its own."""
+        return {"student": self.net(images).logits} if self.carries_teacher else {}
 
     def _survey(self) -> dict[str, int]:
         charge = super()._survey()

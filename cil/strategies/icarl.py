@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cil.data import Batch
-from cil.memory import Budget, ExemplarMemory, State, class_means, unit
-from cil.models import GrowingNet, NetFactory, frozen_copy
+from cil.memory import Budget, ExemplarMemory, State, class_means
+from cil.models import GrowingNet, NetFactory, Output, frozen_copy
 from cil.strategies.base import Strategy, check
-from cil.strategies.parts import distillation, features, store_exemplars
+from cil.strategies.parts import distillation, features, nearest_mean, store_exemplars
 from cil.strategies.registry import register
 from cil.streams import Experience
 
@@ -29,6 +28,7 @@ class ICaRL(Strategy):
         and distillation in place of the binary cross-entropy, as in the survey of Zhou et al. 2024.
     """
 
+    answers_by = "nearest_mean"
     memory: ExemplarMemory
     teacher: GrowingNet | None
     means: Tensor  # (C, D), unit length
@@ -78,5 +78,7 @@ class ICaRL(Strategy):
         output = self.net(images)
         if self.means is None:  # no room for a single exemplar: the head answers
             return output.logits
-        scores = -torch.cdist(unit(output.features.float()), self.means)
-        return scores.masked_fill(self.means.isnan().any(1), -torch.inf)  # no exemplar, no mean: never the nearest
+        return nearest_mean(output.features, self.means)
+
+    def further_answers(self, images: Tensor, output: Output) -> dict[str, Tensor]:
+        return {"head": output.logits}

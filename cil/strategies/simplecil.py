@@ -31,6 +31,7 @@ class SimpleCIL(FrozenBackbone):
         is the same, and a class that comes back adds to its sum without a count.
     """
 
+    answers_by = "prototypes"
     sums: Tensor  # (C, D)
     counts: Tensor | None  # (C,)
 

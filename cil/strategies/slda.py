@@ -33,6 +33,7 @@ class SLDA(FrozenBackbone):
         arXiv:1909.01520. Departure: ``covariance: exact`` is the default.
     """
 
+    answers_by = "discriminant"
     means: Tensor  # (C, D)
     counts: Tensor  # (C,) int32
     scatter: Tensor  # (D, D), n Sigma

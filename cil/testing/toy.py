@@ -259,7 +259,7 @@ def strategy_run(
         "uses_horizon": False,
         **(identity or {}),
     }
-    evaluation = {"evaluation_batch": given["evaluation_batch"]} if "evaluation_batch" in given else {}
+    evaluation: dict[str, Any] = {key: given[key] for key in ("evaluation_batch", "answers") if key in given}
     return run_of(stream, run_dir, found, evaluation, name=name, make_learner=make_learner, budget=budget, **given)
 
 

@@ -242,6 +242,7 @@ class BudgetDescription(TypedDict):
     to: str | None
     to_model: NotRequired[str]
     caps: NotRequired[dict[str, float]]
+    per_class: NotRequired[Given]
 
 
 class Networks(TypedDict):

@@ -116,6 +116,11 @@ BAD = {
         "budget.exemplars is 5, but budget=none",
         "budget=exemplars",
     ),
+    "exemplars of a class beside exemplars": (
+        (*RUN, "budget.per_class=20"),
+        "budget.per_class is 20, but budget=exemplars with budget.exemplars=200, and both count exemplars",
+        "say budget=per_class budget.per_class=20",
+    ),
     "negative exemplars": ((*RUN, "budget.exemplars=-1"), "budget.exemplars is -1", "whole number of 0 or more"),
     "aligned to a strategy that is not there": ((*RUN, "budget=aligned", "budget.to=dor"), "budget.to=dor", "'der'"),
     "aligned to nothing": ((*RUN, "budget=aligned", "budget.to=null"), "budget.to is missing", "budget.to=der"),

@@ -34,7 +34,7 @@ def rows(found):
 def test_the_allowance_knows_what_is_given_up():
     learner = Taking({2: 5, 3: 1})
     taken = admit(learner, SIGNATURE, Budget())
-    assert learner.budget.boundary == NextBoundary(1, 4, 12)
+    assert learner.budget.boundary == NextBoundary(1, 4, 12, classes=4)
     assert taken.counts == {2: 5, 3: 1} and (taken.new_slots, taken.present) == ((2, 3), (2, 3))
     learner = Taking(None)
     assert admit(learner, SIGNATURE, Budget()) is SIGNATURE and learner.budget.boundary.given_up == 0

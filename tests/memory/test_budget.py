@@ -106,6 +106,18 @@ def test_each_boundary_has_its_limit_and_the_last_one_holds_for_all_later_ones()
     assert allowed(exemplars=3).limit is None
 
 
+def test_so_many_for_each_class_seen_are_a_cap_that_grows():
+    budget = Allowance(Budget(per_class=20), NextBoundary(3, classes=7))
+    assert (budget.exemplars, budget.cap, budget.exemplar_slots(learner(0))) == (140, 140, 140)
+    budget.check(ledger(exemplars=5), 140, "replay")
+    with pytest.raises(BudgetExceeded, match=r"carries 141 exemplars, budget.per_class is 20 \(140 for 7 classes\) "):
+        budget.check(ledger(exemplars=5), 141, "replay")
+    terms = Budget(per_class=20).description()
+    assert (terms["kind"], terms["per_class"]) == ("per_class", 20) and "per_class" not in Budget().description()
+    with pytest.raises(ConfigError, match=r"budget.per_class is 20 beside a budget aligned to another"):
+        Budget.aligned("der", exemplars=20, per_class=20)
+
+
 def test_a_growing_learner_counts_its_exemplars_from_its_size_now_or_at_the_end():
     small = learner(1_000)
     now = allowed(limits=[10_000], final_bytes=7_000)

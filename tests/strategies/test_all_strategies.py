@@ -48,6 +48,18 @@ def test_the_bill_is_every_operation_of_the_training(learn, name):
     assert found.told == found.counted
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_who_keeps_exemplars_answers_by_head_and_by_their_nearest_mean(learn, name):
+    done = learn(name)
+    answers, learner = done.record.results["answers"], done.learner(2)
+    by_head = {"foster": "student"}.get(name, "head")
+    if learner.memories() and not learner.bound:
+        assert {by_head, "nearest_mean"} <= answers.keys()
+        assert None not in answers["nearest_mean"]["accuracy_curve"]
+    else:
+        assert list(answers) == [learner.answers_by]
+
+
 # teachers -----------------------------------------------------------------------------------------------------------
 
 

@@ -425,3 +425,15 @@ def test_exemplars_are_chosen_by_the_features_of_both_backbones(learn):
 
     learn(observed("foster", see), hyperparameters={"selection": "closest_to_mean"}, budget=Budget(exemplars=18))
     assert seen == {4: True, 5: True}
+
+
+def test_both_networks_answer_where_both_are_carried(learn):
+    assert list(learn("foster").record.results["answers"]) == ["student", "nearest_mean"]
+    done = learn("foster", hyperparameters={"keep": "teacher"})
+    results, learner = done.record.results, done.learner(2)
+    assert results["answer"] == "teacher" and list(results["answers"]) == ["teacher", "nearest_mean", "student"]
+    images = done.stream.test(0).pixels.float() / 255
+    learner.net.eval(), learner.boosted.eval()
+    (found,) = learner.further_answers(images, learner.boosted(images)).values()
+    assert torch.equal(found, learner.net(images).logits)
+    assert torch.equal(learner.predict(images), learner.boosted(images).logits)

@@ -30,6 +30,7 @@ def evaluate(
     seed: int,
     device: torch.device,
     batch_size: int = 500,
+    answered: Callable[[Tensor, Tensor], None] = lambda slots, where: None,
     show: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Tensor]:
     """Count right and wrong answers.
@@ -40,6 +41,7 @@ def evaluate(
     Args:
         predict: (N, C, H, W) float images in [0, 1] to (N, num_classes) scores.
         num_classes: Slots seen.
+        answered: Told after each batch the slots (N,) and experiences (N,) of its images.
 
     Returns:
         ``cells`` (n, 3) int32 of the confusion: true slot, predicted slot and count of each pair that occurred;
@@ -69,6 +71,7 @@ def evaluate(
             raise ContractError(
                 f"predict gave scores of shape {tuple(scores.shape)} for {len(images)} images and {num_classes} classes"
             )
+        answered(slots, where)
         broken |= scores.isnan().any()
         best = scores.argmax(1)
         right = best == slots

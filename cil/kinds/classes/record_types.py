@@ -12,6 +12,7 @@ from cil.tracking.record_types import (
     Caps,
     ExperienceDescription,
     Plan,
+    Scores,
     Spending,
     StrategyIdentity,
 )
@@ -40,9 +41,24 @@ class DomainMeans(TypedDict):
     forward: float | None
 
 
-class ClassScores(Accuracy):
-    """Accuracy over time and forgetting, with what some streams and settings add."""
+class AnswerScores(TypedDict):
+    """Accuracy of one of several answers, on all classes seen after each experience; null where it was not given."""
 
+    accuracy_curve: Scores
+    average_incremental_accuracy: float | None
+    last_accuracy: float | None
+    top5_curve: Scores
+
+
+class ClassScores(Accuracy):
+    """Accuracy over time and forgetting, with what some streams and settings add.
+
+    ``answer`` names the method's own among its ``answers``: that of all other results. Records of versions up to 0.3
+    have neither.
+    """
+
+    answer: NotRequired[str]
+    answers: NotRequired[dict[str, AnswerScores]]
     anytime: NotRequired[AnytimeResults]
     domains: NotRequired[DomainMeans]
     forgetting_by_class: NotRequired[float | None]

@@ -11,6 +11,7 @@ from cil import metrics
 from cil.engine.anytime import anytime_results
 from cil.engine.running import Counts, CurveSoFar
 from cil.engine.spending import Rows, plain
+from cil.kinds.classes.answers import FURTHER, OWN
 from cil.kinds.classes.record_types import ClassScores
 from cil.streams import DomainStream, Stream
 
@@ -31,7 +32,7 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
     tested = np.where(count > 0, count, np.nan)
     images = _right_and_tested(rows[-1], stream)[1]
     summary = metrics.summary_of_counts(correct, count, 100 * aware / tested, images, stream.experience_of_slot)
-    scores = cast(ClassScores, summary)
+    scores = cast(ClassScores, summary | answer_scores(rows, summary))
     if "anytime" in facts[-1]:
         scores["anytime"] = anytime_results(facts)
     if isinstance(stream, DomainStream):
@@ -46,6 +47,32 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
     elif any(set(s.present) - set(s.new_slots) for s in stream.signatures):
         scores["forgetting_by_class"] = forgetting_by_class(rows, stream)
     return scores
+
+
+def answer_scores(rows: Rows, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``answer`` that is a learner's own, and all its ``answers``; empty where none were counted by name.
+
+    Args:
+        own: Accuracy by its own answer, which stands among the others as it is.
+    """
+    tested = np.array([[int(row["count"][: index + 1].sum())] for index, row in enumerate(rows)])
+    kept = dict.fromkeys(name for row in rows for name in sorted(row))
+    names = [name for begin in (OWN, FURTHER) for name in kept if name.startswith(begin)]
+    found: dict[str, Any] = {}
+    for name in names:
+        right = np.array([row[name].tolist() if name in row else [np.nan] * 2 for row in rows])  # (t, 2)
+        curve, top5 = metrics.accuracy_from_counts(right, tested).T
+        found[name.removeprefix(OWN).removeprefix(FURTHER)] = {
+            "accuracy_curve": plain(curve),
+            "average_incremental_accuracy": plain(metrics.average_incremental_accuracy(curve)),
+            "last_accuracy": plain(metrics.last_accuracy(curve)),
+            "top5_curve": plain(top5),
+        }
+    if not found:
+        return {}
+    first = next(iter(found))
+    found[first] |= {key: own[key] for key in found[first] if key in own}
+    return {"answer": first, "answers": found}
 
 
 def forgetting_by_class(rows: Rows, stream: Stream) -> float | None:

@@ -131,6 +131,6 @@ def _memory_notes(first: RunSummary, runs: Sequence[RunSummary], least: int | No
         limit, carried = first.limit, largest(run.carried(first.convention) for run in runs)
         if limit is not None and carried is not None and carried < limit:
             yield Note("uses less", f"uses less: no exemplars, {limit - carried:,} bytes below the limit")
-        counted = limit is None and first.budget.get("exemplars")
+        counted = limit is None and (first.budget.get("exemplars") or first.budget.get("per_class"))
         if counted and least is not None and carried is not None and carried < least:
             yield Note("uses less", "uses less: no exemplars")

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from cil.kinds.classes.answer_tables import TERMS as ANSWER_TERMS
+from cil.kinds.classes.answer_tables import answers_entry, answers_table
 from cil.kinds.classes.anytime_tables import TERMS as ANYTIME_TERMS
 from cil.kinds.classes.anytime_tables import anytime_entry, anytime_table, evaluated
 from cil.kinds.classes.auc import curve_sections
 from cil.kinds.classes.plots import plots
 from cil.kinds.classes.rows import AVERAGE, FORGETTING, LAST, by_standing, class_rows, ranked
 from cil.report.grids import Grid, Titled, byte_bill, flops, scores_entry, seconds, whole
-from cil.report.grouping import Group, allowance, budget_words, by_budget, comparisons, differing, grouped
+from cil.report.grouping import Group, budget_words, by_budget, comparisons, differing, grouped
 from cil.report.rows import Row, largest, mean, remarks
 from cil.report.runs import CONVENTIONS, RunSummary, all_equal
 from cil.report.section import ReadingAid, Section, Sections
@@ -119,9 +121,12 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Secti
         if len(competitors) > 1
     ]
     bills = {convention: _bill(rows, convention) for convention in CONVENTIONS}
-    inside = anytime_table(rows)
+    inside, answers = anytime_table(rows), answers_table(rows)
     identity = {"table": max(number, 1), "budget": facts.get("budget"), "title": f"{title}; {subtitle}"}
-    entries = [identity | _entry(row) | (anytime_entry(row) if inside else {}) for row in rows]
+    entries = [
+        identity | _entry(row) | (answers_entry(row) if answers else {}) | (anytime_entry(row) if inside else {})
+        for row in rows
+    ]
     return Section(
         title=title,
         subtitle=subtitle,
@@ -131,7 +136,7 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Secti
         facts=facts,
         grid=_grid(rows),
         best={f"{verdict.metric} %": verdict.winner for verdict in verdicts if verdict.winner},
-        tables=(inside,) if inside else (),
+        tables=tuple(filter(None, (answers, inside))),
         bills=tuple(
             Titled(f"Bytes carried after the last experience, {name}", b) for name, b in bills.items() if b.lines
         ),
@@ -245,7 +250,9 @@ def _reading(rows: Sequence[Row]) -> ReadingAid:
         "uses less": any(note.mark == "uses less" for row in rows for note in row.notes),
     }
     terms = tuple((term, text) for term, text in TERMS if used.get(term, True))
-    return ReadingAid("How to read this", INTRODUCTION, terms + (ANYTIME_TERMS if any(map(evaluated, rows)) else ()))
+    several = ANSWER_TERMS if answers_table(rows) else ()
+    inside = ANYTIME_TERMS if any(map(evaluated, rows)) else ()
+    return ReadingAid("How to read this", INTRODUCTION, terms + several + inside)
 
 
 def stream_words(run: RunSummary) -> str:
@@ -307,7 +314,7 @@ def _warnings(groups: Sequence[Group], rows: Sequence[Row]) -> Iterable[str]:
     if first.stream.get("task_known_at_test"):
         yield "The experience of each test image was given at test time: an easier question."
     if first.limit is None:
-        counted = "The budget counts exemplars" if allowance(first)[0] is not None else "There is no budget"
+        counted = "The budget counts exemplars" if first.counts_exemplars else "There is no budget"
         yield f"{counted}: carried bytes are reported and not equal."
     yield from unlike_versions(runs)
     yield from unlike_values(runs, "threads")

@@ -12,6 +12,7 @@ from cil.engine.anytime import AnytimeObserver
 from cil.engine.driver import Context, Facts
 from cil.engine.learning import StrategyWork
 from cil.engine.running import Counts, Rows
+from cil.kinds.classes.answers import Answers
 from cil.kinds.classes.evaluation import evaluate
 from cil.kinds.classes.record_types import ClassScores
 from cil.kinds.classes.results import ScoresSoFar, class_scores
@@ -38,11 +39,14 @@ class ClassWork(StrategyWork):
         )  # fmt: skip
 
     def count(self, index: int, learner: Strategy, predict: Callable[..., Tensor]) -> Counts:
-        """Right and wrong answers on the test data of all classes seen."""
-        return evaluate(
-            predict, self.stream, learner.num_classes,
+        """Right and wrong answers on the test data of all classes seen; those by other means are counted beside."""
+        answers = Answers(learner, self.learners, index + 1, self.evaluation_batch, self.answers)
+        counts = evaluate(
+            answers.listening(predict), self.stream, learner.num_classes,
             seed=self.seed, device=self.runtime.torch_device, batch_size=self.evaluation_batch,
+            answered=answers.count,
         )  # fmt: skip
+        return counts | answers.counts() | {"flops": counts["flops"] + answers.flops}
 
     def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> ClassScores:
         """Accuracy over time and forgetting."""

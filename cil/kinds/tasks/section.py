@@ -246,7 +246,7 @@ def _budget_of(group: Group) -> str:
 def _applied(group: Group) -> str:
     """The budget as far as it is one for this learner: a cap on exemplars is none where none are kept."""
     budget = group.first.budget
-    return budget_words(budget if _keeps(group) else {**budget, "exemplars": None})
+    return budget_words(budget if _keeps(group) else {**budget, "exemplars": None, "per_class": None})
 
 
 def _keeps(group: Group) -> bool:
@@ -271,7 +271,7 @@ def _budget_facts(groups: Sequence[Group]) -> Iterable[str]:
     without: dict[str, dict[str, list[str]]] = {}
     for group in groups:
         names = without.setdefault(_budget_of(group), {})
-        if group.first.budget.get("exemplars") is not None and not _keeps(group):
+        if group.first.counts_exemplars and not _keeps(group):
             what = "a bound is not held to it" if group.first.bound else "a cap on exemplars, of which none are kept"
             names.setdefault(what, []).append(group.first.learner)
     for words, names in without.items():

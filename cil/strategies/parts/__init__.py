@@ -7,6 +7,7 @@ from cil.strategies.parts.losses import (
     margin_ranking,
     new_class_cross_entropy,
 )
+from cil.strategies.parts.nearest_mean import nearest_mean
 from cil.strategies.parts.rehearsal import balanced_set, draw_batch, features, outputs, store_exemplars
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "features",
     "less_forget",
     "margin_ranking",
+    "nearest_mean",
     "new_class_cross_entropy",
     "outputs",
     "store_exemplars",
