@@ -21,6 +21,7 @@ from cil.engine.lifecycle import all_evaluating
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, ContractError
 from cil.memory import Flops
+from cil.memory.meters import rest_paused
 from cil.streams import Stream
 from cil.tracking.record_types import AnytimeResults
 from cil.values import check_value
@@ -98,6 +99,7 @@ class AnytimeObserver:
             if now // every > past // every:
                 self._evaluate(learner)
 
+    @rest_paused()
     def ahead(self, learner: Any, samples: Samples | None) -> None:
         """Images of a single pass are answered as they arrive; of classes not exposed yet, no answer is right."""
         if samples is None:
@@ -154,6 +156,7 @@ class AnytimeObserver:
         order = torch.randperm(len(joined), generator=generator(self.seed, "anytime", self.stream.fingerprint))
         return joined[order], torch.tensor(where)[order]
 
+    @rest_paused()
     def _evaluate(self, learner: Any) -> None:
         start, questions = time.monotonic(), Asked(self.seed, "anytime", *self._place)
         tests, where = self._tests

@@ -45,6 +45,7 @@ from cil.memory import Allowance, Budget, Entry, Flops, OptimizerSteps
 from cil.memory.codec_check import check_codec
 from cil.strategies import Strategy
 from cil.streams import Experience, Signature, Stream, TaskKey
+from cil.tracking import plain
 from cil.tracking.arrays import Part
 
 CODEC_IMAGES = 8  # by which a codec of another package is tried
@@ -189,45 +190,46 @@ class StrategyWork:
 
     def train(self, index: int, context: Context) -> Boundary:
         """One experience: everything that happens to a strategy, in order."""
-        flops = Flops()  # operations of all hooks but the phases
-        with flops.counting():
-            learner = self.learners.rebuilt(index, context.checkpoints.state(index - 1) if index else None)
-            taken = self.learners.admit(learner, index)
-        allowance = self.allowance(index, taken, in_advance(learner, self.stream.signatures[index]))
-        keyed = generator(self.seed, "incoming", index)
-        experience = sample_experience(self._training_half[index], taken, keyed)
-        self.keep_images(experience, context)
-        check_codecs(learner, experience.train)
-        around = partial(self._around, learner, index, flops)
-        grow = flops.counting()(partial(self.learners.grow, learner, index))
-        enter(learner, experience, grow, around, partial(self._make_room, learner, index, allowance))
-        observer = self.observer(index, context)
-        training = Training(
-            context, index, self.seed, self.recipe, self.stream.augment_of(index), self.runtime,
-            sum(fact["steps"] for fact in context.facts(index)), self.budget,
-            Cost.once(flops), partial(self._error, experience), experience.train, observer,
-        )  # fmt: skip
-        costs = training.run(learner, learner.phases(experience))
-        parameters = sum(p.numel() for p in {id(p): p for m in learner.modules() for p in m.parameters()}.values())
-        context.stop.here()  # what was trained is in the snapshots
-        observed = None if observer is None else observer.experience_ends(learner)
-        trained = context.clock.seconds
-        with around("after"):
-            learner.after_experience(experience)
-        with flops.counting():
+        flops = Flops()  # operations of all that is no step of a phase
+        with flops.counting_rest():
+            with flops.counting():
+                learner = self.learners.rebuilt(index, context.checkpoints.state(index - 1) if index else None)
+                taken = self.learners.admit(learner, index)
+            allowance = self.allowance(index, taken, in_advance(learner, self.stream.signatures[index]))
+            keyed = generator(self.seed, "incoming", index)
+            experience = sample_experience(self._training_half[index], taken, keyed)
+            self.keep_images(experience, context)
+            check_codecs(learner, experience.train)
+            around = partial(self._around, learner, index, flops)
+            grow = flops.counting()(partial(self.learners.grow, learner, index))
+            enter(learner, experience, grow, around, partial(self._make_room, learner, index, allowance))
+            observer = self.observer(index, context)
+            training = Training(
+                context, index, self.seed, self.recipe, self.stream.augment_of(index), self.runtime,
+                sum(fact["steps"] for fact in context.facts(index)), self.budget,
+                Cost.once(flops), partial(self._error, experience), experience.train, observer,
+            )  # fmt: skip
+            costs = training.run(learner, learner.phases(experience))
+            parameters = sum(p.numel() for p in {id(p): p for m in learner.modules() for p in m.parameters()}.values())
+            context.stop.here()  # what was trained is in the snapshots
+            observed = None if observer is None else observer.experience_ends(learner)
+            trained = context.clock.seconds
+            with around("after"):
+                learner.after_experience(experience)
             if self.budget.enforce == "shrink":
                 self._shrink(learner, index, allowance)
             held = [*learner.training_entries(), *max((cost.entries for cost in costs), key=_bytes, default=[])]
-            carried = self.frozen(learner, index)
+            findings, parts = plain(learner.diagnostics), dict(learner.context.parts)
+            carried = self.frozen(learner, index)  # last, as it shares the tensors of the learner
         facts: dict[str, Any] = {
             "signature": asdict(self.stream.signatures[index]),
             "given_up": allowance.boundary.given_up,
-            "flops": flops_by_part(costs, learner, flops.count),
+            "flops": flops_by_part(costs, parts, flops.count),
             "seconds": {"train": trained, "consolidate": context.clock.seconds - trained},
             "steps": sum(cost.steps for cost in costs),
             "own_updates": flops.updates + sum(cost.own_updates for cost in costs),
             "peak_parameters": parameters,
-            "findings": learner.diagnostics,
+            "findings": findings,
             "loss": _largest_loss(costs),
             "search": [cost.trial | {"flops": cost.flops} for cost in costs if cost.trial],
         }
@@ -457,13 +459,13 @@ def check_codecs(learner: Strategy, arriving: Samples) -> None:
             check_codec(memory.codec, arriving[:CODEC_IMAGES].pixels)
 
 
-def flops_by_part(costs: Sequence[Cost], learner: Strategy, hooks: int) -> dict[str, int]:
+def flops_by_part(costs: Sequence[Cost], parts: Mapping[str, Flops], hooks: int) -> dict[str, int]:
     """FLOPs of an experience: ``training``, what a search adds, and of hooks what they name and the rest."""
-    parts = {"training": 0}
+    trained = {"training": 0}
     for cost in costs:
-        parts[cost.part] = parts.get(cost.part, 0) + cost.flops
-    named = {name: flops.count for name, flops in learner.context.parts.items()}
-    return {**parts, "consolidation": hooks - sum(named.values()), **named}
+        trained[cost.part] = trained.get(cost.part, 0) + cost.flops
+    named = {name: flops.count for name, flops in parts.items()}
+    return {**trained, "consolidation": hooks - sum(named.values()), **named}
 
 
 def compute(budget: Budget, flops: Mapping[str, int], steps: int) -> dict[str, Any]:
