@@ -42,7 +42,7 @@ from cil.engine.status import Clock
 from cil.engine.strategy_steps import StrategySteps
 from cil.errors import BudgetExceeded, ConfigError, ContractError
 from cil.memory import Allowance, Budget, Entry, Flops, OptimizerSteps
-from cil.memory.codec_check import check_codec
+from cil.memory.codec_check import check_codec, is_own
 from cil.strategies import Strategy
 from cil.streams import Experience, Signature, Stream, TaskKey
 from cil.tracking import plain
@@ -68,6 +68,8 @@ class StrategyWork:
         anytime: How often to evaluate inside experiences; None: not at all.
 
     Attributes:
+        method: Class of the strategy. What it says of itself is read off it once, here, and by nobody else.
+        bound: True for a bound, which a budget only reports on; it is not ranked.
         transductive: True for a strategy that says so on its class: its answers may depend on the other test images.
         curve: Key of the results that holds the score after each experience, percent.
         looks_inside: True for work that has an ``observer``, and so may be asked to evaluate inside experiences.
@@ -96,8 +98,8 @@ class StrategyWork:
             raise ConfigError(
                 f"strategy {self.name} is or makes a {method.__name__}, which is no class of cil.Strategy"
             )
-        self.transductive = bool(method.transductive)
-        if method.bound:
+        self.method, self.bound, self.transductive = method, bool(method.bound), bool(method.transductive)
+        if self.bound:
             self.budget = replace(self.budget, enforce="report")
 
     @property
@@ -220,6 +222,7 @@ class StrategyWork:
                 self._shrink(learner, index, allowance)
             held = [*learner.training_entries(), *max((cost.entries for cost in costs), key=_bytes, default=[])]
             findings, parts = plain(learner.diagnostics), dict(learner.context.parts)
+            check_codecs(learner, experience.train)
             carried = self.frozen(learner, index)  # last, as it shares the tensors of the learner
         facts: dict[str, Any] = {
             "signature": asdict(self.stream.signatures[index]),
@@ -455,7 +458,7 @@ def check_codecs(learner: Strategy, arriving: Samples) -> None:
         ContractError: naming the codec.
     """
     for memory in exemplar_memories(learner).values():
-        if not type(memory.codec).__module__.startswith("cil."):
+        if not is_own(memory.codec):
             check_codec(memory.codec, arriving[:CODEC_IMAGES].pixels)
 
 
