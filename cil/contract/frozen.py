@@ -25,8 +25,8 @@ class Frozen:
         state: Plain tensors and JSON.
         exemplars: Rows of all exemplar memories.
         beside: All that is carried beside networks, public weights and ordinary exemplars. An exemplar is ordinary up
-            to a raw image, a label, its logits (4 bytes a class) and 16 bytes more; networks are the floating-point
-            parameters of the modules kept as ``parameters``, and their buffers of one dimension.
+            to a raw image, and beside it a label, its logits (4 bytes a class) and 16 bytes more; networks are the
+            floating-point parameters of the modules kept as ``parameters``, and their buffers of one dimension.
     """
 
     state: State
@@ -71,8 +71,8 @@ def freeze(learner: Holder, shape: tuple[int, int, int], num_classes: int, netwo
     pixels = {name: _nominal(name, tensors, shape) for name in memories}
     survey = dict(own.survey) | {"exemplars": sum(rows[name] * pixels[name] for name in memories)}
     state = State(tensors, dict(own.kinds), meta, own.references, survey)
-    item = math.prod(shape) + label_dtype(num_classes).itemsize + 4 * num_classes + 16
-    ordinary = sum(min(_bytes_of(name, tensors), rows[name] * item) for name in memories)
+    beside_image = label_dtype(num_classes).itemsize + 4 * num_classes + 16
+    ordinary = sum(_ordinary(name, tensors, rows[name], math.prod(shape), beside_image) for name in memories)
     network = sum(tensor_bytes(tensors[name]) for name in _network_names(learner, own.kinds, tensors))
     public = sum(reference.bytes for reference in own.references)
     counted = network if networks is None else min(network, networks)
@@ -102,8 +102,13 @@ def _of(memory: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _bytes_of(memory: str, tensors: Mapping[str, Tensor]) -> int:
-    return sum(map(tensor_bytes, _of(memory, tensors).values()))
+def _ordinary(memory: str, tensors: Mapping[str, Tensor], rows: int, pixels: int, beside: int) -> int:
+    """Bytes of ordinary exemplars; what a codec saves on images is no room for what lies beside them."""
+    sizes = {name: tensor_bytes(tensor) for name, tensor in _of(memory, tensors).items()}
+    if "images" not in sizes:  # features in place of images
+        return min(sum(sizes.values()), rows * (pixels + beside))
+    images = sizes.pop("images")
+    return min(images, rows * pixels) + min(sum(sizes.values()), rows * beside)
 
 
 def _rows(memory: str, tensors: Mapping[str, Tensor]) -> int:

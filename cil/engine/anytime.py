@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import accumulate
@@ -14,13 +15,16 @@ import torch
 from torch import Tensor
 
 from cil import metrics
+from cil.contract import Holder
 from cil.data import Batch, Samples, concatenated
 from cil.engine.asked_again import Asked, drawn
 from cil.engine.keys import generator
 from cil.engine.lifecycle import all_evaluating
 from cil.engine.runtime import Runtime
+from cil.engine.search import copied
 from cil.errors import ConfigError, ContractError
-from cil.memory import Flops
+from cil.memory import Flops, encode_meta
+from cil.memory.meters import rest_paused
 from cil.streams import Stream
 from cil.tracking.record_types import AnytimeResults
 from cil.values import check_value
@@ -98,15 +102,17 @@ class AnytimeObserver:
             if now // every > past // every:
                 self._evaluate(learner)
 
+    @rest_paused()
     def ahead(self, learner: Any, samples: Samples | None) -> None:
         """Images of a single pass are answered as they arrive; of classes not exposed yet, no answer is right."""
         if samples is None:
             return
         start, questions = time.monotonic(), Asked(self.seed, "ahead", *self._place)
-        for batch in samples.batches(self.batch_size, self.runtime.torch_device):
-            right = self._answered(learner, batch.images, questions) == batch.slots
-            self.online[0] += int((right & self.exposed[batch.slots]).sum())
-            self.online[1] += len(batch)
+        with self._unchanged(learner):
+            for batch in samples.batches(self.batch_size, self.runtime.torch_device):
+                right = self._answered(learner, batch.images, questions) == batch.slots
+                self.online[0] += int((right & self.exposed[batch.slots]).sum())
+                self.online[1] += len(batch)
         self._ask_again(learner, questions, first=self.online[1] == len(samples))
         self.flops += self.per_image * len(samples)
         self.seconds += time.monotonic() - start
@@ -154,6 +160,7 @@ class AnytimeObserver:
         order = torch.randperm(len(joined), generator=generator(self.seed, "anytime", self.stream.fingerprint))
         return joined[order], torch.tensor(where)[order]
 
+    @rest_paused()
     def _evaluate(self, learner: Any) -> None:
         start, questions = time.monotonic(), Asked(self.seed, "anytime", *self._place)
         tests, where = self._tests
@@ -161,15 +168,36 @@ class AnytimeObserver:
         asked = exposed[tests.slots].nonzero().flatten()
         tests, where = tests[asked], where[asked]
         right = torch.zeros(len(tests), dtype=torch.bool)
-        for batch in tests.batches(self.batch_size, self.runtime.torch_device):
-            assert batch.rows is not None
-            right[batch.rows] = (self._answered(learner, batch.images, questions) == batch.slots).cpu()
+        with self._unchanged(learner):
+            for batch in tests.batches(self.batch_size, self.runtime.torch_device):
+                assert batch.rows is not None
+                right[batch.rows] = (self._answered(learner, batch.images, questions) == batch.slots).cpu()
         self._ask_again(learner, questions, first=not self.rows)
         self.flops += self.per_image * len(tests)
         count = torch.bincount(where, minlength=self.index + 1).tolist()
         correct = torch.bincount(where[right], minlength=self.index + 1).tolist()
         self.rows.append({"update": self.updates, "samples": self.samples, "correct": correct, "count": count})
         self.seconds += time.monotonic() - start
+
+    @contextmanager
+    def _unchanged(self, learner: Any) -> Iterator[None]:
+        """Around answers of the learner that is being trained: it must be left as it was.
+
+        Raises:
+            ContractError: naming what is kept and was changed.
+        """
+        before, meta = copied(Holder.full_state(learner))
+        told = encode_meta(meta)
+        yield
+        tensors, meta = Holder.full_state(learner)
+        changed = [name for name in before.keys() | tensors.keys() if not _same(before.get(name), tensors.get(name))]
+        if encode_meta(meta) != told:
+            changed.append("metadata")
+        if changed:
+            raise ContractError(
+                f"{type(learner).__name__}.predict changes {min(changed)} inside experience {self.index}; where test "
+                f"images are answered nothing that is kept may change"
+            )
 
     @property
     def _place(self) -> tuple[object, ...]:
@@ -212,6 +240,13 @@ class AnytimeObserver:
                 f"{type(learner).__name__} cannot answer inside experience {self.index}; set anytime.every=null "
                 f"({type(error).__name__} {' '.join(str(error).split())[:120]})"
             ) from error
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """True for tensors of the same bits."""
+    if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(*(tensor.contiguous().flatten().view(torch.uint8) for tensor in (one, other)))
 
 
 def anytime_results(facts: Sequence[Mapping[str, Any]]) -> AnytimeResults:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cil.contract import freeze
 from cil.engine.lifecycle import MakeLearner, admit
 from cil.engine.side_bytes import SideLimit
-from cil.errors import BudgetExceeded, CilError, ConfigError, in_words
+from cil.errors import BudgetExceeded, CilError, ConfigError, ContractError, in_words
 from cil.memory import Allowance, Budget
 from cil.memory.ledger import CONVENTIONS
 from cil.models import NetFactory
@@ -77,7 +77,7 @@ def dry_run(
             ) from error
         held = planned_exemplars(learner, taken, held)
         plain.grow(len(taken.new_slots))
-        bills.append(_bill(learner, taken, held, SideLimit.of(plain, taken, budget, learner.side_bytes())))
+        bills.append(_bill(learner, taken, held, SideLimit.of(plain, taken, budget, _declared(learner))))
     if learner.unallocated() and len(signatures) > 1:
         name = learner.unallocated()[0]
         raise ConfigError(
@@ -85,6 +85,18 @@ def dry_run(
             f"knows its bytes before training: make it there at its final size, or keep it with lifetime='training'"
         )
     return bills
+
+
+def _declared(learner: Strategy) -> int:
+    """What ``side_bytes`` gives.
+
+    Raises:
+        ContractError: where it is no number of bytes.
+    """
+    declared = learner.side_bytes()
+    if type(declared) is not int or declared < 0:
+        raise ContractError(f"{type(learner).__name__}.side_bytes gives {declared!r}; it must be a whole number from 0")
+    return declared
 
 
 def planned_exemplars(learner: Strategy, signature: Signature, held: Mapping[int, int]) -> dict[int, int]:

@@ -24,6 +24,7 @@ from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.engine.step_kinds import StepWatch, drawn_steps
 from cil.errors import ConfigError, ContractError, Diverged
+from cil.memory.meters import rest_paused
 from cil.strategies import Phase, Progress, Strategy
 
 WINDOW, OPTIMIZER = "window|", "optimizer|"  # beside the learner's own tensors in a snapshot
@@ -162,7 +163,7 @@ class Fit:
             (self.phase.train_mode or learner.train_mode)()
         optimizer.zero_grad(set_to_none=True)
         drawn = drawn_steps(total, self._keyed("counted", self.secret)).tolist()
-        with gradients_for(self._parameters, learner.trainable()), StepWatch(learner) as watch:
+        with gradients_for(self._parameters, learner.trainable()), StepWatch(learner) as watch, rest_paused():
             for epoch in range(start_epoch, recipe.epochs):
                 progress.epoch = epoch
                 first = start_step if epoch == start_epoch else 0

@@ -42,9 +42,10 @@ from cil.engine.status import Clock
 from cil.engine.strategy_steps import StrategySteps
 from cil.errors import BudgetExceeded, ConfigError, ContractError
 from cil.memory import Allowance, Budget, Entry, Flops, OptimizerSteps
-from cil.memory.codec_check import check_codec
+from cil.memory.codec_check import check_codec, is_own
 from cil.strategies import Strategy
 from cil.streams import Experience, Signature, Stream, TaskKey
+from cil.tracking import plain
 from cil.tracking.arrays import Part
 
 CODEC_IMAGES = 8  # by which a codec of another package is tried
@@ -68,6 +69,8 @@ class StrategyWork:
         anytime: How often to evaluate inside experiences; None: not at all.
 
     Attributes:
+        method: Class of the strategy. What it says of itself is read off it once, here, and by nobody else.
+        bound: True for a bound, which a budget only reports on; it is not ranked.
         transductive: True for a strategy that says so on its class: its answers may depend on the other test images.
         curve: Key of the results that holds the score after each experience, percent.
         looks_inside: True for work that has an ``observer``, and so may be asked to evaluate inside experiences.
@@ -97,8 +100,8 @@ class StrategyWork:
             raise ConfigError(
                 f"strategy {self.name} is or makes a {method.__name__}, which is no class of cil.Strategy"
             )
-        self.transductive = bool(method.transductive)
-        if method.bound:
+        self.method, self.bound, self.transductive = method, bool(method.bound), bool(method.transductive)
+        if self.bound:
             self.budget = replace(self.budget, enforce="report")
 
     @property
@@ -191,45 +194,47 @@ class StrategyWork:
 
     def train(self, index: int, context: Context) -> Boundary:
         """One experience: everything that happens to a strategy, in order."""
-        flops = Flops()  # operations of all hooks but the phases
-        with flops.counting():
-            learner = self.learners.rebuilt(index, context.checkpoints.state(index - 1) if index else None)
-            taken = self.learners.admit(learner, index)
-        allowance = self.allowance(index, taken, in_advance(learner, self.stream.signatures[index]))
-        keyed = generator(self.seed, "incoming", index)
-        experience = sample_experience(self._training_half[index], taken, keyed)
-        self.keep_images(experience, context)
-        check_codecs(learner, experience.train)
-        around = partial(self._around, learner, index, flops)
-        grow = flops.counting()(partial(self.learners.grow, learner, index))
-        enter(learner, experience, grow, around, partial(self._make_room, learner, index, allowance))
-        observer = self.observer(index, context)
-        training = Training(
-            context, index, self.seed, self.recipe, self.stream.augment_of(index), self.runtime,
-            sum(fact["steps"] for fact in context.facts(index)), self.budget,
-            Cost.once(flops), partial(self._error, experience), experience.train, observer,
-        )  # fmt: skip
-        costs = training.run(learner, learner.phases(experience))
-        parameters = sum(p.numel() for p in {id(p): p for m in learner.modules() for p in m.parameters()}.values())
-        context.stop.here()  # what was trained is in the snapshots
-        observed = None if observer is None else observer.experience_ends(learner)
-        trained = context.clock.seconds
-        with around("after"):
-            learner.after_experience(experience)
-        with flops.counting():
+        flops = Flops()  # operations of all that is no step of a phase
+        with flops.counting_rest():
+            with flops.counting():
+                learner = self.learners.rebuilt(index, context.checkpoints.state(index - 1) if index else None)
+                taken = self.learners.admit(learner, index)
+            allowance = self.allowance(index, taken, in_advance(learner, self.stream.signatures[index]))
+            keyed = generator(self.seed, "incoming", index)
+            experience = sample_experience(self._training_half[index], taken, keyed)
+            self.keep_images(experience, context)
+            check_codecs(learner, experience.train)
+            around = partial(self._around, learner, index, flops)
+            grow = flops.counting()(partial(self.learners.grow, learner, index))
+            enter(learner, experience, grow, around, partial(self._make_room, learner, index, allowance))
+            observer = self.observer(index, context)
+            training = Training(
+                context, index, self.seed, self.recipe, self.stream.augment_of(index), self.runtime,
+                sum(fact["steps"] for fact in context.facts(index)), self.budget,
+                Cost.once(flops), partial(self._error, experience), experience.train, observer,
+            )  # fmt: skip
+            costs = training.run(learner, learner.phases(experience))
+            parameters = sum(p.numel() for p in {id(p): p for m in learner.modules() for p in m.parameters()}.values())
+            context.stop.here()  # what was trained is in the snapshots
+            observed = None if observer is None else observer.experience_ends(learner)
+            trained = context.clock.seconds
+            with around("after"):
+                learner.after_experience(experience)
             if self.budget.enforce == "shrink":
                 self._shrink(learner, index, allowance)
             held = [*learner.training_entries(), *max((cost.entries for cost in costs), key=_bytes, default=[])]
-            carried = self.frozen(learner, index)
+            findings, parts = plain(learner.diagnostics), dict(learner.context.parts)
+            check_codecs(learner, experience.train)
+            carried = self.frozen(learner, index)  # last, as it shares the tensors of the learner
         facts: dict[str, Any] = {
             "signature": asdict(self.stream.signatures[index]),
             "given_up": allowance.boundary.given_up,
-            "flops": flops_by_part(costs, learner, flops.count),
+            "flops": flops_by_part(costs, parts, flops.count),
             "seconds": {"train": trained, "consolidate": context.clock.seconds - trained},
             "steps": sum(cost.steps for cost in costs),
             "own_updates": flops.updates + sum(cost.own_updates for cost in costs),
             "peak_parameters": parameters,
-            "findings": learner.diagnostics,
+            "findings": findings,
             "loss": _largest_loss(costs),
             "search": [cost.trial | {"flops": cost.flops} for cost in costs if cost.trial],
         }
@@ -455,17 +460,17 @@ def check_codecs(learner: Strategy, arriving: Samples) -> None:
         ContractError: naming the codec.
     """
     for memory in exemplar_memories(learner).values():
-        if not type(memory.codec).__module__.startswith("cil."):
+        if not is_own(memory.codec):
             check_codec(memory.codec, arriving[:CODEC_IMAGES].pixels)
 
 
-def flops_by_part(costs: Sequence[Cost], learner: Strategy, hooks: int) -> dict[str, int]:
+def flops_by_part(costs: Sequence[Cost], parts: Mapping[str, Flops], hooks: int) -> dict[str, int]:
     """FLOPs of an experience: ``training``, what a search adds, and of hooks what they name and the rest."""
-    parts = {"training": 0}
+    trained = {"training": 0}
     for cost in costs:
-        parts[cost.part] = parts.get(cost.part, 0) + cost.flops
-    named = {name: flops.count for name, flops in learner.context.parts.items()}
-    return {**parts, "consolidation": hooks - sum(named.values()), **named}
+        trained[cost.part] = trained.get(cost.part, 0) + cost.flops
+    named = {name: flops.count for name, flops in parts.items()}
+    return {**trained, "consolidation": hooks - sum(named.values()), **named}
 
 
 def compute(budget: Budget, flops: Mapping[str, int], steps: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -143,26 +144,65 @@ class Flops:
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Count the operations inside the context."""
-        from torch.utils.flop_counter import flop_registry
-
-        formulas = dict(flop_registry)
-        for name, formula in (
-            ("_scaled_dot_product_flash_attention_for_cpu", _attention),
-            ("_scaled_dot_product_flash_attention_for_cpu_backward", _attention_backward),
-            ("_native_multi_head_attention", _attention_layer),
-            ("_transformer_encoder_layer_fwd", _encoder_layer),
-        ):
-            operator = getattr(torch.ops.aten, name, None)
-            if operator is not None:
-                formulas[operator] = _of_shapes(formula)
         self.open, before = True, self.open
         try:
-            with _Counting(formulas) as mode, OptimizerSteps() as steps:
+            with rest_paused(), _Counting(_formulas()) as mode, OptimizerSteps() as steps:
                 yield
         finally:
             self.open = before
         self.count += mode.count
         self.updates += steps.count
+
+    @contextmanager
+    def counting_rest(self) -> Iterator[None]:
+        """Count what no counter that opens inside the context counts, nor what runs under ``rest_paused``.
+
+        So that work in a place where nobody expects any, as a property or a setter, is counted too.
+        """
+        mode, steps = _Counting(_formulas()), OptimizerSteps()
+        _rest.counters = (mode, steps)
+        try:
+            with mode, steps:
+                yield
+        finally:
+            _rest.counters = ()
+        self.count += mode.count
+        self.updates += steps.count
+
+
+_rest = threading.local()  # ``counters``: those of the rest, while they count
+
+
+@contextmanager
+def rest_paused() -> Iterator[None]:
+    """Around work that is counted otherwise, or not at all."""
+    counters = getattr(_rest, "counters", ())
+    _rest.counters = ()
+    for counter in reversed(counters):
+        counter.__exit__(None, None, None)
+    try:
+        yield
+    finally:
+        for counter in counters:
+            counter.__enter__()
+        _rest.counters = counters
+
+
+def _formulas() -> dict[Any, Callable[..., int]]:
+    """Formulas by operator: torch's, and ours."""
+    from torch.utils.flop_counter import flop_registry
+
+    formulas = dict(flop_registry)
+    for name, formula in (
+        ("_scaled_dot_product_flash_attention_for_cpu", _attention),
+        ("_scaled_dot_product_flash_attention_for_cpu_backward", _attention_backward),
+        ("_native_multi_head_attention", _attention_layer),
+        ("_transformer_encoder_layer_fwd", _encoder_layer),
+    ):
+        operator = getattr(torch.ops.aten, name, None)
+        if operator is not None:
+            formulas[operator] = _of_shapes(formula)
+    return formulas
 
 
 def _of_shapes(formula: Callable[..., int]) -> Callable[..., int]:

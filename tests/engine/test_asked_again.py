@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.data import ArrayStore, Samples
 from cil.engine import asked_again, learning
 from cil.engine.anytime import Anytime
 from cil.errors import ContractError
 from cil.strategies.finetune import Finetune
 from cil.strategies.icarl import ICaRL
+from cil.strategies.replay import Replay
 from cil.streams import class_incremental
 from cil.testing.toy import toy_dataset, toy_run
 
@@ -114,6 +116,18 @@ def test_it_is_declared_on_the_class(stream, tmp_path):
 def test_answers_inside_an_experience_are_asked_again(stream, tmp_path):
     with pytest.raises(ContractError, match="inside experience 0"):
         toy_run(Balances, stream, tmp_path, anytime=Anytime(every=2)).execute()
+
+
+def test_answers_inside_an_experience_leave_the_learner_as_it_is(stream, tmp_path):
+    class StoresTestImages(Replay):
+        def predict(self, images: Tensor) -> Tensor:
+            if len(images) >= MANY and not torch.is_inference_mode_enabled():
+                some = Samples(ArrayStore((images[:2] * 255).byte()), torch.zeros(2, dtype=torch.long))
+                self.memory.replace([self.memory.samples(), some])
+            return super().predict(images)
+
+    with pytest.raises(ContractError, match=r"StoresTestImages\.predict changes memory\.images inside experience 0"):
+        toy_run(StoresTestImages, stream, tmp_path, anytime=Anytime(every=2)).execute()
 
 
 def test_honest_runs_stay_as_they_are(stream, tmp_path, monkeypatch):

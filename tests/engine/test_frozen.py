@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cil.api import plan
 from cil.contract import freeze
 from cil.data import ArrayStore, Samples
 from cil.engine.recipe import Recipe
@@ -92,6 +93,29 @@ RAISED = [KeepsAll, BehindTheAllowance, BeforeTheRun, AnotherAllowance, AnAllowa
 def test_a_learner_is_held_to_the_budget_of_the_user(cheat, tmp_path):
     with pytest.raises(BudgetExceeded, match=rf"carries 24 exemplars, budget\.exemplars is {EXEMPLARS}"):
         run(cheat, tmp_path)
+
+
+def test_what_a_class_says_of_itself_is_read_once(tmp_path):
+    class TellsTwoTales(type):
+        @property
+        def bound(cls) -> bool:
+            cls.asked = getattr(cls, "asked", 0) + 1
+            return cls.asked == 1
+
+    class ForTheBudgetAlone(KeepsAll, metaclass=TellsTwoTales):
+        pass
+
+    class Bound(KeepsAll):
+        bound = True
+
+    def one_then_the_other(make_net: Any, budget: Any) -> Replay:
+        kinds.append(KeepsAll)
+        return kinds.pop(0)(make_net, budget)
+
+    kinds: list[type[Replay]] = [Bound]
+    for strategy in (ForTheBudgetAlone, one_then_the_other):
+        made = plan(strategy, STREAM, "smallconv", Budget(exemplars=EXEMPLARS), recipe=BRIEF, run_dir=tmp_path)
+        assert made.identity["bound"] is (made.work.budget.enforce == "report") is True
 
 
 def test_limits_in_bytes_are_not_the_learners_to_change(tmp_path):
@@ -226,6 +250,19 @@ class AsText(Replay):
         self.more = base64.b64encode(all_images(experience).numpy().tobytes()).decode()
 
 
+class InTheRoomThatACodecSaves(Replay):
+    """Pieces of further images beside exemplars that are stored small."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.keep("memory", ExemplarMemory("downsample:2", extras={"more": "exemplars"}), kind="exemplars")
+
+    def after_experience(self, experience: Any) -> None:
+        few = experience.train[torch.arange(4)]
+        more = {"more": all_images(experience).view(4, -1)[:, : IMAGE - 12]}
+        self.memory.replace([Samples(ArrayStore(few.pixels), few.slots, extras=more)])
+
+
 OTHER_KINDS = [AsExtras, AsStatistics, AsComplexPrototypes, AsParameters, AsABuffer, AsManyNetworks, AsText]
 
 
@@ -247,6 +284,23 @@ def test_without_the_cap_side_bytes_are_reported_in_images(tmp_path):
     record = run(AsStatistics, tmp_path, budget=Budget(exemplars=EXEMPLARS, side_bytes=None))
     assert record.results["ledger"][-1]["beside"] == {"bytes": MANY * IMAGE, "images": MANY}
     assert record.results["bills"][-1]["beside"] == MANY * IMAGE  # known before training
+
+
+def test_what_a_codec_saves_is_no_room_for_other_images(tmp_path):
+    record = run(InTheRoomThatACodecSaves, tmp_path)
+    ordinary = 24 + 1 + 16  # bytes beside an image: logits of six classes, a label, and 16 more
+    held = record.results["ledger"][-1]["beside"]["bytes"]
+    assert held == 4 * (1 + IMAGE - 12 - ordinary)
+
+
+@pytest.mark.parametrize("declared", [-1, float("inf"), "much"])
+def test_side_bytes_that_a_method_declares_are_a_number_of_bytes(declared, tmp_path):
+    class Declares(AsStatistics):
+        def side_bytes(self) -> int:
+            return declared
+
+    with pytest.raises(ContractError, match=r"Declares\.side_bytes gives .* a whole number from 0"):
+        run(Declares, tmp_path)
 
 
 def test_a_number_of_side_bytes_holds_as_it_is(tmp_path):
@@ -375,5 +429,23 @@ def test_a_run_refuses_a_codec_that_knows_its_images(tmp_path):
             super().__init__(*args, **kwargs)
             self.keep("memory", ExemplarMemory(Rows(), "random"), kind="exemplars")
 
+    class SaysItIsOurs(Rows):
+        __module__ = "cil.memory.codecs"
+
+    class Late(Replay):
+        def after_experience(self, experience: Any) -> None:
+            self.memory.codec = Rows()
+
+    class OnTheObject(Replay):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            other, codec = Rows(), Raw()
+            codec.encode, codec.decode = other.encode, other.decode
+            self.keep("memory", ExemplarMemory(codec, "random"), kind="exemplars")
+
+    for number, cheat in enumerate((RowNumbers, Late, OnTheObject)):
+        with pytest.raises(ContractError, match="it knows these images"):
+            run(cheat, tmp_path / str(number))
+    Rows = SaysItIsOurs
     with pytest.raises(ContractError, match="it knows these images"):
-        run(RowNumbers, tmp_path)
+        run(RowNumbers, tmp_path / "ours")

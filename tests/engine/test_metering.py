@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from toys import Hidden, Interrupt, Learner, factory, plain, small_run
 
+from cil.data import Batch
 from cil.engine import step_kinds
 from cil.errors import ContractError
 from cil.memory import Budget
+from cil.strategies import Phase
 from cil.testing.recount import recount
 
 GIVEN = {"recipe": plain(epochs=10, log_every=1), "make_factory": partial(factory, Hidden)}  # 40 steps an experience
@@ -84,6 +86,48 @@ class Loading(Training):
             self.train_more(self)
 
 
+class WhileItIsTold(Training):
+    """In properties and setters that the engine reads and sets, and what a phase is made of."""
+
+    def before_experience(self, experience):
+        WhileItIsTold.batch = Batch(experience.train.pixels.float() / 255, experience.train.slots)
+        self.left = ["trainable", "parameters", "progress", "diagnostics"]
+
+    def trained(self, what):
+        if what in self.__dict__.get("left", ()):
+            self.left.remove(what)
+            self.train_more(WhileItIsTold.batch)
+
+    def trainable(self):
+        self.trained("trainable")
+        return super().trainable()
+
+    def phases(self, experience):
+        def parameters():
+            self.trained("parameters")
+            yield from self.net.parameters()
+
+        yield Phase("main", self.training_set(experience), self.loss, parameters())
+
+    @property
+    def progress(self):
+        return self.__dict__["now"]
+
+    @progress.setter
+    def progress(self, now):
+        self.__dict__["now"] = now
+        self.trained("progress")
+
+    @property
+    def diagnostics(self):
+        self.trained("diagnostics")
+        return {}
+
+    @diagnostics.setter
+    def diagnostics(self, given):
+        pass
+
+
 @pytest.mark.parametrize(
     ("cheat", "updates"),
     [
@@ -92,6 +136,7 @@ class Loading(Training):
         (OnceInAWhile, [5 * HIDDEN] * 3),
         (BeforeThePhase, [HIDDEN] * 3),
         (Loading, [0, HIDDEN, HIDDEN]),
+        (WhileItIsTold, [4 * HIDDEN] * 3),
     ],
 )
 def test_training_that_is_hidden_in_a_hook_is_counted(tmp_path, cheat, updates):

@@ -278,7 +278,11 @@ class AdaptationWork:
     ) -> Boundary:
         """The adapter's state, with what was counted on the way to it, and the operations of loading the last one."""
         segment = self.stream.segments[index - 1]
-        carried, seconds = self._frozen(adapter), context.clock.seconds
+        seconds = context.clock.seconds
+        rest = Flops()
+        with rest.counting():
+            held = [*adapter.training_entries(), *counted.entries()]
+            carried = self._frozen(adapter)  # last, as it shares the tensors of the adapter
         predictions = counted.predictions()
         wrong = (predictions != self._truth(samples.slots)).cpu()
         domains, width = segment.domains.cpu(), len(self.stream.domains)
@@ -293,12 +297,12 @@ class AdaptationWork:
             counts |= self._clean_counts(carried.state, "after")
         evaluated = context.clock.seconds - seconds
         facts = {
-            "flops": {"adapt": loading + counted.flops},
+            "flops": {"adapt": loading + counted.flops + rest.count},
             "metered": counted.metered(),
             "seconds": {"adapt": seconds, "batches": counted.seconds, "evaluate": evaluated},
             "steps": len(counted.wrong),
         }
-        return Boundary(carried, facts, [*adapter.training_entries(), *counted.entries()], counts=counts)
+        return Boundary(carried, facts, held, counts=counts)
 
     def _batches(self, samples: Samples, first: int) -> Iterator[tuple[int, Batch]]:
         """Batches in order of arrival, from number ``first`` on."""
