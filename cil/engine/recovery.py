@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cil.engine.checkpoint import Checkpoints, read_json
+from cil.engine.checkpoint import NUMBERED, SNAPSHOT, Checkpoints, files_in, read_json
 from cil.errors import ResumeError
 from cil.tracking.arrays import DENSE, FOLDER
 from cil.tracking.files import METRICS, RECORD
@@ -40,8 +40,9 @@ def check_owner(checkpoints: Checkpoints) -> None:
 
 
 def _described(checkpoints: Checkpoints) -> Iterator[Path]:
-    yield from checkpoints.folder.glob("experience-*.json")
-    yield from checkpoints.snapshots.glob("*.json")
+    for path in (*files_in(checkpoints.folder, NUMBERED), *files_in(checkpoints.snapshots, SNAPSHOT)):
+        if path.suffix == ".json":
+            yield path
 
 
 def _run_of(path: Path) -> str | None:
@@ -97,7 +98,7 @@ def recover(checkpoints: Checkpoints) -> Recovery:
             uncounted.append(index)
         if kept:
             back = index + 1
-    later = sorted(checkpoints.folder.glob("experience-*.json"))[done:]
+    later = [path for path in files_in(checkpoints.folder, NUMBERED) if path.suffix == ".json"][done:]
     if later:
         found.damage.append(f"{checkpoints.folder}/experience-{done:03d}.json is missing, {later[0].name} is there")
     checkpoints.go_back(back)
