@@ -92,7 +92,7 @@ def recover(checkpoints: Checkpoints) -> Recovery:
             break
         content = checkpoints.content(index)
         kept = content["files"] is not None and found.reads(checkpoints.state, index)
-        if not found.reads(_counts, checkpoints, index, done):
+        if not found.reads(read_counts, checkpoints, index, done):
             if index in content.get("counted", ()) or not kept:
                 break
             uncounted.append(index)
@@ -111,12 +111,19 @@ def recover(checkpoints: Checkpoints) -> Recovery:
     return found
 
 
-def _counts(checkpoints: Checkpoints, index: int, done: int) -> None:
-    """Read the counts at a boundary; they may be missing where a later commit does not say that they were there."""
+def read_counts(checkpoints: Checkpoints, index: int, done: int, last: bool = False) -> None:
+    """Read the counts at a boundary; they may be missing where no later commit says that they were there.
+
+    Args:
+        last: The run has finished, so its last boundary has counts too.
+
+    Raises:
+        ResumeError: where they are damaged, or missing.
+    """
     if checkpoints.evaluated(index) is None:
-        for later in range(index, min(index + 2, done)):
-            if index in checkpoints.content(later).get("counted", ()):
-                raise ResumeError(f"{checkpoints.evaluation(index)} is missing")
+        named = (index in checkpoints.content(later).get("counted", ()) for later in range(index, min(index + 2, done)))
+        if any(named) or (last and index == done - 1):
+            raise ResumeError(f"{checkpoints.evaluation(index)} is missing")
 
 
 def _snapshot(checkpoints: Checkpoints, name: str) -> None:
