@@ -106,8 +106,8 @@ def check_types(**given: tuple[Any, ...]) -> None:
 
 
 _TYPES = {
-    str: "a name", Callable: "a class or a partial of one", Mapping: "a mapping", Stream: "a cil.Stream",
-    Budget: "a cil.Budget", Recipe: "a cil.Recipe", Anytime: "a cil.Anytime", Path: "a path",
+    str: "a name", int: "a whole number", Callable: "a class or a partial of one", Mapping: "a mapping",
+    Stream: "a cil.Stream", Budget: "a cil.Budget", Recipe: "a cil.Recipe", Anytime: "a cil.Anytime", Path: "a path",
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cil import metrics
-from cil.api import networks
+from cil.api import check_types, networks
 from cil.engine.asked_again import Asked
 from cil.engine.checkpoint import Checkpoints
 from cil.engine.lifecycle import Learners
@@ -26,6 +26,7 @@ from cil.targets import PARTIAL, TARGET, check_arguments, refuse_targets
 from cil.tracking import Record
 from cil.tracking.files import RECORD
 from cil.tracking.record import reading
+from cil.values import check_value
 
 
 class Trained(nn.Module):
@@ -72,6 +73,7 @@ def load(run_dir: str | Path, *, strategy: Any = None, device: str = "cpu", expe
     Raises:
         RecordError, ResumeError: where there is no such run, or its state was not kept.
     """
+    _check_arguments(run_dir, strategy, experience)
     record = Record.load(run_dir)
     learners, index, checkpoints = _learners(record, strategy, device, experience)
     learner = learners.rebuilt(index + 1, checkpoints.state(index))
@@ -97,6 +99,9 @@ def evaluate(
         StreamError: where the stream has images of another shape, or fewer classes.
         ContractError: where an image gets other scores when it is asked again, in other company.
     """
+    _check_arguments(run_dir, strategy, experience)
+    check_types(stream=(stream, Stream))
+    check_value("trainer.evaluation_batch", batch_size)
     record = Record.load(run_dir)
     if stream.task_known_at_test or record.identity["stream"].get("task_known_at_test"):
         raise StreamError(
@@ -136,6 +141,12 @@ def evaluate(
         "accuracy_by_class": dict(zip(stream.classes, by_class.tolist(), strict=False)),
         "confusion": confusion.tolist(),
     }
+
+
+def _check_arguments(run_dir: Any, strategy: Any, experience: Any) -> None:
+    check_types(
+        run_dir=(run_dir, str, Path), strategy=(strategy, str, Callable, None), experience=(experience, int, None)
+    )  # fmt: skip
 
 
 def _learners(record: Record, strategy: Any, device: str, experience: int | None) -> tuple[Learners, int, Checkpoints]:

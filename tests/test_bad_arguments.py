@@ -135,3 +135,15 @@ def test_batch_norm_of_one_image_is_known_before_training(stream, tmp_path):
     given = {"model": "resnet18", "batch_size": 1, "run_dir": tmp_path / "run", "epochs": 1}
     refused(CilError, lambda: cil.train("finetune", stream, **given), "batch")
     assert not [path for path in tmp_path.rglob("metrics.jsonl") if path.stat().st_size]
+
+
+def test_arguments_of_load_and_evaluate_and_caps_are_looked_at_before_anything_is_read(stream):
+    for call, key in (
+        (lambda: cil.load(3), "run_dir"),
+        (lambda: cil.load("run", experience="1"), "experience"),
+        (lambda: cil.load("run", strategy=3), "strategy"),
+        (lambda: cil.evaluate("run", "digits"), "stream"),
+        (lambda: cil.evaluate("run", stream, batch_size=0), "trainer.evaluation_batch"),
+        (lambda: Budget(caps=[1]), "budget.caps"),
+    ):
+        refused(ConfigError, call, key)

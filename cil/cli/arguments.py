@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -78,3 +79,21 @@ def counting_number(option: str, given: str) -> int | None:
     if given and not (given.isdigit() and int(given) > 0):
         raise ConfigError(f"{option} is {given}; it must be a whole number of 1 or more")
     return int(given) if given else None
+
+
+def config_dirs(arguments: Sequence[str]) -> tuple[list[str], str]:
+    """Arguments without ``--config-dir DIR``, and these folders of the user's own.
+
+    Raises:
+        ConfigError: for the option without a folder.
+    """
+    rest, folders, given = [], list[str](), list(arguments)
+    while given:
+        option, equals, value = given.pop(0).partition("=")
+        if option not in ("--config-dir", "-cd"):
+            rest.append(f"{option}{equals}{value}")
+        elif not equals and not given:
+            raise ConfigError("--config-dir needs a folder, with files as DIR/experiment/mine.yaml")
+        else:
+            folders.append(value if equals else given.pop(0))
+    return rest, os.pathsep.join(folders)

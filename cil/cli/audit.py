@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
-from cil.cli.arguments import split_options
-from cil.cli.names import METHODS, key_of
+from cil.cli.arguments import config_dirs, split_options
+from cil.cli.names import METHODS, key_of, own_conf_dirs
 from cil.errors import ConfigError
 from cil.targets import TARGET
 from cil.tracking import Record, identity_hash
@@ -37,6 +37,7 @@ lies beside the record, and tables show it. 0: the same bits; 1: others, or an e
                    chosen at random, by what came out of the run: no learner can know it
   --all            each that can be redone, in a process of its own
   --device NAME    where it is redone, by default as the run
+  --config-dir DIR   own files of the configuration, where the run had some
   --run module:function   plans the run again (cil.plan), where the run was made in Python
   strategy=module:Class, adapter=module:Class   the class of a run whose own is not registered: a record alone never
                    imports code
@@ -194,7 +195,10 @@ def recorded_overrides(record: Record, given: set[str]) -> list[str]:
         )
     from cil.cli.compose import CLASS
 
-    overrides = [item for item in command[2:] if key_of(item) not in given]
+    rest, own = config_dirs(command[2:])
+    if own and not own_conf_dirs():
+        raise ConfigError(f"{where} has --config-dir {own}, whose files may name code; give --config-dir yourself")
+    overrides = [item for item in rest if key_of(item) not in given]
     for item in overrides:
         key, values = key_of(item), item.partition("=")[2].replace("\\", "")
         if item.startswith("-") or key.startswith("hydra") or TARGET in item or "${" in item:

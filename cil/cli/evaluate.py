@@ -83,6 +83,8 @@ def change_stream(record: Record, overrides: Sequence[str]) -> dict[str, Any]:
     given = record.identity["config"].get("stream")
     if not isinstance(given, dict) or "builder" not in given:
         raise ConfigError(f"{record.directory} was made in Python; evaluate it there: cil.evaluate(run_dir, stream)")
+    if "class_order" not in record.identity:
+        raise ConfigError(f"{record.directory} is an {record.kind} run; give the run of a strategy")
     stream = dict(given)
     refuse_targets(stream, f"{record.directory}/record.json: config.stream")
     if not isinstance(stream["builder"], str):

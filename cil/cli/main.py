@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
+from cil.cli.arguments import config_dirs
 from cil.cli.names import OWN, check_own_conf_dirs
 from cil.cli.refusals import GROUPS
 from cil.errors import CilError, ConfigError, in_words, nearest, places_of
@@ -89,7 +90,7 @@ def _command(given: list[str]) -> int:
         return int(import_module("cil.cli.completion").complete(given, COMMANDS))
     if name not in COMMANDS:
         raise ConfigError(f"no command '{name}'; {nearest(name, COMMANDS)}")
-    rest, own = _config_dirs(rest)
+    rest, own = config_dirs(rest)
     if own:
         with _in_environment(OWN, own):
             return _command([name, *rest])
@@ -100,20 +101,6 @@ def _command(given: list[str]) -> int:
         print(module.HELP.strip())
         return 0
     return int(module.main(rest))
-
-
-def _config_dirs(arguments: list[str]) -> tuple[list[str], str]:
-    """Arguments without ``--config-dir DIR``, and these folders of the user's own."""
-    rest, folders, given = [], list[str](), list(arguments)
-    while given:
-        option, equals, value = given.pop(0).partition("=")
-        if option not in ("--config-dir", "-cd"):
-            rest.append(f"{option}{equals}{value}")
-        elif not equals and not given:
-            raise ConfigError("--config-dir needs a folder, with files as DIR/experiment/mine.yaml")
-        else:
-            folders.append(value if equals else given.pop(0))
-    return rest, os.pathsep.join(folders)
 
 
 def _refuse_doubled(arguments: Sequence[str]) -> None:

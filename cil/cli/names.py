@@ -74,6 +74,26 @@ def check_own_conf_dirs() -> None:
         for path in sorted(path for group in groups for path in (folder / group).rglob("*.yaml")):
             if (conf_dir() / path.relative_to(folder)).exists():
                 raise ConfigError(f"{path} has the name of a file that is built in; give it another name")
+            _check_own_file(path)
+
+
+def _check_own_file(path: Path) -> None:
+    """Look at a file of the user's own, which the composition of the configuration would not name.
+
+    Raises:
+        ConfigError: where it is no text with keys, or its keys would end up below the name of its group.
+    """
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} has no keys; write some, as in 'seed: 1'")
+    if path.parent.name == "experiment" and "@package _global_" not in text:
+        raise ConfigError(f"{path} needs the line '# @package _global_' at its beginning, as files of experiment/ do")
 
 
 def plugin_conf_dirs() -> dict[Path, str]:

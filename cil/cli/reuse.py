@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cil.errors import CilError
 from cil.tracking import Record, RecordError, identity_hash, write_json_atomic
-from cil.tracking.files import METRICS, RECORD
 from cil.tracking.storage import PARTIAL
 
+_say = logging.getLogger("cil.cli")
 REUSED = "reused.json"  # in the folder of a comparison: run -> folder that it was taken from
 
 
@@ -28,17 +29,25 @@ def take_over(identities: Mapping[Path, Mapping[str, Any]], out: Path, root: Pat
     Args:
         identities: Folder of a run, under ``out``, to its identity; those that are there already are left alone.
     """
-    taken: dict[str, str] = {}
+    before = _read(out)
+    kept, taken = dict(before), dict[str, str]()
     for path, identity in identities.items():
-        if (path / RECORD).exists():
+        if path.exists() and any(path.iterdir()):
             continue
         place = path.relative_to(out)
+        kept.pop(str(place), None)
         found = next(_finished(_places(place, out, root), identity_hash(identity)), None)
-        if found is not None:
+        if found is None:
+            continue
+        try:
             _copy(found, path)
+        except OSError as error:
+            _say.warning("not reused: %s cannot be copied to %s: %s", found, path, error.strerror or "it has changed")
+        else:
             taken[str(place)] = str(found)[: -len(str(place)) - 1] or "."
+    if {**kept, **taken} != before:
+        write_json_atomic(out / REUSED, {**kept, **taken})
     if taken:
-        write_json_atomic(out / REUSED, {**_read(out), **taken})
         print(f"cil: note: {'; '.join(_sentences(taken))}", file=sys.stderr, flush=True)
 
 
@@ -70,13 +79,38 @@ def _places(place: Path, out: Path, root: Path) -> Iterator[Path]:
 
 
 def _finished(places: Iterable[Path], run: str) -> Iterator[Path]:
+    """Those of the places that have the run, whole; of one that is damaged it is said why it is not taken."""
     for path in places:
         try:
             record = Record.load(path)
         except (RecordError, OSError):
             continue
         if record.status == "finished" and record.run == run:
-            yield path
+            try:
+                _check_whole(record)
+            except (CilError, OSError) as error:
+                _say.warning("not reused: %s", str(error).partition("; ")[0])
+            else:
+                yield path
+
+
+def _check_whole(record: Record) -> None:
+    """Read what a report and ``cil evaluate`` read of a run.
+
+    Raises:
+        CilError: naming the first file that is missing or damaged.
+    """
+    from cil.engine.checkpoint import Checkpoints
+    from cil.engine.recovery import read_counts
+
+    deque(record.lines(), maxlen=0)
+    record.arrays().files()
+    stored = Checkpoints(record.directory, run=record.run)
+    done = stored.done()
+    for index in range(done):
+        read_counts(stored, index, done, last=True)
+    if done:
+        stored.state(done - 1)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -88,15 +122,15 @@ def _copy(source: Path, target: Path) -> None:
             shutil.rmtree(left)
         shutil.copytree(source, part, copy_function=_link, ignore=shutil.ignore_patterns(".lock"))
         part.rename(target)
-    except OSError as error:
+    except OSError:
         shutil.rmtree(part, ignore_errors=True)
-        raise CilError(f"{source} cannot be copied to {target}: {error.strerror}; give another out=") from error
+        raise
 
 
 def _link(source: str, target: str) -> None:
-    """A second name for a file that is only ever replaced whole, a copy of one that is written in its place."""
+    """A second name for a file that is only ever replaced whole; a copy of others, which lines are added to."""
     try:
-        if Path(source).name == METRICS:
+        if Path(source).suffix not in (".safetensors", ".json"):
             raise OSError
         os.link(source, target)
     except OSError:

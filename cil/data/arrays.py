@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,8 +32,11 @@ def read_npz(path: Path) -> Arrays:
         raise DataError(f"{path} is no .npz archive, or only a part of one")
     try:
         with np.load(path, allow_pickle=False) as file:
+            doubled = [name for name, count in Counter(file.files).items() if count > 1]
+            if doubled:
+                raise DataError(f"{path} has '{doubled[0]}' twice; save each array once")
             return {name: file[name] for name in file.files}
-    except (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, NotImplementedError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         if "pickle" in str(error):
             raise DataError(f"{path} holds Python objects, which are never unpickled; save plain arrays") from None
         raise DataError(f"{path} cannot be read as .npz: {error}") from None
@@ -123,10 +127,13 @@ def class_names(named: Any, splits: Sequence[Samples], where: str | Path) -> tup
     """Names of the classes: as given, else the numbers up to the largest label (or label column).
 
     Raises:
-        DataError: where labels are so large that most classes would have no image.
+        DataError: where labels are so large that most classes would have no image, or names are no text.
     """
     if named is not None:
-        return tuple(np.asarray(named).astype(str).reshape(-1).tolist())
+        try:
+            return tuple(np.asarray(named).astype(str).reshape(-1).tolist())
+        except UnicodeDecodeError:
+            raise DataError(f"{where}: the names in classes are bytes that are no ASCII; save them as text") from None
     many = max(int(s.slots.max()) + 1 if s.targets is None else s.targets.shape[1] for s in splits)
     if many > sum(map(len, splits)):
         raise DataError(f"{where}: labels go up to {many - 1}, more than there are images; number the classes from 0")

@@ -36,11 +36,14 @@ def read_image(path: str | Path, mode: str = "RGB") -> Image:
     """A decoded image file, converted to ``RGB`` or ``L``.
 
     16 bits a channel become 8 (65,535 is 255). Transparency is left out, as torchvision does: the colours below it
-    count. CMYK and palettes become the colours that they stand for.
+    count. CMYK and palettes become the colours that they stand for. Of several frames or pages the first counts, and an
+    orientation in the EXIF data is not applied, as in torchvision.
 
     Raises:
         DataError: for a file that is no readable image, or whose numbers have no agreed range, naming it.
     """
+    if not Path(path).is_file():  # a pipe or a device would be read for ever
+        raise DataError(f"{path} is no file, or is missing")
     return _decoded(path, path, mode)
 
 
@@ -90,9 +93,13 @@ def subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder that are not hidden, sorted.
 
     Raises:
-        DataError: for a name that is not UTF-8.
+        DataError: for a name that is not UTF-8, or a link that leads nowhere.
     """
-    return sorted(_utf8(entry.name) for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    found = [entry for entry in os.scandir(folder) if entry.name[0] != "."]
+    for entry in found:
+        if entry.is_symlink() and not Path(entry.path).exists():
+            raise DataError(f"{_utf8(entry.path)} is a link that leads nowhere; remove it")
+    return sorted(_utf8(entry.name) for entry in found if entry.is_dir())
 
 
 def _utf8(name: str) -> str:

@@ -15,6 +15,8 @@ from torch import Tensor
 from cil.engine.checkpoint import Checkpoints
 from cil.engine.driver import Facts, Run
 from cil.engine.keys import key
+from cil.engine.recovery import read_counts
+from cil.engine.running import Rows
 from cil.errors import ConfigError, in_words
 from cil.memory import State, encode_meta
 from cil.tracking import Record, describe_environment, identity_hash, plain, without_secrets
@@ -39,6 +41,7 @@ class Redoing:
 
     Raises:
         ConfigError: where ``stored`` has not finished, or ``run`` is another run.
+        ResumeError: where counts of it are missing or damaged.
     """
 
     stored: Record
@@ -47,6 +50,9 @@ class Redoing:
     def __post_init__(self) -> None:
         check_finished(self.stored)
         self.checkpoints = Checkpoints(self.stored.directory, run=self.stored.run)
+        done = self.checkpoints.done()
+        for index in range(done):
+            read_counts(self.checkpoints, index, done, last=True)
         own, ours = dict(self.stored.identity), dict(plain(without_secrets(self.run.identity)))
         computed = {name: (own.pop(name, None), ours.pop(name, None)) for name in COMPUTES}
         difference = first_difference(own, ours)
@@ -85,7 +91,7 @@ class Redoing:
             raise
         except Exception as error:
             return self._audit(index, ["state"], f"raises {in_words(error)}"[:LONGEST])
-        compared, differing = list[str](), ""
+        compared, differing = list[str](), self._misreported()
         for part, old, new in self._parts(again, index, whole):
             compared.append(part)
             found = _difference(old, new)
@@ -116,6 +122,17 @@ class Redoing:
             yield "answers", old, new
         if whole:
             yield "facts", _facts(one.facts(index)), _facts(two.facts(index))
+
+    def _misreported(self) -> str:
+        """The first of the record's results that its own counts and facts do not give; empty where all are given."""
+        done = self.checkpoints.done()
+        facts = [self.checkpoints.facts(index) for index in range(done)]
+        given = json.loads(json.dumps(plain(self.run.work.results(Rows(self.checkpoints, done), facts))))
+        difference = first_difference({name: self.stored.results.get(name) for name in given}, given)
+        if not difference:
+            return ""
+        name, told, counted = difference
+        return f"record: {name} is {in_short(told)}, and what was counted gives {in_short(counted)}"[:LONGEST]
 
     def _audit(self, index: int, compared: Sequence[str], differing: str) -> Audit:
         identity = plain(self.run.identity)

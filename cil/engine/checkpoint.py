@@ -13,6 +13,7 @@ metadata. What does not have its sum is not used; see ``cil.engine.recovery``.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,12 +32,16 @@ from cil.tracking import replacing
 from cil.tracking.digests import SEAL, sealed, tensors_sum, unseal
 
 KEEP = ("all", "last", "best")
+NUMBERED = re.compile(r"(experience-(\d{3,})\.(json|safetensors)|evaluation-(\d{3,})\.safetensors)")
+SNAPSHOT = re.compile(r"((now|(phase|search)-\d+)\.json|(now|(phase|search)-\d+)-[ab]\.safetensors)")
+IN_BOUNDARY = ("files", "kinds", "meta", "references", "survey", "facts")
+IN_SNAPSHOT = ("tensors", "names")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """A JSON file with its sum, all or nothing."""
+    """A JSON file with its name and its sum, all or nothing."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(sealed(content)))
+        temporary.write_text(json.dumps(sealed({**content, "name": path.name})))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], run: str = "") -> str:
@@ -81,11 +86,14 @@ def read_tensors(path: Path, run: str | None = None, known: str | None = None) -
     return tensors
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
     """A JSON file that was sealed, or is of an earlier version.
 
+    Args:
+        keys: That it has.
+
     Raises:
-        ResumeError: naming the file, where it cannot be read or is not what was written.
+        ResumeError: naming the file, where it cannot be read or is not what was written there.
     """
     try:
         content, whole = unseal(dict(json.loads(path.read_text())))
@@ -93,7 +101,17 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ResumeError(f"cannot read {path}: {error}; {_MEND}") from error
     if whole is False:
         raise ResumeError(f"{path} is damaged: it has not the SHA-256 it was written with; {_MEND}")
+    if content.get("name", path.name) != path.name:
+        raise ResumeError(f"{path} is damaged: it was written as {content['name']}; {_MEND}")
+    lacking = [key for key in keys if key not in content]
+    if lacking:
+        raise ResumeError(f"{path} is damaged: it has no {lacking[0]}; {_MEND}")
     return content
+
+
+def files_in(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    """Files of a folder that a run gives such names, sorted; other files are somebody else's."""
+    return sorted(path for path in folder.glob("*") if names.fullmatch(path.name))
 
 
 _MEND = (
@@ -139,10 +157,10 @@ class Checkpoints:
         Raises:
             ResumeError: if it is damaged, or of another run.
         """
-        return self._own(self.folder / f"experience-{index:03d}.json")
+        return self._own(self._json(index), IN_BOUNDARY)
 
-    def _own(self, path: Path) -> dict[str, Any]:
-        content = read_json(path)
+    def _own(self, path: Path, keys: Iterable[str]) -> dict[str, Any]:
+        content = read_json(path, keys)
         if self.run and content.get("run", self.run) != self.run:
             raise ResumeError(f"{path} is of another run ({content['run']}, not {self.run}); choose another run_dir")
         return content
@@ -185,12 +203,12 @@ class Checkpoints:
             "survey": dict(state.survey),
             "facts": dict(facts),
         }
-        write_json(self.folder / f"experience-{index:03d}.json", content)
+        write_json(self._json(index), content)
         self.drop_snapshots()
 
     def kept(self, index: int) -> bool:
         """True if the state carried out of experience ``index`` is still there."""
-        return read_json(self.folder / f"experience-{index:03d}.json")["files"] is not None
+        return self.content(index)["files"] is not None
 
     def state(self, index: int) -> State:
         """The state carried out of experience ``index``.
@@ -239,18 +257,18 @@ class Checkpoints:
             if index in kept:
                 used |= set((content["files"] or {}).values())
             elif content["files"] is not None:
-                write_json(self.folder / f"experience-{index:03d}.json", content | {"files": None, "sums": {}})
+                write_json(self._json(index), content | {"files": None, "sums": {}})
         self._pruned |= set(range(done)) - kept
-        for path in self.folder.glob("experience-*.safetensors"):
-            if path.name not in used:
+        for path in files_in(self.folder, NUMBERED):
+            if path.name.startswith("experience-") and path.suffix == ".safetensors" and path.name not in used:
                 path.unlink()
 
     def go_back(self, count: int) -> None:
-        """Drop all boundaries but the first ``count``, the last one first."""
-        for pattern in ("experience-*.json", "experience-*.safetensors", "evaluation-*.safetensors"):
-            for path in sorted(self.folder.glob(pattern), reverse=True):
-                if int(path.stem.rpartition("-")[2]) >= count:
-                    path.unlink()
+        """Drop all boundaries but the first ``count``, the last one first, its JSON file before what that names."""
+        numbered = [(int(path.stem.partition("-")[2]), path) for path in files_in(self.folder, NUMBERED)]
+        for index, path in sorted(numbered, key=lambda pair: (-pair[0], pair[1].suffix)):
+            if index >= count:
+                path.unlink()
         self._facts = {index: facts for index, facts in self._facts.items() if index < count}
         self._pruned = {index for index in self._pruned if index < count}
 
@@ -259,7 +277,7 @@ class Checkpoints:
     def write_snapshot(self, name: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         """All that is held now. The tensors' file is named in the JSON, which is written last."""
         path = self.snapshots / f"{name}.json"
-        old = self._own(path)["tensors"] if path.exists() else None
+        old = self._own(path, IN_SNAPSHOT)["tensors"] if path.exists() else None
         file = f"{name}-{'b' if old == f'{name}-a.safetensors' else 'a'}.safetensors"
         seal = write_tensors(self.snapshots / file, tensors, self.run)
         own = {"run": self.run, "tensors": file, "sums": {file: seal}, "names": list(tensors)}
@@ -268,19 +286,18 @@ class Checkpoints:
     def drop_snapshots(self) -> None:
         """Forget the snapshots: their experience is committed. Files of other people stay."""
         with suppress(OSError):
-            for pattern in ("*.json", "*.safetensors"):
-                for path in self.snapshots.glob(pattern):
-                    path.unlink()
+            for path in files_in(self.snapshots, SNAPSHOT):
+                path.unlink()
             self.snapshots.rmdir()
 
     def snapshot_names(self) -> list[str]:
         """Names of the snapshots there are."""
-        return sorted(path.stem for path in self.snapshots.glob("*.json"))
+        return [path.stem for path in files_in(self.snapshots, SNAPSHOT) if path.suffix == ".json"]
 
     def snapshot_content(self, name: str) -> dict[str, Any] | None:
         """The content of a snapshot, if there is one."""
         path = self.snapshots / f"{name}.json"
-        return self._own(path) if path.exists() else None
+        return self._own(path, IN_SNAPSHOT) if path.exists() else None
 
     def snapshot_tensors(self, content: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensors of a snapshot, in the order they were held in: sums over them depend on it."""

@@ -285,27 +285,32 @@ class Run:
         found = recover(self.checkpoints)
         for sentence in found.damage:
             _say.warning(sentence)
-        if found.damage:
-            done = self.checkpoints.done()
-            lost = "what came after is trained again" if done < before else "earlier states that are damaged stay so"
-            _say.warning(f"{self.run_dir}: goes on after {done} of {before} trained boundaries; {lost}")
-        if self.checkpoints.done() and "run" not in self.checkpoints.content(0):
+        done = self.checkpoints.done()
+        if done < before or found.uncounted:
+            where = f"goes on after {done} of {before} trained boundaries"
+            _say.warning(f"{self.run_dir}: {where}; what was lost is made again")
+        if done and "run" not in self.checkpoints.content(0):
             _say.warning(f"{self.run_dir} was begun before files had sums, so that damage in it is not noticed")
         return found
 
     def _complete_arrays(self, record: Record) -> None:
         """The arrays are those of the boundaries behind: made again from the stored answers where not whole."""
-        names = [_arrays_of(index) for index in range(self.checkpoints.done() - 1)]
+        done = self.checkpoints.done()
+        names = {index: _arrays_of(index) for index in range(done)}
         try:
             found = record.arrays().files()
-            whole = found[: len(names)] == names and len(found) <= len(names) + 1
+            missing = [index for index in range(done - 1) if names[index] not in found and self._arrays(index)]
+            whole = not missing and found == [name for name in names.values() if name in found]
         except RecordError as error:
             _say.warning(str(error).partition("; ")[0])
             whole = False
         if not whole:
             forget_arrays(Path(record.directory))
-            for index, name in enumerate(names):
-                record.add_arrays(name, self.work.arrays(Rows(self.checkpoints, index + 1)))
+            for index in range(done - 1):
+                record.add_arrays(names[index], self._arrays(index))
+
+    def _arrays(self, index: int) -> Mapping[str, Part]:
+        return self.work.arrays(Rows(self.checkpoints, index + 1))
 
     @contextmanager
     def _context(self, record: Record) -> Iterator[Context]:

@@ -202,7 +202,6 @@ class StrategyWork:
             allowance = self.allowance(index, taken, in_advance(learner, self.stream.signatures[index]))
             keyed = generator(self.seed, "incoming", index)
             experience = sample_experience(self._training_half[index], taken, keyed)
-            self.keep_images(experience, context)
             check_codecs(learner, experience.train)
             around = partial(self._around, learner, index, flops)
             grow = flops.counting()(partial(self.learners.grow, learner, index))
@@ -260,9 +259,6 @@ class StrategyWork:
         """What a learner carries out of experience ``index``, as plain data."""
         signature = self.stream.signatures[index]
         return freeze(learner, signature.image_shape, signature.num_classes, self.bill[index].networks)
-
-    def keep_images(self, experience: Experience, context: Context) -> None:
-        """Keep images of an experience in the record, for reports. Default: none."""
 
     def observer(self, index: int, context: Context) -> Observer | None:
         """Looks at the learner between steps. Default: nobody does."""

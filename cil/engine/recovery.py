@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cil.engine.checkpoint import Checkpoints, read_json
+from cil.engine.checkpoint import NUMBERED, SNAPSHOT, Checkpoints, files_in, read_json
 from cil.errors import ResumeError
 from cil.tracking.arrays import DENSE, FOLDER
 from cil.tracking.files import METRICS, RECORD
@@ -40,8 +40,9 @@ def check_owner(checkpoints: Checkpoints) -> None:
 
 
 def _described(checkpoints: Checkpoints) -> Iterator[Path]:
-    yield from checkpoints.folder.glob("experience-*.json")
-    yield from checkpoints.snapshots.glob("*.json")
+    for path in (*files_in(checkpoints.folder, NUMBERED), *files_in(checkpoints.snapshots, SNAPSHOT)):
+        if path.suffix == ".json":
+            yield path
 
 
 def _run_of(path: Path) -> str | None:
@@ -91,13 +92,13 @@ def recover(checkpoints: Checkpoints) -> Recovery:
             break
         content = checkpoints.content(index)
         kept = content["files"] is not None and found.reads(checkpoints.state, index)
-        if not found.reads(_counts, checkpoints, index, done):
+        if not found.reads(read_counts, checkpoints, index, done):
             if index in content.get("counted", ()) or not kept:
                 break
             uncounted.append(index)
         if kept:
             back = index + 1
-    later = sorted(checkpoints.folder.glob("experience-*.json"))[done:]
+    later = [path for path in files_in(checkpoints.folder, NUMBERED) if path.suffix == ".json"][done:]
     if later:
         found.damage.append(f"{checkpoints.folder}/experience-{done:03d}.json is missing, {later[0].name} is there")
     checkpoints.go_back(back)
@@ -110,12 +111,19 @@ def recover(checkpoints: Checkpoints) -> Recovery:
     return found
 
 
-def _counts(checkpoints: Checkpoints, index: int, done: int) -> None:
-    """Read the counts at a boundary; they may be missing where a later commit does not say that they were there."""
+def read_counts(checkpoints: Checkpoints, index: int, done: int, last: bool = False) -> None:
+    """Read the counts at a boundary; they may be missing where no later commit says that they were there.
+
+    Args:
+        last: The run has finished, so its last boundary has counts too.
+
+    Raises:
+        ResumeError: where they are damaged, or missing.
+    """
     if checkpoints.evaluated(index) is None:
-        for later in range(index, min(index + 2, done)):
-            if index in checkpoints.content(later).get("counted", ()):
-                raise ResumeError(f"{checkpoints.evaluation(index)} is missing")
+        named = (index in checkpoints.content(later).get("counted", ()) for later in range(index, min(index + 2, done)))
+        if any(named) or (last and index == done - 1):
+            raise ResumeError(f"{checkpoints.evaluation(index)} is missing")
 
 
 def _snapshot(checkpoints: Checkpoints, name: str) -> None:

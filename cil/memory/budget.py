@@ -106,6 +106,8 @@ class Budget:
             raise ConfigError(f"budget.per_class is {self.per_class} beside {given}; both count exemplars: give one")
         if self.limits is not None and (not isinstance(self.limits, Sequence) or limits(list(self.limits))):
             raise ConfigError(f"budget.limit is {self.limits!r}; {limits([])}")
+        if not isinstance(self.caps, Mapping):
+            check_value("budget.caps", self.caps)
         for key, cap in ({"flops": self.flops} | {f"caps.{name}": cap for name, cap in self.caps.items()}).items():
             if cap is not None and not 0 < cap < float("inf"):
                 each = "" if key.startswith("caps.") else ", for each experience"

@@ -1,6 +1,6 @@
 """Arrays of a run, which grow with its boundaries: each adds one small file and one line to an index.
 
-arrays/index.jsonl                a line for each file: its name, its SHA-256, the names of its arrays, its own sum
+arrays/index.jsonl                a line for each file: its run, name, SHA-256, the names of its arrays, its own sum
 arrays/boundary-003.safetensors   what boundary 3 adds; counts of which most are zero as cells
 arrays.safetensors                of the first releases: all arrays at once, dense
 
@@ -65,13 +65,16 @@ class Arrays(Mapping[str, Array]):
     ``arrays["confusion"]`` is the dense array of all boundaries; ``arrays.parts("confusion")`` gives that of one
     boundary after the other, and holds one of them at a time.
 
+    Args:
+        run: The run that they must be of; empty: it is not verified.
+
     Raises:
-        RecordError: where a file is missing or damaged, when it is read.
+        RecordError: where a file is missing, damaged or of another run, when it is read.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, run: str = "") -> None:
         self.directory = directory
-        self._index = _read_index(directory / FOLDER / INDEX)
+        self._index = _read_index(directory / FOLDER / INDEX, run)
         self._dense = _names(directory / DENSE)
         self._names = list(dict.fromkeys([*self._dense, *(name for line in self._index for name in line["arrays"])]))
 
@@ -136,12 +139,13 @@ class Arrays(Mapping[str, Array]):
         return data
 
 
-def add_arrays(directory: Path, name: str, arrays: Mapping[str, Part]) -> None:
+def add_arrays(directory: Path, name: str, arrays: Mapping[str, Part], run: str = "") -> None:
     """Add a file to the arrays of a run directory, or write it again; then its line of the index.
 
     Args:
         name: Of the file: ``boundary-003``.
         arrays: By name; of one name all parts have the same form.
+        run: Digest of the identity of the run.
 
     Raises:
         TrainingError: where the disk is full or the place cannot be written.
@@ -151,7 +155,7 @@ def add_arrays(directory: Path, name: str, arrays: Mapping[str, Part]) -> None:
     path = directory / FOLDER / f"{name}.safetensors"
     with replacing(path) as temporary:
         temporary.write_bytes(data)
-    line = sealed({"file": path.name, "sum": hashlib.sha256(data).hexdigest(), "arrays": list(arrays)})
+    line = sealed({"run": run, "file": path.name, "sum": hashlib.sha256(data).hexdigest(), "arrays": list(arrays)})
     _append(path.with_name(INDEX), json.dumps(line, separators=(",", ":")).encode() + b"\n")
 
 
@@ -165,9 +169,8 @@ def _append(path: Path, line: bytes) -> None:
     """Add a line, after the last whole one: a crash may have cut it short."""
     try:
         with path.open("ab+") as file:
-            size = file.tell()
-            file.seek(max(0, size - 2**16))
-            file.truncate(size - len(file.read().rpartition(b"\n")[2]))
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
@@ -175,7 +178,7 @@ def _append(path: Path, line: bytes) -> None:
         raise TrainingError(f"cannot write {path}: {error.strerror}; make room") from error
 
 
-def _read_index(path: Path) -> list[dict[str, Any]]:
+def _read_index(path: Path, run: str) -> list[dict[str, Any]]:
     """The last line of each file, in order of the first; one that a crash cut short is left out."""
     found: dict[str, dict[str, Any]] = {}
     for number, text in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else (), 1):
@@ -186,6 +189,8 @@ def _read_index(path: Path) -> list[dict[str, Any]]:
             file, _ = Path(line["file"]).name, (line["sum"], [*line["arrays"]])
         except (ValueError, TypeError, KeyError) as error:
             raise RecordError(f"{path} is damaged at line {number}; restore it") from error
+        if run and line.get("run", run) != run:
+            raise RecordError(f"{path} is of another run ({line['run']}, not {run}); restore it")
         found[file] = line | {"file": file}
     return list(found.values())
 

@@ -287,7 +287,7 @@ class Record:
 
         self._check_writable()
         if arrays:
-            add_arrays(self.directory, name, arrays)
+            add_arrays(self.directory, name, arrays, self.run)
 
     def arrays(self) -> Arrays:
         """All arrays by name, read when they are asked for.
@@ -300,7 +300,7 @@ class Record:
         index, known = self.directory / INDEX_OF_ARRAYS, (self.log or {}).get("arrays")
         if known is not None and (not index.exists() or FileSum(index).whole() != known):
             raise RecordError(f"{index} is damaged or missing: it has not the SHA-256 it was written with; restore it")
-        return Arrays(self.directory)
+        return Arrays(self.directory, self.run)
 
     def close(self) -> None:
         """Close the files; the directory may then be opened by another process."""

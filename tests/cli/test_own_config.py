@@ -27,6 +27,8 @@ def test_own_files_are_read_by_all_commands(own, cil, tmp_path):
     assert record["identity"]["seed"] == 5
     assert record["environment"]["command"].startswith(f"cil run --config-dir {own} experiment=small")
     assert "no experiment 'small'" in cil("run", "experiment=small").line  # of that command alone
+    assert "give --config-dir yourself" in cil("audit", "out").line  # a record alone names no files that may name code
+    assert "the same bits" in cil("audit", "out", "--experience", "0", "--config-dir", str(own)).out
 
 
 def test_a_folder_that_cannot_be_meant_is_refused(own, cil, tmp_path):
@@ -36,3 +38,20 @@ def test_a_folder_that_cannot_be_meant_is_refused(own, cil, tmp_path):
     assert "--config-dir needs a folder" in cil("run", "--config-dir").line
     (own / "experiment" / "demo.yaml").write_text("seed: 1\n")
     assert "experiment/demo.yaml has the name of a file that is built in" in cil("run", "--config-dir", str(own)).line
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff\xfe", "cannot be read as YAML"),
+        (b"a: \x00", "cannot be read as YAML"),
+        (b"", "has no keys"),
+        (b"[1, 2]", "has no keys"),
+        (b"seed: 1", "needs the line '# @package _global_'"),
+    ],
+)
+def test_an_own_file_that_says_nothing_is_named(own, cil, content, said):
+    path = own / "experiment" / "odd.yaml"
+    path.write_bytes(content)
+    line = cil("run", "--config-dir", str(own), "experiment=odd").line
+    assert f"{path} {said}" in line

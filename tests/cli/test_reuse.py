@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from cil.report import find_runs
 from cil.tracking import Record
 
@@ -33,3 +35,22 @@ def test_another_setting_or_an_unfinished_run_is_not_taken_over(cil, tmp_path):
     said = cil("compare", *DIGITS, "strategy=finetune", "optimizer.lr=0.2", "jobs=1", "out=b")
     again = cil("compare", *DIGITS, "strategy=finetune", "jobs=1", "out=c")
     assert "reused" not in said.err + again.err
+
+
+def test_a_damaged_run_is_not_taken_over_and_a_copy_that_goes_on_leaves_the_other_as_it_was(cil, tmp_path):
+    given = (*DIGITS, "strategy=finetune", "jobs=1")
+    cil("compare", *given, "out=a")
+    (first,) = (path.parent for path in tmp_path.glob("a/*/*/record.json"))
+    assert "reused" in cil("compare", *given, "out=b").err
+    copy = tmp_path / "b" / first.relative_to(tmp_path / "a")
+    (copy / "record.json").unlink()  # is made again from the checkpoints
+    assert cil("compare", *given, "out=b").code == 0
+    for run in (first, copy):
+        assert Record.load(run).arrays()["confusion"].shape == (5, 10, 10)
+
+    for folder in ("b", "runs"):
+        shutil.rmtree(tmp_path / folder, ignore_errors=True)
+    (first / "arrays/boundary-002.safetensors").write_bytes(b"damaged")
+    trained = cil("compare", *given, "out=b")
+    assert trained.code == 0 and "note: reused" not in trained.err
+    assert "not reused: " in trained.err and "boundary-002.safetensors is damaged" in trained.err

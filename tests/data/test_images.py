@@ -2,6 +2,7 @@
 
 import logging
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from cil import class_incremental
 from cil.data import load_dataset
-from cil.data.file_store import FileStore, images_below, read_image
+from cil.data.file_store import FileStore, images_below, read_image, subfolders
 from cil.errors import ConfigError, DataError
 
 GREY = np.array([[0, 128, 255, 77]], np.uint8)
@@ -86,3 +87,23 @@ def test_test_classes_in_another_order_are_matched_by_name(tmp_path):
     assert torch.equal(named(tmp_path, list("abcd")).test.slots, torch.arange(4))
     with pytest.raises(DataError, match=r"test.npz: its class names are not those .* 'd' is in one of them alone"):
         named(tmp_path, list("abce"))
+
+
+def test_a_pipe_and_a_link_to_itself_are_named(image_folder):
+    pipe, loop = image_folder / "train/cat/pipe.png", image_folder / "train/loop"
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match=r"pipe.png is no file, or is missing"):
+        read_image(pipe)
+    loop.symlink_to(loop)
+    with pytest.raises(DataError, match=r"train/loop is a link that leads nowhere"):
+        subfolders(image_folder / "train")
+
+
+def test_an_array_that_is_there_twice_and_names_that_are_no_text_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"test.npz: the names in classes are bytes"):
+        named(tmp_path, [b"\xff", b"b", b"c", b"d"])
+    np.save(tmp_path / "other.npy", np.zeros((4, 2, 2), np.uint8))
+    with zipfile.ZipFile(tmp_path / "train.npz", "a") as archive:
+        archive.write(tmp_path / "other.npy", "images")
+    with pytest.raises(DataError, match=r"train.npz has 'images' twice"):
+        load_dataset("npz", root=tmp_path, path=tmp_path)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from cil.engine.audit import Redoing, candidates, chosen
 from cil.engine.checkpoint import Checkpoints
-from cil.errors import ConfigError
+from cil.errors import ConfigError, ResumeError
 from cil.strategies.finetune import Finetune
 from cil.strategies.replay import Replay
 from cil.testing.shifts import toy_adaptation, toy_shifts
@@ -118,3 +119,22 @@ def test_audits_of_another_run_and_damaged_ones_are_not_read(tmp_path):
     for text in ("{", "[]", '{"audits": [{"run": "a run"}, 3]}', '{"audits": {}}'):
         (tmp_path / "audits.json").write_text(text)
         assert read_audits(tmp_path, "a run") == []
+
+
+def test_results_that_the_counts_do_not_give_are_found_and_missing_counts_are_named(tmp_path):
+    run = toy_run("finetune", toy_stream(), tmp_path / "run", keep="all")
+    run.execute()
+    path = tmp_path / "run/record.json"
+    content = json.loads(path.read_text())
+    del content["sha256"]  # as who edits it by hand does
+    content["results"]["accuracy_curve"] = [100.0] * 3
+    path.write_text(json.dumps(content))
+    found = redo(run, 0, tmp_path / "again")
+    assert found.verdict == "differs" and found.key.startswith("record: accuracy_curve.")
+    for index in (1, 2):
+        gone = tmp_path / f"run/checkpoint/evaluation-{index:03d}.safetensors"
+        kept = gone.read_bytes()
+        gone.unlink()
+        with pytest.raises(ResumeError, match=f"{gone.name} is missing"):
+            redo(run, 0, tmp_path / f"again-{index}")
+        gone.write_bytes(kept)

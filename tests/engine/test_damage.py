@@ -122,7 +122,7 @@ def test_damage_is_told_and_training_goes_on_from_the_boundary_before(killed, st
     damage, where = caplog.messages
     assert "experience-001.safetensors is damaged" in damage and "\n" not in damage
     back = 1 if keep == "all" else 0
-    assert where.endswith(f"goes on after {back} of 2 trained boundaries; what came after is trained again")
+    assert where.endswith(f"goes on after {back} of 2 trained boundaries; what was lost is made again")
 
 
 KINDS = {
@@ -155,6 +155,65 @@ def test_any_damage_in_a_killed_run_of_any_kind_is_named_or_mended(kind, tmp_pat
         shutil.rmtree(copy)
 
 
+def test_what_a_kind_keeps_in_arrays_is_there_after_a_stop_and_not_written_again(tmp_path):
+    prepares = {
+        "tasks": partial(toy_run, "previous", toy_tasks()),
+        "adaptation": partial(toy_adaptation, "bn_stats", toy_shifts()),
+    }
+    for kind, prepare in prepares.items():
+        straight = prepare(tmp_path / f"{kind} straight").execute().arrays()
+        folder = tmp_path / kind
+        with pytest.raises(KeyboardInterrupt):
+            prepare(folder, loggers=[Interrupt(1, ["boundary"])]).execute()
+        behind = {path: path.stat().st_ino for path in sorted((folder / "arrays").glob("*.safetensors"))[:-1]}
+        again = prepare(folder).execute().arrays()
+        assert behind and all(path.stat().st_ino == number for path, number in behind.items())
+        assert list(again) == list(straight) and all((again[name] == straight[name]).all() for name in straight)
+
+
+def test_boundaries_that_were_swapped_are_named(killed, straight, tmp_path, caplog):
+    folder, keep = killed
+    shutil.copytree(folder, tmp_path / "run")
+    first, second = (tmp_path / f"run/checkpoint/experience-{index:03d}.json" for index in (0, 1))
+    contents = first.read_bytes(), second.read_bytes()
+    second.write_bytes(contents[0]), first.write_bytes(contents[1])
+    run = prepared(tmp_path / "run", keep)
+    _demand_equal(straight, run, run.execute(), keep)
+    assert "experience-000.json is damaged: it was written as experience-001.json" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"files": {}, "facts": {}}'])
+def test_a_boundary_without_what_belongs_in_it_is_named(killed, straight, tmp_path, caplog, content):
+    folder, keep = killed
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run/checkpoint/experience-001.json").write_text(content)
+    (tmp_path / "run/snapshot").mkdir(exist_ok=True)
+    (tmp_path / "run/snapshot/now.json").write_text(content)
+    run = prepared(tmp_path / "run", keep)
+    _demand_equal(straight, run, run.execute(), keep)
+    assert "experience-001.json is damaged: it has no" in caplog.text
+    assert "now.json is damaged: it has no" in caplog.text
+
+
+def test_files_of_a_user_beside_those_of_a_run_are_not_read_and_stay(killed, straight, tmp_path):
+    folder, keep = killed
+    shutil.copytree(folder, tmp_path / "run")
+    names = (
+        "experience-mine.json",
+        "experience-001 (copy).json",
+        "evaluation-x.safetensors",
+        "experience-x.safetensors",
+    )
+    own = [*(tmp_path / "run/checkpoint" / name for name in names), tmp_path / "run/snapshot/notes.json"]
+    for path in own:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    _flip(0.5)(tmp_path / "run/checkpoint/experience-001.json")  # so that it goes back
+    run = prepared(tmp_path / "run", keep)
+    _demand_equal(straight, run, run.execute(), keep)
+    assert all(path.read_text() == "{}" for path in own)
+
+
 # of which run -------------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +237,17 @@ def test_checkpoints_of_another_run_beside_a_record_are_refused(killed, tmp_path
     shutil.copytree(folder / "checkpoint", tmp_path / "run/checkpoint")
     with pytest.raises(ResumeError, match="has checkpoints of another run"):
         prepared(tmp_path / "run", keep, seed=1).execute()
+
+
+def test_arrays_of_another_run_are_made_again(straight, tmp_path, caplog):
+    with pytest.raises(KeyboardInterrupt):
+        prepared(tmp_path / "run", loggers=[Interrupt(21)]).execute()
+    prepared(tmp_path / "other", seed=1).execute()
+    shutil.rmtree(tmp_path / "run/arrays")
+    shutil.copytree(tmp_path / "other/arrays", tmp_path / "run/arrays")
+    run = prepared(tmp_path / "run")
+    _demand_equal(straight, run, run.execute(), "all")
+    assert "arrays/index.jsonl is of another run" in caplog.text
 
 
 def test_a_log_that_says_of_no_run_is_not_cut(tmp_path):

@@ -38,7 +38,7 @@ def test_parts_come_back_as_one_array_or_one_after_the_other(record):
 def test_a_part_written_again_counts_once_and_a_line_cut_short_does_not(record):
     index = record.directory / "arrays" / "index.jsonl"
     with index.open("ab") as file:
-        file.write(b'{"file": "bound')  # killed while it wrote
+        file.write(b'{"file": "bound' + 2**17 * b"x")  # killed while it wrote
     assert np.array_equal(record.arrays()["confusion"], DENSE)
     record.add_arrays("boundary-001", {"confusion": Part(CELLS[0], "stacked", (2, 2))})
     assert record.arrays()["confusion"].tolist() == [DENSE[0].tolist()] * 2

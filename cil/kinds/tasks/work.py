@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cil.engine.driver import Context, Facts
+from cil.engine.driver import Facts
 from cil.engine.learning import StrategyWork
 from cil.engine.running import Counts, Rows
 from cil.errors import ConfigError
@@ -16,7 +16,6 @@ from cil.kinds.tasks.evaluation import evaluate_tasks
 from cil.kinds.tasks.record_types import TaskScores
 from cil.kinds.tasks.results import ErrorsSoFar, task_scores
 from cil.strategies import Strategy
-from cil.streams import Experience
 from cil.streams.show import thumbnails
 from cil.streams.task_stream import TaskStream
 from cil.tracking.arrays import Part
@@ -47,17 +46,17 @@ class TaskWork(StrategyWork):
                 f"null, or stream.heads=offset"
             )
 
-    def keep_images(self, experience: Experience, context: Context) -> None:
-        """A few, for the timeline of a report, which opens no data."""
-        index, images = experience.index, thumbnails(experience.train).numpy()
-        context.record.add_arrays(f"images-{index:03d}", {f"thumbnails.{index}": Part(images)})
-
     def count(self, index: int, learner: Strategy, predict: Callable[..., Tensor]) -> Counts:
-        """Scores of the tasks that the stream wants evaluated after this event."""
-        return evaluate_tasks(
+        """Scores of the tasks that the stream wants evaluated after this event, and a few of its training images."""
+        scores = evaluate_tasks(
             predict, self.stream, index,
             seed=self.seed, device=self.runtime.torch_device, batch_size=self.evaluation_batch,
         )  # fmt: skip
+        return {**scores, "thumbnails": thumbnails(self._training_half[index].train)}
+
+    def arrays(self, rows: Rows) -> Mapping[str, Part]:
+        """The images of the task, for the timeline of a report, which opens no data."""
+        return {f"thumbnails.{len(rows) - 1}": Part(rows[-1]["thumbnails"].numpy())}
 
     def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> TaskScores:
         """Errors by task and split."""
