@@ -119,7 +119,7 @@ def merged(merge, **hyperparameters):
     learner.importance = {name: torch.full_like(value, 4.0) for name, value in learner.importance.items()}
     found = {name: torch.ones_like(value) for name, value in learner.importance.items()}
     found["head.weight"][3:], found["head.bias"][3:] = 2.0, 2.0
-    learner._importance_of = lambda experience: found
+    object.__setattr__(learner, "_importance_of", lambda experience: found)
     learner.after_experience(None)
     return learner.importance
 
