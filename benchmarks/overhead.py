@@ -27,15 +27,13 @@ from pathlib import Path
 
 import raw
 import torch
-from cil.engine.run import Run
 from torch import nn
 
+from cil.api import plan
 from cil.data import ArrayStore, Augment, Dataset, Samples
 from cil.engine.recipe import Recipe
-from cil.engine.runtime import Runtime
 from cil.memory import Budget, herd
-from cil.models import NetFactory, build_backbone
-from cil.strategies import find
+from cil.models import build_backbone
 from cil.streams import Stream, class_incremental
 from cil.tracking import Record
 
@@ -76,16 +74,11 @@ def make_stream(work: raw.Work) -> Stream:
 def framework(work: raw.Work, stream: Stream, method: str, net: str, folder: Path) -> Record:
     """The same in the framework, with its record, ledger, snapshots and log."""
 
-    def factory(seed: int, device: str = "cpu", meta: bool = False) -> NetFactory:
-        backbone = partial(build_backbone, net, 3, 32)
-        return NetFactory(backbone, mean=stream.mean, std=stream.std, seed=seed, device=device, meta=meta)
-
-    return Run(
-        stream, find(method), factory, Budget(exemplars=EXEMPLARS),
-        Recipe(epochs=work.epochs, batch_size=work.batch_size, optimizer=partial(
-            torch.optim.SGD, lr=work.lr, momentum=0.9, weight_decay=5e-4)),
-        folder, {}, method, Runtime(device="cpu", precision="bf16" if work.bf16 else "fp32"),
-    ).execute()  # fmt: skip
+    sgd = partial(torch.optim.SGD, lr=work.lr, momentum=0.9, weight_decay=5e-4)
+    recipe = Recipe(epochs=work.epochs, batch_size=work.batch_size, optimizer=sgd)
+    precision = "bf16" if work.bf16 else "fp32"
+    budget = Budget(exemplars=EXEMPLARS)
+    return plan(method, stream, net, budget, recipe=recipe, run_dir=folder, precision=precision).execute()
 
 
 def seconds(side: str, net: str, method: str, precision: str, epochs: int | None) -> float:
@@ -148,7 +141,7 @@ def parts(net: str) -> None:
             record.append({"kind": "step", "step": number, "values": {"loss": 1.0, "lr": 0.1}})
         print(f"  {'a line of the log':28s} {1000 * (time.perf_counter() - began) / 1000:8.3f} ms")
         record.close()
-    for what in ("import torch", "import cil", "from cil.engine.run import Run"):
+    for what in ("import torch", "import cil", "from cil.engine.driver import Run"):
         began = time.perf_counter()
         subprocess.run([sys.executable, "-c", what], check=True)
         print(f"  {what:28s} {time.perf_counter() - began:8.3f} s")
