@@ -394,7 +394,7 @@ def test_the_record_has_every_result_of_the_design(finished):
         "accuracy_matrix", "accuracy_matrix_task_aware", "accuracy_curve", "average_incremental_accuracy",
         "last_accuracy", "average_accuracy", "forgetting", "backward_transfer", "forward_transfer", "class_counts",
         "ledger", "exemplars", "given_up", "over_budget", "flops", "seconds", "peak_training_bytes",
-        "peak_parameters", "bills", "losses",
+        "peak_parameters", "bills", "losses", "answer", "answers",
     }  # fmt: skip
     for name in ("accuracy_matrix", "accuracy_matrix_task_aware"):
         matrix = results[name]
@@ -450,7 +450,7 @@ def test_operations_and_seconds_of_the_record(finished):
     # 16 images, later 16 and the exemplars, twice; 4 features, 2, 4, 6 outputs: forward and the weights' gradient
     each = [2 * 16 * 32, 2 * (16 + 6) * 64, 2 * (16 + 4) * 96]
     assert flops["training"] == np.cumsum(each).tolist()
-    assert flops["evaluation"] == np.cumsum([8 * 16, 16 * 32, 24 * 48]).tolist()
+    assert flops["evaluation"] == np.cumsum([(8 + 6) * 16, (16 + 4) * 32, (24 + 6) * 48]).tolist()  # and exemplars
     assert flops["consolidation"] == [0, 0, 0]  # random exemplars ask no network
     assert flops["total"] == flops["training"][-1] + flops["evaluation"][-1]
     parts = ("train", "evaluate", "consolidate")

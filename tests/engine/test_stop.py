@@ -52,7 +52,8 @@ def test_nothing_slow_is_begun_after_a_stop_was_asked_for(tmp_path, hook, heard,
     Asked.hook, Asked.heard = "", []
     straight = small_run(Asked, tmp_path / "straight", **options)
     expected = straight.execute()
-    assert Asked.heard == ["trained", "after", *["predict"] * 4, "predict"]  # and some images are asked again
+    answered = 1 + 4 + 1  # exemplars for their means, four batches, some images again
+    assert Asked.heard == ["trained", "after", *["predict"] * answered]
     Asked.hook, Asked.heard = hook, []
     with pytest.raises(KeyboardInterrupt):
         small_run(Asked, tmp_path / "other", **options).execute()
