@@ -132,7 +132,8 @@ def test_the_bill_of_a_probe_is_features_and_distances_of_every_network(made):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_bill_is_every_operation_of_the_training(tmp_path, name):
     found = recount(toy_run(name, toy_tasks(order="aca"), tmp_path))
-    assert found.told == found.counted
+    mixed = name == "cumulative"  # at random: of its batches some are counted, and stand for the others
+    assert found.told == (pytest.approx(found.counted, rel=1e-5) if mixed else found.counted)
 
 
 def test_a_repeat_inherits_its_head_and_changes_no_other(made):
