@@ -18,8 +18,8 @@ def nearest_mean(features: Tensor, means: Tensor) -> Tensor:
 
     Source: Rebuffi et al. 2017 (iCaRL), Algorithm 1.
 
-    >>> nearest_mean(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.6, 0.8]])).round(decimals=3).tolist()
-    [[-0.894, -0.0]]
+    >>> nearest_mean(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.6, 0.8]])).mul(1000).round().tolist()
+    [[-894.0, -0.0]]
     """
     scores = -torch.cdist(unit(features.float()), means)
     return scores.masked_fill(means.isnan().any(1), -torch.inf)
