@@ -48,7 +48,7 @@ TASK_LEARNERS = {  # rules that may fail by what each does, beside those below; 
     "task_linear_probe": ("predict_does_not_look_at_the_rest_of_the_batch",),
     "ewc_online": ("only_the_state_crosses_a_boundary", "the_ledger_is_the_checkpoint"),
 }
-FOR_A_FEW = (  # rules that find memory of the past or the future in other ways too, or look at what all strategies share
+FOR_A_FEW = (  # that find memory of the past or future in other ways too, or look at what all strategies share
     "only_the_state_crosses_a_boundary",
     "the_future_is_not_known",
     "test_labels_play_no_part_in_answers",
