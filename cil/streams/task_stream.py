@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -193,51 +193,75 @@ def task_stream(
     heads = heads or whole.stream.heads
     chosen = _check_splits(splits, whole, heads)
     lock = known_lock(whole.path, wanted.root) if whole.path else Lock()
-    chosen_tasks = whole if variant is None else whole.variant(variant)
-    selected, notes = available(chosen_tasks.select(sizes=sizes_of(lock), **vars(filters)))
-    for note in notes:
-        _log.warning(note)
+    selected = _select(whole if variant is None else whole.variant(variant), filters, lock)
     tasks = _in_one_shape(selected.ordered(shuffle, order_seed), image_size)
     _check_heads(tasks, heads)
     data = {task.dataset: task for task in reversed(tasks)}
     offsets = selected.offsets() if heads == "offset" else {}
     loaded = {}
-    for name, task in data.items():
-        try:
-            found = load_task(task, wanted.root)
-        except TaskError as error:
-            if missing == "error":
-                raise
-            _log.warning(f"{error}; left out, as stream.missing=skip")
-            continue
+    for task, found in _read(data.values(), wanted.root, missing):
         _check_lock(task, found, offsets, lock, whole)
-        loaded[name] = _cap(task, found, wanted, ("train", *chosen))
-    tasks = tuple(task for task in tasks if task.dataset in loaded)
-    if not tasks:
+        loaded[task.dataset] = _cap(task, found, wanted, ("train", *chosen))
+    if not loaded:
         raise StreamError(f"no data set of '{selected.stream.name}' is there, of {len(data)} (stream.missing=skip)")
+    tasks = tuple(task for task in tasks if task.dataset in loaded)
     keys, seen = _task_keys(tasks)
     shape = loaded[tasks[0].dataset]["train"].shape
     augment = wanted.augmentation(Augment(crop_padding=shape[1] // 16, flip=True))
-    mean, std = ([0.5] * shape[0] if values is None else values for values in (wanted.mean, wanted.std))
     given: dict[str, Any] = {
         "name": selected.stream.name if len(tasks) == len(whole) else f"{selected.stream.name}-{len(tasks)}",
         "classes": [f"{key.dataset}: {label}" for key in dict.fromkeys(keys) for label in _names(data[key.dataset])],
         "order": _labels_of_slots(keys, selected, heads),
         "fingerprint": _fingerprint(selected, tasks, loaded, heads),
     }
-    given["mean"], given["std"] = check_channels(mean, std, shape[0])
+    given["mean"], given["std"] = _normalisation(wanted, shape[0])
     steps = [_step(index, keys, seen, loaded[task.dataset], chosen, heads) for index, task in enumerate(tasks)]
     given["signatures"], given["parts"], tests, counts = zip(*steps, strict=True)
     if heads == "offset":  # classes of all tasks share batches
         return Stream(**given, augment=replace(augment, flip=augment.flip and all(key.mirrored for key in keys)))
-    final = selected.stream.final_year_from
-    events = [
+    events = _events(keys, tasks, counts, selected.stream.final_year_from)
+    shuffled = shuffle or selected.stream.shuffle
+    facts = {"manifest": _manifest_hash(selected), "lock": _lock_hash(lock, tasks), "shuffle": shuffled}
+    return TaskStream(**given, augment=augment, events=events, tests=tests, reevaluate=reevaluate, facts=facts)
+
+
+def _normalisation(wanted: ImageOptions, channels: int) -> list[tuple[float, ...]]:
+    """Mean and std of each channel, by default 0.5, which gives [-1, 1]."""
+    mean, std = ([0.5] * channels if values is None else values for values in (wanted.mean, wanted.std))
+    return check_channels(mean, std, channels)
+
+
+def _events(
+    keys: Sequence[TaskKey], tasks: Sequence[ManifestTask], counts: Sequence[Mapping[str, int]], final: int | None
+) -> list[Event]:
+    """The events of tasks, of which those from year ``final`` on are the final ones."""
+    return [
         Event(key, task.id, task.year, task.domain, task.kind, final is not None and task.year >= final, own)
         for key, task, own in zip(keys, tasks, counts, strict=True)
     ]
-    facts = {"manifest": _manifest_hash(selected), "lock": _lock_hash(lock, tasks)}
-    facts["shuffle"] = shuffle or selected.stream.shuffle
-    return TaskStream(**given, augment=augment, events=events, tests=tests, reevaluate=reevaluate, facts=facts)
+
+
+def _select(manifest: Manifest, filters: TaskFilter, lock: Lock) -> Manifest:
+    """The tasks that a stream is made of; what is left out is told in a warning."""
+    selected, notes = available(manifest.select(sizes=sizes_of(lock), **vars(filters)))
+    for note in notes:
+        _log.warning(note)
+    return selected
+
+
+def _read(
+    tasks: Iterable[ManifestTask], root: str | Path | None, missing: str
+) -> Iterator[tuple[ManifestTask, dict[str, Samples]]]:
+    """Tasks and the samples of their splits, without those that cannot be read where ``missing`` is ``skip``."""
+    for task in tasks:
+        try:
+            found = load_task(task, root)
+        except TaskError as error:
+            if missing == "error":
+                raise
+            _log.warning(f"{error}; left out, as stream.missing=skip")
+        else:
+            yield task, found
 
 
 def _step(
