@@ -17,7 +17,7 @@ from torch import Tensor
 from cil import metrics
 from cil.contract import Holder
 from cil.data import Batch, Samples, concatenated
-from cil.engine.asked_again import Asked, drawn
+from cil.engine.asked_again import Asked, asks_again
 from cil.engine.keys import generator
 from cil.engine.lifecycle import all_evaluating
 from cil.engine.runtime import Runtime
@@ -206,7 +206,7 @@ class AnytimeObserver:
 
     def _ask_again(self, learner: Any, questions: Asked, first: bool) -> None:
         """Ask some images again after the first evaluation of an experience, and after a few others."""
-        if not self.transductive and (first or drawn(self.seed, 0, ASKED, *self._place)):
+        if not self.transductive and (first or asks_again(self.seed, 0, ASKED, *self._place)):
             questions.again(partial(self._scores, learner), type(learner).__name__, f"inside experience {self.index}")
 
     def _answered(self, learner: Any, images: Tensor, questions: Asked) -> Tensor:

@@ -111,7 +111,7 @@ def _difference(first: Tensor, second: Tensor, step: float) -> tuple[int, float]
     return int(beyond.sum()), float(off.max()) / (spread or 1.0)
 
 
-def drawn(seed: int, index: int, length: int, *place: object) -> bool:
+def asks_again(seed: int, index: int, length: int, *place: object) -> bool:
     """True for the evaluations of a run that are followed by questions: the last, and others at keyed random."""
     chance = random.Random(key(seed, "ask again after", index, *place)).random()
     return index == length - 1 or chance < EVALUATIONS / length

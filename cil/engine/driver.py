@@ -296,11 +296,11 @@ class Run:
     def _complete_arrays(self, record: Record) -> None:
         """The arrays are those of the boundaries behind: made again from the stored answers where not whole."""
         done = self.checkpoints.done()
-        names = {index: _arrays_of(index) for index in range(done)}
+        names = [_arrays_of(index) for index in range(done)]
         try:
             found = record.arrays().files()
             missing = [index for index in range(done - 1) if names[index] not in found and self._arrays(index)]
-            whole = not missing and found == [name for name in names.values() if name in found]
+            whole = not missing and found == [name for name in names if name in found]
         except RecordError as error:
             _say.warning(str(error).partition("; ")[0])
             whole = False
@@ -389,9 +389,9 @@ class Run:
 
     def _publish(self, index: int, context: Context) -> None:
         """Write what boundary ``index`` adds to arrays, log and record."""
-        rows, facts = Rows(self.checkpoints, index + 1), context.facts(index + 1)
-        context.record.add_arrays(_arrays_of(index), self.work.arrays(rows))
-        so_far = self.work.so_far(rows, facts)
+        facts = context.facts(index + 1)
+        context.record.add_arrays(_arrays_of(index), self._arrays(index))
+        so_far = self.work.so_far(Rows(self.checkpoints, index + 1), facts)
         line = self.work.line(index, so_far, facts)
         if line is not None and context.record.offset() == facts[-1]["offset"]:  # else written before an interruption
             values = {name: value for name, value in line[0].items() if value is not None}

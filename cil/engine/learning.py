@@ -14,7 +14,7 @@ from torch import Tensor
 from cil.contract import Frozen, exemplar_memories, freeze
 from cil.data import Samples
 from cil.engine.anytime import Anytime
-from cil.engine.asked_again import Asked, drawn
+from cil.engine.asked_again import Asked, asks_again
 from cil.engine.budget_fit import fit_warnings
 from cil.engine.caps import caps_of, caps_results, check_caps, measure_caps
 from cil.engine.cost import Cost
@@ -37,7 +37,7 @@ from cil.engine.recipe import Recipe
 from cil.engine.running import Counts, Rows
 from cil.engine.runtime import Runtime
 from cil.engine.scoring import scored
-from cil.engine.spending import spent
+from cil.engine.spending import compute, flops_by_part, largest_loss, spent
 from cil.engine.status import Clock
 from cil.engine.strategy_steps import StrategySteps
 from cil.errors import BudgetExceeded, ConfigError, ContractError
@@ -234,7 +234,7 @@ class StrategyWork:
             "own_updates": flops.updates + sum(cost.own_updates for cost in costs),
             "peak_parameters": parameters,
             "findings": findings,
-            "loss": _largest_loss(costs),
+            "loss": largest_loss(costs),
             "search": [cost.trial | {"flops": cost.flops} for cost in costs if cost.trial],
         }
         if observed is not None:
@@ -276,7 +276,7 @@ class StrategyWork:
         fingerprint = self.stream.fingerprint  # which no learner is told
         asked = Asked(self.seed, index, fingerprint)
         counts = self._counts(index, context, asked)
-        if not self.transductive and drawn(self.seed, index, len(self.stream), fingerprint):
+        if not self.transductive and asks_again(self.seed, index, len(self.stream), fingerprint):
             learner, predict = self._answering(index, context)
             asked.again(predict, type(learner).__name__, f"after experience {index}")
         return counts | {"seconds": torch.tensor([clock.seconds], dtype=torch.float64)}
@@ -458,27 +458,6 @@ def check_codecs(learner: Strategy, arriving: Samples) -> None:
     for memory in exemplar_memories(learner).values():
         if not is_own(memory.codec):
             check_codec(memory.codec, arriving[:CODEC_IMAGES].pixels)
-
-
-def flops_by_part(costs: Sequence[Cost], parts: Mapping[str, Flops], hooks: int) -> dict[str, int]:
-    """FLOPs of an experience: ``training``, what a search adds, and of hooks what they name and the rest."""
-    trained = {"training": 0}
-    for cost in costs:
-        trained[cost.part] = trained.get(cost.part, 0) + cost.flops
-    named = {name: flops.count for name, flops in parts.items()}
-    return {**trained, "consolidation": hooks - sum(named.values()), **named}
-
-
-def compute(budget: Budget, flops: Mapping[str, int], steps: int) -> dict[str, Any]:
-    """FLOPs and updates that an experience had available, and spent."""
-    spent = {"flops": (budget.flops, sum(flops.values())), "updates": (budget.updates, steps)}
-    return {name: {"available": pair[0], "spent": pair[1]} for name, pair in spent.items() if pair[0] is not None}
-
-
-def _largest_loss(costs: Sequence[Cost]) -> float | None:
-    """The largest mean loss of the last epochs of phases, of trials those that were chosen; None without training."""
-    kept = (cost.loss for cost in costs if not cost.trial or cost.trial.get("chosen"))
-    return max((loss for loss in kept if loss is not None), default=None)
 
 
 def _bytes(entries: list[Entry]) -> int:

@@ -1,4 +1,4 @@
-"""The part of a record's results that all strategies share: bytes, FLOPs, seconds, exemplars."""
+"""What an experience spent; and the part of the results that all strategies share: bytes, FLOPs, seconds, exemplars."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from cil.engine.cost import Cost
+from cil.memory import Budget, Flops
 from cil.tracking.record_types import Spending
 
 Rows = Sequence[Mapping[str, Tensor]]
@@ -45,6 +47,27 @@ def spent(rows: Rows, facts: Sequence[Mapping[str, Any]]) -> Spending:
     if "compute" in facts[-1]:
         found["compute"] = [fact.get("compute") for fact in facts]
     return found
+
+
+def flops_by_part(costs: Sequence[Cost], parts: Mapping[str, Flops], hooks: int) -> dict[str, int]:
+    """FLOPs of an experience: ``training``, what a search adds, and of hooks what they name and the rest."""
+    trained = {"training": 0}
+    for cost in costs:
+        trained[cost.part] = trained.get(cost.part, 0) + cost.flops
+    named = {name: flops.count for name, flops in parts.items()}
+    return {**trained, "consolidation": hooks - sum(named.values()), **named}
+
+
+def compute(budget: Budget, flops: Mapping[str, int], steps: int) -> dict[str, Any]:
+    """FLOPs and updates that an experience had available, and spent."""
+    spent = {"flops": (budget.flops, sum(flops.values())), "updates": (budget.updates, steps)}
+    return {name: {"available": pair[0], "spent": pair[1]} for name, pair in spent.items() if pair[0] is not None}
+
+
+def largest_loss(costs: Sequence[Cost]) -> float | None:
+    """The largest mean loss of the last epochs of phases, of trials those that were chosen; None without training."""
+    kept = (cost.loss for cost in costs if not cost.trial or cost.trial.get("chosen"))
+    return max((loss for loss in kept if loss is not None), default=None)
 
 
 def plain(values: Any) -> Any:

@@ -41,10 +41,10 @@ def recount(run: Run) -> Recount:
 
     work.train = counting
     record = run.execute()
-    return Recount(record, _told(record.results["flops"], len(counted)), counted)
+    return Recount(record, _billed(record.results["flops"], len(counted)), counted)
 
 
-def _told(flops: dict[str, Any], boundaries: int) -> list[int]:
+def _billed(flops: dict[str, Any], boundaries: int) -> list[int]:
     """Operations by boundary; parts that are one number are those of the first boundary."""
     parts = [part for name, part in flops.items() if name not in ("evaluation", "total")]
     told = [0] * boundaries

@@ -136,7 +136,7 @@ def test_honest_runs_stay_as_they_are(stream, tmp_path, monkeypatch):
     monkeypatch.setattr(asked_again.Asked, "again", lambda *given: (asked.append(1), again(*given)))
     runs = [toy_run(ICaRL, stream, tmp_path / "asked", keep="all")]
     runs[0].execute()
-    monkeypatch.setattr(learning, "drawn", lambda *place: False)
+    monkeypatch.setattr(learning, "asks_again", lambda *place: False)
     runs.append(toy_run(ICaRL, stream, tmp_path / "plain", keep="all"))
     runs[1].execute()
     assert len(asked) == 3
@@ -148,7 +148,7 @@ def test_honest_runs_stay_as_they_are(stream, tmp_path, monkeypatch):
 
 
 def test_the_last_evaluation_is_asked_again_and_few_others():
-    drawn = [[i for i in range(100) if asked_again.drawn(seed, i, 100, "a stream")] for seed in range(20)]
+    drawn = [[i for i in range(100) if asked_again.asks_again(seed, i, 100, "a stream")] for seed in range(20)]
     assert all(99 in places for places in drawn)
     assert 2 < sum(map(len, drawn)) / 20 < 6
     assert len(set(map(tuple, drawn))) > 15
