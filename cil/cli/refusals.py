@@ -65,6 +65,8 @@ def refuse_choices(overrides: Sequence[str]) -> None:
     """
     for item in overrides:
         group, equals, value = (part.strip() for part in item.partition("="))
+        if not group and equals:
+            raise ConfigError(f"'{item}' names no key; write key=value")
         taken = group.removeprefix("~") if group.startswith("~") and not equals else None
         if taken in GROUPS and not any(other.startswith(f"+{taken}.") for other in overrides):
             raise ConfigError(

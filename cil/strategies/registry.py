@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from cil.errors import ConfigError, nearest
@@ -52,6 +53,7 @@ def find(name: str, key: str = "strategy") -> type[Strategy]:
                     raise ConfigError(f"strategy '{name}' of a package is {point.value}, which is no class of Strategy")
                 register(name)(found)
     if name not in _STRATEGIES:
-        raise ConfigError(f"no strategy '{name}' (key {key}); {nearest(name, cil.strategies.names())}")
+        own = f"; a class of {name}.py is named {name}:CLASS" if Path(f"{name}.py").is_file() else ""
+        raise ConfigError(f"no strategy '{name}' (key {key}){own}; {nearest(name, cil.strategies.names())}")
     warn_if_shadowed("cil.strategies", name, _STRATEGIES[name])
     return _STRATEGIES[name]

@@ -29,6 +29,7 @@ BAD = {
     "unknown optimizer option": ((*RUN, "+optimizer.momentun=0"), "optimizer.momentun", "'optimizer.momentum'"),
     "own class that is not there": ((*RUN, "strategy=no_module:Mine"), "strategy=no_module:Mine", "cannot be imported"),
     "value without key": ((*RUN, "trainer.epochs"), "'trainer.epochs' is no override", "key=value"),
+    "no key": ((*RUN, "=3"), "'=3' names no key", "key=value"),
     "broken list": ((*RUN, "stream.order=[1,2"), "'stream.order=[1,2' is no override", "key=value"),
     "a sweep in one run": ((*RUN, "strategy=wa,icarl"), "strategy=wa,icarl names several values", "cil compare"),
     "unknown option": ((*RUN, "--cfgg"), "no option '--cfgg'", "'--cfg'"),

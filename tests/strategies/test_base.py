@@ -351,6 +351,13 @@ def test_an_unknown_name_is_refused_with_the_nearest():
         find("icral")
 
 
+def test_a_file_of_that_name_beside_one_is_told_how_its_class_is_named(tmp_path, monkeypatch):
+    (tmp_path / "my_idea.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"a class of my_idea\.py is named my_idea:CLASS"):
+        find("my_idea")
+
+
 def test_a_registered_strategy_is_found(monkeypatch):
     monkeypatch.setattr("cil.strategies.registry._STRATEGIES", {})
     assert find(register("probe")(Probe).name) is Probe
