@@ -35,6 +35,7 @@ _HOMES = {
     "class_incremental": "cil.streams",
     "compare": "cil.comparison",
     "evaluate": "cil.trained",
+    "export": "cil.exchange",
     "load": "cil.trained",
     "load_dataset": "cil.data",
     "plan": "cil.api",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from cil.engine.options import RunOptions as RunOptions
     from cil.engine.recipe import Recipe as Recipe
     from cil.errors import CilError as CilError
+    from cil.exchange import export as export
     from cil.memory import Budget as Budget
     from cil.memory import ExemplarMemory as ExemplarMemory
     from cil.models import NetFactory as NetFactory

@@ -38,12 +38,13 @@ class Trained(nn.Module):
 
     Attributes:
         classes: Name of the class of each column.
+        image_shape: (C, H, W) of the images that it was trained on.
         learner: The strategy itself.
     """
 
-    def __init__(self, learner: Strategy, classes: list[str]) -> None:
+    def __init__(self, learner: Strategy, classes: list[str], image_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        self.classes = classes
+        self.classes, self.image_shape = classes, image_shape
         self.learner = learner
         for name, value in learner.held().items():
             if isinstance(value, nn.Module):
@@ -77,7 +78,8 @@ def load(run_dir: str | Path, *, strategy: Any = None, device: str = "cpu", expe
     record = Record.load(run_dir)
     learners, index, checkpoints = _learners(record, strategy, device, experience)
     learner = learners.rebuilt(index + 1, checkpoints.state(index))
-    return Trained(learner, record.identity["stream"]["classes"][: learner.num_classes])
+    channels, height, width = record.identity["stream"]["image_shape"]
+    return Trained(learner, record.identity["stream"]["classes"][: learner.num_classes], (channels, height, width))
 
 
 def evaluate(

@@ -36,6 +36,7 @@ DOORS = {
 }  # asked by the command line alone
 ALLOWED["api"] = {*ALLOWED}
 ALLOWED["trained"] = {*ALLOWED}
+ALLOWED["exchange"] = {*ALLOWED}
 ALLOWED["adaptation"] = {*ALLOWED}
 ALLOWED["cli"] = {*ALLOWED}
 ALLOWED["comparison"] = {*ALLOWED}

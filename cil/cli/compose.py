@@ -188,6 +188,35 @@ def leaves_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def files_of(overrides: Sequence[str]) -> dict[str, str]:
+    """Dotted keys of the configuration to the file that had the last word on them, as ``conf/optimizer/sgd.yaml``.
+
+    Raises:
+        ConfigError: for whatever Hydra refuses.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    found: dict[str, str] = {}
+    with one_line_errors(overrides, raw_config):
+        _offer_plugins(overrides)
+        with _hydra():
+            loader: Any = GlobalHydra.instance().config_loader()
+            merged = loader.compute_defaults_list(CONFIG, _opened(overrides), RunMode.RUN).defaults
+            for default in merged:
+                if default.config_path is None or default.config_path.startswith("hydra/"):
+                    continue
+                loaded = loader.repository.load_config(default.config_path)
+                if loaded is not None:
+                    package = default.package or ""
+                    content = OmegaConf.to_container(loaded.config, resolve=False)
+                    prefix = "" if package in ("", "_global_") else f"{package}."
+                    keys = leaves_of(cast(dict[str, Any], content), prefix)
+                    found |= dict.fromkeys(keys, f"conf/{default.config_path.removesuffix('.yaml')}.yaml")
+    return found
+
+
 def _job(own: Any, hydra: Any, overrides: Sequence[str]) -> Job:
     """A job from what Hydra composed, its own part apart."""
     from omegaconf import OmegaConf

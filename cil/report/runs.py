@@ -35,8 +35,12 @@ def find_runs(paths: str | Path | Iterable[str | Path]) -> list[Record]:
     return records
 
 
-def read_runs(paths: str | Path | Iterable[str | Path]) -> tuple[list[Record], list[str]]:
-    """As ``find_runs``, with a line for each record that is left out, in place of a warning."""
+def read_runs(paths: str | Path | Iterable[str | Path], *, trials: bool = False) -> tuple[list[Record], list[str]]:
+    """As ``find_runs``, with a line for each record that is left out, in place of a warning.
+
+    Args:
+        trials: Trials of a tuning too.
+    """
     given = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
     found: dict[tuple[int, int], Record] = {}  # by the file of the record, which may have several names
     problems: dict[str, None] = {}
@@ -53,7 +57,7 @@ def read_runs(paths: str | Path | Iterable[str | Path]) -> tuple[list[Record], l
         why = "; ".join(problems) or "a run has a record.json"
         raise ConfigError(f"no run at or under {', '.join(map(str, given)) or 'no path'}: {why}")
     records = sorted(found.values(), key=lambda record: record.directory.resolve())
-    results = [record for record in records if record.identity.get("role") != "trial"]
+    results = [record for record in records if trials or record.identity.get("role") != "trial"]
     return results or records, list(problems)
 
 

@@ -73,3 +73,17 @@ class DirectoryLock:
         """Let go of the directory."""
         with suppress(OSError):
             self._handle.close()
+
+
+def is_locked(directory: Path) -> bool:
+    """True while a process writes to a run directory; False where the file system has no locks."""
+    try:
+        import fcntl
+
+        with (directory / LOCK).open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except (ImportError, OSError):
+        return False
+    return False

@@ -174,10 +174,12 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
         fsync_dir(path.parent)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise TrainingError(f"{cannot_write(path, error)} (what was committed before is safe)") from error
+        if isinstance(error, (OSError, SafetensorError)):
+            raise TrainingError(f"{cannot_write(path, error)} (what was committed before is safe)") from error
+        raise
 
 
 def cannot_write(path: Path, error: Exception) -> str:

@@ -39,11 +39,11 @@ def cil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     monkeypatch.delenv("CIL_TRACEBACK", raising=False)
     torch.set_num_threads(1)
 
-    def run(*arguments: str) -> Said:
+    def run(*arguments: str | Path) -> Said:
         capfd.readouterr()
         root = logging.getLogger()
         handlers, level = list(root.handlers), root.level
-        code = main(arguments)
+        code = main([str(argument) for argument in arguments])
         root.handlers[:], root.level = handlers, level  # Hydra sets up the logging of the whole process
         logging.disable(logging.NOTSET)
         out, err = capfd.readouterr()

@@ -1,0 +1,100 @@
+"""``cil cite``: the papers behind what runs used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from inspect import getdoc
+from pathlib import Path
+from typing import Any
+
+import cil.report
+from cil.cli.arguments import split_options
+from cil.errors import ConfigError
+
+HELP = """
+usage: cil cite RUN_DIR ... [--bibtex]
+       cil cite METHOD ... [--bibtex]
+
+The papers of methods: of the runs at or under the folders, or of strategies and adapters by name. As text, each is
+told as its class tells it, with where it departs from the paper; with --bibtex as entries for a bibliography.
+
+  cil cite runs/compare-demo
+  cil cite icarl tent --bibtex
+"""
+PAPERS = Path(cil.report.__file__).with_name("papers.bib")
+SURVEY = "zhou2024survey"  # of budget.convention=survey and recipe=survey
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    named, _, flags = split_options(arguments, {}, ["--bibtex"])
+    if not named:
+        raise ConfigError("cil cite needs run directories, or names of methods")
+    used = [method for item in named for method in _methods(item)]
+    names = list(dict.fromkeys(name for _, name, _ in used))
+    if "--bibtex" in flags:
+        keys = {SURVEY} if any(survey for *_, survey in used) else set()
+        print("\n\n".join(entries(names, keys)))
+        return 0
+    for group, name in dict.fromkeys((group, name) for group, name, _ in used):
+        print(f"{name}: {source(_class(group, name))}")
+    return 0
+
+
+def _methods(item: str) -> list[tuple[str, str, bool]]:
+    """(``strategy`` or ``adapter``, name, whether it follows the survey's protocol) of a folder of runs, or a name."""
+    if Path(item).exists():
+        from cil.report.runs import RunSummary, find_runs
+
+        runs = [RunSummary(record) for record in find_runs(item)]
+        return [(run.kind.learner, run.learner, run.convention == "survey") for run in runs]
+    from cil import adapt, strategies
+
+    for group, names in (("strategy", strategies.names()), ("adapter", adapt.names())):
+        if item in names:
+            return [(group, item, False)]
+    raise ConfigError(f"{item} is no folder and no method; cil list strategies and cil list adapters name all")
+
+
+def _class(group: str, name: str) -> Any:
+    """The class of a method; None for one that is not registered here, as a record alone imports nothing."""
+    from cil import adapt, strategies
+
+    if group == "adapter":
+        return adapt.find(name) if name in adapt.names() else None
+    return strategies.find(name) if name in strategies.names() else None
+
+
+def source(method: Any) -> str:
+    """What the docstring of a class says under ``Source:``, in one paragraph."""
+    text = getdoc(method) or ""
+    found = re.search(r"^Source:(.*?)(?:^\S|\Z)", text, re.MULTILINE | re.DOTALL)
+    if method is None or found is None:
+        return "its class names no source"
+    return " ".join(found[1].split())
+
+
+def entries(methods: Iterable[str], keys: Iterable[str] = ()) -> list[str]:
+    """BibTeX entries of the papers of methods, each once, without the field that names the methods."""
+    wanted, always = set(methods), set(keys)
+    found = []
+    for line in PAPERS.read_text(encoding="utf-8").splitlines():
+        of = re.search(r", methods=\{([^}]*)\}", line)
+        if of and (wanted & set(of[1].split()) or re.match(r"@\w+\{(\w+)", line)[1] in always):  # type: ignore[index]
+            found.append(_laid_out(line.replace(of[0], "")))
+    return found
+
+
+def _laid_out(line: str) -> str:
+    """A field a line; an arXiv number gets the name of its archive.
+
+    >>> print(_laid_out("@misc{a, title={T}, eprint={1.2}}"))
+    @misc{a,
+      title={T},
+      eprint={1.2}, archivePrefix={arXiv}
+    }
+    """
+    head, *fields = re.split(r", (?=\w+=\{)", line.removesuffix("}"))
+    fields = [f"{item}, archivePrefix={{arXiv}}" if item.startswith("eprint=") else item for item in fields]
+    return ",\n  ".join((head, *fields)) + "\n}"

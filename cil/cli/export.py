@@ -1,0 +1,45 @@
+"""``cil export``: a finished run as a file that other programs run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cil.cli import environment
+from cil.cli.arguments import split_options
+from cil.errors import ConfigError
+
+HELP = """
+usage: cil export RUN_DIR FILE.pt2|FILE.onnx [--experience N] [strategy=module:Class]
+
+Writes what a run learned as a torch.export program (.pt2) or as ONNX (.onnx, with pip install 'cil[onnx]'): images
+(N, C, H, W) in [0, 1] in, scores of the classes seen out. The names of the classes lie beside it, FILE.classes.txt. The
+file is run on random images, and must answer as the network does.
+
+  cil export runs/demo/wa-200exemplars-s0-0a1b2c3d4e5f wa.onnx
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    rest, options, _ = split_options(arguments, {"--experience": ""})
+    own = [item for item in rest if item.startswith("strategy=")]
+    paths = [item for item in rest if item not in own]
+    if len(paths) != 2:
+        raise ConfigError("cil export needs a run directory and a file, as in cil export RUN_DIR net.onnx")
+    if options["--experience"] and not options["--experience"].isdigit():
+        raise ConfigError(f"--experience is {options['--experience']}; it must be a whole number from 0")
+    environment.prepare()
+    from cil.cli.compose import own_class
+    from cil.exchange import export
+    from cil.tracking import write_bytes_atomic
+    from cil.trained import load
+
+    strategy = own_class(own[-1].partition("=")[2], "strategy") if own else None
+    experience = int(options["--experience"]) if options["--experience"] else None
+    net = load(paths[0], strategy=strategy, experience=experience)
+    difference = export(net, paths[1])
+    names = Path(paths[1]).with_suffix(".classes.txt")
+    write_bytes_atomic(names, "".join(f"{name}\n" for name in net.classes).encode())
+    print(f"{paths[1]}: {len(net.classes)} classes ({names}); its scores differ by at most {difference:.1g}")
+    return 0

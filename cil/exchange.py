@@ -1,0 +1,115 @@
+"""A finished run as a file that other programs run: a ``torch.export`` program, or ONNX."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from cil.errors import ConfigError, in_words
+from cil.tracking import replacing
+from cil.trained import Trained
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+FORMATS = {".pt2": "torch.export", ".onnx": "ONNX"}
+TOLERANCE = 1e-4  # of scores, relative to the largest one
+
+
+def export(net: Trained, path: str | Path) -> float:
+    """Write a trained network as a file: float images (N, C, H, W) in [0, 1] in, scores (N, classes) out, for any N.
+
+    What was written is run on random images, in batches of 1 and 5, and must answer as the network does.
+
+    Args:
+        net: As ``cil.load`` gives it, on the CPU.
+        path: ``NAME.pt2`` for torch.export, ``NAME.onnx`` for ONNX, which needs ``pip install 'cil[onnx]'``.
+
+    Returns:
+        The largest difference of a score.
+
+    Raises:
+        ConfigError: for another ending, a method whose answer cannot be exported, and answers that differ.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise ConfigError(f"{path} must end with {' or '.join(FORMATS)}, for {' or '.join(FORMATS.values())}")
+    program = _program(net)
+    with replacing(path) as part, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about itself
+        if path.suffix == ".onnx":
+            _write_onnx(program, part)
+        else:
+            torch.export.save(program, part)
+        difference = max(_difference(net, part, path.suffix, count) for count in (1, 5))
+    return difference
+
+
+def _program(net: Trained) -> ExportedProgram:
+    images = torch.rand(2, *net.image_shape)
+    sizes = {"images": {0: torch.export.Dim("N")}}
+    try:
+        with torch.no_grad(), _OneDistance():
+            return torch.export.export(_Scores(net), (images,), dynamic_shapes=sizes, strict=False)
+    except Exception as error:  # whatever a method does in predict, torch names what it cannot trace
+        name = type(net.learner).__name__
+        raise ConfigError(f"{name}.predict cannot be exported: {in_words(error)}; use cil.load in Python") from error
+
+
+class _OneDistance(TorchFunctionMode):
+    """Euclidean distances by one formula: ``torch.cdist`` takes another one above 25 rows, so N could not vary."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.cdist and (kwargs or {}).get("p", 2) == 2:
+            left, right = args[:2]
+            return (left[..., :, None, :] - right[..., None, :, :]).square().sum(-1).sqrt()
+        return function(*args, **(kwargs or {}))
+
+
+class _Scores(torch.nn.Module):
+    """One argument with a name, and nothing of the learner but what ``forward`` reads."""
+
+    def __init__(self, net: Trained) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.net(images)
+        return scores
+
+
+def _write_onnx(program: ExportedProgram, path: Path) -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise ConfigError("ONNX needs further packages: pip install 'cil[onnx]'") from None
+    written = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert written is not None
+    written.save(str(path), external_data=False)
+
+
+def _difference(net: Trained, path: Path, ending: str, count: int) -> float:
+    """The largest difference of scores on random images.
+
+    Raises:
+        ConfigError: where it is above the tolerance.
+    """
+    images = torch.rand(count, *net.image_shape, generator=torch.Generator().manual_seed(count))
+    with torch.no_grad():
+        expected = net(images).float()
+        if ending == ".onnx":
+            import onnxruntime
+
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            given = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+        else:
+            given = torch.export.load(path).module()(images).float()
+    difference = float((given - expected).abs().max())
+    if difference > TOLERANCE * float(expected.abs().max().clamp(min=1)):
+        raise ConfigError(f"the exported file answers otherwise, by {difference:.2g}; nothing was written")
+    return difference
