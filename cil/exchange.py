@@ -45,8 +45,7 @@ def export(net: Trained, path: str | Path) -> float:
             _write_onnx(program, part)
         else:
             torch.export.save(program, part)
-        difference = max(_difference(net, part, path.suffix, count) for count in (1, 5))
-    return difference
+        return max(_difference(net, part, path.suffix, count) for count in (1, 5))
 
 
 def _program(net: Trained) -> ExportedProgram:
