@@ -34,6 +34,7 @@ COMMANDS = {
     "show": "a stream as a picture, or a run as a curve",
     "stream": "a stream of tasks as a manifest: validate it, show it",
     "list": "strategies, adapters, streams, models and more, with their origin",
+    "new": "a small package with an own strategy, adapter, stream, metric or kind of run",
     "check": "the contract checks on a strategy or an adapter: module:Class, or a name",
 }
 _MODULES = {"list": "listing"}

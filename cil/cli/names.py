@@ -9,20 +9,41 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 
 from cil.errors import ConfigError
-from cil.plugins import owner_of, points
+from cil.plugins import BUILT_IN, owner_of, points
 
 OWN = "CIL_CONFIG_DIR"  # the environment's name for --config-dir, which processes of a command share
 PACKAGE = Path(__file__).parent.parent
-KINDS = ("strategies", "adapters", "streams", "datasets", "models", "selections", "codecs", "loggers")
+KINDS = (
+    *(
+        "strategies",
+        "adapters",
+        "streams",
+        "datasets",
+        "models",
+        "selections",
+        "codecs",
+        "loggers",
+        "budgets",
+        "metrics",
+    ),
+    *("kinds", "experiments", "scales", "recipes", "optimizers", "schedulers"),
+)
 GROUPS = {  # folders of conf/
     "strategies": "strategy",
     "adapters": "adapter",
     "streams": "stream",
     "models": "model",
     "loggers": "logger",
+    "budgets": "budget",
+    "experiments": "experiment",
+    "scales": "scale",
+    "recipes": "recipe",
+    "optimizers": "optimizer",
+    "schedulers": "scheduler",
 }
 SOURCES = {  # kind: room, decorator that registers a name, table of further names
     "datasets": ("data", "register_dataset", "_MNIST_LIKE"),
@@ -31,7 +52,7 @@ SOURCES = {  # kind: room, decorator that registers a name, table of further nam
 }
 METHODS = ("strategy", "adapter")  # groups that name what learns: the default one, and those that are chosen beside it
 NOT_THE_RUN = ("run_dir", "data_root", "logger", "progress", "tune")  # keys of another place or look: the same run
-ENTRY_POINTS = tuple(f"cil.{kind}" for kind in (*KINDS, "metrics", "kinds", "budgets"))
+ENTRY_POINTS = tuple(f"cil.{kind}" for kind in KINDS)
 
 
 @dataclass(frozen=True)
@@ -144,7 +165,10 @@ def has_file(group: str, name: str) -> bool:
 
 def known(kind: str) -> dict[str, Known]:
     """All names of a kind, in order of the alphabet."""
-    found = choices(GROUPS[kind]) if kind in GROUPS else {item.name: item for item in _in_source(*SOURCES[kind])}
+    found = choices(GROUPS[kind]) if kind in GROUPS else {}
+    if kind in SOURCES:
+        found = {item.name: item for item in _in_source(*SOURCES[kind])}
+    found |= {name: Known(name, "built in") for name in BUILT_IN.get(f"cil.{kind}", {})}
     for point in plugin_points():
         if point.group == f"cil.{kind}":
             found.setdefault(point.name, Known(point.name, owner_of(point)))
@@ -171,8 +195,10 @@ def entry_group(group: str) -> str:
 
 
 def _first_comment(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("#").strip() if first.startswith("#") and "@package" not in first else ""
+    """The first line of the comment that a file begins with, but for the command that runs it."""
+    comment = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    words = (line.removeprefix("# ") for line in comment if "@package" not in line)
+    return next((line for line in words if not line.startswith(("Run:", " "))), "")
 
 
 def _in_source(room: str, decorator: str, table: str) -> Iterator[Known]:

@@ -54,7 +54,7 @@ class ClassScores(Accuracy):
     """Accuracy over time and forgetting, with what some streams and settings add.
 
     ``answer`` names the method's own among its ``answers``: that of all other results. Records of versions up to 0.3
-    have neither.
+    have neither. ``metrics`` are those that other packages bring.
     """
 
     answer: NotRequired[str]
@@ -62,6 +62,7 @@ class ClassScores(Accuracy):
     anytime: NotRequired[AnytimeResults]
     domains: NotRequired[DomainMeans]
     forgetting_by_class: NotRequired[float | None]
+    metrics: NotRequired[dict[str, float | None]]
 
 
 class ClassResults(ClassScores, Spending, Caps, Plan):

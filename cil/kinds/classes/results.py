@@ -12,6 +12,7 @@ from cil.engine.anytime import anytime_results
 from cil.engine.running import Counts, CurveSoFar
 from cil.engine.spending import Rows, plain
 from cil.kinds.classes.answers import FURTHER, OWN
+from cil.kinds.classes.own_metrics import own_metrics
 from cil.kinds.classes.record_types import ClassScores
 from cil.streams import DomainStream, Stream
 
@@ -33,6 +34,8 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
     images = _right_and_tested(rows[-1], stream)[1]
     summary = metrics.summary_of_counts(correct, count, 100 * aware / tested, images, stream.experience_of_slot)
     scores = cast(ClassScores, summary | answer_scores(rows, summary))
+    if own := own_metrics(summary["accuracy_matrix"]):
+        scores["metrics"] = own
     if "anytime" in facts[-1]:
         scores["anytime"] = anytime_results(facts)
     if isinstance(stream, DomainStream):

@@ -163,10 +163,16 @@ def _cells(row: Row, tuned: bool, public: bool) -> dict[str, str]:
     cells |= {f"{convention} B": whole(row.carried(convention)) for convention in CONVENTIONS}
     if public:
         cells |= {f"own {convention} B": whole(_own(row, convention)) for convention in CONVENTIONS}
-    cells |= row.caps_cells
+    cells |= row.caps_cells | {name: str(score) for name, score in _own_metrics(row).items()}
     return cells | {
         "FLOPs": flops(_flops(row)), "peak B": whole(row.peak_training_bytes), "seconds": seconds(row.seconds)
     }  # fmt: skip
+
+
+def _own_metrics(row: Row) -> dict[str, Score]:
+    """Metrics that other packages bring."""
+    names = dict.fromkeys(name for run in row.runs for name in run.result("metrics") or ())
+    return {name: row.score("metrics", name) for name in names}
 
 
 def _tuning(row: Row) -> str:
@@ -226,7 +232,7 @@ def _entry(row: Row) -> dict[str, Any]:
         "public_bytes": _public(row), "exemplars": row.exemplars,
         "images_beside": row.images_beside, "flops": _flops(row), "tuning": _tuning(row),
         "tuning_flops": _tuning_flops(row), "peak_training_bytes": row.peak_training_bytes, "seconds": row.seconds,
-        **row.caps_entry, "notes": "; ".join(note.text for note in row.notes),
+        **row.caps_entry, **scores_entry(_own_metrics(row)), "notes": "; ".join(note.text for note in row.notes),
     }  # fmt: skip
 
 
