@@ -33,6 +33,7 @@ class Dataset:
             known.
         augment: Training augmentation where the stream names none.
         source: File, folder or package, for messages.
+        origins: Name of the data set that each class is from, of a pool of several; empty of all others.
 
     Raises:
         DataError: where training and test images differ in shape, a split is empty, a label is outside the classes, or
@@ -48,6 +49,7 @@ class Dataset:
     official: bool | None = None
     augment: Augment = field(default_factory=Augment)
     source: str = ""
+    origins: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         where, names = f"({self.source or 'made in memory'})", tuple(self.classes)
@@ -90,7 +92,7 @@ DatasetBuilder = Callable[..., Dataset]
 
 
 def _load_built_in(name: str = "") -> None:
-    for module in ("embedded", "official", "folders"):
+    for module in ("embedded", "official", "folders", "pooled"):
         import_module(f"cil.data.{module}")
 
 
@@ -125,12 +127,12 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(chosen).expanduser()
 
 
-def load_dataset(name: str, /, root: str | Path | None = None, **options: Any) -> Dataset:
+def load_dataset(name: str | Sequence[Any], /, root: str | Path | None = None, **options: Any) -> Dataset:
     """A data set by name.
 
     Args:
         name: A registered name, or the path of a folder inside ``root`` that holds train.npz and test.npz, as in
-            ``small_tasks/mnist``.
+            ``small_tasks/mnist``; or a list of several, see ``cil.data.pooled``.
         root: See ``data_root``.
         options: Options of this data set: ``path``, ``size``, ...
 
@@ -138,8 +140,10 @@ def load_dataset(name: str, /, root: str | Path | None = None, **options: Any) -
         ConfigError: for an unknown name or option, with the nearest known ones.
         DataError: where files are missing or wrong.
     """
+    if isinstance(name, list | tuple):
+        name, options = "pooled", {**options, "sets": name}
     if not isinstance(name, str):
-        raise ConfigError(f"stream.dataset is {name!r}; it must be the name of a data set")
+        raise ConfigError(f"stream.dataset is {name!r}; it must be the name of a data set, or a list of them")
     base, builder = data_root(root), DATASETS.get(name)
     if builder is not None:
         allowed = _options(builder)
@@ -157,8 +161,10 @@ def load_dataset(name: str, /, root: str | Path | None = None, **options: Any) -
     raise ConfigError(f"unknown data set '{name}' (stream.dataset; data_root is {base}); {known}")
 
 
-def dataset_options(name: str) -> list[str]:
+def dataset_options(name: str | Sequence[Any]) -> list[str]:
     """Options of the data set ``name`` beside the data root; empty where it is not registered."""
+    if not isinstance(name, str):
+        return [option for option in _options(DATASETS.find("pooled")) if option != "sets"]
     builder = DATASETS.get(name)
     return [] if builder is None else list(_options(builder))
 

@@ -118,6 +118,23 @@ def _changed_or_none(load: Callable[[], Samples | None], change: Callable[[Sampl
     return None if samples is None else change(samples)
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """What is known of the images of a stream beyond their classes; no learner gets it.
+
+    Attributes:
+        pool: SHA-256 of the pool of data sets, the same in every order of their classes; empty of one data set.
+        origins: Name of the data set of each slot, of a pool.
+    """
+
+    pool: str = ""
+    origins: tuple[str, ...] = ()
+
+    def description(self) -> dict[str, Any]:
+        """The same for the record, where there is something to say."""
+        return {"pool": self.pool, "origins": list(self.origins)} if self.origins else {}
+
+
 class Stream:
     """A sequence of experiences over one set of slots.
 
@@ -134,9 +151,11 @@ class Stream:
 
     Attributes:
         kind: Name of the kind of run that learns from it (entry point ``cil.kinds``).
+        provenance: What is known of the images beyond their classes.
     """
 
     kind: ClassVar[str] = "classes"
+    provenance: Provenance = Provenance()
 
     def __init__(
         self,
@@ -233,6 +252,7 @@ class Stream:
         )
         seen = max(signature.num_classes for signature in kept)
         other.classes, other.order = self.classes[:seen], self.order[:seen]
+        other.provenance = replace(self.provenance, origins=self.provenance.origins[:seen])
         other.fingerprint = fingerprint_of(self.fingerprint, f"reduced to {experiences}, {images}")
         return other
 
@@ -278,6 +298,7 @@ class Stream:
             "fingerprint": self.fingerprint,
             "data": {True: "official", False: "unofficial", None: "no official checksum known"}[self.official],
             "task_known_at_test": self.task_known_at_test,
+            **self.provenance.description(),
         }
 
 

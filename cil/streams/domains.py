@@ -51,7 +51,7 @@ class DomainStream(Stream):
 
 @register_stream("permuted_domains")
 @accepts(DatasetOptions)
-def permuted_domains(dataset: str | Dataset, *, experiences: int, **options: Any) -> DomainStream:
+def permuted_domains(dataset: str | Sequence[Any] | Dataset, *, experiences: int, **options: Any) -> DomainStream:
     """All images of a data set in each experience, their pixels in another fixed order; first as they are.
 
     Args:
@@ -76,7 +76,7 @@ def permuted_domains(dataset: str | Dataset, *, experiences: int, **options: Any
 
 @register_stream("rotated_domains")
 @accepts(DatasetOptions)
-def rotated_domains(dataset: str | Dataset, *, angles: Sequence[float], **options: Any) -> DomainStream:
+def rotated_domains(dataset: str | Sequence[Any] | Dataset, *, angles: Sequence[float], **options: Any) -> DomainStream:
     """All images of a data set in each experience, turned by another angle.
 
     Args:
@@ -170,7 +170,7 @@ def rotate(pixels: Tensor, angle: float) -> Tensor:
 # how they are made ----------------------------------------------------------------------------------------------------
 
 
-def _whole_data_set(dataset: str | Dataset, options: dict[str, Any]) -> ImagePool:
+def _whole_data_set(dataset: str | Sequence[Any] | Dataset, options: dict[str, Any]) -> ImagePool:
     """All images of a data set, classes in natural order, without augmentation unless some is asked for."""
     own = take(DatasetOptions, options)
     settings = vars(own) | {"augment": own.augment or {}}

@@ -19,9 +19,14 @@ from cil.tracking.record_types import (
 
 
 class ClassStream(ExperienceDescription):
-    """A stream of classes; ``domains`` where the same classes come from one after the other."""
+    """A stream of classes; ``domains`` where the same classes come from one after the other.
+
+    Of a pool of data sets: ``origins``, the set of each slot, and ``pool``, the same in any order of the classes.
+    """
 
     domains: NotRequired[list[str]]
+    pool: NotRequired[str]
+    origins: NotRequired[list[str]]
 
 
 class ClassIdentity(StrategyIdentity):
@@ -50,6 +55,18 @@ class AnswerScores(TypedDict):
     top5_curve: Scores
 
 
+class Averages(TypedDict):
+    """Accuracy after each experience on all classes seen, as a mean over images, over classes and over data sets.
+
+    The last one, and that on each of the ``sets``, on pools alone.
+    """
+
+    by_image: Scores
+    by_class: Scores
+    by_set: NotRequired[Scores]
+    sets: NotRequired[dict[str, Scores]]
+
+
 class ClassScores(Accuracy):
     """Accuracy over time and forgetting, with what some streams and settings add.
 
@@ -57,6 +74,7 @@ class ClassScores(Accuracy):
     have neither.
     """
 
+    averages: NotRequired[Averages]
     answer: NotRequired[str]
     answers: NotRequired[dict[str, AnswerScores]]
     anytime: NotRequired[AnytimeResults]

@@ -12,7 +12,7 @@ from cil.engine.anytime import anytime_results
 from cil.engine.running import Counts, CurveSoFar
 from cil.engine.spending import Rows, plain
 from cil.kinds.classes.answers import FURTHER, OWN
-from cil.kinds.classes.record_types import ClassScores
+from cil.kinds.classes.record_types import Averages, ClassScores
 from cil.streams import DomainStream, Stream
 
 
@@ -33,6 +33,7 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
     images = _right_and_tested(rows[-1], stream)[1]
     summary = metrics.summary_of_counts(correct, count, 100 * aware / tested, images, stream.experience_of_slot)
     scores = cast(ClassScores, summary | answer_scores(rows, summary))
+    scores["averages"] = averages(rows, stream)
     if "anytime" in facts[-1]:
         scores["anytime"] = anytime_results(facts)
     if isinstance(stream, DomainStream):
@@ -47,6 +48,33 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
     elif any(set(s.present) - set(s.new_slots) for s in stream.signatures):
         scores["forgetting_by_class"] = forgetting_by_class(rows, stream)
     return scores
+
+
+def averages(rows: Rows, stream: Stream) -> Averages:
+    """Accuracy on all classes seen with equal weight for each image, each class and, of a pool, each data set."""
+    origins = np.array(stream.provenance.origins)
+    parts = {name: origins == name for name in dict.fromkeys(stream.provenance.origins)}
+    by_image, by_class, sets = [], [], []
+    for row in rows:
+        correct, tested = _right_and_tested(row, stream)
+        by_image.append(_percent(correct, tested))
+        by_class.append(_mean(metrics.accuracy_from_counts(correct, tested)))
+        sets.append([_percent(correct[own], tested[own]) for own in parts.values()])
+    found: Averages = {"by_image": plain(by_image), "by_class": plain(by_class)}
+    if parts:
+        found["by_set"] = plain([_mean(np.array(own)) for own in sets])
+        found["sets"] = dict(zip(parts, plain(np.array(sets).T), strict=True))
+    return found
+
+
+def _mean(percent: np.ndarray) -> float:
+    """Mean of those that are known."""
+    known = percent[~np.isnan(percent)]
+    return float(known.mean()) if len(known) else np.nan
+
+
+def _percent(correct: np.ndarray, tested: np.ndarray) -> float:
+    return 100 * float(correct.sum()) / float(tested.sum()) if tested.any() else np.nan
 
 
 def answer_scores(rows: Rows, own: Mapping[str, Any]) -> dict[str, Any]:
