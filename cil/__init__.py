@@ -35,6 +35,7 @@ _HOMES = {
     "class_incremental": "cil.streams",
     "compare": "cil.comparison",
     "evaluate": "cil.trained",
+    "from_torch": "cil.data.torch_sets",
     "load": "cil.trained",
     "load_dataset": "cil.data",
     "plan": "cil.api",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from cil.data import Batch as Batch
     from cil.data import Samples as Samples
     from cil.data import load_dataset as load_dataset
+    from cil.data.torch_sets import from_torch as from_torch
     from cil.engine.options import RunOptions as RunOptions
     from cil.engine.recipe import Recipe as Recipe
     from cil.errors import CilError as CilError

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cil.data.augment import Augment
 from cil.data.augment_by_class import AugmentByClass
+from cil.data.columns import relabelled
 from cil.data.file_store import MOST_SIZE
 from cil.data.registry import Dataset, dataset_options, load_dataset, register_dataset
 from cil.data.samples import ArrayStore, Samples, Store, concatenated
@@ -32,7 +33,8 @@ def pooled(
 
     The classes of the first set come first. A class name that several sets have becomes SET/NAME. Grey images get three
     channels where a set has colours. Augmentation is that of each image's own set. Mean and std are those of the stream
-    as a whole: they are the same for all images, for else a test image would tell which set it is from.
+    as a whole: they are the same for all images, for else a test image would tell which set it is from. Columns of
+    groups are those of one set, and left out.
 
     Args:
         sets: Names of data sets, or mappings with ``name`` and options of that set: ``path``, ``augment``, ...
@@ -68,7 +70,7 @@ def pool(sets: Sequence[Dataset], size: int | None = None, fit: Fit = "resize") 
     for data in sets:
         for split, parts in splits.items():
             own: Samples = getattr(data, split)
-            parts.append(_fitted(own, shape, fit == "pad").with_slots(own.slots + first))
+            parts.append(relabelled(_fitted(own, shape, fit == "pad"), first + torch.arange(len(data.classes))))
         first += len(data.classes)
     official = None if any(data.official is None for data in sets) else all(data.official for data in sets)
     origins = [data.name for data in sets for _ in data.classes]
@@ -121,7 +123,7 @@ def _fitted(samples: Samples, shape: Shape, pad: bool) -> Samples:
         fitted: Store = FittedStore(store, shape, pad)
         fitted = ArrayStore(fitted.pixels(rows)) if store.in_memory else fitted.take(rows)
         parts.append(Samples(fitted, torch.zeros(len(rows), dtype=torch.int64)))
-    return concatenated(parts).with_slots(samples.slots)
+    return concatenated(parts).with_slots(samples.slots).with_extras(samples.extras)
 
 
 class FittedStore:

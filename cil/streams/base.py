@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, Self
 
@@ -125,14 +125,21 @@ class Provenance:
     Attributes:
         pool: SHA-256 of the pool of data sets, the same in every order of their classes; empty of one data set.
         origins: Name of the data set of each slot, of a pool.
+        groups: Names of the groups of each column by which accuracy is told; see ``cil.data.columns``.
+        notes: Sentences that a person should hear before training.
     """
 
     pool: str = ""
     origins: tuple[str, ...] = ()
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def description(self) -> dict[str, Any]:
         """The same for the record, where there is something to say."""
-        return {"pool": self.pool, "origins": list(self.origins)} if self.origins else {}
+        pool = {"pool": self.pool, "origins": list(self.origins)} if self.origins else {}
+        return pool | (
+            {"groups": {column: list(names) for column, names in self.groups.items()}} if self.groups else {}
+        )
 
 
 class Stream:

@@ -116,7 +116,7 @@ def _ordered(data: Dataset, kept: Sequence[int], order: str, seed: int) -> list[
     if order == "by_set":
         if not data.origins:
             raise StreamError(
-                f"stream.order is by_set, and data set '{data.name}' is one set; it goes with stream.dataset=[A, B, ...]"
+                f"stream.order is by_set, and data set '{data.name}' is one set; name several: stream.dataset=[A, B]"
             )
         groups = [[label for label in kept if data.origins[label] == name] for name in dict.fromkeys(data.origins)]
     elif order == "seed":
@@ -128,10 +128,9 @@ def _ordered(data: Dataset, kept: Sequence[int], order: str, seed: int) -> list[
 
 def _named_classes(data: Dataset, given: Any) -> list[int]:
     labels = _labels_of(data, "classes", given if isinstance(given, Iterable) else [given])
-    if not labels or len(set(labels)) < len(labels) or not 0 <= min(labels) <= max(labels) < len(data.classes):
-        raise StreamError(
-            f"stream.classes is {given!r}; name each class once, by its name or a number of 0 to {len(data.classes) - 1}"
-        )
+    last = len(data.classes) - 1
+    if not labels or len(set(labels)) < len(labels) or not 0 <= min(labels) <= max(labels) <= last:
+        raise StreamError(f"stream.classes is {given!r}; name each class once, by its name or a number of 0 to {last}")
     return labels
 
 

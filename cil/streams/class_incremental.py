@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cil.data import Dataset, Samples, dataset_names, dataset_options, load_dataset
+from cil.data.columns import relabelled
 from cil.errors import ConfigError, DataError, StreamError, nearest
 from cil.streams.base import ExperienceData, Provenance, Signature, Stream, fingerprint_of, take_rows
-from cil.streams.class_choice import Increment, check_increment, class_order, experience_sizes, slots_to_labels
+from cil.streams.class_choice import Increment, check_increment, experience_sizes, slots_to_labels
 from cil.streams.options import SplitOptions, accepts, check_integers, normalisation, take
 from cil.streams.registry import register_stream
 
@@ -66,7 +68,7 @@ def class_incremental(
     rows_of_slots = _choose_rows(data, labels, chosen, [None if slot < base else shots for slot in range(len(labels))])
     slot_of = torch.full((len(data.classes),), -1)
     slot_of[torch.tensor(labels)] = torch.arange(len(labels))
-    train, test = (samples.with_slots(slot_of[samples.slots]) for samples in (data.train, data.test))
+    train, test = (relabelled(samples, slot_of) for samples in (data.train, data.test))
 
     signatures, parts, rows, seen = [], [], [], 0
     for index, size in enumerate(sizes):
@@ -90,7 +92,7 @@ def class_incremental(
         std=std,
         official=data.official,
     )
-    stream.provenance = _provenance(data, labels)
+    stream.provenance = _provenance(data, labels, *(torch.cat(list(rows_of_slots[split])) for split in (0, 2)))
     return stream
 
 
@@ -106,16 +108,30 @@ def _name(
     return f"{data.name}_b{base}_inc{step}{'' if shots is None else f'_{shots}shots'}{'_by_set' * by_set}"
 
 
-def _provenance(data: Dataset, labels: Sequence[int]) -> Provenance:
+def _provenance(data: Dataset, labels: Sequence[int], train_rows: Tensor, test_rows: Tensor) -> Provenance:
+    groups = {column: tuple(names) for column, names in data.groups.items()}
+    shared = 0 if data.official else _in_both(data, train_rows, test_rows)
+    note = (
+        f"{shared:,} of {len(test_rows):,} test images of '{data.name}' are training images too, so accuracy is too "
+        f"high: remove them from one of the two"
+    )
+    notes = (note,) if shared else ()
     if not data.origins:
-        return Provenance()
-    return Provenance(fingerprint_of(data.digest, sorted(labels)), tuple(data.origins[label] for label in labels))
+        return Provenance(groups=groups, notes=notes)
+    origins = tuple(data.origins[label] for label in labels)
+    return Provenance(fingerprint_of(data.digest, sorted(labels)), origins, groups, notes)
+
+
+def _in_both(data: Dataset, train_rows: Tensor, test_rows: Tensor) -> int:
+    """Test images that are among the training images, byte for byte."""
+    train, test = data.image_keys
+    return int(np.isin(test[test_rows.numpy()], train[train_rows.numpy()]).sum())
 
 
 def _check_dataset_options(dataset: str | Sequence[Any] | Dataset, options: Mapping[str, Any]) -> None:
     if isinstance(dataset, Dataset):
         name, allowed = dataset.name, []
-    elif not isinstance(dataset, str) or dataset in dataset_names():
+    elif not isinstance(dataset, str) or ":" in dataset or dataset in dataset_names():
         name, allowed = str(dataset), dataset_options(dataset)
     else:
         return  # a set in the data root, or a wrong name: load_dataset knows

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cil.data import Dataset, Samples, load_dataset
+from cil.data.columns import relabelled
 from cil.streams.base import ExperienceData, Signature, Stream, fingerprint_of, take_rows
 from cil.streams.class_incremental import class_incremental
 from cil.streams.options import SplitOptions, channel_statistics, check_seed
@@ -78,7 +79,7 @@ class ImagePool:
         order = [place for new in arriving for place in new]
         slot_of = torch.full((self.num_classes,), -1)
         slot_of[order] = torch.arange(len(order))
-        train, test = (samples.with_slots(slot_of[samples.slots]) for samples in (self.train, self.test))
+        train, test = (relabelled(samples, slot_of) for samples in (self.train, self.test))
         held_out = self.validation
         held_out = None if held_out is None else held_out.with_slots(slot_of[held_out.slots])
         signatures, parts, seen = [], [], 0

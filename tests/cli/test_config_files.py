@@ -59,7 +59,31 @@ def test_an_adapter_file_says_every_hyperparameter_with_its_default(name):
     assert adapt.find(name) is kind
 
 
-@pytest.mark.parametrize("name", [name for name in choices("experiment") if not _adapts(name)])
+@pytest.mark.parametrize("scale", ["paper", "small", "quick"])
+def test_a_pool_composes_at_every_scale_and_meets_its_data_at_the_quick_one(scale, tmp_path):
+    given = [
+        "experiment=libcontinual_random",
+        f"scale={scale}",
+        "stream.order=by_set",
+        "strategy=finetune",
+        *DIGITS[1:],
+    ]
+    config = compose(given).config
+    assert len(config["stream"]["dataset"]) == {"paper": 5, "small": 4, "quick": 2}[scale]
+    assert config["stream"]["increment"] == 10
+    if scale == "quick":
+        record = build(
+            compose([*given, "stream.train_per_class=5", "stream.test_per_class=5"]), root=tmp_path
+        ).execute()
+        assert record.identity["stream"]["origins"] == ["mnist5k"] * 10 + ["digits"] * 10
+        assert list(record.results["averages"]["sets"]) == ["mnist5k", "digits"]
+
+
+def _pools(name: str) -> bool:
+    return "override /stream: split_pooled" in (conf_dir() / "experiment" / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in choices("experiment") if not (_adapts(name) or _pools(name))])
 def test_every_experiment_composes_and_trains_a_step(name, tmp_path):
     job = compose([f"experiment={name}", *DATA_ELSEWHERE, *DIGITS[1:], "budget.exemplars=50"])
     record = build(job, root=tmp_path).execute()

@@ -71,7 +71,7 @@ def test_by_name_and_in_other_streams(embedded_root):
     assert isinstance(stream.augment, AugmentByClass)
     dealt = blurry(["mnist5k", "digits"], experiences=2, arrival=Gaussian(), **settings)
     assert sorted(dealt.provenance.origins) == ["digits"] * 10 + ["mnist5k"] * 10
-    named = {name: origin for name, origin in zip(dealt.classes, dealt.provenance.origins, strict=True)}
+    named = dict(zip(dealt.classes, dealt.provenance.origins, strict=True))
     assert named["digits/3"] == "digits"
 
 

@@ -12,6 +12,7 @@ from cil.engine.anytime import anytime_results
 from cil.engine.running import Counts, CurveSoFar
 from cil.engine.spending import Rows, plain
 from cil.kinds.classes.answers import FURTHER, OWN
+from cil.kinds.classes.column_counts import accepted_scores, group_scores
 from cil.kinds.classes.record_types import Averages, ClassScores
 from cil.streams import DomainStream, Stream
 
@@ -34,6 +35,10 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
     summary = metrics.summary_of_counts(correct, count, 100 * aware / tested, images, stream.experience_of_slot)
     scores = cast(ClassScores, summary | answer_scores(rows, summary))
     scores["averages"] = averages(rows, stream)
+    if stream.provenance.groups:
+        scores["groups"] = group_scores(rows, stream.provenance.groups)
+    if (accepted := accepted_scores(rows)) is not None:
+        scores["accepted"] = accepted
     if "anytime" in facts[-1]:
         scores["anytime"] = anytime_results(facts)
     if isinstance(stream, DomainStream):
