@@ -268,6 +268,7 @@ class FileStore:
         return torch.from_numpy(stacked)
 
 
+DARK = 16  # of 255: the largest value of 12-bit numbers that are taken for 16-bit ones
 MOST_SIZE = 8192  # pixels: an image of them takes 200 MB
 _BILINEAR = 2  # PIL.Image.Resampling.BILINEAR, without importing Pillow
 
@@ -305,12 +306,12 @@ def _look_at(path: str) -> _Looked | DataError:
 
 
 def _refuse_twelve_bits(paths: Sequence[str], looked: Sequence[_Looked]) -> None:
-    """Refuse 16-bit files none of which has a value above 4,095: 12-bit numbers, which would be nearly black."""
+    """Refuse 16-bit files none of which has a value of 4,240 or more: 12-bit numbers, which would be nearly black."""
     deep = [(path, one.brightest) for path, one in zip(paths, looked, strict=True) if one.brightest is not None]
-    if deep and max(brightest for _, brightest in deep) <= 4096 // 256:
+    if deep and max(brightest for _, brightest in deep) <= DARK:
         raise DataError(
-            f"{deep[0][0]}{f' and {len(deep) - 1} more files' if deep[1:] else ''}: 16 bits a channel, but no value "
-            f"above 4,095, so 12-bit numbers or less; scale them to 0 to 65,535, or save them with 8 bits"
+            f"{deep[0][0]}{f' and {len(deep) - 1} more files' if deep[1:] else ''}: 16 bits a channel, but all "
+            f"values below 4,240, as of 12-bit numbers; scale them to 0 to 65,535, or save them with 8 bits"
         )
 
 

@@ -145,11 +145,11 @@ def class_folders(
 
 
 def _held(files: FileStore, in_memory: Held, root: Path) -> Store:
-    """The files, or their images decoded once; names all that is damaged."""
-    everything = torch.arange(len(files))
-    sums = files.sums(everything)
+    """The files, or their images decoded once, after all that are damaged were named."""
     if not in_memory:
         return files
+    everything = torch.arange(len(files))
+    sums = files.sums(everything)
     if in_memory != "mapped":
         return ArrayStore(files.pixels(everything))
     key = hashlib.sha256(repr((files.shape, files.shorter)).encode() + sums.tobytes()).hexdigest()

@@ -32,7 +32,8 @@ def pooled(
     """Several data sets as one, which ``stream.dataset=[NAME, NAME, ...]`` stands for.
 
     The classes of the first set come first. A class name that several sets have becomes SET/NAME. Grey images get three
-    channels where a set has colours. Augmentation is that of each image's own set. Mean and std are those of the stream
+    channels where a set has colours. Augmentation is that of each image's own set; random resized crops are made only
+    where all sets have the same. Mean and std are those of the stream
     as a whole: they are the same for all images, for else a test image would tell which set it is from. Columns of
     groups are those of one set, and left out.
 

@@ -174,7 +174,7 @@ def _pixels_of(image: Any, size: int | None, channels: int | None, where: str) -
         picture = _centre(picture, size)
     array = np.asarray(picture)
     array = array[..., None] if array.ndim == 2 else array
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
 
 
 def _array_of(image: Any, where: str) -> np.ndarray:

@@ -104,7 +104,8 @@ def test_a_run_tells_groups_and_accepted_classes_and_its_report_shows_them(tmp_p
     half = results["groups"]["half"]
     assert half["names"] == ["high", "low"] and half["count"] == [20, 20]
     assert half["accuracy"][1] == [results["accuracy_matrix"][1][1], results["accuracy_matrix"][1][0]]
-    assert half["accuracy"][0][0] is None and half["worst"][0] is None, "no class of it was seen"
+    assert half["accuracy"][0] == [None, results["accuracy_curve"][0]]
+    assert half["worst"][0] == "low", "no class of the other was seen"
     assert min(half["accuracy"][1]) == half["worst_accuracy"][1]
     assert "By half" in to_text(table([record]), 200)
 

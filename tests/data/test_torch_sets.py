@@ -105,10 +105,25 @@ def test_a_function_of_ones_own_is_a_data_set_by_name(tmp_path, monkeypatch):
     assert (stream.name, stream.image_shape) == ("own_images.make_b0_inc1", (1, 2, 2))
     for wrong, words in (
         ("own_images:odd", "makes a int; it must make a pair"),
-        ("own_images:mak", "cannot be imported"),
+        ("own_images:mak", "own_images has no mak"),
     ):
         with pytest.raises(ConfigError, match=words):
             class_incremental(wrong, increment=1, root=tmp_path)
     with pytest.raises(ConfigError, match=r"stream\.sise is not known"):
         class_incremental("own_images:make", increment=1, sise=2, root=tmp_path)
     del sys.modules["own_images"]
+
+
+def test_a_data_set_of_the_hub_is_read_by_its_library(tmp_path):
+    pytest.importorskip("datasets")
+    for split, count in (("train", 3), ("test", 2)):
+        for number, name in enumerate(("ant", "bee")):
+            for place in range(count):
+                file = tmp_path / "images" / split / name / f"{place}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (9, 6), (100 * number, place, 7)).save(file)
+    options = {"path": str(tmp_path / "images"), "revision": "0" * 40, "size": 4}  # a folder has no commits
+    data = cil.load_dataset("huggingface", tmp_path, **options)
+    assert list(data.classes) == ["ant", "bee"]
+    assert sorted(data.train.pixels[:, :, 0, 0].tolist()) == [[100 * k, place, 7] for k in (0, 1) for place in range(3)]
+    assert data.test.shape == (3, 4, 4)

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,14 +64,18 @@ def test_one_set_after_the_other_or_all_classes_mixed():
     assert "origins" not in class_incremental(made("alone", "ab")).description()
 
 
-def test_by_name_and_in_other_streams(embedded_root):
-    settings = {"train_per_class": 4, "test_per_class": 2, "root": embedded_root}
-    stream = class_incremental(["mnist5k", {"name": "digits", "augment": {"flip": True}}], **settings)
+def test_by_name_and_in_other_streams(tmp_path):
+    (tmp_path / "signs").mkdir()
+    for split in ("train", "test"):
+        images, labels = np.zeros((40, 28, 28), np.uint8), np.arange(40) % 10
+        np.savez(tmp_path / "signs" / f"{split}.npz", images=images, labels=labels)
+    settings = {"train_per_class": 4, "test_per_class": 2, "root": tmp_path}
+    stream = class_incremental(["signs", {"name": "digits", "augment": {"flip": True}}], **settings)
     assert stream.image_shape == (1, 28, 28)
     assert [s.counts for s in stream.signatures] == [dict.fromkeys(range(k, k + 10), 4) for k in (0, 10)]
     assert isinstance(stream.augment, AugmentByClass)
-    dealt = blurry(["mnist5k", "digits"], experiences=2, arrival=Gaussian(), **settings)
-    assert sorted(dealt.provenance.origins) == ["digits"] * 10 + ["mnist5k"] * 10
+    dealt = blurry(["signs", "digits"], experiences=2, arrival=Gaussian(), **settings)
+    assert sorted(dealt.provenance.origins) == ["digits"] * 10 + ["signs"] * 10
     named = dict(zip(dealt.classes, dealt.provenance.origins, strict=True))
     assert named["digits/3"] == "digits"
 
@@ -82,8 +87,8 @@ def test_by_name_and_in_other_streams(embedded_root):
         (["digits", "digits"], {}, "name each data set once"),
         (["digits", "digit"], {}, "unknown data set 'digit'"),
         (["digits", {"path": "x"}], {}, "a mapping with name and options"),
-        (["digits", "mnist5k"], {"sise": 8}, "stream.sise is not known for data set"),
-        (["digits", {"name": "mnist5k", "augment": {"flop": 1}}], {}, "augment of 'mnist5k' is"),
+        (["digits", "digits"], {"sise": 8}, "stream.sise is not known for data set"),
+        (["digits", {"name": "digits", "augment": {"flop": 1}}], {}, "augment of 'digits' is"),
     ],
 )
 def test_what_is_no_pool_is_refused(embedded_root, sets, options, words):
