@@ -61,15 +61,24 @@ def tiny_imagenet(root: Path, path: str | Path = "tiny_imagenet", size: int = 64
 
 
 @register_dataset("imagenet1000")
-def imagenet1000(root: Path, path: str | Path = "imagenet1000", size: int = 224) -> Dataset:
-    """ImageNet (ILSVRC 2012): 1000 classes; labels are the alphabetical order of the WordNet folders."""
+def imagenet1000(root: Path, path: str | Path = "imagenet1000", size: int = 224, in_memory: Held = False) -> Dataset:
+    """ImageNet (ILSVRC 2012): 1000 classes; labels are the alphabetical order of the WordNet folders.
+
+    Args:
+        in_memory: See ``folder``; both views are then of the centre, of which random resized crops are taken.
+    """
     where, augment = _find(path, root), Augment(flip=True, brightness=63 / 255, resized_crop=True)
-    return class_folders("imagenet1000", root, where, size, augment=augment, **IMAGENET_STATISTICS)
+    held = {"shorter": size if in_memory else None, "in_memory": in_memory}
+    return class_folders("imagenet1000", root, where, size, augment=augment, **held, **IMAGENET_STATISTICS)
 
 
 @register_dataset("imagenet100")
 def imagenet100(
-    root: Path, path: str | Path | None = None, size: int = 224, class_list: str | Path | None = None
+    root: Path,
+    path: str | Path | None = None,
+    size: int = 224,
+    class_list: str | Path | None = None,
+    in_memory: Held = False,
 ) -> Dataset:
     """The 100-class subset of ImageNet; labels are the alphabetical order of the chosen folders.
 
@@ -78,6 +87,7 @@ def imagenet100(
             ``imagenet1000``.
         class_list: Text file with one folder name a line. Without it, and where ``path`` holds 1000 classes, the subset
             is the first 100 of the 1000 shuffled with seed 1993, as is the custom.
+        in_memory: As of ``imagenet1000``.
     """
     alone = root / "imagenet100"
     where = _find(path or (alone if alone.is_dir() else "imagenet1000"), root)
@@ -96,7 +106,8 @@ def imagenet100(
     elif len(names) != 100:
         raise DataError(f"{where} has {len(names)} classes; imagenet100 needs 100 or 1000, or stream.class_list")
     # flips alone: the survey's code changes no brightness here
-    return class_folders("imagenet100", root, where, size, names=names, **IMAGENET_STATISTICS)
+    held = {"shorter": size if in_memory else None, "in_memory": in_memory, "augment": _FILES}
+    return class_folders("imagenet100", root, where, size, names=names, **held, **IMAGENET_STATISTICS)
 
 
 def class_folders(

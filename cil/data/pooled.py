@@ -90,7 +90,7 @@ def pool(sets: Sequence[Dataset], size: int | None = None, fit: Fit = "resize") 
 def _load(given: str | Mapping[str, Any] | Dataset, root: Path, size: int | None) -> Dataset:
     if isinstance(given, Dataset):
         return given
-    options = {"name": given} if isinstance(given, str) else dict(given)
+    options: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given)
     if not isinstance(options.get("name"), str):
         raise ConfigError(f"stream.dataset has {given!r}; give a name, or a mapping with name and options of the set")
     name, augment = options.pop("name"), options.pop("augment", None)

@@ -103,13 +103,14 @@ def slots_to_labels(data: Dataset, chosen: SplitOptions) -> list[int]:
                 f"stream.order is no permutation of {what}: it has {len(labels)} entries,"
                 f" {len(set(labels) & set(kept))} of the {len(kept)} labels occur"
             )
-    if named or chosen.classes is None:
+    most: Any = chosen.classes
+    if named or most is None:
         return labels
-    if chosen.classes > len(known):
+    if most > len(known):
         raise StreamError(
-            f"stream.classes is {chosen.classes}; the data set has {len(known)} classes, so 1 to {len(known)} or null"
+            f"stream.classes is {most}; the data set has {len(known)} classes, so 1 to {len(known)} or null"
         )
-    return labels[: chosen.classes]
+    return labels[:most]
 
 
 def _ordered(data: Dataset, kept: Sequence[int], order: str, seed: int) -> list[int]:

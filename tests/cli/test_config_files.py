@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from cil import adapt
@@ -60,7 +61,7 @@ def test_an_adapter_file_says_every_hyperparameter_with_its_default(name):
 
 
 @pytest.mark.parametrize("scale", ["paper", "small", "quick"])
-def test_a_pool_composes_at_every_scale_and_meets_its_data_at_the_quick_one(scale, tmp_path):
+def test_a_pool_composes_and_trains_a_step_at_every_scale(scale, tmp_path):
     given = [
         "experiment=libcontinual_random",
         f"scale={scale}",
@@ -71,12 +72,17 @@ def test_a_pool_composes_at_every_scale_and_meets_its_data_at_the_quick_one(scal
     config = compose(given).config
     assert len(config["stream"]["dataset"]) == {"paper": 5, "small": 4, "quick": 2}[scale]
     assert config["stream"]["increment"] == 10
-    if scale == "quick":
-        record = build(
-            compose([*given, "stream.train_per_class=5", "stream.test_per_class=5"]), root=tmp_path
-        ).execute()
-        assert record.identity["stream"]["origins"] == ["mnist5k"] * 10 + ["digits"] * 10
-        assert list(record.results["averages"]["sets"]) == ["mnist5k", "digits"]
+    if scale != "quick":
+        return
+    for split in ("train", "test"):
+        file = tmp_path / "signs" / f"{split}.npz"
+        file.parent.mkdir(exist_ok=True)
+        np.savez(file, images=np.zeros((20, 9, 9), np.uint8), labels=np.arange(20) % 10)
+    small = ["stream.dataset=[digits,signs]", "stream.size=8", "model=smallconv", "stream.mean=[0.5]", "stream.std=[1]"]
+    small += ["stream.train_per_class=5", "stream.test_per_class=5", f"data_root={tmp_path}"]
+    record = build(compose([*given, *small]), root=tmp_path / "runs").execute()
+    assert record.identity["stream"]["origins"] == ["digits"] * 10 + ["signs"] * 10
+    assert list(record.results["averages"]["sets"]) == ["digits", "signs"]
 
 
 def _pools(name: str) -> bool:
