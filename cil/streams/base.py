@@ -123,7 +123,8 @@ class Provenance:
     """What is known of the images of a stream beyond their classes; no learner gets it.
 
     Attributes:
-        pool: SHA-256 of the pool of data sets, the same in every order of their classes; empty of one data set.
+        pool: SHA-256 of the images taken of a pool of data sets, the same in every order of their classes; empty of one
+            data set.
         origins: Name of the data set of each slot, of a pool.
         groups: Names of the groups of each column by which accuracy is told; see ``cil.data.columns``.
         notes: Sentences that a person should hear before training.

@@ -58,7 +58,7 @@ def class_incremental(
     check_integers(1, **({} if shots is None else {"shots": shots}))
     chosen = take(SplitOptions, options)
     _check_dataset_options(dataset, options)
-    data = _open(dataset, chosen, options)
+    data = dataset if isinstance(dataset, Dataset) else load_dataset(dataset, chosen.root, **options)
     if data.train.targets is not None:
         raise StreamError(f"data set '{data.name}' is multi-label; a class-incremental stream needs one label an image")
     labels = slots_to_labels(data, chosen)
@@ -81,7 +81,7 @@ def class_incremental(
         rows += own
     mean, std = normalisation(chosen.mean, chosen.std, data, lambda: train[rows[0]])
     stream = Stream(
-        name=_name(data, base, sizes, increment, shots, chosen.order == "by_set"),
+        name=_name(data, base, sizes, increment, shots, isinstance(chosen.order, str) and chosen.order == "by_set"),
         classes=[data.classes[label] for label in labels],
         order=labels,
         signatures=signatures,
@@ -94,10 +94,6 @@ def class_incremental(
     )
     stream.provenance = _provenance(data, labels, *(torch.cat(list(rows_of_slots[split])) for split in (0, 2)))
     return stream
-
-
-def _open(dataset: str | Sequence[Any] | Dataset, chosen: SplitOptions, options: Mapping[str, Any]) -> Dataset:
-    return dataset if isinstance(dataset, Dataset) else load_dataset(dataset, chosen.root, **options)
 
 
 def _name(
@@ -119,7 +115,8 @@ def _provenance(data: Dataset, labels: Sequence[int], train_rows: Tensor, test_r
     if not data.origins:
         return Provenance(groups=groups, notes=notes)
     origins = tuple(data.origins[label] for label in labels)
-    return Provenance(fingerprint_of(data.digest, sorted(labels)), origins, groups, notes)
+    images = (rows.sort().values for rows in (train_rows, test_rows))
+    return Provenance(fingerprint_of(data.digest, sorted(labels), *images), origins, groups, notes)
 
 
 def _in_both(data: Dataset, train_rows: Tensor, test_rows: Tensor) -> int:

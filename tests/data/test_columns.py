@@ -8,8 +8,8 @@ from cil import Budget, class_incremental, train
 from cil.data import Samples, load_dataset
 from cil.data.columns import ACCEPTED, GROUP, with_columns
 from cil.errors import DataError
-from cil.kinds.classes import CLASSES
 from cil.kinds.classes.column_counts import ColumnCounts, accepted_scores, group_scores
+from cil.kinds.classes.commands import COMMANDS
 from cil.report import table, to_text
 
 
@@ -109,7 +109,7 @@ def test_a_run_tells_groups_and_accepted_classes_and_its_report_shows_them(tmp_p
     assert half["worst"][0] == "low", "no class of the other was seen"
     assert min(half["accuracy"][1]) == half["worst_accuracy"][1]
     assert "By half" in to_text(table([record]), 200)
-    lines = list(CLASSES.result_lines(record))
+    lines = list(COMMANDS.result_lines(record))
     assert lines[2].startswith(f"  by half: worst {half['worst'][1]} ") and "several accepted classes" in lines[3]
 
 
