@@ -68,7 +68,7 @@ def imagenet1000(root: Path, path: str | Path = "imagenet1000", size: int = 224,
         in_memory: See ``folder``; both views are then of the centre, of which random resized crops are taken.
     """
     where, augment = _find(path, root), Augment(flip=True, brightness=63 / 255, resized_crop=True)
-    held = {"shorter": size if in_memory else None, "in_memory": in_memory}
+    held: dict[str, Any] = {"shorter": size if in_memory else None, "in_memory": in_memory}
     return class_folders("imagenet1000", root, where, size, augment=augment, **held, **IMAGENET_STATISTICS)
 
 
@@ -106,7 +106,7 @@ def imagenet100(
     elif len(names) != 100:
         raise DataError(f"{where} has {len(names)} classes; imagenet100 needs 100 or 1000, or stream.class_list")
     # flips alone: the survey's code changes no brightness here
-    held = {"shorter": size if in_memory else None, "in_memory": in_memory, "augment": _FILES}
+    held: dict[str, Any] = {"shorter": size if in_memory else None, "in_memory": in_memory, "augment": _FILES}
     return class_folders("imagenet100", root, where, size, names=names, **held, **IMAGENET_STATISTICS)
 
 
