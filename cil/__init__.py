@@ -36,6 +36,7 @@ _HOMES = {
     "compare": "cil.comparison",
     "evaluate": "cil.trained",
     "export": "cil.exchange",
+    "from_torch": "cil.data.torch_sets",
     "load": "cil.trained",
     "load_dataset": "cil.data",
     "plan": "cil.api",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from cil.data import Batch as Batch
     from cil.data import Samples as Samples
     from cil.data import load_dataset as load_dataset
+    from cil.data.torch_sets import from_torch as from_torch
     from cil.engine.options import RunOptions as RunOptions
     from cil.engine.recipe import Recipe as Recipe
     from cil.errors import CilError as CilError

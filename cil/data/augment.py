@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -82,11 +83,16 @@ class Augment:
         """True where images stay as they are."""
         return self == Augment()
 
-    def bind(self, pixels: Tensor) -> BoundAugment:
+    def in_order(self, labels: Sequence[int]) -> Self:
+        """The same where class ``labels[i]`` is called slot ``i``; only what depends on the class changes."""
+        return self
+
+    def bind(self, pixels: Tensor, slots: Tensor | None = None) -> BoundAugment:
         """Prepare a data set once, so that each batch is one gather.
 
         Args:
             pixels: (N, C, H, W) uint8 on any device.
+            slots: (N,) classes of the images, for augmentation that depends on them (``AugmentByClass``).
 
         Returns:
             A function of ``rows`` (n,) int64 and a generator that gives (n, C, H, W) float in [0, 1], channels last in
@@ -127,9 +133,9 @@ class Augment:
 
         return augmented
 
-    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, pixels: Tensor, generator: torch.Generator, slots: Tensor | None = None) -> Tensor:
         """Augment one batch: (n, C, H, W) uint8 to float in [0, 1], with the draws that ``bind`` would make."""
-        return self.bind(pixels)(torch.arange(len(pixels), device=pixels.device), generator)
+        return self.bind(pixels, slots)(torch.arange(len(pixels), device=pixels.device), generator)
 
     def _apply_policy(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """The policy and the hole, by draws that are made after all others, and alike whichever of them there is."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -36,18 +36,26 @@ def read_image(path: str | Path, mode: str = "RGB") -> Image:
     """A decoded image file, converted to ``RGB`` or ``L``.
 
     16 bits a channel become 8 (65,535 is 255). Transparency is left out, as torchvision does: the colours below it
-    count. CMYK and palettes become the colours that they stand for. Of several frames or pages the first counts, and an
-    orientation in the EXIF data is not applied, as in torchvision.
+    count. CMYK and palettes become the colours that they stand for. Of several frames or pages the first counts. An
+    image is turned as the orientation in its EXIF data says.
 
     Raises:
         DataError: for a file that is no readable image, or whose numbers have no agreed range, naming it.
     """
     if not Path(path).is_file():  # a pipe or a device would be read for ever
         raise DataError(f"{path} is no file, or is missing")
-    return _decoded(path, path, mode)
+    return _decoded(path, path, mode).image
 
 
-def _decoded(source: Any, path: str | Path, mode: str, draft: bool = False) -> Image:
+class _Decoded(NamedTuple):
+    """A decoded file: the EXIF orientation that it was turned by (1: none), and whether it has 16 bits a channel."""
+
+    image: Image
+    orientation: int
+    deep: bool
+
+
+def _decoded(source: Any, path: str | Path, mode: str, draft: bool = False) -> _Decoded:
     """As ``read_image``, from the path or an open file; ``draft``: a small version, where that is quicker."""
     from PIL import Image
 
@@ -55,14 +63,32 @@ def _decoded(source: Any, path: str | Path, mode: str, draft: bool = False) -> I
         with Image.open(source) as file:
             if draft:
                 file.draft(mode, (1, 1))
+            deep = any(";16" in str(tile[3]) for tile in file.tile)
+            image: Image.Image | None = None
             if not file.mode.startswith(("I", "F")):
-                return file.convert(mode)
-            if file.mode.startswith("I;16") or (file.mode == "I" and file.format in ("PNG", "PPM")):
-                return Image.fromarray(_eight_bits(np.asarray(file))).convert(mode)
+                image = file.convert(mode)
+            elif file.mode.startswith("I;16") or (file.mode == "I" and file.format in ("PNG", "PPM")):
+                image = Image.fromarray(_eight_bits(np.asarray(file))).convert(mode)
+            if image is not None:
+                orientation = _orientation(file)
+                turn = _TURNS.get(orientation)
+                turned = image if turn is None else image.transpose(Image.Transpose(turn))
+                return _Decoded(turned, orientation if turn is not None else 1, deep)
             kind = {"F": "floats", "I": "32-bit numbers"}.get(file.mode, file.mode)
     except Exception as error:  # damaged bytes make decoders raise all sorts of things
         raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from None
     raise DataError(f"{path} has pixels that are {kind}, whose range is not known; save it with 8 or 16 bits a channel")
+
+
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation: PIL.Image.Transpose that undoes it
+
+
+def _orientation(file: Any) -> int:
+    """EXIF orientation of a decoded file, 1 where it has none that can be read."""
+    try:
+        return int(file.getexif().get(274, 1))
+    except Exception:  # damaged EXIF data: the image itself was decoded
+        return 1
 
 
 def _eight_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
@@ -184,20 +210,35 @@ class FileStore:
         Raises:
             DataError: for files that are missing, empty or no readable images, naming the first.
         """
+        return hashlib.sha256(self._digests(rows)).digest()
+
+    def sums(self, rows: Tensor) -> NDArray[np.uint8]:
+        """SHA-256 of each file, (n, 32); raises as ``digest`` does."""
+        return np.frombuffer(self._digests(rows), np.uint8).reshape(-1, 32)
+
+    def row_keys(self, rows: Tensor) -> NDArray[np.uint64]:
+        """The first eight bytes of the SHA-256 of each file, (n,)."""
+        keys: NDArray[np.uint64] = self.sums(rows).view(np.uint64)[:, 0]
+        return keys
+
+    def _digests(self, rows: Tensor) -> bytes:
+        """SHA-256 of each file, 32 bytes each; see ``digest``."""
         paths = [self.paths[row] for row in rows.tolist()]
-        listing = hashlib.sha256(b"decoded ")
+        listing = hashlib.sha256(b"decoded, turned ")
         for path in paths:
             listing.update(f"{path}\0{_size_and_time(path)}\n".encode())
         kept = None if self.digests is None else self.digests / listing.hexdigest()
-        if kept is not None and kept.is_file() and len(known := kept.read_bytes()) == 32:
+        if kept is not None and kept.is_file() and len(known := kept.read_bytes()) == 32 * len(paths):
             return known
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            found = list(_with_progress(pool.map(_digest_or_error, paths), len(paths)))
+            found = list(with_progress(pool.map(_look_at, paths), len(paths)))
         damaged = [str(one) for one in found if isinstance(one, DataError)]
         if damaged:
             more = f"; and {len(damaged) - 1} more files" if len(damaged) > 1 else ""
             raise DataError(f"{damaged[0]}{more}")
-        made = hashlib.sha256(b"".join(one for one in found if isinstance(one, bytes))).digest()
+        looked = [one for one in found if isinstance(one, _Looked)]
+        _refuse_twelve_bits(paths, looked)
+        made = b"".join(one.digest for one in looked)
         if kept is not None:
             with suppress(OSError), replacing(kept) as part:  # nowhere to keep it: computed again next time
                 part.write_bytes(made)
@@ -227,6 +268,7 @@ class FileStore:
         return torch.from_numpy(stacked)
 
 
+DARK = 16  # of 255: the largest value of 12-bit numbers that are taken for 16-bit ones
 MOST_SIZE = 8192  # pixels: an image of them takes 200 MB
 _BILINEAR = 2  # PIL.Image.Resampling.BILINEAR, without importing Pillow
 
@@ -241,22 +283,43 @@ def _size_and_time(path: str) -> str:
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
-def _digest_or_error(path: str) -> bytes | DataError:
-    """SHA-256 of a file that can be decoded; else what is wrong with it."""
+class _Looked(NamedTuple):
+    """What was found in a file: SHA-256 of its bytes, and of 16-bit files the largest value, as 8 bits; else None."""
+
+    digest: bytes
+    brightest: int | None
+
+
+def _look_at(path: str) -> _Looked | DataError:
+    """Decode a file and take its sum; else what is wrong with it."""
     try:
         content = Path(path).read_bytes()
-        _decoded(io.BytesIO(content), path, "RGB", draft=True)
+        decoded = _decoded(io.BytesIO(content), path, "RGB", draft=True)
     except OSError as error:
         return DataError(f"{path} cannot be read: {error.strerror}")
     except DataError as error:
         return error
-    return hashlib.sha256(content).digest()
+    if decoded.orientation != 1:  # versions that did not turn it saw another image
+        content += f"turned by {decoded.orientation}".encode()
+    brightest = int(np.asarray(decoded.image).max()) if decoded.deep else None
+    return _Looked(hashlib.sha256(content).digest(), brightest)
 
 
-def _with_progress(items: Iterable[T], count: int, seconds: float = 10.0) -> Iterator[T]:
-    """The items, with a line on standard error now and then where they take long."""
+def _refuse_twelve_bits(paths: Sequence[str], looked: Sequence[_Looked]) -> None:
+    """Refuse 16-bit files none of which has a value of 4,240 or more: 12-bit numbers, which would be nearly black."""
+    deep = [(path, one.brightest) for path, one in zip(paths, looked, strict=True) if one.brightest is not None]
+    if deep and max(brightest for _, brightest in deep) <= DARK:
+        raise DataError(
+            f"{deep[0][0]}{f' and {len(deep) - 1} more files' if deep[1:] else ''}: 16 bits a channel, but all "
+            f"values below 4,240, as of 12-bit numbers; scale them to 0 to 65,535, or save them with 8 bits"
+        )
+
+
+def with_progress(items: Iterable[T], count: int, seconds: float = 10.0, each: int = 1) -> Iterator[T]:
+    """The items, each of so many images, with a line on standard error now and then where they take long."""
     said = time.monotonic()
     for number, item in enumerate(items, start=1):
+        number *= each
         if time.monotonic() - said > seconds:
             said = time.monotonic()
             print(f"cil: reading each image once: {number:,} of {count:,}", file=sys.stderr, flush=True)

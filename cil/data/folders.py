@@ -2,44 +2,54 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from cil.data.augment import Augment
-from cil.data.file_store import IMAGE_SUFFIXES, FileStore, images_below, subfolders
+from cil.data.columns import columns_of_table
+from cil.data.file_store import IMAGE_SUFFIXES, FileStore, images_below, subfolders, with_progress
+from cil.data.mapped_store import MappedStore, write_images
 from cil.data.registry import Dataset, register_dataset
-from cil.data.samples import ArrayStore, Samples
+from cil.data.samples import ArrayStore, Samples, Store
 from cil.errors import DataError
 
-_IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_PIECE = 500  # images that are decoded at a time for a mapped file
+IMAGENET_STATISTICS: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+Held = bool | Literal["mapped"]  # decoded when asked for, in memory, or in a file
 _FLIP, _FILES = Augment(flip=True), Augment(flip=True, resized_crop=True)
 
 
 @register_dataset("folder")
-def folder(root: Path, path: str | Path, size: int = 224, channels: int = 3, in_memory: bool = False) -> Dataset:
+def folder(root: Path, path: str | Path, size: int = 224, channels: int = 3, in_memory: Held = False) -> Dataset:
     """A folder with ``train/CLASS/*`` and ``test/CLASS/*`` (or ``val/CLASS/*``); classes in alphabetical order.
+
+    A table ``test.csv`` (or ``val.csv``) in it says more of the test images: ``image`` is the path, as in
+    test/CLASS/1.jpg, ``accepted`` names classes that count as right, with ; between, every other column is a group.
 
     Args:
         path: Folder; a relative one is looked up here, then in the data root.
         size: Height and width that images are brought to, in pixels.
         channels: 3 for RGB, 1 for grey.
-        in_memory: Decode everything once into memory (small images; size * size * channels bytes each). Both views
-            are then the centre of the image whose shorter side is ``size``, augmented as small images are.
+        in_memory: Decode everything once into memory (size * size * channels bytes an image); ``mapped``: once for all
+            runs into a file below DATA_ROOT/cache/pixels, for large sets. Both views are then the centre of the image
+            whose shorter side is ``size``, augmented as small images are.
 
     Raises:
         DataError: where folders, classes or images are missing, naming the folder.
     """
     where = _find(path, root)
     shorter = size if in_memory else None
-    return _from_folders(where.name, root, where, size, channels, shorter, in_memory, splits=("test", "val"))
+    return class_folders(where.name, root, where, size, channels, shorter, in_memory, splits=("test", "val"))
 
 
 @register_dataset("tiny_imagenet")
-def tiny_imagenet(root: Path, path: str | Path = "tiny_imagenet", size: int = 64, in_memory: bool = True) -> Dataset:
+def tiny_imagenet(root: Path, path: str | Path = "tiny_imagenet", size: int = 64, in_memory: Held = True) -> Dataset:
     """Tiny-ImageNet: 64x64 RGB, 200 classes, 500 + 50 images each; ``val`` as published or in class folders.
 
     In memory they take 1.35 GB and are augmented by crops of the image padded by an eighth of its size, as CIFAR's, and
@@ -47,19 +57,28 @@ def tiny_imagenet(root: Path, path: str | Path = "tiny_imagenet", size: int = 64
     """
     where = _find(path, root)
     augment = Augment(crop_padding=size // 8, flip=True) if in_memory else _FILES
-    return _from_folders("tiny_imagenet", root, where, size, 3, size, in_memory, augment=augment, **_IMAGENET)
+    return class_folders("tiny_imagenet", root, where, size, 3, size, in_memory, augment=augment, **IMAGENET_STATISTICS)
 
 
 @register_dataset("imagenet1000")
-def imagenet1000(root: Path, path: str | Path = "imagenet1000", size: int = 224) -> Dataset:
-    """ImageNet (ILSVRC 2012): 1000 classes; labels are the alphabetical order of the WordNet folders."""
+def imagenet1000(root: Path, path: str | Path = "imagenet1000", size: int = 224, in_memory: Held = False) -> Dataset:
+    """ImageNet (ILSVRC 2012): 1000 classes; labels are the alphabetical order of the WordNet folders.
+
+    Args:
+        in_memory: See ``folder``; both views are then of the centre, of which random resized crops are taken.
+    """
     where, augment = _find(path, root), Augment(flip=True, brightness=63 / 255, resized_crop=True)
-    return _from_folders("imagenet1000", root, where, size, augment=augment, **_IMAGENET)
+    held: dict[str, Any] = {"shorter": size if in_memory else None, "in_memory": in_memory}
+    return class_folders("imagenet1000", root, where, size, augment=augment, **held, **IMAGENET_STATISTICS)
 
 
 @register_dataset("imagenet100")
 def imagenet100(
-    root: Path, path: str | Path | None = None, size: int = 224, class_list: str | Path | None = None
+    root: Path,
+    path: str | Path | None = None,
+    size: int = 224,
+    class_list: str | Path | None = None,
+    in_memory: Held = False,
 ) -> Dataset:
     """The 100-class subset of ImageNet; labels are the alphabetical order of the chosen folders.
 
@@ -68,6 +87,7 @@ def imagenet100(
             ``imagenet1000``.
         class_list: Text file with one folder name a line. Without it, and where ``path`` holds 1000 classes, the subset
             is the first 100 of the 1000 shuffled with seed 1993, as is the custom.
+        in_memory: As of ``imagenet1000``.
     """
     alone = root / "imagenet100"
     where = _find(path or (alone if alone.is_dir() else "imagenet1000"), root)
@@ -86,17 +106,18 @@ def imagenet100(
     elif len(names) != 100:
         raise DataError(f"{where} has {len(names)} classes; imagenet100 needs 100 or 1000, or stream.class_list")
     # flips alone: the survey's code changes no brightness here
-    return _from_folders("imagenet100", root, where, size, names=names, **_IMAGENET)
+    held: dict[str, Any] = {"shorter": size if in_memory else None, "in_memory": in_memory, "augment": _FILES}
+    return class_folders("imagenet100", root, where, size, names=names, **held, **IMAGENET_STATISTICS)
 
 
-def _from_folders(
+def class_folders(
     name: str,
     root: Path,
     where: Path,
     size: int,
     channels: int = 3,
     shorter: int | None = None,
-    in_memory: bool = False,
+    in_memory: Held = False,
     *,
     splits: Sequence[str] = ("val", "test"),
     names: Sequence[str] | None = None,
@@ -107,6 +128,7 @@ def _from_folders(
     Args:
         splits: Folders that may hold the test images; the first one that exists is used.
         names: Class folders; None: all.
+        in_memory: See ``folder``.
         settings: Arguments of ``Dataset``.
     """
     train_folder, test_folder = _split_folder(where, ("train",)), _split_folder(where, splits)
@@ -124,11 +146,29 @@ def _from_folders(
 
     def samples(paths: list[str], labels: list[int]) -> Samples:
         files = FileStore(paths, size, channels, shorter, root / "cache" / "digests")
-        store = ArrayStore(files.pixels(torch.arange(len(files)))) if in_memory else files
-        return Samples(store, torch.tensor(labels))
+        return Samples(_held(files, in_memory, root), torch.tensor(labels))
 
     settings.setdefault("augment", _FLIP if in_memory else _FILES)
-    return Dataset(name, samples(*train_files), samples(*test_files), names, source=str(where), **settings)
+    test, table = samples(*test_files), where / f"{test_folder.name}.csv"
+    if table.is_file():
+        test, settings["groups"] = columns_of_table(test, [Path(file) for file in test_files[0]], table, names)
+    return Dataset(name, samples(*train_files), test, names, source=str(where), **settings)
+
+
+def _held(files: FileStore, in_memory: Held, root: Path) -> Store:
+    """The files, or their images decoded once, after all that are damaged were named."""
+    if not in_memory:
+        return files
+    everything = torch.arange(len(files))
+    sums = files.sums(everything)
+    if in_memory != "mapped":
+        return ArrayStore(files.pixels(everything))
+    key = hashlib.sha256(repr((files.shape, files.shorter)).encode() + sums.tobytes()).hexdigest()
+    path = root / "cache" / "pixels" / key
+    if not path.is_file() or path.stat().st_size != len(files) * math.prod(files.shape):
+        pieces = map(files.pixels, with_progress(everything.split(_PIECE), len(files), each=_PIECE))
+        write_images(path, pieces, len(files), files.shape)
+    return MappedStore(path, files.shape, sums)
 
 
 def _find(path: str | Path, root: Path) -> Path:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cil.data.arrays import Arrays, class_names, read_npz, samples_from_arrays, write_npz
 from cil.data.augment import Augment
+from cil.data.columns import ACCEPTED, columns_of_arrays, relabelled
 from cil.data.registry import Dataset, register_dataset
 from cil.data.samples import Samples
 from cil.errors import DataError
@@ -86,7 +87,8 @@ def npz(root: Path, path: str | Path, name: str | None = None) -> Dataset:
     A folder has train.npz and test.npz with ``images``, ``labels`` and optional ``classes``. One file holds
     ``train_images``, ``train_labels``, ``test_images``, ``test_labels`` and optional ``classes``; the names
     ``x_train``, ``y_train``, ``x_test``, ``y_test`` are read too. Images are uint8 (N, H, W, C) or (N, H, W), labels
-    whole numbers from 0.
+    whole numbers from 0. Of the test images there may be ``accepted`` and ``group_NAME`` too, in one file
+    ``test_accepted`` and ``test_group_NAME``; see ``cil.data.columns``.
 
     Args:
         path: Folder or file; a relative one is looked up here, then in the data root.
@@ -113,6 +115,8 @@ def npz(root: Path, path: str | Path, name: str | None = None) -> Dataset:
             part[key] = arrays[found]
     if "classes" in arrays:
         parts["train"]["classes"] = arrays["classes"]
+    columns = {name.removeprefix("test_"): array for name, array in arrays.items() if name.startswith("test_")}
+    parts["test"] |= {name: array for name, array in columns.items() if name.startswith("group_") or name == ACCEPTED}
     return _dataset(name, parts, {"train": where, "test": where})
 
 
@@ -125,12 +129,14 @@ def _dataset(name: str, parts: dict[str, Arrays], files: dict[str, Path], **sett
     named = parts["train"].get("classes", parts["test"].get("classes"))
     train, test = (samples_from_arrays(part["images"], part["labels"], files[split]) for split, part in parts.items())
     classes = class_names(named, (train, test), files["train"])
+    test, groups = columns_of_arrays(test, parts["test"], len(classes), files["test"])
     if "classes" in parts["train"] and "classes" in parts["test"]:
         test = _by_name(test, class_names(parts["test"]["classes"], (test,), files["test"]), classes, files["test"])
     official = None
     if name in _OFFICIAL:
         official = (content_digest(train), content_digest(test)) == _OFFICIAL[name]
-    return Dataset(name, train, test, classes, official=official, source=str(files["train"].parent), **settings)
+    settings |= {"official": official, "source": str(files["train"].parent), "groups": groups}
+    return Dataset(name, train, test, classes, **settings)
 
 
 def _by_name(samples: Samples, own: Sequence[str], classes: Sequence[str], file: Path) -> Samples:
@@ -146,7 +152,7 @@ def _by_name(samples: Samples, own: Sequence[str], classes: Sequence[str], file:
         what = f"'{odd[0]}' is in one of them alone" if odd else "they are in another order"
         raise DataError(f"{file}: its class names are not those of the training images: {what}")
     place = {name: label for label, name in enumerate(classes)}
-    return samples.with_slots(torch.tensor([place[name] for name in own])[samples.slots])
+    return relabelled(samples, torch.tensor([place[name] for name in own]))
 
 
 def _load_or_fetch(name: str, root: Path, fetch: Callable[[Path], dict[str, Arrays]], **settings: Any) -> Dataset:
@@ -224,6 +230,22 @@ def read_cifar_archive(path: Path, name: str) -> dict[str, Arrays]:
             return {"images": np.ascontiguousarray(images), "labels": labels, "classes": classes}
 
         return {"train": split(train), "test": split((test,))}
+
+
+@register_dataset("svhn")
+def svhn(root: Path) -> Dataset:
+    """SVHN, house numbers: 32x32 RGB, 10 digits, 73,257 + 26,032 images; through torchvision (Netzer et al. 2011)."""
+
+    def fetch(folder: Path) -> dict[str, Arrays]:
+        from torchvision.datasets import SVHN
+
+        parts = {}
+        for split in ("train", "test"):
+            data = SVHN(str(folder), split=split, download=True)  # checked there
+            parts[split] = {"images": data.data.transpose(0, 2, 3, 1), "labels": data.labels.astype(np.int64)}
+        return parts
+
+    return _load_or_fetch("svhn", root, fetch)
 
 
 def _register_mnist_like(name: str) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cil.data.augment import Augment
 from cil.data.samples import Samples
@@ -33,6 +36,9 @@ class Dataset:
             known.
         augment: Training augmentation where the stream names none.
         source: File, folder or package, for messages.
+        origins: Name of the data set that each class is from, of a pool of several; empty of all others.
+        groups: Names of the groups of each column of the test images by which accuracy is told; see
+            ``cil.data.columns``.
 
     Raises:
         DataError: where training and test images differ in shape, a split is empty, a label is outside the classes, or
@@ -48,6 +54,8 @@ class Dataset:
     official: bool | None = None
     augment: Augment = field(default_factory=Augment)
     source: str = ""
+    origins: Sequence[str] = ()
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where, names = f"({self.source or 'made in memory'})", tuple(self.classes)
@@ -83,14 +91,22 @@ class Dataset:
             for labels in (samples.slots, samples.targets):
                 if labels is not None:
                     digest.update(labels.contiguous().numpy().tobytes())
+        for name, values in sorted(self.test.extras.items()):  # columns
+            digest.update(repr((name, self.groups)).encode())
+            digest.update(values.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def image_keys(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """Keys of training and of test images, which equal images share; see ``Samples.keys``."""
+        return self.train.keys(), self.test.keys()
 
 
 DatasetBuilder = Callable[..., Dataset]
 
 
 def _load_built_in(name: str = "") -> None:
-    for module in ("embedded", "official", "folders"):
+    for module in ("embedded", "official", "folders", "benchmarks", "pooled", "torch_sets"):
         import_module(f"cil.data.{module}")
 
 
@@ -125,12 +141,13 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(chosen).expanduser()
 
 
-def load_dataset(name: str, /, root: str | Path | None = None, **options: Any) -> Dataset:
+def load_dataset(name: str | Sequence[Any], /, root: str | Path | None = None, **options: Any) -> Dataset:
     """A data set by name.
 
     Args:
         name: A registered name, or the path of a folder inside ``root`` that holds train.npz and test.npz, as in
-            ``small_tasks/mnist``.
+            ``small_tasks/mnist``; a list of several, see ``cil.data.pooled``; or ``module:function``, which makes two
+            torch data sets, see ``cil.data.torch_sets``.
         root: See ``data_root``.
         options: Options of this data set: ``path``, ``size``, ...
 
@@ -138,8 +155,12 @@ def load_dataset(name: str, /, root: str | Path | None = None, **options: Any) -
         ConfigError: for an unknown name or option, with the nearest known ones.
         DataError: where files are missing or wrong.
     """
+    if isinstance(name, list | tuple):
+        name, options = "pooled", {**options, "sets": name}
+    elif isinstance(name, str) and ":" in name:
+        name, options = "torch", {**options, "make": name}
     if not isinstance(name, str):
-        raise ConfigError(f"stream.dataset is {name!r}; it must be the name of a data set")
+        raise ConfigError(f"stream.dataset is {name!r}; it must be the name of a data set, or a list of them")
     base, builder = data_root(root), DATASETS.get(name)
     if builder is not None:
         allowed = _options(builder)
@@ -157,8 +178,12 @@ def load_dataset(name: str, /, root: str | Path | None = None, **options: Any) -
     raise ConfigError(f"unknown data set '{name}' (stream.dataset; data_root is {base}); {known}")
 
 
-def dataset_options(name: str) -> list[str]:
+def dataset_options(name: str | Sequence[Any]) -> list[str]:
     """Options of the data set ``name`` beside the data root; empty where it is not registered."""
+    if not isinstance(name, str):
+        return [option for option in _options(DATASETS.find("pooled")) if option != "sets"]
+    if ":" in name:
+        return [option for option in _options(DATASETS.find("torch")) if option != "make"]
     builder = DATASETS.get(name)
     return [] if builder is None else list(_options(builder))
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cil.data.crops import crop_resized
@@ -65,6 +67,15 @@ class ArrayStore:
 
     def digest(self, rows: Tensor) -> bytes:
         return hashlib.sha256(self.pixels(rows).contiguous().cpu().numpy().data).digest()
+
+
+def _keys_of(flat: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """(n, P) bytes to (n,) hashes: a sum of mixed 64-bit words, each with an odd weight of its own."""
+    words = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 8))).view(np.uint64)
+    weights = (np.arange(1, words.shape[1] + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
+    mixed = (words ^ (words >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys: NDArray[np.uint64] = ((mixed ^ (mixed >> np.uint64(32))) * weights).sum(1, dtype=np.uint64)
+    return keys
 
 
 @dataclass(frozen=True)
@@ -236,6 +247,27 @@ class Samples:
         if slots.shape != self.slots.shape:
             raise ShapeError(f"{len(self)} images but slots of shape {tuple(slots.shape)}")
         return self._make(self._parts, slots.to(torch.int64), self.targets, self.extras)
+
+    def with_extras(self, extras: Mapping[str, Tensor]) -> Samples:
+        """The same images with further side data, N rows each, in place of those of the same name.
+
+        Raises:
+            ShapeError: where the number of rows differs.
+        """
+        for name, values in extras.items():
+            if len(values) != len(self):
+                raise ShapeError(f"{len(self)} images but {len(values)} rows of {name}")
+        return self._make(self._parts, self.slots, self.targets, {**self.extras, **extras})
+
+    def keys(self) -> NDArray[np.uint64]:
+        """A number for each image, (N,): the same for equal images or files, and as good as never for others."""
+        found = [np.zeros(0, np.uint64)]
+        for store, rows in self._parts:
+            if hasattr(store, "row_keys"):  # files need not be decoded
+                found.append(store.row_keys(rows))
+            else:
+                found += [_keys_of(store.pixels(piece).cpu().flatten(1).numpy()) for piece in rows.split(2000)]
+        return np.concatenate(found)
 
     def of_class(self, slot: int) -> Samples:
         """The samples of one slot, in order."""

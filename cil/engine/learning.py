@@ -20,6 +20,7 @@ from cil.engine.caps import caps_of, caps_results, check_caps, measure_caps
 from cil.engine.cost import Cost
 from cil.engine.driver import Boundary, Context, Facts
 from cil.engine.dry_run import Bill, check_bills, dry_run
+from cil.engine.image_fit import size_warnings
 from cil.engine.keys import generator, reseed
 from cil.engine.lifecycle import (
     Learners,
@@ -176,9 +177,10 @@ class StrategyWork:
             check_caps(self.budget, measured, self.name, index, "by its structure after")
 
     def warnings(self) -> list[str]:
-        """Sentences that a person should hear before training: of the strategy, the recipe and the budget."""
+        """Sentences that a person should hear before training: of the data, the strategy, the recipe and the budget."""
         learner = self._structure()
-        found = [*learner.warnings, *self.recipe.warnings()]
+        found = [*self.stream.provenance.notes, *learner.warnings, *self.recipe.warnings()]
+        found += size_warnings(getattr(learner, "net", None), self.stream.image_shape[1:])
         if learner.memories() and self.budget.enforce != "report":
             found += fit_warnings(self.bill, self.budget, self.stream.signatures, self.name)
         return found

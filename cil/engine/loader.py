@@ -52,7 +52,7 @@ class Loader:
         if self.samples.in_memory:
             self._pixels = self.samples.pixels if len(self.samples.parts) > 1 else self._array()
             self._pixels = self._pixels.to(device)
-            self._bound = augment.bind(self._pixels)
+            self._bound = augment.bind(self._pixels, self.samples.slots)
 
     def _array(self) -> Tensor:
         store, rows = self.samples.parts[0]
@@ -99,7 +99,7 @@ class Loader:
 
     def _decoded(self, rows: Tensor, generator: torch.Generator, future: Future[Tensor]) -> Batch:
         pixels = future.result().to(self.device, non_blocking=True)
-        images = self.augment.without_crop()(pixels, generator)
+        images = self.augment.without_crop()(pixels, generator, self.slots[rows.to(self.device)])
         if not self.augment.resized_crop:
             return self._batch(rows.to(self.device), images, lambda: pixels)
         return self._batch(rows.to(self.device), images, lambda: self.samples[rows].pixels.to(self.device))  # the whole

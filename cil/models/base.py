@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -27,9 +27,11 @@ class Backbone(nn.Module):
         survey_parameters: Learnable parameters that the survey charges for one backbone (Zhou et al. 2024, section on
             memory-aligned comparison): all of the backbone, no classifier, no batch-norm statistics.
         signed: True where features have both signs, as cosine heads want them; None where that is not known.
+        usual_size: Height and width in pixels of the images that it was designed for; None: any.
     """
 
     signed: bool | None = None
+    usual_size: ClassVar[int | None] = None
 
     def __init__(
         self, stem: nn.Module, stages: Iterable[nn.Module], feature_dim: int, survey_parameters: int | None = None

@@ -32,6 +32,8 @@ class CifarResNet(Backbone):
     / (k k outputs)).
     """
 
+    usual_size = 32
+
     def __init__(
         self,
         depth: int = 32,

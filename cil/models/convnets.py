@@ -28,6 +28,8 @@ class ConvNet2(Backbone):
     parameters, 1,920 of them before MEMO's cut.
     """
 
+    usual_size = 32
+
     signed = False
 
     def __init__(self, in_channels: int = 3) -> None:
@@ -40,6 +42,8 @@ class ConvNet4(Backbone):
     Source: As ``ConvNet2``, smallest ImageNet budget: 906,240 parameters, 314,880 of them before MEMO's cut.
     """
 
+    usual_size = 32
+
     signed = False
 
     def __init__(self, in_channels: int = 3) -> None:
@@ -49,6 +53,8 @@ class ConvNet4(Backbone):
 
 class SmallConvNet(Backbone):
     """Two blocks of 16 and 32 channels, about 5,000 parameters, for images from 8x8; D = 32. Not in the survey."""
+
+    usual_size = 32
 
     signed = False
 

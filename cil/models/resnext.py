@@ -45,6 +45,8 @@ class CifarResNeXt(Backbone):
     ResNeXt-29 (32x4), 6,807,882 parameters with 10 outputs. Weights N(0, 2 / (k k outputs)).
     """
 
+    usual_size = 32
+
     def __init__(self, groups: int = 4, base_width: int = 32, in_channels: int = 3) -> None:
         stages, inputs = [], 64
         for index in range(3):

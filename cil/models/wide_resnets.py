@@ -49,6 +49,8 @@ class WideResNet(Backbone):
     parameters with 10 outputs for WRN-28-10, 2,243,546 for WRN-40-2. Weights N(0, 2 / (k k outputs)).
     """
 
+    usual_size = 32
+
     def __init__(self, depth: int = 28, widen: int = 10, in_channels: int = 3) -> None:
         blocks, rest = divmod(depth - 4, 6)
         if rest or blocks < 1:

@@ -94,7 +94,7 @@ class EWC(Strategy):
         self.net.train() if as_trained else self.net.eval()
 
         def loss(batch: Batch) -> Tensor:
-            images = self.context.augment(batch.pixels, generator) if as_trained else batch.images
+            images = self.context.augment(batch.pixels, generator, batch.slots) if as_trained else batch.images
             return F.cross_entropy(self.net(images).logits, batch.slots)
 
         total, count = sum_of_gradients(learning_parameters(self.net), batches, loss, torch.square)

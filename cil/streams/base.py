@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, Self
 
@@ -118,6 +118,31 @@ def _changed_or_none(load: Callable[[], Samples | None], change: Callable[[Sampl
     return None if samples is None else change(samples)
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """What is known of the images of a stream beyond their classes; no learner gets it.
+
+    Attributes:
+        pool: SHA-256 of the images taken of a pool of data sets, the same in every order of their classes; empty of one
+            data set.
+        origins: Name of the data set of each slot, of a pool.
+        groups: Names of the groups of each column by which accuracy is told; see ``cil.data.columns``.
+        notes: Sentences that a person should hear before training.
+    """
+
+    pool: str = ""
+    origins: tuple[str, ...] = ()
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def description(self) -> dict[str, Any]:
+        """The same for the record, where there is something to say."""
+        pool = {"pool": self.pool, "origins": list(self.origins)} if self.origins else {}
+        return pool | (
+            {"groups": {column: list(names) for column, names in self.groups.items()}} if self.groups else {}
+        )
+
+
 class Stream:
     """A sequence of experiences over one set of slots.
 
@@ -134,9 +159,11 @@ class Stream:
 
     Attributes:
         kind: Name of the kind of run that learns from it (entry point ``cil.kinds``).
+        provenance: What is known of the images beyond their classes.
     """
 
     kind: ClassVar[str] = "classes"
+    provenance: Provenance = Provenance()
 
     def __init__(
         self,
@@ -233,6 +260,7 @@ class Stream:
         )
         seen = max(signature.num_classes for signature in kept)
         other.classes, other.order = self.classes[:seen], self.order[:seen]
+        other.provenance = replace(self.provenance, origins=self.provenance.origins[:seen])
         other.fingerprint = fingerprint_of(self.fingerprint, f"reduced to {experiences}, {images}")
         return other
 
@@ -278,6 +306,7 @@ class Stream:
             "fingerprint": self.fingerprint,
             "data": {True: "official", False: "unofficial", None: "no official checksum known"}[self.official],
             "task_known_at_test": self.task_known_at_test,
+            **self.provenance.description(),
         }
 
 

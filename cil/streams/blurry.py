@@ -43,7 +43,7 @@ class Arrival(Protocol):
 
 @register_stream("blurry")
 @accepts(SplitOptions)
-def blurry(dataset: str | Dataset, *, experiences: int, arrival: Arrival, **options: Any) -> Stream:
+def blurry(dataset: str | Sequence[Any] | Dataset, *, experiences: int, arrival: Arrival, **options: Any) -> Stream:
     """Deal out a data set so that classes re-appear. Images come in the order in which they arrive.
 
     An experience is a declared interval of the stream: a learner has outputs for all its classes from its start.

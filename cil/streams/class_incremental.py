@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,56 +14,33 @@ import torch
 from torch import Tensor
 
 from cil.data import Dataset, Samples, dataset_names, dataset_options, load_dataset
+from cil.data.columns import relabelled
 from cil.errors import ConfigError, DataError, StreamError, nearest
-from cil.streams.base import ExperienceData, Signature, Stream, fingerprint_of, take_rows
-from cil.streams.options import SplitOptions, accepts, check_choice, check_seed, is_integer, normalisation, take
+from cil.streams.base import ExperienceData, Provenance, Signature, Stream, fingerprint_of, take_rows
+from cil.streams.class_choice import Increment, check_increment, experience_sizes, slots_to_labels
+from cil.streams.options import SplitOptions, accepts, check_integers, normalisation, take
 from cil.streams.registry import register_stream
-
-
-def class_order(num_classes: int, seed: int = 1993) -> list[int]:
-    """The usual class order, slot to label: a permutation by numpy's legacy generator.
-
-    >>> class_order(10)
-    [4, 2, 7, 6, 0, 3, 5, 8, 9, 1]
-
-    Raises:
-        StreamError: for a seed that this generator does not take.
-    """
-    check_seed(seed)
-    order: list[int] = np.random.RandomState(seed).permutation(num_classes).tolist()  # this generator is the protocol
-    return order
-
-
-def experience_sizes(num_classes: int, base: int, increment: int) -> list[int]:
-    """New classes of each experience; what does not divide is left to a smaller last one.
-
-    >>> experience_sizes(100, 50, 20), experience_sizes(10, 0, 5)
-    ([50, 20, 20, 10], [5, 5])
-
-    Raises:
-        StreamError: where base or increment do not fit the number of classes.
-    """
-    if not 0 <= base <= num_classes:
-        raise StreamError(f"stream.base is {base}; with {num_classes} classes it must be in 0 to {num_classes}")
-    rest = num_classes - base
-    if rest and not 1 <= increment <= rest:
-        raise StreamError(f"stream.increment is {increment}; after stream.base={base} it must be in 1 to {rest}")
-    sizes = [base] if base else []
-    while rest:
-        sizes.append(min(increment, rest))
-        rest -= sizes[-1]
-    return sizes
 
 
 @register_stream("class_incremental")
 @accepts(SplitOptions)
-def class_incremental(dataset: str | Dataset, *, increment: int, base: int = 0, **options: Any) -> Stream:
-    """Split a data set into experiences of new classes.
+def class_incremental(
+    dataset: str | Sequence[Any] | Dataset,
+    *,
+    increment: Increment = None,
+    base: int = 0,
+    shots: int | None = None,
+    **options: Any,
+) -> Stream:
+    """Split a data set, or a pool of several, into experiences of new classes.
 
     Args:
-        dataset: A name that ``cil.data.load_dataset`` knows, or a data set.
-        increment: New classes of each experience after the first.
+        dataset: A name that ``cil.data.load_dataset`` knows, or a data set; or a list of them, see ``cil.data.pooled``.
+        increment: New classes of each experience after the first; a list of numbers; None: as many as each set of a
+            pool has, and else so many that there are five experiences.
         base: Classes of the first experience; 0: as many as ``increment``.
+        shots: Training images of each class that arrives after the base, chosen at random by ``order_seed`` (few-shot
+            streams); None: all.
         options: Fields of ``SplitOptions``; and options of a data set that is given by name: ``path``, ``size``, ...
 
     Returns:
@@ -76,20 +54,21 @@ def class_incremental(dataset: str | Dataset, *, increment: int, base: int = 0, 
 
     Source: Protocol of Zhou et al. 2024, section on benchmark splits; order after Rebuffi et al. 2017.
     """
-    for key, value in (("base", base), ("increment", increment)):
-        if not is_integer(value):
-            raise ConfigError(f"stream.{key} is {value!r}; it must be a whole number")
+    check_increment(base, increment)
+    check_integers(1, **({} if shots is None else {"shots": shots}))
     chosen = take(SplitOptions, options)
     _check_dataset_options(dataset, options)
     data = dataset if isinstance(dataset, Dataset) else load_dataset(dataset, chosen.root, **options)
     if data.train.targets is not None:
         raise StreamError(f"data set '{data.name}' is multi-label; a class-incremental stream needs one label an image")
-    labels = _slots_to_labels(len(data.classes), chosen)
+    labels = slots_to_labels(data, chosen)
+    if increment is None and data.origins and not base:
+        increment = list(Counter(data.origins[label] for label in sorted(labels)).values())
     sizes = experience_sizes(len(labels), base, increment)
-    rows_of_slots = _choose_rows(data, labels, chosen)
+    rows_of_slots = _choose_rows(data, labels, chosen, [None if slot < base else shots for slot in range(len(labels))])
     slot_of = torch.full((len(data.classes),), -1)
     slot_of[torch.tensor(labels)] = torch.arange(len(labels))
-    train, test = (samples.with_slots(slot_of[samples.slots]) for samples in (data.train, data.test))
+    train, test = (relabelled(samples, slot_of) for samples in (data.train, data.test))
 
     signatures, parts, rows, seen = [], [], [], 0
     for index, size in enumerate(sizes):
@@ -101,48 +80,56 @@ def class_incremental(dataset: str | Dataset, *, increment: int, base: int = 0, 
         parts.append(_experience_data(train, test, *own))
         rows += own
     mean, std = normalisation(chosen.mean, chosen.std, data, lambda: train[rows[0]])
-    return Stream(
-        name=f"{data.name}_b{base}_inc{increment}",
+    stream = Stream(
+        name=_name(data, base, sizes, increment, shots, isinstance(chosen.order, str) and chosen.order == "by_set"),
         classes=[data.classes[label] for label in labels],
         order=labels,
         signatures=signatures,
         parts=parts,
         fingerprint=fingerprint_of(data.digest, labels, *rows),
-        augment=chosen.augmentation(data.augment),
+        augment=chosen.augmentation(data.augment).in_order(labels),
         mean=mean,
         std=std,
         official=data.official,
     )
+    stream.provenance = _provenance(data, labels, *(torch.cat(list(rows_of_slots[split])) for split in (0, 2)))
+    return stream
 
 
-def _slots_to_labels(many: int, chosen: SplitOptions) -> list[int]:
-    """Label of each slot that is used."""
-    order = chosen.order
-    if isinstance(order, str):
-        check_choice("order", order, ("seed", "natural"), ", or a list of labels")
-        labels = class_order(many, chosen.order_seed) if order == "seed" else list(range(many))
-    else:
-        given = list(order) if isinstance(order, Iterable) else [order]
-        if not all(map(is_integer, given)):
-            raise ConfigError(f"stream.order is {order!r}; it must be 'seed', 'natural' or a list of labels")
-        labels = [int(label) for label in given]
-        if sorted(labels) != list(range(many)):
-            raise StreamError(
-                f"stream.order is no permutation of 0 to {many - 1}: it has {len(labels)} entries,"
-                f" {len(set(labels) & set(range(many)))} of the {many} labels occur"
-            )
-    if chosen.classes is not None and chosen.classes > many:
-        raise StreamError(
-            f"stream.classes is {chosen.classes}; the data set has {many} classes, so 1 to {many} or null"
-        )
-    return labels[: chosen.classes]
+def _name(
+    data: Dataset, base: int, sizes: Sequence[int], increment: Increment, shots: int | None, by_set: bool
+) -> str:  # fmt: skip
+    each = sizes[bool(base and sizes[1:])] if increment is None else increment
+    step = "-".join(map(str, each)) if isinstance(each, Sequence) else each
+    return f"{data.name}_b{base}_inc{step}{'' if shots is None else f'_{shots}shots'}{'_by_set' * by_set}"
 
 
-def _check_dataset_options(dataset: str | Dataset, options: Mapping[str, Any]) -> None:
+def _provenance(data: Dataset, labels: Sequence[int], train_rows: Tensor, test_rows: Tensor) -> Provenance:
+    groups = {column: tuple(names) for column, names in data.groups.items()}
+    shared = 0 if data.official else _in_both(data, train_rows, test_rows)
+    note = (
+        f"{shared:,} of {len(test_rows):,} test images of '{data.name}' are training images too, so accuracy is too "
+        f"high: remove them from one of the two"
+    )
+    notes = (note,) if shared else ()
+    if not data.origins:
+        return Provenance(groups=groups, notes=notes)
+    origins = tuple(data.origins[label] for label in labels)
+    images = (rows.sort().values for rows in (train_rows, test_rows))
+    return Provenance(fingerprint_of(data.digest, sorted(labels), *images), origins, groups, notes)
+
+
+def _in_both(data: Dataset, train_rows: Tensor, test_rows: Tensor) -> int:
+    """Test images that are among the training images, byte for byte."""
+    train, test = data.image_keys
+    return int(np.isin(test[test_rows.numpy()], train[train_rows.numpy()]).sum())
+
+
+def _check_dataset_options(dataset: str | Sequence[Any] | Dataset, options: Mapping[str, Any]) -> None:
     if isinstance(dataset, Dataset):
         name, allowed = dataset.name, []
-    elif dataset in dataset_names():
-        name, allowed = dataset, dataset_options(dataset)
+    elif not isinstance(dataset, str) or ":" in dataset or dataset in dataset_names():
+        name, allowed = str(dataset), dataset_options(dataset)
     else:
         return  # a set in the data root, or a wrong name: load_dataset knows
     own = [key for key in inspect.signature(class_incremental).parameters if key != "options"]
@@ -152,16 +139,20 @@ def _check_dataset_options(dataset: str | Dataset, options: Mapping[str, Any]) -
 
 
 def _choose_rows(
-    data: Dataset, labels: Sequence[int], chosen: SplitOptions
+    data: Dataset, labels: Sequence[int], chosen: SplitOptions, shots: Sequence[int | None]
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Rows of each slot for training, validation and test. The draws of a class do not depend on other classes."""
+    """Rows of each slot for training, validation and test. The draws of a class do not depend on other classes.
+
+    Args:
+        shots: Most training images of each slot; None: as many as ``chosen`` says.
+    """
     train, held_out, test = [], [], []
     training_rows, test_rows = (_rows_by_label(split, len(data.classes)) for split in (data.train, data.test))
-    for label in labels:
+    for label, few in zip(labels, shots, strict=True):
         for split, rows in (("training", training_rows[label]), ("test", test_rows[label])):
             if not len(rows):
                 raise DataError(f"{data.name}: class '{data.classes[label]}' has no {split} image ({data.source})")
-        mine = _shuffle(training_rows[label], chosen.order_seed, "training", label)[: chosen.train_per_class]
+        mine = _shuffle(training_rows[label], chosen.order_seed, "training", label)[: chosen.train_per_class][:few]
         count = max(1, round(chosen.validation * len(mine))) if chosen.validation else 0
         if count >= len(mine):
             raise StreamError(

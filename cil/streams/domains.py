@@ -51,7 +51,7 @@ class DomainStream(Stream):
 
 @register_stream("permuted_domains")
 @accepts(DatasetOptions)
-def permuted_domains(dataset: str | Dataset, *, experiences: int, **options: Any) -> DomainStream:
+def permuted_domains(dataset: str | Sequence[Any] | Dataset, *, experiences: int, **options: Any) -> DomainStream:
     """All images of a data set in each experience, their pixels in another fixed order; first as they are.
 
     Args:
@@ -76,7 +76,7 @@ def permuted_domains(dataset: str | Dataset, *, experiences: int, **options: Any
 
 @register_stream("rotated_domains")
 @accepts(DatasetOptions)
-def rotated_domains(dataset: str | Dataset, *, angles: Sequence[float], **options: Any) -> DomainStream:
+def rotated_domains(dataset: str | Sequence[Any] | Dataset, *, angles: Sequence[float], **options: Any) -> DomainStream:
     """All images of a data set in each experience, turned by another angle.
 
     Args:
@@ -126,25 +126,46 @@ def domain_files(
     where = _find(path, root)
     opened = _read_domains(where, size, channels, in_memory, root) if where.suffix == ".csv" else None
     known = list(opened) if opened is not None else sorted(p.name for p in where.iterdir() if (p / "train").is_dir())
-    chosen = known if domains is None else list(domains)
+    of_folder = {"size": size, "channels": channels, "in_memory": in_memory}
+    chosen = {
+        name: opened[name] if opened is not None else load_dataset("folder", root, path=where / name, **of_folder)
+        for name in chosen_domains(domains, known, where)
+    }
+    return stream_of_domains(where.stem, chosen, shared, where)
+
+
+def chosen_domains(asked: Sequence[str] | None, known: Sequence[str], where: Path) -> list[str]:
+    """The domains asked for, else all that are known.
+
+    Raises:
+        ConfigError: for an unknown name, one that is named twice, or none.
+    """
+    chosen = list(known if asked is None else asked)
     for name in chosen:
         if name not in known:
             raise ConfigError(f"stream.domains has '{name}', which {where} lacks; {nearest(name, known)}")
     if not chosen or len(set(chosen)) != len(chosen):
         raise ConfigError(f"stream.domains is {chosen}; name each domain once, of: {', '.join(known) or 'none found'}")
+    return chosen
+
+
+def stream_of_domains(name: str, domains: Mapping[str, Dataset], shared: SplitOptions, where: Path) -> DomainStream:
+    """Data sets with the same classes, one experience each.
+
+    Raises:
+        StreamError: where two differ in their classes.
+    """
     pools: list[ImagePool] = []
-    for name in chosen:
-        of_folder = {"path": where / name, "size": size, "channels": channels, "in_memory": in_memory}
-        data = opened[name] if opened is not None else load_dataset("folder", root, **of_folder)
+    for domain, data in domains.items():
         pools.append(image_pool(data, shared, {}))
         odd = sorted({*pools[0].whole.classes} ^ {*pools[-1].whole.classes})
         if odd:
             raise StreamError(
-                f"{where}: domains '{chosen[0]}' and '{name}' differ in class '{odd[0]}'"
+                f"{where}: domains '{next(iter(domains))}' and '{domain}' differ in class '{odd[0]}'"
                 f"{f' and {len(odd) - 1} more' if odd[1:] else ''}; a domain stream has the same classes in each"
             )
     fingerprint = fingerprint_of(*(pool.whole.fingerprint for pool in pools))
-    return _domain_stream(f"{where.stem}_domains", dict(zip(chosen, pools, strict=True)), fingerprint)
+    return _domain_stream(f"{name}_domains", dict(zip(domains, pools, strict=True)), fingerprint)
 
 
 def permute(pixels: Tensor, order: Tensor) -> Tensor:
@@ -170,7 +191,7 @@ def rotate(pixels: Tensor, angle: float) -> Tensor:
 # how they are made ----------------------------------------------------------------------------------------------------
 
 
-def _whole_data_set(dataset: str | Dataset, options: dict[str, Any]) -> ImagePool:
+def _whole_data_set(dataset: str | Sequence[Any] | Dataset, options: dict[str, Any]) -> ImagePool:
     """All images of a data set, classes in natural order, without augmentation unless some is asked for."""
     own = take(DatasetOptions, options)
     settings = vars(own) | {"augment": own.augment or {}}

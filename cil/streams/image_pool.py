@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cil.data import Dataset, Samples, load_dataset
+from cil.data.columns import relabelled
 from cil.streams.base import ExperienceData, Signature, Stream, fingerprint_of, take_rows
 from cil.streams.class_incremental import class_incremental
 from cil.streams.options import SplitOptions, channel_statistics, check_seed
@@ -78,7 +79,7 @@ class ImagePool:
         order = [place for new in arriving for place in new]
         slot_of = torch.full((self.num_classes,), -1)
         slot_of[order] = torch.arange(len(order))
-        train, test = (samples.with_slots(slot_of[samples.slots]) for samples in (self.train, self.test))
+        train, test = (relabelled(samples, slot_of) for samples in (self.train, self.test))
         held_out = self.validation
         held_out = None if held_out is None else held_out.with_slots(slot_of[held_out.slots])
         signatures, parts, seen = [], [], 0
@@ -90,21 +91,26 @@ class ImagePool:
             part = ExperienceData(partial(take_rows, train, own), partial(_of_slots, test, new))
             parts.append(part if held_out is None else replace(part, validation=partial(_of_slots, held_out, new)))
         whole, (mean, std) = self.whole, self.normalisation(train[kept[0]])
-        return Stream(
+        stream = Stream(
             name=name,
             classes=[whole.classes[place] for place in order],
             order=[whole.order[place] for place in order],
             signatures=signatures,
             parts=parts,
             fingerprint=fingerprint_of(whole.fingerprint, repr(key), *kept),
-            augment=whole.augment,
+            augment=whole.augment.in_order(order),
             official=whole.official,
             mean=mean,
             std=std,
         )
+        origins = whole.provenance.origins
+        stream.provenance = replace(whole.provenance, origins=tuple(origins[place] for place in order if origins))
+        return stream
 
 
-def image_pool(dataset: str | Dataset, options: SplitOptions, dataset_options: Mapping[str, Any]) -> ImagePool:
+def image_pool(
+    dataset: str | Sequence[Any] | Dataset, options: SplitOptions, dataset_options: Mapping[str, Any]
+) -> ImagePool:
     """Choose classes and images of a data set as a class-incremental stream of one experience does.
 
     Raises:
@@ -115,9 +121,13 @@ def image_pool(dataset: str | Dataset, options: SplitOptions, dataset_options: M
     unknown = frozenset(k for k in ("mean", "std") if getattr(options, k) is None and None in (data.mean, data.std))
     settings = vars(options) | dict.fromkeys(unknown, [_PLACEHOLDER] * data.train.shape[0])
     left = dataset_options if given else {}  # refused there: a data set has no options left
-    whole = class_incremental(data, increment=options.classes or len(data.classes), **settings, **left)
+    whole = class_incremental(data, increment=_many(options.classes, len(data.classes)), **settings, **left)
     first = whole[0]
     return ImagePool(data.name, options, whole, first.train, first.validation, whole.test(0), unknown)
+
+
+def _many(classes: int | Sequence[int | str] | None, all_classes: int) -> int:
+    return len(classes) if isinstance(classes, Sequence) else classes or all_classes
 
 
 def generator(seed: int, *purpose: int) -> np.random.RandomState:

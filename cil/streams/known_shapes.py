@@ -10,7 +10,7 @@ import torch
 from cil.data import Augment
 from cil.errors import DataError
 from cil.streams.base import ExperienceData, Signature, Stream, fingerprint_of
-from cil.streams.class_incremental import experience_sizes
+from cil.streams.class_choice import experience_sizes
 from cil.streams.shifts import Segment, ShiftStream
 
 Shape = tuple[int, int, int]
@@ -53,14 +53,14 @@ def _classes(given: Mapping[str, Any], known: KnownShape) -> Stream:
     def unread() -> Any:
         raise DataError(f"the images of {given['dataset']} were not read")
 
-    classes = given["classes"] or known.classes
-    count = min(known.per_class, given["train_per_class"] or known.per_class)
-    count -= max(1, round(given["validation"] * count)) if given["validation"] else 0
+    chosen = given["classes"] or known.classes
+    classes = chosen if isinstance(chosen, int) else len(chosen)
     signatures, seen = [], 0
     for index, size in enumerate(experience_sizes(classes, given["base"], given["increment"])):
         slots = tuple(range(seen, seen + size))
         seen += size
-        signatures.append(Signature(index, slots, slots, dict.fromkeys(slots, count), known.shape, seen))
+        counts = {slot: _count(given, known.per_class, slot) for slot in slots}
+        signatures.append(Signature(index, slots, slots, counts, known.shape, seen))
     return Stream(
         name=f"{given['dataset']}_b{given['base']}_inc{given['increment']}",
         classes=[str(slot) for slot in range(classes)], order=range(classes), signatures=signatures,
@@ -68,6 +68,13 @@ def _classes(given: Mapping[str, Any], known: KnownShape) -> Stream:
         fingerprint=fingerprint_of("without images", str(signatures)),
         mean=given["mean"] or [0.5] * known.shape[0], std=given["std"] or [0.25] * known.shape[0],
     )  # fmt: skip
+
+
+def _count(given: Mapping[str, Any], per_class: int, slot: int) -> int:
+    """Training images of a slot."""
+    few = given.get("shots") if slot >= given["base"] else None
+    count = min(per_class, given["train_per_class"] or per_class, few or per_class)
+    return count - (max(1, round(given["validation"] * count)) if given["validation"] else 0)
 
 
 def _shifts(given: Mapping[str, Any], known: KnownShape) -> ShiftStream:

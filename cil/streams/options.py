@@ -94,13 +94,13 @@ class DatasetOptions(ImageOptions):
 
     Attributes:
         order_seed: Seed of the class order, and of the images that ``validation`` and the caps choose.
-        classes: Use only the first so many of the order; None: all.
+        classes: Use only the first so many of the order; or only these, a list of names or labels; None: all.
         validation: Share in [0, 1) of each class's training images that is held out, at least one image where it is
             not 0. Never test images; taken after ``train_per_class``.
     """
 
     order_seed: int = 1993
-    classes: int | None = None
+    classes: int | Sequence[int | str] | None = None
     validation: float = 0.0
 
     def __post_init__(self) -> None:
@@ -108,6 +108,8 @@ class DatasetOptions(ImageOptions):
             raise ConfigError(f"stream.order_seed is {self.order_seed!r}; it must be a whole number")
         for key in ("classes", "train_per_class", "test_per_class"):
             value = getattr(self, key)
+            if key == "classes" and isinstance(value, list | tuple):
+                continue  # looked up among the classes of the data set
             if value is not None and not (is_integer(value) and value >= 1):
                 raise ConfigError(f"stream.{key} is {value!r}; it must be a whole number from 1 on, or null for all")
         share = self.validation
@@ -120,10 +122,11 @@ class SplitOptions(DatasetOptions):
     """``DatasetOptions``, and the order of the classes.
 
     Attributes:
-        order: ``seed`` (a permutation by ``order_seed``), ``natural``, or a list that gives the label of each slot.
+        order: ``seed`` (a permutation by ``order_seed``), ``natural``, ``by_set`` (of a pool: one data set after the
+            other, each by ``order_seed``), or a list that gives the label or the name of the class in each slot.
     """
 
-    order: str | Sequence[int] = "seed"
+    order: str | Sequence[int | str] = "seed"
 
 
 def normalisation(

@@ -35,8 +35,8 @@ BAD = {
     "unknown option": ((*RUN, "--cfgg"), "no option '--cfgg'", "'--cfg'"),
     "misspelt dry run": ((*RUN, "--dryrun"), "no option '--dryrun'", "'--dry-run'"),
     "no value": (
-        ("run", "stream=split_npz", "scale=quick", "stream.path=ok"),
-        "stream.increment has no value",
+        ("run", "stream=split_npz", "scale=quick"),
+        "stream.path has no value",
         "must be given",
     ),
     "key of another logger": ((*RUN, "logger.mode=disabled"), "logger.mode belongs to logger=wandb", "not chosen"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from cil import adapt
@@ -59,7 +60,36 @@ def test_an_adapter_file_says_every_hyperparameter_with_its_default(name):
     assert adapt.find(name) is kind
 
 
-@pytest.mark.parametrize("name", [name for name in choices("experiment") if not _adapts(name)])
+@pytest.mark.parametrize("scale", ["paper", "small", "quick"])
+def test_a_pool_composes_and_trains_a_step_at_every_scale(scale, tmp_path):
+    given = [
+        "experiment=libcontinual_random",
+        f"scale={scale}",
+        "stream.order=by_set",
+        "strategy=finetune",
+        *DIGITS[1:],
+    ]
+    config = compose(given).config
+    assert len(config["stream"]["dataset"]) == {"paper": 5, "small": 4, "quick": 2}[scale]
+    assert config["stream"]["increment"] == 10
+    if scale != "quick":
+        return
+    for split in ("train", "test"):
+        file = tmp_path / "signs" / f"{split}.npz"
+        file.parent.mkdir(exist_ok=True)
+        np.savez(file, images=np.zeros((20, 9, 9), np.uint8), labels=np.arange(20) % 10)
+    small = ["stream.dataset=[digits,signs]", "stream.size=8", "model=smallconv", "stream.mean=[0.5]", "stream.std=[1]"]
+    small += ["stream.train_per_class=5", "stream.test_per_class=5", f"data_root={tmp_path}"]
+    record = build(compose([*given, *small]), root=tmp_path / "runs").execute()
+    assert record.identity["stream"]["origins"] == ["digits"] * 10 + ["signs"] * 10
+    assert list(record.results["averages"]["sets"]) == ["digits", "signs"]
+
+
+def _pools(name: str) -> bool:
+    return "override /stream: split_pooled" in (conf_dir() / "experiment" / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in choices("experiment") if not (_adapts(name) or _pools(name))])
 def test_every_experiment_composes_and_trains_a_step(name, tmp_path):
     job = compose([f"experiment={name}", *DATA_ELSEWHERE, *DIGITS[1:], "budget.exemplars=50"])
     record = build(job, root=tmp_path).execute()

@@ -8,7 +8,9 @@ from torch import nn
 import cil as package
 from cil.cli.build import build
 from cil.cli.compose import compose
+from cil.engine.image_fit import size_warnings
 from cil.models import build_backbone, save_weights
+from cil.models.cifar import CifarResNet
 
 DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "progress=false")
 VIT = ("model=timm", "model.name=timm:vit_tiny_patch16_224", "+model.options.img_size=8")
@@ -77,6 +79,16 @@ def test_notes_are_one_line_each_before_a_run_and_not_after(cil):
 def test_a_comparison_says_each_note_once(cil):
     said = cil("compare", *DIGITS, "strategy=coil,finetune", "seed=0,1")
     assert said.code == 0 and said.line.startswith("cil: note: coil: ")
+
+
+def test_a_network_of_small_images_that_meets_large_ones():
+    large = size_warnings(CifarResNet(14, 3), (224, 160))
+    assert list(large) == [
+        "CifarResNet is a network for images of about 32 pixels, and those of the stream have 224x160: it will be slow "
+        "and see little of each; take stream.size=32, or a network for large images, as model=resnet18"
+    ]
+    assert not list(size_warnings(CifarResNet(14, 3), (64, 224)))
+    assert not list(size_warnings(None, (224, 224)))
 
 
 def test_in_python_they_are_warnings_of_the_log(tmp_path, caplog):

@@ -19,7 +19,7 @@ CASES = {  # arguments, or an override of a run: parts of the line
     "optimizer._target_=3": "optimizer._target_ is 3; it must be module.Name",
     "optimizer._target_=null": "optimizer._target_ is None; it must be module.Name",
     "stream.builder=null": "stream.builder is null; choose a file",
-    "stream.order=[a,b]": "stream.order is ['a', 'b']; it must be text or a list of whole numbers",
+    (*RUN, "stream.order=[a,b]"): "stream.order has 'a', no class of data set 'digits'",
     "stream.mean=[a]": "stream.mean is ['a']; it must be a list of numbers or null",
     (*RUN, "optimizer=adam", "optimizer.betas=[0.9]"): "optimizer.betas is [0.9]; it must be a list of two numbers",
     (*RUN, "budget=aligned", "budget.to=dynamic"): "strategy dynamic (budget.to) must be told the task",

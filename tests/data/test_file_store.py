@@ -115,8 +115,8 @@ def test_a_digest_is_remembered_until_a_file_changes(tmp_path, pictures, monkeyp
     import cil.data.file_store as files
 
     read = []
-    whole = files._digest_or_error
-    monkeypatch.setattr(files, "_digest_or_error", lambda path: read.append(path) or whole(path))
+    whole = files._look_at
+    monkeypatch.setattr(files, "_look_at", lambda path: read.append(path) or whole(path))
     rows, store = torch.arange(3), FileStore(pictures, 8, digests=tmp_path / "digests")
     first = store.digest(rows)
     assert store.digest(rows) == first

@@ -146,3 +146,15 @@ def test_a_list_of_classes_chooses_another_subset(imagenet):
 def test_a_folder_of_another_number_of_classes_is_no_imagenet100(image_folder, tmp_path):
     with pytest.raises(DataError, match="has 2 classes; imagenet100 needs 100 or 1000"):
         load_dataset("imagenet100", root=tmp_path, path=image_folder)
+
+
+def test_a_mapped_folder_is_decoded_once_for_all_runs(image_folder, tmp_path, monkeypatch):
+    options = {"path": image_folder, "size": 4}
+    held = load_dataset("folder", tmp_path, in_memory=True, **options)
+    mapped = load_dataset("folder", tmp_path, in_memory="mapped", **options)
+    assert torch.equal(mapped.train.pixels, held.train.pixels) and not mapped.train.in_memory
+    assert mapped.augment == held.augment
+    assert mapped.digest == load_dataset("folder", tmp_path, **options).digest, "that of the files"
+    monkeypatch.setattr(FileStore, "pixels", None)  # nothing is decoded again
+    again = load_dataset("folder", tmp_path, in_memory="mapped", **options)
+    assert torch.equal(again.train[[3, 0]].pixels, held.train.pixels[[3, 0]])

@@ -1,5 +1,6 @@
 """Image files that are not plain 8-bit ones, and class names in another order: right, or refused by name."""
 
+import hashlib
 import logging
 import os
 import zipfile
@@ -40,6 +41,49 @@ def test_palettes_transparency_and_inks_are_colours(tmp_path):
     colour.convert("CMYK").save(tmp_path / "inks.tif")
     for name in ("palette.png", "alpha.png", "inks.tif"):
         assert np.asarray(read_image(tmp_path / name))[0, 0].tolist() == [200, 100, 50]
+
+
+def test_an_image_is_turned_as_its_exif_data_say_and_is_then_another_one(tmp_path):
+    upright = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
+    for orientation, turned in {3: upright[::-1, ::-1], 6: np.rot90(upright, -1), 8: np.rot90(upright)}.items():
+        exif = Image.Exif()
+        exif[274] = orientation
+        Image.fromarray(upright).save(tmp_path / "turned.png", exif=exif)
+        assert np.array_equal(np.asarray(read_image(tmp_path / "turned.png", "L")), turned)
+    plain = tmp_path / "plain.png"
+    Image.fromarray(upright).save(plain)
+    assert (
+        FileStore([str(plain)], 2).digest(torch.arange(1))
+        == hashlib.sha256(hashlib.sha256(plain.read_bytes()).digest()).digest()
+    )
+    stored = hashlib.sha256((tmp_path / "turned.png").read_bytes() + b"turned by 8").digest()
+    assert FileStore([str(tmp_path / "turned.png")], 2).digest(torch.arange(1)) == hashlib.sha256(stored).digest()
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_twelve_bits_in_sixteen_are_refused_by_name(image_folder, tmp_path, in_memory):
+    options = {"path": str(image_folder), "root": tmp_path, "size": 8, "in_memory": in_memory}
+    ant, cat = (image_folder / "train" / name / "0.png" for name in ("ant", "cat"))
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(ant)
+    with pytest.raises(DataError, match=r"ant/0\.png: 16 bits a channel, but all values below 4,240"):
+        class_incremental("folder", **options)
+    Image.fromarray(np.full((8, 8), 60000, np.uint16)).save(cat)  # one bright image: a dark one beside it is dark
+    assert class_incremental("folder", **options).image_shape == (3, 8, 8)
+
+
+def test_images_in_training_and_test_are_counted_before_training(image_folder, tmp_path):
+    def notes(**options):
+        return class_incremental("folder", path=str(image_folder), root=tmp_path, size=8, **options).provenance.notes
+
+    for number, file in enumerate(sorted(image_folder.glob("test/*/*.png"))):
+        Image.new("RGB", (8, 8), (7, 7, number)).save(file)
+    assert notes(in_memory=True) == ()
+    copied = image_folder / "test" / "cat" / "1.png"
+    copied.write_bytes((image_folder / "train" / "cat" / "0.png").read_bytes())
+    for in_memory in (False, True):
+        (note,) = notes(in_memory=in_memory)
+        assert note.startswith("1 of 3 test images of 'pets' are training images too")
+    assert notes(classes=["ant"]) == ()
 
 
 def test_damaged_files_are_named_when_a_stream_is_made_and_mended_ones_go_on(image_folder, tmp_path):

@@ -22,8 +22,16 @@ BAD = {  # what: (settings, parts of the message)
     ),
     "an order that is too short": ({"order": [1, 0]}, ["no permutation of 0 to 2: it has 2 entries"]),
     "an order with a label out of range": ({"order": [0, 1, 3]}, ["no permutation of 0 to 2"]),
-    "an order of names": ({"order": ["ant", "bee", "cat"]}, ["stream.order is ['ant', 'bee', 'cat']; it must be"]),
-    "no order": ({"order": None}, ["stream.order is None; it must be 'seed', 'natural' or a list of labels"]),
+    "an order of unknown names": (
+        {"order": ["ant", "be", "cat"]},
+        ["stream.order has 'be', no class of data set 'made'; did you mean 'bee'?"],
+    ),
+    "classes of unknown names": ({"classes": ["dog"]}, ["stream.classes has 'dog', no class of data set 'made'"]),
+    "a class named twice": ({"classes": ["ant", 0]}, ["stream.classes is ['ant', 0]; name each class once"]),
+    "an order by set of one set": ({"order": "by_set"}, ["stream.order is by_set, and data set 'made' is one set"]),
+    "no order": ({"order": None}, ["stream.order has None; it must be 'seed', 'natural', 'by_set' or a list"]),
+    "increments that are too few": ({"increment": [1, 1]}, ["stream.increment is [1, 1], 2 classes", "3 in all"]),
+    "no shots": ({"shots": 0}, ["stream.shots is 0; it must be a whole number from 1 on"]),
     "order seed out of range": (
         {"order": "seed", "order_seed": 2**32},
         ["stream.order_seed is 4294967296; it must be in 0 to 2^32 - 1"],

@@ -6,7 +6,7 @@ import torch
 from cil.data import Augment, Dataset, Samples
 from cil.errors import StreamError
 from cil.streams import class_incremental, class_order
-from cil.streams.class_incremental import experience_sizes
+from cil.streams.class_choice import experience_sizes
 from cil.streams.options import channel_statistics
 
 # Zhou et al. 2024, protocol 1.3: any data set of 100 classes, seed 1993
@@ -236,3 +236,31 @@ def test_the_description_says_where_the_data_stand(toy_stream):
     for official, words in ((True, "official"), (False, "unofficial")):
         dataset = Dataset(**{**vars(numbered()), "official": official})
         assert class_incremental(dataset, increment=2).description()["data"] == words
+
+
+def test_after_the_base_only_so_many_shots_of_a_class_come():
+    data = numbered(classes=6, train=5)
+    stream = class_incremental(data, base=2, increment=2, shots=2, order_seed=3)
+    assert [list(s.counts.values()) for s in stream.signatures] == [[5, 5], [2, 2], [2, 2]]
+    assert stream.name == "numbered_b2_inc2_2shots"
+    whole = class_incremental(data, base=2, increment=2, train_per_class=2, order_seed=3)
+    assert values(stream[2].train) == values(whole[2].train), "drawn by class, whatever comes before"
+    assert values(stream.test(2)) == values(class_incremental(data, base=2, increment=2, order_seed=3).test(2))
+    assert [list(s.counts.values()) for s in class_incremental(data, increment=3, shots=1).signatures] == [[1] * 3] * 2
+
+
+def test_orders_and_subsets_by_name():
+    names = ["class 3", "class 1"]
+    assert class_incremental(numbered(), increment=1, classes=names, order="natural").order == (1, 3)
+    assert class_incremental(numbered(), increment=1, classes=names, order=names).order == (3, 1)
+    assert sorted(class_incremental(numbered(), increment=1, classes=[0, "class 2"]).order) == [0, 2]
+    assert class_incremental(numbered(), increment=2, order=["class 2", 0, 3, "class 1"]).order == (2, 0, 3, 1)
+    with pytest.raises(StreamError, match=r"no permutation of the names in stream\.classes: it has 1 entries"):
+        class_incremental(numbered(), classes=names, order=names[:1])
+
+
+def test_without_an_increment_there_are_five_experiences():
+    assert experience_sizes(12, 0, None) == [3, 3, 3, 3]
+    assert experience_sizes(10, 0, None) == [2] * 5
+    assert experience_sizes(3, 3, None) == [3]
+    assert len(class_incremental(numbered())) == 4

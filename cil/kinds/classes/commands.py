@@ -87,6 +87,7 @@ class StrategyCommands:
         names = {"last": "last_accuracy", "average incremental": "average_incremental_accuracy"}
         names |= {"forgetting": "forgetting"}
         yield "  " + "   ".join(f"{name} {percent(results[key])}" for name, key in names.items())
+        yield from _parts_lines(results)
 
     def cost_line(self, results: Mapping[str, Any]) -> str:
         """Bytes, exemplars and time, for the summary."""
@@ -114,6 +115,20 @@ class StrategyCommands:
         many = f"{len(stream)} experiences of {sizes([len(one.new_slots) for one in stream.signatures])} new classes"
         order = ", ".join(map(str, stream.order[:SHOWN])) + (", ..." if len(stream.order) > SHOWN else "")
         return [f"{stream.name}: {many}, {images_of(stream)}", f"{data_of(stream)}; class order {order}"]
+
+
+def _parts_lines(results: Mapping[str, Any]) -> Iterator[str]:
+    """Last accuracy by data set of a pool, and by groups of test images, for the summary."""
+    averages = results.get("averages") or {}
+    if averages.get("by_set"):
+        each = {"image": averages["by_image"], "class": averages["by_class"], "data set": averages["by_set"]}
+        yield "  last by " + "   by ".join(f"{name} {percent(curve[-1])}" for name, curve in each.items())
+        yield "  " + "   ".join(f"{name} {percent(curve[-1])}" for name, curve in averages["sets"].items())
+    for column, found in (results.get("groups") or {}).items():
+        worst, lowest, spread = (found[key][-1] for key in ("worst", "worst_accuracy", "disparity"))
+        yield f"  by {column}: worst {worst or 'unknown'} {percent(lowest)}   disparity {percent(spread)}"
+    if results.get("accepted"):
+        yield f"  last with several accepted classes {percent(results['accepted']['last_accuracy'])}"
 
 
 def _refuse_adapters(config: Mapping[str, Any]) -> None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from cil import metrics
-from cil.data import Samples, concatenated
+from cil.data import Batch, Samples, concatenated
 from cil.engine.keys import generator
 from cil.errors import ContractError
+from cil.kinds.classes.column_counts import ColumnCounts
 from cil.memory import Flops
 from cil.streams import Stream
 
@@ -44,6 +45,7 @@ def evaluate(
         answered: Told after each batch the slots (N,) and experiences (N,) of its images.
 
     Returns:
+        What ``ColumnCounts`` counts, where the stream has columns; and
         ``cells`` (n, 3) int32 of the confusion: true slot, predicted slot and count of each pair that occurred;
         ``correct``, ``correct_task_aware`` and ``count`` (T,) int64 by experience; ``flops`` (1,) float64, of the pass.
 
@@ -56,11 +58,13 @@ def evaluate(
     masks = torch.full((length, num_classes), -torch.inf, device=device)
     known = [(s.index, slot) for s in stream.signatures for slot in s.present if slot < num_classes]
     masks[tuple(torch.tensor(known, device=device).T)] = 0
+    columns = ColumnCounts(stream.provenance.groups)
     flops, total, done = Flops(), 0, 0
     broken = torch.zeros((), dtype=torch.bool, device=device)
     parts = [(index, stream.test(index)) for index in evaluable(stream, num_classes)]
     size = sum(len(samples) for _, samples in parts)
-    for images, slots, where in _shuffled(parts, seed, stream.fingerprint, device, batch_size):
+    for batch, where in _shuffled(parts, seed, stream.fingerprint, device, batch_size):
+        images, slots = batch.images, batch.slots
         if done == 0:
             with flops.counting():
                 scores = predict(images)
@@ -77,6 +81,7 @@ def evaluate(
         right = best == slots
         right_aware = (scores + masks[where]).argmax(1) == slots
         answers.append(torch.stack([slots, best]).cpu())
+        columns.add(batch.extras, best, right, num_classes)
         where = where.cpu()
         correct += torch.bincount(where[right.cpu()], minlength=length)
         aware += torch.bincount(where[right_aware.cpu()], minlength=length)
@@ -86,7 +91,7 @@ def evaluate(
     if broken:
         raise ContractError("predict gave scores that are not numbers; -inf is allowed, for a class without a score")
     pairs = torch.cat([torch.zeros(2, 0, dtype=torch.int64), *answers], dim=1).numpy()
-    return {
+    return columns.counts() | {
         "cells": torch.from_numpy(metrics.confusion_cells(*pairs)),
         "correct": correct,
         "correct_task_aware": aware,
@@ -97,8 +102,8 @@ def evaluate(
 
 def _shuffled(
     parts: list[tuple[int, Samples]], seed: int, fingerprint: str, device: torch.device, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Images, slots and experiences of all parts in one random order, keyed by what no learner is told."""
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches of all parts, with the experience of each image, in one random order, keyed by what no learner knows."""
     parts = [(index, samples) for index, samples in parts if len(samples)]
     if not parts:
         return
@@ -109,5 +114,5 @@ def _shuffled(
     joined, where = joined.joined()[order], where[order].to(device)
     start = 0
     for batch in joined.batches(batch_size, device):
-        yield batch.images, batch.slots, where[start : start + len(batch)]
+        yield batch, where[start : start + len(batch)]
         start += len(batch)

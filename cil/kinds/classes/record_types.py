@@ -19,9 +19,16 @@ from cil.tracking.record_types import (
 
 
 class ClassStream(ExperienceDescription):
-    """A stream of classes; ``domains`` where the same classes come from one after the other."""
+    """A stream of classes; ``domains`` where the same classes come from one after the other.
+
+    Of a pool of data sets: ``origins``, the set of each slot, and ``pool``, the same in any order of the classes.
+    ``groups`` of test images by column, where the data set names some.
+    """
 
     domains: NotRequired[list[str]]
+    pool: NotRequired[str]
+    origins: NotRequired[list[str]]
+    groups: NotRequired[dict[str, list[str]]]
 
 
 class ClassIdentity(StrategyIdentity):
@@ -50,6 +57,42 @@ class AnswerScores(TypedDict):
     top5_curve: Scores
 
 
+class Averages(TypedDict):
+    """Accuracy after each experience on all classes seen, as a mean over images, over classes and over data sets.
+
+    The last one, and that on each of the ``sets``, on pools alone.
+    """
+
+    by_image: Scores
+    by_class: Scores
+    by_set: NotRequired[Scores]
+    sets: NotRequired[dict[str, Scores]]
+
+
+class GroupScores(TypedDict):
+    """Accuracy on each group of the test images after each experience; of all classes seen.
+
+    ``worst`` has the lowest accuracy, ``disparity`` is the highest less the lowest, among groups of ten images or more;
+    the others are ``unranked``. ``count`` is of the last experience.
+    """
+
+    names: list[str]
+    count: list[int]
+    accuracy: list[Scores]
+    worst: list[str | None]
+    worst_accuracy: Scores
+    disparity: Scores
+    unranked: list[str]
+
+
+class AcceptedScores(TypedDict):
+    """Accuracy where several classes of an image count as right, on the ``counted`` images that have one seen."""
+
+    accuracy_curve: Scores
+    last_accuracy: float | None
+    counted: list[int]
+
+
 class ClassScores(Accuracy):
     """Accuracy over time and forgetting, with what some streams and settings add.
 
@@ -57,6 +100,9 @@ class ClassScores(Accuracy):
     have neither. ``metrics`` are those that other packages bring.
     """
 
+    averages: NotRequired[Averages]
+    groups: NotRequired[dict[str, GroupScores]]
+    accepted: NotRequired[AcceptedScores]
     answer: NotRequired[str]
     answers: NotRequired[dict[str, AnswerScores]]
     anytime: NotRequired[AnytimeResults]

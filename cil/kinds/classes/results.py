@@ -12,8 +12,9 @@ from cil.engine.anytime import anytime_results
 from cil.engine.running import Counts, CurveSoFar
 from cil.engine.spending import Rows, plain
 from cil.kinds.classes.answers import FURTHER, OWN
+from cil.kinds.classes.column_counts import accepted_scores, group_scores
 from cil.kinds.classes.own_metrics import own_metrics
-from cil.kinds.classes.record_types import ClassScores
+from cil.kinds.classes.record_types import Averages, ClassScores
 from cil.streams import DomainStream, Stream
 
 
@@ -36,6 +37,11 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
     scores = cast(ClassScores, summary | answer_scores(rows, summary))
     if own := own_metrics(summary["accuracy_matrix"]):
         scores["metrics"] = own
+    scores["averages"] = averages(rows, stream)
+    if stream.provenance.groups:
+        scores["groups"] = group_scores(rows, stream.provenance.groups)
+    if (accepted := accepted_scores(rows)) is not None:
+        scores["accepted"] = accepted
     if "anytime" in facts[-1]:
         scores["anytime"] = anytime_results(facts)
     if isinstance(stream, DomainStream):
@@ -50,6 +56,33 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
     elif any(set(s.present) - set(s.new_slots) for s in stream.signatures):
         scores["forgetting_by_class"] = forgetting_by_class(rows, stream)
     return scores
+
+
+def averages(rows: Rows, stream: Stream) -> Averages:
+    """Accuracy on all classes seen with equal weight for each image, each class and, of a pool, each data set."""
+    origins = np.array(stream.provenance.origins)
+    parts = {name: origins == name for name in dict.fromkeys(stream.provenance.origins)}
+    by_image, by_class, sets = [], [], []
+    for row in rows:
+        correct, tested = _right_and_tested(row, stream)
+        by_image.append(_percent(correct, tested))
+        by_class.append(_mean(metrics.accuracy_from_counts(correct, tested)))
+        sets.append([_percent(correct[own], tested[own]) for own in parts.values()])
+    found: Averages = {"by_image": plain(by_image), "by_class": plain(by_class)}
+    if parts:
+        found["by_set"] = plain([_mean(np.array(own)) for own in sets])
+        found["sets"] = dict(zip(parts, plain(np.array(sets).T), strict=True))
+    return found
+
+
+def _mean(percent: np.ndarray) -> float:
+    """Mean of those that are known."""
+    known = percent[~np.isnan(percent)]
+    return float(known.mean()) if len(known) else np.nan
+
+
+def _percent(correct: np.ndarray, tested: np.ndarray) -> float:
+    return 100 * float(correct.sum()) / float(tested.sum()) if tested.any() else np.nan
 
 
 def answer_scores(rows: Rows, own: Mapping[str, Any]) -> dict[str, Any]:

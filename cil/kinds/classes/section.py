@@ -12,8 +12,10 @@ from cil.kinds.classes.answer_tables import answers_entry, answers_table
 from cil.kinds.classes.anytime_tables import TERMS as ANYTIME_TERMS
 from cil.kinds.classes.anytime_tables import anytime_entry, anytime_table, evaluated
 from cil.kinds.classes.auc import curve_sections
+from cil.kinds.classes.group_tables import group_tables, groups_entry
 from cil.kinds.classes.plots import plots
 from cil.kinds.classes.rows import AVERAGE, FORGETTING, LAST, by_standing, class_rows, ranked
+from cil.kinds.classes.set_order import set_order_sections
 from cil.report.grids import Grid, Titled, byte_bill, flops, scores_entry, seconds, whole
 from cil.report.grouping import Group, budget_words, by_budget, comparisons, differing, grouped
 from cil.report.rows import Row, largest, mean, remarks
@@ -71,12 +73,15 @@ def sections(records: Sequence[Record]) -> Sections:
     found: list[Section] = []
     curves: list[Section] = []
     rows: list[Row] = []
+    pooled: list[Sequence[Row]] = []
     for settings in alike:
         made = [class_rows(setting) for setting in settings]
         for setting, own in zip(settings, made, strict=True):
             found.append(_section(setting, own, len(found) + 1 if several else 0))
         curves += curve_sections(stream_words(settings[0][0].first), made)
         rows += [row for own in made for row in own]
+        pooled += made
+    curves += set_order_sections(pooled)
     return Sections((*found, *curves), _reading(rows), tuple(_differences(found)), tuple(_without_results(empty)))
 
 
@@ -124,7 +129,11 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Secti
     inside, answers = anytime_table(rows), answers_table(rows)
     identity = {"table": max(number, 1), "budget": facts.get("budget"), "title": f"{title}; {subtitle}"}
     entries = [
-        identity | _entry(row) | (answers_entry(row) if answers else {}) | (anytime_entry(row) if inside else {})
+        identity
+        | _entry(row)
+        | (answers_entry(row) if answers else {})
+        | (anytime_entry(row) if inside else {})
+        | groups_entry(row)
         for row in rows
     ]
     return Section(
@@ -136,7 +145,7 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Secti
         facts=facts,
         grid=_grid(rows),
         best={f"{verdict.metric} %": verdict.winner for verdict in verdicts if verdict.winner},
-        tables=tuple(filter(None, (answers, inside))),
+        tables=tuple(filter(None, (answers, inside, *group_tables(rows)))),
         bills=tuple(
             Titled(f"Bytes carried after the last experience, {name}", b) for name, b in bills.items() if b.lines
         ),

@@ -94,7 +94,7 @@ def draw_batch(
     part = samples[rows]
     pixels = part.pixels.to(learner.device)
     return Batch(
-        (augment or learner.context.augment)(pixels, generator),
+        (augment or learner.context.augment)(pixels, generator, part.slots),
         part.slots.to(learner.device),
         None if part.targets is None else part.targets.to(learner.device),
         lambda: pixels,
