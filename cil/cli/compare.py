@@ -61,7 +61,7 @@ def grid(arguments: Sequence[str], command: str) -> int:
     out = Path(asked_out if asked_out != "auto" else f"runs/{command}-{folder_of(cells[0].job, overrides)}")
     ends = run_cells(cells, jobs, out)
     if records := records_of(ends):
-        print(write_report(records, out, f"{command}: {_name(cells[0].job)}"))
+        print(write_report(records, out, title_of(cells[0].job, command)))
     return print_errors(ends)
 
 
@@ -163,10 +163,16 @@ def _name(job: Job) -> str:
     return job.choices.get("experiment") or job.choices["stream"]
 
 
+def title_of(job: Job, command: str) -> str:
+    """What a table is of: the command, the experiment or stream, and the scale where that changes the setting."""
+    return f"{command}: {_name(job)}{f', scale={job.scale}' if job.scale else ''}"
+
+
 def folder_of(job: Job, overrides: Sequence[str]) -> str:
-    """The name, and unless an experiment alone was asked for, digits that tell it from others of this name."""
+    """Name and scale, and unless an experiment alone was asked for, digits that tell it from others of this name."""
     asked = sorted(item for item in overrides if key_of(item).partition(".")[0] not in NOT_COMPARED)
-    name = _name(job)
-    if asked in ([], [f"experiment={name}"], [f"+experiment={name}"]):
+    name = f"{_name(job)}-{job.scale}" if job.scale else _name(job)
+    plain = (f"experiment={_name(job)}", f"scale={job.choices.get('scale')}")
+    if all(item.removeprefix("+") in plain for item in asked):
         return name
     return f"{name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:6]}"

@@ -113,6 +113,16 @@ class RunSummary:
         return self.identity["stream"] or {}
 
     @property
+    def scale(self) -> str | None:
+        """The scale that made it another setting than its experiment says, as small; None: there was none."""
+        return self.identity.get("scale")
+
+    @property
+    def stream_name(self) -> str:
+        """The stream, with the scale where there was one: ``cifar100_b0_inc4, scale=small``."""
+        return f"{self.stream.get('name', 'stream')}{f', scale={self.scale}' if self.scale else ''}"
+
+    @property
     def budget(self) -> dict[str, Any]:
         return self.identity.get("budget") or {}
 
