@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -101,6 +102,19 @@ def anything(value: Any) -> str | None:
     return None
 
 
+def split(value: Any) -> str | None:
+    """Base and increment in one word."""
+    allowed = value is None or (isinstance(value, str) and re.fullmatch(r"b\d+_inc[1-9]\d*", value))
+    return None if allowed else "it must be base and increment in one word, as in split=b50_inc10, or null"
+
+
+def cases(value: Any) -> str | None:
+    """Conditions to overrides."""
+    term, terms = r"[\w.]+=\S+", isinstance(value, Mapping) and [text for pair in value.items() for text in pair]
+    allowed = terms == [] or (terms and all(re.fullmatch(rf"{term}( +{term})*", str(item).strip()) for item in terms))
+    return None if allowed else "it must be a mapping of conditions to overrides, both as in 'key=value key=value'"
+
+
 def points(value: Any) -> str | None:
     """A list of positive numbers."""
     allowed = value is None or (isinstance(value, list) and value and all(whole(1)(item) is None for item in value))
@@ -108,6 +122,9 @@ def points(value: Any) -> str | None:
 
 
 KEYS: dict[str, Rule] = {
+    "split": split,
+    "point": whole(1, none=True),
+    "cases": cases,
     "seed": whole(0),
     "run_dir": text(none=True),
     "data_root": text(none=True),

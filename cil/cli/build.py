@@ -66,7 +66,8 @@ def build(
     threads = job.config["trainer"]["threads"] or threads_of(jobs)
     given = {"root": root, "threads": threads, "command": job.command, **changes}
     options = RunOptions.from_config(job.config, **given)
-    return kind_of(job, stream).build(job, stream, options, facts or {})
+    scale = {"scale": job.scale} if job.scale else {}
+    return kind_of(job, stream).build(job, stream, options, {**scale, **(facts or {})})
 
 
 def build_stream(config: Mapping[str, Any]) -> Stream | ShiftStream:

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
+from cil.cli.cases import case_overrides
 from cil.cli.names import (
     METHODS,
     NOT_THE_RUN,
@@ -24,6 +25,7 @@ from cil.cli.names import (
     own_conf_dirs,
     plugin_conf_dirs,
     plugin_target,
+    target_of,
 )
 from cil.cli.names import choices as group_choices
 from cil.cli.refusals import one_line_errors, refuse_choices
@@ -84,6 +86,12 @@ class Job:
         return None if ":" in self.method else self.method
 
     @property
+    def scale(self) -> str | None:
+        """The scale that makes it another setting than its experiment says; None where there is none."""
+        name = self.choices.get("scale") or "null"
+        return None if name in ("null", "paper") else name.strip("_").partition("_")[0]  # _quick_corrupted: quick
+
+    @property
     def command(self) -> str:
         """The command that runs it again, wherever its folder and its data are; no logger, whose keys may be secret."""
         keys = {item: key_of(item).partition(".")[0] for item in self.overrides}
@@ -118,10 +126,10 @@ def _composed_job(overrides: Sequence[str], asked: Sequence[str]) -> Job:
 
 
 def _before_recipe(job: Job) -> Job:
-    """The same job with what the command line says before what a recipe says, and a scale that suits the stream."""
+    """The same job with what its cases set, what the command line says before a recipe, and a scale for the stream."""
     _refuse_unread(job)
     _refuse_mixed_optimizers(job)
-    more = [*_suited_scale(job), *_instead_of_recipe(job.overrides, job.choices)]
+    more = [*_suited_scale(job), *case_overrides(job), *_instead_of_recipe(job.overrides, job.choices)]
     return _composed_job([*job.overrides, *more], job.overrides) if more else job
 
 
@@ -146,11 +154,13 @@ def _refuse_mixed_optimizers(job: Job) -> None:
     named = {key_of(item) for item in job.overrides}
     if recipe == "default" or experiment in (None, "null") or {"optimizer", "optimizer.lr"} & named:
         return
+    usual = target_of("optimizer", job.choices["optimizer"])
+    if job.config["optimizer"][TARGET] == usual:
+        return
     kept = [item for item in job.overrides if item.partition("=")[0] not in ("experiment", "scale")]
     chosen = {group: job.choices[group] for group in ("strategy", "recipe", "model", "stream") if group not in named}
     alone = raw_config([*kept, *(f"{group}={choice}" for group, choice in chosen.items())])["optimizer"]
-    plain = raw_config([f"optimizer={job.choices['optimizer']}"])["optimizer"]
-    if alone[TARGET] != plain[TARGET] and alone["lr"] != job.config["optimizer"]["lr"]:
+    if alone[TARGET] != usual and alone["lr"] != job.config["optimizer"]["lr"]:
         raise ConfigError(
             f"experiment={experiment} sets optimizer.lr={job.config['optimizer']['lr']}, and recipe={recipe} has "
             f"another optimizer, {alone[TARGET]} with {alone['lr']}: say which, as in optimizer.lr={alone['lr']}"
@@ -258,7 +268,8 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
         _offer_plugins(overrides)
         if {"--cfg", "-c"} & {item.partition("=")[0] for item in options}:  # shows what would run
             shown = _composed_job(overrides, overrides)
-            overrides += [*_suited_scale(shown), *_instead_of_recipe(overrides, shown.choices)]
+            more = [*_suited_scale(shown), *case_overrides(shown), *_instead_of_recipe(overrides, shown.choices)]
+            overrides += more
         app = hydra.main(config_path=str(conf_dir()), config_name=CONFIG, **_version_base())(called)
         sys.argv = ["cil", *options, *_opened(overrides)]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here, to be told in one line

@@ -55,6 +55,7 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
     general = [item for item in fixed if not _of_method(item)]
     first = compose([*general, *(values[0] for key, values in swept.items() if not _of_method(key))])
     given = {key_of(item) for item in overrides}
+    given |= {"split"} if given & {"stream.base", "stream.increment"} else set()
     for key, value in first.sweep.items():
         if key not in given:
             more, also = _split([_all(f"{key}={value}", _tells_task(general))])

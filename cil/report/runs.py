@@ -47,7 +47,7 @@ def read_runs(paths: str | Path | Iterable[str | Path], *, trials: bool = False)
     for path in given:
         if not path.exists():
             raise ConfigError(f"'{path}' does not exist; give run directories, or directories above them")
-        for directory in _run_directories(path):
+        for directory in run_directories(path):
             try:
                 file = (directory / "record.json").stat()
                 found.setdefault((file.st_dev, file.st_ino), Record.load(directory))
@@ -61,7 +61,8 @@ def read_runs(paths: str | Path | Iterable[str | Path], *, trials: bool = False)
     return results or records, list(problems)
 
 
-def _run_directories(path: Path) -> Iterable[Path]:
+def run_directories(path: Path) -> Iterable[Path]:
+    """Folders at or under a path that have a record."""
     for directory, below, files in os.walk(path):
         below[:] = [name for name in below if not name.startswith(PARTIAL)]
         if "record.json" in files:
@@ -115,6 +116,16 @@ class RunSummary:
     @property
     def stream(self) -> dict[str, Any]:
         return self.identity["stream"] or {}
+
+    @property
+    def scale(self) -> str | None:
+        """The scale that made it another setting than its experiment says, as small; None: there was none."""
+        return self.identity.get("scale")
+
+    @property
+    def stream_name(self) -> str:
+        """The stream, with the scale where there was one: ``cifar100_b0_inc4, scale=small``."""
+        return f"{self.stream.get('name', 'stream')}{f', scale={self.scale}' if self.scale else ''}"
 
     @property
     def budget(self) -> dict[str, Any]:

@@ -23,6 +23,12 @@ class Table:
     runs: tuple[RunSummary, ...] = field(default=(), repr=False)
 
 
+def _reduced(runs: Iterable[RunSummary]) -> Iterable[str]:
+    """Say so where runs are not of the setting that their experiment publishes."""
+    for scale in sorted({run.scale for run in runs if run.scale}):
+        yield f"scale={scale}: a reduced setting, whose numbers are not to be held against published ones."
+
+
 def table(records: Iterable[Record]) -> Table:
     """Put records into one table: sections by kind of run, made by the kind itself.
 
@@ -52,7 +58,7 @@ def table(records: Iterable[Record]) -> Table:
         runs += map(RunSummary, by_kind[name])
     return Table(
         sections=tuple(section for part in found for section in part.sections),
-        warnings=(*(warning for part in found for warning in part.warnings), *unknown),
+        warnings=(*_reduced(runs), *(warning for part in found for warning in part.warnings), *unknown),
         footnotes=tuple(note for part in found for note in part.footnotes),
         readings=tuple(part.reading for part in found),
         runs=tuple(runs),

@@ -280,6 +280,7 @@ class Identity(TypedDict):
     code: NotRequired[str | None]
     config_hash: NotRequired[str]
     role: NotRequired[str]
+    scale: NotRequired[str]
 
 
 class StrategyIdentity(Identity):

@@ -66,7 +66,7 @@ def _section(groups: Sequence[Group], number: int) -> Section:
     rows.sort(key=lambda row: (errors[row.label].mean is None, errors[row.label].mean or 0.0, row.label))
     ranked = {row.label: errors[row.label] for row in rows if row.standing == "ranked"}
     verdicts = lowest_error("Online accuracy (100 − mean error)", ranked)
-    title = f"{stream['name']}: {sum(stream['counts']):,} images in {len(stream['segments'])} segments"
+    title = f"{first.stream_name}: {sum(stream['counts']):,} images in {len(stream['segments'])} segments"
     subtitle = f"source {source.get('name')}"
     bill = [(r.label, r.bytes_by_kind(), {"carried": r.carried(), "with an update": _peak(r)}) for r in rows if r.shown]
     identity = {"table": max(number, 1), "title": f"{title}; {subtitle}"}

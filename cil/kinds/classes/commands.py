@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from cil.cli.formats import bar, data_of, numbers, percent
-from cil.cli.names import NOT_THE_RUN, key_of
+from cil.cli.names import IN_OTHER_WORDS, NOT_THE_RUN, key_of
 from cil.errors import ConfigError
 from cil.kinds.command_line import find_kind
 
@@ -48,7 +48,7 @@ class StrategyCommands:
         for key in map(key_of, job.overrides):
             if key in ignored:
                 _say.warning(f"{key} does nothing with strategy={job.method}, which has {ignored[key]} in its place")
-        kept = {key: value for key, value in config.items() if key not in NOT_THE_RUN}
+        kept = {key: value for key, value in config.items() if key not in (*NOT_THE_RUN, *IN_OTHER_WORDS)}
         return plan(
             strategy, stream, model_of(config), budget_of(job, stream), recipe=recipe_of(config),
             anytime=None if config["anytime"]["every"] is None else Anytime(**config["anytime"]),
@@ -76,7 +76,9 @@ class StrategyCommands:
 
     def summary(self, record: Record, note: str = "") -> str:
         identity, results = record.identity, record.results
-        head = f"{identity['strategy']} on {identity['stream']['name']}, seed {identity['seed']}: {record.status}{note}"
+        scale = f", scale={identity['scale']}" if "scale" in identity else ""
+        where = f"{identity['stream']['name']}{scale}"
+        head = f"{identity['strategy']} on {where}, seed {identity['seed']}: {record.status}{note}"
         return "\n".join([head, *self.result_lines(record), self.cost_line(results), f"  record: {record.directory}"])
 
     def result_lines(self, record: Record) -> Iterator[str]:

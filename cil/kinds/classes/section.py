@@ -283,8 +283,7 @@ def stream_words(run: RunSummary) -> str:
         each = f" of {sizes[0]}"
     else:
         each = f" ({', '.join(map(str, sizes))})"
-    name = stream.get("name", "stream")
-    return f"{name}: {len(stream.get('classes') or [])} classes in {run.steps} experiences{each}"
+    return f"{run.stream_name}: {len(stream.get('classes') or [])} classes in {run.steps} experiences{each}"
 
 
 def _facts(groups: Sequence[Group], budget: dict[str, Any]) -> dict[str, str]:

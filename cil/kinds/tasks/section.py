@@ -66,7 +66,10 @@ def _section(groups: Sequence[Group], number: int) -> Section:
     chance = chance_errors((run for group in groups for run in group.runs), tasks, split)
     rows = task_rows(groups, _labelled(groups), split, chance)
     years = [task["year"] for task in tasks]
-    title, budgets = f"{stream['name']}: {len(years)} tasks, {min(years)} to {max(years)}", _budgets(groups)
+    title, budgets = (
+        f"{groups[0].first.stream_name}: {len(years)} tasks, {min(years)} to {max(years)}",
+        _budgets(groups),
+    )
     identity = {"table": max(number, 1), "title": f"{title}; {budgets}"}
     return Section(
         title=title,

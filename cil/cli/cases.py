@@ -1,0 +1,75 @@
+"""Cases of an experiment: what it sets for some of its runs alone; and a split of classes in one word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from cil.cli.names import IN_OTHER_WORDS, key_of
+from cil.errors import ConfigError
+from cil.values import check_value
+
+if TYPE_CHECKING:
+    from cil.cli.compose import Job
+
+SPLIT = re.compile(r"b(\d+)_inc(\d+)")  # of base and increment: b50_inc10
+
+
+def case_overrides(job: Job) -> list[str]:
+    """Overrides that the split and the cases of the configuration add to a job.
+
+    A case is ``condition: overrides``. Its condition is ``key=value`` terms apart by blanks, all of which must hold;
+    alternatives of a value are apart by commas. Of two cases that set the same key, the later one holds, and what the
+    command line says holds before both.
+
+    Raises:
+        ConfigError: for a point that no case mentions, and for what is no case or split.
+    """
+    for key in IN_OTHER_WORDS:
+        check_value(key, job.config[key])
+    found: dict[str, str] = {}
+    if job.config["point"] is not None:
+        _check_point(job)
+    for condition, overrides in job.config["cases"].items():
+        if _holds(job, condition):
+            found |= {key_of(item): item for item in overrides.split()}
+    if matched := SPLIT.fullmatch(job.config["split"] or ""):
+        found |= {"stream.base": f"stream.base={matched[1]}", "stream.increment": f"stream.increment={matched[2]}"}
+    named = {key_of(item) for item in job.overrides}
+    replaced = named & found.keys()  # a group too: then what cases say of its keys is of another file of it
+    return [item for key, item in found.items() if not {key, key.partition(".")[0]} & replaced]
+
+
+def _check_point(job: Job) -> None:
+    cases = [dict(_terms(condition)) for condition in job.config["cases"] if _holds(job, condition, without="point")]
+    known = sorted({value for terms in cases for value in terms.get("point", [])})
+    if str(job.config["point"]) not in known:
+        has = f"here are {', '.join(known)}" if known else "points are of experiment=survey_curve"
+        raise ConfigError(f"point is {job.config['point']}; {has}; budgets of your own are budget.points=[...]")
+
+
+def _holds(job: Job, condition: str, without: str | None = None) -> bool:
+    """True where all terms hold, but for those of one key."""
+    return all(key == without or _value(job, key) in values for key, values in _terms(condition))
+
+
+def _terms(condition: str) -> Iterator[tuple[str, list[str]]]:
+    """The keys of a condition, and the values that each may have.
+
+    >>> dict(_terms("point=2 strategy=der,memo"))
+    {'point': ['2'], 'strategy': ['der', 'memo']}
+    """
+    for term in condition.split():
+        key, _, values = term.partition("=")
+        yield key, values.split(",")
+
+
+def _value(job: Job, key: str) -> str:
+    """The file of a group, or the value of a key."""
+    if key in job.choices:
+        return str(job.choices[key])
+    node: Any = job.config
+    for step in key.split("."):
+        node = node.get(step) if isinstance(node, Mapping) else None
+    return str(node)
