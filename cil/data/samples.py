@@ -237,6 +237,10 @@ class Samples:
             raise ShapeError(f"{len(self)} images but slots of shape {tuple(slots.shape)}")
         return self._make(self._parts, slots.to(torch.int64), self.targets, self.extras)
 
+    def over(self, parts: Sequence[tuple[Store, Tensor]]) -> Samples:
+        """The same samples over other stores that hold the same images."""
+        return self._make(tuple(parts), self.slots, self.targets, self.extras)
+
     def of_class(self, slot: int) -> Samples:
         """The samples of one slot, in order."""
         return self[(self.slots == slot).nonzero().flatten()]
