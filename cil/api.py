@@ -16,6 +16,7 @@ from typing import Any
 
 from cil import plugins
 from cil.engine.anytime import Anytime
+from cil.engine.budget_fit import fitted
 from cil.engine.caps import caps_of
 from cil.engine.driver import Run
 from cil.engine.dry_run import limits_like
@@ -157,8 +158,11 @@ def plan(
     runtime = options.runtime()
     nets = _nets(model, stream)
     budget = with_limits(budget or Budget(), stream, model)
+    make_factory = networks(stream.image_shape, **nets)
+    fit = fitted(make, partial(make_factory, seed=0, meta=True), stream.signatures, budget, name)
+    make = make if fit is None else partial(make, **{fit.key: fit.value})
     work = plugins.find("cil.kinds", stream.kind).work(
-        stream=stream, make_learner=make, make_factory=networks(stream.image_shape, **nets), budget=budget,
+        stream=stream, make_learner=make, make_factory=make_factory, budget=budget, fit=fit,
         recipe=recipe, name=name, runtime=runtime, seed=options.seed, evaluation_batch=options.evaluation_batch,
         answers=options.answers, anytime=anytime,
     )  # fmt: skip
@@ -170,6 +174,8 @@ def plan(
         "anytime": None if anytime is None else asdict(anytime),
         "seed": options.seed,
     }
+    if fit is not None:  # what is run, whatever was asked for
+        config = {**config, "strategy": {**config["strategy"], fit.key: fit.value}}
     identity = {
         "kind": stream.kind,
         "config": config,

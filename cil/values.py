@@ -63,6 +63,12 @@ def side_bytes(value: Any) -> str | None:
     return None if allowed else "it must be auto, null or a whole number of bytes"
 
 
+def looks(value: Any) -> str | None:
+    """A whole number above 0, or the word ``free``."""
+    allowed = value == "free" or whole(1)(value) is None
+    return None if allowed else "it must be free or a whole number of 1 or more"
+
+
 def caps(value: Any) -> str | None:
     """Limits of further budgets, by their names."""
     each = above_zero()
@@ -158,13 +164,15 @@ KEYS: dict[str, Rule] = {
     "trainer.threads": whole(1, none=True),
     "trainer.evaluation_batch": whole(1),
     "trainer.answers": one_of("all", "own"),
+    "trainer.looks": looks,
     "budget.kind": one_of("none", "exemplars", "per_class", "bytes", "aligned"),
     "budget.exemplars": whole(0, none=True),
     "budget.per_class": whole(0, none=True),
     "budget.limit": limits,
     "budget.to": text(none=True),
     "budget.at": one_of("end", "each"),
-    "budget.convention": one_of("exact", "survey"),
+    "budget.fit": one_of(True, False),
+    "budget.convention": one_of("exact", "survey", "libcontinual"),
     "budget.reserve": one_of("now", "final"),
     "budget.scope": one_of("carried", "carried+incoming"),
     "budget.enforce": one_of("error", "shrink", "report"),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HELP = """
 usage: cil budget [key=value ...] [--json]
 
-Who carries how many bytes after each experience, under both conventions, and how many exemplars that leaves; from
+Who carries how many bytes after each experience, under all conventions, and how many exemplars that leaves; from
 structure alone, nothing is trained.
 
   cil budget strategy=all
@@ -98,7 +98,7 @@ def _without_seeds(cells: Sequence[Cell]) -> dict[str, Job]:
 
 
 def bills_text(found: Sequence[Bills]) -> str:
-    """Three tables with a column for each experience, and who does not fit."""
+    """Four tables with a column for each experience, and who does not fit."""
     parts = []
     for stream, budget in dict.fromkeys((item.stream, _words(item.budget)) for item in found):
         rows = [item for item in found if (item.stream, _words(item.budget)) == (stream, budget)]
@@ -108,6 +108,7 @@ def bills_text(found: Sequence[Bills]) -> str:
             ("exemplars", lambda bill: bill.exemplars),
             ("bytes carried, every byte counted (exact)", lambda bill: bill.total["exact"]),
             ("bytes carried, as the survey counts", lambda bill: bill.total["survey"]),
+            ("bytes, as LibContinual counts", lambda bill: bill.total["libcontinual"]),
         ):
             parts.append(_table(f"{title}, after experience", rows, count, value))
         parts += [f"{item.label} does not fit: {item.over}" for item in rows if item.over]

@@ -26,7 +26,9 @@ from cil.tracking import Record
 from cil.values import check_value
 
 # of any budget
-TERMS = ("convention", "reserve", "scope", "enforce", "side_bytes", "training_bytes", "flops", "updates", "caps")
+TERMS = (
+    "convention", "reserve", "scope", "enforce", "side_bytes", "training_bytes", "flops", "updates", "caps", "fit",
+)  # fmt: skip
 _streams: dict[str, Stream | ShiftStream] = {}
 _limits: dict[str, Sequence[int] | None] = {}
 
@@ -114,7 +116,7 @@ def recipe_of(config: Mapping[str, Any]) -> Recipe:
     scheduler = made({**_without_nulls(config["scheduler"]), PARTIAL: True}, "scheduler")
     first = {key: value for key, value in trainer["first"].items() if value is not None}
     names = ("epochs", "batch_size", "max_steps", "clip_norm", "accumulate", "updates_per_batch", "complexity")
-    more = ("snapshot_minutes", "snapshot_steps", "log_every")
+    more = ("snapshot_minutes", "snapshot_steps", "log_every", "looks")
     return Recipe(
         optimizer=optimizer, scheduler=scheduler, first=first, **{name: trainer[name] for name in (*names, *more)}
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cil.contract.holder import Holder
 from cil.errors import StateError
 from cil.memory import Beside, Entry, ExemplarMemory, Ledger, State, encode_meta, label_dtype, tensor_bytes
+from cil.memory.libcontinual import paid, stored
 
 NETWORK = ("parameters", "buffers")  # kinds
 BOOKKEEPING = ("structure", "_flatten", "_tensors_of")  # by which the base class lists what is carried
@@ -70,7 +71,8 @@ def freeze(learner: Holder, shape: tuple[int, int, int], num_classes: int, netwo
     rows = {name: _rows(name, tensors) for name in memories}
     pixels = {name: _nominal(name, tensors, shape) for name in memories}
     survey = dict(own.survey) | {"exemplars": sum(rows[name] * pixels[name] for name in memories)}
-    state = State(tensors, dict(own.kinds), meta, own.references, survey)
+    libcontinual = paid(learner._libcontinual(), stored(memories, tensors, own.kinds))
+    state = State(tensors, dict(own.kinds), meta, own.references, survey, libcontinual)
     beside_image = label_dtype(num_classes).itemsize + 4 * num_classes + 16
     ordinary = sum(_ordinary(name, tensors, rows[name], math.prod(shape), beside_image) for name in memories)
     network = sum(tensor_bytes(tensors[name]) for name in _network_names(learner, own.kinds, tensors))

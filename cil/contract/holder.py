@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from cil.data import Samples
 from cil.errors import ConfigError, NotKept, StateError
 from cil.memory import Entry, ExemplarMemory, Reference, State, check_kind, encode_meta, tensor_bytes, tensor_entry
 from cil.memory.ledger import TRAINING_KINDS
+from cil.memory.libcontinual import paid, parameter_bytes, stored
 
 _META = (bool, int, float, str)
-_OWN = ("_kept", "context", "num_classes", "image_shape")  # attributes of a holder that are no entries
+_OWN = ("_kept", "_trained", "context", "num_classes", "image_shape")  # attributes of a holder that are no entries
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,13 @@ class Holder:
     """
 
     _kept: dict[str, _Kept]
+    _trained: set[str]  # names of modules that were trained at some time
+    teacher_copies: ClassVar[Mapping[str, str]] = {}  # a teacher's name to that of the module it copies, if not net
     desk = old_name("desk", "context")
 
     def __init__(self, context: RuntimeContext | None = None) -> None:
         object.__setattr__(self, "_kept", {})
+        object.__setattr__(self, "_trained", set())
         self.num_classes = 0
         self.image_shape: tuple[int, int, int] = (0, 0, 0)
         self.context = context or RuntimeContext()
@@ -182,7 +186,9 @@ class Holder:
                     f"constants = ({lost[0].rpartition('.')[2]!r},) where its values never change"
                 )
         tensors, kinds, meta, references = self._flatten("carried")
-        return State(tensors, kinds, meta, references, self._survey())
+        memories = [name for name in self._kept if isinstance(vars(self).get(name), ExemplarMemory)]
+        nominal = paid(self._libcontinual(), stored(memories, tensors, kinds))
+        return State(tensors, kinds, meta, references, self._survey(), nominal)
 
     def load_state(self, state: State) -> None:
         """Take over what was carried. The structure must be the one that ``grow`` gave.
@@ -213,6 +219,8 @@ class Holder:
         """Bytes of all that is carried but rehearsal memories."""
         if convention == "survey":
             return self._survey().get("parameters", 0)
+        if convention == "libcontinual":
+            return sum(self._libcontinual().values())
         total = len(encode_meta(self._flatten("carried")[2]))
         for name, kept in self._kept.items():
             value = getattr(self, name)
@@ -243,6 +251,34 @@ class Holder:
             elif isinstance(value, nn.Module) and kept.lifetime == "carried":
                 charge["parameters"] += 4 * int(getattr(value, "survey_parameters", 0))
         return charge
+
+    def note_trained(self) -> None:
+        """Remember the networks that are trained by now: what is frozen later on is no frozen public network."""
+        self._trained.update(name for name in self._kept if self._trains(name))
+
+    def _trains(self, name: str) -> bool:
+        value = getattr(self, name)
+        return isinstance(value, nn.Module) and any(p.requires_grad for p in value.parameters())
+
+    def _libcontinual(self) -> dict[str, int]:
+        """LibContinual's charge of all but rehearsal memories, bytes by kind: see ``cil.memory.libcontinual``."""
+        charge: dict[str, int] = {}
+        for name, kept in self._kept.items():
+            charge[kept.kind] = charge.get(kept.kind, 0) + self._libcontinual_bytes(name, kept)
+        return paid(charge)
+
+    def _libcontinual_bytes(self, name: str, kept: _Kept) -> int:
+        value = getattr(self, name)
+        if kept.kind == "teacher" and kept.lifetime == "training":  # whether there is one yet or not
+            value = getattr(self, self.teacher_copies.get(name, "net"), None)
+            return parameter_bytes(value) if isinstance(value, nn.Module) else 0
+        if kept.lifetime == "training" or kept.reference is not None or isinstance(value, ExemplarMemory):
+            return 0
+        if isinstance(value, nn.Module) and kept.kind in ("parameters", "teacher"):
+            counts = kept.kind == "teacher" or name in self._trained or self._trains(name)
+            return parameter_bytes(value) if counts else 0
+        found = self._tensors_of(name, value, kept).values()
+        return sum(tensor_bytes(tensor) for tensor, _ in found)
 
     def _tensors_of(self, name: str, value: Any, kept: _Kept) -> dict[str, tuple[Tensor, str]]:
         if isinstance(value, nn.Module):

@@ -269,6 +269,10 @@ class Samples:
                 found += [_keys_of(store.pixels(piece).cpu().flatten(1).numpy()) for piece in rows.split(2000)]
         return np.concatenate(found)
 
+    def over(self, parts: Sequence[tuple[Store, Tensor]]) -> Samples:
+        """The same samples over other stores that hold the same images."""
+        return self._make(tuple(parts), self.slots, self.targets, self.extras)
+
     def of_class(self, slot: int) -> Samples:
         """The samples of one slot, in order."""
         return self[(self.slots == slot).nonzero().flatten()]

@@ -1,14 +1,119 @@
-"""How a budget fits a setting: warnings before training, where it leaves classes without exemplars or does not bind."""
+"""How a budget fits a setting: the largest method that it holds, and warnings where it is too small or does not bind."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-from cil.engine.dry_run import Bill
+from cil.engine.dry_run import Bill, check_bills, dry_run
+from cil.errors import BudgetExceeded, ConfigError
 from cil.memory import Budget
+from cil.models import NetFactory
 from cil.streams import Signature
 
 MUCH = 0.10  # share of a limit that is worth a word where it is not used
+MOST = 2**30  # no hyperparameter of a method is larger
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The hyperparameter of a method that spends bytes, at the largest value that a budget holds.
+
+    Attributes:
+        key: Its name, without ``strategy.``.
+        value: Its value.
+        bytes, limit: What will be carried after the last experience, and the cap on it.
+        convention: How bytes are counted.
+    """
+
+    key: str
+    value: int
+    bytes: int
+    limit: int
+    convention: str
+
+    def words(self, name: str) -> str:
+        """A sentence for a person.
+
+        >>> Fitted("size", 1573, 15_987_972, 16_000_000, "libcontinual").words("ranpac")
+        'ranpac: budget.fit sets strategy.size=1573, the largest that fits: 15,987,972 of 16,000,000 bytes (libcontinual)'
+        """
+        return (
+            f"{name}: budget.fit sets strategy.{self.key}={self.value}, the largest that fits: {self.bytes:,} of "
+            f"{self.limit:,} bytes ({self.convention})"
+        )
+
+
+def fitted(
+    make_learner: Callable[..., Any], make_net: Callable[[], NetFactory], signatures: Sequence[Signature],
+    budget: Budget, name: str,
+) -> Fitted | None:  # fmt: skip
+    """The largest value of the hyperparameter that a method names (``Strategy.fits``), by bisection of dry runs.
+
+    Nothing is trained, and no image is looked at. None where ``budget.fit`` is off, and for a method that names none:
+    one with exemplars fills the budget with these anyway, one without is as large as it is.
+
+    Args:
+        make_learner: The strategy, a class or a partial of one.
+        make_net: Gives a fresh factory on the ``meta`` device.
+
+    Raises:
+        BudgetExceeded: where the smallest value does not fit either.
+        ConfigError: where the bytes do not grow with the value.
+    """
+    method = getattr(make_learner, "func", make_learner)
+    key: str | None = getattr(method, "fits", None)
+    if not budget.fit or key is None:
+        return None
+    given: Mapping[str, Any] = getattr(make_learner, "keywords", {})
+    smallest = int(method.smallest_fit(given))
+    held, factory = replace(budget, enforce="error"), make_net()
+
+    def excess(value: int) -> BudgetExceeded | None:
+        bills = dry_run(partial(make_learner, **{key: value}), factory.fresh, signatures, held)
+        try:
+            check_bills(bills, held, name)
+        except BudgetExceeded as error:
+            return error
+        found[value] = bills[-1].total[budget.convention]
+        return None
+
+    found: dict[int, int] = {}
+    error = excess(smallest)
+    if error is not None:
+        raise BudgetExceeded(f"budget.fit: strategy.{key}={smallest} is the smallest of {name}, and {error}")
+    value = largest(lambda value: excess(value) is None, smallest)
+    if value is None:
+        raise ConfigError(
+            f"budget.fit: {name} carries no more bytes ({budget.convention}) with a larger strategy.{key}, so that none "
+            f"is the largest; set budget.fit=false, or another budget.convention"
+        )
+    assert budget.limits is not None
+    return Fitted(key, value, found[value], int(budget.limits[-1]), budget.convention)
+
+
+def largest(fits: Callable[[int], bool], smallest: int) -> int | None:
+    """The largest whole number that fits, where all up to it do; None where all up to a billion do.
+
+    Args:
+        fits: Asked of about twice as many numbers as the answer has binary digits.
+        smallest: A number that fits.
+
+    >>> largest(lambda value: value * value <= 2000, 1), largest(lambda value: True, 1)
+    (44, None)
+    """
+    low, step = smallest, max(1, smallest)
+    while fits(low + step):
+        low, step = low + step, 2 * step
+        if low > MOST:
+            return None
+    high = low + step  # low fits, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def fit_warnings(bills: Sequence[Bill], budget: Budget, signatures: Sequence[Signature], name: str) -> Iterator[str]:

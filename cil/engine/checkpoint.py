@@ -34,7 +34,7 @@ from cil.tracking.digests import SEAL, sealed, tensors_sum, unseal
 KEEP = ("all", "last", "best")
 NUMBERED = re.compile(r"(experience-(\d{3,})\.(json|safetensors)|evaluation-(\d{3,})\.safetensors)")
 SNAPSHOT = re.compile(r"((now|(phase|search)-\d+)\.json|(now|(phase|search)-\d+)-[ab]\.safetensors)")
-IN_BOUNDARY = ("files", "kinds", "meta", "references", "survey", "facts")
+IN_BOUNDARY = ("files", "kinds", "meta", "references", "survey", "libcontinual", "facts")
 IN_SNAPSHOT = ("tensors", "names")
 
 
@@ -201,6 +201,7 @@ class Checkpoints:
             "meta": json.loads(encode_meta(state.meta) or b"{}"),
             "references": [vars(reference) for reference in state.references],
             "survey": dict(state.survey),
+            "libcontinual": dict(state.libcontinual),
             "facts": dict(facts),
         }
         write_json(self._json(index), content)
@@ -225,6 +226,7 @@ class Checkpoints:
             content["meta"],
             tuple(Reference(**reference) for reference in content["references"]),
             content["survey"],
+            content.get("libcontinual", {}),  # of a version that did not count it
         )
 
     def _tensors(self, content: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from cil.contract import Frozen, exemplar_memories, freeze
 from cil.data import Samples
+from cil.data.looks import Looks
 from cil.engine.anytime import Anytime
 from cil.engine.asked_again import Asked, asks_again
-from cil.engine.budget_fit import fit_warnings
+from cil.engine.budget_fit import Fitted, fit_warnings
 from cil.engine.caps import caps_of, caps_results, check_caps, measure_caps
 from cil.engine.cost import Cost
 from cil.engine.driver import Boundary, Context, Facts
@@ -33,6 +34,7 @@ from cil.engine.lifecycle import (
     in_advance,
     sample_experience,
 )
+from cil.engine.look_limits import counted_experience
 from cil.engine.phases import Observer, Training
 from cil.engine.recipe import Recipe
 from cil.engine.running import Counts, Rows
@@ -49,6 +51,7 @@ from cil.streams import Experience, Signature, Stream, TaskKey
 from cil.tracking import plain
 from cil.tracking.arrays import Part
 
+HOOKS = {"before": "before_experience", "prepare": "prepare", "after": "after_experience"}
 CODEC_IMAGES = 8  # by which a codec of another package is tried
 
 
@@ -68,6 +71,7 @@ class StrategyWork:
         evaluation_batch: Images a batch in evaluation.
         answers: Which are evaluated, where a learner has several: ``all``, or its ``own`` alone.
         anytime: How often to evaluate inside experiences; None: not at all.
+        fit: The hyperparameter that the budget has set; None where it sets none.
 
     Attributes:
         method: Class of the strategy. What it says of itself is read off it once, here, and by nobody else.
@@ -88,6 +92,7 @@ class StrategyWork:
     evaluation_batch: int = 500
     answers: str = "all"
     anytime: Anytime | None = None
+    fit: Fitted | None = None
 
     batch_key = "trainer.batch_size"
     curve: ClassVar[str] = "accuracy_curve"
@@ -157,8 +162,9 @@ class StrategyWork:
     def bills(self) -> dict[str, Any]:
         """The bill of each experience, with the caps that structure alone tells."""
         caps = caps_results(self.budget, self._static_caps) if self._static_caps else {}
-        warnings = self.warnings()
-        return {"bills": [asdict(bill) for bill in self.bill], **caps, **({"warnings": warnings} if warnings else {})}
+        found = {"warnings": self.warnings(), "fitted": None if self.fit is None else asdict(self.fit)}
+        bills = [asdict(bill) for bill in self.bill]
+        return {"bills": bills, **caps, **{name: value for name, value in found.items() if value}}
 
     def check_budget(self) -> dict[str, Any]:
         """Refuse what is over the budget whatever is trained, and a step that holds too much."""
@@ -181,6 +187,7 @@ class StrategyWork:
         learner = self._structure()
         found = [*self.stream.provenance.notes, *learner.warnings, *self.recipe.warnings()]
         found += size_warnings(getattr(learner, "net", None), self.stream.image_shape[1:])
+        found += [] if self.fit is None else [self.fit.words(self.name)]
         if learner.memories() and self.budget.enforce != "report":
             found += fit_warnings(self.bill, self.budget, self.stream.signatures, self.name)
         return found
@@ -204,15 +211,18 @@ class StrategyWork:
             allowance = self.allowance(index, taken, in_advance(learner, self.stream.signatures[index]))
             keyed = generator(self.seed, "incoming", index)
             experience = sample_experience(self._training_half[index], taken, keyed)
-            check_codecs(learner, experience.train)
-            around = partial(self._around, learner, index, flops)
+            arriving = experience.train
+            check_codecs(learner, arriving)
+            allowed = "free" if self.bound else self.recipe.looks
+            experience, looks = counted_experience(experience, allowed, self.name, context.settle)
+            around = partial(self._around, learner, index, flops, looks)
             grow = flops.counting()(partial(self.learners.grow, learner, index))
             enter(learner, experience, grow, around, partial(self._make_room, learner, index, allowance))
             observer = self.observer(index, context)
             training = Training(
                 context, index, self.seed, self.recipe, self.stream.augment_of(index), self.runtime,
                 sum(fact["steps"] for fact in context.facts(index)), self.budget,
-                Cost.once(flops), partial(self._error, experience), experience.train, observer,
+                Cost.once(flops), partial(self._error, experience), experience.train, observer, looks,
             )  # fmt: skip
             costs = training.run(learner, learner.phases(experience))
             parameters = sum(p.numel() for p in {id(p): p for m in learner.modules() for p in m.parameters()}.values())
@@ -225,7 +235,7 @@ class StrategyWork:
                 self._shrink(learner, index, allowance)
             held = [*learner.training_entries(), *max((cost.entries for cost in costs), key=_bytes, default=[])]
             findings, parts = plain(learner.diagnostics), dict(learner.context.parts)
-            check_codecs(learner, experience.train)
+            check_codecs(learner, arriving)
             carried = self.frozen(learner, index)  # last, as it shares the tensors of the learner
         facts: dict[str, Any] = {
             "signature": asdict(self.stream.signatures[index]),
@@ -233,6 +243,7 @@ class StrategyWork:
             "flops": flops_by_part(costs, parts, flops.count),
             "seconds": {"train": trained, "consolidate": context.clock.seconds - trained},
             "steps": sum(cost.steps for cost in costs),
+            "looks": looks.summary(),
             "own_updates": flops.updates + sum(cost.own_updates for cost in costs),
             "peak_parameters": parameters,
             "findings": findings,
@@ -386,10 +397,10 @@ class StrategyWork:
         return self.make_learner(self._on_meta(), Allowance(self.budget))
 
     @contextmanager
-    def _around(self, learner: Strategy, index: int, flops: Flops, hook: str) -> Iterator[None]:
-        """Around a hook: keyed random numbers, precision, its operations counted, everything in evaluation mode."""
+    def _around(self, learner: Strategy, index: int, flops: Flops, looks: Looks, hook: str) -> Iterator[None]:
+        """Around a hook: keyed random numbers, precision, operations and looks counted, all in evaluation mode."""
         reseed(self.seed, hook, index)
-        with self.runtime.autocast(), flops.counting(), all_evaluating(learner):
+        with looks.by(HOOKS[hook]), self.runtime.autocast(), flops.counting(), all_evaluating(learner):
             yield
 
     def _make_room(self, learner: Strategy, index: int, allowance: Allowance) -> None:

@@ -202,7 +202,7 @@ def as_structured(state: State, learner: Holder) -> State:
             f"{'' if odd else 'references to public weights'}; allocate in __init__ or grow, at its final size, all "
             f"that is carried"
         )
-    return State(state.tensors, own.kinds, state.meta, own.references, own.survey)
+    return State(state.tensors, own.kinds, state.meta, own.references, own.survey, own.libcontinual)
 
 
 @contextmanager

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from cil.data import Augment, Batch, Samples
+from cil.data.looks import uncounted
 from cil.engine.arrival import Pace, among
 
 Keyed = Callable[..., torch.Generator]
@@ -40,9 +42,15 @@ class Loader:
         augment: Training augmentation.
         device: Where batches go; arrays are moved there once.
         keyed: (purpose, epoch, step) to a generator.
+
+    Attributes:
+        again: Steps of a single pass that are taken on the batch of the step before.
     """
 
+    again: frozenset[int] = frozenset()
+
     def __init__(self, samples: Samples, augment: Augment, device: torch.device, keyed: Keyed) -> None:
+        samples, self._images, self._looks = uncounted(samples)  # what is served is counted, not what is prepared
         self.samples = samples.joined()
         self.augment, self.device, self.keyed = augment, device, keyed
         self.slots = self.samples.slots.to(device)
@@ -70,16 +78,17 @@ class Loader:
         """One batch for each (rows, epoch, step)."""
         if self._bound is not None:
             for rows, epoch, step in plan:
+                self._count(rows, step)
                 rows = rows.to(self.device)
                 images = self._bound(rows, self.keyed("augment", epoch, step))
                 yield self._batch(rows, images, partial(self._pixels.__getitem__, rows))
             return
         with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-            waiting: deque[tuple[Tensor, torch.Generator, Future[Tensor]]] = deque()
+            waiting: deque[tuple[int, Tensor, torch.Generator, Future[Tensor]]] = deque()
             for rows, epoch, step in plan:
                 generator = self.keyed("augment", epoch, step)
                 draws = torch.rand(len(rows), 4, generator=generator)
-                waiting.append((rows, generator, pool.submit(self._decode, rows, draws)))
+                waiting.append((step, rows, generator, pool.submit(self._decode, rows, draws)))
                 if len(waiting) > LOOKAHEAD:
                     yield self._decoded(*waiting.popleft())
             while waiting:
@@ -97,7 +106,13 @@ class Loader:
             start += len(own)
         return torch.cat(chunks)
 
-    def _decoded(self, rows: Tensor, generator: torch.Generator, future: Future[Tensor]) -> Batch:
+    def _count(self, rows: Tensor, step: int) -> None:
+        """Each new image of a batch has one look more; exemplars have none, nor has the batch that is in hand."""
+        if self._looks is not None and self._images is not None and step not in self.again:
+            self._looks.read(self._images[rows.numpy()])
+
+    def _decoded(self, step: int, rows: Tensor, generator: torch.Generator, future: Future[Tensor]) -> Batch:
+        self._count(rows, step)
         pixels = future.result().to(self.device, non_blocking=True)
         images = self.augment.without_crop()(pixels, generator, self.slots[rows.to(self.device)])
         if not self.augment.resized_crop:
@@ -150,6 +165,8 @@ class PhaseLoader:
                 self._before.setdefault(pace.finished(batch), []).append(rows[rows < first])
             plan = zip(all_bounds, pace.steps(len(all_bounds)), strict=True)
             self.bounds = [bound for bound, steps in plan for _ in range(steps)]
+            pairs = enumerate(pairwise(self.bounds), start=1)
+            self.loaders[self.main].again = frozenset(step for step, (before, now) in pairs if before == now)
 
     def before(self, step: int, last: bool = False) -> Samples | None:
         """In a single pass, the images that arrive after so many steps and before the next one ends.

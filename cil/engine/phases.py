@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -12,12 +13,14 @@ from torch import Tensor
 from cil.adapt import Adapter
 from cil.contract import Phase, Search
 from cil.data import Augment, Batch, Samples
+from cil.data.looks import Looks
 from cil.engine.arrival import leading
 from cil.engine.cost import Cost
 from cil.engine.driver import Context
 from cil.engine.fit import Fit
 from cil.engine.keys import reseed
 from cil.engine.lifecycle import all_evaluating
+from cil.engine.look_limits import refuse_copies
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.engine.search import Trials
@@ -74,6 +77,7 @@ class Training:
         error: Learner and held-out data to an error in percent, by which trials of a search are judged.
         arriving: Images of the experience: in a single pass they come in their order.
         observer: Looks at the learner between steps, outside trials.
+        looks: Counts how often images of the experience are read.
     """
 
     context: Context
@@ -88,6 +92,7 @@ class Training:
     error: Callable[[Any, Any], float] | None = None
     arriving: Samples | None = None
     observer: Observer | None = None
+    looks: Looks | None = None
 
     def run(self, learner: Strategy | Adapter, phases: Iterator[Phase | Search]) -> list[Cost]:
         """Run all phases, from wherever a snapshot stands; what each of them cost."""
@@ -97,12 +102,12 @@ class Training:
             entry = self.context.snapshots.find(f"phase-{number}")
             if entry is not None:
                 learner.load_full_state(entry[0], entry[1]["meta"])
-                self._observe_from(entry[1])
+                self._go_on_from(entry[1])
                 costs = [Cost.of(saved) for saved in entry[1]["costs"]]
             reseed(self.seed, "phase", self.index, number)
             between = Flops()  # features that a phase is trained on, for one
-            with self.runtime.autocast(), between.counting(), all_evaluating(learner):  # as if nothing ran just now
-                phase = next(phases, None)
+            with self.reading("phases"), self.runtime.autocast(), between.counting(), all_evaluating(learner):
+                phase = next(phases, None)  # as if nothing ran just now
             if between.count or between.updates:
                 costs.append(Cost.once(between))
             if phase is None:
@@ -128,6 +133,8 @@ class Training:
             costs: Bills of all phases before it.
             trial: Its loss may become infinite: the cost then says so.
         """
+        if self.looks is not None and self.arriving is not None:
+            refuse_copies(phase, self.looks, self.arriving.shape)
         fit = Fit(
             learner, phase, number, self.recipe.of(phase, self.index), self.index, self.seed, self.augment,
             self.runtime, first_step=self.first_step + sum(cost.steps for cost in costs), on_log=self.context.log,
@@ -141,9 +148,10 @@ class Training:
         now = self.context.snapshots.find("now")
         now = now if now is not None and now[1]["phase"] == number else None
         if now is not None:
-            self._observe_from(now[1])
+            self._go_on_from(now[1])
         try:
-            fit.run(now)
+            with self.reading(f"phase '{phase.name}'"):
+                fit.run(now)
         except Diverged:
             if not trial:
                 raise
@@ -164,8 +172,16 @@ class Training:
         given = {**content, "costs": [asdict(cost) for cost in costs]}
         if self.observer is not None:
             given["watched"] = self.observer.state()
+        if self.looks is not None:
+            given["looks"] = self.looks.state()
         self.context.save(name, tensors, given)
 
-    def _observe_from(self, content: Mapping[str, Any]) -> None:
+    def _go_on_from(self, content: Mapping[str, Any]) -> None:
         if self.observer is not None:
             self.observer.load(content["watched"])
+        if self.looks is not None:
+            self.looks.load(content["looks"])
+
+    def reading(self, reader: str) -> AbstractContextManager[None]:
+        """Looks inside the context are those of ``reader``."""
+        return nullcontext() if self.looks is None else self.looks.by(reader)

@@ -79,6 +79,7 @@ FIRST = ("epochs", "batch_size", "lr", "weight_decay", "milestones", "schedule")
 CHECKED = (
     *("epochs", "batch_size", "max_steps", "clip_norm", "accumulate", "snapshot_minutes", "snapshot_steps"),
     "log_every",
+    "looks",
 )
 
 
@@ -102,6 +103,8 @@ class Recipe:
         updates_per_batch: Main phases pass once over the batches in the order of the stream, with so many steps on each
             (``Pace``); a number or a fraction as ``1/4``. None, as ``complexity``: epochs in random order.
         complexity: The same, missing the batches that arrive while a step of so many batches' time is taken.
+        looks: How often each new image of an experience may be read for training: a number, or ``free``
+            (``cil.data.looks``).
     """
 
     epochs: int = 10
@@ -119,6 +122,7 @@ class Recipe:
     log_every: int = 50
     updates_per_batch: Any = None
     complexity: Any = None
+    looks: int | str = "free"
 
     def __post_init__(self) -> None:
         for name in CHECKED:
@@ -133,6 +137,11 @@ class Recipe:
                 raise ConfigError(
                     f"trainer.{key} is {epochs} with trainer.updates_per_batch or trainer.complexity, which pass once "
                     f"over the stream; set it to 1"
+                )
+            if not isinstance(self.looks, str) and epochs > self.looks:
+                raise ConfigError(
+                    f"trainer.{key} is {epochs} with trainer.looks={self.looks}, and an epoch reads each image once; "
+                    f"set it to {self.looks}, or trainer.looks=free"
                 )
         for section, given in (("optimizer", self.optimizer), ("scheduler", self.scheduler)):
             for key, value in getattr(given, "keywords", {}).items():
@@ -197,6 +206,7 @@ class Recipe:
             first = {name: value for name, value in first.items() if name not in ("milestones", "schedule")}
         given = {name: value for name, value in {**first, **stated}.items() if value is not None}
         own: dict[str, Any] = {name: given[name] for name in ("epochs", "batch_size") if name in given}
+        own["looks"] = "free"  # the run's: a phase may have more epochs of exemplars alone
         if not phase.main or phase.steps is not None:
             own |= {"updates_per_batch": None, "complexity": None}
         if "epochs" in own:

@@ -41,6 +41,8 @@ def spent(rows: Rows, facts: Sequence[Mapping[str, Any]]) -> Spending:
         "peak_training_bytes": max(fact["peak_training_bytes"] for fact in facts),
         "peak_parameters": max(peaks, default=None),
     }
+    if all("looks" in fact for fact in facts):
+        found["looks"] = [fact["looks"] for fact in facts]
     own = [fact.get("own_updates", 0) for fact in facts]
     if any(own):
         found["own_updates"] = own

@@ -58,7 +58,10 @@ class Budget:
         exemplars: Cap on the number of exemplars in all, the classic protocol; bytes are then reported, not equal.
         limits: Cap in bytes after each experience; the last one holds for all later ones.
         per_class: Cap on the number of exemplars in all, so many for each class seen; in place of ``exemplars``.
-        convention: ``exact``: every carried byte; ``survey``: as Zhou et al. 2024 count.
+        fit: With bytes: the hyperparameter of a method that spends them (``Strategy.fits``) is set to the largest value
+            that fits, before training; exemplars fill a budget anyway.
+        convention: ``exact``: every carried byte; ``survey``: as Zhou et al. 2024 count; ``libcontinual``: as LibContinual
+            does (``cil.memory.libcontinual``).
         reserve: With bytes: exemplars get what is left beside the learner's size ``now``, or its size at the ``final``
             boundary, so that a growing learner keeps their number constant (the survey's way).
         scope: What the cap is on: what is ``carried``, or ``carried+incoming``: exemplars and the new images of an
@@ -93,12 +96,13 @@ class Budget:
     updates: int | None = None
     caps: Mapping[str, float] = field(default_factory=dict)
     per_class: int | None = None
+    fit: bool = False
     alignment: Alignment | None = None
 
     def __post_init__(self) -> None:
         for key in (
             "convention", "reserve", "enforce", "scope", "exemplars", "training_bytes", "updates", "side_bytes",
-            "per_class",
+            "per_class", "fit",
         ):  # fmt: skip
             check_value(f"budget.{key}", getattr(self, key))
         if self.per_class is not None and (self.exemplars is not None or self.alignment is not None):
@@ -106,6 +110,8 @@ class Budget:
             raise ConfigError(f"budget.per_class is {self.per_class} beside {given}; both count exemplars: give one")
         if self.limits is not None and (not isinstance(self.limits, Sequence) or limits(list(self.limits))):
             raise ConfigError(f"budget.limit is {self.limits!r}; {limits([])}")
+        if self.fit and self.limits is None and self.alignment is None:
+            raise ConfigError("budget.fit is true, and no bytes are capped; choose budget=bytes or budget=aligned")
         if not isinstance(self.caps, Mapping):
             check_value("budget.caps", self.caps)
         for key, cap in ({"flops": self.flops} | {f"caps.{name}": cap for name, cap in self.caps.items()}).items():
@@ -143,7 +149,7 @@ class Budget:
     def description(self) -> dict[str, Any]:
         """The terms as the identity of a run says them: plain data."""
         terms = {key: value for key, value in asdict(replace(self, alignment=None)).items() if key != "alignment"}
-        for key, default in (("caps", {}), ("side_bytes", "auto"), ("per_class", None)):
+        for key, default in (("caps", {}), ("side_bytes", "auto"), ("per_class", None), ("fit", False)):
             if terms[key] == default:
                 del terms[key]
         terms["limits"] = None if self.limits is None else list(self.limits)
@@ -266,7 +272,7 @@ class Allowance:
 
     @property
     def convention(self) -> str:
-        """``exact`` or ``survey``."""
+        """``exact``, ``survey`` or ``libcontinual``."""
         return self.budget.convention
 
     @property

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from cil.data import Samples
 from cil.data.crops import crop_resized
+from cil.data.looks import uncounted
 from cil.errors import ShapeError, StateError
 from cil.memory.codecs import Codec
 from cil.memory.codecs import codec as find_codec
+from cil.memory.libcontinual import item
 from cil.memory.selections import RuleInput
 from cil.memory.selections import selection as find_selection
 
@@ -139,9 +141,12 @@ class ExemplarMemory:
     def item_bytes(self, shape: tuple[int, int, int], num_classes: int, convention: str = "exact") -> int:
         """Bytes of one exemplar: pixels, label and side data; raw pixels alone under ``survey``.
 
-        An image of variable size counts as if it were raw.
+        Its label is free under ``libcontinual``. An image of variable size counts as if it were raw.
         """
-        return math.prod(shape) if convention == "survey" else sum(self.item_kinds(shape, num_classes).values())
+        if convention == "survey":
+            return math.prod(shape)
+        kinds = self.item_kinds(shape, num_classes)
+        return item(kinds) if convention == "libcontinual" else sum(kinds.values())
 
     def item_kinds(self, shape: tuple[int, int, int], num_classes: int) -> dict[str, int]:
         """Bytes of one exemplar by kind."""
@@ -195,7 +200,7 @@ class ExemplarMemory:
         if missing:
             raise StateError(f"exemplars need side data {sorted(missing)}, which the samples do not have")
         joined = joined[joined.slots.argsort(stable=True)]
-        self._data, self._sizes = self._encoded(joined)
+        self._data, self._sizes = self._encoded(uncounted(joined)[0])
         self._shape = joined.shape
         self._slots = joined.slots.cpu()
         self._extras = {name: joined.extras[name].cpu() for name in self.extra_kinds}

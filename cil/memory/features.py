@@ -98,7 +98,7 @@ class FeatureMemory(ExemplarMemory):
 
     def item_bytes(self, shape: tuple[int, int, int], num_classes: int, convention: str = "exact") -> int:
         """Bytes of one vector, and under ``exact`` its label, for images of any shape."""
-        return self.extra_bytes if convention == "survey" else sum(self.item_kinds(shape, num_classes).values())
+        return self.extra_bytes if convention == "survey" else super().item_bytes(shape, num_classes, convention)
 
     def item_kinds(self, shape: tuple[int, int, int], num_classes: int) -> dict[str, int]:
         return {kind: size for kind, size in super().item_kinds(shape, num_classes).items() if size}

@@ -1,8 +1,8 @@
-"""The ledger: the bytes that a learner carries, by kind, under two conventions."""
+"""The ledger: the bytes that a learner carries, by kind, under three conventions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ KINDS = (
     "other",
 )
 TRAINING_KINDS = ("optimizer", "teacher", "temporary", "gradients", "activations")  # lifetime ``training`` by default
-CONVENTIONS = ("exact", "survey")
+CONVENTIONS = ("exact", "survey", "libcontinual")
 
 
 class Beside(NamedTuple):
@@ -80,19 +80,23 @@ def tensor_entry(name: str, kind: str, tensor: Tensor, lifetime: str = "carried"
 class Ledger:
     """The lines of one boundary, and their sums.
 
-    Two conventions. ``exact`` counts every carried byte. ``survey`` counts as Zhou et al. 2024 do: the parameters of
+    Three conventions. ``exact`` counts every carried byte. ``survey`` counts as Zhou et al. 2024 do: the parameters of
     the backbones needed at inference, four bytes each, and the nominal raw pixels of the exemplars; heads, buffers,
-    labels, statistics and teachers are free.
+    labels, statistics and teachers are free. ``libcontinual``: see ``cil.memory.libcontinual``.
 
     Args:
         beside: Carried bytes beside networks and ordinary exemplars (``cil.contract.Frozen``).
     """
 
     def __init__(
-        self, entries: Iterable[Entry], survey: dict[str, int] | None = None, beside: Beside = NOTHING
+        self,
+        entries: Iterable[Entry],
+        survey: Mapping[str, int] | None = None,
+        beside: Beside = NOTHING,
+        libcontinual: Mapping[str, int] | None = None,
     ) -> None:
         self.entries = tuple(entries)
-        self._survey = dict(survey or {})
+        self._stated = {"survey": dict(survey or {}), "libcontinual": dict(libcontinual or {})}
         self.beside = beside
 
     @classmethod
@@ -106,14 +110,14 @@ class Ledger:
             Entry(ref.tag, "parameters", "carried", "reference", ref.bytes, ref.numel, "reference")
             for ref in state.references
         ]
-        return cls([*entries, *training], dict(state.survey), beside)
+        return cls([*entries, *training], state.survey, beside, state.libcontinual)
 
     def by_kind(self, convention: str = "exact", lifetime: str = "carried") -> dict[str, int]:
         """Bytes of each kind that is present."""
         if convention not in CONVENTIONS:
             raise ConfigError(f"budget.convention is '{convention}'; {nearest(convention, CONVENTIONS)}")
-        if convention == "survey" and lifetime == "carried":
-            return {kind: size for kind, size in self._survey.items() if size}
+        if convention in self._stated and lifetime == "carried":
+            return {kind: size for kind, size in self._stated[convention].items() if size}
         sums: dict[str, int] = {}
         for entry in self.entries:
             if entry.lifetime == lifetime:
@@ -140,7 +144,7 @@ class Ledger:
         return ", ".join(f"{kind} {size:,}" for kind, size in sums) or "nothing"
 
     def to_json(self) -> dict[str, Any]:
-        """The totals under both conventions, and one line for all tensors of a kept thing with the same kind and type.
+        """The totals under all conventions, and one line for all tensors of a kept thing with the same kind and type.
 
         Tensor by tensor, a network that grows over a hundred experiences would make a record of a hundred megabytes;
         the names and sizes of all tensors are in the checkpoint.

@@ -38,6 +38,7 @@ class State:
         references: Public weights in use.
         survey: The survey's charge (bytes by kind), as stated by the parts that are held; see
             ``cil.memory.ledger``.
+        libcontinual: LibContinual's charge, in the same way; see ``cil.memory.libcontinual``.
     """
 
     tensors: Mapping[str, Tensor]
@@ -45,6 +46,7 @@ class State:
     meta: Mapping[str, Any] = field(default_factory=dict)
     references: tuple[Reference, ...] = ()
     survey: Mapping[str, int] = field(default_factory=dict)
+    libcontinual: Mapping[str, int] = field(default_factory=dict)
 
     def encoded_meta(self) -> bytes:
         """The metadata as saved and charged; empty where there are none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from copy import copy, deepcopy
 from functools import cached_property
 from typing import Any
 
@@ -70,6 +71,13 @@ class NetFactory:
         backbone: Any = self.backbone()
         return GrowingNet(backbone, make_head(backbone.feature_dim), self.normalise()).to(self._device)
 
+    def fresh(self) -> NetFactory:
+        """The same factory with nothing made yet; what it knows of the structure need not be found again."""
+        _ = self.template
+        other = copy(self)
+        other._made = 0
+        return other
+
     def branching(self, specialised: int | None = None) -> BranchingNet:
         """A network without branches; each ``add_branch`` makes a fresh backbone.
 
@@ -94,7 +102,9 @@ class NetFactory:
         """A fresh backbone; it takes normalised images."""
         key = _key(self._seed, "net", self._made)
         self._made += 1
-        return self._build(key, on_meta=self._device.type == "meta")
+        if self._device.type == "meta":  # without values all are alike
+            return deepcopy(self.template)
+        return self._build(key, on_meta=False)
 
     def normalise(self) -> nn.Module:
         """The first step of every network of this factory."""

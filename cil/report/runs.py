@@ -230,8 +230,10 @@ class RunSummary:
     def own(self, convention: str) -> int | None:
         """Carried bytes without public weights; under ``survey`` these are part of the backbones' parameters."""
         total = self.carried(convention)
-        if total is None or convention == "exact":
-            return None if total is None else total - self.public
+        if total is None or convention == "libcontinual":  # which knows no public weights
+            return total
+        if convention == "exact":
+            return total - self.public
         return total - min(self.public, self.bytes_by_kind(convention).get("parameters", 0))
 
     @property
@@ -246,6 +248,13 @@ class RunSummary:
         path = ("bills", -1, "exemplars") if self.status == "over_budget" else ("exemplars", -1)
         stored: int | None = self.result(*path)
         return stored
+
+    @property
+    def looks(self) -> float | None:
+        """How often an image of an experience was read for training, mean over all of them."""
+        seen = self.result("looks") or []
+        images = sum(one["images"] for one in seen)
+        return sum(one["mean"] * one["images"] for one in seen) / images if images else None
 
     @property
     def flops(self) -> int | None:

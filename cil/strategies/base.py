@@ -37,6 +37,7 @@ class Strategy(Holder):
     takes_task: ClassVar[bool] = False  # task-aware: answers ``predict(images, task)``
     answers_by: str = "head"  # name of the answer that ``predict`` gives, where others stand beside it
     starts_from: ClassVar[str | None] = None  # origin of initial weights that are not those of ``make_net``
+    fits: ClassVar[str | None] = None  # the hyperparameter that spends bytes, which budget.fit=true sets
     searches: bool = False  # its trials need held-out data in every experience
     notes, findings = old_name("notes", "warnings"), old_name("findings", "diagnostics")
     toy: ClassVar[Mapping[str, Any]] = {}  # hyperparameters for toy runs, where the defaults are far too large
@@ -58,6 +59,11 @@ class Strategy(Holder):
         """Keys of optimizer and trainer that do nothing with these, each with the one that does. Default: none."""
         return {}
 
+    @classmethod
+    def smallest_fit(cls, hyperparameters: Mapping[str, Any]) -> int:
+        """The smallest value that ``fits`` may have beside the other hyperparameters. Default: 1."""
+        return 1
+
     # hooks ----------------------------------------------------------------------------------------------------------
 
     def build_net(self) -> nn.Module:
@@ -70,6 +76,7 @@ class Strategy(Holder):
         Allocate here, at its final size, whatever grows with classes or experiences: it is billed before training. An
         override calls ``super().grow(signature)`` first.
         """
+        self.note_trained()
         self.old_classes = self.num_classes
         self.num_classes = signature.num_classes
         self.first_slot = min(signature.present, default=self.old_classes)

@@ -91,6 +91,7 @@ class EcoTTACIL(FrozenBackbone):
         stay, so that an infinite anchor is a linear probe; BN'_k has those of its batches.
     """
 
+    teacher_copies: ClassVar[Mapping[str, str]] = {"previous_meta": "metas", "previous_head": "head"}
     toy: ClassVar[Mapping[str, Any]] = {"parts": 2, "warmup_epochs": 1}
     toy_model: ClassVar[Mapping[str, Any]] = {"name": "resnet14", "options": {"width": 4}}
     head: Head

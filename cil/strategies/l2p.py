@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -53,6 +54,7 @@ class L2P(Strategy):
         "name": "timm:vit_tiny_patch16_224",
         "options": {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2},
     }
+    fits = "prompts"
     net: Head  # on the output at the prompts
     vit: TimmBackbone
     normalise: nn.Module
@@ -82,6 +84,12 @@ class L2P(Strategy):
         self.present = []
         pool = PromptPool(prompts, length, top, self.vit.feature_dim)
         self.keep("pool", pool.to(next(self.vit.parameters()).device), kind="parameters")
+
+    @classmethod
+    def smallest_fit(cls, hyperparameters: Mapping[str, Any]) -> int:
+        """As many as an image is given."""
+        top = inspect.signature(cls).parameters["top"].default
+        return int(hyperparameters.get("top", top))
 
     def build_net(self) -> Head:
         """The head; the transformer is kept beside it, frozen, and as a reference where its weights are public."""

@@ -44,6 +44,7 @@ class RanPAC(FrozenBackbone):
     """
 
     toy: ClassVar[Mapping[str, Any]] = {"size": 64}
+    fits = "size"
 
     seed: Tensor | None  # (), int64
     layer: Tensor | None  # (D, M), W_r
@@ -91,7 +92,7 @@ class RanPAC(FrozenBackbone):
         sums, weights = tensor_bytes(self.gram), sum(map(tensor_bytes, self.net.state_dict().values()))
         if sums > HEAVY * weights:
             self.warnings.append(
-                f"ranpac will carry {sums:,} bytes for G, {sums // weights:,} times its network, and solve systems of "
+                f"ranpac will carry {sums:,} bytes for G, {sums // max(1, weights):,} times its network, and solve systems of "
                 f"strategy.size={size}; strategy.size={size // 10} carries a hundredth"
             )
 

@@ -33,6 +33,7 @@ class LedgerTotals(TypedDict):
 
     exact: dict[str, int]
     survey: dict[str, int]
+    libcontinual: NotRequired[dict[str, int]]
     training: dict[str, int]
 
 
@@ -68,6 +69,16 @@ class ExperienceBill(TypedDict):
     networks: NotRequired[int | None]
 
 
+class FittedKey(TypedDict):
+    """The hyperparameter that ``budget.fit`` has set, without ``strategy.``; bytes after the last experience."""
+
+    key: str
+    value: int
+    bytes: int
+    limit: int
+    convention: str
+
+
 class Plan(TypedDict):
     """Results that are known before the first experience; ``training_bill`` under a budget of training memory.
 
@@ -76,6 +87,7 @@ class Plan(TypedDict):
 
     bills: list[ExperienceBill]
     warnings: NotRequired[list[str]]
+    fitted: NotRequired[FittedKey]
     training_bill: NotRequired[dict[str, int]]
 
 
@@ -109,6 +121,15 @@ class Caps(TypedDict):
     caps: NotRequired[dict[str, CapResult]]
 
 
+class LooksAt(TypedDict):
+    """How often the images of an experience were read for training; of each reader the mean (``cil.data.looks``)."""
+
+    images: int
+    mean: float
+    most: int
+    by_reader: dict[str, float]
+
+
 class Spending(TypedDict):
     """What a strategy carried and spent, one entry an experience.
 
@@ -128,6 +149,7 @@ class Spending(TypedDict):
     peak_parameters: int | None
     compute: NotRequired[list[dict[str, Spent] | None]]
     own_updates: NotRequired[list[int]]
+    looks: NotRequired[list[LooksAt]]
 
 
 class Accuracy(TypedDict):

@@ -11,7 +11,7 @@ from small_runs import DISTILLING, LINEAR, ONE_STEP, PIXELS, REHEARSAL, STREAMS,
 
 from cil import strategies
 from cil.engine.dry_run import dry_run
-from cil.memory import Budget, herd
+from cil.memory import CONVENTIONS, Budget, herd
 from cil.models import extract
 from cil.models.base import count_parameters
 from cil.strategies import find
@@ -183,7 +183,7 @@ def test_the_bill_before_training_is_the_ledger_after_it(learn, name, stream, ki
         results = done.record.results
         assert bill["by_kind"] == done.ledger(index)
         assert bill["exemplars"] == results["exemplars"][index]
-        for convention in ("exact", "survey"):
+        for convention in CONVENTIONS:
             assert bill["total"][convention] == results["ledger"][index]["totals"][convention]["total"]
         if name != "joint":
             assert results["over_budget"][index] is None

@@ -94,6 +94,10 @@ class AdaptationWork:
 
     def check(self) -> None:
         """Refuse an adapter, a source and a stream that do not fit each other."""
+        if self.recipe.looks != "free":
+            raise ConfigError(
+                f"trainer.looks is {self.recipe.looks}, and an adapter is handed each image once anyway: set it to free"
+            )
         self.carried()
 
     def bills(self) -> dict[str, Any]:

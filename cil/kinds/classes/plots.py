@@ -171,7 +171,7 @@ def _bytes_by_kind(rows: Sequence[Row], limit: int | None, counted: str) -> Pict
             axes.axvline(own / MIB, color=INK, linewidth=1.2, linestyle=":", label="limit")
         axes.set_xlim(0, 1.3 * max([*left, (own or 0) / MIB]))
         axes.set_xlabel(f"MiB, {convention}")
-    axes = panels[CONVENTIONS.index(counted)]
+    axes = panels[CONVENTIONS.index(counted) if counted in CONVENTIONS else 0]
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     caption = "After the last experience. Exact: every byte that crosses the boundary. Survey: backbones needed at "
     return "Carried bytes by kind", caption + "inference and raw pixels, as Zhou et al. 2024 count.", figure

@@ -49,6 +49,8 @@ TERMS = (
     ("exact B", "Every byte that crosses the last boundary: weights, buffers, exemplars, labels, statistics..."),
     ("survey B", "What Zhou et al. 2024 charge: backbones needed at inference, 4 bytes a parameter, and raw pixels."),
     ("own", "The same without public weights, which are referred to and not modified."),
+    ("looks", "How often an image of an experience was read for training: in batches of phases, for statistics, for a "
+              "selection. Exemplars do not count."),
     ("FLOPs", "Of everything but evaluation, all experiences; a multiply-add counts two."),
     ("peak B", "Most bytes held at once in training: what is carried, optimizer, gradients, activations, teachers."),
     ("seconds", "Wall-clock time of the whole run on the machine it ran on; compare only on equal machines."),
@@ -160,10 +162,11 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Secti
 
 def _grid(rows: Sequence[Row]) -> Grid:
     tuned, public = any(_tuning(row) != NONE for row in rows), _has_public(rows)
-    return by_standing(rows, lambda row: _cells(row, tuned, public))
+    looked = any(_looks(row) is not None for row in rows)
+    return by_standing(rows, lambda row: _cells(row, tuned, public, looked))
 
 
-def _cells(row: Row, tuned: bool, public: bool) -> dict[str, str]:
+def _cells(row: Row, tuned: bool, public: bool, looked: bool) -> dict[str, str]:
     scores = {"Avg %": AVERAGE, "Last %": LAST, "forgetting": FORGETTING}
     cells = {"n": str(len(row.runs))} | {head: str(row.score(name)) for head, name in scores.items()}
     if tuned:
@@ -173,6 +176,9 @@ def _cells(row: Row, tuned: bool, public: bool) -> dict[str, str]:
     if public:
         cells |= {f"own {convention} B": whole(_own(row, convention)) for convention in CONVENTIONS}
     cells |= row.caps_cells | {name: str(score) for name, score in _own_metrics(row).items()}
+    if looked:
+        looks = _looks(row)
+        cells["looks"] = "-" if looks is None else f"{looks:.1f}"
     return cells | {
         "FLOPs": flops(_flops(row)), "peak B": whole(row.peak_training_bytes), "seconds": seconds(row.seconds)
     }  # fmt: skip
@@ -213,6 +219,11 @@ def _flops(row: Row) -> float | None:
     return mean([run.flops for run in row.runs])
 
 
+def _looks(row: Row) -> float | None:
+    """How often an image of an experience was read for training."""
+    return mean([run.looks for run in row.runs])
+
+
 def _bill(rows: Sequence[Row], convention: str) -> Grid:
     """Carried bytes by kind at the end of the stream, and in all."""
     public = _has_public(rows)
@@ -239,7 +250,7 @@ def _entry(row: Row) -> dict[str, Any]:
         entry |= {f"{convention}_bytes": row.carried(convention), f"own_{convention}_bytes": _own(row, convention)}
     return entry | {
         "public_bytes": _public(row), "exemplars": row.exemplars,
-        "images_beside": row.images_beside, "flops": _flops(row), "tuning": _tuning(row),
+        "images_beside": row.images_beside, "flops": _flops(row), "looks": _looks(row), "tuning": _tuning(row),
         "tuning_flops": _tuning_flops(row), "peak_training_bytes": row.peak_training_bytes, "seconds": row.seconds,
         **row.caps_entry, **scores_entry(_own_metrics(row)), "notes": "; ".join(note.text for note in row.notes),
     }  # fmt: skip
@@ -261,6 +272,7 @@ def _reading(rows: Sequence[Row]) -> ReadingAid:
     used = {
         "tuning": any(_tuning(row) != NONE for row in rows),
         "own": _has_public(rows),
+        "looks": any(_looks(row) is not None for row in rows),
         "bound": any(row.bound for row in rows),
         "uses less": any(note.mark == "uses less" for row in rows for note in row.notes),
     }

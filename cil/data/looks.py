@@ -1,0 +1,175 @@
+"""Looks: how often each image of an experience is read, counted by reader, and capped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cil.data.samples import Samples, Store
+from cil.errors import BudgetExceeded
+
+Images = NDArray[np.int64]  # numbers of images of the experience; -1: none of it
+ORDINALS = {1: "1st", 2: "2nd", 3: "3rd"}
+
+
+class Looks:
+    """Counts the looks at the images of one experience.
+
+    A look is one read of an image for training: each time that it is served in a batch of a phase, and each time that a
+    hook asks for its pixels. No look is what is read of exemplar memories, copying an image into one, and a further step
+    on the batch in hand (``trainer.updates_per_batch``).
+
+    Args:
+        images: Number of images of the experience.
+        limit: Looks that each image may have; None: any number.
+        method, experience: Who looks, at what, for messages.
+        settle: Called before a refusal.
+
+    Attributes:
+        counts: (images,) looks at each.
+        by_reader: Looks in all by each reader.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        limit: int | None = None,
+        method: str = "a strategy",
+        experience: int = 0,
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.counts: Images = np.zeros(images, dtype=np.int64)
+        self.by_reader: dict[str, int] = {}
+        self.limit, self.method, self.experience, self.settle = limit, method, experience, settle
+        self._reader = "a hook"
+
+    @contextmanager
+    def by(self, reader: str) -> Iterator[None]:
+        """Looks inside the context are those of ``reader``: a hook, or a phase."""
+        before, self._reader = self._reader, reader
+        try:
+            yield
+        finally:
+            self._reader = before
+
+    def read(self, images: Images) -> None:
+        """Count a look at each of some images.
+
+        Raises:
+            BudgetExceeded: where one has more looks than are allowed.
+        """
+        images = images[images >= 0]
+        if not len(images):
+            return
+        np.add.at(self.counts, images, 1)
+        self.by_reader[self._reader] = self.by_reader.get(self._reader, 0) + len(images)
+        if self.limit is not None and (most := int(self.counts[images].max())) > self.limit:
+            self._refuse(np.unique(images[self.counts[images] > self.limit]), most)
+
+    def _refuse(self, images: Images, most: int) -> None:
+        self.settle()
+        which = f"image {images[0]}" if len(images) == 1 else f"{len(images)} images, the first of them {images[0]},"
+        raise BudgetExceeded(
+            f"{self.method} reads {which} of experience {self.experience} for the {ORDINALS.get(most, f'{most}th')} "
+            f"time, in {self._reader}; trainer.looks is {self.limit}: set trainer.looks={most} or free, or train less"
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Looks an image: their mean, the most, and the mean of each reader. Plain data, for a record."""
+        images = max(1, len(self.counts))
+        return {
+            "images": len(self.counts),
+            "mean": round(int(self.counts.sum()) / images, 4),
+            "most": int(self.counts.max(initial=0)),
+            "by_reader": {reader: round(count / images, 4) for reader, count in self.by_reader.items()},
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Plain data, for a snapshot."""
+        return {"counts": self.counts.tolist(), "by_reader": dict(self.by_reader)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a snapshot."""
+        self.counts = np.array(state["counts"], dtype=np.int64)
+        self.by_reader = dict(state["by_reader"])
+
+
+class CountedStore:
+    """A store whose reads are looks.
+
+    Args:
+        store: Source of the pixels.
+        images: Number of the image in each of its rows.
+        looks: Counts.
+    """
+
+    def __init__(self, store: Store, images: Images, looks: Looks) -> None:
+        self._store, self.images, self.looks = store, images, looks
+        self.shape, self.in_memory = store.shape, store.in_memory
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def pixels(self, rows: Tensor) -> Tensor:
+        self.looks.read(self.images[_numbers(rows)])
+        return self._store.pixels(rows)
+
+    def training_pixels(self, rows: Tensor, draws: Tensor) -> Tensor:
+        self.looks.read(self.images[_numbers(rows)])
+        return self._store.training_pixels(rows, draws)
+
+    def take(self, rows: Tensor) -> CountedStore:
+        return CountedStore(self._store.take(rows), self.images[_numbers(rows)], self.looks)
+
+    def digest(self, rows: Tensor) -> bytes:
+        return self._store.digest(rows)
+
+    @property
+    def uncounted(self) -> Store:
+        """The store beneath: for the engine, which counts what it serves, and for memories, which copy."""
+        return self._store
+
+
+def counted(samples: Samples, looks: Looks) -> Samples:
+    """The same samples; each read of an image is a look."""
+    images: dict[int, Images] = {}
+    start = 0
+    for store, rows in samples.parts:
+        own = images.setdefault(id(store), np.full(len(store), -1, dtype=np.int64))
+        own[_numbers(rows)] = np.arange(start, start + len(rows))
+        start += len(rows)
+    stores = {id(store): CountedStore(store, images[id(store)], looks) for store, _ in samples.parts}
+    return samples.over([(stores[id(store)], rows) for store, rows in samples.parts])
+
+
+def uncounted(samples: Samples) -> tuple[Samples, Images | None, Looks | None]:
+    """The same samples, of which reads are no looks; the number of the image in each row; and who counts.
+
+    None and None where nobody does.
+    """
+    looks = next((store.looks for store, _ in samples.parts if isinstance(store, CountedStore)), None)
+    if looks is None:
+        return samples, None, None
+    parts: list[tuple[Store, Tensor]] = []
+    images = []
+    for store, rows in samples.parts:
+        parts.append((uncounted_store(store), rows))
+        counts = isinstance(store, CountedStore)
+        images.append(store.images[_numbers(rows)] if counts else np.full(len(rows), -1, dtype=np.int64))
+    return samples.over(parts), np.concatenate(images), looks
+
+
+def uncounted_store(store: Store) -> Store:
+    """The store, or the one beneath whose reads are no looks."""
+    return store.uncounted if isinstance(store, CountedStore) else store
+
+
+def _numbers(rows: Tensor) -> Images:
+    found: Images = rows.to(torch.int64).cpu().numpy()
+    return found

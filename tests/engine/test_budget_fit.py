@@ -1,0 +1,119 @@
+"""The largest method that a budget holds: LibContinual's table of fits, what is refused, what a run says of it."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from toys import Flat, factory, small_stream
+
+from cil import plan
+from cil.api import networks
+from cil.engine.budget_fit import fitted
+from cil.engine.dry_run import check_bills, dry_run
+from cil.errors import BudgetExceeded, ConfigError
+from cil.memory import Budget
+from cil.models import NetFactory
+from cil.strategies import Strategy, find
+from cil.streams import Signature
+from cil.testing.toy import toy_stream
+
+LIMITS = (4_000_000, 16_000_000, 100_000_000)
+WIDE = partial(NetFactory, partial(Flat, feature_dim=768), pretrained="public", meta=True)  # as wide as ViT-B/16
+VIT = {"img_size": 32, "patch_size": 16, "embed_dim": 768, "depth": 1, "num_heads": 12}  # its prompts are as ViT-B/16's
+
+
+def whole(classes: int) -> list[Signature]:
+    """All classes at once, 500 images each."""
+    slots = tuple(range(classes))
+    return [Signature(0, slots, slots, dict.fromkeys(slots, 500), (3, 32, 32), classes)]
+
+
+def libcontinual(limit: int, **terms) -> Budget:
+    return Budget(limits=[limit], convention="libcontinual", fit=True, **terms)
+
+
+@pytest.mark.parametrize(
+    ("classes", "sizes"), [(100, (656, 1_612, 4_584)), (200, (626, 1_573, 4_539))], ids=["K=100", "K=200"]
+)
+def test_the_projection_of_ranpac_as_in_the_table(classes, sizes):
+    """4 M^2 + 4 M (768 + K) bytes."""
+    make = partial(find("ranpac"), projection="stored", ridge=1.0)
+    for limit, size in zip(LIMITS, sizes, strict=True):
+        found = fitted(make, WIDE, whole(classes), libcontinual(limit), "ranpac")
+        assert (found.key, found.value, found.limit) == ("size", size, limit)
+        assert found.bytes == 4 * size * (size + 768 + classes)
+        bills = dry_run(partial(make, size=size + 1), WIDE, whole(classes), libcontinual(limit))
+        with pytest.raises(BudgetExceeded, match="ranpac will carry"):  # one more is refused
+            check_bills(bills, libcontinual(limit), "ranpac")
+
+
+def test_the_pool_of_l2p_as_published_and_as_in_the_table():
+    make_net = partial(networks((3, 32, 32), "timm:vit_tiny_patch16_224", options=VIT), seed=0, meta=True)
+    published = dry_run(find("l2p"), make_net, whole(100), Budget())[-1]
+    assert published.total["libcontinual"] == 491_920  # 46,080 numbers in pool and keys, and the head
+    for limit, prompts in zip(LIMITS, (200, 851, 5_408), strict=True):
+        found = fitted(find("l2p"), make_net, whole(100), libcontinual(limit), "l2p")
+        assert (found.key, found.value, found.bytes) == ("prompts", prompts, 307_600 + 18_432 * prompts)
+    with pytest.raises(BudgetExceeded, match=r"^budget\.fit: strategy\.prompts=5 is the smallest of l2p, and l2p will"):
+        fitted(find("l2p"), make_net, whole(100), libcontinual(399_000), "l2p")  # 5 take 399,760
+    with pytest.raises(BudgetExceeded, match=r"strategy\.prompts=7 is the smallest"):
+        fitted(partial(find("l2p"), top=7), make_net, whole(100), libcontinual(399_000), "l2p")
+
+
+class Bank(Strategy):
+    """Twelve bytes of statistics for each of ``rows``, from the second experience on 24."""
+
+    fits = "rows"
+
+    def __init__(self, make_net, budget, *, rows: int = 1, grows: bool = True):
+        super().__init__(make_net, budget)
+        self.rows = rows if grows else 1
+        self.keep("bank", torch.zeros(0), kind="statistics")
+
+    def grow(self, signature):
+        super().grow(signature)
+        self.bank = torch.zeros(self.rows * (3 if signature.index == 0 else 6))
+
+    def loss(self, batch):
+        return F.cross_entropy(self.net(batch.images).logits, batch.slots)
+
+
+def test_the_limit_holds_at_each_experience_and_each_has_its_own():
+    """Heads of two and four classes take 40 and 80 bytes."""
+    signatures = small_stream(2).signatures
+    whole_stream = Budget(limits=[200], fit=True)
+    assert fitted(Bank, partial(factory, meta=True), signatures, whole_stream, "bank").value == 5  # 80 + 24 * 5
+    each = Budget(limits=[75, 10_000], fit=True)
+    assert fitted(Bank, partial(factory, meta=True), signatures, each, "bank").value == 2  # 40 + 12 * 2
+
+
+def test_methods_that_name_nothing_and_budgets_that_do_not_ask_are_left_alone():
+    signatures, make_net = small_stream(2).signatures, partial(factory, meta=True)
+    assert fitted(find("replay"), make_net, signatures, libcontinual(10_000), "replay") is None
+    assert fitted(Bank, make_net, signatures, Budget(limits=[200]), "bank") is None
+
+
+def test_bytes_that_do_not_grow_and_budgets_without_bytes_are_refused():
+    with pytest.raises(ConfigError, match=r"bank carries no more bytes \(exact\) with a larger strategy\.rows"):
+        stuck = partial(Bank, grows=False)
+        fitted(stuck, partial(factory, meta=True), small_stream(1).signatures, Budget(limits=[200], fit=True), "bank")
+    with pytest.raises(ConfigError, match=r"^budget\.fit is true, and no bytes are capped; choose budget=bytes"):
+        Budget(exemplars=20, fit=True)
+    with pytest.raises(ConfigError, match=r"^budget\.fit is 3"):
+        Budget(limits=[5], fit=3)
+
+
+def test_a_run_has_the_fitted_value_and_says_so(tmp_path):
+    budget = Budget(limits=[60_000], fit=True)
+    run = plan("ranpac", toy_stream(), "smallconv", budget, run_dir=tmp_path)
+    found, work = run.work.fit, run.work
+    size = found.value
+    assert work.bill[-1].total["exact"] == found.bytes <= 60_000
+    assert found.bytes + 4 * (2 * size + 1) + 4 * 6 > 60_000  # G and Q of one more
+    assert run.identity["config"]["strategy"]["size"] == size and run.identity["budget"]["fit"] is True
+    assert work.bills()["fitted"] == {
+        "key": "size", "value": size, "bytes": found.bytes, "limit": 60_000, "convention": "exact",
+    }  # fmt: skip
+    assert any(line.startswith(f"ranpac: budget.fit sets strategy.size={size}") for line in work.bills()["warnings"])
+    assert "fit" not in plan("ranpac", toy_stream(), "smallconv", run_dir=tmp_path).identity["budget"]

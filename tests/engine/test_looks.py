@@ -1,0 +1,143 @@
+"""How often images of an experience are read: what counts, who is named, what is refused, what the record says."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from toys import Interrupt, Learner, Rehearse, TwoStages, plain, small_run, some_samples
+
+from cil.data import Samples
+from cil.data.looks import Looks, counted, uncounted
+from cil.engine.recipe import Recipe
+from cil.errors import BudgetExceeded, ConfigError, ContractError
+from cil.memory import Budget, ExemplarMemory
+from cil.report.runs import RunSummary
+from cil.strategies import Phase
+from cil.strategies.parts import features
+from cil.testing.toy import RECIPE, toy_run, toy_stream
+from cil.tracking import Record
+
+
+def test_reads_count_by_image_and_by_reader_and_copies_do_not():
+    looks, both = Looks(6), some_samples(4) + some_samples(2, seed=1)
+    seen = counted(both[torch.tensor([5, 0, 1, 2, 3, 4])], looks)
+    assert torch.equal(seen.pixels, both.pixels[[5, 0, 1, 2, 3, 4]])  # one look at each
+    with looks.by("prepare"):
+        assert len(list(seen[torch.tensor([0, 0, 2])].batches(2))) == 2  # two at image 0, one at image 2
+    kept = seen[1:3].sealed()
+    assert looks.counts.tolist() == [3, 1, 2, 1, 1, 1]
+    memory = ExemplarMemory(selection="random")
+    memory.rebuild(kept, 5, lambda samples: torch.zeros(len(samples), 1), torch.Generator())
+    assert len(memory) == 2 and looks.counts.sum() == 9  # copying an image into a memory is no look
+    kept.pixels.sum()
+    assert looks.summary() == {
+        "images": 6, "mean": 1.8333, "most": 3, "by_reader": {"a hook": 1.3333, "prepare": 0.5},
+    }  # fmt: skip
+    again = Looks(6)
+    again.load(looks.state())
+    assert again.summary() == looks.summary()
+
+
+def test_the_engine_knows_which_rows_of_a_phase_are_new_images():
+    looks, old = Looks(3), some_samples(2, seed=1)
+    whole = counted(some_samples(3), looks)
+    plain_samples, images, found = uncounted(old + whole[torch.tensor([2, 0])])
+    assert images.tolist() == [-1, -1, 2, 0] and found is looks
+    assert len(plain_samples.pixels) == 4 and not looks.counts.any()
+    assert uncounted(old) == (old, None, None)
+
+
+def test_one_look_too_many_is_refused_in_one_line():
+    settled = []
+    looks = Looks(30, 1, "mine", 2, lambda: settled.append(True))
+    looks.read(np.arange(20))
+    with looks.by("after_experience"), pytest.raises(BudgetExceeded) as refused:
+        looks.read(np.array([25, 17, -1]))
+    assert settled and str(refused.value) == (
+        "mine reads image 17 of experience 2 for the 2nd time, in after_experience; trainer.looks is 1: set "
+        "trainer.looks=2 or free, or train less"
+    )
+    with pytest.raises(BudgetExceeded, match=r"reads 2 images, the first of them 3, of experience 2 for the 2nd time"):
+        looks.read(np.array([4, 3]))
+
+
+@pytest.mark.parametrize("line", [None, 1, 5, 9])
+def test_all_that_reads_is_counted_also_across_an_interruption(tmp_path, line):
+    """TwoStages: an epoch, two passes between its phases, two epochs of a second phase."""
+    if line is not None:
+        recipe = plain(log_every=1, snapshot_steps=1)
+        with pytest.raises(KeyboardInterrupt):
+            small_run(TwoStages, tmp_path, recipe=recipe, loggers=[Interrupt(line)]).execute()
+    done = small_run(TwoStages, tmp_path, recipe=plain(log_every=1, snapshot_steps=1)).execute()
+    by_reader = {"phase 'main'": 1.0, "phases": 2.0, "phase 'head'": 2.0}
+    assert done.results["looks"] == [{"images": 16, "mean": 5.0, "most": 5, "by_reader": by_reader}] * 3
+
+
+def test_exemplars_of_earlier_experiences_are_no_new_images(tmp_path):
+    done = small_run(Rehearse, tmp_path, recipe=plain(looks=1)).execute()
+    assert [one["mean"] for one in done.results["looks"]] == [1.0, 1.0, 1.0]
+    assert RunSummary(done).looks == 1.0
+
+
+class Statistics(Learner):
+    """Takes a mean of features after each experience but the first."""
+
+    def after_experience(self, experience):
+        if experience.index:
+            features(self, experience.train)
+
+
+class Copying(Learner):
+    """Trains on pixels that it copied by hand."""
+
+    def phases(self, experience):
+        data = experience.train
+        yield Phase("copies", Samples.from_arrays(data.pixels, data.slots), self.loss, epochs=3, main=False)
+
+
+def test_a_hook_that_looks_again_is_refused_and_the_record_keeps_what_was_done(tmp_path):
+    free = small_run(Statistics, tmp_path / "free").execute()
+    assert [one["mean"] for one in free.results["looks"]] == [1.0, 2.0, 2.0]
+    run = small_run(Statistics, tmp_path / "one", recipe=plain(looks=1))
+    with pytest.raises(
+        BudgetExceeded, match=r"^Statistics reads 16 images, .* of experience 1 .* in after_experience;"
+    ):
+        run.execute()
+    record = Record.load(tmp_path / "one")
+    assert record.status == "over_budget" and "trainer.looks is 1" in str(record.error)
+    assert len(record.results["accuracy_curve"]) == 1
+    two = small_run(Statistics, tmp_path / "two", recipe=plain(looks=2)).execute()
+    assert two.results["accuracy_curve"] == free.results["accuracy_curve"]
+
+
+def test_a_phase_on_copies_made_by_hand_is_refused_where_looks_are_capped(tmp_path):
+    small_run(Copying, tmp_path / "free").execute()
+    with pytest.raises(ContractError, match=r"phase 'copies' of Copying is trained on images that are neither"):
+        small_run(Copying, tmp_path / "one", recipe=plain(looks=1)).execute()
+
+
+def test_epochs_beyond_the_looks_are_refused_before_training():
+    with pytest.raises(ConfigError, match=r"^trainer\.epochs is 3 with trainer\.looks=2, .* set it to 2, or"):
+        Recipe(epochs=3, looks=2)
+    with pytest.raises(ConfigError, match=r"^trainer\.first\.epochs is 5 with trainer\.looks=2"):
+        Recipe(epochs=2, looks=2, first={"epochs": 5})
+    with pytest.raises(ConfigError, match=r"^trainer\.looks is 0; it must be free or a whole number of 1 or more"):
+        Recipe(looks=0)
+    second_stage = Phase("tuning", some_samples(4), lambda batch: batch.images.mean(), main=False, epochs=9)
+    assert Recipe(epochs=1, looks=1).of(second_stage, 0).epochs == 9  # may be of exemplars alone
+
+
+@pytest.mark.parametrize(("pace", "looks"), [({"updates_per_batch": 3}, 1.0), ({"complexity": 2}, 0.5)])
+def test_a_single_pass_is_one_look_at_what_it_does_not_miss(tmp_path, pace, looks):
+    done = small_run(Learner, tmp_path, recipe=plain(looks=1, **pace)).execute()
+    assert [one["mean"] for one in done.results["looks"]] == [looks] * 3
+
+
+@pytest.mark.parametrize(("name", "looks"), [("finetune", 1.0), ("icarl", 2.0), ("er_ace", 1.0), ("simplecil", 2.0)])
+def test_looks_of_methods(tmp_path, name, looks):
+    """Herding of icarl and the means of simplecil, which trains its backbone first, are second looks."""
+    record = toy_run(
+        name, toy_stream(), tmp_path, budget=Budget(exemplars=8), recipe=replace(RECIPE, epochs=1)
+    ).execute()
+    assert record.results["looks"][0]["mean"] == looks
