@@ -15,13 +15,13 @@ from cil.memory import Budget, State, tensor_bytes
 from cil.models import NetFactory
 from cil.strategies.base import check
 from cil.strategies.parts.frozen_backbone import FrozenBackbone, float64_features, for_predict, to_float64
+from cil.strategies.parts.ridge import TYPES, from_upper_triangle, solve, upper_triangle
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
 GRID = tuple(10.0**power for power in range(-8, 9))
 ROWS = 1000  # projected at once
 HEAVY = 100  # times the network's bytes: from there on a warning about G is given
-TYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @register("ranpac")
@@ -122,7 +122,7 @@ class RanPAC(FrozenBackbone):
         if self.ridge is not None and len(samples) > 1:
             rounding = math.sqrt(self.size) * torch.finfo(self.gram.dtype).eps * float(gram.diagonal().max())
             self.ridge = torch.tensor(max(self._choose_ridge(features, truth), rounding)).to(self.ridge)
-        self.gram = (gram[self._upper()] if self.packed else gram).to(self.gram)
+        self.gram = (upper_triangle(gram) if self.packed else gram).to(self.gram)
 
     def load_state(self, state: State) -> None:
         super().load_state(state)
@@ -130,7 +130,7 @@ class RanPAC(FrozenBackbone):
             self.layer = self._draw_projection(int(self.seed))
         system = self._gram()
         system.diagonal().add_(self.given_ridge if self.ridge is None else float(self.ridge))
-        self.head = for_predict(_solve(system, to_float64(self.targets)), self)  # (G + lambda I)^-1 Q
+        self.head = for_predict(solve(system, to_float64(self.targets)), self)  # (G + lambda I)^-1 Q
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen; one without data by minus infinity: (N, ...) to (N, C)."""
@@ -181,18 +181,4 @@ class RanPAC(FrozenBackbone):
     def _gram(self) -> Tensor:
         """A float64 copy of G, (M, M)."""
         held = to_float64(self.gram)
-        if not self.packed:
-            return held.clone()
-        upper = held.new_zeros(self.size, self.size).masked_scatter_(self._upper(), held)
-        return upper + upper.triu(1).T
-
-    def _upper(self) -> Tensor:
-        """Mask of the upper triangle: (M, M) bool."""
-        device = to_float64(self.gram[:0]).device
-        return torch.ones(self.size, self.size, dtype=torch.bool, device=device).triu()
-
-
-def _solve(system: Tensor, right: Tensor) -> Tensor:
-    """X of system X = right, by Cholesky; by LU where rounding has cost the system its definiteness."""
-    factor, broken = torch.linalg.cholesky_ex(system)
-    return torch.linalg.solve(system, right) if bool(broken) else torch.cholesky_solve(right, factor)
+        return from_upper_triangle(held, self.size) if self.packed else held.clone()
