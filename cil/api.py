@@ -299,7 +299,7 @@ def _nets(model: str | Mapping[str, Any], stream: Stream) -> dict[str, Any]:
         raise ConfigError(f"model.weights={nets['weights']} is no file; give the path of one, hub, or null")
     if (nets["mean"] is None) != (nets["std"] is None):
         raise ConfigError("model.mean and model.std go together: give both or neither")
-    if nets["mean"] is None and not (nets["weights"] and str(nets["name"]).startswith("timm:")):
+    if nets["mean"] is None and not (nets["weights"] and str(nets["name"]).startswith(("timm:", "clip:"))):
         nets |= {"mean": list(stream.mean), "std": list(stream.std)}
     return nets
 
@@ -312,8 +312,9 @@ def weights_digest(weights: str | None) -> dict[str, str]:
 
 
 def versions_of(parts: Iterable[Any], model: str) -> dict[str, str]:
-    """Versions of the packages that compute: those of plugins too, timm only where it makes the network."""
-    packages = ["torch", "numpy", *(["timm"] if str(model).startswith("timm:") else [])]
+    """Versions of the packages that compute: those of plugins too, timm and open_clip where they make the network."""
+    zoos = {"timm": "timm", "clip": "open_clip_torch"}
+    packages = ["torch", "numpy", *(package for name, package in zoos.items() if str(model).startswith(f"{name}:"))]
     owners = {str(part.__module__).partition(".")[0] for part in parts} - {"cil", "__main__"}
     if owners:
         from importlib.metadata import packages_distributions

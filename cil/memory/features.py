@@ -138,7 +138,6 @@ class Prototypes(nn.Module):
             ``diagonal``; ``low_rank``: U U' + s I, which keeps the r largest variances and the sum of all; ``tied``: one
             covariance, that within classes; ``full``.
         rank: r of ``low_rank``; below D.
-        key: Key of the configuration that names the spread, for messages.
 
     Raises:
         ConfigError: for another spread or rank.
@@ -152,10 +151,10 @@ class Prototypes(nn.Module):
     counts: Tensor  # (C,) int64
     spreads: Tensor  # () | (C, D) | (C, r D + 1) | (D (D + 1) / 2,) | (C, D (D + 1) / 2); variances
 
-    def __init__(self, dim: int, spread: str = "diagonal", rank: int = 1, key: str = "strategy.spread") -> None:
+    def __init__(self, dim: int, spread: str = "diagonal", rank: int = 1) -> None:
         super().__init__()
         if spread not in SPREADS:
-            raise ConfigError(f"{key} is '{spread}'; {nearest(spread, SPREADS)}")
+            raise ConfigError(f"strategy.spread is '{spread}'; {nearest(spread, SPREADS)}")
         if not 0 < rank < max(dim, 2):
             raise ConfigError(f"strategy.rank is {rank}; it must be 1 or more, and below the {dim} features")
         self.dim, self.spread, self.rank = dim, spread, rank
