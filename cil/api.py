@@ -265,7 +265,7 @@ def networks(
     """
     size = (image_shape[1], image_shape[2])
     backbone = partial(build_backbone, name, image_shape[0], size, weights, **(options or {}))
-    public = None if weights is None else f"{name} {Path(weights).name}"
+    public = None if weights is None else f"{_full_name(name) if weights == 'hub' else name} {Path(weights).name}"
     return partial(NetFactory, backbone, head=head, mean=mean, std=std, channels_last=channels_last, pretrained=public)
 
 
@@ -302,6 +302,15 @@ def _nets(model: str | Mapping[str, Any], stream: Stream) -> dict[str, Any]:
     if nets["mean"] is None and not (nets["weights"] and str(nets["name"]).startswith(("timm:", "clip:"))):
         nets |= {"mean": list(stream.mean), "std": list(stream.std)}
     return nets
+
+
+def _full_name(name: str) -> str:
+    """The name of a model with its tag, so that it says which public weights are meant."""
+    if not name.startswith("timm:"):
+        return name
+    from cil.models.timm_zoo import full_name
+
+    return f"timm:{full_name(name.removeprefix('timm:'))}"
 
 
 def weights_digest(weights: str | None) -> dict[str, str]:

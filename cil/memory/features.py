@@ -135,8 +135,8 @@ class Prototypes(nn.Module):
     Args:
         dim: D.
         spread: ``none``; ``radius``: one variance for all dimensions and classes, the mean within classes;
-            ``diagonal``; ``low_rank``: U U' + s I, which keeps the r largest variances and the sum of all; ``tied``: one
-            covariance, that within classes; ``full``.
+            ``diagonal``; ``low_rank``: U U' + s I, which keeps the r largest variances and the sum of all; ``tied``:
+            one covariance, that within classes; ``full``.
         rank: r of ``low_rank``; below D.
 
     Raises:

@@ -82,7 +82,7 @@ class ClipBackbone(nn.Module):
     def logit_factor(self) -> float:
         """exp of the trained temperature."""
         model: Any = self.model
-        return float(model.logit_scale.exp()) if self._text else 100.0
+        return float(model.logit_scale.detach().exp()) if self._text else 100.0
 
 
 def clip_backbone(
@@ -113,7 +113,9 @@ def clip_backbone(
     known = open_clip.list_models()
     if architecture not in known:
         close = difflib.get_close_matches(architecture, known, n=3, cutoff=0.3)
-        raise ConfigError(f"open_clip has no model '{architecture}'; near: {', '.join(close) or 'none'}; see model.name")
+        raise ConfigError(
+            f"open_clip has no model '{architecture}'; near: {', '.join(close) or 'none'}; see model.name"
+        )
     if in_channels not in (1, 3):
         raise ConfigError(f"clip:{name} takes images of 1 or 3 channels, not {in_channels}")
     stated = open_clip.pretrained.get_pretrained_cfg(architecture, tag) if tag else {}
@@ -121,7 +123,9 @@ def clip_backbone(
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
         raise ConfigError(f"open_clip has no weights '{tag}' of {architecture}; tags: {tags}; see model.name")
     quick = bool(stated.get("quick_gelu", False))
-    model = open_clip.create_model(architecture, load_weights=False, force_quick_gelu=quick)
+    model = open_clip.create_model(
+        architecture, load_weights=False, force_quick_gelu=quick, device=torch.get_default_device()
+    )
     if weights is not None and not next(model.parameters()).is_meta:
         if weights == "hub":
             repository = str(stated.get("hf_hub", "")).strip("/")

@@ -34,8 +34,10 @@ def register_model(name: str) -> Callable[[B], B]:
 
 
 def names() -> list[str]:
-    """All known names, those of installed plugins too. Any timm model is known as ``timm:NAME`` besides, a CLIP model of
-    open_clip as ``clip:ARCHITECTURE/TAG``."""
+    """All known names, those of installed plugins too.
+
+    Any timm model is known as ``timm:NAME`` besides, a CLIP model of open_clip as ``clip:ARCHITECTURE/TAG``.
+    """
     return MODELS.names()
 
 

@@ -116,6 +116,14 @@ def timm_backbone(
     return TimmBackbone(model, in_channels, weights is not None, stages, preprocess)
 
 
+def full_name(name: str) -> str:
+    """A timm model's name with the tag that a bare one stands for in this version of timm."""
+    import timm
+
+    config = None if "." in name else timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return f"{name}.{config.tag}" if config is not None and config.tag else name
+
+
 def channel_statistics(values: Sequence[float], channels: int) -> tuple[float, ...]:
     """Statistics by channel; their mean for each channel of images that have another number of channels."""
     if len(values) == channels:

@@ -66,7 +66,9 @@ class LowRank(_Replaced):
             if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in layers
         }
         if not linear:
-            raise ConfigError(f"low-rank tuning needs layers named {', '.join(layers)}: set model.name to a transformer")
+            raise ConfigError(
+                f"low-rank tuning needs layers named {', '.join(layers)}: set model.name to a transformer"
+            )
         self.scale, self._summed = scale, list(linear)
         self._copied = [name for name, value in backbone.named_parameters() if value.ndim < 2 or "cls_token" in name]
         own = dict(backbone.named_parameters())

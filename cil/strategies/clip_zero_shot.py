@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract import Phase
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory
@@ -60,8 +61,8 @@ class ClipZeroShot(Strategy):
         super().__init__(make_net, budget)
         if isinstance(templates, str) or not templates or not all("{}" in str(template) for template in templates):
             raise ConfigError(
-                f"strategy.templates of clip_zero_shot is {templates!r}; it must be a list of sentences, each with {{}} "
-                f"for the class name"
+                f"strategy.templates of clip_zero_shot is {templates!r}; it must be a list of sentences, each with "
+                f"{{}} for the class name"
             )
         if not isinstance(self.net.backbone, TextEncoder):
             raise ConfigError(
@@ -73,6 +74,10 @@ class ClipZeroShot(Strategy):
 
     def build_net(self) -> Any:
         return features_only(self.make_net)
+
+    def phases(self, experience: Experience) -> Iterator[Phase]:
+        """None."""
+        yield from ()
 
     def grow_net(self, signature: Signature) -> None:
         self.weights = F.pad(self.weights, (0, 0, 0, len(signature.new_slots)))

@@ -37,8 +37,8 @@ class RanPAC(FrozenBackbone):
         projection: ``seed``: W_r is drawn again from a carried seed of eight bytes. ``stored``: it is carried itself.
         gram: How G is carried: ``full``, or ``packed``: its upper triangle.
         statistics: Type of the carried sums, ``float32`` or ``float64``.
-        tuner: What the first experience trains beside a frozen transformer (phase 1): ``adapter``, ``scale_shift`` or
-            ``none``; see ``cil.models.tuners``.
+        tuner: What the first experience trains beside a frozen transformer (phase 1): ``adapter``, ``scale_shift``
+            or ``none``; see ``cil.models.tuners``.
         rank: r of the adapters.
         train_first, first_head: See ``FrozenBackbone``; the head also of phase 1.
 

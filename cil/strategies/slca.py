@@ -29,8 +29,8 @@ COVARIANCES = ("full", "low_rank", "diagonal", "tied")
 class SLCA(Strategy):
     """Cross-entropy over the classes of the experience, with one learning rate for the backbone and one for the head.
 
-    Then a copy of the head, which answers, is trained on samples of N(s_c mu_c, S_c). The head itself goes on from where
-    it was. Statistics are those of the backbone when a class arrived. What spends bytes is ``covariance``, of
+    Then a copy of the head, which answers, is trained on samples of N(s_c mu_c, S_c). The head itself goes on from
+    where it was. Statistics are those of the backbone when a class arrived. What spends bytes is ``covariance``, of
     ``low_rank`` its ``rank``.
 
     Args:
@@ -86,7 +86,9 @@ class SLCA(Strategy):
         check.one_of(("full", "low_rank"), "slca", tuning=tuning)
         check.one_of(COVARIANCES, "slca", covariance=covariance)
         check.one_of(("mean", "decay"), "slca", scaling=scaling)
-        check.at_least(0, "slca", cross_entropy=cross_entropy, reverse=reverse, jitter=jitter, align_epochs=align_epochs)
+        check.at_least(
+            0, "slca", cross_entropy=cross_entropy, reverse=reverse, jitter=jitter, align_epochs=align_epochs
+        )
         check.at_least(1, "slca", align_samples=align_samples, align_batch=align_batch)
         check.above(0, "slca", backbone_lr=backbone_lr, align_lr=align_lr, temperature=temperature)
         self.backbone_lr, self.cross_entropy, self.reverse = backbone_lr, cross_entropy, reverse

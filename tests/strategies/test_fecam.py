@@ -74,7 +74,7 @@ def test_a_class_of_one_image_takes_the_mean_covariance_and_one_without_images_n
 
 
 def test_features_below_zero_have_no_power():
-    with pytest.raises(TrainingError, match="features below 0 have no power; set strategy.tukey to null"):
+    with pytest.raises(TrainingError, match=r"features below 0 have no power; set strategy.tukey to null"):
         taught([[1.0, -1.0]], [0], tukey=0.5)
     assert bare("fecam").tukey is None or bare("fecam").tukey == 0.5
     learner = taught([[4.0, 9.0], [16.0, 25.0]], [0, 0], tukey=0.5)
@@ -107,8 +107,7 @@ def test_neither_order_nor_grouping_of_the_classes_matters(learn, covariance):
     """The final scores of all test images, by label; and statistics are those of all images at once."""
     options = {"hyperparameters": {**UNTRAINED, "covariance": covariance}}
     pairs, whole, singles = (
-        learn("fecam", stream, **options)
-        for stream in (split(2), split(6), split(1, order=[4, 2, 0, 5, 1, 3]))
+        learn("fecam", stream, **options) for stream in (split(2), split(6), split(1, order=[4, 2, 0, 5, 1, 3]))
     )
     expected = scores_by_label(whole)
     for other in (pairs, singles):

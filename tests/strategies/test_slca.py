@@ -118,7 +118,9 @@ def test_low_rank_tuning_starts_as_the_network_is_along_its_leading_directions()
     tuner.initialise(backbone)
     assert torch.equal(tuner.features(backbone, images), backbone(images)[0])
     weight = dict(backbone.named_parameters())["model.blocks.0.attn.qkv.weight"]
-    assert (weight @ tuner.down[0].T).norm(dim=0).tolist() == pytest.approx(torch.linalg.svdvals(weight)[:4].tolist(), rel=1e-4)
+    assert (weight @ tuner.down[0].T).norm(dim=0).tolist() == pytest.approx(
+        torch.linalg.svdvals(weight)[:4].tolist(), rel=1e-4
+    )
     tuner.up[0].data[0, 0] = 1.0
     assert not torch.equal(tuner.features(backbone, images), backbone(images)[0])
 
@@ -138,5 +140,5 @@ def test_low_rank_tuning_leaves_the_backbone_alone(tmp_path):
 
 
 def test_low_rank_tuning_needs_a_transformer():
-    with pytest.raises(ConfigError, match="low-rank tuning needs layers named qkv, fc1, fc2: set model.name"):
+    with pytest.raises(ConfigError, match=r"low-rank tuning needs layers named qkv, fc1, fc2: set model.name"):
         bare("slca", tuning="low_rank")

@@ -90,7 +90,7 @@ class Analytic(FrozenBackbone):
 
 
 class RandomAnalytic(Analytic):
-    """Hidden features are a function of W_r phi, where W_r is drawn once, from a seed of eight bytes that is carried."""
+    """Hidden features are a function of W_r phi; W_r is drawn from a seed of eight bytes, which is carried."""
 
     seed: Tensor  # (), int64
     layer: Tensor | None  # (D, E), W_r'
