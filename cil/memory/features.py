@@ -236,10 +236,7 @@ class Prototypes(nn.Module):
             noise = noise * self.spreads[slots].sqrt()
         else:
             for slot in slots.unique().tolist():
-                variances, axes = torch.linalg.eigh(self.covariance(slot).double())
-                scales = (variances.clamp(min=0) + jitter).sqrt()
-                root = (axes * scales) @ axes.T  # symmetric: no sign of an axis shows in it
-                noise[slots == slot] = noise[slots == slot] @ root.to(noise)
+                noise[slots == slot] = noise[slots == slot] @ self.root(slot, jitter)
         return self.means[slots] + noise
 
     def covariance(self, slot: int) -> Tensor:
@@ -255,6 +252,12 @@ class Prototypes(nn.Module):
         if self.spread == "none":
             return self.means.new_zeros(self.dim, self.dim)
         return torch.diag((self.spreads if self.spread == "radius" else self.spreads[slot]).expand(self.dim))
+
+    def root(self, slot: int, jitter: float = 0.0) -> Tensor:
+        """(D, D) symmetric root of a covariance, whose axes may have any sign: noise times it has that covariance."""
+        variances, axes = torch.linalg.eigh(self.covariance(slot).double())
+        scales = (variances.clamp(min=0) + jitter).sqrt()
+        return ((axes * scales) @ axes.T).to(self.means)
 
     def pooled_covariance(self) -> Tensor:
         """(D, D) float64 mean of the covariances of all classes, weighted by their counts; zero without samples."""

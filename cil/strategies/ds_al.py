@@ -82,9 +82,10 @@ class DSAL(RandomAnalytic):
         weights = self.main.weights().to(features)
         truth = F.one_hot(slots.to(features.device), self.num_classes).to(features)  # Y, (N, C)
         present = truth.any(0)
-        for rows, own in zip(features.split(ROWS), truth.split(ROWS), strict=True):
-            residuals = (own - self.hidden(rows) @ weights) * present  # equations 14 and 15: old columns are cleansed
-            self.compensation.add(self.projected(rows).tanh(), residuals)
+        pairs = zip(features.split(ROWS), truth.split(ROWS), strict=True)
+        self.compensation.add(  # equations 14 and 15: residuals, columns of old classes cleansed
+            (self.projected(rows).tanh(), (own - self.hidden(rows) @ weights) * present) for rows, own in pairs
+        )
 
     def load_state(self, state: State) -> None:
         super().load_state(state)

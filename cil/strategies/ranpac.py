@@ -46,8 +46,8 @@ class RanPAC(FrozenBackbone):
 
     Source:
         McDonnell, Gong, Parvaneh, Abbasnejad, van den Hengel. NeurIPS 2023, arXiv:2307.02251, Algorithm 1.
-        Departures: without ``tuner`` there is no phase 1; a lambda chosen by ``auto`` is not below the rounding error of
-        the carried G, sqrt(M) eps max G.
+        Departures: without ``tuner`` there is no phase 1; a lambda chosen by ``auto`` is not below the rounding error
+        of the carried G, sqrt(M) eps max G.
     """
 
     toy: ClassVar[Mapping[str, Any]] = {"size": 64}

@@ -36,12 +36,12 @@ def test_two_steps_by_hand(kind):
     """gamma 1: X = [[1, 0], [1, 1]], y = (0, 1); then x = (0, 2), y = 2."""
     ridge = RIDGES[kind](2, 1.0)
     ridge.grow(2)
-    ridge.add(tensor([[1.0, 0.0], [1.0, 1.0]]), torch.eye(2).double())
+    ridge.add([(tensor([[1.0, 0.0], [1.0, 1.0]]), torch.eye(2).double())])
     torch.testing.assert_close(ridge.weights(), tensor([[2.0, 1.0], [-1.0, 2.0]]) / 5)
     if kind == "recursion":
         torch.testing.assert_close(ridge.inverse, tensor([[2.0, -1.0], [-1.0, 3.0]]) / 5)
     ridge.grow(1)
-    ridge.add(tensor([[0.0, 2.0]]), tensor([[0.0, 0.0, 1.0]]))
+    ridge.add([(tensor([[0.0, 2.0]]), tensor([[0.0, 0.0, 1.0]]))])
     torch.testing.assert_close(ridge.weights(), tensor([[6.0, 5.0, -2.0], [-1.0, 2.0, 6.0]]) / 17)
     if kind == "recursion":
         torch.testing.assert_close(ridge.inverse, tensor([[6.0, -1.0], [-1.0, 3.0]]) / 17)
@@ -56,8 +56,10 @@ def test_any_order_and_chunks_give_the_joint_solution(kind):
     order = torch.randperm(40, generator=generator)
     ridge = RIDGES[kind](7, 0.1)
     ridge.grow(3)
-    for rows in order.split([1, 20, 3, 16]):
-        ridge.add(h[rows], y[rows])
+    first, *rest = order.split([1, 20, 3, 16])
+    ridge.add([(h[first], y[first])])
+    ridge.add((h[rows], y[rows]) for rows in rest)
+    ridge.add([])
     torch.testing.assert_close(ridge.weights(), joint, rtol=1e-8, atol=1e-10)
 
 
@@ -144,7 +146,7 @@ def test_classes_that_come_back_are_learned_as_if_all_their_images_had_come_at_o
     train = once.stream[0].train
     h = once.learner(0).hidden(extract(once.learner(0).net, train).double())
     for rows in torch.arange(len(train)).split(5):
-        again.add(h[rows], F.one_hot(train.slots[rows], 6).double())
+        again.add([(h[rows], F.one_hot(train.slots[rows], 6).double())])
     torch.testing.assert_close(again.weights(), ridge.weights(), rtol=1e-8, atol=1e-10)
 
 

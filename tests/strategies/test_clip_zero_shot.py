@@ -13,7 +13,8 @@ from small_runs import bare, differing
 from cil.errors import ConfigError
 from cil.models import NetFactory, build_backbone
 from cil.models.clip import TextEncoder
-from cil.strategies.clip_zero_shot import ClipZeroShot, class_weight, clean_name, read_sentences
+from cil.strategies.clip_zero_shot import ClipZeroShot
+from cil.strategies.parts.class_texts import ClassTexts, class_weight, clean_name, read_sentences
 
 PLAIN = ["a bad photo of a {}."]
 
@@ -62,10 +63,10 @@ def test_neither_order_nor_grouping_of_the_classes_matters(learn):
 def test_sentences_of_a_file_stand_in_place_of_templates(tmp_path):
     path = tmp_path / "texts.json"
     path.write_text(json.dumps({"tabby cat": ["a cat with stripes", "a striped pet"]}))
-    learner = bare("clip_zero_shot", texts=str(path))
-    assert learner._sentences_of("tabby_cat") == ["a cat with stripes", "a striped pet"]
+    texts = ClassTexts("clip_zero_shot", PLAIN, str(path))
+    assert texts.of("tabby_cat") == ["a cat with stripes", "a striped pet"]
     with pytest.raises(ConfigError, match="has no sentence for class 'dog'"):
-        learner._sentences_of("dog")
+        texts.of("dog")
     for wrong, words in (("[1]", "must map each class name"), ("{", "is no JSON file")):
         path.write_text(wrong)
         with pytest.raises(ConfigError, match=words):

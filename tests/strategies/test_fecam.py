@@ -93,7 +93,8 @@ def test_the_shrunk_correlation_has_ones_on_its_diagonal():
 
 
 @pytest.mark.parametrize(("covariance", "each", "once"), [
-    ("full", 2 * D * (D + 1), 0), ("low_rank", 4 * (3 * D + 1), 0), ("diagonal", 4 * D, 0), ("tied", 0, 2 * D * (D + 1)),
+    ("full", 2 * D * (D + 1), 0), ("low_rank", 4 * (3 * D + 1), 0), ("diagonal", 4 * D, 0),
+    ("tied", 0, 2 * D * (D + 1)),
 ])  # fmt: skip
 def test_the_bytes_of_the_statistics(covariance, each, once):
     learner = bare("fecam", classes=[4], covariance=covariance, rank=3, correlation=False)

@@ -147,6 +147,8 @@ def test_public_weights_are_used_as_they_are_and_carried_as_a_reference_alone(tm
         (reference,) = state.references
         assert (reference.tag, reference.bytes) == ("smallconv toy_public.safetensors", 4 * (P + B))
         assert reference == reference_of(done.learner(index).net, reference.tag)
+        entries = done.record.results["ledger"][index]["entries"]
+        assert [entry["sha256"] for entry in entries if "sha256" in entry] == [reference.sha256]
         assert differing(bits(done.learner(index).net.backbone), bits(public)) == []
         ledger = done.record.results["ledger"][index]
         assert ledger["public"] == 4 * (P + B)

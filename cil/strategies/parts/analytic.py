@@ -75,8 +75,8 @@ class Analytic(FrozenBackbone):
     def learn(self, features: Tensor, slots: Tensor) -> None:
         """Add the images of an experience: (N, D) float64 and (N,)."""
         truth = F.one_hot(slots.to(features.device), self.num_classes).to(features)  # Y, (N, C)
-        for rows, own in zip(features.split(ROWS), truth.split(ROWS), strict=True):
-            self.main.add(self.hidden(rows), own)
+        pairs = zip(features.split(ROWS), truth.split(ROWS), strict=True)
+        self.main.add((self.hidden(rows), own) for rows, own in pairs)
 
     def load_state(self, state: State) -> None:
         super().load_state(state)

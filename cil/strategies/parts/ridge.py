@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.strategies.parts.frozen_backbone import to_float64
 
+Batches = Iterable[tuple[Tensor, Tensor]]
 TYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -35,10 +38,18 @@ class RidgeSums(nn.Module):
         """Make room for ``count`` more classes."""
         self.targets = F.pad(self.targets, (0, count))
 
-    def add(self, h: Tensor, y: Tensor) -> None:
-        """Add images: h (N, E) and their one-hot targets (N, C), float64."""
-        self.gram.add_(upper_triangle(h.T @ h).to(self.gram))
-        self.targets.add_((h.T @ y).to(self.targets))
+    def add(self, batches: Batches) -> None:
+        """Add batches of images: h (N, E) and their one-hot targets (N, C), float64."""
+        gram = targets = None
+        for h, y in batches:
+            if gram is None or targets is None:
+                gram, targets = h.T @ h, h.T @ y
+            else:
+                gram.addmm_(h.T, h)
+                targets.addmm_(h.T, y)
+        if gram is not None and targets is not None:
+            self.gram.add_(upper_triangle(gram).to(self.gram))
+            self.targets.add_(targets.to(self.targets))
 
     def weights(self) -> Tensor:
         """W, (E, C) float64; a class without images has a column of zeros."""
@@ -72,13 +83,14 @@ class RecursiveRidge(nn.Module):
         """Make room for ``count`` more classes."""
         self.solution = F.pad(self.solution, (0, count))
 
-    def add(self, h: Tensor, y: Tensor) -> None:
-        """Add images: h (N, E) and their one-hot targets (N, C), float64."""
+    def add(self, batches: Batches) -> None:
+        """Add batches of images: h (N, E) and their one-hot targets (N, C), float64."""
         r, w = to_float64(self.inverse), to_float64(self.solution)
-        seen = h @ r  # X R, (N, E)
-        inner = seen @ h.T + torch.eye(len(h)).to(h)  # I + X R X'
-        r = r - seen.T @ solve(inner, seen)  # R <- R - R X' (I + X R X')^-1 X R
-        w = w + r @ (h.T @ (y - h @ w))  # W <- W + R X' (Y - X W)
+        for h, y in batches:
+            seen = h @ r  # X R, (N, E)
+            inner = seen @ h.T + torch.eye(len(h)).to(h)  # I + X R X'
+            r = r - seen.T @ solve(inner, seen)  # R <- R - R X' (I + X R X')^-1 X R
+            w = w + r @ (h.T @ (y - h @ w))  # W <- W + R X' (Y - X W)
         self.inverse.copy_((r + r.T) / 2)
         self.solution.copy_(w)
 

@@ -107,7 +107,7 @@ def weighted_layers(backbone: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
 
 @contextmanager
 def input_moments(layers: Mapping[str, nn.Linear | nn.Conv2d]) -> Iterator[dict[str, Tensor]]:
-    """Sums X X' (d, d), float64, of the inputs (of convolutions: patches) of each layer in all passes inside the block."""
+    """Sums X X', (d, d) float64, of the inputs of each layer (of convolutions patches) in passes inside the block."""
     found: dict[str, Tensor] = {}
     handles = []
 
