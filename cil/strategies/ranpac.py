@@ -137,7 +137,11 @@ class RanPAC(FrozenBackbone):
     def after_experience(self, experience: Experience) -> None:
         order = torch.randperm(len(experience.train), generator=self.generator("order"))
         samples = experience.train[order]
-        view = self.net if self.tuner is None else FeaturesAndHead(self.features, self.net.head, [self.net, self.tuner])
+        view = (
+            self.net
+            if self.tuner is None
+            else FeaturesAndHead(self.backbone_features, self.net.head, [self.net, self.tuner])
+        )
         features = float64_features(self, samples, view)
         truth = F.one_hot(samples.slots, self.num_classes).to(features)  # (N, C)
         gram, targets = self._sums(features, truth)
@@ -156,16 +160,16 @@ class RanPAC(FrozenBackbone):
         system.diagonal().add_(self.given_ridge if self.ridge is None else float(self.ridge))
         self.head = for_predict(solve(system, to_float64(self.targets)), self)  # (G + lambda I)^-1 Q
 
-    def features(self, images: Tensor) -> Tensor:
+    def backbone_features(self, images: Tensor) -> Tensor:
         """(N, D), those of the tuned transformer where there is a tuner."""
         if self.tuner is None:
-            return super().features(images)
+            return super().backbone_features(images)
         return self.tuner.features(self.net.backbone, self.net.normalise(images))
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen; one without data by minus infinity: (N, ...) to (N, C)."""
         assert self.head is not None and self.layer is not None
-        features = self.features(images).to(self.head)
+        features = self.backbone_features(images).to(self.head)
         scores: Tensor = (features @ self.layer.to(self.head)).relu() @ self.head
         return scores.masked_fill((self.targets == 0).all(0), -torch.inf)
 

@@ -281,7 +281,7 @@ def test_the_first_experience_tunes_beside_a_transformer_that_stays_as_it_is(tmp
     learner = done.learner(2)
     with torch.no_grad():
         images = done.stream.test(1).images
-        assert not torch.equal(learner.features(images), learner.net(images).features)
+        assert not torch.equal(learner.backbone_features(images), learner.net(images).features)
 
 
 def test_a_tuner_and_a_trained_backbone_exclude_each_other():

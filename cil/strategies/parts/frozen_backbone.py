@@ -59,7 +59,7 @@ class FrozenBackbone(Strategy):
             self.first_head = fresh_head(self, self.first_head_kind)
             self.first_head.grow(len(signature.new_slots))
 
-    def features(self, images: Tensor) -> Tensor:
+    def backbone_features(self, images: Tensor) -> Tensor:
         """(N, D) of images in [0, 1]: those of ``net``, unless more is trained beside it."""
         features: Tensor = self.net(images).features
         return features
@@ -70,7 +70,7 @@ class FrozenBackbone(Strategy):
         if head is not None:
 
             def loss(batch: Batch) -> Tensor:
-                return F.cross_entropy(head(self.features(batch.images)), batch.slots)
+                return F.cross_entropy(head(self.backbone_features(batch.images)), batch.slots)
 
             yield Phase("main", experience.train, loss)
 
