@@ -57,7 +57,7 @@ class GPM(Strategy):
 
     @classmethod
     def ignored_keys(cls, hyperparameters: Mapping[str, object]) -> dict[str, str]:
-        return {"optimizer.weight_decay": "nothing, as decay would move weights along what is protected"}
+        return {"optimizer.weight_decay": "no decay"}  # it would move weights along what is protected
 
     def side_bytes(self) -> int:
         """Bases go by the inputs of the layers."""

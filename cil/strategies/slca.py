@@ -19,6 +19,7 @@ from cil.strategies.parts.alignment import gaussian_samples, mean_logit_norm, re
 from cil.strategies.parts.frozen_backbone import features_only
 from cil.strategies.parts.frozen_heads import FeaturesAndHead
 from cil.strategies.parts.heads import freeze_rows
+from cil.strategies.parts.setup_warnings import warn_of_random_weights
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -104,7 +105,13 @@ class SLCA(Strategy):
         self.keep("old_rows", {}, kind="temporary")  # of the head, as they were
         self.keep("tuner", None, kind="temporary")
         if tuning == "low_rank":
+            warn_of_random_weights(self)
             self._tune_beside_net()
+        elif make_net.pretrained is None:
+            self.warnings.append(
+                f"slca: the network starts from random weights, and learns at strategy.backbone_lr={backbone_lr}, "
+                f"which is meant for public ones: set model.weights, or the learning rate of the backbone"
+            )
 
     def build_net(self) -> GrowingNet:
         return features_only(self.make_net)

@@ -142,3 +142,8 @@ def test_low_rank_tuning_leaves_the_backbone_alone(tmp_path):
 def test_low_rank_tuning_needs_a_transformer():
     with pytest.raises(ConfigError, match=r"low-rank tuning needs layers named qkv, fc1, fc2: set model.name"):
         bare("slca", tuning="low_rank")
+
+
+def test_random_weights_below_a_slow_rate_are_said():
+    (said,) = bare("slca").warnings
+    assert said.startswith("slca: the network starts from random weights, and learns at strategy.backbone_lr=0.0001")
