@@ -151,7 +151,7 @@ def test_parts_have_at_least_the_share_of_the_area_that_is_asked_for():
         for u in (0.0, 0.5):  # square parts: the ratio of sides is drawn in the middle
             draws = augment.crop_draws(torch.tensor([[u, 0.5, 0.3, 0.7]]))[0].tolist()
             _, _, wide, high = crop_box(1000, 1000, draws)
-            assert wide * high / 1e6 == pytest.approx(least + (1 - least) * u, rel=2e-3)
+            assert wide * high / 1e6 == pytest.approx(least + (1 - least) * u, rel=5e-3)
 
 
 def test_parts_of_stored_images_come_in_the_size_of_the_networks_input():
