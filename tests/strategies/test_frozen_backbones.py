@@ -232,7 +232,7 @@ def test_a_factory_says_which_public_weights_it_has(tmp_path):
     assert networks((3, 12, 12), name="smallconv")(seed=0).pretrained is None
     path = public_weights(tmp_path)
     assert networks((3, 12, 12), name="smallconv", weights=str(path))(seed=0).pretrained == f"smallconv {path.name}"
-    assert networks((3, 12, 12), name="timm:resnet10t", weights="hub")(seed=0).pretrained == "timm:resnet10t hub"
+    assert networks((3, 12, 12), name="timm:resnet10t", weights="hub")(seed=0).pretrained == "timm:resnet10t.c3_in1k hub"
 
 
 # what does not depend on the order ----------------------------------------------------------------------------------
