@@ -57,7 +57,9 @@ class GKEAL(Analytic):
         super().__init__(make_net, budget, size, ridge, carries, statistics, train_first, first_head)
         check.above(0, "gkeal", width=width)
         self.width = width
-        self.keep("centres", self.net.head.weight.new_zeros(size, self.net.feature_dim), kind="features")
+
+    def keep_fixed(self) -> None:
+        self.keep("centres", self.net.head.weight.new_zeros(self.size, self.net.feature_dim), kind="features")
 
     def grow_net(self, signature: Signature) -> None:
         if signature.index == 0:

@@ -51,6 +51,10 @@ class Analytic(FrozenBackbone):
         self.size, self.ridge, self.carries, self.statistics = size, ridge, carries, statistics
         self.keep("main", self.make_ridge(size), kind="statistics")
         self.keep("head", None, kind="temporary")  # it follows from the statistics
+        self.keep_fixed()
+
+    def keep_fixed(self) -> None:
+        """Keep what hidden features are made with. Default: nothing."""
 
     def hidden(self, features: Tensor) -> Tensor:
         """h: (N, D) float64 to (N, E)."""
@@ -95,8 +99,7 @@ class RandomAnalytic(Analytic):
     seed: Tensor  # (), int64
     layer: Tensor | None  # (D, E), W_r'
 
-    def __init__(self, make_net: NetFactory, budget: Budget, *options: int | float | bool | str) -> None:
-        super().__init__(make_net, budget, *options)  # type: ignore[arg-type]
+    def keep_fixed(self) -> None:
         self.keep("seed", self.net.head.weight.new_zeros((), dtype=torch.int64), kind="statistics")
         self.keep("layer", None, kind="temporary")
 
