@@ -271,7 +271,7 @@ def networks(
     """
     size = (image_shape[1], image_shape[2])
     backbone = partial(build_backbone, name, image_shape[0], size, weights, **(options or {}))
-    public = None if weights is None else f"{name} {Path(weights).name}"
+    public = None if weights is None else f"{_full_name(name) if weights == 'hub' else name} {Path(weights).name}"
     return partial(NetFactory, backbone, head=head, mean=mean, std=std, channels_last=channels_last, pretrained=public)
 
 
@@ -305,9 +305,18 @@ def _nets(model: str | Mapping[str, Any], stream: Stream) -> dict[str, Any]:
         raise ConfigError(f"model.weights={nets['weights']} is no file; give the path of one, hub, or null")
     if (nets["mean"] is None) != (nets["std"] is None):
         raise ConfigError("model.mean and model.std go together: give both or neither")
-    if nets["mean"] is None and not (nets["weights"] and str(nets["name"]).startswith("timm:")):
+    if nets["mean"] is None and not (nets["weights"] and str(nets["name"]).startswith(("timm:", "clip:"))):
         nets |= {"mean": list(stream.mean), "std": list(stream.std)}
     return nets
+
+
+def _full_name(name: str) -> str:
+    """The name of a model with its tag, so that it says which public weights are meant."""
+    if not name.startswith("timm:"):
+        return name
+    from cil.models.timm_zoo import full_name
+
+    return f"timm:{full_name(name.removeprefix('timm:'))}"
 
 
 def weights_digest(weights: str | None) -> dict[str, str]:
@@ -318,8 +327,9 @@ def weights_digest(weights: str | None) -> dict[str, str]:
 
 
 def versions_of(parts: Iterable[Any], model: str) -> dict[str, str]:
-    """Versions of the packages that compute: those of plugins too, timm only where it makes the network."""
-    packages = ["torch", "numpy", *(["timm"] if str(model).startswith("timm:") else [])]
+    """Versions of the packages that compute: those of plugins too, timm and open_clip where they make the network."""
+    zoos = {"timm": "timm", "clip": "open_clip_torch"}
+    packages = ["torch", "numpy", *(package for name, package in zoos.items() if str(model).startswith(f"{name}:"))]
     owners = {str(part.__module__).partition(".")[0] for part in parts} - {"cil", "__main__"}
     if owners:
         from importlib.metadata import packages_distributions

@@ -12,7 +12,7 @@ HELP = f"""
 usage: cil list [{" | ".join(KINDS)}]
 
 Names that the configuration takes, and who brings them: what is built in, and the packages that are installed beside.
-Any timm model is known too: model=timm model.name=timm:NAME.
+Any timm model is known too: model=timm model.name=timm:NAME; CLIP: model=clip model.name=clip:ARCHITECTURE/TAG.
 """
 
 

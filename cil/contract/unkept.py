@@ -61,12 +61,12 @@ def _closed_over(function: FunctionType) -> Iterator[Any]:
 def lost_buffers(name: str, module: nn.Module) -> list[str]:
     """Buffers of a kept module that its state dict leaves out, and that are not declared ``constants`` of their layer.
 
-    Those of timm and torchvision are tables that follow from the structure.
+    Those of timm, torchvision and open_clip are tables that follow from the structure.
     """
     found = []
     for path, layer in module.named_modules():
         own = type(layer)
-        if own.__module__.partition(".")[0] not in ("torch", "timm", "torchvision"):
+        if own.__module__.partition(".")[0] not in ("torch", "timm", "torchvision", "open_clip"):
             lost = layer._non_persistent_buffers_set - set(getattr(own, "constants", ()))
             found += [".".join(filter(None, (name, path, key))) for key in sorted(lost)]
     return found

@@ -29,6 +29,9 @@ class Augment:
         brightness: b multiplies an image by one factor from U[max(0, 1 - b), 1 + b]; what exceeds 1 becomes 1.
         resized_crop: First a random part (see ``crop_box``), resized to the whole: of files while they are decoded, of
             stored images (exemplars of a stream of files) as a batch.
+        crop_area: Least share of the area that such a part has.
+        crop_size: Side in pixels that such a part of a stored image is resized to, as a network with a larger input
+            wants it (224); null: the old size. Images of files have ``stream.image_size``.
         policy: ``autoaugment`` or ``randaugment``, on images rounded to whole grey levels; see ``cil.data.policies``.
         cutout: Side in pixels of a square of zeros around a random pixel; 0: none.
 
@@ -44,6 +47,8 @@ class Augment:
     flip: bool = False
     brightness: float = 0.0
     resized_crop: bool = False
+    crop_area: float = 0.08
+    crop_size: int | None = None
     policy: str | None = None
     cutout: int = 0
 
@@ -57,6 +62,13 @@ class Augment:
         for name in ("flip", "resized_crop"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"stream.augment.{name} is {getattr(self, name)!r}; it must be true or false")
+        if not isinstance(self.crop_area, int | float) or not 0 < self.crop_area <= 1:
+            raise ConfigError(f"stream.augment.crop_area is {self.crop_area!r}; it must be a share above 0, at most 1")
+        size = self.crop_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ConfigError(f"stream.augment.crop_size is {size!r}; it must be a whole number of pixels, or null")
+        if (size is not None or self.crop_area != 0.08) and not self.resized_crop:
+            raise ConfigError("stream.augment.crop_area and crop_size are of resized_crop; set that to true")
         if not isinstance(self.brightness, int | float) or not 0 <= self.brightness < float("inf"):
             raise ConfigError(
                 f"stream.augment.brightness is {self.brightness!r}; it must be a number >= 0 (63/255 = 0.247)"
@@ -147,12 +159,19 @@ class Augment:
         return cut_hole(images, draws[:, DRAWS:], self.cutout) if self.cutout else images
 
     def _crop_parts(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        draws = torch.rand(len(pixels), 4, generator=generator, device=generator.device)
-        return self.without_crop()(crop_resized(pixels, draws), generator)
+        draws = self.crop_draws(torch.rand(len(pixels), 4, generator=generator, device=generator.device))
+        return self.without_crop()(crop_resized(pixels, draws, self.crop_size), generator)
+
+    def crop_draws(self, draws: Tensor) -> Tensor:
+        """Draws (n, 4) for ``crop_box``, whose areas begin at 8 %, turned so that they begin at ``crop_area``."""
+        if self.crop_area == 0.08:
+            return draws
+        area = self.crop_area + (1 - self.crop_area) * draws[:, :1]
+        return torch.cat([(area - 0.08) / 0.92, draws[:, 1:]], dim=1)
 
     def without_crop(self) -> Augment:
         """The augmentation without its random resized crop, for images that were cropped already."""
-        return replace(self, resized_crop=False)
+        return replace(self, resized_crop=False, crop_area=0.08, crop_size=None)
 
     def _draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Corner (2, n) of the crop, mirror (n,) bool, brightness factor (n,); always the same number of draws."""

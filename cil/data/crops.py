@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,14 +25,15 @@ def crop_box(width: int, height: int, draws: Sequence[float]) -> tuple[int, int,
     return int(draws[2] * (width - wide + 1)), int(draws[3] * (height - high + 1)), wide, high
 
 
-def crop_resized(pixels: Tensor, draws: Tensor) -> Tensor:
-    """A random part of each image, resized to the old size, by ``draws`` (n, 4): (n, C, H, W) uint8, as given."""
+def crop_resized(pixels: Tensor, draws: Tensor, side: int | None = None) -> Tensor:
+    """A random part of each image by ``draws`` (n, 4), resized to the old size or to ``side``: uint8, as given."""
     height, width = pixels.shape[2:]
     if height == width == 1:
         return pixels  # what stands in for stored features has no parts
-    cropped = torch.empty_like(pixels)
+    size = (height, width) if side is None else (side, side)
+    cropped = pixels.new_empty(*pixels.shape[:2], *size)
     for image, own, place in zip(pixels, draws.tolist(), cropped, strict=True):
         left, top, wide, high = crop_box(width, height, own)
         part = image[None, :, top : top + high, left : left + wide].float()
-        place.copy_(F.interpolate(part, (height, width), mode="bilinear")[0].round())
+        place.copy_(F.interpolate(part, size, mode="bilinear")[0].round())
     return cropped

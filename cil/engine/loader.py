@@ -15,6 +15,7 @@ from torch import Tensor
 from cil.data import Augment, Batch, Samples
 from cil.data.looks import uncounted
 from cil.engine.arrival import Pace, among
+from cil.errors import ConfigError
 
 Keyed = Callable[..., torch.Generator]
 LOOKAHEAD = 4  # batches that are decoded ahead of the one in use
@@ -61,6 +62,8 @@ class Loader:
             self._pixels = self.samples.pixels if len(self.samples.parts) > 1 else self._array()
             self._pixels = self._pixels.to(device)
             self._bound = augment.bind(self._pixels, self.samples.slots)
+        elif augment.crop_size is not None:
+            raise ConfigError("stream.augment.crop_size is of stored images; those of files have stream.image_size")
 
     def _array(self) -> Tensor:
         store, rows = self.samples.parts[0]
@@ -87,7 +90,7 @@ class Loader:
             waiting: deque[tuple[int, Tensor, torch.Generator, Future[Tensor]]] = deque()
             for rows, epoch, step in plan:
                 generator = self.keyed("augment", epoch, step)
-                draws = torch.rand(len(rows), 4, generator=generator)
+                draws = self.augment.crop_draws(torch.rand(len(rows), 4, generator=generator))
                 waiting.append((step, rows, generator, pool.submit(self._decode, rows, draws)))
                 if len(waiting) > LOOKAHEAD:
                     yield self._decoded(*waiting.popleft())

@@ -15,7 +15,7 @@ from cil.errors import ConfigError, ShapeError, StateError, nearest
 from cil.memory.exemplars import ExemplarMemory
 
 DTYPES = {32: torch.float32, 16: torch.float16, 8: torch.int8}  # by bits
-SPREADS = ("none", "radius", "diagonal", "full")
+SPREADS = ("none", "radius", "diagonal", "low_rank", "tied", "full")
 SHAPE = (1, 1, 1)  # shape of the image of a sample that is a feature
 
 
@@ -128,41 +128,48 @@ class FeatureMemory(ExemplarMemory):
 class Prototypes(nn.Module):
     """Mean and spread of the features of each class, to keep as ``prototypes``; grown with the classes.
 
-    Bytes of a class: 4 D for its mean and 8 for its count, and 4 D for a ``diagonal`` or 2 D (D + 1) for a ``full``
-    covariance (its lower triangle); one ``radius`` is 4 bytes for all classes. Variances are divided by N.
+    Bytes of a class: 4 D for its mean and 8 for its count, and for its covariance 4 D (``diagonal``), 4 (r D + 1)
+    (``low_rank``) or 2 D (D + 1) (``full``: the lower triangle). What all classes share is there once: 4 bytes of a
+    ``radius``, 2 D (D + 1) of a ``tied`` covariance. Variances are divided by N.
 
     Args:
         dim: D.
         spread: ``none``; ``radius``: one variance for all dimensions and classes, the mean within classes;
-            ``diagonal``; ``full``.
+            ``diagonal``; ``low_rank``: U U' + s I, which keeps the r largest variances and the sum of all; ``tied``:
+            one covariance, that within classes; ``full``.
+        rank: r of ``low_rank``; below D.
 
     Raises:
-        ConfigError: for another spread.
+        ConfigError: for another spread or rank.
 
     Source:
         The radius is that of Zhu et al. 2021 (PASS), pooled over samples and updated in every experience, not in the
-        first alone.
+        first alone. ``low_rank``: Tipping and Bishop 1999, equation 7, the maximum of the likelihood.
     """
 
     means: Tensor  # (C, D)
     counts: Tensor  # (C,) int64
-    spreads: Tensor  # () | (C, D) | (C, D (D + 1) / 2); variances
+    spreads: Tensor  # () | (C, D) | (C, r D + 1) | (D (D + 1) / 2,) | (C, D (D + 1) / 2); variances
 
-    def __init__(self, dim: int, spread: str = "diagonal") -> None:
+    def __init__(self, dim: int, spread: str = "diagonal", rank: int = 1) -> None:
         super().__init__()
         if spread not in SPREADS:
             raise ConfigError(f"strategy.spread is '{spread}'; {nearest(spread, SPREADS)}")
-        self.dim, self.spread = dim, spread
+        if not 0 < rank < max(dim, 2):
+            raise ConfigError(f"strategy.rank is {rank}; it must be 1 or more, and below the {dim} features")
+        self.dim, self.spread, self.rank = dim, spread, rank
         self.register_buffer("means", torch.zeros(0, dim))
         self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
-        width = {"diagonal": dim, "full": dim * (dim + 1) // 2}.get(spread)
+        triangle = dim * (dim + 1) // 2
+        width = {"diagonal": dim, "low_rank": rank * dim + 1, "full": triangle}.get(spread)
+        shared = {"radius": (), "tied": (triangle,)}.get(spread)
         if spread != "none":
-            self.register_buffer("spreads", torch.zeros(()) if width is None else torch.zeros(0, width))
+            self.register_buffer("spreads", torch.zeros(0, width) if shared is None else torch.zeros(shared))
 
     def grow(self, count: int) -> None:
         """Make room for ``count`` more classes."""
         for name, held in list(self.named_buffers()):
-            if held.ndim:
+            if name != "spreads" or self.spread not in ("radius", "tied"):
                 setattr(self, name, torch.cat([held, held.new_zeros(count, *held.shape[1:])]))
 
     @torch.no_grad()
@@ -194,6 +201,14 @@ class Prototypes(nn.Module):
             within = centred.square().sum() / self.dim
             between = apart.square().mean() * known * share
             self.spreads.copy_((self.spreads * total + within + between) / (total + len(centred)))
+        elif self.spread == "tied":
+            total = int(self.counts.sum())
+            scatter = self._triangle(centred.T @ centred + known * share * apart.outer(apart))
+            self.spreads.copy_((self.spreads.double() * total + scatter) / (total + len(centred)))
+        elif self.spread == "low_rank":
+            within, between = centred.T @ centred / len(centred), apart.outer(apart).double()
+            old = self.covariance(slot).double() if known else torch.zeros_like(within)
+            self.spreads[slot] = self._leading((1 - share) * old + share * within + share * (1 - share) * between)
         elif self.spread != "none":
             if self.spread == "diagonal":
                 within, between = centred.square().mean(0), apart.square()
@@ -203,12 +218,13 @@ class Prototypes(nn.Module):
             self.spreads[slot] = (1 - share) * old + share * within + share * (1 - share) * between
 
     @torch.no_grad()
-    def draw(self, slots: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, slots: Tensor, generator: torch.Generator, jitter: float = 0.0) -> Tensor:
         """One Gaussian sample for each of slots (N,): (N, D); the mean itself without a spread.
 
         Args:
             slots: Slots of classes that were seen.
             generator: On the CPU.
+            jitter: Added to all variances of matrices (``low_rank``, ``tied``, ``full``).
         """
         noise = torch.randn(len(slots), self.dim, generator=generator).to(self.means.device)
         slots = slots.to(self.means.device)
@@ -220,21 +236,43 @@ class Prototypes(nn.Module):
             noise = noise * self.spreads[slots].sqrt()
         else:
             for slot in slots.unique().tolist():
-                variances, axes = torch.linalg.eigh(self.covariance(slot).double())
-                root = (axes * variances.clamp(min=0).sqrt()) @ axes.T  # symmetric: no sign of an axis shows in it
-                noise[slots == slot] = noise[slots == slot] @ root.to(noise)
+                noise[slots == slot] = noise[slots == slot] @ self.root(slot, jitter)
         return self.means[slots] + noise
 
     def covariance(self, slot: int) -> Tensor:
         """(D, D) covariance of a class; all zero for ``none``."""
-        if self.spread == "full":
+        if self.spread in ("full", "tied"):
             lower = self.means.new_zeros(self.dim, self.dim)
             row, column = torch.tril_indices(self.dim, self.dim, device=lower.device)
-            lower[row, column] = self.spreads[slot]
+            lower[row, column] = self.spreads[slot] if self.spread == "full" else self.spreads
             return lower + lower.tril(-1).T
+        if self.spread == "low_rank":
+            factor = self.spreads[slot, 1:].view(self.dim, self.rank)
+            return factor @ factor.T + self.spreads[slot, 0] * torch.eye(self.dim).to(factor)
         if self.spread == "none":
             return self.means.new_zeros(self.dim, self.dim)
         return torch.diag((self.spreads if self.spread == "radius" else self.spreads[slot]).expand(self.dim))
+
+    def root(self, slot: int, jitter: float = 0.0) -> Tensor:
+        """(D, D) symmetric root of a covariance, whose axes may have any sign: noise times it has that covariance."""
+        variances, axes = torch.linalg.eigh(self.covariance(slot).double())
+        scales = (variances.clamp(min=0) + jitter).sqrt()
+        return ((axes * scales) @ axes.T).to(self.means)
+
+    def pooled_covariance(self) -> Tensor:
+        """(D, D) float64 mean of the covariances of all classes, weighted by their counts; zero without samples."""
+        shares = self.counts.double() / self.counts.sum().clamp(min=1)
+        total = torch.zeros(self.dim, self.dim, dtype=torch.float64, device=self.means.device)
+        for slot in range(len(self.counts)):
+            total += shares[slot] * self.covariance(slot).double()
+        return total
+
+    def _leading(self, matrix: Tensor) -> Tensor:
+        """(r D + 1,) of a covariance: s, the mean of the variances that are left out, then U."""
+        variances, axes = torch.linalg.eigh(matrix)
+        left, kept = variances[: -self.rank].clamp(min=0).mean(), variances[-self.rank :]
+        factor = axes[:, -self.rank :] * (kept - left).clamp(min=0).sqrt()
+        return torch.cat([left[None], factor.flatten()])
 
     def _triangle(self, matrix: Tensor) -> Tensor:
         row, column = torch.tril_indices(self.dim, self.dim, device=matrix.device)

@@ -60,6 +60,7 @@ class Entry:
         lifetime: ``carried`` across the boundary, or there in ``training`` only.
         source: ``tensor``, ``meta`` or ``reference``.
         bytes, numel: Size.
+        sha256: Of public weights that are referred to; '' of all else.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Entry:
     bytes: int
     numel: int
     dtype: str
+    sha256: str = ""
 
 
 def tensor_entry(name: str, kind: str, tensor: Tensor, lifetime: str = "carried") -> Entry:
@@ -107,7 +109,7 @@ class Ledger:
         if meta:
             entries.append(Entry("meta", "other", "carried", "meta", len(meta), len(meta), "utf-8"))
         entries += [
-            Entry(ref.tag, "parameters", "carried", "reference", ref.bytes, ref.numel, "reference")
+            Entry(ref.tag, "parameters", "carried", "reference", ref.bytes, ref.numel, "reference", ref.sha256)
             for ref in state.references
         ]
         return cls([*entries, *training], state.survey, beside, state.libcontinual)
@@ -153,7 +155,8 @@ class Ledger:
             convention: {**self.by_kind(convention), "total": self.total(convention)} for convention in CONVENTIONS
         }
         totals["training"] = {**self.by_kind(lifetime="training"), "total": self.total(lifetime="training")}
-        entries = [asdict(line) for line in self._lines()]
+        lines = map(asdict, self._lines())
+        entries = [{key: value for key, value in line.items() if key != "sha256" or value} for line in lines]
         return {"entries": entries, "totals": totals, "public": self.public_bytes, "beside": self.beside._asdict()}
 
     def _lines(self) -> list[Entry]:

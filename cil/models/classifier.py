@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -122,14 +121,11 @@ def _public_head(path: str | Path) -> dict[str, Tensor]:
 
 def _timm_head(backbone: Any, name: str, weights: str | Path) -> dict[str, Tensor]:
     """The linear last layer of a timm model, from the file that its backbone was loaded from."""
-    from cil.models.timm_zoo import _download, _layers
+    from cil.models.timm_zoo import _download, _layers, read_for
 
     model = backbone.model
     path = _download(model.pretrained_cfg, name) if weights == "hub" else Path(weights)
-    tensors, _ = read_weights(path)
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if convert is not None:
-        tensors = convert(tensors, model)
+    tensors = read_for(model, path)
     names = _layers(model, "classifier")
     last = _head_tensors(tensors, names[0]) if len(names) == 1 else {}
     if "weight" in last and last["weight"].flatten(1).shape[1] != backbone.feature_dim:

@@ -34,7 +34,10 @@ def register_model(name: str) -> Callable[[B], B]:
 
 
 def names() -> list[str]:
-    """All known names, those of installed plugins too. Any timm model is known as ``timm:NAME`` besides."""
+    """All known names, those of installed plugins too.
+
+    Any timm model is known as ``timm:NAME`` besides, a CLIP model of open_clip as ``clip:ARCHITECTURE/TAG``.
+    """
     return MODELS.names()
 
 
@@ -44,10 +47,10 @@ def build_backbone(
     """Build a backbone by name.
 
     Args:
-        name: One of ``names()``, or ``timm:NAME``.
+        name: One of ``names()``, ``timm:NAME``, or ``clip:ARCHITECTURE/TAG``.
         in_channels: Channels of the stream's images.
         image_size: H, or (H, W), of the stream's images.
-        weights: None for random ones, the path of a file, or ``hub`` (timm models).
+        weights: None for random ones, the path of a file, or ``hub`` (timm and CLIP models).
         **options: For the builder; see the class of the model.
 
     Raises:
@@ -57,6 +60,10 @@ def build_backbone(
         from cil.models.timm_zoo import timm_backbone
 
         return timm_backbone(name.removeprefix("timm:"), weights, in_channels, image_size, **options)
+    if name.startswith("clip:"):
+        from cil.models.clip import clip_backbone
+
+        return clip_backbone(name.removeprefix("clip:"), weights, in_channels, image_size, **options)
     if weights == "hub":
         raise ConfigError(
             f"model '{name}' has no weights on the hub; set model.weights to null or a path, or use timm:"

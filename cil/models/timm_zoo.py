@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cil.errors import ConfigError
 from cil.models.base import count_parameters, drop_counters
+from cil.models.vit_layouts import to_timm
 from cil.models.weights import file_mark, load_strictly, read_weights
 
 PREPROCESS = ("timm", "unit_range")
@@ -47,8 +48,8 @@ class TimmBackbone(nn.Module):
             raise ConfigError(f"model.options.preprocess is '{preprocess}'; allowed: {', '.join(PREPROCESS)}")
         trained = {name: model.pretrained_cfg[name] for name in ("mean", "std")}
         given = trained if preprocess == "timm" else {"mean": (0.0,), "std": (1.0,)}
-        self.mean = _for_channels(given["mean"], in_channels) if pretrained else None
-        self.std = _for_channels(given["std"], in_channels) if pretrained else None
+        self.mean = channel_statistics(given["mean"], in_channels) if pretrained else None
+        self.std = channel_statistics(given["std"], in_channels) if pretrained else None
         self._with_stages = stages
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -83,7 +84,8 @@ def timm_backbone(
     Args:
         name: As timm knows it. Give the full tag (``vit_base_patch16_224.augreg_in21k``): what a bare name stands for
             has changed between timm versions.
-        weights: None for random ones, ``hub`` for the public ones of that tag, or the path of a file in timm's layout.
+        weights: None for random ones, ``hub`` for the public ones of that tag, or the path of a file in timm's
+            layout, that of the original transformers (``.npz``), DeiT, DINO, DINOv2 or CLIP's image tower.
         in_channels: Channels of an image. Where a file has another number, its first convolution is adapted as timm
             does: summed for one channel, repeated for more.
         image_size: H, or (H, W); used by models of fixed input size.
@@ -114,7 +116,15 @@ def timm_backbone(
     return TimmBackbone(model, in_channels, weights is not None, stages, preprocess)
 
 
-def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+def full_name(name: str) -> str:
+    """A timm model's name with the tag that a bare one stands for in this version of timm."""
+    import timm
+
+    config = None if "." in name else timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return f"{name}.{config.tag}" if config is not None and config.tag else name
+
+
+def channel_statistics(values: Sequence[float], channels: int) -> tuple[float, ...]:
     """Statistics by channel; their mean for each channel of images that have another number of channels."""
     if len(values) == channels:
         return tuple(values)
@@ -122,14 +132,11 @@ def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
 
 
 def _load(model: nn.Module, path: Path) -> None:
-    """Load a file in timm's layout: converted by timm where the image size differs, without classifier, strictly."""
+    """Load a file in a known layout, without classifier, strictly."""
     from timm.models import adapt_input_conv
 
     mark = file_mark(path)
-    tensors, _ = read_weights(path)
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if convert is not None:
-        tensors = convert(tensors, model)
+    tensors = read_for(model, path)
     own = model.state_dict()
     heads = tuple(f"{head}." for head in _layers(model, "classifier"))
     body = {name: value for name, value in tensors.items() if name in own or not name.startswith(heads)}
@@ -141,6 +148,14 @@ def _load(model: nn.Module, path: Path) -> None:
     model.loaded_from = mark  # type: ignore[assignment]
 
 
+def read_for(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a file by timm's names (``to_timm``), converted by timm where the model knows further layouts or the
+    image size differs."""
+    tensors = to_timm(read_weights(path)[0])
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    return tensors if convert is None else dict(convert(tensors, model))
+
+
 def _layers(model: Any, role: str) -> tuple[str, ...]:
     """Names that timm's configuration of a model gives: one, several or none."""
     names = model.pretrained_cfg.get(role) or ()
@@ -149,11 +164,20 @@ def _layers(model: Any, role: str) -> tuple[str, ...]:
 
 def _download(config: Any, name: str) -> Path:
     """The public weights of a timm model: from the cache, else from the hub."""
-    import huggingface_hub as hub
-
     repository, file = config.get("hf_hub_id"), config.get("hf_hub_filename") or "model.safetensors"
     if not repository:
         raise ConfigError(f"timm has no public weights for '{name}'; set model.weights to null or a path")
+    return fetch_from_hub(repository, file, name)
+
+
+def fetch_from_hub(repository: str, file: str, name: str) -> Path:
+    """A public file: from the cache, else from the hub.
+
+    Raises:
+        ConfigError: where it cannot be had; ``name`` is the model's.
+    """
+    import huggingface_hub as hub
+
     cached = hub.try_to_load_from_cache(repository, file)
     if isinstance(cached, str):
         return Path(cached)

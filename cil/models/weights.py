@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -87,9 +88,12 @@ def _read(mark: tuple[str, int, int]) -> tuple[dict[str, Tensor], str]:
             with safe_open(path, framework="pt") as file:
                 content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 padding = (file.metadata() or {}).get("shortcut", "")
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                content = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-            for key in ("state_dict", "model"):
+            for key in ("state_dict", "model", "teacher"):
                 content = content.get(key, content)
         tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     except Exception as error:  # each format has its own kinds

@@ -176,6 +176,9 @@ def common_notes(group: Group) -> Iterable[Note]:
     """Remarks that every kind of run makes."""
     if any(run.transductive for run in group.runs):
         yield Note("transductive", "transductive: its answer to a test image may depend on the other test images")
+    options = [(run.identity.get("networks") or {}).get("options") or {} for run in group.runs]
+    if any(one.get("preprocess") == "unit_range" for one in options):
+        yield Note("unit range", "unit range: images stay in [0, 1], not normalised as for the public weights")
     yield from (Note(*words) for words in audit_words(group.finished))
 
 

@@ -32,7 +32,8 @@ class FeatureReplay(Strategy):
     Args:
         store: ``features`` (vectors chosen as exemplars are), or ``prototypes`` (mean and spread of each class).
         bits: Bits of a value of a stored feature: 32, 16 or 8; without meaning for prototypes.
-        spread: Spread of prototypes: ``none``, ``radius``, ``diagonal``, ``full``; see ``cil.memory.Prototypes``.
+        spread: Spread of prototypes: ``none``, ``radius``, ``diagonal``, ``tied``, ``full``, ``low_rank`` (of rank 1);
+            see ``cil.memory.Prototypes``.
         selection: Rule that chooses features; one that needs features alone, or nothing.
         train_first: See ``FrozenBackbone``.
 

@@ -12,16 +12,18 @@ from torch import Tensor
 
 from cil.errors import ConfigError
 from cil.memory import Budget, State, tensor_bytes
-from cil.models import NetFactory
+from cil.models import NetFactory, freeze
+from cil.models.tuners import TUNERS, Tuner, make_tuner
 from cil.strategies.base import check
 from cil.strategies.parts.frozen_backbone import FrozenBackbone, float64_features, for_predict, to_float64
+from cil.strategies.parts.frozen_heads import FeaturesAndHead
+from cil.strategies.parts.ridge import TYPES, from_upper_triangle, solve, upper_triangle
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
 GRID = tuple(10.0**power for power in range(-8, 9))
 ROWS = 1000  # projected at once
 HEAVY = 100  # times the network's bytes: from there on a warning about G is given
-TYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @register("ranpac")
@@ -35,12 +37,17 @@ class RanPAC(FrozenBackbone):
         projection: ``seed``: W_r is drawn again from a carried seed of eight bytes. ``stored``: it is carried itself.
         gram: How G is carried: ``full``, or ``packed``: its upper triangle.
         statistics: Type of the carried sums, ``float32`` or ``float64``.
-        train_first, first_head: See ``FrozenBackbone``.
+        tuner: What the first experience trains beside a frozen transformer (phase 1): ``adapter``, ``scale_shift``
+            or ``none``; see ``cil.models.tuners``.
+        rank: r of the adapters.
+        train_first, first_head: See ``FrozenBackbone``; the head also of phase 1.
+
+    What spends bytes is ``size``.
 
     Source:
         McDonnell, Gong, Parvaneh, Abbasnejad, van den Hengel. NeurIPS 2023, arXiv:2307.02251, Algorithm 1.
-        Departures: no adapter is tuned in the first experience; a lambda chosen by ``auto`` is not below the rounding
-        error of the carried G, sqrt(M) eps max G.
+        Departures: without ``tuner`` there is no phase 1; a lambda chosen by ``auto`` is not below the rounding error
+        of the carried G, sqrt(M) eps max G.
     """
 
     toy: ClassVar[Mapping[str, Any]] = {"size": 64}
@@ -51,6 +58,7 @@ class RanPAC(FrozenBackbone):
     gram: Tensor  # (M, M), or (M (M + 1) / 2,)
     targets: Tensor  # (M, C), Q
     ridge: Tensor | None  # ()
+    tuner: Tuner | None
     head: Tensor | None  # (M, C)
 
     def __init__(
@@ -63,10 +71,23 @@ class RanPAC(FrozenBackbone):
         projection: str = "seed",
         gram: str = "full",
         statistics: str = "float32",
+        tuner: str = "none",
+        rank: int = 64,
         train_first: bool | str = "auto",
         first_head: str = "cosine",
     ) -> None:
-        super().__init__(make_net, budget, train_first, first_head)
+        check.one_of(TUNERS, "ranpac", tuner=tuner)
+        check.at_least(1, "ranpac", rank=rank)
+        if tuner != "none" and train_first is True:
+            raise ConfigError(
+                f"strategy.tuner of ranpac is '{tuner}', which leaves the backbone as it is, and strategy.train_first "
+                f"is true: set one of them to none or auto"
+            )
+        super().__init__(make_net, budget, train_first if tuner == "none" else False, first_head)
+        self.keep("tuner", None, kind="temporary")
+        if tuner != "none":
+            self.keep("tuner", make_tuner(tuner, self.net.backbone, rank, "ranpac"), kind="parameters")
+            self.trained = True
         check.one_of(("seed", "stored"), "ranpac", projection=projection)
         check.one_of(("full", "packed"), "ranpac", gram=gram)
         check.one_of(tuple(TYPES), "ranpac", statistics=statistics)
@@ -98,6 +119,8 @@ class RanPAC(FrozenBackbone):
 
     def grow_net(self, signature: Signature) -> None:
         super().grow_net(signature)
+        if signature.index and self.tuner is not None:
+            freeze(self.tuner)
         self.targets = F.pad(self.targets, (0, len(signature.new_slots)))
 
     def side_bytes(self) -> int:
@@ -115,7 +138,12 @@ class RanPAC(FrozenBackbone):
     def after_experience(self, experience: Experience) -> None:
         order = torch.randperm(len(experience.train), generator=self.generator("order"))
         samples = experience.train[order]
-        features = float64_features(self, samples)
+        view = (
+            self.net
+            if self.tuner is None
+            else FeaturesAndHead(self.backbone_features, self.net.head, [self.net, self.tuner])
+        )
+        features = float64_features(self, samples, view)
         truth = F.one_hot(samples.slots, self.num_classes).to(features)  # (N, C)
         gram, targets = self._sums(features, truth)
         gram += self._gram()  # G and Q, running sums: Algorithm 1
@@ -123,7 +151,7 @@ class RanPAC(FrozenBackbone):
         if self.ridge is not None and len(samples) > 1:
             rounding = math.sqrt(self.size) * torch.finfo(self.gram.dtype).eps * float(gram.diagonal().max())
             self.ridge = torch.tensor(max(self._choose_ridge(features, truth), rounding)).to(self.ridge)
-        self.gram = (gram[self._upper()] if self.packed else gram).to(self.gram)
+        self.gram = (upper_triangle(gram) if self.packed else gram).to(self.gram)
 
     def load_state(self, state: State) -> None:
         super().load_state(state)
@@ -131,12 +159,18 @@ class RanPAC(FrozenBackbone):
             self.layer = self._draw_projection(int(self.seed))
         system = self._gram()
         system.diagonal().add_(self.given_ridge if self.ridge is None else float(self.ridge))
-        self.head = for_predict(_solve(system, to_float64(self.targets)), self)  # (G + lambda I)^-1 Q
+        self.head = for_predict(solve(system, to_float64(self.targets)), self)  # (G + lambda I)^-1 Q
+
+    def backbone_features(self, images: Tensor) -> Tensor:
+        """(N, D), those of the tuned transformer where there is a tuner."""
+        if self.tuner is None:
+            return super().backbone_features(images)
+        return self.tuner.features(self.net.backbone, self.net.normalise(images))
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen; one without data by minus infinity: (N, ...) to (N, C)."""
         assert self.head is not None and self.layer is not None
-        features = self.net(images).features.to(self.head)
+        features = self.backbone_features(images).to(self.head)
         scores: Tensor = (features @ self.layer.to(self.head)).relu() @ self.head
         return scores.masked_fill((self.targets == 0).all(0), -torch.inf)
 
@@ -182,18 +216,4 @@ class RanPAC(FrozenBackbone):
     def _gram(self) -> Tensor:
         """A float64 copy of G, (M, M)."""
         held = to_float64(self.gram)
-        if not self.packed:
-            return held.clone()
-        upper = held.new_zeros(self.size, self.size).masked_scatter_(self._upper(), held)
-        return upper + upper.triu(1).T
-
-    def _upper(self) -> Tensor:
-        """Mask of the upper triangle: (M, M) bool."""
-        device = to_float64(self.gram[:0]).device
-        return torch.ones(self.size, self.size, dtype=torch.bool, device=device).triu()
-
-
-def _solve(system: Tensor, right: Tensor) -> Tensor:
-    """X of system X = right, by Cholesky; by LU where rounding has cost the system its definiteness."""
-    factor, broken = torch.linalg.cholesky_ex(system)
-    return torch.linalg.solve(system, right) if bool(broken) else torch.cholesky_solve(right, factor)
+        return from_upper_triangle(held, self.size) if self.packed else held.clone()

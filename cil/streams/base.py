@@ -65,11 +65,16 @@ class Signature:
 
 @dataclass(frozen=True)
 class Experience:
-    """Training data of one step of the stream: all that a strategy gets of it."""
+    """Training data of one step of the stream: all that a strategy gets of it.
+
+    Attributes:
+        class_names: Of the new slots, for learners that read them.
+    """
 
     signature: Signature
     train: Samples
     validation: Samples | None = None
+    class_names: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def index(self) -> int:
@@ -215,6 +220,7 @@ class Stream:
             self.signatures[index],
             part.train().sealed(),
             validation.sealed() if validation is not None and len(validation) else None,
+            {slot: self.classes[slot] for slot in self.signatures[index].new_slots},
         )
 
     def __iter__(self) -> Iterator[Experience]:

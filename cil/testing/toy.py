@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -20,7 +21,8 @@ from cil.engine.options import RunOptions
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.memory import Budget
-from cil.models import NetFactory, build_backbone
+from cil.models import NetFactory, SmallConvNet, build_backbone, register_model
+from cil.models.registry import ImageSize
 from cil.strategies import Strategy, find
 from cil.streams import Stream, TaskKey, TaskStream, class_incremental
 from cil.streams.base import ExperienceData, Signature, fingerprint_of
@@ -29,6 +31,24 @@ from cil.streams.task_stream import Event
 SIDE = 12  # pixels
 EXEMPLARS = 10
 RECIPE = Recipe(epochs=2, batch_size=8, log_every=1)
+
+
+@register_model("toy_clip")
+class ToyClip(SmallConvNet):
+    """A backbone that also reads: each text is a unit vector drawn by its letters."""
+
+    def __init__(self, in_channels: int, image_size: ImageSize) -> None:
+        super().__init__(in_channels)
+
+    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """(N, D), see ``TextEncoder``."""
+        numbers = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") for text in texts]
+        generators = [torch.Generator().manual_seed(number) for number in numbers]
+        return F.normalize(torch.stack([torch.randn(self.feature_dim, generator=own) for own in generators]))
+
+    def logit_factor(self) -> float:
+        """See ``TextEncoder``."""
+        return 100.0
 
 
 def toy_dataset(

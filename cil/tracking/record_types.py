@@ -26,6 +26,7 @@ class LedgerEntry(TypedDict):
     bytes: int
     numel: int
     dtype: str
+    sha256: NotRequired[str]
 
 
 class LedgerTotals(TypedDict):

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from cil.data import Augment, to_float
+from cil.data.crops import crop_box
 from cil.errors import ConfigError, ShapeError
 
 
@@ -142,3 +143,28 @@ def test_wrong_arguments_are_refused(arguments, message):
 def test_only_uint8_images_are_augmented():
     with pytest.raises(ShapeError, match=r"pixels must be uint8 \(N, C, H, W\), not torch.float32 \(2, 3, 4, 4\)"):
         Augment(flip=True).bind(torch.rand(2, 3, 4, 4))
+
+
+def test_parts_have_at_least_the_share_of_the_area_that_is_asked_for():
+    for least in (0.05, 0.08, 0.5):
+        augment = Augment(resized_crop=True, crop_area=least)
+        for u in (0.0, 0.5):  # square parts: the ratio of sides is drawn in the middle
+            draws = augment.crop_draws(torch.tensor([[u, 0.5, 0.3, 0.7]]))[0].tolist()
+            _, _, wide, high = crop_box(1000, 1000, draws)
+            assert wide * high / 1e6 == pytest.approx(least + (1 - least) * u, rel=5e-3)
+
+
+def test_parts_of_stored_images_come_in_the_size_of_the_networks_input():
+    augment = Augment(resized_crop=True, crop_size=16, flip=True)
+    images = augment(distinct(3), key())
+    assert images.shape == (3, 3, 16, 16) and torch.equal(augment(distinct(3), key()), images)
+    assert not torch.equal(images[0], images[1])
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"crop_area": 0.0}, "crop_area is 0.0; it must be a share"), ({"crop_size": 0}, "crop_size is 0; it must be"),
+    ({"resized_crop": False, "crop_size": 8}, "are of resized_crop; set that to true"),
+])  # fmt: skip
+def test_what_parts_cannot_be_is_refused(given, words):
+    with pytest.raises(ConfigError, match=words):
+        Augment(**{"resized_crop": True, **given})

@@ -15,7 +15,7 @@ from cil.data import Augment, Samples
 from cil.data.file_store import FileStore
 from cil.engine.keys import generator
 from cil.engine.loader import LOOKAHEAD, Loader, PhaseLoader, batch_bounds
-from cil.errors import DataError
+from cil.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
 
@@ -244,6 +244,11 @@ def test_exemplars_of_a_stream_of_files_are_cropped_as_new_files_are(half_file_h
     alone = half_file_half_stored[half_file_half_stored.slots == 1]
     views = torch.cat([batch.images for batch in _phase(alone, 20, augment).epoch(0)])
     assert ((views.mean((1, 2, 3)) - 0.5).abs() > 0.05).sum() > 15
+
+
+def test_the_size_of_parts_of_files_is_the_streams(half_file_half_stored):
+    with pytest.raises(ConfigError, match=r"crop_size is of stored images; those of files have stream\.image_size"):
+        _phase(half_file_half_stored, 20, Augment(resized_crop=True, crop_size=8))
 
 
 def test_without_resized_crops_files_and_stored_images_are_seen_whole(half_file_half_stored):

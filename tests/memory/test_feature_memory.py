@@ -188,8 +188,11 @@ SLOTS = torch.tensor([0, 2, 0, 0, 2, 2, 2, 0, 2, 0])
 
 @pytest.mark.parametrize(
     ("spread", "each", "once"),
-    [("none", 4 * 6, 0), ("radius", 4 * 6, 4), ("diagonal", 8 * 6, 0), ("full", 4 * 6 + 2 * 6 * 7, 0)],
-)
+    [
+        ("none", 4 * 6, 0), ("radius", 4 * 6, 4), ("diagonal", 8 * 6, 0), ("low_rank", 4 * 6 + 4 * (6 + 1), 0),
+        ("tied", 4 * 6, 2 * 6 * 7), ("full", 4 * 6 + 2 * 6 * 7, 0),
+    ],
+)  # fmt: skip
 def test_the_bytes_of_prototypes_with_eight_for_a_count(spread, each, once):
     prototypes = Prototypes(6, spread)
     for classes in (2, 5):
@@ -222,13 +225,45 @@ def test_the_radius_is_the_variance_within_classes_over_all_samples_and_dimensio
     assert prototypes.covariance(1).tolist() == [pytest.approx([2, 0]), pytest.approx([0, 2])]
 
 
-@pytest.mark.parametrize("spread", ["none", "radius", "diagonal", "full"])
+@pytest.mark.parametrize("spread", ["none", "radius", "diagonal", "tied", "full"])
 def test_a_class_that_comes_again_has_the_statistics_of_all_its_samples(spread):
     features = vectors(10) + 3 * SLOTS[:, None] + torch.arange(10)[:, None]  # the parts have different means
     whole = learned(spread, (features, SLOTS))
     parts = learned(spread, (features[:4], SLOTS[:4]), (features[4:7], SLOTS[4:7]), (features[7:], SLOTS[7:]))
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], tensor, msg=name)
+
+
+def test_a_tied_covariance_is_that_within_classes():
+    features = torch.tensor([[1.0, 0.0], [3.0, 0.0], [10.0, 10.0], [10.0, 16.0], [10.0, 13.0]])
+    prototypes = learned("tied", (features, torch.tensor([0, 0, 1, 1, 1])))
+    # squares within: 2 along the first axis, 18 along the second, over five samples
+    for matrix in (prototypes.covariance(0), prototypes.covariance(1), prototypes.pooled_covariance().float()):
+        torch.testing.assert_close(matrix, torch.diag(torch.tensor([0.4, 3.6])))
+
+
+def test_low_rank_keeps_the_largest_variances_and_the_sum_of_all():
+    """Variances 4, 1 and 0.5 along the axes: of rank 1 the first stays, the others become their mean."""
+    axes = torch.diag(torch.tensor([4.0, 1.0, 0.5]).sqrt())
+    features = 3**0.5 * torch.cat([axes, -axes])  # over six samples
+    prototypes = learned("low_rank", (features, torch.ones(6, dtype=torch.int64)))
+    torch.testing.assert_close(prototypes.covariance(1), torch.diag(torch.tensor([4.0, 0.75, 0.75])))
+    prototypes.update(features, torch.ones(6, dtype=torch.int64))  # the same once more changes nothing
+    torch.testing.assert_close(prototypes.covariance(1), torch.diag(torch.tensor([4.0, 0.75, 0.75])))
+    with pytest.raises(ConfigError, match=r"strategy\.rank is 3; it must be 1 or more, and below the 3 features"):
+        Prototypes(3, "low_rank", rank=3)
+
+
+def test_the_pooled_covariance_weighs_classes_by_their_counts():
+    features = vectors(10)
+    pooled = learned("full", (features, SLOTS)).pooled_covariance()
+    torch.testing.assert_close(pooled.float(), learned("tied", (features, SLOTS)).covariance(0))
+
+
+def test_jitter_is_variance_in_each_direction():
+    prototypes = learned("full", (vectors(1), torch.tensor([1])))
+    drawn = prototypes.draw(torch.ones(20_000, dtype=torch.int64), keyed(), jitter=0.25)
+    torch.testing.assert_close(torch.cov(drawn.T), 0.25 * torch.eye(6), atol=0.02, rtol=0)
 
 
 def test_growing_keeps_what_is_known():
@@ -239,7 +274,7 @@ def test_growing_keeps_what_is_known():
         assert torch.equal(tensor[:3], before[name]) and not tensor[3:].any()
 
 
-@pytest.mark.parametrize("spread", ["none", "radius", "diagonal", "full"])
+@pytest.mark.parametrize("spread", ["none", "radius", "diagonal", "low_rank", "tied", "full"])
 def test_what_is_drawn_has_the_mean_and_the_covariance_of_its_class(spread):
     mix = torch.tensor([[2.0, 0.0, 0.0], [1.5, 0.5, 0.0], [0.0, 0.0, 0.1]])
     slots = torch.arange(300) % 3

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cil.errors import ConfigError
 from cil.models import CosineHead, LinearHead, NetFactory, build_backbone, timm_backbone
+from cil.models.clip import clip_backbone
 from cil.models.registry import MODELS
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -40,6 +41,8 @@ def factory(config: DictConfig, size: int = 32) -> NetFactory:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_model_file_composes_and_builds_on_meta(name):
+    if name == "clip":
+        pytest.importorskip("open_clip")
     config = composed(name)
     assert set(config) == {"name", "head", "weights", "options", "channels_last"}
     assert config.weights is None
@@ -55,7 +58,8 @@ def test_a_model_file_composes_and_builds_on_meta(name):
 @pytest.mark.parametrize("name", FILES)
 def test_the_options_shown_are_those_of_the_builder_at_their_defaults(name):
     config = composed(name)
-    builder = timm_backbone if config.name.startswith("timm:") else MODELS.find(config.name)
+    zoos = {"timm": timm_backbone, "clip": clip_backbone}
+    builder = zoos.get(config.name.partition(":")[0]) or MODELS.find(config.name)
     given = {"name", "weights", "in_channels", "image_size"}
     own = {
         key: parameter.default

@@ -8,6 +8,7 @@ from torch import nn
 
 from cil.errors import ConfigError
 from cil.models import NetFactory, build_backbone, count_parameters, fold_batch_norm, timm_backbone
+from cil.models.timm_zoo import full_name
 
 VIT = {"img_size": 32, "patch_size": 8, "depth": 2}
 
@@ -165,3 +166,8 @@ def test_a_timm_resnet_folds():
     fold = fold_batch_norm(net)
     torch.testing.assert_close(fold(images).logits, net.eval()(images).logits, rtol=1e-4, atol=1e-4)
     assert not any(type(layer) is nn.BatchNorm2d for layer in fold.modules())
+
+
+def test_a_bare_name_is_written_with_the_tag_that_it_stands_for():
+    assert full_name("vit_base_patch16_224") == "vit_base_patch16_224.augreg2_in21k_ft_in1k"
+    assert full_name("vit_base_patch16_224.augreg_in21k") == "vit_base_patch16_224.augreg_in21k"

@@ -22,6 +22,13 @@ def test_a_transductive_row_says_so_in_every_format(run, tmp_path):
         assert "transductive" in text
 
 
+def test_input_that_is_not_that_of_the_public_weights_is_marked(run, tmp_path):
+    other = run("wa")
+    other.identity["networks"] = {**other.identity.get("networks", {}), "options": {"preprocess": "unit_range"}}
+    rows = {row.label: [note.mark for note in row.notes] for row in table([run(), other]).sections[0].rows}
+    assert "unit range" in rows["wa"] and "unit range" not in rows["icarl"]
+
+
 def test_what_was_audited_stands_beside_the_row(run, tmp_path):
     records = [run(seed=0), run(seed=1), run("wa"), run("bic"), run("der")]
     audits = [

@@ -147,6 +147,8 @@ def test_public_weights_are_used_as_they_are_and_carried_as_a_reference_alone(tm
         (reference,) = state.references
         assert (reference.tag, reference.bytes) == ("smallconv toy_public.safetensors", 4 * (P + B))
         assert reference == reference_of(done.learner(index).net, reference.tag)
+        entries = done.record.results["ledger"][index]["entries"]
+        assert [entry["sha256"] for entry in entries if "sha256" in entry] == [reference.sha256]
         assert differing(bits(done.learner(index).net.backbone), bits(public)) == []
         ledger = done.record.results["ledger"][index]
         assert ledger["public"] == 4 * (P + B)
@@ -230,7 +232,8 @@ def test_a_factory_says_which_public_weights_it_has(tmp_path):
     assert networks((3, 12, 12), name="smallconv")(seed=0).pretrained is None
     path = public_weights(tmp_path)
     assert networks((3, 12, 12), name="smallconv", weights=str(path))(seed=0).pretrained == f"smallconv {path.name}"
-    assert networks((3, 12, 12), name="timm:resnet10t", weights="hub")(seed=0).pretrained == "timm:resnet10t hub"
+    public = networks((3, 12, 12), name="timm:resnet10t", weights="hub")(seed=0).pretrained
+    assert public == "timm:resnet10t.c3_in1k hub"  # with the tag that the bare name stands for
 
 
 # what does not depend on the order ----------------------------------------------------------------------------------

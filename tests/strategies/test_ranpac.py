@@ -7,14 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from frozen_runs import UNTRAINED, B, D, P, experience, split
-from small_runs import Fixed, bare, bits, differing
+from small_runs import Done, Fixed, bare, bits, differing
 from torch import Tensor
 
 from cil.data import Batch
+from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory, build_backbone, extract
-from cil.strategies.ranpac import GRID, RanPAC, _solve
+from cil.strategies import find
+from cil.strategies.parts.ridge import solve
+from cil.strategies.ranpac import GRID, RanPAC
 from cil.streams import Signature
+from cil.testing import toy_run
 
 FIXED = {"size": 40, "ridge": 10.0, "statistics": "float64"}
 
@@ -121,7 +125,7 @@ def test_the_sums_of_the_stream_are_those_of_all_images_and_semidefinite(learn):
 
 def test_an_indefinite_system_is_still_solved():
     system = torch.tensor([[1.0, 2.0], [2.0, 1.0]]).double()
-    torch.testing.assert_close(_solve(system, torch.tensor([[3.0], [3.0]]).double()), torch.ones(2, 1).double())
+    torch.testing.assert_close(solve(system, torch.tensor([[3.0], [3.0]]).double()), torch.ones(2, 1).double())
 
 
 # the random layer ---------------------------------------------------------------------------------------------------
@@ -252,3 +256,34 @@ def test_the_first_training_is_cross_entropy_of_a_cosine_head(learn):
     logits = learner.first_head.scale * F.normalize(features) @ F.normalize(learner.first_head.weight).T
     torch.testing.assert_close(phase.loss(Batch(images, slots)), F.cross_entropy(logits, slots))
     assert bits(learner.first_head)["scale"] == 1
+
+
+# phase 1 --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tuner", ["adapter", "scale_shift"])
+def test_the_first_experience_tunes_beside_a_transformer_that_stays_as_it_is(tmp_path, tuner):
+    class OnATransformer(RanPAC):
+        toy_model = find("l2p").toy_model
+
+    options = {"size": 40, "tuner": tuner, "rank": 4}
+    run = toy_run(OnATransformer, split(2), tmp_path, hyperparameters=options, keep="all")
+    done = Done(run, run.execute())
+    assert differing(done.net(0), done.net(2)) == []
+    start = done.run.work.learners.rebuilt(0, None)
+    assert differing(done.net(0), {f"net.{name}": value for name, value in bits(start.net).items()}) == []
+    first, last = (done.state(index).tensors for index in (0, 2))
+    tuned = [name for name in first if name.startswith("tuner.")]
+    assert tuned and all(torch.equal(first[name], last[name]) for name in tuned)
+    started = {f"tuner.{name}": value for name, value in bits(start.tuner).items()}
+    assert any(not torch.equal(first[name], started[name]) for name in tuned)
+    assert {line["experience"] for line in done.record.lines() if line["kind"] == "step"} == {0}
+    learner = done.learner(2)
+    with torch.no_grad():
+        images = done.stream.test(1).images
+        assert not torch.equal(learner.backbone_features(images), learner.net(images).features)
+
+
+def test_a_tuner_and_a_trained_backbone_exclude_each_other():
+    with pytest.raises(ConfigError, match=r"strategy\.tuner of ranpac is 'adapter'.*train_first is true"):
+        bare("ranpac", tuner="adapter", train_first=True)

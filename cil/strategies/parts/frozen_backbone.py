@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cil.contract import Phase, loaded_reference
 from cil.data import Batch, Samples
@@ -59,13 +59,18 @@ class FrozenBackbone(Strategy):
             self.first_head = fresh_head(self, self.first_head_kind)
             self.first_head.grow(len(signature.new_slots))
 
+    def backbone_features(self, images: Tensor) -> Tensor:
+        """(N, D) of images in [0, 1]: those of ``net``, unless more is trained beside it."""
+        features: Tensor = self.net(images).features
+        return features
+
     def phases(self, experience: Experience) -> Iterator[Phase]:
         """Train ``net`` by cross-entropy of ``first_head``, where there is one."""
-        net, head = self.net, self.first_head
+        head = self.first_head
         if head is not None:
 
             def loss(batch: Batch) -> Tensor:
-                return F.cross_entropy(head(net(batch.images).features), batch.slots)
+                return F.cross_entropy(head(self.backbone_features(batch.images)), batch.slots)
 
             yield Phase("main", experience.train, loss)
 
@@ -112,13 +117,16 @@ def trains_first(learner: Strategy, choice: bool | str) -> bool:
     return False
 
 
-def float64_features(learner: Strategy, samples: Samples) -> Tensor:
+def float64_features(learner: Strategy, samples: Samples, net: nn.Module | None = None) -> Tensor:
     """(N, D) float64 features of images that are not augmented.
+
+    Args:
+        net: In place of ``learner.net``.
 
     Raises:
         TrainingError: where they are not finite.
     """
-    features = to_float64(extract(learner.net, samples))
+    features = to_float64(extract(learner.net if net is None else net, samples))
     if not bool(features.isfinite().all()):
         raise TrainingError("features are not finite, so no statistics can be taken of them; lower optimizer.lr")
     return features

@@ -1,0 +1,174 @@
+"""Small trained parts for a frozen network: low-rank sums, scales and shifts, parallel adapters.
+
+The frozen network is never written to, so public weights stay a reference: the first two replace its values for the
+time of a forward pass, the third adds to the output of each block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from cil.errors import ConfigError
+from cil.models.prompts import vision_transformer
+from cil.models.timm_zoo import TimmBackbone
+
+TUNERS = ("none", "adapter", "scale_shift")
+
+
+class Tuner(nn.Module):
+    """Trained beside a backbone that is frozen."""
+
+    def features(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        """(N, D) of normalised images (N, C, H, W)."""
+        raise NotImplementedError
+
+
+class _Replaced(Tuner):
+    """A tuner that gives the backbone other values for the time of a forward pass."""
+
+    def values(self, backbone: nn.Module) -> Mapping[str, Tensor]:
+        """Values in place of those of the same name."""
+        raise NotImplementedError
+
+    def features(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        found: Tensor = functional_call(backbone, dict(self.values(backbone)), (images,))[0]
+        return found
+
+
+class LowRank(_Replaced):
+    """W + scale B A for linear layers; norms, biases and the class token are trained copies.
+
+    Args:
+        backbone: Network that holds the layers.
+        rank: r, rows of A and columns of B.
+        scale: Factor of the sum.
+        layers: Last names of the layers that get one.
+
+    Raises:
+        ConfigError: where the backbone has no such layers.
+
+    Source: Zhang et al., "SLCA++", 2024, arXiv:2408.08295. A: the leading right singular vectors of W; B: zero, so that
+        the network starts as it is.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, rank: int = 4, scale: float = 0.8, layers: tuple[str, ...] = ("qkv", "fc1", "fc2")
+    ) -> None:
+        super().__init__()
+        linear = {
+            f"{name}.weight": layer
+            for name, layer in backbone.named_modules()
+            if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in layers
+        }
+        if not linear:
+            raise ConfigError(
+                f"low-rank tuning needs layers named {', '.join(layers)}: set model.name to a transformer"
+            )
+        self.scale, self._summed = scale, list(linear)
+        self._copied = [name for name, value in backbone.named_parameters() if value.ndim < 2 or "cls_token" in name]
+        own = dict(backbone.named_parameters())
+        self.down = nn.ParameterList(own[n].detach().new_zeros(rank, own[n].shape[1]) for n in self._summed)  # A
+        self.up = nn.ParameterList(own[n].detach().new_zeros(own[n].shape[0], rank) for n in self._summed)  # B
+        self.copies = nn.ParameterList(own[n].detach().clone() for n in self._copied)
+
+    @torch.no_grad()
+    def initialise(self, backbone: nn.Module) -> None:
+        """A from the weights of the backbone; done once, as it takes a decomposition of each."""
+        own = dict(backbone.named_parameters())
+        for name, down in zip(self._summed, self.down, strict=True):
+            down.copy_(torch.linalg.svd(own[name], full_matrices=False).Vh[: len(down)])
+
+    def values(self, backbone: nn.Module) -> Mapping[str, Tensor]:
+        own = dict(backbone.named_parameters())
+        factors = zip(self._summed, self.up, self.down, strict=True)
+        summed = {name: own[name] + self.scale * (up @ down) for name, up, down in factors}
+        return summed | dict(zip(self._copied, self.copies, strict=True))
+
+
+class ScaleShift(_Replaced):
+    """gamma y + beta after each linear layer, norm, and the patch embedding, folded into their values (SSF).
+
+    Args:
+        backbone: Network that holds the layers.
+
+    Source: Lian et al., "Scaling & shifting your features", NeurIPS 2022. gamma N(1, 0.02), beta N(0, 0.02): the
+        network does not start exactly as it is.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        kinds = (nn.Linear, nn.LayerNorm, nn.Conv2d)
+        layers = {name: layer for name, layer in backbone.named_modules() if isinstance(layer, kinds)}
+        self._layers = {name: layer.bias is not None for name, layer in layers.items()}
+        if not all(self._layers.values()):
+            raise ConfigError("scale_shift folds into biases, and this network has layers without: set model.name")
+        own = dict(backbone.named_parameters())
+        sizes = [own[f"{name}.bias"] for name in self._layers]
+        self.scales = nn.ParameterList(1 + 0.02 * torch.randn_like(bias) for bias in sizes)
+        self.shifts = nn.ParameterList(0.02 * torch.randn_like(bias) for bias in sizes)
+
+    def values(self, backbone: nn.Module) -> Mapping[str, Tensor]:
+        own, made = dict(backbone.named_parameters()), {}
+        for name, scale, shift in zip(self._layers, self.scales, self.shifts, strict=True):
+            weight = own[f"{name}.weight"]
+            made[f"{name}.weight"] = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+            made[f"{name}.bias"] = own[f"{name}.bias"] * scale + shift
+        return made
+
+
+class BlockAdapters(Tuner):
+    """x + attention, then x + mlp(norm(x)) + scale (U relu(V x + b) + c) in each block of a vision transformer.
+
+    Args:
+        backbone: A vision transformer; see ``vision_transformer``.
+        rank: r, length of V x.
+        scale: Fixed factor.
+        dropout: After the ReLU.
+
+    Source: Chen et al., "AdaptFormer", NeurIPS 2022, equation 3. V Kaiming-uniform, U and biases 0: the network starts
+        as it is.
+    """
+
+    def __init__(self, backbone: TimmBackbone, rank: int = 64, scale: float = 0.1, dropout: float = 0.1) -> None:
+        super().__init__()
+        model: Any = backbone.model
+        width, depth, like = backbone.feature_dim, len(model.blocks), next(backbone.parameters())
+        self.scale = scale
+        self.adapters = nn.ModuleList(_bottleneck(width, rank, dropout) for _ in range(depth)).to(like.device)
+
+    def features(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        timm_backbone: Any = backbone
+        vit = timm_backbone.model
+        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(timm_backbone.resized(images)))))
+        for block, adapter in zip(vit.blocks, self.adapters, strict=True):
+            x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+            x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + self.scale * adapter(x)
+        found: Tensor = vit.forward_head(vit.norm(x), pre_logits=True)
+        return found
+
+
+def make_tuner(kind: str, backbone: nn.Module, rank: int, user: str) -> Tuner:
+    """A tuner of a vision transformer: ``adapter`` or ``scale_shift``.
+
+    Args:
+        rank: Of adapters.
+        user: Name of the strategy, for the error.
+
+    Raises:
+        ConfigError: for another kind of backbone.
+    """
+    vit = vision_transformer(backbone, user)
+    return BlockAdapters(vit, rank) if kind == "adapter" else ScaleShift(vit)
+
+
+def _bottleneck(width: int, rank: int, dropout: float) -> nn.Sequential:
+    down, up = nn.Linear(width, rank), nn.Linear(rank, width)
+    nn.init.kaiming_uniform_(down.weight, a=5**0.5)
+    for zero in (down.bias, up.weight, up.bias):
+        nn.init.zeros_(zero)
+    return nn.Sequential(down, nn.ReLU(), nn.Dropout(dropout), up)

@@ -1,0 +1,113 @@
+"""GPM: gradients lose their part in the subspaces that the inputs of earlier classes span, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from cil.contract import Phase
+from cil.data import Batch
+from cil.memory import Budget, tensor_bytes
+from cil.models import NetFactory, evaluating
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts import new_class_cross_entropy
+from cil.strategies.parts.subspace import Subspace, input_moments, weighted_layers
+from cil.strategies.registry import register
+from cil.streams import Experience
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+@register("gpm")
+class GPM(Strategy):
+    """g <- g - g M M' for each layer of the backbone, so that it answers as before on what it was given before.
+
+    Class-incremental: one head over all classes, trained by cross-entropy over those of the experience. Norms (their
+    statistics too) and biases of the backbone learn in the first experience alone. Exact with optimizers whose step is
+    a sum of gradients (SGD, with momentum); nothing decays. Bytes are those of the network: half of d^2 numbers a layer
+    with d inputs.
+
+    Args:
+        threshold: epsilon, the share of the squared inputs that lies in the subspace; in (0, 1].
+        step: Added to epsilon in each experience, up to 1.
+        images: Images of the experience whose inputs are looked at.
+
+    Source:
+        Saha, Garg, Roy. "Gradient projection memory for continual learning", ICLR 2021, arXiv:2103.09762, algorithm 1.
+        Departures: no task is told, so that answers are over all classes; the complement is held where it is smaller;
+        a criterion that is met, where the authors' code stops one direction short.
+    """
+
+    bases: nn.ModuleDict
+
+    def __init__(
+        self, make_net: NetFactory, budget: Budget, *, threshold: float = 0.97, step: float = 0.003, images: int = 125
+    ) -> None:
+        super().__init__(make_net, budget)
+        check.above(0, "gpm", threshold=threshold)
+        check.between(0, 1, "gpm", threshold=threshold)
+        check.at_least(0, "gpm", step=step)
+        check.at_least(1, "gpm", images=images)
+        self.threshold, self.step, self.images = threshold, step, images
+        sizes = {name: layer.weight[0].numel() for name, layer in weighted_layers(self.net.backbone).items()}
+        bases = {_key(name): Subspace(size) for name, size in sizes.items()}
+        self.keep("bases", nn.ModuleDict(bases).to(self.net.head.weight.device), kind="statistics")
+
+    @classmethod
+    def ignored_keys(cls, hyperparameters: Mapping[str, object]) -> dict[str, str]:
+        return {"optimizer.weight_decay": "no decay"}  # it would move weights along what is protected
+
+    def side_bytes(self) -> int:
+        """Bases go by the inputs of the layers."""
+        return sum(map(tensor_bytes, self.bases.state_dict().values()))
+
+    def prepare(self, experience: Experience) -> None:
+        if experience.index:
+            for layer in self.net.backbone.modules():
+                own = layer.parameters(recurse=False) if isinstance(layer, NORMS) else [getattr(layer, "bias", None)]
+                for parameter in own:
+                    if isinstance(parameter, nn.Parameter):
+                        parameter.requires_grad_(False)
+
+    def phases(self, experience: Experience) -> Iterator[Phase]:
+        yield Phase("main", self.training_set(experience), self.loss, weight_decay=0.0)
+
+    def train_mode(self) -> None:
+        self.net.train()
+        if self.old_classes:
+            for layer in self.net.backbone.modules():
+                if isinstance(layer, NORMS):
+                    layer.eval()
+
+    def loss(self, batch: Batch) -> Tensor:
+        return new_class_cross_entropy(self.net(batch.images).logits, batch.slots, self.first_slot)
+
+    def adjust_gradients(self, batch: Batch) -> None:
+        if self.old_classes:
+            for name, layer in weighted_layers(self.net.backbone).items():
+                gradient = layer.weight.grad
+                if gradient is not None:  # equations 7 and 10
+                    gradient.copy_(self._basis(name).outside(gradient.flatten(1)).view_as(gradient))
+
+    @torch.no_grad()
+    def after_experience(self, experience: Experience) -> None:
+        count = len(experience.train)
+        rows = torch.randperm(count, generator=self.generator("inputs"))[: self.images]
+        share = min(1.0, self.threshold + self.step * experience.index)
+        with evaluating(self.net), input_moments(weighted_layers(self.net.backbone)) as moments:
+            for batch in experience.train[rows].batches(self.images, self.device):
+                self.net(batch.images)
+        for name, found in moments.items():
+            self._basis(name).extend(found, share)
+
+    def _basis(self, name: str) -> Subspace:
+        found = self.bases[_key(name)]
+        assert isinstance(found, Subspace)
+        return found
+
+
+def _key(name: str) -> str:
+    """A layer's name without dots, which names of modules in a dict may not have."""
+    return name.replace(".", "/")

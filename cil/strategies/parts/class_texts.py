@@ -1,0 +1,103 @@
+"""Texts of classes for backbones that read: sentences around a name, or from a file, and the weights they make."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cil.errors import ConfigError
+from cil.models.clip import TextEncoder
+
+
+class ClassTexts:
+    """Sentences of classes by name.
+
+    Args:
+        method: Name of the strategy, for messages.
+        templates: Sentences with ``{}`` in the place of the class name, from which underscores and a WordNet number in
+            front are removed.
+        texts: Path of a JSON file with sentences by class name, in place of templates; None: none.
+
+    Raises:
+        ConfigError: for templates without a place for the name, or a file that is no such mapping.
+    """
+
+    def __init__(self, method: str, templates: Sequence[str], texts: str | None) -> None:
+        if isinstance(templates, str) or not templates or not all("{}" in str(template) for template in templates):
+            raise ConfigError(
+                f"strategy.templates of {method} is {templates!r}; it must be a list of sentences, each with {{}} for "
+                f"the class name"
+            )
+        self._method, self._templates = method, tuple(templates)
+        self._sentences = None if texts is None else read_sentences(texts)
+
+    @property
+    def diagnostics(self) -> dict[str, str]:
+        """SHA-256 of the sentences of a file, for the record."""
+        if self._sentences is None:
+            return {}
+        return {"texts_sha256": hashlib.sha256(json.dumps(self._sentences, sort_keys=True).encode()).hexdigest()}
+
+    def of(self, name: str) -> list[str]:
+        """Sentences on a class.
+
+        Raises:
+            ConfigError: where the file has none.
+        """
+        if self._sentences is None:
+            return [template.format(clean_name(name)) for template in self._templates]
+        found = self._sentences.get(name) or self._sentences.get(clean_name(name))
+        if not found:
+            raise ConfigError(f"strategy.texts of {self._method} has no sentence for class '{name}'")
+        return found
+
+
+def reader(backbone: nn.Module, method: str) -> TextEncoder:
+    """The backbone, if it reads.
+
+    Raises:
+        ConfigError: naming ``model``.
+    """
+    if not isinstance(backbone, TextEncoder):
+        raise ConfigError(f"{method} reads class names, which the network cannot; set model=clip and model.weights=hub")
+    return backbone
+
+
+@torch.no_grad()
+def class_weight(encoder: TextEncoder, sentences: Sequence[str]) -> Tensor:
+    """(D,) unit mean of the unit embeddings of sentences."""
+    return F.normalize(F.normalize(encoder.encode_texts(sentences)).mean(0), dim=0)
+
+
+def clean_name(name: str) -> str:
+    """A class name as a person would write it.
+
+    >>> clean_name("n01440764_tench"), clean_name("aquarium_fish")
+    ('tench', 'aquarium fish')
+    """
+    return re.sub(r"^n\d{8}[ _-]+", "", name).replace("_", " ").strip()
+
+
+def read_sentences(path: str | Path) -> dict[str, list[str]]:
+    """Sentences by class name, of a JSON file.
+
+    Raises:
+        ConfigError: where there is no such file, or it holds something else.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"strategy.texts: {path} is no JSON file ({type(error).__name__})") from error
+    allowed = isinstance(found, dict) and all(
+        isinstance(own, list) and own and all(isinstance(sentence, str) for sentence in own) for own in found.values()
+    )
+    if not allowed:
+        raise ConfigError(f"strategy.texts: {path} must map each class name to a list of sentences")
+    return dict(found)

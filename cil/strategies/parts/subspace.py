@@ -1,0 +1,140 @@
+"""Subspaces of what a layer has been given: an orthonormal basis that grows, or that of its complement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cil.errors import ConfigError
+
+
+class Subspace(nn.Module):
+    """A subspace of R^d, to keep as ``statistics``: an orthonormal basis M of it, or N of its complement.
+
+    While it has no more than d / 2 dimensions M is held, then N: floor(d / 2) columns are enough for either, and are
+    there from the start, as bytes are known before training: 4 d floor(d / 2) bytes, and 8.
+
+    Args:
+        size: d.
+    """
+
+    basis: Tensor  # (d, floor(d / 2)); columns from ``count`` on are 0
+    count: Tensor  # () int64: columns of M; of N, below 0: -1 - columns
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("basis", torch.zeros(size, size // 2))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def complement(self) -> bool:
+        """True where N is held."""
+        return int(self.count) < 0
+
+    @property
+    def dimension(self) -> int:
+        """Dimensions of the subspace."""
+        count = int(self.count)
+        return count if count >= 0 else len(self.basis) + 1 + count
+
+    def outside(self, rows: Tensor) -> Tensor:
+        """The part of rows (N, d) that lies outside: g - g M M', or g N N'."""
+        within = rows @ self.basis.to(rows) @ self.basis.T.to(rows)
+        return within if self.complement else rows - within
+
+    @torch.no_grad()
+    def extend(self, moments: Tensor, share: float) -> int:
+        """Add the leading directions of inputs X, until so much of |X|^2 lies inside; returns how many.
+
+        Args:
+            moments: (d, d), X X': the eigenvalues are the squared singular values of X, and are not squared again.
+            share: epsilon, in [0, 1].
+
+        Source: Saha, Garg, Roy, "Gradient projection memory", ICLR 2021, equations 8 and 9. Its code takes one
+            direction less in the first experience: it counts those whose cumulative share is below epsilon.
+        """
+        moments = moments.cpu().double()
+        total, outer = moments.trace(), self._coordinates()  # (d, m): of all that lies outside
+        values, axes = torch.linalg.eigh(outer.T @ moments @ outer)
+        values, axes = values.flip(0).clamp(min=0), axes.flip(1)
+        inside = (total - values.sum() + F.pad(values.cumsum(0), (1, 0))) / total.clamp(min=1e-300)
+        enough = (inside >= share - 1e-12).nonzero().flatten()
+        taken = int(enough[0]) if len(enough) and total > 0 else 0 if total <= 0 else len(values)
+        if taken:
+            self._hold(outer @ axes[:, :taken], outer @ axes[:, taken:])
+        return taken
+
+    def _coordinates(self) -> Tensor:
+        """(d, m) orthonormal basis of all outside, float64 on the CPU."""
+        held = self.basis.cpu().double()
+        if self.complement:
+            return held[:, : -1 - int(self.count)]
+        inside = held[:, : int(self.count)]
+        if not inside.shape[1]:
+            return torch.eye(len(held)).double()
+        return torch.linalg.qr(inside, mode="complete").Q[:, inside.shape[1] :]
+
+    def _hold(self, new: Tensor, rest: Tensor) -> None:
+        """Take ``new`` directions in; ``rest`` is what is still outside."""
+        size, limit = self.basis.shape
+        if size - rest.shape[1] <= limit:
+            found = torch.cat([self.basis.cpu().double()[:, : int(self.count)], new], dim=1)
+            count = found.shape[1]
+        else:
+            found, count = rest, -1 - rest.shape[1]
+        found = torch.linalg.qr(found).Q if found.shape[1] else found  # rounding does not add up
+        self.basis.zero_()[:, : found.shape[1]] = found.to(self.basis)
+        self.count.fill_(count)
+
+
+def weighted_layers(backbone: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Linear layers and plain convolutions of a network, by name.
+
+    Raises:
+        ConfigError: where it has none, or grouped ones.
+    """
+    found = {name: layer for name, layer in backbone.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    grouped = [name for name, layer in found.items() if isinstance(layer, nn.Conv2d) and layer.groups > 1]
+    if not found or grouped:
+        what = f"{grouped[0]} is a convolution in groups" if grouped else "it has no linear layer or convolution"
+        raise ConfigError(f"gradients cannot be projected by input: {what}; set model.name")
+    return found
+
+
+@contextmanager
+def input_moments(layers: Mapping[str, nn.Linear | nn.Conv2d]) -> Iterator[dict[str, Tensor]]:
+    """Sums X X', (d, d) float64, of the inputs of each layer (of convolutions patches) in passes inside the block."""
+    found: dict[str, Tensor] = {}
+    handles = []
+
+    def hook(name: str, layer: nn.Linear | nn.Conv2d) -> None:
+        def add(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+            rows = input_rows(layer, given[0].detach()).double()
+            found[name] = found.get(name, 0.0) + rows.T @ rows
+
+        handles.append(layer.register_forward_pre_hook(add))
+
+    for name, layer in layers.items():
+        hook(name, layer)
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def input_rows(layer: nn.Linear | nn.Conv2d, images: Tensor) -> Tensor:
+    """Inputs of a layer as rows of its weight: (N, d), d = weight.numel() / outputs.
+
+    >>> input_rows(nn.Conv2d(1, 4, 2), torch.arange(6.0).view(1, 1, 2, 3)).tolist()
+    [[0.0, 1.0, 3.0, 4.0], [1.0, 2.0, 4.0, 5.0]]
+    """
+    if isinstance(layer, nn.Linear):
+        return images.flatten(0, -2)
+    padding = layer.padding if not isinstance(layer.padding, str) else 0
+    patches = F.unfold(images, layer.kernel_size, layer.dilation, padding, layer.stride)  # (N, d, places)
+    return patches.transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,217 @@
+"""SLCA: the backbone learns slowly, the head fast; then the head is aligned on Gaussian samples of all classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cil.contract import Phase, loaded_reference
+from cil.data import Batch, Samples
+from cil.memory import Budget, Prototypes, tensor_bytes
+from cil.models import GrowingNet, LinearHead, NetFactory, extract, freeze
+from cil.models.tuners import LowRank
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts.alignment import gaussian_samples, mean_logit_norm, reverse_cross_entropy
+from cil.strategies.parts.frozen_backbone import features_only
+from cil.strategies.parts.frozen_heads import FeaturesAndHead
+from cil.strategies.parts.heads import freeze_rows
+from cil.strategies.parts.setup_warnings import warn_of_random_weights
+from cil.strategies.registry import register
+from cil.streams import Experience, Signature
+
+COVARIANCES = ("full", "low_rank", "diagonal", "tied")
+
+
+@register("slca")
+class SLCA(Strategy):
+    """Cross-entropy over the classes of the experience, with one learning rate for the backbone and one for the head.
+
+    Then a copy of the head, which answers, is trained on samples of N(s_c mu_c, S_c). The head itself goes on from
+    where it was. Statistics are those of the backbone when a class arrived. What spends bytes is ``covariance``, of
+    ``low_rank`` its ``rank``.
+
+    Args:
+        tuning: What is trained below the head: ``full``: the backbone. ``low_rank``: sums of rank 4 to its linear
+            layers, norms, biases and class token (SLCA++); the weights themselves stay public.
+        backbone_lr: Learning rate of that; the head's is ``optimizer.lr``.
+        cross_entropy, reverse: a and b of the loss a CE + b RCE; SLCA has 1 and 0, SLCA++ 1 and 0.1.
+        covariance: Of each class: ``full``, ``low_rank``, ``diagonal``; ``tied``: one for all.
+        rank: r of ``low_rank``.
+        jitter: Added to variances in sampling.
+        scaling: Of the means: ``mean``: s_c = 0.9 + 0.1 (t_c + 1) / (t + 1), t_c the experience in which c arrived.
+            ``decay``: whole samples over 1 + u (t - t_c), u from U(0.01, 0.03) for each class (SLCA++).
+        align_epochs, align_samples, align_batch, align_lr: Of the alignment: epochs (0: none), samples a class and
+            epoch, images a step, learning rate.
+        temperature: tau: logits are divided by tau times the mean norm of an experience's logits; null: they are not.
+
+    Source:
+        Zhang, Wang, Kang, Chen, Wei. "SLCA: slow learner with classifier alignment for continual learning on a
+        pre-trained model", ICCV 2023, arXiv:2303.05118; "SLCA++", 2024, arXiv:2408.08295 (``tuning=low_rank
+        reverse=0.1 scaling=decay``). Departure: one rate for all of ``low_rank``, where SLCA++ has a larger one for the
+        sums in the first experience.
+    """
+
+    answers_by = "aligned_head"
+    toy: ClassVar[Mapping[str, Any]] = {"align_samples": 8, "align_epochs": 2}
+
+    net: GrowingNet
+    head: LinearHead
+    aligned: LinearHead
+    tuner: LowRank | None
+    gaussians: Prototypes
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        tuning: str = "full",
+        backbone_lr: float = 1e-4,
+        cross_entropy: float = 1.0,
+        reverse: float = 0.0,
+        covariance: str = "full",
+        rank: int = 10,
+        jitter: float = 1e-4,
+        scaling: str = "mean",
+        align_epochs: int = 5,
+        align_samples: int = 256,
+        align_batch: int = 256,
+        align_lr: float = 0.01,
+        temperature: float | None = 0.1,
+    ) -> None:
+        super().__init__(make_net, budget)
+        check.one_of(("full", "low_rank"), "slca", tuning=tuning)
+        check.one_of(COVARIANCES, "slca", covariance=covariance)
+        check.one_of(("mean", "decay"), "slca", scaling=scaling)
+        check.at_least(
+            0, "slca", cross_entropy=cross_entropy, reverse=reverse, jitter=jitter, align_epochs=align_epochs
+        )
+        check.at_least(1, "slca", align_samples=align_samples, align_batch=align_batch)
+        check.above(0, "slca", backbone_lr=backbone_lr, align_lr=align_lr, temperature=temperature)
+        self.backbone_lr, self.cross_entropy, self.reverse = backbone_lr, cross_entropy, reverse
+        self.jitter, self.scaling, self.temperature = jitter, scaling, temperature
+        self.align: dict[str, Any] = {"epochs": align_epochs, "lr": align_lr, "batch_size": align_batch}
+        self.align_samples = align_samples
+        self.arrivals: list[int] = []  # t_c
+        blank, d = self.net.head.weight, self.net.feature_dim
+        self.keep("head", LinearHead(d).to(blank), kind="parameters")
+        self.keep("aligned", LinearHead(d).to(blank), kind="parameters")
+        gaussians = Prototypes(d, covariance, rank if covariance == "low_rank" else 1)
+        self.keep("gaussians", gaussians.to(blank.device), kind="statistics")
+        self.keep("old_rows", {}, kind="temporary")  # of the head, as they were
+        self.keep("tuner", None, kind="temporary")
+        if tuning == "low_rank":
+            warn_of_random_weights(self)
+            self._tune_beside_net()
+        elif make_net.pretrained is None:
+            self.warnings.append(
+                f"slca: the network starts from random weights, and learns at strategy.backbone_lr={backbone_lr}, "
+                f"which is meant for public ones: set model.weights, or the learning rate of the backbone"
+            )
+
+    def build_net(self) -> GrowingNet:
+        return features_only(self.make_net)
+
+    def _tune_beside_net(self) -> None:
+        net, public = freeze(self.net), self.make_net.pretrained
+        self.keep("net", net, kind="parameters", reference=None if public is None else loaded_reference(net, public))
+        self.keep("tuner", LowRank(net.backbone), kind="parameters")
+
+    def grow_net(self, signature: Signature) -> None:
+        new = len(signature.new_slots)
+        self.head.grow(new)
+        self.aligned.grow(new)
+        self.gaussians.grow(new)
+        self.arrivals += [signature.index] * new
+
+    def side_bytes(self) -> int:
+        """Statistics go by ``covariance`` and ``rank``."""
+        return sum(map(tensor_bytes, self.gaussians.state_dict().values()))
+
+    def prepare(self, experience: Experience) -> None:
+        if experience.index == 0 and self.tuner is not None:
+            self.tuner.initialise(self.net.backbone)
+        rows = self.head.named_parameters() if self.first_slot else ()
+        self.old_rows = {name: value.detach()[: self.first_slot].clone() for name, value in rows}
+
+    def phases(self, experience: Experience) -> Iterator[Phase]:
+        below = self.net.backbone if self.tuner is None else self.tuner
+        slow = {"params": [p for p in below.parameters() if p.requires_grad], "lr": self.backbone_lr}
+        groups = [slow, {"params": list(self.head.parameters())}]
+        yield Phase("main", experience.train, self.loss, parameters=groups)
+        new = experience.train[torch.isin(experience.train.slots, torch.tensor(experience.new_slots))]
+        if len(new):  # of what comes back, features have moved
+            self.gaussians.update(extract(self._view(), new), new.slots)
+        self.aligned.load_state_dict(self.head.state_dict())
+        if experience.index and self.align["epochs"]:
+            yield Phase(
+                "align", self._samples(experience.index), self.align_loss, parameters=list(self.aligned.parameters()),
+                main=False, schedule="cosine", **self.align,
+            )  # fmt: skip
+
+    def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        logits = self.head(self.features(batch.images))[:, self.first_slot :]  # classes of the experience
+        slots = batch.slots - self.first_slot
+        terms = {"classes": self.cross_entropy * F.cross_entropy(logits, slots)}
+        if self.reverse:
+            terms["reverse"] = self.reverse * reverse_cross_entropy(logits, slots)
+        return terms
+
+    def align_loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy of z / (tau mean_t |z_t|) over all classes."""
+        logits = self.aligned(batch.extras["features"][:, self.progress.epoch])
+        if self.temperature is not None:
+            sizes = [self.arrivals.count(index) for index in range(self.arrivals[-1] + 1)]
+            logits = logits / (self.temperature * mean_logit_norm(logits, sizes))
+        return F.cross_entropy(logits, batch.slots)
+
+    def adjust_gradients(self, batch: Batch) -> None:
+        self._hold_old_rows()
+
+    def after_step(self, batch: Batch) -> None:
+        self._hold_old_rows()
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, D) of images in [0, 1]."""
+        if self.tuner is None:
+            plain: Tensor = self.net(images).features
+            return plain
+        return self.tuner.features(self.net.backbone, self.net.normalise(images))
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits of the aligned head: (N, ...) to (N, C)."""
+        logits: Tensor = self.aligned(self.features(images))
+        return logits
+
+    def scales(self, index: int, generator: torch.Generator) -> Tensor:
+        """(C,) factors of the samples of each class in experience ``index``, in [0.9, 1] or below."""
+        arrived = torch.tensor(self.arrivals)
+        if self.scaling == "mean":
+            return 0.9 + 0.1 * (arrived + 1) / (index + 1)
+        u = 0.01 + 0.02 * torch.rand(len(arrived), generator=generator)
+        return 1 / (1 + u * (index - arrived))
+
+    def _samples(self, index: int) -> Samples:
+        return gaussian_samples(
+            self.gaussians,
+            self.generator("align"),
+            count=self.align_samples,
+            epochs=self.align["epochs"],
+            scales=self.scales(index, self.generator("scales")),
+            whole=self.scaling == "decay",
+            jitter=self.jitter,
+        )
+
+    def _view(self) -> FeaturesAndHead:
+        """Features and the head as one network."""
+        parts = [self.net] if self.tuner is None else [self.net, self.tuner]
+        return FeaturesAndHead(self.features, self.head, parts)
+
+    def _hold_old_rows(self) -> None:
+        """Heads of earlier experiences stay: no gradient, no decay, no momentum."""
+        for name, rows in self.old_rows.items():
+            freeze_rows(getattr(self.head, name), rows)
