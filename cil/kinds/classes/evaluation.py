@@ -60,7 +60,7 @@ def evaluate(
     broken = torch.zeros((), dtype=torch.bool, device=device)
     parts = [(index, stream.test(index)) for index in evaluable(stream, num_classes)]
     size = sum(len(samples) for _, samples in parts)
-    for images, slots, where in _shuffled(parts, seed, stream.fingerprint, device, batch_size):
+    for images, slots, where in shuffled(parts, seed, stream.fingerprint, device, batch_size):
         if done == 0:
             with flops.counting():
                 scores = predict(images)
@@ -95,7 +95,7 @@ def evaluate(
     }
 
 
-def _shuffled(
+def shuffled(
     parts: list[tuple[int, Samples]], seed: int, fingerprint: str, device: torch.device, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Images, slots and experiences of all parts in one random order, keyed by what no learner is told."""

@@ -12,7 +12,9 @@ from cil.engine.anytime import anytime_results
 from cil.engine.running import Counts, CurveSoFar
 from cil.engine.spending import Rows, plain
 from cil.kinds.classes.answers import FURTHER, OWN
-from cil.kinds.classes.record_types import ClassScores
+from cil.kinds.classes.held_out import COUNT, validation_curve
+from cil.kinds.classes.record_types import ClassScores, OpenSetScores
+from cil.kinds.classes.unknowns import UNKNOWN, open_set_scores
 from cil.streams import DomainStream, Stream
 
 
@@ -33,6 +35,10 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
     images = _right_and_tested(rows[-1], stream)[1]
     summary = metrics.summary_of_counts(correct, count, 100 * aware / tested, images, stream.experience_of_slot)
     scores = cast(ClassScores, summary | answer_scores(rows, summary))
+    if COUNT in rows[-1]:
+        scores["validation_curve"] = validation_curve(rows)
+    if UNKNOWN in rows[-1]:
+        scores["open_set"] = cast(OpenSetScores, open_set_scores(rows))
     if "anytime" in facts[-1]:
         scores["anytime"] = anytime_results(facts)
     if isinstance(stream, DomainStream):
@@ -46,7 +52,17 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
         }
     elif any(set(s.present) - set(s.new_slots) for s in stream.signatures):
         scores["forgetting_by_class"] = forgetting_by_class(rows, stream)
+    else:
+        scores["task_identification_curve"] = plain([task_identification(row, stream) for row in rows])
     return scores
+
+
+def task_identification(row: Counts, stream: Stream) -> float:
+    """Percent of the answers that name a class of the right experience, whichever of them (TID)."""
+    owner = np.asarray(stream.experience_of_slot)
+    true, predicted, counts = row["cells"].numpy().astype(np.int64).T
+    found = counts[owner[true] == owner[predicted]].sum()
+    return float(metrics.accuracy_from_counts(found, counts.sum()))
 
 
 def answer_scores(rows: Rows, own: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,15 @@ from cil.kinds.classes.answer_tables import answers_entry, answers_table
 from cil.kinds.classes.anytime_tables import TERMS as ANYTIME_TERMS
 from cil.kinds.classes.anytime_tables import anytime_entry, anytime_table, evaluated
 from cil.kinds.classes.auc import curve_sections
+from cil.kinds.classes.open_set_tables import TERMS as OPEN_SET_TERMS
+from cil.kinds.classes.open_set_tables import open_set_entry, open_set_table
+from cil.kinds.classes.over_streams import stream_sections
+from cil.kinds.classes.plasticity import TERMS as PLASTICITY_TERMS
+from cil.kinds.classes.plasticity import joint_groups, plasticity_entry, plasticity_table
 from cil.kinds.classes.plots import plots
 from cil.kinds.classes.rows import AVERAGE, FORGETTING, LAST, by_standing, class_rows, ranked
+from cil.kinds.classes.seeds import TERMS as SEED_TERMS
+from cil.kinds.classes.seeds import seeds_content, seeds_table
 from cil.report.grids import Grid, Titled, byte_bill, flops, scores_entry, seconds, whole
 from cil.report.grouping import Group, budget_words, by_budget, comparisons, differing, grouped
 from cil.report.rows import Row, largest, mean, remarks
@@ -71,13 +78,21 @@ def sections(records: Sequence[Record]) -> Sections:
     found: list[Section] = []
     curves: list[Section] = []
     rows: list[Row] = []
+    streams: list[list[tuple[str, list[Row]]]] = []
     for settings in alike:
         made = [class_rows(setting) for setting in settings]
+        joints = joint_groups([group for setting in settings for group in setting])
         for setting, own in zip(settings, made, strict=True):
-            found.append(_section(setting, own, len(found) + 1 if several else 0))
+            found.append(_section(setting, own, len(found) + 1 if several else 0, joints))
+        streams.append([(stream_words(settings[0][0].first), own) for own in made])
         curves += curve_sections(stream_words(settings[0][0].first), made)
         rows += [row for own in made for row in own]
-    return Sections((*found, *curves), _reading(rows), tuple(_differences(found)), tuple(_without_results(empty)))
+    return Sections(
+        (*found, *curves, *stream_sections(streams)),
+        _reading(rows),
+        tuple(_differences(found)),
+        tuple(_without_results(empty)),
+    )
 
 
 def _has_results(group: Group) -> bool:
@@ -110,7 +125,7 @@ def _differences(sections: Sequence[Section]) -> Iterable[str]:
         yield f"{subject} from table 1 in: {changed_keys}."
 
 
-def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Section:
+def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: Sequence[Group]) -> Section:
     first, competitors = groups[0].first, ranked(rows)
     budget = next((group.first.budget for group in groups if not group.first.bound), first.budget)
     title, subtitle = stream_words(first), budget_words(budget)
@@ -121,10 +136,16 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Secti
         if len(competitors) > 1
     ]
     bills = {convention: _bill(rows, convention) for convention in CONVENTIONS}
-    inside, answers = anytime_table(rows), answers_table(rows)
+    inside, answers, unknown = anytime_table(rows), answers_table(rows), open_set_table(rows)
+    kept, over_seeds = plasticity_table(rows, joints), seeds_table(competitors)
     identity = {"table": max(number, 1), "budget": facts.get("budget"), "title": f"{title}; {subtitle}"}
     entries = [
-        identity | _entry(row) | (answers_entry(row) if answers else {}) | (anytime_entry(row) if inside else {})
+        identity
+        | _entry(row)
+        | (answers_entry(row) if answers else {})
+        | (plasticity_entry(row, joints) if kept else {})
+        | (open_set_entry(row) if unknown else {})
+        | (anytime_entry(row) if inside else {})
         for row in rows
     ]
     return Section(
@@ -136,7 +157,7 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Secti
         facts=facts,
         grid=_grid(rows),
         best={f"{verdict.metric} %": verdict.winner for verdict in verdicts if verdict.winner},
-        tables=tuple(filter(None, (answers, inside))),
+        tables=tuple(filter(None, (answers, kept, over_seeds, unknown, inside))),
         bills=tuple(
             Titled(f"Bytes carried after the last experience, {name}", b) for name, b in bills.items() if b.lines
         ),
@@ -144,7 +165,10 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Secti
         remarks=remarks(rows),
         warnings=tuple(_warnings(groups, rows)),
         entries=tuple(entries),
-        content={"rows": [entry | _structure(row) for entry, row in zip(entries, rows, strict=True)]},
+        content={
+            "rows": [entry | _structure(row) for entry, row in zip(entries, rows, strict=True)],
+            **({"paired_tests": seeds_content(competitors)} if over_seeds else {}),
+        },
         plots=partial(plots, rows, first.limit, first.convention),
     )
 
@@ -252,7 +276,10 @@ def _reading(rows: Sequence[Row]) -> ReadingAid:
     terms = tuple((term, text) for term, text in TERMS if used.get(term, True))
     several = ANSWER_TERMS if answers_table(rows) else ()
     inside = ANYTIME_TERMS if any(map(evaluated, rows)) else ()
-    return ReadingAid("How to read this", INTRODUCTION, terms + several + inside)
+    apart = PLASTICITY_TERMS if plasticity_table(rows, ()) else ()
+    seeds = SEED_TERMS if seeds_table(ranked(rows)) else ()
+    unknown = OPEN_SET_TERMS if open_set_table(rows) else ()
+    return ReadingAid("How to read this", INTRODUCTION, terms + several + apart + seeds + unknown + inside)
 
 
 def stream_words(run: RunSummary) -> str:
