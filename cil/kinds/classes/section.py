@@ -18,6 +18,7 @@ from cil.kinds.classes.over_streams import stream_sections
 from cil.kinds.classes.plasticity import TERMS as PLASTICITY_TERMS
 from cil.kinds.classes.plasticity import joint_groups, plasticity_entry, plasticity_table
 from cil.kinds.classes.plots import plots
+from cil.kinds.classes.published import published_beside
 from cil.kinds.classes.rows import AVERAGE, FORGETTING, LAST, by_standing, class_rows, ranked
 from cil.kinds.classes.seeds import TERMS as SEED_TERMS
 from cil.kinds.classes.seeds import seeds_content, seeds_table
@@ -170,6 +171,7 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: 
             **({"paired_tests": seeds_content(competitors)} if over_seeds else {}),
         },
         plots=partial(plots, rows, first.limit, first.convention),
+        published=partial(published_beside, next((group.first for group in groups if not group.first.bound), first)),
     )
 
 
