@@ -209,7 +209,7 @@ class Stream:
         if not any(part.validation() for part in self._parts):
             return None
         other = copy(self)
-        other._parts = tuple(replace(part, test=partial(_validation_or_none, part)) for part in self._parts)
+        other._parts = tuple(replace(part, test=partial(_validation_samples, part)) for part in self._parts)
         return other
 
     def training_half(self) -> Stream:
@@ -292,7 +292,7 @@ class Stream:
         }
 
 
-def _validation_or_none(part: ExperienceData) -> Samples:
+def _validation_samples(part: ExperienceData) -> Samples:
     """The validation samples of an experience, or no samples."""
     found = part.validation()
     return part.train()[:0] if found is None else found

@@ -10,6 +10,7 @@ from cil.report.grids import Line, Titled, grid, scores_entry
 from cil.report.rows import Row
 from cil.report.verdicts import Score
 
+HEADING = "Known and unknown classes"
 NOTE = (
     "Classes to come are unknown, known is told by the maximum logit; means over the experiences that have unknown "
     "images. A guess has an AUROC of 0.5."
@@ -34,7 +35,7 @@ def open_set_table(rows: Sequence[Row]) -> Titled | None:
         )
         for row in met
     ]
-    return Titled("Known and unknown classes", grid("strategy", lines), NOTE)
+    return Titled(HEADING, grid("strategy", lines), NOTE)
 
 
 def open_set_entry(row: Row) -> dict[str, Any]:

@@ -61,18 +61,19 @@ class StreamsRow:
     shares: tuple[float, ...]
 
 
-def stream_sections(settings: Sequence[Sequence[tuple[str, Sequence[Row]]]]) -> list[Section]:
+def stream_sections(tables: Sequence[tuple[str, Sequence[Row]]]) -> list[Section]:
     """A section over all streams; none where fewer than two rows are ranked on two streams or more.
 
     Args:
-        settings: For each stream its tables, by title: of several budgets that with most ranked rows counts, as budgets
-            of one stream are no independent workloads.
+        tables: Rows of each table with the stream in words. Of several tables of a stream that with most ranked rows
+            counts: budgets, precisions and devices make no independent workloads.
 
     Source: Dahl et al. 2023 (AlgoPerf) for profiles, Demsar 2006 for ranks.
     """
-    chosen = [max(tables, key=lambda table: len(_scored(table[1]))) for tables in settings if tables]
-    found = [(title, _scored(rows)) for title, rows in chosen]
-    found = [(title, rows) for title, rows in found if len(rows) > 1]
+    by_stream: dict[str, dict[str, Row]] = {}
+    for title, rows in tables:
+        by_stream[title] = max(by_stream.get(title, {}), _scored(rows), key=len)
+    found = [(title, rows) for title, rows in by_stream.items() if len(rows) > 1]
     labels = [label for label in found[0][1] if all(label in rows for _, rows in found)] if found else []
     if len(found) < 2 or len(labels) < 2:
         return []

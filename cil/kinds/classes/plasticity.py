@@ -16,6 +16,7 @@ from cil.report.rows import Row
 from cil.report.runs import RunSummary, flat
 from cil.report.verdicts import Score
 
+HEADING = "Old and new classes, tasks and classes within them"
 REFERENCE = "joint"  # the strategy that is trained on all data of each experience and those before
 OLD, NEW, HARMONIC = "old %", "new %", "harmonic"
 BACKWARD, FORWARD, INTRANSIGENCE = "BWT", "FWT", "intransigence"
@@ -64,7 +65,7 @@ def plasticity_table(rows: Sequence[Row], joints: Sequence[Group]) -> Titled | N
     if not {OLD, FORWARD, WITHIN} & {*heads}:
         return None
     lines = [Line(label, {head: str(scores.get(head, Score({}))) for head in heads}) for label, scores in found.items()]
-    return Titled("Old and new classes, tasks and classes within them", grid("strategy", lines))
+    return Titled(HEADING, grid("strategy", lines))
 
 
 def plasticity_entry(row: Row, joints: Sequence[Group]) -> dict[str, Any]:

@@ -12,14 +12,17 @@ from cil.kinds.classes.answer_tables import answers_entry, answers_table
 from cil.kinds.classes.anytime_tables import TERMS as ANYTIME_TERMS
 from cil.kinds.classes.anytime_tables import anytime_entry, anytime_table, evaluated
 from cil.kinds.classes.auc import curve_sections
+from cil.kinds.classes.open_set_tables import HEADING as OPEN_SET
 from cil.kinds.classes.open_set_tables import TERMS as OPEN_SET_TERMS
 from cil.kinds.classes.open_set_tables import open_set_entry, open_set_table
 from cil.kinds.classes.over_streams import stream_sections
+from cil.kinds.classes.plasticity import HEADING as PLASTICITY
 from cil.kinds.classes.plasticity import TERMS as PLASTICITY_TERMS
 from cil.kinds.classes.plasticity import joint_groups, plasticity_entry, plasticity_table
 from cil.kinds.classes.plots import plots
 from cil.kinds.classes.published import published_beside
 from cil.kinds.classes.rows import AVERAGE, FORGETTING, LAST, by_standing, class_rows, ranked
+from cil.kinds.classes.seeds import HEADING as SEEDS
 from cil.kinds.classes.seeds import TERMS as SEED_TERMS
 from cil.kinds.classes.seeds import seeds_content, seeds_table
 from cil.report.grids import Grid, Titled, byte_bill, flops, scores_entry, seconds, whole
@@ -79,18 +82,18 @@ def sections(records: Sequence[Record]) -> Sections:
     found: list[Section] = []
     curves: list[Section] = []
     rows: list[Row] = []
-    streams: list[list[tuple[str, list[Row]]]] = []
+    streams: list[tuple[str, list[Row]]] = []
     for settings in alike:
         made = [class_rows(setting) for setting in settings]
         joints = joint_groups([group for setting in settings for group in setting])
         for setting, own in zip(settings, made, strict=True):
             found.append(_section(setting, own, len(found) + 1 if several else 0, joints))
-        streams.append([(stream_words(settings[0][0].first), own) for own in made])
+        streams += [(stream_words(settings[0][0].first), own) for own in made]
         curves += curve_sections(stream_words(settings[0][0].first), made)
         rows += [row for own in made for row in own]
     return Sections(
         (*found, *curves, *stream_sections(streams)),
-        _reading(rows),
+        _reading(rows, found),
         tuple(_differences(found)),
         tuple(_without_results(empty)),
     )
@@ -267,7 +270,7 @@ def _structure(row: Row) -> dict[str, Any]:
     return {"seeds": row.seeds, "bytes_by_kind": kinds, "values": values}
 
 
-def _reading(rows: Sequence[Row]) -> ReadingAid:
+def _reading(rows: Sequence[Row], sections: Sequence[Section]) -> ReadingAid:
     """The terms that these rows use."""
     used = {
         "tuning": any(_tuning(row) != NONE for row in rows),
@@ -278,10 +281,10 @@ def _reading(rows: Sequence[Row]) -> ReadingAid:
     terms = tuple((term, text) for term, text in TERMS if used.get(term, True))
     several = ANSWER_TERMS if answers_table(rows) else ()
     inside = ANYTIME_TERMS if any(map(evaluated, rows)) else ()
-    apart = PLASTICITY_TERMS if plasticity_table(rows, ()) else ()
-    seeds = SEED_TERMS if seeds_table(ranked(rows)) else ()
-    unknown = OPEN_SET_TERMS if open_set_table(rows) else ()
-    return ReadingAid("How to read this", INTRODUCTION, terms + several + apart + seeds + unknown + inside)
+    shown = {table.heading for section in sections for table in section.tables}
+    further = {PLASTICITY: PLASTICITY_TERMS, SEEDS: SEED_TERMS, OPEN_SET: OPEN_SET_TERMS}
+    analysis = tuple(term for heading, terms in further.items() if heading in shown for term in terms)
+    return ReadingAid("How to read this", INTRODUCTION, terms + several + analysis + inside)
 
 
 def stream_words(run: RunSummary) -> str:

@@ -12,6 +12,7 @@ from cil.report.grids import NOTHING, Line, Titled, grid
 from cil.report.rows import Row
 from cil.report.verdicts import LEVEL, Score, few
 
+HEADING = "Over seeds"
 ENOUGH = 5  # seeds, or streams, from which on ranks over them say something
 TERMS = (
     ("95 % interval", "Of the mean over seeds, by Student's t; from three seeds on."),
@@ -39,7 +40,7 @@ def seeds_table(rows: Sequence[Row]) -> Titled | None:
         if ranks:
             cells["mean rank"] = f"{ranks[row.label]:.2f}" if row.label in ranks else NOTHING
         lines.append(Line(row.label, cells))
-    return Titled("Over seeds", grid("strategy", lines), words)
+    return Titled(HEADING, grid("strategy", lines), words)
 
 
 def seeds_content(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -73,9 +73,12 @@ class Unknowns:
 
     def counts(self) -> dict[str, Tensor]:
         """Scores of known images (n,) float32, which of them were answered rightly, and scores of unknown ones (m,)."""
-        names = ((KNOWN, self._known), (CORRECT, self._correct), (UNKNOWN, self._unknown))
-        return {name: torch.cat([torch.empty(0), *parts]) if name != CORRECT else torch.cat(parts).bool()
-                for name, parts in names}  # fmt: skip
+        none = torch.empty(0)
+        return {
+            KNOWN: torch.cat([none, *self._known]),
+            CORRECT: torch.cat([none.bool(), *self._correct]),
+            UNKNOWN: torch.cat([none, *self._unknown]),
+        }
 
 
 def open_set_scores(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:

@@ -59,7 +59,11 @@ class ClassWork(StrategyWork):
                 unknowns.count(slots, where)
 
         seen = learner.num_classes
-        how = {"seed": self.seed, "device": self.runtime.torch_device, "batch_size": self.evaluation_batch}
+        how: dict[str, Any] = {
+            "seed": self.seed,
+            "device": self.runtime.torch_device,
+            "batch_size": self.evaluation_batch,
+        }
         asked = known if unknowns is None else unknowns.listening(known)
         counts = evaluate(asked, self.stream, seen, answered=answered, **how)
         flops = counts["flops"] + answers.flops

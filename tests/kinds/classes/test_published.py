@@ -9,6 +9,7 @@ import pytest
 from made_records import byte_budget, exemplar_budget
 
 from cil.cli.report import main
+from cil.kinds.classes.published import _content
 from cil.report import table, to_csv, to_json, to_text
 
 ORDER = tuple(np.random.RandomState(1993).permutation(100).tolist())
@@ -78,6 +79,15 @@ def test_aligned_bytes_are_those_of_the_survey(run):
     assert "memory aligned to DER" in heading
     assert {line.name: line.cells["Last %"] for line in lines}["memo (published)"] == "61.98"
     assert len(parts(table([cifar(run, budget=byte_budget(limit, "exact"))]))) == 1
+
+
+def test_the_file_says_what_every_table_needs():
+    content = _content()
+    for one in content["tables"]:
+        named = {"source", "where", "dataset", "base", "increment", "rows", *({"exemplars", "mebibytes"} & {*one})}
+        assert {*one} - {"pretrained"} == named and len(named) == 7 and one["source"] in content["sources"]
+        values = [value for row in one["rows"].values() for value in row if value is not None]
+        assert all(-10 < value < 100 for value in values) and all(2 <= len(row) <= 3 for row in one["rows"].values())
 
 
 def test_the_command_shows_them_where_it_is_asked(run, tmp_path, capsys):
