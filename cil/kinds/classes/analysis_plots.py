@@ -77,7 +77,8 @@ def _mean(curves: Sequence[Sequence[float | None] | None]) -> np.ndarray[Any, An
     known = [np.asarray(curve, dtype=np.float64) for curve in curves if curve is not None]
     if not known or len(known) < len(curves):
         return np.full(1, np.nan)
-    return np.stack([curve[: min(map(len, known))] for curve in known]).mean(0)
+    mean: np.ndarray[Any, Any] = np.stack([curve[: min(map(len, known))] for curve in known]).mean(0)
+    return mean
 
 
 def _costs(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture | None:

@@ -83,7 +83,7 @@ def stream_sections(tables: Sequence[tuple[str, Sequence[Row]]]) -> list[Section
 def workload(name: str, rows: Mapping[str, Row]) -> Workload:
     """A workload whose target is the median of its rows."""
     held_out: tuple[str | int, ...] = ("validation_curve", -1)
-    key = held_out if all(row.score(*held_out).known for row in rows.values()) else (LAST,)
+    key: tuple[str | int, ...] = held_out if all(row.score(*held_out).known for row in rows.values()) else (LAST,)
     return Workload(name, rows, key, median(row.score(*key).mean or 0.0 for row in rows.values()))
 
 

@@ -43,7 +43,7 @@ def plasticity_scores(row: Row, joints: Sequence[Group]) -> dict[str, Score]:
     Args:
         joints: Groups of joint training on the same stream, for intransigence.
     """
-    references = {} if row.group.first.learner == REFERENCE else _reference(row, joints)
+    references: Mapping[int, RunSummary] = {} if row.group.first.learner == REFERENCE else _reference(row, joints)
     measures: dict[str, Callable[[RunSummary], float | None]] = {
         OLD: lambda run: _old_new(run).old,
         NEW: lambda run: _old_new(run).new,
@@ -103,7 +103,8 @@ def old_and_new(run: RunSummary) -> list[metrics.OldNew]:
 def within_task(run: RunSummary) -> list[float]:
     """Accuracy on all classes seen with the experience given, after each experience; one NaN where unknown."""
     R, counts = matrix(run, "accuracy_matrix_task_aware"), tested(run)
-    return [math.nan] if R is None or counts is None else metrics.accuracy_curve(R, counts).tolist()
+    curve: list[float] = [math.nan] if R is None or counts is None else metrics.accuracy_curve(R, counts).tolist()
+    return curve
 
 
 def _old_new(run: RunSummary) -> metrics.OldNew:
