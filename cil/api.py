@@ -164,7 +164,7 @@ def plan(
     work = plugins.find("cil.kinds", stream.kind).work(
         stream=stream, make_learner=make, make_factory=make_factory, budget=budget, fit=fit,
         recipe=recipe, name=name, runtime=runtime, seed=options.seed, evaluation_batch=options.evaluation_batch,
-        answers=options.answers, anytime=anytime,
+        answers=options.answers, open_set=options.open_set, anytime=anytime,
     )  # fmt: skip
     facts = dict(facts or {})
     config = facts.pop("config", None) or {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cil.tracking import Record
 
 HELP = """
-usage: cil report PATH... [--html FILE] [--csv] [--markdown]
+usage: cil report PATH... [--html FILE] [--csv] [--markdown] [--published]
 
 Every run at or under the paths, in one table: mean and deviation over seeds, forgetting, both bills. A record that
 cannot be used is named and left out; the command then ends with 1.
@@ -27,29 +27,35 @@ cannot be used is named and left out; the command then ends with 1.
   --html FILE   one self-contained page
   --csv         unrounded, one line a row
   --markdown    with both bills
+  --published   with published numbers of the same stream, split and budget, which are not ranked
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
-    paths, page, form = _parsed(list(arguments))
+    given = list(arguments)
+    published = "--published" in given
+    paths, page, form = _parsed([item for item in given if item != "--published"])
     from cil.report.runs import read_runs
 
     records, problems = read_runs(paths)
-    text, more = _written(records, partial(_text, page=page, form=form))
+    text, more = _written(records, partial(_text, page=page, form=form, published=published))
     print(text, end="")
     for problem in [*problems, *more]:
         print(f"cil: left out: {problem}", file=sys.stderr)
     return int(bool(problems or more))
 
 
-def _text(records: Sequence[Record], page: Path | None, form: str) -> str:
+def _text(records: Sequence[Record], page: Path | None, form: str, published: bool) -> str:
     """The report in the form that was asked for."""
-    from cil.report import table, to_csv, to_markdown, to_text, write_html
+    from cil.report import table, to_csv, to_markdown, to_text
+    from cil.report.page import html, write_page
 
-    if page is not None:
-        return f"page: {write_html(records, page, 'Report')}\n"
     whole = table(records)
+    if published:
+        whole = whole.with_published()
+    if page is not None:
+        return f"page: {write_page(html(whole, 'Report'), page)}\n"
     if form == "--csv":
         return to_csv(whole)
     if form == "--markdown":
@@ -97,7 +103,7 @@ def _parsed(arguments: list[str]) -> tuple[list[Path], Path | None, str]:
         elif item in ("--csv", "--markdown"):
             form = item
         elif item.startswith("-"):
-            raise ConfigError(f"no option '{item}'; cil report has --html FILE, --csv, --markdown")
+            raise ConfigError(f"no option '{item}'; cil report has --html FILE, --csv, --markdown, --published")
         else:
             paths.append(Path(item))
     return paths or [Path("runs")], page, form

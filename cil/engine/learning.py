@@ -70,6 +70,7 @@ class StrategyWork:
         seed: All random draws follow from it.
         evaluation_batch: Images a batch in evaluation.
         answers: Which are evaluated, where a learner has several: ``all``, or its ``own`` alone.
+        open_set: Score test images of classes to come, as unknown ones.
         anytime: How often to evaluate inside experiences; None: not at all.
         fit: The hyperparameter that the budget has set; None where it sets none.
 
@@ -91,6 +92,7 @@ class StrategyWork:
     seed: int = 0
     evaluation_batch: int = 500
     answers: str = "all"
+    open_set: bool = False
     anytime: Anytime | None = None
     fit: Fitted | None = None
 
@@ -144,6 +146,8 @@ class StrategyWork:
         learner = self._structure()
         check_task_aware(learner.takes_task, self.stream, self.name)
         self.check_stream(learner)
+        if self.open_set:
+            self.check_open_set()
         _ = self.bill
         if 1 in (self.recipe.batch_size, self.recipe.first.get("batch_size")):
             try:
@@ -158,6 +162,16 @@ class StrategyWork:
                 f"anytime.every is {self.anytime.every}, and runs of kind {self.stream.kind} are not evaluated inside "
                 f"experiences: set it to null"
             )
+
+    def check_open_set(self) -> None:
+        """Refuse a kind of run, or a stream, that has no unknown classes. Default: the kind has none.
+
+        Raises:
+            ConfigError: naming the key.
+        """
+        raise ConfigError(
+            f"trainer.open_set is true, and runs of kind {self.stream.kind} score no unknown classes: set it to false"
+        )
 
     def bills(self) -> dict[str, Any]:
         """The bill of each experience, with the caps that structure alone tells."""

@@ -34,6 +34,7 @@ class RunOptions:
         boundary: ``inline``, or ``process``: what is done at each boundary in a process of its own.
         evaluation_batch: Images a batch in evaluation.
         answers: Which are evaluated where a learner has several: ``all``, or its ``own`` alone.
+        open_set: After each experience score the test images of classes to come, as unknown ones.
         group: Name of the runs that it belongs to on a dashboard.
         command: The command that asked for it, for readers of the record; None: not by a command.
     """
@@ -50,6 +51,7 @@ class RunOptions:
     boundary: str = field(default="inline", metadata={"key": "boundary"})
     evaluation_batch: int = field(default=500, metadata={"key": "trainer.evaluation_batch"})
     answers: str = field(default="all", metadata={"key": "trainer.answers"})
+    open_set: bool = field(default=False, metadata={"key": "trainer.open_set"})
     group: str | None = field(default=None)
     command: str | None = field(default=None)
 

@@ -46,7 +46,7 @@ def average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
     if not positives:
         return float("nan")
     order = np.argsort(-s, kind="stable")
-    last = np.append(np.diff(s[order]) != 0, True)  # the last sample of each threshold
+    last = np.append(s[order][1:] != s[order][:-1], True)  # the last sample of each threshold
     found = np.cumsum(y[order])[last]
     precision = found / (np.flatnonzero(last) + 1)
     return float(100 * (np.diff(found, prepend=0.0) * precision).sum() / positives)

@@ -95,6 +95,28 @@ def paired(a: ArrayLike, b: ArrayLike) -> Paired:
     return Paired(n=n, mean_difference=centre, std_difference=std, t=float(t), p=float(p))
 
 
+def holm(p: ArrayLike) -> Floats:
+    """Correct the p of several tests for their number: each is the smallest level at which its test still holds.
+
+    Args:
+        p: (m,) of the single tests. NaN (no test was possible) stays NaN and counts as no test.
+
+    Returns:
+        (m,) at most 1: of the i-th smallest p, the largest of (m - j + 1) p_j up to it.
+
+    Source: Holm 1979.
+
+    >>> holm([0.01, 0.04, 0.03]).round(6).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    single = floats("p", p, ndim=1)
+    corrected = np.full(len(single), np.nan)
+    order = np.argsort(single, kind="stable")[: int((~np.isnan(single)).sum())]  # NaN come last
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(factors * single[order]), 1.0)
+    return corrected
+
+
 def _std(values: Floats) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
 

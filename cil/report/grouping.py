@@ -26,6 +26,7 @@ HOW = (  # beginnings of keys that say how a run was computed, not what; what wa
     "trainer.log_every",
     "trainer.evaluation_batch",
     "trainer.answers",
+    "trainer.open_set",
 )
 Item = TypeVar("Item")
 

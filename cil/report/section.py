@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from cil.report.grids import Grid, Titled
+from cil.report.grids import Grid, Line, Titled
 from cil.report.plots import Plot
 from cil.report.verdicts import Verdict
 
@@ -18,6 +18,21 @@ class Labelled(Protocol):
 
     @property
     def label(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Published:
+    """Rows of a publication on the same setting.
+
+    Attributes:
+        heading: Source, and what is not the same.
+        lines: For the main table.
+        entries: The same for CSV and JSON.
+    """
+
+    heading: str
+    lines: tuple[Line, ...]
+    entries: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,7 @@ class Section:
         entries: Rows without structure for CSV and JSON, numbers unrounded.
         content: Further content for JSON; a key here replaces one of the section.
         extra: Makes further HTML of the page, such as strips of images.
+        published: Finds numbers of others on the same setting, where they are asked for.
     """
 
     title: str
@@ -61,6 +77,20 @@ class Section:
     entries: tuple[dict[str, Any], ...] = ()
     content: Mapping[str, Any] = field(default_factory=dict)
     extra: Callable[[], str] = field(default=str, repr=False, compare=False)
+    published: Callable[[], tuple[Published, ...]] = field(default=tuple, repr=False, compare=False)
+
+    def with_published(self) -> Section:
+        """The same with published numbers below the rows of the main table."""
+        found = self.published()
+        if not found:
+            return self
+        entries = tuple(entry for one in found for entry in one.entries)
+        return replace(
+            self,
+            grid=Grid(self.grid.first, (*self.grid.parts, *((one.heading, one.lines) for one in found))),
+            entries=(*self.entries, *entries),
+            content={**self.content, "published": entries},
+        )
 
     @property
     def heading(self) -> str:

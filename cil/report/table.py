@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cil import plugins
 from cil.errors import ConfigError
@@ -21,6 +21,10 @@ class Table:
     footnotes: tuple[str, ...] = ()
     readings: tuple[ReadingAid, ...] = ()
     runs: tuple[RunSummary, ...] = field(default=(), repr=False)
+
+    def with_published(self) -> Table:
+        """The same with numbers of publications on the same settings beside the rows; they are never ranked."""
+        return replace(self, sections=tuple(section.with_published() for section in self.sections))
 
 
 def _reduced(runs: Iterable[RunSummary]) -> Iterable[str]:

@@ -234,6 +234,17 @@ class Stream:
         """
         return self._parts[index].test()
 
+    def judged_by_validation(self) -> Self | None:
+        """The same stream with the validation samples in place of the test samples; None where it holds none.
+
+        There is no way to the test data from it.
+        """
+        if not any(part.validation() for part in self._parts):
+            return None
+        other = copy(self)
+        other._parts = tuple(replace(part, test=partial(_validation_samples, part)) for part in self._parts)
+        return other
+
     def training_half(self) -> Stream:
         """The same stream without a way to the test data."""
 
@@ -314,6 +325,12 @@ class Stream:
             "task_known_at_test": self.task_known_at_test,
             **self.provenance.description(),
         }
+
+
+def _validation_samples(part: ExperienceData) -> Samples:
+    """The validation samples of an experience, or no samples."""
+    found = part.validation()
+    return part.train()[:0] if found is None else found
 
 
 def fingerprint_of(*values: torch.Tensor | str | Sequence[int]) -> str:

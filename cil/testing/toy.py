@@ -279,7 +279,8 @@ def strategy_run(
         "uses_horizon": False,
         **(identity or {}),
     }
-    evaluation: dict[str, Any] = {key: given[key] for key in ("evaluation_batch", "answers") if key in given}
+    own = ("evaluation_batch", "answers", "open_set")
+    evaluation: dict[str, Any] = {key: given[key] for key in own if key in given}
     return run_of(stream, run_dir, found, evaluation, name=name, make_learner=make_learner, budget=budget, **given)
 
 

@@ -123,9 +123,9 @@ def _plain(lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     return (line for line in lines if line["kind"] != "table")
 
 
-def _arrays(folder: Path) -> dict[str, list[Any]]:
-    """What a run keeps beside its record."""
-    return {name: array.tolist() for name, array in Record.load(folder).arrays().items()}
+def _arrays(folder: Path) -> dict[str, Any]:
+    """What a run keeps beside its record, bit for bit."""
+    return {name: (array.shape, array.tobytes()) for name, array in Record.load(folder).arrays().items()}
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ def evaluate(
     broken = torch.zeros((), dtype=torch.bool, device=device)
     parts = [(index, stream.test(index)) for index in evaluable(stream, num_classes)]
     size = sum(len(samples) for _, samples in parts)
-    for batch, where in _shuffled(parts, seed, stream.fingerprint, device, batch_size):
+    for batch, where in shuffled(parts, seed, stream.fingerprint, device, batch_size):
         images, slots = batch.images, batch.slots
         if done == 0:
             with flops.counting():
@@ -100,7 +100,7 @@ def evaluate(
     }
 
 
-def _shuffled(
+def shuffled(
     parts: list[tuple[int, Samples]], seed: int, fingerprint: str, device: torch.device, batch_size: int
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Batches of all parts, with the experience of each image, in one random order, keyed by what no learner knows."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from cil.kinds.classes.analysis_plots import analysis_plots
 from cil.kinds.classes.anytime_tables import anytime_picture
 from cil.kinds.classes.rows import FORGETTING, LAST
 from cil.report.grids import kinds_of_bytes
@@ -69,6 +70,7 @@ def plots(rows: Sequence[Row], limit: int | None, convention: str, number: int, 
         partial(_forgetting_bars, known, paint),
         partial(_bytes_by_kind, rows, limit, convention),
         partial(_accuracy_matrices, known),
+        *analysis_plots(known, paint),
     )
 
 

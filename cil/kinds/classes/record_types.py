@@ -93,11 +93,29 @@ class AcceptedScores(TypedDict):
     counted: list[int]
 
 
+class OpenSetScores(TypedDict):
+    """Known against unknown classes after each experience, by the maximum logit; null where no class is unknown.
+
+    ``unknown`` counts images; the means are over the experiences that have some.
+    """
+
+    score: Literal["max_logit"]
+    auroc: Scores
+    fpr95: Scores
+    aupr_unknown: Scores
+    aupr_known: Scores
+    oscr: Scores
+    unknown: list[int]
+    mean_auroc: float | None
+    mean_oscr: float | None
+
+
 class ClassScores(Accuracy):
     """Accuracy over time and forgetting, with what some streams and settings add.
 
     ``answer`` names the method's own among its ``answers``: that of all other results. Records of versions up to 0.3
-    have neither. ``metrics`` are those that other packages bring.
+    have neither. ``metrics`` are those that other packages bring. ``task_identification_curve`` is the percent of answers within the right experience, where each class
+    has one; ``validation_curve`` is the accuracy on held-out training images.
     """
 
     averages: NotRequired[Averages]
@@ -109,6 +127,9 @@ class ClassScores(Accuracy):
     domains: NotRequired[DomainMeans]
     forgetting_by_class: NotRequired[float | None]
     metrics: NotRequired[dict[str, float | None]]
+    task_identification_curve: NotRequired[Scores]
+    validation_curve: NotRequired[Scores]
+    open_set: NotRequired[OpenSetScores]
 
 
 class ClassResults(ClassScores, Spending, Caps, Plan):

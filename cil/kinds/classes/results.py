@@ -13,8 +13,10 @@ from cil.engine.running import Counts, CurveSoFar
 from cil.engine.spending import Rows, plain
 from cil.kinds.classes.answers import FURTHER, OWN
 from cil.kinds.classes.column_counts import accepted_scores, group_scores
+from cil.kinds.classes.held_out import COUNT, validation_curve
 from cil.kinds.classes.own_metrics import own_metrics
-from cil.kinds.classes.record_types import Averages, ClassScores
+from cil.kinds.classes.record_types import Averages, ClassScores, OpenSetScores
+from cil.kinds.classes.unknowns import UNKNOWN, open_set_scores
 from cil.streams import DomainStream, Stream
 
 
@@ -42,6 +44,10 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
         scores["groups"] = group_scores(rows, stream.provenance.groups)
     if (accepted := accepted_scores(rows)) is not None:
         scores["accepted"] = accepted
+    if COUNT in rows[-1]:
+        scores["validation_curve"] = validation_curve(rows)
+    if UNKNOWN in rows[-1]:
+        scores["open_set"] = cast(OpenSetScores, open_set_scores(rows))
     if "anytime" in facts[-1]:
         scores["anytime"] = anytime_results(facts)
     if isinstance(stream, DomainStream):
@@ -55,6 +61,8 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
         }
     elif any(set(s.present) - set(s.new_slots) for s in stream.signatures):
         scores["forgetting_by_class"] = forgetting_by_class(rows, stream)
+    else:
+        scores["task_identification_curve"] = plain([task_identification(row, stream) for row in rows])
     return scores
 
 
@@ -83,6 +91,14 @@ def _mean(percent: np.ndarray) -> float:
 
 def _percent(correct: np.ndarray, tested: np.ndarray) -> float:
     return 100 * float(correct.sum()) / float(tested.sum()) if tested.any() else np.nan
+
+
+def task_identification(row: Counts, stream: Stream) -> float:
+    """Percent of the answers that name a class of the right experience, whichever of them (TID)."""
+    owner = np.asarray(stream.experience_of_slot)
+    true, predicted, counts = row["cells"].numpy().astype(np.int64).T
+    found = counts[owner[true] == owner[predicted]].sum()
+    return float(metrics.accuracy_from_counts(found, counts.sum()))
 
 
 def answer_scores(rows: Rows, own: Mapping[str, Any]) -> dict[str, Any]:

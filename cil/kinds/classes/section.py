@@ -13,8 +13,19 @@ from cil.kinds.classes.anytime_tables import TERMS as ANYTIME_TERMS
 from cil.kinds.classes.anytime_tables import anytime_entry, anytime_table, evaluated
 from cil.kinds.classes.auc import curve_sections
 from cil.kinds.classes.group_tables import group_tables, groups_entry
+from cil.kinds.classes.open_set_tables import HEADING as OPEN_SET
+from cil.kinds.classes.open_set_tables import TERMS as OPEN_SET_TERMS
+from cil.kinds.classes.open_set_tables import open_set_entry, open_set_table
+from cil.kinds.classes.over_streams import stream_sections
+from cil.kinds.classes.plasticity import HEADING as PLASTICITY
+from cil.kinds.classes.plasticity import TERMS as PLASTICITY_TERMS
+from cil.kinds.classes.plasticity import joint_groups, plasticity_entry, plasticity_table
 from cil.kinds.classes.plots import plots
+from cil.kinds.classes.published import published_beside
 from cil.kinds.classes.rows import AVERAGE, FORGETTING, LAST, by_standing, class_rows, ranked
+from cil.kinds.classes.seeds import HEADING as SEEDS
+from cil.kinds.classes.seeds import TERMS as SEED_TERMS
+from cil.kinds.classes.seeds import seeds_content, seeds_table
 from cil.kinds.classes.set_order import set_order_sections
 from cil.report.grids import Grid, Titled, byte_bill, flops, scores_entry, seconds, whole
 from cil.report.grouping import Group, budget_words, by_budget, comparisons, differing, grouped
@@ -76,15 +87,23 @@ def sections(records: Sequence[Record]) -> Sections:
     curves: list[Section] = []
     rows: list[Row] = []
     pooled: list[Sequence[Row]] = []
+    streams: list[tuple[str, list[Row]]] = []
     for settings in alike:
         made = [class_rows(setting) for setting in settings]
+        joints = joint_groups([group for setting in settings for group in setting])
         for setting, own in zip(settings, made, strict=True):
-            found.append(_section(setting, own, len(found) + 1 if several else 0))
+            found.append(_section(setting, own, len(found) + 1 if several else 0, joints))
+        streams += [(stream_words(settings[0][0].first), own) for own in made]
         curves += curve_sections(stream_words(settings[0][0].first), made)
         rows += [row for own in made for row in own]
         pooled += made
     curves += set_order_sections(pooled)
-    return Sections((*found, *curves), _reading(rows), tuple(_differences(found)), tuple(_without_results(empty)))
+    return Sections(
+        (*found, *curves, *stream_sections(streams)),
+        _reading(rows, found),
+        tuple(_differences(found)),
+        tuple(_without_results(empty)),
+    )
 
 
 def _has_results(group: Group) -> bool:
@@ -117,7 +136,7 @@ def _differences(sections: Sequence[Section]) -> Iterable[str]:
         yield f"{subject} from table 1 in: {changed_keys}."
 
 
-def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Section:
+def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: Sequence[Group]) -> Section:
     first, competitors = groups[0].first, ranked(rows)
     budget = next((group.first.budget for group in groups if not group.first.bound), first.budget)
     title, subtitle = stream_words(first), budget_words(budget)
@@ -128,7 +147,8 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Secti
         if len(competitors) > 1
     ]
     bills = {convention: _bill(rows, convention) for convention in CONVENTIONS}
-    inside, answers = anytime_table(rows), answers_table(rows)
+    inside, answers, unknown = anytime_table(rows), answers_table(rows), open_set_table(rows)
+    kept, over_seeds = plasticity_table(rows, joints), seeds_table(competitors)
     identity = {"table": max(number, 1), "budget": facts.get("budget"), "title": f"{title}; {subtitle}"}
     entries = [
         identity
@@ -136,6 +156,9 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Secti
         | (answers_entry(row) if answers else {})
         | (anytime_entry(row) if inside else {})
         | groups_entry(row)
+        | (plasticity_entry(row, joints) if kept else {})
+        | (open_set_entry(row) if unknown else {})
+        | (anytime_entry(row) if inside else {})
         for row in rows
     ]
     return Section(
@@ -147,7 +170,7 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Secti
         facts=facts,
         grid=_grid(rows),
         best={f"{verdict.metric} %": verdict.winner for verdict in verdicts if verdict.winner},
-        tables=tuple(filter(None, (answers, inside, *group_tables(rows)))),
+        tables=tuple(filter(None, (answers, kept, over_seeds, unknown, inside, *group_tables(rows)))),
         bills=tuple(
             Titled(f"Bytes carried after the last experience, {name}", b) for name, b in bills.items() if b.lines
         ),
@@ -155,8 +178,12 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Secti
         remarks=remarks(rows),
         warnings=tuple(_warnings(groups, rows)),
         entries=tuple(entries),
-        content={"rows": [entry | _structure(row) for entry, row in zip(entries, rows, strict=True)]},
+        content={
+            "rows": [entry | _structure(row) for entry, row in zip(entries, rows, strict=True)],
+            **({"paired_tests": seeds_content(competitors)} if over_seeds else {}),
+        },
         plots=partial(plots, rows, first.limit, first.convention),
+        published=partial(published_beside, next((group.first for group in groups if not group.first.bound), first)),
     )
 
 
@@ -267,7 +294,7 @@ def _structure(row: Row) -> dict[str, Any]:
     return {"seeds": row.seeds, "bytes_by_kind": kinds, "values": values}
 
 
-def _reading(rows: Sequence[Row]) -> ReadingAid:
+def _reading(rows: Sequence[Row], sections: Sequence[Section]) -> ReadingAid:
     """The terms that these rows use."""
     used = {
         "tuning": any(_tuning(row) != NONE for row in rows),
@@ -279,7 +306,10 @@ def _reading(rows: Sequence[Row]) -> ReadingAid:
     terms = tuple((term, text) for term, text in TERMS if used.get(term, True))
     several = ANSWER_TERMS if answers_table(rows) else ()
     inside = ANYTIME_TERMS if any(map(evaluated, rows)) else ()
-    return ReadingAid("How to read this", INTRODUCTION, terms + several + inside)
+    shown = {table.heading for section in sections for table in section.tables}
+    further = {PLASTICITY: PLASTICITY_TERMS, SEEDS: SEED_TERMS, OPEN_SET: OPEN_SET_TERMS}
+    analysis = tuple(term for heading, terms in further.items() if heading in shown for term in terms)
+    return ReadingAid("How to read this", INTRODUCTION, terms + several + analysis + inside)
 
 
 def stream_words(run: RunSummary) -> str:

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from cil.engine.anytime import AnytimeObserver
 from cil.engine.driver import Context, Facts
 from cil.engine.learning import StrategyWork
 from cil.engine.running import Counts, Rows
+from cil.errors import ConfigError
 from cil.kinds.classes.answers import Answers
 from cil.kinds.classes.evaluation import evaluate
+from cil.kinds.classes.held_out import validation_counts
 from cil.kinds.classes.record_types import ClassScores
 from cil.kinds.classes.results import ScoresSoFar, class_scores
+from cil.kinds.classes.unknowns import Unknowns
+from cil.models import LinearHead
 from cil.strategies import Strategy
+from cil.streams import Stream
 from cil.tracking.arrays import Part
+
+NORMS = "classifier_norms"
 
 
 @dataclass
@@ -41,12 +50,45 @@ class ClassWork(StrategyWork):
     def count(self, index: int, learner: Strategy, predict: Callable[..., Tensor]) -> Counts:
         """Right and wrong answers on the test data of all classes seen; those by other means are counted beside."""
         answers = Answers(learner, self.learners, index + 1, self.evaluation_batch, self.answers)
-        counts = evaluate(
-            answers.listening(predict), self.stream, learner.num_classes,
-            seed=self.seed, device=self.runtime.torch_device, batch_size=self.evaluation_batch,
-            answered=answers.count,
-        )  # fmt: skip
-        return counts | answers.counts() | {"flops": counts["flops"] + answers.flops}
+        unknowns = Unknowns(index + 1) if self.open_set else None
+        known = answers.listening(predict)
+
+        def answered(slots: Tensor, where: Tensor) -> None:
+            answers.count(slots, where)
+            if unknowns is not None:
+                unknowns.count(slots, where)
+
+        seen = learner.num_classes
+        how: dict[str, Any] = {
+            "seed": self.seed,
+            "device": self.runtime.torch_device,
+            "batch_size": self.evaluation_batch,
+        }
+        asked = known if unknowns is None else unknowns.listening(known)
+        counts = evaluate(asked, self.stream, seen, answered=answered, **how)
+        flops = counts["flops"] + answers.flops
+        counts |= answers.counts() | classifier_norms(learner)
+        if self._held_out is not None:
+            held_out = validation_counts(predict, self._held_out, seen, **how)
+            flops = flops + held_out.pop("flops")
+            counts |= held_out
+        if unknowns is not None:
+            unknowns.ask(predict, self.stream, seen, **how)
+            flops = flops + unknowns.flops
+            counts |= unknowns.counts()
+        return counts | {"flops": flops}
+
+    def check_open_set(self) -> None:
+        """Refuse a stream whose classes all arrive at once."""
+        if not any(signature.new_slots for signature in self.stream.signatures[1:]):
+            raise ConfigError(
+                f"trainer.open_set is true, and all classes of stream '{self.stream.name}' arrive in its first "
+                f"experience, so none is unknown: set it to false"
+            )
+
+    @cached_property
+    def _held_out(self) -> Stream | None:
+        return self.stream.judged_by_validation()
 
     def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> ClassScores:
         """Accuracy over time and forgetting."""
@@ -57,6 +99,20 @@ class ClassWork(StrategyWork):
         return self._so_far.over(rows).results()
 
     def arrays(self, rows: Rows) -> Mapping[str, Part]:
-        """``confusion`` (t, K, K): true by predicted after each experience."""
-        width = len(self.stream.classes)
-        return {"confusion": Part(rows[-1]["cells"].numpy(), "stacked", (width, width))}
+        """``confusion`` (t, K, K): true by predicted after each experience; ``classifier_norms`` (t, K), NaN unseen."""
+        width, row = len(self.stream.classes), rows[-1]
+        found = {"confusion": Part(row["cells"].numpy(), "stacked", (width, width))}
+        if NORMS in row:
+            norms = np.full(width, np.nan, np.float32)
+            norms[: len(row[NORMS])] = row[NORMS].numpy()
+            found[NORMS] = Part(norms, "stacked")
+        return found
+
+
+def classifier_norms(learner: Strategy) -> dict[str, Tensor]:
+    """Length of the weight vector of each class, (C,) float32, by name; empty without a linear head on all classes."""
+    kept = learner.held()
+    for head in (kept.get("head"), getattr(kept.get("net"), "head", None)):
+        if isinstance(head, LinearHead) and head.num_classes == learner.num_classes:
+            return {NORMS: head.weight.detach().float().norm(dim=1).cpu()}
+    return {}

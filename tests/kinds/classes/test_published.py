@@ -1,0 +1,100 @@
+"""Published numbers: beside runs of the same stream, split and budget alone, and never ranked."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from made_records import byte_budget, exemplar_budget
+
+from cil.cli.report import main
+from cil.kinds.classes.published import _content
+from cil.report import table, to_csv, to_json, to_text
+
+ORDER = tuple(np.random.RandomState(1993).permutation(100).tolist())
+MIB = 2**20
+
+
+def cifar(run, strategy="icarl", base=10, images=50_000, **given):
+    """A run of the survey's benchmark, two of its experiences recorded."""
+    sizes = [base] + [10] * ((100 - base) // 10)
+    ends = np.cumsum([0, *sizes])
+    stream = {
+        "name": f"cifar100_b{base}_inc10", "classes": list(map(str, range(100))), "experiences": len(sizes),
+        "new_slots": [list(range(a, b)) for a, b in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)],
+        "train_counts": [images // 100 * size for size in sizes],
+    }  # fmt: skip
+    return run(strategy, stream_changes=stream, **{"budget": exemplar_budget(2000), "order": ORDER} | given)
+
+
+def parts(content):
+    return dict(content.with_published().sections[0].grid.parts)
+
+
+def test_the_surveys_rows_stand_beside_its_setting_and_are_not_ranked(run):
+    content = table([cifar(run), cifar(run, "wa")])
+    (heading, lines) = list(parts(content).items())[-1]
+    assert heading == (
+        "published: Zhou et al. 2024, TPAMI 46(12), arXiv:2302.03648, supplement tables 5 and 27; not ranked"
+    )
+    cells = {line.name: line.cells for line in lines}
+    assert cells["der (published)"] == {"Avg %": "69.74", "Last %": "58.59", "forgetting": "18.40"}
+    assert cells["dytox (published)"] == {"Avg %": "71.07", "Last %": "58.72", "forgetting": "–"}
+    asked = content.with_published()
+    assert asked.sections[0].verdicts == content.sections[0].verdicts
+    assert len(asked.sections[0].rows) == 2 and "der (published)" not in to_text(content)
+    line = next(
+        line for line in to_csv(asked).splitlines() if line.startswith("der (published)") or ",der (published)" in line
+    )
+    assert "published" in line and "58.59" in line
+    assert {"strategy": "l2p", "last_accuracy": 83.39}.items() <= json.loads(to_json(asked))["sections"][0][
+        "published"
+    ][-1].items()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"budget": exemplar_budget(1000)},
+        {"images": 5000},
+        {"base": 30},
+        {"networks": {"name": "vit", "weights": "in21k"}},
+    ],
+    ids=["exemplars", "images", "split", "weights"],
+)
+def test_another_setting_has_none(run, changes):
+    assert len(parts(table([cifar(run, **changes)]))) == 1
+
+
+def test_another_class_order_is_said(run):
+    heading = list(parts(table([cifar(run, order=tuple(range(100)))])))[-1]
+    assert heading.endswith("; another class order; not ranked")
+
+
+def test_aligned_bytes_are_those_of_the_survey(run):
+    limit = 10 * 4 * 463_504 + 2000 * 3072  # ten backbones and 2,000 images
+    assert limit / MIB == pytest.approx(23.54, abs=0.005)
+    (heading, lines) = list(parts(table([cifar(run, budget=byte_budget(limit, "survey"))])).items())[-1]
+    assert "memory aligned to DER" in heading
+    assert {line.name: line.cells["Last %"] for line in lines}["memo (published)"] == "61.98"
+    assert len(parts(table([cifar(run, budget=byte_budget(limit, "exact"))]))) == 1
+
+
+def test_the_file_says_what_every_table_needs():
+    content = _content()
+    for one in content["tables"]:
+        named = {"source", "where", "dataset", "base", "increment", "rows", *({"exemplars", "mebibytes"} & {*one})}
+        assert {*one} - {"pretrained"} == named and len(named) == 7 and one["source"] in content["sources"]
+        values = [value for row in one["rows"].values() for value in row if value is not None]
+        assert all(-10 < value < 100 for value in values) and all(2 <= len(row) <= 3 for row in one["rows"].values())
+
+
+def test_the_command_shows_them_where_it_is_asked(run, tmp_path, capsys):
+    cifar(run)
+    assert main([str(tmp_path / "runs")]) == 0
+    assert "(published)" not in capsys.readouterr().out
+    assert main([str(tmp_path / "runs"), "--published"]) == 0
+    assert "der (published)" in capsys.readouterr().out
+    assert main([str(tmp_path / "runs"), "--published", "--html", str(tmp_path / "page.html")]) == 0
+    assert "der (published)" in (tmp_path / "page.html").read_text()
