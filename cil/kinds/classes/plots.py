@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cil.kinds.classes.anytime_tables import anytime_picture
 from cil.kinds.classes.rows import FORGETTING, LAST
+from cil.report.bills import BILLS
 from cil.report.grids import kinds_of_bytes
 from cil.report.grouping import MIB
 from cil.report.plots import (
@@ -26,7 +27,7 @@ from cil.report.plots import (
     line_style,
 )
 from cil.report.rows import Row
-from cil.report.runs import CONVENTIONS
+from cil.report.runs import conventions_of
 from cil.report.verdicts import Score
 
 if TYPE_CHECKING:
@@ -150,14 +151,15 @@ def _forgetting_bars(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture |
 
 
 def _bytes_by_kind(rows: Sequence[Row], limit: int | None, counted: str) -> Picture | None:
-    """Both bills side by side, all rows that have one."""
-    rows = [row for row in rows if any(map(row.carried, CONVENTIONS))]
+    """All bills side by side, of all rows that have one."""
+    conventions = conventions_of(run for row in rows for run in row.group.runs)
+    rows = [row for row in rows if any(map(row.carried, conventions))]
     if not rows:
         return None
-    figure, panels = bars([row.label for row in rows], 2)
-    sizes = {convention: [row.bytes_by_kind(convention) for row in reversed(rows)] for convention in CONVENTIONS}
+    figure, panels = bars([row.label for row in rows], len(conventions))
+    sizes = {convention: [row.bytes_by_kind(convention) for row in reversed(rows)] for convention in conventions}
     kinds = kinds_of_bytes(kinds for found in sizes.values() for kinds in found)
-    for axes, convention in zip(panels, CONVENTIONS, strict=True):
+    for axes, convention in zip(panels, conventions, strict=True):
         left = [0.0] * len(rows)
         for kind in kinds:
             widths = [found.get(kind, 0) / MIB for found in sizes[convention]]
@@ -171,10 +173,10 @@ def _bytes_by_kind(rows: Sequence[Row], limit: int | None, counted: str) -> Pict
             axes.axvline(own / MIB, color=INK, linewidth=1.2, linestyle=":", label="limit")
         axes.set_xlim(0, 1.3 * max([*left, (own or 0) / MIB]))
         axes.set_xlabel(f"MiB, {convention}")
-    axes = panels[CONVENTIONS.index(counted)]
+    axes = panels[conventions.index(counted)]
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
-    caption = "After the last experience. Exact: every byte that crosses the boundary. Survey: backbones needed at "
-    return "Carried bytes by kind", caption + "inference and raw pixels, as Zhou et al. 2024 count.", figure
+    said = " ".join(f"{name.capitalize()}: {BILLS[name]}" for name in conventions if name in BILLS)
+    return "Carried bytes by kind", f"After the last experience. {said}", figure
 
 
 def _accuracy_matrices(rows: Sequence[Row]) -> Picture | None:
