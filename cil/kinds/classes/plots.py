@@ -16,6 +16,8 @@ from cil.report.plots import (
     BESIDE,
     BOUND,
     INK,
+    ON_DARK,
+    ON_LIGHT,
     WIDTH,
     Picture,
     Plot,
@@ -70,6 +72,7 @@ def plots(rows: Sequence[Row], limit: int | None, convention: str, number: int, 
         partial(_forgetting_bars, known, paint),
         partial(_bytes_by_kind, rows, limit, convention),
         partial(_accuracy_matrices, known),
+        labels=paint,
     )
 
 
@@ -90,7 +93,7 @@ def _accuracy_curves(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture |
         axes.plot(classes, centre, **style, label=row.label)
         if len(curves) > 1:
             std = [Score(dict(enumerate(column))).std or 0.0 for column in columns]
-            band(axes, classes, centre, std, style["color"])
+            band(axes, classes, centre, std, style["color"], row.label)
     axes.set_ylim(0, 100)
     if len(sizes) <= TICKS:
         axes.set_xticks([sum(sizes[: step + 1]) for step in range(len(sizes))] or axes.get_xticks())
@@ -214,7 +217,7 @@ def _heat_map(axes: Axes, matrix: list[list[float]], label: str) -> Any:
         for i, line in enumerate(matrix):
             for j, value in enumerate(line):
                 if not math.isnan(value):
-                    shade = "white" if value > 55 else INK
+                    shade = ON_DARK if value > 55 else ON_LIGHT
                     font = 8 if size <= 8 else 6
                     axes.text(j + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", color=shade, fontsize=font)
     return picture
