@@ -20,6 +20,7 @@ from cil.engine.driver import Run
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.report import Table, table
+from cil.report.page import refuse_foreign_report
 from cil.strategies import Strategy
 from cil.streams import Stream
 from cil.tracking import Record
@@ -78,6 +79,7 @@ def compare(
     """
     if "run_dir" in given:
         raise ConfigError("run_dir is of cil.train; here every run has a folder of its own, under out")
+    refuse_foreign_report(Path(out))
     quiet = not given.pop("progress", True)
     budgets = [budget] if isinstance(budget, Budget) or budget is None else list(budget)
     runs: dict[Path, Run] = {}

@@ -24,6 +24,7 @@ from cil.tracking import Record, identity_hash, write_bytes_atomic
 BEST = ' class="best"'
 DENSE = 13  # columns from which a table is set smaller, so that it fits
 LONG = 3  # parts from which a page has a table of contents
+PAGE, TABLES = "index.html", ("table.csv", "table.md")  # what the report of a comparison is called
 OURS = ('<meta name="generator" content="cil">', "--ink: #1f2933")  # a page that was made here has one of these
 
 
@@ -71,6 +72,18 @@ def refuse_foreign(path: Path) -> None:
         raise ConfigError(f"{path} is a folder; give a file for the page")
     if path.exists() and not any(sign in path.read_text("utf-8", errors="replace")[:4000] for sign in OURS):
         raise ConfigError(f"{path} is there already, and no page of cil; remove it, or choose another name")
+
+
+def refuse_foreign_report(folder: Path) -> None:
+    """Refuse a folder with files of the names of a report, ``index.html`` and tables, that were not made here.
+
+    Raises:
+        ConfigError: naming one.
+    """
+    refuse_foreign(folder / PAGE)
+    found = [name for name in TABLES if (folder / name).exists()]
+    if found and not (folder / PAGE).exists():  # a page is written before the tables beside it
+        raise ConfigError(f"{folder / found[0]} is there already, and not of cil; remove it, or choose another folder")
 
 
 def html(content: Table, title: str, command: str | None = None) -> str:
