@@ -17,7 +17,7 @@ from cil.engine.driver import Run
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.report import Table, table
-from cil.report.page import html, write_page
+from cil.report.page import html, refuse_foreign_report, write_page
 from cil.strategies import Strategy
 from cil.streams import Stream
 from cil.tracking import Record, plain
@@ -112,6 +112,7 @@ def compare(
     if "run_dir" in given:
         raise ConfigError("run_dir is of cil.train; here every run has a folder of its own, under out")
     quiet, out = not given.pop("progress", True), Path(out)
+    refuse_foreign_report(out)
     budgets = [budget] if isinstance(budget, Budget) or budget is None else list(budget)
     streams = [stream] if isinstance(stream, Stream) else list(stream)
     torch.set_num_threads(1)  # this process forks: it must have started no threads of its own

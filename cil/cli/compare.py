@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def grid(arguments: Sequence[str], command: str) -> int:
     """Run every combination and tell what came out; 1 where a run failed or was killed. A dry run looks ahead alone."""
+    from cil.report.page import refuse_foreign_report
+
     dry = "--dry-run" in arguments
     overrides, asked_jobs, asked_out = split_jobs_and_out([item for item in arguments if item != "--dry-run"])
     cells = expand(overrides)
@@ -68,9 +71,16 @@ def grid(arguments: Sequence[str], command: str) -> int:
         runs = plan_runs(cells, jobs, out)
         print(look_ahead({path: (cell.label, run) for path, (cell, run) in runs.items()}, jobs, out)[0])
         return 0
+    refuse_foreign_report(out)
     ends = run_cells(cells, jobs, out)
     if records := records_of(ends):
-        print(write_report(records, out, title_of(cells[0].job, command)))
+        again = shlex.join(["cil", command, *arguments])
+        print(write_report(records, out, title_of(cells[0].job, command), again))
+    refuse_foreign_report(out)
+    ends = run_cells(cells, jobs, out)
+    if records := records_of(ends):
+        again = shlex.join(["cil", command, *arguments])
+        print(write_report(records, out, f"{command}: {_name(cells[0].job)}", again))
     return print_errors(ends)
 
 
@@ -191,15 +201,16 @@ def plan_cell(cell: Cell, jobs: int, out: Path) -> Run:
     return build(cell.job, jobs=jobs, root=out, group=out.name)
 
 
-def write_report(records: Sequence[Record], out: Path, title: str) -> str:
-    """Write table and page; the table as text."""
+def write_report(records: Sequence[Record], out: Path, title: str, command: str | None = None) -> str:
+    """Write table and page, which names the command that makes it again; the table as text."""
     from cil.cli.reuse import remarks
     from cil.report import table, to_csv, to_markdown, to_text
-    from cil.report.page import html, write_page
+    from cil.report.page import html, refuse_foreign_report, write_page
 
     whole = table(records)
     whole = replace(whole, footnotes=(*whole.footnotes, *remarks(out)))
-    write_page(html(whole, title), out / "index.html")
+    refuse_foreign_report(out)
+    write_page(html(whole, title, command), out / "index.html")
     (out / "table.csv").write_text(to_csv(whole), encoding="utf-8")
     (out / "table.md").write_text(to_markdown(whole), encoding="utf-8")
     text = to_text(whole, shutil.get_terminal_size((120, 24)).columns)

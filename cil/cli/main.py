@@ -23,7 +23,7 @@ COMMANDS = {
     "tune": "hyperparameters by a protocol that never opens the test data; then the result",
     "budget": "who carries how many bytes, before anything is trained",
     "memory": "what a step of training or adaptation holds, by part of the network",
-    "report": "table, page, CSV or Markdown of runs that were made",
+    "report": "table, page, LaTeX, figures, CSV of runs that were made, or go on",
     "evaluate": "a finished run once more, on its own or on other test data",
     "predict": "what a finished run says of image files",
     "export": "a finished run as a torch.export or ONNX file",

@@ -2,63 +2,177 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cil.cli.arguments import split_options
 from cil.errors import CilError, ConfigError
 
 if TYPE_CHECKING:
     from cil.tracking import Record
 
 HELP = """
-usage: cil report PATH... [--html FILE] [--csv] [--markdown] [--published]
+usage: cil report PATH... [--html FILE] [--lines FILE] [--figures DIR] [--csv | --markdown | --latex]
+                          [--published] [--watch | --serve [PORT]]
 
-Every run at or under the paths, in one table: mean and deviation over seeds, forgetting, both bills. A record that
+Every run at or under the paths, in one table: mean and deviation over seeds, forgetting, all bills. A record that
 cannot be used is named and left out; the command then ends with 1.
 
   cil report runs/
-  cil report runs/compare-demo --html page.html
-  cil report runs/ --csv > runs.csv
+  cil report runs/compare-demo --html page.html --figures figures --lines lines.parquet
+  cil report runs/ --latex > table.tex
+  cil report runs/ --serve
 
-  --html FILE   one self-contained page
-  --csv         unrounded, one line a row
-  --markdown    with both bills
-  --published   with published numbers of the same stream, split and budget, which are not ranked
+  --html FILE    one self-contained page
+  --lines FILE   a line for each run, seed and experience; .csv, or .parquet (the extra cil[frames])
+  --figures DIR  the figures of the page, each as SVG and as PDF
+  --csv          unrounded, one line a row
+  --markdown     with all bills
+  --published    with published numbers of the same stream, split and budget, which are not ranked
+  --latex        tables for a paper (booktabs), with the set-up as a comment
+  --watch        with --html: write the page anew whenever a record changes, until Ctrl-C
+  --serve PORT   the same on http://127.0.0.1:PORT (8000), which no other machine reaches
+
+A file is replaced only where it was made by cil report.
 """
+PRINTED = ("--csv", "--markdown", "--latex")
+PORT = 8000
+
+
+@dataclass
+class Request:
+    """What was asked for."""
+
+    paths: list[Path]
+    page: Path | None = None
+    lines: Path | None = None
+    figures: Path | None = None
+    form: str = ""
+    watch: bool = False
+    published: bool = False
+    port: int | None = None
+
+    @property
+    def command(self) -> str:
+        """The line that makes the page again."""
+        paths = [_shown(path) for path in self.paths]
+        more = ["--published"] if self.published else []
+        return shlex.join(["cil", "report", *paths, *more, "--html", _shown(self.page or Path("page.html"))])
+
+
+def _shown(path: Path) -> str:
+    """A path as one types it here."""
+    here, home = Path.cwd(), Path.home()
+    if not path.is_absolute():
+        return str(path)
+    if path.is_relative_to(here):
+        return str(path.relative_to(here))
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
-    given = list(arguments)
-    published = "--published" in given
-    paths, page, form = _parsed([item for item in given if item != "--published"])
+    request = _parsed(list(arguments))
+    if request.port is not None:
+        return _serve(request, request.port)
+    if request.watch:
+        return _watch(request)
+    return _once(request)
+
+
+def _once(request: Request) -> int:
+    """Make the report; 1 where a record was left out."""
     from cil.report.runs import read_runs
 
-    records, problems = read_runs(paths)
-    text, more = _written(records, partial(_text, page=page, form=form, published=published))
-    print(text, end="")
+    records, problems = read_runs(request.paths)
+    text, more = _written(records, partial(_text, request=request))
+    print(text, end="", flush=True)
     for problem in [*problems, *more]:
         print(f"cil: left out: {problem}", file=sys.stderr)
     return int(bool(problems or more))
 
 
-def _text(records: Sequence[Record], page: Path | None, form: str, published: bool) -> str:
-    """The report in the form that was asked for."""
-    from cil.report import table, to_csv, to_markdown, to_text
-    from cil.report.page import html, write_page
+def _watch(request: Request) -> int:
+    """Write the files anew whenever a record has changed."""
+    from cil.report.watch import follow
 
-    whole = table(records)
-    if published:
+    def make() -> None:
+        with _told():
+            _once(request)
+
+    try:
+        follow(request.paths, make)
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def _serve(request: Request, port: int) -> int:
+    """Serve the page on this machine, made anew whenever a record has changed."""
+    from cil.report import table
+    from cil.report.page import html
+    from cil.report.runs import read_runs
+    from cil.report.watch import follow, served, waiting_page
+
+    shown = b""
+
+    def make() -> None:
+        nonlocal shown
+        try:
+            records, _ = read_runs(request.paths)
+            pages: list[str] = []
+            _written(records, lambda good: pages.append(html(table(good), "Report", request.command)) or "")
+            shown = pages[-1].encode()
+        except CilError as error:
+            shown = waiting_page(error)
+
+    make()
+    with served(lambda: shown, port) as address:
+        print(f"page: {address}   (Ctrl-C ends it)", flush=True)
+        try:
+            follow(request.paths, make)
+        except KeyboardInterrupt:
+            return 0
+    return 0
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """An error is told, and what follows the runs goes on: the record may be half there."""
+    try:
+        yield
+    except CilError as error:
+        print(f"cil: {error}", file=sys.stderr)
+
+
+def _text(records: Sequence[Record], request: Request) -> str:
+    """Write the files that were asked for and name them; else the report in the form that was asked for."""
+    from cil.report import table, to_csv, to_latex, to_markdown, to_text, write_html
+    from cil.report.files import write_figures, write_lines
+
+    said, whole = [], table(records)
+    if request.published:
         whole = whole.with_published()
-    if page is not None:
-        return f"page: {write_page(html(whole, 'Report'), page)}\n"
-    if form == "--csv":
+    if request.page is not None:
+        said.append(f"page: {write_html(records, request.page, 'Report', request.command)}\n")
+    if request.lines is not None:
+        said.append(f"lines: {write_lines(records, request.lines)}\n")
+    if request.figures is not None:
+        said.append(f"figures: {len(write_figures(table(records), request.figures))} files in {request.figures}\n")
+    if said and not request.form:
+        return "".join(said)
+    if request.form == "--csv":
         return to_csv(whole)
-    if form == "--markdown":
+    if request.form == "--latex":
+        return to_latex(whole)
+    if request.form == "--markdown":
         return f"{to_markdown(whole)}\n"
     return f"{to_text(whole, shutil.get_terminal_size((120, 24)).columns)}\n"
 
@@ -107,3 +221,36 @@ def _parsed(arguments: list[str]) -> tuple[list[Path], Path | None, str]:
         else:
             paths.append(Path(item))
     return paths or [Path("runs")], page, form
+
+
+def _parsed(arguments: list[str]) -> Request:
+    """Options and paths apart.
+
+    Raises:
+        ConfigError: for an option that there is not, or that lacks its value.
+    """
+    serve = [place for place, item in enumerate(arguments) if item.partition("=")[0] == "--serve"]
+    port = None
+    for place in serve:
+        following = arguments[place + 1] if place + 1 < len(arguments) else ""
+        given = arguments[place].partition("=")[2] or (following if following.isdigit() else str(PORT))
+        if not given.isdigit():
+            raise ConfigError(f"--serve {given} is no port; give a whole number, or leave it out")
+        port = int(given)
+        del arguments[place : place + 1 + (given == following and "=" not in arguments[place])]
+    flags = (*PRINTED, "--watch", "--published")
+    paths, values, given_flags = split_options(arguments, {"--html": "", "--lines": "", "--figures": ""}, flags)
+    forms = [flag for flag in PRINTED if flag in given_flags]
+    if len(forms) > 1:
+        raise ConfigError(f"{' and '.join(forms)} are printed both; choose one")
+    request = Request(
+        [Path(path) for path in paths] or [Path("runs")],
+        *(Path(values[name]) if values[name] else None for name in ("--html", "--lines", "--figures")),
+        form=next(iter(forms), ""),
+        watch="--watch" in given_flags,
+        published="--published" in given_flags,
+        port=port,
+    )
+    if request.watch and request.page is None and port is None:
+        raise ConfigError("--watch writes a page anew: add --html FILE")
+    return request

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,11 +38,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def _launched(arguments: Sequence[str]) -> int:
     """Let Hydra launch the runs, then aggregate."""
+    from cil.report.page import refuse_foreign_report
+
     overrides, _, out = split_jobs_and_out(arguments)
     if out == "auto":
         raise ConfigError(
             "out is missing; with hydra/launcher the runs need a folder of their own, as in out=results/wa"
         )
+    refuse_foreign_report(Path(out))
     environment.prepare(overrides, environment.cores())
     try:
         code = launch([*overrides, "--multirun"], out)
@@ -50,5 +54,5 @@ def _launched(arguments: Sequence[str]) -> int:
         code = 1
     from cil.report import find_runs
 
-    print(write_report(find_runs(out), Path(out), "sweep"))
+    print(write_report(find_runs(out), Path(out), "sweep", shlex.join(["cil", "sweep", *arguments])))
     return code

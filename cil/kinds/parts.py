@@ -21,6 +21,7 @@ class KindOfParts(CommandLine):
 
     Attributes:
         name, learner, unit, progress: As of every kind.
+        by_step: Where a kind has it: names of results with an entry for each step (``cil.tracking.lines``).
         identity, results: TypedDicts of what stands in a record.
         works: Class of the work of a run.
         report: Function of records that makes their sections.

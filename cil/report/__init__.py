@@ -1,6 +1,8 @@
 """Report: records to tables, plots and one self-contained page. Reads what runs left, computes nothing anew."""
 
 from cil.report.exports import to_csv, to_json, to_markdown
+from cil.report.files import write_figures, write_lines
+from cil.report.latex import to_latex
 from cil.report.page import write_html
 from cil.report.runs import RunSummary, find_runs
 from cil.report.section import ReadingAid, Section, Sections
@@ -20,8 +22,11 @@ __all__ = [
     "table",
     "to_csv",
     "to_json",
+    "to_latex",
     "to_markdown",
     "to_text",
     "verdict",
+    "write_figures",
     "write_html",
+    "write_lines",
 ]

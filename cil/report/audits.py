@@ -27,7 +27,8 @@ def audit_words(runs: Sequence[RunSummary]) -> Iterable[tuple[str, str]]:
     if same and not refuted:
         seeds = len({run.seed for run, _ in same})
         mark = "audited" if seeds == len(runs) else f"audited {seeds}/{len(runs)}"
-        yield mark, f"{mark}: redone from its stored state, the same bits: {few([_place(*pair) for pair in same])}"
+        count = f"{len(same)} experience{'s' * (len(same) > 1)}"
+        yield mark, f"{mark}: {count} redone from the stored state before, with the same bits"
 
 
 def _place(run: RunSummary, audit: Audit) -> str:

@@ -17,9 +17,11 @@ def to_markdown(table: Table) -> str:
     blocks = [f"> {_escaped(warning)}" for warning in table.warnings]
     for section in table.sections:
         blocks += [f"### {_escaped(section.heading)}", _markdown(section.grid)]
+        blocks += [_escaped(section.legend)] if section.legend else []
         sentences = [*(verdict.text for verdict in section.verdicts), *section.remarks, *section.warnings]
         blocks += ["\n".join(f"- {_escaped(sentence)}" for sentence in sentences)] if sentences else []
         blocks += [block for table in (*section.tables, *section.bills) for block in _titled(table)]
+        blocks += [f"Set-up: {_escaped(section.setup)}"] if section.setup else []
     blocks += map(_escaped, table.footnotes)
     return "\n\n".join(blocks) + "\n"
 
@@ -73,6 +75,7 @@ def to_json(table: Table) -> str:
         {
             "title": section.heading,
             "facts": section.facts,
+            "setup": section.setup,
             "rows": section.entries,
             "verdicts": [{"metric": v.metric, "winner": v.winner, "text": v.text} for v in section.verdicts],
             "warnings": section.warnings,

@@ -1,8 +1,14 @@
-"""One HTML page that holds everything: no script, nothing fetched, the same bytes for the same records."""
+"""One HTML page that holds everything: nothing is fetched, the same bytes for the same records.
+
+Its one script sorts, chooses and picks out; a policy on the page allows that script by its digest, and no other.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -17,10 +23,18 @@ from cil.tracking import Record, identity_hash, write_bytes_atomic
 
 BEST = ' class="best"'
 DENSE = 13  # columns from which a table is set smaller, so that it fits
+LONG = 3  # parts from which a page has a table of contents
+PAGE, TABLES = "index.html", ("table.csv", "table.md")  # what the report of a comparison is called
+OURS = ('<meta name="generator" content="cil">', "--ink: #1f2933")  # a page that was made here has one of these
 
 
-def write_html(records: Iterable[Record], path: str | Path, title: str = "Comparison") -> Path:
+def write_html(
+    records: Iterable[Record], path: str | Path, title: str = "Comparison", command: str | None = None
+) -> Path:
     """Write one self-contained page of records: tables, bills, plots, settings, warnings.
+
+    Args:
+        command: The command line that makes the page again.
 
     Returns:
         The path.
@@ -28,16 +42,18 @@ def write_html(records: Iterable[Record], path: str | Path, title: str = "Compar
     Raises:
         ConfigError: if there are no records, or the page cannot be written there.
     """
-    return write_page(html(table(records), title), path)
+    refuse_foreign(Path(path))
+    return write_page(html(table(records), title, command), path)
 
 
 def write_page(text: str, path: str | Path) -> Path:
-    """Write a page, with the folders above it.
+    """Write a page, with the folders above it; one that was made here is replaced.
 
     Raises:
-        ConfigError: if it cannot be written there.
+        ConfigError: if it cannot be written there, or a file of that name was not made here.
     """
     path = Path(path)
+    refuse_foreign(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -46,30 +62,77 @@ def write_page(text: str, path: str | Path) -> Path:
     return path
 
 
-def html(content: Table, title: str) -> str:
-    """The page as text."""
+def refuse_foreign(path: Path) -> None:
+    """Refuse to replace a file that is no page of ours.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; give a file for the page")
+    if path.exists() and not any(sign in path.read_text("utf-8", errors="replace")[:4000] for sign in OURS):
+        raise ConfigError(f"{path} is there already, and no page of cil; remove it, or choose another name")
+
+
+def refuse_foreign_report(folder: Path) -> None:
+    """Refuse a folder with files of the names of a report, ``index.html`` and tables, that were not made here.
+
+    Raises:
+        ConfigError: naming one.
+    """
+    refuse_foreign(folder / PAGE)
+    found = [name for name in TABLES if (folder / name).exists()]
+    if found and not (folder / PAGE).exists():  # a page is written before the tables beside it
+        raise ConfigError(f"{folder / found[0]} is there already, and not of cil; remove it, or choose another folder")
+
+
+def html(content: Table, title: str, command: str | None = None) -> str:
+    """The page as text; ``command`` is the line that makes it again."""
     paint = colours(row.label for section in content.sections for row in section.rows)
     body = [
+        _contents(content),
         _list(content.warnings, "warnings"),
         *(_section(section, place, paint) for place, section in enumerate(content.sections, 1)),
         _list(content.footnotes, "remarks"),
-        *map(_reading, content.readings),
-        _runs(content.runs) if content.runs else "",
+        *(_reading(aid, place) for place, aid in enumerate(content.readings, 1)),
+        _runs(content.runs, command) if content.runs else "",
     ]
     return document(title, _summary(content), body)
 
 
+@cache
+def _asset(name: str) -> str:
+    return resources.files("cil.report").joinpath(name).read_text(encoding="utf-8")
+
+
 def document(title: str, subtitle: str, body: Iterable[str]) -> str:
-    """A whole page: its head with the style, a header, and the parts of the body that are not empty."""
-    style = resources.files("cil.report").joinpath("page.css").read_text(encoding="utf-8")
+    """A whole page: its head with style and policy, a header, the parts of the body that are not empty, the script."""
+    script = _asset("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n{OURS[0]}\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{_asset('page.css')}</style>\n</head>\n<body>\n"
         f'<header><h1>{escape(title)}</h1>\n<p class="under">{escape(subtitle)}</p></header>\n'
         + "\n".join(part for part in body if part)
-        + "\n</body>\n</html>\n"
+        + f"\n<script>{script}</script>\n</body>\n</html>\n"
     )
+
+
+def _contents(content: Table) -> str:
+    """Links to the parts of a long page."""
+    parts = [
+        (f"table-{place}", f"{section.title}; {section.subtitle}" if section.subtitle else section.title)
+        for place, section in enumerate(content.sections, 1)
+    ]
+    parts += [(f"reading-{place}", aid.title) for place, aid in enumerate(content.readings, 1)]
+    parts += [("runs", "Runs, and the commands that make them")] if content.runs else []
+    if len(parts) <= LONG:
+        return ""
+    links = "".join(f'<li><a href="#{place}">{escape(title)}</a></li>' for place, title in parts)
+    return f'<nav class="contents" aria-label="Contents"><strong>Contents</strong><ol>{links}</ol></nav>'
 
 
 def _summary(content: Table) -> str:
@@ -95,10 +158,11 @@ def _section(section: Section, place: int, paint: Mapping[str, str]) -> str:
         subtitle = f"{section.condition}: <strong>{subtitle}</strong>"
     plots = section.plots(place, paint)
     parts = [
-        f"<section>\n<h2>{mark}{escape(section.title)}</h2>",
+        f'<section id="table-{place}">\n<h2>{mark}{escape(section.title)}</h2>',
         f'<p class="budget">{subtitle}</p>' if subtitle else "",
         figures([plot for plot in plots if plot.leads]),
         _grid(section.grid, section.best),
+        f'<p class="note">{escape(section.legend)}</p>' if section.legend else "",
         *(f'<p class="verdict">{escape(verdict.text)}</p>' for verdict in section.verdicts),
         _list(section.remarks, "remarks"),
         _list(section.warnings, "warnings"),
@@ -107,6 +171,7 @@ def _section(section: Section, place: int, paint: Mapping[str, str]) -> str:
         section.extra(),
         *map(_titled, section.bills),
         f"<details open><summary>Settings</summary>\n{definitions(section.facts)}</details>" if section.facts else "",
+        f"<h3>Set-up, in a paragraph</h3>\n<p>{escape(section.setup)}</p>" if section.setup else "",
     ]
     return "\n".join(part for part in parts if part) + "\n</section>"
 
@@ -132,7 +197,7 @@ def _grid(grid: Grid, best: Mapping[str, str] | None = None) -> str:
             for head, cell in zip(grid.heads, grid.cells(line), strict=True):
                 won = not heading and best.get(head) == line.name
                 row.append(f"<td{BEST if won else ''}>{_cell(cell, rooms[head])}</td>")
-            body.append(f"<tr>{''.join(row)}</tr>")
+            body.append(f'<tr data-row="{escape(line.name)}">{"".join(row)}</tr>')
     top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
     inside = "\n".join(body)
     dense = ' class="dense"' if len(heads) >= DENSE else ""
@@ -151,7 +216,7 @@ def figures(plots: Sequence[Plot]) -> str:
     """Plots side by side, those that want the whole width below each other."""
     shown = [
         f'<figure class="{"broad" if plot.broad else "plain"}"><h3>{escape(plot.title)}</h3>\n'
-        f"{plot.svg}\n<figcaption>{escape(plot.caption)}</figcaption></figure>"
+        f'<div class="drawing">{plot.svg}</div>\n<figcaption>{escape(plot.caption)}</figcaption></figure>'
         for plot in plots
     ]
     return '<div class="plots">\n' + "\n".join(shown) + "\n</div>" if shown else ""
@@ -167,13 +232,13 @@ def _list(items: Sequence[str], kind: str) -> str:
     return f'<ul class="{kind}">' + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>" if items else ""
 
 
-def _reading(aid: ReadingAid) -> str:
-    head = f"<section>\n<h2>{escape(aid.title)}</h2>\n<p>{escape(aid.introduction)}</p>\n"
+def _reading(aid: ReadingAid, place: int) -> str:
+    head = f'<section id="reading-{place}">\n<h2>{escape(aid.title)}</h2>\n<p>{escape(aid.introduction)}</p>\n'
     return f"{head}{definitions(aid.terms)}\n</section>"
 
 
-def _runs(runs: Sequence[RunSummary]) -> str:
-    """Each run, and how to run it again where its record says how."""
+def _runs(runs: Sequence[RunSummary], command: str | None) -> str:
+    """Each run, how to run it again where its record says how, and the line that makes the page again."""
     learners = dict.fromkeys(run.kind.learner for run in runs)
     unit = units.pop() if len(units := {run.kind.unit for run in runs}) == 1 else "done"
     runs = sorted(runs, key=lambda run: (run.learner, run.seed, run.record.directory.name, identity_hash(run.identity)))
@@ -190,10 +255,11 @@ def _runs(runs: Sequence[RunSummary]) -> str:
             "directory": run.record.directory.name,
         }
         lines.append(Line(run.learner, cells))
-    commands = dict.fromkeys(str(command) for run in runs if (command := run.record.environment.get("command")))
-    again = "".join(f"<li><code>{escape(command)}</code></li>" for command in commands)
+    commands = dict.fromkeys(str(line) for run in runs if (line := run.record.environment.get("command")))
+    again = "".join(f"<li><code>{escape(line)}</code></li>" for line in commands)
+    page = f"\n<h3>To make this page again</h3>\n<p><code>{escape(command)}</code></p>" if command else ""
     return (
-        f"<section>\n<h2>Runs</h2>\n{_grid(grid(' or '.join(learners), lines))}"
+        f'<section id="runs">\n<h2>Runs</h2>\n{_grid(grid(" or ".join(learners), lines))}{page}'
         + (f"\n<h3>To run them again</h3>\n<ul>{again}</ul>" if again else "")
         + "\n</section>"
     )

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from cil.report.colours import BOUND, COLOURS, FAINT, INK, ON_DARK, ON_LIGHT
+from cil.report.svg import svg_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours without yellow, then darker ones: told apart by most readers with a colour deficiency
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6a3d9a", "#8c510a", "#35978f", "#7f7f7f")
 MARKERS = "osD^vPX<>*"
-INK, FAINT, BOUND = "#1f2933", "#d9dee4", "#52606d"
 WIDTH = 6.4  # inches of a plot that shares its line
 Picture = tuple[str, str, "Figure"]  # title, caption, figure
 
@@ -27,6 +25,7 @@ class Plot:
 
     Attributes:
         svg: One ``<svg>`` element whose ids nothing else on a page has.
+        figure: What it was made of, for files of other formats.
         broad: True if it wants the whole width of a page.
         leads: True if it stands before the table.
     """
@@ -36,6 +35,7 @@ class Plot:
     svg: str
     broad: bool = False
     leads: bool = False
+    figure: Figure | None = field(default=None, repr=False, compare=False)
 
 
 def colours(labels: Iterable[str]) -> dict[str, str]:
@@ -43,18 +43,28 @@ def colours(labels: Iterable[str]) -> dict[str, str]:
     return {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(sorted(set(labels)))}
 
 
-def draw_plots(number: int, *draw: Callable[[], Picture | None], leads: int = 0) -> list[Plot]:
+def draw_plots(
+    number: int, *draw: Callable[[], Picture | None], leads: int = 0, labels: Collection[str] = ()
+) -> list[Plot]:
     """Draw the plots of one section, in the style of a report.
 
     Args:
         number: Place of the section on its page, so that no id comes twice.
         draw: Make the pictures; None is left out.
         leads: How many of them stand before the table.
+        labels: Names of the rows, so that a page can show some of them alone.
     """
     with styled():
         pictures = [picture for make in draw if (picture := make()) is not None]
         return [
-            Plot(title, caption, svg_of(figure, f"s{number}p{i}", title), figure.get_figwidth() > WIDTH, i < leads)
+            Plot(
+                title,
+                caption,
+                svg_of(figure, f"s{number}p{i}", title, labels),
+                figure.get_figwidth() > WIDTH,
+                i < leads,
+                figure,
+            )
             for i, (title, caption, figure) in enumerate(pictures)
         ]
 
@@ -65,6 +75,10 @@ _STYLE: dict[str, Any] = {
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.5,
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # letters stay letters
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "legend.framealpha": 0.0,
     "axes.edgecolor": BOUND,
     "axes.labelcolor": INK,
     "text.color": INK,
@@ -122,33 +136,32 @@ def line_style(colour: str, place: int, dashed: bool = False) -> dict[str, Any]:
     }
 
 
+MANY = 12  # names up to which a legend is one column beside its panel
+
+
 def legend(axes: Axes) -> None:
-    """Names of the lines, beside the panel."""
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, handlelength=1.6)
+    """Names of the lines: beside the panel where they are few, below it in columns where they are many."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) <= MANY:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, handlelength=1.6)
+        return
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    columns = max(2, int(figure.get_figwidth() // 1.9))
+    figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(labels) // columns))
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
+    axes.legend(handles, labels, **place, ncols=columns, frameon=False, fontsize=9, handlelength=1.6)
 
 
-def band(axes: Axes, x: Sequence[float], centre: Sequence[float], std: Sequence[float], colour: str) -> None:
-    """One standard deviation around a line."""
+def band(
+    axes: Axes, x: Sequence[float], centre: Sequence[float], std: Sequence[float], colour: str, label: str = ""
+) -> None:
+    """One standard deviation around the line of a row."""
     low, high = ([mean + sign * s for mean, s in zip(centre, std, strict=True)] for sign in (-1, 1))
-    axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0, label=f"_{label}")
 
 
-def svg_of(figure: Figure, prefix: str, title: str) -> str:
-    """The figure as one element for a page: no XML head, no addresses, ids of its own."""
-    from html import escape
-
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    nothing: dict[str, None] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    canvas: Any = FigureCanvasSVG(figure)
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": prefix}):
-        canvas.print_svg(buffer, metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].strip()
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # HTML knows both, and a reader may look for addresses
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
-    text = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", text)
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(title, quote=True)}"', 1)
+__all__ = [
+    "BESIDE", "BOUND", "COLOURS", "FAINT", "INK", "MARKERS", "ON_DARK", "ON_LIGHT", "WIDTH", "Picture", "Plot", "band",
+    "bars", "colours", "draw_plots", "figure_of", "legend", "line_style", "styled", "svg_of",
+]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TypeVar
@@ -180,33 +180,6 @@ def common_notes(group: Group) -> Iterable[Note]:
     if any(one.get("preprocess") == "unit_range" for one in options):
         yield Note("unit range", "unit range: images stay in [0, 1], not normalised as for the public weights")
     yield from (Note(*words) for words in audit_words(group.finished))
-
-
-MUCH = 0.10  # share of a limit that is worth a mark where it is not used
-
-
-def budget_notes(runs: Sequence[RunSummary]) -> Iterator[Note]:
-    """Marks of runs with exemplars that a budget leaves too few of, or does not bind at all; bounds have none."""
-    first = next(iter(runs), None)
-    if first is None or first.bound or not any(any(run.result("exemplars") or ()) for run in runs):
-        return
-    limit = first.limit
-    if limit is None and not first.counts_exemplars:
-        return
-    stored = max(run.exemplars or 0 for run in runs)
-    classes = sum(map(len, first.stream.get("new_slots") or ()))
-    images = sum(first.stream.get("train_counts") or ())
-    if stored < classes:
-        few = f"{stored} exemplars for {classes} classes at the end, so {classes - stored} or more have none"
-        yield Note("classes without exemplars", f"classes without exemplars: {few}")
-    if images and stored >= images:
-        yield Note(
-            "keeps every image", f"keeps every image: all {images:,} training images, so the budget does not bind"
-        )
-    carried = largest(run.carried(first.convention) for run in runs)
-    if limit is not None and carried is not None and limit - carried >= MUCH * limit:
-        mark = f"budget unused {1 - carried / limit:.0%}"
-        yield Note(mark, f"{mark}: {limit - carried:,} of {limit:,} bytes")
 
 
 def mean(values: Sequence[float | None]) -> float | None:

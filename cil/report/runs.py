@@ -15,9 +15,11 @@ from cil.errors import ConfigError
 from cil.report.kind import ReportedKind
 from cil.tracking import Record, RecordError, identity_hash
 from cil.tracking.audits import Audit, read_audits
+from cil.tracking.lock import is_held
 from cil.tracking.storage import PARTIAL
 
-CONVENTIONS = ("exact", "survey")  # of counting carried bytes
+CONVENTIONS = ("exact", "survey")  # of counting carried bytes, in every table; a record may know more
+HELD = "training"  # among the totals of a ledger: what is held in training, which is no bill
 _say = logging.getLogger("cil.report")
 
 
@@ -154,9 +156,11 @@ class RunSummary:
         """Experiences that were redone from their stored states."""
         return read_audits(self.record.directory, identity_hash(self.identity))
 
-    @property
+    @cached_property
     def status(self) -> str:
-        return self.record.status
+        """Status of the record; ``stopped`` for one that says ``running`` where no live process holds its lock."""
+        stopped = self.record.status == "running" and not self.record.writable and not is_held(self.record.directory)
+        return "stopped" if stopped else self.record.status
 
     @property
     def started(self) -> str:
@@ -212,9 +216,15 @@ class RunSummary:
         if self.status == "over_budget" and (self.carried(convention) or 0) > (kept.get("total") or 0):
             bill = self.result("bills", -1) or {}
             fixed, total = (dig(bill, key, convention) or 0 for key in ("fixed", "total"))
-            # the survey knows no other kinds than these two
+            # a dry run tells kinds apart under the exact convention alone
             kept = bill.get("by_kind") if convention == "exact" else {"parameters": fixed, "exemplars": total - fixed}
         return {kind: size for kind, size in (kept or {}).items() if kind != "total" and size}
+
+    @property
+    def conventions(self) -> list[str]:
+        """Ways in which the record counts carried bytes."""
+        kept, planned = self.result("ledger", -1, "totals") or {}, self.result("bills", -1, "total") or {}
+        return [name for name in {**kept, **planned} if name != HELD]
 
     def carried(self, convention: str) -> int | None:
         """Carried bytes at the end of the stream; see ``bytes_by_kind``."""
@@ -279,6 +289,11 @@ class RunSummary:
             if words:
                 return f"{words}, after experience {step}"
         return None
+
+
+def conventions_of(runs: Iterable[RunSummary]) -> list[str]:
+    """Ways of counting carried bytes that a table shows: those of every table, then further ones of its runs."""
+    return list(dict.fromkeys([*CONVENTIONS, *sorted({name for run in runs for name in run.conventions})]))
 
 
 def all_equal(values: Iterable[Any]) -> bool:

@@ -46,13 +46,14 @@ class Section:
         plots: Draws the plots, given the section's number on the page and the colour of each label.
         subtitle: Condition that the rows share, such as the budget; ``condition`` is the word for it on a page.
         number: Place among the sections of its kind, 0 where it is the only one.
-        facts: Settings that all rows share, in words.
+        facts: Settings that all rows share, in words; where rows differ, which has what.
+        setup: The same as a paragraph for a paper.
         best: Label of the best row by heading of ``grid``.
         tables: Further tables.
         bills: Tables of bytes, which a terminal is spared.
         remarks: Sentences on single rows.
         warnings: Sentences to read before comparing rows.
-        legend: Explanation of columns for a terminal, where there is no reading aid.
+        legend: Headings that are short for something, said once: of sections of one kind the first has them.
         entries: Rows without structure for CSV and JSON, numbers unrounded.
         content: Further content for JSON; a key here replaces one of the section.
         extra: Makes further HTML of the page, such as strips of images.
@@ -67,6 +68,7 @@ class Section:
     condition: str = ""
     number: int = 0
     facts: Mapping[str, str] = field(default_factory=dict)
+    setup: str = ""
     best: Mapping[str, str] = field(default_factory=dict)
     tables: tuple[Titled, ...] = ()
     bills: tuple[Titled, ...] = ()

@@ -10,6 +10,7 @@ from cil.metrics import ci, paired
 
 LEVEL = 0.05  # of the two-sided paired test; intervals are those of 1 - LEVEL
 SHOWN = 5  # most names in a sentence
+DOUBTS = 3  # most rivals of whom a verdict says why they may be as good
 
 
 @dataclass(frozen=True)
@@ -106,15 +107,13 @@ def verdict(metric: str, scores: Mapping[str, Score]) -> Verdict:
     best, *rivals = [label for label in labels if label not in lone]
     leads = [_lead(rival, known[best], known[rival]) for rival in rivals]
     unsure = [lead for lead in leads if not (lead.p <= LEVEL or lead.apart)]
-    near = (unsure or leads)[0]
-    gap = f"{near.difference:.2f}"
     aside = f" Of one seed, so not judged: {few(lone)}." if lone else ""
     if not unsure:
-        text = f"{metric}: {best} is best; {near.rival} is {gap} behind ({_evidence(near)}).{aside}"
+        near = leads[0]
+        text = f"{metric}: {best} is best; {near.rival} is {near.difference:.2f} behind ({_evidence(near)}).{aside}"
         return Verdict(metric, best, text)
-    seeds = "" if math.isnan(near.p) else f"with {near.shared} seeds it "
-    evidence = _evidence(near) if math.isnan(near.p) else f"p = {near.p:.2g}"
-    why = f"{best} has the highest mean, but {seeds}is not surely ahead of {near.rival} ({gap}, {evidence})"
+    doubts = few([f"{lead.rival} ({lead.difference:.2f} behind, {_evidence(lead)})" for lead in unsure], DOUBTS)
+    why = f"{best} has the highest mean, but is not surely ahead of {doubts}"
     return Verdict(metric, None, f"{metric}: no clear winner; {why}.{aside}")
 
 
@@ -137,11 +136,11 @@ def _evidence(lead: _Lead) -> str:
     return f"{text}, 95 % intervals apart" if lead.apart else text
 
 
-def few(names: Sequence[str]) -> str:
+def few(names: Sequence[str], shown: int = SHOWN) -> str:
     """Names for a sentence: all of them where they are few.
 
     >>> few("abcde"), few("abcdefgh")
     ('a, b, c, d, e', 'a, b, c, d, e and 3 more')
     """
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

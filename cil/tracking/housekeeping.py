@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cil.errors import ConfigError
-from cil.tracking.lock import is_locked
+from cil.tracking.lock import is_held
 from cil.tracking.record import Record
 from cil.tracking.storage import PARTIAL
 
@@ -37,7 +37,7 @@ def bytes_below(path: Path) -> int:
 
 def status_of(record: Record) -> str:
     """As the record says, but ``stopped`` for a run that says ``running`` while no process writes to it."""
-    return "stopped" if record.status == "running" and not is_locked(record.directory) else record.status
+    return "stopped" if record.status == "running" and not is_held(record.directory) else record.status
 
 
 def removable(records: Iterable[Record], *, unfinished: bool, checkpoints: bool, trials: bool) -> list[Removal]:
@@ -51,7 +51,7 @@ def removable(records: Iterable[Record], *, unfinished: bool, checkpoints: bool,
     found = []
     for record in records:
         directory = record.directory
-        if is_locked(directory):
+        if is_held(directory):
             continue
         if trials and record.identity.get("role") == "trial":
             found.append(Removal(directory, bytes_below(directory), "a trial of a tuning"))
@@ -88,7 +88,7 @@ def move(source: Path, target: Path, records: Iterable[Record]) -> Path:
         raise ConfigError(f"{place} exists already; choose another place")
     if source.absolute() in (place.absolute(), *place.absolute().parents):
         raise ConfigError(f"{source} cannot be moved into itself")
-    busy = next((record.directory for record in records if is_locked(record.directory)), None)
+    busy = next((record.directory for record in records if is_held(record.directory)), None)
     if busy is not None:
         raise ConfigError(f"{busy} is being written by another process; move it when that has ended")
     place.parent.mkdir(parents=True, exist_ok=True)

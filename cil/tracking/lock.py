@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from cil.errors import ConfigError, ResumeError, TrainingError
 
 LOCK = ".lock"
+GLANCE = 0.05  # seconds after which a lock is tried again: a reader that looks whether it is held has let go of it
 _say = logging.getLogger("cil.tracking")
 
 
@@ -42,7 +44,11 @@ class DirectoryLock:
         try:
             import fcntl
 
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                time.sleep(GLANCE)
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise ResumeError(
                 f"run_dir={self._directory} is being written by another process; choose another run_dir"
@@ -75,15 +81,15 @@ class DirectoryLock:
             self._handle.close()
 
 
-def is_locked(directory: Path) -> bool:
-    """True while a process writes to a run directory; False where the file system has no locks."""
+def is_held(directory: Path) -> bool:
+    """True if a process holds the lock of a run directory, or where that cannot be known."""
     try:
         import fcntl
 
-        with (directory / LOCK).open() as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return True
-    except (ImportError, OSError):
+        with (directory / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
-    return False
+    except FileNotFoundError:  # it was copied from elsewhere, or a run of another place left it
+        return False
+    except (ImportError, OSError):
+        return True

@@ -31,6 +31,8 @@ from cil.tracking.upgrades import SCHEMA_VERSION, upgraded
 from cil.tracking.validation import STATUSES, first_problem
 
 if TYPE_CHECKING:
+    import pandas
+
     from cil.tracking.arrays import Arrays, Part
 
 RUN = "run"  # added to what is read: digest of the identity, as it was written
@@ -264,6 +266,16 @@ class Record:
         if path.exists():
             with path.open("rb") as file:
                 yield from (json.loads(line) for line in file if line.endswith(b"\n"))
+
+    def frame(self) -> pandas.DataFrame:
+        """A data frame with a line for each experience; see ``cil.tracking.lines``.
+
+        Raises:
+            MissingPackage: if pandas is not installed (the extra ``cil[frames]``).
+        """
+        from cil.tracking.lines import frame, lines
+
+        return frame(lines(self))
 
     def _open_log(self) -> IO[bytes]:
         self._check_writable()

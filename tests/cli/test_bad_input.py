@@ -180,7 +180,7 @@ BAD = {
     ),
     "compare: a run directory": (("compare", *RUN[1:], "run_dir=here"), "run_dir is of cil run", "out=DIR"),
     "report: no such folder": (("report", "nowhere"), "nowhere", "does not exist"),
-    "report: unknown option": (("report", "--pdf"), "no option '--pdf'", "--html FILE"),
+    "report: unknown option": (("report", "--pdf"), "no option '--pdf'", "--figures"),
     "evaluate: no run": (("evaluate",), "cil evaluate needs one run directory", "key=value"),
     "evaluate: no such run": (("evaluate", "nowhere"), "nowhere is no run directory", "record.json"),
     "list: unknown kind": (("list", "strategy"), "no kind 'strategy'", "'strategies'"),

@@ -66,7 +66,7 @@ def test_list_tells_what_the_registries_know(cil):
     assert set(known("codecs")) == set(codecs._CODECS)
     assert set(known("loggers")) >= set(loggers()) - {"progress"}
     out = cil("list").out
-    assert all(f"{kind}\n" in out for kind in KINDS)
+    assert all(f"{kind}\n" in out for kind in (*KINDS, "plots")) and "Accuracy over the stream  " in out
     assert all(item.about for item in known("codecs").values())
     assert known("codecs")["jpeg"].about.startswith("JPEG bytes")
     assert "icarl" in cil("list", "strategies").out and "split_digits" not in cil("list", "strategies").out

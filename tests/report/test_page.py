@@ -9,10 +9,11 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from made_records import MIB, byte_budget, make_run
+from made_records import MIB, NO_BUDGET, byte_budget, make_run
 
 from cil.errors import ConfigError
 from cil.report import find_runs, write_html
+from cil.report.page import refuse_foreign_report
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -81,7 +82,9 @@ def test_the_page_is_whole_and_asks_for_nothing(page):
     reader = Reader(page)
     assert page.startswith("<!DOCTYPE html>")
     assert "Two budgets" in reader.texts
-    assert not {"script", "link", "iframe", "img", "object"} & {tag for tag, _ in reader.tags}
+    tags = [tag for tag, _ in reader.tags]
+    assert not {"link", "iframe", "img", "object"} & set(tags) and tags.count("script") == 1
+    assert "default-src 'none'" in page and "fetch(" not in page and "XMLHttpRequest" not in page
     for _, attributes in reader.tags:
         for name, value in attributes.items():
             if name in ("src", "href", "xlink:href", "data", "action"):
@@ -122,9 +125,40 @@ def test_words_that_a_page_does_not_use_are_not_explained(page, run, tmp_path):
 
 
 def test_a_table_of_many_columns_is_set_smaller(run, tmp_path):
-    plain = write_html([run()], tmp_path / "plain.html").read_text()
+    plain = write_html([run(budget=NO_BUDGET)], tmp_path / "plain.html").read_text()
     public = write_html([run("l2p", public=900_000, exemplars=0)], tmp_path / "public.html").read_text()
     assert '<table class="dense">' not in plain and public.count('<table class="dense">') == 1
+
+
+def test_a_long_page_has_a_table_of_contents_whose_links_lead_somewhere(page, run, tmp_path):
+    tags = Reader(page).tags
+    links = [(attributes["href"] or "")[1:] for tag, attributes in tags if tag == "a"]
+    assert links == ["table-1", "table-2", "table-3", "table-4", "reading-1", "runs"]
+    assert set(links) <= {attributes.get("id") for _, attributes in tags}
+    assert "<nav" not in write_html([run()], tmp_path / "short.html").read_text()
+
+
+def test_the_line_that_makes_the_page_again_is_on_it(run, tmp_path):
+    text = write_html([run(command="cil run seed=0")], tmp_path / "a.html", command="cil compare seed=0,1").read_text()
+    assert "<code>cil compare seed=0,1</code>" in text and "<li><code>cil run seed=0</code></li>" in text
+
+
+def test_a_file_that_is_no_page_of_ours_is_not_replaced(run, tmp_path):
+    theirs = tmp_path / "page.html"
+    theirs.write_text("<p>my thesis</p>")
+    with pytest.raises(ConfigError, match=r"page\.html is there already, and no page of cil"):
+        write_html([run()], theirs)
+    assert theirs.read_text() == "<p>my thesis</p>"
+    ours = write_html([run("wa")], tmp_path / "ours.html", title="first")
+    assert "second" in write_html([run("wa", 1)], ours, title="second").read_text()
+
+
+def test_a_folder_with_tables_of_somebody_else_is_refused(run, tmp_path):
+    (tmp_path / "table.csv").write_text("a,b")
+    with pytest.raises(ConfigError, match=r"table\.csv is there already"):
+        refuse_foreign_report(tmp_path)
+    write_html([run()], tmp_path / "index.html")
+    refuse_foreign_report(tmp_path)  # a report was made here before
 
 
 def test_no_machine_path_is_on_the_page(page, place):
@@ -138,8 +172,8 @@ def test_all_text_is_escaped(run, tmp_path):
         run("wa", status="failed", error=wild, stream_changes={"name": wild}),
     ]
     text = write_html(records, tmp_path / "page.html", title=wild).read_text()
-    assert "<script" not in text
-    assert not any(tag == "script" for tag, _ in Reader(text).tags)
+    assert text.count("<script") == 1 and text.rindex("<script") > text.rindex("</section>")  # that of the page
+    assert [tag for tag, _ in Reader(text).tags].count("script") == 1
     assert "&lt;script&gt;" in text
 
 

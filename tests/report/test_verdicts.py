@@ -40,13 +40,17 @@ def test_a_paired_test_that_holds_calls_a_winner():
 def test_a_difference_within_the_noise_has_no_winner_and_says_why():
     said = verdict("Avg", {"a": score(70.0, 75.0), "b": score(72.0, 72.0)})
     assert said.winner is None
-    why = "a has the highest mean, but with 2 seeds it is not surely ahead of b (0.50, p = 0.87)"
+    why = "a has the highest mean, but is not surely ahead of b (0.50 behind, paired over 2 seeds, p = 0.87)"
     assert said.text == f"Avg: no clear winner; {why}."
 
 
-def test_only_the_closest_rival_is_named_where_none_wins():
-    said = verdict("Avg", {"a": score(70.0, 75.0), "b": score(72.0, 72.0), "c": score(60.0, 66.0)})
-    assert said.winner is None and "ahead of b (" in said.text and "nor" not in said.text
+def test_every_rival_that_may_be_as_good_is_named_and_no_other():
+    scores = {"a": score(70.0, 75.0), "b": score(72.0, 72.0), "c": score(60.0, 74.0), "d": score(60.0, 65.1)}
+    said = verdict("Avg", scores)
+    assert said.winner is None and "ahead of b (0.50 behind, " in said.text and "), c (5.50 behind, " in said.text
+    assert " d " not in said.text  # 10.0 and 9.9 behind: sure
+    many = verdict("Avg", {name: score(70.0 + place, 75.0) for place, name in enumerate("abcde")})
+    assert many.text.count("behind") == 3 and many.text.endswith(" and 1 more.")
 
 
 def test_other_seeds_are_compared_by_intervals_that_must_not_overlap():

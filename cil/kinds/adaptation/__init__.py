@@ -17,6 +17,7 @@ class Adaptation(KindOfParts):
     learner = "adapter"
     unit = "segments"
     progress = "segment_errors"
+    by_step = ("flops", "seconds")  # the first ledger is that of the deployment
     commands = "cil.kinds.adaptation.commands:COMMANDS"
     identity = "cil.kinds.adaptation.record_types:AdaptationIdentity"
     results = "cil.kinds.adaptation.record_types:AdaptationResults"

@@ -15,7 +15,9 @@ def plots(rows: Sequence[Row], segments: Sequence[str], number: int, paint: Mapp
     known = [row for row in rows if row.score("mean_error").mean is not None]
     if not known:
         return []
-    return draw_plots(number, partial(_over_time, known, segments, paint), partial(_against_bytes, known, paint))
+    return draw_plots(
+        number, partial(_over_time, known, segments, paint), partial(_against_bytes, known, paint), labels=paint
+    )
 
 
 def _over_time(rows: Sequence[Row], segments: Sequence[str], paint: Mapping[str, str]) -> Picture:
@@ -27,7 +29,7 @@ def _over_time(rows: Sequence[Row], segments: Sequence[str], paint: Mapping[str,
         centre = [column.mean or 0.0 for column in columns]
         axes.plot(places, centre, **style, label=row.label)
         if len(row.runs) > 1:
-            band(axes, places, centre, [column.std or 0.0 for column in columns], style["color"])
+            band(axes, places, centre, [column.std or 0.0 for column in columns], style["color"], row.label)
     every = max(1, len(places) // 30)
     axes.set_xticks(places[::every], segments[::every], rotation=55, ha="right", fontsize=8)
     axes.set_ylim(bottom=0)

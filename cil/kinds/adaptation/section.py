@@ -7,10 +7,12 @@ from functools import partial
 from typing import Any
 
 from cil.kinds.adaptation.plots import plots
-from cil.report.grids import Grid, Titled, byte_bill, decimal, grid, scores_entry, whole
+from cil.report.bills import bill_cells, bill_entry
+from cil.report.grids import Grid, Titled, byte_bill, decimal, flops, grid, scores_entry, whole
 from cil.report.grouping import Group, comparisons, grouped
 from cil.report.labels import labels_of
 from cil.report.rows import Row, beside, incomplete, lowest_error, marked, mean, remarks
+from cil.report.runs import conventions_of
 from cil.report.section import ReadingAid, Section, Sections
 from cil.report.settings_list import (
     computing,
@@ -22,6 +24,7 @@ from cil.report.settings_list import (
     values_of,
     versions_of,
 )  # fmt: skip
+from cil.report.setup import paragraph
 from cil.tracking import Record
 
 INTRODUCTION = (
@@ -32,8 +35,10 @@ INTRODUCTION = (
 TERMS = (
     ("n", "Seeds that finished. Numbers are means over them, ± one sample standard deviation (n − 1)."),
     ("error, mean %", "Online error of every domain, their unweighted mean. Images are predicted once, on arrival."),
-    ("carried B", "Every byte that the method holds between two batches: weights, statistics, teachers, moments..."),
-    ("peak B", "The same, and what an update needs besides: values kept for the backward pass, gradients."),
+    ("exact B", "Every byte that the method holds between two batches: weights, statistics, teachers, moments..."),
+    ("survey B", "What Zhou et al. 2024 charge: networks that answer, 4 bytes a parameter."),
+    ("peak B", "All that is held, and what an update needs besides: values kept for the backward pass, gradients."),
+    ("FLOPs", "Of adapting, and of a warm-up on source data; a multiply-add counts two."),
     ("s / batch", "Seconds of predicting and updating, without reading images; compare only on equal machines."),
     ("clean", "Error on clean images: before, and after the stream, of a copy that meets them as one domain more."),
     ("best", "Called only where two seeds or more support it against every other row: a paired t-test on shared seeds "
@@ -76,6 +81,7 @@ def _section(groups: Sequence[Group], number: int) -> Section:
         number=number,
         rows=tuple(rows),
         facts=_facts(groups),
+        setup=_setup(title, subtitle, groups),
         grid=_grid(rows, stream["domains"]),
         best=dict.fromkeys(["error, mean %"], winner) if (winner := verdicts and verdicts[0].winner) else {},
         bills=(
@@ -87,6 +93,14 @@ def _section(groups: Sequence[Group], number: int) -> Section:
         entries=tuple(identity | _entry(row, stream["domains"]) for row in rows),
         plots=partial(plots, rows, stream["segments"]),
     )
+
+
+def _setup(title: str, source: str, groups: Sequence[Group]) -> str:
+    """The set-up as a paragraph for a paper."""
+    severity = groups[0].first.stream.get("severity")
+    batches = ", ".join(values_of((run for group in groups for run in group.runs), "batch_size"))
+    data = f"Stream: {title}{f', severity {severity}' if severity else ''}; {source}; {batches} images a batch."
+    return paragraph(data, groups, "")
 
 
 def _knows_clean(rows: Iterable[Row]) -> bool:
@@ -105,12 +119,14 @@ def _per_batch(row: Row) -> float | None:
 
 def _grid(rows: Sequence[Row], domains: Sequence[str]) -> Grid:
     clean = _knows_clean(rows)
+    counted = conventions_of(run for row in rows for run in row.group.runs)
     lines = []
     for row in rows:
         cells = {"n": str(len(row.runs)), "error, mean %": str(row.score("mean_error"))}
         cells |= {
-            "carried B": whole(row.carried()),
+            **bill_cells(row, counted),
             "peak B": whole(_peak(row)),
+            "FLOPs": flops(mean([run.flops for run in row.runs])),
             "s / batch": decimal(_per_batch(row), 3),
         }
         cells |= {f"clean {name.rpartition('_')[2]} %": str(row.score(name)) for name in CLEAN if clean}
@@ -128,6 +144,8 @@ def _entry(row: Row, domains: Sequence[str]) -> dict[str, Any]:
         "seeds": " ".join(map(str, row.seeds)),
         **scores_entry({name: row.score(name) for name in ("mean_error", *CLEAN)}),
         "carried_bytes": row.carried(),
+        **bill_entry(row, row.group.first.conventions),
+        "flops": mean([run.flops for run in row.runs]),
         "images_beside": row.images_beside,
         "peak_training_bytes": _peak(row),
         "seconds_per_batch": _per_batch(row),

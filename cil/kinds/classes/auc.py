@@ -169,7 +169,7 @@ def _plots(
     average = partial(_picture, "Average incremental accuracy", [curve.average for curve in curves])
     last = partial(_picture, "Last accuracy", [curve.last for curve in curves])
     colours = {curve.label: paint[curve.label] for curve in curves}
-    return draw_plots(number, *(partial(draw, colours, x, convention) for draw in (average, last)))
+    return draw_plots(number, *(partial(draw, colours, x, convention) for draw in (average, last)), labels=colours)
 
 
 def _picture(

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 from cil.kinds.classes.analysis_plots import analysis_plots
 from cil.kinds.classes.anytime_tables import anytime_picture
 from cil.kinds.classes.rows import FORGETTING, LAST
+from cil.report.bills import BILLS
 from cil.report.grids import kinds_of_bytes
 from cil.report.grouping import MIB
 from cil.report.plots import (
     BESIDE,
     BOUND,
     INK,
+    ON_DARK,
+    ON_LIGHT,
     WIDTH,
     Picture,
     Plot,
@@ -27,7 +30,7 @@ from cil.report.plots import (
     line_style,
 )
 from cil.report.rows import Row
-from cil.report.runs import CONVENTIONS
+from cil.report.runs import conventions_of
 from cil.report.verdicts import Score
 
 if TYPE_CHECKING:
@@ -71,6 +74,7 @@ def plots(rows: Sequence[Row], limit: int | None, convention: str, number: int, 
         partial(_bytes_by_kind, rows, limit, convention),
         partial(_accuracy_matrices, known),
         *analysis_plots(known, paint),
+        labels=paint,
     )
 
 
@@ -91,7 +95,7 @@ def _accuracy_curves(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture |
         axes.plot(classes, centre, **style, label=row.label)
         if len(curves) > 1:
             std = [Score(dict(enumerate(column))).std or 0.0 for column in columns]
-            band(axes, classes, centre, std, style["color"])
+            band(axes, classes, centre, std, style["color"], row.label)
     axes.set_ylim(0, 100)
     if len(sizes) <= TICKS:
         axes.set_xticks([sum(sizes[: step + 1]) for step in range(len(sizes))] or axes.get_xticks())
@@ -152,14 +156,15 @@ def _forgetting_bars(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture |
 
 
 def _bytes_by_kind(rows: Sequence[Row], limit: int | None, counted: str) -> Picture | None:
-    """Both bills side by side, all rows that have one."""
-    rows = [row for row in rows if any(map(row.carried, CONVENTIONS))]
+    """All bills side by side, of all rows that have one."""
+    conventions = conventions_of(run for row in rows for run in row.group.runs)
+    rows = [row for row in rows if any(map(row.carried, conventions))]
     if not rows:
         return None
-    figure, panels = bars([row.label for row in rows], 2)
-    sizes = {convention: [row.bytes_by_kind(convention) for row in reversed(rows)] for convention in CONVENTIONS}
+    figure, panels = bars([row.label for row in rows], len(conventions))
+    sizes = {convention: [row.bytes_by_kind(convention) for row in reversed(rows)] for convention in conventions}
     kinds = kinds_of_bytes(kinds for found in sizes.values() for kinds in found)
-    for axes, convention in zip(panels, CONVENTIONS, strict=True):
+    for axes, convention in zip(panels, conventions, strict=True):
         left = [0.0] * len(rows)
         for kind in kinds:
             widths = [found.get(kind, 0) / MIB for found in sizes[convention]]
@@ -173,10 +178,10 @@ def _bytes_by_kind(rows: Sequence[Row], limit: int | None, counted: str) -> Pict
             axes.axvline(own / MIB, color=INK, linewidth=1.2, linestyle=":", label="limit")
         axes.set_xlim(0, 1.3 * max([*left, (own or 0) / MIB]))
         axes.set_xlabel(f"MiB, {convention}")
-    axes = panels[CONVENTIONS.index(counted) if counted in CONVENTIONS else 0]
+    axes = panels[conventions.index(counted)]
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
-    caption = "After the last experience. Exact: every byte that crosses the boundary. Survey: backbones needed at "
-    return "Carried bytes by kind", caption + "inference and raw pixels, as Zhou et al. 2024 count.", figure
+    said = " ".join(f"{name.capitalize()}: {BILLS[name]}" for name in conventions if name in BILLS)
+    return "Carried bytes by kind", f"After the last experience. {said}", figure
 
 
 def _accuracy_matrices(rows: Sequence[Row]) -> Picture | None:
@@ -214,7 +219,7 @@ def _heat_map(axes: Axes, matrix: list[list[float]], label: str) -> Any:
         for i, line in enumerate(matrix):
             for j, value in enumerate(line):
                 if not math.isnan(value):
-                    shade = "white" if value > 55 else INK
+                    shade = ON_DARK if value > 55 else ON_LIGHT
                     font = 8 if size <= 8 else 6
                     axes.text(j + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", color=shade, fontsize=font)
     return picture

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from math import log
 
+from cil.report.bills import budget_notes
 from cil.report.grids import Grid, Line
 from cil.report.grouping import Group
 from cil.report.labels import labels_of
-from cil.report.rows import Note, Row, beside, budget_notes, caps, largest, left_out, marked
+from cil.report.rows import Note, Row, beside, caps, largest, left_out, marked
 from cil.report.runs import RunSummary
 
 AVERAGE, LAST, FORGETTING = "average_incremental_accuracy", "last_accuracy", "forgetting"

@@ -27,10 +27,18 @@ from cil.kinds.classes.seeds import HEADING as SEEDS
 from cil.kinds.classes.seeds import TERMS as SEED_TERMS
 from cil.kinds.classes.seeds import seeds_content, seeds_table
 from cil.kinds.classes.set_order import set_order_sections
+from cil.report.bills import (
+    USE_TERMS,
+    bill_cells,
+    bill_entry,
+    bill_terms,
+    use_cells,
+    use_entry,
+)
 from cil.report.grids import Grid, Titled, byte_bill, flops, scores_entry, seconds, whole
 from cil.report.grouping import Group, budget_words, by_budget, comparisons, differing, grouped
 from cil.report.rows import Row, largest, mean, remarks
-from cil.report.runs import CONVENTIONS, RunSummary, all_equal
+from cil.report.runs import CONVENTIONS, RunSummary, all_equal, conventions_of, dig
 from cil.report.section import ReadingAid, Section, Sections
 from cil.report.settings_list import (
     computing,
@@ -41,6 +49,7 @@ from cil.report.settings_list import (
     unlike_versions,
     versions_of,
 )
+from cil.report.setup import image_facts, paragraph, training_facts
 from cil.report.tuning import NONE, tuning_facts, tuning_of, tuning_warnings, tuning_words
 from cil.report.verdicts import Score, few, verdict
 from cil.tracking import Record
@@ -57,8 +66,8 @@ TERMS = (
     ("Last %", "Accuracy on all classes after the last experience."),
     ("forgetting", "Highest accuracy an experience once had less its last one, mean over experiences; less is better."),
     ("tuning", "How settings were chosen; tuning FLOPs: of all trials with their validation, beside those of the run."),
-    ("exact B", "Every byte that crosses the last boundary: weights, buffers, exemplars, labels, statistics..."),
-    ("survey B", "What Zhou et al. 2024 charge: backbones needed at inference, 4 bytes a parameter, and raw pixels."),
+    *USE_TERMS,
+    *bill_terms(CONVENTIONS),
     ("own", "The same without public weights, which are referred to and not modified."),
     ("looks", "How often an image of an experience was read for training: in batches of phases, for statistics, for a "
               "selection. Exemplars do not count."),
@@ -146,15 +155,15 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: 
         for name, path in (("Avg", AVERAGE), ("Last", LAST))
         if len(competitors) > 1
     ]
-    bills = {convention: _bill(rows, convention) for convention in CONVENTIONS}
+    counted = conventions_of(run for group in groups for run in group.runs)
+    bills = {convention: _bill(rows, convention) for convention in counted}
     inside, answers, unknown = anytime_table(rows), answers_table(rows), open_set_table(rows)
     kept, over_seeds = plasticity_table(rows, joints), seeds_table(competitors)
     identity = {"table": max(number, 1), "budget": facts.get("budget"), "title": f"{title}; {subtitle}"}
     entries = [
         identity
-        | _entry(row)
+        | _entry(row, counted)
         | (answers_entry(row) if answers else {})
-        | (anytime_entry(row) if inside else {})
         | groups_entry(row)
         | (plasticity_entry(row, joints) if kept else {})
         | (open_set_entry(row) if unknown else {})
@@ -168,7 +177,9 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: 
         number=number,
         rows=tuple(rows),
         facts=facts,
-        grid=_grid(rows),
+        setup=paragraph(_data_words(groups), groups, subtitle),
+        grid=_grid(rows, counted),
+        legend="" if number > 1 else _legend(rows, counted),
         best={f"{verdict.metric} %": verdict.winner for verdict in verdicts if verdict.winner},
         tables=tuple(filter(None, (answers, kept, over_seeds, unknown, inside, *group_tables(rows)))),
         bills=tuple(
@@ -179,7 +190,7 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: 
         warnings=tuple(_warnings(groups, rows)),
         entries=tuple(entries),
         content={
-            "rows": [entry | _structure(row) for entry, row in zip(entries, rows, strict=True)],
+            "rows": [entry | _structure(row, counted) for entry, row in zip(entries, rows, strict=True)],
             **({"paired_tests": seeds_content(competitors)} if over_seeds else {}),
         },
         plots=partial(plots, rows, first.limit, first.convention),
@@ -187,28 +198,46 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: 
     )
 
 
-def _grid(rows: Sequence[Row]) -> Grid:
+def _grid(rows: Sequence[Row], counted: Sequence[str]) -> Grid:
+    """The main table: accuracy, then the bills under each way of counting (``counted``), then compute."""
     tuned, public = any(_tuning(row) != NONE for row in rows), _has_public(rows)
     looked = any(_looks(row) is not None for row in rows)
-    return by_standing(rows, lambda row: _cells(row, tuned, public, looked))
+    used = {row.label: cells for row, cells in zip(rows, use_cells(rows), strict=True)}
+
+    def cells(row: Row) -> dict[str, str]:
+        scores = {"Avg %": AVERAGE, "Last %": LAST, "forgetting": FORGETTING}
+        cells = {"n": str(len(row.runs))} | {head: str(row.score(name)) for head, name in scores.items()}
+        if tuned:
+            cells |= {"tuning": _tuning(row), "tuning FLOPs": flops(_tuning_flops(row))}
+        cells |= {"exemplars": whole(row.exemplars)} | used[row.label] | bill_cells(row, counted)
+        if public:
+            cells |= {f"own {convention} B": whole(_own(row, convention)) for convention in counted}
+        cells |= row.caps_cells | {name: str(score) for name, score in _own_metrics(row).items()}
+        if looked:
+            looks = _looks(row)
+            cells["looks"] = "-" if looks is None else f"{looks:.1f}"
+        return cells | {
+            "FLOPs": flops(_flops(row)), "peak B": whole(row.peak_training_bytes), "seconds": seconds(row.seconds)
+        }  # fmt: skip
+
+    return by_standing(rows, cells)
 
 
-def _cells(row: Row, tuned: bool, public: bool, looked: bool) -> dict[str, str]:
-    scores = {"Avg %": AVERAGE, "Last %": LAST, "forgetting": FORGETTING}
-    cells = {"n": str(len(row.runs))} | {head: str(row.score(name)) for head, name in scores.items()}
-    if tuned:
-        cells |= {"tuning": _tuning(row), "tuning FLOPs": flops(_tuning_flops(row))}
-    cells |= {"exemplars": whole(row.exemplars)}
-    cells |= {f"{convention} B": whole(row.carried(convention)) for convention in CONVENTIONS}
-    if public:
-        cells |= {f"own {convention} B": whole(_own(row, convention)) for convention in CONVENTIONS}
-    cells |= row.caps_cells | {name: str(score) for name, score in _own_metrics(row).items()}
-    if looked:
-        looks = _looks(row)
-        cells["looks"] = "-" if looks is None else f"{looks:.1f}"
-    return cells | {
-        "FLOPs": flops(_flops(row)), "peak B": whole(row.peak_training_bytes), "seconds": seconds(row.seconds)
-    }  # fmt: skip
+def _legend(rows: Sequence[Row], counted: Sequence[str]) -> str:
+    """Headings of the main table that are short for something."""
+    used = any(use_cells(rows))
+    words = {
+        "n": "seeds that finished",
+        "Avg": "mean over experiences of the accuracy on all classes seen",
+        "Last": "after the last experience",
+        "past": "training images that the budget could hold beside the row's networks" if used else "",
+        "unused": "share of the budget that is left" if used else "",
+        "B": f"bytes carried at the end, as {', '.join(counted)} count{'s' * (len(counted) == 1)}",
+        "own": "without public weights" if _has_public(rows) else "",
+        "FLOPs": "of everything but evaluation",
+        "peak B": "most bytes held at once in training",
+    }
+    return "; ".join(f"{head}: {text}" for head, text in words.items() if text) + "."
 
 
 def _own_metrics(row: Row) -> dict[str, Score]:
@@ -267,15 +296,14 @@ def _bill(rows: Sequence[Row], convention: str) -> Grid:
     return byte_bill("strategy", found)
 
 
-def _entry(row: Row) -> dict[str, Any]:
+def _entry(row: Row, counted: Sequence[str]) -> dict[str, Any]:
     """The row without structure, numbers unrounded."""
     entry: dict[str, Any] = {
         "label": row.label, "strategy": row.group.first.learner, "standing": row.standing, "n": len(row.runs),
         "seeds": " ".join(map(str, row.seeds)), **scores_entry(_scores(row)),
     }  # fmt: skip
-    for convention in CONVENTIONS:
-        entry |= {f"{convention}_bytes": row.carried(convention), f"own_{convention}_bytes": _own(row, convention)}
-    return entry | {
+    entry |= bill_entry(row, counted) | {f"own_{convention}_bytes": _own(row, convention) for convention in counted}
+    return entry | use_entry(row) | {
         "public_bytes": _public(row), "exemplars": row.exemplars,
         "images_beside": row.images_beside, "flops": _flops(row), "looks": _looks(row), "tuning": _tuning(row),
         "tuning_flops": _tuning_flops(row), "peak_training_bytes": row.peak_training_bytes, "seconds": row.seconds,
@@ -287,16 +315,16 @@ def _scores(row: Row) -> dict[str, Score]:
     return {name: row.score(name) for name in (AVERAGE, LAST, FORGETTING)}
 
 
-def _structure(row: Row) -> dict[str, Any]:
+def _structure(row: Row, counted: Sequence[str]) -> dict[str, Any]:
     """Further content of the row for JSON."""
     values = {name: {str(seed): value for seed, value in score.values.items()} for name, score in _scores(row).items()}
-    kinds = {convention: row.bytes_by_kind(convention) for convention in CONVENTIONS}
+    kinds = {convention: row.bytes_by_kind(convention) for convention in counted}
     return {"seeds": row.seeds, "bytes_by_kind": kinds, "values": values}
 
 
 def _reading(rows: Sequence[Row], sections: Sequence[Section]) -> ReadingAid:
     """The terms that these rows use."""
-    used = {
+    used = dict.fromkeys(("past %", "unused %"), any(use_cells(rows))) | {
         "tuning": any(_tuning(row) != NONE for row in rows),
         "own": _has_public(rows),
         "looks": any(_looks(row) is not None for row in rows),
@@ -304,6 +332,9 @@ def _reading(rows: Sequence[Row], sections: Sequence[Section]) -> ReadingAid:
         "uses less": any(note.mark == "uses less" for row in rows for note in row.notes),
     }
     terms = tuple((term, text) for term, text in TERMS if used.get(term, True))
+    terms += tuple(
+        term for term in bill_terms(conventions_of(run for row in rows for run in row.group.runs)) if term not in TERMS
+    )
     several = ANSWER_TERMS if answers_table(rows) else ()
     inside = ANYTIME_TERMS if any(map(evaluated, rows)) else ()
     shown = {table.heading for section in sections for table in section.tables}
@@ -328,6 +359,19 @@ def stream_words(run: RunSummary) -> str:
     return f"{run.stream_name}: {len(stream.get('classes') or [])} classes in {run.steps} experiences{each}"
 
 
+def _data_words(groups: Sequence[Group]) -> str:
+    """A sentence on the stream: its classes, experiences, and their order."""
+    first = groups[0].first
+    official = {"official": " (official data)", "unofficial": " (unofficial data)"}.get(
+        str(first.stream.get("data")), ""
+    )
+    orders = {run.order[1] for group in groups for run in group.runs}
+    order = "one order of the classes for all seeds" if len(orders) == 1 else "an order of the classes for each seed"
+    drawn = dig(first.config, "stream", "order_seed")
+    name, _, split = stream_words(first).partition(": ")
+    return f"Stream: {name}{official}, {split}, in {order}{f' (order seed {drawn})' if drawn is not None else ''}."
+
+
 def _facts(groups: Sequence[Group], budget: dict[str, Any]) -> dict[str, str]:
     """Settings that all rows share, in words."""
     first, runs = groups[0].first, [run for group in groups for run in group.runs]
@@ -343,8 +387,8 @@ def _facts(groups: Sequence[Group], budget: dict[str, Any]) -> dict[str, str]:
         "data": str(stream.get("data", "unknown")),
         "fingerprint": ", ".join(prints),
         "class order": order,
-        "images": " × ".join(map(str, stream.get("image_shape") or [])),
-        "training images": " + ".join(map(str, stream.get("train_counts") or [])),
+        **image_facts(groups),
+        **training_facts(groups),
         "budget": budget_words(budget),
         "counted": f"at {budget['at']}" if budget.get("at") else "",
         "reserve": " or ".join(sorted({str(run.budget["reserve"]) for run in runs if run.budget.get("reserve")})),

@@ -72,7 +72,7 @@ class Unknowns:
             self._unknown.append(scores.max(1).values.float().cpu())
 
     def counts(self) -> dict[str, Tensor]:
-        """Scores of known batch.images (n,) float32, which of them were answered rightly, and scores of unknown ones (m,)."""
+        """Scores of known images (n,) float32, which of them were answered rightly, and scores of unknown ones (m,)."""
         none = torch.empty(0)
         return {
             KNOWN: torch.cat([none, *self._known]),

@@ -17,6 +17,7 @@ class Tasks(KindOfParts):
     learner = "strategy"
     unit = "experiences"
     progress = "accuracy_curve"
+    by_step = ("errors", "losses", "ledger", "exemplars", "over_budget", "flops", "seconds", "compute", "own_updates")
     commands = "cil.kinds.tasks.commands:COMMANDS"
     identity = "cil.kinds.tasks.record_types:TaskIdentity"
     results = "cil.kinds.tasks.record_types:TaskResults"

@@ -18,7 +18,7 @@ def plots(rows: Sequence[TaskRow], tasks: Sequence[Task], number: int, paint: Ma
     if not known:
         return draw_plots(number, stream)
     over_stream = partial(_over_stream, known, paint)
-    return draw_plots(number, partial(_front, known, paint), over_stream, stream, leads=1)
+    return draw_plots(number, partial(_front, known, paint), over_stream, stream, leads=1, labels=paint)
 
 
 def _front(rows: Sequence[TaskRow], paint: Mapping[str, str]) -> Picture:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cil import metrics
+from cil.report.bills import budget_notes
 from cil.report.grouping import Group
-from cil.report.rows import Note, Row, beside, budget_notes, caps, incomplete, marked
+from cil.report.rows import Note, Row, beside, caps, incomplete, marked
 from cil.report.runs import RunSummary, dig
 from cil.report.verdicts import Score
 

@@ -10,12 +10,15 @@ from typing import Any
 from cil.kinds.tasks.plots import plots
 from cil.kinds.tasks.rows import TaskRow, chance_errors, task_rows
 from cil.kinds.tasks.timeline import Task, png_strip, timeline_table
+from cil.report.bills import USE_TERMS, bill_cells, bill_entry, bill_terms, use_cells, use_entry
 from cil.report.grids import NOTHING, Grid, Line, Titled, decimal, flops, grid, scores_entry, seconds, whole
 from cil.report.grouping import Group, budget_words, by_budget, comparisons, grouped
 from cil.report.labels import labels_of
 from cil.report.rows import lowest_error, remarks
+from cil.report.runs import CONVENTIONS, conventions_of
 from cil.report.section import ReadingAid, Section, Sections
 from cil.report.settings_list import computing, edited_code, known, one_seed
+from cil.report.setup import image_facts, paragraph, training_facts
 from cil.report.verdicts import Score, few
 from cil.tracking import Record
 
@@ -33,8 +36,9 @@ TERMS = (
               "Evaluation on test data stands apart."),
     ("front", "No other row has as low an E for as few FLOPs."),
     ("AUC_E", "Mean over the stream of the running mean error: early tasks weigh more."),
-    ("peak params", "Most parameters held at once; carried B: every byte that crosses the last boundary, stored models "
-                    "included."),
+    ("peak params", "Most parameters held at once; peak B: most bytes held at once in training."),
+    *USE_TERMS,
+    *bill_terms(CONVENTIONS),
 )  # fmt: skip
 LEGEND = (
     "E: mean error right after a task's training; N: 0 a guess, 100 the best row of each task; AUC_E: early tasks "
@@ -78,6 +82,7 @@ def _section(groups: Sequence[Group], number: int) -> Section:
         number=number,
         rows=tuple(rows),
         facts=_facts(groups, split),
+        setup=paragraph(f"Stream: {title}, in the order in which they were published.", groups, budgets),
         grid=_grid(rows),
         tables=tuple(_tables(rows, tasks, chance)),
         verdicts=lowest_error(
@@ -85,7 +90,7 @@ def _section(groups: Sequence[Group], number: int) -> Section:
         ),
         remarks=remarks(rows),
         warnings=tuple(_warnings(groups, rows)),
-        legend=LEGEND,
+        legend="" if number > 1 else LEGEND,
         entries=tuple(identity | entry for entry in _entries(rows, tasks)),
         plots=partial(plots, rows, tasks),
         extra=lambda: timeline_table(tasks, strips_of(groups, len(tasks))),
@@ -98,6 +103,8 @@ def _grid(rows: Sequence[TaskRow]) -> Grid:
     related = any(row.relative.mean is not None for row in rows)
     again = any(row.at_end.mean is not None for row in rows)
     stored = any(row.exemplars for row in rows)
+    counted = conventions_of(run for row in rows for run in row.group.runs)
+    used = {row.label: cells for row, cells in zip(rows, use_cells(rows), strict=True)}
     lines = []
     for row in rows:
         cells = {"n": str(len(row.runs)), "E %": str(row.error)}
@@ -108,7 +115,8 @@ def _grid(rows: Sequence[TaskRow]) -> Grid:
         cells |= {"FLOPs": flops(row.spent if row.runs else None), "front": "yes" if row.front else ""}
         cells |= {"peak params": whole(row.largest("peak_parameters"))}
         cells |= {"exemplars": whole(row.exemplars)} if stored else {}
-        cells |= {"carried B": whole(row.carried()), **row.caps_cells}
+        cells |= used[row.label] | bill_cells(row, counted) | {"peak B": whole(row.peak_training_bytes)}
+        cells |= row.caps_cells
         lines.append(row.line(cells | {"seconds": seconds(row.seconds)}))
     return grid("learner", lines)
 
@@ -212,6 +220,9 @@ def _entries(rows: Sequence[TaskRow], tasks: Sequence[Task]) -> Iterable[dict[st
             "images_beside": row.images_beside,
             "peak_parameters": row.largest("peak_parameters"),
             "carried_bytes": row.carried(),
+            **bill_entry(row, conventions_of(run for one in rows for run in one.group.runs)),
+            **use_entry(row),
+            "peak_training_bytes": row.peak_training_bytes,
             **row.caps_entry,
             "seconds": row.seconds,
             "remark": "; ".join(note.text for note in row.notes if note.mark != "bound"),
@@ -295,7 +306,8 @@ def _facts(groups: Sequence[Group], split: str) -> dict[str, str]:
         else str(manifest),
         "fingerprint": str(stream.get("fingerprint"))[:12],
         "evaluated": f"{split}; {' | '.join(again)}",
-        "images": " × ".join(map(str, stream.get("image_shape") or [])),
+        **image_facts(groups),
+        **training_facts(groups),
         "budget": " | ".join(_budget_facts(groups)),
         "tuning": " | ".join(f"per_task, {count} trials a task judged on dev" for count in _trials(groups) if count),
         **computing(runs),

@@ -26,6 +26,8 @@ STREAM = {
     "severity": 5,
 }
 
+CELLS = ["tent", "1", "20.00", "1,200", "900", "9,000", "3.00e1", "0.250", "5.00", "6.50", "30.0", "10.0"]
+
 
 @pytest.fixture
 def adapted(tmp_path):
@@ -121,8 +123,8 @@ def test_every_form_shows_the_same_numbers(adapted):
     text = to_text(found, 200)
     assert text.splitlines()[0] == "toy_c: 250 images in 3 segments; source net"
     tent = next(line for line in text.splitlines() if line.startswith("tent"))
-    assert tent.split() == ["tent", "1", "20.00", "1,200", "9,000", "0.250", "5.00", "6.50", "30.0", "10.0"]
-    assert "| tent | 1 | 20.00 | 1,200 | 9,000 | 0.250 | 5.00 | 6.50 | 30.0 | 10.0 |" in to_markdown(found)
+    assert tent.split() == CELLS
+    assert f"| {' | '.join(CELLS)} |" in to_markdown(found)
     (first, second) = csv.DictReader(io.StringIO(to_csv(found)))
     assert (first["label"], first["mean_error"], first["error_snow"]) == ("tent", "20.0", "10.0")
     assert (second["mean_error"], second["clean_error_after"]) == ("37.5", "5.0")

@@ -14,6 +14,8 @@ from cil.errors import ConfigError
 from cil.kinds.classes.rows import AVERAGE, FORGETTING, LAST
 from cil.report import find_runs, table, to_csv, to_json, to_markdown, to_text
 
+SHOWN = {"running": "stopped"}  # no process holds the lock of these records
+
 
 def last(value: float) -> dict:
     """A run whose last accuracy is ``value``: 80 after the first experience, so its average is (80 + value) / 2."""
@@ -215,7 +217,7 @@ def test_a_run_without_any_result_is_a_footnote_and_makes_no_label(run, status):
     other = {"strategy": {"name": "icarl", "temperature": 9}}
     content = table([run(), *(run(seed=seed, status=status, results=nothing, config=other) for seed in (0, 1))])
     assert list(rows(content)) == ["icarl"] and content.warnings == ()
-    assert content.footnotes == (f"No row, because no result yet: icarl {status} (2 runs).",)
+    assert content.footnotes == (f"No row, because no result yet: icarl {SHOWN.get(status, status)} (2 runs).",)
     assert content.footnotes[0] in to_text(content) and content.footnotes[0] in to_markdown(content)
 
 
@@ -296,7 +298,7 @@ def test_an_unfinished_run_is_shown_with_its_status_and_not_ranked(run, status):
     assert [row.label for row in marked(section, "ranked")] == ["icarl"]
     [row] = marked(section, "unranked")
     assert row.score(LAST).mean is None, "half a stream is no last accuracy"
-    assert row.notes[0].mark == f"{status} 1/2"
+    assert row.notes[0].mark == f"{SHOWN.get(status, status)} 1/2"
     assert "after 1 of 2 experiences: the loss is not finite" in row.notes[0].text
 
 

@@ -1,0 +1,129 @@
+"""A figure as one SVG element of a page: rows can be found in it, points say their values, colours follow the page."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Collection, Iterator
+from html import escape
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from cil.report.colours import BOUND, COLOURS, FAINT, INK
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+NAMESPACES = {"": "http://www.w3.org/2000/svg", "xlink": "http://www.w3.org/1999/xlink"}
+ROW = "row:"  # how the id of an artist begins that belongs to a row
+VARIABLES = {INK: "ink", FAINT: "line", BOUND: "soft", "#ffffff": "paper"} | {
+    colour: f"c{place}" for place, colour in enumerate(COLOURS)
+}  # colour: its name in page.css, where a dark page has another one
+
+
+def svg_of(figure: Figure, prefix: str, title: str, labels: Collection[str] = ()) -> str:
+    """The figure as one element for a page: no XML head, no addresses, ids of its own.
+
+    What belongs to a row has its label as ``data-row``; each marker of its line has its values as a title.
+
+    Args:
+        prefix: Beginning of all ids.
+        title: For those who cannot see it.
+        labels: Names of the rows.
+    """
+    points = _mark_rows(figure, labels)
+    root = ElementTree.fromstring(_printed(figure, prefix))
+    for group in root.iter(f"{{{NAMESPACES['']}}}g"):
+        if (name := group.get("id", "")).startswith(ROW):
+            del group.attrib["id"]
+            label = name.removeprefix(ROW).partition(":")[2]
+            group.set("data-row", label)
+            _add_titles(group, points.get(name, []))
+    for name, address in NAMESPACES.items():
+        ElementTree.register_namespace(name, address)
+    text = ElementTree.tostring(root, encoding="unicode").strip()
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # HTML knows both, and a reader may look for addresses
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", text)
+    text = re.sub(r"#[0-9a-f]{6}\b", lambda found: _of_page(found[0]), text)
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(title, quote=True)}"', 1)
+
+
+def _printed(figure: Figure, salt: str) -> str:
+    """SVG as matplotlib writes it, the same bytes for the same figure."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    nothing: dict[str, None] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    canvas: Any = FigureCanvasSVG(figure)
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        canvas.print_svg(buffer, metadata=nothing)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _of_page(colour: str) -> str:
+    return f"var(--{VARIABLES[colour]})" if colour in VARIABLES else colour
+
+
+def _mark_rows(figure: Figure, labels: Collection[str]) -> dict[str, list[str]]:
+    """Give each artist of a row an id that names it; titles of the markers of its lines by that id."""
+    titles: dict[str, list[str]] = {}
+    for axes in figure.axes:
+        for place, (artist, label) in enumerate(_artists(axes, labels)):
+            name = f"{ROW}{place}:{label}"
+            artist.set_gid(name)
+            if hasattr(artist, "get_xydata") and artist in axes.lines:
+                titles[name] = _values(axes, artist, label)
+    return titles
+
+
+def _artists(axes: Axes, labels: Collection[str]) -> Iterator[tuple[Any, str]]:
+    """What belongs to a row by its label: lines, error bars, entries of the legend, bars beside a name."""
+    for artist in (*axes.lines, *axes.collections):
+        if (label := str(artist.get_label()).removeprefix("_")) in labels:
+            yield artist, label
+    for container in axes.containers:
+        if (label := str(container.get_label())) in labels:
+            yield from ((part, label) for part in _flat(container))
+    if (legend := axes.get_legend()) is not None:
+        for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
+            if (label := text.get_text()) in labels:
+                yield from ((part, label) for part in (*_flat(handle), text))
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    if names and all(name in labels for name in names):
+        placed = [(patch, patch.get_y() + patch.get_height() / 2) for patch in axes.patches if hasattr(patch, "get_y")]
+        placed += [(text, text.xy[1]) for text in axes.texts if hasattr(text, "xy")]
+        for artist, height in placed:
+            if 0 <= round(height) < len(names):
+                yield artist, names[round(height)]
+
+
+def _flat(parts: Any) -> Iterator[Artist]:
+    """All artists of nested tuples; missing ones left out."""
+    if isinstance(parts, (tuple, list)):
+        for part in parts:
+            yield from _flat(part)
+    elif parts is not None:
+        yield parts
+
+
+def _values(axes: Axes, line: Line2D, label: str) -> list[str]:
+    """A title for each point that is drawn."""
+    x, y = axes.get_xlabel() or "x", axes.get_ylabel() or "y"
+    points = [(float(a), float(b)) for a, b in line.get_xydata()]  # type: ignore[union-attr]
+    return [f"{label}: {b:.4g} ({y}) at {a:.6g} ({x})" for a, b in points if a == a and b == b]
+
+
+def _add_titles(group: ElementTree.Element, titles: list[str]) -> None:
+    """A title in each marker, where there are as many as points: some may lie outside the picture."""
+    markers = list(group.iter(f"{{{NAMESPACES['']}}}use"))
+    if len(markers) != len(titles):
+        return
+    for marker, words in zip(markers, titles, strict=True):
+        ElementTree.SubElement(marker, f"{{{NAMESPACES['']}}}title").text = words

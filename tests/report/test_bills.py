@@ -1,0 +1,107 @@
+"""Bills under every way of counting, how much of the past a budget could hold, and the set-up in words."""
+
+from __future__ import annotations
+
+import csv
+import io
+from types import SimpleNamespace
+
+import pytest
+from made_records import NO_BUDGET, byte_budget
+
+from cil.report import table, to_csv, to_markdown, to_text, write_html
+from cil.report.bills import share_of_past, unused_share
+from cil.report.setup import augmentation_words, optimizer_words
+from cil.tracking.lock import LOCK, DirectoryLock
+
+RECIPE = {
+    "optimizer": {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1, "momentum": 0.9, "nesterov": False},
+    "scheduler": {"_target_": "cil.engine.recipe.multistep", "milestones": [80, 120], "gamma": 0.1, "warmup": 0},
+    "stream": {"name": "toy", "order_seed": 1993, "validation": 0.1},
+}
+NETWORK = {"name": "resnet32", "head": "linear", "weights": None, "mean": [0.5], "std": [0.25]}
+
+
+def rows_of(*records):
+    return {row.label: row for section in table(records).sections for row in section.rows}
+
+
+def test_bytes_that_a_budget_leaves_beside_networks_are_a_share_of_the_past(run):
+    """Limit 1,038,400 less 1,000,000 of parameters: 200 images of 192 bytes, half of the 400. Carried: 1,019,300."""
+    row = rows_of(run(budget=byte_budget(1_038_400)))["icarl"]
+    assert share_of_past(row) == 50.0
+    assert unused_share(row) == pytest.approx(100 * (1 - 1_019_300 / 1_038_400))
+
+
+def test_a_cap_on_exemplars_is_their_share_and_a_bound_has_none(run):
+    rows = rows_of(run(), run("joint", bound=True))
+    assert (share_of_past(rows["icarl"]), unused_share(rows["icarl"])) == (50.0, 50.0)  # 200 of 400, 100 of 200
+    assert (share_of_past(rows["joint"]), unused_share(rows["joint"])) == (None, None)
+    each = rows_of(run(budget={**NO_BUDGET, "kind": "per_class", "per_class": 30}))["icarl"]
+    assert share_of_past(each) == 30.0  # 4 classes of 30
+
+
+def test_who_keeps_most_of_the_past_is_marked(run):
+    row = rows_of(run(exemplars=300, budget=byte_budget(2_000_000)))["icarl"]
+    assert "keeps 75% of all images" in [note.mark for note in row.notes]
+
+
+def test_a_further_way_of_counting_is_in_every_form_beside_the_two(run, tmp_path):
+    ours = run()
+    ours.results["ledger"][-1]["totals"]["libcontinual"] = {"parameters": 999_000, "total": 999_777}
+    records = [ours, run("wa")]
+    whole = table(records)
+    for text in (to_text(whole, 300), to_markdown(whole), write_html(records, tmp_path / "page.html").read_text()):
+        assert "libcontinual B" in text and "999,777" in text
+    assert [line["libcontinual_bytes"] for line in csv.DictReader(io.StringIO(to_csv(whole)))] == ["999777", ""]
+
+
+def test_without_a_budget_nothing_is_said_of_its_use(run):
+    (section,) = table([run(budget=NO_BUDGET)]).sections
+    assert not {"past %", "unused %"} & set(section.grid.heads) and "past:" not in section.legend
+
+
+def test_the_set_up_is_a_paragraph_and_its_facts_are_settings(run):
+    config = {
+        **RECIPE,
+        "strategy": {"name": "icarl", "selection": "herding"},
+        "trainer": {"epochs": 170, "batch_size": 128},
+    }
+    augment = {"crop_padding": 4, "flip": True, "brightness": 0.25}
+    record = run(
+        config=config, networks=NETWORK, stream_changes={"augment": augment}, results={"class_counts": [10] * 4}
+    )
+    (section,) = table([record]).sections
+    for part in (
+        "order seed 1993", "Network: resnet32, linear head, random weights.", "SGD, learning rate 0.1, momentum 0.9.",
+        "multistep, milestones [80, 120], gamma 0.1.", "Epochs of each experience: 170; images a batch: 128.",
+        "random crop after padding by 4 pixels, horizontal flip, brightness times U[0.75, 1.25]", "400 for training",
+        "40 for testing", "0.1 of each class's training images, held out", "chosen by herding", "200 exemplars",
+        "seed 0,",
+    ):  # fmt: skip
+        assert part in section.setup, part
+    assert section.facts["optimizer"] == "SGD, learning rate 0.1, momentum 0.9"
+    assert section.facts["training images"] == "400 (200 + 200)" and section.facts["test images"] == "40"
+
+
+def test_where_rows_differ_the_settings_say_who_has_what(run):
+    long = run("wa", config={"trainer": {"epochs": 170}})
+    assert table([run(), long]).sections[0].facts["epochs"] == "10 (icarl); 170 (wa)"
+
+
+def test_what_a_record_does_not_say_is_not_made_up(run):
+    (section,) = table([run()]).sections
+    assert "None" not in section.setup and "optimizer" not in section.facts and "Optimizer" not in section.setup
+    bare = SimpleNamespace(config={}, stream={"augment": {}}, identity={})
+    assert augmentation_words(bare) == "none" and optimizer_words(bare) == ""
+
+
+def test_a_run_whose_process_is_gone_has_stopped(run):
+    record = run(status="running")
+    marks = {note.mark for note in rows_of(record)["icarl"].notes}
+    assert "stopped 2/2" in marks
+    lock = DirectoryLock(record.directory)
+    assert {note.mark for note in rows_of(record)["icarl"].notes} == {"running 2/2"}
+    lock.close()
+    (record.directory / LOCK).unlink()
+    assert {note.mark for note in rows_of(record)["icarl"].notes} == {"stopped 2/2"}
