@@ -30,7 +30,7 @@ SOURCES = {  # kind: room, decorator that registers a name, table of further nam
     "codecs": ("memory", "register_codec", "_CODECS"),
 }
 METHODS = ("strategy", "adapter")  # groups that name what learns: the default one, and those that are chosen beside it
-NOT_THE_RUN = ("run_dir", "data_root", "logger", "progress", "tune")  # keys of another place or look: the same run
+NOT_THE_RUN = ("run_dir", "data_root", "logger", "progress", "reuse", "tune")  # another place or look: the same run
 ENTRY_POINTS = tuple(f"cil.{kind}" for kind in (*KINDS, "metrics", "kinds", "budgets"))
 
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.contract import Phase, loaded_reference
-from cil.data import Batch, Samples
+from cil.contract.plain import PlainLoss
+from cil.data import Samples
 from cil.errors import ConfigError, TrainingError, nearest
 from cil.memory import Budget
 from cil.models import CosineHead, GrowingNet, Head, LinearHead, NetFactory, extract, freeze, is_frozen
@@ -63,11 +64,7 @@ class FrozenBackbone(Strategy):
         """Train ``net`` by cross-entropy of ``first_head``, where there is one."""
         net, head = self.net, self.first_head
         if head is not None:
-
-            def loss(batch: Batch) -> Tensor:
-                return F.cross_entropy(head(net(batch.images).features), batch.slots)
-
-            yield Phase("main", experience.train, loss)
+            yield Phase("main", experience.train, PlainLoss(net, head=head))
 
     def train_then_freeze(self, experience: Experience) -> Iterator[Phase]:
         """``phases`` of the base, after which the network is frozen within the first experience."""
