@@ -138,6 +138,7 @@ KEYS: dict[str, Rule] = {
     "progress": one_of("auto", True, False),
     "boundary": one_of("inline", "process"),
     "source": text(none=True),
+    "reuse": text(none=True),
     "adaptation.batch_size": whole(1),
     "adaptation.clean": one_of(True, False),
     "checkpoint.keep": one_of("last", "all", "best"),

@@ -49,7 +49,8 @@ that have finished in another folder (under runs/, or beside out) are taken over
   out=DIR              runs, table.csv, table.md and index.html; auto: runs/compare-NAME for experiment=NAME alone,
                        else runs/compare-NAME-1a2b3c, six digits of what was asked for: the same command finds it
 """
-NOT_COMPARED = ("jobs", "out", "logger", "progress", "data_root", "device")  # say where and how, not what is compared
+# say where and how, not what is compared
+NOT_COMPARED = ("jobs", "out", "logger", "progress", "data_root", "device", "reuse")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -198,7 +199,8 @@ def plan_cell(cell: Cell, jobs: int, out: Path) -> Run:
 
     if cell.job.config.get("run_dir") is not None:
         raise ConfigError("run_dir is of cil run; here every run has a folder of its own, under out=DIR")
-    return build(cell.job, jobs=jobs, root=out, group=out.name)
+    shared = {"reuse": out / "phases"} if cell.job.config["reuse"] == "auto" else {}
+    return build(cell.job, jobs=jobs, root=out, group=out.name, **shared)
 
 
 def write_report(records: Sequence[Record], out: Path, title: str, command: str | None = None) -> str:

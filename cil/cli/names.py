@@ -52,7 +52,7 @@ SOURCES = {  # kind: room, decorator that registers a name, table of further nam
 }
 METHODS = ("strategy", "adapter")  # groups that name what learns: the default one, and those that are chosen beside it
 IN_OTHER_WORDS = ("cases", "split", "point")  # keys that set other keys: those make the run
-NOT_THE_RUN = ("run_dir", "data_root", "logger", "progress", "tune")  # keys of another place or look: the same run
+NOT_THE_RUN = ("run_dir", "data_root", "logger", "progress", "reuse", "tune")  # another place or look: the same run
 ENTRY_POINTS = tuple(f"cil.{kind}" for kind in KINDS)
 
 

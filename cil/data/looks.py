@@ -72,6 +72,11 @@ class Looks:
         if self.limit is not None and (most := int(self.counts[images].max())) > self.limit:
             self._refuse(np.unique(images[self.counts[images] > self.limit]), most)
 
+    def add(self, counts: Images) -> None:
+        """Count looks that another run had in place of this one, (images,)."""
+        self.counts += counts
+        self.by_reader[self._reader] = self.by_reader.get(self._reader, 0) + int(counts.sum())
+
     def _refuse(self, images: Images, most: int) -> None:
         self.settle()
         which = f"image {images[0]}" if len(images) == 1 else f"{len(images)} images, the first of them {images[0]},"

@@ -34,6 +34,7 @@ class Cost:
     trial: dict[str, Any] = field(default_factory=dict)  # settings and error, where it is one of a search
     cut: bool = False  # whether training ended here because the budget left no further step
     loss: float | None = None  # mean of the last epoch
+    reused: float = 0.0  # seconds of another run that trained it
 
     def __post_init__(self) -> None:
         self._saved: SavedBytes | None = None  # of a step that is counted

@@ -70,6 +70,7 @@ class Context:
         clock: Seconds of work on that stretch.
         length: Experiences or segments of the stream, for progress.
         results: The results of the record from counts and facts of all boundaries.
+        shared: Folder of plain phases that runs share; None: everything is trained here.
         published: Boundaries of which line and arrays are written.
     """
 
@@ -81,6 +82,7 @@ class Context:
     length: int
     snapshots: Snapshots = field(init=False)
     results: Callable[[Rows, Sequence[Facts]], Mapping[str, object]]
+    shared: Path | None = None
     clock: Clock = field(default_factory=Clock)
     published: int = 0
     _settled: int = 0
@@ -334,7 +336,8 @@ class Run:
             within = loggers if self.options.boundary == "inline" else Loggers([FileLogger(record)])
             with self._stop.listening():
                 yield Context(
-                    record, self.checkpoints, loggers, within, self._stop, self.work.length, self.work.results
+                    record, self.checkpoints, loggers, within, self._stop, self.work.length, self.work.results,
+                    self.options.shared,
                 )  # fmt: skip
 
     @contextmanager

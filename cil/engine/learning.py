@@ -264,6 +264,8 @@ class StrategyWork:
             "loss": largest_loss(costs),
             "search": [cost.trial | {"flops": cost.flops} for cost in costs if cost.trial],
         }
+        if reused := sum(cost.reused for cost in costs):
+            facts["reused_seconds"] = reused
         if observed is not None:
             facts["anytime"] = observed
             facts["seconds"]["train"] -= observed["seconds"]

@@ -35,6 +35,8 @@ class RunOptions:
         evaluation_batch: Images a batch in evaluation.
         answers: Which are evaluated where a learner has several: ``all``, or its ``own`` alone.
         open_set: After each experience score the test images of classes to come, as unknown ones.
+        reuse: Folder of plain first phases that runs share, so that one of them trains what all of them begin with;
+            ``auto``: that of the comparison that the run is of, if it is of one; None: none.
         group: Name of the runs that it belongs to on a dashboard.
         command: The command that asked for it, for readers of the record; None: not by a command.
     """
@@ -52,17 +54,23 @@ class RunOptions:
     evaluation_batch: int = field(default=500, metadata={"key": "trainer.evaluation_batch"})
     answers: str = field(default="all", metadata={"key": "trainer.answers"})
     open_set: bool = field(default=False, metadata={"key": "trainer.open_set"})
+    reuse: str | Path | None = field(default=None, metadata={"key": "reuse"})
     group: str | None = field(default=None)
     command: str | None = field(default=None)
 
     def __post_init__(self) -> None:
-        for name in ("run_dir", "root"):
+        for name in ("run_dir", "root", "reuse"):
             if getattr(self, name) == "":
                 raise ConfigError(f"{name} is empty; give it a folder, or leave it out ('.' is the current folder)")
         for item in fields(self):
             key, value = item.metadata.get("key"), getattr(self, item.name)
             if key in KEYS and not isinstance(value, Path):
                 check_value(key, value)
+
+    @property
+    def shared(self) -> Path | None:
+        """Folder of phases that runs share; None where this run shares none."""
+        return None if self.reuse in (None, "auto") else Path(str(self.reuse))
 
     @classmethod
     def of(cls, given: Mapping[str, Any], base: Self | None = None) -> Self:

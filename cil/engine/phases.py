@@ -21,9 +21,11 @@ from cil.engine.fit import Fit
 from cil.engine.keys import reseed
 from cil.engine.lifecycle import all_evaluating
 from cil.engine.look_limits import refuse_copies
+from cil.engine.plain_phase import PlainPhase
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.engine.search import Trials
+from cil.engine.shared_phases import SharedPhases
 from cil.errors import Diverged
 from cil.memory import Budget, Flops
 from cil.strategies import Strategy
@@ -151,7 +153,8 @@ class Training:
             self._go_on_from(now[1])
         try:
             with self.reading(f"phase '{phase.name}'"):
-                fit.run(now)
+                if now is not None or trial or not self._shared(fit):
+                    fit.run(now)
         except Diverged:
             if not trial:
                 raise
@@ -159,6 +162,27 @@ class Training:
         if self.observer is not None and not trial and fit.cost.cut and fit.recipe.pace is not None:
             self.observer.all_arrived(len(phase.samples))
         return fit.cost
+
+    def _shared(self, fit: Fit) -> bool:
+        """Train a plain phase for other runs too, or take over what one of them trained; False where it is not one.
+
+        Steps that are looked at, come in the order of the stream or may be cut short by a budget are made, and so are
+        those whose looks at images are limited.
+        """
+        folder, clock = self.context.shared, self.context.clock
+        capped = self.budget.flops is not None or self.budget.updates is not None
+        limited = self.looks is not None and self.looks.limit is not None
+        if folder is None or capped or limited or self.observer is not None or fit.recipe.pace is not None:
+            return False
+        plain = PlainPhase.of(fit, self.context.record.identity)
+        if plain is None:
+            return False
+        began = clock.seconds
+        reused = SharedPhases(folder, self.context.stop.here, self.looks).run(fit, plain)
+        if reused:
+            fit.cost.reused = reused
+            clock.set(began + reused)
+        return True
 
     def spent(self, costs: Sequence[Cost], more: Cost | None = None) -> bool:
         """True if the budget leaves no further step after these costs, and some more."""

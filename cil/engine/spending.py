@@ -46,6 +46,9 @@ def spent(rows: Rows, facts: Sequence[Mapping[str, Any]]) -> Spending:
     own = [fact.get("own_updates", 0) for fact in facts]
     if any(own):
         found["own_updates"] = own
+    reused = [fact.get("reused_seconds", 0.0) for fact in facts]
+    if any(reused):
+        found["reused_seconds"] = reused
     if "compute" in facts[-1]:
         found["compute"] = [fact.get("compute") for fact in facts]
     return found

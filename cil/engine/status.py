@@ -74,6 +74,10 @@ class Clock:
         """Seconds so far."""
         return self._before + time.perf_counter() - self._began
 
+    def set(self, seconds: float) -> None:
+        """Go on from so many seconds."""
+        self._before, self._began = seconds, time.perf_counter()
+
 
 class Stop:
     """Says if a run was asked to stop. Ctrl-C finishes the step and saves; a second one stops at once."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract.plain import not_at_first, plain_at_first
 from cil.data import Batch, Samples
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory
@@ -50,9 +51,11 @@ class AGEM(Strategy):
     def training_set(self, experience: Experience) -> Samples:
         return experience.train
 
+    @plain_at_first()
     def loss(self, batch: Batch) -> Tensor:
         return F.cross_entropy(self.net(batch.images).logits, batch.slots)
 
+    @not_at_first
     def adjust_gradients(self, batch: Batch) -> None:
         exemplars = draw_batch(self, self.memory.samples(), self.reference or len(batch), "reference")
         if exemplars is not None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.contract import Phase
+from cil.contract.plain import plain_at_first
 from cil.data import Batch, Samples
 from cil.memory import Budget, ExemplarMemory
 from cil.models import GrowingNet, NetFactory, Output, frozen_copy
@@ -112,6 +113,7 @@ class BiC(Strategy):
             )  # fmt: skip
             newest.requires_grad_(False)
 
+    @plain_at_first("classes")  # the bias layers are the identity
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         logits = self.predict(batch.images)
         classes = F.cross_entropy(logits, batch.slots)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract.plain import plain_at_first
 from cil.data import Batch, Samples
 from cil.memory import Budget, ExemplarMemory, class_means
 from cil.models import GrowingNet, NetFactory, frozen_copy
@@ -151,6 +152,7 @@ class Coil(Strategy):
             self.forward_rows = self._transport(weight[self.rehearsed], means[0], means[1])
             weight[self.old_classes :] = self.forward_rows
 
+    @plain_at_first()
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         output, old, epoch = self.net(batch.images), self.old_classes, self.progress.epoch
         classes = F.cross_entropy(output.logits, batch.slots)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract.plain import plain_at_first
 from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory
@@ -68,6 +69,7 @@ class EWC(Strategy):
         if self.num_classes and self.strength:
             self.anchor = snapshot(learning_parameters(self.net))
 
+    @plain_at_first("new")
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         logits = self.net(batch.images).logits
         terms = {"new": new_class_cross_entropy(logits, batch.slots, self.first_slot)}

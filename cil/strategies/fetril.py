@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.contract import Phase
+from cil.contract.plain import PlainLoss
 from cil.data import ArrayStore, Batch, Samples
 from cil.memory import Budget
 from cil.models import GrowingNet, LinearHead, NetFactory, freeze
@@ -84,7 +85,7 @@ class FeTrIL(Strategy):
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
         if self._trains_backbone(experience):
-            yield Phase("main", experience.train, self.loss)
+            yield Phase("main", experience.train, PlainLoss(self.net, head=self.head))
         elif self.classifier == "linear" and len(experience.train):
             features, donors = self._update_means(experience)
             data = experience.train

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from cil.contract.plain import plain_at_first
 from cil.data import Batch
 from cil.strategies.base import Strategy
 from cil.strategies.parts import new_class_cross_entropy
@@ -19,5 +20,6 @@ class Finetune(Strategy):
         logits down; here old rows change by weight decay only.
     """
 
+    @plain_at_first()
     def loss(self, batch: Batch) -> Tensor:
         return new_class_cross_entropy(self.net(batch.images).logits, batch.slots, self.first_slot)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.contract import Phase
+from cil.contract.plain import not_at_first, plain_at_first
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
 from cil.models import BranchingNet, GrowingNet, LinearHead, NetFactory, Output, freeze
@@ -175,6 +176,7 @@ class FOSTER(Strategy):
             epochs=self.compression_epochs, weight_decay=self.compression_decay,
         )  # fmt: skip
 
+    @plain_at_first()
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         if self.boosted is None or self.extra_head is None or self.weights is None:  # the first experience
             return F.cross_entropy(self.net(batch.images).logits, batch.slots)
@@ -196,6 +198,7 @@ class FOSTER(Strategy):
             teacher = self.boosted(batch.images).logits
         return balanced_distillation(self.net(batch.images).logits, teacher, self.weights[1], self.temperature)
 
+    @not_at_first
     def adjust_gradients(self, batch: Batch) -> None:
         if self.old_features == "zero" and self.boosted is not None:
             gradient = self.boosted.head.weight.grad

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract.plain import not_at_first, plain_at_first
 from cil.data import Batch, Samples
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory, evaluating
@@ -77,6 +78,7 @@ class GEM(Strategy):
     def training_set(self, experience: Experience) -> Samples:
         return experience.train  # exemplars constrain, and are never mixed in
 
+    @plain_at_first()
     def loss(self, batch: Batch) -> Tensor:
         if not self.constrained:  # old tasks first: their gradients are of the network before it sees the batch
             tasks = [task for task in pairwise(self.bounds) if task[1] <= self.old_classes]
@@ -85,6 +87,7 @@ class GEM(Strategy):
             self.constraints, self.constrained = torch.stack(rows) if rows else None, True  # (tasks, weights)
         return new_class_cross_entropy(self.net(batch.images).logits, batch.slots, self.first_slot)
 
+    @not_at_first
     def adjust_gradients(self, batch: Batch) -> None:
         self.constrained = False
         if self.constraints is None:

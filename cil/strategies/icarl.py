@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract.plain import plain_at_first
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory, State, class_means
 from cil.models import GrowingNet, NetFactory, Output, frozen_copy
@@ -55,6 +56,7 @@ class ICaRL(Strategy):
         if self.num_classes and self.strength:  # the network is still as the last experience left it
             self.teacher = frozen_copy(self.net)
 
+    @plain_at_first("classes")
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         logits = self.net(batch.images).logits  # (N, C)
         terms = {"classes": F.cross_entropy(logits, batch.slots)}

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.contract import Phase
+from cil.contract.plain import plain_at_first
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory
@@ -48,6 +49,7 @@ class Joint(Strategy):
     def phases(self, experience: Experience) -> Iterator[Phase]:
         yield Phase("main", self.training_set(experience), self.loss, fresh=True)
 
+    @plain_at_first()
     def loss(self, batch: Batch) -> Tensor:
         return F.cross_entropy(self.net(batch.images).logits, batch.slots)
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.contract import Phase
+from cil.contract.plain import not_at_first, plain_at_first
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
 from cil.models import GrowingNet, NetFactory, frozen_copy
@@ -97,6 +98,7 @@ class LUCIR(Strategy):
                 train_mode=self.net.eval,
             )  # fmt: skip
 
+    @plain_at_first("classes")
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         output = self.net(batch.images)
         terms = {"classes": F.cross_entropy(output.logits, batch.slots)}
@@ -115,6 +117,7 @@ class LUCIR(Strategy):
         """Cross-entropy alone."""
         return F.cross_entropy(self.net(batch.images).logits, batch.slots)
 
+    @not_at_first
     def adjust_gradients(self, batch: Batch) -> None:
         if self.holding and self.teacher is not None:
             freeze_rows(self.net.head.weight, self.teacher.head.weight)

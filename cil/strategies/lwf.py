@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from cil.contract.plain import plain_at_first
 from cil.data import Batch
 from cil.memory import Budget
 from cil.models import GrowingNet, NetFactory, frozen_copy
@@ -41,6 +42,7 @@ class LwF(Strategy):
         if self.num_classes and self.strength:
             self.teacher = frozen_copy(self.net)
 
+    @plain_at_first("new")
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         logits = self.net(batch.images).logits
         # L_new + lambda L_old

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cil.contract.plain import not_at_first, plain_at_first
 from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory, evaluating
@@ -80,6 +81,7 @@ class MAS(Strategy):
         if self.num_classes:
             self.anchor = snapshot(self._weights())
 
+    @plain_at_first("new")
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         # L(theta) = L_n(theta) + lambda sum_j Omega_j (theta_j - theta*_j)^2, section 4.1
         terms = {"new": new_class_cross_entropy(self.net(batch.images).logits, batch.slots, self.first_slot)}
@@ -90,6 +92,7 @@ class MAS(Strategy):
     def prepare(self, experience: Experience) -> None:
         self.rows = {} if self.heads else rows_without_data(self)
 
+    @not_at_first
     def adjust_gradients(self, batch: Batch) -> None:
         for name, rows in self.rows.items():
             freeze_rows(getattr(self.net.head, name), rows)

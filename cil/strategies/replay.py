@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract.plain import plain_at_first
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
 from cil.models import NetFactory
@@ -31,6 +32,7 @@ class Replay(Strategy):
         super().__init__(make_net, budget)
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
 
+    @plain_at_first()
     def loss(self, batch: Batch) -> Tensor:
         return F.cross_entropy(self.net(batch.images).logits, batch.slots)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract.plain import plain_at_first
 from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget, ExemplarMemory
@@ -60,6 +61,7 @@ class WA(Strategy):
         if self.num_classes and self.strength:
             self.teacher = frozen_copy(self.net)
 
+    @plain_at_first("classes")
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         logits = self.net(batch.images).logits
         classes = F.cross_entropy(logits, batch.slots)

@@ -137,6 +137,7 @@ class Spending(TypedDict):
     ``flops`` are sums up to each experience, by part; ``total`` is one number. ``over_budget`` says in words by how
     much. ``losses`` are means of the last epoch, of the phase where it was largest; null without training. ``compute``
     is there under a budget of it, ``own_updates`` where the learner took steps of optimizers by itself.
+    ``reused_seconds`` are those of ``seconds`` that another run took, for a phase that was taken over from it.
     """
 
     losses: NotRequired[list[float | None]]
@@ -151,6 +152,7 @@ class Spending(TypedDict):
     compute: NotRequired[list[dict[str, Spent] | None]]
     own_updates: NotRequired[list[int]]
     looks: NotRequired[list[LooksAt]]
+    reused_seconds: NotRequired[list[float]]
 
 
 class Accuracy(TypedDict):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.contract.plain import plain_at_first
 from cil.data import Batch
 from cil.memory import Budget, ExemplarMemory
 from cil.models import BranchingNet, LinearHead, NetFactory
@@ -44,6 +45,7 @@ class BranchForEachExperience(Strategy):
             head.grow(self.num_classes - self.old_classes + 1)  # output 0 for all old classes
             self.auxiliary_head = head
 
+    @plain_at_first("classes")
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         output = self.net(batch.images)
         terms = {"classes": F.cross_entropy(output.logits, batch.slots)}  # equation 3

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.contract import Phase, loaded_reference
+from cil.contract.plain import PlainLoss
 from cil.data import Batch, Samples
 from cil.errors import ConfigError, TrainingError, nearest
 from cil.memory import Budget
@@ -68,11 +69,12 @@ class FrozenBackbone(Strategy):
         """Train ``net`` by cross-entropy of ``first_head``, where there is one."""
         head = self.first_head
         if head is not None:
+            plain = type(self).backbone_features is FrozenBackbone.backbone_features
 
             def loss(batch: Batch) -> Tensor:
                 return F.cross_entropy(head(self.backbone_features(batch.images)), batch.slots)
 
-            yield Phase("main", experience.train, loss)
+            yield Phase("main", experience.train, PlainLoss(self.net, head=head) if plain else loss)
 
     def train_then_freeze(self, experience: Experience) -> Iterator[Phase]:
         """``phases`` of the base, after which the network is frozen within the first experience."""
