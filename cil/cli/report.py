@@ -205,24 +205,6 @@ def _failure(record: Record, write: Callable[[Sequence[Record]], str]) -> str | 
     return None
 
 
-def _parsed(arguments: list[str]) -> tuple[list[Path], Path | None, str]:
-    page, form, paths = None, "", []
-    while arguments:
-        item = arguments.pop(0)
-        if item == "--html" or item.startswith("--html="):
-            given = item.partition("=")[2] or (arguments.pop(0) if arguments else "")
-            if not given:
-                raise ConfigError("--html needs a file, as in --html page.html")
-            page = Path(given)
-        elif item in ("--csv", "--markdown"):
-            form = item
-        elif item.startswith("-"):
-            raise ConfigError(f"no option '{item}'; cil report has --html FILE, --csv, --markdown, --published")
-        else:
-            paths.append(Path(item))
-    return paths or [Path("runs")], page, form
-
-
 def _parsed(arguments: list[str]) -> Request:
     """Options and paths apart.
 
