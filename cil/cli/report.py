@@ -154,18 +154,19 @@ def _told() -> Iterator[None]:
 
 def _text(records: Sequence[Record], request: Request) -> str:
     """Write the files that were asked for and name them; else the report in the form that was asked for."""
-    from cil.report import table, to_csv, to_latex, to_markdown, to_text, write_html
+    from cil.report import table, to_csv, to_latex, to_markdown, to_text
     from cil.report.files import write_figures, write_lines
+    from cil.report.page import html, write_page
 
     said, whole = [], table(records)
     if request.published:
         whole = whole.with_published()
     if request.page is not None:
-        said.append(f"page: {write_html(records, request.page, 'Report', request.command)}\n")
+        said.append(f"page: {write_page(html(whole, 'Report', request.command), request.page)}\n")
     if request.lines is not None:
         said.append(f"lines: {write_lines(records, request.lines)}\n")
     if request.figures is not None:
-        said.append(f"figures: {len(write_figures(table(records), request.figures))} files in {request.figures}\n")
+        said.append(f"figures: {len(write_figures(whole, request.figures))} files in {request.figures}\n")
     if said and not request.form:
         return "".join(said)
     if request.form == "--csv":

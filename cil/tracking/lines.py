@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cil import plugins
 from cil.errors import CilError
@@ -11,7 +11,6 @@ from cil.errors import CilError
 if TYPE_CHECKING:
     import pandas
 
-    from cil.tracking.record import Record
 
 BY_STEP = (  # results of strategies with an entry for each experience
     "accuracy_curve", "accuracy_matrix", "accuracy_matrix_task_aware", "losses", "ledger", "exemplars", "given_up",
@@ -24,7 +23,22 @@ class MissingPackage(CilError):
     """A package of an extra is not installed."""
 
 
-def lines(record: Record) -> list[dict[str, Any]]:
+class Recorded(Protocol):
+    """What is read of a record (``cil.tracking.Record``)."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def run(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def identity(self) -> dict[str, Any]: ...
+    @property
+    def results(self) -> dict[str, Any]: ...
+
+
+def lines(record: Recorded) -> list[dict[str, Any]]:
     """A line for each step that was evaluated: what tells the run from others, then numbers of that step.
 
     Nested results have dotted names: ``ledger.totals.exact.total``, ``flops.training`` (summed up to this step),
