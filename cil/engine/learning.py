@@ -44,7 +44,7 @@ from cil.engine.spending import compute, flops_by_part, largest_loss, spent
 from cil.engine.status import Clock
 from cil.engine.strategy_steps import StrategySteps
 from cil.errors import BudgetExceeded, ConfigError, ContractError
-from cil.memory import Allowance, Budget, Entry, Flops, OptimizerSteps
+from cil.memory import Allowance, Budget, Entry, Flops, OptimizerSteps, State
 from cil.memory.codec_check import check_codec, is_own
 from cil.strategies import Strategy
 from cil.streams import Experience, Signature, Stream, TaskKey
@@ -218,9 +218,10 @@ class StrategyWork:
     def train(self, index: int, context: Context) -> Boundary:
         """One experience: everything that happens to a strategy, in order."""
         flops = Flops()  # operations of all that is no step of a phase
+        state = context.checkpoints.state(index - 1) if index else None
         with flops.counting_rest():
             with flops.counting():
-                learner = self.learners.rebuilt(index, context.checkpoints.state(index - 1) if index else None)
+                learner = self.learners.rebuilt(index, state)
                 taken = self.learners.admit(learner, index)
             allowance = self.allowance(index, taken, in_advance(learner, self.stream.signatures[index]))
             keyed = generator(self.seed, "incoming", index)
@@ -306,13 +307,13 @@ class StrategyWork:
         asked = Asked(self.seed, index, fingerprint)
         counts = self._counts(index, context, asked)
         if not self.transductive and asks_again(self.seed, index, len(self.stream), fingerprint):
-            learner, predict = self._answering(index, context)
+            learner, predict = self._answering(index, context, context.checkpoints.state(index))
             asked.again(predict, type(learner).__name__, f"after experience {index}")
         return counts | {"seconds": torch.tensor([clock.seconds], dtype=torch.float64)}
 
-    def _answering(self, index: int, context: Context) -> tuple[Strategy, Callable[..., Tensor]]:
-        """A learner rebuilt from what was carried across boundary ``index``, and its answers."""
-        learner = self.learners.rebuilt(index + 1, context.checkpoints.state(index))
+    def _answering(self, index: int, context: Context, state: State) -> tuple[Strategy, Callable[..., Tensor]]:
+        """A learner rebuilt from the state that was carried across boundary ``index``, and its answers."""
+        learner = self.learners.rebuilt(index + 1, state)
 
         def predict(images: Tensor, task: TaskKey | None = None) -> Tensor:
             context.stop.here()
@@ -322,10 +323,10 @@ class StrategyWork:
 
     def _counts(self, index: int, context: Context, asked: Asked) -> dict[str, Tensor]:
         """What the kind counts, with questions kept in ``asked``; and what further budgets measure."""
-        loading = Flops()
+        loading, state = Flops(), context.checkpoints.state(index)
         with OptimizerSteps() as steps:
             with loading.counting():
-                learner, predict = self._answering(index, context)
+                learner, predict = self._answering(index, context, state)
             counts = dict(self.count(index, learner, asked.listening(predict)))
             measured = measure_caps(caps_of(self.budget), learner, predict)
         if steps.count:
