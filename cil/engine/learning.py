@@ -22,7 +22,6 @@ from cil.engine.cost import Cost
 from cil.engine.driver import Boundary, Context, Facts
 from cil.engine.dry_run import Bill, check_bills, dry_run
 from cil.engine.keys import generator, reseed
-from cil.engine.look_limits import counted_experience
 from cil.engine.lifecycle import (
     Learners,
     MakeFactory,
@@ -34,6 +33,7 @@ from cil.engine.lifecycle import (
     in_advance,
     sample_experience,
 )
+from cil.engine.look_limits import counted_experience
 from cil.engine.phases import Observer, Training
 from cil.engine.recipe import Recipe
 from cil.engine.running import Counts, Rows

@@ -19,8 +19,8 @@ from cil.engine.cost import Cost
 from cil.engine.driver import Context
 from cil.engine.fit import Fit
 from cil.engine.keys import reseed
-from cil.engine.look_limits import refuse_copies
 from cil.engine.lifecycle import all_evaluating
+from cil.engine.look_limits import refuse_copies
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.engine.search import Trials
@@ -102,7 +102,7 @@ class Training:
             entry = self.context.snapshots.find(f"phase-{number}")
             if entry is not None:
                 learner.load_full_state(entry[0], entry[1]["meta"])
-                self._go_on_from(entry[1])
+                self.go_on_from(entry[1])
                 costs = [Cost.of(saved) for saved in entry[1]["costs"]]
             reseed(self.seed, "phase", self.index, number)
             between = Flops()  # features that a phase is trained on, for one
@@ -148,7 +148,7 @@ class Training:
         now = self.context.snapshots.find("now")
         now = now if now is not None and now[1]["phase"] == number else None
         if now is not None:
-            self._go_on_from(now[1])
+            self.go_on_from(now[1])
         try:
             with self.reading(f"phase '{phase.name}'"):
                 fit.run(now)
@@ -176,7 +176,8 @@ class Training:
             given["looks"] = self.looks.state()
         self.context.save(name, tensors, given)
 
-    def _go_on_from(self, content: Mapping[str, Any]) -> None:
+    def go_on_from(self, content: Mapping[str, Any]) -> None:
+        """Observer and looks as a snapshot has them."""
         if self.observer is not None:
             self.observer.load(content["watched"])
         if self.looks is not None:

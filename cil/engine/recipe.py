@@ -78,7 +78,8 @@ SCHEDULES: dict[str, MakeSchedule] = {"constant": constant, "cosine": cosine}
 FIRST = ("epochs", "batch_size", "lr", "weight_decay", "milestones", "schedule")  # what a phase may say of itself
 CHECKED = (
     *("epochs", "batch_size", "max_steps", "clip_norm", "accumulate", "snapshot_minutes", "snapshot_steps"),
-    "log_every", "looks",
+    "log_every",
+    "looks",
 )
 
 

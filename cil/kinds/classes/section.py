@@ -49,6 +49,7 @@ TERMS = (
     ("own", "The same without public weights, which are referred to and not modified."),
     ("looks", "How often an image of an experience was read for training: in batches of phases, for statistics, for a "
               "selection. Exemplars do not count."),
+    ("fitted", "The hyperparameter that spends bytes, at the largest value that the budget holds (budget.fit)."),
     ("FLOPs", "Of everything but evaluation, all experiences; a multiply-add counts two."),
     ("peak B", "Most bytes held at once in training: what is carried, optimizer, gradients, activations, teachers."),
     ("seconds", "Wall-clock time of the whole run on the machine it ran on; compare only on equal machines."),
@@ -153,11 +154,10 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Secti
 
 def _grid(rows: Sequence[Row]) -> Grid:
     tuned, public = any(_tuning(row) != NONE for row in rows), _has_public(rows)
-    looked = any(_looks(row) is not None for row in rows)
-    return by_standing(rows, lambda row: _cells(row, tuned, public, looked))
+    return by_standing(rows, lambda row: _cells(row, tuned, public))
 
 
-def _cells(row: Row, tuned: bool, public: bool, looked: bool) -> dict[str, str]:
+def _cells(row: Row, tuned: bool, public: bool) -> dict[str, str]:
     scores = {"Avg %": AVERAGE, "Last %": LAST, "forgetting": FORGETTING}
     cells = {"n": str(len(row.runs))} | {head: str(row.score(name)) for head, name in scores.items()}
     if tuned:
@@ -167,9 +167,10 @@ def _cells(row: Row, tuned: bool, public: bool, looked: bool) -> dict[str, str]:
     if public:
         cells |= {f"own {convention} B": whole(_own(row, convention)) for convention in CONVENTIONS}
     cells |= row.caps_cells
-    if looked:
-        looks = _looks(row)
-        cells["looks"] = "-" if looks is None else f"{looks:.1f}"
+    if (looks := _looks(row)) is not None:
+        cells["looks"] = f"{looks:.1f}"
+    if row.shown and (fitted := row.shown[0].fitted):
+        cells["fitted"] = fitted
     return cells | {
         "FLOPs": flops(_flops(row)), "peak B": whole(row.peak_training_bytes), "seconds": seconds(row.seconds)
     }  # fmt: skip
@@ -206,7 +207,7 @@ def _flops(row: Row) -> float | None:
 
 def _looks(row: Row) -> float | None:
     """How often an image of an experience was read for training."""
-    return mean([run.looks for run in row.runs])
+    return mean([run.looks for run in row.runs]) if row.runs else None
 
 
 def _bill(rows: Sequence[Row], convention: str) -> Grid:
@@ -258,6 +259,7 @@ def _reading(rows: Sequence[Row]) -> ReadingAid:
         "tuning": any(_tuning(row) != NONE for row in rows),
         "own": _has_public(rows),
         "looks": any(_looks(row) is not None for row in rows),
+        "fitted": any(run.fitted for row in rows for run in row.shown),
         "bound": any(row.bound for row in rows),
         "uses less": any(note.mark == "uses less" for row in rows for note in row.notes),
     }
