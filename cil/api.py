@@ -16,7 +16,7 @@ from typing import Any
 
 from cil import plugins
 from cil.engine.anytime import Anytime
-from cil.engine.budget_fit import fitted
+from cil.engine.budget_fit import Fitted, fitted
 from cil.engine.caps import caps_of
 from cil.engine.driver import Run
 from cil.engine.dry_run import limits_like
@@ -35,6 +35,7 @@ from cil.tracking import Record, identity_hash
 
 MakeStrategy = Callable[..., Strategy]
 Model = str | Mapping[str, Any]
+_fits: dict[str, Fitted | None] = {}  # by strategy, networks, budget and structure of the stream
 _say = logging.getLogger("cil")
 
 
@@ -159,8 +160,9 @@ def plan(
     nets = _nets(model, stream)
     budget = with_limits(budget or Budget(), stream, model)
     make_factory = networks(stream.image_shape, **nets)
-    fit = fitted(make, partial(make_factory, seed=0, meta=True), stream.signatures, budget, name)
-    make = make if fit is None else partial(make, **{fit.key: fit.value})
+    fit = _fit(make, make_factory, stream, budget, name, nets)
+    fixed: dict[str, Any] = {} if fit is None else {fit.key: fit.value}
+    make = partial(make, **fixed) if fixed else make
     work = plugins.find("cil.kinds", stream.kind).work(
         stream=stream, make_learner=make, make_factory=make_factory, budget=budget, fit=fit,
         recipe=recipe, name=name, runtime=runtime, seed=options.seed, evaluation_batch=options.evaluation_batch,
@@ -174,8 +176,8 @@ def plan(
         "anytime": None if anytime is None else asdict(anytime),
         "seed": options.seed,
     }
-    if fit is not None:  # what is run, whatever was asked for
-        config = {**config, "strategy": {**config["strategy"], fit.key: fit.value}}
+    if fixed:  # what is run, whatever was asked for
+        config = {**config, "strategy": {**config["strategy"], **fixed}}
     identity = {
         "kind": stream.kind,
         "config": config,
@@ -193,6 +195,18 @@ def plan(
         **facts,
     }
     return made_run(work, options, runtime, identity, partial(default_run_dir, identity))
+
+
+def _fit(
+    make: MakeStrategy, make_factory: MakeFactory, stream: Stream, budget: Budget, name: str, nets: Mapping[str, Any]
+) -> Fitted | None:
+    """The hyperparameter that the budget sets, found once in a process: seeds share it."""
+    if not budget.fit:
+        return None
+    key = repr((described(make), dict(nets), budget.description(), stream.signatures))
+    if key not in _fits:
+        _fits[key] = fitted(make, partial(make_factory, seed=0, meta=True), stream.signatures, budget, name)
+    return _fits[key]
 
 
 def name_of(method: Any) -> str:

@@ -22,7 +22,7 @@ from cil.memory.ledger import TRAINING_KINDS
 from cil.memory.libcontinual import paid, parameter_bytes, stored
 
 _META = (bool, int, float, str)
-_OWN = ("_kept", "_trained", "context", "num_classes", "image_shape")  # attributes of a holder that are no entries
+_OWN = ("_kept", "context", "num_classes", "image_shape")  # attributes of a holder that are no entries
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,11 @@ class Holder:
     """
 
     _kept: dict[str, _Kept]
-    _trained: set[str]  # names of modules that were trained at some time
     teacher_copies: ClassVar[Mapping[str, str]] = {}  # a teacher's name to that of the module it copies, if not net
     desk = old_name("desk", "context")
 
     def __init__(self, context: RuntimeContext | None = None) -> None:
         object.__setattr__(self, "_kept", {})
-        object.__setattr__(self, "_trained", set())
         self.num_classes = 0
         self.image_shape: tuple[int, int, int] = (0, 0, 0)
         self.context = context or RuntimeContext()
@@ -252,14 +250,6 @@ class Holder:
                 charge["parameters"] += 4 * int(getattr(value, "survey_parameters", 0))
         return charge
 
-    def note_trained(self) -> None:
-        """Remember the networks that are trained by now: what is frozen later on is no frozen public network."""
-        self._trained.update(name for name in self._kept if self._trains(name))
-
-    def _trains(self, name: str) -> bool:
-        value = getattr(self, name)
-        return isinstance(value, nn.Module) and any(p.requires_grad for p in value.parameters())
-
     def _libcontinual(self) -> dict[str, int]:
         """LibContinual's charge of all but rehearsal memories, bytes by kind: see ``cil.memory.libcontinual``."""
         charge: dict[str, int] = {}
@@ -275,8 +265,7 @@ class Holder:
         if kept.lifetime == "training" or kept.reference is not None or isinstance(value, ExemplarMemory):
             return 0
         if isinstance(value, nn.Module) and kept.kind in ("parameters", "teacher"):
-            counts = kept.kind == "teacher" or name in self._trained or self._trains(name)
-            return parameter_bytes(value) if counts else 0
+            return parameter_bytes(value)
         found = self._tensors_of(name, value, kept).values()
         return sum(tensor_bytes(tensor) for tensor, _ in found)
 

@@ -22,8 +22,8 @@ class Looks:
     """Counts the looks at the images of one experience.
 
     A look is one read of an image for training: each time that it is served in a batch of a phase, and each time that a
-    hook asks for its pixels. No look is what is read of exemplar memories, copying an image into one, and a further step
-    on the batch in hand (``trainer.updates_per_batch``).
+    hook asks for its pixels. No looks are reads of exemplar memories, copying an image into one, and further steps on
+    the batch in hand (``trainer.updates_per_batch``).
 
     Args:
         images: Number of images of the experience.
@@ -165,8 +165,10 @@ def uncounted(samples: Samples) -> tuple[Samples, Images | None, Looks | None]:
     images = []
     for store, rows in samples.parts:
         parts.append((uncounted_store(store), rows))
-        counts = isinstance(store, CountedStore)
-        images.append(store.images[_numbers(rows)] if counts else np.full(len(rows), -1, dtype=np.int64))
+        if isinstance(store, CountedStore):
+            images.append(store.images[_numbers(rows)])
+        else:
+            images.append(np.full(len(rows), -1, dtype=np.int64))
     return samples.over(parts), np.concatenate(images), looks
 
 

@@ -1,4 +1,4 @@
-"""How a budget fits a setting: the largest method that it holds, and warnings where it is too small or does not bind."""
+"""How a budget fits a setting: the largest method that it holds; warnings where it is too small or does not bind."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Fitted:
     def words(self, name: str) -> str:
         """A sentence for a person.
 
-        >>> Fitted("size", 1573, 15_987_972, 16_000_000, "libcontinual").words("ranpac")
-        'ranpac: budget.fit sets strategy.size=1573, the largest that fits: 15,987,972 of 16,000,000 bytes (libcontinual)'
+        >>> Fitted("size", 50, 11_200, 11_500, "exact").words("ranpac")
+        'ranpac: budget.fit sets strategy.size=50, the largest that fits: 11,200 of 11,500 bytes (exact)'
         """
         return (
             f"{name}: budget.fit sets strategy.{self.key}={self.value}, the largest that fits: {self.bytes:,} of "
@@ -63,7 +63,7 @@ def fitted(
         BudgetExceeded: where the smallest value does not fit either.
         ConfigError: where the bytes do not grow with the value.
     """
-    method = getattr(make_learner, "func", make_learner)
+    method: Any = getattr(make_learner, "func", make_learner)
     key: str | None = getattr(method, "fits", None)
     if not budget.fit or key is None:
         return None
@@ -71,49 +71,64 @@ def fitted(
     smallest = int(method.smallest_fit(given))
     held, factory = replace(budget, enforce="error"), make_net()
 
-    def excess(value: int) -> BudgetExceeded | None:
+    def bill(value: int) -> tuple[int, BudgetExceeded | None]:
+        """Bytes at the end of the stream, and why they do not fit."""
         bills = dry_run(partial(make_learner, **{key: value}), factory.fresh, signatures, held)
         try:
             check_bills(bills, held, name)
         except BudgetExceeded as error:
-            return error
-        found[value] = bills[-1].total[budget.convention]
-        return None
+            return bills[-1].total[budget.convention], error
+        return bills[-1].total[budget.convention], None
 
-    found: dict[int, int] = {}
-    error = excess(smallest)
+    def weigh(value: int) -> tuple[int, bool]:
+        total, error = bill(value)
+        return total, error is None
+
+    assert budget.limits is not None
+    limit = int(budget.limits[-1])
+    error = bill(smallest)[1]
     if error is not None:
         raise BudgetExceeded(f"budget.fit: strategy.{key}={smallest} is the smallest of {name}, and {error}")
-    value = largest(lambda value: excess(value) is None, smallest)
-    if value is None:
+    found = largest(weigh, smallest, limit)
+    if found is None:
         raise ConfigError(
-            f"budget.fit: {name} carries no more bytes ({budget.convention}) with a larger strategy.{key}, so that none "
-            f"is the largest; set budget.fit=false, or another budget.convention"
+            f"budget.fit: {name} carries no more bytes ({budget.convention}) with a larger strategy.{key}, so that "
+            f"none is the largest; set budget.fit=false, or another budget.convention"
         )
-    assert budget.limits is not None
-    return Fitted(key, value, found[value], int(budget.limits[-1]), budget.convention)
+    return Fitted(key, found[0], found[1], limit, budget.convention)
 
 
-def largest(fits: Callable[[int], bool], smallest: int) -> int | None:
-    """The largest whole number that fits, where all up to it do; None where all up to a billion do.
+def largest(weigh: Callable[[int], tuple[int, bool]], smallest: int, limit: int) -> tuple[int, int] | None:
+    """The largest whole number that fits, and its bytes; None where all up to a billion fit.
+
+    By bisection, every other time at where a straight line between the ends meets the limit: bytes are mostly linear.
 
     Args:
-        fits: Asked of about twice as many numbers as the answer has binary digits.
+        weigh: A number to its bytes, which do not fall, and whether it fits.
         smallest: A number that fits.
+        limit: Bytes about at which numbers cease to fit.
 
-    >>> largest(lambda value: value * value <= 2000, 1), largest(lambda value: True, 1)
-    (44, None)
+    >>> largest(lambda n: (n * n, n * n <= 2000), 1, 2000), largest(lambda n: (3 * n, 3 * n <= 2000), 1, 2000)
+    ((44, 1936), (666, 1998))
+    >>> largest(lambda n: (1, True), 1, 2000)
     """
-    low, step = smallest, max(1, smallest)
-    while fits(low + step):
-        low, step = low + step, 2 * step
-        if low > MOST:
+    low, below = smallest, weigh(smallest)[0]
+    high = 4 * max(1, smallest)
+    while (found := weigh(high))[1]:
+        low, below = high, found[0]
+        high *= 4
+        if high > MOST:
             return None
-    high = low + step  # low fits, high does not
+    above, straight = found[0], True
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+        if straight and above > below:
+            middle = low + (limit - below) * (high - low) // (above - below)
+            middle = min(max(middle, low + 1), high - 1)
+        total, fits = weigh(middle)
+        low, below, high, above = (middle, total, high, above) if fits else (low, below, middle, total)
+        straight = not straight
+    return low, below
 
 
 def fit_warnings(bills: Sequence[Bill], budget: Budget, signatures: Sequence[Signature], name: str) -> Iterator[str]:

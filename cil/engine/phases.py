@@ -104,7 +104,7 @@ class Training:
             entry = self.context.snapshots.find(f"phase-{number}")
             if entry is not None:
                 learner.load_full_state(entry[0], entry[1]["meta"])
-                self._go_on_from(entry[1])
+                self.go_on_from(entry[1])
                 costs = [Cost.of(saved) for saved in entry[1]["costs"]]
             reseed(self.seed, "phase", self.index, number)
             between = Flops()  # features that a phase is trained on, for one
@@ -150,7 +150,7 @@ class Training:
         now = self.context.snapshots.find("now")
         now = now if now is not None and now[1]["phase"] == number else None
         if now is not None:
-            self._go_on_from(now[1])
+            self.go_on_from(now[1])
         try:
             with self.reading(f"phase '{phase.name}'"):
                 if now is not None or trial or not self._shared(fit):
@@ -200,7 +200,8 @@ class Training:
             given["looks"] = self.looks.state()
         self.context.save(name, tensors, given)
 
-    def _go_on_from(self, content: Mapping[str, Any]) -> None:
+    def go_on_from(self, content: Mapping[str, Any]) -> None:
+        """Observer and looks as a snapshot has them."""
         if self.observer is not None:
             self.observer.load(content["watched"])
         if self.looks is not None:

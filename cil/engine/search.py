@@ -45,6 +45,10 @@ class Trainer(Protocol):
         """Write a snapshot."""
         ...
 
+    def go_on_from(self, content: Mapping[str, Any]) -> None:
+        """What is counted beside the learner, as a snapshot has it."""
+        ...
+
 
 @dataclass
 class Trials:
@@ -145,6 +149,7 @@ class Trials:
         if found is None:
             return list(costs), None, 0
         tensors, content = found
+        self.training.go_on_from(content)
         return [Cost.of(saved) for saved in content["costs"]], (tensors, content["meta"]), content["trials"]
 
     def _keep(self, best: Held, costs: Sequence[Cost], trials: int) -> None:

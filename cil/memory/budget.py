@@ -60,8 +60,8 @@ class Budget:
         per_class: Cap on the number of exemplars in all, so many for each class seen; in place of ``exemplars``.
         fit: With bytes: the hyperparameter of a method that spends them (``Strategy.fits``) is set to the largest value
             that fits, before training; exemplars fill a budget anyway.
-        convention: ``exact``: every carried byte; ``survey``: as Zhou et al. 2024 count; ``libcontinual``: as LibContinual
-            does (``cil.memory.libcontinual``).
+        convention: ``exact``: every carried byte; ``survey``: as Zhou et al. 2024 count; ``libcontinual``: as
+            LibContinual does (``cil.memory.libcontinual``).
         reserve: With bytes: exemplars get what is left beside the learner's size ``now``, or its size at the ``final``
             boundary, so that a growing learner keeps their number constant (the survey's way).
         scope: What the cap is on: what is ``carried``, or ``carried+incoming``: exemplars and the new images of an

@@ -3,13 +3,13 @@
 Charged, at the bytes of the type they are stored in (a pixel 1, a float32 4):
 
 * exemplars: their images as they are stored, stored features, logits beside them;
-* the parameters of each network of which a parameter trains, or was trained before: backbone, head, prompts, adapters;
+* the parameters of each network that is kept: backbone, head, prompts, adapters, frozen ones too;
 * a teacher, though it is gone at the boundary: as large as the network of which it is a copy;
 * statistics, prototypes, feature and gradient bases.
 
-Free: frozen networks that were never trained, references to public weights, buffers, labels, metadata, and what is held
-in training alone. So decodes the published table; the text of the paper, "beyond the backbone's own parameters", says
-otherwise of networks that are trained.
+Free: public weights that nobody modifies (references), buffers, labels, metadata, and what else is held in training
+alone. So decodes the published table, in which the one frozen network that is free is a pretrained one; the text of the
+paper, "beyond the backbone's own parameters", says otherwise of networks that are trained.
 """
 
 from __future__ import annotations

@@ -267,6 +267,12 @@ class RunSummary:
         return sum(one["mean"] * one["images"] for one in seen) / images if images else None
 
     @property
+    def fitted(self) -> str:
+        """The hyperparameter that the budget has set, ``size=656``; empty where it set none."""
+        found = self.result("fitted")
+        return f"{found['key']}={found['value']}" if found else ""
+
+    @property
     def flops(self) -> int | None:
         """Of everything but evaluation: training, consolidation, search."""
         parts = self.result("flops") or {}

@@ -76,7 +76,6 @@ class Strategy(Holder):
         Allocate here, at its final size, whatever grows with classes or experiences: it is billed before training. An
         override calls ``super().grow(signature)`` first.
         """
-        self.note_trained()
         self.old_classes = self.num_classes
         self.num_classes = signature.num_classes
         self.first_slot = min(signature.present, default=self.old_classes)

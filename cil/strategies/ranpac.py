@@ -110,10 +110,11 @@ class RanPAC(FrozenBackbone):
         lambda_ = None if self.given_ridge else blank.new_ones(())
         self.keep("ridge", lambda_, kind="temporary" if lambda_ is None else "statistics")
         self.keep("head", None, kind="temporary")  # it follows from the sums
-        sums, weights = tensor_bytes(self.gram), sum(map(tensor_bytes, self.net.state_dict().values()))
+        sums = tensor_bytes(self.gram)
+        weights = max(1, sum(map(tensor_bytes, self.net.state_dict().values())))
         if sums > HEAVY * weights:
             self.warnings.append(
-                f"ranpac will carry {sums:,} bytes for G, {sums // max(1, weights):,} times its network, and solve systems of "
+                f"ranpac will carry {sums:,} bytes for G, {sums // weights:,} times its network, and solve systems of "
                 f"strategy.size={size}; strategy.size={size // 10} carries a hundredth"
             )
 

@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from toys import Flat, factory, small_stream
 
 from cil import plan
-from cil.api import networks
 from cil.engine.budget_fit import fitted
 from cil.engine.dry_run import check_bills, dry_run
 from cil.errors import BudgetExceeded, ConfigError
 from cil.memory import Budget
-from cil.models import NetFactory
+from cil.models import NetFactory, build_backbone
 from cil.strategies import Strategy, find
 from cil.streams import Signature
 from cil.testing.toy import toy_stream
@@ -49,7 +48,8 @@ def test_the_projection_of_ranpac_as_in_the_table(classes, sizes):
 
 
 def test_the_pool_of_l2p_as_published_and_as_in_the_table():
-    make_net = partial(networks((3, 32, 32), "timm:vit_tiny_patch16_224", options=VIT), seed=0, meta=True)
+    backbone = partial(build_backbone, "timm:vit_tiny_patch16_224", 3, 32, **VIT)
+    make_net = partial(NetFactory, backbone, pretrained="public", meta=True)
     published = dry_run(find("l2p"), make_net, whole(100), Budget())[-1]
     assert published.total["libcontinual"] == 491_920  # 46,080 numbers in pool and keys, and the head
     for limit, prompts in zip(LIMITS, (200, 851, 5_408), strict=True):

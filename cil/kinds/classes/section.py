@@ -71,6 +71,7 @@ TERMS = (
     ("own", "The same without public weights, which are referred to and not modified."),
     ("looks", "How often an image of an experience was read for training: in batches of phases, for statistics, for a "
               "selection. Exemplars do not count."),
+    ("fitted", "The hyperparameter that spends bytes, at the largest value that the budget holds (budget.fit)."),
     ("FLOPs", "Of everything but evaluation, all experiences; a multiply-add counts two."),
     ("peak B", "Most bytes held at once in training: what is carried, optimizer, gradients, activations, teachers."),
     ("seconds", "Wall-clock time of the whole run on the machine it ran on; compare only on equal machines."),
@@ -201,7 +202,6 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: 
 def _grid(rows: Sequence[Row], counted: Sequence[str]) -> Grid:
     """The main table: accuracy, then the bills under each way of counting (``counted``), then compute."""
     tuned, public = any(_tuning(row) != NONE for row in rows), _has_public(rows)
-    looked = any(_looks(row) is not None for row in rows)
     used = {row.label: cells for row, cells in zip(rows, use_cells(rows), strict=True)}
 
     def cells(row: Row) -> dict[str, str]:
@@ -213,9 +213,10 @@ def _grid(rows: Sequence[Row], counted: Sequence[str]) -> Grid:
         if public:
             cells |= {f"own {convention} B": whole(_own(row, convention)) for convention in counted}
         cells |= row.caps_cells | {name: str(score) for name, score in _own_metrics(row).items()}
-        if looked:
-            looks = _looks(row)
-            cells["looks"] = "-" if looks is None else f"{looks:.1f}"
+        if (looks := _looks(row)) is not None:
+            cells["looks"] = f"{looks:.1f}"
+        if row.shown and (fitted := row.shown[0].fitted):
+            cells["fitted"] = fitted
         return cells | {
             "FLOPs": flops(_flops(row)), "peak B": whole(row.peak_training_bytes), "seconds": seconds(row.seconds)
         }  # fmt: skip
@@ -277,7 +278,7 @@ def _flops(row: Row) -> float | None:
 
 def _looks(row: Row) -> float | None:
     """How often an image of an experience was read for training."""
-    return mean([run.looks for run in row.runs])
+    return mean([run.looks for run in row.runs]) if row.runs else None
 
 
 def _bill(rows: Sequence[Row], convention: str) -> Grid:
@@ -328,6 +329,7 @@ def _reading(rows: Sequence[Row], sections: Sequence[Section]) -> ReadingAid:
         "tuning": any(_tuning(row) != NONE for row in rows),
         "own": _has_public(rows),
         "looks": any(_looks(row) is not None for row in rows),
+        "fitted": any(run.fitted for row in rows for run in row.shown),
         "bound": any(row.bound for row in rows),
         "uses less": any(note.mark == "uses less" for row in rows for note in row.notes),
     }

@@ -79,6 +79,17 @@ def test_costs_stand_beside_the_accuracy(run):
     assert content.sections[0].entries[0]["flops"] == 4e9
 
 
+def test_looks_and_a_fitted_value_have_columns_where_records_have_them(run):
+    seen = [{"images": images, "mean": mean, "most": 3, "by_reader": {}} for images, mean in ((30, 2.0), (10, 1.0))]
+    fitted = {"key": "size", "value": 656, "bytes": 3_998_976, "limit": 4_000_000, "convention": "libcontinual"}
+    content = table([run("ranpac", results={"looks": seen, "fitted": fitted}), run("wa")])
+    cells = {line.name: line.cells for line in content.sections[0].grid.lines}
+    assert (cells["ranpac"]["looks"], cells["ranpac"]["fitted"]) == ("1.8", "size=656")  # (60 + 10) / 40
+    assert not {"looks", "fitted"} & cells["wa"].keys()
+    assert [entry["looks"] for entry in content.sections[0].entries] == [1.75, None]
+    assert {"looks", "fitted"} <= {term for term, _ in content.reading.terms}
+
+
 def test_public_weights_are_shown_with_and_without(run):
     content = table([run("l2p", public=900_000, exemplars=0)])
     (entry,) = content.sections[0].entries
