@@ -141,6 +141,7 @@ KEYS: dict[str, Rule] = {
     "trainer.log_every": whole(1),
     "trainer.threads": whole(1, none=True),
     "trainer.evaluation_batch": whole(1),
+    "trainer.features": one_of(None, "fp32", "bf16"),
     "trainer.answers": one_of("all", "own"),
     "budget.kind": one_of("none", "exemplars", "per_class", "bytes", "aligned"),
     "budget.exemplars": whole(0, none=True),

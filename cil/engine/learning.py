@@ -280,7 +280,8 @@ class StrategyWork:
         counts = self._counts(index, context, asked)
         if not self.transductive and asks_again(self.seed, index, len(self.stream), fingerprint):
             learner, predict = self._answering(index, context)
-            asked.again(predict, type(learner).__name__, f"after experience {index}")
+            with self.runtime.fresh_features():
+                asked.again(predict, type(learner).__name__, f"after experience {index}")
         return counts | {"seconds": torch.tensor([clock.seconds], dtype=torch.float64)}
 
     def _answering(self, index: int, context: Context) -> tuple[Strategy, Callable[..., Tensor]]:
@@ -389,7 +390,7 @@ class StrategyWork:
     def _around(self, learner: Strategy, index: int, flops: Flops, hook: str) -> Iterator[None]:
         """Around a hook: keyed random numbers, precision, its operations counted, everything in evaluation mode."""
         reseed(self.seed, hook, index)
-        with self.runtime.autocast(), flops.counting(), all_evaluating(learner):
+        with self.runtime.autocast(), self.runtime.frozen_features(), flops.counting(), all_evaluating(learner):
             yield
 
     def _make_room(self, learner: Strategy, index: int, allowance: Allowance) -> None:

@@ -103,7 +103,8 @@ class Training:
                 costs = [Cost.of(saved) for saved in entry[1]["costs"]]
             reseed(self.seed, "phase", self.index, number)
             between = Flops()  # features that a phase is trained on, for one
-            with self.runtime.autocast(), between.counting(), all_evaluating(learner):  # as if nothing ran just now
+            with self.runtime.autocast(), self.runtime.frozen_features(), between.counting(), all_evaluating(learner):
+                # as if nothing ran just now
                 phase = next(phases, None)
             if between.count or between.updates:
                 costs.append(Cost.once(between))
