@@ -124,7 +124,7 @@ class KnownFeatures:
 
     def save(self) -> None:
         """Write what is new, and take up what others have written."""
-        for table in self._tables.values():
+        for table in self._tables.values() if self.folder is not None else ():
             table.save()
             table.load()
 

@@ -15,16 +15,19 @@ import torch
 
 from cil.api import plan
 from cil.data import Augment
+from cil.engine.audit import Redoing
 from cil.engine.checkpoint import read_tensors, write_tensors
 from cil.engine.driver import Run
 from cil.engine.known_features import BLOCK, KnownFeatures, Table
 from cil.engine.recipe import Recipe
+from cil.engine.shared_phases import SharedPhases
 from cil.errors import ContractError
 from cil.memory import Budget, Flops
 from cil.models import GrowingNet, NetFactory, build_backbone, freeze
 from cil.strategies import find
 from cil.streams import class_incremental
 from cil.testing.toy import toy_dataset
+from cil.tracking import Record
 
 IMAGES = 4 * (6 + 3)  # of the stream, training and test
 
@@ -34,7 +37,7 @@ def run_of(
 ) -> Run:
     """A short run on a frozen backbone of random weights, without augmentation."""
     stream = class_incremental(toy_dataset(train=(6,) * 4, test=(3,) * 4), increment=2, augment=Augment())
-    given = {} if strategy == "l2p" else {"train_first": False}
+    given = {} if strategy == "l2p" else {"train_first": options.pop("train_first", False)}
     make = partial(find(strategy), **find(strategy).toy, **given)
     model = dict(find(strategy).toy_model) or {"name": "smallconv"}
     fixed: dict[str, Any] = {"recipe": Recipe(epochs=1, batch_size=12), "device": "cpu", "threads": 1}
@@ -105,6 +108,19 @@ def test_what_is_known_is_asked_again_of_the_backbone(tmp_path: Path) -> None:
         write_tensors(path, found, path.parent.name)
     with pytest.raises(ContractError, match="answers differently when asked again"):
         run_of("simplecil", tmp_path / "second", reuse=shared).execute()
+
+
+def test_an_audit_takes_over_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of("slda", tmp_path / "run", "bf16", tmp_path / "shared", keep="all", train_first=True)
+    run.execute()
+    assert list((tmp_path / "shared").glob("*.json"))
+    assert list((tmp_path / "shared" / "features").iterdir())
+    for owner, name in ((SharedPhases, "run"), (Table, "load")):
+        monkeypatch.setattr(owner, name, lambda *given: pytest.fail("it was asked"))
+    again = Redoing(Record.load(run.run_dir), run)
+    for index in (0, 1):
+        audit = again.redo(index, tmp_path / f"again-{index}")
+        assert (audit.verdict, audit.key) == ("equal", "")
 
 
 @pytest.mark.slow
