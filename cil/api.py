@@ -186,6 +186,7 @@ def plan(
         "budget": budget.description(),
         "bound": work.bound,
         "uses_horizon": bool(work.method.uses_horizon) or budget.reserve == "final",
+        **({} if options.features is None else {"features": options.features}),
         **({"transductive": True} if work.transductive else {}),
         "class_order": list(stream.order),
         "stream": stream.description(),

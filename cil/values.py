@@ -164,6 +164,7 @@ KEYS: dict[str, Rule] = {
     "trainer.log_every": whole(1),
     "trainer.threads": whole(1, none=True),
     "trainer.evaluation_batch": whole(1),
+    "trainer.features": one_of(None, "fp32", "bf16"),
     "trainer.answers": one_of("all", "own"),
     "trainer.looks": looks,
     "trainer.open_set": one_of(True, False),

@@ -199,8 +199,8 @@ def plan_cell(cell: Cell, jobs: int, out: Path) -> Run:
 
     if cell.job.config.get("run_dir") is not None:
         raise ConfigError("run_dir is of cil run; here every run has a folder of its own, under out=DIR")
-    shared = {"reuse": out / "phases"} if cell.job.config["reuse"] == "auto" else {}
-    return build(cell.job, jobs=jobs, root=out, group=out.name, **shared)
+    asked = cell.job.config["reuse"]
+    return build(cell.job, jobs=jobs, root=out, group=out.name, reuse=out / "phases" if asked == "auto" else asked)
 
 
 def write_report(records: Sequence[Record], out: Path, title: str, command: str | None = None) -> str:

@@ -230,7 +230,7 @@ class AnytimeObserver:
             ContractError: where it cannot answer yet.
         """
         try:
-            with torch.no_grad(), self.runtime.autocast(), all_evaluating(learner):
+            with torch.no_grad(), self.runtime.autocast(), self.runtime.frozen_features(), all_evaluating(learner):
                 scores: Tensor = learner.predict(images)
                 return scores
         except torch.OutOfMemoryError:

@@ -81,7 +81,8 @@ class Redoing:
                 f"experience {index} cannot be redone: the states around it were not kept; checkpoint.keep=all keeps "
                 f"them, and here {', '.join(map(str, able))} can be"
             )
-        run = replace(self.run, run_dir=folder, options=replace(self.run.options, keep="all", boundary="inline"))
+        options = replace(self.run.options, keep="all", boundary="inline", reuse=None)
+        run = replace(self.run, run_dir=folder, options=options)
         again = run.checkpoints
         whole = index == 0 or self.checkpoints.kept(index - 1)
         self._lay_out(again, index if whole else index + 1)

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from cil.contract import Frozen
 from cil.engine.checkpoint import Checkpoints, Snapshots
+from cil.engine.known_features import KnownFeatures
+from cil.engine.known_modules import ENVIRONMENT
 from cil.engine.options import RunOptions
 from cil.engine.process import Stopped, in_child
 from cil.engine.recovery import Recovery, check_owner, recover
@@ -257,11 +259,18 @@ class Run:
         Nothing is published. A boundary that lies there is evaluated alone.
         """
         self.work.check()
-        with self._record() as record, self._context(record) as context:
+        with self._record() as record, self._context(record) as context, self.runtime.fresh_features():
             if index >= self.checkpoints.done():
                 self._train(index, context)
             if self.checkpoints.evaluated(index) is None:
                 self._evaluate(index, context)
+
+    def _known_features(self) -> KnownFeatures | None:
+        """Features of frozen backbones, where they are kept: beside what runs share, else in the folder of the run."""
+        if self.options.features is None:
+            return None
+        decides = {name: self.identity.get(name) for name in ENVIRONMENT} | {"processor": self.runtime.processor}
+        return KnownFeatures((self.options.shared or Path(self.run_dir)) / "features", self.options.features, decides)
 
     @contextmanager
     def _record(self) -> Iterator[Record]:
@@ -275,6 +284,7 @@ class Run:
         try:
             if record.status != "finished":
                 self.runtime.begin()
+                self.runtime.known = self._known_features()
             yield record
         finally:
             record.close()
@@ -383,12 +393,14 @@ class Run:
             context.record.update({"ledger": [*earlier, facts["ledger"]]})
             allowance.check(ledger, carried.exemplars, self.name)
         self.checkpoints.commit(index, carried.state, facts, boundary.counts)
+        self.runtime.save_features()
 
     def _evaluate(self, index: int, context: Context) -> None:
         counts = self.work.evaluate(index, context)
         if counts is not None:
             context.record.check_place()
             self.checkpoints.write_evaluation(index, counts)
+        self.runtime.save_features()
 
     def _publish(self, index: int, context: Context) -> None:
         """Write what boundary ``index`` adds to arrays, log and record."""

@@ -308,7 +308,8 @@ class StrategyWork:
         counts = self._counts(index, context, asked)
         if not self.transductive and asks_again(self.seed, index, len(self.stream), fingerprint):
             learner, predict = self._answering(index, context, context.checkpoints.state(index))
-            asked.again(predict, type(learner).__name__, f"after experience {index}")
+            with self.runtime.fresh_features():
+                asked.again(predict, type(learner).__name__, f"after experience {index}")
         return counts | {"seconds": torch.tensor([clock.seconds], dtype=torch.float64)}
 
     def _answering(self, index: int, context: Context, state: State) -> tuple[Strategy, Callable[..., Tensor]]:
@@ -417,7 +418,13 @@ class StrategyWork:
     def _around(self, learner: Strategy, index: int, flops: Flops, looks: Looks, hook: str) -> Iterator[None]:
         """Around a hook: keyed random numbers, precision, operations and looks counted, all in evaluation mode."""
         reseed(self.seed, hook, index)
-        with looks.by(HOOKS[hook]), self.runtime.autocast(), flops.counting(), all_evaluating(learner):
+        with (
+            looks.by(HOOKS[hook]),
+            self.runtime.autocast(),
+            self.runtime.frozen_features(),
+            flops.counting(),
+            all_evaluating(learner),
+        ):
             yield
 
     def _make_room(self, learner: Strategy, index: int, allowance: Allowance) -> None:

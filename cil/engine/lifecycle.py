@@ -153,7 +153,7 @@ class Learners:
             self.grow(learner, past)
         if state is not None:
             reseed(self.seed, "load", index)
-            with self.runtime.autocast(), all_evaluating(learner):
+            with self.runtime.autocast(), self.runtime.frozen_features(), all_evaluating(learner):
                 learner.load_state(as_structured(state, learner))
             learner.to(learner.device)
         return learner
@@ -173,7 +173,7 @@ class Learners:
     @contextmanager
     def answering(self, learner: Strategy) -> Iterator[None]:
         """As a learner is evaluated: its modules in evaluation mode, no gradients, the precision of the run."""
-        with torch.inference_mode(), self.runtime.autocast(), all_evaluating(learner):
+        with torch.inference_mode(), self.runtime.autocast(), self.runtime.frozen_features(), all_evaluating(learner):
             yield
 
     def scores(self, learner: Strategy, images: Tensor, task: TaskKey | None = None) -> Tensor:

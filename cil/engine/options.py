@@ -33,6 +33,8 @@ class RunOptions:
         keep: Which boundaries' states stay on disk: ``last``, ``all`` or ``best``.
         boundary: ``inline``, or ``process``: what is done at each boundary in a process of its own.
         evaluation_batch: Images a batch in evaluation.
+        features: ``fp32`` or ``bf16``: features of frozen backbones are computed once for each image, rounded to this
+            type, and kept in the folder of ``reuse``, else in that of the run; None: computed when they are asked for.
         answers: Which are evaluated where a learner has several: ``all``, or its ``own`` alone.
         open_set: After each experience score the test images of classes to come, as unknown ones.
         reuse: Folder of plain first phases that runs share, so that one of them trains what all of them begin with;
@@ -52,6 +54,7 @@ class RunOptions:
     keep: str = field(default="last", metadata={"key": "checkpoint.keep"})
     boundary: str = field(default="inline", metadata={"key": "boundary"})
     evaluation_batch: int = field(default=500, metadata={"key": "trainer.evaluation_batch"})
+    features: str | None = field(default=None, metadata={"key": "trainer.features"})
     answers: str = field(default="all", metadata={"key": "trainer.answers"})
     open_set: bool = field(default=False, metadata={"key": "trainer.open_set"})
     reuse: str | Path | None = field(default=None, metadata={"key": "reuse"})

@@ -108,7 +108,13 @@ class Training:
                 costs = [Cost.of(saved) for saved in entry[1]["costs"]]
             reseed(self.seed, "phase", self.index, number)
             between = Flops()  # features that a phase is trained on, for one
-            with self.reading("phases"), self.runtime.autocast(), between.counting(), all_evaluating(learner):
+            with (
+                self.reading("phases"),
+                self.runtime.autocast(),
+                self.runtime.frozen_features(),
+                between.counting(),
+                all_evaluating(learner),
+            ):
                 phase = next(phases, None)  # as if nothing ran just now
             if between.count or between.updates:
                 costs.append(Cost.once(between))

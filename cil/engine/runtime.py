@@ -39,6 +39,7 @@ class Runtime:
     device: str = "auto"
     precision: str = "fp32"
     threads: int | None = None
+    known: Any = field(default=None, repr=False)  # ``KnownFeatures``, where frozen backbones are asked once an image
     _fabric: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -121,6 +122,19 @@ class Runtime:
         """The context in which losses, features and predictions are computed."""
         return nullcontext() if self.plain else self.fabric.autocast()
 
+    def frozen_features(self) -> AbstractContextManager[Any]:
+        """Around what is no step of training: features of frozen backbones may be known."""
+        return nullcontext() if self.known is None else self.known.given()
+
+    def save_features(self) -> None:
+        """Keep what is known of frozen backbones now."""
+        if self.known is not None:
+            self.known.save()
+
+    def fresh_features(self) -> AbstractContextManager[Any]:
+        """Around answers that are to be computed, whatever is known."""
+        return nullcontext() if self.known is None else self.known.fresh()
+
     def backward(self, loss: Tensor) -> None:
         """Backward, scaled where the precision needs it."""
         if self.plain:
@@ -148,7 +162,7 @@ class Runtime:
 
     def close(self) -> None:
         """Release what the run holds on the device."""
-        self._fabric = None
+        self._fabric = self.known = None
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 

@@ -189,6 +189,21 @@ def rest_paused() -> Iterator[None]:
         _rest.counters = counters
 
 
+@contextmanager
+def set_aside() -> Iterator[list[_Counting]]:
+    """Around work that no open counter shall see; those there are, for whoever bills it by another number."""
+    from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
+
+    found = [mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, _Counting)]
+    rest = getattr(_rest, "counters", ())
+    _rest.counters = ()  # they are on the stack, and stay there
+    try:
+        with _disable_current_modes():
+            yield found
+    finally:
+        _rest.counters = rest
+
+
 def _formulas() -> dict[Any, Callable[..., int]]:
     """Formulas by operator: torch's, and ours."""
     from torch.utils.flop_counter import flop_registry

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cil.models.heads import Head
+from cil.models.known import backbone_output
 from cil.models.output import Output
 
 
@@ -74,7 +75,7 @@ class GrowingNet(HeadedNet):
 
     def forward(self, images: Tensor) -> Output:
         """Float images (N, C, H, W) in [0, 1] to logits, features and stages."""
-        features, stages = self.backbone(self.normalise(images))
+        features, stages = backbone_output(self.backbone, self.normalise(images))
         return Output(self.head(features), features, stages)
 
     @property

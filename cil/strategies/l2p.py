@@ -15,6 +15,7 @@ from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import Head, NetFactory, TimmBackbone, freeze
+from cil.models.known import backbone_output
 from cil.models.prompts import POSITIONS, PromptPool, Selected, prompt_features, vision_transformer
 from cil.strategies.base import Strategy, check
 from cil.strategies.parts.setup_warnings import warn_of_random_weights
@@ -123,6 +124,6 @@ class L2P(Strategy):
         """Features (N, D) with prompts, and the prompts selected."""
         x = self.normalise(images)
         with torch.no_grad():
-            queries = self.vit(x)[0]  # q(x), (N, D): the transformer without prompts
+            queries = backbone_output(self.vit, x)[0]  # q(x), (N, D): the transformer without prompts
         selected = self.pool(queries, majority)  # equation 3
         return prompt_features(self.vit, x, selected.prompts, self.position), selected

@@ -319,4 +319,5 @@ class StrategyIdentity(Identity):
     class_order: list[int]
     networks: Networks
     starts_from: NotRequired[str]
+    features: NotRequired[str]
     tuning: NotRequired[Tuning]
