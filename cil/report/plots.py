@@ -149,7 +149,7 @@ def legend(axes: Axes) -> None:
     assert figure is not None
     columns = max(2, int(figure.get_figwidth() // 1.9))
     figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(labels) // columns))
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
     axes.legend(handles, labels, **place, ncols=columns, frameon=False, fontsize=9, handlelength=1.6)
 
 
