@@ -12,6 +12,7 @@ from cil.kinds.classes.answer_tables import answers_entry, answers_table
 from cil.kinds.classes.anytime_tables import TERMS as ANYTIME_TERMS
 from cil.kinds.classes.anytime_tables import anytime_entry, anytime_table, evaluated
 from cil.kinds.classes.auc import curve_sections
+from cil.kinds.classes.exemplar_strips import exemplar_table
 from cil.kinds.classes.plots import plots
 from cil.kinds.classes.rows import AVERAGE, FORGETTING, LAST, by_standing, class_rows, ranked
 from cil.report.bills import (
@@ -161,6 +162,7 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int) -> Secti
         entries=tuple(entries),
         content={"rows": [entry | _structure(row, counted) for entry, row in zip(entries, rows, strict=True)]},
         plots=partial(plots, rows, first.limit, first.convention),
+        extra=partial(exemplar_table, rows),
     )
 
 
