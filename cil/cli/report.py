@@ -121,19 +121,17 @@ def _serve(request: Request, port: int) -> int:
     from cil.report.runs import read_runs
     from cil.report.watch import follow, served, waiting_page
 
-    shown = b""
+    shown = waiting_page(ConfigError("the page is being made"))
 
     def make() -> None:
         nonlocal shown
         try:
             records, _ = read_runs(request.paths)
-            pages: list[str] = []
-            _written(records, lambda good: pages.append(html(table(good), "Report", request.command)) or "")
-            shown = pages[-1].encode()
+            page, _ = _written(records, lambda good: html(table(good), "Report", request.command))
+            shown = page.encode()
         except CilError as error:
             shown = waiting_page(error)
 
-    make()
     with served(lambda: shown, port) as address:
         print(f"page: {address}   (Ctrl-C ends it)", flush=True)
         try:
@@ -212,23 +210,18 @@ def _parsed(arguments: list[str]) -> Request:
     Raises:
         ConfigError: for an option that there is not, or that lacks its value.
     """
-    serve = [place for place, item in enumerate(arguments) if item.partition("=")[0] == "--serve"]
-    port = None
-    for place in serve:
-        following = arguments[place + 1] if place + 1 < len(arguments) else ""
-        given = arguments[place].partition("=")[2] or (following if following.isdigit() else str(PORT))
-        if not given.isdigit():
-            raise ConfigError(f"--serve {given} is no port; give a whole number, or leave it out")
-        port = int(given)
-        del arguments[place : place + 1 + (given == following and "=" not in arguments[place])]
+    rest, port = _without_port(arguments)
     flags = (*PRINTED, "--watch", "--published")
-    paths, values, given_flags = split_options(arguments, {"--html": "", "--lines": "", "--figures": ""}, flags)
+    paths, values, given_flags = split_options(rest, {"--html": "", "--lines": "", "--figures": ""}, flags)
     forms = [flag for flag in PRINTED if flag in given_flags]
     if len(forms) > 1:
         raise ConfigError(f"{' and '.join(forms)} are printed both; choose one")
+    files = {name: Path(value) if value else None for name, value in values.items()}
     request = Request(
         [Path(path) for path in paths] or [Path("runs")],
-        *(Path(values[name]) if values[name] else None for name in ("--html", "--lines", "--figures")),
+        page=files["--html"],
+        lines=files["--lines"],
+        figures=files["--figures"],
         form=next(iter(forms), ""),
         watch="--watch" in given_flags,
         published="--published" in given_flags,
@@ -237,3 +230,20 @@ def _parsed(arguments: list[str]) -> Request:
     if request.watch and request.page is None and port is None:
         raise ConfigError("--watch writes a page anew: add --html FILE")
     return request
+
+
+def _without_port(arguments: Sequence[str]) -> tuple[list[str], int | None]:
+    """Arguments without ``--serve``, and its port: the number behind it, else the usual one; None without it."""
+    rest, port, given = [], None, list(arguments)
+    while given:
+        item = given.pop(0)
+        name, equals, value = item.partition("=")
+        if name != "--serve":
+            rest.append(item)
+            continue
+        if not equals:
+            value = given.pop(0) if given and given[0].isdigit() else str(PORT)
+        if not value.isdigit():
+            raise ConfigError(f"--serve {value} is no port; give a whole number, or leave it out")
+        port = int(value)
+    return rest, port

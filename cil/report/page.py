@@ -22,7 +22,7 @@ from cil.report.table import Table, table
 from cil.tracking import Record, identity_hash, write_bytes_atomic
 
 BEST = ' class="best"'
-DENSE = 13  # columns from which a table is set smaller, so that it fits
+DENSE, HUGE = 13, 17  # columns from which a table is set smaller, and from which paper is turned for it
 LONG = 3  # parts from which a page has a table of contents
 PAGE, TABLES = "index.html", ("table.csv", "table.md")  # what the report of a comparison is called
 OURS = ('<meta name="generator" content="cil">', "--ink: #1f2933")  # a page that was made here has one of these
@@ -200,7 +200,7 @@ def _grid(grid: Grid, best: Mapping[str, str] | None = None) -> str:
             body.append(f'<tr data-row="{escape(line.name)}">{"".join(row)}</tr>')
     top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
     inside = "\n".join(body)
-    dense = ' class="dense"' if len(heads) >= DENSE else ""
+    dense = ' class="dense huge"' if len(heads) >= HUGE else ' class="dense"' if len(heads) >= DENSE else ""
     return f'<div class="wide"><table{dense}>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{inside}\n</tbody></table></div>'
 
 

@@ -136,20 +136,21 @@ def line_style(colour: str, place: int, dashed: bool = False) -> dict[str, Any]:
     }
 
 
-MANY = 12  # names up to which a legend is one column beside its panel
+MANY, BROAD = 12, 28  # names, and letters of one, up to which a legend is one column beside its panel
 
 
 def legend(axes: Axes) -> None:
-    """Names of the lines: beside the panel where they are few, below it in columns where they are many."""
+    """Names of the lines: beside the panel where they are few and short, else below it in columns."""
     handles, labels = axes.get_legend_handles_labels()
-    if len(labels) <= MANY:
+    longest = max(map(len, labels), default=0)
+    if len(labels) <= MANY and longest <= BROAD:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, handlelength=1.6)
         return
     figure = axes.get_figure(root=True)
     assert figure is not None
-    columns = max(2, int(figure.get_figwidth() // 1.9))
+    columns = max(1, int(figure.get_figwidth() / (0.55 + 0.075 * max(longest, 14))))  # inches of an entry
     figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(labels) // columns))
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
     axes.legend(handles, labels, **place, ncols=columns, frameon=False, fontsize=9, handlelength=1.6)
 
 

@@ -159,15 +159,16 @@ def _call(given: Mapping[str, Any] | None, words: Mapping[str, str]) -> str:
 # the paragraph ------------------------------------------------------------------------------------------------------
 
 
-def paragraph(data: str, groups: Sequence[Group], budget: str) -> str:
+def paragraph(data: str, groups: Sequence[Group], budget: str, trained: bool = True) -> str:
     """The set-up of a table as a paper prints it.
 
     Args:
         data: A sentence on the stream.
         groups: The rows.
         budget: What they may carry, in words.
+        trained: False where the runs are of a network that was trained before, and the recipe is not theirs.
     """
-    facts, images = training_facts(groups), image_facts(groups)
+    facts, images = training_facts(groups) if trained else {}, image_facts(groups)
     runs = [run for group in groups for run in group.runs]
     sentences = [data, _image_sentence(images), *_training_sentences(facts)]
     if budget:

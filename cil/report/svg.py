@@ -97,7 +97,9 @@ def _artists(axes: Axes, labels: Collection[str]) -> Iterator[tuple[Any, str]]:
                 yield from ((part, label) for part in (*_flat(handle), text))
     names = [text.get_text() for text in axes.get_yticklabels()]
     if names and all(name in labels for name in names):
-        placed = [(patch, patch.get_y() + patch.get_height() / 2) for patch in axes.patches if hasattr(patch, "get_y")]
+        placed: list[tuple[Any, float]] = []
+        bars: list[Any] = [patch for patch in axes.patches if hasattr(patch, "get_height")]
+        placed += [(patch, patch.get_y() + patch.get_height() / 2) for patch in bars]
         placed += [(text, text.xy[1]) for text in axes.texts if hasattr(text, "xy")]
         for artist, height in placed:
             if 0 <= round(height) < len(names):
@@ -116,7 +118,8 @@ def _flat(parts: Any) -> Iterator[Artist]:
 def _values(axes: Axes, line: Line2D, label: str) -> list[str]:
     """A title for each point that is drawn."""
     x, y = axes.get_xlabel() or "x", axes.get_ylabel() or "y"
-    points = [(float(a), float(b)) for a, b in line.get_xydata()]  # type: ignore[union-attr]
+    data: Any = line.get_xydata()
+    points = [(float(a), float(b)) for a, b in data]
     return [f"{label}: {b:.4g} ({y}) at {a:.6g} ({x})" for a, b in points if a == a and b == b]
 
 

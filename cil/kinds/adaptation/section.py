@@ -100,7 +100,7 @@ def _setup(title: str, source: str, groups: Sequence[Group]) -> str:
     severity = groups[0].first.stream.get("severity")
     batches = ", ".join(values_of((run for group in groups for run in group.runs), "batch_size"))
     data = f"Stream: {title}{f', severity {severity}' if severity else ''}; {source}; {batches} images a batch."
-    return paragraph(data, groups, "")
+    return paragraph(data, groups, "", trained=False)
 
 
 def _knows_clean(rows: Iterable[Row]) -> bool:

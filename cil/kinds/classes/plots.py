@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ KIND_COLOURS = {
     "other": "#9aa5b1",
 }
 TICKS = 12  # experiences up to which each has its mark
+TITLE = 32  # letters of a line above a heat map
 CELLS_WITH_TEXT = 12  # experiences up to which a heat map prints its numbers
 
 
@@ -206,7 +208,7 @@ def _accuracy_matrices(rows: Sequence[Row]) -> Picture | None:
 def _heat_map(axes: Axes, matrix: list[list[float]], label: str) -> Any:
     size = len(matrix[0])
     picture = axes.pcolormesh(matrix, vmin=0, vmax=100, cmap="YlGnBu", edgecolors="white", linewidth=0.6)
-    axes.set_title(label, fontsize=10, color=INK)
+    axes.set_title(textwrap.fill(label, TITLE), fontsize=10, color=INK)
     axes.set_aspect("equal")
     axes.invert_yaxis()
     every = max(1, math.ceil(size / 10))

@@ -12,6 +12,7 @@ from cil.kinds.classes.answer_tables import answers_entry, answers_table
 from cil.kinds.classes.anytime_tables import TERMS as ANYTIME_TERMS
 from cil.kinds.classes.anytime_tables import anytime_entry, anytime_table, evaluated
 from cil.kinds.classes.auc import curve_sections
+from cil.kinds.classes.exemplar_strips import exemplar_table
 from cil.kinds.classes.group_tables import group_tables, groups_entry
 from cil.kinds.classes.open_set_tables import HEADING as OPEN_SET
 from cil.kinds.classes.open_set_tables import TERMS as OPEN_SET_TERMS
@@ -196,6 +197,7 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: 
         },
         plots=partial(plots, rows, first.limit, first.convention),
         published=partial(published_beside, next((group.first for group in groups if not group.first.bound), first)),
+        extra=partial(exemplar_table, rows),
     )
 
 

@@ -1,0 +1,90 @@
+"""The exemplars that rows chose, as strips of small images: read from the last state of a run, where it is kept."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from cil.report.rows import Row
+from cil.report.runs import RunSummary
+from cil.tracking.digests import SEAL, tensors_sum, unseal
+
+ROWS, CLASSES, SIDE = 8, 16, 32  # most rows with a strip, and images in it; pixels of their side on the page
+LARGEST = 2**26  # bytes of a file of a state beyond which it is not read for this
+Array = np.ndarray[Any, Any]
+
+
+def exemplar_table(rows: Sequence[Row]) -> str:
+    """A strip for each row that keeps raw images, as HTML; empty where none does."""
+    lines = []
+    for row in rows:
+        images = first_exemplars(row.runs[0]) if row.runs and not row.bound and len(lines) < ROWS else None
+        if images is not None:
+            source = base64.b64encode(_png(images)).decode()
+            picture = f'<img alt="exemplars of {escape(row.label)}" src="data:image/png;base64,{source}">'
+            lines.append(
+                f'<tr data-row="{escape(row.label)}"><th scope="row">{escape(row.label)}</th><td>{picture}</td></tr>'
+            )
+    if not lines:
+        return ""
+    note = (
+        f"The first exemplar kept of each class, up to {CLASSES}, in order of arrival; of the first seed, at the end."
+    )
+    head = '<thead><tr><th scope="col">strategy</th><th scope="col">exemplars</th></tr></thead>'
+    table = "\n".join([f'<table class="timeline strip">\n{head}\n<tbody>', *lines, "</tbody></table>"])
+    return f'<h3>Exemplars</h3>\n<div class="wide">{table}</div>\n<p class="note">{note}</p>'
+
+
+def first_exemplars(run: RunSummary) -> Array | None:
+    """The first image that is kept of each class, (n, H, W, C) uint8; None where the state is not there, whole, or raw.
+
+    The file is read only if it has the sum it was written with.
+    """
+    states = sorted((run.record.directory / "checkpoint").glob("experience-*.json"))
+    try:
+        content, whole = unseal(json.loads(states[-1].read_bytes()))
+        kept = [name for name, kind in content["kinds"].items() if kind == "exemplars" and name.endswith(".images")]
+        place, wanted = states[-1].with_name(Path(content["files"][kept[0]]).name), content["sums"]
+        if whole is False or place.stat().st_size > LARGEST:
+            return None
+        tensors, seal = _read(place)
+        if not seal == wanted.get(place.name) == _sum_of(place, tensors, run.record.run):
+            return None
+        images, slots = tensors[kept[0]], tensors[f"{kept[0].removesuffix('images')}slots"]
+    except (OSError, LookupError, ValueError, TypeError, SafetensorError):
+        return None
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != len(slots):
+        return None
+    first = np.unique(slots, return_index=True)[1][:CLASSES]
+    return images[first].transpose(0, 2, 3, 1) if len(first) else None
+
+
+def _read(path: Path) -> tuple[dict[str, Array], str | None]:
+    """All tensors of a file, and the sum that it says of itself."""
+    with safe_open(path, framework="np") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(SEAL)  # noqa: SIM118
+
+
+def _sum_of(path: Path, tensors: dict[str, Array], run: str) -> str:
+    """The sum of the tensors in a file of a run, as ``cil.engine.checkpoint`` makes it."""
+    flat = ((name, array, np.ascontiguousarray(array).reshape(-1).view(np.uint8)) for name, array in tensors.items())
+    return tensors_sum(f"{run}/{path.name}", ((n, f"torch.{a.dtype}", tuple(a.shape), bits) for n, a, bits in flat))
+
+
+def _png(images: Array) -> bytes:
+    """Images side by side, no larger than ``SIDE``, as a PNG."""
+    from PIL import Image
+
+    made = [Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0]) for image in images]
+    small = [one if one.height <= SIDE else one.resize((SIDE * one.width // one.height, SIDE)) for one in made]
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate([np.asarray(one) for one in small], axis=1)).save(buffer, format="PNG")
+    return buffer.getvalue()
