@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cil import plugins
 from cil.errors import CilError
 
 if TYPE_CHECKING:
     import pandas
-
-    from cil.tracking.record import Record
 
 BY_STEP = (  # results of strategies with an entry for each experience
     "accuracy_curve", "accuracy_matrix", "accuracy_matrix_task_aware", "losses", "ledger", "exemplars", "given_up",
@@ -20,11 +18,23 @@ BY_STEP = (  # results of strategies with an entry for each experience
 EXTRA = "pip install 'cil[frames]'"
 
 
+class ReadRecord(Protocol):
+    """What is read of a record."""
+
+    run: str
+    identity: dict[str, Any]
+    results: dict[str, Any]
+    status: str
+
+    @property
+    def kind(self) -> str: ...
+
+
 class MissingPackage(CilError):
     """A package of an extra is not installed."""
 
 
-def lines(record: Record) -> list[dict[str, Any]]:
+def lines(record: ReadRecord) -> list[dict[str, Any]]:
     """A line for each step that was evaluated: what tells the run from others, then numbers of that step.
 
     Nested results have dotted names: ``ledger.totals.exact.total``, ``flops.training`` (summed up to this step),
