@@ -152,8 +152,7 @@ def _told() -> Iterator[None]:
 
 def _text(records: Sequence[Record], request: Request) -> str:
     """Write the files that were asked for and name them; else the report in the form that was asked for."""
-    from cil.report import table, to_csv, to_latex, to_markdown, to_text
-    from cil.report.files import write_figures, write_lines
+    from cil.report import table, to_csv, to_latex, to_markdown, to_text, write_figures, write_lines
     from cil.report.page import html, write_page
 
     said, whole = [], table(records)

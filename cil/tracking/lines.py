@@ -11,7 +11,6 @@ from cil.errors import CilError
 if TYPE_CHECKING:
     import pandas
 
-
 BY_STEP = (  # results of strategies with an entry for each experience
     "accuracy_curve", "accuracy_matrix", "accuracy_matrix_task_aware", "losses", "ledger", "exemplars", "given_up",
     "over_budget", "flops", "seconds", "compute", "own_updates", "caps",
@@ -19,26 +18,23 @@ BY_STEP = (  # results of strategies with an entry for each experience
 EXTRA = "pip install 'cil[frames]'"
 
 
+class ReadRecord(Protocol):
+    """What is read of a record."""
+
+    run: str
+    identity: dict[str, Any]
+    results: dict[str, Any]
+    status: str
+
+    @property
+    def kind(self) -> str: ...
+
+
 class MissingPackage(CilError):
     """A package of an extra is not installed."""
 
 
-class Recorded(Protocol):
-    """What is read of a record (``cil.tracking.Record``)."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def run(self) -> str: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def identity(self) -> dict[str, Any]: ...
-    @property
-    def results(self) -> dict[str, Any]: ...
-
-
-def lines(record: Recorded) -> list[dict[str, Any]]:
+def lines(record: ReadRecord) -> list[dict[str, Any]]:
     """A line for each step that was evaluated: what tells the run from others, then numbers of that step.
 
     Nested results have dotted names: ``ledger.totals.exact.total``, ``flops.training`` (summed up to this step),

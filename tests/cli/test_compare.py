@@ -65,12 +65,20 @@ def test_ranges_of_hydra_work():
 # the command --------------------------------------------------------------------------------------------------------
 
 
+def test_a_page_of_somebody_else_is_named_before_anything_is_trained(cil, tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/index.html").write_text("<p>my thesis</p>")
+    said = cil("compare", *DIGITS, "strategy=finetune", "out=here")
+    assert said.code == 2 and "here/index.html is there already, and no page of cil" in said.line
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["index.html"]
+
+
 def test_a_comparison_leaves_runs_a_table_and_a_page(cil, tmp_path):
     said = cil("compare", *DIGITS, "strategy=finetune,replay", "seed=0,1", "jobs=2", "out=here")
     assert said.code == 0, said.err
     assert "replay" in said.out and said.out.endswith("\n\npage: here/index.html\n") and "\n\n\n" not in said.out
     assert len(list(tmp_path.glob("here/digits_b0_inc2/*/record.json"))) == 4
-    assert "<html" in (tmp_path / "here/index.html").read_text()
+    assert "<code>cil compare stream=split_digits trainer" in (tmp_path / "here/index.html").read_text()
     assert len((tmp_path / "here/table.csv").read_text().splitlines()) == 3
     assert "replay" in (tmp_path / "here/table.md").read_text()
 

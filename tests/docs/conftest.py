@@ -53,9 +53,10 @@ def small_machine(monkeypatch: pytest.MonkeyPatch, data_root: None) -> None:
         rules = import_module(f"cil.kinds.{kind}.rules")
         monkeypatch.setattr(rules, "RULES", rules.RULES[:1])
     monkeypatch.setattr(report, "write_html", write_no_plots)
+    monkeypatch.setattr(report, "write_figures", lambda content, folder: [])
 
 
-def write_no_plots(records: Iterable[Record], path: str | Path, title: str = "") -> Path:
+def write_no_plots(records: Iterable[Record], path: str | Path, title: str = "", command: str | None = None) -> Path:
     """A page in place of that of a report, whose plots take seconds."""
     Path(path).write_text(f"{title}: {len(list(records))} runs")
     return Path(path)

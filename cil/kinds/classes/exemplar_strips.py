@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 def exemplar_table(rows: Sequence[Row]) -> str:
     """A strip for each row that keeps raw images, as HTML; empty where none does."""
-    lines = []
+    lines: list[str] = []
     for row in rows:
         images = first_exemplars(row.runs[0]) if row.runs and not row.bound and len(lines) < ROWS else None
         if images is not None:
