@@ -9,7 +9,7 @@ import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -346,11 +346,16 @@ def versions_of(parts: Iterable[Any], model: str) -> dict[str, str]:
     zoos = {"timm": "timm", "clip": "open_clip_torch"}
     packages = ["torch", "numpy", *(package for name, package in zoos.items() if str(model).startswith(f"{name}:"))]
     owners = {str(part.__module__).partition(".")[0] for part in parts} - {"cil", "__main__"}
-    if owners:
-        from importlib.metadata import packages_distributions
-
-        packages += [name for owner in sorted(owners) for name in packages_distributions().get(owner, [])]
+    packages += [name for owner in sorted(owners) for name in _distributions().get(owner, [])]
     return {"cil": _version("cil"), "python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Names of distributions by package; reads what every installed one says of itself."""
+    from importlib.metadata import packages_distributions
+
+    return packages_distributions()
 
 
 def _version(package: str) -> str:

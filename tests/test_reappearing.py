@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cil import strategies
+from cil.engine.recipe import Recipe
 from cil.streams import Stream, class_incremental
 from cil.streams.base import ExperienceData, Signature
 from cil.testing import check_stream, toy_run
@@ -40,7 +41,7 @@ def test_the_stream_keeps_the_contract():
 
 @pytest.mark.parametrize("name", [name for name in strategies.built_in() if not strategies.find(name).takes_task])
 def test_every_strategy_learns_from_it(name, tmp_path):
-    record = toy_run(name, reappearing(), tmp_path).execute()
+    record = toy_run(name, reappearing(), tmp_path, recipe=Recipe(epochs=1, batch_size=12)).execute()
     assert record.status == "finished"
     assert record.results["class_counts"] == [8] * 6
     assert [bill["exemplars"] for bill in record.results["bills"]] == record.results["exemplars"]

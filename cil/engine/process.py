@@ -29,11 +29,6 @@ def stop_signals() -> list[signal.Signals]:
     return numbers
 
 
-def import_before_fork() -> None:
-    """Import what the first optimizer step imports, which takes seconds: here once, and not in every child."""
-    import torch._dynamo  # noqa: F401
-
-
 def in_child(work: Callable[[], None]) -> None:
     """Do ``work`` in a child process; its error is raised here, by type and text.
 
@@ -43,7 +38,6 @@ def in_child(work: Callable[[], None]) -> None:
         Stopped: if the child was stopped; CilError: as raised there; TrainingError: of any other type, or where the
             child ended without a word.
     """
-    import_before_fork()
     sys.stdout.flush()
     sys.stderr.flush()
     said, say = os.pipe()

@@ -13,11 +13,14 @@ import torch
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from cil.engine import compiler
 from cil.engine.arrival import Pace
 from cil.engine.loader import batch_bounds
 from cil.errors import ConfigError, in_words
 from cil.strategies import Phase
 from cil.values import check_value
+
+compiler.put_off()  # before the first optimizer
 
 MakeOptimizer = Callable[..., Optimizer]
 MakeSchedule = Callable[[Optimizer, int], LRScheduler]

@@ -205,8 +205,11 @@ def test_a_hyperparameter_that_a_strategy_does_not_have_is_one_line_in_python_to
         plan(partial(ICaRL, temprature=1.0), stream, "smallconv")
 
 
-def test_the_digest_of_the_code_is_the_same_in_every_process():
-    ask = "from cil.api import source_digest; from cil.strategies import find; print(source_digest(find('icarl')))"
+def test_the_digest_of_the_code_is_the_same_in_every_process_and_no_optimizer_brings_the_compiler():
+    ask = (
+        "from cil.api import source_digest; from cil.strategies import find; from cil.engine.recipe import Recipe; "
+        "import sys; Recipe().check(); print(source_digest(find('icarl')), 'torch._dynamo.config' in sys.modules)"
+    )
     environment = os.environ | {"PYTHONHASHSEED": "2"}
     done = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == source_digest(ICaRL)
+    assert done.stdout.split() == [source_digest(ICaRL), "False"]

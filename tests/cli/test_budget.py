@@ -25,9 +25,9 @@ def toy_model(strategy: str) -> list[str]:
 
 @pytest.mark.parametrize("strategy", [name for name in choices("strategy") if not find(name).takes_task])
 def test_every_strategy_runs_by_its_name_and_carries_what_its_bill_said(cil, strategy):
-    chosen = (f"strategy={strategy}", *toy_model(strategy))
+    chosen = (f"strategy={strategy}", *toy_model(strategy), "stream.increment=4")  # 4, 4 and 2 classes
     (bill,) = json.loads(cil("budget", *chosen, "stream=split_digits", "--json").out)
-    assert f"{strategy} on digits_b0_inc2, seed 0: finished" in cil("run", *DIGITS, *chosen, "run_dir=a").out
+    assert f"{strategy} on digits_b0_inc4, seed 0: finished" in cil("run", *DIGITS, *chosen, "run_dir=a").out
     results = Record.load("a").results
     for told, ledger, exemplars in zip(bill["bills"], results["ledger"], results["exemplars"], strict=True):
         assert told["total"]["exact"] == ledger["totals"]["exact"]["total"]

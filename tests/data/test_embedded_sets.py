@@ -46,6 +46,14 @@ def test_it_is_the_same_when_loaded_again(embedded, embedded_root, name):
     assert load_dataset(name, root=embedded_root).digest == embedded(name).digest
 
 
+def test_the_digits_are_those_that_scikit_learn_gives(embedded):
+    images, labels = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
+    data = embedded("digits")
+    for k in range(10):
+        whole = torch.cat([data.train.of_class(k).pixels, data.test.of_class(k).pixels]).flatten(1)
+        assert torch.equal(whole, torch.tensor(images[labels == k] * (255 / 16)).round().byte())
+
+
 @pytest.mark.parametrize("name", ["digits", "mnist5k", "crops"])
 def test_its_classes_can_be_told_apart_by_their_means_and_not_without_errors(embedded, name):
     data = embedded(name)
