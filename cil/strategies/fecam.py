@@ -164,7 +164,9 @@ def inverse_root(matrix: Tensor) -> Tensor:
     """F with F' F the inverse of a symmetric matrix; of one that is not definite, of its positive part."""
     factor, broken = torch.linalg.cholesky_ex(matrix)
     if not bool(broken):
-        return torch.linalg.solve_triangular(factor, torch.eye(len(matrix)).to(matrix), upper=False)
+        root: Tensor = torch.linalg.solve_triangular(factor, torch.eye(len(matrix)).to(matrix), upper=False)
+        return root
     values, axes = torch.linalg.eigh(matrix)
     positive = values > values.max() * len(values) * torch.finfo(values.dtype).eps
-    return torch.where(positive, values.clamp(min=1e-300).rsqrt(), 0.0)[:, None] * axes.T
+    root = torch.where(positive, values.clamp(min=1e-300).rsqrt(), 0.0)[:, None] * axes.T
+    return root
