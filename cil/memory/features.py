@@ -162,8 +162,12 @@ class Prototypes(nn.Module):
         self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
         triangle = dim * (dim + 1) // 2
         shapes = {
-            "radius": (), "tied": (triangle,), "diagonal": (0, dim), "low_rank": (0, rank * dim + 1), "full": (0, triangle)
-        }  # fmt: skip
+            "radius": (),
+            "tied": (triangle,),
+            "diagonal": (0, dim),
+            "low_rank": (0, rank * dim + 1),
+            "full": (0, triangle),
+        }
         if spread != "none":
             self.register_buffer("spreads", torch.zeros(shapes[spread]))
 
