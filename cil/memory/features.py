@@ -161,10 +161,15 @@ class Prototypes(nn.Module):
         self.register_buffer("means", torch.zeros(0, dim))
         self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
         triangle = dim * (dim + 1) // 2
-        width = {"diagonal": dim, "low_rank": rank * dim + 1, "full": triangle}.get(spread)
-        shared = {"radius": (), "tied": (triangle,)}.get(spread)
+        shapes = {
+            "radius": (),
+            "tied": (triangle,),
+            "diagonal": (0, dim),
+            "low_rank": (0, rank * dim + 1),
+            "full": (0, triangle),
+        }
         if spread != "none":
-            self.register_buffer("spreads", torch.zeros(0, width) if shared is None else torch.zeros(shared))
+            self.register_buffer("spreads", torch.zeros(shapes[spread]))
 
     def grow(self, count: int) -> None:
         """Make room for ``count`` more classes."""
@@ -257,7 +262,8 @@ class Prototypes(nn.Module):
         """(D, D) symmetric root of a covariance, whose axes may have any sign: noise times it has that covariance."""
         variances, axes = torch.linalg.eigh(self.covariance(slot).double())
         scales = (variances.clamp(min=0) + jitter).sqrt()
-        return ((axes * scales) @ axes.T).to(self.means)
+        root: Tensor = ((axes * scales) @ axes.T).to(self.means)
+        return root
 
     def pooled_covariance(self) -> Tensor:
         """(D, D) float64 mean of the covariances of all classes, weighted by their counts; zero without samples."""

@@ -163,8 +163,10 @@ def correlation_of(covariance: Tensor) -> Tensor:
 def inverse_root(matrix: Tensor) -> Tensor:
     """F with F' F the inverse of a symmetric matrix; of one that is not definite, of its positive part."""
     factor, broken = torch.linalg.cholesky_ex(matrix)
-    if not bool(broken):
-        return torch.linalg.solve_triangular(factor, torch.eye(len(matrix)).to(matrix), upper=False)
-    values, axes = torch.linalg.eigh(matrix)
-    positive = values > values.max() * len(values) * torch.finfo(values.dtype).eps
-    return torch.where(positive, values.clamp(min=1e-300).rsqrt(), 0.0)[:, None] * axes.T
+    if bool(broken):
+        values, axes = torch.linalg.eigh(matrix)
+        positive = values > values.max() * len(values) * torch.finfo(values.dtype).eps
+        root: Tensor = torch.where(positive, values.clamp(min=1e-300).rsqrt(), 0.0)[:, None] * axes.T
+    else:
+        root = torch.linalg.solve_triangular(factor, torch.eye(len(matrix)).to(matrix), upper=False)
+    return root

@@ -26,7 +26,7 @@ class GKEAL(Analytic):
 
     Args:
         size: E, centres; all images of the first experience where it has fewer.
-        width: sigma of the kernel; > 0.
+        width: sigma of the kernel; > 0. Of the order of distances between features: far above them all kernels are 1.
         ridge: gamma > 0.
         carries, statistics: See ``ACIL``.
         train_first, first_head: See ``FrozenBackbone``.

@@ -108,8 +108,9 @@ class RAPF(Strategy):
         return sum(map(tensor_bytes, self.gaussians.state_dict().values()))
 
     def prepare(self, experience: Experience) -> None:
+        encoder = reader(self.net.backbone, "rapf")
         for slot, name in experience.class_names.items():
-            self.weights[slot] = class_weight(self.net.backbone, self.texts.of(name)).to(self.weights)
+            self.weights[slot] = class_weight(encoder, self.texts.of(name)).to(self.weights)
         if self.old_classes:
             self.roots = torch.stack([self.gaussians.root(slot, self.jitter) for slot in range(self.old_classes)])
             self.old_map = self.map.weight.detach().clone()
@@ -186,4 +187,5 @@ def fused(old: Tensor, new: Tensor, least: float) -> Tensor:
     p, r = u.T @ new, u.T @ old
     apart = (p - r).abs()
     mask = (apart / apart.max().clamp(min=1e-12) + least).clamp(max=1)
-    return u @ (mask * p + (1 - mask) * r)
+    mixed: Tensor = u @ (mask * p + (1 - mask) * r)
+    return mixed

@@ -76,7 +76,8 @@ class Subspace(nn.Module):
         inside = held[:, : int(self.count)]
         if not inside.shape[1]:
             return torch.eye(len(held)).double()
-        return torch.linalg.qr(inside, mode="complete").Q[:, inside.shape[1] :]
+        whole: Tensor = torch.linalg.qr(inside, mode="complete").Q
+        return whole[:, inside.shape[1] :]
 
     def _hold(self, new: Tensor, rest: Tensor) -> None:
         """Take ``new`` directions in; ``rest`` is what is still outside."""
