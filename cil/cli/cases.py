@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from cil.cli.names import key_of
+from cil.cli.names import IN_OTHER_WORDS, key_of
 from cil.errors import ConfigError
+from cil.values import check_value
 
 if TYPE_CHECKING:
     from cil.cli.compose import Job
@@ -23,16 +24,17 @@ def case_overrides(job: Job) -> list[str]:
     command line says holds before both.
 
     Raises:
-        ConfigError: for a point that no case mentions.
+        ConfigError: for a point that no case mentions, and for what is no case or split.
     """
+    for key in IN_OTHER_WORDS:
+        check_value(key, job.config[key])
     found: dict[str, str] = {}
-    split, point = job.config.get("split"), job.config.get("point")
-    if point is not None:
+    if job.config["point"] is not None:
         _check_point(job)
     for condition, overrides in job.config["cases"].items():
         if _holds(job, condition):
             found |= {key_of(item): item for item in overrides.split()}
-    if isinstance(split, str) and (matched := SPLIT.fullmatch(split)):
+    if matched := SPLIT.fullmatch(job.config["split"] or ""):
         found |= {"stream.base": f"stream.base={matched[1]}", "stream.increment": f"stream.increment={matched[2]}"}
     named = {key_of(item) for item in job.overrides}
     replaced = named & found.keys()  # a group too: then what cases say of its keys is of another file of it

@@ -20,26 +20,30 @@ from cil.cli.names import key_of
 from cil.errors import CilError, ConfigError
 
 if TYPE_CHECKING:
-    from cil.cli.pool import RunEnd
+    from cil.cli.pool import QueuedRun, RunEnd
     from cil.engine.driver import Run
     from cil.tracking import Record
 
     Plan = Callable[[Cell, int, Path], Run]
 
 HELP = """
-usage: cil compare [key=value[,value...] ...] [jobs=auto] [out=DIR]
+usage: cil compare [key=value[,value...] ...] [jobs=auto] [out=DIR] [--dry-run]
 
 Runs every combination of the values given, one process a core, then prints one table and writes one page. The same
 command again goes on with what is not finished. A run that is over its budget, fails or is killed stops no other. Runs
-that have finished in another folder (of runs/, or beside out) are taken over, not trained again.
+that have finished in another folder (under runs/, or beside out) are taken over, not trained again.
 
   cil compare experiment=demo strategy=finetune,replay,icarl,joint seed=0,1
   cil compare strategy=all budget=aligned budget.to=der
   cil compare adapter=source,bn_stats,tent stream=cifar10_corrupted model=resnet20 model.weights=FILE seed=0,1
   cil compare strategy=icarl,wa budget.points=[50,100,200] seed=0,1,2 jobs=2 out=results/points
 
+  cil compare experiment=survey_aligned scale=small --dry-run
+
   strategy=all         every strategy that is known; adapter=all: every adapter
   budget.points=[...]  one comparison for each: exemplars, or bytes with budget=bytes
+  split=b0_inc5,...    base and increment of a stream of classes
+  --dry-run            how many runs, which exist, about what time, disk and memory they take; nothing is trained
   jobs=N               runs at a time; auto: one a core (on a GPU one), each with cores / jobs threads
   out=DIR              runs, table.csv, table.md and index.html; auto: runs/compare-NAME for experiment=NAME alone,
                        else runs/compare-NAME-1a2b3c, six digits of what was asked for: the same command finds it
@@ -53,12 +57,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def grid(arguments: Sequence[str], command: str) -> int:
-    """Run every combination and tell what came out; 1 where a run failed or was killed."""
-    overrides, asked_jobs, asked_out = split_jobs_and_out(arguments)
+    """Run every combination and tell what came out; 1 where a run failed or was killed. A dry run looks ahead alone."""
+    dry = "--dry-run" in arguments
+    overrides, asked_jobs, asked_out = split_jobs_and_out([item for item in arguments if item != "--dry-run"])
     cells = expand(overrides)
     jobs = jobs_of(asked_jobs, cells[0].job, len(cells))
     environment.prepare(overrides, jobs)
     out = Path(asked_out if asked_out != "auto" else f"runs/{command}-{folder_of(cells[0].job, overrides)}")
+    if dry:
+        runs = plan_runs(cells, jobs, out)
+        print(look_ahead({path: (cell.label, run) for path, (cell, run) in runs.items()}, jobs, out)[0])
+        return 0
     ends = run_cells(cells, jobs, out)
     if records := records_of(ends):
         print(write_report(records, out, title_of(cells[0].job, command)))
@@ -70,18 +79,39 @@ def run_cells(cells: Sequence[Cell], jobs: int, out: Path, plan: Plan | None = N
 
     Args:
         plan: Cell, jobs and ``out`` to a run, in place of ``plan_cell``; it is pickled where children are not forked.
+            Without one it is said what they will take, and what has finished elsewhere is taken over.
+
+    Raises:
+        ConfigError: naming the cell that is wrong.
+    """
+    from cil.cli.pool import QueuedRun
+    from cil.cli.run import print_warnings
+
+    make = plan or plan_cell
+    runs = plan_runs(cells, jobs, out, make)
+    quiet = all(cell.job.config["progress"] is False for cell in cells)
+    if plan is None:
+        prepare({path: (cell.label, run) for path, (cell, run) in runs.items()}, jobs, out, quiet)
+    print_warnings(run for _, run in runs.values())
+    queued = [
+        QueuedRun(cell.label, path, partial(_itself, run) if may_fork(run) else partial(make, cell, jobs, out))
+        for path, (cell, run) in runs.items()
+    ]
+    try:
+        return run_queue(queued, [run for _, run in runs.values()], jobs, quiet)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"what was computed is in {out}; the same command goes on from there") from None
+
+
+def plan_runs(cells: Sequence[Cell], jobs: int, out: Path, make: Plan | None = None) -> dict[Path, tuple[Cell, Run]]:
+    """The runs of all cells, each once, by their folders.
 
     Raises:
         ConfigError: naming the cell that is wrong.
     """
     import torch
 
-    from cil.cli.pool import QueuedRun, run_all
-    from cil.cli.progress_screen import ProgressScreen
-    from cil.cli.reuse import take_over
-    from cil.cli.run import print_warnings
-
-    make = plan or plan_cell
+    make = make or plan_cell
     runs: dict[Path, tuple[Cell, Run]] = {}
     torch.set_num_threads(1)  # this process forks: it must have started no threads of its own
     for cell in cells:
@@ -90,20 +120,45 @@ def run_cells(cells: Sequence[Cell], jobs: int, out: Path, plan: Plan | None = N
         except CilError as error:
             raise type(error)(f"{cell.label}: {error}" if len(cells) > 1 else str(error)) from error
         runs.setdefault(Path(run.run_dir), (cell, run))
-    if plan is None:
-        take_over({path: run.identity for path, (_, run) in runs.items()}, out)
-    print_warnings(run for _, run in runs.values())
-    on_cpu = all(run.runtime.device == "cpu" for _, run in runs.values())
-    fork = sys.platform == "linux" and on_cpu
-    queued = [
-        QueuedRun(cell.label, path, partial(_itself, run) if fork else partial(make, cell, jobs, out))
-        for path, (cell, run) in runs.items()
-    ]
-    quiet = all(cell.job.config["progress"] is False for cell in cells)
-    try:
-        return run_all(queued, jobs if on_cpu else 1, fork=fork, screen=ProgressScreen(len(queued), quiet))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"what was computed is in {out}; the same command goes on from there") from None
+    return runs
+
+
+def prepare(runs: Mapping[Path, tuple[str, Run]], jobs: int, out: Path, quiet: bool) -> None:
+    """Say what the runs will take, unless all is quiet, and take over what has finished in other folders."""
+    from cil.cli.reuse import find_finished, take_over
+
+    identities = {path: run.identity for path, (_, run) in runs.items()}
+    if quiet:
+        found = find_finished(identities, out)
+    else:
+        words, found = look_ahead(runs, jobs, out)
+        print(words, file=sys.stderr, flush=True)
+    take_over(identities, found, out)
+
+
+def look_ahead(runs: Mapping[Path, tuple[str, Run]], jobs: int, out: Path) -> tuple[str, dict[Path, Path]]:
+    """What the runs will take, in words; and those that have finished in other folders."""
+    from cil.cli.forecast import forecast
+    from cil.cli.reuse import find_finished
+
+    found = find_finished({path: run.identity for path, (_, run) in runs.items()}, out)
+    together = jobs if all(may_fork(run) for _, run in runs.values()) else 1
+    return "\n".join(forecast(runs, found, out, together).lines()), found
+
+
+def may_fork(run: Run) -> bool:
+    """True for a run on the CPU, which a forked process may do."""
+    return sys.platform == "linux" and run.runtime.device == "cpu"
+
+
+def run_queue(queued: Sequence[QueuedRun], runs: Sequence[Run], jobs: int, quiet: bool) -> list[RunEnd]:
+    """Do the runs, several at a time where all are on the CPU."""
+    from cil.cli.pool import run_all
+    from cil.cli.progress_screen import ProgressScreen
+
+    on_cpu = all(run.runtime.device == "cpu" for run in runs)
+    fork = all(map(may_fork, runs))
+    return run_all(queued, jobs if on_cpu else 1, fork=fork, screen=ProgressScreen(len(queued), quiet))
 
 
 def _itself(run: Run) -> Run:
@@ -118,11 +173,13 @@ def records_of(ends: Sequence[RunEnd]) -> list[Record]:
 
 
 def print_errors(ends: Sequence[RunEnd]) -> int:
-    """Print a line for each run that failed or was killed; 1 where there is one, else 0."""
-    for end in ends:
-        if end.bad:
-            print(f"cil: {end.run.label}: {end.status}: {end.error}", file=sys.stderr)
-    return int(any(end.bad for end in ends))
+    """Print a line for each run that failed or was killed, with where its log lies; 1 where there is one, else 0."""
+    bad = [end for end in ends if end.bad]
+    for end in bad:
+        print(f"cil: {end.failure}", file=sys.stderr)
+    if bad and len(ends) > 1:
+        print(f"cil: {len(bad)} of {len(ends)} runs failed; the table is of the others", file=sys.stderr)
+    return int(bool(bad))
 
 
 def plan_cell(cell: Cell, jobs: int, out: Path) -> Run:

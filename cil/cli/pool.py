@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -23,6 +23,7 @@ from cil.engine.driver import Run
 from cil.engine.process import import_before_fork, stop_signals
 from cil.errors import BudgetExceeded, CilError, in_words
 from cil.tracking import Record, RecordError
+from cil.tracking.files import METRICS
 
 LISTENING = 1.0  # seconds between two looks at the clock
 GRACE = 60.0  # seconds in which a child that was told to stop may save what it computed
@@ -41,6 +42,11 @@ class QueuedRun:
     label: str
     run_dir: Path
     make: Callable[[], Run]
+
+    @property
+    def failure_log(self) -> Path:
+        """Where the traceback of a failure is written, beside the folder of the run."""
+        return self.run_dir.with_name(f"{self.run_dir.name}.failure.log")
 
 
 @dataclass
@@ -62,6 +68,13 @@ class RunEnd:
     def bad(self) -> bool:
         """True where the command as a whole has failed by it."""
         return self.status not in ("finished", "over_budget")
+
+    @property
+    def failure(self) -> str:
+        """What failed, why, and where its log lies."""
+        logs = (self.run.failure_log, self.run.run_dir / METRICS)
+        log = next((f"; log: {path}" for path in logs if path.exists()), "")
+        return f"{self.run.label}: {self.status}: {self.error}{log}"
 
     @property
     def words(self) -> str:
@@ -234,6 +247,7 @@ def _execute(queued: QueuedRun, pipe: Connection) -> None:
         signal.signal(number, signal.default_int_handler)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: no child outlives its parent
+    queued.failure_log.unlink(missing_ok=True)
     try:
         run = queued.make()
         run.options = replace(run.options, loggers=[run.options.loggers, Messenger(pipe)], progress=False)
@@ -247,6 +261,9 @@ def _execute(queued: QueuedRun, pipe: Connection) -> None:
         if os.environ.get("CIL_TRACEBACK") and not isinstance(error, CilError):
             traceback.print_exc()
         end = ("failed", in_words(error))
+        with suppress(OSError):
+            queued.failure_log.parent.mkdir(parents=True, exist_ok=True)
+            queued.failure_log.write_text(f"{queued.label}\n\n{traceback.format_exc()}", encoding="utf-8")
     pipe.send(("end", *end))
     pipe.close()
 

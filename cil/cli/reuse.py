@@ -9,46 +9,109 @@ import shutil
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cil.errors import CilError
+from cil.report.runs import run_directories
 from cil.tracking import Record, RecordError, identity_hash, write_json_atomic
+from cil.tracking.files import RECORD
 from cil.tracking.storage import PARTIAL
 
 _say = logging.getLogger("cil.cli")
 REUSED = "reused.json"  # in the folder of a comparison: run -> folder that it was taken from
 
 
-def take_over(identities: Mapping[Path, Mapping[str, Any]], out: Path, root: Path = Path("runs")) -> None:
-    """Put finished runs of the same identity into the folder of a comparison, and say which.
+@dataclass(frozen=True)
+class EarlierRun:
+    """A finished run, as its record says without being checked: its folder, digest, identity, and seconds in all."""
 
-    Looked at are ``root``, the folder beside ``out``, and the folders in them. A file takes no room twice where the
-    file system has links.
+    path: Path
+    run: str
+    identity: dict[str, Any]
+    seconds: float
+
+
+def earlier_runs(folder: Path) -> list[EarlierRun]:
+    """Every finished run at or under a folder; what cannot be read is left out."""
+    found = []
+    for path in run_directories(folder) if folder.is_dir() else ():
+        try:
+            content = json.loads((path / RECORD).read_bytes())
+            if content["status"] == "finished":
+                seconds = float(content["results"]["seconds"]["total"])
+                found.append(EarlierRun(path, identity_hash(content["identity"]), content["identity"], seconds))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return found
+
+
+def find_finished(
+    identities: Mapping[Path, Mapping[str, Any]], out: Path, root: Path = Path("runs")
+) -> dict[Path, Path]:  # fmt: skip
+    """Finished runs of the same identity in other folders.
+
+    Looked at are the folder beside ``out``, the folders in it, and everything under ``root``.
 
     Args:
         identities: Folder of a run, under ``out``, to its identity; those that are there already are left alone.
+
+    Returns:
+        Folder of a run, under ``out``, to where it has finished.
     """
-    before = _read(out)
-    kept, taken = dict(before), dict[str, str]()
+    found: dict[Path, Path] = {}
+    anywhere: dict[str, list[Path]] | None = None
     for path, identity in identities.items():
         if path.exists() and any(path.iterdir()):
             continue
-        place = path.relative_to(out)
-        kept.pop(str(place), None)
-        found = next(_finished(_places(place, out, root), identity_hash(identity)), None)
-        if found is None:
-            continue
+        digest = identity_hash(identity)
+        place = next(_finished(_places(path.relative_to(out), out, root), digest), None)
+        if place is None:
+            anywhere = _by_digest(root, out) if anywhere is None else anywhere
+            place = next(_finished(anywhere.get(digest, ()), digest), None)
+        if place is not None:
+            found[path] = place
+    return found
+
+
+def _by_digest(root: Path, out: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for one in earlier_runs(root):
+        if out.absolute() not in one.path.absolute().parents:
+            found.setdefault(one.run, []).append(one.path)
+    return found
+
+
+def take_over(identities: Mapping[Path, Mapping[str, Any]], found: Mapping[Path, Path], out: Path) -> None:
+    """Put finished runs of other folders into the folder of a comparison, and say which.
+
+    A file takes no room twice where the file system has links.
+
+    Args:
+        identities, found: As for ``find_finished``, and what it gave.
+    """
+    before = _read(out)
+    missing = {str(path.relative_to(out)) for path in identities if not path.exists()}
+    kept, taken = {place: folder for place, folder in before.items() if place not in missing}, dict[str, str]()
+    for path, source in found.items():
+        place = str(path.relative_to(out))
         try:
-            _copy(found, path)
+            _copy(source, path)
         except OSError as error:
-            _say.warning("not reused: %s cannot be copied to %s: %s", found, path, error.strerror or "it has changed")
+            _say.warning("not reused: %s cannot be copied to %s: %s", source, path, error.strerror or "it has changed")
         else:
-            taken[str(place)] = str(found)[: -len(str(place)) - 1] or "."
+            taken[place] = _folder_of(source, place)
     if {**kept, **taken} != before:
         write_json_atomic(out / REUSED, {**kept, **taken})
     if taken:
         print(f"cil: note: {'; '.join(_sentences(taken))}", file=sys.stderr, flush=True)
+
+
+def _folder_of(source: Path, place: str) -> str:
+    """The folder of the comparison that a run was found in; of a run that lies elsewhere the folder above."""
+    inside = str(source).endswith(f"/{place}")
+    return (str(source)[: -len(place) - 1] if inside else str(source.parent)) or "."
 
 
 def remarks(out: Path) -> list[str]:

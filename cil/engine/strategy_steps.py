@@ -78,7 +78,7 @@ class StrategySteps:
         )
 
     def _at(self, index: int, batch_size: int | None, device: torch.device, refused: str) -> TrainingMemory:
-        learner, experience = self._before_phases(index, device)
+        learner, experience = self.reach_phases(index, device)
         found: list[Measured] = []
         phases = learner.phases(experience)
         while True:
@@ -94,7 +94,7 @@ class StrategySteps:
                 step = replace(step, added=step.added | ({"temporary": copies} if copies else {}))
                 found.append(step)
 
-    def _before_phases(self, index: int, device: torch.device) -> tuple[Strategy, Experience]:
+    def reach_phases(self, index: int, device: torch.device) -> tuple[Strategy, Experience]:
         """A learner that has come to the phases of an experience, as in a run but for the values."""
         noise = device.type != "meta"
         final = self.bills[-1].fixed[self.budget.convention] if self.budget.reserve == "final" else None

@@ -43,7 +43,7 @@ def read_runs(paths: str | Path | Iterable[str | Path]) -> tuple[list[Record], l
     for path in given:
         if not path.exists():
             raise ConfigError(f"'{path}' does not exist; give run directories, or directories above them")
-        for directory in _run_directories(path):
+        for directory in run_directories(path):
             try:
                 file = (directory / "record.json").stat()
                 found.setdefault((file.st_dev, file.st_ino), Record.load(directory))
@@ -57,7 +57,8 @@ def read_runs(paths: str | Path | Iterable[str | Path]) -> tuple[list[Record], l
     return results or records, list(problems)
 
 
-def _run_directories(path: Path) -> Iterable[Path]:
+def run_directories(path: Path) -> Iterable[Path]:
+    """Folders at or under a path that have a record."""
     for directory, below, files in os.walk(path):
         below[:] = [name for name in below if not name.startswith(PARTIAL)]
         if "record.json" in files:

@@ -44,3 +44,21 @@ def test_the_version_is_that_of_the_package():
     from importlib.metadata import version
 
     assert cil.__version__ == version("cil")
+
+
+def test_several_streams_and_budgets_in_bytes_give_rows_areas_and_a_page_elsewhere(tmp_path):
+    streams = [toy_stream(), toy_stream(seed=1)]
+    budgets = [cil.Budget(limits=[size]) for size in (30_000, 60_000)]
+    asked = (["replay"], streams, SETTINGS["model"], budgets)
+    given = {key: value for key, value in SETTINGS.items() if key != "model"} | {"out": tmp_path}
+    ahead = cil.compare(*asked, dry_run=True, **given)
+    assert "runs: 4; finished before: 0" in str(ahead) and not ahead.records
+    done = cil.compare(*asked, **given)
+    assert len(done.rows) == 4 and {row["label"] for row in done.rows} == {"replay"}
+    assert len(done.areas) == 2 and all(area["limits"] == [30_000, 60_000] for area in done.areas)
+    first = done.areas[0]
+    mean = sum(first["accuracy_a"]) / 200
+    assert first["auc_a"] == pytest.approx(mean * 30_000 / 2**20)  # one trapezoid
+    assert "My title" in done.write_page(tmp_path / "other" / "page.html", "My title").read_text()
+    pytest.importorskip("pandas")
+    assert list(done.frame()["label"]) == ["replay"] * 4

@@ -76,7 +76,9 @@ class StrategyCommands:
 
     def summary(self, record: Record, note: str = "") -> str:
         identity, results = record.identity, record.results
-        head = f"{identity['strategy']} on {identity['stream']['name']}, seed {identity['seed']}: {record.status}{note}"
+        scale = f", scale={identity['scale']}" if "scale" in identity else ""
+        where = f"{identity['stream']['name']}{scale}"
+        head = f"{identity['strategy']} on {where}, seed {identity['seed']}: {record.status}{note}"
         return "\n".join([head, *self.result_lines(record), self.cost_line(results), f"  record: {record.directory}"])
 
     def result_lines(self, record: Record) -> Iterator[str]:

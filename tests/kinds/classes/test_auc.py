@@ -95,3 +95,42 @@ def test_areas_are_in_every_form(run):
     content = table([point(run, "icarl", limit, y) for limit, y in zip(LIMITS, (50.0, 60.0, 70.0), strict=True)])
     assert "AUC-A" in to_markdown(content) and "18.50" in to_markdown(content)
     assert json.loads(to_json(content))["sections"][-1]["rows"][0]["auc_a"] == pytest.approx(18.5)
+
+
+# average incremental and last accuracy at each budget as read off the published curves, and the printed areas
+CIFAR_MIB = (7_998_016, 13_018_240, 16_906_760, 20_795_280, 24_684_160)  # bytes of the five budgets
+PUBLISHED = [
+    ("replay", (58.5, 64.5, 66.9, 69.0, 70.0), 10.49, (41.3, 48.8, 51.4, 54.3, 55.6), 8.02),
+    ("icarl", (63.5, 67.2, 68.5, 70.0, 70.9), 10.81, (48.4, 53.1, 54.6, 57.3, 58.5), 8.64),
+    ("bic", (62.3, 65.9, 68.4, 70.2, 70.7), 10.73, (40.7, 50.2, 52.5, 57.9, 59.6), 8.30),
+    ("foster", (66.5, 68.7, 70.3, 71.9, 72.3), 11.12, (53.2, 56.0, 56.7, 59.0, 59.4), 9.03),
+    ("der", (53.8, 68.3, 70.7, 71.0, 70.1), 10.74, (40.8, 57.0, 59.5, 60.2, 59.9), 8.95),
+    ("memo", (54.6, 69.0, 70.3, 71.7, 72.4), 10.85, (40.8, 56.8, 59.4, 61.7, 62.0), 9.03),
+]
+IMAGENET_MB = (329, 493, 755, 872, 1180, 1273)
+PUBLISHED_IMAGENET = [
+    ("podnet", (71.1, 73.2, 74.9, 74.9, 75.8, 76.1), 701.8, (60.8, 64.3, 66.5, 66.9, 68.8, 69.0), 624.9),
+    ("der", (63.6, 74.0, 76.4, 73.8, 76.6, 75.5), 699.0, (56.2, 67.4, 70.2, 67.2, 70.7, 68.6), 639.1),
+    ("memo", (64.6, 74.9, 77.3, 75.1, 79.3, 77.3), 713.0, (57.7, 68.4, 71.5, 68.2, 73.7, 71.6), 654.6),
+]
+
+
+def published(run, table_of, limits):
+    """Records with the published accuracies: of two experiences, the last one answered so, the first for the mean."""
+    return [
+        run(name, budget=byte_budget(limit, "survey"), matrix=((2 * average - last, None), (last, last)))
+        for name, averages, _, lasts, _ in table_of
+        for limit, average, last in zip(limits, averages, lasts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "limits"),
+    [(PUBLISHED, CIFAR_MIB), (PUBLISHED_IMAGENET, tuple(size * MIB for size in IMAGENET_MB))],
+    ids=["cifar100", "imagenet100"],
+)
+def test_fed_with_the_published_curves_it_returns_the_published_areas(run, rows, limits):
+    [found] = curves(published(run, rows, limits))
+    areas = {row.label: (row.auc_a.area, row.auc_l.area) for row in found}
+    for name, _, auc_a, _, auc_l in rows:
+        assert areas[name] == (pytest.approx(auc_a, rel=0.003), pytest.approx(auc_l, rel=0.003)), name

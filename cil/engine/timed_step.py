@@ -1,0 +1,109 @@
+"""The time that training will take, from a few steps on images of noise before the first real one."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+
+from cil.contract import Holder, Phase, Search
+from cil.data import Augment
+from cil.engine.cost import Cost
+from cil.engine.dry_run import Bill
+from cil.engine.fit import Fit
+from cil.engine.loader import batch_bounds
+from cil.engine.measured_step import PlainLoader, PlainRuntime, UnreadLosses
+from cil.engine.recipe import Recipe
+from cil.engine.step_kinds import StepWatch
+from cil.engine.strategy_steps import StrategySteps
+from cil.strategies import Strategy
+from cil.streams import Signature
+
+STEPS = 3  # of which the fastest counts: the first one also allocates
+KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class SecondsPerImage(NamedTuple):
+    """Seconds of training for each image that an experience trains on, exemplars too: in the first, and in the last."""
+
+    first: float
+    last: float
+
+
+class Stopwatch(Cost):
+    """Takes the time of steps, in place of what a run bills."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    @contextmanager
+    def step(
+        self, learner: Holder, watch: StepWatch, phase: str, sizes: Sequence[int], update: bool, drawn: bool
+    ) -> Iterator[AbstractContextManager[Any]]:
+        began = time.perf_counter()
+        yield nullcontext()
+        if learner.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - began)
+
+    @contextmanager
+    def hook(self) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def adjusting(self, learner: Holder) -> Iterator[None]:
+        yield
+
+
+def seconds_per_image(steps: StrategySteps, device: torch.device) -> SecondsPerImage:
+    """Time a few steps of each phase of the first and of the last experience, and multiply by how many there will be.
+
+    Not in it: augmentation, what hooks do, evaluation. The weights are random, the images noise.
+    """
+    with torch.autocast(device.type, KINDS[steps.precision]) if steps.precision in KINDS else nullcontext():
+        return SecondsPerImage(
+            _of_experience(steps, 0, device), _of_experience(steps, len(steps.signatures) - 1, device)
+        )
+
+
+def _of_experience(steps: StrategySteps, index: int, device: torch.device) -> float:
+    learner, experience = steps.reach_phases(index, device)
+    images = sum(steps.signatures[index].counts.values())
+    missing, seconds = images - len(experience.train), 0.0  # of the images, of which a few batches of noise stand
+    for found in learner.phases(experience):
+        learner.to(device)
+        trials = found.trials if isinstance(found, Search) else 1
+        phase = found.trial(found.middle) if isinstance(found, Search) else found
+        recipe = steps.recipe.of(phase, index)
+        batches = len(batch_bounds(len(phase.samples) + missing, recipe.batch_size)) * recipe.epochs
+        most = batches if recipe.max_steps is None else recipe.max_steps * recipe.accumulate
+        seconds += trials * min(batches, most) * _of_batch(learner, phase, recipe)
+    return seconds / (images + (steps.bills[index - 1].exemplars if index else 0))
+
+
+def _of_batch(learner: Strategy, phase: Phase, recipe: Recipe) -> float:
+    watch = Stopwatch()
+    enough: Callable[[Cost], bool] = lambda cost: len(watch.seconds) >= STEPS  # noqa: E731
+    Fit(
+        learner, phase, 0, recipe, 0, 0, Augment(), PlainRuntime(str(learner.device)), cost=watch, spent=enough,
+        make_loader=PlainLoader, window=UnreadLosses(),
+    ).run()  # fmt: skip
+    return min(watch.seconds, default=math.nan)
+
+
+def seconds_of_training(signatures: Sequence[Signature], bills: Sequence[Bill], rates: SecondsPerImage) -> float:
+    """Seconds of a whole stream, each experience after the first taken for as slow as the last one.
+
+    >>> one = Signature(0, (0,), (0,), {0: 10}, (1, 8, 8), 1)
+    >>> bill = Bill(0, {}, 4, {}, {})
+    >>> seconds_of_training([one, one, one], [bill, bill, bill], SecondsPerImage(1.0, 2.0))  # 10 + 2 (14 + 14)
+    66.0
+    """
+    images = [sum(signature.counts.values()) for signature in signatures]
+    later = sum(count + bill.exemplars for count, bill in zip(images[1:], bills, strict=False))
+    return rates.first * images[0] + rates.last * later

@@ -1,0 +1,84 @@
+"""What a comparison says before it starts, and what it says of runs that failed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cil.cli.forecast import Forecast
+from cil.cli.reuse import earlier_runs
+from cil.report import find_runs, table, to_json
+
+DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "progress=false", "device=cpu")
+
+
+def test_a_dry_run_counts_what_exists_wherever_it_lies_and_trains_nothing(cil, tmp_path):
+    asked = (*DIGITS, "strategy=replay", "seed=0,1", "jobs=2")
+    first = cil("compare", *asked, "--dry-run")
+    assert first.code == 0 and not list(tmp_path.rglob("record.json"))
+    runs, time, disk = first.out.splitlines()
+    assert runs == "runs: 2; finished before: 0; go on: 0; to be trained, 2 at a time: 2"
+    assert "2 by steps timed on noise just now, without augmentation, hooks and evaluation" in time
+    assert disk.startswith("disk: about ") and "MiB a run, 2 at a time" in disk
+
+    cil("run", *DIGITS, "strategy=replay", "seed=1", "trainer.threads=1", "run_dir=runs/by/hand/mine")
+    (done,) = earlier_runs(Path("runs"))
+    again = cil("compare", *asked, "trainer.threads=1", "--dry-run")
+    assert "finished before: 1 (0 here, 1 in runs/by); go on: 0; to be trained, 2 at a time: 1" in again.out
+    assert "so at most about" in again.out and "1 by the slowest like run that has finished" in again.out
+    made = cil("compare", *asked, "trainer.threads=1", "out=here")
+    assert made.code == 0 and "reused: 1 finished run of runs/by/hand, of the same identity" in made.out
+    assert {record.run for record in find_runs("here")} >= {done.run}
+
+
+def test_who_does_not_fit_at_a_point_is_named_and_left_out_there(cil):
+    asked = (*DIGITS, "strategy=der,replay", "budget=bytes", "budget.points=[50_000,200_000]", "jobs=1")
+    said = cil("compare", *asked, "--dry-run")
+    (line,) = (line for line in said.out.splitlines() if line.startswith("does not fit"))
+    assert line.startswith("does not fit: der, budget.limit=50000: der will carry 62,232 bytes (exact)")
+    assert "runs: 4; " in said.out and "to be trained, 1 at a time: 3" in said.out
+    made = cil("compare", *asked, "out=here")
+    assert made.code == 0 and "AUC-A" in made.out
+    content = json.loads(to_json(table(find_runs("here"))))
+    areas = {row["label"]: row["auc_a"] for row in content["sections"][-1]["rows"]}
+    assert areas["der"] is None and areas["replay"] > 0
+
+
+def test_a_run_that_fails_is_named_at_the_end_with_its_cause_and_its_log(cil, tmp_path):
+    (tmp_path / "broken.py").write_text(
+        "from cil.strategies.finetune import Finetune\n\n\n"
+        "class Broken(Finetune):\n    def loss(self, batch):\n        raise ValueError('a bug of mine')\n"
+    )
+    said = cil("compare", *DIGITS, "strategy=broken:Broken,finetune", "jobs=1", "out=here")
+    assert said.code == 1 and "finetune" in said.out and (tmp_path / "here/index.html").exists()
+    failed, summary = said.err.strip().splitlines()[-2:]
+    assert failed.startswith("cil: broken:Broken: failed: ValueError: a bug of mine")
+    log = Path(failed.rpartition("; log: ")[2])
+    assert "Traceback" in log.read_text() and "broken.py" in log.read_text()
+    assert summary == "cil: 1 of 2 runs failed; the table is of the others"
+
+
+def test_seconds_of_runs_one_after_the_other_and_side_by_side():
+    one, two = (Forecast(5, 1, {"runs/a": 1}, 0, [600.0], [300.0, 300.0], (), {}, 0, None, jobs) for jobs in (1, 2))
+    assert "time: 20 min of computing, so at most about 20 min (1 by the slowest" in "\n".join(one.lines())
+    # half of 1,200 s, and half of the longest one, which may begin when all others have ended
+    assert "time: 20 min of computing, so at most about 15 min" in "\n".join(two.lines())
+
+
+@pytest.mark.parametrize("name", ["benchmark", "aligned", "curve"])
+def test_each_of_the_surveys_comparisons_runs_on_embedded_data_and_is_marked_as_quick(cil, tmp_path, name):
+    short = ("trainer.max_steps=1", "progress=false", "device=cpu", "jobs=1")
+    chosen = ("strategy=icarl,memo", "point=1,2") if name == "curve" else ("strategy=podnet,der",)
+    said = cil("compare", f"experiment=survey_{name}", "scale=quick", *chosen, *short)
+    assert said.code == 0, said.err
+    assert "digits_b0_inc2, scale=quick: 10 classes in 5 experiences of 2" in said.out
+    (page,) = tmp_path.glob(f"runs/compare-survey_{name}-quick*/index.html")
+    text = page.read_text()
+    assert f"compare: survey_{name}, scale=quick" in text and "scale=quick: a reduced setting" in text
+    assert {record.identity["scale"] for record in find_runs(page.parent)} == {"quick"}
+    if name == "curve":
+        assert "AUC-A" in said.out and "Average incremental accuracy against the budget" in text
+        models = {(r.identity["strategy"], r.identity["networks"]["name"]) for r in find_runs(page.parent)}
+        assert models == {("icarl", "resnet14_narrow"), ("memo", "smallconv"), ("memo", "convnet2")}
