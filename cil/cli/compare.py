@@ -77,11 +77,6 @@ def grid(arguments: Sequence[str], command: str) -> int:
     if records := records_of(ends):
         again = shlex.join(["cil", command, *arguments])
         print(write_report(records, out, title_of(cells[0].job, command), again))
-    refuse_foreign_report(out)
-    ends = run_cells(cells, jobs, out)
-    if records := records_of(ends):
-        again = shlex.join(["cil", command, *arguments])
-        print(write_report(records, out, f"{command}: {_name(cells[0].job)}", again))
     return print_errors(ends)
 
 

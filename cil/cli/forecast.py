@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import call
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -163,15 +164,19 @@ def _alike(one: EarlierRun, run: Run) -> bool:
 
 
 def _measured(run: Run) -> Measured | None:
-    """Time steps of a run in a process of its own, as this one must start no threads; None where that fails."""
+    """Time steps of a run; None where that fails.
+
+    On the CPU in a process of its own, as this one forks later and must start no threads; a GPU is lost by a fork.
+    """
     if not isinstance(run.work, StrategyWork):
         return None
+    apart = in_child if run.runtime.device == "cpu" else call
     with TemporaryDirectory() as folder:
         path = Path(folder) / "measured.json"
         try:
-            in_child(partial(_write_measured, run, run.work, path))
+            apart(partial(_write_measured, run, run.work, path))
             first, last, memory = json.loads(path.read_text())
-        except CilError:
+        except (CilError, RuntimeError):  # told where the run is executed
             return None
     return None if math.isnan(first + last) else Measured(SecondsPerImage(first, last), memory)
 
