@@ -14,6 +14,7 @@ from made_records import MIB, NO_BUDGET, byte_budget, make_run
 from cil.errors import ConfigError
 from cil.report import find_runs, write_html
 from cil.report.page import refuse_foreign_report
+from cil.report.svg import VARIABLES
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -91,6 +92,13 @@ def test_the_page_is_whole_and_asks_for_nothing(page):
                 assert (value or "").startswith(("#", "data:")), f"{name}={value}"
     assert "http://" not in page and "https://" not in page
     assert "@import" not in page and not re.search(r"url\((?!#)", page)
+
+
+def test_each_colour_of_figures_has_one_for_dark_pages(page):
+    light, _, dark = page.partition("prefers-color-scheme: dark")
+    assert all(f"--{name}: " in part for name in VARIABLES.values() for part in (light, dark))
+    assert all(f"--{name}: {colour};" in light for colour, name in VARIABLES.items())
+    assert "var(--ink)" in page and "<title>icarl: " in page and 'data-row="icarl"' in page
 
 
 def test_every_picture_is_there_and_no_id_comes_twice(page):

@@ -46,6 +46,10 @@ TERMS = (
 )  # fmt: skip
 
 
+LEGEND = (
+    "error, mean: online, mean over domains; B: bytes held between two batches, as exact and survey count; peak B: "
+    "with what an update needs; FLOPs: of adapting; columns of domains: error in percent."
+)
 CLEAN = ("clean_error_before", "clean_error_after")
 
 
@@ -82,6 +86,7 @@ def _section(groups: Sequence[Group], number: int) -> Section:
         rows=tuple(rows),
         facts=_facts(groups),
         setup=_setup(title, subtitle, groups),
+        legend="" if number > 1 else LEGEND,
         grid=_grid(rows, stream["domains"]),
         best=dict.fromkeys(["error, mean %"], winner) if (winner := verdicts and verdicts[0].winner) else {},
         bills=(
