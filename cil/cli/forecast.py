@@ -12,7 +12,7 @@ from functools import partial
 from operator import call
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
@@ -20,14 +20,18 @@ from cil.cli.budget import Bills
 from cil.cli.pool import record_of
 from cil.cli.reuse import EarlierRun, earlier_runs
 from cil.engine.driver import Run
-from cil.engine.learning import StrategyWork
+
 from cil.engine.process import in_child
 from cil.engine.timed_step import SecondsPerImage, seconds_of_training, seconds_per_image
 from cil.errors import CilError
 from cil.memory.survey import MIB
 
+if TYPE_CHECKING:
+    from cil.engine.learning import StrategyWork
+
 RECIPE = ("strategy", "adapter", "model", "trainer", "optimizer", "scheduler", "adaptation")  # of a config
 RECORDS = 2 * MIB  # bytes of a record, its log and its arrays
+A_BOUNDARY = 0.5  # seconds of an experience beside steps: hooks, evaluation, files; 0.3 to 0.5 on small images
 
 
 class Measured(NamedTuple):
@@ -83,7 +87,7 @@ class Forecast:
         parts = []
         for seconds, how in (
             (self.alike, "by the slowest like run that has finished"),
-            (self.timed, "by steps timed on noise just now, without augmentation, hooks and evaluation"),
+            (self.timed, f"by steps timed on noise just now and {A_BOUNDARY} s an experience for all else"),
         ):
             if seconds:
                 parts.append(f"{len(seconds)} {how}")
@@ -122,8 +126,9 @@ def forecast(
         steps = measured[_recipe_of(run.identity)]
         if like:
             alike.append(max(like))
-        elif steps is not None and isinstance(run.work, StrategyWork):
-            timed.append(seconds_of_training(run.work.stream.signatures, run.work.bill, steps.rates))
+        elif steps is not None and (work := _strategy_work(run)) is not None:
+            training = seconds_of_training(work.stream.signatures, work.bill, steps.rates)
+            timed.append(training + A_BOUNDARY * work.boundaries)
         else:
             unknown.append(label)
     return Forecast(
@@ -134,9 +139,15 @@ def forecast(
     )  # fmt: skip
 
 
+def _strategy_work(run: Run) -> StrategyWork | None:
+    """The work of a run that trains a strategy, which alone has bills and steps to time."""
+    known = all(hasattr(run.work, name) for name in ("stream", "bill", "steps"))
+    return cast("StrategyWork", run.work) if known else None
+
+
 def _over(label: str, run: Run) -> str | None:
     """Why a run does not fit its budget, in a few words; None where it fits, or is of no strategy."""
-    if not isinstance(run.work, StrategyWork):
+    if _strategy_work(run) is None:
         return None
     try:
         why = Bills.of(run, label).over
@@ -168,13 +179,14 @@ def _measured(run: Run) -> Measured | None:
 
     On the CPU in a process of its own, as this one forks later and must start no threads; a GPU is lost by a fork.
     """
-    if not isinstance(run.work, StrategyWork):
+    work = _strategy_work(run)
+    if work is None:
         return None
     apart = in_child if run.runtime.device == "cpu" else call
     with TemporaryDirectory() as folder:
         path = Path(folder) / "measured.json"
         try:
-            apart(partial(_write_measured, run, run.work, path))
+            apart(partial(_write_measured, run, work, path))
             first, last, memory = json.loads(path.read_text())
         except (CilError, RuntimeError):  # told where the run is executed
             return None
@@ -199,9 +211,10 @@ def _peak_memory(device: torch.device) -> int:
 
 def _disk(run: Run) -> int:
     """The state that is carried, twice while the next one is written (all of them with ``checkpoint.keep=all``)."""
-    if not isinstance(run.work, StrategyWork):
+    work = _strategy_work(run)
+    if work is None:
         return RECORDS
-    sizes = [bill.total["exact"] for bill in run.work.bill]
+    sizes = [bill.total["exact"] for bill in work.bill]
     return RECORDS + (sum(sizes) if run.options.keep == "all" else 2 * max(sizes))
 
 

@@ -20,7 +20,7 @@ def test_a_dry_run_counts_what_exists_wherever_it_lies_and_trains_nothing(cil, t
     assert first.code == 0 and not list(tmp_path.rglob("record.json"))
     runs, time, disk = first.out.splitlines()
     assert runs == "runs: 2; finished before: 0; go on: 0; to be trained, 2 at a time: 2"
-    assert "2 by steps timed on noise just now, without augmentation, hooks and evaluation" in time
+    assert "2 by steps timed on noise just now and 0.5 s an experience for all else" in time
     assert disk.startswith("disk: about ") and "MiB a run, 2 at a time" in disk
 
     cil("run", *DIGITS, "strategy=replay", "seed=1", "trainer.threads=1", "run_dir=runs/by/hand/mine")
