@@ -20,7 +20,6 @@ from cil.cli.budget import Bills
 from cil.cli.pool import record_of
 from cil.cli.reuse import EarlierRun, earlier_runs
 from cil.engine.driver import Run
-
 from cil.engine.process import in_child
 from cil.engine.timed_step import SecondsPerImage, seconds_of_training, seconds_per_image
 from cil.errors import CilError
