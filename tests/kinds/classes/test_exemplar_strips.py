@@ -21,7 +21,7 @@ def record(tmp_path_factory):
 
 def test_the_first_exemplar_of_each_class_is_the_one_that_is_carried(record, tmp_path):
     images = first_exemplars(RunSummary(record))
-    state = load(record.directory).strategy.state().tensors
+    state = load(record.directory).learner.state().tensors
     first = [int(np.flatnonzero(state["memory.slots"].numpy() == slot)[0]) for slot in range(10)]
     assert np.array_equal(images, state["memory.images"].numpy()[first].transpose(0, 2, 3, 1))
     text = write_html([record], tmp_path / "page.html").read_text()
