@@ -48,8 +48,7 @@ class Bills:
     @classmethod
     def of(cls, run: Run, label: str | None = None, alone: bool = True) -> Bills:
         """The bills of a run; one of many that cannot work with the model has none and says why."""
-        from cil.engine.dry_run import check_bills
-        from cil.errors import BudgetExceeded, ConfigError
+        from cil.errors import ConfigError
 
         work = cast("StrategyWork", run.work)
         head, bound = (label or run.name, work.stream.name, run.identity["budget"]), run.identity["bound"]
@@ -59,13 +58,7 @@ class Bills:
             if alone:
                 raise
             return cls(*head, False, [], str(error))
-        try:
-            if not bound:
-                check_bills(bills, work.budget, run.name)
-                work.check_static_caps()
-        except BudgetExceeded as error:
-            return cls(*head, bound, bills, str(error))
-        return cls(*head, bound, bills, None)
+        return cls(*head, bound, bills, work.excess())
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -12,25 +12,34 @@ from functools import partial
 from operator import call
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from cil.cli.budget import Bills
 from cil.cli.pool import record_of
 from cil.cli.reuse import EarlierRun, earlier_runs
 from cil.engine.driver import Run
 from cil.engine.process import in_child
-from cil.engine.timed_step import SecondsPerImage, seconds_of_training, seconds_per_image
+from cil.engine.timed_step import SecondsPerImage
 from cil.errors import CilError
 from cil.memory.survey import MIB
-
-if TYPE_CHECKING:
-    from cil.engine.learning import StrategyWork
 
 RECIPE = ("strategy", "adapter", "model", "trainer", "optimizer", "scheduler", "adaptation")  # of a config
 RECORDS = 2 * MIB  # bytes of a record, its log and its arrays
 A_BOUNDARY = 0.5  # seconds of an experience beside steps: hooks, evaluation, files; 0.3 to 0.5 on small images
+
+
+@runtime_checkable
+class Foreseen(Protocol):
+    """Work that says what it will take before anything is done; see ``StrategyWork``, whose methods these are."""
+
+    def excess(self) -> str | None: ...
+
+    def carried_bytes(self) -> list[int]: ...
+
+    def rates(self) -> SecondsPerImage: ...
+
+    def duration(self, rates: SecondsPerImage) -> float: ...
 
 
 class Measured(NamedTuple):
@@ -111,7 +120,7 @@ def forecast(
     records = {path: record_of(path) for path in runs}
     here = [path for path, record in records.items() if record is not None and record.status == "finished"]
     left = {path: run for path, run in runs.items() if path not in found and path not in here}
-    over = {label: why for label, run in left.values() if (why := _over(label, run))}
+    over = {label: why for label, run in left.values() if (why := _over(run))}
     todo = [(label, run) for label, run in left.values() if label not in over]
     known = [*earlier_runs(root), *earlier_runs(out)] if todo else []
     measured: dict[str, Measured | None] = {}
@@ -125,9 +134,8 @@ def forecast(
         steps = measured[_recipe_of(run.identity)]
         if like:
             alike.append(max(like))
-        elif steps is not None and (work := _strategy_work(run)) is not None:
-            training = seconds_of_training(work.stream.signatures, work.bill, steps.rates)
-            timed.append(training + A_BOUNDARY * work.boundaries)
+        elif steps is not None and isinstance(run.work, Foreseen):
+            timed.append(run.work.duration(steps.rates) + A_BOUNDARY * run.work.boundaries)
         else:
             unknown.append(label)
     return Forecast(
@@ -138,18 +146,10 @@ def forecast(
     )  # fmt: skip
 
 
-def _strategy_work(run: Run) -> StrategyWork | None:
-    """The work of a run that trains a strategy, which alone has bills and steps to time."""
-    known = all(hasattr(run.work, name) for name in ("stream", "bill", "steps"))
-    return cast("StrategyWork", run.work) if known else None
-
-
-def _over(label: str, run: Run) -> str | None:
-    """Why a run does not fit its budget, in a few words; None where it fits, or is of no strategy."""
-    if _strategy_work(run) is None:
-        return None
+def _over(run: Run) -> str | None:
+    """Why a run does not fit its budget, in a few words; None where it fits, or does not say."""
     try:
-        why = Bills.of(run, label).over
+        why = run.work.excess() if isinstance(run.work, Foreseen) else None
     except CilError:  # told where the run is executed
         return None
     return None if why is None else why.partition(": ")[0]
@@ -178,8 +178,7 @@ def _measured(run: Run) -> Measured | None:
 
     On the CPU in a process of its own, as this one forks later and must start no threads; a GPU is lost by a fork.
     """
-    work = _strategy_work(run)
-    if work is None:
+    if not isinstance(run.work, Foreseen):
         return None
     apart = in_child if run.runtime.device == "cpu" else call
     with TemporaryDirectory() as folder:
@@ -192,10 +191,9 @@ def _measured(run: Run) -> Measured | None:
     return None if math.isnan(first + last) else Measured(SecondsPerImage(first, last), memory)
 
 
-def _write_measured(run: Run, work: StrategyWork, path: Path) -> None:
+def _write_measured(run: Run, work: Foreseen, path: Path) -> None:
     torch.set_num_threads(run.runtime.threads or torch.get_num_threads())
-    rates = seconds_per_image(work.steps(), run.runtime.torch_device)
-    path.write_text(json.dumps([*rates, _peak_memory(run.runtime.torch_device)]))
+    path.write_text(json.dumps([*work.rates(), _peak_memory(run.runtime.torch_device)]))
 
 
 def _peak_memory(device: torch.device) -> int:
@@ -210,10 +208,9 @@ def _peak_memory(device: torch.device) -> int:
 
 def _disk(run: Run) -> int:
     """The state that is carried, twice while the next one is written (all of them with ``checkpoint.keep=all``)."""
-    work = _strategy_work(run)
-    if work is None:
+    if not isinstance(run.work, Foreseen):
         return RECORDS
-    sizes = [bill.total["exact"] for bill in work.bill]
+    sizes = run.work.carried_bytes()
     return RECORDS + (sum(sizes) if run.options.keep == "all" else 2 * max(sizes))
 
 

@@ -43,6 +43,7 @@ from cil.engine.scoring import scored
 from cil.engine.spending import compute, flops_by_part, largest_loss, spent
 from cil.engine.status import Clock
 from cil.engine.strategy_steps import StrategySteps
+from cil.engine.timed_step import SecondsPerImage, seconds_of_training, seconds_per_image
 from cil.errors import BudgetExceeded, ConfigError, ContractError
 from cil.memory import Allowance, Budget, Entry, Flops, OptimizerSteps, State
 from cil.memory.codec_check import check_codec, is_own
@@ -205,6 +206,29 @@ class StrategyWork:
         if learner.memories() and self.budget.enforce != "report":
             found += fit_warnings(self.bill, self.budget, self.stream.signatures, self.name)
         return found
+
+    def excess(self) -> str | None:
+        """Why it cannot be trained under its budget; None where it can, and of a bound, which is not held to it."""
+        if self.bound:
+            return None
+        try:
+            check_bills(self.bill, self.budget, self.name)
+            self.check_static_caps()
+        except BudgetExceeded as error:
+            return str(error)
+        return None
+
+    def carried_bytes(self) -> list[int]:
+        """Bytes that will be carried after each experience, every one counted."""
+        return [bill.total["exact"] for bill in self.bill]
+
+    def rates(self) -> SecondsPerImage:
+        """Time a few steps, on noise."""
+        return seconds_per_image(self.steps(), self.runtime.torch_device)
+
+    def duration(self, rates: SecondsPerImage) -> float:
+        """Seconds of training at these rates, about."""
+        return seconds_of_training(self.stream.signatures, self.bill, rates)
 
     def steps(self) -> StrategySteps:
         """Measures steps before there are any."""
