@@ -184,7 +184,7 @@ def _measured(run: Run) -> Measured | None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "measured.json"
         try:
-            apart(partial(_write_measured, run, work, path))
+            apart(partial(_write_measured, run, run.work, path))
             first, last, memory = json.loads(path.read_text())
         except (CilError, RuntimeError):  # told where the run is executed
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,6 @@ class Looks:
         images: Number of images of the experience.
         limit: Looks that each image may have; None: any number.
         method, experience: Who looks, at what, for messages.
-        settle: Called before a refusal.
 
     Attributes:
         counts: (images,) looks at each.
@@ -42,11 +41,10 @@ class Looks:
         limit: int | None = None,
         method: str = "a strategy",
         experience: int = 0,
-        settle: Callable[[], None] = lambda: None,
     ) -> None:
         self.counts: Images = np.zeros(images, dtype=np.int64)
         self.by_reader: dict[str, int] = {}
-        self.limit, self.method, self.experience, self.settle = limit, method, experience, settle
+        self.limit, self.method, self.experience = limit, method, experience
         self._reader = "a hook"
 
     @contextmanager
@@ -78,7 +76,6 @@ class Looks:
         self.by_reader[self._reader] = self.by_reader.get(self._reader, 0) + int(counts.sum())
 
     def _refuse(self, images: Images, most: int) -> None:
-        self.settle()
         which = f"image {images[0]}" if len(images) == 1 else f"{len(images)} images, the first of them {images[0]},"
         raise BudgetExceeded(
             f"{self.method} reads {which} of experience {self.experience} for the {ORDINALS.get(most, f'{most}th')} "

@@ -243,7 +243,7 @@ class StrategyWork:
         """One experience: everything that happens to a strategy, in order."""
         flops = Flops()  # operations of all that is no step of a phase
         state = context.checkpoints.state(index - 1) if index else None
-        with flops.counting_rest():
+        with _settled(context), flops.counting_rest():
             with flops.counting():
                 learner = self.learners.rebuilt(index, state)
                 taken = self.learners.admit(learner, index)
@@ -253,7 +253,7 @@ class StrategyWork:
             arriving = experience.train
             check_codecs(learner, arriving)
             allowed = "free" if self.bound else self.recipe.looks
-            experience, looks = counted_experience(experience, allowed, self.name, context.settle)
+            experience, looks = counted_experience(experience, allowed, self.name)
             around = partial(self._around, learner, index, flops, looks)
             grow = flops.counting()(partial(self.learners.grow, learner, index))
             enter(learner, experience, grow, around, partial(self._make_room, learner, index, allowance))
@@ -519,6 +519,16 @@ def check_codecs(learner: Strategy, arriving: Samples) -> None:
     for memory in exemplar_memories(learner).values():
         if not is_own(memory.codec):
             check_codec(memory.codec, arriving[:CODEC_IMAGES].pixels)
+
+
+@contextmanager
+def _settled(context: Context) -> Iterator[None]:
+    """What is refused inside leaves a record of all boundaries before."""
+    try:
+        yield
+    except BudgetExceeded:
+        context.settle()
+        raise
 
 
 def _bytes(entries: list[Entry]) -> int:

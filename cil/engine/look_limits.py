@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from cil.contract import Phase
@@ -13,18 +12,15 @@ from cil.memory.exemplars import EncodedStore
 from cil.streams import Experience
 
 
-def counted_experience(
-    experience: Experience, allowed: int | str, method: str, settle: Callable[[], None]
-) -> tuple[Experience, Looks]:
+def counted_experience(experience: Experience, allowed: int | str, method: str) -> tuple[Experience, Looks]:
     """The experience as a learner is handed it, with its looks counted; and the count.
 
     Args:
         allowed: Looks at each image, or ``free``.
         method: The strategy, for messages.
-        settle: Brings the record up to date before a refusal.
     """
     limit = None if isinstance(allowed, str) else allowed
-    looks = Looks(len(experience.train), limit, method, experience.index, settle)
+    looks = Looks(len(experience.train), limit, method, experience.index)
     return replace(experience, train=counted(experience.train, looks)), looks
 
 

@@ -87,7 +87,7 @@ def test_looks_and_a_fitted_value_have_columns_where_records_have_them(run):
     assert (cells["ranpac"]["looks"], cells["ranpac"]["fitted"]) == ("1.8", "size=656")  # (60 + 10) / 40
     assert not {"looks", "fitted"} & cells["wa"].keys()
     assert [entry["looks"] for entry in content.sections[0].entries] == [1.75, None]
-    assert {"looks", "fitted"} <= {term for term, _ in content.reading.terms}
+    assert {"looks", "fitted"} <= {term for term, _ in content.readings[0].terms}
 
 
 def test_public_weights_are_shown_with_and_without(run):
