@@ -66,7 +66,8 @@ def _curves(
             style = line_style(_colour(row, paint), place, dashed=row.bound)
             panel.plot(range(1, len(mean) + 1), mean, **style, label=row.label)
         panel.set_ylim(0, 100 if words.endswith("%") else 1)
-        panel.set_xlabel("experiences")
+        panel.set_xlabel("experiences learned")
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_ylabel(words)
     legend(axes[-1])
     return title, f"{caption} Mean over seeds.", figure
@@ -130,14 +131,14 @@ def _task_confusion(rows: Sequence[Row]) -> Picture | None:
     for line, (label, moments) in zip(grid, found.items(), strict=True):
         for axes, (step, shares) in zip(line, moments.items(), strict=False):
             picture = axes.imshow(shares, vmin=0, vmax=100, cmap="YlGnBu", interpolation="nearest")
-            axes.set_title(f"after {step + 1}", fontsize=8, color=INK)
+            axes.set_title(f"{step + 1} learned", fontsize=8, color=INK)
         line[0].set_ylabel(label, fontsize=8)
     figure.colorbar(
         picture, ax=list(np.ravel(grid)), shrink=0.8, aspect=30, label="images of the experience, %", pad=0.02
     )
     caption = (
-        "Row: experience that an image is of. Column: experience of the class that is answered. After the experience "
-        "named; first seed. The confusion of all classes is in the record (arrays)."
+        "Row: experience that an image is of. Column: experience of the class that is answered. Of the "
+        "first seed. The confusion of all classes is in the record (arrays)."
     )
     return "Confusion of experiences over time", caption, figure
 
