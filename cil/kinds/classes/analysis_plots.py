@@ -59,6 +59,8 @@ def _curves(
     }
     if not any(not np.isnan(mean).all() for means in found.values() for mean in means.values()):
         return None
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = figure_of(3.7, (1.1 * len(panels) + 0.4) * WIDTH / 1.5, len(panels))
     for panel, (words, means) in zip(axes, found.items(), strict=True):
         for place, row in enumerate(rows):
@@ -67,7 +69,7 @@ def _curves(
             panel.plot(range(1, len(mean) + 1), mean, **style, label=row.label)
         panel.set_ylim(0, 100 if words.endswith("%") else 1)
         panel.set_xlabel("experiences learned")
-        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylabel(words)
     legend(axes[-1])
     return title, f"{caption} Mean over seeds.", figure
