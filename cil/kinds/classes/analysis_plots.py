@@ -59,6 +59,8 @@ def _curves(
     }
     if not any(not np.isnan(mean).all() for means in found.values() for mean in means.values()):
         return None
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = figure_of(3.7, (1.1 * len(panels) + 0.4) * WIDTH / 1.5, len(panels))
     for panel, (words, means) in zip(axes, found.items(), strict=True):
         for place, row in enumerate(rows):
@@ -66,7 +68,8 @@ def _curves(
             style = line_style(_colour(row, paint), place, dashed=row.bound)
             panel.plot(range(1, len(mean) + 1), mean, **style, label=row.label)
         panel.set_ylim(0, 100 if words.endswith("%") else 1)
-        panel.set_xlabel("experiences")
+        panel.set_xlabel("experiences learned")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylabel(words)
     legend(axes[-1])
     return title, f"{caption} Mean over seeds.", figure
@@ -130,14 +133,14 @@ def _task_confusion(rows: Sequence[Row]) -> Picture | None:
     for line, (label, moments) in zip(grid, found.items(), strict=True):
         for axes, (step, shares) in zip(line, moments.items(), strict=False):
             picture = axes.imshow(shares, vmin=0, vmax=100, cmap="YlGnBu", interpolation="nearest")
-            axes.set_title(f"after {step + 1}", fontsize=8, color=INK)
+            axes.set_title(f"{step + 1} learned", fontsize=8, color=INK)
         line[0].set_ylabel(label, fontsize=8)
     figure.colorbar(
         picture, ax=list(np.ravel(grid)), shrink=0.8, aspect=30, label="images of the experience, %", pad=0.02
     )
     caption = (
-        "Row: experience that an image is of. Column: experience of the class that is answered. After the experience "
-        "named; first seed. The confusion of all classes is in the record (arrays)."
+        "Row: experience that an image is of. Column: experience of the class that is answered. Of the "
+        "first seed. The confusion of all classes is in the record (arrays)."
     )
     return "Confusion of experiences over time", caption, figure
 
