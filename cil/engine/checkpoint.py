@@ -247,7 +247,7 @@ class Checkpoints:
         return self.folder / f"evaluation-{index:03d}.safetensors"
 
     def evaluated(self, index: int) -> dict[str, Tensor] | None:
-        """The counts of one evaluation, if it was done; the files read last are kept in memory while they are the same."""
+        """The counts of one evaluation, if it was done. Those read last are kept in memory while their files stay."""
         path = self.evaluation(index)
         if not path.exists():
             return None

@@ -38,6 +38,7 @@ class SavedBytes:
         self._seen: dict[int, int] = {}
         self._kept: dict[int, list[int]] = {}  # by storage: its bytes, and the number of graph nodes that keep it now
         self._now = self.peak = 0
+        self._alive: dict[int, weakref.ref[Tensor]] = {}  # saved tensors, by identity of their references
         self._hooks: Any = None
 
     @property
@@ -57,7 +58,14 @@ class SavedBytes:
             if kept[1] == 1:
                 self._now += kept[0]
                 self.peak = max(self.peak, self._now)
-            weakref.finalize(packed, self._release, place, self._note(tensor, place)).atexit = False
+            note = self._note(tensor, place)
+
+            def gone(reference: weakref.ref[Tensor]) -> None:
+                del self._alive[id(reference)]
+                self._release(place, note)
+
+            reference = weakref.ref(packed, gone)
+            self._alive[id(reference)] = reference
         return packed  # the tensor itself may be an output: a cycle, which would outlive the graph
 
     def _note(self, tensor: Tensor, place: int) -> Any:

@@ -21,11 +21,12 @@ from cil.strategies import Strategy
 from cil.streams import Stream
 from cil.streams.shifts import ShiftStream
 from cil.testing.subject import Subject
+from cil.tracking.validation import RecordedKind, prepare
 
 Rule = Callable[[Any], None]  # of a subject of the kind that has the rule
 
 
-class CheckedKind(Protocol):
+class CheckedKind(RecordedKind, Protocol):
     """What the checks ask of a kind of run.
 
     Attributes:
@@ -81,7 +82,9 @@ def kind_of(learner: Any, stream: Any = None) -> CheckedKind:
 def outcomes(subject: Subject[Any], rules: Sequence[Rule] | None = None) -> Iterator[CheckResult]:
     """Check rules, by default all of the stream's kind, each in a process of its own, so that globals start clean."""
     torch.set_num_threads(1)  # the checks fork
-    for rule in kind_of(subject.target, subject.stream).rules() if rules is None else rules:
+    kind = kind_of(subject.target, subject.stream)
+    prepare(kind)
+    for rule in kind.rules() if rules is None else rules:
         try:
             in_child(partial(_with_place, rule, subject))
             error = None

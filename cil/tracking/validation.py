@@ -119,6 +119,12 @@ def _words(place: Place, errors: Sequence[str], content: Any) -> str:
     return f"{name} is {in_short(content)}, expected {' or '.join(dict.fromkeys(expected))}"
 
 
+def prepare(kind: RecordedKind) -> None:
+    """Make what reads records of a kind, a third of a second: before processes are forked that each would make it."""
+    for finished in (True, False):
+        _adapter(kind, finished)
+
+
 @cache
 def _adapter(kind: RecordedKind, finished: bool) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter  # takes a tenth of a second: after everything that can do without

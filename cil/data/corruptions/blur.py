@@ -6,9 +6,9 @@ import functools
 import math
 
 import numpy as np
+import scipy  # its parts are imported when they are used
 from numpy.random import Generator
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from cil.data.corruptions.operations import Floats, Generators, Pixels, centre_zoom, gaussian, to_pixels, to_unit
 from cil.data.corruptions.operations import motion_blur as smear
@@ -52,7 +52,7 @@ def _alias(values: Floats, sigma: float, taps: int) -> Floats:
     """A Gaussian of so few taps, as OpenCV's GaussianBlur."""
     weights = np.exp(-((np.arange(taps) - taps // 2) ** 2) / (2 * sigma**2))
     for axis in (1, 2):
-        values = ndimage.correlate1d(values, weights / weights.sum(), axis, mode="mirror")
+        values = scipy.ndimage.correlate1d(values, weights / weights.sum(), axis, mode="mirror")
     return values
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import scipy  # its parts are imported when they are used
 from numpy.random import Generator
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Floats = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
@@ -54,7 +54,7 @@ def gaussian(values: Floats, sigma: float, mode: str = "nearest", truncate: floa
     if sigma <= 0:
         return values
     axes = [sigma if axis in (1, 2) else 0.0 for axis in range(values.ndim)]
-    blurred: Floats = ndimage.gaussian_filter(values, axes, mode=mode, truncate=truncate)
+    blurred: Floats = scipy.ndimage.gaussian_filter(values, axes, mode=mode, truncate=truncate)
     return blurred
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import scipy  # its parts are imported when they are used
 from numpy.random import Generator
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from cil.data.corruptions import operations as ops
 from cil.data.corruptions.operations import Floats, Generators, Pixels, to_pixels, to_unit
@@ -164,12 +164,12 @@ def _colour(colour: tuple[float, float, float], channels: int) -> Floats:
 def _light_rims(layer: Floats) -> Floats:
     """Brightness (not scaled) of the water of one image: an embossed distance to the rims, where there is water."""
     wet = layer > 0
-    rims = wet & ~ndimage.binary_erosion(wet, np.ones((3, 3)), border_value=1)
-    away = ndimage.distance_transform_edt(~rims) if rims.any() else np.full(layer.shape, 20.0)
-    away = np.floor(ndimage.uniform_filter(np.minimum(away, 20.0), 3, mode="mirror")).astype(np.int64)
+    rims = wet & ~scipy.ndimage.binary_erosion(wet, np.ones((3, 3)), border_value=1)
+    away = scipy.ndimage.distance_transform_edt(~rims) if rims.any() else np.full(layer.shape, 20.0)
+    away = np.floor(scipy.ndimage.uniform_filter(np.minimum(away, 20.0), 3, mode="mirror")).astype(np.int64)
     counts = np.bincount(away.ravel(), minlength=256).cumsum()  # histogram equalisation
     lowest = counts[away.min()]
     levels = (counts - lowest) * (255 / max(1, counts[-1] - lowest))
     relief: NDArray[np.float64] = np.rint(levels)[away]
-    relief = ndimage.correlate(relief, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]), mode="mirror")
-    return np.asarray(layer * np.rint(ndimage.uniform_filter(np.clip(relief, 0, 255), 3, mode="mirror")))
+    relief = scipy.ndimage.correlate(relief, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]), mode="mirror")
+    return np.asarray(layer * np.rint(scipy.ndimage.uniform_filter(np.clip(relief, 0, 255), 3, mode="mirror")))
