@@ -114,8 +114,9 @@ class ClassScores(Accuracy):
     """Accuracy over time and forgetting, with what some streams and settings add.
 
     ``answer`` names the method's own among its ``answers``: that of all other results. Records of versions up to 0.3
-    have neither. ``metrics`` are those that other packages bring. ``task_identification_curve`` is the percent of answers within the right experience, where each class
-    has one; ``validation_curve`` is the accuracy on held-out training images.
+    have neither. ``metrics`` are those that other packages bring. ``task_identification_curve`` is the percent of
+    answers within the right experience, where each class has one; ``validation_curve`` is the accuracy on held-out
+    training images.
     """
 
     averages: NotRequired[Averages]
