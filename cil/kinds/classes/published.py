@@ -60,11 +60,11 @@ def _matches(run: RunSummary, table: Mapping[str, Any], images: Mapping[str, int
 def _same_budget(run: RunSummary, table: Mapping[str, Any]) -> bool:
     budget = run.budget
     if "mebibytes" in table:
-        wanted = table["mebibytes"] * MIB
+        wanted = float(table["mebibytes"]) * MIB
         return run.limit is not None and run.convention == "survey" and abs(run.limit - wanted) <= NEAR * wanted
     if run.limit is not None or budget.get("per_class") is not None:
         return False
-    return (budget.get("exemplars") or 0) == table["exemplars"]
+    return bool((budget.get("exemplars") or 0) == table["exemplars"])
 
 
 def _portions(classes: int, first: int, each: int) -> list[int]:
@@ -84,7 +84,7 @@ def _weights(run: RunSummary) -> Any:
 
 
 def _same_order(order: Sequence[int]) -> bool:
-    return list(order) == np.random.RandomState(CLASS_ORDER_SEED).permutation(len(order)).tolist()
+    return bool(list(order) == np.random.RandomState(CLASS_ORDER_SEED).permutation(len(order)).tolist())
 
 
 @cache
