@@ -20,7 +20,7 @@ from typing import Any
 
 from cil.cli.progress_screen import ProgressScreen
 from cil.engine.driver import Run
-from cil.engine.process import stop_signals
+from cil.engine.process import import_before_fork, stop_signals
 from cil.errors import BudgetExceeded, CilError, in_words
 from cil.tracking import Record, RecordError
 
@@ -97,6 +97,8 @@ def run_all(
         KeyboardInterrupt: after a Ctrl-C, when all children have saved what they computed, or were killed.
     """
     context: Any = multiprocessing.get_context("fork" if fork else "spawn")
+    if fork:
+        import_before_fork()
     ends: dict[int, RunEnd] = {}
     waiting = list(enumerate(runs))
     children: dict[int, _Child] = {}
