@@ -97,8 +97,6 @@ def run_all(
         KeyboardInterrupt: after a Ctrl-C, when all children have saved what they computed, or were killed.
     """
     context: Any = multiprocessing.get_context("fork" if fork else "spawn")
-    if fork:
-        import_before_fork()
     ends: dict[int, RunEnd] = {}
     waiting = list(enumerate(runs))
     children: dict[int, _Child] = {}
@@ -116,6 +114,8 @@ def run_all(
                 if record is not None and record.status == "finished":
                     close(number, RunEnd(run, "finished", found=True))
                     continue
+                if fork:
+                    import_before_fork()
                 reader, writer = context.Pipe(duplex=False)
                 process = context.Process(target=_execute, args=(run, writer), daemon=True)
                 process.start()
