@@ -20,7 +20,7 @@ from typing import Any
 
 from cil.cli.progress_screen import ProgressScreen
 from cil.engine.driver import Run
-from cil.engine.process import stop_signals
+from cil.engine.process import import_before_fork, stop_signals
 from cil.errors import BudgetExceeded, CilError, in_words
 from cil.tracking import Record, RecordError
 from cil.tracking.files import METRICS
@@ -127,6 +127,8 @@ def run_all(
                 if record is not None and record.status == "finished":
                     close(number, RunEnd(run, "finished", found=True))
                     continue
+                if fork:
+                    import_before_fork()
                 reader, writer = context.Pipe(duplex=False)
                 process = context.Process(target=_execute, args=(run, writer), daemon=True)
                 process.start()

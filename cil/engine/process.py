@@ -29,6 +29,12 @@ def stop_signals() -> list[signal.Signals]:
     return numbers
 
 
+def import_before_fork() -> None:
+    """Import what the first run imports late, for half a second: here once, and not in every child."""
+    import torch.fx.experimental.symbolic_shapes  # by operations on ``meta``
+    import torch.utils.flop_counter  # noqa: F401
+
+
 def in_child(work: Callable[[], None]) -> None:
     """Do ``work`` in a child process; its error is raised here, by type and text.
 
@@ -38,6 +44,7 @@ def in_child(work: Callable[[], None]) -> None:
         Stopped: if the child was stopped; CilError: as raised there; TrainingError: of any other type, or where the
             child ended without a word.
     """
+    import_before_fork()
     sys.stdout.flush()
     sys.stderr.flush()
     said, say = os.pipe()
