@@ -185,8 +185,8 @@ def differing(runs: Sequence[RunSummary]) -> list[str]:
 
 
 def config_text(run: RunSummary, without: tuple[str, ...]) -> str:
-    """The config as one text, without seeds and the named parts."""
-    return _text({key: value for key, value in _setting(run).items() if key.split(".")[0] not in without})
+    """The config as one text, without seeds and the named parts or keys."""
+    return _text({key: value for key, value in _setting(run).items() if not {key, key.split(".")[0]} & {*without}})
 
 
 def _setting(run: RunSummary) -> dict[str, Any]:

@@ -89,6 +89,11 @@ def curve_sections(stream: str, settings: Iterable[Sequence[Row]]) -> list[Secti
     return found
 
 
+def _by_budget(row: Row) -> tuple[str, ...]:
+    """Parts of a config that go by the budget: itself, and the hyperparameter that is as large as it holds."""
+    return "budget", f"strategy.{row.runs[0].fitted.partition('=')[0]}"
+
+
 def budget_curves(family: Iterable[tuple[int, Sequence[Row]]], limits: Sequence[int]) -> list[BudgetCurve]:
     """Ranked rows followed over the budgets, largest area first.
 
@@ -100,7 +105,7 @@ def budget_curves(family: Iterable[tuple[int, Sequence[Row]]], limits: Sequence[
     for limit, rows in family:
         for row in ranked(rows):
             # a smaller budget may take a smaller network, so the model is no part of what is followed
-            key = f"{row.group.first.learner} {config_text(row.runs[0], without=('budget', 'model'))}"
+            key = f"{row.group.first.learner} {config_text(row.runs[0], without=('model', *_by_budget(row)))}"
             points.setdefault(key, {}).setdefault(limit, []).append(row)
     curves = []
     for at in points.values():
@@ -111,7 +116,7 @@ def budget_curves(family: Iterable[tuple[int, Sequence[Row]]], limits: Sequence[
         models: dict[str, dict[int, Row]] = {}
         for limit, candidates in at.items():
             for row in candidates:
-                models.setdefault(config_text(row.runs[0], without=("budget",)), {})[limit] = row
+                models.setdefault(config_text(row.runs[0], without=_by_budget(row)), {})[limit] = row
         curves += [_curve(followed[min(followed)].label, followed, limits) for followed in models.values()]
     named = zip(numbered([curve.label for curve in curves]), curves, strict=True)
     return sorted((replace(c, label=label) for label, c in named), key=lambda c: (-(c.auc_a.area or 0.0), c.label))
