@@ -95,3 +95,16 @@ def test_areas_are_in_every_form(run):
     content = table([point(run, "icarl", limit, y) for limit, y in zip(LIMITS, (50.0, 60.0, 70.0), strict=True)])
     assert "AUC-A" in to_markdown(content) and "18.50" in to_markdown(content)
     assert json.loads(to_json(content))["sections"][-1]["rows"][0]["auc_a"] == pytest.approx(18.5)
+
+
+def test_a_method_that_is_fitted_to_each_budget_is_one_curve(run):
+    def fitted(limit: int, size: int, **said):
+        return point(run, "ranpac", limit, 50.0, config={"strategy": {"name": "ranpac", "size": size}}, **said)
+
+    values = {"bytes": 1, "limit": 1, "convention": "survey"}
+    records = [
+        fitted(limit, size, results={"fitted": {"key": "size", "value": size, **values}})
+        for limit, size in zip(LIMITS, (100, 150, 210), strict=True)
+    ]
+    assert [row.auc_a.area for [row] in curves(records)] == [pytest.approx(15.0)]
+    assert [len(rows) for rows in curves([fitted(LIMITS[0], 100), fitted(LIMITS[1], 150)])] == [2]
