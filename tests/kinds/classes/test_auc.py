@@ -134,3 +134,16 @@ def test_fed_with_the_published_curves_it_returns_the_published_areas(run, rows,
     areas = {row.label: (row.auc_a.area, row.auc_l.area) for row in found}
     for name, _, auc_a, _, auc_l in rows:
         assert areas[name] == (pytest.approx(auc_a, rel=0.003), pytest.approx(auc_l, rel=0.003)), name
+
+
+def test_a_method_that_is_fitted_to_each_budget_is_one_curve(run):
+    def fitted(limit: int, size: int, **said):
+        return point(run, "ranpac", limit, 50.0, config={"strategy": {"name": "ranpac", "size": size}}, **said)
+
+    values = {"bytes": 1, "limit": 1, "convention": "survey"}
+    records = [
+        fitted(limit, size, results={"fitted": {"key": "size", "value": size, **values}})
+        for limit, size in zip(LIMITS, (100, 150, 210), strict=True)
+    ]
+    assert [row.auc_a.area for [row] in curves(records)] == [pytest.approx(15.0)]
+    assert [len(rows) for rows in curves([fitted(LIMITS[0], 100), fitted(LIMITS[1], 150)])] == [2]
