@@ -104,7 +104,13 @@ def _costs(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture | None:
             score = row.score(LAST)
             style = line_style(_colour(row, paint), place) | {"linestyle": "none", "markersize": 8}
             panel.errorbar(
-                [cost], [score.mean], yerr=[score.std or 0.0], capsize=3, elinewidth=1.2, **style, label=row.label
+                [cost],
+                [score.mean or 0.0],
+                yerr=[score.std or 0.0],
+                capsize=3,
+                elinewidth=1.2,
+                **style,
+                label=row.label,
             )
         sizes = [cost for _, _, cost in points]
         if max(sizes) > 20 * min(sizes):
@@ -167,8 +173,8 @@ def _norms(rows: Sequence[Row]) -> Picture | None:
     across = min(3, len(found))
     figure, grid = _panels(math.ceil(len(found) / across), across, 2.9, 2.0)
     panels: list[Axes] = list(np.ravel(grid))
-    for axes, (label, norms) in zip(panels, found.items(), strict=False):
-        relative = norms / np.nanmean(norms, axis=1, keepdims=True)
+    for axes, (label, lengths) in zip(panels, found.items(), strict=False):
+        relative = lengths / np.nanmean(lengths, axis=1, keepdims=True)
         picture = axes.imshow(relative, vmin=LEAST, vmax=MOST, cmap="PuOr_r", interpolation="nearest", aspect="auto")
         axes.set_title(label, fontsize=9, color=INK)
     for axes in panels[len(found) :]:

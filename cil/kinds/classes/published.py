@@ -49,10 +49,10 @@ def _matches(run: RunSummary, table: Mapping[str, Any], images: Mapping[str, int
     sizes = [len(slots) for slots in stream.get("new_slots") or ()]
     name, base, increment = table["dataset"], table["base"], table["increment"]
     return (
-        str(stream.get("name")).split("_b")[0] == name
+        bool(str(stream.get("name")).split("_b")[0] == name)
         and sizes == _portions(sum(sizes), base or increment, increment)
-        and sum(stream.get("train_counts") or ()) >= images.get(name, 0)
-        and bool(_weights(run)) == table.get("pretrained", False)
+        and bool(sum(stream.get("train_counts") or ()) >= images.get(name, 0))
+        and bool(_weights(run)) == bool(table.get("pretrained"))
         and _same_budget(run, table)
     )
 
@@ -60,11 +60,11 @@ def _matches(run: RunSummary, table: Mapping[str, Any], images: Mapping[str, int
 def _same_budget(run: RunSummary, table: Mapping[str, Any]) -> bool:
     budget = run.budget
     if "mebibytes" in table:
-        wanted = table["mebibytes"] * MIB
+        wanted = float(table["mebibytes"]) * MIB
         return run.limit is not None and run.convention == "survey" and abs(run.limit - wanted) <= NEAR * wanted
     if run.limit is not None or budget.get("per_class") is not None:
         return False
-    return (budget.get("exemplars") or 0) == table["exemplars"]
+    return bool((budget.get("exemplars") or 0) == table["exemplars"])
 
 
 def _portions(classes: int, first: int, each: int) -> list[int]:
