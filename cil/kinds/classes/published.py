@@ -49,7 +49,7 @@ def _matches(run: RunSummary, table: Mapping[str, Any], images: Mapping[str, int
     sizes = [len(slots) for slots in stream.get("new_slots") or ()]
     name, base, increment = table["dataset"], table["base"], table["increment"]
     return (
-        bool(str(stream.get("name")).split("_b")[0] == name)
+        str(stream.get("name")).split("_b")[0] == name
         and sizes == _portions(sum(sizes), base or increment, increment)
         and bool(sum(stream.get("train_counts") or ()) >= images.get(name, 0))
         and bool(_weights(run)) == bool(table.get("pretrained"))
@@ -84,7 +84,8 @@ def _weights(run: RunSummary) -> Any:
 
 
 def _same_order(order: Sequence[int]) -> bool:
-    return list(order) == np.random.RandomState(CLASS_ORDER_SEED).permutation(len(order)).tolist()
+    wanted: list[int] = np.random.RandomState(CLASS_ORDER_SEED).permutation(len(order)).tolist()
+    return list(order) == wanted
 
 
 @cache
