@@ -51,8 +51,8 @@ def _matches(run: RunSummary, table: Mapping[str, Any], images: Mapping[str, int
     return (
         str(stream.get("name")).split("_b")[0] == name
         and sizes == _portions(sum(sizes), base or increment, increment)
-        and sum(stream.get("train_counts") or ()) >= images.get(name, 0)
-        and bool(_weights(run)) == table.get("pretrained", False)
+        and bool(sum(stream.get("train_counts") or ()) >= images.get(name, 0))
+        and bool(_weights(run)) == bool(table.get("pretrained"))
         and _same_budget(run, table)
     )
 
@@ -84,7 +84,8 @@ def _weights(run: RunSummary) -> Any:
 
 
 def _same_order(order: Sequence[int]) -> bool:
-    return bool(list(order) == np.random.RandomState(CLASS_ORDER_SEED).permutation(len(order)).tolist())
+    wanted: list[int] = np.random.RandomState(CLASS_ORDER_SEED).permutation(len(order)).tolist()
+    return list(order) == wanted
 
 
 @cache
