@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from cil.cli import environment
-from cil.cli.compose import Job
 from cil.cli.grid import Cell, expand
+from cil.cli.job import Job
 
 if TYPE_CHECKING:
     from cil.engine.driver import Run

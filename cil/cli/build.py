@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cil.api import MakeStrategy, networks, with_limits
-from cil.cli.compose import Job, compose
+from cil.cli.compose import compose
 from cil.cli.environment import threads_of
+from cil.cli.job import Job
 from cil.cli.names import key_of
 from cil.engine.driver import Run
 from cil.engine.options import RunOptions

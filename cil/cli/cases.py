@@ -11,7 +11,7 @@ from cil.errors import ConfigError
 from cil.values import check_value
 
 if TYPE_CHECKING:
-    from cil.cli.compose import Job
+    from cil.cli.job import Job
 
 SPLIT = re.compile(r"b(\d+)_inc(\d+)")  # of base and increment: b50_inc10
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
 from cil.cli.arguments import split_jobs_and_out
-from cil.cli.compose import Job
 from cil.cli.grid import Cell, expand
+from cil.cli.job import Job
 from cil.cli.names import key_of
 from cil.errors import CilError, ConfigError
 

@@ -8,7 +8,8 @@ from itertools import product
 from typing import Any
 
 from cil.cli import environment
-from cil.cli.compose import Job, compose
+from cil.cli.compose import compose
+from cil.cli.job import Job
 from cil.cli.names import METHODS, key_of, known, target_of
 from cil.cli.refusals import parse_overrides
 from cil.errors import ConfigError

@@ -10,7 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cil.cli import environment
-from cil.cli.compose import Job, application
+from cil.cli.compose import application
+from cil.cli.job import Job
 from cil.cli.schema import check
 from cil.errors import CilError
 from cil.kinds.command_line import find_kind

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from cil.cli import environment
 from cil.cli.arguments import split_jobs_and_out
 from cil.cli.compare import folder_of, jobs_of, plan_cell, print_errors, records_of, run_cells, write_report
-from cil.cli.compose import Job
 from cil.cli.grid import Cell, expand
+from cil.cli.job import Job
 from cil.cli.names import key_of
 from cil.errors import CilError, ConfigError, TrainingError
 

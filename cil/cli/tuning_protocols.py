@@ -11,8 +11,9 @@ import numpy as np
 
 from cil import plugins
 from cil.cli.build import build, build_stream
-from cil.cli.compose import Job, compose
+from cil.cli.compose import compose
 from cil.cli.grid import Cell
+from cil.cli.job import Job
 from cil.cli.names import key_of
 from cil.cli.search_space import seed_for
 from cil.engine.driver import Run

@@ -11,7 +11,7 @@ from cil import plugins
 from cil.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cil.cli.compose import Job
+    from cil.cli.job import Job
     from cil.engine.driver import Run
     from cil.engine.options import RunOptions
     from cil.memory.training_memory import TrainingMemory

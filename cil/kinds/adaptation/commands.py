@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from cil.adapt import SourceModel
-    from cil.cli.compose import Job
+    from cil.cli.job import Job
     from cil.engine.driver import Run
     from cil.engine.options import RunOptions
     from cil.kinds.adaptation.steps import AdapterSteps

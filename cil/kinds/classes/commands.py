@@ -13,7 +13,7 @@ from cil.errors import ConfigError
 from cil.kinds.command_line import find_kind
 
 if TYPE_CHECKING:
-    from cil.cli.compose import Job
+    from cil.cli.job import Job
     from cil.engine.driver import Run
     from cil.engine.options import RunOptions
     from cil.memory.training_memory import TrainingMemory
