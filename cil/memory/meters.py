@@ -38,7 +38,7 @@ class SavedBytes:
         self._seen: dict[int, int] = {}
         self._kept: dict[int, list[int]] = {}  # by storage: its bytes, and the number of graph nodes that keep it now
         self._now = self.peak = 0
-        self._tensors: dict[int, weakref.ref[Tensor]] = {}  # saved tensors, by identity of their references
+        self._watchers: dict[int, weakref.ref[Tensor]] = {}  # saved tensors, by identity of their references
         self._hooks: Any = None
 
     @property
@@ -61,11 +61,11 @@ class SavedBytes:
             note = self._note(tensor, place)
 
             def gone(reference: weakref.ref[Tensor]) -> None:
-                del self._tensors[id(reference)]
+                del self._watchers[id(reference)]
                 self._release(place, note)
 
             reference = weakref.ref(packed, gone)
-            self._tensors[id(reference)] = reference
+            self._watchers[id(reference)] = reference
         return packed  # the tensor itself may be an output: a cycle, which would outlive the graph
 
     def _note(self, tensor: Tensor, place: int) -> Any:
