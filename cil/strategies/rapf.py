@@ -40,7 +40,7 @@ class RAPF(Strategy):
         jitter: Added to variances in sampling.
 
     Source:
-        Huang, Cao, Lu, Tao. "Class-incremental learning with CLIP: adaptive representation adjustment and parameter
+        Huang, Cao, Lu, Liu. "Class-incremental learning with CLIP: adaptive representation adjustment and parameter
         fusion", ECCV 2024, arXiv:2407.14143, sections 3.2 and 3.3. Departure: the hinge is the mean over all samples of
         all pairs.
     """
