@@ -7,10 +7,9 @@ from typing import Any, Protocol
 from cil.engine.driver import Work
 from cil.report.kind import ReportedKind
 from cil.testing.check import CheckedKind
-from cil.tracking.validation import RecordedKind
 
 
-class Kind(ReportedKind, RecordedKind, CheckedKind, Protocol):
+class Kind(ReportedKind, CheckedKind, Protocol):
     """One kind of run, found by the name that a stream or a record holds (entry point ``cil.kinds``).
 
     An implementation imports what it needs when a method is called, so that finding it costs nothing: it derives from
