@@ -27,7 +27,7 @@ Rule = Callable[[Any], None]  # of a subject of the kind that has the rule
 
 
 class CheckedKind(RecordedKind, Protocol):
-    """What the checks ask of a kind of run.
+    """What the checks ask of a kind of run, whose records they read.
 
     Attributes:
         learner: Key of the configuration that names the learner: ``strategy`` or ``adapter``.
