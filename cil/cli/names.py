@@ -45,10 +45,10 @@ GROUPS = {  # folders of conf/
     "optimizers": "optimizer",
     "schedulers": "scheduler",
 }
-SOURCES = {  # kind: room, decorator that registers a name, table of further names
-    "datasets": ("data", "register_dataset", "_MNIST_LIKE"),
-    "selections": ("memory", "register_selection", ""),
-    "codecs": ("memory", "register_codec", "_CODECS"),
+SOURCES = {  # kind: room, decorator that registers a name, tables of further names
+    "datasets": ("data", "register_dataset", ("_MNIST_LIKE", "BENCHMARKS")),
+    "selections": ("memory", "register_selection", ()),
+    "codecs": ("memory", "register_codec", ("_CODECS",)),
 }
 METHODS = ("strategy", "adapter")  # groups that name what learns: the default one, and those that are chosen beside it
 IN_OTHER_WORDS = ("cases", "split", "point")  # keys that set other keys: those make the run
@@ -202,8 +202,8 @@ def _first_comment(path: Path) -> str:
     return next((line for line in words if not line.startswith(("Run:", " "))), "")
 
 
-def _in_source(room: str, decorator: str, table: str) -> Iterator[Known]:
-    """Names that the modules of a room register by decorator, or have in a table: read, not imported."""
+def _in_source(room: str, decorator: str, tables: tuple[str, ...]) -> Iterator[Known]:
+    """Names that the modules of a room register by decorator, or have in tables: read, not imported."""
     for path in sorted((PACKAGE / room).glob("*.py")):
         abouts: dict[str, str] = {}
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -213,10 +213,12 @@ def _in_source(room: str, decorator: str, table: str) -> Iterator[Known]:
                 for call in calls:
                     if isinstance(call.func, ast.Name) and call.func.id == decorator:
                         yield Known(ast.literal_eval(call.args[0]), "built in", about)
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == table:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id in tables:
                 assert isinstance(node.value, ast.Dict)
                 for key, value in zip(node.value.keys, node.value.values, strict=True):
                     about = abouts.get(value.id, "") if isinstance(value, ast.Name) else ""
+                    if isinstance(value, ast.Call) and value.args and isinstance(value.args[0], ast.Constant):
+                        about = str(value.args[0].value)
                     yield from [Known(ast.literal_eval(key), "built in", about)] if key is not None else []
 
 

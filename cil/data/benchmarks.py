@@ -94,7 +94,7 @@ def _cars(where: Path) -> Split | None:
     return Split(train, files(test, "cars_test"), names)
 
 
-BENCHMARKS = {
+BENCHMARKS: dict[str, Benchmark] = {
     "imagenet_r": Benchmark("ImageNet-R", (200, 24_000, 6_000), unsplit="."),
     "imagenet_a": Benchmark("ImageNet-A", (200, 5_981, 1_519), unsplit="."),
     "objectnet": Benchmark("ObjectNet", (200, 26_509, 6_628), unsplit="images"),

@@ -57,7 +57,7 @@ class RunOptions:
     features: str | None = field(default=None, metadata={"key": "trainer.features"})
     answers: str = field(default="all", metadata={"key": "trainer.answers"})
     open_set: bool = field(default=False, metadata={"key": "trainer.open_set"})
-    reuse: str | Path | None = field(default=None, metadata={"key": "reuse"})
+    reuse: str | Path | None = field(default="auto", metadata={"key": "reuse"})
     group: str | None = field(default=None)
     command: str | None = field(default=None)
 

@@ -123,7 +123,7 @@ def test_without_out_the_folder_is_beside_the_others(cil, tmp_path):
 def test_one_over_its_budget_stops_no_other(cil, tmp_path):
     said = cil("compare", *DIGITS, "strategy=der,finetune", "budget=bytes", "budget.limit=50_000", "out=here")
     assert said.code == 0
-    statuses = {path.name.partition("-")[0]: Record.load(path).status for path in tmp_path.glob("here/*/*")}
+    statuses = {path.name.partition("-")[0]: Record.load(path).status for path in tmp_path.glob("here/*/*/")}
     assert statuses == {"der": "over_budget", "finetune": "finished"}
     assert "der" in said.out and "over budget" in said.out
 
@@ -211,7 +211,7 @@ def test_a_worker_that_is_killed_fails_or_is_over_stops_no_other(tmp_path, capfd
     assert "signal 9 (SIGKILL)" in ends[0].error
     assert [end.error for end in (*ends[1:3], ends[4])] == ["too much", "not a number", None]
     assert ends[3].error.startswith("ValueError: a bug (") and "test_compare.py:" in ends[3].error
-    assert "[1/5] kill: killed after 0 s: its process was ended by signal 9" in capfd.readouterr().err
+    assert re.search(r"\[1/5\] kill: killed after \d s: its process was ended by signal 9", capfd.readouterr().err)
 
 
 def test_jobs_share_the_cores(monkeypatch):

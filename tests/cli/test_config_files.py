@@ -103,7 +103,8 @@ def test_a_strategy_file_says_every_hyperparameter_with_its_default(name):
     kind = resolve(given.pop("_target_"))
     assert given.pop("_partial_") is True
     parameters = inspect.signature(kind).parameters.values()
-    assert given == {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert given == {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
     assert kind.name == name
 
 
@@ -153,6 +154,8 @@ def test_every_stream_composes(name):
     missing = ["stream.dataset=some/set"] if name == "split_small_task" else []
     missing += ["stream.manifest=some.yaml"] if name == "tasks" else []
     missing += ["stream.path=some/where"] if name == "domain_files" else []
+    missing += ["stream.path=some/set", "stream.revision=1a2b"] if name == "split_huggingface" else []
+    missing += ["stream.dataset=my_module:make"] if name == "torch" else []
     missing += ["stream.path=some/where", "stream.increment=2"] if name in ("split_folder", "split_npz") else []
     assert compose([f"stream={name}", *missing]).config["stream"]["builder"]
 

@@ -79,7 +79,7 @@ def test_a_record_says_the_command_that_runs_it_again(cil):
         "out=a",
         "jobs=1",
     )
-    found = {record.identity["strategy"]: record for record in map(Record.load, Path("a").glob("*/*"))}
+    found = {record.identity["strategy"]: record for record in map(Record.load, Path("a").glob("*/*/"))}
     command = found["lwf"].environment["command"]
     assert command.startswith("cil run ") and "hidden" not in command
     cil(*shlex.split(command)[1:], "run_dir=again", "progress=false")

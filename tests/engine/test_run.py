@@ -394,7 +394,7 @@ def test_the_record_has_every_result_of_the_design(finished):
         "accuracy_matrix", "accuracy_matrix_task_aware", "accuracy_curve", "average_incremental_accuracy",
         "last_accuracy", "average_accuracy", "forgetting", "backward_transfer", "forward_transfer", "class_counts",
         "ledger", "exemplars", "given_up", "over_budget", "flops", "seconds", "peak_training_bytes",
-        "peak_parameters", "bills", "losses", "looks", "answer", "answers",
+        "peak_parameters", "bills", "losses", "looks", "answer", "answers", "averages", "task_identification_curve",
     }  # fmt: skip
     for name in ("accuracy_matrix", "accuracy_matrix_task_aware"):
         matrix = results[name]

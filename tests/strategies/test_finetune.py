@@ -14,7 +14,8 @@ def test_the_first_experience_is_over_all_outputs_and_later_ones_over_the_new_on
     learner = bare("finetune", classes=[3])
     learner.net = Fixed([[0.0, 1.0, 3.0]])
     assert learner.loss(batch(1)).item() == pytest.approx(2.169846, abs=1e-5)  # log(1 + e + e^3) - 1
-    learner.first_slot = 1
+    learner = bare("finetune", classes=[1, 2])
+    learner.net = Fixed([[0.0, 1.0, 3.0]])
     assert learner.loss(batch(2)).item() == pytest.approx(0.126928, abs=1e-5)  # log(1 + e^-2)
 
 

@@ -277,7 +277,7 @@ def test_the_balanced_phase_holds_old_proxies_too_or_moves_the_whole_head_alone(
         assert set(differing(before, after)) == set(before)
         moved = (before["head.weight"] != after["head.weight"]).any(1)
         assert moved.tolist() == [False] * 6 * index + [True] * 6
-        assert (phase.epochs, phase.lr, phase.schedule, phase.main) == (20, 0.005, "cosine", False)
+        assert (phase.epochs, phase.lr, phase.schedule, phase.main) == (2, 0.005, "cosine", False)
     assert (0, "tune") not in found
     found = watched(learn, tuned="head")
     for index in (1, 2):
