@@ -170,7 +170,7 @@ def watched(make: Callable[..., L], hooks: Sequence[str]) -> Callable[..., L]:
     def made(*args: Any) -> L:
         learner: L = inside(make)(*args)
         for name in hooks:
-            object.__setattr__(learner, name, inside(getattr(learner, name)))
+            object.__setattr__(learner, name, inside(_looked_up(learner, name)))
         phases: Callable[..., Iterator[Phase | Search]] = getattr(learner, "phases")  # noqa: B009
 
         def watched_phases(data: Any) -> Iterator[Phase | Search]:
@@ -182,6 +182,17 @@ def watched(make: Callable[..., L], hooks: Sequence[str]) -> Callable[..., L]:
         return learner
 
     return made
+
+
+def _looked_up(learner: Any, name: str) -> Callable[..., Any]:
+    """A hook of a learner that is looked up at each call: of some methods it is another in the first experience."""
+    own = vars(learner).get(name)
+
+    def hook(*args: Any, **named: Any) -> Any:
+        found = own or inspect.getattr_static(type(learner), name).__get__(learner, type(learner))
+        return found(*args, **named)
+
+    return hook
 
 
 def _watched_phase(phase: Phase) -> Phase:
