@@ -66,6 +66,10 @@ class _PlainAtFirst:
             return self
         return self.method.__get__(learner, kind) if learner.old_classes else PlainLoss(learner.net, self.term)
 
+    def __call__(self, learner: Any, *given: Any) -> Any:
+        """As of a function of the class: ``Replay.loss(self, batch)``."""
+        return self.__get__(learner, type(learner))(*given)
+
 
 class _LaterHook:
     """Gives a bound method, or in the first experience a function that does nothing."""
@@ -78,6 +82,10 @@ class _LaterHook:
         if learner is None:
             return self
         return self.method.__get__(learner, kind) if learner.old_classes else _nothing
+
+    def __call__(self, learner: Any, *given: Any) -> Any:
+        """As of a function of the class."""
+        return self.__get__(learner, type(learner))(*given)
 
 
 def not_at_first(method: Method) -> Method:
