@@ -7,12 +7,14 @@ import pkgutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from cil.errors import CilError, ConfigError, nearest
 from cil.plugins import load, points
-from cil.tracking.panels import Panel
 from cil.tracking.record import Record
+
+if TYPE_CHECKING:
+    from cil.tracking.panels import Panel
 
 LogKind = Literal["step", "epoch", "boundary"]
 LogValues = Mapping[str, float | int | None]  # None: undefined

@@ -1,4 +1,4 @@
-"""The server of wandb: if there is a key for it, and if it can be reached, known in seconds and without asking anybody."""
+"""The server of wandb: its key, and if it can be reached; known in seconds, without asking anybody."""
 
 from __future__ import annotations
 

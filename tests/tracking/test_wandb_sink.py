@@ -14,8 +14,8 @@ from toys import Rehearse, small_run
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.tracking import build_loggers
-from cil.tracking.wandb_sink import CURVES, WandbLogger
 from cil.tracking.wandb_server import has_key, reachable
+from cil.tracking.wandb_sink import CURVES, WandbLogger
 
 TABLES = ("accuracy_matrix", "class_accuracy", "confusion")
 
