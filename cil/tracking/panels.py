@@ -123,7 +123,7 @@ def confusion_panels(parts: Iterable[Array], classes: Sequence[Any], first: Sequ
     if not accuracies:
         return []
     known = np.stack(accuracies, 1)  # (K, t)
-    rows = [[name, *(None if np.isnan(x) else round(float(x), 4) for x in known[k])] for k, name in enumerate(names)]
+    rows = [[name, *(None if np.isnan(x) else float(x) for x in known[k])] for k, name in enumerate(names)]
     cells = [[names[i], names[j], int(last[i, j])] for i, j in zip(*np.nonzero(last), strict=True)]
     return [
         Table("confusion", ["true", "predicted", "count"], cells, "confusion"),

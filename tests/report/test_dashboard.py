@@ -77,7 +77,7 @@ def test_a_report_has_a_part_for_each_stream(runs, tmp_path):
     assert main(["dashboard", str(runs), "--report", "--out", str(out)]) == 0
     text = out.read_text()
     content = json.loads(text)
-    assert content["displayName"] == "cil: sweep" and content["project"] == {"name": "cil", "entityName": ""}
+    assert (content["displayName"], content["project"]["name"]) == ("cil: sweep", "cil")
     grids = [block for block in content["spec"]["blocks"] if block["type"] == "panel-grid"]
     assert len(grids) == 4
     for grid in grids:

@@ -109,7 +109,7 @@ def test_a_run_shows_its_tables_pictures_and_record(tmp_path):
     tables = {name: json.loads((folder / last[f"tables/{name}"]["path"]).read_text()) for name in TABLES}
     cells = record.arrays()["confusion"][-1]
     found = {(true, said): count for true, said, count in tables["confusion"]["data"]}
-    assert found == {(str(i), str(j)): cells[i, j] for i, j in zip(*cells.nonzero(), strict=True)}
+    assert found == {(f"class {i}", f"class {j}"): cells[i, j] for i, j in zip(*cells.nonzero(), strict=True)}
     right = [100 * cells[k, k] / cells[k].sum() for k in range(6)]
     assert [row[-1] for row in tables["class_accuracy"]["data"]] == pytest.approx(right)
     assert [row[1:] for row in tables["accuracy_matrix"]["data"]] == record.results["accuracy_matrix"]
