@@ -102,11 +102,11 @@ def test_a_run_shows_its_tables_pictures_and_record(tmp_path):
         assert item["spent/exemplars"] == record.results["exemplars"][index]
         known = [value for value in record.results["accuracy_matrix"][index] if value is not None]
         assert [item[f"accuracy_matrix/on_{j}"] for j in range(len(known))] == pytest.approx(known)
-        assert item["pictures/confusion"]["height"] >= 256
+        assert item["pictures/confusion.height"] >= 256
 
-    [last] = [item for item in items if "tables/confusion" in item]
+    [last] = [item for item in items if "tables/confusion.path" in item]
     folder = next((tmp_path / "wandb").glob("offline-run-*")) / "files"
-    tables = {name: json.loads((folder / last[f"tables/{name}"]["path"]).read_text()) for name in TABLES}
+    tables = {name: json.loads((folder / last[f"tables/{name}.path"]).read_text()) for name in TABLES}
     cells = record.arrays()["confusion"][-1]
     found = {(true, said): count for true, said, count in tables["confusion"]["data"]}
     assert found == {(f"class {i}", f"class {j}"): cells[i, j] for i, j in zip(*cells.nonzero(), strict=True)}
