@@ -29,6 +29,7 @@ COMMANDS = {
     "export": "a finished run as a torch.export or ONNX file",
     "audit": "a finished run: an experience redone from its stored state, bit for bit",
     "diff": "which settings of two runs differ, and where each came from",
+    "dashboard": "a workspace or report of wandb for a sweep, written to a file",
     "runs": "the runs of a folder: list them, thin them out, move them",
     "cite": "the papers behind what runs used",
     "show": "a stream as a picture, or a run as a curve",

@@ -33,6 +33,7 @@ from cil.memory import Allowance, Entry
 from cil.tracking import FileLogger, Loggers, Record, build_loggers, describe_environment, identity_hash
 from cil.tracking.arrays import Part, forget_arrays
 from cil.tracking.files import RECORD, RecordError
+from cil.tracking.panels import Panel
 
 Facts = Mapping[str, Any]  # what was committed at a boundary beside the state
 _say = logging.getLogger("cil.engine")
@@ -193,6 +194,10 @@ class Work(Protocol):
         """Values and axes of the line that loggers get at boundary ``index``; None for no line."""
         ...
 
+    def panels(self, record: Record) -> Sequence[Panel]:
+        """Tables and pictures for dashboards, of the results that are in the record, where any are."""
+        ...
+
     def kept(self, so_far: Facts) -> tuple[int, set[int]]:
         """The best boundary so far, and those whose states are needed later."""
         ...
@@ -332,6 +337,7 @@ class Run:
 
         def finish(status: str) -> None:
             for one in started:
+                one.show(lambda: self.work.panels(record), final=True)
                 one.finish(status)
 
         with status_kept(record, self.runtime.device, self.work.batch_key, finish):
@@ -412,6 +418,7 @@ class Run:
             values = {name: value for name, value in line[0].items() if value is not None}
             context.loggers.log("boundary", values, line[1] | {"experiences": context.length})
         context.publish(index + 1)
+        context.loggers.show(lambda: self.work.panels(context.record))
         best, held = self.work.kept(so_far)
         self.checkpoints.prune(best, held)
 

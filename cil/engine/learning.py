@@ -49,8 +49,9 @@ from cil.memory import Allowance, Budget, Entry, Flops, OptimizerSteps, State
 from cil.memory.codec_check import check_codec, is_own
 from cil.strategies import Strategy
 from cil.streams import Experience, Signature, Stream, TaskKey
-from cil.tracking import plain
+from cil.tracking import Record, plain
 from cil.tracking.arrays import Part
+from cil.tracking.panels import Panel, curves, ledger_tables
 
 HOOKS = {"before": "before_experience", "prepare": "prepare", "after": "after_experience"}
 CODEC_IMAGES = 8  # by which a codec of another package is tried
@@ -419,6 +420,14 @@ class StrategyWork:
             "average_incremental_accuracy": results["average_incremental_accuracy"],
             "forgetting": results["forgetting"],
         }
+
+    def panels(self, record: Record) -> list[Panel]:
+        """Bytes by kind, exemplars, losses and seconds over experiences. A kind adds its own."""
+        results = record.results
+        spent = {"exemplars": results.get("exemplars"), "loss": results.get("losses")}
+        seconds = results.get("seconds") or {}
+        spent |= {f"seconds_{name}": values for name, values in seconds.items() if name != "total"}
+        return [*ledger_tables(results.get("ledger") or ()), *curves("spent", spent)]
 
     def kept(self, so_far: Mapping[str, Any]) -> tuple[int, set[int]]:
         """The boundary of the highest score."""

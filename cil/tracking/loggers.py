@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import pkgutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from cil.errors import CilError, ConfigError, nearest
 from cil.plugins import load, points
 from cil.tracking.record import Record
 
+if TYPE_CHECKING:
+    from cil.tracking.panels import Panel
+
 LogKind = Literal["step", "epoch", "boundary"]
 LogValues = Mapping[str, float | int | None]  # None: undefined
 ENTRY_POINTS = "cil.loggers"
 TOTALS = ("experiences", "epochs", "share")  # axes that only progress bars need
+SHOWING = 0.005  # the part of the time that showing panels may take before the run ends
 PREFIX: dict[str, str] = {"step": "train", "epoch": "epoch", "boundary": "eval"}  # of names on dashboards
 _KNOWN = {
     "wandb": "cil.tracking.wandb_sink.WandbLogger",
@@ -58,6 +63,18 @@ class Logger(Protocol):
         ...
 
 
+@runtime_checkable
+class Showing(Protocol):
+    """A logger that shows tables and pictures too (``cil.tracking.panels``)."""
+
+    def show(self, panels: Sequence[Panel], final: bool) -> None:
+        """Show what there is so far: now and then as the run goes on, and once, ``final``, before its end.
+
+        What came before comes again, with what was added; a run that is resumed begins anew.
+        """
+        ...
+
+
 class FileLogger:
     """``metrics.jsonl`` of the run directory, which tests and reports read.
 
@@ -89,6 +106,7 @@ class Loggers:
 
     def __init__(self, sinks: Iterable[Logger]) -> None:
         self.sinks = list(sinks)
+        self._began, self._showed = time.monotonic(), 0.0
 
     def start(self, identity: Mapping[str, Any], run_dir: Path, name: str, group: str | None) -> None:
         """Start all.
@@ -112,6 +130,24 @@ class Loggers:
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         self._each(lambda sink: sink.table(name, columns, rows))
+
+    def show(self, panels: Callable[[], Sequence[Panel]], *, final: bool = False) -> None:
+        """Show panels, where a logger shows some; before the end only as often as that costs next to nothing.
+
+        Args:
+            panels: Makes them. What fails in it, or in a logger, is reported; the logger goes on with other things.
+        """
+        showing = [sink for sink in self.sinks if isinstance(sink, Showing)]
+        now = time.monotonic()
+        if not showing or not (final or self._showed <= SHOWING * (now - self._began)):
+            return
+        try:
+            made = panels()
+            for sink in showing:
+                sink.show(made, final)
+        except Exception as error:
+            _log.warning("tables and pictures of this run could not be shown, the run goes on: %s", error)
+        self._showed += time.monotonic() - now
 
     def finish(self, status: str) -> None:
         self._each(lambda sink: sink.finish(status))

@@ -178,6 +178,15 @@ def test_operations_by_part_add_up(done):
     assert flops["total"] == sum(values[-1] for name, values in flops.items() if name != "total")
 
 
+def test_dashboards_show_errors_bytes_and_events(done):
+    run, record = done
+    tables = {table.name: table for table in run.work.panels(record)}
+    assert list(tables) == ["ledger", "held_in_training", "spent", "error", "events"]
+    assert tables["error"].columns == ["experience", *record.results["errors"]]
+    assert [row[1] for row in tables["error"].rows] == list(record.results["errors"][tables["error"].columns[1]])
+    assert [row[1] for row in tables["events"].rows] == [event["task"] for event in record.results["events"]]
+
+
 def test_the_headline_split_is_the_first(tmp_path):
     one = run_of(tmp_path / "one", asked(splits=("test", "dev_test"))).execute().results
     assert one["last_accuracy"] == pytest.approx(100 - one["mean_error"]["test"])

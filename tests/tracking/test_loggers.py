@@ -7,6 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from cil import plugins
 from cil.errors import ConfigError
 from cil.tracking import FileLogger, Logger, Loggers, Record, build_loggers
+from cil.tracking.panels import Picture, Table
 from cil.tracking.progress import ProgressLogger
 from cil.tracking.tensorboard_sink import TensorBoardLogger
 from cil.tracking.wandb_sink import WandbLogger
@@ -160,6 +162,24 @@ def test_tensorboard_curves_are_over_steps_and_experiences(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(40, 2.5)]
     assert [(event.step, event.value) for event in events.Scalars("eval/accuracy")] == [(3, 80.0)]
     assert loggers.sinks, "an undefined value must not break the sink"
+
+
+def test_tensorboard_shows_curves_pictures_and_tables_each_once(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    loggers = build_loggers("tensorboard")
+    loggers.start({"stream": {"name": "digits"}, "seed": 3}, tmp_path, "icarl", None)
+    ledger = Table("ledger", ["experience", "exemplars"], [[0, 10], [1, 20]], "columns")
+    picture = Picture("confusion", 1, np.full((4, 6), 7, np.uint8))
+    loggers.show(lambda: [ledger, picture])
+    loggers.show(lambda: [ledger, picture], final=True)
+    loggers.finish("finished")
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("ledger/exemplars")] == [(0, 10), (1, 20)]
+    [image] = events.Images("pictures/confusion")
+    assert (image.step, image.height, image.width) == (1, 4, 6)
+    text = [events.Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0] for name in ("run", "tables/ledger")]
+    assert b"|method|icarl|" in text[0] and b"|1|20|" in text[1]
 
 
 def test_a_missing_tensorboard_is_said_with_what_to_install(tmp_path, monkeypatch):

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
+from toys import Rehearse, small_run
 
 from cil.errors import ConfigError
+from cil.memory import Budget
 from cil.tracking import build_loggers
-from cil.tracking.wandb_sink import WandbLogger
+from cil.tracking.wandb_server import has_key, reachable
+from cil.tracking.wandb_sink import CURVES, WandbLogger
+
+TABLES = ("accuracy_matrix", "class_accuracy", "confusion")
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +41,9 @@ def test_an_offline_run_holds_config_axes_values_table_and_status(tmp_path):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     loggers = build_loggers("wandb")
-    identity = {"config": {"strategy": {"lr": 0.1}}, "api_key": "s3cr3t", "seed": 3}
-    loggers.start(identity, run_dir, "icarl-seed3", "sweep-1")
+    stream = {"name": "digits", "fingerprint": "c0ffee"}
+    identity = {"config": {"strategy": {"lr": 0.1}}, "api_key": "s3cr3t", "seed": 3, "stream": stream}
+    loggers.start(identity | {"budget": {"exemplars": 50}}, run_dir, "icarl", "sweep-1")
     loggers.log("step", {"loss": 2.5}, {"experience": 0, "phase": "main", "epoch": 0, "step": 40, "share": 0.5})
     loggers.log("boundary", {"accuracy": 81.0, "forgetting": None}, {"experience": 0, "experiences": 2, "step": 80})
     loggers.table("accuracy_matrix", ["0", "1"], [[90.0, None], [70.0, 80.0]])
@@ -45,7 +52,15 @@ def test_an_offline_run_holds_config_axes_values_table_and_status(tmp_path):
 
     records = _read_back(run_dir)
     [run] = [record["run"] for record in records if record["type"] == "run"]
-    assert (run["project"], run["run_group"], run["display_name"]) == ("cil", "sweep-1", "icarl-seed3")
+    assert (run["project"], run["run_group"], run["display_name"]) == (
+        "cil",
+        "sweep-1",
+        "icarl digits 50 exemplars seed 3",
+    )
+    assert (run["job_type"], run["tags"]) == ("icarl", ["icarl", "digits", "50 exemplars", "seed 3"])
+    searched = {"method": "icarl", "stream_name": "digits", "budget_words": "50 exemplars", "seed": 3}
+    searched |= {"fingerprint": "c0ffee", "sweep": "sweep-1"}
+    assert run["config"]["update"].items() >= searched.items()
     assert run["run_id"] == (run_dir / "wandb_id").read_text()
     assert run["config"]["update"]["config"] == {"strategy": {"lr": 0.1}}
     assert "s3cr3t" not in json.dumps(records)
@@ -58,6 +73,7 @@ def test_an_offline_run_holds_config_axes_values_table_and_status(tmp_path):
         "train/*": "opt_step",
         "epoch/*": "opt_step",
         "eval/*": "experience",
+        **{f"{name}/*": "experience" for name in CURVES},
     }
     history = [record["history"]["item"] for record in records if record["type"] == "history"]
     assert (history[0]["train/loss"], history[0]["opt_step"]) == (2.5, 40)
@@ -67,6 +83,42 @@ def test_an_offline_run_holds_config_axes_values_table_and_status(tmp_path):
     assert any(record["type"] == "artifact" for record in records)
     assert records[-1]["exit"]["exit_code"] == 0
     assert any(record.get("summary", {}).get("update", {}).get("status") == "finished" for record in records)
+
+
+def test_a_run_shows_its_tables_pictures_and_record(tmp_path):
+    """What was sent is what the record says, of a run of three experiences with two classes each."""
+    record = small_run(Rehearse, tmp_path, budget=Budget(exemplars=6), loggers="wandb", seed=1).execute()
+    records = _read_back(tmp_path)
+    [run] = [record["run"] for record in records if record["type"] == "run"]
+    assert run["display_name"].endswith("6 exemplars seed 1")
+    assert run["run_group"] == run["display_name"].removesuffix(" seed 1"), "seeds of one setting are one group"
+
+    items = [record["history"]["item"] for record in records if record["type"] == "history"]
+    ledger = {item["experience"]: item for item in items if "ledger/total" in item}
+    assert sorted(ledger) == [0, 1, 2]
+    for index, item in ledger.items():
+        totals = record.results["ledger"][index]["totals"]["exact"]
+        assert {kind: item[f"ledger/{kind}"] for kind in totals} == totals
+        assert item["spent/exemplars"] == record.results["exemplars"][index]
+        known = [value for value in record.results["accuracy_matrix"][index] if value is not None]
+        assert [item[f"accuracy_matrix/on_{j}"] for j in range(len(known))] == pytest.approx(known)
+        assert item["pictures/confusion.height"] >= 256
+
+    [last] = [item for item in items if "tables/confusion.path" in item]
+    folder = next((tmp_path / "wandb").glob("offline-run-*")) / "files"
+    tables = {name: json.loads((folder / last[f"tables/{name}.path"]).read_text()) for name in TABLES}
+    cells = record.arrays()["confusion"][-1]
+    found = {(true, said): count for true, said, count in tables["confusion"]["data"]}
+    assert found == {(f"class {i}", f"class {j}"): cells[i, j] for i, j in zip(*cells.nonzero(), strict=True)}
+    right = [100 * cells[k, k] / cells[k].sum() for k in range(6)]
+    assert [row[-1] for row in tables["class_accuracy"]["data"]] == pytest.approx(right)
+    assert [row[1:] for row in tables["accuracy_matrix"]["data"]] == record.results["accuracy_matrix"]
+
+    charts = {key for record in records for key in record.get("config", {}).get("update", {})}
+    assert {"_wandb.visualize.charts/confusion", "_wandb.visualize.charts/class_accuracy"} <= charts
+    kept = [record["artifact"] for record in records if record.get("artifact", {}).get("type") == "record"]
+    assert [artifact["name"] for artifact in kept] == [f"record-{run['run_id']}"]
+    assert not any("tables" in line for line in record.lines()), "files hold none of it twice"
 
 
 def test_a_resumed_run_has_the_same_id(tmp_path):
@@ -85,16 +137,44 @@ def test_online_without_a_key_is_refused_at_once(tmp_path):
     assert time.monotonic() - began < 1.0
 
 
-def test_a_key_is_looked_for_where_wandb_keeps_it(tmp_path, monkeypatch):
-    from cil.tracking.wandb_sink import _has_key
+def test_without_a_server_a_run_is_offline_after_seconds(tmp_path, monkeypatch, caplog):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    began = time.monotonic()
+    logger = WandbLogger(mode="online")
+    logger.start({}, tmp_path, "run", None)
+    logger.finish("finished")
+    assert time.monotonic() - began < 15, "a server that is not there must not be waited for"
+    assert "written offline" in caplog.text
+    assert [*(tmp_path / "wandb").glob("offline-run-*")]
 
-    assert not _has_key()
+
+def test_a_server_that_listens_or_a_proxy_to_it_is_reached(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setenv("http_proxy", here)
+        monkeypatch.setenv("WANDB_BASE_URL", "http://nowhere.invalid")
+        assert reachable(2.0)
+        monkeypatch.delenv("http_proxy")
+        monkeypatch.setenv("WANDB_BASE_URL", here)
+        assert reachable(2.0)
+        monkeypatch.setenv("WANDB_BASE_URL", "http://nowhere.invalid")
+        assert not reachable(2.0)
+
+
+def test_a_key_is_looked_for_where_wandb_keeps_it(tmp_path, monkeypatch):
+    assert not has_key()
     (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password 0123\n")
-    assert _has_key()
+    assert has_key()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert not _has_key()
+    assert not has_key()
     monkeypatch.setenv("WANDB_API_KEY", "0123")
-    assert _has_key()
+    assert has_key()
 
 
 def test_disabled_writes_nothing(tmp_path):

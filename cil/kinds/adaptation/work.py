@@ -29,7 +29,9 @@ from cil.kinds.adaptation.results import SegmentsSoFar, adaptation_results
 from cil.kinds.adaptation.segment_counts import SegmentCounts
 from cil.memory import Entry, Flops, Ledger, State
 from cil.streams.shifts import ShiftStream
+from cil.tracking import Record
 from cil.tracking.arrays import Part
+from cil.tracking.panels import Panel, Table, ledger_tables
 
 DEPLOYED = 0  # boundary 0: the adapter as it is deployed; boundary k: after segment k - 1
 PREDICTED = "predicted|"  # beside the adapter's own tensors in a snapshot
@@ -185,6 +187,15 @@ class AdaptationWork:
         }
         axes = {"experience": index - 1, "phase": self.stream.segments[index - 1].name}
         return values, axes | {"step": sum(fact["steps"] for fact in facts)}
+
+    def panels(self, record: Record) -> list[Panel]:
+        """Bytes by kind after each segment, and the errors of domains."""
+        results = record.results
+        domains = [*zip(self.stream.domains, results.get("domain_errors") or (), strict=False)]
+        return [
+            *ledger_tables((results.get("ledger") or [])[1:]),  # the first is the deployment
+            *([Table("domain_errors", ["domain", "error"], domains)] if domains else []),
+        ]
 
     def kept(self, so_far: Mapping[str, Any]) -> tuple[int, set[int]]:
         """The segment of the lowest error; and the deployment, where the adapter is put back to it."""

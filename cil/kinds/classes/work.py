@@ -24,7 +24,9 @@ from cil.kinds.classes.unknowns import Unknowns
 from cil.models import LinearHead
 from cil.strategies import Strategy
 from cil.streams import Stream
+from cil.tracking import Record
 from cil.tracking.arrays import Part
+from cil.tracking.panels import Panel, confusion_panels, matrix_tables
 
 NORMS = "classifier_norms"
 
@@ -107,6 +109,15 @@ class ClassWork(StrategyWork):
             norms[: len(row[NORMS])] = row[NORMS].numpy()
             found[NORMS] = Part(norms, "stacked")
         return found
+
+    def panels(self, record: Record) -> list[Panel]:
+        """The accuracy matrix, confusion and the accuracy of each class besides."""
+        parts = record.arrays().parts("confusion") if record.results.get("accuracy_matrix") else ()
+        return [
+            *super().panels(record),
+            *matrix_tables(record.results.get("accuracy_matrix") or ()),
+            *confusion_panels(parts, self.stream.classes, self.stream.experience_of_slot),
+        ]
 
 
 def classifier_norms(learner: Strategy) -> dict[str, Tensor]:

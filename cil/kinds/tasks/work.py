@@ -18,7 +18,9 @@ from cil.kinds.tasks.results import ErrorsSoFar, task_scores
 from cil.strategies import Strategy
 from cil.streams.show import thumbnails
 from cil.streams.task_stream import TaskStream
+from cil.tracking import Record
 from cil.tracking.arrays import Part
+from cil.tracking.panels import Panel, Table, curves
 
 
 @dataclass
@@ -61,6 +63,17 @@ class TaskWork(StrategyWork):
     def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> TaskScores:
         """Errors by task and split."""
         return task_scores(rows, facts, self.stream)
+
+    def panels(self, record: Record) -> list[Panel]:
+        """Errors of each event by split besides, and what each one is."""
+        results = record.results
+        keys = ("index", "task", "year", "domain", "classes", "updates", "carried_bytes")
+        events = [[event[key] for key in keys] for event in results.get("events") or ()]
+        return [
+            *super().panels(record),
+            *curves("error", results.get("errors") or {}),
+            *([Table("events", keys, events)] if events else []),
+        ]
 
     def so_far(self, rows: Rows, facts: Sequence[Facts]) -> Mapping[str, Any]:
         """The curve of the headline split, its mean, and forgetting where tasks are evaluated again."""
