@@ -199,7 +199,7 @@ def test_weights_in_another_order_are_another_backbone(tmp_path: Path) -> None:
     net, images, known = frozen_net(), some_images(), KnownFeatures(tmp_path, "fp32")
     features_of(known, net, images)
     for change in (lambda weight: weight.flip(0), lambda weight: weight.flip(1)):
-        weight = max(net.backbone.parameters(), key=lambda p: p.ndim * p.shape[-1]).data
+        weight = [p for p in net.backbone.parameters() if p.ndim == 4][-1].data
         weight.copy_(change(weight).clone())
         with torch.no_grad():
             torch.testing.assert_close(features_of(known, net, images), net(images).features)
