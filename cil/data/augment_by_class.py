@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cil.data.augment import Augment, BoundAugment
+from cil.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,18 @@ class AugmentByClass(Augment):
 
     @classmethod
     def of(cls, choices: Sequence[Augment], choice_of: Sequence[int]) -> Augment:
-        """The choices by class; where all are alike, that one."""
+        """The choices by class; where all are alike, that one.
+
+        Raises:
+            ConfigError: where one of them crops to a size of its own, as all images have one size.
+        """
         if all(choice == choices[0] for choice in choices):
             return choices[0]
+        if sizes := [choice.crop_size for choice in choices if choice.crop_size is not None]:
+            raise ConfigError(
+                f"stream.dataset: augment.crop_size is {sizes[0]} for some sets of a pool, whose augmentations differ; "
+                f"give all sets the same augment, or set stream.augment, or stream.size"
+            )
         return cls(
             crop_padding=min(choice.crop_padding for choice in choices),
             flip=all(choice.flip for choice in choices),

@@ -179,6 +179,11 @@ class FileStore:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def view(self) -> str:
+        """What is made of the files."""
+        return f"files {self.shape} {self.shorter}"
+
     def pixels(self, rows: Tensor) -> Tensor:
         """Evaluation view, (n, C, size, size) uint8; decoded on as many threads as torch may use.
 

@@ -22,8 +22,8 @@ class Looks:
     """Counts the looks at the images of one experience.
 
     A look is one read of an image for training: each time that it is served in a batch of a phase, and each time that a
-    hook asks for its pixels. No looks are reads of exemplar memories, copying an image into one, and further steps on
-    the batch in hand (``trainer.updates_per_batch``).
+    hook asks for its pixels. No looks are reads of exemplar memories, copying into one as many images as may be carried
+    (further ones are), and further steps on the batch in hand (``trainer.updates_per_batch``).
 
     Args:
         images: Number of images of the experience.
@@ -33,6 +33,7 @@ class Looks:
     Attributes:
         counts: (images,) looks at each.
         by_reader: Looks in all by each reader.
+        copies: Images that may be copied into memories without a look; None: any number.
     """
 
     def __init__(
@@ -43,6 +44,8 @@ class Looks:
         experience: int = 0,
     ) -> None:
         self.counts: Images = np.zeros(images, dtype=np.int64)
+        self.copies: int | None = None
+        self._copied = np.zeros(images, dtype=bool)
         self.by_reader: dict[str, int] = {}
         self.limit, self.method, self.experience = limit, method, experience
         self._reader = "a hook"
@@ -70,6 +73,19 @@ class Looks:
         if self.limit is not None and (most := int(self.counts[images].max())) > self.limit:
             self._refuse(np.unique(images[self.counts[images] > self.limit]), most)
 
+    def copy(self, images: Images) -> None:
+        """Count copies of some images: those beyond what may be carried serve to be read, and are looks."""
+        images = np.unique(images[images >= 0])
+        first = images[~self._copied[images]]
+        self._copied[first] = True
+        if self.copies is not None and (more := int(self._copied.sum()) - self.copies) > 0:
+            self.read(first[-more:])
+
+    def allow_copies(self, most: int) -> None:
+        """Say how many copies there may be without a look; what was copied beyond that is looked at now."""
+        self.copies = most
+        self.read(self._copied.nonzero()[0][most:])
+
     def add(self, counts: Images) -> None:
         """Count looks that another run had in place of this one, (images,)."""
         self.counts += counts
@@ -94,12 +110,15 @@ class Looks:
 
     def state(self) -> dict[str, Any]:
         """Plain data, for a snapshot."""
-        return {"counts": self.counts.tolist(), "by_reader": dict(self.by_reader)}
+        copied = self._copied.nonzero()[0].tolist()
+        return {"counts": self.counts.tolist(), "by_reader": dict(self.by_reader), "copied": copied}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a snapshot."""
         self.counts = np.array(state["counts"], dtype=np.int64)
         self.by_reader = dict(state["by_reader"])
+        self._copied[:] = False
+        self._copied[state["copied"]] = True
 
 
 class CountedStore:

@@ -39,6 +39,11 @@ class MappedStore:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def view(self) -> str:
+        """What is made of what ``sums`` are of: the name of the file says it."""
+        return f"decoded {self.shape} {self.path.name}"
+
     def pixels(self, rows: Tensor) -> Tensor:
         size = int(np.prod(self.shape))
         try:

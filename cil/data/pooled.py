@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cil.data.augment import Augment
@@ -17,7 +20,7 @@ from cil.data.augment_by_class import AugmentByClass
 from cil.data.columns import relabelled
 from cil.data.file_store import MOST_SIZE
 from cil.data.registry import Dataset, dataset_options, load_dataset, register_dataset
-from cil.data.samples import ArrayStore, Samples, Store, concatenated
+from cil.data.samples import ArrayStore, Samples, Store, concatenated, view_of
 from cil.errors import ConfigError, DataError
 
 Shape = tuple[int, int, int]
@@ -154,8 +157,17 @@ class FittedStore:
     def take(self, rows: Tensor) -> FittedStore:
         return FittedStore(self.store.take(rows), self.shape, self.pad)
 
+    def row_keys(self, rows: Tensor) -> NDArray[np.uint64]:
+        """Those of the other store: of files, which need not be decoded."""
+        return Samples(self.store, torch.zeros(len(rows), dtype=torch.int64), rows).keys()
+
+    @property
+    def view(self) -> str:
+        """What is made of what the other store digests."""
+        return f"{'padded' if self.pad else 'resized'} to {self.shape}: {view_of(self.store)}"
+
     def digest(self, rows: Tensor) -> bytes:
-        return self.store.digest(rows)
+        return hashlib.sha256(self.store.digest(rows) + self.view.encode()).digest()
 
 
 def fit_to(pixels: Tensor, shape: Shape, pad: bool = False) -> Tensor:

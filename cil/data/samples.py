@@ -23,6 +23,9 @@ class Store(Protocol):
     shape: tuple[int, int, int]  # (C, H, W) of one image in the evaluation view
     in_memory: bool
 
+    # Where ``digest`` is of something else than the pixels, as of files: ``view``, a property, is a text that says how
+    # both views are made of it. Equal digests and views are equal images.
+
     def __len__(self) -> int: ...
 
     def pixels(self, rows: Tensor) -> Tensor:
@@ -40,6 +43,12 @@ class Store(Protocol):
     def digest(self, rows: Tensor) -> bytes:
         """SHA-256 over the content of ``rows``, in that order."""
         ...
+
+
+def view_of(store: Store) -> str | None:
+    """How a store makes its views of what it digests; empty: these are its pixels, None: nobody knows."""
+    known: str | None = getattr(store, "view", "" if store.in_memory else None)
+    return known
 
 
 class ArrayStore:

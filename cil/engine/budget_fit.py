@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from cil.engine.dry_run import Bill, check_bills, dry_run
@@ -61,7 +62,7 @@ def fitted(
 
     Raises:
         BudgetExceeded: where the smallest value does not fit either.
-        ConfigError: where the bytes do not grow with the value.
+        ConfigError: where the bytes do not grow with the value, or fall.
     """
     method: Any = getattr(make_learner, "func", make_learner)
     key: str | None = getattr(method, "fits", None)
@@ -80,12 +81,16 @@ def fitted(
             return bills[-1].total[budget.convention], error
         return bills[-1].total[budget.convention], None
 
-    def weigh(value: int) -> tuple[int, bool]:
-        total, error = bill(value)
-        return total, error is None
-
     assert budget.limits is not None
-    limit = int(budget.limits[-1])
+    limit, seen = int(budget.limits[-1]), dict[int, int]()
+
+    def weigh(value: int) -> tuple[int, bool]:
+        try:
+            seen[value], error = bill(value)
+        except ConfigError:  # the smallest can be had: this one is more than the method takes
+            return limit + 1, False
+        return seen[value], error is None
+
     error = bill(smallest)[1]
     if error is not None:
         raise BudgetExceeded(f"budget.fit: strategy.{key}={smallest} is the smallest of {name}, and {error}")
@@ -95,6 +100,13 @@ def fitted(
             f"budget.fit: {name} carries no more bytes ({budget.convention}) with a larger strategy.{key}, so that "
             f"none is the largest; set budget.fit=false, or another budget.convention"
         )
+    for (less, before), (more, after) in pairwise(sorted(seen.items())):
+        if after < before:
+            raise ConfigError(
+                f"budget.fit: {name} carries {after:,} bytes ({budget.convention}) with strategy.{key}={more}, and "
+                f"{before:,} with {less}: fewer with more, so that none is found to be the largest; set "
+                f"budget.fit=false and strategy.{key} itself"
+            )
     return Fitted(key, found[0], found[1], limit, budget.convention)
 
 

@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cil.engine.checkpoint import read_tensors, write_tensors
 from cil.engine.known_modules import Unknown, described_module, kernel_settings, tensors_digest
@@ -67,6 +68,7 @@ class Table:
             self.read.add(path.name)
             try:
                 found = read_tensors(path, self.folder.name)
+                _check_table(path, found)
             except ResumeError as error:
                 _say.warning("features are computed again: %s", str(error).partition("; ")[0])
                 continue
@@ -169,8 +171,24 @@ class KnownFeatures:
         return known[1]
 
 
+def _check_table(path: Path, found: Mapping[str, Tensor]) -> None:
+    """Refuse a file that ``Table.save`` did not write.
+
+    Raises:
+        ResumeError: naming it.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    count = shapes.get("images", (0,))[0]
+    features = shapes.get("features", ())
+    wanted = {"images": (count, DIGEST), "features": (count, *features[1:]), "operations": ()}
+    if shapes != wanted or len(features) != 2 or found["images"].dtype != torch.uint8:
+        raise ResumeError(f"{path} holds no features of images; remove it")
+
+
 def _learns(backbone: nn.Module, images: Tensor) -> bool:
-    """True where a backbone, or what comes before it, may change: features are then of the moment."""
+    """True where a backbone, or what comes before it, may change, or looks at the batch: features are of the moment."""
+    if any(isinstance(m, _BatchNorm) and m.running_mean is None for m in backbone.modules()):
+        return True
     graph = torch.is_grad_enabled() and images.requires_grad
     return graph or any(m.training for m in backbone.modules()) or any(p.requires_grad for p in backbone.parameters())
 
@@ -182,10 +200,18 @@ def _names(images: Tensor) -> list[bytes]:
 
 
 def _marks(backbone: nn.Module) -> tuple[int, ...]:
-    """Sums of the bits of all tensors, which show that one was changed, in whatever way."""
-    flat = [t.detach().contiguous().flatten() for t in (*backbone.parameters(), *backbone.buffers())]
-    bits = [t.view(torch.int32 if t.element_size() == 4 else torch.uint8) for t in flat]
-    return tuple(torch.stack([t.sum(dtype=torch.int64) for t in bits]).tolist()) if bits else ()
+    """Sums of the bits of all tensors, weighted by place, which show that one was changed, or put in another order."""
+    marks = [_mark(t.detach()) for t in (*backbone.parameters(), *backbone.buffers()) if t.numel()]
+    return tuple(torch.stack(marks).tolist()) if marks else ()
+
+
+def _mark(tensor: Tensor) -> Tensor:
+    """Sums over rows and over columns, each times odd numbers of its own; () int64."""
+    flat = tensor.contiguous().reshape(len(tensor) if tensor.ndim > 1 else 1, -1)
+    bits = flat.view(torch.int32 if tensor.element_size() == 4 else torch.uint8)
+    sums = [bits.sum(dim, dtype=torch.int64) for dim in (0, 1)]
+    places = [torch.arange(1, 2 * len(one), 2, device=one.device) for one in sums]
+    return (sums[0] * places[0]).sum() + 2_654_435_761 * (sums[1] * places[1]).sum()
 
 
 def _computed(
@@ -193,6 +219,8 @@ def _computed(
 ) -> tuple[Tensor, int]:
     """Features of the images at ``places``, in one block that the first of them fills up; and operations for one."""
     block = images[[*places, *[places[0]] * (BLOCK - len(places))]]
+    if block.ndim == 4:  # kernels are chosen by layout too
+        block = block.contiguous(memory_format=torch.channels_last)
     flops = Flops()
     with torch.no_grad():
         if each:

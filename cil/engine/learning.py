@@ -34,7 +34,7 @@ from cil.engine.lifecycle import (
     in_advance,
     sample_experience,
 )
-from cil.engine.look_limits import counted_experience
+from cil.engine.look_limits import counted_experience, limit_copies
 from cil.engine.phases import Observer, Training
 from cil.engine.recipe import Recipe
 from cil.engine.running import Counts, Rows
@@ -256,7 +256,13 @@ class StrategyWork:
             allowed = "free" if self.bound else self.recipe.looks
             experience, looks = counted_experience(experience, allowed, self.name)
             around = partial(self._around, learner, index, flops, looks)
-            grow = flops.counting()(partial(self.learners.grow, learner, index))
+            came_with = sum(map(len, learner.memories().values()))
+
+            def grow() -> None:
+                with flops.counting():
+                    self.learners.grow(learner, index)
+                limit_copies(looks, learner, allowance, came_with)
+
             enter(learner, experience, grow, around, partial(self._make_room, learner, index, allowance))
             observer = self.observer(index, context)
             training = Training(

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+
+from torch import Tensor
 
 from cil.contract import Phase
 from cil.data import Samples
 from cil.data.looks import CountedStore, Looks, counted
 from cil.errors import ContractError
+from cil.memory import Allowance
 from cil.memory.exemplars import EncodedStore
+from cil.memory.features import SHAPE as NO_PIXELS
+from cil.strategies import Strategy
 from cil.streams import Experience
+
+BESIDE = 8  # bytes of label and size beside an exemplar, at most
 
 
 def counted_experience(experience: Experience, allowed: int | str, method: str) -> tuple[Experience, Looks]:
@@ -24,11 +32,24 @@ def counted_experience(experience: Experience, allowed: int | str, method: str) 
     return replace(experience, train=counted(experience.train, looks)), looks
 
 
+def limit_copies(looks: Looks, learner: Strategy, allowance: Allowance, held: int) -> None:
+    """Allow as many copies in memories as the budget lets a learner carry, or as it came with.
+
+    Args:
+        allowance: The engine's own.
+        held: Exemplars that it came with.
+    """
+    if looks.limit is not None:
+        looks.allow_copies(max(held, allowance.exemplar_slots(learner) * len(learner.memories())))
+
+
 def refuse_copies(phase: Phase, looks: Looks, shape: tuple[int, int, int]) -> None:
     """Refuse a phase on images that are neither those of the experience nor exemplars: nobody counts looks at them.
 
+    Nor may there be more exemplars than may be carried: a larger memory would be the images of the experience again.
+
     Args:
-        shape: Of an image of the stream; what has another one are features.
+        shape: Of an image of the stream. Samples of one pixel stand in for features.
 
     Raises:
         ContractError: where looks are capped and there are such images.
@@ -38,10 +59,31 @@ def refuse_copies(phase: Phase, looks: Looks, shape: tuple[int, int, int]) -> No
         store
         for samples in streams
         for store, rows in samples.parts
-        if len(rows) and tuple(store.shape) == shape and not isinstance(store, CountedStore | EncodedStore)
+        if len(rows) and tuple(store.shape) != NO_PIXELS and not isinstance(store, CountedStore | EncodedStore)
     ]
-    if looks.limit is not None and odd:
+    if looks.limit is None:
+        return
+    rehearsed = sum(
+        _in_raw_images(store, rows)
+        for samples in streams
+        for store, rows in samples.parts
+        if isinstance(store, EncodedStore) and tuple(store.shape) == shape
+    )
+    if looks.copies is not None and rehearsed > looks.copies:
+        raise ContractError(
+            f"phase '{phase.name}' of {looks.method} is trained on {rehearsed:,} exemplars, the budget lets "
+            f"{looks.copies:,} be carried, and trainer.looks is {looks.limit}: hand over images of experience.train in "
+            f"place of copies, raise the budget, or set trainer.looks=free"
+        )
+    if odd:
         raise ContractError(
             f"phase '{phase.name}' of {looks.method} is trained on images that are neither experience.train nor "
             f"exemplars of a memory, and trainer.looks is {looks.limit}: hand over rows of these, or set it to free"
         )
+
+
+def _in_raw_images(store: EncodedStore, rows: Tensor) -> int:
+    """How many exemplars there are; those of variable size by their bytes, in raw images with what is beside them."""
+    if store.codec.fixed:
+        return len(rows)
+    return int(store.sizes[rows].sum()) // (math.prod(store.shape) + BESIDE)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from cil.contract import Phase
 from cil.contract.plain import PlainLoss, is_not_at_first
 from cil.data import Augment, Samples
+from cil.data.looks import uncounted_store
+from cil.data.samples import view_of
 from cil.engine.fit import Fit
 from cil.engine.known_modules import (
     ENVIRONMENT,
@@ -126,7 +128,11 @@ def _fit(fit: Fit) -> dict[str, Any]:
 
 
 def _data(phase: Phase) -> list[str]:
-    """Digests of images and slots, in their order."""
-    samples = phase.samples
-    stores = [store.digest(rows).hex() for store, rows in samples.parts]
+    """Digests of images and slots, in their order, and how views are made of what is digested."""
+    samples, stores = phase.samples, list[str]()
+    for store, rows in samples.parts:
+        view = view_of(uncounted_store(store))  # files of the same bytes may be decoded at another size
+        if view is None:
+            raise Unknown
+        stores.append(f"{store.digest(rows).hex()} {view}")
     return [*stores, hashlib.sha256(samples.slots.contiguous().numpy().tobytes()).hexdigest()]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cil.data import Samples
 from cil.data.crops import crop_resized
-from cil.data.looks import uncounted
+from cil.data.looks import CountedStore, Images, Looks, uncounted
 from cil.errors import ShapeError, StateError
 from cil.memory.codecs import Codec
 from cil.memory.codecs import codec as find_codec
@@ -87,7 +87,13 @@ class ExemplarMemory:
         extras: Ledger kind of each named side datum (for example ``{"logits": "replay_logits"}``).
         extra_bytes: Bytes of side data beside one exemplar, so that they can be billed before any is stored; stored
             ones are measured. A public attribute too, for sizes known in ``grow`` only.
+
+    Attributes:
+        passing: Set on a memory that is carried nowhere: new images in it are then read as those of the experience are
+            (``cil.data.looks``).
     """
+
+    passing = False
 
     def __init__(
         self,
@@ -109,6 +115,7 @@ class ExemplarMemory:
         self._extras: dict[str, Tensor] = {}
         self._shape: tuple[int, int, int] | None = None
         self._cache: Samples | None = None
+        self._origin: tuple[Images, Looks] | None = None
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -124,7 +131,9 @@ class ExemplarMemory:
     def samples(self) -> Samples:
         """All exemplars, class by class, best first; side data as ``extras``."""
         if self._cache is None:
-            self._cache = Samples(self._store(), self._slots, extras=self._extras)
+            store = self._store()
+            source = store if self._origin is None else CountedStore(store, *self._origin)
+            self._cache = Samples(source, self._slots, extras=self._extras)
         return self._cache
 
     def _store(self) -> EncodedStore:
@@ -180,6 +189,7 @@ class ExemplarMemory:
             return
         self._data, self._sizes = self._store().stored(rows)
         self._slots = self._slots[rows]
+        self._origin = None if self._origin is None else (self._origin[0][rows.numpy()], self._origin[1])
         self._extras = {name: values[rows] for name, values in self._extras.items()}
         self._cache = None
 
@@ -200,7 +210,14 @@ class ExemplarMemory:
         if missing:
             raise StateError(f"exemplars need side data {sorted(missing)}, which the samples do not have")
         joined = joined[joined.slots.argsort(stable=True)]
-        self._data, self._sizes = self._encoded(uncounted(joined)[0])
+        plain, images, looks = uncounted(joined)
+        self._origin = None
+        if looks is not None and images is not None:
+            if self.passing:
+                self._origin = images, looks
+            elif self.codec.fixed:  # else it is filled first, and cut to its capacity then
+                looks.copy(images)
+        self._data, self._sizes = self._encoded(plain)
         self._shape = joined.shape
         self._slots = joined.slots.cpu()
         self._extras = {name: joined.extras[name].cpu() for name in self.extra_kinds}

@@ -103,7 +103,7 @@ class PODNet(Strategy):
     def prepare(self, experience: Experience) -> None:
         if self.spatial and experience.index == 0:
             with torch.no_grad():  # a network without maps is refused now, not after its first training
-                stages = self.net(experience.train[:1].images.to(self.device)).stages
+                stages = self.net(torch.zeros(1, *self.image_shape, device=self.device)).stages  # no look at an image
             pod_spatial(stages, stages)
 
     def phases(self, experience: Experience) -> Iterator[Phase]:

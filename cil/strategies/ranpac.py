@@ -168,6 +168,10 @@ class RanPAC(FrozenBackbone):
             return super().backbone_features(images)
         return self.tuner.features(self.net.backbone, self.net.normalise(images))
 
+    @property
+    def asks_net_alone(self) -> bool:
+        return self.tuner is None
+
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen; one without data by minus infinity: (N, ...) to (N, C)."""
         assert self.head is not None and self.layer is not None

@@ -7,13 +7,15 @@ import torch
 import torch.nn.functional as F
 from toys import Flat, factory, small_stream
 
-from cil import plan
+from cil import load, plan
 from cil.engine.budget_fit import fitted
 from cil.engine.dry_run import check_bills, dry_run
+from cil.engine.recipe import Recipe
 from cil.errors import BudgetExceeded, ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory, build_backbone
 from cil.strategies import Strategy, find
+from cil.strategies.base import check
 from cil.streams import Signature
 from cil.testing.toy import toy_stream
 
@@ -104,6 +106,29 @@ def test_bytes_that_do_not_grow_and_budgets_without_bytes_are_refused():
         Budget(limits=[5], fit=3)
 
 
+class Limited(Bank):
+    """Takes no more than four rows."""
+
+    def __init__(self, make_net, budget, *, rows: int = 1):
+        check.between(1, 4, "limited", rows=rows)
+        super().__init__(make_net, budget, rows=rows)
+
+
+class Odd(Bank):
+    """An even number of rows takes half the bytes."""
+
+    def grow(self, signature):
+        super().grow(signature)
+        self.bank = torch.zeros(6 * self.rows // (1 if self.rows % 2 else 2))
+
+
+def test_the_largest_that_a_method_takes_and_bytes_that_fall():
+    given = (partial(factory, meta=True), small_stream(2).signatures, Budget(limits=[200], fit=True))
+    assert fitted(Limited, *given, "limited").value == 4  # five would fit, as in Bank
+    with pytest.raises(ConfigError, match=r"odd carries 272 bytes \(exact\) with strategy\.rows=16, and 392 with 13"):
+        fitted(Odd, *given, "odd")
+
+
 def test_a_run_has_the_fitted_value_and_says_so(tmp_path):
     budget = Budget(limits=[60_000], fit=True)
     run = plan("ranpac", toy_stream(), "smallconv", budget, run_dir=tmp_path)
@@ -117,3 +142,10 @@ def test_a_run_has_the_fitted_value_and_says_so(tmp_path):
     }  # fmt: skip
     assert any(line.startswith(f"ranpac: budget.fit sets strategy.size={size}") for line in work.bills()["warnings"])
     assert "fit" not in plan("ranpac", toy_stream(), "smallconv", run_dir=tmp_path).identity["budget"]
+
+
+def test_what_was_fitted_is_loaded_as_it_was_fitted(tmp_path):
+    budget = Budget(limits=[60_000], fit=True)
+    run = plan("acil", toy_stream(), "smallconv", budget, recipe=Recipe(epochs=1), run_dir=tmp_path, progress=False)
+    run.execute()
+    assert load(tmp_path).learner.size == run.work.fit.value > 1

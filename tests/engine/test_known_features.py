@@ -161,6 +161,8 @@ def test_a_feature_is_that_of_its_image_whatever_came_with_it(tmp_path: Path) ->
     assert torch.equal(found, features_of(other, net, images.flip(0)).flip(0))
     with one.fresh():
         assert torch.equal(features_of(one, net, images[3:5]), found[3:5])
+        channels_last = images.contiguous(memory_format=torch.channels_last)
+        assert torch.equal(features_of(one, net, channels_last), found)
     with torch.no_grad():
         torch.testing.assert_close(found, net(images).features)
     rounded = features_of(KnownFeatures(None, "bf16"), net, images)
@@ -192,6 +194,29 @@ def test_a_changed_backbone_is_another_and_one_that_learns_is_not_known(tmp_path
     assert net(images).features.requires_grad
 
 
+def test_weights_in_another_order_are_another_backbone(tmp_path: Path) -> None:
+    """Their plain sum is the same, and no version of the tensor tells."""
+    net, images, known = frozen_net(), some_images(), KnownFeatures(tmp_path, "fp32")
+    features_of(known, net, images)
+    for change in (lambda weight: weight.flip(0), lambda weight: weight.flip(1)):
+        weight = [p for p in net.backbone.parameters() if p.ndim == 4][-1].data
+        weight.copy_(change(weight).clone())
+        with torch.no_grad():
+            torch.testing.assert_close(features_of(known, net, images), net(images).features)
+    assert len(tables(known)) == 3
+
+
+def test_a_backbone_that_looks_at_the_batch_is_asked(tmp_path: Path) -> None:
+    """Batch norm without running statistics: a feature depends on the company of its image."""
+    net, images, known = frozen_net(), some_images(), KnownFeatures(tmp_path, "fp32")
+    norm = next(m for m in net.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+    norm.track_running_stats = False
+    with torch.no_grad():
+        assert torch.equal(features_of(known, net, images), net(images).features)
+    assert not tables(known)
+
+
 def test_maps_are_not_kept_and_who_looks_is_told(tmp_path: Path) -> None:
     with torch.no_grad(), KnownFeatures(tmp_path, "fp32").given():
         stages = frozen_net()(some_images()).stages
@@ -211,6 +236,10 @@ def test_what_is_damaged_is_computed_again(tmp_path: Path, caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING):
         assert torch.equal(features_of(KnownFeatures(tmp_path, "fp32"), net, images), right)
     assert "computed again" in caplog.text
+    write_tensors(path, {"images": torch.zeros(2, 3)}, path.parent.name)  # of somebody else
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(features_of(KnownFeatures(tmp_path, "fp32"), net, images), right)
+    assert "holds no features of images" in caplog.text
 
 
 def test_other_surroundings_are_another_table(tmp_path: Path) -> None:

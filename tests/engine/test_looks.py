@@ -114,6 +114,57 @@ def test_a_phase_on_copies_made_by_hand_is_refused_where_looks_are_capped(tmp_pa
         small_run(Copying, tmp_path / "one", recipe=plain(looks=1)).execute()
 
 
+class Hoarding(Rehearse):
+    """Puts all images of an experience into its memory before training, and drops most of them after it."""
+
+    def prepare(self, experience):
+        self.memory.replace([self.memory.samples(), experience.train])
+
+    def phases(self, experience):
+        yield Phase("hoard", self.memory.samples(), self.loss, epochs=3, main=False)
+
+
+class Reading(Rehearse):
+    """Takes statistics of copies in a memory that it keeps nowhere."""
+
+    def after_experience(self, experience):
+        copies = ExemplarMemory(selection="random")
+        copies.replace([experience.train])
+        features(self, copies.samples())
+        super().after_experience(experience)
+
+
+class Padded(Learner):
+    """Trains on copies with a frame of one pixel."""
+
+    def phases(self, experience):
+        data = experience.train
+        framed = torch.nn.functional.pad(data.pixels, (1, 1, 1, 1))
+        yield Phase("framed", Samples.from_arrays(framed, data.slots), self.loss, epochs=3, main=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Hoarding, r"phase 'hoard' of Hoarding is trained on 16 exemplars, the budget lets 8 be carried"),
+        (Reading, r"Reading reads .* for the 2nd time, in after_experience"),
+        (Padded, r"phase 'framed' of Padded is trained on images that are neither"),
+    ],
+)
+def test_copies_beyond_what_may_be_carried_are_no_way_around_the_cap(tmp_path, kind, words):
+    with pytest.raises((ContractError, BudgetExceeded), match=words):
+        small_run(kind, tmp_path, recipe=plain(looks=1), budget=Budget(exemplars=8)).execute()
+
+
+def test_new_images_of_a_balanced_set_are_looked_at(tmp_path):
+    """PODNet with random selection: an epoch of all images, then two of the balanced set."""
+    given = {"budget": Budget(exemplars=8), "recipe": replace(RECIPE, epochs=1)}
+    own = {"tune_epochs": 2, "selection": "random"}
+    looks = toy_run("podnet", toy_stream(), tmp_path, hyperparameters=own, **given).execute().results["looks"]
+    assert looks[0]["mean"] == 1.0 and looks[1]["most"] == 3
+    assert set(looks[1]["by_reader"]) == {"phase 'main'", "phase 'tune'"}
+
+
 def test_epochs_beyond_the_looks_are_refused_before_training():
     with pytest.raises(ConfigError, match=r"^trainer\.epochs is 3 with trainer\.looks=2, .* set it to 2, or"):
         Recipe(epochs=3, looks=2)
@@ -134,9 +185,6 @@ def test_a_single_pass_is_one_look_at_what_it_does_not_miss(tmp_path, pace, look
 @pytest.mark.parametrize(("name", "looks"), [("finetune", 1.0), ("icarl", 2.0), ("er_ace", 1.0), ("simplecil", 2.0)])
 def test_looks_of_methods(tmp_path, name, looks):
     """Herding of icarl and the means of simplecil, which trains its backbone first, are second looks."""
-    record = toy_run(
-        name, toy_stream(), tmp_path, budget=Budget(exemplars=8), recipe=replace(RECIPE, epochs=1)
-    ).execute()
     recipe = replace(RECIPE, epochs=1)
     record = toy_run(name, toy_stream(), tmp_path, budget=Budget(exemplars=8), recipe=recipe).execute()
     assert record.results["looks"][0]["mean"] == looks

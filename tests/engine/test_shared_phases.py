@@ -18,7 +18,10 @@ from torch import Tensor
 
 from cil.api import plan
 from cil.contract.plain import PlainLoss, plain_at_first
-from cil.data import Augment, Batch
+from cil.data import ArrayStore, Augment, Batch, Samples
+from cil.data.file_store import FileStore
+from cil.data.mapped_store import MappedStore
+from cil.data.pooled import FittedStore
 from cil.engine.driver import Run
 from cil.engine.fit import Fit
 from cil.engine.plain_phase import PlainPhase
@@ -86,14 +89,16 @@ def test_methods_of_other_networks_and_heads_share_one_phase_and_no_bit_moves(tm
 
 @pytest.mark.slow
 def test_all_that_share_one_phase_end_in_the_same_bits(tmp_path: Path) -> None:
-    names = ("replay", "wa", "lwf", "ewc", "mas", "joint", "gem", "agem", "coil", "bic", "foster", "rmm", "simplecil")
-    check_same(("finetune", *names, "ranpac", "fetril"), tmp_path)
+    names = ("replay", "wa", "lwf", "ewc", "mas", "joint", "gem", "agem", "coil", "bic", "foster", "rmm")
+    check_same(("finetune", *names, "fetril", "acil", "ds_al", "gkeal"), tmp_path)
 
 
 def test_cosine_heads_share_among_themselves(tmp_path: Path) -> None:
     folder = tmp_path / "phases"
     run_of("finetune", tmp_path / "linear", folder).execute()
     assert not reused(run_of("lucir", tmp_path / "lucir", folder))
+    assert len(trained(folder)) == 2
+    assert reused(run_of("ranpac", tmp_path / "ranpac", folder))[0] > 0  # which drops the head afterwards
     assert len(trained(folder)) == 2
 
 
@@ -199,6 +204,26 @@ def test_the_key_is_of_what_the_bits_depend_on_and_of_no_method() -> None:
     ]  # fmt: skip
     assert None not in others
     assert len({own, *others}) == 1 + len(others)
+
+
+def test_the_same_files_seen_in_another_way_are_another_phase(tmp_path: Path) -> None:
+    """The digest of a file says nothing of the size that it is decoded at."""
+    from PIL import Image
+
+    paths = [str(tmp_path / f"{number}.png") for number in range(4)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (12, 10), (60 * number, 0, 0)).save(path)
+    files, slots = FileStore(paths, 8), torch.tensor([0, 0, 1, 1])
+    everything, shape = torch.arange(4), (3, 8, 8)
+    stores = [
+        files, FileStore(paths, 9), FileStore(paths, 8, shorter=8), FittedStore(FileStore(paths, 6), shape, pad=True),
+        FittedStore(FileStore(paths, 6), shape, pad=False), ArrayStore(files.pixels(everything)),
+        MappedStore(tmp_path / "decoded", shape, files.sums(everything)),
+    ]  # fmt: skip
+    keys = [key_of(data=Samples(store, slots)) for store in stores]
+    assert None not in keys and len(set(keys)) == len(stores)
+    assert key_of(data=Samples(FileStore(paths, 8), slots)) == keys[0]
+    assert stores[3].digest(everything) != stores[4].digest(everything)
 
 
 @pytest.mark.parametrize("kind", [OwnLoss, OwnStep, OwnParameters])

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from cil import Budget, train
-from cil.data import Augment, Dataset, Samples
+from cil.data import ArrayStore, Augment, Dataset, Samples
 from cil.data.augment_by_class import AugmentByClass
-from cil.data.pooled import fit_to, pool
+from cil.data.pooled import FittedStore, fit_to, pool
 from cil.engine.loader import Loader
 from cil.errors import ConfigError, DataError
 from cil.kinds.classes.results import averages
@@ -150,3 +150,22 @@ def test_sums_over_samples_do_not_see_the_order_of_the_classes(tmp_path, make_da
         assert results["averages"]["by_image"][-1] == pytest.approx(results["last_accuracy"])
         assert list(results["averages"]["sets"]) == list(dict.fromkeys(stream.provenance.origins))
     assert found["by_set"] == found["seed"]
+
+
+def test_files_of_a_pool_are_compared_without_being_decoded():
+    """Two sets of files that are fitted to one size: the keys of their images are those of the files."""
+
+    class Files(ArrayStore):
+        in_memory = False
+
+        def row_keys(self, rows):
+            return rows.numpy().astype(np.uint64)
+
+    store = FittedStore(Files(torch.zeros(3, 1, 4, 4, dtype=torch.uint8)), (3, 8, 8), pad=True)
+    fitted = Samples(store, torch.tensor([0, 1, 0]))
+    assert fitted[[2, 0]].keys().tolist() == [2, 0]
+
+
+def test_a_size_of_one_sets_crops_alone_is_refused():
+    with pytest.raises(ConfigError, match=r"augment\.crop_size is 8 for some sets of a pool"):
+        AugmentByClass.of([Augment(resized_crop=True, crop_size=8), Augment()], [0, 1])

@@ -96,6 +96,8 @@ class Analytic(FrozenBackbone):
 class RandomAnalytic(Analytic):
     """Hidden features are a function of W_r phi; W_r is drawn from a seed of eight bytes, which is carried."""
 
+    fits = "size"
+
     seed: Tensor  # (), int64
     layer: Tensor | None  # (D, E), W_r'
 

@@ -65,16 +65,20 @@ class FrozenBackbone(Strategy):
         features: Tensor = self.net(images).features
         return features
 
+    @property
+    def asks_net_alone(self) -> bool:
+        """True where ``backbone_features`` are those of ``net``: training it is then a plain phase."""
+        return type(self).backbone_features is FrozenBackbone.backbone_features
+
     def phases(self, experience: Experience) -> Iterator[Phase]:
         """Train ``net`` by cross-entropy of ``first_head``, where there is one."""
         head = self.first_head
         if head is not None:
-            plain = type(self).backbone_features is FrozenBackbone.backbone_features
 
             def loss(batch: Batch) -> Tensor:
                 return F.cross_entropy(head(self.backbone_features(batch.images)), batch.slots)
 
-            yield Phase("main", experience.train, PlainLoss(self.net, head=head) if plain else loss)
+            yield Phase("main", experience.train, PlainLoss(self.net, head=head) if self.asks_net_alone else loss)
 
     def train_then_freeze(self, experience: Experience) -> Iterator[Phase]:
         """``phases`` of the base, after which the network is frozen within the first experience."""

@@ -114,6 +114,7 @@ def balanced_set(learner: Strategy, experience: Experience, rule: str | None = N
         rule: Selection rule, applied with the network as it is; that of the memory if None.
     """
     balanced = copy(learner.memories()["memory"])  # its content is replaced below, never changed
+    balanced.passing = True
     if rule is not None:
         balanced.select = selection(rule)
     quota = learner.held_quota(balanced.counts().values())
