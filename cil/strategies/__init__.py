@@ -6,9 +6,9 @@ import importlib
 from keyword import iskeyword
 from pathlib import Path
 
+from cil import plugins
 from cil.contract import Choice, Phase, Progress, Range, RuntimeContext, Search, reference_of
 from cil.memory import State
-from cil import plugins
 from cil.strategies.base import Strategy
 from cil.strategies.registry import find, register
 

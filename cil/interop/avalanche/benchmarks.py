@@ -114,7 +114,9 @@ def from_avalanche(
             ExperienceData(partial(_same, samples), partial(take_rows, judged, own))
             for samples, own in zip(train, rows, strict=True)
         ],
-        fingerprint=fingerprint_of(*(piece for samples in (*train, judged) for piece in (samples.pixels, samples.slots))),
+        fingerprint=fingerprint_of(
+            *(piece for samples in (*train, judged) for piece in (samples.pixels, samples.slots))
+        ),
         augment=augment or Augment(),
         mean=mean,
         std=std,

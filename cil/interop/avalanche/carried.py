@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cil.data import Samples
 from cil.errors import ConfigError
@@ -150,7 +151,12 @@ class PathImportance(Importance):
     held = ("importance", "trajectory")
 
     def weights(self) -> dict[str, Tensor]:
-        return {name: weight.flatten() for name, weight in super().weights().items()}
+        layers = [
+            (name, layer) for name, layer in self.learner.net.named_modules() if not isinstance(layer, _BatchNorm)
+        ]
+        own = (f"{name}.{key}" for name, layer in layers for key, _ in layer.named_parameters(recurse=False))
+        weights = super().weights()
+        return {name: weights[name].flatten() for name in own if name in weights}
 
     def tables(self, strategy: Any) -> dict[str, dict[str, Any]]:
         plugin = plugin_of(strategy, self.plugin)
@@ -366,7 +372,10 @@ class FirstOfEach(Memory):
 
     def save(self, strategy: Any, pool: Samples) -> None:
         buffers = plugin_of(strategy, "AGEMPlugin").buffers
-        held = [attribute_of(one, "rows")[:quota] for one, quota in zip(buffers, shares(self.size, len(buffers)), strict=True)]
+        held = [
+            attribute_of(one, "rows")[:quota]
+            for one, quota in zip(buffers, shares(self.size, len(buffers)), strict=True)
+        ]
         groups = [number for number, rows in enumerate(held) for _ in rows]
         self.store(pool, [row for rows in held for row in rows], {"group": torch.tensor(groups, dtype=torch.int16)})
 
@@ -412,7 +421,8 @@ def parameter_data(values: Mapping[str, Tensor]) -> dict[str, Any]:
     """Tensors by parameter in the form in which plugins hold them."""
     make = library("training.utils").ParamData
     return {
-        PREFIX + key: make(PREFIX + key, init_tensor=value.clone(), device=value.device) for key, value in values.items()
+        PREFIX + key: make(PREFIX + key, init_tensor=value.clone(), device=value.device)
+        for key, value in values.items()
     }
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -59,13 +60,18 @@ class Images(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, samples: Samples) -> None:
-        self.samples, self.targets = samples, samples.slots.tolist()
+        self.targets = samples.slots.tolist()
+        self._parts = samples.parts
+        self._ends = list(accumulate(len(rows) for _, rows in samples.parts))
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        return self.samples[[row]].pixels[0], self.targets[row]
+        part = bisect_right(self._ends, row)
+        store, rows = self._parts[part]
+        place = row - (self._ends[part] - len(rows))
+        return store.pixels(rows[place : place + 1])[0], self.targets[row]
 
 
 class ToInput:
@@ -88,7 +94,8 @@ class ToInput:
         self.scale = None if mean is None or std is None else (torch.tensor(mean), torch.tensor(std))
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        image = to_float(pixels) if self.augment is None else self.augment(pixels[None], self.generator)[0]
+        batch = pixels[None]
+        image = (to_float(batch) if self.augment is None else self.augment(batch, self.generator))[0].contiguous()
         if self.scale is None:
             return image
         mean, std = (value[:, None, None] for value in self.scale)
@@ -113,11 +120,3 @@ def dataset_of(
     for name, values in (attributes or {}).items():
         data = data.update_data_attribute(name, list(values))
     return data
-
-
-def quiet() -> None:
-    """Keep warnings of its own deprecations from every experience of a run."""
-    import warnings
-
-    warnings.filterwarnings("ignore", module="avalanche")
-    logging.getLogger("avalanche").setLevel(logging.ERROR)

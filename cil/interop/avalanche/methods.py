@@ -92,7 +92,16 @@ def checked_options(name: str, found: Method, given: Mapping[str, Any]) -> dict[
     return {**found.options, **given}
 
 
-_OWN_MODEL = "it trains a model of its own class, which is none of our networks"
-_ONLINE = "it is made for streams of single batches, and keeps a buffer between them that no boundary ends"
-
-REFUSED: dict[str, str] = {}
+REFUSED: dict[str, str] = {  # tried or read with avalanche-lib 0.6.0, torch 2.13 and timm 1.0
+    "AR1": "it downloads weights of a network of its own when it is made",
+    "BiC": "it fails with torch 2.13, whose MultiStepLR has no argument 'verbose'",
+    "CWRStar": "it consolidates weights of one named layer, which is none of our growing heads; not mapped",
+    "GEM": "it keeps raw images and solves with quadprog, under GPL; strategy=gem is our own",
+    "GSS_greedy": "it failed on an empty max() in a small run; not chased",
+    "ICaRL": "it asks for the scenario that an experience is of, which a sealed boundary does not have; "
+    "strategy=icarl is our own",
+    "L2P": "it fails with timm 1.0, whose PretrainedCfg cannot be indexed; strategy=l2p is our own",
+    "MIR": "its replay loader is made at the end of an experience from the last batch, which no boundary carries",
+    "PNNStrategy": "it asks for the task of each test image, and grows a column a task in a network of its own",
+    "SCR": "it failed in a small run, where sizes of labels and outputs differ; not chased",
+}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cil.contract import Phase
-from cil.data import Samples
 from cil.errors import ConfigError
 from cil.interop.avalanche.library import ToInput, dataset_of, installed, library, require
 from cil.interop.avalanche.methods import checked_options, method
@@ -136,7 +135,7 @@ class AvalancheStrategy(Strategy):
     def _make(self, index: int) -> Any:
         """A fresh strategy of Avalanche that stands before experience ``index``."""
         supervised, plugins = library("training.supervised"), library("training.plugins")
-        model = self.answering(self.net)
+        model = self.answering(self.net.to(memory_format=torch.contiguous_format))  # A-GEM views gradients as vectors
         strategy = getattr(supervised, self.class_name)(
             model=model, optimizer=torch.optim.SGD(self.trainable(), **self.recipe), criterion=nn.CrossEntropyLoss(),
             train_mb_size=self.batch_size, train_epochs=self.epochs, eval_mb_size=self.batch_size, device=self.device,
