@@ -26,8 +26,8 @@ _GREY = 1e-3  # how far from a whole grey level a value may be that is one
 def to_avalanche(stream: Stream, *, normalise: bool = True) -> Any:
     """A stream as a benchmark of Avalanche, with ``train_stream`` and ``test_stream``; targets are slots.
 
-    Where no class re-appears it is the older ``NCScenario``, which all its strategies take (iCaRL and PNN ask for it);
-    other streams become a benchmark of data sets, with classes and task labels.
+    Where no class re-appears it is the older ``NCScenario``, which all its strategies take (iCaRL and PNN ask for it),
+    and which has the images of an experience class by class; other streams become a benchmark of data sets, with classes and task labels.
 
     Args:
         normalise: Give inputs with the stream's mean and deviation taken out, for networks that do not normalise.
@@ -221,8 +221,8 @@ def _grey_levels(image: Tensor, normalised: Sequence[Sequence[float]] | None, wh
         image = image * std + mean
     if image.min() < -_GREY or image.max() > 1 + _GREY:
         raise DataError(
-            f"{where} has values from {image.min():.2f} to {image.max():.2f}; they must be in [0, 1]: take Normalize out "
-            f"of its transforms, or set stream.normalised=[[MEAN, ...], [STD, ...]]"
+            f"{where} has values from {image.min():.2f} to {image.max():.2f}; they must be in [0, 1]: take Normalize "
+            f"out of its transforms, or set stream.normalised=[[MEAN, ...], [STD, ...]]"
         )
     return (255 * image).round().clamp(0, 255).to(torch.uint8)
 
@@ -232,13 +232,14 @@ def _refuse_heads(benchmark: Any, name: str) -> None:
     seen: dict[int, set[int]] = {}  # classes of each task
     for experience in benchmark.train_stream:
         data = experience.dataset
-        for label, task in zip(data.targets, data.targets_task_labels, strict=True):
+        tasks = getattr(data, "targets_task_labels", None)
+        for label, task in zip(data.targets, tasks, strict=True) if tasks is not None else ():
             seen.setdefault(int(task), set()).add(int(label))
     shared = set.intersection(*seen.values()) if len(seen) > 1 else set()
     if shared:
         raise StreamError(
-            f"{name} has {len(seen)} tasks that share the labels {sorted(shared)[:5]}; make it with return_task_id=False "
-            f"and class_ids_from_zero_in_each_exp=False"
+            f"{name} has {len(seen)} tasks that share the labels {sorted(shared)[:5]}; make it with "
+            f"return_task_id=False and class_ids_from_zero_in_each_exp=False"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -135,9 +136,10 @@ class AvalancheStrategy(Strategy):
     def _make(self, index: int) -> Any:
         """A fresh strategy of Avalanche that stands before experience ``index``."""
         supervised, plugins = library("training.supervised"), library("training.plugins")
-        model = self.answering(self.net.to(memory_format=torch.contiguous_format))  # A-GEM views gradients as vectors
+        own = deepcopy(self.net).to(memory_format=torch.contiguous_format)  # A-GEM views gradients as vectors
+        model, weights = self.answering(own), [p for p in own.parameters() if p.requires_grad]
         strategy = getattr(supervised, self.class_name)(
-            model=model, optimizer=torch.optim.SGD(self.trainable(), **self.recipe), criterion=nn.CrossEntropyLoss(),
+            model=model, optimizer=torch.optim.SGD(weights, **self.recipe), criterion=nn.CrossEntropyLoss(),
             train_mb_size=self.batch_size, train_epochs=self.epochs, eval_mb_size=self.batch_size, device=self.device,
             evaluator=plugins.EvaluationPlugin(loggers=[]), **self.options, **self.carried.arguments(),
         )  # fmt: skip
@@ -154,8 +156,7 @@ class AvalancheStrategy(Strategy):
         strategy.plugins.insert(0, counter)
         strategy.train(experiences, eval_streams=[])
         trained = strategy.model.net
-        if trained is not self.net:  # GDumb trains a copy
-            self.net.load_state_dict(trained.state_dict())
+        self.net.load_state_dict(trained.state_dict())
         named = {name: p for name, p in trained.named_parameters() if p.grad is not None}
         self.gradients = {name: p.grad.detach() for name, p in named.items() if p.grad is not None}
         states = {name: strategy.optimizer.state.get(p, {}).get("momentum_buffer") for name, p in named.items()}
@@ -166,7 +167,7 @@ class AvalancheStrategy(Strategy):
 
 @register("avalanche_bound")
 class AvalancheBound(AvalancheStrategy):
-    """A strategy of Avalanche that keeps all data: ``Cumulative`` goes on from the last weights, ``JointTraining`` anew.
+    """A strategy of Avalanche that keeps all data: ``Cumulative`` goes on, ``JointTraining`` starts anew.
 
     A bound is charged for all it keeps; a budget only reports on it, and tables keep it out of rankings.
 
