@@ -27,7 +27,8 @@ def to_avalanche(stream: Stream, *, normalise: bool = True) -> Any:
     """A stream as a benchmark of Avalanche, with ``train_stream`` and ``test_stream``; targets are slots.
 
     Where no class re-appears it is the older ``NCScenario``, which all its strategies take (iCaRL and PNN ask for it),
-    and which has the images of an experience class by class; other streams become a benchmark of data sets, with classes and task labels.
+    and which has the images of an experience class by class. Other streams become a benchmark of data sets, with
+    classes and task labels.
 
     Args:
         normalise: Give inputs with the stream's mean and deviation taken out, for networks that do not normalise.

@@ -121,8 +121,7 @@ class AvalancheStrategy(Strategy):
             dataset_of(samples, training, evaluation, {"rows": range(first, first + len(samples))})
             for samples, first in ((held, 0), (experience.train, len(held)))
         ]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its deprecations, in every experience
+        with warnings.catch_warnings(record=True):  # it says its deprecations in every experience, whatever the filter
             strategy = self._make(experience.index)
             self.carried.restore(strategy, data[0])
             self._train(strategy, *data)
