@@ -22,6 +22,11 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "tasks": "cil.kinds.tasks:TASKS",
         "adaptation": "cil.kinds.adaptation:ADAPTATION",
     },
+    "cil.strategies": {  # bridges to other toolboxes: they are named, and strategy=all leaves them out
+        "avalanche": "cil.interop.avalanche.strategy:AvalancheStrategy",
+        "avalanche_bound": "cil.interop.avalanche.strategy:AvalancheBound",
+    },
+    "cil.streams": {"avalanche": "cil.interop.avalanche.benchmarks:avalanche_stream"},
 }
 
 

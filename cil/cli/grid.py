@@ -13,6 +13,7 @@ from cil.cli.job import Job
 from cil.cli.names import METHODS, key_of, known, target_of
 from cil.cli.refusals import parse_overrides
 from cil.errors import ConfigError
+from cil.plugins import BUILT_IN
 
 POINTS = {
     "exemplars": "budget.exemplars",
@@ -102,7 +103,8 @@ def _all(override: str, task_aware: bool) -> str:
         return f"adapter={','.join(known('adapters'))}"
     if override != "strategy=all":
         return override
-    return f"strategy={','.join(name for name in known('strategies') if _takes_task(name) == task_aware)}"
+    names = [name for name in known("strategies") if name not in BUILT_IN["cil.strategies"]]
+    return f"strategy={','.join(name for name in names if _takes_task(name) == task_aware)}"
 
 
 def _takes_task(strategy: str) -> bool:

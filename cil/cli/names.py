@@ -169,7 +169,7 @@ def known(kind: str) -> dict[str, Known]:
     found = choices(GROUPS[kind]) if kind in GROUPS else {}
     if kind in SOURCES:
         found = {item.name: item for item in _in_source(*SOURCES[kind])}
-    found |= {name: Known(name, "built in") for name in BUILT_IN.get(f"cil.{kind}", {})}
+    found = {name: Known(name, "built in") for name in BUILT_IN.get(f"cil.{kind}", {})} | found
     for point in plugin_points():
         if point.group == f"cil.{kind}":
             found.setdefault(point.name, Known(point.name, owner_of(point)))

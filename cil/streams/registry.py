@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from cil.plugins import Registry
+from cil import plugins
 from cil.streams.base import Stream
 from cil.streams.shifts import ShiftStream
 
 Builder = Callable[..., Stream | ShiftStream]
 B = TypeVar("B", bound=Builder)
-STREAMS: Registry[Builder] = Registry("stream", "cil.streams")
+_BRIDGES = plugins.BUILT_IN["cil.streams"]  # of other rooms, imported when they are asked for
+
+
+def _load(name: str) -> None:
+    if name in _BRIDGES:
+        plugins.find("cil.streams", name)
+
+
+STREAMS: plugins.Registry[Builder] = plugins.Registry("stream", "cil.streams", lambda: _BRIDGES, _load)
 
 stream_names = STREAMS.names
 stream_builder = STREAMS.find
