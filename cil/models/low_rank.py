@@ -43,14 +43,22 @@ class AttentionSums(Replaced):
         rank: r.
         parts: Of attention, some of ``PARTS``.
         shared: One A for all parts of a block.
+        blocks: The first ones that have sums; all of them where left out.
     """
 
     pairs: nn.ModuleList
 
-    def __init__(self, backbone: TimmBackbone, rank: int, parts: Sequence[str], shared: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: TimmBackbone,
+        rank: int,
+        parts: Sequence[str],
+        shared: bool = False,
+        blocks: int | None = None,
+    ) -> None:
         super().__init__()
         model: Any = backbone.model
-        self.depth, self.width, self.rank = len(model.blocks), backbone.feature_dim, rank
+        self.depth, self.width, self.rank = len(model.blocks[:blocks]), backbone.feature_dim, rank
         self.parts, self.shared = tuple(parts), shared
         self.pairs = nn.ModuleList()
 
@@ -79,3 +87,38 @@ class AttentionSums(Replaced):
             thirds = zip(PARTS, own[name].chunk(3), strict=True)
             made[name] = torch.cat([third + by_part[part] if part in by_part else third for part, third in thirds])
         return made
+
+
+class Directions(AttentionSums):
+    """W + sum_i alpha_i B_i A_i, where all alpha_i learn, from 1 on.
+
+    Args:
+        backbone, rank, parts, blocks: See ``AttentionSums``.
+        by_layer: An alpha for each sum, in place of one for all of an experience.
+    """
+
+    def __init__(
+        self, backbone: TimmBackbone, rank: int, parts: Sequence[str], by_layer: bool, blocks: int | None = None
+    ) -> None:
+        super().__init__(backbone, rank, parts, blocks=blocks)
+        self.by_layer = by_layer
+        self.magnitudes = nn.ParameterList()  # alpha, (depth, P, 1, 1) or (1, 1, 1, 1)
+
+    def grow(self, like: Tensor) -> Factors:
+        shape = (self.depth, len(self.parts), 1, 1) if self.by_layer else (1, 1, 1, 1)
+        self.magnitudes.append(nn.Parameter(like.detach().new_ones(shape)))
+        return super().grow(like)
+
+    def scaled_ups(self) -> list[Tensor]:
+        pairs = zip(self.magnitudes, self.pairs, strict=True)
+        return [alpha * pair.up for alpha, pair in pairs]
+
+    @torch.no_grad()
+    def normalise_last(self) -> None:
+        """B and A of the last experience get length 1, their lengths go into alpha where there is one for each."""
+        pair: Any = self.pairs[-1]
+        sizes = [factor.norm(dim=(2, 3), keepdim=True).clamp(min=1e-12) for factor in (pair.up, pair.down)]
+        pair.up.div_(sizes[0])
+        pair.down.div_(sizes[1])
+        if self.by_layer:
+            self.magnitudes[-1].mul_(sizes[0] * sizes[1])

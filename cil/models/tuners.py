@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -129,24 +129,38 @@ class BlockAdapters(Tuner):
     Args:
         backbone: A vision transformer; see ``plain_transformer``.
         rank: r, length of V x.
-        scale: Fixed factor.
+        scale: Factor s.
         dropout: After the ReLU.
+        blocks: The first ones that have an adapter; all of them where left out.
+        learn_scale: A factor of each block that learns, from ``scale`` on.
 
     Source: Chen et al., "AdaptFormer", NeurIPS 2022, equation 3. V Kaiming-uniform, U and biases 0: the network starts
         as it is.
     """
 
-    def __init__(self, backbone: TimmBackbone, rank: int = 64, scale: float = 0.1, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        backbone: TimmBackbone,
+        rank: int = 64,
+        scale: float = 0.1,
+        dropout: float = 0.1,
+        blocks: int | None = None,
+        learn_scale: bool = False,
+    ) -> None:
         super().__init__()
         model: Any = backbone.model
-        width, depth, like = backbone.feature_dim, len(model.blocks), next(backbone.parameters())
+        width, depth, like = backbone.feature_dim, len(model.blocks[:blocks]), next(backbone.parameters())
         self.scale = scale
+        self.scales = nn.Parameter(like.detach().new_full((depth,), scale)) if learn_scale else None
         self.adapters = nn.ModuleList(_bottleneck(width, rank, dropout) for _ in range(depth)).to(like.device)
 
     def features(self, backbone: TimmBackbone, images: Tensor) -> Tensor:
         def run(index: int, block: Any, x: Tensor) -> Tensor:
+            if index >= len(self.adapters):
+                return cast(Tensor, block(x))
             x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
-            added: Tensor = self.scale * self.adapters[index](x)
+            scale = self.scale if self.scales is None else self.scales[index]
+            added: Tensor = scale * self.adapters[index](x)
             whole: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + added
             return whole
 

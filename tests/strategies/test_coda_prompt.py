@@ -7,6 +7,8 @@ from small_runs import bare, batch, bits, differing, observed
 from cil.errors import ConfigError
 from cil.models.prefixes import Components, component_weights, orthogonalised, orthogonality
 
+TOY = {"components": 2, "blocks": [0, 1], "length": 4}
+
 
 def test_weights_of_components_by_hand():
     """q = (1, 2), A = (1, 0), K = (3, 0): 1; K = (0, 3): 0; A = (1, 1), K = (1, 2) along q: 1."""
@@ -39,7 +41,7 @@ def test_the_floats_of_a_vit_b16_by_hand():
 def test_the_prefix_of_an_image_is_the_weighed_sum_of_components(monkeypatch):
     from cil.models import block_pass, prefixes
 
-    learner, seen = bare("coda_prompt", classes=[1, 1]), []
+    learner, seen = bare("coda_prompt", classes=[1, 1], **TOY), []
 
     def see(block, x, keys, values):
         seen.append(torch.cat([keys, values], dim=1))
@@ -84,7 +86,7 @@ def test_components_of_the_past_stay_bit_for_bit_and_the_new_start_orthogonal(le
 
 
 def test_the_penalty_reaches_what_is_new_and_rows_of_old_classes_get_no_gradient():
-    learner = bare("coda_prompt", classes=[2, 2], orthogonality=0.1)
+    learner = bare("coda_prompt", classes=[2, 2], **TOY, orthogonality=0.1)
     terms = learner.loss(batch(2, 3))
     every = [learner._all(name)[block].flatten(1) for name in ("prompts", "keys", "attention") for block in (0, 1)]
     assert terms["orthogonality"].item() == pytest.approx(0.1 * sum(orthogonality(rows).item() for rows in every), 1e-5)

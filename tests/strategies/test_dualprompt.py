@@ -7,6 +7,7 @@ from small_runs import bare, batch, bits, differing, observed
 from cil.errors import ConfigError
 from cil.models.prompts import cosines
 
+TOY = {"general_blocks": [0], "expert_blocks": [1]}
 GENERAL, EXPERT = 1 * 2 * 5 * 16, 1 * 2 * 5 * 16 + 16  # floats in the toy
 
 
@@ -25,7 +26,7 @@ def test_an_image_gets_keys_as_keys_and_values_as_values_whatever_its_batch(monk
     """The port that reshapes without turning the axes gives the first half of a batch keys as both."""
     from cil.models import block_pass, prefixes
 
-    learner, seen = bare("dualprompt", classes=[1, 1]), []
+    learner, seen = bare("dualprompt", classes=[1, 1], **TOY), []
 
     def see(block, x, keys, values):
         seen.append((keys, values))
@@ -43,17 +44,17 @@ def test_an_image_gets_keys_as_keys_and_values_as_values_whatever_its_batch(monk
 
 
 def test_an_image_finds_the_expert_whose_key_is_nearest_and_one_expert_is_no_choice():
-    learner = bare("dualprompt", classes=[2, 2, 2])
+    learner = bare("dualprompt", classes=[2, 2, 2], **TOY)
     x = learner.normalise(batch(0, 1, 2, 3).images)
     queries = learner.plain_features(x)
     for index, image in enumerate((2, 0, 1)):
         learner.experts[index].key.data = queries[image].clone()
     assert learner.chosen(x)[[2, 0, 1]].tolist() == [0, 1, 2]
-    assert bare("dualprompt", classes=[2]).chosen(x).tolist() == [0] * 4
+    assert bare("dualprompt", classes=[2], **TOY).chosen(x).tolist() == [0] * 4
 
 
 def test_the_pull_is_a_tenth_of_the_mean_cosine_and_reaches_the_key_alone():
-    learner = bare("dualprompt", classes=[2, 2])
+    learner = bare("dualprompt", classes=[2, 2], **TOY)
     shown = batch(2, 3)
     queries = learner.plain_features(learner.normalise(shown.images))
     terms = learner.loss(shown)
