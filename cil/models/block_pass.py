@@ -1,4 +1,4 @@
-"""A vision transformer's forward pass in which each block is run by a function: prefixes, tokens and adapters go there."""
+"""A vision transformer's forward pass in which a function runs each block: prefixes, tokens and adapters go there."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def prefixed_attention(attention: Any, x: Tensor, keys: Tensor, values: Tensor) 
         x: Normed tokens, (N, T, D); their number stays.
         keys, values: (L, D), or of each image (N, L, D); L = 0 is plain attention.
 
-    Source: Li and Liang, "Prefix-tuning", ACL 2021; Wang et al., "DualPrompt", ECCV 2022, equation 4.
+    Source: Li and Liang, "Prefix-tuning", ACL 2021; Wang et al., "DualPrompt", ECCV 2022.
     """
     heads, width = attention.num_heads, attention.head_dim
 

@@ -1,4 +1,4 @@
-"""Low-rank sums (LoRA) to queries, keys and values of a frozen vision transformer, one pair of factors an experience."""
+"""Low-rank sums (LoRA) to queries, keys and values of a frozen transformer, one pair of factors an experience."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Factors(nn.Module):
         parts: P, parts of attention.
         shared: One A for all parts of a block.
 
-    Source: Hu et al., "LoRA", ICLR 2022, equation 3. A Kaiming-uniform, B 0: the sum is 0 at first.
+    Source: Hu et al., "LoRA", ICLR 2022. A Kaiming-uniform, B 0: the sum is 0 at first.
     """
 
     def __init__(self, depth: int, width: int, rank: int, parts: int, shared: bool = False) -> None:

@@ -36,7 +36,7 @@ def check_blocks(blocks: Sequence[int], backbone: TimmBackbone, key: str, user: 
     depth = len(model.blocks)
     if any(not 0 <= block < depth for block in blocks) or len(set(blocks)) < len(blocks):
         raise ConfigError(
-            f"strategy.{key} of {user} is {list(blocks)}; the transformer has blocks 0 to {depth - 1}, each at most once"
+            f"strategy.{key} of {user} is {list(blocks)}; the transformer has blocks 0 to {depth - 1}; name each once"
         )
 
 
@@ -65,7 +65,7 @@ class Components(nn.Module):
         length: Tokens of a component: the first half are keys, the second values.
         width: D.
 
-    Source: Smith et al., "CODA-Prompt", CVPR 2023, section 4.
+    Source: Smith et al., "CODA-Prompt", CVPR 2023.
     """
 
     def __init__(self, blocks: int, count: int, length: int, width: int) -> None:
@@ -78,7 +78,7 @@ class Components(nn.Module):
 def component_weights(queries: Tensor, attention: Tensor, keys: Tensor) -> Tensor:
     """alpha_m = cos(q * A_m, K_m): queries (N, D), attention and keys (M, D) to (N, M).
 
-    Source: Smith et al., "CODA-Prompt", CVPR 2023, equation 4.
+    Source: Smith et al., "CODA-Prompt", CVPR 2023.
 
     >>> component_weights(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 0.0]])).item()
     1.0

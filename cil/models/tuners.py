@@ -175,7 +175,7 @@ class PromptTokens(Tuner):
         count: n, tokens.
         deep: Others before each block, in place of what became of those before; else the same through all blocks.
 
-    Source: Jia et al., "Visual prompt tuning", ECCV 2022, equations 1 to 5. Zero at the start, as in APER's code: they
+    Source: Jia et al., "Visual prompt tuning", ECCV 2022. Zero at the start, as in APER's code: they
         take part in attention at once, so the network does not start as it is.
     """
 

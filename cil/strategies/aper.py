@@ -34,7 +34,7 @@ class APER(FrozenBackbone):
 
     Source:
         Zhou, Cai, Ye, Zhan, Liu. "Revisiting class-incremental learning with pre-trained models: generalizability and
-        adaptivity are all you need", IJCV 2024, arXiv:2303.07338, section 4.2 (there also as ADAM). Departure: sums of
+        adaptivity are all you need", IJCV 2024, arXiv:2303.07338 (at first ADAM). Departure: sums of
         features are carried in place of their means, as in ``simplecil``.
     """
 

@@ -1,4 +1,4 @@
-"""CODA-Prompt: prefixes are sums of components, weighed by attention of the image to each; all is trained end to end."""
+"""CODA-Prompt: prefixes are sums of components, weighed by the attention of the image to each."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from cil.models.prefixes import (
     Components,
     check_blocks,
     component_weights,
-    orthogonality,
     orthogonalised,
+    orthogonality,
     prefixed_features,
 )
 from cil.strategies.base import check
@@ -44,7 +44,7 @@ class CODAPrompt(FrozenTransformer):
 
     Source:
         Smith et al. "CODA-Prompt: continual decomposed attention-based prompting for rehearsal-free continual
-        learning", CVPR 2023, arXiv:2211.13218, equations 3 to 7. Departures: components come with experiences, where
+        learning", CVPR 2023, arXiv:2211.13218. Departures: components come with experiences, where
         code divides 100 by the number of experiences to come; no penalty by default, as in that code; new components
         are orthogonal to the span of all old ones, not to one after the other.
     """
@@ -112,8 +112,8 @@ class CODAPrompt(FrozenTransformer):
         queries, half = self.plain_features(x), self.length // 2
         prefixes = {}
         for block, prompts, keys, attention in zip(self.blocks, *map(self._all, NAMES), strict=True):
-            alpha = component_weights(queries, attention, keys)  # (N, M), equation 4
-            mixed = torch.einsum("nm,mld->nld", alpha, prompts)  # equation 3
+            alpha = component_weights(queries, attention, keys)  # (N, M), alpha_m = cos(q * A_m, K_m)
+            mixed = torch.einsum("nm,mld->nld", alpha, prompts)  # p = sum_m alpha_m P_m
             prefixes[block] = (mixed[:, :half], mixed[:, half:])
         return prefixed_features(self.vit, x, prefixes)
 

@@ -43,7 +43,7 @@ class DualPrompt(FrozenTransformer):
 
     Source:
         Wang et al. "DualPrompt: complementary prompting for rehearsal-free continual learning", ECCV 2022,
-        arXiv:2204.04799, algorithm 1. Departures: experts come with experiences, where code allots all of them at
+        arXiv:2204.04799. Departures: experts come with experiences, where code allots all of them at
         first; e_t starts as e_(t-1), as in that code; keys and values of an image are its own in any batch, where the
         PyTorch port mixes them among images; 5 tokens each as in that port (the paper: 20 in all).
     """
@@ -92,7 +92,7 @@ class DualPrompt(FrozenTransformer):
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         x = self.normalise(batch.images)
         terms = {"classes": self.local_cross_entropy(self._prefixed(x, self._expert(-1).tokens), batch.slots)}
-        if self.pull:  # equation 5, gamma(q(x), k_t)
+        if self.pull:  # L = CE - pull cos(q(x), k_t)
             terms["pull"] = -self.pull * cosines(self.plain_features(x), self._expert(-1).key[None]).mean()
         return terms
 

@@ -38,7 +38,7 @@ class EASE(FrozenTransformer):
 
     Source:
         Zhou, Sun, Ye, Zhan. "Expandable subspace ensemble for pre-trained model-based class-incremental learning",
-        CVPR 2024, arXiv:2403.12030, equations 5 to 9. Departures: sums and numbers of features are carried, and what is
+        CVPR 2024, arXiv:2403.12030. Departures: sums and numbers of features are carried, and what is
         synthesised is made anew from them; the experience of a class is the one in which it arrived, whatever the
         increments.
     """
@@ -114,7 +114,7 @@ class EASE(FrozenTransformer):
         return found
 
     def predict(self, images: Tensor) -> Tensor:
-        """Equation 9; minus infinity for a class without images: (N, ...) to (N, C)."""
+        """The scores above; minus infinity for a class without images: (N, ...) to (N, C)."""
         assert self.prototypes is not None
         phi = torch.stack([self.features(index, images) for index in range(len(self.adapters))], dim=1)
         scores = torch.einsum("ntd,ctd->nct", F.normalize(phi.float(), dim=2), self.prototypes)
@@ -133,7 +133,7 @@ def completed(means: Tensor, arrivals: Sequence[int]) -> Tensor:
         means: (C, T, D) of features; 0 where a class had no images.
         arrivals: Of each class, its experience.
 
-    Source: Zhou et al., "EASE", CVPR 2024, equations 6 to 8.
+    Source: Zhou et al., "EASE", CVPR 2024.
     """
     unit, found, there = F.normalize(means, dim=2), means.clone(), (means != 0).any(2)
     came = torch.tensor(arrivals, device=means.device)

@@ -38,7 +38,7 @@ class InfLoRA(FrozenTransformer):
 
     Source:
         Liang and Li. "InfLoRA: interference-free low-rank adaptation for continual learning", CVPR 2024,
-        arXiv:2404.00228, algorithm 1. Departures: epsilon grows by ``step``, where code divides by the number of
+        arXiv:2404.00228. Departures: epsilon grows by ``step``, where code divides by the number of
         experiences to come; shares are of squared singular values of inputs, where code squares them again; projectors
         are made of the bases when they are needed.
     """
@@ -70,7 +70,9 @@ class InfLoRA(FrozenTransformer):
         check.at_least(0, "inflora", step=step)
         check.one_of(ENERGIES, "inflora", energy=energy)
         if rank > self.vit.feature_dim:
-            raise ConfigError(f"strategy.rank of inflora is {rank}; it must be at most {self.vit.feature_dim}, the width")
+            raise ConfigError(
+                f"strategy.rank of inflora is {rank}; it must be at most {self.vit.feature_dim}, the width"
+            )
         self.threshold, self.step, self.squared = threshold, step, energy == "published"
         self.keep("sums", AttentionSums(self.vit, rank, ("k", "v"), shared=True), kind="parameters")
         bases = nn.ModuleList(Subspace(self.vit.feature_dim) for _ in range(self.sums.depth))
@@ -132,7 +134,7 @@ def designed(moments: Tensor, basis: Subspace, rank: int) -> Tensor:
         basis: M, of earlier inputs.
         rank: r.
 
-    Source: Liang and Li, "InfLoRA", CVPR 2024, equation 10; the factor is that of its code.
+    Source: Liang and Li, "InfLoRA", CVPR 2024; the factor is that of its code.
     """
     rest = basis.outside(moments.double())  # symmetric C: its right singular vectors are those wanted
     _, values, rows = torch.linalg.svd(rest)

@@ -24,7 +24,7 @@ KINDS = ("adapter", "low_rank")
 
 @register("lae")
 class LAE(FrozenTransformer):
-    """Online theta_on learns the classes of the experience; offline theta_off <- a theta_off + (1 - a) theta_on follows.
+    """Online theta_on learns classes of the experience; offline theta_off <- a theta_off + (1 - a) theta_on follows.
 
     Both share a head; a class scores max(softmax z_on, softmax z_off). Two passes an image. Bytes go by ``rank``.
 
@@ -36,8 +36,8 @@ class LAE(FrozenTransformer):
         held: Share of a later experience's training in which the head alone learns; in [0, 1].
 
     Source:
-        Gao, Zhao, Sun, Xi, Zhang, Ghanem, Zhang. "A unified continual learning framework with general
-        parameter-efficient tuning", ICCV 2023, arXiv:2303.10070, equations 4 to 9. Departure: no prefixes.
+        Gao et al. "A unified continual learning framework with general
+        parameter-efficient tuning", ICCV 2023, arXiv:2303.10070. Departure: no prefixes.
     """
 
     fits = "rank"
@@ -74,13 +74,13 @@ class LAE(FrozenTransformer):
         return self.local_cross_entropy(self.online.features(self.vit, self.normalise(batch.images)), batch.slots)
 
     def adjust_gradients(self, batch: Batch) -> None:
-        if self.old_classes and self.progress.share < self.held:  # section 3.2: learning at a calibrated speed
+        if self.old_classes and self.progress.share < self.held:  # calibrated speed: the head learns first
             for parameter in self.online.parameters():
                 parameter.grad = None
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
-        if self.old_classes:  # equation 6
+        if self.old_classes:  # theta_off <- a theta_off + (1 - a) theta_on
             for slow, fast in zip(self.offline.parameters(), self.online.parameters(), strict=True):
                 slow.lerp_(fast, 1 - self.momentum)
 
@@ -89,7 +89,7 @@ class LAE(FrozenTransformer):
             self.offline.load_state_dict(self.online.state_dict())
 
     def predict(self, images: Tensor) -> Tensor:
-        """Equation 9: (N, ...) to (N, C), in [0, 1]."""
+        """max(softmax z_on, softmax z_off): (N, ...) to (N, C), in [0, 1]."""
         x = self.normalise(images)
         online, offline = (self.net(tuner.features(self.vit, x)).softmax(1) for tuner in (self.online, self.offline))
         return torch.maximum(online, offline)

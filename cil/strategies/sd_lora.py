@@ -33,8 +33,8 @@ class SDLoRA(FrozenTransformer):
         start: What alpha of earlier experiences begin with where they begin anew.
 
     Source:
-        Wu, Piao, Huang, Wang, Wei. "SD-LoRA: scalable decoupled low-rank adaptation for class incremental learning",
-        ICLR 2025, arXiv:2501.13198, equation 3 and algorithm 1. Departure: ``carry_magnitudes``.
+        Wu et al. "SD-LoRA: scalable decoupled low-rank adaptation for class incremental learning",
+        ICLR 2025, arXiv:2501.13198. Departure: ``carry_magnitudes``.
     """
 
     fits = "rank"

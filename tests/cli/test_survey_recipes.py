@@ -71,6 +71,8 @@ SIXTY = [60, 120, 170]  # of 200 epochs
         ("ease", [(20, "cosine", 5e-4), (20, "cosine", 5e-4)]),
         ("inflora", [(20, "quarter_cosine", 0.0), (20, "quarter_cosine", 0.0)]),
         ("sd_lora", [(20, "constant", 0.0), (20, "constant", 0.0)]),
+        ("lae", [(5, "constant", 0.0), (5, "constant", 0.0)]),
+        ("mos", [(20, "cosine", 5e-4), (20, "cosine", 5e-4)]),
         ("memo", [(200, "cosine", 5e-4), (170, "cosine", 2e-4)]),
         ("foster", [(200, "cosine", 5e-4), (170, "cosine", 5e-4)]),
         ("rmm", [(200, "cosine", 5e-4), (170, "cosine", 5e-4)]),

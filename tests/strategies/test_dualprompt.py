@@ -93,5 +93,5 @@ def test_experts_start_from_the_last_one_and_those_of_the_past_stay_bit_for_bit(
 
 def test_blocks_that_are_not_there_are_refused():
     for blocks in ([2], [0, 1], [-1]):
-        with pytest.raises(ConfigError, match=r"of dualprompt is \[0, .*\]; the transformer has blocks 0 to 1, each at"):
+        with pytest.raises(ConfigError, match=r"of dualprompt is \[0, .*\]; the transformer has blocks 0 to 1; name"):
             bare("dualprompt", expert_blocks=blocks, general_blocks=[0])

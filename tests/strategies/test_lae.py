@@ -53,7 +53,6 @@ def test_the_surer_one_answers():
 def test_later_experiences_hold_the_tuner_for_a_share_of_training(learn):
     seen = {}
 
-
     learner = bare("lae", classes=[2, 2])
     for share, held in ((0.59, True), (0.6, False)):
         learner.progress = type("Progress", (), {"share": share})
