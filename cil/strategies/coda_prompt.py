@@ -26,6 +26,7 @@ from cil.strategies.parts.frozen_transformer import FrozenTransformer
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
+BLOCKS = [0, 1, 2, 3, 4]
 NAMES = ("prompts", "keys", "attention")
 
 
@@ -64,7 +65,7 @@ class CODAPrompt(FrozenTransformer):
         *,
         components: int = 10,
         length: int = 8,
-        blocks: Sequence[int] = (0, 1, 2, 3, 4),
+        blocks: Sequence[int] = BLOCKS,
         orthogonality: float = 0.0,
     ) -> None:
         super().__init__(make_net, budget)

@@ -19,6 +19,9 @@ from cil.strategies.parts.frozen_transformer import FrozenTransformer
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
+GENERAL = [0, 1]  # blocks
+EXPERTS = [2, 3, 4]
+
 
 class Expert(BlockPrefixes):
     """Prefixes of one experience, e_t, and the key k_t by which images find it."""
@@ -61,8 +64,8 @@ class DualPrompt(FrozenTransformer):
         make_net: NetFactory,
         budget: Budget,
         *,
-        general_blocks: Sequence[int] = (0, 1),
-        expert_blocks: Sequence[int] = (2, 3, 4),
+        general_blocks: Sequence[int] = GENERAL,
+        expert_blocks: Sequence[int] = EXPERTS,
         general_length: int = 5,
         expert_length: int = 5,
         pull: float = 0.1,

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from cil.data import Batch
@@ -16,6 +17,7 @@ from cil.models.prompts import POSITIONS, PromptPool, Selected, prompt_features
 from cil.strategies.base import check
 from cil.strategies.parts.frozen_transformer import FrozenTransformer
 from cil.strategies.registry import register
+from cil.streams import Experience
 
 SELECTIONS = ("sample", "batch")
 
@@ -35,6 +37,8 @@ class L2P(FrozenTransformer):
         pull: lambda, weight of pulling the keys of the chosen prompts towards the query; 0 leaves keys as drawn.
         train_selection: ``sample``: each image is given its own prompts, in training as in answers; ``batch``: all
             images of a training batch are given those that most of them would choose, as public code does.
+        transfer: Whether experience t starts by copying prompts t - 1 over prompts t, counted in groups of K, while there
+            are as many: code calls it a shared pool. Keys stay.
         position: Position embedding added to prompts: that of the ``class`` token, or ``none``.
 
     Raises:
@@ -65,6 +69,7 @@ class L2P(FrozenTransformer):
         pull: float = 0.1,
         train_selection: str = "sample",
         position: str = "class",
+        transfer: bool = False,
     ) -> None:
         super().__init__(make_net, budget)
         check.at_least(1, "l2p", prompts=prompts, length=length, top=top)
@@ -73,6 +78,8 @@ class L2P(FrozenTransformer):
         check.at_least(0, "l2p", pull=pull)
         check.one_of(SELECTIONS, "l2p", train_selection=train_selection)
         check.one_of(POSITIONS, "l2p", position=position)
+        check.one_of((True, False), "l2p", transfer=transfer)
+        self.transfer = transfer
         self.pull, self.position, self.majority = pull, position, train_selection == "batch"
         pool = PromptPool(prompts, length, top, self.vit.feature_dim)
         self.keep("pool", pool.to(next(self.vit.parameters()).device), kind="parameters")
@@ -82,6 +89,12 @@ class L2P(FrozenTransformer):
         """As many as an image is given."""
         top = inspect.signature(cls).parameters["top"].default
         return int(hyperparameters.get("top", top))
+
+    @torch.no_grad()
+    def prepare(self, experience: Experience) -> None:
+        here, prompts = experience.index * self.pool.top, self.pool.prompts
+        if self.transfer and experience.index and here + self.pool.top <= len(prompts):
+            prompts[here : here + self.pool.top] = prompts[here - self.pool.top : here].clone()
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         features, selected = self._prompted(batch.images, self.majority)
