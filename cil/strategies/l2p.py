@@ -37,8 +37,8 @@ class L2P(FrozenTransformer):
         pull: lambda, weight of pulling the keys of the chosen prompts towards the query; 0 leaves keys as drawn.
         train_selection: ``sample``: each image is given its own prompts, in training as in answers; ``batch``: all
             images of a training batch are given those that most of them would choose, as public code does.
-        transfer: Whether experience t starts by copying prompts t - 1 over prompts t, counted in groups of K, while there
-            are as many: code calls it a shared pool. Keys stay.
+        transfer: Whether experience t starts by copying prompts t - 1 over prompts t, in groups of K, while there are
+            as many: code calls it a shared pool. Keys stay.
         position: Position embedding added to prompts: that of the ``class`` token, or ``none``.
 
     Raises:
