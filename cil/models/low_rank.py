@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cil.models.base import drawn_for
 from cil.models.timm_zoo import TimmBackbone
 from cil.models.tuners import Replaced
 
@@ -65,7 +67,8 @@ class AttentionSums(Replaced):
     def grow(self, like: Tensor) -> Factors:
         """Add a pair on the device of ``like``; those before it no longer change."""
         self.pairs.requires_grad_(False)
-        added = Factors(self.depth, self.width, self.rank, len(self.parts), self.shared).to(like)
+        make = partial(Factors, self.depth, self.width, self.rank, len(self.parts), self.shared)
+        added = drawn_for(like, make)
         self.pairs.append(added)
         return added
 

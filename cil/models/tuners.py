@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cil.errors import ConfigError
+from cil.models.base import drawn_for
 from cil.models.block_pass import plain_transformer, run_blocks
 from cil.models.timm_zoo import TimmBackbone
 
@@ -152,7 +154,8 @@ class BlockAdapters(Tuner):
         width, depth, like = backbone.feature_dim, len(model.blocks[:blocks]), next(backbone.parameters())
         self.scale = scale
         self.scales = nn.Parameter(like.detach().new_full((depth,), scale)) if learn_scale else None
-        self.adapters = nn.ModuleList(_bottleneck(width, rank, dropout) for _ in range(depth)).to(like.device)
+        made = partial(_bottleneck, width, rank, dropout)
+        self.adapters = nn.ModuleList(drawn_for(like, made) for _ in range(depth))
 
     def features(self, backbone: TimmBackbone, images: Tensor) -> Tensor:
         def run(index: int, block: Any, x: Tensor) -> Tensor:

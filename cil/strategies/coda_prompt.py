@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory
+from cil.models.base import drawn_for
 from cil.models.block_pass import plain_transformer
 from cil.models.prefixes import (
     Components,
@@ -82,8 +84,8 @@ class CODAPrompt(FrozenTransformer):
     def grow_net(self, signature: Signature) -> None:
         super().grow_net(signature)
         self.pool.requires_grad_(False)
-        added = Components(len(self.blocks), self.components, self.length, self.vit.feature_dim)
-        self.pool.append(added.to(self.net.weight.device))
+        added = partial(Components, len(self.blocks), self.components, self.length, self.vit.feature_dim)
+        self.pool.append(drawn_for(self.net.weight, added))
 
     @torch.no_grad()
     def prepare(self, experience: Experience) -> None:

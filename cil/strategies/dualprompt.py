@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory
+from cil.models.base import drawn_for
 from cil.models.block_pass import plain_transformer
 from cil.models.prefixes import BlockPrefixes, check_blocks, prefixed_features
 from cil.models.prompts import cosines
@@ -77,15 +79,15 @@ class DualPrompt(FrozenTransformer):
         check_blocks([*general_blocks, *expert_blocks], self.vit, "general_blocks and expert_blocks", "dualprompt")
         self.general_blocks, self.expert_blocks = list(general_blocks), list(expert_blocks)
         self.expert_length, self.pull = expert_length, pull
-        general = BlockPrefixes(len(self.general_blocks), general_length, self.vit.feature_dim)
-        self.keep("general", general.to(self.net.weight.device), kind="parameters")
+        general = partial(BlockPrefixes, len(self.general_blocks), general_length, self.vit.feature_dim)
+        self.keep("general", drawn_for(self.net.weight, general), kind="parameters")
         self.keep("experts", nn.ModuleList(), kind="parameters")
 
     def grow_net(self, signature: Signature) -> None:
         super().grow_net(signature)
         self.experts.requires_grad_(False)
-        expert = Expert(len(self.expert_blocks), self.expert_length, self.vit.feature_dim)
-        self.experts.append(expert.to(self.net.weight.device))
+        expert = partial(Expert, len(self.expert_blocks), self.expert_length, self.vit.feature_dim)
+        self.experts.append(drawn_for(self.net.weight, expert))
 
     @torch.no_grad()
     def prepare(self, experience: Experience) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.data import Batch, Samples
-from cil.errors import ConfigError
 from cil.memory import Budget, tensor_bytes
 from cil.models import NetFactory, evaluating
 from cil.models.block_pass import plain_transformer
@@ -69,10 +69,6 @@ class InfLoRA(FrozenTransformer):
         check.between(0, 1, "inflora", threshold=threshold)
         check.at_least(0, "inflora", step=step)
         check.one_of(ENERGIES, "inflora", energy=energy)
-        if rank > self.vit.feature_dim:
-            raise ConfigError(
-                f"strategy.rank of inflora is {rank}; it must be at most {self.vit.feature_dim}, the width"
-            )
         self.threshold, self.step, self.squared = threshold, step, energy == "published"
         self.keep("sums", AttentionSums(self.vit, rank, ("k", "v"), shared=True), kind="parameters")
         bases = nn.ModuleList(Subspace(self.vit.feature_dim) for _ in range(self.sums.depth))
@@ -89,9 +85,10 @@ class InfLoRA(FrozenTransformer):
     @torch.no_grad()
     def prepare(self, experience: Experience) -> None:
         """Design A_t; B_t is 0, so that the network is still as it was."""
-        down: Any = self.sums.pairs[-1].down
-        for index, moments in enumerate(self._moments(experience.train)):
-            down[index, 0].copy_(designed(moments, self._basis(index), self.sums.rank))
+        moments, down = self._moments(experience.train), cast(Tensor, self.sums.pairs[-1].down)
+        for index, found in enumerate(moments):
+            rows = designed(found, self._basis(index), self.sums.rank)
+            down[index, 0] = F.pad(rows, (0, 0, 0, self.sums.rank - len(rows))).to(down)  # beyond D there are none
 
     def loss(self, batch: Batch) -> Tensor:
         return self.local_cross_entropy(self.features(batch.images), batch.slots)

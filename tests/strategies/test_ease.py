@@ -36,7 +36,7 @@ def test_scores_by_hand():
     """cos in the own features, and a tenth of the mean over the two others."""
     learner = bare("ease", classes=[1, 1, 1], rank=4)
     points = F.normalize(torch.randn(3, 1, 16), dim=2)
-    learner.features = lambda index, images: 7 * points[index]
+    object.__setattr__(learner, "features", lambda index, images: 7 * points[index])
     learner.counts += 1
     learner.prototypes = F.normalize(torch.randn(3, 3, 16), dim=2)
     cosines = (points[:, 0][None] * learner.prototypes).sum(2)  # (C, T)
@@ -54,8 +54,10 @@ def test_adapters_of_the_past_stay_and_rows_of_prototypes_are_means(learn):
     learner, train = done.learner(2), done.stream[2].train
     assert learner.counts.tolist() == [[12, 0, 0]] * 2 + [[12, 12, 0]] * 2 + [[12, 12, 12]] * 2
     for index in range(3):
-        view = FeaturesAndHead(lambda images, t=index: learner.features(t, images), learner.net, [learner.vit])
-        mean = F.normalize(extract(view.eval(), train.of_class(4)).mean(0), dim=0)
+        view = FeaturesAndHead(
+            lambda images, t=index: learner.features(t, images), learner.net, [learner.vit, learner.adapters]
+        )
+        mean = F.normalize(extract(view, train.of_class(4)).mean(0), dim=0)
         torch.testing.assert_close(learner.prototypes[4, index], mean, rtol=1e-4, atol=1e-5)
     rank = 2 * (16 * 4 + 4 + 4 * 16 + 16)
     vit = sum(v.numel() for n, v in done.state(2).tensors.items() if n.startswith("vit."))
@@ -70,6 +72,7 @@ def test_the_first_experience_alone_is_adapters_and_the_nearest_mean(learn):
     learner, images = done.learner(0).to("cpu"), batch(0, 1, 0).images
     scores = done.run.work.learners.scores(learner, images)
     means = learner.sums[:, 0] / 12
+    learner.adapters.eval()
     with torch.no_grad():
         expected = F.cosine_similarity(learner.features(0, images)[:, None], means[None], dim=2)
     torch.testing.assert_close(scores, expected)

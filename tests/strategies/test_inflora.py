@@ -4,7 +4,6 @@ import pytest
 import torch
 from small_runs import bare, batch, bits, differing, observed
 
-from cil.errors import ConfigError
 from cil.strategies.inflora import designed
 from cil.strategies.parts.subspace import Subspace
 
@@ -79,8 +78,3 @@ def test_the_bytes_of_a_vit_b16_by_hand():
     with torch.device("meta"):
         bases = [Subspace(768) for _ in range(12)]
     assert sum(4 * basis.basis.numel() for basis in bases) == 14_155_776
-
-
-def test_a_rank_beyond_the_width_is_refused():
-    with pytest.raises(ConfigError, match=r"^strategy\.rank of inflora is 17; it must be at most 16, the width$"):
-        bare("inflora", rank=17)
