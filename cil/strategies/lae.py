@@ -33,7 +33,7 @@ class LAE(FrozenTransformer):
         rank: r of either.
         blocks: The first ones, which have them.
         momentum: a, for each step from the second experience on.
-        held: Share of a later experience's training in which the head alone learns; in [0, 1].
+        head_first: Share of a later experience's training in which the head alone learns; in [0, 1].
 
     Source:
         Gao et al. "A unified continual learning framework with general
@@ -58,14 +58,14 @@ class LAE(FrozenTransformer):
         rank: int = 5,
         blocks: int = 5,
         momentum: float = 0.9999,
-        held: float = 0.6,
+        head_first: float = 0.6,
     ) -> None:
         super().__init__(make_net, budget)
         plain_transformer(self.vit, "strategy lae")
         check.one_of(KINDS, "lae", tuner=tuner)
         check.at_least(1, "lae", rank=rank, blocks=blocks)
-        check.between(0, 1, "lae", momentum=momentum, held=held)
-        self.momentum, self.held = momentum, held
+        check.between(0, 1, "lae", momentum=momentum, head_first=head_first)
+        self.momentum, self.head_first = momentum, head_first
         self.keep("online", small_tuner(tuner, self.vit, rank, blocks), kind="parameters")
         offline = small_tuner(tuner, self.vit, rank, blocks).requires_grad_(False)
         self.keep("offline", offline, kind="parameters")
@@ -74,7 +74,7 @@ class LAE(FrozenTransformer):
         return self.local_cross_entropy(self.online.features(self.vit, self.normalise(batch.images)), batch.slots)
 
     def adjust_gradients(self, batch: Batch) -> None:
-        if self.old_classes and self.progress.share < self.held:  # calibrated speed: the head learns first
+        if self.old_classes and self.progress.share < self.head_first:  # calibrated speed: the head learns first
             for parameter in self.online.parameters():
                 parameter.grad = None
 

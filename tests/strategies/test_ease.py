@@ -91,4 +91,5 @@ def test_the_head_of_an_experience_knows_its_classes_alone():
     assert learner.head.num_classes == 3
     learner.features = lambda index, images: torch.zeros(len(images), 16)
     assert learner.loss(batch(2, 4)).item() == pytest.approx(math.log(3))
-    assert sum(p.numel() for p in learner.trainable()) == 2 * (16 * 4 + 4 + 4 * 16 + 16)
+    adapters, head = 2 * (16 * 4 + 4 + 4 * 16 + 16), 3 * 16 + 1
+    assert sum(p.numel() for p in learner.trainable()) == adapters + head
