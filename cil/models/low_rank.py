@@ -72,13 +72,17 @@ class AttentionSums(Replaced):
         self.pairs.append(added)
         return added
 
+    def factors(self) -> list[Factors]:
+        """The pairs."""
+        return [pair for pair in self.pairs if isinstance(pair, Factors)]
+
     def scaled_ups(self) -> list[Tensor]:
         """B_i of each experience, (depth, P, D, r), times what its sum is multiplied with. Default: 1."""
-        return [pair.up for pair in self.pairs]
+        return [pair.up for pair in self.factors()]
 
     def sums(self) -> Tensor:
         """(depth, P, D, D), of all experiences."""
-        downs = [pair.down for pair in self.pairs]
+        downs = [pair.down for pair in self.factors()]
         return torch.cat(self.scaled_ups(), dim=-1) @ torch.cat(downs, dim=-2)
 
     def values(self, backbone: nn.Module) -> Mapping[str, Tensor]:
@@ -113,13 +117,13 @@ class Directions(AttentionSums):
         return super().grow(like)
 
     def scaled_ups(self) -> list[Tensor]:
-        pairs = zip(self.magnitudes, self.pairs, strict=True)
+        pairs = zip(self.magnitudes, self.factors(), strict=True)
         return [alpha * pair.up for alpha, pair in pairs]
 
     @torch.no_grad()
     def normalise_last(self) -> None:
         """B and A of the last experience get length 1, their lengths go into alpha where there is one for each."""
-        pair: Any = self.pairs[-1]
+        pair = self.factors()[-1]
         sizes = [factor.norm(dim=(2, 3), keepdim=True).clamp(min=1e-12) for factor in (pair.up, pair.down)]
         pair.up.div_(sizes[0])
         pair.down.div_(sizes[1])

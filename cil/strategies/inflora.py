@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +85,7 @@ class InfLoRA(FrozenTransformer):
     @torch.no_grad()
     def prepare(self, experience: Experience) -> None:
         """Design A_t; B_t is 0, so that the network is still as it was."""
-        moments, down = self._moments(experience.train), cast(Tensor, self.sums.pairs[-1].down)
+        moments, down = self._moments(experience.train), self.sums.factors()[-1].down
         for index, found in enumerate(moments):
             rows = designed(found, self._basis(index), self.sums.rank)
             down[index, 0] = F.pad(rows, (0, 0, 0, self.sums.rank - len(rows))).to(down)  # beyond D there are none
