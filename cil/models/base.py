@@ -1,14 +1,17 @@
-"""Base class of convolutional backbones, and the count of their parameters."""
+"""Base class of convolutional backbones, and what all modules share: counts of parameters, where they are drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cil.errors import ConfigError
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Backbone(nn.Module):
@@ -102,3 +105,9 @@ def he_normal(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
+def drawn_for(like: Tensor, make: Callable[[], Module]) -> Module:
+    """What ``make`` gives, drawn on the CPU and moved to where ``like`` is; on ``meta`` nothing is drawn."""
+    with torch.device("meta" if like.is_meta else "cpu"):
+        return make().to(like.device)

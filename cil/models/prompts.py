@@ -55,14 +55,19 @@ class PromptPool(nn.Module):
             majority: Give all images the K prompts that most of them would choose. The prompts of an image then depend
                 on the others in its batch, so it is for training alone.
         """
-        kind = "cpu" if queries.is_meta else queries.device.type  # on meta nothing is cast
-        with torch.autocast(kind, enabled=False):  # half precision would choose others
-            similarities = F.normalize(queries.float(), dim=1) @ F.normalize(self.keys, dim=1).T  # (N, M)
+        similarities = cosines(queries, self.keys)  # (N, M)
         chosen = _first(similarities, self.top)
         if majority:
             votes = torch.bincount(chosen.flatten(), minlength=len(self.keys))
             chosen = _first(votes[None], self.top).expand(len(queries), -1)
         return Selected(self.prompts[chosen].flatten(1, 2), similarities.gather(1, chosen), chosen)
+
+
+def cosines(queries: Tensor, keys: Tensor) -> Tensor:
+    """(N, M) of queries (N, D) and keys (M, D), in float32 under autocast too: half precision would choose others."""
+    kind = "cpu" if queries.is_meta else queries.device.type  # on meta nothing is cast
+    with torch.autocast(kind, enabled=False):
+        return F.normalize(queries.float(), dim=1) @ F.normalize(keys, dim=1).T
 
 
 def _first(values: Tensor, count: int) -> Tensor:

@@ -1,34 +1,38 @@
-"""Small trained parts for a frozen network: low-rank sums, scales and shifts, parallel adapters.
+"""Small trained parts for a frozen network: low-rank sums, scales and shifts, parallel adapters, learned tokens.
 
 The frozen network is never written to, so public weights stay a reference: the first two replace its values for the
-time of a forward pass, the third adds to the output of each block.
+time of a forward pass, the others join its blocks. ``cil.models.low_rank`` has sums for attention alone.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from cil.errors import ConfigError
-from cil.models.prompts import vision_transformer
+from cil.models.base import drawn_for
+from cil.models.block_pass import plain_transformer, run_blocks
 from cil.models.timm_zoo import TimmBackbone
 
 TUNERS = ("none", "adapter", "scale_shift")
+ALL_TUNERS = ("adapter", "scale_shift", "shallow_prompts", "deep_prompts", "finetune")
 
 
 class Tuner(nn.Module):
     """Trained beside a backbone that is frozen."""
 
-    def features(self, backbone: nn.Module, images: Tensor) -> Tensor:
+    def features(self, backbone: Any, images: Tensor) -> Tensor:
         """(N, D) of normalised images (N, C, H, W)."""
         raise NotImplementedError
 
 
-class _Replaced(Tuner):
+class Replaced(Tuner):
     """A tuner that gives the backbone other values for the time of a forward pass."""
 
     def values(self, backbone: nn.Module) -> Mapping[str, Tensor]:
@@ -40,7 +44,7 @@ class _Replaced(Tuner):
         return found
 
 
-class LowRank(_Replaced):
+class LowRank(Replaced):
     """W + scale B A for linear layers; norms, biases and the class token are trained copies.
 
     Args:
@@ -90,7 +94,7 @@ class LowRank(_Replaced):
         return summed | dict(zip(self._copied, self.copies, strict=True))
 
 
-class ScaleShift(_Replaced):
+class ScaleShift(Replaced):
     """gamma y + beta after each linear layer, norm, and the patch embedding, folded into their values (SSF).
 
     Args:
@@ -125,45 +129,110 @@ class BlockAdapters(Tuner):
     """x + attention, then x + mlp(norm(x)) + scale (U relu(V x + b) + c) in each block of a vision transformer.
 
     Args:
-        backbone: A vision transformer; see ``vision_transformer``.
+        backbone: A vision transformer; see ``plain_transformer``.
         rank: r, length of V x.
-        scale: Fixed factor.
+        scale: Factor s.
         dropout: After the ReLU.
+        blocks: The first ones that have an adapter; all of them where left out.
+        learn_scale: A factor of each block that learns, from ``scale`` on.
 
     Source: Chen et al., "AdaptFormer", NeurIPS 2022, equation 3. V Kaiming-uniform, U and biases 0: the network starts
         as it is.
     """
 
-    def __init__(self, backbone: TimmBackbone, rank: int = 64, scale: float = 0.1, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        backbone: TimmBackbone,
+        rank: int = 64,
+        scale: float = 0.1,
+        dropout: float = 0.1,
+        blocks: int | None = None,
+        learn_scale: bool = False,
+    ) -> None:
         super().__init__()
         model: Any = backbone.model
-        width, depth, like = backbone.feature_dim, len(model.blocks), next(backbone.parameters())
+        width, depth, like = backbone.feature_dim, len(model.blocks[:blocks]), next(backbone.parameters())
         self.scale = scale
-        self.adapters = nn.ModuleList(_bottleneck(width, rank, dropout) for _ in range(depth)).to(like.device)
+        self.scales = nn.Parameter(like.detach().new_full((depth,), scale)) if learn_scale else None
+        made = partial(_bottleneck, width, rank, dropout)
+        self.adapters = nn.ModuleList(drawn_for(like, made) for _ in range(depth))
+
+    def features(self, backbone: TimmBackbone, images: Tensor) -> Tensor:
+        def run(index: int, block: Any, x: Tensor) -> Tensor:
+            if index >= len(self.adapters):
+                return cast(Tensor, block(x))
+            x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+            scale = self.scale if self.scales is None else self.scales[index]
+            added: Tensor = scale * self.adapters[index](x)
+            whole: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + added
+            return whole
+
+        return run_blocks(backbone, images, run)
+
+
+class PromptTokens(Tuner):
+    """Learned tokens at the end of the sequence (VPT).
+
+    Args:
+        backbone: A vision transformer; see ``plain_transformer``.
+        count: n, tokens.
+        deep: Others before each block, in place of what became of those before; else the same through all blocks.
+
+    Source: Jia et al., "Visual prompt tuning", ECCV 2022. Zero at the start, as in APER's code: they
+        take part in attention at once, so the network does not start as it is.
+    """
+
+    def __init__(self, backbone: TimmBackbone, count: int = 5, deep: bool = True) -> None:
+        super().__init__()
+        model: Any = backbone.model
+        like = next(backbone.parameters())
+        depth = len(model.blocks) if deep else 1
+        self.tokens = nn.Parameter(like.detach().new_zeros(depth, count, backbone.feature_dim))
+
+    def features(self, backbone: TimmBackbone, images: Tensor) -> Tensor:
+        count = self.tokens.shape[1]
+
+        def run(index: int, block: Any, x: Tensor) -> Tensor:
+            if index < len(self.tokens):
+                x = x if index == 0 else x[:, :-count]
+                x = torch.cat([x, self.tokens[index].to(x.dtype).expand(len(x), -1, -1)], dim=1)
+            found: Tensor = block(x)
+            return found
+
+        return run_blocks(backbone, images, run)
+
+
+class TrainedCopy(Tuner):
+    """A copy of the whole network, which is trained; of any kind of backbone."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.copy = copy.deepcopy(backbone).requires_grad_(True)
+        for layer in self.copy.modules():
+            vars(layer).pop("train", None)  # what keeps a frozen network in evaluation mode
 
     def features(self, backbone: nn.Module, images: Tensor) -> Tensor:
-        timm_backbone: Any = backbone
-        vit = timm_backbone.model
-        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(timm_backbone.resized(images)))))
-        for block, adapter in zip(vit.blocks, self.adapters, strict=True):
-            x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
-            x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + self.scale * adapter(x)
-        found: Tensor = vit.forward_head(vit.norm(x), pre_logits=True)
+        found: Tensor = self.copy(images)[0]
         return found
 
 
-def make_tuner(kind: str, backbone: nn.Module, rank: int, user: str) -> Tuner:
-    """A tuner of a vision transformer: ``adapter`` or ``scale_shift``.
+def make_tuner(kind: str, backbone: nn.Module, rank: int, user: str, prompts: int = 5) -> Tuner:
+    """A tuner, one of ``ALL_TUNERS``; of a vision transformer but for ``finetune``.
 
     Args:
         rank: Of adapters.
         user: Name of the strategy, for the error.
+        prompts: Learned tokens.
 
     Raises:
         ConfigError: for another kind of backbone.
     """
-    vit = vision_transformer(backbone, user)
-    return BlockAdapters(vit, rank) if kind == "adapter" else ScaleShift(vit)
+    if kind == "finetune":
+        return TrainedCopy(backbone)
+    vit = plain_transformer(backbone, user)
+    if kind == "adapter":
+        return BlockAdapters(vit, rank)
+    return ScaleShift(vit) if kind == "scale_shift" else PromptTokens(vit, prompts, deep=kind == "deep_prompts")
 
 
 def _bottleneck(width: int, rank: int, dropout: float) -> nn.Sequential:

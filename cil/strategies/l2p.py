@@ -7,26 +7,23 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from cil.contract import loaded_reference
 from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget
-from cil.models import Head, NetFactory, TimmBackbone, freeze
-from cil.models.known import backbone_output
-from cil.models.prompts import POSITIONS, PromptPool, Selected, prompt_features, vision_transformer
-from cil.strategies.base import Strategy, check
-from cil.strategies.parts.setup_warnings import warn_of_random_weights
+from cil.models import Head, NetFactory
+from cil.models.prompts import POSITIONS, PromptPool, Selected, prompt_features
+from cil.strategies.base import check
+from cil.strategies.parts.frozen_transformer import FrozenTransformer
 from cil.strategies.registry import register
-from cil.streams import Signature
+from cil.streams import Experience
 
 SELECTIONS = ("sample", "batch")
 
 
 @register("l2p")
-class L2P(Strategy):
+class L2P(FrozenTransformer):
     """A pool of prompts in front of the patches of a frozen vision transformer; no exemplars, no teacher.
 
     The transformer is carried as a reference to public weights where it has some (``model.weights``), and as any other
@@ -40,6 +37,8 @@ class L2P(Strategy):
         pull: lambda, weight of pulling the keys of the chosen prompts towards the query; 0 leaves keys as drawn.
         train_selection: ``sample``: each image is given its own prompts, in training as in answers; ``batch``: all
             images of a training batch are given those that most of them would choose, as public code does.
+        transfer: Whether experience t starts by copying prompts t - 1 over prompts t, in groups of K, while there are
+            as many: code calls it a shared pool. Keys stay.
         position: Position embedding added to prompts: that of the ``class`` token, or ``none``.
 
     Raises:
@@ -57,10 +56,7 @@ class L2P(Strategy):
     }
     fits = "prompts"
     net: Head  # on the output at the prompts
-    vit: TimmBackbone
-    normalise: nn.Module
     pool: PromptPool
-    present: list[int]
 
     def __init__(
         self,
@@ -73,6 +69,7 @@ class L2P(Strategy):
         pull: float = 0.1,
         train_selection: str = "sample",
         position: str = "class",
+        transfer: bool = False,
     ) -> None:
         super().__init__(make_net, budget)
         check.at_least(1, "l2p", prompts=prompts, length=length, top=top)
@@ -81,8 +78,9 @@ class L2P(Strategy):
         check.at_least(0, "l2p", pull=pull)
         check.one_of(SELECTIONS, "l2p", train_selection=train_selection)
         check.one_of(POSITIONS, "l2p", position=position)
+        check.one_of((True, False), "l2p", transfer=transfer)
+        self.transfer = transfer
         self.pull, self.position, self.majority = pull, position, train_selection == "batch"
-        self.present = []
         pool = PromptPool(prompts, length, top, self.vit.feature_dim)
         self.keep("pool", pool.to(next(self.vit.parameters()).device), kind="parameters")
 
@@ -92,25 +90,15 @@ class L2P(Strategy):
         top = inspect.signature(cls).parameters["top"].default
         return int(hyperparameters.get("top", top))
 
-    def build_net(self) -> Head:
-        """The head; the transformer is kept beside it, frozen, and as a reference where its weights are public."""
-        whole = self.make_net()
-        vit = freeze(vision_transformer(whole.backbone, "strategy l2p"))
-        public = self.make_net.pretrained
-        warn_of_random_weights(self)
-        self.keep("vit", vit, kind="parameters", reference=None if public is None else loaded_reference(vit, public))
-        self.keep("normalise", whole.normalise, kind="parameters")
-        return whole.head
-
-    def grow_net(self, signature: Signature) -> None:
-        super().grow_net(signature)
-        self.present = sorted(signature.present)
+    @torch.no_grad()
+    def prepare(self, experience: Experience) -> None:
+        here, prompts = experience.index * self.pool.top, self.pool.prompts
+        if self.transfer and experience.index and here + self.pool.top <= len(prompts):
+            prompts[here : here + self.pool.top] = prompts[here - self.pool.top : here].clone()
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         features, selected = self._prompted(batch.images, self.majority)
-        here = torch.tensor(self.present, device=features.device)
-        logits = self.net(features)[:, here]  # the training mask: classes without data here have no part
-        terms = {"classes": F.cross_entropy(logits, torch.searchsorted(here, batch.slots))}
+        terms = {"classes": self.local_cross_entropy(features, batch.slots)}
         if self.pull:  # equation 5, its second term: the keys of the chosen prompts towards the query
             terms["pull"] = -self.pull * selected.similarities.sum(1).mean()
         return terms
@@ -123,7 +111,5 @@ class L2P(Strategy):
     def _prompted(self, images: Tensor, majority: bool = False) -> tuple[Tensor, Selected]:
         """Features (N, D) with prompts, and the prompts selected."""
         x = self.normalise(images)
-        with torch.no_grad():
-            queries = backbone_output(self.vit, x)[0]  # q(x), (N, D): the transformer without prompts
-        selected = self.pool(queries, majority)  # equation 3
+        selected = self.pool(self.plain_features(x), majority)  # equation 3, q(x): the transformer without prompts
         return prompt_features(self.vit, x, selected.prompts, self.position), selected

@@ -10,7 +10,7 @@ from torch import nn
 from cil.cli.build import recipe_of
 from cil.cli.compose import compose
 from cil.data import Samples
-from cil.engine.recipe import multistep
+from cil.engine.recipe import multistep, quarter_cosine
 from cil.errors import ConfigError
 from cil.strategies import Phase
 from cil.tracking import Record
@@ -44,6 +44,17 @@ def _schedule_of(recipe):
     return [epoch for epoch in range(1, recipe.epochs) if rates[epoch] != rates[epoch - 1]]
 
 
+def test_a_quarter_of_a_cosine_by_hand():
+    """cos(99 pi e / (200 (E - 1))): of three epochs 1, cos(44.55 degrees) and cos(89.1 degrees)."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule, rates = quarter_cosine(optimizer, 3), []
+    for _ in range(3):
+        rates.append(optimizer.param_groups[0]["lr"] / 2)
+        optimizer.step()
+        schedule.step()
+    assert rates == [1.0, pytest.approx(0.712640, abs=1e-5), pytest.approx(0.015707, abs=1e-6)]
+
+
 SIXTY = [60, 120, 170]  # of 200 epochs
 
 
@@ -65,6 +76,14 @@ SIXTY = [60, 120, 170]  # of 200 epochs
         ("wa", [(200, SIXTY, 5e-4), (170, [60, 100, 140], 2e-4)]),
         ("podnet", [(160, "cosine", 5e-4), (160, "cosine", 5e-4)]),
         ("l2p", [(5, "constant", 0.0), (5, "constant", 0.0)]),
+        ("dualprompt", [(5, "constant", 0.0), (5, "constant", 0.0)]),
+        ("coda_prompt", [(20, "quarter_cosine", 0.0), (20, "quarter_cosine", 0.0)]),
+        ("aper", [(20, "cosine", 5e-4), (20, "cosine", 5e-4)]),
+        ("ease", [(20, "cosine", 5e-4), (20, "cosine", 5e-4)]),
+        ("inflora", [(20, "quarter_cosine", 0.0), (20, "quarter_cosine", 0.0)]),
+        ("sd_lora", [(20, "constant", 0.0), (20, "constant", 0.0)]),
+        ("lae", [(5, "constant", 0.0), (5, "constant", 0.0)]),
+        ("mos", [(20, "cosine", 5e-4), (20, "cosine", 5e-4)]),
         ("memo", [(200, "cosine", 5e-4), (170, "cosine", 2e-4)]),
         ("foster", [(200, "cosine", 5e-4), (170, "cosine", 5e-4)]),
         ("rmm", [(200, "cosine", 5e-4), (170, "cosine", 5e-4)]),

@@ -63,6 +63,15 @@ def test_the_pool_of_l2p_as_published_and_as_in_the_table():
         fitted(partial(find("l2p"), top=7), make_net, whole(100), libcontinual(399_000), "l2p")
 
 
+def test_the_components_of_coda_prompt_as_in_the_table():
+    """153,600 bytes a component and 307,600 of the head."""
+    backbone = partial(build_backbone, "timm:vit_tiny_patch16_224", 3, 32, **{**VIT, "depth": 5})
+    make_net = partial(NetFactory, backbone, pretrained="public", meta=True)
+    for limit, components in zip(LIMITS, (24, 102, 649), strict=True):
+        found = fitted(find("coda_prompt"), make_net, whole(100), libcontinual(limit), "coda_prompt")
+        assert (found.key, found.value, found.bytes) == ("components", components, 307_600 + 153_600 * components)
+
+
 class Bank(Strategy):
     """Twelve bytes of statistics for each of ``rows``, from the second experience on 24."""
 

@@ -9,6 +9,7 @@ import pytest
 from small_runs import bare
 
 from cil.errors import ConfigError
+from cil.models.tuners import ALL_TUNERS
 from cil.strategies.base import check
 
 
@@ -49,15 +50,19 @@ OUT_OF_RANGE = {
     "acil": [("size", 0, "it must be 1 or more"), ("ridge", 0.0, "it must be above 0"),
              ("carries", "gram", "allowed: sums, recursion"), ("statistics", "half", "allowed: float32, float64")],
     "agem": [("reference", 0)],
+    "aper": [("tuner", "none", f"allowed: {', '.join(ALL_TUNERS)}"), ("rank", 0), ("prompts", 0)],
     "bic": [("temperature", 0.0), ("temperature", NAN), ("split", 1.0), ("split", -0.1), ("bias_epochs", 0),
             ("bias_lr", 0.0), ("bias_lr", NAN)],
+    "coda_prompt": [("components", 0), ("length", 1, "it must be 2 or more"), ("orthogonality", -1)],
     "coil": [("temperature", 0.0), ("prospective", -1.0), ("retrospective", -1.0), ("refresh", 0), ("sinkhorn", 0.0),
              ("norm", 0.5)],
     "der": [("auxiliary", -1)],
     "derpp": [("alpha", -0.1), ("alpha", NAN), ("beta", -1), ("replay", 0)],
     "ds_al": [("compensation_ridge", 0, "it must be above 0"), ("ratio", 2.5, "it must be between 0 and 2")],
+    "dualprompt": [("general_length", 0), ("expert_length", 0), ("pull", -0.1, "it must be 0 or more")],
     "dytox": [("divergence", -1.0, "it must be 0 or more"), ("temperature", 0.0, "it must be above 0"),
               ("kd_mean", "output", "allowed: outputs, batch"), ("tuning_epochs", -1), ("tuning_lr", 0.0)],
+    "ease": [("rank", 0), ("others", -0.1)],
     "er_ace": [("scale", 0.0), ("scale", NAN), ("scale", -1), ("replay", 0)],
     "ewc": [("strength", -1), ("cap", -1e-9), ("batch_size", 0)],
     "fecam": [("covariance", "fill", "allowed: full, low_rank, diagonal, tied"), ("diagonal_shrinkage", 0.0),
@@ -70,14 +75,19 @@ OUT_OF_RANGE = {
     "gkeal": [("width", 0.0, "it must be above 0"), ("size", 0)],
     "gpm": [("threshold", 0.0, "it must be above 0"), ("threshold", 1.1), ("step", -1), ("images", 0)],
     "icarl": [("temperature", 0), ("strength", -1)],
+    "inflora": [("rank", 0), ("threshold", 0.0, "it must be above 0"), ("threshold", 1.1), ("step", -1),
+                ("energy", "squared", "allowed: variance, published")],
     "l2p": [("prompts", 0, "it must be 1 or more"), ("length", 0), ("top", 0), ("pull", -0.1),
             ("top", 11, "it must be at most strategy.prompts, 10"), ("position", "first"),
-            ("train_selection", "batches", "allowed: sample, batch")],
+            ("train_selection", "batches", "allowed: sample, batch"), ("transfer", "keys", "allowed: true, false")],
+    "lae": [("tuner", "prefix", "allowed: adapter, low_rank"), ("rank", 0), ("blocks", 0), ("momentum", 1.1),
+            ("head_first", -0.1, "it must be between 0 and 1")],
     "lucir": [("strength", -1.0), ("ranking", -0.5), ("margin", NAN), ("negatives", 0), ("tune_epochs", -1),
               ("tune_lr", -1.0)],
     "lwf": [("temperature", -2.0), ("strength", NAN)],
     "mas": [("strength", -1.0), ("strength", NAN), ("function", "cubed"), ("batch_size", 0), ("merge", "mean")],
     "memo": [("auxiliary", -1.0), ("train_shared", "maybe")],
+    "mos": [("rank", 0), ("merge", 1.1), ("apart", -1), ("head_lr", 0.0), ("covariance", "none"), ("align_epochs", -1)],
     "pass": [("distillation", -1), ("prototypes", -0.5), ("prototypes", NAN), ("temperature", NAN), ("pseudo", -1),
              ("temperature", 0, "it must be above 0"), ("radius", "some", "allowed: all, first")],
     "podnet": [("spatial", -1.0), ("flat", NAN), ("margin", -0.1), ("proxies", 0), ("tune_epochs", -1),
@@ -89,6 +99,7 @@ OUT_OF_RANGE = {
                ("tuner", "adapters", "allowed: none, adapter, scale_shift")],
     "rapf": [("start", "zero", "allowed: random, identity"), ("fusion", 1.5, "it must be between 0 and 1"),
              ("samples", 0), ("margin", -0.1)],
+    "sd_lora": [("rank", 0), ("carry_magnitudes", "no", "allowed: true, false"), ("start", -0.1)],
     "si": [("strength", -0.1), ("damping", 0.0), ("strength", NAN), ("damping", NAN)],
     "slda": [("covariance", "exakt", "allowed: exact, reference"), ("base", "lda", "allowed: plain, oas"),
              ("shrinkage", 1.5, "it must be between 0 and 1"), ("shrinkage", -1e-9)],

@@ -21,7 +21,7 @@ from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Budget
 from cil.models import NetFactory, build_backbone, count_parameters
 from cil.strategies.l2p import L2P
-from cil.streams import Signature
+from cil.streams import Experience, Signature
 from cil.testing import toy_stream
 from cil.testing.toy import toy_factory
 
@@ -200,6 +200,22 @@ def test_how_a_training_batch_selects_matters_to_training_and_not_to_answers(lea
     assert torch.equal(
         by_batch.run.work.learners.scores(learner, images), by_batch.run.work.learners.scores(sample, images)
     )
+
+
+def test_a_shared_pool_starts_an_experience_from_the_prompts_of_the_last_one():
+    """Five prompts an experience, ten in the pool: the second copies, and for a third there are none."""
+    learner = bare("l2p", classes=[2, 2, 2], transfer=True)
+    drawn = bits(learner.pool)
+    for index, moved in ((0, []), (2, []), (1, [5, 6, 7, 8, 9])):
+        learner.prepare(Experience(signatures([2, 2, 2])[index], None))
+        now = bits(learner.pool)
+        changed = (now["prompts"] != drawn["prompts"]).flatten(1).any(1)
+        assert changed.nonzero().flatten().tolist() == moved and torch.equal(now["keys"], drawn["keys"])
+    assert torch.equal(now["prompts"][5:], drawn["prompts"][:5])
+    still = bare("l2p", classes=[2, 2])
+    drawn = bits(still.pool)
+    still.prepare(Experience(signatures([2, 2])[1], None))
+    assert differing(drawn, bits(still.pool)) == []
 
 
 def test_the_position_of_prompts_reaches_the_answers():

@@ -1,0 +1,131 @@
+"""Low-rank sums (LoRA) to queries, keys and values of a frozen transformer, one pair of factors an experience."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cil.models.base import drawn_for
+from cil.models.timm_zoo import TimmBackbone
+from cil.models.tuners import Replaced
+
+PARTS = ("q", "k", "v")  # thirds of the rows of qkv.weight, in this order
+
+
+class Factors(nn.Module):
+    """B A of each block and each part of attention that gets a sum.
+
+    Args:
+        depth: Blocks.
+        width: D.
+        rank: r.
+        parts: P, parts of attention.
+        shared: One A for all parts of a block.
+
+    Source: Hu et al., "LoRA", ICLR 2022. A Kaiming-uniform, B 0: the sum is 0 at first.
+    """
+
+    def __init__(self, depth: int, width: int, rank: int, parts: int, shared: bool = False) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(depth, 1 if shared else parts, rank, width))  # A
+        self.up = nn.Parameter(torch.zeros(depth, parts, width, rank))  # B
+        bound = width**-0.5  # of kaiming_uniform_(a=sqrt(5)) for rows of D numbers
+        nn.init.uniform_(self.down, -bound, bound)
+
+
+class AttentionSums(Replaced):
+    """W + sum over experiences of B_i A_i, for some of the parts q, k, v of each block.
+
+    Args:
+        backbone: A vision transformer; see ``plain_transformer``.
+        rank: r.
+        parts: Of attention, some of ``PARTS``.
+        shared: One A for all parts of a block.
+        blocks: The first ones that have sums; all of them where left out.
+    """
+
+    pairs: nn.ModuleList
+
+    def __init__(
+        self,
+        backbone: TimmBackbone,
+        rank: int,
+        parts: Sequence[str],
+        shared: bool = False,
+        blocks: int | None = None,
+    ) -> None:
+        super().__init__()
+        model: Any = backbone.model
+        self.depth, self.width, self.rank = len(model.blocks[:blocks]), backbone.feature_dim, rank
+        self.parts, self.shared = tuple(parts), shared
+        self.pairs = nn.ModuleList()
+
+    def grow(self, like: Tensor) -> Factors:
+        """Add a pair on the device of ``like``; those before it no longer change."""
+        self.pairs.requires_grad_(False)
+        make = partial(Factors, self.depth, self.width, self.rank, len(self.parts), self.shared)
+        added = drawn_for(like, make)
+        self.pairs.append(added)
+        return added
+
+    def factors(self) -> list[Factors]:
+        """The pairs."""
+        return [pair for pair in self.pairs if isinstance(pair, Factors)]
+
+    def scaled_ups(self) -> list[Tensor]:
+        """B_i of each experience, (depth, P, D, r), times what its sum is multiplied with. Default: 1."""
+        return [pair.up for pair in self.factors()]
+
+    def sums(self) -> Tensor:
+        """(depth, P, D, D), of all experiences."""
+        downs = [pair.down for pair in self.factors()]
+        return torch.cat(self.scaled_ups(), dim=-1) @ torch.cat(downs, dim=-2)
+
+    def values(self, backbone: nn.Module) -> Mapping[str, Tensor]:
+        own = dict(backbone.named_parameters())
+        made = {}
+        for index, added in enumerate(self.sums()):
+            name = f"model.blocks.{index}.attn.qkv.weight"
+            by_part = dict(zip(self.parts, added, strict=True))
+            thirds = zip(PARTS, own[name].chunk(3), strict=True)
+            made[name] = torch.cat([third + by_part[part] if part in by_part else third for part, third in thirds])
+        return made
+
+
+class Directions(AttentionSums):
+    """W + sum_i alpha_i B_i A_i, where all alpha_i learn, from 1 on.
+
+    Args:
+        backbone, rank, parts, blocks: See ``AttentionSums``.
+        by_layer: An alpha for each sum, in place of one for all of an experience.
+    """
+
+    def __init__(
+        self, backbone: TimmBackbone, rank: int, parts: Sequence[str], by_layer: bool, blocks: int | None = None
+    ) -> None:
+        super().__init__(backbone, rank, parts, blocks=blocks)
+        self.by_layer = by_layer
+        self.magnitudes = nn.ParameterList()  # alpha, (depth, P, 1, 1) or (1, 1, 1, 1)
+
+    def grow(self, like: Tensor) -> Factors:
+        shape = (self.depth, len(self.parts), 1, 1) if self.by_layer else (1, 1, 1, 1)
+        self.magnitudes.append(nn.Parameter(like.detach().new_ones(shape)))
+        return super().grow(like)
+
+    def scaled_ups(self) -> list[Tensor]:
+        pairs = zip(self.magnitudes, self.factors(), strict=True)
+        return [alpha * pair.up for alpha, pair in pairs]
+
+    @torch.no_grad()
+    def normalise_last(self) -> None:
+        """B and A of the last experience get length 1, their lengths go into alpha where there is one for each."""
+        pair = self.factors()[-1]
+        sizes = [factor.norm(dim=(2, 3), keepdim=True).clamp(min=1e-12) for factor in (pair.up, pair.down)]
+        pair.up.div_(sizes[0])
+        pair.down.div_(sizes[1])
+        if self.by_layer:
+            self.magnitudes[-1].mul_(sizes[0] * sizes[1])

@@ -1,0 +1,125 @@
+"""DualPrompt: prefixes for all experiences in the first blocks, and one for each experience in the next ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cil.data import Batch
+from cil.memory import Budget
+from cil.models import NetFactory
+from cil.models.base import drawn_for
+from cil.models.block_pass import plain_transformer
+from cil.models.prefixes import BlockPrefixes, check_blocks, prefixed_features
+from cil.models.prompts import cosines
+from cil.strategies.base import check
+from cil.strategies.parts.frozen_transformer import FrozenTransformer
+from cil.strategies.registry import register
+from cil.streams import Experience, Signature
+
+GENERAL = [0, 1]  # blocks
+EXPERTS = [2, 3, 4]
+
+
+class Expert(BlockPrefixes):
+    """Prefixes of one experience, e_t, and the key k_t by which images find it."""
+
+    def __init__(self, blocks: int, length: int, width: int) -> None:
+        super().__init__(blocks, length, width)
+        self.key = nn.Parameter(torch.empty(width).uniform_(-1, 1))
+
+
+@register("dualprompt")
+class DualPrompt(FrozenTransformer):
+    """A general prefix g and an expert prefix e_t of each experience in a frozen vision transformer; no exemplars.
+
+    In training the images of experience t get e_t; in answers each image gets that of the key nearest to its feature
+    without prefixes, a second pass.
+
+    Args:
+        general_blocks: Numbers of the blocks that have g.
+        expert_blocks: Numbers of those that have e_t.
+        general_length, expert_length: Tokens of each of a prefix's keys and values.
+        pull: Weight of pulling k_t towards the features of the experience; 0 leaves keys as drawn.
+
+    Source:
+        Wang et al. "DualPrompt: complementary prompting for rehearsal-free continual learning", ECCV 2022,
+        arXiv:2204.04799. Departures: experts come with experiences, where code allots all of them at
+        first; e_t starts as e_(t-1), as in that code; keys and values of an image are its own in any batch, where the
+        PyTorch port mixes them among images; 5 tokens each as in that port (the paper: 20 in all).
+    """
+
+    toy: ClassVar[Mapping[str, Any]] = {"general_blocks": [0], "expert_blocks": [1]}
+    toy_model: ClassVar[Mapping[str, Any]] = {
+        "name": "timm:vit_tiny_patch16_224",
+        "options": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
+    }
+    general: BlockPrefixes
+    experts: nn.ModuleList
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        general_blocks: Sequence[int] = GENERAL,
+        expert_blocks: Sequence[int] = EXPERTS,
+        general_length: int = 5,
+        expert_length: int = 5,
+        pull: float = 0.1,
+    ) -> None:
+        super().__init__(make_net, budget)
+        plain_transformer(self.vit, "strategy dualprompt")
+        check.at_least(1, "dualprompt", general_length=general_length, expert_length=expert_length)
+        check.at_least(0, "dualprompt", pull=pull)
+        check_blocks([*general_blocks, *expert_blocks], self.vit, "general_blocks and expert_blocks", "dualprompt")
+        self.general_blocks, self.expert_blocks = list(general_blocks), list(expert_blocks)
+        self.expert_length, self.pull = expert_length, pull
+        general = partial(BlockPrefixes, len(self.general_blocks), general_length, self.vit.feature_dim)
+        self.keep("general", drawn_for(self.net.weight, general), kind="parameters")
+        self.keep("experts", nn.ModuleList(), kind="parameters")
+
+    def grow_net(self, signature: Signature) -> None:
+        super().grow_net(signature)
+        self.experts.requires_grad_(False)
+        expert = partial(Expert, len(self.expert_blocks), self.expert_length, self.vit.feature_dim)
+        self.experts.append(drawn_for(self.net.weight, expert))
+
+    @torch.no_grad()
+    def prepare(self, experience: Experience) -> None:
+        if len(self.experts) > 1:
+            self._expert(-1).tokens.copy_(self._expert(-2).tokens)
+
+    def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        x = self.normalise(batch.images)
+        terms = {"classes": self.local_cross_entropy(self._prefixed(x, self._expert(-1).tokens), batch.slots)}
+        if self.pull:  # L = CE - pull cos(q(x), k_t)
+            terms["pull"] = -self.pull * cosines(self.plain_features(x), self._expert(-1).key[None]).mean()
+        return terms
+
+    def predict(self, images: Tensor) -> Tensor:
+        """The head's logits, each image with the expert that it finds: (N, ...) to (N, C)."""
+        x = self.normalise(images)
+        tokens = torch.stack([self._expert(index).tokens for index in range(len(self.experts))])
+        logits: Tensor = self.net(self._prefixed(x, tokens[self.chosen(x)].movedim(0, 2)))
+        return logits
+
+    def chosen(self, x: Tensor) -> Tensor:
+        """(N,) int64: argmax over experiences of cos(q(x), k_t), of normalised images."""
+        keys = torch.stack([self._expert(index).key for index in range(len(self.experts))])
+        return cosines(self.plain_features(x), keys).argmax(1)
+
+    def _prefixed(self, x: Tensor, expert: Tensor) -> Tensor:
+        """(N, D) of normalised images with g and an expert, (B, 2, L, D) for all or (B, 2, N, L, D)."""
+        general = zip(self.general_blocks, self.general.tokens, strict=True)
+        own = zip(self.expert_blocks, expert, strict=True)
+        return prefixed_features(self.vit, x, {block: (keys, values) for block, (keys, values) in [*general, *own]})
+
+    def _expert(self, index: int) -> Expert:
+        found = self.experts[index]
+        assert isinstance(found, Expert)
+        return found

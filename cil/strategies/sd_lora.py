@@ -1,0 +1,88 @@
+"""SD-LoRA: low-rank sums of earlier experiences stay as directions, and go on learning how far to go along each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from cil.data import Batch
+from cil.memory import Budget
+from cil.models import NetFactory
+from cil.models.block_pass import plain_transformer
+from cil.models.low_rank import Directions
+from cil.strategies.base import check
+from cil.strategies.parts.frozen_transformer import FrozenTransformer
+from cil.strategies.registry import register
+from cil.streams import Experience, Signature
+
+
+@register("sd_lora")
+class SDLoRA(FrozenTransformer):
+    """W + sum_(i < t) alpha_i B_i A_i / (|B_i| |A_i|) + alpha_t B_t A_t for queries and values of a frozen transformer.
+
+    Experience t trains A_t, B_t, all alpha_i and the head over its classes. One pass an image, no task is chosen. Bytes
+    go by ``rank``.
+
+    Args:
+        rank: r of each sum.
+        carry_magnitudes: alpha of each sum goes on from where it was, lengths included, so that the network does not
+            jump at a boundary; false, as published: one alpha for all sums of an experience, which begin anew.
+        start: What alpha of earlier experiences begin with where they begin anew.
+
+    Source:
+        Wu et al. "SD-LoRA: scalable decoupled low-rank adaptation for class incremental learning",
+        ICLR 2025, arXiv:2501.13198. Departure: ``carry_magnitudes``.
+    """
+
+    fits = "rank"
+    toy: ClassVar[Mapping[str, Any]] = {"rank": 2}
+    toy_model: ClassVar[Mapping[str, Any]] = {
+        "name": "timm:vit_tiny_patch16_224",
+        "options": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
+    }
+    directions: Directions
+
+    def __init__(
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        rank: int = 10,
+        carry_magnitudes: bool = True,
+        start: float = 0.8,
+    ) -> None:
+        super().__init__(make_net, budget)
+        plain_transformer(self.vit, "strategy sd_lora")
+        check.at_least(1, "sd_lora", rank=rank)
+        check.one_of((True, False), "sd_lora", carry_magnitudes=carry_magnitudes)
+        check.at_least(0, "sd_lora", start=start)
+        self.carry_magnitudes, self.start = carry_magnitudes, start
+        self.keep("directions", Directions(self.vit, rank, ("q", "v"), by_layer=carry_magnitudes), kind="parameters")
+
+    def grow_net(self, signature: Signature) -> None:
+        super().grow_net(signature)
+        self.directions.grow(self.net.weight)
+
+    @torch.no_grad()
+    def prepare(self, experience: Experience) -> None:
+        if not self.carry_magnitudes:
+            for alpha in list(self.directions.magnitudes)[:-1]:
+                alpha.fill_(self.start)
+
+    def loss(self, batch: Batch) -> Tensor:
+        return self.local_cross_entropy(self.features(batch.images), batch.slots)
+
+    def after_experience(self, experience: Experience) -> None:
+        self.directions.normalise_last()
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, D) of images in [0, 1]."""
+        return self.directions.features(self.vit, self.normalise(images))
+
+    def predict(self, images: Tensor) -> Tensor:
+        """The head's logits: (N, ...) to (N, C)."""
+        logits: Tensor = self.net(self.features(images))
+        return logits

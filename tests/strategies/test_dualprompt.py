@@ -1,0 +1,97 @@
+"""DualPrompt: a general prefix, and an expert for each experience that images find by its key."""
+
+import pytest
+import torch
+from small_runs import bare, batch, bits, differing, observed
+
+from cil.errors import ConfigError
+from cil.models.prompts import cosines
+
+TOY = {"general_blocks": [0], "expert_blocks": [1]}
+GENERAL, EXPERT = 1 * 2 * 5 * 16, 1 * 2 * 5 * 16 + 16  # floats in the toy
+
+
+def test_the_floats_of_a_vit_b16_by_hand():
+    """G of two blocks, ten experts of three: 15,360 + 230,400 + 7,680."""
+    from cil.models.prefixes import BlockPrefixes
+    from cil.strategies.dualprompt import Expert
+
+    with torch.device("meta"):
+        general, experts = BlockPrefixes(2, 5, 768), [Expert(3, 5, 768) for _ in range(10)]
+    sizes = [sum(p.numel() for p in part.parameters()) for part in (general, *experts)]
+    assert sizes[0] == 15_360 and sum(sizes) == 253_440
+
+
+def test_an_image_gets_keys_as_keys_and_values_as_values_whatever_its_batch(monkeypatch):
+    """The port that reshapes without turning the axes gives the first half of a batch keys as both."""
+    from cil.models import block_pass, prefixes
+
+    learner, seen = bare("dualprompt", classes=[1, 1], **TOY), []
+
+    def see(block, x, keys, values):
+        seen.append((keys, values))
+        return block_pass.prefixed_block(block, x, keys, values)
+
+    monkeypatch.setattr(prefixes, "prefixed_block", see)
+    x = learner.normalise(batch(0, 1).images)
+    learner.predict(batch(0, 1).images)
+    (general_keys, general_values), (keys, values) = seen
+    assert torch.equal(general_keys, learner.general.tokens[0, 0])
+    assert torch.equal(general_values, learner.general.tokens[0, 1])
+    for row, expert in enumerate(learner.chosen(x).tolist()):
+        assert torch.equal(keys[row], learner.experts[expert].tokens[0, 0])
+        assert torch.equal(values[row], learner.experts[expert].tokens[0, 1])
+
+
+def test_an_image_finds_the_expert_whose_key_is_nearest_and_one_expert_is_no_choice():
+    learner = bare("dualprompt", classes=[2, 2, 2], **TOY)
+    x = learner.normalise(batch(0, 1, 2, 3).images)
+    queries = learner.plain_features(x)
+    for index, image in enumerate((2, 0, 1)):
+        learner.experts[index].key.data = queries[image].clone()
+    assert learner.chosen(x)[[2, 0, 1]].tolist() == [0, 1, 2]
+    assert bare("dualprompt", classes=[2], **TOY).chosen(x).tolist() == [0] * 4
+
+
+def test_the_pull_is_a_tenth_of_the_mean_cosine_and_reaches_the_key_alone():
+    learner = bare("dualprompt", classes=[2, 2], **TOY)
+    shown = batch(2, 3)
+    queries = learner.plain_features(learner.normalise(shown.images))
+    terms = learner.loss(shown)
+    expected = -0.1 * cosines(queries, learner.experts[1].key[None]).mean()
+    assert terms["pull"].item() == pytest.approx(expected.item(), abs=1e-6)
+    sum(terms.values()).backward()
+    assert learner.experts[1].key.grad.any() and learner.experts[1].tokens.grad.any()
+    assert learner.general.tokens.grad.any() and learner.experts[0].tokens.grad is None
+    for values in (learner.net.weight.grad, learner.net.bias.grad):
+        assert not values[:2].any() and values[2:].any(dim=-1).all()  # the training mask
+
+
+def test_experts_start_from_the_last_one_and_those_of_the_past_stay_bit_for_bit(learn):
+    seen = {}
+
+    def see(when, learner, experience):
+        t = experience.index
+        if when == "prepared" and t:
+            assert torch.equal(learner.experts[t].tokens, learner.experts[t - 1].tokens)
+            assert not torch.equal(learner.experts[t].key, learner.experts[t - 1].key)
+        if when == "done":
+            now = bits(learner.experts)
+            assert differing({name: now[name] for name in seen}, dict(seen)) == []
+            assert t == 0 or not torch.equal(learner.experts[t].tokens, learner.experts[t - 1].tokens)
+            seen.update(now)
+
+    done = learn(observed("dualprompt", see))
+    assert len(seen) == 6
+    vit = [name for name in done.state(0).tensors if name.startswith("vit.")]
+    assert vit and all(torch.equal(done.state(0).tensors[name], done.state(2).tensors[name]) for name in vit)
+    frozen = sum(done.state(0).tensors[name].numel() for name in vit)
+    for index in range(3):
+        c = 2 * (index + 1)
+        assert done.ledger(index) == {"parameters": 4 * (frozen + GENERAL + (index + 1) * EXPERT + 17 * c)}
+
+
+def test_blocks_that_are_not_there_are_refused():
+    for blocks in ([2], [0, 1], [-1]):
+        with pytest.raises(ConfigError, match=r"of dualprompt is \[0, .*\]; the transformer has blocks 0 to 1; name"):
+            bare("dualprompt", expert_blocks=blocks, general_blocks=[0])
