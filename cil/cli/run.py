@@ -55,7 +55,9 @@ def main(arguments: Sequence[str]) -> int:
     application(rest, jobs.append)
     for job in jobs:
         check(job.config)  # before torch is imported
-        print(_bill(job) if dry else execute(job))
+        said = _bill(job) if dry else execute(job)
+        if said:
+            print(said)
     return 0
 
 
@@ -68,7 +70,7 @@ def _bill(job: Job) -> str:
 
 
 def execute(job: Job) -> str:
-    """Run a job to its end; a summary."""
+    """Run a job to its end; a summary, of the first rank where several processes were started."""
     from cil.cli.build import build
     from cil.tracking.record import reading
 
@@ -79,6 +81,8 @@ def execute(job: Job) -> str:
         record = run.execute()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"what was computed is in {run.run_dir}; the same command goes on from there") from None
+    if run.runtime.ranks.rank:
+        return ""
     with reading(record):
         return find_kind(record.kind).summary(record, note)
 
@@ -112,7 +116,7 @@ def print_warnings(runs: Iterable[Run]) -> None:
     found: dict[str, None] = {}
     for run in runs:
         with suppress(CilError):  # what is refused is told where the run is executed
-            if not _finished(run):
+            if not _finished(run) and not run.runtime.ranks.rank:
                 found |= dict.fromkeys(run.work.warnings())
     for warning in found:
         print(f"cil: note: {warning}", file=sys.stderr, flush=True)

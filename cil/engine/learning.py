@@ -81,6 +81,7 @@ class StrategyWork:
         transductive: True for a strategy that says so on its class: its answers may depend on the other test images.
         curve: Key of the results that holds the score after each experience, percent.
         looks_inside: True for work that has an ``observer``, and so may be asked to evaluate inside experiences.
+        splits_batches: True for work whose batches several devices may share.
     """
 
     stream: Stream
@@ -100,6 +101,7 @@ class StrategyWork:
     batch_key = "trainer.batch_size"
     curve: ClassVar[str] = "accuracy_curve"
     looks_inside: ClassVar[bool] = False
+    splits_batches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         method: object = getattr(self.make_learner, "func", self.make_learner)
@@ -276,10 +278,11 @@ class StrategyWork:
             findings, parts = plain(learner.diagnostics), dict(learner.context.parts)
             check_codecs(learner, arriving)
             carried = self.frozen(learner, index)  # last, as it shares the tensors of the learner
+        total = self.runtime.ranks.total  # of operations: those of all ranks
         facts: dict[str, Any] = {
             "signature": asdict(self.stream.signatures[index]),
             "given_up": allowance.boundary.given_up,
-            "flops": flops_by_part(costs, parts, flops.count),
+            "flops": {name: total(count) for name, count in flops_by_part(costs, parts, flops.count).items()},
             "seconds": {"train": trained, "consolidate": context.clock.seconds - trained},
             "steps": sum(cost.steps for cost in costs),
             "looks": looks.summary(),
@@ -287,7 +290,7 @@ class StrategyWork:
             "peak_parameters": parameters,
             "findings": findings,
             "loss": largest_loss(costs),
-            "search": [cost.trial | {"flops": cost.flops} for cost in costs if cost.trial],
+            "search": [cost.trial | {"flops": total(cost.flops)} for cost in costs if cost.trial],
         }
         if reused := sum(cost.reused for cost in costs):
             facts["reused_seconds"] = reused
