@@ -287,16 +287,22 @@ class Run:
                 Record(Path(self.run_dir), dict(self.identity)), self.checkpoints, Loggers([]), Loggers([]), self._stop,
                 self.work.length, self.work.results, ranks=self.runtime.ranks,
             )  # fmt: skip
-            with self._stop.listening():
-                for index in range(max(0, done - 1), self.work.boundaries):
-                    if index >= done:
-                        context.begin(index)
-                        self._learn(index, context)
-                        if self._stop.together():
-                            raise Stopped
-                    if self._stop.together() and index + 1 < self.work.boundaries:
-                        raise Stopped
+            try:
+                self._follow_from(done, context)
+            except Stopped:
+                raise KeyboardInterrupt from None
         return Record(Path(self.run_dir), dict(self.identity))
+
+    def _follow_from(self, done: int, context: Context) -> None:
+        with self._stop.listening():
+            for index in range(max(0, done - 1), self.work.boundaries):
+                if index >= done:
+                    context.begin(index)
+                    self._learn(index, context)
+                    if self._stop.together():
+                        raise Stopped
+                if self._stop.together() and index + 1 < self.work.boundaries:
+                    raise Stopped
 
     def redo(self, index: int) -> None:
         """Train to one boundary and evaluate it, from what lies in the folder of what comes before it.
@@ -305,7 +311,9 @@ class Run:
         """
         self.work.check()
         if self.runtime.together > 1:
-            raise ConfigError(f"{self.run_dir} was trained by {self.runtime.together} devices; one cannot train it again")
+            raise ConfigError(
+                f"{self.run_dir} was trained by {self.runtime.together} devices; one cannot train it again"
+            )
         with self._record() as record, self._context(record) as context, self.runtime.fresh_features():
             if index >= self.checkpoints.done():
                 self._train(index, context)

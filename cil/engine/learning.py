@@ -81,7 +81,7 @@ class StrategyWork:
         transductive: True for a strategy that says so on its class: its answers may depend on the other test images.
         curve: Key of the results that holds the score after each experience, percent.
         looks_inside: True for work that has an ``observer``, and so may be asked to evaluate inside experiences.
-        splits_batches: True for work whose batches several devices may share.
+        shares_batches: True for work whose batches several devices may share: the strategy says so.
     """
 
     stream: Stream
@@ -101,7 +101,6 @@ class StrategyWork:
     batch_key = "trainer.batch_size"
     curve: ClassVar[str] = "accuracy_curve"
     looks_inside: ClassVar[bool] = False
-    splits_batches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         method: object = getattr(self.make_learner, "func", self.make_learner)
@@ -112,6 +111,7 @@ class StrategyWork:
                 f"strategy {self.name} is or makes a {method.__name__}, which is no class of cil.Strategy"
             )
         self.method, self.bound, self.transductive = method, bool(method.bound), bool(method.transductive)
+        self.shares_batches = bool(method.shares_batches)
         if self.bound:
             self.budget = replace(self.budget, enforce="report")
 

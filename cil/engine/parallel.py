@@ -226,8 +226,8 @@ def _noticed() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise Lost(
-            f"another rank ended, or cannot be reached ({str(error).splitlines()[0][:120]}); its own error says why, and "
-            f"the same command goes on from the last boundary or snapshot"
+            f"another rank ended, or cannot be reached ({str(error).splitlines()[0][:120]}); its own error says why, "
+            f"and the same command goes on from the last boundary or snapshot"
         ) from error
 
 
@@ -252,7 +252,9 @@ def place(devices: int, nodes: int) -> Ranks:
     """
     count = devices * nodes
     if count == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ConfigError(f"torchrun started {os.environ['WORLD_SIZE']} processes; set trainer.devices and trainer.nodes")
+        raise ConfigError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes; set trainer.devices and trainer.nodes"
+        )
     if count == 1:
         return Ranks()
     from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
@@ -376,7 +378,7 @@ def _execute(run: Run, pipe: Connection) -> None:
     except KeyboardInterrupt:
         end = ("KeyboardInterrupt", "")
     except BaseException as error:
-        end = (type(error).__name__, in_words(error))
+        end = (type(error).__name__, in_words(error)[:5_000])  # less than a pipe holds
     pipe.send_bytes(json.dumps(end).encode())
     sys.stdout.flush()
     sys.stderr.flush()
@@ -392,8 +394,8 @@ def check_devices(work: Any, options: Any, count: int) -> None:
     if count == 1:
         return
     set_to = f"trainer.devices x trainer.nodes is {count}, and"
-    if not getattr(work, "splits_batches", False):
-        raise ConfigError(f"{set_to} this kind of run takes one device: set both to 1")
+    if not getattr(work, "shares_batches", False):
+        raise ConfigError(f"{set_to} {work.name} needs whole batches: set both to 1")
     if options.boundary == "process":
         raise ConfigError(f"{set_to} boundary=process forks: set boundary=inline")
     if options.features is not None:

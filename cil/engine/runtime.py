@@ -87,7 +87,9 @@ class Runtime:
         if self.devices * self.nodes == 1:
             return
         if index or kind == "mps":
-            raise ConfigError(f"device is '{self.device}' and trainer.devices is {self.devices}; set device=cpu or cuda")
+            raise ConfigError(
+                f"device is '{self.device}' and trainer.devices is {self.devices}; set device=cpu or cuda"
+            )
         if kind == "cuda" and self.devices > torch.cuda.device_count():
             raise ConfigError(f"trainer.devices is {self.devices} but there are {torch.cuda.device_count()} GPUs here")
 
