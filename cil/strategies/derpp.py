@@ -44,6 +44,7 @@ class DERpp(ReservoirRehearsal):
         DER (``der``).
     """
 
+    shares_batches = False  # the outputs of a batch are stored after its step
     outputs: Tensor | None
 
     def __init__(
