@@ -13,6 +13,7 @@ from torch import Tensor
 from cil.data import Samples
 from cil.data.crops import crop_resized
 from cil.data.looks import CountedStore, Images, Looks, uncounted
+from cil.data.samples import Store
 from cil.errors import ShapeError, StateError
 from cil.memory.codecs import Codec
 from cil.memory.codecs import codec as find_codec
@@ -132,7 +133,7 @@ class ExemplarMemory:
         """All exemplars, class by class, best first; side data as ``extras``."""
         if self._cache is None:
             store = self._store()
-            source = store if self._origin is None else CountedStore(store, *self._origin)
+            source: Store = store if self._origin is None else CountedStore(store, *self._origin)
             self._cache = Samples(source, self._slots, extras=self._extras)
         return self._cache
 
