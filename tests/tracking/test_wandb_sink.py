@@ -37,7 +37,8 @@ def _read_back(run_dir) -> list[dict]:
     return [json.loads(line) for line in out.splitlines()]
 
 
-def test_an_offline_run_holds_config_axes_values_table_and_status(tmp_path):
+def test_an_offline_run_holds_config_axes_values_table_and_status(tmp_path, monkeypatch):
+    monkeypatch.setattr("cil.tracking.wandb_sink._EVERY", 60.0)
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     loggers = build_loggers("wandb")
