@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -28,6 +29,7 @@ CURVES = ("ledger", "held_in_training", "spent", "accuracy_matrix", "error", "pi
 PAGE = "index.html"  # of a report that was written into the folder of the run
 _INIT_SECONDS = 30  # limit of an online start; the default of 90 looks like a hang
 _FINISH_SECONDS = 60  # limit of waiting for what is not sent yet; it stays on disk
+_EVERY = 0.5  # seconds between lines of steps, and of epochs: a line costs up to a millisecond
 _LINES, _CELLS = 50, 10_000  # most lines of a chart, and cells of a confusion matrix that is drawn; tables are whole
 _log = logging.getLogger("cil.tracking")
 
@@ -37,6 +39,7 @@ class WandbLogger:
 
     Values are named ``train/*``, ``epoch/*`` (over ``opt_step``) and ``eval/*`` (over ``experience``). The axis is
     logged as a value and never as wandb's own step, so lines that come twice or out of order after a resume do no harm.
+    Of steps that follow quickly, and of epochs, one line each half second is sent; ``metrics.jsonl`` has all.
     The tables of ``cil.tracking.panels`` become curves over ``experience`` (``ledger/exemplars``), native tables
     (``tables/*``), charts (``charts/*``) and images (``pictures/*``); the record becomes an artifact at the end.
 
@@ -72,6 +75,7 @@ class WandbLogger:
         self.tags, self.id = list(tags), id
         self._run: wandb.Run | None = None
         self._dir = Path()
+        self._last: dict[str, float] = {}  # when a line of each kind was sent
         self._sent: set[tuple[str, int]] = set()  # curve or picture, and experience
 
     def start(self, identity: Mapping[str, Any], run_dir: Path, name: str, group: str | None) -> None:
@@ -81,7 +85,7 @@ class WandbLogger:
             raise ConfigError(
                 "logger.mode=online needs an API key: run 'wandb login', set WANDB_API_KEY, or use logger.mode=offline"
             )
-        self._dir, self._sent = Path(run_dir), set()
+        self._dir, self._sent, self._last = Path(run_dir), set(), {}
         self.id = self.id or _kept_id(run_dir)
         self._run = self._opened(labels(identity, name), identity, group)
         for kind, prefix in PREFIX.items():
@@ -119,7 +123,9 @@ class WandbLogger:
             raise ConfigError(f"logger: wandb cannot start ({error}); use logger.mode=offline") from error
 
     def log(self, kind: LogKind, values: LogValues, axes: Mapping[str, Any]) -> None:
-        if self._run is not None:
+        now = time.monotonic()
+        if self._run is not None and (kind == "boundary" or now - self._last.get(kind, -_EVERY) >= _EVERY):
+            self._last[kind] = now
             named = {f"{PREFIX[kind]}/{name}": value for name, value in values.items() if value is not None}
             where = {"experience": axes.get("experience"), "opt_step": axes.get("step"), "epoch": axes.get("epoch")}
             self._run.log(named | {axis: value for axis, value in where.items() if value is not None})

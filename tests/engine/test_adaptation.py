@@ -94,7 +94,8 @@ def run_of(kind, folder, given=None, **options) -> Run:
 
 
 def test_wrong_answers_are_counted_by_domain_segment_and_batch(tmp_path):
-    record = run_of(Watcher, tmp_path).execute()
+    run = run_of(Watcher, tmp_path)
+    record = run.execute()
     results, arrays = record.results, record.arrays()
     assert results["domain_errors"] == pytest.approx([100 * 4 / 7, 100 * 1 / 5])
     assert results["mean_error"] == pytest.approx((100 * 4 / 7 + 20) / 2)
@@ -105,6 +106,9 @@ def test_wrong_answers_are_counted_by_domain_segment_and_batch(tmp_path):
     assert arrays["segment"].tolist() == [0, 0, 0, 1, 1, 2, 2]
     assert arrays["running_error"][[0, 4, 6]].tolist() == pytest.approx([50, 500 / 9, 500 / 12])
     assert results["clean_error_before"] is None
+    tables = {table.name: table.rows for table in run.work.panels(record)}  # for dashboards
+    assert [error for _, error in tables["domain_errors"]] == results["domain_errors"]
+    assert [row[0] for row in tables["ledger"]] == [0, 1, 2], "the deployment is no segment"
 
 
 def test_each_image_is_handed_over_once_in_order_and_nothing_else_is(tmp_path):

@@ -37,7 +37,8 @@ def _read_back(run_dir) -> list[dict]:
     return [json.loads(line) for line in out.splitlines()]
 
 
-def test_an_offline_run_holds_config_axes_values_table_and_status(tmp_path):
+def test_an_offline_run_holds_config_axes_values_table_and_status(tmp_path, monkeypatch):
+    monkeypatch.setattr("cil.tracking.wandb_sink._EVERY", 60.0)
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     loggers = build_loggers("wandb")
@@ -45,6 +46,7 @@ def test_an_offline_run_holds_config_axes_values_table_and_status(tmp_path):
     identity = {"config": {"strategy": {"lr": 0.1}}, "api_key": "s3cr3t", "seed": 3, "stream": stream}
     loggers.start(identity | {"budget": {"exemplars": 50}}, run_dir, "icarl", "sweep-1")
     loggers.log("step", {"loss": 2.5}, {"experience": 0, "phase": "main", "epoch": 0, "step": 40, "share": 0.5})
+    loggers.log("step", {"loss": 2.4}, {"experience": 0, "phase": "main", "epoch": 0, "step": 41})  # at once: left out
     loggers.log("boundary", {"accuracy": 81.0, "forgetting": None}, {"experience": 0, "experiences": 2, "step": 80})
     loggers.table("accuracy_matrix", ["0", "1"], [[90.0, None], [70.0, 80.0]])
     loggers.finish("finished")
