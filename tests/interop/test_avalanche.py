@@ -131,7 +131,7 @@ def test_what_is_carried_is_what_was_billed(library, name, tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_each_strategy_carries_what_was_billed(library, name, toy_stream, tmp_path):
     kind = AvalancheBound if METHODS[name].bound else AvalancheStrategy
-    make = partial(kind, name=name, options=OPTIONS.get(name), epochs=1, batch_size=8)
+    make = partial(kind, name=name, options=OPTIONS.get(name, {}), epochs=1, batch_size=8)
     run = plan(make, toy_stream, "smallconv", Budget(exemplars=17), run_dir=tmp_path, progress=False)
     record = run.execute()
     carried = [sum(e["bytes"] for e in at["entries"] if e["lifetime"] == "carried") for at in record.results["ledger"]]

@@ -20,6 +20,8 @@ from cil.strategies.base import Strategy, check
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
+NO_OPTIONS: Mapping[str, Any] = {}
+
 
 class Logits(nn.Module):
     """A network of ours as Avalanche calls one: images to logits of the classes seen."""
@@ -64,7 +66,7 @@ class AvalancheStrategy(Strategy):
         budget: Budget,
         *,
         name: str = "Replay",
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] = NO_OPTIONS,
         epochs: int = 5,
         batch_size: int = 32,
         lr: float = 0.05,
@@ -78,7 +80,7 @@ class AvalancheStrategy(Strategy):
         _refuse_unseen(self.budget.budget)
         found = method(name, type(self).bound)
         self.class_name, self.restarts = name, found.restarts
-        self.options = checked_options(name, found, options or {})
+        self.options = checked_options(name, found, options)
         self.epochs, self.batch_size = epochs, batch_size
         self.recipe = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         self.experiences = 0  # before the one that is learned
@@ -189,7 +191,7 @@ class AvalancheBound(AvalancheStrategy):
         budget: Budget,
         *,
         name: str = "Cumulative",
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] = NO_OPTIONS,
         epochs: int = 5,
         batch_size: int = 32,
         lr: float = 0.05,
