@@ -235,7 +235,6 @@ def environment_of(parts: Sequence[Any], model: str, runtime: Runtime) -> dict[s
         "device": runtime.device,
         "threads": runtime.threads,
         "precision": runtime.precision,
-        **({"devices": runtime.together} if runtime.together > 1 else {}),
         "versions": versions_of(parts, model),
         "code": source_digest(*parts),
     }

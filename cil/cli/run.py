@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cil.cli import environment
 from cil.cli.compose import application
 from cil.cli.job import Job
 from cil.cli.schema import check
-from cil.errors import CilError, in_words
+from cil.errors import CilError
 from cil.kinds.command_line import find_kind
 
 if TYPE_CHECKING:
@@ -59,9 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     application(rest, jobs.append)
     for job in jobs:
         check(job.config)  # before torch is imported
-        said = _bill(job) if dry else execute(job)
-        if said:
-            print(said)
+        print(_bill(job) if dry else execute(job))
     return 0
 
 
@@ -74,7 +69,7 @@ def _bill(job: Job) -> str:
 
 
 def execute(job: Job) -> str:
-    """Run a job to its end; a summary, of the first rank where several processes were started."""
+    """Run a job to its end; a summary."""
     from cil.cli.build import build
     from cil.tracking.record import reading
 
@@ -85,40 +80,19 @@ def execute(job: Job) -> str:
         record = run.execute()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"what was computed is in {run.run_dir}; the same command goes on from there") from None
-    if run.runtime.ranks.rank:
-        return ""
     with reading(record):
         return find_kind(record.kind).summary(record, note)
 
 
 def launch(arguments: Sequence[str], root: str = "runs") -> int:
-    """Let Hydra's launcher do the jobs; 1 where one failed. Each that did is named.
-
-    Raises:
-        KeyboardInterrupt: after a Ctrl-C, with how to go on.
-    """
-    Path(root).mkdir(parents=True, exist_ok=True)
-    failures = Path(tempfile.mkdtemp(prefix=".failures-", dir=root)).resolve()  # which jobs elsewhere reach too
-    try:
-        application(arguments, partial(_one_of_many, root, failures, os.getpid()))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"what was computed is in {root}; the same command goes on from there (jobs that were handed to a cluster "
-            f"go on by themselves)"
-        ) from None
-    finally:
-        failed = [path.read_text(encoding="utf-8") for path in sorted(failures.iterdir())]
-        shutil.rmtree(failures, ignore_errors=True)
-        for words in filter(None, failed):
-            print(f"cil: {words}", file=sys.stderr)
+    """Let Hydra's launcher do the jobs; 1 where one failed."""
+    failed: list[str] = []
+    application(arguments, partial(_one_of_many, root, failed, os.getpid()))
     return 1 if failed else 0
 
 
-def _one_of_many(root: str, failures: Path, here: int, job: Job) -> None:
-    """A job of a multirun, perhaps in another process. Its error is told at once, or left in a file to be told.
-
-    It is not raised: a launcher that is told of an error may stop waiting for the others (submitit does).
-    """
+def _one_of_many(root: str, failed: list[str], here: int, job: Job) -> None:
+    """A job of a multirun, perhaps in another process. Its error is told at once, and the others go on."""
     from cil.cli.build import build
 
     try:
@@ -127,13 +101,11 @@ def _one_of_many(root: str, failures: Path, here: int, job: Job) -> None:
         print_warnings([run])
         record = run.execute()
         print(find_kind(record.kind).summary(record), flush=True)
-    except Exception as error:
-        words = f"{' '.join(job.overrides)}: {in_words(error)}"
-        if os.getpid() == here:
-            print(f"cil: {words}", file=sys.stderr, flush=True)
-            words = ""
-        with os.fdopen(tempfile.mkstemp(dir=failures)[0], "w", encoding="utf-8") as file:
-            file.write(words)
+    except CilError as error:
+        print(f"cil: {' '.join(job.overrides)}: {error}", file=sys.stderr, flush=True)
+        failed.append(str(error))
+        if os.getpid() != here:  # the launcher must be told
+            raise
 
 
 def print_warnings(runs: Iterable[Run]) -> None:
@@ -141,7 +113,7 @@ def print_warnings(runs: Iterable[Run]) -> None:
     found: dict[str, None] = {}
     for run in runs:
         with suppress(CilError):  # what is refused is told where the run is executed
-            if not _finished(run) and not run.runtime.ranks.rank:
+            if not _finished(run):
                 found |= dict.fromkeys(run.work.warnings())
     for warning in found:
         print(f"cil: note: {warning}", file=sys.stderr, flush=True)

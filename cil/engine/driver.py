@@ -23,7 +23,6 @@ from cil.engine.checkpoint import Checkpoints, Snapshots
 from cil.engine.known_features import KnownFeatures
 from cil.engine.known_modules import ENVIRONMENT
 from cil.engine.options import RunOptions
-from cil.engine.parallel import Ranks, check_devices, folder_seen, run_together
 from cil.engine.process import Stopped, in_child
 from cil.engine.recovery import Recovery, check_owner, recover
 from cil.engine.running import Counts, Rows
@@ -76,7 +75,6 @@ class Context:
         results: The results of the record from counts and facts of all boundaries.
         shared: Folder of plain phases that runs share; None: everything is trained here.
         published: Boundaries of which line and arrays are written.
-        ranks: The processes that train the run together; the first one writes.
     """
 
     record: Record
@@ -89,7 +87,6 @@ class Context:
     results: Callable[[Rows, Sequence[Facts]], Mapping[str, object]]
     shared: Path | None = None
     clock: Clock = field(default_factory=Clock)
-    ranks: Ranks = field(default_factory=Ranks)
     published: int = 0
     _settled: int = 0
     _due: float = 0.0
@@ -122,11 +119,8 @@ class Context:
 
     def save(self, name: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         """Write a snapshot, with the place that the log has reached and the seconds worked."""
-        self.ranks.wait()  # nobody reads any more what is replaced
-        if self.ranks.rank == 0:
-            more = {**self.record.mark(), "seconds": self.clock.seconds}
-            self.snapshots.write(name, tensors, {**content, **more})
-        self.ranks.wait()
+        more = {**self.record.mark(), "seconds": self.clock.seconds}
+        self.snapshots.write(name, tensors, {**content, **more})
 
     def log(self, kind: Any, values: Mapping[str, Any], axes: Mapping[str, Any]) -> None:
         """Send values to the loggers."""
@@ -229,9 +223,8 @@ class Run:
 
     def __post_init__(self) -> None:
         check_boundary(self.options.boundary, self.runtime)
-        check_devices(self.work, self.options, self.runtime.together)
         self.checkpoints = Checkpoints(Path(self.run_dir), self.options.keep, identity_hash(self.identity))
-        self._stop = Stop(self.runtime)
+        self._stop = Stop()
 
     @property
     def name(self) -> str:
@@ -246,25 +239,10 @@ class Run:
             KeyboardInterrupt: after a Ctrl-C, with what was computed saved and status ``interrupted``.
         """
         self.work.check()
-        ranks = self.runtime.ranks
-        if self.runtime.together > 1 and not ranks.many:
-            run_together(self)
-            return Record.load(self.run_dir)
-        if ranks.many:
-            ranks.join(self.runtime.device)
-        record = self._follow() if ranks.rank else self._lead()
-        ranks.leave()
-        return record
-
-    def _lead(self) -> Record:
-        """Do all work, and write what comes out."""
         apart = in_child if self.options.boundary == "process" else call
         with self._record() as record:
-            if record.status == "finished":
-                self.runtime.ranks.told(None)
-            else:
+            if record.status != "finished":
                 recovery = self._recovered()
-                self.runtime.ranks.told(self.checkpoints.done())
                 with self._context(record) as context, self._settled(context):
                     for index in recovery.uncounted:
                         apart(partial(self._evaluate, index, context))
@@ -272,42 +250,13 @@ class Run:
                     for index in range(max(0, self.checkpoints.done() - 1), self.work.boundaries):
                         if index >= self.checkpoints.done():
                             apart(partial(self._train, index, context))
-                            if self._stop.together():
-                                raise Stopped
+                            self._stop.here()
                         if self.checkpoints.evaluated(index) is None:
                             apart(partial(self._evaluate, index, context))
                         self._publish(index, context)
-                        if self._stop.together() and index + 1 < self.work.boundaries:
+                        if self._stop() and index + 1 < self.work.boundaries:
                             raise Stopped
         return record
-
-    def _follow(self) -> Record:
-        """Train beside the first rank, from what that one writes; write nothing."""
-        logging.getLogger("cil").setLevel(logging.ERROR)  # the first one warns
-        done = self.runtime.ranks.told()
-        if done is not None:
-            folder_seen(self.run_dir, done, self.checkpoints.done())
-            self.runtime.begin()
-            context = Context(
-                Record(Path(self.run_dir), dict(self.identity)), self.checkpoints, Loggers([]), Loggers([]), self._stop,
-                self.work.length, self.work.results, ranks=self.runtime.ranks,
-            )  # fmt: skip
-            try:
-                self._follow_from(done, context)
-            except Stopped:
-                raise KeyboardInterrupt from None
-        return Record(Path(self.run_dir), dict(self.identity))
-
-    def _follow_from(self, done: int, context: Context) -> None:
-        with self._stop.listening():
-            for index in range(max(0, done - 1), self.work.boundaries):
-                if index >= done:
-                    context.begin(index)
-                    self._learn(index, context)
-                    if self._stop.together():
-                        raise Stopped
-                if self._stop.together() and index + 1 < self.work.boundaries:
-                    raise Stopped
 
     def redo(self, index: int) -> None:
         """Train to one boundary and evaluate it, from what lies in the folder of what comes before it.
@@ -315,10 +264,6 @@ class Run:
         Nothing is published. A boundary that lies there is evaluated alone.
         """
         self.work.check()
-        if self.runtime.together > 1:
-            raise ConfigError(
-                f"{self.run_dir} was trained by {self.runtime.together} devices; one cannot train it again"
-            )
         with self._record() as record, self._context(record) as context, self.runtime.fresh_features():
             if index >= self.checkpoints.done():
                 self._train(index, context)
@@ -408,7 +353,7 @@ class Run:
             with self._stop.listening():
                 yield Context(
                     record, self.checkpoints, loggers, within, self._stop, self.work.length, self.work.results,
-                    None if self.runtime.ranks.many else self.options.shared, ranks=self.runtime.ranks,
+                    self.options.shared,
                 )  # fmt: skip
 
     @contextmanager
@@ -433,15 +378,10 @@ class Run:
         furthest: Facts = max(places, key=lambda place: int(place["offset"]), default={"offset": 0})
         return int(furthest["offset"]), furthest.get("log")
 
-    def _learn(self, index: int, context: Context) -> Boundary:
-        boundary = self.work.train(index, context)
-        self.runtime.ranks.check_same(boundary.carried.state, f"after experience {index}")
-        return boundary
-
     def _train(self, index: int, context: Context) -> None:
         """Train to a boundary; charge, check and commit what is carried across it."""
         context.begin(index)
-        boundary = self._learn(index, context)
+        boundary = self.work.train(index, context)
         carried, allowance = boundary.carried, boundary.allowance
         ledger = carried.ledger(boundary.training)
         over = None if allowance is None else allowance.over(ledger, carried.exemplars)

@@ -174,13 +174,12 @@ class Fit:
                     self.ahead(loader.before(step))
                     if by_step and schedule.last_epoch < self.cost.steps:
                         schedule.step()
-                    place = (self.experience, self.number, epoch, step)
-                    reseed(self.seed, "step", *place, *self.runtime.ranks.key)
+                    reseed(self.seed, "step", self.experience, self.number, epoch, step)
                     update = (step + 1) % recipe.accumulate == 0 or step + 1 == in_epoch
                     share = _share(loader.bounds, step, recipe.accumulate)
                     counting = partial(self.cost.step, learner, watch, self.phase.name, _sizes(batch))
                     with counting(update, drawn[epoch * in_epoch + step]) as saving:
-                        losses = self._step(batch, share, stepper, optimizer, update, saving, place)
+                        losses = self._step(batch, share, stepper, optimizer, update, saving)
                         watch.note(losses)
                     window.add(losses)
                     progress.step += 1
@@ -190,9 +189,8 @@ class Fit:
                         continue
                     if self.cost.steps % recipe.log_every == 0:
                         self._log("step", window, epoch, step + 1)
-                    due = recipe.snapshot_due(self.cost.steps, saved)
-                    stopped, due = self.runtime.ranks.any(self.stop(), due)
-                    if stopped or due:
+                    stopped = self.stop()
+                    if stopped or recipe.snapshot_due(self.cost.steps, saved):
                         self._check(window, epoch, step + 1)
                         self._snapshot(optimizer, window, epoch, step + 1)
                         saved = time.monotonic()
@@ -203,7 +201,6 @@ class Fit:
                     schedule.step()
                 if progress.step >= total:
                     break
-        self.runtime.ranks.sync_buffers(learner.modules())
         self.ahead(loader.before(progress.step, last=self.cost.cut))
         self.cost.bill_optimizer(self.phase.name, optimizer)
         optimizer.zero_grad(set_to_none=True)
@@ -212,13 +209,11 @@ class Fit:
 
     def _step(
         self, batch: Batch, share: float, stepper: Any, optimizer: Optimizer, update: bool,
-        saving: AbstractContextManager[Any], place: tuple[int | str, ...],
+        saving: AbstractContextManager[Any],
     ) -> dict[str, Tensor]:  # fmt: skip
-        ranks = self.runtime.ranks
-        mine, part = ranks.part(batch)
         with saving:
             with self.runtime.autocast():
-                result = self.phase.loss(mine)
+                result = self.phase.loss(batch)
             terms = dict(result) if isinstance(result, Mapping) else {"loss": result}
             loss = next(iter(terms.values())) if len(terms) == 1 else torch.stack(list(terms.values())).sum()
             if loss.ndim:
@@ -227,13 +222,8 @@ class Fit:
                     f"or named terms of one number each"
                 )
             named = {name: term.detach() for name, term in terms.items()} | {"loss": loss.detach()}
-            scaled = loss if share * part == 1 else loss * (share * part)
+            scaled = loss if share == 1 else loss * share
         self.runtime.backward(scaled)
-        if ranks.many:
-            named = ranks.add_loss(named, part)
-            reseed(self.seed, "update", *place)  # from here on all ranks do the same
-            if update:
-                ranks.add_gradients(self._parameters)
         if update:
             self.runtime.unscale(optimizer)
             with self.cost.adjusting(self.learner):

@@ -82,7 +82,6 @@ class StrategyWork:
         transductive: True for a strategy that says so on its class: its answers may depend on the other test images.
         curve: Key of the results that holds the score after each experience, percent.
         looks_inside: True for work that has an ``observer``, and so may be asked to evaluate inside experiences.
-        shares_batches: True for work whose batches several devices may share: the strategy says so.
     """
 
     stream: Stream
@@ -112,7 +111,6 @@ class StrategyWork:
                 f"strategy {self.name} is or makes a {method.__name__}, which is no class of cil.Strategy"
             )
         self.method, self.bound, self.transductive = method, bool(method.bound), bool(method.transductive)
-        self.shares_batches = bool(method.shares_batches)
         if self.bound:
             self.budget = replace(self.budget, enforce="report")
 
@@ -285,11 +283,10 @@ class StrategyWork:
             findings, parts = plain(learner.diagnostics), dict(learner.context.parts)
             check_codecs(learner, arriving)
             carried = self.frozen(learner, index)  # last, as it shares the tensors of the learner
-        total = self.runtime.ranks.total  # of operations: those of all ranks
         facts: dict[str, Any] = {
             "signature": asdict(self.stream.signatures[index]),
             "given_up": allowance.boundary.given_up,
-            "flops": {name: total(count) for name, count in flops_by_part(costs, parts, flops.count).items()},
+            "flops": flops_by_part(costs, parts, flops.count),
             "seconds": {"train": trained, "consolidate": context.clock.seconds - trained},
             "steps": sum(cost.steps for cost in costs),
             "looks": looks.summary(),
@@ -297,7 +294,7 @@ class StrategyWork:
             "peak_parameters": parameters,
             "findings": findings,
             "loss": largest_loss(costs),
-            "search": [cost.trial | {"flops": total(cost.flops)} for cost in costs if cost.trial],
+            "search": [cost.trial | {"flops": cost.flops} for cost in costs if cost.trial],
         }
         if reused := sum(cost.reused for cost in costs):
             facts["reused_seconds"] = reused

@@ -27,8 +27,7 @@ class RunOptions:
         root: Folder of runs that are not given a ``run_dir``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``fp32``, ``bf16``, ``fp16`` or ``auto``.
-        threads: CPU threads; by default as torch has them, shared among the devices.
-        devices, nodes: Machines that train it together, and devices of each: ``cil.engine.parallel``.
+        threads: CPU threads; by default as torch has them.
         loggers: As ``cil.tracking.build_loggers`` takes them; files are always written.
         progress: Show progress.
         keep: Which boundaries' states stay on disk: ``last``, ``all`` or ``best``.
@@ -50,8 +49,6 @@ class RunOptions:
     device: str = field(default="auto", metadata={"key": "device"})
     precision: str = field(default="fp32", metadata={"key": "trainer.precision"})
     threads: int | None = field(default=None, metadata={"key": "trainer.threads"})
-    devices: int = field(default=1, metadata={"key": "trainer.devices"})
-    nodes: int = field(default=1, metadata={"key": "trainer.nodes"})
     loggers: Any = field(default=(), metadata={"key": "logger"})
     progress: bool = field(default=False, metadata={"key": "progress"})
     keep: str = field(default="last", metadata={"key": "checkpoint.keep"})
@@ -111,5 +108,4 @@ class RunOptions:
         Raises:
             ConfigError: for those that are not.
         """
-        threads = self.threads or max(1, torch.get_num_threads() // max(1, self.devices))
-        return Runtime(self.device, self.precision, threads, self.devices, self.nodes)
+        return Runtime(self.device, self.precision, self.threads or torch.get_num_threads())

@@ -74,11 +74,7 @@ def in_child(work: Callable[[], None]) -> None:
         return
     if not text:
         raise errors.TrainingError(f"the process of an experience ended with {os.waitstatus_to_exitcode(status)}")
-    raise_named(*json.loads(text))
-
-
-def raise_named(name: str, message: str) -> NoReturn:
-    """Raise an error of another process here, by the name of its type and its text."""
+    name, message = json.loads(text)
     if name in _STOPS:
         raise _STOPS[name]
     kind = getattr(errors, name, None)

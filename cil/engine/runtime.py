@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cil.engine.parallel import Ranks, place
 from cil.errors import ConfigError, nearest
 from cil.values import check_value
 
@@ -32,7 +31,6 @@ class Runtime:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, ``mps``.
         precision: ``fp32``, ``bf16`` or ``fp16`` (autocast), or ``auto``: bf16 on a GPU that has it, else fp32.
         threads: CPU threads of torch; None leaves them as they are.
-        nodes, devices: Machines that train it together, and devices of each.
 
     Raises:
         ConfigError: for an unknown name, or a device that is not there.
@@ -41,9 +39,6 @@ class Runtime:
     device: str = "auto"
     precision: str = "fp32"
     threads: int | None = None
-    devices: int = 1
-    nodes: int = 1
-    ranks: Ranks = field(default_factory=Ranks, repr=False)
     known: Any = field(default=None, repr=False)  # ``KnownFeatures``, where frozen backbones are asked once an image
     _fabric: Any = field(default=None, repr=False)
 
@@ -72,31 +67,11 @@ class Runtime:
                 f"trainer.threads is {self.threads}; this machine has {os.cpu_count()} cores, and more than {most} "
                 f"threads would stand in each other's way"
             )
-        self._check_devices(kind, index)
         keep_freed_blocks()
         if kind == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.benchmark = False
-
-    def _check_devices(self, kind: str, index: str) -> None:
-        """Refuse devices that are not there, and take the place that torchrun or SLURM gave this process."""
-        for key, value in (("trainer.devices", self.devices), ("trainer.nodes", self.nodes)):
-            check_value(key, value)
-        self.ranks = place(self.devices, self.nodes)
-        if self.devices * self.nodes == 1:
-            return
-        if index or kind == "mps":
-            raise ConfigError(
-                f"device is '{self.device}' and trainer.devices is {self.devices}; set device=cpu or cuda"
-            )
-        if kind == "cuda" and self.devices > torch.cuda.device_count():
-            raise ConfigError(f"trainer.devices is {self.devices} but there are {torch.cuda.device_count()} GPUs here")
-
-    @property
-    def together(self) -> int:
-        """Devices that train it, of all machines."""
-        return self.devices * self.nodes
 
     def begin(self) -> None:
         """Take the threads. Not before a run begins: a process that plans runs and then forks may have started none."""
@@ -132,16 +107,10 @@ class Runtime:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 from lightning_fabric import Fabric
-                from lightning_fabric.plugins.environments import LightningEnvironment
 
                 kind, _, index = self.device.partition(":")
-                devices: Any = [int(index or self.ranks.local)] if kind == "cuda" else 1
-                self._fabric = Fabric(
-                    accelerator=kind,
-                    devices=devices,
-                    precision=PRECISIONS[self.precision],
-                    plugins=[LightningEnvironment()],  # one device: what torchrun or SLURM started is not its matter
-                )
+                devices: Any = [int(index or 0)] if kind == "cuda" else 1
+                self._fabric = Fabric(accelerator=kind, devices=devices, precision=PRECISIONS[self.precision])
         return self._fabric
 
     @property

@@ -13,7 +13,6 @@ from types import FrameType
 import torch
 
 from cil.engine.process import Stopped, stop_signals
-from cil.engine.runtime import Runtime
 from cil.errors import BudgetExceeded, TrainingError, in_words
 from cil.tracking import Record
 
@@ -81,29 +80,18 @@ class Clock:
 
 
 class Stop:
-    """Says if a run was asked to stop. Ctrl-C finishes the step and saves; a second one stops at once.
+    """Says if a run was asked to stop. Ctrl-C finishes the step and saves; a second one stops at once."""
 
-    Args:
-        runtime: Knows the ranks that train the run: they stop at the same step.
-    """
-
-    def __init__(self, runtime: Runtime | None = None) -> None:
-        self.asked, self._runtime = False, runtime
+    def __init__(self) -> None:
+        self.asked = False
 
     def __call__(self) -> bool:
         return self.asked
 
     def here(self) -> None:
-        """Stop if that was asked for, where going on would keep a person waiting and nothing is lost.
-
-        Where several ranks train the run, none goes without the others: they stop after a step, or ``together``.
-        """
-        if self.asked and (self._runtime is None or not self._runtime.ranks.many):
+        """Stop if that was asked for, where going on would keep a person waiting and nothing is lost."""
+        if self.asked:
             raise Stopped
-
-    def together(self) -> bool:
-        """True if any rank was asked to stop; all ranks come by here, and wait for each other."""
-        return self.asked if self._runtime is None else self._runtime.ranks.any(self.asked)[0]
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -44,7 +44,6 @@ class DERpp(ReservoirRehearsal):
         DER (``der``).
     """
 
-    shares_batches = False  # the outputs of a batch are stored after its step
     outputs: Tensor | None
 
     def __init__(
