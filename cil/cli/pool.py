@@ -115,9 +115,9 @@ def run_all(
     children: dict[int, _Child] = {}
     deadline = float("inf")
 
-    def close(number: int, end: RunEnd) -> None:
+    def close(number: int, end: RunEnd, accuracy: float | None = None) -> None:
         ends[number] = end
-        screen.end(number, end.run.label, end.words, end.status == "finished")
+        screen.end(number, end.run.label, end.words, end.status == "finished", accuracy)
 
     with screen, _interrupts() as interrupts:
         while waiting or children:
@@ -125,7 +125,7 @@ def run_all(
                 number, run = waiting.pop(0)
                 record = record_of(run.run_dir)
                 if record is not None and record.status == "finished":
-                    close(number, RunEnd(run, "finished", found=True))
+                    close(number, RunEnd(run, "finished", found=True), record.results.get("last_accuracy"))
                     continue
                 if fork:
                     import_before_fork()

@@ -1,4 +1,5 @@
-"""Progress of many runs: a bar each on a terminal, a line now and then elsewhere. To standard error."""
+"""Progress of many runs: a bar each on a terminal, a line now and then elsewhere, and how all of them stand: how many
+are done, run and failed, the time left, the best accuracy so far. To standard error."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ class ProgressScreen:
         self._labels: dict[int, str] = {}
         self._shares: dict[int, float] = {}
         self._tasks: dict[int, TaskID] = {}
-        self._done = 0
+        self._done = self._failed = 0
+        self._accuracies: dict[int, float] = {}
+        self._best: tuple[float, str] | None = None  # of the runs that have finished
         self._bars: Progress | None = None
         self._start = time.monotonic()
 
@@ -37,7 +40,7 @@ class ProgressScreen:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
             # no thread that draws: this process forks
             self._bars = Progress(*columns, console=Console(file=self._stream), transient=True, auto_refresh=False)
-            self._whole = self._bars.add_task(f"0/{self._total} runs", total=float(self._total), state="")
+            self._whole = self._bars.add_task(self._counts(), total=float(self._total), state="")
             self._bars.start()
         return self
 
@@ -49,6 +52,7 @@ class ProgressScreen:
         """Show that a run was started."""
         self._labels[number], self._shares[number] = label, 0.0
         if self._bars is not None:
+            self._bars.update(self._whole, description=self._counts())
             self._tasks[number] = self._bars.add_task(label, total=1.0, state="")
         elif not self._quiet:
             self._line(f"[{number + 1}/{self._total}] {label}: started")
@@ -59,31 +63,56 @@ class ProgressScreen:
         """Show how far a run is, and its latest values."""
         share = (experience + within) / experiences
         self._shares[number] = share
+        if kind == "boundary" and values.get("accuracy") is not None:
+            self._accuracies[number] = values["accuracy"]
         texts = {"loss": "loss {:.3f}", "accuracy": "accuracy {:.2f} %", "carried_bytes": "carries {:,.0f} B"}
         state = ", ".join(text.format(values[name]) for name, text in texts.items() if values.get(name) is not None)
         state += ", training ended early by the budget" if values.get("ended_early") else ""
         if self._bars is not None:
             self._bars.update(self._tasks[number], completed=share, state=f"{experience + 1}/{experiences} {state}")
             done = self._done + sum(self._shares.values())
-            self._bars.update(self._whole, completed=done, state=self._time_left())
+            self._bars.update(self._whole, completed=done, state=self._outlook())
             self._bars.refresh()
         elif kind == "boundary" and not self._quiet:
             place = f"experience {experience + 1}/{experiences}"
             self._line(f"[{number + 1}/{self._total}] {self._labels[number]}: {place}, {state}")
 
-    def end(self, number: int, label: str, words: str, finished: bool) -> None:
-        """Show in ``words`` how a run ended; where all is quiet, only if it did not finish."""
+    def end(self, number: int, label: str, words: str, finished: bool, accuracy: float | None = None) -> None:
+        """Show in ``words`` how a run ended; where all is quiet, only if it did not finish.
+
+        Args:
+            accuracy: The last one, percent, of a run that was not seen running.
+        """
         self._done += 1
+        self._failed += not finished
         self._shares.pop(number, None)
+        accuracy = self._accuracies.get(number, accuracy)
+        if finished and accuracy is not None:
+            self._best = max(self._best or (accuracy, label), (accuracy, label), key=lambda best: best[0])
         text = f"[{number + 1}/{self._total}] {label}: {words}"
         if self._bars is not None:
             if number in self._tasks:
                 self._bars.remove_task(self._tasks.pop(number))
-            self._bars.update(self._whole, completed=self._done, description=f"{self._done}/{self._total} runs")
+            done = self._done + sum(self._shares.values())
+            self._bars.update(self._whole, completed=done, description=self._counts(), state=self._outlook())
             self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
             self._bars.refresh()
         elif not (self._quiet and finished):
             self._line(text)
+            if self._total > 1 and not self._quiet:
+                self._line(", ".join(filter(None, (self._counts(), self._outlook()))))
+
+    def _counts(self) -> str:
+        """How many runs are done, of those how many did not finish, and how many are running."""
+        running, failed = len(self._shares), self._failed
+        more = [f"{running} running"] * bool(running) + [f"{failed} not finished"] * bool(failed)
+        return ", ".join([f"{self._done}/{self._total} runs", *more])
+
+    def _outlook(self) -> str:
+        """Time left, and the best accuracy so far."""
+        best = "" if self._best is None else f"best so far {self._best[0]:.2f} % ({self._best[1]})"
+        left = self._time_left() if self._done < self._total else ""
+        return ", ".join(filter(None, (left, best)))
 
     def _time_left(self) -> str:
         """Time left, from the share of all runs that is done."""

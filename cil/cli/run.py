@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cil.cli import environment
 from cil.cli.compose import application
 from cil.cli.job import Job
 from cil.cli.schema import check
-from cil.errors import CilError
+from cil.errors import CilError, in_words
 from cil.kinds.command_line import find_kind
 
 if TYPE_CHECKING:
@@ -85,14 +88,33 @@ def execute(job: Job) -> str:
 
 
 def launch(arguments: Sequence[str], root: str = "runs") -> int:
-    """Let Hydra's launcher do the jobs; 1 where one failed."""
-    failed: list[str] = []
-    application(arguments, partial(_one_of_many, root, failed, os.getpid()))
+    """Let Hydra's launcher do the jobs; 1 where one failed. Each that did is named.
+
+    Raises:
+        KeyboardInterrupt: after a Ctrl-C, with how to go on.
+    """
+    Path(root).mkdir(parents=True, exist_ok=True)
+    failures = Path(tempfile.mkdtemp(prefix=".failures-", dir=root)).resolve()  # which jobs elsewhere reach too
+    try:
+        application(arguments, partial(_one_of_many, root, failures, os.getpid()))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"what was computed is in {root}; the same command goes on from there (jobs that were handed to a cluster "
+            f"go on by themselves)"
+        ) from None
+    finally:
+        failed = [path.read_text(encoding="utf-8") for path in sorted(failures.iterdir())]
+        shutil.rmtree(failures, ignore_errors=True)
+        for words in filter(None, failed):
+            print(f"cil: {words}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _one_of_many(root: str, failed: list[str], here: int, job: Job) -> None:
-    """A job of a multirun, perhaps in another process. Its error is told at once, and the others go on."""
+def _one_of_many(root: str, failures: Path, here: int, job: Job) -> None:
+    """A job of a multirun, perhaps in another process. Its error is told at once, or left in a file to be told.
+
+    It is not raised: a launcher that is told of an error may stop waiting for the others (submitit does).
+    """
     from cil.cli.build import build
 
     try:
@@ -101,11 +123,13 @@ def _one_of_many(root: str, failed: list[str], here: int, job: Job) -> None:
         print_warnings([run])
         record = run.execute()
         print(find_kind(record.kind).summary(record), flush=True)
-    except CilError as error:
-        print(f"cil: {' '.join(job.overrides)}: {error}", file=sys.stderr, flush=True)
-        failed.append(str(error))
-        if os.getpid() != here:  # the launcher must be told
-            raise
+    except Exception as error:
+        words = f"{' '.join(job.overrides)}: {in_words(error)}"
+        if os.getpid() == here:
+            print(f"cil: {words}", file=sys.stderr, flush=True)
+            words = ""
+        with os.fdopen(tempfile.mkstemp(dir=failures)[0], "w", encoding="utf-8") as file:
+            file.write(words)
 
 
 def print_warnings(runs: Iterable[Run]) -> None:

@@ -49,7 +49,7 @@ def _launched(arguments: Sequence[str]) -> int:
     environment.prepare(overrides, environment.cores())
     try:
         code = launch([*overrides, "--multirun"], out)
-    except CilError as error:  # of a job in another process; the table tells of the others
+    except CilError as error:  # of the launcher; the table tells of what there is
         print(f"cil: {error}", file=sys.stderr)
         code = 1
     from cil.report import find_runs

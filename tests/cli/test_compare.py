@@ -149,15 +149,6 @@ def test_a_sweep_is_a_table_of_whatever_was_varied(cil):
     assert "replay (lr=0.01)" in said.out and "replay (lr=0.1)" in said.out
 
 
-@pytest.mark.slow
-def test_a_launcher_of_hydra_does_the_runs_of_a_sweep(cil):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    swept = ("strategy=finetune", "seed=0,1", "trainer.epochs=0,1", "out=here")
-    said = cil("sweep", "hydra/launcher=joblib", *DIGITS, *swept)
-    assert said.code == 1 and "trainer.epochs is 0" in said.err  # two of the four are wrong
-    assert "page: here/index.html" in said.out
-
-
 def test_an_interrupted_comparison_goes_on_where_it_stood(tmp_path):
     """Through real processes: the parent alone is told to stop."""
     command = [sys.executable, "-m", "cil.cli.main", "compare", "stream=split_digits", "strategy=replay", "seed=0,1",
@@ -242,6 +233,53 @@ def test_the_screen_says_where_a_budget_of_compute_ended_training(capsys):
     first, second = capsys.readouterr().err.splitlines()[1:]
     assert first.endswith("experience 1/2, loss 1.000, training ended early by the budget")
     assert second.endswith("experience 2/2, loss 1.000")
+
+
+def test_the_screen_says_how_all_runs_stand(capsys):
+    screen = ProgressScreen(4)
+    screen.end(0, "wa", "finished before, not run again", finished=True, accuracy=60.0)
+    for number, (label, accuracy) in enumerate({"icarl": 70.0, "lwf": 90.0, "bic": 65.0}.items(), start=1):
+        screen.start(number, label)
+        screen.advance(number, "boundary", 0, 1, 1.0, {"accuracy": accuracy})
+    screen.end(1, "icarl", "finished after 1 s", finished=True)
+    screen.end(2, "lwf", "failed after 1 s", finished=False)  # whose accuracy is of no finished run
+    screen.end(3, "bic", "finished after 1 s", finished=True)
+    err = capsys.readouterr().err.splitlines()
+    stood = [line for line in err if not line.startswith("[")]
+    assert stood[0] == "1/4 runs, ETA 0 s, best so far 60.00 % (wa)"
+    assert stood[1].startswith("2/4 runs, 2 running, ETA 0 s, best so far 70.00 % (icarl)")
+    assert stood[2].startswith("3/4 runs, 1 running, 1 not finished, ETA 0 s, best so far 70.00 % (icarl)")
+    assert stood[3] == "4/4 runs, 1 not finished, best so far 70.00 % (icarl)"
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+def test_a_launcher_does_all_jobs_and_names_the_one_that_failed(launcher, cil, tmp_path):
+    """With joblib and submitit the jobs are processes of their own."""
+    if launcher != "basic":
+        pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    options = {"joblib": ["hydra.launcher.n_jobs=1"], "submitit_local": ["hydra.launcher.timeout_min=3"]}
+    digits = ("stream=split_digits", "stream.increment=5", "strategy=finetune", "trainer.max_steps=1", "progress=false")
+    said = cil(
+        "sweep", f"hydra/launcher={launcher}", *options.get(launcher, []), *digits, "trainer.epochs=0,1", "out=o"
+    )
+    assert said.code == 1
+    (line,) = [line for line in said.err.splitlines() if "trainer.epochs is 0" in line]
+    assert line.startswith("cil: ") and "trainer.epochs=0: " in line
+    assert "page: o/index.html" in said.out and not list((tmp_path / "o").glob(".failures-*"))
+    (record,) = [Record.load(path.parent) for path in (tmp_path / "o").rglob("record.json")]
+    assert record.status == "finished"
+
+
+def test_a_launcher_that_is_interrupted_says_how_to_go_on(monkeypatch, tmp_path):
+    from cil.cli import run
+
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "application", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on from there"):
+        run.launch(["seed=0,1", "--multirun"], str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 class Deaf:
