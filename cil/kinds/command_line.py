@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cil import plugins
 from cil.errors import ConfigError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cil.streams.shifts import ShiftStream
     from cil.tracking import Record
 
-    AnyStream = Stream | ShiftStream
+    AnyStream: TypeAlias = Stream | ShiftStream
 
 
 class CommandLine:

@@ -72,7 +72,8 @@ def prefixed_attention(attention: Any, x: Tensor, keys: Tensor, values: Tensor) 
 
     def by_head(tokens: Tensor) -> Tensor:
         tokens = tokens.to(x.dtype).expand(len(x), *tokens.shape[-2:])
-        return tokens.unflatten(2, (heads, width)).transpose(1, 2)  # (N, heads, L, D / heads)
+        split: Tensor = tokens.unflatten(2, (heads, width))
+        return split.transpose(1, 2)  # (N, heads, L, D / heads)
 
     q, k, v = attention.qkv(x).unflatten(2, (3, heads, width)).permute(2, 0, 3, 1, 4)
     q, k = attention.q_norm(q), attention.k_norm(k)

@@ -82,7 +82,7 @@ class AttentionSums(Replaced):
 
     def sums(self) -> Tensor:
         """(depth, P, D, D), of all experiences."""
-        downs = [pair.down for pair in self.factors()]
+        downs: list[Tensor] = [pair.down for pair in self.factors()]
         return torch.cat(self.scaled_ups(), dim=-1) @ torch.cat(downs, dim=-2)
 
     def values(self, backbone: nn.Module) -> Mapping[str, Tensor]:

@@ -156,6 +156,7 @@ def test_every_stream_composes(name):
     missing += ["stream.path=some/where"] if name == "domain_files" else []
     missing += ["stream.path=some/set", "stream.revision=1a2b"] if name == "split_huggingface" else []
     missing += ["stream.dataset=my_module:make"] if name == "torch" else []
+    missing += ["stream.benchmark=SplitMNIST"] if name == "avalanche" else []
     missing += ["stream.path=some/where", "stream.increment=2"] if name in ("split_folder", "split_npz") else []
     assert compose([f"stream={name}", *missing]).config["stream"]["builder"]
 

@@ -39,7 +39,7 @@ def to_avalanche(stream: Stream, *, normalise: bool = True) -> Any:
     """
     if stream.task_known_at_test:
         raise StreamError(f"stream '{stream.name}' tells the task; only streams of classes become Avalanche benchmarks")
-    scale = {"mean": stream.mean, "std": stream.std} if normalise else {}
+    scale: dict[str, Any] = {"mean": stream.mean, "std": stream.std} if normalise else {}
     training, evaluation = ToInput(stream.augment, **scale), ToInput(**scale)
     train = [experience.train for experience in stream]
     test = [stream.test(index) for index in range(len(stream))]
@@ -159,7 +159,7 @@ def avalanche_stream(
     require("stream=avalanche")
     images = ImageOptions(augment=augment, mean=mean, std=std)
     if ":" in benchmark:
-        make = partial(resolve(benchmark, "stream.benchmark"), **dict(options or {}))
+        make: Callable[[], Any] = partial(resolve(benchmark, "stream.benchmark"), **dict(options or {}))
     else:
         folder = Path(dataset_root) if dataset_root else data_root(root) / "avalanche"
         make = _classic(benchmark, experiences, seed, folder, dict(options or {}))

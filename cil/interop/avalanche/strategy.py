@@ -139,8 +139,10 @@ class AvalancheStrategy(Strategy):
         supervised, plugins = library("training.supervised"), library("training.plugins")
         own = deepcopy(self.net).to(memory_format=torch.contiguous_format)  # A-GEM views gradients as vectors
         model, weights = self.answering(own), [p for p in own.parameters() if p.requires_grad]
+        sgd: Any = torch.optim.SGD
+        optimizer = sgd(weights, **self.recipe)
         strategy = getattr(supervised, self.class_name)(
-            model=model, optimizer=torch.optim.SGD(weights, **self.recipe), criterion=nn.CrossEntropyLoss(),
+            model=model, optimizer=optimizer, criterion=nn.CrossEntropyLoss(),
             train_mb_size=self.batch_size, train_epochs=self.epochs, eval_mb_size=self.batch_size, device=self.device,
             evaluator=plugins.EvaluationPlugin(loggers=[]), **self.options, **self.carried.arguments(),
         )  # fmt: skip
