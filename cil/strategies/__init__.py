@@ -6,13 +6,14 @@ import importlib
 from keyword import iskeyword
 from pathlib import Path
 
-from cil import plugins
 from cil.contract import Choice, Phase, Progress, Range, RuntimeContext, Search, reference_of
 from cil.memory import State
+from cil.plugins import BUILT_IN, points
+from cil.plugins import find as plugin
 from cil.strategies.base import Strategy
 from cil.strategies.registry import find, register
 
-_BRIDGES = plugins.BUILT_IN["cil.strategies"]
+_BRIDGES = BUILT_IN["cil.strategies"]
 _NOT_METHODS = {"__init__", "base", "parts", "registry"}
 
 __all__ = [
@@ -40,12 +41,12 @@ def built_in() -> list[str]:
 
 def names() -> list[str]:
     """All names, those of plugins too."""
-    return sorted({*built_in(), *_BRIDGES, *(point.name for point in plugins.points("cil.strategies"))})
+    return sorted({*built_in(), *_BRIDGES, *(point.name for point in points("cil.strategies"))})
 
 
 def load_built_in(name: str) -> None:
     """Import the file of a built-in strategy, or of a bridge to other toolboxes, which registers it."""
     if name in _BRIDGES:
-        plugins.find("cil.strategies", name)
+        plugin("cil.strategies", name)
     if name in built_in():
         importlib.import_module(f"cil.strategies.{name}{'_' if iskeyword(name) else ''}")

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from cil import plugins
+from cil.plugins import BUILT_IN, Registry, find
 from cil.streams.base import Stream
 from cil.streams.shifts import ShiftStream
 
 Builder = Callable[..., Stream | ShiftStream]
 B = TypeVar("B", bound=Builder)
-_BRIDGES = plugins.BUILT_IN["cil.streams"]  # of other rooms, imported when they are asked for
+_BRIDGES = BUILT_IN["cil.streams"]  # of other rooms, imported when they are asked for
 
 
 def _load(name: str) -> None:
     if name in _BRIDGES:
-        plugins.find("cil.streams", name)
+        find("cil.streams", name)
 
 
-STREAMS: plugins.Registry[Builder] = plugins.Registry("stream", "cil.streams", lambda: _BRIDGES, _load)
+STREAMS: Registry[Builder] = Registry("stream", "cil.streams", lambda: _BRIDGES, _load)
 
 stream_names = STREAMS.names
 stream_builder = STREAMS.find
