@@ -20,9 +20,9 @@ from cil.engine.budget_fit import Fitted, fitted
 from cil.engine.caps import caps_of
 from cil.engine.driver import Run
 from cil.engine.dry_run import limits_like
-from cil.engine.learning import check_task_aware
 from cil.engine.lifecycle import MakeFactory
 from cil.engine.options import RunOptions
+from cil.engine.planned import check_task_aware
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, nearest

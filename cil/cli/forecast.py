@@ -31,7 +31,7 @@ A_BOUNDARY = 0.5  # seconds of an experience beside steps: hooks, evaluation, fi
 
 @runtime_checkable
 class Foreseen(Protocol):
-    """Work that says what it will take before anything is done; see ``StrategyWork``, whose methods these are."""
+    """Work that says what it will take before anything is done; see ``PlannedWork``, whose methods these are."""
 
     def excess(self) -> str | None: ...
 
