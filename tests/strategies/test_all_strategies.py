@@ -161,7 +161,7 @@ def test_exemplars_are_herded_when_their_class_arrives_and_kept_as_a_prefix(lear
 def bytes_of(name, stream, reserve, convention="exact"):
     """What the learner needs at the end, and room for eleven exemplars."""
     factory = partial(toy_factory, stream, seed=0, meta=True, model=find(name).toy_model)
-    last = dry_run(find(name), factory, stream.signatures, Budget(exemplars=0))[-1]
+    last = dry_run(partial(find(name), **find(name).toy), factory, stream.signatures, Budget(exemplars=0))[-1]
     item = ITEM if convention == "exact" else PIXELS
     return Budget(limits=[last.fixed[convention] + 11 * item + item - 1], reserve=reserve, convention=convention)
 
