@@ -78,7 +78,8 @@ def read_tensors(path: Path, run: str | None = None, known: str | None = None) -
     """
     try:
         data = path.read_bytes()  # a third of the time that mapping it takes: most files have many small tensors
-        tensors = dict(sorted(load(data).items()))
+        # in memory that torch aligns: sums depend on it in their last bits, and the heap's differs from run to run
+        tensors = {name: tensor.clone() for name, tensor in sorted(load(data).items())}
         sums = {_metadata(data).get(SEAL), known} - {None}
     except (OSError, SafetensorError) as error:
         raise ResumeError(f"cannot read {path}: {error}; {_MEND}") from error
