@@ -39,7 +39,7 @@ OPTIONS = (  # of Hydra
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--experimental-rerun")
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what --info may be followed by
 CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class
-OPEN = ("budget.caps.", "strategy.options.")  # beginnings of keys that other packages name: without Hydra's + for keys that are new
+OPEN = ("budget.caps.", "strategy.options.")  # beginnings of keys that other packages name, so without Hydra's +
 INSTEAD = {  # key on the command line: keys by which a recipe may have set the same
     "optimizer": ("optimizer", "trainer.first.lr", "trainer.first.weight_decay"),
     "scheduler": ("scheduler", "trainer.first.milestones", "trainer.first.schedule"),
