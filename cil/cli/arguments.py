@@ -81,6 +81,17 @@ def counting_number(option: str, given: str) -> int | None:
     return int(given) if given else None
 
 
+def experience_number(given: str) -> int | None:
+    """The experience that ``--experience`` names; None where it is not given.
+
+    Raises:
+        ConfigError: where it is no whole number from 0.
+    """
+    if given and not given.isdigit():
+        raise ConfigError(f"--experience is {given}; it must be a whole number from 0")
+    return int(given) if given else None
+
+
 def config_dirs(arguments: Sequence[str]) -> tuple[list[str], str]:
     """Arguments without ``--config-dir DIR``, and these folders of the user's own.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
-from cil.cli.arguments import config_dirs, split_options
+from cil.cli.arguments import config_dirs, experience_number, split_options
 from cil.cli.names import METHODS, key_of, own_conf_dirs
 from cil.errors import ConfigError
 from cil.targets import TARGET
@@ -57,8 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     paths = [item for item in rest if "=" not in item and item not in flags]
     if len(paths) != 1:
         raise ConfigError("cil audit needs one run directory")
-    if options["--experience"] and not options["--experience"].isdigit():
-        raise ConfigError(f"--experience is {options['--experience']}; it must be a whole number from 0")
+    experience = experience_number(options["--experience"])
     overrides = [item for item in rest if "=" in item]
     odd = [item for item in overrides if key_of(item) not in GIVEN]
     if odd:
@@ -69,7 +68,6 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(text(Record.load(paths[0]), one) for one in found))
         print(f"{paths[0]}: {sum(one.equal for one in found)} of {len(found)} experiences have the same bits")
         return int(not all(one.equal for one in found))
-    experience = int(options["--experience"]) if options["--experience"] else None
     return _here(Record.load(paths[0]), experience, overrides, options["--run"], options["--device"])
 
 

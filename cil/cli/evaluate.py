@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
-from cil.cli.arguments import split_options
+from cil.cli.arguments import experience_number, split_options
 from cil.cli.formats import numbers
 from cil.cli.names import key_of
 from cil.cli.refusals import parse_overrides, unknown_key
@@ -42,8 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     paths = [item for item in rest if "=" not in item]
     if len(paths) != 1:
         raise ConfigError("cil evaluate needs one run directory, then key=value")
-    if options["--experience"] and not options["--experience"].isdigit():
-        raise ConfigError(f"--experience is {options['--experience']}; it must be a whole number from 0")
+    experience = experience_number(options["--experience"])
     environment.prepare()
     from cil.cli.build import build_stream
     from cil.cli.compose import own_class
@@ -55,7 +54,6 @@ def main(arguments: Sequence[str]) -> int:
     strategy = own_class(own[-1].partition("=")[2], "strategy") if own else None
     changes = [item for item in rest if item not in (paths[0], *own)]
     stream: Any = build_stream(change_stream(record, changes))
-    experience = int(options["--experience"]) if options["--experience"] else None
     found = evaluate(paths[0], stream, strategy=strategy, experience=experience, device=options["--device"])
     same = not any(key_of(item).startswith("stream.") for item in changes)
     recorded = recorded_accuracy(record, found["experience"]) if same else None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cil.cli import environment
-from cil.cli.arguments import split_options
+from cil.cli.arguments import experience_number, split_options
 from cil.errors import ConfigError
 
 HELP = """
@@ -27,8 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     paths = [item for item in rest if item not in own]
     if len(paths) != 2:
         raise ConfigError("cil export needs a run directory and a file, as in cil export RUN_DIR net.onnx")
-    if options["--experience"] and not options["--experience"].isdigit():
-        raise ConfigError(f"--experience is {options['--experience']}; it must be a whole number from 0")
+    experience = experience_number(options["--experience"])
     environment.prepare()
     from cil.cli.compose import own_class
     from cil.exchange import export
@@ -36,7 +35,6 @@ def main(arguments: Sequence[str]) -> int:
     from cil.trained import load
 
     strategy = own_class(own[-1].partition("=")[2], "strategy") if own else None
-    experience = int(options["--experience"]) if options["--experience"] else None
     net = load(paths[0], strategy=strategy, experience=experience)
     difference = export(net, paths[1])
     names = Path(paths[1]).with_suffix(".classes.txt")

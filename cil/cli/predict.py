@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
-from cil.cli.arguments import counting_number, split_options
+from cil.cli.arguments import counting_number, experience_number, split_options
 from cil.cli.formats import in_columns
 from cil.errors import ConfigError
 
@@ -40,8 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     if len(paths) < 2:
         raise ConfigError("cil predict needs a run directory, and images or folders of images")
     top = counting_number("--top", options["--top"]) or 3
-    if options["--experience"] and not options["--experience"].isdigit():
-        raise ConfigError(f"--experience is {options['--experience']}; it must be a whole number from 0")
+    experience = experience_number(options["--experience"])
     environment.prepare()
     from cil.cli.compose import own_class
     from cil.trained import load
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         paths[0],
         strategy=own_class(own[-1].partition("=")[2], "strategy") if own else None,
         device=options["--device"],
-        experience=int(options["--experience"]) if options["--experience"] else None,
+        experience=experience,
     )
     files = list(_files(paths[1:]))
     found = list(answers(net, files, top))

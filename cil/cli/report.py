@@ -104,7 +104,7 @@ def _watch(request: Request) -> int:
     from cil.report.watch import follow
 
     def make() -> None:
-        with _told():
+        with _errors_printed():
             _once(request)
 
     try:
@@ -142,7 +142,7 @@ def _serve(request: Request, port: int) -> int:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _errors_printed() -> Iterator[None]:
     """An error is told, and what follows the runs goes on: the record may be half there."""
     try:
         yield

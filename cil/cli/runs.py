@@ -66,13 +66,13 @@ def _list(arguments: Sequence[str]) -> int:
 def _row(record: Record) -> dict[str, Any]:
     """A run as a line of the list. Accuracies in percent, sizes in units of 10^6 bytes."""
     from cil.report.runs import RunSummary
-    from cil.tracking.housekeeping import bytes_below, status_of
+    from cil.tracking.housekeeping import bytes_below
 
     run = RunSummary(record)
     last = run.result("last_accuracy")
     return {
         "run": str(record.directory),
-        "status": status_of(record),
+        "status": run.status,
         "method": run.learner,
         "stream": str(run.stream.get("name")),
         "budget": str(run.budget.get("kind") or "-"),

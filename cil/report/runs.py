@@ -15,7 +15,7 @@ from cil.errors import ConfigError
 from cil.report.kind import ReportedKind
 from cil.tracking import Record, RecordError, identity_hash
 from cil.tracking.audits import Audit, read_audits
-from cil.tracking.lock import is_held
+from cil.tracking.housekeeping import status_of
 from cil.tracking.storage import PARTIAL
 
 CONVENTIONS = ("exact", "survey")  # of counting carried bytes, in every table; a record may know more
@@ -158,9 +158,8 @@ class RunSummary:
 
     @cached_property
     def status(self) -> str:
-        """Status of the record; ``stopped`` for one that says ``running`` where no live process holds its lock."""
-        stopped = self.record.status == "running" and not self.record.writable and not is_held(self.record.directory)
-        return "stopped" if stopped else self.record.status
+        """See ``cil.tracking.housekeeping.status_of``."""
+        return status_of(self.record)
 
     @property
     def started(self) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from cil.memory import Budget
 from cil.models import NetFactory
 from cil.strategies.parts.analytic import RandomAnalytic
@@ -48,6 +46,3 @@ class ACIL(RandomAnalytic):
         first_head: str = "linear",
     ) -> None:
         super().__init__(make_net, budget, size, ridge, carries, statistics, train_first, first_head)
-
-    def hidden(self, features: Tensor) -> Tensor:
-        return self.projected(features).relu()  # equation 5

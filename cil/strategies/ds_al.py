@@ -74,9 +74,6 @@ class DSAL(RandomAnalytic):
         """Two streams, both by ``size``."""
         return super().side_bytes() + sum(map(tensor_bytes, self.compensation.state_dict().values()))
 
-    def hidden(self, features: Tensor) -> Tensor:
-        return self.projected(features).relu()
-
     def learn(self, features: Tensor, slots: Tensor) -> None:
         super().learn(features, slots)
         weights = self.main.weights().to(features)

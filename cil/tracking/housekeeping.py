@@ -36,8 +36,9 @@ def bytes_below(path: Path) -> int:
 
 
 def status_of(record: Record) -> str:
-    """As the record says, but ``stopped`` for a run that says ``running`` while no process writes to it."""
-    return "stopped" if record.status == "running" and not is_held(record.directory) else record.status
+    """As the record says, but ``stopped`` for a run that says ``running`` where no live process holds its lock."""
+    stopped = record.status == "running" and not record.writable and not is_held(record.directory)
+    return "stopped" if stopped else record.status
 
 
 def removable(records: Iterable[Record], *, unfinished: bool, checkpoints: bool, trials: bool) -> list[Removal]:

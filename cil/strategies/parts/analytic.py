@@ -114,6 +114,10 @@ class RandomAnalytic(Analytic):
         super().load_state(state)
         self._draw_layer()
 
+    def hidden(self, features: Tensor) -> Tensor:
+        """relu(W_r phi): equation 5 of ACIL, and the main stream of DS-AL."""
+        return self.projected(features).relu()
+
     def projected(self, features: Tensor) -> Tensor:
         """W_r phi: (N, D) to (N, E)."""
         assert self.layer is not None
