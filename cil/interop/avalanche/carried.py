@@ -7,7 +7,7 @@ it, what it holds is taken out of its plugins again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cil.data import Samples
 from cil.errors import ConfigError
+from cil.interop.avalanche.host import Host, Logits
 from cil.interop.avalanche.library import library
 from cil.memory import ExemplarMemory, tensor_bytes
 from cil.models import frozen_copy
 from cil.strategies.parts.importance import padded_to
-
-if TYPE_CHECKING:
-    from cil.interop.avalanche.strategy import AvalancheStrategy
 
 PREFIX = "net."  # of the names of parameters in the module that Avalanche trains
 
@@ -34,7 +32,7 @@ class Carried:
         learner: Whose values are kept, and charged.
     """
 
-    def __init__(self, learner: AvalancheStrategy) -> None:
+    def __init__(self, learner: Host) -> None:
         self.learner = learner
 
     def grow(self) -> None:
@@ -80,7 +78,7 @@ class Nothing(Carried):
 class Teacher(Carried):
     """LwF: a copy of the network as it was, made anew before each experience, so not carried."""
 
-    def __init__(self, learner: AvalancheStrategy) -> None:
+    def __init__(self, learner: Host) -> None:
         super().__init__(learner)
         learner.keep("teacher", None, kind="teacher")
 
@@ -92,7 +90,7 @@ class Teacher(Carried):
         if self.learner.teacher is None:
             return
         lwf = plugin_of(strategy, "LwFPlugin").lwf
-        lwf.prev_model = self.learner.answering(self.learner.teacher).eval()
+        lwf.prev_model = Logits(self.learner.teacher).eval()
         lwf.prev_classes_by_task[0] = set(range(self.learner.old_classes))
         lwf.expcount = self.learner.experiences
 
@@ -106,7 +104,7 @@ class Importance(Carried):
     plugin: ClassVar[str] = "MASPlugin"
     held: ClassVar[tuple[str, ...]] = ("importance", "params")
 
-    def __init__(self, learner: AvalancheStrategy) -> None:
+    def __init__(self, learner: Host) -> None:
         super().__init__(learner)
         for name in self.held:
             learner.keep(name, {}, kind="statistics")
@@ -173,7 +171,7 @@ class Snapshots(Carried):
 
     held: ClassVar[tuple[str, ...]] = ("saved_params", "importances")
 
-    def __init__(self, learner: AvalancheStrategy) -> None:
+    def __init__(self, learner: Host) -> None:
         super().__init__(learner)
         for name in self.held:
             learner.keep(name, {}, kind="statistics")
@@ -218,7 +216,7 @@ class Memory(Carried):
 
     extras: ClassVar[Mapping[str, str]] = {"group": "other", "rank": "other"}
 
-    def __init__(self, learner: AvalancheStrategy) -> None:
+    def __init__(self, learner: Host) -> None:
         super().__init__(learner)
         learner.keep("memory", ExemplarMemory(extras=self.extras, extra_bytes=6), kind="exemplars")
 
@@ -346,7 +344,7 @@ class FirstOfEach(Memory):
 
     extras: ClassVar[Mapping[str, str]] = {"group": "other"}
 
-    def __init__(self, learner: AvalancheStrategy) -> None:
+    def __init__(self, learner: Host) -> None:
         super().__init__(learner)
         learner.memory.extra_bytes = 2
 
@@ -385,7 +383,7 @@ class AllData(Memory):
 
     extras: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, learner: AvalancheStrategy) -> None:
+    def __init__(self, learner: Host) -> None:
         super().__init__(learner)
         learner.memory.extra_bytes = 0
 

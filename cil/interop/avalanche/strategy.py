@@ -12,31 +12,20 @@ from torch import Tensor, nn
 
 from cil.contract import Phase
 from cil.errors import ConfigError
+from cil.interop.avalanche.host import Host, Logits
 from cil.interop.avalanche.library import ToInput, dataset_of, installed, library, require
 from cil.interop.avalanche.methods import checked_options, method
-from cil.memory import Budget, ExemplarMemory
+from cil.memory import Budget
 from cil.models import NetFactory
-from cil.strategies.base import Strategy, check
+from cil.strategies.base import check
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
 NO_OPTIONS: Mapping[str, Any] = {}
 
 
-class Logits(nn.Module):
-    """A network of ours as Avalanche calls one: images to logits of the classes seen."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.net(images).logits
-        return logits
-
-
 @register("avalanche")
-class AvalancheStrategy(Strategy):
+class AvalancheStrategy(Host):
     """A strategy of Avalanche, trained by its own loop; the network, budget, boundary, evaluation and record are ours.
 
     Before each experience a fresh object of Avalanche is made and given what was carried: the network, its exemplars,
@@ -54,9 +43,6 @@ class AvalancheStrategy(Strategy):
         starts anew in each experience; ``AGEM`` keeps to a budget by fewer images of each experience.
     """
 
-    options: dict[str, Any]
-    memory: ExemplarMemory
-    teacher: nn.Module | None
     gradients: dict[str, Tensor] | None
     moments: dict[str, Tensor] | None
 
@@ -130,15 +116,11 @@ class AvalancheStrategy(Strategy):
             self.carried.save(strategy, held + experience.train)
         yield from ()
 
-    def answering(self, net: nn.Module) -> Logits:
-        """A network in the form in which Avalanche calls one."""
-        return Logits(net)
-
     def _make(self, index: int) -> Any:
         """A fresh strategy of Avalanche that stands before experience ``index``."""
         supervised, plugins = library("training.supervised"), library("training.plugins")
         own = deepcopy(self.net).to(memory_format=torch.contiguous_format)  # A-GEM views gradients as vectors
-        model, weights = self.answering(own), [p for p in own.parameters() if p.requires_grad]
+        model, weights = Logits(own), [p for p in own.parameters() if p.requires_grad]
         sgd: Any = torch.optim.SGD
         optimizer = sgd(weights, **self.recipe)
         strategy = getattr(supervised, self.class_name)(
