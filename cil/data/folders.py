@@ -146,7 +146,7 @@ def class_folders(
 
     def samples(paths: list[str], labels: list[int]) -> Samples:
         files = FileStore(paths, size, channels, shorter, root / "cache" / "digests")
-        return Samples(_held(files, in_memory, root), torch.tensor(labels))
+        return Samples(_store_of(files, in_memory, root), torch.tensor(labels))
 
     settings.setdefault("augment", _FLIP if in_memory else _FILES)
     test, table = samples(*test_files), where / f"{test_folder.name}.csv"
@@ -155,7 +155,7 @@ def class_folders(
     return Dataset(name, samples(*train_files), test, names, source=str(where), **settings)
 
 
-def _held(files: FileStore, in_memory: Held, root: Path) -> Store:
+def _store_of(files: FileStore, in_memory: Held, root: Path) -> Store:
     """The files, or their images decoded once, after all that are damaged were named."""
     if not in_memory:
         return files

@@ -110,7 +110,7 @@ class KnownFeatures:
     _keys: WeakKeyDictionary[nn.Module, tuple[Any, str | None]] = field(default_factory=WeakKeyDictionary)
 
     @contextmanager
-    def given(self) -> Iterator[None]:
+    def lent(self) -> Iterator[None]:
         """Inside, networks are given features from here where their backbone is frozen."""
         with features_from(self.of):
             yield

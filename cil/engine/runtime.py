@@ -124,7 +124,7 @@ class Runtime:
 
     def frozen_features(self) -> AbstractContextManager[Any]:
         """Around what is no step of training: features of frozen backbones may be known."""
-        return nullcontext() if self.known is None else self.known.given()
+        return nullcontext() if self.known is None else self.known.lent()
 
     def save_features(self) -> None:
         """Keep what is known of frozen backbones now."""

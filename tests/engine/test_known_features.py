@@ -145,7 +145,7 @@ def some_images(count: int = 10) -> torch.Tensor:
 
 
 def features_of(known: KnownFeatures, net: GrowingNet, images: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad(), known.given():
+    with torch.no_grad(), known.lent():
         found: torch.Tensor = net(images).features
         return found
 
@@ -218,7 +218,7 @@ def test_a_backbone_that_looks_at_the_batch_is_asked(tmp_path: Path) -> None:
 
 
 def test_maps_are_not_kept_and_who_looks_is_told(tmp_path: Path) -> None:
-    with torch.no_grad(), KnownFeatures(tmp_path, "fp32").given():
+    with torch.no_grad(), KnownFeatures(tmp_path, "fp32").lent():
         stages = frozen_net()(some_images()).stages
     for look in (list, lambda found: found[-1]):
         with pytest.raises(ContractError, match="set trainer"):

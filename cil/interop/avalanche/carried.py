@@ -128,13 +128,13 @@ class Importance(Carried):
             for name, table in self.tables(strategy).items():
                 table.update(parameter_data(getattr(self.learner, name)))
 
-    def found(self, strategy: Any) -> dict[str, Mapping[str, Any]]:
+    def trained_tables(self, strategy: Any) -> dict[str, Mapping[str, Any]]:
         """The plugin's table for each of ``held``, after training."""
         plugin = plugin_of(strategy, self.plugin)
         return {"importance": plugin.importance, "params": plugin.params}
 
     def save(self, strategy: Any, pool: Samples) -> None:
-        for name, table in self.found(strategy).items():
+        for name, table in self.trained_tables(strategy).items():
             values = {key.removeprefix(PREFIX): value.data.detach().clone() for key, value in table.items()}
             setattr(self.learner, name, {key: values[key] for key in self.weights()})
 
@@ -161,7 +161,7 @@ class PathImportance(Importance):
         plugin.create_syn_data(strategy.model, plugin.ewc_data, plugin.syn_data, plugin.excluded_parameters)
         return {"importance": plugin.ewc_data[1], "trajectory": plugin.syn_data["cum_trajectory"]}
 
-    def found(self, strategy: Any) -> dict[str, Mapping[str, Any]]:
+    def trained_tables(self, strategy: Any) -> dict[str, Mapping[str, Any]]:
         plugin = plugin_of(strategy, self.plugin)
         return {"importance": plugin.ewc_data[1], "trajectory": plugin.syn_data["cum_trajectory"]}
 
