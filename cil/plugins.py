@@ -114,6 +114,12 @@ def load(point: EntryPoint) -> Any:
         ) from error
 
 
+def place_of(thing: object) -> str:
+    """``module:name`` of what a package defines, or what else it is."""
+    name = getattr(thing, "__qualname__", "")
+    return f"{getattr(thing, '__module__', '')}:{name}" if name else repr(thing)
+
+
 class Registry(Generic[T]):
     """Things of one kind by name: registered by a decorator here, named in an entry point by other packages.
 
@@ -122,6 +128,7 @@ class Registry(Generic[T]):
         group: entry-point group of other packages, such as ``cil.streams``; loaded when a name is asked for.
         built_in: lists the built-in names that are not registered before their module is imported.
         load: imports the module that registers a built-in name; called with any name that is not registered yet.
+        accept: called with a name and what is to have it; raises ``ConfigError`` for what cannot be of this kind.
     """
 
     def __init__(
@@ -130,12 +137,13 @@ class Registry(Generic[T]):
         group: str,
         built_in: Callable[[], Iterable[str]] = lambda: (),
         load: Callable[[str], None] = lambda name: None,
+        accept: Callable[[str, object], None] = lambda name, thing: None,
     ) -> None:
-        self.kind, self.group, self._built_in, self._load = kind, group, built_in, load
+        self.kind, self.group, self._built_in, self._load, self._accept = kind, group, built_in, load, accept
         self.registered: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[Thing], Thing]:
-        """Decorator that makes something known by ``name``.
+        """Decorator that makes something known by ``name``; defined once more (in a notebook), it takes the place.
 
         Raises:
             ConfigError: where something else has the name.
@@ -143,9 +151,12 @@ class Registry(Generic[T]):
 
         def add(thing: Thing) -> Thing:
             known: dict[str, Any] = self.registered
-            if known.setdefault(name, thing) is not thing:
-                owner = known[name].__module__
+            taken = known.get(name, thing)
+            if taken is not thing and place_of(taken) != place_of(thing):
+                owner = taken.__module__
                 raise ConfigError(f"the {self.kind} name '{name}' is taken by {owner}; choose another")
+            self._accept(name, thing)
+            known[name] = thing
             return thing
 
         return add
@@ -165,7 +176,8 @@ class Registry(Generic[T]):
         for point in points(self.group):
             if point.name == name and name not in self.registered:
                 thing = load(point)
-                self.registered.setdefault(name, thing)  # the import may have registered it
+                if name not in self.registered:  # the import may have registered it
+                    self.register(name)(thing)
         found = self.registered.get(name)
         if found is not None:
             warn_if_shadowed(self.group, name, found)
@@ -182,5 +194,5 @@ class Registry(Generic[T]):
         """
         found = self.get(name)
         if found is None:
-            raise ConfigError(f"unknown {self.kind} '{name}'; {nearest(name, self.names())}{hint}")
+            raise ConfigError(f"no {self.kind} '{name}'; {nearest(name, self.names())}{hint}")
         return found

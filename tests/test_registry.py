@@ -48,5 +48,5 @@ def test_built_in_names_are_imported_when_they_are_asked_for():
 
 def test_an_unknown_name_is_refused_with_the_nearest_and_the_key(registry):
     assert registry.get("their") is None
-    with pytest.raises(ConfigError, match=r"unknown thing 'their'; did you mean 'theirs'.* \(key x\)"):
+    with pytest.raises(ConfigError, match=r"no thing 'their'; did you mean 'theirs'.* \(key x\)"):
         registry.find("their", " (key x)")

@@ -1,34 +1,34 @@
-"""Adapters by name; those of other packages are found through entry points and loaded when asked for."""
+"""Adapters by name: a file each here, and those of other packages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+import importlib
+from pathlib import Path
 
 from cil.adapt.base import Adapter
-from cil.errors import ConfigError, nearest
-from cil.plugins import load, points, warn_if_shadowed
+from cil.errors import ConfigError
+from cil.plugins import Registry, place_of
 
-A = TypeVar("A", bound=type[Adapter])
-_adapters: dict[str, type[Adapter]] = {}
+_NOT_METHODS = {"__init__", "base", "parts", "registry"}
 
 
-def register(name: str) -> Callable[[A], A]:
-    """Make an adapter class known by ``name``.
+def built_in() -> list[str]:
+    """Names of the adapters that ship here: one file each."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _NOT_METHODS)
 
-    Other packages name such a class in an entry point of the group ``cil.adapters``.
 
-    Raises:
-        ConfigError: where another class has the name.
-    """
+def _load(name: str) -> None:
+    if name in built_in():
+        importlib.import_module(f"cil.adapt.{name}")
 
-    def registered(kind: A) -> A:
-        if _adapters.get(name, kind) is not kind:
-            raise ConfigError(f"the adapter name '{name}' is taken by {_adapters[name].__module__}; choose another")
-        _adapters[name] = kind
-        return kind
 
-    return registered
+def _accept(name: str, adapter: object) -> None:
+    if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
+        raise ConfigError(f"adapter '{name}' of a package is {place_of(adapter)}, which is no class of Adapter")
+
+
+ADAPTERS: Registry[type[Adapter]] = Registry("adapter", "cil.adapters", built_in, _load, accept=_accept)
+register, names = ADAPTERS.register, ADAPTERS.names
 
 
 def find(name: str) -> type[Adapter]:
@@ -37,15 +37,4 @@ def find(name: str) -> type[Adapter]:
     Raises:
         ConfigError: for an unknown name, with the nearest known ones.
     """
-    from cil.adapt import load_built_in, names
-
-    if name not in _adapters:
-        load_built_in(name)
-    if name not in _adapters:
-        for point in points("cil.adapters"):
-            if point.name == name:
-                _adapters[name] = load(point)
-    if name not in _adapters:
-        raise ConfigError(f"unknown adapter '{name}'; {nearest(name, names())} (config group adapter)")
-    warn_if_shadowed("cil.adapters", name, _adapters[name])
-    return _adapters[name]
+    return ADAPTERS.find(name, " (config group adapter)")

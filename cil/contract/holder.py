@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -186,7 +186,7 @@ class Holder:
         tensors, kinds, meta, references = self._flatten("carried")
         memories = [name for name in self._kept if isinstance(vars(self).get(name), ExemplarMemory)]
         nominal = paid(self._libcontinual(), stored(memories, tensors, kinds))
-        return State(tensors, kinds, meta, references, self._survey(), nominal)
+        return State(tensors, kinds, meta, references, Holder._survey(self), nominal)
 
     def load_state(self, state: State) -> None:
         """Take over what was carried. The structure must be the one that ``grow`` gave.
@@ -216,7 +216,7 @@ class Holder:
     def fixed_bytes(self, convention: str = "exact") -> int:
         """Bytes of all that is carried but rehearsal memories."""
         if convention == "survey":
-            return self._survey().get("parameters", 0)
+            return Holder._survey(self).get("parameters", 0)
         if convention == "libcontinual":
             return sum(self._libcontinual().values())
         total = len(encode_meta(self._flatten("carried")[2]))
@@ -239,16 +239,29 @@ class Holder:
         trained = (name for name, kept in self._kept.items() if kept.kind != "teacher" and kept.reference is None)
         return [value for value in map(self.__getattribute__, trained) if isinstance(value, nn.Module)]
 
+    def replaced_at_inference(self) -> Sequence[str]:
+        """Names of kept networks that are not needed to answer, since a larger one that is kept does: the survey does
+        not charge them."""
+        return ()
+
     def _survey(self) -> dict[str, int]:
-        """The survey's charge: backbones needed at inference, as each states it, and nominal raw pixels."""
-        charge = {"parameters": 0, "exemplars": 0}
+        """The survey's charge: backbones needed at inference, as each states it, and nominal raw pixels.
+
+        Raises:
+            StateError: where a network is said to be replaced and no other one of its size is kept.
+        """
+        exemplars, sizes = 0, {}
         for name, kept in self._kept.items():
             value = getattr(self, name)
             if isinstance(value, ExemplarMemory):
-                charge["exemplars"] += value.survey_bytes()
+                exemplars += value.survey_bytes()
             elif isinstance(value, nn.Module) and kept.lifetime == "carried":
-                charge["parameters"] += 4 * int(getattr(value, "survey_parameters", 0))
-        return charge
+                sizes[name] = 4 * int(getattr(value, "survey_parameters", 0))
+        replaced = self.replaced_at_inference()
+        needed = {name: size for name, size in sizes.items() if name not in replaced}
+        if max(sizes.values(), default=0) > max(needed.values(), default=0):
+            raise StateError(f"{', '.join(replaced)}: replaced at inference, it says, but no network as large is kept")
+        return {"parameters": sum(needed.values()), "exemplars": exemplars}
 
     def _libcontinual(self) -> dict[str, int]:
         """LibContinual's charge of all but rehearsal memories, bytes by kind: see ``cil.memory.libcontinual``."""

@@ -220,8 +220,6 @@ class FOSTER(Strategy):
         """The student beside the two backbones, by a pass of its own."""
         return {"student": self.net(images).logits} if self.carries_teacher else {}
 
-    def _survey(self) -> dict[str, int]:
-        charge = super()._survey()
-        if self.carries_teacher and self.boosted is not None:  # the student is not needed at inference
-            charge["parameters"] -= 4 * self.net.survey_parameters
-        return charge
+    def replaced_at_inference(self) -> tuple[str, ...]:
+        """The student, where the two-branch network is kept and answers."""
+        return ("net",) if self.carries_teacher and self.boosted is not None else ()

@@ -1,35 +1,43 @@
-"""Strategies by name."""
+"""Strategies by name: a file each here, bridges to other toolboxes, and those of other packages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from keyword import iskeyword
 from pathlib import Path
-from typing import TypeVar
 
-from cil.errors import ConfigError, nearest
-from cil.plugins import load, points, warn_if_shadowed
+from cil.errors import ConfigError
+from cil.plugins import BUILT_IN, Registry, place_of
+from cil.plugins import find as plugin
 from cil.strategies.base import Strategy
 
-S = TypeVar("S", bound=type[Strategy])
-_STRATEGIES: dict[str, type[Strategy]] = {}
+_BRIDGES = BUILT_IN["cil.strategies"]
+_NOT_METHODS = {"__init__", "base", "parts", "registry"}
 
 
-def register(name: str) -> Callable[[S], S]:
-    """Make a strategy known by name. Other packages: entry points of the group ``cil.strategies``.
+def built_in() -> list[str]:
+    """Names of the strategies that ship here: one file each (``pass_.py`` is ``pass``, a word of Python)."""
+    files = Path(__file__).parent.glob("*.py")
+    return sorted(path.stem.removesuffix("_") for path in files if path.stem not in _NOT_METHODS)
 
-    Raises:
-        ConfigError: where a class of another module has the name.
-    """
 
-    def add(strategy: S) -> S:
-        taken = _STRATEGIES.get(name, strategy).__module__
-        if taken != strategy.__module__:
-            raise ConfigError(f"the strategy name '{name}' is taken by {taken}; choose another")
-        strategy.name = name  # type: ignore[attr-defined]
-        _STRATEGIES[name] = strategy
-        return strategy
+def _load(name: str) -> None:
+    if name in _BRIDGES:
+        plugin("cil.strategies", name)
+    if name in built_in():
+        importlib.import_module(f"cil.strategies.{name}{'_' if iskeyword(name) else ''}")
 
-    return add
+
+def _name(name: str, strategy: object) -> None:
+    if not (isinstance(strategy, type) and issubclass(strategy, Strategy)):
+        raise ConfigError(f"strategy '{name}' of a package is {place_of(strategy)}, which is no class of Strategy")
+    strategy.name = name
+
+
+STRATEGIES: Registry[type[Strategy]] = Registry(
+    "strategy", "cil.strategies", lambda: [*built_in(), *_BRIDGES], _load, accept=_name
+)
+register, names = STRATEGIES.register, STRATEGIES.names
 
 
 def find(name: str, key: str = "strategy") -> type[Strategy]:
@@ -42,18 +50,5 @@ def find(name: str, key: str = "strategy") -> type[Strategy]:
     Raises:
         ConfigError: if there is none.
     """
-    import cil.strategies
-
-    cil.strategies.load_built_in(name)
-    if name not in _STRATEGIES:
-        for point in points("cil.strategies"):
-            if point.name == name:
-                found = load(point)
-                if not (isinstance(found, type) and issubclass(found, Strategy)):
-                    raise ConfigError(f"strategy '{name}' of a package is {point.value}, which is no class of Strategy")
-                register(name)(found)
-    if name not in _STRATEGIES:
-        own = f"; a class of {name}.py is named {name}:CLASS" if Path(f"{name}.py").is_file() else ""
-        raise ConfigError(f"no strategy '{name}' (key {key}){own}; {nearest(name, cil.strategies.names())}")
-    warn_if_shadowed("cil.strategies", name, _STRATEGIES[name])
-    return _STRATEGIES[name]
+    own = f"; a class of {name}.py is named {name}:CLASS" if Path(f"{name}.py").is_file() else ""
+    return STRATEGIES.find(name, f" (key {key}){own}")

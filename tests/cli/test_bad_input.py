@@ -186,7 +186,8 @@ BAD = {
     "list: unknown kind": (("list", "strategy"), "no kind 'strategy'", "'strategies'"),
     "host that is not there": (
         (*RUN, "strategy=rmm", "strategy.host=icarll"),
-        "no strategy 'icarll' (key strategy.host)",
+        "no strategy 'icarll'",
+        "(key strategy.host)",
         "'icarl'",
     ),
     "check: options alone": (("check", "strategy.size=64"), "cil check needs a strategy", "module:Class"),

@@ -50,7 +50,7 @@ def acme(tmp_path, monkeypatch):
     plugins.points.cache_clear()
     yield
     plugins.points.cache_clear()
-    registry._STRATEGIES.pop("bare", None)
+    registry.STRATEGIES.registered.pop("bare", None)
     sys.modules.pop("acme_one", None)
 
 

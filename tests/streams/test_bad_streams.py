@@ -114,7 +114,7 @@ def test_multi_label_data_are_refused(tmp_path):
 
 def test_an_unknown_builder_is_refused_with_the_nearest():
     assert "class_incremental" in stream_names()
-    with pytest.raises(ConfigError, match="unknown stream 'class_incrmental'; did you mean 'class_incremental'"):
+    with pytest.raises(ConfigError, match="no stream 'class_incrmental'; did you mean 'class_incremental'"):
         stream_builder("class_incrmental")
 
 
