@@ -22,6 +22,7 @@ from cil.report.table import Table, table
 from cil.tracking import Record, identity_hash, write_bytes_atomic
 
 BEST = ' class="best"'
+WORDS, LETTERS = ' class="words"', 40  # cells with more letters are wrapped
 DENSE, HUGE = 13, 17  # columns from which a table is set smaller, and from which paper is turned for it
 LONG = 3  # parts from which a page has a table of contents
 PAGE, TABLES = "index.html", ("table.csv", "table.md")  # what the report of a comparison is called
@@ -196,7 +197,8 @@ def _grid(grid: Grid, best: Mapping[str, str] | None = None) -> str:
             row = [f'<th scope="row">{escape(line.name)}{marks}</th>']
             for head, cell in zip(grid.heads, grid.cells(line), strict=True):
                 won = not heading and best.get(head) == line.name
-                row.append(f"<td{BEST if won else ''}>{_cell(cell, rooms[head])}</td>")
+                look = BEST if won else WORDS if len(cell) > LETTERS else ""
+                row.append(f"<td{look}>{_cell(cell, rooms[head])}</td>")
             body.append(f'<tr data-row="{escape(line.name)}">{"".join(row)}</tr>')
     top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
     inside = "\n".join(body)
