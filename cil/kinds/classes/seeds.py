@@ -36,7 +36,8 @@ def seeds_table(rows: Sequence[Row]) -> Titled | None:
         cells = {
             f"{head}, 95 % interval": _interval(row.score(name)) for head, name in (("Avg", AVERAGE), ("Last", LAST))
         }
-        cells["not told from"] = few(near) if near else "none"
+        all_others = len(near) == len(rows) - 1 > 2
+        cells["not told from"] = "all others" if all_others else few(near) if near else "none"
         if ranks:
             cells["mean rank"] = f"{ranks[row.label]:.2f}" if row.label in ranks else NOTHING
         lines.append(Line(row.label, cells))
