@@ -68,11 +68,14 @@ PRETRAINED = (
 )  # any backbone will do, but they are meant for a trained one
 OWN: Mapping[str, tuple[str, ...]] = {  # words of single methods
     "aanets": ("model=resnet14_cosine", "model.options.width=8"),
+    "acil": ("strategy.size=512",),
     "coil": ("model.head=cosine",),
+    "ds_al": ("strategy.size=512",),
     "dytox": ("model.options.width=48", "model.options.depth=3", "model.options.heads=4", "optimizer.lr=0.005"),
     "ecotta_cil": ("model=resnet14", "model.options.width=8"),
     "lucir": ("model.head=cosine",),
     "podnet": ("model.head=cosine",),
+    "ranpac": ("strategy.size=1000",),
     "rmm": ("budget.scope=carried+incoming",),
 }
 NAMES = sorted([*built_in(), *BUILT_IN["cil.strategies"]])  # of those that ship here
