@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format kills clean
+.PHONY: demo test lint format docs kills clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cil compare experiment=demo
@@ -21,6 +21,9 @@ lint: $(VENV)/.developing
 format: $(VENV)/.developing
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.developing # build/docs/index.html
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -b html . build/docs
 
 kills: $(VENV)/.developing
 	$(BIN)/python tests/engine/kill_runs.py --kills 50

@@ -1,10 +1,10 @@
-"""Write the page of each method, docs/methods/NAME.md, from its docstring and its configuration file.
+"""Write the page of each method, docs/methods/NAME.md: its docstring, its configuration file, its measured card.
 
-    python docs/make_methods.py            # writes the pages
+    python docs/make_methods.py            # writes the pages, and costs.md with all cards
     python docs/make_methods.py --check    # names the pages that are out of date, and ends with 1 if there are any
 
 Source is read as text, so that no method is imported. What stands below the heading ``Equations`` is written by hand
-and kept.
+and kept. The cards are measured by ``benchmarks/method_cards.py``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path
 
+import cards
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "methods"
+COSTS = PAGES / "costs.md"
 GROUPS = {"strategy": "strategies", "adapter": "adapters"}
 HAND = "\n## Equations\n"
 SECTION = re.compile(r"(Args|Source|Raises|Returns|Yields|Attributes):\s*(.*)")
@@ -151,6 +154,8 @@ def rendered(method: Method) -> str:
         f", `recipe=survey` in [{recipe.name}](../../{recipe.relative_to(ROOT).as_posix()})" if recipe.exists() else ""
     )
     lines.append(f"Code: [`{method.class_name}`](../../{code}); configuration: [{conf}](../../{conf}){more}.")
+    card = cards.read().get(method.name) if method.group == "strategy" else None
+    lines += ["", *cards.lines_of(card)] if card else []
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n\n" + equations(method.page).rstrip() + "\n"
 
 
@@ -176,15 +181,20 @@ def _cell(text: str) -> str:
     return _prose(text).replace("|", "\\|")
 
 
+def pages() -> dict[Path, str]:
+    """Text of each page that is written here: of every method, and of all cards."""
+    return {method.page: rendered(method) for method in methods()} | {COSTS: cards.table()}
+
+
 def main(arguments: list[str]) -> int:
     """Write the pages, or check them."""
-    stale = [method for method in methods() if not method.page.exists() or method.page.read_text() != rendered(method)]
+    stale = {page: text for page, text in pages().items() if not page.exists() or page.read_text() != text}
     if "--check" in arguments:
-        for method in stale:
-            print(f"{method.page.relative_to(ROOT)} is out of date: run python docs/make_methods.py")
+        for page in stale:
+            print(f"{page.relative_to(ROOT)} is out of date: run python docs/make_methods.py")
         return bool(stale)
-    for method in stale:
-        method.page.write_text(rendered(method))
+    for page, text in stale.items():
+        page.write_text(text)
     return 0
 
 

@@ -56,8 +56,8 @@ def herd(features: Tensor, count: int) -> Tensor:
 
     Source:
         Rebuffi et al. 2017, Algorithm 4, after Welling 2009. For pick k the distance
-        ||mu - (phi + S) / k||^2 differs from |phi|^2 - 2 phi.(k mu - S) by a positive factor and a constant, so one
-        matrix-vector product a pick is enough.
+        ``||mu - (phi + S) / k||^2`` differs from ``||phi||^2 - 2 phi.(k mu - S)`` by a positive factor and a constant,
+        so one matrix-vector product a pick is enough.
 
     >>> herd(torch.tensor([[0.0], [1.0], [5.0]]), count=2).tolist()
     [1, 2]

@@ -133,7 +133,7 @@ class PixelOptions:
         data: ``files``: the published files, or ones that ``materialise`` wrote; ``generated``: corrupted here;
             ``auto``: files where the folder is there, else generated.
         folder: Folder of the files; by default CIFAR-10-C, CIFAR-100-C, ImageNet-C or NAME-C in the data root. Either
-            NAME.npy and labels.npy, or NAME/SEVERITY/CLASS/*.JPEG.
+            ``NAME.npy`` and ``labels.npy``, or ``NAME/SEVERITY/CLASS/*.JPEG``.
         seed: Seed of generated pixels, from 0 to 2^32 - 1; also of the choice of images.
         table: Parameters of generated images: '32' (CIFAR-C), '64' (Tiny-ImageNet-C), '224' (ImageNet-C), or auto by
             the size of the images.
