@@ -69,8 +69,8 @@ class Budget:
             images given up are never handed to the learner. The limit is then one for the whole stream.
         enforce: ``error`` stops a run over its budget, ``shrink`` drops exemplars until it fits, ``report`` goes on.
         side_bytes: Cap on what is carried beside networks and exemplars, where it is not paid for anyway: with a cap on
-            exemplars, and with bytes counted as the survey does. ``auto``: as much as statistics of honest methods take
-            (``cil.engine.side_bytes``); None: no cap.
+            exemplars, and with bytes that the survey or LibContinual leaves free. ``auto``: what statistics of honest
+            methods take (``cil.engine.side_bytes``); None: no cap.
         training_bytes: Cap on what a step of training holds in all: what is carried, what else is held in training,
             gradients, optimizer state and activations (``peak_training_bytes`` of the record).
         flops: Operations that may be spent on an experience before its state is carried: training, every trial of a
