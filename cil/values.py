@@ -121,6 +121,12 @@ def cases(value: Any) -> str | None:
     return None if allowed else "it must be a mapping of conditions to overrides, both as in 'key=value key=value'"
 
 
+def point(value: Any) -> str | None:
+    """The number of a point, or all of them."""
+    known = value == "all" or whole(1, none=True)(value) is None
+    return None if known else "it must be a whole number of 1 or more, all for each of them, or null"
+
+
 def points(value: Any) -> str | None:
     """A list of positive numbers."""
     allowed = value is None or (isinstance(value, list) and value and all(whole(1)(item) is None for item in value))
@@ -129,7 +135,7 @@ def points(value: Any) -> str | None:
 
 KEYS: dict[str, Rule] = {
     "split": split,
-    "point": whole(1, none=True),
+    "point": point,
     "cases": cases,
     "seed": whole(0),
     "run_dir": text(none=True),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cil.api import MakeStrategy, networks, with_limits
+from cil.cli.cases import EVERY
 from cil.cli.compose import compose
 from cil.cli.environment import threads_of
 from cil.cli.job import Job
@@ -136,6 +137,8 @@ def budget_of(job: Job, stream: Stream) -> Budget:
     given = job.config["budget"]
     if given["points"]:
         raise ConfigError("budget.points is a list of budgets for cil compare; cil run has one, as budget.exemplars")
+    if job.config["point"] == EVERY:
+        raise ConfigError("point is all: cil compare makes a run for each; here name one, as point=1")
     terms = {key: given[key] for key in TERMS}
     if given["kind"] == "none":
         return Budget(**terms)

@@ -13,6 +13,7 @@ from cil.values import check_value
 if TYPE_CHECKING:
     from cil.cli.job import Job
 
+EVERY = "all"  # in place of the number of a point
 SPLIT = re.compile(r"b(\d+)_inc(\d+)")  # of base and increment: b50_inc10
 
 
@@ -29,8 +30,10 @@ def case_overrides(job: Job) -> list[str]:
     for key in IN_OTHER_WORDS:
         check_value(key, job.config[key])
     found: dict[str, str] = {}
-    if job.config["point"] is not None:
-        _check_point(job)
+    point = job.config["point"]
+    if point is not None and str(point) not in (known := points_of(job)) and (point != EVERY or not known):
+        has = f"here are {', '.join(known)}" if known else "points are of experiment=survey_curve"
+        raise ConfigError(f"point is {point}; {has}; budgets of your own are budget.points=[...]")
     for condition, overrides in job.config["cases"].items():
         if _holds(job, condition):
             found |= {key_of(item): item for item in overrides.split()}
@@ -41,12 +44,10 @@ def case_overrides(job: Job) -> list[str]:
     return [item for key, item in found.items() if not {key, key.partition(".")[0]} & replaced]
 
 
-def _check_point(job: Job) -> None:
+def points_of(job: Job) -> list[str]:
+    """The numbers of the budgets that an experiment has for the stream and scale of a job."""
     cases = [dict(_terms(condition)) for condition in job.config["cases"] if _holds(job, condition, without="point")]
-    known = sorted({value for terms in cases for value in terms.get("point", [])})
-    if str(job.config["point"]) not in known:
-        has = f"here are {', '.join(known)}" if known else "points are of experiment=survey_curve"
-        raise ConfigError(f"point is {job.config['point']}; {has}; budgets of your own are budget.points=[...]")
+    return sorted({value for terms in cases for value in terms.get("point", [])}, key=int)
 
 
 def _holds(job: Job, condition: str, without: str | None = None) -> bool:

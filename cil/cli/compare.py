@@ -199,19 +199,26 @@ def plan_cell(cell: Cell, jobs: int, out: Path) -> Run:
 
 
 def write_report(records: Sequence[Record], out: Path, title: str, command: str | None = None) -> str:
-    """Write table and page, which names the command that makes it again; the table as text."""
+    """Write table and page, which names the command that makes it again; the table as text.
+
+    A page that was made of the same records by the same code is not drawn again.
+    """
     from cil.cli.reuse import remarks
+    from cil.cli.signed_page import is_current, key_of_page, signed
     from cil.report import table, to_csv, to_markdown, to_text
     from cil.report.page import html, refuse_foreign_report, write_page
 
     whole = table(records)
     whole = replace(whole, footnotes=(*whole.footnotes, *remarks(out)))
     refuse_foreign_report(out)
-    write_page(html(whole, title, command), out / "index.html")
+    page = out / "index.html"
+    key = key_of_page(records, title, command or "", *whole.footnotes)
+    if not is_current(page, key):
+        write_page(signed(html(whole, title, command), key), page)
     (out / "table.csv").write_text(to_csv(whole), encoding="utf-8")
     (out / "table.md").write_text(to_markdown(whole), encoding="utf-8")
     text = to_text(whole, shutil.get_terminal_size((120, 24)).columns)
-    return f"{text.rstrip()}\n\npage: {out / 'index.html'}"
+    return f"{text.rstrip()}\n\npage: {page}"
 
 
 def jobs_of(given: str, job: Job, most: int) -> int:

@@ -7,12 +7,11 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 from cil.cli.cases import case_overrides
+from cil.cli.composition import CONFIG, Composition, composition, hydra_ready, opened, raw_config, version_base
 from cil.cli.job import Job
 from cil.cli.names import (
     METHODS,
@@ -31,7 +30,6 @@ from cil.errors import ConfigError, nearest
 from cil.plugins import warn_if_shadowed
 from cil.targets import PARTIAL, TARGET, check_arguments, resolve
 
-CONFIG = "config"
 OPTIONS = (  # of Hydra
     *("--cfg", "-c", "--package", "-p", "--resolve", "--multirun", "-m", "--run", "-r", "--info", "-i", "--hydra-help"),
     *("--shell-completion", "-sc", "--experimental-rerun"),
@@ -39,7 +37,6 @@ OPTIONS = (  # of Hydra
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--experimental-rerun")
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what --info may be followed by
 CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class
-OPEN = ("budget.caps.", "strategy.options.")  # beginnings of keys that other packages name, so without Hydra's +
 INSTEAD = {  # key on the command line: keys by which a recipe may have set the same
     "optimizer": ("optimizer", "trainer.first.lr", "trainer.first.weight_decay"),
     "scheduler": ("scheduler", "trainer.first.milestones", "trainer.first.schedule"),
@@ -66,13 +63,7 @@ def compose(overrides: Sequence[str] = ()) -> Job:
 
 def _composed_job(overrides: Sequence[str], asked: Sequence[str]) -> Job:
     """Compose by Hydra; ``asked`` is what the job says it was made of."""
-    from hydra import compose as hydra_compose
-    from omegaconf import OmegaConf
-
-    with _hydra():
-        whole = hydra_compose(CONFIG, _opened(overrides), return_hydra_config=True)
-        own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-        return _job(own, whole.hydra, asked)
+    return _job(composition(overrides), asked)
 
 
 def _before_recipe(job: Job) -> Job:
@@ -161,9 +152,9 @@ def files_of(overrides: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     with one_line_errors(overrides, raw_config):
         _offer_plugins(overrides)
-        with _hydra():
+        with hydra_ready():
             loader: Any = GlobalHydra.instance().config_loader()
-            merged = loader.compute_defaults_list(CONFIG, _opened(overrides), RunMode.RUN).defaults
+            merged = loader.compute_defaults_list(CONFIG, opened(overrides), RunMode.RUN).defaults
             for default in merged:
                 if default.config_path is None or default.config_path.startswith("hydra/"):
                     continue
@@ -177,15 +168,8 @@ def files_of(overrides: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _job(own: Any, hydra: Any, overrides: Sequence[str]) -> Job:
-    """A job from what Hydra composed, its own part apart."""
-    from omegaconf import OmegaConf
-
-    config = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-    assert isinstance(config, dict)
-    chosen = {key: value for key, value in hydra.runtime.choices.items() if not key.startswith("hydra/")}
-    sweep = {key: str(value) for key, value in (hydra.sweeper.get("params") or {}).items()}
-    return Job({str(key): value for key, value in config.items()}, chosen, tuple(overrides), sweep)
+def _job(found: Composition, overrides: Sequence[str]) -> Job:
+    return Job(found.container(resolve=True), found.choices, tuple(overrides), found.sweep)
 
 
 def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
@@ -204,7 +188,8 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
 
     def called(cfg: Any) -> Any:
         try:
-            job = _before_recipe(_job(cfg, HydraConfig.get(), list(HydraConfig.get().overrides.task)))
+            hydra_part = HydraConfig.get()
+            job = _before_recipe(_job(Composition.of(cfg, hydra_part), list(hydra_part.overrides.task)))
         except (OmegaConfBaseException, ConfigError) as error:
             if os.getpid() != here:  # the launcher must be told
                 raise
@@ -220,8 +205,8 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
             shown = _composed_job(overrides, overrides)
             more = [*_suited_scale(shown), *case_overrides(shown), *_instead_of_recipe(overrides, shown.choices)]
             overrides += more
-        app = hydra.main(config_path=str(conf_dir()), config_name=CONFIG, **_version_base())(called)
-        sys.argv = ["cil", *options, *_opened(overrides)]
+        app = hydra.main(config_path=str(conf_dir()), config_name=CONFIG, **version_base())(called)
+        sys.argv = ["cil", *options, *opened(overrides)]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here, to be told in one line
         try:
             app()
@@ -269,39 +254,6 @@ def split_hydra_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]
         if item in WITH_VALUE and given:
             options.append(given.pop(0))
     return options, overrides
-
-
-def _version_base() -> dict[str, str]:
-    """Hydra 1.3 warns where it is missing, 1.4 where it is there."""
-    major, minor = version("hydra-core").split(".")[:2]
-    return {"version_base": "1.3"} if (int(major), int(minor)) < (1, 4) else {}
-
-
-@contextmanager
-def _hydra() -> Iterator[None]:
-    """Hydra on the configuration of the package; inside a job of a multirun it is there already."""
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    if GlobalHydra.instance().is_initialized():
-        yield
-        return
-    with initialize_config_dir(str(conf_dir()), job_name="cil", **_version_base()):
-        yield
-
-
-def raw_config(overrides: Sequence[str]) -> dict[str, Any]:
-    """The configuration alone, unresolved; Hydra's errors as they are."""
-    from hydra import compose as hydra_compose
-    from omegaconf import OmegaConf
-
-    with _hydra():
-        return cast(dict[str, Any], OmegaConf.to_container(hydra_compose(CONFIG, _opened(overrides)), resolve=False))
-
-
-def _opened(overrides: Sequence[str]) -> list[str]:
-    """The same for Hydra, which wants a mark before keys that no file has."""
-    return [f"++{item}" if item.startswith(OPEN) else item for item in overrides]
 
 
 # what plugins add ---------------------------------------------------------------------------------------------------

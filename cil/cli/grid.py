@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from cil.cli import environment
+from cil.cli.cases import EVERY, points_of
 from cil.cli.compose import compose
 from cil.cli.job import Job
 from cil.cli.names import METHODS, key_of, known, target_of
@@ -45,8 +46,8 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
     """All jobs that the overrides name, each composed.
 
     ``strategy=all`` is every strategy that suits the stream, ``adapter=all`` every adapter; ``budget.points=[a, b]`` is
-    one job for each; what an experiment sweeps over (``hydra.sweeper.params``) holds unless the command line says
-    otherwise.
+    one job for each, and ``point=all`` one for each budget of the experiment; what an experiment sweeps over
+    (``hydra.sweeper.params``) holds unless the command line says otherwise.
 
     Raises:
         ConfigError: for whatever cannot be composed.
@@ -68,7 +69,8 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
             varied = {
                 key: item.partition("=")[2].replace("\\", "") for key, item in zip(swept, combination, strict=True)
             }
-            cells += _at_points(Cell(compose([*fixed, *combination]), varied))
+            for cell in _at_every_point(Cell(compose([*fixed, *combination]), varied)):
+                cells += _at_points(cell)
     except ConfigError as error:
         raise ConfigError(_shared_by_some([*fixed, *swept], swept) or str(error)) from error
     return cells
@@ -139,6 +141,14 @@ def _split(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
         else:
             fixed.append(override.input_line or "")
     return fixed, swept
+
+
+def _at_every_point(cell: Cell) -> list[Cell]:
+    """``point=all`` spelled out: the budgets that the experiment has for this stream."""
+    if cell.job.config["point"] != EVERY:
+        return [cell]
+    kept = [item for item in cell.job.overrides if key_of(item) != "point"]
+    return [Cell(compose([*kept, f"point={point}"]), {**cell.varied, "point": point}) for point in points_of(cell.job)]
 
 
 def _at_points(cell: Cell) -> list[Cell]:

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from cil.cli.arguments import config_dirs
+from cil.cli.composition import files_remembered
 from cil.cli.names import OWN, check_own_conf_dirs
 from cil.cli.refusals import GROUPS
 from cil.errors import CilError, ConfigError, in_words, nearest, places_of
@@ -107,7 +108,8 @@ def _command(given: list[str]) -> int:
     if any(item in ("-h", "--help") for item in rest):
         print(module.HELP.strip())
         return 0
-    return int(module.main(rest))
+    with files_remembered():
+        return int(module.main(rest))
 
 
 def _refuse_doubled(arguments: Sequence[str]) -> None:

@@ -161,7 +161,13 @@ def _files(group: str) -> Iterator[tuple[Path, str]]:
 
 def has_file(group: str, name: str) -> bool:
     """True where a configuration group has a file of that name, one that others share too."""
-    return any((folder / group / f"{name}.yaml").is_file() for folder in (conf_dir(), *plugin_conf_dirs()))
+    return file_of(group, name) is not None
+
+
+def file_of(group: str, name: str) -> Path | None:
+    """The file of that name in a configuration group, one that others share too; None where there is none."""
+    paths = (folder / group / f"{name}.yaml" for folder in (conf_dir(), *plugin_conf_dirs()))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def known(kind: str) -> dict[str, Known]:

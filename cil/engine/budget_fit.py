@@ -57,18 +57,23 @@ def fitted(
     one with exemplars fills the budget with these anyway, one without is as large as it is.
 
     Args:
-        make_learner: The strategy, a class or a partial of one.
+        make_learner: The strategy, a class or a partial of one, which leaves that hyperparameter open.
         make_net: Gives a fresh factory on the ``meta`` device.
 
     Raises:
         BudgetExceeded: where the smallest value does not fit either.
-        ConfigError: where the bytes do not grow with the value, or fall.
+        ConfigError: where the value is given, or the bytes do not grow with it, or fall.
     """
     method: Any = getattr(make_learner, "func", make_learner)
     key: str | None = getattr(method, "fits", None)
     if not budget.fit or key is None:
         return None
     given: Mapping[str, Any] = getattr(make_learner, "keywords", {})
+    if key in given:
+        raise ConfigError(
+            f"strategy.{key} is {given[key]}, and budget.fit=true sets it to the largest that fits; leave one of them "
+            f"out"
+        )
     smallest = int(method.smallest_fit(given))
     held, factory = replace(budget, enforce="error"), make_net()
 

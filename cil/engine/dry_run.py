@@ -26,7 +26,8 @@ class Bill:
         total: Bytes in all, by convention; exemplars of variable size at their raw size.
         by_kind: Exact bytes of each kind.
         beside: Bytes beside networks and exemplars.
-        side_limit: How many of these may be carried; None: any.
+        free_beside: Of these, bytes that the budget charges nothing for.
+        side_limit: How many of those may be carried; None: any.
         networks: Most bytes that count as networks; None: any.
     """
 
@@ -36,6 +37,7 @@ class Bill:
     total: dict[str, int]
     by_kind: dict[str, int]
     beside: int = 0
+    free_beside: int = 0
     side_limit: int | None = None
     networks: int | None = None
 
@@ -77,7 +79,7 @@ def dry_run(
             ) from error
         held = planned_exemplars(learner, taken, held)
         plain.grow(len(taken.new_slots))
-        bills.append(_bill(learner, taken, held, SideLimit.of(plain, taken, budget, _declared(learner))))
+        bills.append(_bill(learner, taken, held, budget, SideLimit.of(plain, taken, budget, _declared(learner))))
     if learner.unallocated() and len(signatures) > 1:
         name = learner.unallocated()[0]
         raise ConfigError(
@@ -110,7 +112,9 @@ def held_in(learner: Strategy, name: str, held: Mapping[int, int]) -> dict[int, 
     return {slot: count for slot, count in held.items() if learner.memory_of(slot) in (None, name)}
 
 
-def _bill(learner: Strategy, signature: Signature, held: Mapping[int, int], side: SideLimit) -> Bill:
+def _bill(
+    learner: Strategy, signature: Signature, held: Mapping[int, int], budget: Budget, side: SideLimit
+) -> Bill:  # fmt: skip
     frozen = freeze(learner, signature.image_shape, signature.num_classes, side.networks)
     state = frozen.state
     by_kind: dict[str, int] = {}
@@ -133,7 +137,8 @@ def _bill(learner: Strategy, signature: Signature, held: Mapping[int, int], side
         for kind, size in memory.item_kinds(learner.image_shape, learner.num_classes).items() if count else ():
             add(kind, count * size)
     return Bill(
-        signature.index, fixed, sum(held.values()), total, by_kind, frozen.beside.bytes, side.bytes, side.networks
+        signature.index, fixed, sum(held.values()), total, by_kind, frozen.beside.bytes,
+        budget.free_beside(frozen.ledger()), side.bytes, side.networks,
     )  # fmt: skip
 
 
@@ -146,9 +151,9 @@ def check_bills(bills: Sequence[Bill], budget: Budget, name: str) -> None:
     if budget.enforce == "report":
         return
     for bill in bills:
-        if bill.side_limit is not None and bill.beside > bill.side_limit:
+        if bill.side_limit is not None and bill.free_beside > bill.side_limit:
             raise BudgetExceeded(
-                f"{name} will carry {bill.beside:,} bytes beside networks and exemplars after experience "
+                f"{name} will carry {bill.free_beside:,} bytes beside networks and exemplars after experience "
                 f"{bill.experience}, budget.side_bytes allows {bill.side_limit:,}: {_kinds(bill)}; raise "
                 f"budget.side_bytes (null: no cap), or set budget.enforce=report"
             )

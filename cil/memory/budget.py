@@ -69,8 +69,8 @@ class Budget:
             images given up are never handed to the learner. The limit is then one for the whole stream.
         enforce: ``error`` stops a run over its budget, ``shrink`` drops exemplars until it fits, ``report`` goes on.
         side_bytes: Cap on what is carried beside networks and exemplars, where it is not paid for anyway: with a cap on
-            exemplars, and with bytes counted as the survey does. ``auto``: as much as statistics of honest methods take
-            (``cil.engine.side_bytes``); None: no cap.
+            exemplars, and with bytes that the survey or LibContinual leaves free. ``auto``: what statistics of honest
+            methods take (``cil.engine.side_bytes``); None: no cap.
         training_bytes: Cap on what a step of training holds in all: what is carried, what else is held in training,
             gradients, optimizer state and activations (``peak_training_bytes`` of the record).
         flops: Operations that may be spent on an experience before its state is carried: training, every trial of a
@@ -170,8 +170,18 @@ class Budget:
     @property
     def caps_side(self) -> bool:
         """True if what is carried beside networks and exemplars is capped: nothing else makes a learner pay for it."""
-        free = self.counts or (self.limits is not None and self.convention == "survey")
+        free = self.counts or (self.limits is not None and self.convention != "exact")
         return free and self.side_bytes is not None
+
+    def free_beside(self, ledger: Ledger) -> int:
+        """Bytes beside networks and exemplars that this budget charges nothing for.
+
+        That is all of them, but under ``libcontinual``, which charges most kinds: there at most what is carried, not
+        public, and not in its total.
+        """
+        if self.counts or self.convention != "libcontinual":
+            return ledger.beside.bytes
+        return min(ledger.beside.bytes, max(0, ledger.total() - ledger.public_bytes - ledger.total("libcontinual")))
 
     def copy(self) -> Budget:
         """The same terms as an object of its own, down to its lists."""
@@ -358,11 +368,12 @@ class Allowance:
         return self._over_beside(ledger) or self._over_in_training(ledger)
 
     def _over_beside(self, ledger: Ledger) -> str | None:
-        most, held = self.boundary.side_bytes, ledger.beside
-        if most is None or held.bytes <= most:
+        most, held = self.boundary.side_bytes, self.budget.free_beside(ledger)
+        if most is None or held <= most:
             return None
+        images = ledger.beside.images * held / ledger.beside.bytes
         return (
-            f"carries {held.bytes:,} bytes beside networks and exemplars ({held.images:,.0f} images' worth), "
+            f"carries {held:,} bytes beside networks and exemplars ({images:,.0f} images' worth), "
             f"budget.side_bytes allows {most:,}"
         )
 

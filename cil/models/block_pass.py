@@ -26,9 +26,9 @@ def plain_transformer(backbone: nn.Module, user: str) -> TimmBackbone:
     Raises:
         ConfigError: naming ``model.name`` for another kind.
     """
+    found = vision_transformer(backbone, user)  # first: timm is imported where it is needed
     from timm.models.vision_transformer import Block
 
-    found = vision_transformer(backbone, user)
     model: Any = found.model
     other = next((type(block).__name__ for block in model.blocks if not isinstance(block, Block)), None)
     if other:

@@ -68,7 +68,9 @@ class LinearHead(Head):
         self._check(count)
         rows, columns = self.weight.shape
         self.weight = _enlarge(self.weight, rows + count, columns, math.sqrt(3 / columns))
-        self.bias = nn.Parameter(torch.cat([self.bias.detach(), self.bias.new_zeros(count)]), self.bias.requires_grad)
+        bias = self.bias.new_zeros(rows + count)  # torch.cat imports sympy on the meta device
+        bias[:rows] = self.bias.detach()
+        self.bias = nn.Parameter(bias, self.bias.requires_grad)
 
     def grow_inputs(self, count: int) -> None:
         """See ``count`` more features: old rows x old columns stay, all else is drawn for the new total length.

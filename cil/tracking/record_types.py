@@ -66,6 +66,7 @@ class ExperienceBill(TypedDict):
     total: dict[str, int]
     by_kind: dict[str, int]
     beside: NotRequired[int]
+    free_beside: NotRequired[int]
     side_limit: NotRequired[int | None]
     networks: NotRequired[int | None]
 

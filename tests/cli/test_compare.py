@@ -11,9 +11,11 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cil.cli import signed_page
 from cil.cli.compare import folder_of
 from cil.cli.compose import compose
 from cil.cli.grid import expand
@@ -73,7 +75,7 @@ def test_a_page_of_somebody_else_is_named_before_anything_is_trained(cil, tmp_pa
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["index.html"]
 
 
-def test_a_comparison_leaves_runs_a_table_and_a_page(cil, tmp_path):
+def test_a_comparison_leaves_runs_a_table_and_a_page(cil, tmp_path, monkeypatch):
     said = cil("compare", *DIGITS, "strategy=finetune,replay", "seed=0,1", "jobs=2", "out=here")
     assert said.code == 0, said.err
     assert "replay" in said.out and said.out.endswith("\n\npage: here/index.html\n") and "\n\n\n" not in said.out
@@ -87,6 +89,32 @@ def test_a_comparison_leaves_runs_a_table_and_a_page(cil, tmp_path):
     assert again.err.count("finished before, not run again") == 4
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")} == stamps
     assert again.out == said.out
+
+    def drawn(*_):
+        raise AssertionError("an unchanged page was drawn again")
+
+    monkeypatch.setattr("cil.report.page.html", drawn)
+    assert cil("compare", *DIGITS[:-1], "strategy=finetune,replay", "seed=0,1", "jobs=2", "out=here").out == said.out
+
+
+def test_a_page_is_current_for_its_records_and_its_own_text_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(signed_page, "plugin_points", lambda: ())
+    run, page = tmp_path / "run", tmp_path / "index.html"
+    (run / "checkpoint").mkdir(parents=True)
+    (run / "record.json").write_text("1")
+    records = [SimpleNamespace(directory=run)]
+    key = signed_page.key_of_page(records, "title")
+    assert not signed_page.is_current(page, key)
+    page.write_text(signed_page.signed("<p>text</p>\n", key))
+    (run / "checkpoint/state").write_text("weights")  # no page reads it
+    assert signed_page.is_current(page, signed_page.key_of_page(records, "title"))
+    assert not signed_page.is_current(page, signed_page.key_of_page(records, "another title"))
+    (run / "record.json").write_text("2")
+    assert not signed_page.is_current(page, signed_page.key_of_page(records, "title"))
+    page.write_text(page.read_text().replace("text", "test"))
+    assert not signed_page.is_current(page, key)
+    monkeypatch.setattr(signed_page, "plugin_points", lambda: ("point",))
+    assert signed_page.key_of_page(records, "title") is None and not signed_page.is_current(page, None)
 
 
 def test_a_run_of_a_comparison_is_the_run_alone_bit_for_bit(cil, tmp_path):

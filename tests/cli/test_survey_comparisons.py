@@ -8,6 +8,7 @@ import pytest
 
 from cil.cli.build import build
 from cil.cli.compose import compose
+from cil.cli.composition import files_remembered
 from cil.cli.grid import expand
 from cil.errors import ConfigError
 from cil.streams.known_shapes import without_images
@@ -127,6 +128,21 @@ def test_a_split_or_a_point_that_is_none_is_refused():
         compose(["experiment=survey_curve", "point=6"])
     with pytest.raises(ConfigError, match="point is 1; points are of experiment=survey_curve"):
         compose(["point=1"])
+
+
+def test_every_point_of_the_curve_is_that_of_its_stream():
+    curve = ["experiment=survey_curve", "strategy=replay"]
+    with files_remembered():
+        cifar = [cell.label for cell in expand(curve)]
+        both = [cell.label for cell in expand([*curve, "stream=split_cifar100,split_imagenet100", "point=all"])]
+    assert cifar == [f"replay, point={point}" for point in range(1, 6)]
+    counts = [sum(f"stream=split_{name}" in label for label in both) for name in ("cifar100", "imagenet100")]
+    assert counts == [5, 6] and "replay, stream=split_imagenet100, point=6" in both
+    assert "point=all" not in expand([*curve, "point=all"])[0].job.command
+    with pytest.raises(ConfigError, match="point is all: cil compare makes a run for each; here name one, as point=1"):
+        build(compose(["experiment=survey_curve", "scale=quick", "point=all"]), progress=False)
+    with pytest.raises(ConfigError, match="point is all; points are of experiment=survey_curve"):
+        compose(["point=all"])
 
 
 def test_own_increments_are_in_place_of_the_splits_of_an_experiment():

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from toys import Flat, factory, small_stream
 
 from cil import load, plan
+from cil.cli.build import build
+from cil.cli.compose import compose
 from cil.engine.budget_fit import fitted
 from cil.engine.dry_run import check_bills, dry_run
 from cil.engine.recipe import Recipe
@@ -158,3 +160,13 @@ def test_what_was_fitted_is_loaded_as_it_was_fitted(tmp_path):
     run = plan("acil", toy_stream(), "smallconv", budget, recipe=Recipe(epochs=1), run_dir=tmp_path, progress=False)
     run.execute()
     assert load(tmp_path).learner.size == run.work.fit.value > 1
+
+
+def test_a_value_of_ones_own_beside_fit_is_refused_and_that_of_a_file_is_not():
+    with pytest.raises(ConfigError, match=r"^strategy\.rows is 3, and budget\.fit=true sets it to the largest"):
+        given = (partial(factory, meta=True), small_stream(2).signatures, Budget(limits=[200], fit=True))
+        fitted(partial(Bank, rows=3), *given, "bank")
+    asked = ["strategy=ranpac", "stream=split_digits", "budget=bytes", "budget.limit=200_000", "budget.fit=true"]
+    assert build(compose(asked)).work.fit.value > 100  # conf/strategy/ranpac.yaml says a size too
+    with pytest.raises(ConfigError, match=r"^strategy\.size is 50, and budget\.fit=true"):
+        build(compose([*asked, "strategy.size=50"]))

@@ -280,6 +280,29 @@ def test_what_is_free_in_the_survey_is_capped_there_too(tmp_path):
             run(AsStatistics, tmp_path / str(number), budget=budget)
 
 
+class AsLabels(AsStatistics):
+    kind = "labels"
+
+
+@pytest.mark.parametrize("cheat", [AsABuffer, AsText, AsLabels])
+def test_what_libcontinual_leaves_free_is_capped_there(cheat, tmp_path):
+    with pytest.raises(BudgetExceeded, match=r"beside networks and exemplars"):
+        run(cheat, tmp_path, budget=Budget(limits=[400_000], convention="libcontinual"))
+
+
+def test_what_libcontinual_charges_is_paid_and_not_capped_a_second_time(tmp_path):
+    bytes_beside = {}
+    for limit in (400_000, 40_000):
+        budget = Budget(limits=[limit], convention="libcontinual")
+        try:
+            record = run(AsStatistics, tmp_path / str(limit), budget=budget)
+        except BudgetExceeded as error:
+            assert "(libcontinual)" in str(error) and limit == 40_000
+        else:
+            bytes_beside = {key: record.results["bills"][-1][key] for key in ("beside", "free_beside")}
+    assert bytes_beside == {"beside": MANY * IMAGE, "free_beside": 0} or bytes_beside["free_beside"] < 5_000
+
+
 def test_without_the_cap_side_bytes_are_reported_in_images(tmp_path):
     record = run(AsStatistics, tmp_path, budget=Budget(exemplars=EXEMPLARS, side_bytes=None))
     assert record.results["ledger"][-1]["beside"] == {"bytes": MANY * IMAGE, "images": MANY}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ class StrategyCommands:
                 _say.warning(f"{key} does nothing with strategy={job.method}, which has {ignored[key]} in its place")
         kept = {key: value for key, value in config.items() if key not in (*NOT_THE_RUN, *IN_OTHER_WORDS)}
         return plan(
-            strategy, stream, model_of(config), budget_of(job, stream), recipe=recipe_of(config),
+            _open_to_fit(strategy, job), stream, model_of(config), budget_of(job, stream), recipe=recipe_of(config),
             anytime=None if config["anytime"]["every"] is None else Anytime(**config["anytime"]),
             name=job.name, facts={"config": kept, **facts}, options=options,
         )  # fmt: skip
@@ -131,6 +132,14 @@ def _parts_lines(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"  by {column}: worst {worst or 'unknown'} {percent(lowest)}   disparity {percent(spread)}"
     if results.get("accepted"):
         yield f"  last with several accepted classes {percent(results['accepted']['last_accuracy'])}"
+
+
+def _open_to_fit(strategy: partial[Any], job: Job) -> partial[Any]:
+    """The strategy without what ``budget.fit`` sets; what the command line says stays, and both are refused."""
+    key = getattr(strategy.func, "fits", None)
+    if not job.config["budget"]["fit"] or f"strategy.{key}" in map(key_of, job.overrides):
+        return strategy
+    return partial(strategy.func, **{name: value for name, value in strategy.keywords.items() if name != key})
 
 
 def _refuse_adapters(config: Mapping[str, Any]) -> None:

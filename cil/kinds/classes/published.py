@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -20,27 +20,49 @@ CLASS_ORDER_SEED = 1993  # of numpy's legacy generator, in all of these publicat
 HEADS = {"Avg %": AVERAGE, "Last %": LAST, "forgetting": FORGETTING}  # in the order of the file
 
 
-def published_beside(run: RunSummary) -> tuple[Published, ...]:
-    """The published tables of the setting that a run has."""
-    content = _content()
+def published_beside(runs: Sequence[RunSummary]) -> tuple[Published, ...]:
+    """The published tables of the setting that runs have, the first of which stands for all.
+
+    A row says in its name which network or epochs it has, where a run of its method, or else the first one, has others.
+    """
+    content, run = _content(), runs[0]
     order = "" if _same_order(run.order[1]) else "; another class order"
+    scale = f"; the runs have scale={run.scale}" if run.scale else ""
     return tuple(
-        _published(f"published: {content['sources'][table['source']]}, {table['where']}{order}; not ranked", table)
+        _published(
+            f"published: {content['sources'][table['source']]}, {table['where']}{order}{scale}; not ranked",
+            table, content["settings"].get(table["source"], {}), runs,
+        )
         for table in content["tables"]
         if _matches(run, table, content["images"])
-    )
+    )  # fmt: skip
 
 
-def _published(heading: str, table: Mapping[str, Any]) -> Published:
+def _published(
+    heading: str, table: Mapping[str, Any], setting: Mapping[str, Any], runs: Sequence[RunSummary]
+) -> Published:  # fmt: skip
+    ours = {run.learner: run for run in reversed(runs)}
     lines, entries = [], []
     for strategy, values in table["rows"].items():
         known = dict(zip(HEADS, [*values, None, None], strict=False))
         cells = {head: NOTHING if value is None else f"{value:.2f}" for head, value in known.items()}
-        label = f"{strategy} (published)"
+        other = _other_setting(strategy, table["dataset"], setting, ours.get(strategy, runs[0]))
+        label = f"{strategy} ({', '.join(['published', *other])})"
         lines.append(Line(label, cells))
         scores = {HEADS[head]: value for head, value in known.items()}
         entries.append({"label": label, "strategy": strategy, "standing": "published", **scores, "notes": heading})
     return Published(heading, tuple(lines), tuple(entries))
+
+
+def _other_setting(strategy: str, dataset: str, setting: Mapping[str, Any], run: RunSummary) -> Iterator[str]:
+    """The network and the epochs of a published row, where a run has others; a cosine head is no other network."""
+    network = setting.get("other_networks", {}).get(strategy) or setting.get("networks", {}).get(dataset)
+    own = str((run.identity.get("networks") or {}).get("name"))
+    if network and own.removesuffix("_cosine") != network:
+        yield network
+    epochs, trainer = setting.get("epochs", {}).get(strategy), run.config.get("trainer") or {}
+    if epochs and (trainer.get("epochs") != epochs or trainer.get("max_steps")):
+        yield f"{epochs} epochs"
 
 
 def _matches(run: RunSummary, table: Mapping[str, Any], images: Mapping[str, int]) -> bool:

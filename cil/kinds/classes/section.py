@@ -196,7 +196,7 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: 
             **({"paired_tests": seeds_content(competitors)} if over_seeds else {}),
         },
         plots=partial(plots, rows, first.limit, first.convention),
-        published=partial(published_beside, next((group.first for group in groups if not group.first.bound), first)),
+        published=partial(published_beside, [group.first for group in groups if not group.first.bound] or [first]),
         extra=partial(exemplar_table, rows),
     )
 

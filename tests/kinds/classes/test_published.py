@@ -25,7 +25,11 @@ def cifar(run, strategy="icarl", base=10, images=50_000, **given):
         "new_slots": [list(range(a, b)) for a, b in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)],
         "train_counts": [images // 100 * size for size in sizes],
     }  # fmt: skip
-    return run(strategy, stream_changes=stream, **{"budget": exemplar_budget(2000), "order": ORDER} | given)
+    setting = {
+        "budget": exemplar_budget(2000), "order": ORDER, "config": {"trainer": {"epochs": 170}},
+        "networks": {"name": "resnet32", "weights": None},
+    }  # fmt: skip
+    return run(strategy, stream_changes=stream, **setting | given)
 
 
 def parts(content):
@@ -40,7 +44,7 @@ def test_the_surveys_rows_stand_beside_its_setting_and_are_not_ranked(run):
     )
     cells = {line.name: line.cells for line in lines}
     assert cells["der (published)"] == {"Avg %": "69.74", "Last %": "58.59", "forgetting": "18.40"}
-    assert cells["dytox (published)"] == {"Avg %": "71.07", "Last %": "58.72", "forgetting": "–"}
+    assert cells["dytox (published, ConViT, 500 epochs)"] == {"Avg %": "71.07", "Last %": "58.72", "forgetting": "–"}
     asked = content.with_published()
     assert asked.sections[0].verdicts == content.sections[0].verdicts
     assert len(asked.sections[0].rows) == 2 and "der (published)" not in to_text(content)
@@ -65,6 +69,22 @@ def test_the_surveys_rows_stand_beside_its_setting_and_are_not_ranked(run):
 )
 def test_another_setting_has_none(run, changes):
     assert len(parts(table([cifar(run, **changes)]))) == 1
+
+
+def test_a_row_says_the_network_and_the_epochs_that_the_run_has_not(run):
+    small = {"config": {"trainer": {"epochs": 20}}, "networks": {"name": "resnet14", "weights": None}, "scale": "small"}
+    (heading, lines) = list(parts(table([cifar(run, **small)])).items())[-1]
+    assert "; the runs have scale=small; not ranked" in heading
+    names = [line.name for line in lines]
+    assert "der (published, resnet32, 170 epochs)" in names and "l2p (published, ViT-B/16, 5 epochs)" in names
+    short = {
+        "config": {"trainer": {"epochs": 170, "max_steps": 5}},
+        "networks": {"name": "resnet32_cosine", "weights": None},
+    }
+    lines = list(parts(table([cifar(run), cifar(run, "podnet", **short)])).values())[-1]
+    names = [line.name for line in lines]
+    assert "icarl (published)" in names and "der (published)" in names  # as the first run
+    assert "podnet (published, 160 epochs)" in names and "finetune (published, 80 epochs)" in names
 
 
 def test_another_class_order_is_said(run):
