@@ -108,6 +108,7 @@ OUT_OF_RANGE = {
              ("backbone_lr", 0.0), ("temperature", 0.0, "it must be above 0")],
     "ssre": [("distillation", -1), ("prototypes", -0.5), ("distillation", NAN), ("temperature", NAN),
              ("temperature", 0.0, "it must be above 0")],
+    "trgp": [("threshold", 0.0, "it must be above 0"), ("trust", 1.1), ("step", -1), ("images", 0), ("regions", 0)],
     "wa": [("temperature", 0), ("strength", -0.1)],
 }  # fmt: skip
 
