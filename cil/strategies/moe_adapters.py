@@ -15,7 +15,7 @@ from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import GrowingNet, NetFactory, evaluating
-from cil.models.base import drawn_for
+from cil.models.base import drawn_for, in_full_precision
 from cil.models.block_experts import BlockExperts
 from cil.models.known import backbone_output
 from cil.strategies.base import Strategy, check
@@ -172,7 +172,7 @@ class MoEAdapters(Strategy):
         by_router = torch.stack([self.scores(x, router, classes) for router in range(len(self.selectors))], dim=1)
         found = by_router[torch.arange(len(x)), errors.argmin(1)]
         if self.threshold is not None:
-            plain = self.factor * F.normalize(features.float()) @ self.class_weights(classes).T
+            plain = self.cosines(features, self.class_weights(classes))
             found = torch.where(errors.amin(1, keepdim=True) > self.threshold, plain, found)
         return found
 
@@ -181,7 +181,12 @@ class MoEAdapters(Strategy):
         with self.experts.inside(self.net.backbone, router):
             features = self.net.backbone(x)[0]
             weights = self.class_weights(classes)
-        found: Tensor = self.factor * F.normalize(features.float()) @ weights.T
+        return self.cosines(features, weights)
+
+    def cosines(self, features: Tensor, weights: Tensor) -> Tensor:
+        """Those of features (N, D) and unit texts (C, D) times exp(tau)."""
+        with in_full_precision(features):
+            found: Tensor = self.factor * F.normalize(features.float()) @ weights.float().T
         return found
 
     def plain_features(self, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from cil.contract import Phase, Settings
 from cil.data import Batch, Samples
 from cil.memory import Budget, tensor_bytes
 from cil.models import NetFactory, Output, TaskNet, evaluating
+from cil.models.base import in_full_precision
 from cil.strategies.base import check
 from cil.strategies.parts.subspace import (
     freeze_norms_and_biases,
@@ -160,7 +161,8 @@ class TRGP(TaskLearner):
         made = {}
         for name, layer in weighted_layers(self.net.backbone).items():
             basis, rows = self._space(name).basis, layer.weight.flatten(1)
-            scaled = rows + rows @ basis @ self._scaling(task, name) @ basis.T
+            with in_full_precision(rows):
+                scaled = rows + rows @ basis @ self._scaling(task, name) @ basis.T
             made[f"backbone.{name}.weight"] = scaled.view_as(layer.weight)
         return made
 

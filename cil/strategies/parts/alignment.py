@@ -12,6 +12,7 @@ from torch import Tensor
 from cil.contract import Progress, RuntimeContext
 from cil.data import Batch, Samples
 from cil.memory import Prototypes, feature_samples
+from cil.models.base import in_full_precision
 
 
 def alignment_rows(gaussians: Prototypes, count: int) -> Samples:
@@ -43,7 +44,8 @@ def draw_all(
     drawn = means.new_zeros(len(means), count, means.shape[1])
     for slot in gaussians.counts.nonzero().flatten().tolist():
         noise = torch.randn(count, means.shape[1], generator=generator).to(means)
-        noise = noise @ covariance_root(gaussians, slot, jitter).T
+        with in_full_precision(noise):
+            noise = noise @ covariance_root(gaussians, slot, jitter).T
         factor = float(scales[slot])
         drawn[slot] = factor * (means[slot] + noise) if whole else factor * means[slot] + noise
     return drawn.flatten(0, 1)

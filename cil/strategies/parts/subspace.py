@@ -163,6 +163,7 @@ def input_rows(layer: nn.Linear | nn.Conv2d, images: Tensor) -> Tensor:
     """
     if isinstance(layer, nn.Linear):
         return images.flatten(0, -2)
-    padding = layer.padding if not isinstance(layer.padding, str) else 0
-    patches = F.unfold(images, layer.kernel_size, layer.dilation, padding, layer.stride)  # (N, d, places)
+    around, mode = layer._reversed_padding_repeated_twice, layer.padding_mode  # of padding="same" too
+    images = F.pad(images, around) if mode == "zeros" else F.pad(images, around, mode=mode)
+    patches = F.unfold(images, layer.kernel_size, layer.dilation, 0, layer.stride)  # (N, d, places)
     return patches.transpose(1, 2).flatten(0, 1)
