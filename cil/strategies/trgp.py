@@ -203,7 +203,8 @@ class TRGP(TaskLearner):
         return found
 
     def _like(self) -> Tensor:
-        return next(self.net.backbone.parameters())
+        found: Tensor = next(self.net.backbone.parameters())
+        return found
 
 
 def trust_region(shares: Tensor | Sequence[float], least: float, most: int) -> list[int]:

@@ -63,7 +63,7 @@ def test_nothing_given_adds_nothing():
 
 
 @pytest.mark.parametrize("layer", [
-    nn.Conv2d(2, 3, 3, 2, 1, bias=False), nn.Conv2d(2, 3, 4, padding="same", bias=False), nn.Linear(5, 3, bias=False),
+    nn.Conv2d(2, 3, 3, 2, 1, bias=False), nn.Conv2d(2, 3, 5, padding="same", bias=False), nn.Linear(5, 3, bias=False),
     nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular", bias=False),
 ])  # fmt: skip
 def test_rows_times_weight_are_what_the_layer_gives(layer):
