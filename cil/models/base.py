@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -105,6 +106,11 @@ def he_normal(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
+def in_full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """No autocast inside, on the device of ``like``: cosines and distances in half precision tie."""
+    return torch.autocast("cpu" if like.is_meta else like.device.type, enabled=False)  # on meta nothing is cast
 
 
 def drawn_for(like: Tensor, make: Callable[[], Module]) -> Module:

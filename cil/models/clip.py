@@ -22,7 +22,7 @@ class TextEncoder(Protocol):
     """A backbone that also reads: its texts and its images lie in one space."""
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """(N, D) of unit length, D the length of an image's feature."""
+        """(N, D) of unit length, D the length of an image's feature; with a gradient where something in it learns."""
         ...
 
     def logit_factor(self) -> float:
@@ -64,7 +64,6 @@ class ClipBackbone(nn.Module):
         model: Any = self.model
         return (model.visual if self._text else model)(images), ()
 
-    @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """(N, D) of unit length.
 
@@ -80,9 +79,11 @@ class ClipBackbone(nn.Module):
         return F.normalize(model.encode_text(tokens).float())
 
     def logit_factor(self) -> float:
-        """exp of the trained temperature."""
+        """exp of the trained temperature; 100 without a text tower, and where there are no values (``meta``)."""
         model: Any = self.model
-        return float(model.logit_scale.detach().exp()) if self._text else 100.0
+        if not self._text or model.logit_scale.is_meta:
+            return 100.0
+        return float(model.logit_scale.detach().exp())
 
 
 def clip_backbone(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.errors import ConfigError
+from cil.models.base import in_full_precision
 from cil.models.block_pass import prefixed_block, run_blocks
 from cil.models.timm_zoo import TimmBackbone
 
@@ -83,8 +84,7 @@ def component_weights(queries: Tensor, attention: Tensor, keys: Tensor) -> Tenso
     >>> component_weights(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 0.0]])).item()
     1.0
     """
-    kind = "cpu" if queries.is_meta else queries.device.type
-    with torch.autocast(kind, enabled=False):
+    with in_full_precision(queries):
         queries, keys = queries.float(), F.normalize(keys, dim=1)
         norms = (queries.square() @ attention.square().T).clamp(min=1e-24).sqrt()  # |q * A_m|
         return queries @ (attention * keys).T / norms

@@ -154,7 +154,7 @@ class BlockAdapters(Tuner):
         width, depth, like = backbone.feature_dim, len(model.blocks[:blocks]), next(backbone.parameters())
         self.scale = scale
         self.scales = nn.Parameter(like.detach().new_full((depth,), scale)) if learn_scale else None
-        made = partial(_bottleneck, width, rank, dropout)
+        made = partial(bottleneck, width, rank, dropout)
         self.adapters = nn.ModuleList(drawn_for(like, made) for _ in range(depth))
 
     def features(self, backbone: TimmBackbone, images: Tensor) -> Tensor:
@@ -235,7 +235,8 @@ def make_tuner(kind: str, backbone: nn.Module, rank: int, user: str, prompts: in
     return ScaleShift(vit) if kind == "scale_shift" else PromptTokens(vit, prompts, deep=kind == "deep_prompts")
 
 
-def _bottleneck(width: int, rank: int, dropout: float) -> nn.Sequential:
+def bottleneck(width: int, rank: int, dropout: float) -> nn.Sequential:
+    """U relu(V x + b) + c, dropout after the ReLU. V Kaiming-uniform, U and biases 0, so it gives 0 at the start."""
     down, up = nn.Linear(width, rank), nn.Linear(rank, width)
     nn.init.kaiming_uniform_(down.weight, a=5**0.5)
     for zero in (down.bias, up.weight, up.bias):

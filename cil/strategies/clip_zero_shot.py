@@ -11,6 +11,7 @@ from torch import Tensor
 from cil.contract import Phase
 from cil.memory import Budget
 from cil.models import NetFactory
+from cil.models.base import in_full_precision
 from cil.strategies.base import Strategy
 from cil.strategies.parts.class_texts import ClassTexts, class_weight, reader
 from cil.strategies.parts.frozen_backbone import features_only, trains_first
@@ -76,5 +77,6 @@ class ClipZeroShot(Strategy):
     def predict(self, images: Tensor) -> Tensor:
         """(N, ...) to (N, C)."""
         features = F.normalize(self.net(images).features.float())
-        scores: Tensor = self.net.backbone.logit_factor() * features @ self.weights.T
+        with in_full_precision(features):
+            scores: Tensor = self.net.backbone.logit_factor() * features @ self.weights.T
         return scores

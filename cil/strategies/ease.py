@@ -14,6 +14,7 @@ from cil.contract import Phase
 from cil.data import Batch
 from cil.memory import Budget, State
 from cil.models import CosineHead, Head, NetFactory, freeze
+from cil.models.base import in_full_precision
 from cil.models.block_pass import plain_transformer
 from cil.models.tuners import BlockAdapters
 from cil.strategies.base import check
@@ -117,7 +118,8 @@ class EASE(FrozenTransformer):
         """The scores above; minus infinity for a class without images: (N, ...) to (N, C)."""
         assert self.prototypes is not None
         phi = torch.stack([self.features(index, images) for index in range(len(self.adapters))], dim=1)
-        scores = torch.einsum("ntd,ctd->nct", F.normalize(phi.float(), dim=2), self.prototypes)
+        with in_full_precision(phi):
+            scores = torch.einsum("ntd,ctd->nct", F.normalize(phi.float(), dim=2), self.prototypes)
         own = F.one_hot(torch.tensor(self.arrivals), len(self.adapters)).to(scores)  # (C, T)
         weights = own + (1 - own) * self.others / max(1, len(self.adapters) - 1)
         return (scores * weights).sum(2).masked_fill(self.counts.sum(1) == 0, -torch.inf)

@@ -9,6 +9,7 @@ from torch import Tensor
 from cil.errors import ConfigError, TrainingError
 from cil.memory import Budget, Prototypes, State, tensor_bytes
 from cil.models import NetFactory
+from cil.models.base import in_full_precision
 from cil.strategies.base import check
 from cil.strategies.parts.frozen_backbone import FrozenBackbone, float64_features, to_float64
 from cil.strategies.registry import register
@@ -110,10 +111,11 @@ class FeCAM(FrozenBackbone):
         """Minus the squared distance to each class; to one without data minus infinity: (N, ...) to (N, C)."""
         assert self.factors is not None and self.centres is not None
         features = self._scaled(self._transformed(to_float64(self.net(images).features))).to(self.centres)
-        scores = [  # equation 4, class by class: (N, D, D) is never built
-            -((features - centre) @ self.factors[slot % len(self.factors)].T).square().sum(1)
-            for slot, centre in enumerate(self.centres)
-        ]
+        with in_full_precision(features):
+            scores = [  # equation 4, class by class: (N, D, D) is never built
+                -((features - centre) @ self.factors[slot % len(self.factors)].T).square().sum(1)
+                for slot, centre in enumerate(self.centres)
+            ]
         return torch.stack(scores, dim=1).masked_fill(self.gaussians.counts == 0, -torch.inf)
 
     def _transformed(self, features: Tensor) -> Tensor:

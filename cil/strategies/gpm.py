@@ -13,11 +13,16 @@ from cil.memory import Budget, tensor_bytes
 from cil.models import NetFactory, evaluating
 from cil.strategies.base import Strategy, check
 from cil.strategies.parts import new_class_cross_entropy
-from cil.strategies.parts.subspace import Subspace, input_moments, weighted_layers
+from cil.strategies.parts.subspace import (
+    Subspace,
+    freeze_norms_and_biases,
+    input_moments,
+    layer_key,
+    norms_in_evaluation,
+    weighted_layers,
+)
 from cil.strategies.registry import register
 from cil.streams import Experience
-
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 @register("gpm")
@@ -52,7 +57,7 @@ class GPM(Strategy):
         check.at_least(1, "gpm", images=images)
         self.threshold, self.step, self.images = threshold, step, images
         sizes = {name: layer.weight[0].numel() for name, layer in weighted_layers(self.net.backbone).items()}
-        bases = {_key(name): Subspace(size) for name, size in sizes.items()}
+        bases = {layer_key(name): Subspace(size) for name, size in sizes.items()}
         self.keep("bases", nn.ModuleDict(bases).to(self.net.head.weight.device), kind="statistics")
 
     @classmethod
@@ -65,11 +70,7 @@ class GPM(Strategy):
 
     def prepare(self, experience: Experience) -> None:
         if experience.index:
-            for layer in self.net.backbone.modules():
-                own = layer.parameters(recurse=False) if isinstance(layer, NORMS) else [getattr(layer, "bias", None)]
-                for parameter in own:
-                    if isinstance(parameter, nn.Parameter):
-                        parameter.requires_grad_(False)
+            freeze_norms_and_biases(self.net.backbone)
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
         yield Phase("main", self.training_set(experience), self.loss, weight_decay=0.0)
@@ -77,9 +78,7 @@ class GPM(Strategy):
     def train_mode(self) -> None:
         self.net.train()
         if self.old_classes:
-            for layer in self.net.backbone.modules():
-                if isinstance(layer, NORMS):
-                    layer.eval()
+            norms_in_evaluation(self.net.backbone)
 
     def loss(self, batch: Batch) -> Tensor:
         return new_class_cross_entropy(self.net(batch.images).logits, batch.slots, self.first_slot)
@@ -103,11 +102,6 @@ class GPM(Strategy):
             self._basis(name).extend(found, share)
 
     def _basis(self, name: str) -> Subspace:
-        found = self.bases[_key(name)]
+        found = self.bases[layer_key(name)]
         assert isinstance(found, Subspace)
         return found
-
-
-def _key(name: str) -> str:
-    """A layer's name without dots, which names of modules in a dict may not have."""
-    return name.replace(".", "/")

@@ -17,7 +17,7 @@ from cil.models import NetFactory, freeze
 from cil.models.block_pass import plain_transformer
 from cil.models.tuners import BlockAdapters
 from cil.strategies.base import check
-from cil.strategies.parts.alignment import gaussian_samples
+from cil.strategies.parts.alignment import alignment_rows, draw_all, epoch_features
 from cil.strategies.parts.frozen_backbone import class_sums, cosine_scores, float64_features
 from cil.strategies.parts.frozen_heads import FeaturesAndHead
 from cil.strategies.parts.frozen_transformer import FrozenTransformer
@@ -62,6 +62,8 @@ class MOS(FrozenTransformer):
     gaussians: Prototypes
     sums: Tensor  # (C, D), of features with the first adapters
     arrivals: list[int]
+    drawn: Tensor  # (C n, D) samples of an epoch of the alignment
+    drawn_in: int
 
     def __init__(
         self,
@@ -95,6 +97,8 @@ class MOS(FrozenTransformer):
         gaussians = Prototypes(d, covariance, min(10, d - 1) if covariance == "low_rank" else 1)
         self.keep("gaussians", gaussians.to(blank.device), kind="statistics")
         self.keep("sums", blank.new_zeros(0, d), kind="prototypes")
+        self.keep("drawn", None, kind="temporary")
+        self.keep("drawn_in", -1, lifetime="training")  # the epoch
 
     def grow_net(self, signature: Signature) -> None:
         super().grow_net(signature)
@@ -123,10 +127,8 @@ class MOS(FrozenTransformer):
         if len(train):  # of what comes back, features have moved
             self.gaussians.update(float64_features(self, train, self._view(-1)), train.slots)
         if experience.index and self.align["epochs"]:
-            samples = gaussian_samples(
-                self.gaussians, self.generator("align"), count=self.align_samples, epochs=self.align["epochs"],
-                scales=torch.ones(self.num_classes), jitter=self.jitter,
-            )  # fmt: skip
+            self.drawn = self.gaussians.means.new_zeros(self.num_classes * self.align_samples, self.vit.feature_dim)
+            samples = alignment_rows(self.gaussians, self.align_samples)
             yield Phase("align", samples, self.align_loss, parameters=head, main=False, schedule="cosine", **self.align)
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
@@ -139,12 +141,17 @@ class MOS(FrozenTransformer):
 
     def align_loss(self, batch: Batch) -> Tensor:
         """Cross-entropy over all classes, of samples of features."""
-        return F.cross_entropy(self.net(batch.extras["features"][:, self.progress.epoch]), batch.slots)
+        return F.cross_entropy(self.net(epoch_features(self, batch)), batch.slots)
+
+    def draw_samples(self, epoch: int) -> Tensor:
+        """(C n, D) of an epoch of the alignment."""
+        ones, generator = torch.ones(self.num_classes), self.generator(f"align:{epoch}")
+        return draw_all(self.gaussians, generator, count=self.align_samples, scales=ones, jitter=self.jitter)
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
         past = [list(adapters.parameters()) for adapters in self.adapters[:-1]]
-        if past and "features" not in batch.extras:  # A_b <- (1 - alpha) A_b + alpha mean_k A_k; not in the alignment
+        if past and "rows" not in batch.extras:  # A_b <- (1 - alpha) A_b + alpha mean_k A_k; not in the alignment
             for own, *earlier in zip(self.adapters[-1].parameters(), *past, strict=True):
                 own.lerp_(torch.stack(list(earlier)).mean(0), self.merge)
 

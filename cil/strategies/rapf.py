@@ -13,6 +13,7 @@ from cil.contract import Phase
 from cil.data import Batch
 from cil.memory import Budget, Prototypes, tensor_bytes
 from cil.models import GrowingNet, NetFactory, extract
+from cil.models.base import in_full_precision
 from cil.strategies.base import Strategy, check
 from cil.strategies.parts.class_texts import ClassTexts, class_weight, reader
 from cil.strategies.parts.frozen_backbone import features_only, trains_first
@@ -147,7 +148,9 @@ class RAPF(Strategy):
 
     def scores(self, features: Tensor) -> Tensor:
         """Logits of raw features: (N, D) to (N, C)."""
-        found: Tensor = self.factor * F.normalize(self.map(features)) @ self.weights.T
+        mapped = F.normalize(self.map(features).float())
+        with in_full_precision(mapped):
+            found: Tensor = self.factor * mapped @ self.weights.T
         return found
 
     def predict(self, images: Tensor) -> Tensor:
@@ -159,8 +162,9 @@ class RAPF(Strategy):
         assert self.roots is not None
         noise = torch.randn(len(slots), self.net.feature_dim, generator=generator).to(self.device)
         slots = slots.to(self.device)
-        for slot in slots.unique().tolist():
-            noise[slots == slot] = noise[slots == slot] @ self.roots[slot]
+        with in_full_precision(noise):
+            for slot in slots.unique().tolist():
+                noise[slots == slot] = noise[slots == slot] @ self.roots[slot]
         return self.gaussians.means[slots] + noise
 
 

@@ -10,12 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil.contract import Phase, loaded_reference
-from cil.data import Batch, Samples
+from cil.data import Batch
 from cil.memory import Budget, Prototypes, tensor_bytes
 from cil.models import GrowingNet, LinearHead, NetFactory, extract, freeze
 from cil.models.tuners import LowRank
 from cil.strategies.base import Strategy, check
-from cil.strategies.parts.alignment import gaussian_samples, mean_logit_norm, reverse_cross_entropy
+from cil.strategies.parts.alignment import (
+    alignment_rows,
+    draw_all,
+    epoch_features,
+    mean_logit_norm,
+    reverse_cross_entropy,
+)
 from cil.strategies.parts.frozen_backbone import features_only
 from cil.strategies.parts.frozen_heads import FeaturesAndHead
 from cil.strategies.parts.heads import freeze_rows
@@ -63,6 +69,8 @@ class SLCA(Strategy):
     aligned: LinearHead
     tuner: LowRank | None
     gaussians: Prototypes
+    drawn: Tensor  # (C n, D) samples of an epoch of the alignment
+    drawn_in: int
 
     def __init__(
         self,
@@ -102,6 +110,8 @@ class SLCA(Strategy):
         self.keep("aligned", LinearHead(d).to(blank), kind="parameters")
         gaussians = Prototypes(d, covariance, rank if covariance == "low_rank" else 1)
         self.keep("gaussians", gaussians.to(blank.device), kind="statistics")
+        self.keep("drawn", None, kind="temporary")
+        self.keep("drawn_in", -1, lifetime="training")  # the epoch
         self.keep("old_rows", {}, kind="temporary")  # of the head, as they were
         self.keep("tuner", None, kind="temporary")
         if tuning == "low_rank":
@@ -127,6 +137,7 @@ class SLCA(Strategy):
         self.aligned.grow(new)
         self.gaussians.grow(new)
         self.arrivals += [signature.index] * new
+        self.index = signature.index
 
     def side_bytes(self) -> int:
         """Statistics go by ``covariance`` and ``rank``."""
@@ -148,9 +159,10 @@ class SLCA(Strategy):
             self.gaussians.update(extract(self._view(), new), new.slots)
         self.aligned.load_state_dict(self.head.state_dict())
         if experience.index and self.align["epochs"]:
+            self.drawn = self.gaussians.means.new_zeros(self.num_classes * self.align_samples, self.net.feature_dim)
             yield Phase(
-                "align", self._samples(experience.index), self.align_loss, parameters=list(self.aligned.parameters()),
-                main=False, schedule="cosine", **self.align,
+                "align", alignment_rows(self.gaussians, self.align_samples), self.align_loss,
+                parameters=list(self.aligned.parameters()), main=False, schedule="cosine", **self.align,
             )  # fmt: skip
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
@@ -163,7 +175,7 @@ class SLCA(Strategy):
 
     def align_loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of z / (tau mean_t |z_t|) over all classes."""
-        logits = self.aligned(batch.extras["features"][:, self.progress.epoch])
+        logits = self.aligned(epoch_features(self, batch))
         if self.temperature is not None:
             sizes = [self.arrivals.count(index) for index in range(self.arrivals[-1] + 1)]
             logits = logits / (self.temperature * mean_logit_norm(logits, sizes))
@@ -195,13 +207,13 @@ class SLCA(Strategy):
         u = 0.01 + 0.02 * torch.rand(len(arrived), generator=generator)
         return 1 / (1 + u * (index - arrived))
 
-    def _samples(self, index: int) -> Samples:
-        return gaussian_samples(
+    def draw_samples(self, epoch: int) -> Tensor:
+        """(C n, D) of an epoch of the alignment."""
+        return draw_all(
             self.gaussians,
-            self.generator("align"),
+            self.generator(f"align:{epoch}"),
             count=self.align_samples,
-            epochs=self.align["epochs"],
-            scales=self.scales(index, self.generator("scales")),
+            scales=self.scales(self.index, self.generator("scales")),
             whole=self.scaling == "decay",
             jitter=self.jitter,
         )

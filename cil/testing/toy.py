@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from cil import plugins
 from cil.data import ArrayStore, Augment, Dataset, Samples
@@ -22,6 +23,7 @@ from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.memory import Budget
 from cil.models import NetFactory, SmallConvNet, build_backbone, register_model
+from cil.models.base import count_parameters
 from cil.models.registry import ImageSize
 from cil.strategies import Strategy, find
 from cil.streams import Stream, TaskKey, TaskStream, class_incremental
@@ -49,6 +51,48 @@ class ToyClip(SmallConvNet):
     def logit_factor(self) -> float:
         """See ``TextEncoder``."""
         return 100.0
+
+
+class _ToyBlock(nn.Module):
+    """Tokens (N, T, D) that see their mean, and an MLP behind a norm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + x.mean(1, keepdim=True)
+        found: torch.Tensor = x + self.mlp(self.norm2(x))
+        return found
+
+
+@register_model("toy_clip_transformer")
+class ToyClipTransformer(nn.Module):
+    """A backbone that also reads, with a block in each tower: on patches of an image, on letters of a text."""
+
+    feature_dim = 16
+
+    def __init__(self, in_channels: int, image_size: ImageSize) -> None:
+        super().__init__()
+        self.patches, self.letters = nn.Conv2d(in_channels, 16, 4, 4), nn.Embedding(256, 8)
+        self.image_block, self.text_block = _ToyBlock(16), _ToyBlock(8)
+        self.text_out = nn.Linear(8, 16)
+        self.survey_parameters = count_parameters(self.patches) + count_parameters(self.image_block)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """(N, C, H, W) to (N, D), and no maps."""
+        return self.image_block(self.patches(images).flatten(2).mT).mean(1), ()
+
+    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """(N, D), see ``TextEncoder``."""
+        rows = [list(text.encode()[:40].ljust(40)) for text in texts]
+        tokens = self.letters(torch.tensor(rows, device=self.letters.weight.device))
+        return F.normalize(self.text_out(self.text_block(tokens).mean(1)))
+
+    def logit_factor(self) -> float:
+        """See ``TextEncoder``."""
+        return 10.0
 
 
 def toy_dataset(

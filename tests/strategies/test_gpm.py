@@ -62,7 +62,10 @@ def test_nothing_given_adds_nothing():
     assert found.extend(torch.zeros(3, 3), 0.97) == found.dimension == 0
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(2, 3, 3, 2, 1, bias=False), nn.Linear(5, 3, bias=False)])
+@pytest.mark.parametrize("layer", [
+    nn.Conv2d(2, 3, 3, 2, 1, bias=False), nn.Conv2d(2, 3, 5, padding="same", bias=False), nn.Linear(5, 3, bias=False),
+    nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular", bias=False),
+])  # fmt: skip
 def test_rows_times_weight_are_what_the_layer_gives(layer):
     images = torch.rand(2, 2, 7, 7) if isinstance(layer, nn.Conv2d) else torch.rand(2, 4, 5)
     made = layer(images)

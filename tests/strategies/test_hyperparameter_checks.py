@@ -87,6 +87,8 @@ OUT_OF_RANGE = {
     "lwf": [("temperature", -2.0), ("strength", NAN)],
     "mas": [("strength", -1.0), ("strength", NAN), ("function", "cubed"), ("batch_size", 0), ("merge", "mean")],
     "memo": [("auxiliary", -1.0), ("train_shared", "maybe")],
+    "moe_adapters": [("top", 0), ("experts", 1, "it must be 2 or more"), ("freeze", -1), ("threshold", 0.0),
+                     ("routers", "two", "allowed: each, one"), ("code", 0), ("selector_lr", 0.0)],
     "mos": [("rank", 0), ("merge", 1.1), ("apart", -1), ("head_lr", 0.0), ("covariance", "none"), ("align_epochs", -1)],
     "pass": [("distillation", -1), ("prototypes", -0.5), ("prototypes", NAN), ("temperature", NAN), ("pseudo", -1),
              ("temperature", 0, "it must be above 0"), ("radius", "some", "allowed: all, first")],
@@ -108,6 +110,7 @@ OUT_OF_RANGE = {
              ("backbone_lr", 0.0), ("temperature", 0.0, "it must be above 0")],
     "ssre": [("distillation", -1), ("prototypes", -0.5), ("distillation", NAN), ("temperature", NAN),
              ("temperature", 0.0, "it must be above 0")],
+    "trgp": [("threshold", 0.0, "it must be above 0"), ("trust", 1.1), ("step", -1), ("images", 0), ("regions", 0)],
     "wa": [("temperature", 0), ("strength", -0.1)],
 }  # fmt: skip
 

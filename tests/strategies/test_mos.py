@@ -41,6 +41,13 @@ def test_rows_apart_by_hand():
     assert learner.loss(batch(1))["apart"].item() == pytest.approx(0.1 * math.log(1 + math.exp(-1.25)))
 
 
+def test_rows_of_old_classes_get_no_gradient():
+    learner = bare("mos", classes=[2, 2], **TOY)
+    sum(learner.loss(batch(2, 3)).values()).backward()
+    assert not learner.net.weight.grad[:2].any() and learner.net.weight.grad[2:].any(dim=1).all()
+    assert all(p.grad is None for p in learner.adapters[0].parameters())
+
+
 def test_the_bytes_of_adapters_of_a_vit_b16():
     with torch.device("meta"):
         vit = build_backbone("timm:vit_base_patch16_224", 3, 224)

@@ -8,12 +8,20 @@ import torch
 import torch.nn.functional as F
 from small_runs import bare, batch, differing
 
+from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Prototypes
 from cil.models import build_backbone, extract
 from cil.models.tuners import LowRank
 from cil.strategies import find
-from cil.strategies.parts.alignment import gaussian_samples, mean_logit_norm, reverse_cross_entropy
+from cil.strategies.parts.alignment import (
+    alignment_rows,
+    covariance_root,
+    draw_all,
+    epoch_features,
+    mean_logit_norm,
+    reverse_cross_entropy,
+)
 from cil.testing import toy_run, toy_stream
 
 VIT = {"name": "timm:vit_tiny_patch16_224", "options": {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}}
@@ -39,23 +47,59 @@ def test_means_of_old_classes_are_scaled_by_their_age():
     assert found[4] == 1 and 1 / 1.12 < found[0] < 1 / 1.04
 
 
-def test_samples_have_the_scaled_means_of_their_classes():
-    gaussians = Prototypes(2, "full")
-    gaussians.grow(3)
-    points = torch.tensor([[3.0, 4.0], [5.0, 4.0], [0.0, 10.0]])
-    gaussians.update(points, torch.tensor([0, 0, 2]))
-    make = partial(gaussian_samples, gaussians, count=4000, epochs=3, scales=torch.tensor([0.5, 1.0, 1.0]))
-    samples = make(torch.Generator().manual_seed(0))
-    assert samples.counts() == {0: 4000, 2: 4000}
-    drawn = samples.extras["features"]
-    assert drawn.shape == (8000, 3, 2) and not torch.equal(drawn[:, 0], drawn[:, 1])
-    own = drawn[samples.slots == 0]
-    error = 3 * own[..., 0].std() / math.sqrt(own[..., 0].numel())
-    assert abs(own[..., 0].mean() - 2.0) < error  # half of 4, and the variance of 1 stays
-    assert own[..., 0].var().item() == pytest.approx(1.0, abs=0.05)
-    torch.testing.assert_close(drawn[samples.slots == 2][0, 0], torch.tensor([0.0, 10.0]))
-    whole = make(torch.Generator().manual_seed(0), whole=True).extras["features"][samples.slots == 0]
-    assert whole[..., 0].var().item() == pytest.approx(0.25, abs=0.02)
+@pytest.fixture
+def gaussians():
+    """Three classes: two points, none, one point."""
+    made = Prototypes(2, "full")
+    made.grow(3)
+    made.update(torch.tensor([[3.0, 4.0], [5.0, 4.0], [0.0, 10.0]]), torch.tensor([0, 0, 2]))
+    return made
+
+
+def test_samples_have_the_scaled_means_of_their_classes(gaussians):
+    """Half of (4, 4); the variance of 1 along the first axis stays, but where whole samples are halved."""
+    make = partial(draw_all, gaussians, count=12_000, scales=torch.tensor([0.5, 1.0, 1.0]))
+    drawn = make(torch.Generator().manual_seed(0)).unflatten(0, (3, -1))
+    error = 3 * drawn[0, :, 0].std() / math.sqrt(12_000)
+    assert abs(drawn[0, :, 0].mean() - 2.0) < error and (drawn[0, :, 1] == 2.0).all()
+    assert drawn[0, :, 0].var().item() == pytest.approx(1.0, abs=0.05)
+    assert not drawn[1].any() and (drawn[2] == torch.tensor([0.0, 10.0])).all()
+    whole = make(torch.Generator().manual_seed(0), whole=True).unflatten(0, (3, -1))[0]
+    assert whole[:, 0].var().item() == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("spread", ["full", "low_rank", "diagonal", "tied"])
+def test_roots_give_the_covariance_back_with_jitter(spread):
+    made = Prototypes(5, spread, 2)
+    made.grow(1)
+    made.update(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), torch.zeros(4).long())  # of rank 3
+    root = covariance_root(made, 0, 1e-3)
+    torch.testing.assert_close(root @ root.T, made.covariance(0) + 1e-3 * torch.eye(5), atol=1e-5, rtol=1e-4)
+    if spread == "full":  # not definite: the symmetric root
+        root = covariance_root(made, 0, 0.0)
+        torch.testing.assert_close(root @ root.T, made.covariance(0), atol=1e-5, rtol=1e-4)
+
+
+def test_rows_of_the_alignment_are_those_of_their_class(gaussians):
+    rows = alignment_rows(gaussians, 2)
+    assert rows.slots.tolist() == [0, 0, 2, 2] and rows.extras["rows"].tolist() == [0, 1, 4, 5]
+
+
+def test_each_epoch_has_samples_of_its_own_and_one_epoch_is_billed(learn):
+    """Six classes of eight samples of 32 numbers, whatever the number of epochs."""
+    learner = bare("slca", classes=[1], align_samples=3)
+    learner.context.generator = lambda purpose: torch.Generator().manual_seed(sum(purpose.encode()))
+    learner.gaussians.update(torch.randn(4, 32), torch.zeros(4).long())
+    one = Batch(torch.zeros(2, 1, 1, 1), torch.zeros(2).long(), extras={"rows": torch.tensor([2, 0])})
+    first = epoch_features(learner, one)
+    assert torch.equal(first, learner.draw_samples(0)[[2, 0]]) and torch.equal(epoch_features(learner, one), first)
+    learner.progress.epoch = 1
+    assert torch.equal(epoch_features(learner, one), learner.draw_samples(1)[[2, 0]])
+    assert not torch.equal(learner.draw_samples(1)[[2, 0]], first)
+    for epochs in (2, 3):
+        done = learn("slca", hyperparameters={"align_samples": 8, "align_epochs": epochs})
+        assert done.trained_with(2)["drawn"] == 4 * 6 * 8 * 32
+    assert "drawn" not in done.state(2).tensors
 
 
 def test_the_norm_of_logits_is_the_mean_over_experiences():

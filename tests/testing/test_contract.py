@@ -46,6 +46,7 @@ TASK_LEARNERS = {  # rules that may fail by what each does, beside those below; 
     "cumulative": ("only_the_state_crosses_a_boundary", "the_ledger_is_the_checkpoint", "uneven_streams_are_learned"),
     "pretrained_static": ("state_survives_the_round_trip", "the_ledger_is_the_checkpoint"),
     "task_linear_probe": ("predict_does_not_look_at_the_rest_of_the_batch",),
+    "trgp": ("state_survives_the_round_trip", "the_ledger_is_the_checkpoint"),
     "ewc_online": ("only_the_state_crosses_a_boundary", "the_ledger_is_the_checkpoint"),
 }
 FOR_A_FEW = (  # that others find out too (two runs differ: resumed, and in processes), or that look at what all share

@@ -3,39 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.data import Samples
+from cil.contract import Progress, RuntimeContext
+from cil.data import Batch, Samples
 from cil.memory import Prototypes, feature_samples
+from cil.models.base import in_full_precision
 
 
-def gaussian_samples(
+def alignment_rows(gaussians: Prototypes, count: int) -> Samples:
+    """``count`` samples of each class that has statistics: ``extras["rows"]`` are their rows of ``draw_all``."""
+    known = gaussians.counts.nonzero().flatten().cpu()
+    rows = known[:, None] * count + torch.arange(count)
+    return feature_samples({"rows": rows.flatten()}, known.repeat_interleave(count))
+
+
+@torch.no_grad()
+def draw_all(
     gaussians: Prototypes,
     generator: torch.Generator,
     *,
     count: int,
-    epochs: int,
     scales: Tensor,
     whole: bool = False,
     jitter: float = 0.0,
-) -> Samples:
-    """``count`` samples a class and epoch: ``extras["features"]`` is (N, epochs, D), one column for each epoch.
+) -> Tensor:
+    """(C count, D) features: ``count`` samples of each class, one class after the other; 0 without statistics.
 
     Args:
         gaussians: A mean and a covariance for each class.
         generator: On the CPU.
         scales: (C,) factors of the means; of the samples themselves where ``whole`` says so.
-        jitter: See ``Prototypes.draw``.
+        jitter: Added to all variances.
     """
-    known = gaussians.counts.nonzero().flatten()
-    slots = known.repeat_interleave(count * epochs)
-    drawn = gaussians.draw(slots, generator, jitter)
-    factors = scales.to(drawn)[:, None]
-    drawn = drawn * factors[slots] if whole else drawn + ((factors - 1) * gaussians.means)[slots]
-    return feature_samples({"features": drawn.unflatten(0, (-1, epochs))}, known.repeat_interleave(count))
+    means = gaussians.means
+    drawn = means.new_zeros(len(means), count, means.shape[1])
+    for slot in gaussians.counts.nonzero().flatten().tolist():
+        noise = torch.randn(count, means.shape[1], generator=generator).to(means)
+        with in_full_precision(noise):
+            noise = noise @ covariance_root(gaussians, slot, jitter).T
+        factor = float(scales[slot])
+        drawn[slot] = factor * (means[slot] + noise) if whole else factor * means[slot] + noise
+    return drawn.flatten(0, 1)
+
+
+def covariance_root(gaussians: Prototypes, slot: int, jitter: float) -> Tensor:
+    """(D, D) R with R R' the covariance of a class, and ``jitter`` more on its diagonal."""
+    matrix = gaussians.covariance(slot).double()
+    matrix.diagonal().add_(jitter)
+    root, broken = torch.linalg.cholesky_ex(matrix)
+    return gaussians.root(slot, jitter) if bool(broken) else root.to(gaussians.means)
+
+
+class EpochDraws(Protocol):
+    """A learner that is aligned.
+
+    Attributes:
+        drawn: Kept as ``temporary``, of the size of ``draw_all`` from before the phase on, so that it is billed.
+        drawn_in: The epoch of these, -1 at first; kept for training, so that an interruption draws nothing twice.
+    """
+
+    drawn: Tensor
+    drawn_in: int
+    progress: Progress
+    context: RuntimeContext
+
+    def draw_samples(self, epoch: int) -> Tensor:
+        """What ``draw_all`` gives for an epoch."""
+        ...
+
+
+def epoch_features(learner: EpochDraws, batch: Batch) -> Tensor:
+    """(N, D) features of a batch of ``alignment_rows``: all are drawn anew with the first batch of an epoch."""
+    epoch = learner.progress.epoch
+    if learner.drawn_in != epoch:
+        with learner.context.flops.counting():
+            learner.drawn = learner.draw_samples(epoch)
+        learner.drawn_in = epoch
+    return learner.drawn[batch.extras["rows"]]
 
 
 def mean_logit_norm(logits: Tensor, sizes: Sequence[int]) -> Tensor:

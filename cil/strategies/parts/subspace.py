@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from cil.errors import ConfigError
 
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
 
 class Subspace(nn.Module):
     """A subspace of R^d, to keep as ``statistics``: an orthonormal basis M of it, or N of its complement.
@@ -73,11 +75,7 @@ class Subspace(nn.Module):
         held = self.basis.cpu().double()
         if self.complement:
             return held[:, : -1 - int(self.count)]
-        inside = held[:, : int(self.count)]
-        if not inside.shape[1]:
-            return torch.eye(len(held)).double()
-        whole: Tensor = torch.linalg.qr(inside, mode="complete").Q
-        return whole[:, inside.shape[1] :]
+        return orthogonal_complement(held[:, : int(self.count)])
 
     def _hold(self, new: Tensor, rest: Tensor) -> None:
         """Take ``new`` directions in; ``rest`` is what is still outside."""
@@ -90,6 +88,35 @@ class Subspace(nn.Module):
         found = torch.linalg.qr(found).Q if found.shape[1] else found  # rounding does not add up
         self.basis.zero_()[:, : found.shape[1]] = found.to(self.basis)
         self.count.fill_(count)
+
+
+def orthogonal_complement(basis: Tensor) -> Tensor:
+    """(d, d - k) orthonormal basis of all that lies outside an orthonormal one (d, k)."""
+    if not basis.shape[1]:
+        return torch.eye(len(basis)).to(basis)
+    whole: Tensor = torch.linalg.qr(basis, mode="complete").Q
+    return whole[:, basis.shape[1] :]
+
+
+def layer_key(name: str) -> str:
+    """A layer's name without dots, which names of modules in a dict may not have."""
+    return name.replace(".", "/")
+
+
+def freeze_norms_and_biases(backbone: nn.Module) -> None:
+    """Take norms and biases out of training, whose gradients no subspace of inputs tells where to go."""
+    for layer in backbone.modules():
+        own = layer.parameters(recurse=False) if isinstance(layer, NORMS) else [getattr(layer, "bias", None)]
+        for parameter in own:
+            if isinstance(parameter, nn.Parameter):
+                parameter.requires_grad_(False)
+
+
+def norms_in_evaluation(backbone: nn.Module) -> None:
+    """Put norms into evaluation mode, so that their statistics stay."""
+    for layer in backbone.modules():
+        if isinstance(layer, NORMS):
+            layer.eval()
 
 
 def weighted_layers(backbone: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
@@ -136,6 +163,7 @@ def input_rows(layer: nn.Linear | nn.Conv2d, images: Tensor) -> Tensor:
     """
     if isinstance(layer, nn.Linear):
         return images.flatten(0, -2)
-    padding = layer.padding if not isinstance(layer.padding, str) else 0
-    patches = F.unfold(images, layer.kernel_size, layer.dilation, padding, layer.stride)  # (N, d, places)
+    around, mode = layer._reversed_padding_repeated_twice, layer.padding_mode  # of padding="same" too
+    images = F.pad(images, around) if mode == "zeros" else F.pad(images, around, mode=mode)
+    patches = F.unfold(images, layer.kernel_size, layer.dilation, 0, layer.stride)  # (N, d, places)
     return patches.transpose(1, 2).flatten(0, 1)
