@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from cil import plugins
@@ -33,6 +33,15 @@ def _reduced(runs: Iterable[RunSummary]) -> Iterable[str]:
         yield f"scale={scale}: a reduced setting, whose numbers are not to be held against published ones."
 
 
+def _with_others(section: Section, found: Sequence[Sections]) -> Section:
+    """A section with the rows of other toolboxes that met the same stream, below its own."""
+    if section.setting is None:
+        return section
+    return section.with_others(
+        "foreign", [rows for part in found if part.others is not None for rows in part.others(section.setting)]
+    )
+
+
 def table(records: Iterable[Record]) -> Table:
     """Put records into one table: sections by kind of run, made by the kind itself.
 
@@ -61,7 +70,7 @@ def table(records: Iterable[Record]) -> Table:
         found.append(kind.sections(by_kind[name]))
         runs += map(RunSummary, by_kind[name])
     return Table(
-        sections=tuple(section for part in found for section in part.sections),
+        sections=tuple(_with_others(section, found) for part in found for section in part.sections),
         warnings=(*_reduced(runs), *(warning for part in found for warning in part.warnings), *unknown),
         footnotes=tuple(note for part in found for note in part.footnotes),
         readings=tuple(part.reading for part in found),

@@ -149,7 +149,8 @@ def _differences(sections: Sequence[Section]) -> Iterable[str]:
 
 def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: Sequence[Group]) -> Section:
     first, competitors = groups[0].first, ranked(rows)
-    budget = next((group.first.budget for group in groups if not group.first.bound), first.budget)
+    competitor = next((group.first for group in groups if not group.first.bound), first)
+    budget = competitor.budget
     title, subtitle = stream_words(first), budget_words(budget)
     facts = _facts(groups, budget)
     verdicts = [
@@ -196,7 +197,8 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: 
             **({"paired_tests": seeds_content(competitors)} if over_seeds else {}),
         },
         plots=partial(plots, rows, first.limit, first.convention),
-        published=partial(published_beside, next((group.first for group in groups if not group.first.bound), first)),
+        published=partial(published_beside, competitor),
+        setting=competitor.record,
         extra=partial(exemplar_table, rows),
     )
 
