@@ -57,7 +57,7 @@ class Section:
         legend: Headings that are short for something, said once: of sections of one kind the first has them.
         entries: Rows without structure for CSV and JSON, numbers unrounded.
         content: Further content for JSON; a key here replaces one of the section.
-        extra: Makes further HTML of the page, such as strips of images.
+        pictures: Makes further HTML of the page: images of the data set, and what goes with them.
         published: Finds numbers of publications on the same setting, where they are asked for.
         setting: The record of a run, by which rows of other toolboxes are found that belong below the main table.
     """
@@ -80,7 +80,7 @@ class Section:
     legend: str = ""
     entries: tuple[dict[str, Any], ...] = ()
     content: Mapping[str, Any] = field(default_factory=dict)
-    extra: Callable[[], str] = field(default=str, repr=False, compare=False)
+    pictures: Callable[[], str] = field(default=str, repr=False, compare=False)
     published: Callable[[], tuple[RowsOfOthers, ...]] = field(default=tuple, repr=False, compare=False)
     setting: Record | None = field(default=None, repr=False, compare=False)
 

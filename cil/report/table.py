@@ -26,6 +26,10 @@ class Table:
         """The same with numbers of publications on the same settings beside the rows; they are never ranked."""
         return replace(self, sections=tuple(section.with_published() for section in self.sections))
 
+    def without_pictures(self) -> Table:
+        """The same without images of the data sets, which not everybody may be shown."""
+        return replace(self, sections=tuple(replace(section, pictures=str) for section in self.sections))
+
 
 def _reduced(runs: Iterable[RunSummary]) -> Iterable[str]:
     """Say so where runs are not of the setting that their experiment publishes."""
