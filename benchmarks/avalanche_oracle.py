@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import cil
 from cil.api import networks
-from cil.engine.recipe import Recipe
+from cil.engine.recipe import Recipe, constant
 from cil.interop.avalanche import to_avalanche
 from cil.interop.avalanche.host import Logits
 from cil.interop.avalanche.library import library
@@ -91,7 +91,7 @@ def bridge(name: str, seed: int) -> list[float]:
 
 def _trained(strategy: Any, seed: int) -> list[float]:
     sgd = partial(torch.optim.SGD, lr=RATE, momentum=MOMENTUM)
-    recipe = Recipe(epochs=EPOCHS, batch_size=BATCH, optimizer=sgd)
+    recipe = Recipe(epochs=EPOCHS, batch_size=BATCH, optimizer=sgd, scheduler=constant)
     budget = cil.Budget(exemplars=EXEMPLARS, side_bytes=None)
     with tempfile.TemporaryDirectory() as folder:
         record = cil.train(

@@ -78,8 +78,8 @@ def test_results_are_the_same_without_pictures_and_no_page_has_any(folder, capsy
     one, other = (Record.load(folder / name) for name in ("with", "without"))
     for key in ("accuracy_matrix", "exemplars", "flops"):
         assert one.results[key] == other.results[key]
-    assert "sample_images" not in other.arrays() and "data:image/png" not in html(table([other]), "Report")
+    assert "sample_images" not in other.arrays() and "<img" not in html(table([other]), "Report")
     page = folder / "page.html"
     assert main(["report", str(folder / "with"), "--html", str(page), "--no-pictures"]) == 0
     text = page.read_text()
-    assert "data:image/png" not in text and "--no-pictures --html" in text
+    assert "<img" not in text and "--no-pictures --html" in text
