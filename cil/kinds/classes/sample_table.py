@@ -40,14 +40,10 @@ def samples_of(run: RunSummary) -> tuple[Array, Array, Array] | None:
     return arrays[IMAGES], arrays[SLOTS], arrays[ANSWERS]
 
 
-def class_name(run: RunSummary, slot: int) -> str:
-    """The name of the class that came at this place."""
-    return str(run.stream["classes"][run.order[1][slot]])
-
-
 def _table(alike: Sequence[tuple[Row, Array, Array, Array]]) -> str:
     first, images, slots, _ = alike[0]
-    names = [class_name(first.runs[0], int(slot)) for slot in slots]
+    classes = first.runs[0].stream["classes"]  # by slot
+    names = [str(classes[slot]) for slot in slots]
     heads = "".join(
         f'<th scope="col">{picture(png_strip([image]), name)}{escape(name)}</th>'
         for image, name in zip(images, names, strict=True)
@@ -60,10 +56,11 @@ def _table(alike: Sequence[tuple[Row, Array, Array, Array]]) -> str:
 
 
 def _line(row: Row, slots: Array, answers: Array) -> str:
+    classes = row.runs[0].stream["classes"]
     cells = "".join(
         f'<td class="right">{RIGHT}</td>'
         if slot == answer
-        else f'<td class="wrong">{escape(class_name(row.runs[0], int(answer)))}</td>'
+        else f'<td class="wrong">{escape(str(classes[answer]))}</td>'
         for slot, answer in zip(slots, answers, strict=True)
     )
     return f'<tr data-row="{escape(row.label)}"><th scope="row">{escape(row.label)}</th>{cells}</tr>'

@@ -18,7 +18,8 @@ from cil.report.verdicts import Score
 from cil.tracking import Record
 
 AVERAGE, LAST = "average_incremental_accuracy", "last_accuracy"
-HEADS = {"Avg %": AVERAGE, "Last %": LAST, "forgetting": "forgetting", "last top-5 %": "last_top5"}
+TOP5 = "last top-5 %"
+HEADS = {"Avg %": AVERAGE, "Last %": LAST, "forgetting": "forgetting", TOP5: "last_top5"}
 WORDS = {"head": "", "nearest_mean": ", nearest mean"}  # of an answer, behind the name of a method
 SAME_DATA = {  # names of theirs for data sets of ours
     "cifar224": "cifar100", "cub": "cub200", "imageneta": "imagenet_a", "imagenetr": "imagenet_r",
@@ -71,10 +72,15 @@ class ForeignRow:
         return Score({run.seed: run.result(*path) for run in self.runs})
 
     def line(self) -> Line:
-        """Its line below a table of ours, or in its own."""
+        """Its line in its own table."""
         scores = self.scores()
         cells = {head: str(scores[name]) for head, name in HEADS.items()}
         return Line(self.label, {"n": str(len(self.runs)), **cells, "exemplars": whole(self._exemplars())}, self.marks)
+
+    def line_beside(self) -> Line:
+        """Its line below a table of ours, which has other answers in a table of their own."""
+        line = self.line()
+        return Line(line.name, {head: cell for head, cell in line.cells.items() if head != TOP5}, line.marks)
 
     def entry(self, heading: str) -> dict[str, Any]:
         """The same for CSV and JSON, numbers unrounded."""
@@ -164,7 +170,7 @@ def _beside(parts: Sequence[tuple[Sequence[Group], Sequence[ForeignRow]]], recor
 def _others(first: RunSummary, rows: Sequence[ForeignRow], run: RunSummary) -> RowsOfOthers:
     order = "" if first.stream["class_order"] == list(run.order[1]) else ", another class order"
     heading = f"foreign: read from logs, not billed{order}; not ranked"
-    return RowsOfOthers(heading, tuple(row.line() for row in rows), tuple(row.entry(heading) for row in rows))
+    return RowsOfOthers(heading, tuple(row.line_beside() for row in rows), tuple(row.entry(heading) for row in rows))
 
 
 def _same_split(other: RunSummary, run: RunSummary) -> bool:
