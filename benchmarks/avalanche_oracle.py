@@ -131,6 +131,9 @@ def alone(name: str, seed: int, *, alike: bool) -> list[float]:
         criterion.seen = INCREMENT * (index + 1)
         criterion.first = INCREMENT * index if alike and name in NEW_ONLY else 0
         strategy.train(experience, eval_streams=[])
+        for plugin in strategy.plugins:
+            if alike and hasattr(plugin, "lwf"):  # Avalanche leaves the teacher's batch norm in training mode
+                plugin.lwf.prev_model.eval()
         tests = [stream.test(place) for place in range(index + 1)]
         right = sum(_right(strategy.model, samples, criterion.seen) for samples in tests)
         curve.append(100 * right / sum(map(len, tests)))

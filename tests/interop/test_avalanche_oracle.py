@@ -101,6 +101,8 @@ def test_penalties_act_behind_the_boundary(name, stream, tmp_path, monkeypatch):
         before = strategy.loss.item()
         add(self, strategy, **rest)
         added[strategy.clock.train_exp_counter].append(strategy.loss.item() - before)
+        if name == "LwF" and strategy.clock.train_exp_counter:
+            assert all(part.training for part in self.lwf.prev_model.modules())  # as Avalanche leaves its copy
 
     monkeypatch.setattr(plugin, "before_backward", before_backward)
     make = partial(AvalancheStrategy, name=name, epochs=2, batch_size=4, lr=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -14,7 +15,6 @@ from cil.interop.avalanche.carried import Carried, plugin_of
 from cil.interop.avalanche.host import Host, Logits
 from cil.interop.avalanche.library import library
 from cil.memory import tensor_bytes
-from cil.models import frozen_copy
 from cil.strategies.parts.importance import padded_to
 
 PREFIX = "net."  # of the names of parameters in the module that Avalanche trains
@@ -29,13 +29,13 @@ class Teacher(Carried):
 
     def before(self) -> None:
         if self.learner.num_classes:
-            self.learner.teacher = frozen_copy(self.learner.net)
+            self.learner.teacher = copy.deepcopy(self.learner.net).requires_grad_(False)
 
     def restore(self, strategy: Any, data: Any) -> None:
         if self.learner.teacher is None:
             return
         lwf = plugin_of(strategy, "LwFPlugin").lwf
-        lwf.prev_model = Logits(self.learner.teacher).eval()
+        lwf.prev_model = Logits(self.learner.teacher).train()  # as in Avalanche: batch norm goes by the batch
         lwf.prev_classes_by_task[0] = set(range(self.learner.old_classes))
         lwf.expcount = self.learner.experiences
 
