@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cil.errors import ConfigError
 from cil.metrics import average_incremental_accuracy, forgetting
 from cil.tracking import Record, RecordError, identity_hash
@@ -280,7 +282,7 @@ def _results(run: LoggedRun, base: int, increment: int) -> dict[str, Any]:
     answers = {ours: _answer(run, theirs) for theirs, ours in ANSWERS.items() if (theirs, "top1") in run.curves}
     curve = answers.get("head", {}).get("accuracy_curve", [])
     matrix = _matrix(run.groups.get("CNN", [])[: len(curve)], base, increment)
-    lost = forgetting(matrix) if matrix and len(matrix) > 1 else math.nan
+    lost = float(forgetting(np.array(matrix, dtype=float))) if len(matrix) > 1 else math.nan
     return {
         "accuracy_curve": curve,
         "average_incremental_accuracy": average_incremental_accuracy(curve) if curve else None,

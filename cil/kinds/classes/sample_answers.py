@@ -21,7 +21,7 @@ def spread(classes: int, count: int = COUNT) -> list[int]:
     >>> spread(3), spread(100, 4)
     ([0, 1, 2], [0, 33, 66, 99])
     """
-    return np.linspace(0, classes - 1, min(count, classes)).round().astype(int).tolist()
+    return [int(slot) for slot in np.linspace(0, classes - 1, min(count, classes)).round()]
 
 
 class SampleAnswers:

@@ -152,6 +152,8 @@ def test_the_command_leaves_records_that_every_reader_takes(log, tmp_path, capsy
     assert Record.load(again.directory).frame().shape[0] == 2
     assert main(["show", str(again.directory)]) == 0 and main(["runs", "list", str(root)]) == 0
     assert "foreign" in capsys.readouterr().out
+    assert main(["evaluate", str(again.directory)]) == 2
+    assert "is of the kind foreign; give the run of a strategy" in capsys.readouterr().err
     assert main(["import", str(log("nothing\n", "bad.log")), str(path), "--into", str(root)]) == 1
     assert "bad.log is no log" in capsys.readouterr().err
 
