@@ -166,7 +166,7 @@ def plan(
     work = plugins.find("cil.kinds", stream.kind).work(
         stream=stream, make_learner=make, make_factory=make_factory, budget=budget, fit=fit,
         recipe=recipe, name=name, runtime=runtime, seed=options.seed, evaluation_batch=options.evaluation_batch,
-        answers=options.answers, open_set=options.open_set, anytime=anytime,
+        answers=options.answers, open_set=options.open_set, pictures=options.pictures, anytime=anytime,
     )  # fmt: skip
     facts = dict(facts or {})
     config = facts.pop("config", None) or {
@@ -187,6 +187,7 @@ def plan(
         "bound": work.bound,
         "uses_horizon": bool(work.method.uses_horizon) or budget.reserve == "final",
         **({} if options.features is None else {"features": options.features}),
+        **({} if options.pictures else {"pictures": False}),
         **({"transductive": True} if work.transductive else {}),
         "class_order": list(stream.order),
         "stream": stream.description(),

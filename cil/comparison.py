@@ -21,6 +21,7 @@ from cil.report.page import html, refuse_foreign_report, write_page
 from cil.strategies import Strategy
 from cil.streams import Stream
 from cil.tracking import Record, plain
+from cil.tracking.lines import frame
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,9 @@ class Comparison:
         """The rows as a ``pandas.DataFrame``.
 
         Raises:
-            ConfigError: where pandas is not installed.
+            MissingPackage: if pandas is not installed (the extra ``cil[frames]``).
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ConfigError("frame() needs pandas: pip install pandas; rows is the same as a list") from error
-        return pandas.DataFrame(self.rows)
+        return frame(self.rows)
 
     def write_page(self, path: str | Path, title: str = "Comparison") -> Path:
         """Write the page to another place, under another title."""

@@ -21,6 +21,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "classes": "cil.kinds.classes:CLASSES",
         "tasks": "cil.kinds.tasks:TASKS",
         "adaptation": "cil.kinds.adaptation:ADAPTATION",
+        "foreign": "cil.kinds.foreign:FOREIGN",
     },
     "cil.strategies": {  # bridges to other toolboxes: they are named, and strategy=all leaves them out
         "avalanche": "cil.interop.avalanche.strategy:AvalancheStrategy",

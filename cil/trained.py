@@ -161,8 +161,8 @@ def _learners_of(
     record: Record, strategy: Any, device: str, experience: int | None
 ) -> tuple[Learners, int, Checkpoints]:
     identity, checkpoints = record.identity, Checkpoints(record.directory, run=record.run)
-    if "strategy" not in identity:
-        raise ConfigError(f"{record.directory} is an {record.kind} run; give the run of a strategy")
+    if "networks" not in identity:
+        raise ConfigError(f"{record.directory} is of the kind {record.kind}; give the run of a strategy")
     done = checkpoints.done()
     if not done:
         raise ResumeError(f"{record.directory} has no checkpoint yet: no experience was finished")

@@ -174,6 +174,7 @@ KEYS: dict[str, Rule] = {
     "trainer.answers": one_of("all", "own"),
     "trainer.looks": looks,
     "trainer.open_set": one_of(True, False),
+    "trainer.pictures": one_of(True, False),
     "budget.kind": one_of("none", "exemplars", "per_class", "bytes", "aligned"),
     "budget.exemplars": whole(0, none=True),
     "budget.per_class": whole(0, none=True),

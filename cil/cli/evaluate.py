@@ -78,11 +78,11 @@ def recorded_accuracy(record: Record, experience: int) -> float | None:
 
 def change_stream(record: Record, overrides: Sequence[str]) -> dict[str, Any]:
     """The stream of a run, with changes; the class order stays, so that slots mean what they meant."""
+    if "class_order" not in record.identity:
+        raise ConfigError(f"{record.directory} is of the kind {record.kind}; give the run of a strategy")
     given = record.identity["config"].get("stream")
     if not isinstance(given, dict) or "builder" not in given:
         raise ConfigError(f"{record.directory} was made in Python; evaluate it there: cil.evaluate(run_dir, stream)")
-    if "class_order" not in record.identity:
-        raise ConfigError(f"{record.directory} is an {record.kind} run; give the run of a strategy")
     stream = dict(given)
     refuse_targets(stream, f"{record.directory}/record.json: config.stream")
     if not isinstance(stream["builder"], str):

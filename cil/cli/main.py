@@ -30,6 +30,7 @@ COMMANDS = {
     "export": "a finished run as a torch.export or ONNX file",
     "audit": "a finished run: an experience redone from its stored state, bit for bit",
     "diff": "which settings of two runs differ, and where each came from",
+    "import": "results of PyCIL or PILOT, from their logs, as records beside runs",
     "dashboard": "a workspace or report of wandb for a sweep, written to a file",
     "runs": "the runs of a folder: list them, thin them out, move them",
     "cite": "the papers behind what runs used",
@@ -39,7 +40,7 @@ COMMANDS = {
     "new": "a small package with an own strategy, adapter, stream, metric or kind of run",
     "check": "the contract checks on a strategy or an adapter: module:Class, or a name",
 }
-_MODULES = {"list": "listing"}
+_MODULES = {"list": "listing", "import": "importing"}
 INTERRUPTED = 130
 
 

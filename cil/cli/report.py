@@ -16,11 +16,12 @@ from cil.cli.arguments import split_options
 from cil.errors import CilError, ConfigError
 
 if TYPE_CHECKING:
+    from cil.report import Table
     from cil.tracking import Record
 
 HELP = """
 usage: cil report PATH... [--html FILE] [--lines FILE] [--figures DIR] [--csv | --markdown | --latex]
-                          [--published] [--watch | --serve [PORT]]
+                          [--published] [--no-pictures] [--watch | --serve [PORT]]
 
 Every run at or under the paths, in one table: mean and deviation over seeds, forgetting, all bills. A record that
 cannot be used is named and left out; the command then ends with 1.
@@ -36,6 +37,7 @@ cannot be used is named and left out; the command then ends with 1.
   --csv          unrounded, one line a row
   --markdown     with all bills
   --published    with published numbers of the same stream, split and budget, which are not ranked
+  --no-pictures  a page without images of the data set: no test images with answers, no exemplars
   --latex        tables for a paper (booktabs), with the set-up as a comment
   --watch        with --html: write the page anew whenever a record changes, until Ctrl-C
   --serve PORT   the same on http://127.0.0.1:PORT (8000), which no other machine reaches
@@ -57,13 +59,14 @@ class Request:
     form: str = ""
     watch: bool = False
     published: bool = False
+    pictures: bool = True
     port: int | None = None
 
     @property
     def command(self) -> str:
         """The line that makes the page again."""
         paths = [_shown(path) for path in self.paths]
-        more = ["--published"] if self.published else []
+        more = ["--published"] * self.published + ["--no-pictures"] * (not self.pictures)
         return shlex.join(["cil", "report", *paths, *more, "--html", _shown(self.page or Path("page.html"))])
 
 
@@ -116,7 +119,6 @@ def _watch(request: Request) -> int:
 
 def _serve(request: Request, port: int) -> int:
     """Serve the page on this machine, made anew whenever a record has changed."""
-    from cil.report import table
     from cil.report.page import html
     from cil.report.runs import read_runs
     from cil.report.watch import follow, served, waiting_page
@@ -127,7 +129,7 @@ def _serve(request: Request, port: int) -> int:
         nonlocal shown
         try:
             records, _ = read_runs(request.paths)
-            page, _ = _written(records, lambda good: html(table(good), "Report", request.command))
+            page, _ = _written(records, lambda good: html(_content(good, request), "Report", request.command))
             shown = page.encode()
         except CilError as error:
             shown = waiting_page(error)
@@ -150,14 +152,22 @@ def _errors_printed() -> Iterator[None]:
         print(f"cil: {error}", file=sys.stderr)
 
 
-def _text(records: Sequence[Record], request: Request) -> str:
-    """Write the files that were asked for and name them; else the report in the form that was asked for."""
-    from cil.report import table, to_csv, to_latex, to_markdown, to_text, write_figures, write_lines
-    from cil.report.page import html, write_page
+def _content(records: Sequence[Record], request: Request) -> Table:
+    """The table of the records, with and without what was asked for."""
+    from cil.report import table
 
-    said, whole = [], table(records)
+    whole = table(records)
     if request.published:
         whole = whole.with_published()
+    return whole if request.pictures else whole.without_pictures()
+
+
+def _text(records: Sequence[Record], request: Request) -> str:
+    """Write the files that were asked for and name them; else the report in the form that was asked for."""
+    from cil.report import to_csv, to_latex, to_markdown, to_text, write_figures, write_lines
+    from cil.report.page import html, write_page
+
+    said, whole = [], _content(records, request)
     if request.page is not None:
         said.append(f"page: {write_page(html(whole, 'Report', request.command), request.page)}\n")
     if request.lines is not None:
@@ -210,7 +220,7 @@ def _parsed(arguments: list[str]) -> Request:
         ConfigError: for an option that there is not, or that lacks its value.
     """
     rest, port = _without_port(arguments)
-    flags = (*PRINTED, "--watch", "--published")
+    flags = (*PRINTED, "--watch", "--published", "--no-pictures")
     paths, values, given_flags = split_options(rest, {"--html": "", "--lines": "", "--figures": ""}, flags)
     forms = [flag for flag in PRINTED if flag in given_flags]
     if len(forms) > 1:
@@ -224,6 +234,7 @@ def _parsed(arguments: list[str]) -> Request:
         form=next(iter(forms), ""),
         watch="--watch" in given_flags,
         published="--published" in given_flags,
+        pictures="--no-pictures" not in given_flags,
         port=port,
     )
     if request.watch and request.page is None and port is None:

@@ -37,6 +37,7 @@ class RunOptions:
             type, and kept in the folder of ``reuse``, else in that of the run; None: computed when they are asked for.
         answers: Which are evaluated where a learner has several: ``all``, or its ``own`` alone.
         open_set: After each experience score the test images of classes to come, as unknown ones.
+        pictures: Keep a few small test images with the last answers to them, and let pages show them and exemplars.
         reuse: Folder of plain first phases that runs share, so that one of them trains what all of them begin with;
             ``auto``: that of the comparison that the run is of, if it is of one; None: none.
         group: Name of the runs that it belongs to on a dashboard.
@@ -57,6 +58,7 @@ class RunOptions:
     features: str | None = field(default=None, metadata={"key": "trainer.features"})
     answers: str = field(default="all", metadata={"key": "trainer.answers"})
     open_set: bool = field(default=False, metadata={"key": "trainer.open_set"})
+    pictures: bool = field(default=True, metadata={"key": "trainer.pictures"})
     reuse: str | Path | None = field(default="auto", metadata={"key": "reuse"})
     group: str | None = field(default=None)
     command: str | None = field(default=None)

@@ -45,6 +45,7 @@ class PlannedWork:
         evaluation_batch: Images a batch in evaluation.
         answers: Which are evaluated, where a learner has several: ``all``, or its ``own`` alone.
         open_set: Score test images of classes to come, as unknown ones.
+        pictures: Keep a few test images with their answers, for pages.
         anytime: How often to evaluate inside experiences; None: not at all.
         fit: The hyperparameter that the budget has set; None where it sets none.
 
@@ -67,6 +68,7 @@ class PlannedWork:
     evaluation_batch: int = 500
     answers: str = "all"
     open_set: bool = False
+    pictures: bool = True
     anytime: Anytime | None = None
     fit: Fitted | None = None
 

@@ -27,6 +27,7 @@ HOW = (  # beginnings of keys that say how a run was computed, not what; what wa
     "trainer.evaluation_batch",
     "trainer.answers",
     "trainer.open_set",
+    "trainer.pictures",
 )
 Item = TypeVar("Item")
 

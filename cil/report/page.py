@@ -169,7 +169,7 @@ def _section(section: Section, place: int, paint: Mapping[str, str]) -> str:
         _list(section.warnings, "warnings"),
         *map(_titled, section.tables),
         figures([plot for plot in plots if not plot.leads]),
-        section.extra(),
+        section.pictures(),
         *map(_titled, section.bills),
         f"<details open><summary>Settings</summary>\n{definitions(section.facts)}</details>" if section.facts else "",
         f"<h3>Set-up, in a paragraph</h3>\n<p>{escape(section.setup)}</p>" if section.setup else "",

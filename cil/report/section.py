@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from cil.report.grids import Grid, Line, Titled
 from cil.report.plots import Plot
 from cil.report.verdicts import Verdict
+from cil.tracking import Record
 
 DrawPlots = Callable[[int, Mapping[str, str]], list[Plot]]
 
@@ -21,8 +22,8 @@ class Labelled(Protocol):
 
 
 @dataclass(frozen=True)
-class Published:
-    """Rows of a publication on the same setting.
+class RowsOfOthers:
+    """Rows on the same setting that no run of ours made: of a publication, or of another toolbox. They are not ranked.
 
     Attributes:
         heading: Source, and what is not the same.
@@ -56,8 +57,9 @@ class Section:
         legend: Headings that are short for something, said once: of sections of one kind the first has them.
         entries: Rows without structure for CSV and JSON, numbers unrounded.
         content: Further content for JSON; a key here replaces one of the section.
-        extra: Makes further HTML of the page, such as strips of images.
-        published: Finds numbers of others on the same setting, where they are asked for.
+        pictures: Makes further HTML of the page: images of the data set, and what goes with them.
+        published: Finds numbers of publications on the same setting, where they are asked for.
+        setting: The record of a run, by which rows of other toolboxes are found that belong below the main table.
     """
 
     title: str
@@ -78,12 +80,16 @@ class Section:
     legend: str = ""
     entries: tuple[dict[str, Any], ...] = ()
     content: Mapping[str, Any] = field(default_factory=dict)
-    extra: Callable[[], str] = field(default=str, repr=False, compare=False)
-    published: Callable[[], tuple[Published, ...]] = field(default=tuple, repr=False, compare=False)
+    pictures: Callable[[], str] = field(default=str, repr=False, compare=False)
+    published: Callable[[], tuple[RowsOfOthers, ...]] = field(default=tuple, repr=False, compare=False)
+    setting: Record | None = field(default=None, repr=False, compare=False)
 
     def with_published(self) -> Section:
         """The same with published numbers below the rows of the main table."""
-        found = self.published()
+        return self.with_others("published", self.published())
+
+    def with_others(self, name: str, found: Sequence[RowsOfOthers]) -> Section:
+        """The same with rows of others below those of the main table, and as ``name`` in JSON."""
         if not found:
             return self
         entries = tuple(entry for one in found for entry in one.entries)
@@ -91,7 +97,7 @@ class Section:
             self,
             grid=Grid(self.grid.first, (*self.grid.parts, *((one.heading, one.lines) for one in found))),
             entries=(*self.entries, *entries),
-            content={**self.content, "published": entries},
+            content={**self.content, name: entries},
         )
 
     @property
@@ -111,9 +117,14 @@ class ReadingAid:
 
 @dataclass(frozen=True)
 class Sections:
-    """All that a report says of the records of one kind."""
+    """All that a report says of the records of one kind.
+
+    Attributes:
+        others: Finds rows among them that belong below the table of a run of another kind; they are not ranked.
+    """
 
     sections: tuple[Section, ...]
     reading: ReadingAid
     warnings: tuple[str, ...] = ()
     footnotes: tuple[str, ...] = ()
+    others: Callable[[Record], tuple[RowsOfOthers, ...]] | None = field(default=None, repr=False, compare=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from cil import plugins
@@ -26,11 +26,24 @@ class Table:
         """The same with numbers of publications on the same settings beside the rows; they are never ranked."""
         return replace(self, sections=tuple(section.with_published() for section in self.sections))
 
+    def without_pictures(self) -> Table:
+        """The same without images of the data sets, which not everybody may be shown."""
+        return replace(self, sections=tuple(replace(section, pictures=str) for section in self.sections))
+
 
 def _reduced(runs: Iterable[RunSummary]) -> Iterable[str]:
     """Say so where runs are not of the setting that their experiment publishes."""
     for scale in sorted({run.scale for run in runs if run.scale}):
         yield f"scale={scale}: a reduced setting, whose numbers are not to be held against published ones."
+
+
+def _with_others(section: Section, found: Sequence[Sections]) -> Section:
+    """A section with the rows of other toolboxes that met the same stream, below its own."""
+    if section.setting is None:
+        return section
+    return section.with_others(
+        "foreign", [rows for part in found if part.others is not None for rows in part.others(section.setting)]
+    )
 
 
 def table(records: Iterable[Record]) -> Table:
@@ -61,7 +74,7 @@ def table(records: Iterable[Record]) -> Table:
         found.append(kind.sections(by_kind[name]))
         runs += map(RunSummary, by_kind[name])
     return Table(
-        sections=tuple(section for part in found for section in part.sections),
+        sections=tuple(_with_others(section, found) for part in found for section in part.sections),
         warnings=(*_reduced(runs), *(warning for part in found for warning in part.warnings), *unknown),
         footnotes=tuple(note for part in found for note in part.footnotes),
         readings=tuple(part.reading for part in found),

@@ -323,7 +323,7 @@ def strategy_run(
         "uses_horizon": False,
         **(identity or {}),
     }
-    own = ("evaluation_batch", "answers", "open_set")
+    own = ("evaluation_batch", "answers", "open_set", "pictures")
     evaluation: dict[str, Any] = {key: given[key] for key in own if key in given}
     return run_of(stream, run_dir, found, evaluation, name=name, make_learner=make_learner, budget=budget, **given)
 

@@ -321,4 +321,5 @@ class StrategyIdentity(Identity):
     networks: Networks
     starts_from: NotRequired[str]
     features: NotRequired[str]
+    pictures: NotRequired[bool]
     tuning: NotRequired[Tuning]

@@ -200,7 +200,9 @@ def _settings(mode: str) -> wandb.Settings:
     limits: dict[str, Any] = {"init_timeout": _INIT_SECONDS}
     if "finish_timeout" in wandb.Settings.model_fields:  # newer versions
         limits["finish_timeout"] = _FINISH_SECONDS
-    return wandb.Settings(console="off", disable_git=True, x_disable_stats=True, silent=mode == "offline", **limits)
+    own: dict[str, Any] = {"console": "off", "disable_git": True, "x_disable_stats": True}
+    own["x_save_requirements"] = False  # reads every installed package; the versions that matter are in the identity
+    return wandb.Settings(silent=mode == "offline", **own, **limits)
 
 
 def _short(text: str) -> str:

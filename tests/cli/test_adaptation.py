@@ -55,7 +55,7 @@ def test_an_adapter_meets_a_stream_on_top_of_a_finished_run(cil, tmp_path, sourc
     shown = cil("show", str(record.directory)).out
     assert "brightness |" in shown and f"| {errors[1]:.1f} %" in shown
     refused = cil("run", *STREAM, "adapter=source", f"source={record.directory}")
-    assert refused.code == 2 and "is an adaptation run; give the run of a strategy" in refused.line
+    assert refused.code == 2 and "is of the kind adaptation; give the run of a strategy" in refused.line
 
 
 def test_several_adapters_are_compared_in_a_table_and_on_a_page(cil, tmp_path, weights):

@@ -10,7 +10,7 @@ import torch
 from cil import Budget, class_incremental, plan
 from cil.errors import ConfigError, DataError, StreamError
 from cil.interop.avalanche import avalanche_stream, from_avalanche, to_avalanche
-from cil.interop.avalanche.carried import evenly, shares
+from cil.interop.avalanche.carried_images import evenly, shares
 from cil.interop.avalanche.methods import METHODS, REFUSED, checked_options, method
 from cil.interop.avalanche.strategy import AvalancheBound, AvalancheStrategy
 from cil.strategies import find

@@ -8,10 +8,12 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cil.cli import report as command
+from cil.comparison import Comparison
 from cil.errors import ConfigError
 from cil.report import table, to_latex, write_figures, write_lines
 from cil.report.watch import follow, served
@@ -50,6 +52,8 @@ def test_a_package_that_is_missing_is_named_with_its_extra(run, tmp_path, monkey
         run().frame()
     with pytest.raises(MissingPackage, match=r"pip install 'cil\[frames\]'"):
         write_lines([run()], tmp_path / "lines.parquet")
+    with pytest.raises(MissingPackage, match=r"pip install 'cil\[frames\]'"):
+        Comparison.frame(SimpleNamespace(rows=[{"strategy": "icarl"}]))
 
 
 def test_latex_has_the_numbers_of_the_table_and_escapes_what_is_special(run):

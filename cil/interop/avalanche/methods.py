@@ -7,20 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cil.errors import ConfigError, nearest
-from cil.interop.avalanche.carried import (
+from cil.interop.avalanche.carried import Carried, Nothing
+from cil.interop.avalanche.carried_images import (
     AllData,
-    Carried,
     ClassBuffer,
     ExperienceBuffer,
     FirstOfEach,
-    Importance,
     LogitsBuffer,
-    Nothing,
-    PathImportance,
     RestartedBuffer,
-    Snapshots,
-    Teacher,
 )
+from cil.interop.avalanche.carried_weights import Importance, PathImportance, Snapshots, Teacher
 
 
 @dataclass(frozen=True)

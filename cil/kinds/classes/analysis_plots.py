@@ -179,7 +179,7 @@ def _norms(rows: Sequence[Row]) -> Picture | None:
         axes.set_title(label, fontsize=9, color=INK)
     for axes in panels[len(found) :]:
         axes.set_axis_off()
-    figure.colorbar(picture, ax=panels, shrink=0.8, aspect=25, label="norm by the mean of classes seen", pad=0.02)
+    figure.colorbar(picture, ax=panels, shrink=0.8, aspect=25, label="norm by mean", pad=0.02)
     caption = (
         "Row: after this experience. Column: a class, in order of arrival. Length of its weights in the linear "
         "classifier, divided by the mean of all classes seen: above 1 it is favoured. First seed."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from html import escape
@@ -13,11 +11,12 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from cil.report.images import picture, png_strip
 from cil.report.rows import Row
 from cil.report.runs import RunSummary
 from cil.tracking.digests import SEAL, tensors_sum, unseal
 
-ROWS, CLASSES, SIDE = 8, 16, 32  # most rows with a strip, and images in it; pixels of their side on the page
+ROWS, CLASSES = 8, 16  # most rows with a strip, and images in it
 LARGEST = 2**26  # bytes of a file of a state beyond which it is not read for this
 Array = np.ndarray[Any, Any]
 
@@ -28,10 +27,9 @@ def exemplar_table(rows: Sequence[Row]) -> str:
     for row in rows:
         images = first_exemplars(row.runs[0]) if row.runs and not row.bound and len(lines) < ROWS else None
         if images is not None:
-            source = base64.b64encode(_png(images)).decode()
-            picture = f'<img alt="exemplars of {escape(row.label)}" src="data:image/png;base64,{source}">'
+            strip = picture(png_strip(images), f"exemplars of {row.label}")
             lines.append(
-                f'<tr data-row="{escape(row.label)}"><th scope="row">{escape(row.label)}</th><td>{picture}</td></tr>'
+                f'<tr data-row="{escape(row.label)}"><th scope="row">{escape(row.label)}</th><td>{strip}</td></tr>'
             )
     if not lines:
         return ""
@@ -48,6 +46,8 @@ def first_exemplars(run: RunSummary) -> Array | None:
 
     The file is read only if it has the sum it was written with.
     """
+    if run.identity.get("pictures") is False:
+        return None
     states = sorted((run.record.directory / "checkpoint").glob("experience-*.json"))
     try:
         content, whole = unseal(json.loads(states[-1].read_bytes()))
@@ -77,14 +77,3 @@ def _sum_of(path: Path, tensors: dict[str, Array], run: str) -> str:
     """The sum of the tensors in a file of a run, as ``cil.engine.checkpoint`` makes it."""
     flat = ((name, array, np.ascontiguousarray(array).reshape(-1).view(np.uint8)) for name, array in tensors.items())
     return tensors_sum(f"{run}/{path.name}", ((n, f"torch.{a.dtype}", tuple(a.shape), bits) for n, a, bits in flat))
-
-
-def _png(images: Array) -> bytes:
-    """Images side by side, no larger than ``SIDE``, as a PNG."""
-    from PIL import Image
-
-    made = [Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0]) for image in images]
-    small = [one if one.height <= SIDE else one.resize((SIDE * one.width // one.height, SIDE)) for one in made]
-    buffer = io.BytesIO()
-    Image.fromarray(np.concatenate([np.asarray(one) for one in small], axis=1)).save(buffer, format="PNG")
-    return buffer.getvalue()

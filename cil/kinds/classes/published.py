@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from cil.interop.pycil import portions
 from cil.kinds.classes.rows import AVERAGE, FORGETTING, LAST
 from cil.report.grids import NOTHING, Line
 from cil.report.grouping import MIB
 from cil.report.runs import RunSummary
-from cil.report.section import Published
+from cil.report.section import RowsOfOthers
 
 NEAR = 0.005  # of a limit in bytes, as published ones are rounded
 CLASS_ORDER_SEED = 1993  # of numpy's legacy generator, in all of these publications
 HEADS = {"Avg %": AVERAGE, "Last %": LAST, "forgetting": FORGETTING}  # in the order of the file
 
 
-def published_beside(runs: Sequence[RunSummary]) -> tuple[Published, ...]:
+def published_beside(runs: Sequence[RunSummary]) -> tuple[RowsOfOthers, ...]:
     """The published tables of the setting that runs have, the first of which stands for all.
 
     A row says in its name which network or epochs it has, where a run of its method, or else the first one, has others.
@@ -40,7 +41,7 @@ def published_beside(runs: Sequence[RunSummary]) -> tuple[Published, ...]:
 
 def _published(
     heading: str, table: Mapping[str, Any], setting: Mapping[str, Any], runs: Sequence[RunSummary]
-) -> Published:  # fmt: skip
+) -> RowsOfOthers:  # fmt: skip
     ours = {run.learner: run for run in reversed(runs)}
     lines, entries = [], []
     for strategy, values in table["rows"].items():
@@ -51,7 +52,7 @@ def _published(
         lines.append(Line(label, cells))
         scores = {HEADS[head]: value for head, value in known.items()}
         entries.append({"label": label, "strategy": strategy, "standing": "published", **scores, "notes": heading})
-    return Published(heading, tuple(lines), tuple(entries))
+    return RowsOfOthers(heading, tuple(lines), tuple(entries))
 
 
 def _other_setting(strategy: str, dataset: str, setting: Mapping[str, Any], run: RunSummary) -> Iterator[str]:
@@ -72,7 +73,7 @@ def _matches(run: RunSummary, table: Mapping[str, Any], images: Mapping[str, int
     name, base, increment = table["dataset"], table["base"], table["increment"]
     return (
         str(stream.get("name")).split("_b")[0] == name
-        and sizes == _portions(sum(sizes), base or increment, increment)
+        and sizes == portions(sum(sizes), base or increment, increment)
         and bool(sum(stream.get("train_counts") or ()) >= images.get(name, 0))
         and bool(_weights(run)) == bool(table.get("pretrained"))
         and _same_budget(run, table)
@@ -87,18 +88,6 @@ def _same_budget(run: RunSummary, table: Mapping[str, Any]) -> bool:
     if run.limit is not None or budget.get("per_class") is not None:
         return False
     return bool((budget.get("exemplars") or 0) == table["exemplars"])
-
-
-def _portions(classes: int, first: int, each: int) -> list[int]:
-    """Classes of each experience; what is left over is a last one.
-
-    >>> _portions(100, 50, 20), _portions(10, 5, 5)
-    ([50, 20, 20, 10], [5, 5])
-    """
-    sizes = [first]
-    while (left := classes - sum(sizes)) > 0:
-        sizes.append(min(each, left))
-    return sizes
 
 
 def _weights(run: RunSummary) -> Any:

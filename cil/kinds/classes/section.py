@@ -24,6 +24,7 @@ from cil.kinds.classes.plasticity import joint_groups, plasticity_entry, plastic
 from cil.kinds.classes.plots import plots
 from cil.kinds.classes.published import published_beside
 from cil.kinds.classes.rows import AVERAGE, FORGETTING, LAST, by_standing, class_rows, ranked
+from cil.kinds.classes.sample_table import sample_tables
 from cil.kinds.classes.seeds import HEADING as SEEDS
 from cil.kinds.classes.seeds import TERMS as SEED_TERMS
 from cil.kinds.classes.seeds import seeds_content, seeds_table
@@ -149,7 +150,8 @@ def _differences(sections: Sequence[Section]) -> Iterable[str]:
 
 def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: Sequence[Group]) -> Section:
     first, competitors = groups[0].first, ranked(rows)
-    budget = next((group.first.budget for group in groups if not group.first.bound), first.budget)
+    competitor = next((group.first for group in groups if not group.first.bound), first)
+    budget = competitor.budget
     title, subtitle = stream_words(first), budget_words(budget)
     facts = _facts(groups, budget)
     verdicts = [
@@ -197,8 +199,14 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: 
         },
         plots=partial(plots, rows, first.limit, first.convention),
         published=partial(published_beside, [group.first for group in groups if not group.first.bound] or [first]),
-        extra=partial(exemplar_table, rows),
+        setting=competitor.record,
+        pictures=partial(_pictures, rows),
     )
+
+
+def _pictures(rows: Sequence[Row]) -> str:
+    """Test images with answers, then exemplars, as HTML."""
+    return "\n".join(filter(None, (sample_tables(rows), exemplar_table(rows))))
 
 
 def _grid(rows: Sequence[Row], counted: Sequence[str]) -> Grid:

@@ -20,6 +20,7 @@ from cil.kinds.classes.evaluation import evaluate
 from cil.kinds.classes.held_out import validation_counts
 from cil.kinds.classes.record_types import ClassScores
 from cil.kinds.classes.results import ScoresSoFar, class_scores
+from cil.kinds.classes.sample_answers import ANSWERS, IMAGES, SLOTS, SampleAnswers
 from cil.kinds.classes.unknowns import Unknowns
 from cil.models import LinearHead
 from cil.strategies import Strategy
@@ -53,23 +54,27 @@ class ClassWork(StrategyWork):
         """Right and wrong answers on the test data of all classes seen; those by other means are counted beside."""
         answers = Answers(learner, self.learners, index + 1, self.evaluation_batch, self.answers)
         unknowns = Unknowns(index + 1) if self.open_set else None
-        known = answers.listening(predict)
+        seen = learner.num_classes
+        samples = SampleAnswers(seen) if self.pictures and index == len(self.stream) - 1 else None
+        asked = answers.listening(predict)
+        asked = asked if samples is None else samples.listening(asked)
+        asked = asked if unknowns is None else unknowns.listening(asked)
 
         def answered(slots: Tensor, where: Tensor) -> None:
             answers.count(slots, where)
+            if samples is not None:
+                samples.count(slots)
             if unknowns is not None:
                 unknowns.count(slots, where)
 
-        seen = learner.num_classes
         how: dict[str, Any] = {
             "seed": self.seed,
             "device": self.runtime.torch_device,
             "batch_size": self.evaluation_batch,
         }
-        asked = known if unknowns is None else unknowns.listening(known)
         counts = evaluate(asked, self.stream, seen, answered=answered, **how)
         flops = counts["flops"] + answers.flops
-        counts |= answers.counts() | classifier_norms(learner)
+        counts |= answers.counts() | classifier_norms(learner) | ({} if samples is None else samples.counts())
         if self._held_out is not None:
             held_out = validation_counts(predict, self._held_out, seen, **how)
             flops = flops + held_out.pop("flops")
@@ -101,13 +106,17 @@ class ClassWork(StrategyWork):
         return self._so_far.over(rows).results()
 
     def arrays(self, rows: Rows) -> Mapping[str, Part]:
-        """``confusion`` (t, K, K): true by predicted after each experience; ``classifier_norms`` (t, K), NaN unseen."""
+        """``confusion`` (t, K, K): true by predicted after each experience; ``classifier_norms`` (t, K), NaN unseen.
+
+        After the last experience the test images of ``SampleAnswers``, their slots and what was answered.
+        """
         width, row = len(self.stream.classes), rows[-1]
         found = {"confusion": Part(row["cells"].numpy(), "stacked", (width, width))}
         if NORMS in row:
             norms = np.full(width, np.nan, np.float32)
             norms[: len(row[NORMS])] = row[NORMS].numpy()
             found[NORMS] = Part(norms, "stacked")
+        found |= {name: Part(row[name].numpy()) for name in (IMAGES, SLOTS, ANSWERS) if name in row}
         return found
 
     def panels(self, record: Record) -> list[Panel]:

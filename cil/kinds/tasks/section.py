@@ -9,10 +9,11 @@ from typing import Any
 
 from cil.kinds.tasks.plots import plots
 from cil.kinds.tasks.rows import TaskRow, chance_errors, task_rows
-from cil.kinds.tasks.timeline import Task, png_strip, timeline_table
+from cil.kinds.tasks.timeline import Task, timeline_table
 from cil.report.bills import USE_TERMS, bill_cells, bill_entry, bill_terms, use_cells, use_entry
 from cil.report.grids import NOTHING, Grid, Line, Titled, decimal, flops, grid, scores_entry, seconds, whole
 from cil.report.grouping import Group, budget_words, by_budget, comparisons, grouped
+from cil.report.images import png_strip
 from cil.report.labels import labels_of
 from cil.report.rows import lowest_error, remarks
 from cil.report.runs import CONVENTIONS, conventions_of
@@ -93,7 +94,7 @@ def _section(groups: Sequence[Group], number: int) -> Section:
         legend="" if number > 1 else LEGEND,
         entries=tuple(identity | entry for entry in _entries(rows, tasks)),
         plots=partial(plots, rows, tasks),
-        extra=lambda: timeline_table(tasks, strips_of(groups, len(tasks))),
+        pictures=lambda: timeline_table(tasks, strips_of(groups, len(tasks))),
     )
 
 

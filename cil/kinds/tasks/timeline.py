@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from cil.report.images import picture
 from cil.report.page import definitions, document, figures, write_page
 from cil.report.plots import COLOURS, FAINT, INK, WIDTH, Picture, draw_plots, figure_of, legend
 
@@ -108,21 +107,6 @@ def _row(task: Task, strip: bytes | None, splits: Sequence[str], shown: bool) ->
     final = " (final)" if task.get("final") else ""
     cells = [str(task["domain"]), f"{what}{more}", *(f"{counts[name]:,}" if name in counts else "–" for name in splits)]
     body = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-    image = "" if strip is None else base64.b64encode(strip).decode()
-    picture = f'<img alt="{escape(str(task["id"]))}" src="data:image/png;base64,{image}">' if image else "–"
+    shown_strip = picture(strip, str(task["id"])) if strip else "–"
     name = f'<th scope="row">{escape(str(task["id"]))}</th>'
-    return f"<tr><td>{task['year']}{final}</td>{name}{body}{f'<td>{picture}</td>' if shown else ''}</tr>"
-
-
-def png_strip(images: Any) -> bytes:
-    """Images side by side as a PNG.
-
-    Args:
-        images: (n, H, W, 3) uint8.
-    """
-    import numpy as np
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(list(images), axis=1)).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return f"<tr><td>{task['year']}{final}</td>{name}{body}{f'<td>{shown_strip}</td>' if shown else ''}</tr>"

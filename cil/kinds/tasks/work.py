@@ -54,11 +54,13 @@ class TaskWork(StrategyWork):
             predict, self.stream, index,
             seed=self.seed, device=self.runtime.torch_device, batch_size=self.evaluation_batch,
         )  # fmt: skip
-        return {**scores, "thumbnails": thumbnails(self._training_half[index].train)}
+        shown = {"thumbnails": thumbnails(self._training_half[index].train)} if self.pictures else {}
+        return {**scores, **shown}
 
     def arrays(self, rows: Rows) -> Mapping[str, Part]:
         """The images of the task, for the timeline of a report, which opens no data."""
-        return {f"thumbnails.{len(rows) - 1}": Part(rows[-1]["thumbnails"].numpy())}
+        row = rows[-1]
+        return {f"thumbnails.{len(rows) - 1}": Part(row["thumbnails"].numpy())} if "thumbnails" in row else {}
 
     def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> TaskScores:
         """Errors by task and split."""

@@ -33,6 +33,6 @@ def test_a_damaged_state_shows_none_and_the_page_is_made(record, tmp_path):
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert first_exemplars(RunSummary(record)) is None
-    assert "<img" not in write_html([record], tmp_path / "page.html").read_text()
+    assert "exemplars of replay" not in write_html([record], tmp_path / "page.html").read_text()
     file.unlink()
     assert first_exemplars(RunSummary(record)) is None
