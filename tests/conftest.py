@@ -18,6 +18,13 @@ from cil.streams import Stream, class_incremental
 
 torch.set_num_threads(1)
 
+# Files whose cases look at the same runs by the first part of their names, up to this sign; elsewhere a file's do.
+PARTED = {
+    "tests/testing/test_contract.py": "-",
+    "tests/adapt/test_all_adapters.py": "-",
+    "tests/docs/test_docs.py": ":",
+}
+
 MakeDataset = Callable[..., Dataset]
 
 
@@ -42,6 +49,26 @@ def _make(
     patterns = F.interpolate(coarse, size=(size, size))
     train, test = (_images(patterns, counts, generator) for counts in (train_counts, test_counts))
     return Dataset(name, train, test, [f"class {k}" for k in range(len(train_counts))], **settings)
+
+
+def group_of(nodeid: str) -> str:
+    """Tests of one group go to one worker, in order."""
+    file, _, test = nodeid.partition("::")
+    case = test.partition("[")[2].rstrip("]")
+    return f"{file} {case.partition(PARTED[file])[0]}" if case and file in PARTED else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Groups by name: those of marks are lost where pytest is newer than pytest-xdist (9.2 and 3.8)."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False  # the small groups come last, so that no worker waits for another
+    return Together(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import random
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -28,6 +28,7 @@ from cil.engine.process import in_child
 from cil.engine.recipe import Recipe
 from cil.memory import State, encode_meta, tensor_bytes
 from cil.testing.compare import EngineRun
+from cil.testing.side_effects import watched, watching
 from cil.tracking import Record
 from cil.tracking.files import METRICS, RECORD
 
@@ -103,6 +104,20 @@ class CheckedRun(ABC, Generic[L]):
             other.run.checkpoints.commit(index, own.state(index), own.facts(index), counts)
         log = (self.run.run_dir / METRICS).read_bytes()
         (other.run.run_dir / METRICS).write_bytes(log[: own.facts(boundary - 1)["offset"]])
+
+
+@dataclass(frozen=True)
+class Watched(Generic[L]):
+    """A run that was executed while its learners were looked at.
+
+    Attributes:
+        side_effects: Of its hooks, one line each.
+        otherwise: Boundaries at which the learner answered otherwise than the one rebuilt from its state.
+    """
+
+    run: CheckedRun[L]
+    side_effects: list[str]
+    otherwise: list[int]
 
 
 class Subject(ABC, Generic[L]):
@@ -188,13 +203,31 @@ class Subject(ABC, Generic[L]):
         process begins with global random numbers of its own: what follows them differs from any other run.
         """
         if self._finished is None:
-            folder = Path(self._folder.name) / self._name  # also seen by processes that were forked before it was there
-            if not (folder / RECORD).exists() or Record.load(folder).status != "finished":
-                shutil.rmtree(folder, ignore_errors=True)
-                torch.set_num_threads(1)  # of a process that forks
-                in_child(partial(_execute, self.run(folder).run))
-            self._finished = self.run(folder)
+            self._finished = self._executed(self._name, partial(_execute, self))
         return self._finished
+
+    def watched(self) -> Watched[L]:
+        """The same run once more, executed once for all rules that look at what goes on in it."""
+        noted = Path(self._folder.name) / f"{self._name}-noted.json"
+        run = self._executed(f"{self._name}-watched", partial(_execute_watched, self, noted))
+        return Watched(run, **json.loads(noted.read_text()))
+
+    def answering_otherwise(self, run: CheckedRun[L], learners: Sequence[L]) -> list[int]:
+        """Boundaries at which a learner that is given its own state answers otherwise than the rebuilt one.
+
+        Args:
+            learners: As training left them, one after the other.
+        """
+        return []  # of kinds whose learners answer while they learn
+
+    def _executed(self, name: str, execute: Callable[[Path], None]) -> CheckedRun[L]:
+        """A run in the subject's own folder, executed in a process of its own where it was not yet."""
+        folder = Path(self._folder.name) / name  # also seen by processes that were forked before it was there
+        if not (folder / RECORD).exists() or Record.load(folder).status != "finished":
+            shutil.rmtree(folder, ignore_errors=True)
+            torch.set_num_threads(1)  # of a process that forks
+            in_child(partial(execute, folder))
+        return self.run(folder)
 
     @contextmanager
     def live(self, **options: Any) -> Iterator[tuple[CheckedRun[L], list[tuple[int, L]]]]:
@@ -215,11 +248,21 @@ class Subject(ABC, Generic[L]):
         ]
 
     @contextmanager
-    def fresh(self, **options: Any) -> Iterator[CheckedRun[L]]:
-        """A run with these options, executed here and now, in a folder that is gone afterwards."""
+    def fresh(self, *, start: int = 0, until: int | None = None, **options: Any) -> Iterator[CheckedRun[L]]:
+        """A run with these options, executed here and now, in a folder that is gone afterwards.
+
+        Args:
+            start: How many of the first boundaries it takes over from the finished run.
+            until: Boundaries after which it is interrupted; None: it goes on to its end.
+        """
         with tempfile.TemporaryDirectory(prefix="cil-check-") as folder:
+            if until is not None:
+                options["loggers"] = [Interruption(until - 1, "boundary")]
             run = self.run(Path(folder), **options)
-            run.run.execute()
+            if start:
+                self.finished().copy_before(start, run)
+            with nullcontext() if until is None else suppress(KeyboardInterrupt):
+                run.run.execute()
             yield run
 
 
@@ -245,32 +288,52 @@ def _remembered(make: Callable[..., L], hook: str, found: list[L]) -> Callable[.
                 found.append(learner)
             return work(*given)
 
-        setattr(learner, hook, called)
+        object.__setattr__(learner, hook, called)
         return learner
 
     return made
 
 
-def _execute(run: EngineRun) -> None:
+def _execute(subject: Subject[L], folder: Path, **options: Any) -> CheckedRun[L]:
     random.seed()
     np.random.seed()  # noqa: NPY002
     torch.seed()
-    run.execute()
+    run = subject.run(folder, **options)
+    run.run.execute()
+    return run
+
+
+def _execute_watched(subject: Subject[L], path: Path, folder: Path) -> None:
+    """Execute a run, and note what happened in it."""
+    found: list[L] = []
+
+    def wrap(make: Callable[..., L]) -> Callable[..., L]:
+        return _remembered(watched(make, subject.hooks), subject.last_hook, found)
+
+    with watching(subject.sources()) as seen:
+        run = _execute(subject, folder, wrap=wrap)
+    noted = {"side_effects": seen, "otherwise": subject.answering_otherwise(run, found)}
+    path.write_text(json.dumps(noted))
 
 
 class Interruption:
-    """A logger that interrupts the run when it logs the step after so many, between two snapshots as like as not."""
+    """A logger that interrupts the run when it logs the step after so many, between two snapshots as like as not.
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    Args:
+        count: Lines that are logged before.
+        kind: Of the lines: ``step``, or ``boundary``, which is logged when its state and its answers are stored.
+    """
+
+    def __init__(self, count: int, kind: str = "step") -> None:
+        self.count, self.kind = count, kind
 
     def start(self, identity: Mapping[str, Any], directory: Path, *args: Any) -> None:
-        """Count the steps that were logged before the run was resumed."""
-        self.steps -= sum(1 for line in Record.load(directory).lines() if line["kind"] == "step")
+        """Count the lines that were logged before the run was resumed."""
+        self.count -= sum(1 for line in Record.load(directory).lines() if line["kind"] == self.kind)
 
     def log(self, kind: str, values: Mapping[str, float], axes: Mapping[str, Any]) -> None:
-        self.steps -= kind == "step"
-        if self.steps < 0:
+        self.count -= kind == self.kind
+        if self.count < 0:
             raise KeyboardInterrupt
 
     def table(self, *args: Any) -> None:
