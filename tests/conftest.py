@@ -60,8 +60,11 @@ def group_of(nodeid: str) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Groups by name: those of marks are lost where pytest is newer than pytest-xdist (9.2 and 3.8)."""
+    """Groups by name, unless ``--dist`` says otherwise: marks are lost where pytest is newer (9.2 with xdist 3.8)."""
     from xdist.scheduler import LoadScopeScheduling
+
+    if config.getvalue("dist") != "load":
+        return None
 
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
@@ -72,9 +75,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``fsync`` returns at once: no test pulls the plug."""
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``fsync`` returns at once: no test pulls the plug. One thread, whatever a test before this one chose."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,8 @@ def the_ledger_is_the_checkpoint(subject: Subject[L]) -> None:
 
 def same_seed_same_bits(subject: Subject[L]) -> None:
     """Two runs of one seed end in the same numbers and the same state."""
-    runs_are_the_same(subject, "twice with the same seed", subject.finished(), subject.watched().run)
+    with subject.fresh() as again:
+        runs_are_the_same(subject, "twice with the same seed", subject.finished(), again)
 
 
 def a_resumed_run_ends_where_the_straight_run_ends(subject: Subject[L]) -> None:
@@ -73,7 +74,7 @@ def a_resumed_run_ends_where_the_straight_run_ends(subject: Subject[L]) -> None:
 
 def hooks_keep_to_themselves(subject: Subject[L]) -> None:
     """No hook writes, lists or reads files, opens sockets, starts processes or searches the interpreter's objects."""
-    seen = subject.watched().side_effects
+    seen = subject.noted().side_effects
     demand(
         not seen,
         f"a hook {seen[0] if seen else ''}; allowed are what it is handed, what self.keep(...) names, and imports of "

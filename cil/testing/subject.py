@@ -107,15 +107,14 @@ class CheckedRun(ABC, Generic[L]):
 
 
 @dataclass(frozen=True)
-class Watched(Generic[L]):
-    """A run that was executed while its learners were looked at.
+class Noted:
+    """What was seen of a run while it was executed.
 
     Attributes:
-        side_effects: Of its hooks, one line each.
+        side_effects: Of hooks, one line each.
         otherwise: Boundaries at which the learner answered otherwise than the one rebuilt from its state.
     """
 
-    run: CheckedRun[L]
     side_effects: list[str]
     otherwise: list[int]
 
@@ -161,7 +160,7 @@ class Subject(ABC, Generic[L]):
         self.stream_was_given = stream is not None
         self.stream = self.toy() if stream is None else stream
         self._folder = tempfile.TemporaryDirectory(prefix="cil-check-")  # gone when the subject is
-        self._name = "run"
+        self._name, self._is_watched = "run", True
         self._finished: CheckedRun[L] | None = None
         self._others: dict[str, Self] = {}
 
@@ -193,7 +192,7 @@ class Subject(ABC, Generic[L]):
             other = self._others[name] = copy(self)
             other.stream, other.stream_was_given = make_stream(), False
             other.options = {**options, **self.options}
-            other._name, other._finished, other._others = name, None, {}
+            other._name, other._is_watched, other._finished, other._others = name, False, None, {}
         return self._others[name]
 
     def finished(self) -> CheckedRun[L]:
@@ -203,14 +202,18 @@ class Subject(ABC, Generic[L]):
         process begins with global random numbers of its own: what follows them differs from any other run.
         """
         if self._finished is None:
-            self._finished = self._executed(self._name, partial(_execute, self))
+            folder = Path(self._folder.name) / self._name  # also seen by processes that were forked before it was there
+            if not (folder / RECORD).exists() or Record.load(folder).status != "finished":
+                shutil.rmtree(folder, ignore_errors=True)
+                torch.set_num_threads(1)  # of a process that forks
+                in_child(partial(_execute_watched if self._is_watched else _execute, self, folder))
+            self._finished = self.run(folder)
         return self._finished
 
-    def watched(self) -> Watched[L]:
-        """The same run once more, executed once for all rules that look at what goes on in it."""
-        noted = Path(self._folder.name) / f"{self._name}-noted.json"
-        run = self._executed(f"{self._name}-watched", partial(_execute_watched, self, noted))
-        return Watched(run, **json.loads(noted.read_text()))
+    def noted(self) -> Noted:
+        """What was seen of the finished run; of those on other streams nothing is noted."""
+        folder = self.finished().run.run_dir
+        return Noted(**json.loads(_notes_on(folder).read_text()))
 
     def answering_otherwise(self, run: CheckedRun[L], learners: Sequence[L]) -> list[int]:
         """Boundaries at which a learner that is given its own state answers otherwise than the rebuilt one.
@@ -219,15 +222,6 @@ class Subject(ABC, Generic[L]):
             learners: As training left them, one after the other.
         """
         return []  # of kinds whose learners answer while they learn
-
-    def _executed(self, name: str, execute: Callable[[Path], None]) -> CheckedRun[L]:
-        """A run in the subject's own folder, executed in a process of its own where it was not yet."""
-        folder = Path(self._folder.name) / name  # also seen by processes that were forked before it was there
-        if not (folder / RECORD).exists() or Record.load(folder).status != "finished":
-            shutil.rmtree(folder, ignore_errors=True)
-            torch.set_num_threads(1)  # of a process that forks
-            in_child(partial(execute, folder))
-        return self.run(folder)
 
     @contextmanager
     def live(self, **options: Any) -> Iterator[tuple[CheckedRun[L], list[tuple[int, L]]]]:
@@ -303,8 +297,8 @@ def _execute(subject: Subject[L], folder: Path, **options: Any) -> CheckedRun[L]
     return run
 
 
-def _execute_watched(subject: Subject[L], path: Path, folder: Path) -> None:
-    """Execute a run, and note what happened in it."""
+def _execute_watched(subject: Subject[L], folder: Path) -> None:
+    """Execute a run, and note what is seen of its hooks and learners."""
     found: list[L] = []
 
     def wrap(make: Callable[..., L]) -> Callable[..., L]:
@@ -313,7 +307,11 @@ def _execute_watched(subject: Subject[L], path: Path, folder: Path) -> None:
     with watching(subject.sources()) as seen:
         run = _execute(subject, folder, wrap=wrap)
     noted = {"side_effects": seen, "otherwise": subject.answering_otherwise(run, found)}
-    path.write_text(json.dumps(noted))
+    _notes_on(folder).write_text(json.dumps(noted))
+
+
+def _notes_on(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-noted.json")
 
 
 class Interruption:

@@ -18,6 +18,7 @@ from cil.kinds.classes.rules import (
     predict_has_no_side_effects,
     predict_scores_each_class_seen,
     the_budget_is_never_exceeded,
+    the_live_learner_answers_as_the_rebuilt_one,
     uneven_streams_are_learned,
 )
 from cil.memory import Budget, State
@@ -44,6 +45,8 @@ OF_SETTINGS = (  # rules that other settings of a strategy may break; the others
     rules.the_ledger_is_the_checkpoint,
     no_images_are_carried_beside_the_memories,
     rules.a_resumed_run_ends_where_the_straight_run_ends,
+    rules.hooks_keep_to_themselves,
+    the_live_learner_answers_as_the_rebuilt_one,
     the_budget_is_never_exceeded,
     predict_scores_each_class_seen,
     predict_has_no_side_effects,
