@@ -206,7 +206,8 @@ class Subject(ABC, Generic[L]):
             if not (folder / RECORD).exists() or Record.load(folder).status != "finished":
                 shutil.rmtree(folder, ignore_errors=True)
                 torch.set_num_threads(1)  # of a process that forks
-                in_child(partial(_execute_watched if self._is_watched else _execute, self, folder))
+                watch = partial(_execute_watched, self, folder)
+                in_child(watch if self._is_watched else partial(_execute, self.run(folder).run))
             self._finished = self.run(folder)
         return self._finished
 
@@ -288,13 +289,11 @@ def _remembered(make: Callable[..., L], hook: str, found: list[L]) -> Callable[.
     return made
 
 
-def _execute(subject: Subject[L], folder: Path, **options: Any) -> CheckedRun[L]:
+def _execute(run: EngineRun) -> None:
     random.seed()
     np.random.seed()  # noqa: NPY002
     torch.seed()
-    run = subject.run(folder, **options)
-    run.run.execute()
-    return run
+    run.execute()
 
 
 def _execute_watched(subject: Subject[L], folder: Path) -> None:
@@ -304,8 +303,9 @@ def _execute_watched(subject: Subject[L], folder: Path) -> None:
     def wrap(make: Callable[..., L]) -> Callable[..., L]:
         return _remembered(watched(make, subject.hooks), subject.last_hook, found)
 
+    run = subject.run(folder, wrap=wrap)
     with watching(subject.sources()) as seen:
-        run = _execute(subject, folder, wrap=wrap)
+        _execute(run.run)
     noted = {"side_effects": seen, "otherwise": subject.answering_otherwise(run, found)}
     _notes_on(folder).write_text(json.dumps(noted))
 
