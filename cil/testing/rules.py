@@ -6,12 +6,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from cil.errors import ContractError
 from cil.testing.compare import demand, demand_same, equal
-from cil.testing.side_effects import watched, watching
 from cil.testing.subject import CheckedRun, Interruption, L, Subject
 
 
@@ -35,8 +33,8 @@ def what_was_not_kept_cannot_help(subject: Subject[L]) -> None:
     """Each experience in a process of its own gives the same numbers and the same state."""
     how = f"with a process for each {subject.experience} and in one process"
     for one in (subject.on_long(), *([subject] if subject.stream_was_given else [])):
-        straight = one.finished()
-        with of_another_past(one, how), one.fresh(boundary="process") as sealed:
+        straight = one.finished()  # its first experience was in a process of its own
+        with of_another_past(one, how), one.fresh(start=1, boundary="process") as sealed:
             runs_are_the_same(one, how, sealed, straight)
 
 
@@ -76,8 +74,7 @@ def a_resumed_run_ends_where_the_straight_run_ends(subject: Subject[L]) -> None:
 
 def hooks_keep_to_themselves(subject: Subject[L]) -> None:
     """No hook writes, lists or reads files, opens sockets, starts processes or searches the interpreter's objects."""
-    with watching(subject.sources()) as seen, subject.fresh(wrap=partial(watched, hooks=subject.hooks)):
-        pass
+    seen = subject.noted().side_effects
     demand(
         not seen,
         f"a hook {seen[0] if seen else ''}; allowed are what it is handed, what self.keep(...) names, and imports of "

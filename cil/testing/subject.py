@@ -10,10 +10,10 @@ import random
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -28,6 +28,7 @@ from cil.engine.process import in_child
 from cil.engine.recipe import Recipe
 from cil.memory import State, encode_meta, tensor_bytes
 from cil.testing.compare import EngineRun
+from cil.testing.side_effects import watched, watching
 from cil.tracking import Record
 from cil.tracking.files import METRICS, RECORD
 
@@ -105,6 +106,19 @@ class CheckedRun(ABC, Generic[L]):
         (other.run.run_dir / METRICS).write_bytes(log[: own.facts(boundary - 1)["offset"]])
 
 
+@dataclass(frozen=True)
+class Noted:
+    """What was seen of a run while it was executed.
+
+    Attributes:
+        side_effects: Of hooks, one line each.
+        otherwise: Boundaries at which the learner answered otherwise than the one rebuilt from its state.
+    """
+
+    side_effects: list[str]
+    otherwise: list[int]
+
+
 class Subject(ABC, Generic[L]):
     """A learner under test on one stream.
 
@@ -146,7 +160,7 @@ class Subject(ABC, Generic[L]):
         self.stream_was_given = stream is not None
         self.stream = self.toy() if stream is None else stream
         self._folder = tempfile.TemporaryDirectory(prefix="cil-check-")  # gone when the subject is
-        self._name = "run"
+        self._name, self._is_watched = "run", True
         self._finished: CheckedRun[L] | None = None
         self._others: dict[str, Self] = {}
 
@@ -178,7 +192,7 @@ class Subject(ABC, Generic[L]):
             other = self._others[name] = copy(self)
             other.stream, other.stream_was_given = make_stream(), False
             other.options = {**options, **self.options}
-            other._name, other._finished, other._others = name, None, {}
+            other._name, other._is_watched, other._finished, other._others = name, False, None, {}
         return self._others[name]
 
     def finished(self) -> CheckedRun[L]:
@@ -192,9 +206,23 @@ class Subject(ABC, Generic[L]):
             if not (folder / RECORD).exists() or Record.load(folder).status != "finished":
                 shutil.rmtree(folder, ignore_errors=True)
                 torch.set_num_threads(1)  # of a process that forks
-                in_child(partial(_execute, self.run(folder).run))
+                watch = partial(_execute_watched, self, folder)
+                in_child(watch if self._is_watched else partial(_execute, self.run(folder).run))
             self._finished = self.run(folder)
         return self._finished
+
+    def noted(self) -> Noted:
+        """What was seen of the finished run; of those on other streams nothing is noted."""
+        folder = self.finished().run.run_dir
+        return Noted(**json.loads(_notes_on(folder).read_text()))
+
+    def answering_otherwise(self, run: CheckedRun[L], learners: Sequence[L]) -> list[int]:
+        """Boundaries at which a learner that is given its own state answers otherwise than the rebuilt one.
+
+        Args:
+            learners: As training left them, one after the other.
+        """
+        return []  # of kinds whose learners answer while they learn
 
     @contextmanager
     def live(self, **options: Any) -> Iterator[tuple[CheckedRun[L], list[tuple[int, L]]]]:
@@ -215,11 +243,21 @@ class Subject(ABC, Generic[L]):
         ]
 
     @contextmanager
-    def fresh(self, **options: Any) -> Iterator[CheckedRun[L]]:
-        """A run with these options, executed here and now, in a folder that is gone afterwards."""
+    def fresh(self, *, start: int = 0, until: int | None = None, **options: Any) -> Iterator[CheckedRun[L]]:
+        """A run with these options, executed here and now, in a folder that is gone afterwards.
+
+        Args:
+            start: How many of the first boundaries it takes over from the finished run.
+            until: Boundaries after which it is interrupted; None: it goes on to its end.
+        """
         with tempfile.TemporaryDirectory(prefix="cil-check-") as folder:
+            if until is not None:
+                options["loggers"] = [Interruption(until - 1, "boundary")]
             run = self.run(Path(folder), **options)
-            run.run.execute()
+            if start:
+                self.finished().copy_before(start, run)
+            with nullcontext() if until is None else suppress(KeyboardInterrupt):
+                run.run.execute()
             yield run
 
 
@@ -245,7 +283,7 @@ def _remembered(make: Callable[..., L], hook: str, found: list[L]) -> Callable[.
                 found.append(learner)
             return work(*given)
 
-        setattr(learner, hook, called)
+        object.__setattr__(learner, hook, called)
         return learner
 
     return made
@@ -258,19 +296,42 @@ def _execute(run: EngineRun) -> None:
     run.execute()
 
 
-class Interruption:
-    """A logger that interrupts the run when it logs the step after so many, between two snapshots as like as not."""
+def _execute_watched(subject: Subject[L], folder: Path) -> None:
+    """Execute a run, and note what is seen of its hooks and learners."""
+    found: list[L] = []
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def wrap(make: Callable[..., L]) -> Callable[..., L]:
+        return _remembered(watched(make, subject.hooks), subject.last_hook, found)
+
+    run = subject.run(folder, wrap=wrap)
+    with watching(subject.sources()) as seen:
+        _execute(run.run)
+    noted = {"side_effects": seen, "otherwise": subject.answering_otherwise(run, found)}
+    _notes_on(folder).write_text(json.dumps(noted))
+
+
+def _notes_on(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-noted.json")
+
+
+class Interruption:
+    """A logger that interrupts the run when it logs the step after so many, between two snapshots as like as not.
+
+    Args:
+        count: Lines that are logged before.
+        kind: Of the lines: ``step``, or ``boundary``, which is logged when its state and its answers are stored.
+    """
+
+    def __init__(self, count: int, kind: str = "step") -> None:
+        self.count, self.kind = count, kind
 
     def start(self, identity: Mapping[str, Any], directory: Path, *args: Any) -> None:
-        """Count the steps that were logged before the run was resumed."""
-        self.steps -= sum(1 for line in Record.load(directory).lines() if line["kind"] == "step")
+        """Count the lines that were logged before the run was resumed."""
+        self.count -= sum(1 for line in Record.load(directory).lines() if line["kind"] == self.kind)
 
     def log(self, kind: str, values: Mapping[str, float], axes: Mapping[str, Any]) -> None:
-        self.steps -= kind == "step"
-        if self.steps < 0:
+        self.count -= kind == self.kind
+        if self.count < 0:
             raise KeyboardInterrupt
 
     def table(self, *args: Any) -> None:

@@ -28,7 +28,7 @@ subject = cache(AdapterSubject)  # keeps one run for several rules
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in adapt.built_in()])
+@pytest.mark.parametrize("name", adapt.built_in())
 def test_every_adapter_keeps_every_rule(name, rule):
     RULES[rule](subject(name))
 

@@ -24,16 +24,30 @@ def toy_model(strategy: str) -> list[str]:
     return [*small, f"model.name={kind.toy_model['name']}", *options] if kind.toy_model else small
 
 
+SMALL = ("stream.increment=5", "stream.train_per_class=20", "stream.test_per_class=10")  # two experiences
+
+
 @pytest.mark.parametrize("strategy", [name for name in choices("strategy") if not find(name).takes_task])
 def test_every_strategy_runs_by_its_name_and_carries_what_its_bill_said(cil, strategy):
-    chosen = (f"strategy={strategy}", *toy_model(strategy), "stream.increment=4")  # 4, 4 and 2 classes
-    (bill,) = json.loads(cil("budget", *chosen, "stream=split_digits", "--json").out)
-    assert f"{strategy} on digits_b0_inc4, seed 0: finished" in cil("run", *DIGITS, *chosen, "run_dir=a").out
+    chosen = (f"strategy={strategy}", *toy_model(strategy), *SMALL)
+    assert f"{strategy} on digits_b0_inc5, seed 0: finished" in cil("run", *DIGITS, *chosen, "run_dir=a").out
     results = Record.load("a").results
-    for told, ledger, exemplars in zip(bill["bills"], results["ledger"], results["exemplars"], strict=True):
+    for told, ledger, exemplars in zip(results["bills"], results["ledger"], results["exemplars"], strict=True):
         assert told["total"]["exact"] == ledger["totals"]["exact"]["total"]
         assert told["total"]["survey"] == ledger["totals"]["survey"]["total"]
         assert told["exemplars"] == exemplars
+
+
+@pytest.mark.parametrize("strategy", ["replay", "der", "l2p"])
+def test_the_command_says_the_bill_that_the_run_begins_with(cil, strategy):
+    chosen = (f"strategy={strategy}", *toy_model(strategy), *SMALL)
+    (said,) = json.loads(cil("budget", *chosen, "stream=split_digits", "--json").out)
+    assert cil("run", *DIGITS, *chosen, "run_dir=a").code == 0
+    bills = Record.load("a").results["bills"]
+    assert len(bills) == 2
+    for told, bill in zip(said["bills"], bills, strict=True):
+        assert all(told["total"][key] == bill["total"][key] for key in ("exact", "survey"))
+        assert told["exemplars"] == bill["exemplars"]
 
 
 def test_all_strategies_are_billed_in_one_table(cil):

@@ -34,7 +34,7 @@ PLACEHOLDERS = {"DIR": ".", "FILE": "file"}  # in what is composed and not run
 
 def named(found: list[Block]) -> list[Any]:
     """Cases whose names are file and line."""
-    return [pytest.param(block, id=block.place, marks=pytest.mark.xdist_group(block.path.name)) for block in found]
+    return [pytest.param(block, id=block.place) for block in found]
 
 
 def with_commands() -> list[Block]:

@@ -13,12 +13,21 @@ from torch import Tensor, nn
 from cil.data import Batch
 from cil.engine.driver import Run
 from cil.engine.recipe import Recipe
+from cil.kinds.classes.rules import (
+    predict_does_not_look_at_the_rest_of_the_batch,
+    predict_has_no_side_effects,
+    predict_scores_each_class_seen,
+    the_budget_is_never_exceeded,
+    the_live_learner_answers_as_the_rebuilt_one,
+    uneven_streams_are_learned,
+)
 from cil.memory import Budget, State
 from cil.models import Output
 from cil.strategies import Strategy, find
 from cil.streams import Experience, Signature, Stream, class_incremental
 from cil.streams.base import ExperienceData, fingerprint_of
-from cil.testing import toy_stream, uneven_stream
+from cil.testing import rules, toy_stream, uneven_stream
+from cil.testing.carried import no_images_are_carried_beside_the_memories
 from cil.testing.recount import Recount
 from cil.testing.toy import toy_dataset, toy_factory
 from cil.tracking import Record
@@ -30,6 +39,20 @@ REHEARSAL = ("replay", "gem", "icarl", "bic", "wa", "podnet", "lucir", "coil", "
 # whose ``teacher`` is the network of the last boundary
 DISTILLING = ("lwf", "icarl", "bic", "wa", "podnet", "lucir", "coil", "aanets", "dytox")
 PIXELS = 3 * 12 * 12  # bytes of a toy image
+OF_SETTINGS = (  # rules that other settings of a strategy may break; the others are checked of each with its defaults
+    rules.state_survives_the_round_trip,
+    rules.what_was_not_kept_cannot_help,
+    rules.the_ledger_is_the_checkpoint,
+    no_images_are_carried_beside_the_memories,
+    rules.a_resumed_run_ends_where_the_straight_run_ends,
+    rules.hooks_keep_to_themselves,
+    the_live_learner_answers_as_the_rebuilt_one,
+    the_budget_is_never_exceeded,
+    predict_scores_each_class_seen,
+    predict_has_no_side_effects,
+    predict_does_not_look_at_the_rest_of_the_batch,
+    uneven_streams_are_learned,
+)
 STREAMS = {"toy": toy_stream, "uneven": uneven_stream}
 ONE_STEP = Recipe(epochs=1, batch_size=64, max_steps=1)
 

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from small_runs import ONE_STEP, PIXELS, bare, batch, bits, differing, observed, signatures
+from small_runs import OF_SETTINGS, ONE_STEP, PIXELS, bare, batch, bits, differing, observed, signatures
 from torch import nn
 
 from cil.contract import Phase
@@ -353,7 +353,7 @@ def test_rmm_around_aanets_around_a_host(learn):
 
 
 def test_a_host_keeps_the_contract():
-    check_strategy("aanets", host="podnet", host_options={"tune_epochs": 1})
+    check_strategy("aanets", rules=OF_SETTINGS, host="podnet", host_options={"tune_epochs": 1})
 
 
 @pytest.mark.parametrize(("given", "message"), [

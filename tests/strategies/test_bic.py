@@ -8,7 +8,6 @@ from small_runs import Fixed, bare, batch, bits, differing, observed, signatures
 
 from cil.data import Samples
 from cil.engine.recipe import Recipe
-from cil.kinds.classes.rules import only_the_state_crosses_a_boundary
 from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Budget
 from cil.models.base import count_parameters
@@ -340,9 +339,7 @@ def test_eight_bytes_a_task_are_carried_beside_what_replay_carries(learn, stream
     "rule",
     [
         rules.a_resumed_run_ends_where_the_straight_run_ends,
-        rules.same_seed_same_bits,
         rules.what_was_not_kept_cannot_help,
-        only_the_state_crosses_a_boundary,
         rules.hooks_keep_to_themselves,
     ],
     ids=lambda rule: rule.__name__,

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from frozen_runs import UNTRAINED, public_run, split
-from small_runs import ONE_STEP, bare, bits, differing, observed, signatures
+from small_runs import OF_SETTINGS, ONE_STEP, bare, bits, differing, observed, signatures
 
 from cil.data import Batch, Samples
 from cil.engine.recipe import Recipe
@@ -230,8 +230,8 @@ def test_public_weights_are_a_reference_and_the_head_beside_them_learns(tmp_path
 
 
 def test_an_untrained_backbone_keeps_the_contract():
-    check_strategy("feature_replay", **UNTRAINED)
+    check_strategy("feature_replay", rules=OF_SETTINGS, **UNTRAINED)
 
 
 def test_prototypes_keep_the_contract():
-    check_strategy("feature_replay", store="prototypes", spread="full")
+    check_strategy("feature_replay", rules=OF_SETTINGS, store="prototypes", spread="full")

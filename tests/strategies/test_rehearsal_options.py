@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from small_runs import ONE_STEP, PIXELS, bare, signatures
+from small_runs import OF_SETTINGS, ONE_STEP, PIXELS, bare, signatures
 
 from cil.data import Samples
 from cil.engine.dry_run import dry_run
@@ -17,6 +17,7 @@ from cil.strategies import find
 from cil.strategies.parts import store_exemplars
 from cil.streams import Experience
 from cil.testing import check_strategy, toy_stream
+from cil.testing.carried import exemplars_decode_from_their_bytes
 from cil.testing.toy import toy_factory
 
 SMALL = 3 * 5 * 5 + 1  # bytes of an image of downsample:5, and its label
@@ -98,4 +99,9 @@ def test_whatever_the_codec_and_the_rule_bytes_are_never_over_the_budget_and_the
 
 
 def test_small_images_chosen_by_gradients_keep_the_contract():
-    check_strategy("replay", codec="downsample:6", selection="gradient_diversity")
+    check_strategy(
+        "replay",
+        rules=(*OF_SETTINGS, exemplars_decode_from_their_bytes),
+        codec="downsample:6",
+        selection="gradient_diversity",
+    )

@@ -354,13 +354,11 @@ def test_who_takes_more_and_drops_nothing_is_stopped_before_it_trains(tmp_path):
     assert record.results["exemplars"][0] == 20 and record.status == "finished"
 
 
-@pytest.mark.parametrize("stream", ["toy", "uneven"])
-@pytest.mark.parametrize(
-    "rule", ["a_resumed_run_ends_where_the_straight_run_ends", "what_was_not_kept_cannot_help", "same_seed_same_bits"]
-)
-def test_the_contract_holds_where_incoming_images_count(rule, stream):
+@pytest.mark.parametrize("rule", ["a_resumed_run_ends_where_the_straight_run_ends", "what_was_not_kept_cannot_help"])
+def test_the_contract_holds_where_incoming_images_count(rule):
+    """The second rule on the long toy stream too."""
     given = options("foster", rates=[0.5, 0.25], tilts=[0.5])
-    getattr(rules, rule)(StrategySubject("rmm", given, STREAMS[stream](), budget=budget()))
+    getattr(rules, rule)(StrategySubject("rmm", given, STREAMS["uneven"](), budget=budget()))
 
 
 def test_a_finished_run_loads_with_the_same_answers(tmp_path):

@@ -89,8 +89,8 @@ def where_a_domain_begins_is_not_known(subject: AdapterSubject) -> None:
     A fresh adapter, with the state that was carried, goes on after each segment: it may not know that it is fresh.
     """
     one, size = subject.on_undivided(), subject.small_batch
-    with one.fresh() as whole, one.fresh(stream=cut_every(one.stream, 2 * size)) as cut:
-        first, second = (_predictions(run) for run in (whole, cut))
+    with one.fresh(stream=cut_every(one.stream, 2 * size)) as cut:
+        first, second = (_predictions(run) for run in (one.finished(), cut))
         place = _first_difference(first, second)
         if place is not None:
             names = ", ".join(subject.unkept())
@@ -105,9 +105,9 @@ def where_a_domain_begins_is_not_known(subject: AdapterSubject) -> None:
 def later_images_are_not_known(subject: AdapterSubject) -> None:
     """With other images later on, earlier images get the same answers."""
     one = subject.on_undivided()
-    with one.fresh() as first, one.fresh(stream=with_images(one.stream, 0, _negative_end)) as second:
+    with one.fresh(stream=with_images(one.stream, 0, _negative_end)) as second:
         here = len(one.stream.segments[0].domains) // 2
-        answers = (_predictions(run)[:here] for run in (first, second))
+        answers = (_predictions(run)[:here] for run in (one.finished(), second))
         demand(
             equal(*answers), "with other images later on, earlier ones are answered otherwise; allowed are those met"
         )

@@ -25,8 +25,9 @@ def the_future_is_not_known(subject: StrategySubject) -> None:
     first = one.finished()
     if one.target.uses_horizon or first.work.budget.reserve == "final":
         return  # it says so, and tables show it
-    with one.fresh(stream=one.long(longer=True)) as second:
-        for index in first.boundaries[:-1]:
+    before = first.boundaries[:-1]
+    with one.fresh(stream=one.long(longer=True), until=len(before)) as second:
+        for index in before:
             named = difference(first.state(index), second.state(index))
             demand(
                 not named,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from cil.engine.learning import StrategyWork
 from cil.engine.lifecycle import all_evaluating, as_structured
 from cil.memory import State
 from cil.strategies import Strategy, find
+from cil.testing.compare import close
 from cil.testing.side_effects import hooks_of
 from cil.testing.subject import CheckedRun, Subject
 from cil.testing.toy import RECIPE, long_stream, toy_run, toy_stream, uneven_stream
@@ -68,6 +70,16 @@ class StrategySubject(Subject[Strategy]):
 
     def finished(self) -> StrategyRun:
         return cast(StrategyRun, super().finished())
+
+    def answering_otherwise(self, run: CheckedRun[Strategy], learners: Sequence[Strategy]) -> list[int]:
+        found, images = cast(StrategyRun, run), run.images()
+
+        def alike(boundary: int, learner: Strategy) -> bool:
+            both = found.reloaded(boundary, learner), found.rebuilt(boundary)
+            return close(*(found.answers(one, images) for one in both))
+
+        after = zip(run.boundaries[-len(learners) :], learners, strict=True)
+        return [boundary for boundary, learner in after if not alike(boundary, learner)]
 
     def sources(self) -> set[type]:
         return {type(store) for store, _ in self.stream[0].train.parts}
