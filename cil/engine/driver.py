@@ -311,7 +311,7 @@ class Run:
         run, done = ranks.told([self.checkpoints.run, done])
         if run != self.checkpoints.run or done != self.checkpoints.done():
             raise ConfigError(
-                f"rank {ranks.rank} has another run, or another run_dir={self.run_dir}, than rank 0; give all ranks the "
+                f"rank {ranks.rank} has another run than rank 0, or another run_dir={self.run_dir}; give all ranks the "
                 f"same command, data and code, and a folder that all machines share"
             )
         return int(done)
@@ -326,7 +326,8 @@ class Run:
     def _learn(self, index: int, context: Context) -> Boundary:
         """Train to a boundary; all ranks carry the same across it."""
         boundary = self.work.train(index, context)
-        self.runtime.ranks.check_same(boundary.carried.state, f"after experience {index}")
+        state = boundary.carried.state
+        self.runtime.ranks.check_same(state.tensors, state.meta, f"after experience {index}")
         return boundary
 
     # again ----------------------------------------------------------------------------------------------------------

@@ -129,6 +129,7 @@ class Training:
                 if self.observer is not None:
                     self.observer.phase_ends()
                 tensors, meta = learner.full_state()
+                self.runtime.ranks.check_same(tensors, meta, f"after phase {number} of experience {self.index}")
                 self.keep(f"phase-{number + 1}", costs, tensors, {"meta": meta})
             number += 1
 

@@ -23,8 +23,8 @@ from cil.contract.phase import RuntimeContext
 from cil.data import Batch
 from cil.engine.keys import key, seed_all
 from cil.engine.launched import Place
-from cil.errors import ContractError, RankEnded
-from cil.memory import State, encode_meta
+from cil.errors import ConfigError, ContractError, RankEnded
+from cil.memory import encode_meta
 
 LEAST = 2  # images of a rank: fewer are not shared out, as batch norm has no statistics of one image
 STEP, BOUNDARY = timedelta(minutes=10), timedelta(days=1)  # patience: rank 0 evaluates while the others wait
@@ -81,8 +81,8 @@ class Ranks:
         """What rank 0 says: plain data."""
         return content
 
-    def check_same(self, state: State, when: str) -> None:
-        """Compare what is carried with that of rank 0, bit by bit.
+    def check_same(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], when: str) -> None:
+        """Compare what a learner holds with that of rank 0, bit by bit.
 
         Raises:
             ContractError: naming tensors that differ.
@@ -105,8 +105,9 @@ class Together(Ranks):
         self._device = torch.device("cuda", place.local) if cuda else torch.device("cpu")
         with _answering():
             if not distributed.is_initialized():
-                given = {"init_method": place.address, "rank": place.rank, "world_size": place.count}
-                distributed.init_process_group("gloo", timeout=STEP, **given)
+                distributed.init_process_group(
+                    "gloo", init_method=place.address, rank=place.rank, world_size=place.count, timeout=STEP
+                )
             self._boundaries = distributed.new_group(backend="gloo", timeout=BOUNDARY)
             self._steps = distributed.new_group(backend="gloo", timeout=STEP)
             self._gradients = distributed.new_group(backend="nccl", timeout=STEP) if cuda else self._steps
@@ -190,8 +191,8 @@ class Together(Ranks):
         self._broadcast(letters, self._boundaries)
         return json.loads(bytes(letters.tolist()))
 
-    def check_same(self, state: State, when: str) -> None:
-        own = digests(state)
+    def check_same(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], when: str) -> None:
+        own = digests(tensors, meta)
         theirs = self.told(own)
         differ = [name for name in sorted(own.keys() | theirs.keys()) if own.get(name) != theirs.get(name)]
         whose = torch.zeros(self.count, dtype=torch.int64)
@@ -201,8 +202,8 @@ class Together(Ranks):
             return
         named = f", there in {', '.join(differ[:3])}" if differ else ""
         raise ContractError(
-            f"what is carried {when} differs from that of rank 0 on rank {int(whose.nonzero()[0])}{named}; what a method "
-            f"keeps must not depend on the rows that loss was given: use after_step, which gets the whole batch, or set "
+            f"what is kept {when} is not the same on rank {int(whose.nonzero()[0])} as on rank 0{named}; it must not "
+            f"depend on the rows that loss was given: use after_step, which gets the whole batch, or set "
             f"trainer.devices=1"
         )
 
@@ -247,15 +248,15 @@ def _answering() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RankEnded(
-            f"another rank ended or does not answer ({str(error).splitlines()[0][:120]}); the same command goes on from "
-            f"the last boundary or snapshot"
+            f"another rank ended or does not answer ({str(error).splitlines()[0][:120]}); the same command goes on "
+            f"from the last boundary or snapshot"
         ) from error
 
 
-def digests(state: State) -> dict[str, str]:
-    """SHA-256 of each tensor that is carried, and of the metadata."""
-    found = {"metadata": hashlib.sha256(encode_meta(state.meta)).hexdigest()}
-    for name, tensor in state.tensors.items():
+def digests(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of each tensor, and of the metadata."""
+    found = {"metadata": hashlib.sha256(encode_meta(meta)).hexdigest()}
+    for name, tensor in tensors.items():
         whole = tensor.detach().cpu().contiguous()
         digest = hashlib.sha256(f"{whole.dtype} {tuple(whole.shape)}".encode())
         if whole.numel():

@@ -87,7 +87,9 @@ class Runtime:
         check_value("trainer.devices", self.devices)
         check_value("trainer.nodes", self.nodes)
         if self.all_devices > 1 and (index or kind == "mps"):
-            raise ConfigError(f"device is '{self.device}' and trainer.devices is {self.devices}; set device=cpu or cuda")
+            raise ConfigError(
+                f"device is '{self.device}' and trainer.devices is {self.devices}; set device=cpu or cuda"
+            )
         if kind == "cuda" and self.devices > torch.cuda.device_count():
             raise ConfigError(f"trainer.devices is {self.devices} but there are {torch.cuda.device_count()} GPUs here")
 
