@@ -216,7 +216,7 @@ class Fit:
         ranks = self.runtime.ranks
         rows, part = ranks.part(batch)  # all of it, unless several devices share it
         share *= part
-        with saving, ranks.drawing(self.learner.context):
+        with saving, ranks.drawing(self.learner):
             with self.runtime.autocast():
                 result = self.phase.loss(rows)
             terms = dict(result) if isinstance(result, Mapping) else {"loss": result}

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from cil.contract.phase import RuntimeContext
+from cil.contract import Holder
 from cil.data import Batch
 from cil.engine.keys import key, seed_all
 from cil.engine.launched import Place
@@ -50,8 +50,11 @@ class Ranks:
         """The rows of this rank, and their share of the batch."""
         return batch, 1.0
 
-    def drawing(self, context: RuntimeContext) -> AbstractContextManager[None]:
-        """Around the loss of these rows: what it draws is of this rank; what is drawn afterwards, of all."""
+    def drawing(self, learner: Holder) -> AbstractContextManager[None]:
+        """Around the loss of these rows: what it draws is of this rank; what is drawn afterwards, of all.
+
+        Generators by purpose are the same on all ranks for a strategy of ``same_draws``.
+        """
         return nullcontext()
 
     def add(self, losses: dict[str, Tensor], share: float, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -135,10 +138,12 @@ class Together(Ranks):
         )
 
     @contextmanager
-    def drawing(self, context: RuntimeContext) -> Iterator[None]:
+    def drawing(self, learner: Holder) -> Iterator[None]:
+        context = learner.context
         seed, generator = torch.initial_seed(), context.generator
         seed_all(key(seed, "rank", self.rank))
-        context.generator = lambda purpose: generator(f"{purpose}:rank {self.rank}")
+        if not getattr(learner, "same_draws", False):
+            context.generator = lambda purpose: generator(f"{purpose}:rank {self.rank}")
         yield
         context.generator = generator
         seed_all(seed)  # as if the loss had drawn nothing

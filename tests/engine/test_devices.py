@@ -8,18 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from toys import Learner, plain, small_run
-from two_ranks import BATCH, in_float64, made, start
+from toys import Learner, grown, plain, small_run
+from two_ranks import BATCH, NORM, TOY, in_float64, made, start
 
-from cil.cli.main import main
-from cil.contract import RuntimeContext
 from cil.data import Batch
 from cil.engine.checkpoint import Checkpoints
 from cil.engine.launched import Place, place_of, started_place
 from cil.engine.ranks import Ranks, Together, digests
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError
-from cil.strategies import find
+from cil.strategies import find, names
 from cil.tracking import Record
 
 SAME = ("finetune", "replay", "icarl", "wa", "der", "lwf", "gem", "si")
@@ -50,10 +48,15 @@ def states(folder: Path) -> list[dict[str, Tensor]]:
 
 
 def largest_difference(one: Path, other: Path) -> float:
-    """Of all numbers that are carried across the boundaries of two runs."""
+    """Of weights, statistics and the like that are carried across the boundaries of two runs."""
     mine, theirs = states(one), states(other)
     assert len(mine) == len(theirs) > 1 and all(a.keys() == b.keys() for a, b in zip(mine, theirs, strict=True))
-    pairs = [(a[key].double(), b[key].double()) for a, b in zip(mine, theirs, strict=True) for key in a]
+    pairs = [
+        (a[key].double(), b[key].double())
+        for a, b in zip(mine, theirs, strict=True)
+        for key in a
+        if a[key].is_floating_point()
+    ]
     return max(float((a - b).abs().max()) if a.shape == b.shape else float("inf") for a, b in pairs if a.numel())
 
 
@@ -64,7 +67,8 @@ def test_two_ranks_carry_what_one_process_carries(name, together, tmp_path):
     assert largest_difference(tmp_path, together[0] / name) < 1e-12
     assert alone.results["accuracy_matrix"] == shared.results["accuracy_matrix"]
     assert alone.results["losses"] == pytest.approx(shared.results["losses"], abs=1e-12)
-    assert alone.results["ledger"][-1]["totals"] == shared.results["ledger"][-1]["totals"]
+    one, two = (record.results["ledger"][-1]["totals"] for record in (alone, shared))
+    assert two.pop("training")["total"] < one.pop("training")["total"] and one == two  # that of one device
     assert alone.results["looks"] == shared.results["looks"]
 
 
@@ -74,7 +78,9 @@ def test_operations_of_both_ranks_are_billed(together, tmp_path):
     two = Record.load(together[0] / "icarl").results["flops"]
     assert two["evaluation"] == one["evaluation"]  # by rank 0 alone
     assert two["consolidation"] == [2 * count for count in one["consolidation"]]
-    assert one["training"][-1] < two["training"][-1] < 1.5 * one["training"][-1]  # batches of two are done by both
+    assert (
+        one["training"][-1] < two["training"][-1] < 2 * one["training"][-1]
+    )  # an epoch's batch of two is done by both
 
 
 def test_batch_norm_sees_the_rows_of_one_rank_and_buffers_are_those_of_the_first(together, tmp_path):
@@ -87,16 +93,14 @@ def test_batch_norm_sees_the_rows_of_one_rank_and_buffers_are_those_of_the_first
 
 def test_what_depends_on_the_rows_of_one_rank_is_refused_and_named(together):
     first, second = (next(line for line in said if line.startswith("private")) for said in together[1])
-    words = "private: ContractError: what is kept after phase 0 of experience 0 is not the same on rank 1 as on rank 0"
+    words = "private: ContractError (what is kept after phase 0 of experience 0 is not the same on rank 1 as on rank 0"
     assert first.startswith(f"{words};") and second.startswith(f"{words}, there in seen;")
     assert Record.load(together[0] / "private").status == "failed"
 
 
 def test_ranks_stop_together_and_go_on_to_the_same_bits(together):
     for said in together[1]:
-        assert [line for line in said if line.startswith("stopped")] == [
-            "stopped: KeyboardInterrupt: KeyboardInterrupt"
-        ]
+        assert [line.partition(" (")[0] for line in said if "stopped" in line] == ["stopped: KeyboardInterrupt"]
     straight, resumed = states(together[0] / "replay"), states(together[0] / "stopped")
     for mine, theirs in zip(straight, resumed, strict=True):
         assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
@@ -109,37 +113,44 @@ def test_nothing_else_failed(together):
         assert all(line.startswith(("stopped", "private", "Exception ignored")) for line in said), said
 
 
-# by the command line ------------------------------------------------------------------------------------------------
+# all strategies -----------------------------------------------------------------------------------------------------
 
-FRAGILE = """
-import os, signal
-from cil.strategies.finetune import Finetune
+DIFFER = {  # why two devices train something else than one; all others train the same but for the order of sums
+    "aanets": "streams of unlike sizes in a batch",
+    "aper": "dropout",
+    "bn_tuning": "batch norm",
+    "cumulative": "draws tasks and images in the loss",
+    "ease": "dropout",
+    "ecotta_cil": "batch norm",
+    "er_ace": "draws images of the memory in the loss",
+    "lucir": "margins of the old images of a batch alone",
+    "mos": "dropout, pairs of features of a batch",
+    "pass": "draws features in the loss",
+    "rapf": "draws features in the loss",
+    "ssre": "draws features in the loss",
+    "task_replay": "draws tasks and images in the loss",
+}
+NORMED = ("finetune", "icarl", "wa", "der", "foster")  # on networks with batch norm, which see rows of one rank
 
-class Fragile(Finetune):
-    def loss(self, batch):
-        if self.old_classes and os.environ["RANK"] == "1" and not os.path.exists("mended"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().loss(batch)
-"""
 
-
-def test_a_rank_that_dies_ends_the_run_in_one_line_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "fragile.py").write_text(FRAGILE)
-    command = ["run", "strategy=fragile:Fragile", "stream=split_digits", "model=smallconv", "device=cpu", "run_dir=run",
-               "trainer.devices=2", "trainer.max_steps=1", "trainer.threads=1", "progress=false"]  # fmt: skip
-    assert main(command) == 2
-    assert capsys.readouterr().err == "cil: rank 1 was ended by SIGKILL; the same command goes on\n"
-    assert Record.load("run").status == "failed" and Checkpoints(Path("run")).done() == 1
-    assert main([item.replace("devices=2", "devices=1") for item in command]) == 2
-    assert "belongs to another run" in capsys.readouterr().err
-    (tmp_path / "mended").touch()
-    assert main(command) == 0
-    printed = capsys.readouterr()
-    assert printed.out.count("finished") == 1 and not printed.err
-    record = Record.load("run")
-    assert record.status == "finished" and record.identity["devices"] == 2
-    assert main(command) == 0 and "nothing was run" in capsys.readouterr().out
+@pytest.mark.slow
+@pytest.mark.timeout(3 * 3600)
+def test_all_strategies_on_two_devices(double, tmp_path):
+    """One pair for all. ``-s`` prints the table of experiments/two_processes.md."""
+    shared = [name for name in names() if find(name).whole_batches is None]
+    cases = {name: f"{TOY}{name}" for name in shared} | {
+        name: f"{TOY}{name}{NORM}" for name in ("bn_tuning", "ecotta_cil")
+    }
+    cases |= {f"{name}{NORM}": f"{TOY}{name}{NORM}" for name in NORMED}
+    assert start(tmp_path, list(cases.values())) == [[], []]
+    for name, case in cases.items():
+        alone, together = made(case, tmp_path / "alone" / name).execute(), Record.load(tmp_path / case)
+        ledgers = [[entry["totals"]["exact"] for entry in record.results["ledger"]] for record in (alone, together)]
+        assert together.status == "finished" and ledgers[0] == ledgers[1], name
+        differ = name in DIFFER or name.endswith(NORM)
+        difference = largest_difference(tmp_path / "alone" / name, tmp_path / case)
+        assert (difference > 1e-6) == differ, name
+        print(f"| {name} | {difference:.0e} | {DIFFER.get(name, 'batch norm' if differ else '')} |")
 
 
 # parts --------------------------------------------------------------------------------------------------------------
@@ -188,20 +199,25 @@ def test_gradients_are_summed_and_stay_none_where_no_rank_has_one(monkeypatch):
 
 
 def test_a_loss_draws_for_its_rank_and_what_comes_after_it_for_all():
-    drawn = {}
-    for number in (0, 1):
-        context = RuntimeContext(
-            generator=lambda purpose: torch.Generator().manual_seed(len(purpose) + ord(purpose[-1]))
-        )
+    learner = grown()
+    learner.context.generator = lambda purpose: torch.Generator().manual_seed(ord(purpose[-1]))
+
+    def draws(number: int) -> list[float]:
+        """Inside and after the loss of a rank: a number for dropout, and one for a purpose."""
         torch.manual_seed(7)
-        with rank(number, 2).drawing(context):
-            inside = torch.rand(()).item(), context.generator("a").initial_seed()
-        drawn[number] = inside, torch.rand(()).item(), context.generator("a").initial_seed()
-    assert drawn[0][0][0] != drawn[1][0][0] and drawn[0][0][1] != drawn[1][0][1] and drawn[0][1:] == drawn[1][1:]
+        with rank(number, 2).drawing(learner):
+            inside = torch.rand(()).item(), torch.rand((), generator=learner.generator("a")).item()
+        return [*inside, torch.rand(()).item(), torch.rand((), generator=learner.generator("a")).item()]
+
+    first, second = draws(0), draws(1)
+    assert first[0] != second[0] and first[1] != second[1] and first[2:] == second[2:]
+    learner.same_draws = True
+    first, second = draws(0), draws(1)
+    assert first[0] != second[0] and first[1:] == second[1:]
 
 
 def test_digests_tell_bits_types_and_shapes_apart():
-    zeros = torch.zeros(2)
+    zeros = torch.zeros(2, dtype=torch.float32)
     values = (zeros, -zeros, zeros.double(), zeros.int(), zeros.view(1, 2), torch.zeros(0), torch.zeros(0, 3))
     assert len({digests({"a": value}, {})["a"] for value in values}) == 7
     assert digests({"a": zeros}, {}) == digests({"a": zeros.clone()}, {}) != digests({"a": zeros}, {"b": 1})

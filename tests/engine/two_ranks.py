@@ -128,7 +128,7 @@ def main(folder: Path, names: Sequence[str]) -> None:
                 run._stop.asked = os.environ["RANK"] == "1"
             run.execute()
         except (Exception, KeyboardInterrupt) as error:
-            print(f"{name}: {type(error).__name__}: {in_words(error)}", file=sys.stderr)
+            print(f"{name}: {type(error).__name__} ({in_words(error)})", file=sys.stderr)
             if not distributed.is_initialized():
                 os.environ["MASTER_PORT"] = ports.pop()
 
