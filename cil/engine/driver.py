@@ -22,6 +22,7 @@ from cil.contract import Frozen
 from cil.engine.checkpoint import Checkpoints, Snapshots
 from cil.engine.known_features import KnownFeatures
 from cil.engine.known_modules import ENVIRONMENT
+from cil.engine.launched import place_of
 from cil.engine.options import RunOptions
 from cil.engine.process import Stopped, in_child
 from cil.engine.ranks import Ranks, check_shared
@@ -248,7 +249,7 @@ class Run:
             ConfigError: where several devices share it and another number of processes was started.
         """
         self.work.check()
-        if self.runtime.place.rank:
+        if self.runtime.all_devices > 1 and (place_of() if self._finished() else self.runtime.place).rank:
             return self._follow()
         apart = in_child if self.options.boundary == "process" else call
         with self._record() as record:
@@ -279,8 +280,8 @@ class Run:
 
     def _follow(self) -> Record:
         """Train beside rank 0, from what that one writes; write nothing."""
-        if (Path(self.run_dir) / RECORD).exists() and (record := Record.load(self.run_dir)).status == "finished":
-            return record
+        if self._finished():
+            return Record.load(self.run_dir)
         try:
             with self.runtime.together(), self._stop.listening():
                 self.runtime.begin()
@@ -299,6 +300,9 @@ class Run:
         except Stopped:
             raise KeyboardInterrupt from None
         return Record.load(self.run_dir)
+
+    def _finished(self) -> bool:
+        return (Path(self.run_dir) / RECORD).exists() and Record.load(self.run_dir).status == "finished"
 
     def _agree(self, done: int) -> int:
         """The boundaries that are done, as rank 0 knows them; all ranks do the same run in the same folder.
