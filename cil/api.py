@@ -236,6 +236,7 @@ def environment_of(parts: Sequence[Any], model: str, runtime: Runtime) -> dict[s
         "device": runtime.device,
         "threads": runtime.threads,
         "precision": runtime.precision,
+        **({"devices": runtime.all_devices} if runtime.all_devices > 1 else {}),
         "versions": versions_of(parts, model),
         "code": source_digest(*parts),
     }

@@ -56,6 +56,10 @@ class Diverged(TrainingError):
     """A loss is not finite."""
 
 
+class RankEnded(TrainingError):
+    """Another process of a run on several devices ended, or cannot be reached."""
+
+
 _LIBRARIES = sys.stdlib_module_names | {
     *("torch", "torchvision", "lightning_fabric", "numpy", "PIL", "scipy", "sklearn", "timm", "safetensors"),
     *("hydra", "omegaconf", "yaml", "antlr4", "joblib", "wandb", "tensorboard", "matplotlib", "rich", "optuna"),

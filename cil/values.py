@@ -169,6 +169,8 @@ KEYS: dict[str, Rule] = {
     "trainer.snapshot_steps": whole(1, none=True),
     "trainer.log_every": whole(1),
     "trainer.threads": whole(1, none=True),
+    "trainer.devices": whole(1),
+    "trainer.nodes": whole(1),
     "trainer.evaluation_batch": whole(1),
     "trainer.features": one_of(None, "fp32", "bf16"),
     "trainer.answers": one_of("all", "own"),

@@ -67,7 +67,7 @@ def build(
         CilError: for whatever is wrong with it, in one line that names the key.
     """
     stream = stream or build_stream(job.config)
-    threads = job.config["trainer"]["threads"] or threads_of(jobs)
+    threads = job.config["trainer"]["threads"] or max(1, threads_of(jobs) // job.config["trainer"]["devices"])
     given = {"root": root, "threads": threads, "command": job.command, **changes}
     options = RunOptions.from_config(job.config, **given)
     scale = {"scale": job.scale} if job.scale else {}

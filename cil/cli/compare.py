@@ -195,7 +195,11 @@ def plan_cell(cell: Cell, jobs: int, out: Path) -> Run:
     if cell.job.config.get("run_dir") is not None:
         raise ConfigError("run_dir is of cil run; here every run has a folder of its own, under out=DIR")
     asked = cell.job.config["reuse"]
-    return build(cell.job, jobs=jobs, root=out, group=out.name, reuse=out / "phases" if asked == "auto" else asked)
+    shared = out / "phases" if asked == "auto" else asked
+    run = build(cell.job, jobs=jobs, root=out, group=out.name, reuse=shared)
+    if run.runtime.all_devices > 1:
+        raise ConfigError("runs side by side have one device each; leave out trainer.devices and trainer.nodes")
+    return run
 
 
 def write_report(records: Sequence[Record], out: Path, title: str, command: str | None = None) -> str:

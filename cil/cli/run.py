@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 from cil.cli import environment
 from cil.cli.compose import application
 from cil.cli.job import Job
+from cil.cli.ranks import other_ranks
 from cil.cli.schema import check
-from cil.errors import CilError, in_words
+from cil.engine.launched import place_of
+from cil.errors import CilError, RankEnded, in_words
 from cil.kinds.command_line import find_kind
 
 if TYPE_CHECKING:
@@ -59,7 +61,8 @@ def main(arguments: Sequence[str]) -> int:
     application(rest, jobs.append)
     for job in jobs:
         check(job.config)  # before torch is imported
-        print(_bill(job) if dry else execute(job))
+        if summary := _bill(job) if dry else execute(job, arguments):
+            print(summary)
     return 0
 
 
@@ -71,20 +74,37 @@ def _bill(job: Job) -> str:
     return find_kind(run.identity["kind"]).bill(run)
 
 
-def execute(job: Job) -> str:
-    """Run a job to its end; a summary."""
+def execute(job: Job, arguments: Sequence[str] = ()) -> str:
+    """Run a job to its end; a summary, where this process is the first of those that do it.
+
+    Args:
+        arguments: The command's, for processes that share the run.
+    """
     from cil.cli.build import build
     from cil.tracking.record import reading
 
     run = build(job)
+    if run.runtime.all_devices > 1 and place_of().rank:
+        return _beside(run)
     print_warnings([run])
     note = "  (was finished before, nothing was run)" if _finished(run) else ""
+    alone = bool(note) or run.runtime.all_devices == 1
     try:
-        record = run.execute()
+        with nullcontext() if alone else other_ranks(run.runtime, arguments):
+            record = run.execute()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"what was computed is in {run.run_dir}; the same command goes on from there") from None
     with reading(record):
         return find_kind(record.kind).summary(record, note)
+
+
+def _beside(run: Run) -> str:
+    """Do the part of another rank than the first, and say nothing but what went wrong here."""
+    try:
+        run.execute()
+    except RankEnded:
+        raise SystemExit(1) from None  # whoever ended first says why
+    return ""
 
 
 def launch(arguments: Sequence[str], root: str = "runs") -> int:

@@ -1,6 +1,7 @@
 """Torch's compiler, imported when it is used: its import takes as long as that of torch.
 
-Optimizers ask for it from the first one on, only to say that it is to leave them alone.
+Optimizers ask for it from the first one on, only to say that it is to leave them alone; process groups, so that it
+forgets what it knows.
 """
 
 from __future__ import annotations
@@ -14,8 +15,23 @@ from typing import Any
 NAME = "torch._dynamo"
 
 
+class Rules(ModuleType):
+    """Stands for the compiler's rules of tracing, which are asked to forget where nothing was traced."""
+
+    @staticmethod
+    def clear_lru_cache() -> None:
+        """Nothing to forget."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(import_module(self.__name__), name)
+
+
 class PutOff(ModuleType):
-    """Stands for the compiler until it is asked for anything but to leave code alone."""
+    """Stands for the compiler until it is asked for anything but to leave code alone, or to forget it."""
+
+    trace_rules = Rules(f"{NAME}.trace_rules")
 
     @staticmethod
     def disable(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:

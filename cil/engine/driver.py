@@ -22,8 +22,10 @@ from cil.contract import Frozen
 from cil.engine.checkpoint import Checkpoints, Snapshots
 from cil.engine.known_features import KnownFeatures
 from cil.engine.known_modules import ENVIRONMENT
+from cil.engine.launched import place_of
 from cil.engine.options import RunOptions
 from cil.engine.process import Stopped, in_child
+from cil.engine.ranks import Ranks, check_shared
 from cil.engine.recovery import Recovery, check_owner, recover
 from cil.engine.running import Counts, Rows
 from cil.engine.runtime import Runtime
@@ -74,6 +76,7 @@ class Context:
         length: Experiences or segments of the stream, for progress.
         results: The results of the record from counts and facts of all boundaries.
         shared: Folder of plain phases that runs share; None: everything is trained here.
+        ranks: The processes that do the work; the first one writes.
         published: Boundaries of which line and arrays are written.
     """
 
@@ -87,6 +90,7 @@ class Context:
     results: Callable[[Rows, Sequence[Facts]], Mapping[str, object]]
     shared: Path | None = None
     clock: Clock = field(default_factory=Clock)
+    ranks: Ranks = field(default_factory=Ranks)
     published: int = 0
     _settled: int = 0
     _due: float = 0.0
@@ -119,8 +123,11 @@ class Context:
 
     def save(self, name: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         """Write a snapshot, with the place that the log has reached and the seconds worked."""
-        more = {**self.record.mark(), "seconds": self.clock.seconds}
-        self.snapshots.write(name, tensors, {**content, **more})
+        self.ranks.wait()  # nobody reads any more what is replaced
+        if self.ranks.rank == 0:
+            more = {**self.record.mark(), "seconds": self.clock.seconds}
+            self.snapshots.write(name, tensors, {**content, **more})
+        self.ranks.wait()
 
     def log(self, kind: Any, values: Mapping[str, Any], axes: Mapping[str, Any]) -> None:
         """Send values to the loggers."""
@@ -223,6 +230,8 @@ class Run:
 
     def __post_init__(self) -> None:
         check_boundary(self.options.boundary, self.runtime)
+        if self.runtime.all_devices > 1:
+            check_shared(self.work, self.options, self.runtime.all_devices)
         self.checkpoints = Checkpoints(Path(self.run_dir), self.options.keep, identity_hash(self.identity))
         self._stop = Stop()
 
@@ -236,27 +245,96 @@ class Run:
 
         Raises:
             BudgetExceeded: with status ``over_budget``; ResumeError: where the directory belongs to another run;
-            KeyboardInterrupt: after a Ctrl-C, with what was computed saved and status ``interrupted``.
+            KeyboardInterrupt: after a Ctrl-C, with what was computed saved and status ``interrupted``;
+            ConfigError: where several devices share it and another number of processes was started.
         """
         self.work.check()
+        if self.runtime.all_devices > 1 and (place_of() if self._finished() else self.runtime.place).rank:
+            return self._follow()
         apart = in_child if self.options.boundary == "process" else call
         with self._record() as record:
             if record.status != "finished":
-                recovery = self._recovered()
-                with self._context(record) as context, self._settled(context):
-                    for index in recovery.uncounted:
-                        apart(partial(self._evaluate, index, context))
-                    self._complete_arrays(record)
-                    for index in range(max(0, self.checkpoints.done() - 1), self.work.boundaries):
-                        if index >= self.checkpoints.done():
-                            apart(partial(self._train, index, context))
-                            self._stop.here()
-                        if self.checkpoints.evaluated(index) is None:
-                            apart(partial(self._evaluate, index, context))
-                        self._publish(index, context)
-                        if self._stop() and index + 1 < self.work.boundaries:
-                            raise Stopped
+                with self.runtime.together():
+                    self._lead(record, apart)
         return record
+
+    def _lead(self, record: Record, apart: Callable[[Callable[[], None]], None]) -> None:
+        """Do all work that is left, each boundary ``apart``, and write what comes out."""
+        recovery = self._recovered()
+        self._agree(self.checkpoints.done())
+        with self._context(record) as context, self._settled(context):
+            for index in recovery.uncounted:
+                apart(partial(self._evaluate, index, context))
+            self._complete_arrays(record)
+            for index in range(max(0, self.checkpoints.done() - 1), self.work.boundaries):
+                if index >= self.checkpoints.done():
+                    apart(partial(self._train, index, context))
+                    self._end_where_asked()
+                if self.checkpoints.evaluated(index) is None:
+                    apart(partial(self._evaluate, index, context))
+                self._publish(index, context)
+                if index + 1 < self.work.boundaries:
+                    self._end_where_asked()
+
+    # on several devices ---------------------------------------------------------------------------------------------
+
+    def _follow(self) -> Record:
+        """Train beside rank 0, from what that one writes; write nothing."""
+        if self._finished():
+            return Record.load(self.run_dir)
+        try:
+            with self.runtime.together(), self._stop.listening():
+                self.runtime.begin()
+                context = Context(
+                    Record(Path(self.run_dir), dict(self.identity)), self.checkpoints, Loggers([]), Loggers([]),
+                    self._stop, self.work.length, self.work.results, ranks=self.runtime.ranks,
+                )  # fmt: skip
+                done = self._agree(0)
+                for index in range(max(0, done - 1), self.work.boundaries):
+                    if index >= done:
+                        context.begin(index)
+                        self._learn(index, context)
+                        self._end_where_asked()
+                    if index + 1 < self.work.boundaries:
+                        self._end_where_asked()
+        except Stopped:
+            raise KeyboardInterrupt from None
+        return Record.load(self.run_dir)
+
+    def _finished(self) -> bool:
+        return (Path(self.run_dir) / RECORD).exists() and Record.load(self.run_dir).status == "finished"
+
+    def _agree(self, done: int) -> int:
+        """The boundaries that are done, as rank 0 knows them; all ranks do the same run in the same folder.
+
+        Raises:
+            ConfigError: where they do not.
+        """
+        ranks = self.runtime.ranks
+        self._stop.jointly = ranks.several
+        run, done = ranks.told([self.checkpoints.run, done])
+        if run != self.checkpoints.run or done != self.checkpoints.done():
+            raise ConfigError(
+                f"rank {ranks.rank} has another run than rank 0, or another run_dir={self.run_dir}; give all ranks the "
+                f"same command, data and code, and a folder that all machines share"
+            )
+        return int(done)
+
+    def _end_where_asked(self) -> None:
+        """Stop where any rank was asked to; here no rank waits for another."""
+        ranks = self.runtime.ranks
+        ranks.wait()  # rank 0 may have evaluated
+        if any(ranks.any(self._stop())):
+            raise Stopped
+
+    def _learn(self, index: int, context: Context) -> Boundary:
+        """Train to a boundary; all ranks carry the same across it."""
+        boundary = self.work.train(index, context)
+        state = boundary.carried.state
+        self.runtime.ranks.check_same(state.tensors, state.meta, f"after experience {index}")
+        return boundary
+
+    # again ----------------------------------------------------------------------------------------------------------
 
     def redo(self, index: int) -> None:
         """Train to one boundary and evaluate it, from what lies in the folder of what comes before it.
@@ -264,6 +342,10 @@ class Run:
         Nothing is published. A boundary that lies there is evaluated alone.
         """
         self.work.check()
+        if self.runtime.all_devices > 1:
+            raise ConfigError(
+                f"{self.run_dir} was trained on {self.runtime.all_devices} devices; this process cannot redo it alone"
+            )
         with self._record() as record, self._context(record) as context, self.runtime.fresh_features():
             if index >= self.checkpoints.done():
                 self._train(index, context)
@@ -353,7 +435,7 @@ class Run:
             with self._stop.listening():
                 yield Context(
                     record, self.checkpoints, loggers, within, self._stop, self.work.length, self.work.results,
-                    self.options.shared,
+                    None if self.runtime.ranks.several else self.options.shared, ranks=self.runtime.ranks,
                 )  # fmt: skip
 
     @contextmanager
@@ -381,7 +463,7 @@ class Run:
     def _train(self, index: int, context: Context) -> None:
         """Train to a boundary; charge, check and commit what is carried across it."""
         context.begin(index)
-        boundary = self.work.train(index, context)
+        boundary = self._learn(index, context)
         carried, allowance = boundary.carried, boundary.allowance
         ledger = carried.ledger(boundary.training)
         over = None if allowance is None else allowance.over(ledger, carried.exemplars)

@@ -138,7 +138,7 @@ class Fit:
         Raises:
             Diverged: where a loss is not finite, naming experience, phase and step.
         """
-        learner, recipe = self.learner, self.recipe
+        learner, recipe, ranks = self.learner, self.recipe, self.runtime.ranks
         if resume is None and self.spent(self.cost):
             self.cost.cut = True
             return
@@ -189,8 +189,9 @@ class Fit:
                         continue
                     if self.cost.steps % recipe.log_every == 0:
                         self._log("step", window, epoch, step + 1)
-                    stopped = self.stop()
-                    if stopped or recipe.snapshot_due(self.cost.steps, saved):
+                    stopped, due = ranks.any(self.stop(), recipe.snapshot_due(self.cost.steps, saved))
+                    if stopped or due:
+                        ranks.sync_buffers(learner.modules())
                         self._check(window, epoch, step + 1)
                         self._snapshot(optimizer, window, epoch, step + 1)
                         saved = time.monotonic()
@@ -201,6 +202,7 @@ class Fit:
                     schedule.step()
                 if progress.step >= total:
                     break
+        ranks.sync_buffers(learner.modules())
         self.ahead(loader.before(progress.step, last=self.cost.cut))
         self.cost.bill_optimizer(self.phase.name, optimizer)
         optimizer.zero_grad(set_to_none=True)
@@ -211,9 +213,12 @@ class Fit:
         self, batch: Batch, share: float, stepper: Any, optimizer: Optimizer, update: bool,
         saving: AbstractContextManager[Any],
     ) -> dict[str, Tensor]:  # fmt: skip
-        with saving:
+        ranks = self.runtime.ranks
+        rows, part = ranks.part(batch)  # all of it, unless several devices share it
+        share *= part
+        with saving, ranks.drawing(self.learner):
             with self.runtime.autocast():
-                result = self.phase.loss(batch)
+                result = self.phase.loss(rows)
             terms = dict(result) if isinstance(result, Mapping) else {"loss": result}
             loss = next(iter(terms.values())) if len(terms) == 1 else torch.stack(list(terms.values())).sum()
             if loss.ndim:
@@ -224,6 +229,7 @@ class Fit:
             named = {name: term.detach() for name, term in terms.items()} | {"loss": loss.detach()}
             scaled = loss if share == 1 else loss * share
         self.runtime.backward(scaled)
+        named = ranks.add(named, part, self._parameters if update else ())
         if update:
             self.runtime.unscale(optimizer)
             with self.cost.adjusting(self.learner):

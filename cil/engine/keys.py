@@ -26,7 +26,11 @@ def generator(seed: int, *parts: object) -> torch.Generator:
 
 def reseed(seed: int, *parts: object) -> None:
     """Key the global generators of torch, numpy and random, for code that draws from them (dropout, say)."""
-    number = key(seed, *parts)
+    seed_all(key(seed, *parts))
+
+
+def seed_all(number: int) -> None:
+    """Seed the global generators of torch, numpy and random."""
     torch.default_generator.manual_seed(number)  # torch.manual_seed asks every backend, 80 microseconds a call
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(number)

@@ -95,10 +95,11 @@ class StrategyWork(PlannedWork):
             findings, parts = plain(learner.diagnostics), dict(learner.context.parts)
             check_codecs(learner, arriving)
             carried = self.frozen(learner, index)  # last, as it shares the tensors of the learner
+        total = self.runtime.ranks.total  # of operations: all devices together
         facts: dict[str, Any] = {
             "signature": asdict(self.stream.signatures[index]),
             "given_up": allowance.boundary.given_up,
-            "flops": flops_by_part(costs, parts, flops.count),
+            "flops": {part: total(count) for part, count in flops_by_part(costs, parts, flops.count).items()},
             "seconds": {"train": trained, "consolidate": context.clock.seconds - trained},
             "steps": sum(cost.steps for cost in costs),
             "looks": looks.summary(),
@@ -106,7 +107,7 @@ class StrategyWork(PlannedWork):
             "peak_parameters": parameters,
             "findings": findings,
             "loss": largest_loss(costs),
-            "search": [cost.trial | {"flops": cost.flops} for cost in costs if cost.trial],
+            "search": [cost.trial | {"flops": total(cost.flops)} for cost in costs if cost.trial],
         }
         if reused := sum(cost.reused for cost in costs):
             facts["reused_seconds"] = reused

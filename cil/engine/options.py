@@ -28,6 +28,8 @@ class RunOptions:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``fp32``, ``bf16``, ``fp16`` or ``auto``.
         threads: CPU threads; by default as torch has them.
+        devices, nodes: Devices on each machine, and machines, that share each batch; torchrun or SLURM starts a
+            process for each of them, or on one machine ``cil run``.
         loggers: As ``cil.tracking.build_loggers`` takes them; files are always written.
         progress: Show progress.
         keep: Which boundaries' states stay on disk: ``last``, ``all`` or ``best``.
@@ -50,6 +52,8 @@ class RunOptions:
     device: str = field(default="auto", metadata={"key": "device"})
     precision: str = field(default="fp32", metadata={"key": "trainer.precision"})
     threads: int | None = field(default=None, metadata={"key": "trainer.threads"})
+    devices: int = field(default=1, metadata={"key": "trainer.devices"})
+    nodes: int = field(default=1, metadata={"key": "trainer.nodes"})
     loggers: Any = field(default=(), metadata={"key": "logger"})
     progress: bool = field(default=False, metadata={"key": "progress"})
     keep: str = field(default="last", metadata={"key": "checkpoint.keep"})
@@ -110,4 +114,4 @@ class RunOptions:
         Raises:
             ConfigError: for those that are not.
         """
-        return Runtime(self.device, self.precision, self.threads or torch.get_num_threads())
+        return Runtime(self.device, self.precision, self.threads or torch.get_num_threads(), self.devices, self.nodes)

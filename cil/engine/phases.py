@@ -129,6 +129,7 @@ class Training:
                 if self.observer is not None:
                     self.observer.phase_ends()
                 tensors, meta = learner.full_state()
+                self.runtime.ranks.check_same(tensors, meta, f"after phase {number} of experience {self.index}")
                 self.keep(f"phase-{number + 1}", costs, tensors, {"meta": meta})
             number += 1
 
@@ -195,7 +196,8 @@ class Training:
         if self.budget.flops is None and self.budget.updates is None:
             return False
         each = [self.before, *costs, *([] if more is None else [more])]
-        return self.budget.spent(sum(cost.flops for cost in each), sum(cost.updates for cost in each))
+        flops = self.runtime.ranks.total(sum(cost.flops for cost in each))
+        return self.budget.spent(flops, sum(cost.updates for cost in each))
 
     def keep(self, name: str, costs: Sequence[Cost], tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         """Write a snapshot."""

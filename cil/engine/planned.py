@@ -53,6 +53,7 @@ class PlannedWork:
         method: Class of the strategy. What it says of itself is read off it once, here, and by nobody else.
         bound: True for a bound, which a budget only reports on; it is not ranked.
         transductive: True for a strategy that says so on its class: its answers may depend on the other test images.
+        whole_batches: Why no two devices may share a batch of it, as a strategy says on its class; None: they may.
         curve: Key of the results that holds the score after each experience, percent.
         looks_inside: True for work that has an ``observer``, and so may be asked to evaluate inside experiences.
     """
@@ -85,6 +86,7 @@ class PlannedWork:
                 f"strategy {self.name} is or makes a {method.__name__}, which is no class of cil.Strategy"
             )
         self.method, self.bound, self.transductive = method, bool(method.bound), bool(method.transductive)
+        self.whole_batches = method.whole_batches
         if self.bound:
             self.budget = replace(self.budget, enforce="report")
 

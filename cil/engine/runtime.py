@@ -6,8 +6,8 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cil.engine.launched import Place, started_place
+from cil.engine.ranks import Ranks, met
 from cil.errors import ConfigError, nearest
 from cil.values import check_value
 
@@ -31,6 +33,10 @@ class Runtime:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, ``mps``.
         precision: ``fp32``, ``bf16`` or ``fp16`` (autocast), or ``auto``: bf16 on a GPU that has it, else fp32.
         threads: CPU threads of torch; None leaves them as they are.
+        devices, nodes: Devices on each machine, and machines, that share each batch.
+
+    Attributes:
+        ranks: The processes that do so, while the run is executed; until then this one.
 
     Raises:
         ConfigError: for an unknown name, or a device that is not there.
@@ -39,6 +45,9 @@ class Runtime:
     device: str = "auto"
     precision: str = "fp32"
     threads: int | None = None
+    devices: int = 1
+    nodes: int = 1
+    ranks: Ranks = field(default_factory=Ranks, repr=False)
     known: Any = field(default=None, repr=False)  # ``KnownFeatures``, where frozen backbones are asked once an image
     _fabric: Any = field(default=None, repr=False)
 
@@ -67,11 +76,55 @@ class Runtime:
                 f"trainer.threads is {self.threads}; this machine has {os.cpu_count()} cores, and more than {most} "
                 f"threads would stand in each other's way"
             )
+        self._check_devices(kind, index)
         keep_freed_blocks()
         if kind == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.benchmark = False
+
+    def _check_devices(self, kind: str, index: str) -> None:
+        check_value("trainer.devices", self.devices)
+        check_value("trainer.nodes", self.nodes)
+        if self.all_devices > 1 and (index or kind == "mps"):
+            raise ConfigError(
+                f"device is '{self.device}' and trainer.devices is {self.devices}; set device=cpu or cuda"
+            )
+        if kind == "cuda" and self.devices > torch.cuda.device_count():
+            raise ConfigError(f"trainer.devices is {self.devices} but there are {torch.cuda.device_count()} GPUs here")
+
+    @property
+    def all_devices(self) -> int:
+        """Devices that share each batch, on all machines."""
+        return self.devices * self.nodes
+
+    @property
+    def place(self) -> Place:
+        """The place of this process among those that share the work.
+
+        Raises:
+            ConfigError: where another number of processes was started.
+        """
+        return Place() if self.all_devices == 1 else started_place(self.devices, self.nodes)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around the work of a run: the ranks that do it have met.
+
+        Raises:
+            ConfigError: where another number of processes was started; RankEnded: where another one ends.
+        """
+        if self.all_devices == 1:
+            yield
+            return
+        place, cuda = self.place, self.device == "cuda"
+        if cuda:
+            torch.cuda.set_device(place.local)
+        try:
+            with met(place, cuda) as self.ranks:
+                yield
+        finally:
+            self.ranks = Ranks()
 
     def begin(self) -> None:
         """Take the threads. Not before a run begins: a process that plans runs and then forks may have started none."""

@@ -80,17 +80,22 @@ class Clock:
 
 
 class Stop:
-    """Says if a run was asked to stop. Ctrl-C finishes the step and saves; a second one stops at once."""
+    """Says if a run was asked to stop. Ctrl-C finishes the step and saves; a second one stops at once.
+
+    Attributes:
+        asked: Whether it was.
+        jointly: Whether other ranks do the work too: then it stops where all of them do, and not ``here``.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = self.jointly = False
 
     def __call__(self) -> bool:
         return self.asked
 
     def here(self) -> None:
         """Stop if that was asked for, where going on would keep a person waiting and nothing is lost."""
-        if self.asked:
+        if self.asked and not self.jointly:
             raise Stopped
 
     @contextmanager

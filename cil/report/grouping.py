@@ -21,6 +21,8 @@ HOW = (  # beginnings of keys that say how a run was computed, not what; what wa
     "checkpoint.",
     "progress",
     "trainer.threads",
+    "trainer.devices",
+    "trainer.nodes",
     "trainer.precision",
     "trainer.snapshot_",
     "trainer.log_every",

@@ -34,6 +34,8 @@ class Strategy(Holder):
     bound: ClassVar[bool] = False  # an upper bound, not a competitor: kept out of rankings
     transductive: ClassVar[bool] = False  # the answer to a test image may depend on the other test images
     holds_out: ClassVar[bool] = False  # leaves images out of its main phase, for a later one
+    whole_batches: ClassVar[str | None] = None  # why ``loss`` must see whole batches: several devices share none
+    same_draws: ClassVar[bool] = False  # devices that share a batch draw the same in ``loss``, not each for its rows
     takes_task: ClassVar[bool] = False  # task-aware: answers ``predict(images, task)``
     answers_by: str = "head"  # name of the answer that ``predict`` gives, where others stand beside it
     starts_from: ClassVar[str | None] = None  # origin of initial weights that are not those of ``make_net``

@@ -44,6 +44,7 @@ class DERpp(ReservoirRehearsal):
         DER (``der``).
     """
 
+    whole_batches = "outputs of a batch are stored after its step"
     outputs: Tensor | None
 
     def __init__(

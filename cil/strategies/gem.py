@@ -46,6 +46,7 @@ class GEM(Strategy):
         code bounds the dual variables by the margin, and does not add it.
     """
 
+    same_draws = True  # of exemplars: constraints are of no rows of the batch
     memory: ExemplarMemory
     constraints: Tensor | None  # (tasks, weights)
 

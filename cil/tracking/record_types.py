@@ -302,6 +302,7 @@ class Identity(TypedDict):
     device: str
     precision: str
     threads: NotRequired[int | None]
+    devices: NotRequired[int]
     versions: NotRequired[dict[str, str]]
     code: NotRequired[str | None]
     config_hash: NotRequired[str]

@@ -43,6 +43,7 @@ class AvalancheStrategy(Host):
         starts anew in each experience; ``AGEM`` keeps to a budget by fewer images of each experience.
     """
 
+    whole_batches = "Avalanche trains it"
     gradients: dict[str, Tensor] | None
     moments: dict[str, Tensor] | None
 
