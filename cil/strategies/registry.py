@@ -31,7 +31,7 @@ def _load(name: str) -> None:
 def _name(name: str, strategy: object) -> None:
     if not (isinstance(strategy, type) and issubclass(strategy, Strategy)):
         raise ConfigError(f"strategy '{name}' of a package is {place_of(strategy)}, which is no class of Strategy")
-    strategy.name = name
+    strategy.name = name  # type: ignore[attr-defined]
 
 
 STRATEGIES: Registry[type[Strategy]] = Registry(
