@@ -77,6 +77,7 @@ OWN: Mapping[str, tuple[str, ...]] = {  # words of single methods
     "lucir": ("model.head=cosine",),
     "mas": ("optimizer.lr=0.01",),
     "podnet": ("model.head=cosine",),
+    "moe_adapters": ("model.name=toy_clip_transformer",),
     "ranpac": ("strategy.size=1000",),
     "rmm": ("budget.scope=carried+incoming",),
 }
@@ -92,7 +93,7 @@ def setting_of(name: str) -> str:
         return "tasks"
     if model.startswith("timm:") or name in PRETRAINED:
         return "transformer"
-    return "clip" if model == "toy_clip" else "digits"
+    return "clip" if model.startswith("toy_clip") else "digits"
 
 
 def words_of(name: str, setting: str | None = None) -> list[str]:
