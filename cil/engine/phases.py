@@ -105,7 +105,8 @@ class Training:
             if entry is not None:
                 learner.load_full_state(entry[0], entry[1]["meta"])
                 self.go_on_from(entry[1])
-                costs = [Cost.of(saved) for saved in entry[1]["costs"]]
+                if not (costs and self.runtime.ranks.rank):  # what another rank than the first trained, it has billed
+                    costs = [Cost.of(saved) for saved in entry[1]["costs"]]
             reseed(self.seed, "phase", self.index, number)
             between = Flops()  # features that a phase is trained on, for one
             with (

@@ -73,14 +73,11 @@ def test_two_ranks_carry_what_one_process_carries(name, together, tmp_path):
 
 
 def test_operations_of_both_ranks_are_billed(together, tmp_path):
-    """Rows are shared out, so steps cost what they cost; what each rank does by itself costs twice."""
+    """What each rank does by itself counts twice, evaluation once."""
     one = made("icarl", tmp_path).execute().results["flops"]
     two = Record.load(together[0] / "icarl").results["flops"]
     assert two["evaluation"] == one["evaluation"]  # by rank 0 alone
     assert two["consolidation"] == [2 * count for count in one["consolidation"]]
-    assert (
-        one["training"][-1] < two["training"][-1] < 2 * one["training"][-1]
-    )  # an epoch's batch of two is done by both
 
 
 def test_batch_norm_sees_the_rows_of_one_rank_and_buffers_are_those_of_the_first(together, tmp_path):
