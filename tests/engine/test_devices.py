@@ -73,11 +73,12 @@ def test_two_ranks_carry_what_one_process_carries(name, together, tmp_path):
 
 
 def test_operations_of_both_ranks_are_billed(together, tmp_path):
-    """What each rank does by itself counts twice, evaluation once."""
+    """What each rank does by itself counts twice, evaluation once; a batch too small to share, once a rank."""
     one = made("icarl", tmp_path).execute().results["flops"]
     two = Record.load(together[0] / "icarl").results["flops"]
     assert two["evaluation"] == one["evaluation"]  # by rank 0 alone
     assert two["consolidation"] == [2 * count for count in one["consolidation"]]
+    assert [a - b for a, b in zip(two["training"], one["training"], strict=True)] == [336] * 3  # the first one's rest
 
 
 def test_batch_norm_sees_the_rows_of_one_rank_and_buffers_are_those_of_the_first(together, tmp_path):
