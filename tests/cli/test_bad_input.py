@@ -219,7 +219,7 @@ def test_a_traceback_is_shown_only_when_asked_for(cil, monkeypatch):
 
 
 def test_what_is_not_the_users_fault_ends_with_1(cil, monkeypatch):
-    def broken(job):
+    def broken(*job):
         raise RuntimeError("a\nbug")
 
     monkeypatch.setattr("cil.cli.run.execute", broken)
