@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from toolbox_parts import STARTS, Draws, GivenOrder, Manager, SmallTransformers, prepare
+from toolbox_parts import STARTS, Draws, GivenOrder, Instead, Manager, SmallTransformers, prepare
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")
@@ -32,7 +32,8 @@ MENDS = {  # where a toolbox departs from the paper of a method; ``mended=False`
     "ranpac": "scores are h W, not cosines",
     "l2p": "each test image has its own prompts; a test batch does not vote",
     "dualprompt": "keys and values of an image are its own; no vote of test batches; no keys of experiences to come",
-    "inflora": "the first experience protects all directions that the share takes, not one fewer",
+    "coda_prompt": "the schedule goes down from the second epoch on, not from the third",
+    "inflora": "the same; the first experience protects all directions that the share takes, not one fewer",
 }
 
 
@@ -60,6 +61,8 @@ def run_pilot(
         _share_projection(learner, draws.tensors["layer"], given["ridge"])
     if mended and method == "dualprompt":
         _keep_prefixes_apart(learner._network.backbone.e_prompt)
+    if mended and method == "coda_prompt":
+        _start_schedule_at_once(importlib.import_module("models.coda_prompt"))
     if method == "slca":
         _share_samples(learner, draws)
     _share(learner, "_run" if method == "slca" else "_init_train", method, draws, given)
@@ -193,8 +196,11 @@ def run_inflora(
         "num_workers": 0, "EPSILON": 1e-8, "init_lr_decay": 0.1, "lrate_decay": 0.1, **given,
     })  # fmt: skip
     _share(learner, "train_function", "inflora", draws, given)
+    extend = learner.update_DualGPM  # its numpy made arrays of tensors; the present one does not
+    learner.update_DualGPM = lambda moments: extend([found.numpy() for found in moments])
     if mended:
-        code.np = _CountOneMore()
+        code.np = Instead(np, sum=_one_more)
+        _start_schedule_at_once(code)
     answers = []
     for _ in range(data.nb_tasks):
         learner.incremental_train(data)
@@ -203,17 +209,22 @@ def run_inflora(
     return answers
 
 
-class _CountOneMore:
-    """numpy, but for the one sum of truth values in InfLoRA: how many directions are below the share, of which the next
-    one belongs to it."""
+def _start_schedule_at_once(code: Any) -> None:
+    """The quarter cosine of a module counts from epoch 0, where it sets its counter back to -1 when it is made."""
+    plain = code.CosineSchedule
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(np, name)
+    class Schedule(plain):  # type: ignore[misc, valid-type]
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self.last_epoch = 0
 
-    @staticmethod
-    def sum(values: np.ndarray) -> Any:
-        """Plain, and one more of truth values."""
-        return np.sum(values) + (values.dtype == bool)
+    code.CosineSchedule = Schedule
+
+
+def _one_more(values: np.ndarray) -> Any:
+    """In place of the one sum of truth values in InfLoRA: how many directions are below the share. The next belongs to
+    it too."""
+    return np.sum(values) + (values.dtype == bool)
 
 
 @torch.no_grad()
@@ -223,10 +234,9 @@ def run_fecam(
     """FeCAM's classifier, by its authors' code, on features of unit length."""
     features = _features(where, "FeCAM", small, data)
     base = importlib.import_module("models.base")
-    learner = base.BaseLearner({
-        "device": [CPU], "memory_size": 0, "tukey": False, "ncm": False, "full_cov": True, "per_class": True,
-        "norm_cov": True, "shrink": True, "alpha1": 1, "alpha2": 0, **given,
-    })  # fmt: skip
+    rules = dict.fromkeys(("full_cov", "per_class", "norm_cov", "shrink"), True) | {"tukey": False, "ncm": False}
+    learner = base.BaseLearner({"device": [CPU]})
+    learner.args = rules | {"alpha1": 1, "alpha2": 0}
     train, test = (F.normalize(found) for found in features)
     slots = data.splits["train"][1]
     learner._cur_task, learner._cov_mat_shrink, means, answers = 1, [], [], []  # 0 is the nearest mean there

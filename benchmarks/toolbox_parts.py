@@ -95,6 +95,17 @@ class Draws:
         return {name.partition("/")[2]: value for name, value in self.tensors.items() if name.startswith(f"{task}/")}
 
 
+class Instead:
+    """A module of which some functions are others."""
+
+    def __init__(self, module: Any, **own: Any) -> None:
+        self._module = module
+        vars(self).update(own)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
 class SmallTransformers:
     """Makes the transformers that a toolbox asks timm for: all at one size, with the weights of one file.
 
@@ -113,6 +124,8 @@ class SmallTransformers:
         own = next((module for end, module in ends.items() if name.endswith(end)), None)
         code = importlib.import_module(f"backbone.{own}" if own else "timm.models.vision_transformer")
         options.pop("drop_block_rate", None)
+        if own == "vit_coda_promtpt":  # adds to a leaf in place, which only works where .to() makes a copy
+            code.torch = Instead(torch, zeros=lambda *size, **_: torch.zeros(*size))
         return self.loaded(code.VisionTransformer(**self.shape, **options), getattr(code, "checkpoint_filter_fn", None))
 
     def loaded(self, net: nn.Module, convert: Callable[[Any, Any], Any] | None = None) -> nn.Module:
