@@ -50,7 +50,7 @@ def cosine(
 def quarter_cosine(optimizer: Optimizer, epochs: int, *, warmup: int = 0, warmup_factor: float = 0.1) -> LRScheduler:
     """Times cos(99 pi e / (200 (E - 1))) in epoch e of E: slow at first, and near 0 in the last one.
 
-    Source: code of CODA-Prompt and InfLoRA.
+    Source: code of CODA-Prompt and InfLoRA, which as it runs is one epoch late: epochs 0 and 1 have the full rate.
     """
     last = max(1, epochs - warmup - 1)
     rest = lr_scheduler.LambdaLR(optimizer, lambda e: max(0.0, math.cos(99 * math.pi * e / (200 * last))))
