@@ -121,6 +121,13 @@ def cases(value: Any) -> str | None:
     return None if allowed else "it must be a mapping of conditions to overrides, both as in 'key=value key=value'"
 
 
+def variants(value: Any) -> str | None:
+    """A list of overrides that begin with a method."""
+    line = r"(strategy|adapter)=\S+( +[\w.+]+=\S+)*"
+    allowed = isinstance(value, list) and all(re.fullmatch(line, str(item).strip()) for item in value)
+    return None if allowed else "it must be a list of overrides, as in 'strategy=aper strategy.tuner=finetune'"
+
+
 def points(value: Any) -> str | None:
     """A list of positive numbers."""
     allowed = value is None or (isinstance(value, list) and value and all(whole(1)(item) is None for item in value))
@@ -131,6 +138,7 @@ KEYS: dict[str, Rule] = {
     "split": split,
     "point": whole(1, none=True),
     "cases": cases,
+    "variants": variants,
     "seed": whole(0),
     "run_dir": text(none=True),
     "data_root": text(none=True),

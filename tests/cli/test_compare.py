@@ -20,7 +20,7 @@ from cil.cli.grid import expand
 from cil.cli.pool import QueuedRun, run_all
 from cil.cli.progress_screen import ProgressScreen
 from cil.engine.options import RunOptions
-from cil.errors import BudgetExceeded, TrainingError
+from cil.errors import BudgetExceeded, ConfigError, TrainingError
 from cil.strategies import built_in, find
 from cil.tracking import Record
 
@@ -56,6 +56,16 @@ def test_a_grid_in_an_experiment_holds_unless_the_command_line_says_otherwise():
     assert {cell.varied["seed"] for cell in expand(["experiment=demo"])} == {"0", "1"}
     cells = expand(["experiment=demo", "seed=7", "strategy=wa"])
     assert [cell.job.config["seed"] for cell in cells] == [7]
+
+
+def test_variants_of_an_experiment_are_further_cells_unless_a_method_is_named():
+    asked = ["experiment=pretrained_cifar100", "scale=quick"]
+    plain = ["simplecil", "aper", "coda_prompt"]
+    assert [cell.label for cell in expand(asked)] == [*plain, "aper, strategy.tuner=scale_shift"]
+    assert expand(asked)[-1].job.config["strategy"]["tuner"] == "scale_shift"
+    assert [cell.label for cell in expand([*asked, "strategy=aper"])] == ["aper"]
+    with pytest.raises(ConfigError, match="variants is .*it must be a list of overrides, as in 'strategy=aper"):
+        compose(["variants=['seed=1']"])
 
 
 def test_ranges_of_hydra_work():
