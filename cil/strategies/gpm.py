@@ -25,7 +25,7 @@ class GPM(Strategy):
     """g <- g - g M M' for each layer of the backbone, so that it answers as before on what it was given before.
 
     Class-incremental: one head over all classes, trained by cross-entropy over those of the experience. Norms (their
-    statistics too) and biases of the backbone learn in the first experience alone. Exact with optimizers whose step is
+    statistics too), biases and embeddings of the backbone learn in the first experience alone. Exact with optimizers whose step is
     a sum of gradients (SGD, with momentum); nothing decays. Bytes are those of the network: half of d^2 numbers a layer
     with d inputs.
 
@@ -65,11 +65,10 @@ class GPM(Strategy):
 
     def prepare(self, experience: Experience) -> None:
         if experience.index:
-            for layer in self.net.backbone.modules():
-                own = layer.parameters(recurse=False) if isinstance(layer, NORMS) else [getattr(layer, "bias", None)]
-                for parameter in own:
-                    if isinstance(parameter, nn.Parameter):
-                        parameter.requires_grad_(False)
+            projected = {id(layer.weight) for layer in weighted_layers(self.net.backbone).values()}
+            for parameter in self.net.backbone.parameters():
+                if id(parameter) not in projected:
+                    parameter.requires_grad_(False)
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
         yield Phase("main", self.training_set(experience), self.loss, weight_decay=0.0)
