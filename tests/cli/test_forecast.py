@@ -90,7 +90,8 @@ def test_the_comparison_on_a_pretrained_backbone_runs_on_embedded_data_with_its_
     size = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}  # as scale=quick has it
     save_weights(timm_backbone("vit_tiny_patch16_224", in_channels=1, **size).model, "small.safetensors")
     asked = ("experiment=pretrained_cifar100", "scale=quick", "model.weights=small.safetensors")
-    said = cil("compare", *asked, "trainer.max_steps=1", "progress=false", "device=cpu", "jobs=1", "out=here")
+    short = ("stream.increment=5", "trainer.max_steps=1", "progress=false", "device=cpu", "jobs=1", "out=here")
+    said = cil("compare", *asked, *short)
     assert said.code == 0, said.err
     content = json.loads(to_json(table(find_runs("here"))))
     rows = {row["label"]: row for row in content["sections"][0]["rows"]}
