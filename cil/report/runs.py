@@ -248,8 +248,8 @@ class RunSummary:
 
     @property
     def three_lines(self) -> dict[str, int]:
-        """Carried bytes at the end of the stream: ``backbone``, public weights that are referred to; ``learned``, all
-        other parameters and buffers; ``stored``, the rest. Empty where that is not known: over budget, or no boundary."""
+        """Carried bytes at the end: ``backbone``, public weights that are referred to; ``learned``, all other
+        parameters and buffers; ``stored``, the rest. Empty where they are not known, and over budget."""
         sizes = {} if self.status == "over_budget" else self.bytes_by_kind("exact")
         if not sizes:
             return {}

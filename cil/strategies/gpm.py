@@ -25,9 +25,9 @@ class GPM(Strategy):
     """g <- g - g M M' for each layer of the backbone, so that it answers as before on what it was given before.
 
     Class-incremental: one head over all classes, trained by cross-entropy over those of the experience. Norms (their
-    statistics too), biases and embeddings of the backbone learn in the first experience alone. Exact with optimizers whose step is
-    a sum of gradients (SGD, with momentum); nothing decays. Bytes are those of the network: half of d^2 numbers a layer
-    with d inputs.
+    statistics too), biases and embeddings of the backbone learn in the first experience alone. Exact with optimizers
+    whose step is a sum of gradients (SGD, with momentum); nothing decays. Bytes are those of the network: half of d^2
+    numbers a layer with d inputs.
 
     Args:
         threshold: epsilon, the share of the squared inputs that lies in the subspace; in (0, 1].

@@ -62,7 +62,7 @@ def test_variants_of_an_experiment_are_left_out_where_a_method_is_named():
     """With none named they are rows: tests/cli/test_forecast.py."""
     asked = ["experiment=pretrained_cifar100", "scale=quick"]
     assert [cell.label for cell in expand([*asked, "strategy=aper"])] == ["aper"]
-    with pytest.raises(ConfigError, match="variants is .*it must be a list of overrides, as in 'strategy=aper"):
+    with pytest.raises(ConfigError, match=r"variants is .*it must be a list of overrides, as in 'strategy=aper"):
         compose(["variants=['seed=1']"])
 
 

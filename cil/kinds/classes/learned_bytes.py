@@ -1,4 +1,4 @@
-"""Methods on public weights: what each learned and what it stores beside the backbone, and its accuracy against that."""
+"""Methods on public weights: what each learned and stores beside the backbone, and its accuracy against that."""
 
 from __future__ import annotations
 
