@@ -123,7 +123,7 @@ def test_an_exported_backbone_is_a_pretrained_one_of_other_runs(cil, runs):
     read = build_backbone("smallconv", 1, (8, 8), "wa.safetensors").eval()
     images = torch.rand(3, 1, 8, 8)
     with torch.no_grad():
-        assert torch.equal(read(images)[0], net.backbone.eval()(images)[0])
+        torch.testing.assert_close(read(images)[0], net.backbone.eval()(images)[0])  # memory layouts differ
 
 
 def test_only_a_single_plain_network_is_exported_as_weights(runs, monkeypatch):
