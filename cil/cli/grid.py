@@ -74,8 +74,8 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
     if not given & set(METHODS):
         for variant in first.config["variants"]:
             keys = dict(item.split("=", 1) for item in variant.split())
-            more = expand([*overrides, *variant.split()])
-            cells += [replace(cell, varied=keys | cell.varied) for cell in more]
+            found = expand([*overrides, *variant.split()])
+            cells += [replace(cell, varied=keys | cell.varied) for cell in found]
     return cells
 
 
