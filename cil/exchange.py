@@ -1,7 +1,8 @@
-"""A finished run as a file that other programs run: a ``torch.export`` program, or ONNX."""
+"""A finished run as a file: a ``torch.export`` program or ONNX, which other programs run, or its backbone's weights."""
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from cil.errors import ConfigError, in_words
+from cil.models import GrowingNet, TimmBackbone, save_weights
 from cil.tracking import replacing
 from cil.trained import Trained
 
@@ -46,6 +48,35 @@ def export(net: Trained, path: str | Path) -> float:
         else:
             torch.export.save(program, part)
         return max(_difference(net, part, path.suffix, count) for count in (1, 5))
+
+
+def export_backbone(net: Trained, path: str | Path) -> str:
+    """Write the backbone of a trained network as safetensors, without its head, for ``model.weights`` of other runs.
+
+    Of a timm model the names are timm's. Images are to be normalised as they were in the run; ``model.mean`` and
+    ``model.std`` say so where a timm model's own statistics are others.
+
+    Args:
+        net: As ``cil.load`` gives it, of a method with one plain network.
+        path: ``NAME.safetensors``.
+
+    Returns:
+        SHA-256 of the file.
+
+    Raises:
+        ConfigError: for another ending, and for a method without a plain network.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"{path} must end with .safetensors, for the weights of a backbone")
+    plain = getattr(net.learner, "net", None)
+    if not isinstance(plain, GrowingNet):
+        kind = type(net.learner).__name__
+        raise ConfigError(f"{kind} has no single network whose weights could be written; see cil.load in Python")
+    backbone: Any = plain.backbone
+    with replacing(path) as part:
+        save_weights(backbone.model if isinstance(backbone, TimmBackbone) else backbone, part)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _program(net: Trained) -> ExportedProgram:

@@ -127,6 +127,13 @@ def point(value: Any) -> str | None:
     return None if known else "it must be a whole number of 1 or more, all for each of them, or null"
 
 
+def variants(value: Any) -> str | None:
+    """A list of overrides that begin with a method."""
+    line = r"(strategy|adapter)=\S+( +[\w.+]+=\S+)*"
+    allowed = isinstance(value, list) and all(re.fullmatch(line, str(item).strip()) for item in value)
+    return None if allowed else "it must be a list of overrides, as in 'strategy=aper strategy.tuner=finetune'"
+
+
 def points(value: Any) -> str | None:
     """A list of positive numbers."""
     allowed = value is None or (isinstance(value, list) and value and all(whole(1)(item) is None for item in value))
@@ -137,6 +144,7 @@ KEYS: dict[str, Rule] = {
     "split": split,
     "point": point,
     "cases": cases,
+    "variants": variants,
     "seed": whole(0),
     "run_dir": text(none=True),
     "data_root": text(none=True),

@@ -1,4 +1,4 @@
-"""``cil export``: a finished run as a file that other programs run."""
+"""``cil export``: a finished run as a file that other programs run, or its backbone's weights."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from cil.cli.arguments import experience_number, split_options
 from cil.errors import ConfigError
 
 HELP = """
-usage: cil export RUN_DIR FILE.pt2|FILE.onnx [--experience N] [strategy=module:Class]
+usage: cil export RUN_DIR FILE.pt2|FILE.onnx|FILE.safetensors [--experience N] [strategy=module:Class]
 
 Writes what a run learned as a torch.export program (.pt2) or as ONNX (.onnx, with pip install 'cil[onnx]'): images
 (N, C, H, W) in [0, 1] in, scores of the classes seen out. The names of the classes lie beside it, FILE.classes.txt. The
 file is run on random images, and must answer as the network does.
 
+A .safetensors file has the weights of the backbone alone, for model.weights of other runs, and its SHA-256 is printed.
+
   cil export runs/demo/wa-200exemplars-s0-0a1b2c3d4e5f wa.onnx
+  cil export runs/small_vit small_vit.safetensors
 """
 
 
@@ -30,12 +33,15 @@ def main(arguments: Sequence[str]) -> int:
     experience = experience_number(options["--experience"])
     environment.prepare()
     from cil.cli.compose import own_class
-    from cil.exchange import export
+    from cil.exchange import export, export_backbone
     from cil.tracking import write_bytes_atomic
     from cil.trained import load
 
     strategy = own_class(own[-1].partition("=")[2], "strategy") if own else None
     net = load(paths[0], strategy=strategy, experience=experience)
+    if paths[1].endswith(".safetensors"):
+        print(f"{paths[1]}: weights of the backbone, for model.weights; sha256 {export_backbone(net, paths[1])}")
+        return 0
     difference = export(net, paths[1])
     names = Path(paths[1]).with_suffix(".classes.txt")
     write_bytes_atomic(names, "".join(f"{name}\n" for name in net.classes).encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -47,7 +47,8 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
 
     ``strategy=all`` is every strategy that suits the stream, ``adapter=all`` every adapter; ``budget.points=[a, b]`` is
     one job for each, and ``point=all`` one for each budget of the experiment; what an experiment sweeps over
-    (``hydra.sweeper.params``) holds unless the command line says otherwise.
+    (``hydra.sweeper.params``) holds unless the command line says otherwise, and its
+    ``variants`` are further jobs unless the command line names a method.
 
     Raises:
         ConfigError: for whatever cannot be composed.
@@ -73,6 +74,11 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
                 cells += _at_points(cell)
     except ConfigError as error:
         raise ConfigError(_shared_by_some([*fixed, *swept], swept) or str(error)) from error
+    if not given & set(METHODS):
+        for variant in first.config["variants"]:
+            keys = dict(item.split("=", 1) for item in variant.split())
+            found = expand([*overrides, *variant.split()])
+            cells += [replace(cell, varied=keys | cell.varied) for cell in found]
     return cells
 
 

@@ -27,7 +27,7 @@ COMMANDS = {
     "report": "table, page, LaTeX, figures, CSV of runs that were made, or go on",
     "evaluate": "a finished run once more, on its own or on other test data",
     "predict": "what a finished run says of image files",
-    "export": "a finished run as a torch.export or ONNX file",
+    "export": "a finished run as a torch.export or ONNX file, or its backbone's weights",
     "audit": "a finished run: an experience redone from its stored state, bit for bit",
     "diff": "which settings of two runs differ, and where each came from",
     "import": "results of PyCIL or PILOT, from their logs, as records beside runs",

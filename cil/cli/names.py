@@ -51,7 +51,7 @@ SOURCES = {  # kind: room, decorator that registers a name, tables of further na
     "codecs": ("memory", "register_codec", ("_CODECS",)),
 }
 METHODS = ("strategy", "adapter")  # groups that name what learns: the default one, and those that are chosen beside it
-IN_OTHER_WORDS = ("cases", "split", "point")  # keys that set other keys: those make the run
+IN_OTHER_WORDS = ("cases", "variants", "split", "point")  # keys that set other keys: those make the run
 NOT_THE_RUN = ("run_dir", "data_root", "logger", "progress", "reuse", "tune")  # another place or look: the same run
 ENTRY_POINTS = tuple(f"cil.{kind}" for kind in KINDS)
 

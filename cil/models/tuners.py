@@ -203,10 +203,11 @@ class PromptTokens(Tuner):
 
 
 class TrainedCopy(Tuner):
-    """A copy of the whole network, which is trained; of any kind of backbone."""
+    """A copy of the whole network, which is trained; of any kind of backbone. The survey charges a further backbone."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
+        self.survey_parameters = int(getattr(backbone, "survey_parameters", 0))
         self.copy = copy.deepcopy(backbone).requires_grad_(True)
         for layer in self.copy.modules():
             vars(layer).pop("train", None)  # what keeps a frozen network in evaluation mode

@@ -8,10 +8,9 @@ from typing import Any
 
 from cil.report.grids import decimal, whole
 from cil.report.rows import Note, Row, largest
-from cil.report.runs import RunSummary
+from cil.report.runs import NETWORKS, RunSummary
 
 MUCH = 0.10  # share of a limit that is worth a mark where it is not used
-NETWORKS = ("parameters", "buffers")  # kinds of bytes that a network is made of
 BILLS = {  # what each way of counting charges
     "exact": "Every byte that crosses the last boundary: weights, buffers, exemplars, labels, statistics...",
     "survey": "What Zhou et al. 2024 charge: backbones needed at inference, 4 bytes a parameter, and raw pixels.",

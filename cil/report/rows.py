@@ -144,6 +144,11 @@ class Row:
         fullest = max(self.shown, key=lambda run: run.carried(convention) or 0, default=None)
         return {} if fullest is None else fullest.bytes_by_kind(convention)
 
+    @property
+    def three_lines(self) -> dict[str, int]:
+        """Bytes of backbone, of what was learned and of what is stored, of the seed that carries most; or empty."""
+        return max((run.three_lines for run in self.shown), key=lambda lines: sum(lines.values()), default={})
+
     def line(self, cells: Mapping[str, str]) -> Line:
         """Its line in a grid, with its marks."""
         return Line(self.label, cells, tuple(note.mark for note in self.notes))

@@ -19,6 +19,7 @@ from cil.tracking.housekeeping import status_of
 from cil.tracking.storage import PARTIAL
 
 CONVENTIONS = ("exact", "survey")  # of counting carried bytes, in every table; a record may know more
+NETWORKS = ("parameters", "buffers")  # kinds of bytes that a network is made of
 HELD = "training"  # among the totals of a ledger: what is held in training, which is no bill
 _say = logging.getLogger("cil.report")
 
@@ -244,6 +245,17 @@ class RunSummary:
         if convention == "exact":
             return total - self.public
         return total - min(self.public, self.bytes_by_kind(convention).get("parameters", 0))
+
+    @property
+    def three_lines(self) -> dict[str, int]:
+        """Carried bytes at the end: ``backbone``, public weights that are referred to; ``learned``, all other
+        parameters and buffers; ``stored``, the rest. Empty where they are not known, and over budget."""
+        sizes = {} if self.status == "over_budget" else self.bytes_by_kind("exact")
+        if not sizes:
+            return {}
+        networks = sum(sizes.get(kind, 0) for kind in NETWORKS)
+        stored = sum(sizes.values()) - networks
+        return {"backbone": self.public, "learned": networks - self.public, "stored": stored}
 
     @property
     def images_beside(self) -> float | None:

@@ -15,7 +15,7 @@ from cil.strategies.base import Strategy, check
 from cil.strategies.parts import new_class_cross_entropy
 from cil.strategies.parts.subspace import (
     Subspace,
-    freeze_norms_and_biases,
+    freeze_unprojected,
     input_moments,
     layer_key,
     norms_in_evaluation,
@@ -30,9 +30,9 @@ class GPM(Strategy):
     """g <- g - g M M' for each layer of the backbone, so that it answers as before on what it was given before.
 
     Class-incremental: one head over all classes, trained by cross-entropy over those of the experience. Norms (their
-    statistics too) and biases of the backbone learn in the first experience alone. Exact with optimizers whose step is
-    a sum of gradients (SGD, with momentum); nothing decays. Bytes are those of the network: half of d^2 numbers a layer
-    with d inputs.
+    statistics too), biases and embeddings of the backbone learn in the first experience alone. Exact with optimizers
+    whose step is a sum of gradients (SGD, with momentum); nothing decays. Bytes are those of the network: half of d^2
+    numbers a layer with d inputs.
 
     Args:
         threshold: epsilon, the share of the squared inputs that lies in the subspace; in (0, 1].
@@ -70,7 +70,7 @@ class GPM(Strategy):
 
     def prepare(self, experience: Experience) -> None:
         if experience.index:
-            freeze_norms_and_biases(self.net.backbone)
+            freeze_unprojected(self.net.backbone)
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
         yield Phase("main", self.training_set(experience), self.loss, weight_decay=0.0)

@@ -17,7 +17,7 @@ from cil.models import NetFactory, Output, TaskNet, evaluating
 from cil.models.base import in_full_precision
 from cil.strategies.base import check
 from cil.strategies.parts.subspace import (
-    freeze_norms_and_biases,
+    freeze_unprojected,
     input_moments,
     layer_key,
     norms_in_evaluation,
@@ -101,7 +101,7 @@ class TRGP(TaskLearner):
 
     def prepare(self, experience: Experience) -> None:
         if experience.index:
-            freeze_norms_and_biases(self.net.backbone)
+            freeze_unprojected(self.net.backbone)
             gradients = self._first_gradient(experience)
             shares = {name: self._space(name).shares(gradient)[:-1] for name, gradient in gradients.items()}
             chosen = {name: trust_region(found, self.trust, self.regions) for name, found in shares.items()}

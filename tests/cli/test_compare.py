@@ -22,7 +22,7 @@ from cil.cli.grid import expand
 from cil.cli.pool import QueuedRun, run_all
 from cil.cli.progress_screen import ProgressScreen
 from cil.engine.options import RunOptions
-from cil.errors import BudgetExceeded, TrainingError
+from cil.errors import BudgetExceeded, ConfigError, TrainingError
 from cil.strategies import built_in, find
 from cil.tracking import Record
 
@@ -58,6 +58,14 @@ def test_a_grid_in_an_experiment_holds_unless_the_command_line_says_otherwise():
     assert {cell.varied["seed"] for cell in expand(["experiment=demo"])} == {"0", "1"}
     cells = expand(["experiment=demo", "seed=7", "strategy=wa"])
     assert [cell.job.config["seed"] for cell in cells] == [7]
+
+
+def test_variants_of_an_experiment_are_left_out_where_a_method_is_named():
+    """With none named they are rows: tests/cli/test_forecast.py."""
+    asked = ["experiment=pretrained_cifar100", "scale=quick"]
+    assert [cell.label for cell in expand([*asked, "strategy=aper"])] == ["aper"]
+    with pytest.raises(ConfigError, match=r"variants is .*it must be a list of overrides, as in 'strategy=aper"):
+        compose(["variants=['seed=1']"])
 
 
 def test_ranges_of_hydra_work():

@@ -25,6 +25,8 @@ DATA_ELSEWHERE = (
     "stream.classes=null",
     "stream.base=0",
     "stream.increment=5",
+    "stream.mean=null",
+    "stream.std=null",
 )  # instead of data that must be downloaded
 
 

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from cil.cli.forecast import Forecast
 from cil.cli.reuse import earlier_runs
+from cil.models import save_weights, timm_backbone
 from cil.report import find_runs, table, to_json
 
 DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "progress=false", "device=cpu")
@@ -82,3 +84,20 @@ def test_each_of_the_surveys_comparisons_runs_on_embedded_data_and_is_marked_as_
         assert "AUC-A" in said.out and "Average incremental accuracy against the budget" in text
         models = {(r.identity["strategy"], r.identity["networks"]["name"]) for r in find_runs(page.parent)}
         assert models == {("icarl", "resnet14_narrow"), ("memo", "smallconv"), ("memo", "convnet2")}
+
+
+def test_the_comparison_on_a_pretrained_backbone_runs_on_embedded_data_with_its_variants(cil, tmp_path):
+    size = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}  # as scale=quick has it
+    save_weights(timm_backbone("vit_tiny_patch16_224", in_channels=1, **size).model, "small.safetensors")
+    asked = ("experiment=pretrained_cifar100", "scale=quick", "model.weights=small.safetensors")
+    short = ("stream.increment=5", "trainer.max_steps=1", "progress=false", "device=cpu", "jobs=1", "out=here")
+    said = cil("compare", *asked, *short)
+    assert said.code == 0, said.err
+    content = json.loads(to_json(table(find_runs("here"))))
+    rows = {row["label"]: row for row in content["sections"][0]["rows"]}
+    backbone = 4 * sum(value.numel() for value in load_file("small.safetensors").values())
+    assert {row["backbone_bytes"] for row in rows.values()} == {backbone}
+    assert rows["simplecil"]["learned_bytes"] == 0 < rows["simplecil"]["stored_bytes"]
+    assert rows["coda_prompt"]["learned_bytes"] > 0 == rows["coda_prompt"]["stored_bytes"]
+    assert set(rows) == {"simplecil", "coda_prompt", "aper (tuner=adapter)", "aper (tuner=scale_shift)"}
+    assert "Last accuracy against learned bytes" in (tmp_path / "here/index.html").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -14,7 +15,8 @@ from PIL import Image
 import cil as package
 from cil.cli.cite import PAPERS, entries, source
 from cil.errors import ConfigError
-from cil.exchange import export
+from cil.exchange import export, export_backbone
+from cil.models import build_backbone
 from cil.tracking.lock import DirectoryLock
 
 DIGITS = ("stream=split_digits", "stream.train_per_class=20", "trainer.epochs=1", "progress=false")
@@ -112,6 +114,26 @@ def test_a_file_that_answers_otherwise_is_not_kept(runs, tmp_path):
     with pytest.raises(ConfigError, match="answers otherwise"):
         export(net, tmp_path / "net.pt2")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_exported_backbone_is_a_pretrained_one_of_other_runs(cil, runs):
+    said = cil("export", runs / "wa", "wa.safetensors")
+    assert said.code == 0 and hashlib.sha256(Path("wa.safetensors").read_bytes()).hexdigest() in said.out
+    net = package.load(runs / "wa").learner.net
+    read = build_backbone("smallconv", 1, (8, 8), "wa.safetensors").eval()
+    images = torch.rand(3, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(read(images)[0], net.backbone.eval()(images)[0])  # memory layouts differ
+
+
+def test_only_a_single_plain_network_is_exported_as_weights(runs, monkeypatch):
+    net = package.load(runs / "wa")
+    with pytest.raises(ConfigError, match=r"must end with \.safetensors"):
+        export_backbone(net, "wa.pt2")
+    monkeypatch.setattr(net.learner, "net", net.learner.net.head)
+    with pytest.raises(ConfigError, match="WA has no single network"):
+        export_backbone(net, "wa.safetensors")
+    assert not Path("wa.safetensors").exists()
 
 
 # diff ---------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,25 @@ def test_a_further_way_of_counting_is_in_every_form_beside_the_two(run, tmp_path
     assert [line["libcontinual_bytes"] for line in csv.DictReader(io.StringIO(to_csv(whole)))] == ["999777", ""]
 
 
+def test_bytes_stand_in_three_lines_where_a_row_has_public_weights(run, tmp_path):
+    """1,000,000 B of parameters, 900,000 of them public; 100 images of 192 bytes with a label of one byte each."""
+    records = [run("l2p", public=900_000, exemplars=0), run("icarl", public=900_000), run("wa")]
+    (section,) = table(records).sections
+    (three,) = (found for found in section.tables if found.heading == "Backbone, learned, stored")
+    cells = {line.name: line.cells for line in three.grid.lines}
+    assert cells["l2p"] == {
+        "backbone B": "900,000", "learned B": "100,000", "stored B": "0", "learned + stored B": "100,000",
+        "Last %": "65.00",
+    }  # fmt: skip
+    assert (cells["icarl"]["stored B"], cells["icarl"]["learned + stored B"]) == ("19,300", "119,300")
+    assert (cells["wa"]["backbone B"], cells["wa"]["learned B"]) == ("0", "1,000,000")
+    lines = {line["label"]: line for line in csv.DictReader(io.StringIO(to_csv(table(records))))}
+    assert (lines["icarl"]["backbone_bytes"], lines["icarl"]["stored_bytes"]) == ("900000", "19300")
+    assert "Last accuracy against learned bytes" in write_html(records, tmp_path / "page.html").read_text()
+    bare = write_html([run("wa"), run("replay")], tmp_path / "bare.html").read_text()
+    assert "learned bytes" not in bare and "Backbone, learned" not in bare
+
+
 def test_without_a_budget_nothing_is_said_of_its_use(run):
     (section,) = table([run(budget=NO_BUDGET)]).sections
     assert not {"past %", "unused %"} & set(section.grid.heads) and "past:" not in section.legend

@@ -61,3 +61,5 @@ def test_each_tuner_learns_the_first_experience(tuner):
     learner.train_mode()
     assert all(layer.training for layer in learner.tuner.modules())
     assert learner.predict(batch(0, 1).images).shape == (2, 2)
+    backbones = 2 if tuner == "finetune" else 1  # that answer
+    assert learner.fixed_bytes("survey") == 4 * backbones * learner.net.backbone.survey_parameters

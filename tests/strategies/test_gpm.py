@@ -1,5 +1,7 @@
 """GPM: subspaces of inputs, and gradients that leave them alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from small_runs import bare, batch, differing
@@ -101,6 +103,18 @@ def test_norms_biases_and_old_rows_of_the_head_learn_in_their_own_experience_alo
     assert moved <= {f"net.backbone.{name}.weight" for name in layers} and moved
     head = [done.net(index)["net.head.weight"] for index in (0, 2)]
     assert torch.equal(head[1][:2], head[0])
+
+
+def test_embeddings_of_a_transformer_learn_in_the_first_experience_alone():
+    learner = bare("gpm", classes=[2, 2])
+    learner.net.backbone.position = nn.Parameter(torch.ones(3))
+    experience = SimpleNamespace(index=0)
+    learner.prepare(experience)
+    assert learner.net.backbone.position.requires_grad
+    experience.index = 1
+    learner.prepare(experience)
+    learning = {name for name, value in learner.net.backbone.named_parameters() if value.requires_grad}
+    assert learning == {f"{name}.weight" for name in weighted_layers(learner.net.backbone)}
 
 
 def test_projected_gradients_have_no_part_inside():

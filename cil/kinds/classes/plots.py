@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cil.kinds.classes.analysis_plots import analysis_plots
 from cil.kinds.classes.anytime_tables import anytime_picture
+from cil.kinds.classes.learned_bytes import learned_bytes_picture
 from cil.kinds.classes.rows import FORGETTING, LAST
 from cil.report.bills import BILLS
 from cil.report.grids import kinds_of_bytes
@@ -72,6 +73,7 @@ def plots(rows: Sequence[Row], limit: int | None, convention: str, number: int, 
         partial(_accuracy_curves, known, paint),
         partial(anytime_picture, known, paint),
         partial(_accuracy_against_bytes, known, limit, convention, paint),
+        partial(learned_bytes_picture, known, paint),
         partial(_forgetting_bars, known, paint),
         partial(_bytes_by_kind, rows, limit, convention),
         partial(_accuracy_matrices, known),

@@ -14,6 +14,7 @@ from cil.kinds.classes.anytime_tables import anytime_entry, anytime_table, evalu
 from cil.kinds.classes.auc import curve_sections
 from cil.kinds.classes.exemplar_strips import exemplar_table
 from cil.kinds.classes.group_tables import group_tables, groups_entry
+from cil.kinds.classes.learned_bytes import three_lines_entry, three_lines_table
 from cil.kinds.classes.open_set_tables import HEADING as OPEN_SET
 from cil.kinds.classes.open_set_tables import TERMS as OPEN_SET_TERMS
 from cil.kinds.classes.open_set_tables import open_set_entry, open_set_table
@@ -163,11 +164,13 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: 
     bills = {convention: _bill(rows, convention) for convention in counted}
     inside, answers, unknown = anytime_table(rows), answers_table(rows), open_set_table(rows)
     kept, over_seeds = plasticity_table(rows, joints), seeds_table(competitors)
+    three_lines = three_lines_table(rows)
     identity = {"table": max(number, 1), "budget": facts.get("budget"), "title": f"{title}; {subtitle}"}
     entries = [
         identity
         | _entry(row, counted)
         | (answers_entry(row) if answers else {})
+        | (three_lines_entry(row) if three_lines else {})
         | groups_entry(row)
         | (plasticity_entry(row, joints) if kept else {})
         | (open_set_entry(row) if unknown else {})
@@ -185,7 +188,7 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: 
         grid=_grid(rows, counted),
         legend="" if number > 1 else _legend(rows, counted),
         best={f"{verdict.metric} %": verdict.winner for verdict in verdicts if verdict.winner},
-        tables=tuple(filter(None, (answers, kept, over_seeds, unknown, inside, *group_tables(rows)))),
+        tables=tuple(filter(None, (three_lines, answers, kept, over_seeds, unknown, inside, *group_tables(rows)))),
         bills=tuple(
             Titled(f"Bytes carried after the last experience, {name}", b) for name, b in bills.items() if b.lines
         ),

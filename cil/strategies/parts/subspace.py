@@ -103,13 +103,13 @@ def layer_key(name: str) -> str:
     return name.replace(".", "/")
 
 
-def freeze_norms_and_biases(backbone: nn.Module) -> None:
-    """Take norms and biases out of training, whose gradients no subspace of inputs tells where to go."""
-    for layer in backbone.modules():
-        own = layer.parameters(recurse=False) if isinstance(layer, NORMS) else [getattr(layer, "bias", None)]
-        for parameter in own:
-            if isinstance(parameter, nn.Parameter):
-                parameter.requires_grad_(False)
+def freeze_unprojected(backbone: nn.Module) -> None:
+    """Leave the weights of layers alone in training: of norms, biases and embeddings no subspace of inputs tells where
+    to go."""
+    projected = {id(layer.weight) for layer in weighted_layers(backbone).values()}
+    for parameter in backbone.parameters():
+        if id(parameter) not in projected:
+            parameter.requires_grad_(False)
 
 
 def norms_in_evaluation(backbone: nn.Module) -> None:

@@ -1,0 +1,64 @@
+"""Methods on public weights: what each learned and stores beside the backbone, and its accuracy against that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cil.kinds.classes.rows import LAST
+from cil.report.grids import Line, Titled, grid, whole
+from cil.report.plots import BOUND, Picture, figure_of, legend, line_style
+from cil.report.rows import Row
+
+HEADING = "Backbone, learned, stored"
+NOTE = (
+    "Bytes after the last experience. Backbone: public weights that no run modifies; one that a method trains is "
+    "learned. Learned: all other parameters and buffers. Stored: statistics, prototypes, images and the rest."
+)
+KIB = 1024
+
+
+def three_lines_table(rows: Sequence[Row]) -> Titled | None:
+    """Three lines of bytes for each row; None where no row has public weights."""
+    known = _known(rows)
+    if not known:
+        return None
+    lines = []
+    for row in known:
+        sizes = {f"{name} B": whole(size) for name, size in row.three_lines.items()}
+        beside = sum(row.three_lines.values()) - row.three_lines["backbone"]
+        lines.append(Line(row.label, sizes | {"learned + stored B": whole(beside), "Last %": str(row.score(LAST))}))
+    return Titled(HEADING, grid("strategy", lines), NOTE)
+
+
+def three_lines_entry(row: Row) -> dict[str, int]:
+    """The same for CSV and JSON."""
+    return {f"{name}_bytes": size for name, size in row.three_lines.items()}
+
+
+def learned_bytes_picture(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture | None:
+    """Last accuracy against the bytes that were learned, and against these with what is stored."""
+    known = [(row, score) for row in _known(rows) if (score := row.score(LAST)).mean is not None]
+    if len(known) < 2:
+        return None
+    figure, panels = figure_of(4.2, width=11, panels=2)
+    for axes, names in zip(panels, (("learned",), ("learned", "stored")), strict=True):
+        for place, (row, score) in enumerate(known):
+            size = sum(row.three_lines[name] for name in names) / KIB
+            style = line_style(BOUND if row.bound else paint[row.label], place) | {"linestyle": "none", "markersize": 8}
+            axes.errorbar([size], [score.mean or 0.0], yerr=[score.std or 0.0], capsize=3, **style, label=row.label)
+        axes.set_xscale("symlog", linthresh=1)  # methods that learn nothing stand at 0
+        axes.set_xlim(left=-0.2)
+        axes.set_xlabel(f"{' and '.join(names)}, KiB")
+    panels[0].set_ylabel("last accuracy, %")
+    legend(panels[0])
+    caption = (
+        "Beside the public weights. A backbone that a method trains counts as learned. Bars: one standard deviation "
+        "over seeds. Up and left is better."
+    )
+    return "Last accuracy against learned bytes", caption, figure
+
+
+def _known(rows: Sequence[Row]) -> list[Row]:
+    """Rows whose bytes are known, where at least one has public weights."""
+    known = [row for row in rows if row.three_lines]
+    return known if any(row.three_lines["backbone"] for row in known) else []
