@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from cil.strategies import Strategy
 from cil.streams import Signature
 
 STEPS = 3  # of which the fastest counts: the first one also allocates
+FEW, LONG = 4, 1.0  # images of a first step; seconds from which on it stands for larger ones
 KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -87,8 +89,17 @@ def _of_experience(steps: StrategySteps, index: int, device: torch.device) -> fl
 
 
 def _of_batch(learner: Strategy, phase: Phase, recipe: Recipe) -> float:
+    """Seconds of a step; of a large network, those of a few images for each of the batch."""
+    few = min(FEW, recipe.batch_size)
+    seconds = _fastest(learner, phase, replace(recipe, batch_size=few), 1)
+    if seconds > LONG:
+        return seconds * recipe.batch_size / few
+    return _fastest(learner, phase, recipe, STEPS)
+
+
+def _fastest(learner: Strategy, phase: Phase, recipe: Recipe, steps: int) -> float:
     watch = Stopwatch()
-    enough: Callable[[Cost], bool] = lambda cost: len(watch.seconds) >= STEPS  # noqa: E731
+    enough: Callable[[Cost], bool] = lambda cost: len(watch.seconds) >= steps  # noqa: E731
     Fit(
         learner, phase, 0, recipe, 0, 0, Augment(), PlainRuntime(str(learner.device)), cost=watch, spent=enough,
         make_loader=PlainLoader, window=UnreadLosses(),
