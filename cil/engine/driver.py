@@ -253,28 +253,30 @@ class Run:
             return self._follow()
         apart = in_child if self.options.boundary == "process" else call
         with self._record() as record:
-            if record.status != "finished":
-                with self.runtime.together():
-                    self._lead(record, apart)
+            if record.status == "finished":
+                return record
+            with self.runtime.together(), self._recovered_context(record) as (recovery, context):
+                for index in recovery.uncounted:
+                    apart(partial(self._evaluate, index, context))
+                self._complete_arrays(record)
+                for index in range(max(0, self.checkpoints.done() - 1), self.work.boundaries):
+                    if index >= self.checkpoints.done():
+                        apart(partial(self._train, index, context))
+                        self._end_where_asked()
+                    if self.checkpoints.evaluated(index) is None:
+                        apart(partial(self._evaluate, index, context))
+                    self._publish(index, context)
+                    if index + 1 < self.work.boundaries:
+                        self._end_where_asked()
         return record
 
-    def _lead(self, record: Record, apart: Callable[[Callable[[], None]], None]) -> None:
-        """Do all work that is left, each boundary ``apart``, and write what comes out."""
+    @contextmanager
+    def _recovered_context(self, record: Record) -> Iterator[tuple[Recovery, Context]]:
+        """Around all work that is left: what was found in the folder, and what the work is given."""
         recovery = self._recovered()
         self._agree(self.checkpoints.done())
         with self._context(record) as context, self._settled(context):
-            for index in recovery.uncounted:
-                apart(partial(self._evaluate, index, context))
-            self._complete_arrays(record)
-            for index in range(max(0, self.checkpoints.done() - 1), self.work.boundaries):
-                if index >= self.checkpoints.done():
-                    apart(partial(self._train, index, context))
-                    self._end_where_asked()
-                if self.checkpoints.evaluated(index) is None:
-                    apart(partial(self._evaluate, index, context))
-                self._publish(index, context)
-                if index + 1 < self.work.boundaries:
-                    self._end_where_asked()
+            yield recovery, context
 
     # on several devices ---------------------------------------------------------------------------------------------
 
@@ -293,7 +295,7 @@ class Run:
                 for index in range(max(0, done - 1), self.work.boundaries):
                     if index >= done:
                         context.begin(index)
-                        self._learn(index, context)
+                        self._check_same(self.work.train(index, context), index)
                         self._end_where_asked()
                     if index + 1 < self.work.boundaries:
                         self._end_where_asked()
@@ -327,12 +329,10 @@ class Run:
         if any(ranks.any(self._stop())):
             raise Stopped
 
-    def _learn(self, index: int, context: Context) -> Boundary:
-        """Train to a boundary; all ranks carry the same across it."""
-        boundary = self.work.train(index, context)
+    def _check_same(self, boundary: Boundary, index: int) -> None:
+        """All ranks carry the same across a boundary."""
         state = boundary.carried.state
         self.runtime.ranks.check_same(state.tensors, state.meta, f"after experience {index}")
-        return boundary
 
     # again ----------------------------------------------------------------------------------------------------------
 
@@ -463,7 +463,8 @@ class Run:
     def _train(self, index: int, context: Context) -> None:
         """Train to a boundary; charge, check and commit what is carried across it."""
         context.begin(index)
-        boundary = self._learn(index, context)
+        boundary = self.work.train(index, context)
+        self._check_same(boundary, index)
         carried, allowance = boundary.carried, boundary.allowance
         ledger = carried.ledger(boundary.training)
         over = None if allowance is None else allowance.over(ledger, carried.exemplars)
