@@ -65,7 +65,8 @@ class StrategySubject(Subject[Strategy]):
     uneven = staticmethod(uneven_stream)
 
     def run(self, folder: Path, **options: Any) -> StrategyRun:
-        given = {"stream": self.stream, "hyperparameters": self.hyperparameters, **self.options, **options}
+        given = {"stream": self.stream, "hyperparameters": self.hyperparameters, "pictures": False}
+        given |= {**self.options, **options}
         return StrategyRun(toy_run(self.target, run_dir=folder, **given))
 
     def finished(self) -> StrategyRun:
