@@ -298,8 +298,9 @@ def _whole(run: LoggedRun, key: str) -> int:
 
 
 def _results(run: LoggedRun, base: int, increment: int) -> dict[str, Any]:
-    """Numbers of the classifier, and of each answer."""
-    answers = {ours: _answer(run, theirs) for theirs, ours in ANSWERS.items() if (theirs, "top1") in run.curves}
+    """Numbers of the classifier, and of each answer; up to the last experience of which all answers are told."""
+    done = min((len(curve) for (_, which), curve in run.curves.items() if which == "top1"), default=0)
+    answers = {ours: _answer(run, theirs, done) for theirs, ours in ANSWERS.items() if (theirs, "top1") in run.curves}
     curve = answers.get("head", {}).get("accuracy_curve", [])
     matrix = _matrix(run.groups.get("CNN", [])[: len(curve)], base, increment)
     lost = float(forgetting(np.array(matrix, dtype=float))) if len(matrix) > 1 else math.nan
@@ -314,8 +315,8 @@ def _results(run: LoggedRun, base: int, increment: int) -> dict[str, Any]:
     }
 
 
-def _answer(run: LoggedRun, name: str) -> dict[str, Any]:
-    curve, top5 = run.curves[name, "top1"], run.curves.get((name, "top5"), [])
+def _answer(run: LoggedRun, name: str, done: int) -> dict[str, Any]:
+    curve, top5 = run.curves[name, "top1"][:done], run.curves.get((name, "top5"), [])[:done]
     return {
         "accuracy_curve": curve,
         "top5_curve": top5 if len(top5) == len(curve) else [],

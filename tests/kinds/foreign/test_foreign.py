@@ -126,6 +126,9 @@ def test_several_runs_in_one_file_are_told_apart_and_one_that_stopped_says_where
     assert second.status == "interrupted" and second.error == f"{path}:{stop}: the log ends after 1 of 2 experiences"
     (cut,) = read_log(log(WHOLE[: WHOLE.index("curve: [90.0, 70.0]") + len("curve: [90.0, 7")], "cut.log"))
     assert cut.status == "interrupted" and cut.results["accuracy_curve"] == [90.0]
+    (half,) = read_log(log(WHOLE[: WHOLE.index("NME top1 curve: [91.0, 71.0]")], "half.log"))
+    lasts = [answer["last_accuracy"] for answer in half.results["answers"].values()]
+    assert half.status == "interrupted" and lasts == [90.0, 91.0]  # both after the first experience
 
 
 CURVE = "CNN top1 curve: [90.0, 70.0]"
@@ -136,7 +139,10 @@ DAMAGED = {
     "more than all": (WHOLE.replace("70.0]", "170.0]"), "outside 0 to 100"),
     "no seed": (WHOLE.replace("seed: 1993", "sead: 1993"), r"log:1: no 'seed'"),
     "an increment of none": (WHOLE.replace("increment: 2", "increment: x"), "'increment' .* is x"),
-    "an increment that is a digit but no number": (WHOLE.replace("increment: 2", "increment: ²"), "'increment' .* is ²"),
+    "an increment that is a digit but no number": (
+        WHOLE.replace("increment: 2", "increment: ²"),
+        "'increment' .* is ²",
+    ),
     "a class twice": (WHOLE.replace("[2, 0, 3, 1]", "[2, 0, 3, 3]"), r"log:10: .* is no order of classes"),
     "an order of lists": (WHOLE.replace("[2, 0, 3, 1]", "[[2], 0]"), "is no order of classes"),
     "no order": (WHOLE.replace("[2, 0, 3, 1]", "none"), "of 2 experiences, and 0 classes"),
