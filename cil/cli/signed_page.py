@@ -33,9 +33,11 @@ def _code() -> Iterator[Path]:
 
 
 def _files(directory: Path) -> Iterator[Path]:
-    """Files of a run but for its states, which no page reads."""
-    inside = (path for path in sorted(directory.rglob("*")) if path.is_file())
-    yield from (path for path in inside if path.relative_to(directory).parts[0] not in (CHECKPOINT, SNAPSHOT))
+    """Files of a run but for the tensors of its states: of those that a page shows, the sums are beside them."""
+    for path in sorted(directory.rglob("*")):
+        folder = path.relative_to(directory).parts[0]
+        if path.is_file() and folder != SNAPSHOT and (folder != CHECKPOINT or path.suffix == ".json"):
+            yield path
 
 
 def signed(text: str, key: str | None) -> str:

@@ -25,7 +25,8 @@ LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} \[([\w.]+)\] => (.*)") 
 SETTING = re.compile(r"([A-Za-z_]\w*): (.*)")
 GROUPED = re.compile(r"(CNN|NME): (\{.*)")
 CURVE = re.compile(r"(CNN|NME) (top1|top5) curve: (.*)")
-STORED = re.compile(r"Exemplar size: (\d+)")
+STORED = re.compile(r"Exemplar size: (\d{1,12})")
+WHOLE = re.compile(r"[0-9]{1,12}")
 NUMPY = re.compile(r"np\.\w+\(([^()]*)\)")  # how numpy 2 writes a number
 ANSWERS = {"CNN": "head", "NME": "nearest_mean"}  # theirs and our words
 NEEDED = ("dataset", "model_name", "init_cls", "increment", "seed")
@@ -55,7 +56,7 @@ class LoggedRun:
     settings: dict[str, str] = field(default_factory=dict)
     order: list[int] = field(default_factory=list)
     curves: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    groups: dict[str, list[Mapping[str, float]]] = field(default_factory=dict)
+    groups: dict[str, list[Mapping[str, float | None]]] = field(default_factory=dict)
     exemplars: dict[int, int] = field(default_factory=dict)
 
     @property
@@ -175,7 +176,7 @@ def _runs(path: Path, text: str) -> Iterator[LoggedRun]:
 def _take(run: LoggedRun, code: str, message: str, number: int) -> None:
     """Take what a line says of results, the order of the classes or exemplars into the run."""
     if code == "data_manager.py" and message.startswith("["):
-        run.order = [int(value) for value in _numbers(run.at(number), message, most=None)]
+        run.order = _order(run.at(number), message)
     elif found := CURVE.fullmatch(message):
         answer, which, values = found.groups()
         curve, before = _numbers(run.at(number), values), run.curves.get((answer, which), [])
@@ -206,20 +207,37 @@ def _literal(where: str, text: str) -> Any:
         raise kind(f"{where}: '{_short(text)}' is no list or dictionary of numbers, or is cut short") from error
 
 
-def _numbers(where: str, text: str, most: float | None = 100.0) -> list[float]:
+def _numbers(where: str, text: str) -> list[float]:
+    """A curve: percents, at least one."""
     values = _literal(where, text)
-    if not isinstance(values, list) or not all(isinstance(value, (int, float)) for value in values):
+    if not (isinstance(values, list) and values):
         raise RecordError(f"{where}: '{_short(text)}' is no list of numbers")
-    if most is not None and not all(0 <= value <= most for value in values):
-        raise RecordError(f"{where}: '{_short(text)}' has values outside 0 to {most:g} percent")
-    return values
+    return [_percent(where, text, value) for value in values]
 
 
-def _groups(where: str, text: str) -> dict[str, float]:
+def _groups(where: str, text: str) -> dict[str, float | None]:
+    """Percents by group of classes; None for one without images."""
     values = _literal(where, text)
     if not isinstance(values, dict):
         raise RecordError(f"{where}: '{_short(text)}' is no dictionary of numbers")
-    return {str(key): math.nan if value is None else float(value) for key, value in values.items()}
+    return {str(key): value if value is None else _percent(where, text, value) for key, value in values.items()}
+
+
+def _percent(where: str, text: str, value: object) -> float:
+    if not isinstance(value, (int, float)):
+        raise RecordError(f"{where}: '{_short(text)}' holds what is no number")
+    if not 0 <= value <= 100:
+        raise RecordError(f"{where}: '{_short(text)}' has values outside 0 to 100 percent")
+    return float(value)
+
+
+def _order(where: str, text: str) -> list[int]:
+    """Each class once."""
+    values = _literal(where, text)
+    whole = isinstance(values, list) and all(type(value) is int for value in values)
+    if not whole or sorted(values) != list(range(len(values))):
+        raise RecordError(f"{where}: '{_short(text)}' is no order of classes, which has each number from 0 on once")
+    return list(values)
 
 
 def _short(text: str) -> str:
@@ -238,11 +256,12 @@ def _record(run: LoggedRun, digest: str) -> Record:
         )
     results = _results(run, base, increment)
     done = len(results["accuracy_curve"])
-    sizes = (
-        portions(len(run.order), base, increment)
-        if run.order
-        else portions(base + increment * (done - 1), base, increment)
-    )
+    sizes = portions(len(run.order), base, increment)
+    if sum(sizes) != len(run.order) or done > len(sizes):
+        raise RecordError(
+            f"{run.at(run.first)}: the run that begins here has accuracies of {done} experiences, and {len(run.order)} "
+            f"classes for init_cls={base} and increment={increment}; lines are missing, or of another run"
+        )
     dataset = run.settings["dataset"]
     split = f"_b{0 if base == increment else base}_inc{increment}"
     identity = {
@@ -257,9 +276,10 @@ def _record(run: LoggedRun, digest: str) -> Record:
         "config": {**run.settings, "seed": seed},
         "log": {"file": run.path.name, "line": run.first, "sha256": digest},
     }  # fmt: skip
-    stopped = (
-        f"{run.at(run.last)}: the log ends after {done} of {len(sizes)} experiences" if done < len(sizes) else None
-    )
+    stopped = None
+    if done < len(sizes) or not sizes:
+        after = f"{done} of {len(sizes)} experiences" if sizes else "the settings"
+        stopped = f"{run.at(run.last)}: the log ends after {after}"
     return Record(
         run.path.parent, identity, {}, results, "interrupted" if stopped else "finished", stopped,
         run=identity_hash(identity),
@@ -272,14 +292,15 @@ def _whole(run: LoggedRun, key: str) -> int:
     if missing is not None:
         raise RecordError(f"{run.at(run.first)}: no '{missing}' among the settings of the run that begins here")
     value = run.settings[key]
-    if not value.isdigit() or (key != "seed" and int(value) < 1):
+    if not WHOLE.fullmatch(value) or (key != "seed" and int(value) < 1):
         raise RecordError(f"{run.at(run.first)}: '{key}' of the run that begins here is {value}, not a whole number")
     return int(value)
 
 
 def _results(run: LoggedRun, base: int, increment: int) -> dict[str, Any]:
-    """Numbers of the classifier, and of each answer."""
-    answers = {ours: _answer(run, theirs) for theirs, ours in ANSWERS.items() if (theirs, "top1") in run.curves}
+    """Numbers of the classifier, and of each answer; up to the last experience of which all answers are told."""
+    done = min((len(curve) for (_, which), curve in run.curves.items() if which == "top1"), default=0)
+    answers = {ours: _answer(run, theirs, done) for theirs, ours in ANSWERS.items() if (theirs, "top1") in run.curves}
     curve = answers.get("head", {}).get("accuracy_curve", [])
     matrix = _matrix(run.groups.get("CNN", [])[: len(curve)], base, increment)
     lost = float(forgetting(np.array(matrix, dtype=float))) if len(matrix) > 1 else math.nan
@@ -294,8 +315,8 @@ def _results(run: LoggedRun, base: int, increment: int) -> dict[str, Any]:
     }
 
 
-def _answer(run: LoggedRun, name: str) -> dict[str, Any]:
-    curve, top5 = run.curves[name, "top1"], run.curves.get((name, "top5"), [])
+def _answer(run: LoggedRun, name: str, done: int) -> dict[str, Any]:
+    curve, top5 = run.curves[name, "top1"][:done], run.curves.get((name, "top5"), [])[:done]
     return {
         "accuracy_curve": curve,
         "top5_curve": top5 if len(top5) == len(curve) else [],
@@ -304,7 +325,7 @@ def _answer(run: LoggedRun, name: str) -> dict[str, Any]:
     }
 
 
-def _matrix(rows: list[Mapping[str, float]], base: int, increment: int) -> list[list[float | None]]:
+def _matrix(rows: list[Mapping[str, float | None]], base: int, increment: int) -> list[list[float | None]]:
     """Accuracy on each experience after each, where the groups of classes in the log are the experiences.
 
     PyCIL groups by ten classes whatever an experience has; then this is empty.

@@ -114,7 +114,11 @@ def test_a_page_is_current_for_its_records_and_its_own_text_alone(tmp_path, monk
     key = signed_page.key_of_page(records, "title")
     assert not signed_page.is_current(page, key)
     page.write_text(signed_page.signed("<p>text</p>\n", key))
-    (run / "checkpoint/state").write_text("weights")  # no page reads it
+    (run / "checkpoint/state.safetensors").write_text("weights")  # what it holds is said by the file beside it
+    assert signed_page.is_current(page, signed_page.key_of_page(records, "title"))
+    (run / "checkpoint/experience-0001.json").write_text("sums")  # of exemplars, which a page shows
+    assert not signed_page.is_current(page, signed_page.key_of_page(records, "title"))
+    (run / "checkpoint/experience-0001.json").unlink()  # as by cil runs prune --checkpoints
     assert signed_page.is_current(page, signed_page.key_of_page(records, "title"))
     assert not signed_page.is_current(page, signed_page.key_of_page(records, "another title"))
     (run / "record.json").write_text("2")

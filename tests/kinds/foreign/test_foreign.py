@@ -93,6 +93,25 @@ def test_lines_that_two_handlers_wrote_are_read_once(log):
     assert read_log(log(twice))[0].results == read_log(log(WHOLE))[0].results
 
 
+def test_a_group_without_images_is_unknown_and_not_read_twice(log):
+    """A group of nan, in lines that two handlers wrote: equal lines are one line, and no forgetting is known."""
+    text = WHOLE.replace("'00-01': 60.0", "'00-01': nan")
+    for written in (text, "".join(2 * one for one in text.splitlines(keepends=True))):
+        (record,) = read_log(log(written))
+        assert record.results["accuracy_matrix"] == [] and record.results["forgetting"] is None
+    (other,) = read_log(log(WHOLE.replace("'old': 0", "'old': nan").replace(ONE, 2 * ONE)))
+    assert other.results["accuracy_matrix"] == [[90.0, None], [60.0, 80.0]]
+
+
+def test_a_run_that_stopped_before_its_classes_are_known_is_not_finished(log):
+    """As where the folder of a data set was not set; the run after it is read all the same."""
+    start = settings().replace(line("[2, 0, 3, 1]", "data_manager.py"), "")
+    (again,) = read_log(log(start + WHOLE.replace("seed: 1993", "seed: 7")))
+    assert (again.identity["seed"], again.status) == (7, "finished")
+    (alone,) = read_log(log(start))
+    assert alone.status == "interrupted" and alone.error.endswith(":9: the log ends after the settings")
+
+
 def test_groups_of_ten_classes_are_no_experiences(log):
     (record,) = read_log(log(WHOLE.replace("'00-01'", "'00-09'").replace("'02-03': 80.0, ", "")))
     assert record.results["accuracy_matrix"] == [] and record.results["forgetting"] is None
@@ -107,6 +126,9 @@ def test_several_runs_in_one_file_are_told_apart_and_one_that_stopped_says_where
     assert second.status == "interrupted" and second.error == f"{path}:{stop}: the log ends after 1 of 2 experiences"
     (cut,) = read_log(log(WHOLE[: WHOLE.index("curve: [90.0, 70.0]") + len("curve: [90.0, 7")], "cut.log"))
     assert cut.status == "interrupted" and cut.results["accuracy_curve"] == [90.0]
+    (half,) = read_log(log(WHOLE[: WHOLE.index("NME top1 curve: [91.0, 71.0]")], "half.log"))
+    lasts = [answer["last_accuracy"] for answer in half.results["answers"].values()]
+    assert half.status == "interrupted" and lasts == [90.0, 91.0]  # both after the first experience
 
 
 CURVE = "CNN top1 curve: [90.0, 70.0]"
@@ -117,6 +139,18 @@ DAMAGED = {
     "more than all": (WHOLE.replace("70.0]", "170.0]"), "outside 0 to 100"),
     "no seed": (WHOLE.replace("seed: 1993", "sead: 1993"), r"log:1: no 'seed'"),
     "an increment of none": (WHOLE.replace("increment: 2", "increment: x"), "'increment' .* is x"),
+    "an increment that is a digit but no number": (
+        WHOLE.replace("increment: 2", "increment: ²"),
+        "'increment' .* is ²",
+    ),
+    "a class twice": (WHOLE.replace("[2, 0, 3, 1]", "[2, 0, 3, 3]"), r"log:10: .* is no order of classes"),
+    "an order of lists": (WHOLE.replace("[2, 0, 3, 1]", "[[2], 0]"), "is no order of classes"),
+    "no order": (WHOLE.replace("[2, 0, 3, 1]", "none"), "of 2 experiences, and 0 classes"),
+    "more experiences than the classes make": (WHOLE.replace("[2, 0, 3, 1]", "[1, 0]"), "experiences, and 2 classes"),
+    "a first experience of more than all classes": (WHOLE.replace("cls: 2", "cls: 100"), "init_cls=100"),
+    "a curve without values": (settings() + line("CNN top1 curve: []"), r"'\[\]' is no list of numbers"),
+    "a group that is a word": (WHOLE.replace("'total': 70.0", "'total': 'all'"), "holds what is no number"),
+    "a group of more than all": (WHOLE.replace("'00-01': 60.0", "'00-01': 1e999"), "outside 0 to 100"),
     "neither toolbox": (WHOLE.replace("convnet_type", "net"), "none of convnet_type and backbone_type"),
     "another text": ("epoch 1 loss 3\n", "no log of PyCIL or PILOT"),
 }
