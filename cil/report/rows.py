@@ -174,7 +174,8 @@ def _effort(row: Row, usual: float | None) -> Iterable[Note]:
         yield Note("own steps", f"own steps: took {own:,} optimizer steps beside those of its phases; they are counted")
     if usual is not None and row.pace is not None and row.pace > SLOW * usual:
         times = f"{row.pace / usual:.1f} times the median of the table"
-        yield Note("slow", f"slow: its seconds for an operation are {times}; not all that it does is counted as FLOPs")
+        words = "it may do what is not counted as FLOPs, or have run on a busier machine"
+        yield Note("slow", f"slow: its seconds for an operation are {times}; {words}")
 
 
 def common_notes(group: Group) -> Iterable[Note]:
