@@ -203,7 +203,8 @@ class Subject(ABC, Generic[L]):
         """
         if self._finished is None:
             folder = Path(self._folder.name) / self._name  # also seen by processes that were forked before it was there
-            if not (folder / RECORD).exists() or Record.load(folder).status != "finished":
+            noted = not self._is_watched or _notes_on(folder).exists()  # else a rule before met an error on the way
+            if not noted or not (folder / RECORD).exists() or Record.load(folder).status != "finished":
                 shutil.rmtree(folder, ignore_errors=True)
                 torch.set_num_threads(1)  # of a process that forks
                 watch = partial(_execute_watched, self, folder)

@@ -9,7 +9,7 @@ from cheats import CASES, FILE, GLOBAL, Case, ClassAttribute, Honest
 from honest import DESIGNS
 
 from cil import adapt, strategies, testing
-from cil.errors import ConfigError, ContractError
+from cil.errors import ConfigError, ContractError, StateError
 from cil.kinds.classes import CLASSES
 from cil.kinds.classes.rules import BRIEF, demand_within
 from cil.kinds.classes.subject import StrategySubject
@@ -126,6 +126,17 @@ def test_each_cheat_is_caught_and_named(case: Case):
 
 def test_every_rule_has_a_cheat():
     assert {case.rule for case in CASES} == set(RULES)
+
+
+def test_a_learner_that_cannot_take_its_own_state_fails_each_rule_with_that_error(monkeypatch):
+    def refuse(self, run, learners):
+        raise StateError("a table of another size")
+
+    monkeypatch.setattr(StrategySubject, "answering_otherwise", refuse)
+    subject = StrategySubject(Honest, recipe=BRIEF)
+    for look in (subject.finished, subject.noted):
+        with pytest.raises(StateError, match="a table of another size"):
+            look()
 
 
 def test_an_honest_plugin_raises_no_alarm():
