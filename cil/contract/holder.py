@@ -248,7 +248,7 @@ class Holder:
         """The survey's charge: backbones needed at inference, as each states it, and nominal raw pixels.
 
         Raises:
-            StateError: where a network is said to be replaced and no other one of its size is kept.
+            StateError: where networks are said to be replaced and none that is larger than all of them is kept.
         """
         exemplars, sizes = 0, {}
         for name, kept in self._kept.items():
@@ -259,8 +259,8 @@ class Holder:
                 sizes[name] = 4 * int(getattr(value, "survey_parameters", 0))
         replaced = self.replaced_at_inference()
         needed = {name: size for name, size in sizes.items() if name not in replaced}
-        if max(sizes.values(), default=0) > max(needed.values(), default=0):
-            raise StateError(f"{', '.join(replaced)}: replaced at inference, it says, but no network as large is kept")
+        if (less := sum(sizes.values()) - sum(needed.values())) and less >= max(needed.values(), default=0):
+            raise StateError(f"{', '.join(replaced)}: replaced at inference, it says, but no larger network is kept")
         return {"parameters": sum(needed.values()), "exemplars": exemplars}
 
     def _libcontinual(self) -> dict[str, int]:

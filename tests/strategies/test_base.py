@@ -143,7 +143,7 @@ def test_the_surveys_charge_is_not_a_learners_to_state(monkeypatch):
     monkeypatch.setattr(Probe, "_survey", lambda self: {"parameters": 0, "exemplars": 0})
     assert learner.fixed_bytes("survey") == learner.state().survey["parameters"] == charge > 0
     monkeypatch.setattr(Probe, "replaced_at_inference", lambda self: ("net",))
-    with pytest.raises(StateError, match="net: replaced at inference, it says, but no network as large is kept"):
+    with pytest.raises(StateError, match="net: replaced at inference, it says, but no larger network is kept"):
         learner.state()
 
 
