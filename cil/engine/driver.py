@@ -39,6 +39,7 @@ from cil.tracking.panels import Panel
 
 Facts = Mapping[str, Any]  # what was committed at a boundary beside the state
 _say = logging.getLogger("cil.engine")
+BILLS = ("cost", "costs")  # in the content of a snapshot: each rank counts what it computes
 ALWAYS_SETTLED = 16  # first boundaries at each of which the whole results are written
 SETTLING = 0.02  # the part of the time that writing them may take later
 
@@ -122,12 +123,20 @@ class Context:
             self._due = now + (now - began) / SETTLING
 
     def save(self, name: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
-        """Write a snapshot, with the place that the log has reached and the seconds worked."""
+        """Write a snapshot, with the place that the log has reached, the seconds worked, and the bills of all ranks."""
         self.ranks.wait()  # nobody reads any more what is replaced
+        bills = self.ranks.gathered({key: content[key] for key in BILLS if key in content})
         if self.ranks.rank == 0:
             more = {**self.record.mark(), "seconds": self.clock.seconds}
-            self.snapshots.write(name, tensors, {**content, **more})
+            self.snapshots.write(name, tensors, {**content, **more, **({"bills": bills} if len(bills) > 1 else {})})
         self.ranks.wait()
+
+    def snapshot(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and content of a snapshot, with the bill of this rank, if there is one."""
+        found = self.snapshots.find(name)
+        if found is None or "bills" not in found[1]:
+            return found
+        return found[0], {**found[1], **found[1]["bills"][self.ranks.rank]}
 
     def log(self, kind: Any, values: Mapping[str, Any], axes: Mapping[str, Any]) -> None:
         """Send values to the loggers."""

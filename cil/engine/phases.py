@@ -101,12 +101,11 @@ class Training:
         number = 0
         costs: list[Cost] = []
         while True:
-            entry = self.context.snapshots.find(f"phase-{number}")
+            entry = self.context.snapshot(f"phase-{number}")
             if entry is not None:
                 learner.load_full_state(entry[0], entry[1]["meta"])
                 self.go_on_from(entry[1])
-                if not (costs and self.runtime.ranks.rank):  # what another rank than the first trained, it has billed
-                    costs = [Cost.of(saved) for saved in entry[1]["costs"]]
+                costs = [Cost.of(saved) for saved in entry[1]["costs"]]
             reseed(self.seed, "phase", self.index, number)
             between = Flops()  # features that a phase is trained on, for one
             with (
@@ -155,7 +154,7 @@ class Training:
         if self.observer is not None and not trial:
             assert isinstance(learner, Strategy)
             fit.watch, fit.ahead = partial(self.observer.batch, learner), partial(self.observer.ahead, learner)
-        now = self.context.snapshots.find("now")
+        now = self.context.snapshot("now")
         now = now if now is not None and now[1]["phase"] == number else None
         if now is not None:
             self.go_on_from(now[1])

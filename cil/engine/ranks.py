@@ -80,9 +80,13 @@ class Ranks:
     def wait(self) -> None:
         """Until all ranks are here, for as long as rank 0 evaluates."""
 
-    def told(self, content: Any) -> Any:
-        """What rank 0 says: plain data."""
+    def told(self, content: Any, by: int = 0) -> Any:
+        """What rank ``by`` says: plain data."""
         return content
+
+    def gathered(self, content: Any) -> list[Any]:
+        """What each rank says."""
+        return [self.told(content, rank) for rank in range(self.count)]
 
     def check_same(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], when: str) -> None:
         """Compare what a learner holds with that of rank 0, bit by bit.
@@ -188,12 +192,12 @@ class Together(Ranks):
     def wait(self) -> None:
         self._sum(torch.zeros(1), self._boundaries)
 
-    def told(self, content: Any) -> Any:
-        text = json.dumps(content).encode() if self.rank == 0 else b""
+    def told(self, content: Any, by: int = 0) -> Any:
+        text = json.dumps(content).encode() if self.rank == by else b""
         length = torch.tensor([len(text)])
-        self._broadcast(length, self._boundaries)
+        self._broadcast(length, self._boundaries, by)
         letters = torch.tensor(list(text) or [0] * int(length), dtype=torch.uint8)
-        self._broadcast(letters, self._boundaries)
+        self._broadcast(letters, self._boundaries, by)
         return json.loads(bytes(letters.tolist()))
 
     def check_same(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], when: str) -> None:
@@ -222,10 +226,10 @@ class Together(Ranks):
         with _answering():
             distributed.all_reduce(tensor, group=group)
 
-    def _broadcast(self, tensor: Tensor, group: Any) -> None:
+    def _broadcast(self, tensor: Tensor, group: Any, by: int = 0) -> None:
         whole = tensor.contiguous()
         with _answering():
-            distributed.broadcast(whole, 0, group=group)
+            distributed.broadcast(whole, by, group=group)
         if whole is not tensor:
             tensor.copy_(whole)
 

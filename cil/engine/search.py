@@ -145,7 +145,7 @@ class Trials:
 
     def _resumed(self, costs: Sequence[Cost]) -> tuple[list[Cost], Held | None, int]:
         """Costs, best state and next trial, from the snapshot where there is one."""
-        found = self.training.context.snapshots.find(f"search-{self.number}")
+        found = self.training.context.snapshot(f"search-{self.number}")
         if found is None:
             return list(costs), None, 0
         tensors, content = found

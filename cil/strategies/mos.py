@@ -53,6 +53,7 @@ class MOS(FrozenTransformer):
     """
 
     fits = "rank"
+    same_draws = True  # of an epoch of the alignment: they are of no rows of the batch
     toy: ClassVar[Mapping[str, Any]] = {"rank": 2, "align_samples": 8, "align_epochs": 2}
     toy_model: ClassVar[Mapping[str, Any]] = {
         "name": "timm:vit_tiny_patch16_224",

@@ -62,6 +62,7 @@ class SLCA(Strategy):
     """
 
     answers_by = "aligned_head"
+    same_draws = True  # of an epoch of the alignment: they are of no rows of the batch
     toy: ClassVar[Mapping[str, Any]] = {"align_samples": 8, "align_epochs": 2}
 
     net: GrowingNet

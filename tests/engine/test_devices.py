@@ -7,18 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import bare
 from torch import Tensor
 from toys import Learner, grown, plain, small_run
 from two_ranks import BATCH, NORM, TOY, in_float64, made, start
 
 from cil.data import Batch
 from cil.engine.checkpoint import Checkpoints
+from cil.engine.driver import Context
 from cil.engine.launched import Place, place_of, started_place
 from cil.engine.ranks import Ranks, Together, digests
 from cil.engine.runtime import Runtime
+from cil.engine.status import Stop
 from cil.errors import ConfigError
 from cil.strategies import find, names
-from cil.tracking import Record
+from cil.tracking import Loggers, Record
 
 SAME = ("finetune", "replay", "icarl", "wa", "der", "lwf", "gem", "si")
 CASES = ("stopped", "stopped", *SAME, "normed", "private")
@@ -122,6 +125,7 @@ DIFFER = {  # why two devices train something else than one; all others train th
     "ecotta_cil": "batch norm",
     "er_ace": "draws images of the memory in the loss",
     "lucir": "margins of the old images of a batch alone",
+    "moe_adapters": "dropout, noise of routers",
     "mos": "dropout, pairs of features of a batch",
     "pass": "draws features in the loss",
     "rapf": "draws features in the loss",
@@ -179,6 +183,38 @@ def test_a_batch_is_shared_out_in_rows_whose_shares_add_up():
     streams = Batch(batch.images, batch.slots, streams={"new": batch, "memory": batch_of(4, first=10)})
     mine, share = rank(1, 2).part(streams)
     assert share == 4 / 7 and mine.memory.slots.tolist() == [12, 13] and mine.new.slots.tolist() == [3, 4, 5, 6]
+
+
+def test_a_snapshot_holds_the_bill_of_each_rank(monkeypatch, tmp_path):
+    one, other, record = rank(0, 2), rank(1, 2), Record.open(tmp_path, {"kind": "classes"}, {"cores": 2})
+    monkeypatch.setattr(Together, "wait", lambda self: None)
+    monkeypatch.setattr(Together, "gathered", lambda self, own: [own, {"costs": [8]}])  # rank 1 computed other rows
+
+    def context(ranks: Ranks) -> Context:
+        made = Context(record, Checkpoints(tmp_path), Loggers([]), Loggers([]), Stop(), 1, dict, ranks=ranks)
+        made.begin(0)
+        return made
+
+    for mine in (one, other):
+        context(mine).save("phase-1", {"a": torch.ones(1)}, {"costs": [6], "meta": {}})
+    for mine, costs in ((one, [6]), (other, [8])):
+        tensors, content = context(mine).snapshot("phase-1")
+        assert content["costs"] == costs and content["meta"] == {} and tensors["a"].tolist() == [1]
+    context(Ranks()).save("now", {"a": torch.ones(1)}, {"costs": [3]})
+    assert "bills" not in context(Ranks()).snapshot("now")[1]
+    record.close()
+
+
+@pytest.mark.parametrize("name", ["slca", "mos"])
+def test_samples_of_an_alignment_are_the_same_for_all_ranks(name):
+    learner = bare(name, classes=[1, 1], align_samples=2)
+    learner.gaussians.update(torch.rand(6, learner.gaussians.dim), torch.tensor([0, 0, 0, 1, 1, 1]))
+    learner.context.generator = lambda purpose: torch.Generator().manual_seed(ord(purpose[-1]))
+    found = []
+    for number in range(2):
+        with rank(number, 2).drawing(learner):
+            found.append(learner.draw_samples(0))
+    assert torch.equal(*found) and found[0].any()
 
 
 def test_gradients_are_summed_and_stay_none_where_no_rank_has_one(monkeypatch):

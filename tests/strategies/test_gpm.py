@@ -81,6 +81,10 @@ def test_rows_times_weight_are_what_the_layer_gives(layer):
     torch.testing.assert_close(moments["it"], 2 * found.T @ found)
 
 
+def test_layers_that_attention_does_not_call_are_not_projected():
+    assert list(weighted_layers(nn.Sequential(nn.MultiheadAttention(4, 2), nn.Linear(4, 2)))) == ["1"]
+
+
 def test_grouped_convolutions_are_refused():
     with pytest.raises(ConfigError, match=r"0 is a convolution in groups; set model.name"):
         weighted_layers(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)))

@@ -63,6 +63,15 @@ def test_a_larger_new_direction_comes_before_a_smaller_old_one():
     assert found.members[1].tolist() == [False, True, False, False]
 
 
+def test_the_same_inputs_need_no_further_column_even_where_all_of_them_are_to_be_held():
+    """(1, 1, 1, 0) / sqrt(3) in float32 is shorter than 1 by 2e-8."""
+    line, found = torch.tensor([1.0, 1.0, 1.0, 0.0]), TaskSubspaces(4)
+    for new in (1, 0, 0):
+        found.grow()
+        assert found.add(torch.outer(line, line), 1.0) == new
+    assert found.members.int().sum(1).tolist() == [1, 1, 1] and int(found.count) == 1
+
+
 def test_all_columns_are_orthonormal_and_fill_the_space():
     generator, found = torch.Generator().manual_seed(0), TaskSubspaces(6)
     for step in range(7):

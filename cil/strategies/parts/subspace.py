@@ -122,10 +122,14 @@ def norms_in_evaluation(backbone: nn.Module) -> None:
 def weighted_layers(backbone: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
     """Linear layers and plain convolutions of a network, by name.
 
+    Not those of ``nn.MultiheadAttention``, which uses their weights without calling them: nobody sees their inputs.
+
     Raises:
         ConfigError: where it has none, or grouped ones.
     """
-    found = {name: layer for name, layer in backbone.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    unseen = {id(module.out_proj) for module in backbone.modules() if isinstance(module, nn.MultiheadAttention)}
+    layers = ((name, layer) for name, layer in backbone.named_modules() if id(layer) not in unseen)
+    found = {name: layer for name, layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)}
     grouped = [name for name, layer in found.items() if isinstance(layer, nn.Conv2d) and layer.groups > 1]
     if not found or grouped:
         what = f"{grouped[0]} is a convolution in groups" if grouped else "it has no linear layer or convolution"

@@ -63,9 +63,9 @@ class TaskSubspaces(nn.Module):
         outer = orthogonal_complement(held)
         values, axes = torch.linalg.eigh(outer.T @ moments @ outer)
         squares = torch.cat([(held * (moments @ held)).sum(0), values.flip(0)]).clamp(min=0)
-        order = squares.argsort(descending=True, stable=True)
-        short = squares[order].cumsum(0) < share * moments.trace() - 1e-12 * moments.trace()
-        needed = int(short.sum()) + 1 if share * moments.trace() > 0 else 0
+        order, total = squares.argsort(descending=True, stable=True), squares.sum()  # |X|^2, as float32 columns see it
+        short = squares[order].cumsum(0) < (share - 1e-12) * total
+        needed = int(short.sum()) + 1 if share * total > 0 else 0
         chosen = order[:needed]
         new = int((chosen >= known).sum())  # the leading ones, as they are in order
         self.basis[:, known : known + new] = (outer @ axes.flip(1)[:, :new]).to(self.basis)
