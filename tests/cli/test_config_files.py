@@ -93,7 +93,8 @@ def _pools(name: str) -> bool:
 
 @pytest.mark.parametrize("name", [name for name in choices("experiment") if not (_adapts(name) or _pools(name))])
 def test_every_experiment_composes_and_trains_a_step(name, tmp_path):
-    size = [] if compose([f"experiment={name}"]).config["budget"]["kind"] == "bytes" else ["budget.exemplars=50"]
+    kind = compose([f"experiment={name}"]).config["budget"]["kind"]
+    size = [] if kind in ("bytes", "none") else ["budget.exemplars=50"]
     job = compose([f"experiment={name}", *DATA_ELSEWHERE, *DIGITS[1:], *size])
     record = build(job, root=tmp_path).execute()
     assert record.status == "finished"
