@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cil.contract import Phase
 from cil.data import Batch
 from cil.errors import ConfigError
-from cil.memory import Budget
+from cil.memory import Budget, tensor_bytes
 from cil.models import GrowingNet, NetFactory, evaluating
 from cil.models.base import drawn_for, in_full_precision
 from cil.models.block_experts import BlockExperts
@@ -122,6 +122,10 @@ class MoEAdapters(Strategy):
             self.selectors.requires_grad_(False)
             made = partial(Autoencoder, self.net.feature_dim, self.code)
             self.selectors.append(drawn_for(self.net.head.weight, made))
+
+    def side_bytes(self) -> int:
+        """Experts with their routers, and the autoencoders."""
+        return sum(tensor_bytes(p) for part in (self.experts, self.selectors) for p in part.state_dict().values())
 
     def prepare(self, experience: Experience) -> None:
         self.experts.stop(self.stopped)
