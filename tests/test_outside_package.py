@@ -35,7 +35,7 @@ from cil.strategies.parts import store_exemplars
 class Again(Strategy):
     """New images and exemplars together."""
 
-    def __init__(self, make_net, budget, *, selection: str = "far_out", codec: str = "raw") -> None:
+    def __init__(self, make_net, budget, *, selection: str = "farthest", codec: str = "raw") -> None:
         super().__init__(make_net, budget)
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
 
@@ -63,7 +63,7 @@ class Prior(Adapter):
         return scores
 
 
-def stripes(root) -> Dataset:
+def bars(root) -> Dataset:
     """Noisy stripes of four widths."""
     def samples(count, seed):
         slots = torch.arange(count) % 4
@@ -71,7 +71,7 @@ def stripes(root) -> Dataset:
         noise = torch.randint(0, 56, (count, 1, 12, 12), generator=torch.Generator().manual_seed(seed))
         return Samples.from_arrays((rows + noise).byte(), slots)
 
-    return Dataset("stripes", samples(32, 0), samples(16, 1), list("abcd"))
+    return Dataset("bars", samples(32, 0), samples(16, 1), list("abcd"))
 
 
 class QuietStream(Stream):
@@ -81,10 +81,10 @@ class QuietStream(Stream):
 
 
 def striped(*, increment: int = 2):
-    return QuietStream.of(class_incremental("stripes", increment=increment, root="."), "striped")
+    return QuietStream.of(class_incremental("bars", increment=increment, root="."), "striped")
 
 
-def two_layers(in_channels, image_size, *, width: int = 4):
+def outside_layers(in_channels, image_size, *, width: int = 4):
     stem = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1), nn.ReLU())
     stage = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU())
     return Backbone(stem, [stage], feature_dim=2 * width)
@@ -95,7 +95,7 @@ def spread(matrix):
     return float(last.max() - last.min())
 
 
-def far_out(features, count, generator):
+def farthest(features, count, generator):
     return (features - features.mean(0)).norm(dim=1).argsort(descending=True, stable=True)[:count]
 
 
@@ -157,8 +157,8 @@ TRAINED, QUIET = Trained(), Quiet()
 '''
 POINTS = {
     "strategies": ("again", "Again"), "adapters": ("prior", "Prior"), "streams": ("striped", "striped"),
-    "datasets": ("stripes", "stripes"), "models": ("two_layers", "two_layers"), "metrics": ("spread", "spread"),
-    "selections": ("far_out", "far_out"), "codecs": ("half", "Half"), "loggers": ("printing", "Printing"),
+    "datasets": ("bars", "bars"), "models": ("outside_layers", "outside_layers"), "metrics": ("spread", "spread"),
+    "selections": ("farthest", "farthest"), "codecs": ("half", "Half"), "loggers": ("printing", "Printing"),
     "budgets": ("trained", "TRAINED"), "kinds": ("quiet", "QUIET"),
 }  # fmt: skip
 
@@ -187,7 +187,7 @@ def test_one_of_each_kind_of_plugin_is_listed_and_works_in_one_run(outside, tmp_
     assert "outside" not in sys.modules  # listing imports nothing
 
     record = train(
-        partial(find("again"), codec="half"), stream_builder("striped")(), "two_layers",
+        partial(find("again"), codec="half"), stream_builder("striped")(), "outside_layers",
         Budget(exemplars=8, caps={"trained": 10_000}), recipe=Recipe(epochs=1, batch_size=8), loggers="printing",
         run_dir=tmp_path / "run", progress=False,
     )  # fmt: skip
