@@ -222,8 +222,9 @@ class Autoencoder(nn.Module):
         self.encoder, self.decoder = nn.Linear(width, code), nn.Linear(code, width)
 
     def forward(self, features: Tensor) -> Tensor:
-        target = features.float().sigmoid()
-        found: Tensor = (self.decoder(self.encoder(target).relu()).sigmoid() - target).square().mean(1)
+        with in_full_precision(features):  # the smallest error chooses a router
+            target = features.float().sigmoid()
+            found: Tensor = (self.decoder(self.encoder(target).relu()).sigmoid() - target).square().mean(1)
         return found
 
 

@@ -40,6 +40,12 @@ def moe_adapters():
     return lambda: learner.cosines(POINTS, TEXTS)
 
 
+def choice_of_a_router():
+    learner = bare("moe_adapters", classes=[2], experts=2, rank=2, code=2)
+    features = torch.randn(3, learner.net.feature_dim, generator=torch.Generator().manual_seed(3))
+    return lambda: learner.selectors[0](features)
+
+
 def ease():
     learner = bare("ease", classes=[1, 1], rank=4)
     object.__setattr__(learner, "features", lambda index, images: POINTS[:, :16] * (index + 1))
@@ -63,7 +69,7 @@ def samples():
     return lambda: draw_all(made, torch.Generator().manual_seed(0), count=4, scales=ones, jitter=0.1)
 
 
-@pytest.mark.parametrize("make", [clip_zero_shot, rapf, moe_adapters, ease, fecam, samples])
+@pytest.mark.parametrize("make", [clip_zero_shot, rapf, moe_adapters, choice_of_a_router, ease, fecam, samples])
 def test_autocast_rounds_none_of_it(make):
     ask = make()
     with torch.no_grad():
