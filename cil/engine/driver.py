@@ -323,7 +323,7 @@ class Run:
         """
         ranks = self.runtime.ranks
         self._stop.jointly = ranks.several
-        run, done = ranks.told([self.checkpoints.run, done])
+        run, done = ranks.broadcast([self.checkpoints.run, done])
         if run != self.checkpoints.run or done != self.checkpoints.done():
             raise ConfigError(
                 f"rank {ranks.rank} has another run than rank 0, or another run_dir={self.run_dir}; give all ranks the "

@@ -1,9 +1,9 @@
 """What the processes that train one run together tell each other.
 
 Each process, a rank, does the whole run with the same draws, but for two things: of each batch it computes the loss of
-its own rows, and the gradients are added up; and rank 0 alone evaluates and writes (``cil.engine.following``). What is
-no step of a phase, such as choosing exemplars, every rank computes from the same numbers; at each boundary they compare
-what they carry. A run on one device has one rank, which asks nobody.
+its own rows, and the gradients are added up; and rank 0 alone evaluates and writes (``Run`` of ``cil.engine.driver``).
+What is no step of a phase, such as choosing exemplars, every rank computes from the same numbers; at each boundary they
+compare what they carry. A run on one device has one rank, which asks nobody.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ class Ranks:
     def wait(self) -> None:
         """Until all ranks are here, for as long as rank 0 evaluates."""
 
-    def told(self, content: Any, by: int = 0) -> Any:
+    def broadcast(self, content: Any, by: int = 0) -> Any:
         """What rank ``by`` says: plain data."""
         return content
 
     def gathered(self, content: Any) -> list[Any]:
         """What each rank says."""
-        return [self.told(content, rank) for rank in range(self.count)]
+        return [self.broadcast(content, rank) for rank in range(self.count)]
 
     def check_same(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], when: str) -> None:
         """Compare what a learner holds with that of rank 0, bit by bit.
@@ -185,24 +185,24 @@ class Together(Ranks):
 
     def sync_buffers(self, modules: Iterable[nn.Module]) -> None:
         for buffer in {id(buffer): buffer for module in modules for buffer in module.buffers()}.values():
-            self._broadcast(buffer.data, self._gradients)
+            self._broadcast_tensor(buffer.data, self._gradients)
 
     # between steps --------------------------------------------------------------------------------------------------
 
     def wait(self) -> None:
         self._sum(torch.zeros(1), self._boundaries)
 
-    def told(self, content: Any, by: int = 0) -> Any:
+    def broadcast(self, content: Any, by: int = 0) -> Any:
         text = json.dumps(content).encode() if self.rank == by else b""
         length = torch.tensor([len(text)])
-        self._broadcast(length, self._boundaries, by)
+        self._broadcast_tensor(length, self._boundaries, by)
         letters = torch.tensor(list(text) or [0] * int(length), dtype=torch.uint8)
-        self._broadcast(letters, self._boundaries, by)
+        self._broadcast_tensor(letters, self._boundaries, by)
         return json.loads(bytes(letters.tolist()))
 
     def check_same(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], when: str) -> None:
         own = digests(tensors, meta)
-        theirs = self.told(own)
+        theirs = self.broadcast(own)
         differ = [name for name in sorted(own.keys() | theirs.keys()) if own.get(name) != theirs.get(name)]
         whose = torch.zeros(self.count, dtype=torch.int64)
         whose[self.rank] = len(differ)
@@ -226,7 +226,7 @@ class Together(Ranks):
         with _answering():
             distributed.all_reduce(tensor, group=group)
 
-    def _broadcast(self, tensor: Tensor, group: Any, by: int = 0) -> None:
+    def _broadcast_tensor(self, tensor: Tensor, group: Any, by: int = 0) -> None:
         whole = tensor.contiguous()
         with _answering():
             distributed.broadcast(whole, by, group=group)
@@ -235,7 +235,7 @@ class Together(Ranks):
 
 
 @contextmanager
-def met(place: Place, cuda: bool) -> Iterator[Ranks]:
+def process_group(place: Place, cuda: bool) -> Iterator[Ranks]:
     """Around the work of a run: the ranks that do it. An error here ends it on the others.
 
     Raises:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cil.engine.launched import Place, started_place
-from cil.engine.ranks import Ranks, met
+from cil.engine.ranks import Ranks, process_group
 from cil.errors import ConfigError, nearest
 from cil.values import check_value
 
@@ -121,7 +121,7 @@ class Runtime:
         if cuda:
             torch.cuda.set_device(place.local)
         try:
-            with met(place, cuda) as self.ranks:
+            with process_group(place, cuda) as self.ranks:
                 yield
         finally:
             self.ranks = Ranks()

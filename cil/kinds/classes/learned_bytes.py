@@ -25,7 +25,7 @@ def three_lines_table(rows: Sequence[Row]) -> Titled | None:
     lines = []
     for row in known:
         sizes = {f"{name} B": whole(size) for name, size in row.three_lines.items()}
-        beside = sum(row.three_lines.values()) - row.three_lines["backbone"]
+        beside = row.three_lines["learned"] + row.three_lines["stored"]
         lines.append(Line(row.label, sizes | {"learned + stored B": whole(beside), "Last %": str(row.score(LAST))}))
     return Titled(HEADING, grid("strategy", lines), NOTE)
 
