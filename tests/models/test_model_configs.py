@@ -27,6 +27,11 @@ PARAMETERS = {  # of the backbone, as the survey charges them
     "resnet18": 11_176_512,
     "timm": 11_176_512,
 }
+NAMED_WEIGHTS = {"vit_b16": "hub"}  # all others start at random
+MORE_OPTIONS = {  # that a file of one timm model hands to timm.create_model
+    "small_vit": {"patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3},
+    "vit_b16": {"img_size": 224},
+}
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
@@ -45,7 +50,7 @@ def test_a_model_file_composes_and_builds_on_meta(name):
         pytest.importorskip("open_clip")
     config = composed(name)
     assert set(config) == {"name", "head", "weights", "options", "channels_last"}
-    assert config.weights is None
+    assert config.weights == NAMED_WEIGHTS.get(name)
     net = factory(config)()
     net.grow(3)
     assert all(value.is_meta for value in (*net.parameters(), *net.buffers()))
@@ -66,7 +71,7 @@ def test_the_options_shown_are_those_of_the_builder_at_their_defaults(name):
         for key, parameter in inspect.signature(builder).parameters.items()
         if key not in given and parameter.kind is not parameter.VAR_KEYWORD
     }
-    assert OmegaConf.to_container(config.options) == own
+    assert OmegaConf.to_container(config.options) == own | MORE_OPTIONS.get(name, {})
 
 
 def test_options_and_names_are_set_from_the_command_line():
