@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.models.base import drawn_for
 from cil.models.timm_zoo import TimmBackbone
-from cil.models.tuners import Replaced
+from cil.models.tuners import LayerSum, LowRankSums
 
 PARTS = ("q", "k", "v")  # thirds of the rows of qkv.weight, in this order
 
@@ -37,7 +38,7 @@ class Factors(nn.Module):
         nn.init.uniform_(self.down, -bound, bound)
 
 
-class AttentionSums(Replaced):
+class AttentionSums(LowRankSums):
     """W + sum over experiences of B_i A_i, for some of the parts q, k, v of each block.
 
     Args:
@@ -80,15 +81,34 @@ class AttentionSums(Replaced):
         """B_i of each experience, (depth, P, D, r), times what its sum is multiplied with. Default: 1."""
         return [pair.up for pair in self.factors()]
 
-    def sums(self) -> Tensor:
-        """(depth, P, D, D), of all experiences."""
+    def all_factors(self) -> tuple[Tensor, Tensor]:
+        """A (depth, P or 1, R, D) and B (depth, P, D, R) of all experiences, R the sum of their ranks."""
         downs: list[Tensor] = [pair.down for pair in self.factors()]
-        return torch.cat(self.scaled_ups(), dim=-1) @ torch.cat(downs, dim=-2)
+        return torch.cat(downs, dim=-2), torch.cat(self.scaled_ups(), dim=-1)
+
+    def narrow(self) -> bool:
+        return (
+            2 * len(self.parts) * self.rank * len(self.pairs) < self.width
+        )  # P parts, there and back, against all of W
+
+    def sums(self, backbone: nn.Module) -> Mapping[str, LayerSum]:
+        layers = zip(*self.all_factors(), strict=True)
+        return {
+            f"model.blocks.{index}.attn.qkv": partial(self._sum, down.expand(len(up), -1, -1), up)
+            for index, (down, up) in enumerate(layers)
+        }
+
+    def _sum(self, down: Tensor, up: Tensor, x: Tensor, output: Tensor) -> Tensor:
+        parts = dict(zip(PARTS, output.chunk(3, dim=-1), strict=True))
+        for part, first, second in zip(self.parts, down, up, strict=True):
+            parts[part] = parts[part] + F.linear(F.linear(x, first), second)
+        return torch.cat(list(parts.values()), dim=-1)
 
     def values(self, backbone: nn.Module) -> Mapping[str, Tensor]:
         own = dict(backbone.named_parameters())
         made = {}
-        for index, added in enumerate(self.sums()):
+        down, up = self.all_factors()
+        for index, added in enumerate(up @ down):
             name = f"model.blocks.{index}.attn.qkv.weight"
             by_part = dict(zip(self.parts, added, strict=True))
             thirds = zip(PARTS, own[name].chunk(3), strict=True)

@@ -7,11 +7,13 @@ time of a forward pass, the others join its blocks. ``cil.models.low_rank`` has 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -19,6 +21,8 @@ from cil.errors import ConfigError
 from cil.models.base import drawn_for
 from cil.models.block_pass import plain_transformer, run_blocks
 from cil.models.timm_zoo import TimmBackbone
+
+LayerSum = Callable[[Tensor, Tensor], Tensor]  # a layer's input (..., in) and output (..., out) to its new output
 
 TUNERS = ("none", "adapter", "scale_shift")
 ALL_TUNERS = ("adapter", "scale_shift", "shallow_prompts", "deep_prompts", "finetune")
@@ -44,7 +48,41 @@ class Replaced(Tuner):
         return found
 
 
-class LowRank(Replaced):
+class LowRankSums(Replaced):
+    """W + B A in linear layers.
+
+    Training computes W x + B (A x): the frozen W then needs no gradient, a third of the work where all layers have a
+    sum. Without gradients, and where r is so large that this is more work, W + B A is made first.
+    """
+
+    def narrow(self) -> bool:
+        """Whether the way through B and A costs less than a gradient of W."""
+        raise NotImplementedError
+
+    def sums(self, backbone: nn.Module) -> Mapping[str, LayerSum]:
+        """For the name of each layer that has a sum: what gives its output from its input and the output of W."""
+        raise NotImplementedError
+
+    def other_values(self) -> Mapping[str, Tensor]:
+        """Values in place of others of the backbone. Default: none."""
+        return {}
+
+    def features(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and self.narrow()):
+            return super().features(backbone, images)
+        with ExitStack() as stack:
+            for name, summed in self.sums(backbone).items():
+                hook = backbone.get_submodule(name).register_forward_hook(partial(_summed_output, summed))
+                stack.callback(hook.remove)
+            found: Tensor = functional_call(backbone, dict(self.other_values()), (images,))[0]
+        return found
+
+
+def _summed_output(summed: LayerSum, layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return summed(given[0], output)
+
+
+class LowRank(LowRankSums):
     """W + scale B A for linear layers; norms, biases and the class token are trained copies.
 
     Args:
@@ -91,7 +129,22 @@ class LowRank(Replaced):
         own = dict(backbone.named_parameters())
         factors = zip(self._summed, self.up, self.down, strict=True)
         summed = {name: own[name] + self.scale * (up @ down) for name, up, down in factors}
-        return summed | dict(zip(self._copied, self.copies, strict=True))
+        return summed | self.other_values()
+
+    def other_values(self) -> dict[str, Tensor]:
+        return dict(zip(self._copied, self.copies, strict=True))
+
+    def narrow(self) -> bool:
+        factors = list(zip(self.up, self.down, strict=True))
+        ways = sum(3 * len(down) * (len(up) + down.shape[1]) for up, down in factors)  # forward, and two gradients
+        return ways < sum(len(up) * down.shape[1] for up, down in factors)
+
+    def sums(self, backbone: nn.Module) -> Mapping[str, LayerSum]:
+        layers = (name.removesuffix(".weight") for name in self._summed)
+        return {name: partial(self._sum, down, up) for name, down, up in zip(layers, self.down, self.up, strict=True)}
+
+    def _sum(self, down: Tensor, up: Tensor, x: Tensor, output: Tensor) -> Tensor:
+        return output + self.scale * F.linear(F.linear(x, down), up)
 
 
 class ScaleShift(Replaced):

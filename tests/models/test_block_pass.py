@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from cil.errors import ConfigError
 from cil.models import build_backbone, freeze
 from cil.models.block_pass import plain_transformer, prefixed_attention, prefixed_block, run_blocks
 from cil.models.low_rank import AttentionSums
-from cil.models.tuners import PromptTokens, TrainedCopy, make_tuner
+from cil.models.tuners import LowRank, PromptTokens, Replaced, TrainedCopy, make_tuner
 
 SMALL = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 IMAGES = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -112,3 +113,24 @@ def test_other_blocks_and_other_networks_are_refused():
     other = build_backbone("timm:vit_tiny_patch16_224", 3, 8, **SMALL, block_fn=ParallelScalingBlock)
     with pytest.raises(ConfigError, match=r"and these are ParallelScalingBlock: set model\.name$"):
         plain_transformer(other, "ease")
+
+
+@pytest.mark.parametrize("make", [lambda v: AttentionSums(v, 1, ("q", "v")), lambda v: LowRank(v, 1)])
+def test_the_way_through_both_factors_is_the_sum_for_less_work(make):
+    vit = freeze(build_backbone("timm:vit_tiny_patch16_224", 3, 8, **SMALL)).double()
+    sums = make(vit)
+    if isinstance(sums, AttentionSums):
+        sums.grow(torch.zeros(()))
+    for value in sums.double().parameters():
+        torch.nn.init.normal_(value)
+    assert sums.narrow()
+    found = []
+    for features in (sums.features, lambda *given: Replaced.features(sums, *given)):
+        with FlopCounterMode(display=False) as counted:
+            made = features(vit, IMAGES.double())
+            gradients = torch.autograd.grad(made.square().sum(), list(sums.parameters()))
+        found.append((made, gradients, counted.get_total_flops()))
+    torch.testing.assert_close(found[0][:2], found[1][:2])
+    assert found[0][2] < found[1][2]
+    with torch.no_grad():
+        assert torch.equal(sums.features(vit, IMAGES.double()), found[1][0])

@@ -1,0 +1,174 @@
+"""A checkout of PyCIL (https://github.com/LAMDA-CL/PyCIL), driven from outside on images of ours.
+
+    python benchmarks/pycil.py DIR --base 10 --each 2 --methods icarl wa --seeds 0 1
+
+Neither part of this project nor a dependency. Lengths, data and random seed are set from here; the rules of a method
+stay as they are. As a command it trains one method after the other, in one process, and prints a line of JSON a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+import cil
+from cil.streams import Stream
+
+HEADS = {"icarl": "nearest mean"}  # what it reports and we compare with; else the head
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The work of both sides: classes of CIFAR-100 in the survey's order, and SGD on a small residual network.
+
+    Args:
+        classes: Of the stream.
+        base: Classes of the first experience.
+        each: Classes of every later one.
+        per_class, test_per_class: Images of each class.
+        exemplars: In all.
+        epochs: Of every phase.
+        tune: Epochs of the balanced tuning of methods that have one.
+        batch: Images.
+        rate: Of learning.
+        decay: Of weights.
+        milestones: Epochs after which the rate is divided by ten, for methods with steps.
+        depth: Of the residual network.
+    """
+
+    classes: int = 20
+    base: int = 4
+    each: int = 4
+    per_class: int = 100
+    test_per_class: int = 100
+    exemplars: int = 200
+    epochs: int = 20
+    tune: int = 5
+    batch: int = 32
+    rate: float = 0.1
+    decay: float = 5e-4
+    milestones: tuple[int, ...] = (12, 17)
+    depth: int = 14
+
+    def stream(self) -> Stream:
+        """The images."""
+        return cil.class_incremental(
+            "cifar100", base=0 if self.base == self.each else self.base, increment=self.each, order_seed=1993,
+            classes=self.classes, train_per_class=self.per_class, test_per_class=self.test_per_class,
+            mean=[0.5071, 0.4867, 0.4408], std=[0.2675, 0.2565, 0.2761],
+        )  # fmt: skip
+
+
+def curve(where: Path, method: str, seed: int, setting: Setting) -> list[float]:
+    """Top-1 accuracy in percent after each experience."""
+    sys.path.insert(0, str(where))
+    loader = torch.utils.data.DataLoader
+    begin = loader.__init__
+    loader.__init__ = lambda self, *given, **named: begin(self, *given, **named | {"num_workers": 0})  # type: ignore
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]  # it puts some tensors there by hand
+    nets: Any = importlib.import_module("utils.inc_net")
+    plain, cosine, parts = (
+        importlib.import_module(f"convs.{name}") for name in ("cifar_resnet", "ucir_cifar_resnet", "memo_cifar_resnet")
+    )
+    nets.resnet32 = getattr(plain, f"resnet{setting.depth}")
+    nets.cosine_resnet32 = lambda: cosine.CifarResNet(cosine.ResNetBasicblock, setting.depth)
+    if setting.depth == 14:
+        nets.get_memo_resnet32 = parts.get_resnet14_a2fc
+    code = importlib.import_module(f"models.{method}")
+    epochs = setting.epochs
+    milestones = list(setting.milestones)
+    lengths: dict[str, Any] = {
+        "init_epoch": epochs, "epochs": epochs, "ft_epochs": setting.tune, "batch_size": setting.batch,
+        "num_workers": 0,
+        "init_milestones": milestones, "milestones": milestones, "init_weight_decay": setting.decay,
+        "weight_decay": setting.decay, "init_lr": setting.rate, "lrate": setting.rate,
+    }  # fmt: skip
+    for name, value in lengths.items():
+        if hasattr(code, name):
+            setattr(code, name, value)
+    base: Any = importlib.import_module("models.base")
+    base.batch_size = 500
+    given: dict[str, Any] = {
+        **lengths, "model_name": method, "memory_size": setting.exemplars, "fixed_memory": False,
+        "device": [torch.device("cpu")],
+        "convnet_type": {"podnet": "cosine_resnet32", "memo": "memo_resnet32"}.get(method, "resnet32"),
+        "init_epochs": epochs, "boosting_epochs": epochs, "compression_epochs": epochs, "lr": setting.rate, "T": 2,
+        "beta1": 0.96, "beta2": 0.97, "oofc": "ft", "is_teacher_wa": False, "is_student_wa": False, "wa_value": 1,
+        "lambda_okd": 1, "scheduler": "cosine", "t_max": epochs, "init_lr_decay": 0.1, "lrate_decay": 0.1,
+        "alpha_aux": 1.0, "train_base": True, "train_adaptive": False, "debug": False, "skip": False,
+        "dataset": "cifar100", "init_cls": setting.base, "increment": setting.each, "prefix": "", "seed": seed,
+    }  # fmt: skip
+    data = _their_data(seed, setting)
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    learner = importlib.import_module("utils.factory").get_model(method, given)
+    learner.topk, learner._evaluate = 2, _top_one  # it also wants the top five, of four classes
+    found = []
+    for _ in range(data.nb_tasks):
+        learner.incremental_train(data)
+        head, nearest = learner.eval_task()
+        learner.after_task()
+        found.append(float((nearest if HEADS.get(method) == "nearest mean" else head)["top1"]))
+    return found
+
+
+def _top_one(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Accuracy in percent of the first of the classes predicted for each image, under all names that are asked for."""
+    percent = 100 * float((predicted.T[0] == labels).mean())
+    return {"grouped": {"total": percent}, "top1": percent, "top5": percent}
+
+
+def _their_data(seed: int, setting: Setting) -> Any:
+    """Its data manager over our images; the labels are the slots already, so that its order is the natural one."""
+    stream = setting.stream()
+    sets = []
+    for test in (False, True):
+        parts = [stream.test(index) if test else stream[index].train for index in range(len(stream))]
+        pixels = torch.cat([part.pixels for part in parts]).permute(0, 2, 3, 1).contiguous().numpy()
+        sets.append((pixels, torch.cat([part.slots for part in parts]).numpy()))
+    data = importlib.import_module("utils.data")
+    kind = data.iCIFAR100
+    kind.class_order = list(range(setting.classes))
+
+    def given(self: Any) -> None:
+        (self.train_data, self.train_targets), (self.test_data, self.test_targets) = sets
+
+    kind.download_data = given
+    manager: Any = importlib.import_module("utils.data_manager")
+    return manager.DataManager("cifar100", False, seed, setting.base, setting.each)
+
+
+def main() -> None:
+    """Train what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("where", type=Path)
+    parser.add_argument("--methods", nargs="+", required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    for field in fields(Setting):
+        if field.name == "milestones":
+            parser.add_argument("--milestones", nargs="*", type=int, default=Setting.milestones)
+        else:
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    given = vars(parser.parse_args())
+    where, methods, seeds = (given.pop(name) for name in ("where", "methods", "seeds"))
+    setting = Setting(**given | {"milestones": tuple(given["milestones"])})
+    torch.set_num_threads(1)
+    for method in methods:
+        for seed in seeds:
+            line = {"method": method, "seed": seed, "curve": curve(where, method, seed, setting)}
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
