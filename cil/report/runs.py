@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cil import plugins
 from cil.errors import ConfigError
@@ -17,6 +17,9 @@ from cil.tracking import Record, RecordError, identity_hash
 from cil.tracking.audits import Audit, read_audits
 from cil.tracking.housekeeping import status_of
 from cil.tracking.storage import PARTIAL
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CONVENTIONS = ("exact", "survey")  # of counting carried bytes, in every table; a record may know more
 NETWORKS = ("parameters", "buffers")  # kinds of bytes that a network is made of
@@ -106,6 +109,15 @@ class RunSummary:
         """
         kind: ReportedKind = plugins.find("cil.kinds", self.record.kind)
         return kind
+
+    def arrays(self, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
+        """Those of these arrays that the record keeps; none, with a warning, where a file is damaged or missing."""
+        try:
+            kept = self.record.arrays()
+            return {name: kept[name] for name in names if name in kept}
+        except RecordError as error:
+            _say.warning("without pictures: %s", error)
+            return {}
 
     @property
     def learner(self) -> str:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import logging
 
+import numpy as np
 import pytest
 
 from cil.errors import ConfigError
+from cil.kinds.classes.sample_table import samples_of
 from cil.report import find_runs
+from cil.report.runs import RunSummary
+from cil.tracking import Record
+from cil.tracking.arrays import Part
 
 
 def test_runs_are_found_at_and_under_a_path_each_once_and_in_order(run, tmp_path):
@@ -41,6 +46,17 @@ def test_a_record_without_what_a_table_needs_is_left_out_by_name(run, tmp_path, 
     bad.write_text(json.dumps(content))
     assert len(find_runs([tmp_path])) == 1
     assert "bad/record.json has no identity.budget" in caplog.text
+
+
+def test_arrays_that_are_damaged_or_missing_are_said_and_leave_the_rest_of_a_page(tmp_path, caplog):
+    """Also the way in which records are kept without pictures: ``record.json`` alone."""
+    record = Record.open(tmp_path / "run", {"kind": "none"}, {})
+    record.add_arrays("boundary-000", {"confusion": Part(np.eye(2))})
+    assert list(RunSummary(record).arrays(["confusion", "images"])) == ["confusion"]
+    record.log = {"arrays": "0" * 64}  # as of a finished run whose index is not the one that was written
+    assert RunSummary(record).arrays(["confusion"]) == {} and samples_of(RunSummary(record)) is None
+    record.close()
+    assert "without pictures: " in caplog.text and "index.jsonl is damaged or missing" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "message"), [("nowhere", "does not exist"), ("", "no run at or under")])

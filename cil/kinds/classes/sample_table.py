@@ -34,10 +34,8 @@ def sample_tables(rows: Sequence[Row]) -> str:
 
 def samples_of(run: RunSummary) -> tuple[Array, Array, Array] | None:
     """Images (n, H, W, C), their slots and the slots answered; None where the record keeps none."""
-    arrays = run.record.arrays()
-    if not all(name in arrays for name in (IMAGES, SLOTS, ANSWERS)):
-        return None
-    return arrays[IMAGES], arrays[SLOTS], arrays[ANSWERS]
+    found = run.arrays((IMAGES, SLOTS, ANSWERS))
+    return (found[IMAGES], found[SLOTS], found[ANSWERS]) if len(found) == 3 else None
 
 
 def _table(alike: Sequence[tuple[Row, Array, Array, Array]]) -> str:

@@ -234,10 +234,9 @@ def strips_of(groups: Sequence[Group], tasks: int) -> list[bytes | None]:
     """For each task the images that the first run which met it kept, side by side as a PNG; None where none did."""
     strips: list[bytes | None] = [None] * tasks
     for run in (run for group in groups for run in group.runs):
-        kept = run.record.arrays() if None in strips else {}
-        for index, strip in enumerate(strips):
-            if strip is None and f"{THUMBNAILS}.{index}" in kept:
-                strips[index] = png_strip(kept[f"{THUMBNAILS}.{index}"])
+        missing = {f"{THUMBNAILS}.{index}": index for index, strip in enumerate(strips) if strip is None}
+        for name, images in (run.arrays(missing) if missing else {}).items():
+            strips[missing[name]] = png_strip(images)
     return strips
 
 
