@@ -17,7 +17,6 @@ from cil.data.looks import Looks
 from cil.engine.asked_again import Asked, asks_again
 from cil.engine.caps import caps_of, caps_results, check_caps, measure_caps
 from cil.engine.cost import Cost
-from cil.engine.driver import Boundary, Context, Facts
 from cil.engine.keys import generator, reseed
 from cil.engine.lifecycle import (
     all_evaluating,
@@ -33,6 +32,7 @@ from cil.engine.running import Counts, Rows
 from cil.engine.scoring import scored
 from cil.engine.spending import compute, flops_by_part, largest_loss, spent
 from cil.engine.status import Clock
+from cil.engine.work import Boundary, Context, Facts
 from cil.errors import BudgetExceeded, ContractError
 from cil.memory import Allowance, Entry, Flops, OptimizerSteps, State
 from cil.memory.codec_check import check_codec, is_own

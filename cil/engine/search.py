@@ -11,9 +11,9 @@ from torch import Tensor
 from cil.adapt import Adapter
 from cil.contract import Phase, Search
 from cil.engine.cost import Cost
-from cil.engine.driver import Context
 from cil.engine.keys import generator
 from cil.engine.lifecycle import all_evaluating
+from cil.engine.work import Context
 from cil.errors import ConfigError, ContractError, Diverged
 from cil.memory import Flops
 from cil.strategies import Strategy

@@ -14,7 +14,6 @@ from torch import Tensor
 from cil.adapt import Adapter, SourceModel
 from cil.contract import Frozen, RuntimeContext, freeze
 from cil.data import Augment, Batch, Samples
-from cil.engine.driver import Boundary, Context, Facts
 from cil.engine.keys import generator, reseed
 from cil.engine.lifecycle import as_structured
 from cil.engine.phases import Training
@@ -23,6 +22,7 @@ from cil.engine.recipe import Recipe
 from cil.engine.running import Counts, Rows
 from cil.engine.runtime import Runtime
 from cil.engine.step_kinds import StepWatch, drawn_steps
+from cil.engine.work import Boundary, Context, Facts
 from cil.errors import ConfigError, ContractError, StreamError, TrainingError
 from cil.kinds.adaptation.record_types import AdaptationResults
 from cil.kinds.adaptation.results import SegmentsSoFar, adaptation_results

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from cil.engine.driver import Facts
 from cil.engine.learning import StrategyWork
 from cil.engine.running import Counts, Rows
+from cil.engine.work import Facts
 from cil.errors import ConfigError
 from cil.kinds.tasks.evaluation import evaluate_tasks
 from cil.kinds.tasks.record_types import TaskScores
