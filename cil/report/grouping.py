@@ -54,7 +54,6 @@ class Group:
 
     @property
     def finished(self) -> tuple[RunSummary, ...]:
-        """Those that have all results."""
         return tuple(run for run in self.runs if run.status == "finished")
 
     @property

@@ -40,7 +40,6 @@ class OrderEffect:
         return Score({seed: None if None in (a, b) else b - a for seed, (a, b) in values.items()})  # type: ignore[operator]
 
     def difference_words(self, average: str) -> str:
-        """The difference with its interval."""
         score = self.difference(average)
         if score.mean is None:
             return "–"
