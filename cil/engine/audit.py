@@ -166,11 +166,7 @@ def chosen(stored: Record) -> int:
 
 
 def check_finished(stored: Record) -> None:
-    """Refuse a run that is not whole.
-
-    Raises:
-        ConfigError: naming its status.
-    """
+    """Refuse a run that is not whole."""
     if stored.status != "finished":
         raise ConfigError(f"{stored.directory} is {stored.status}; a run is audited when it has finished")
 

@@ -55,7 +55,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], run: str = "") -> s
 
 
 def _sum_of(path: Path, tensors: Mapping[str, Tensor], run: str) -> str:
-    """The sum of the tensors in a file of a run."""
     parts = ((name, str(t.dtype), tuple(t.shape), bits(t).numpy()) for name, t in tensors.items())
     return tensors_sum(f"{run}/{path.name}", parts)
 
@@ -312,7 +311,6 @@ class Checkpoints:
             self.snapshots.rmdir()
 
     def snapshot_names(self) -> list[str]:
-        """Names of the snapshots there are."""
         return [path.stem for path in files_in(self.snapshots, SNAPSHOT) if path.suffix == ".json"]
 
     def snapshot_content(self, name: str) -> dict[str, Any] | None:

@@ -290,10 +290,6 @@ def _arrays_of(index: int) -> str:
 
 
 def check_boundary(boundary: str, runtime: Runtime) -> None:
-    """Refuse processes where they cannot be forked.
-
-    Raises:
-        ConfigError: naming the key to change.
-    """
+    """Refuse processes where they cannot be forked."""
     if boundary == "process" and (runtime.device != "cpu" or torch.get_num_threads() > 1):
         raise ConfigError("boundary=process forks, so it needs device=cpu and trainer.threads=1")

@@ -173,11 +173,7 @@ class KnownFeatures:
 
 
 def _check_table(path: Path, found: Mapping[str, Tensor]) -> None:
-    """Refuse a file that ``Table.save`` did not write.
-
-    Raises:
-        ResumeError: naming it.
-    """
+    """Refuse a file that ``Table.save`` did not write."""
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     count = shapes.get("images", (0,))[0]
     features = shapes.get("features", ())

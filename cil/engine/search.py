@@ -33,9 +33,7 @@ class Trainer(Protocol):
 
     def fit(
         self, learner: Strategy | Adapter, phase: Phase, number: int | str, costs: Sequence[Cost], trial: bool = False
-    ) -> Cost:
-        """Train one phase; what it cost."""
-        ...
+    ) -> Cost: ...
 
     def spent(self, costs: Sequence[Cost], more: Cost | None = None) -> bool:
         """True if the budget leaves no further step after these costs, and some more."""
