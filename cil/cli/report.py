@@ -162,8 +162,8 @@ def _text(records: Sequence[Record], request: Request) -> str:
     if request.figures is not None:
         said.append(f"figures: {len(write_figures(whole, request.figures))} files in {request.figures}\n")
     if request.form:
-        form = {"--csv": to_csv, "--latex": to_latex, "--markdown": lambda table: f"{to_markdown(table)}\n"}
-        return form[request.form](whole)
+        write: Callable[[Table], str] = {"--csv": to_csv, "--latex": to_latex, "--markdown": to_markdown}[request.form]
+        return f"{write(whole)}\n" if request.form == "--markdown" else write(whole)
     return "".join(said) or f"{to_text(whole, shutil.get_terminal_size((120, 24)).columns)}\n"
 
 

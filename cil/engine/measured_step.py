@@ -192,7 +192,9 @@ def phase_step(
         return meter.measured(phase.name) if meter.meters else None
 
 
-def first_steps(learner: Holder, phase: Phase, recipe: Recipe, cost: Unbilled, enough: Callable[[Cost], bool]) -> None:
+def first_steps(
+    learner: Strategy | Adapter, phase: Phase, recipe: Recipe, cost: Unbilled, enough: Callable[[Cost], bool]
+) -> None:  # fmt: skip
     """Make steps of a phase as ``Fit`` makes them until there are ``enough``, with ``cost`` looking at them."""
     Fit(
         learner, phase, 0, recipe, 0, 0, Augment(), PlainRuntime(str(learner.device)), cost=cost, spent=enough,

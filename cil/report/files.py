@@ -61,9 +61,9 @@ def write_figures(content: Table, folder: Path) -> list[Path]:
     written = []
     for place, section in enumerate(content.sections, 1):
         for plot in section.plots(place, content.paint):
-            name = f"{place}-{_safe(plot.title)}"
+            title = re.sub(r"[^a-z0-9]+", "-", plot.title.lower()).strip("-")
             for suffix, data in _formats(plot):
-                path = folder / f"{name}.{suffix}"
+                path = folder / f"{place}-{title}.{suffix}"
                 _write(path, data, MADE_BY.encode())
                 written.append(path)
     return written
@@ -85,10 +85,6 @@ def _drawn(figure: Figure, suffix: str) -> bytes:
     with styled(), matplotlib.rc_context({"svg.hashsalt": MADE_BY}):
         figure.savefig(out, format=suffix, metadata=facts)
     return out.getvalue()
-
-
-def _safe(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def _write(path: Path, data: bytes, sign: bytes) -> None:
