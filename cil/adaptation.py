@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -22,6 +21,7 @@ from cil.errors import ConfigError, StreamError
 from cil.kinds.adaptation.steps import AdapterSteps, admission
 from cil.kinds.adaptation.work import AdaptationWork
 from cil.memory import Budget
+from cil.memory.tensor_bits import digest_of
 from cil.models import GrowingNet
 from cil.models.classifier import load_classifier
 from cil.models.partition import NoChain
@@ -244,17 +244,13 @@ class Finished:
         self.name = f"{identity['stream']['name']}_{identity['strategy']}"
         self.label = f"source={run_dir} (strategy={identity['strategy']})"
         self.model = str(identity.get("networks", {}).get("name", ""))
-        digest = hashlib.sha256()
-        for key, tensor in sorted(trained.learner.state().tensors.items()):
-            values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            digest.update(key.encode() + values.tobytes())
         self.description = {
             "kind": "run",
             "name": self.name,
             "strategy": identity["strategy"],
             "stream": identity["stream"]["name"],
             "identity": identity_hash(identity),
-            "state_sha256": digest.hexdigest(),
+            "state_sha256": digest_of(trained.learner.state().tensors),
         }
 
     def __call__(self, device: torch.device) -> SourceModel:

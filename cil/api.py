@@ -307,7 +307,6 @@ def default_run_dir(identity: Mapping[str, Any], root: str | Path = "runs") -> P
 
 
 def safe_name(name: str) -> str:
-    """A name as a file name."""
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
 
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 from cil.errors import ConfigError, nearest
 
@@ -18,7 +18,7 @@ def whole(least: int, none: bool = False) -> Rule:
     words = f"it must be a whole number of {least} or more{', or null' if none else ''}"
 
     def rule(value: Any) -> str | None:
-        allowed = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+        allowed = is_whole(value) and int(value) >= least
         return None if allowed or (none and value is None) else words
 
     return rule
@@ -45,7 +45,6 @@ def one_of(*names: Any) -> Rule:
 
 
 def text(none: bool = False) -> Rule:
-    """Any text."""
     words = f"it must be text{', or null' if none else ''}"
     return lambda value: None if isinstance(value, str) or (none and value is None) else words
 
@@ -99,7 +98,17 @@ def factors(value: Any) -> str | None:
     return None if allowed else "it must be a list of two numbers of 0 or more, and below 1"
 
 
-def _is_number(value: Any) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
+    """True for a whole number of any type but bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """True for a finite number of any type but bool."""
+    return _is_number(value) and abs(value) < float("inf")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

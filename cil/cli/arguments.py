@@ -70,26 +70,21 @@ def split_jobs_and_out(arguments: Sequence[str]) -> tuple[list[str], str, str]:
     return rest, jobs, values["out"]
 
 
-def counting_number(option: str, given: str) -> int | None:
+def whole_number(option: str, given: str, least: int = 1) -> int | None:
     """The whole number that an option was given; None where it was given none.
 
     Raises:
-        ConfigError: where it is below 1, or no whole number.
+        ConfigError: where it is below ``least``, or no whole number.
     """
-    if given and not (given.isdigit() and int(given) > 0):
-        raise ConfigError(f"{option} is {given}; it must be a whole number of 1 or more")
+    if given and not (given.isdigit() and int(given) >= least):
+        raise ConfigError(f"{option} is {given}; it must be a whole number of {least} or more")
     return int(given) if given else None
 
 
-def experience_number(given: str) -> int | None:
-    """The experience that ``--experience`` names; None where it is not given.
-
-    Raises:
-        ConfigError: where it is no whole number from 0.
-    """
-    if given and not given.isdigit():
-        raise ConfigError(f"--experience is {given}; it must be a whole number from 0")
-    return int(given) if given else None
+def split_own_class(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    """Arguments without ``strategy=module:Class``, and this class as it was named; None where none was."""
+    own = [item for item in arguments if item.startswith("strategy=")]
+    return [item for item in arguments if item not in own], own[-1].partition("=")[2] if own else None
 
 
 def config_dirs(arguments: Sequence[str]) -> tuple[list[str], str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
-from cil.cli.arguments import config_dirs, experience_number, split_options
+from cil.cli.arguments import config_dirs, split_options, whole_number
 from cil.cli.names import METHODS, key_of, own_conf_dirs
 from cil.errors import ConfigError
 from cil.targets import TARGET
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     paths = [item for item in rest if "=" not in item and item not in flags]
     if len(paths) != 1:
         raise ConfigError("cil audit needs one run directory")
-    experience = experience_number(options["--experience"])
+    experience = whole_number("--experience", options["--experience"], 0)
     overrides = [item for item in rest if "=" in item]
     odd = [item for item in overrides if key_of(item) not in GIVEN]
     if odd:
@@ -145,14 +145,13 @@ def _here(record: Record, experience: int | None, given: Sequence[str], run: str
 @contextmanager
 def _empty_temporary_folder() -> Iterator[Path]:
     """A folder for temporary files that holds nothing: what the run left in the other one is not found."""
-    before, told = tempfile.tempdir, os.environ.get("TMPDIR")
-    with tempfile.TemporaryDirectory(prefix="cil-audit-") as folder:
-        tempfile.tempdir = os.environ["TMPDIR"] = folder
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="cil-audit-") as folder, environment.in_environment(TMPDIR=folder):
+        tempfile.tempdir = folder
         try:
             yield Path(folder)
         finally:
             tempfile.tempdir = before
-            os.environ.pop("TMPDIR") if told is None else os.environ.update(TMPDIR=told)
 
 
 def planned(record: Record, given: Sequence[str], run: str, device: str) -> Run:

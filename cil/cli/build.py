@@ -109,7 +109,6 @@ def model_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recipe_of(config: Mapping[str, Any]) -> Recipe:
-    """The recipe."""
     trainer = config["trainer"]
     for key in ("optimizer.lr", "optimizer.weight_decay"):  # null takes out other keys, see below
         section, _, name = key.partition(".")

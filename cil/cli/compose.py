@@ -12,19 +12,11 @@ from typing import Any, cast
 
 from cil.cli.cases import case_overrides
 from cil.cli.composition import CONFIG, Composition, composition, hydra_ready, opened, raw_config, version_base
+from cil.cli.environment import in_environment
 from cil.cli.job import Job
-from cil.cli.names import (
-    METHODS,
-    conf_dir,
-    entry_group,
-    has_file,
-    key_of,
-    plugin_conf_dirs,
-    plugin_target,
-    target_of,
-)
+from cil.cli.names import METHODS, conf_dir, entry_group, has_file, key_of, plugin_conf_dirs, plugin_target, target_of
 from cil.cli.names import choices as group_choices
-from cil.cli.refusals import one_line_errors, refuse_choices
+from cil.cli.refusals import leaves_of, one_line_errors, refuse_choices
 from cil.cli.schema import check
 from cil.errors import ConfigError, nearest
 from cil.plugins import warn_if_shadowed
@@ -70,27 +62,23 @@ def _before_recipe(job: Job) -> Job:
     """The same job with what its cases set, what the command line says before a recipe, and a scale for the stream."""
     _refuse_unread(job)
     _refuse_mixed_optimizers(job)
-    more = [*_suited_scale(job), *case_overrides(job), *_instead_of_recipe(job.overrides, job.choices)]
+    more = _more_overrides(job)
     return _composed_job([*job.overrides, *more], job.overrides) if more else job
 
 
-def _refuse_unread(job: Job) -> None:
-    """Refuse keys of adapters where there is none.
+def _more_overrides(job: Job) -> list[str]:
+    return [*_suited_scale(job), *case_overrides(job), *_instead_of_recipe(job.overrides, job.choices)]
 
-    Raises:
-        ConfigError: naming the key.
-    """
+
+def _refuse_unread(job: Job) -> None:
+    """Refuse keys of adapters where there is none."""
     for key in map(key_of, job.overrides):
         if job.learner == METHODS[0] and key.startswith("adaptation."):
             raise ConfigError(f"{key} is read with an adapter alone; choose one, as adapter=tent, or leave it out")
 
 
 def _refuse_mixed_optimizers(job: Job) -> None:
-    """Refuse the learning rate of an experiment for an optimizer that it does not know, as a recipe chose another.
-
-    Raises:
-        ConfigError: naming both rates.
-    """
+    """Refuse the learning rate of an experiment for an optimizer that it does not know, as a recipe chose another."""
     experiment, recipe = job.choices.get("experiment"), job.choices.get("recipe")
     named = {key_of(item) for item in job.overrides}
     if recipe == "default" or experiment in (None, "null") or {"optimizer", "optimizer.lr"} & named:
@@ -130,13 +118,6 @@ def _instead_of_recipe(overrides: Sequence[str], choices: Mapping[str, str]) -> 
     asked, held = leaves_of(raw_config(overrides)), leaves_of(raw_config(plain))
     parts = [leaf for leaf in asked if any(leaf == key or leaf.startswith(f"{key}.") for key in keys)]
     return [f"++{leaf}={json.dumps(held.get(leaf))}" for leaf in parts if asked[leaf] != held.get(leaf)]
-
-
-def leaves_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        found |= leaves_of(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
 
 
 def files_of(overrides: Sequence[str]) -> dict[str, str]:
@@ -198,31 +179,24 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
         return task(job)
 
     _check_options(options)
-    program, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    program = sys.argv
     with one_line_errors(overrides, raw_config):
         _offer_plugins(overrides)
         if {"--cfg", "-c"} & {item.partition("=")[0] for item in options}:  # shows what would run
-            shown = _composed_job(overrides, overrides)
-            more = [*_suited_scale(shown), *case_overrides(shown), *_instead_of_recipe(overrides, shown.choices)]
-            overrides += more
+            overrides += _more_overrides(_composed_job(overrides, overrides))
         app = hydra.main(config_path=str(conf_dir()), config_name=CONFIG, **version_base())(called)
         sys.argv = ["cil", *options, *opened(overrides)]
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here, to be told in one line
         try:
-            app()
+            with in_environment(HYDRA_FULL_ERROR="1"):  # its errors come here, to be told in one line
+                app()
         finally:
             sys.argv = program
-            os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
         if refused:
             raise refused[0]
 
 
 def _check_options(options: Sequence[str]) -> None:
-    """Refuse values of options that Hydra answers with its whole usage.
-
-    Raises:
-        ConfigError: naming the option.
-    """
+    """Refuse values of options that Hydra answers with its whole usage."""
     text = " ".join(options) + " "
     shown = re.search(r"(?:^| )(?:--cfg|-c)[= ](\S*)", text)
     if shown is not None and shown[1] not in ("job", "hydra", "all"):
@@ -300,12 +274,14 @@ def _class_without_file(name: str, group: str) -> str | None:
     return None if name in known else plugin_target(group, name)
 
 
-def own_class(name: str, key: str) -> Any:
-    """The class that ``module:Class`` names on a command line.
+def own_class(name: str | None, key: str) -> Any:
+    """The class that ``module:Class`` names on a command line; None for no name.
 
     Raises:
         ConfigError: where it has another form, or cannot be imported.
     """
+    if name is None:
+        return None
     if not CLASS.fullmatch(name):
         raise ConfigError(f"{key} is {name}; it must be module:Class, as in {key}=my_idea:MyStrategy")
     _import_from_here()

@@ -26,15 +26,7 @@ Python. What is no setting is compared too: versions, code, data, device; and re
 It ends with 0 whether they differ or not.
 """
 FACTS = (
-    "seed",
-    "class_order",
-    "networks",
-    "device",
-    "threads",
-    "precision",
-    "versions",
-    "code",
-    "source",
+    *("seed", "class_order", "networks", "device", "threads", "precision", "versions", "code", "source"),
     "batch_size",
 )
 NOTHING = "-"

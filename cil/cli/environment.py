@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 def cores() -> int:
@@ -16,6 +17,18 @@ def threads_of(jobs: int = 1) -> int:
     """CPU threads of each of ``jobs`` parallel runs, unless ``trainer.threads`` says otherwise."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, int(given) if given.isdigit() else cores() // jobs)
+
+
+@contextmanager
+def in_environment(**values: str) -> Iterator[None]:
+    """Variables of the environment for a while: processes that are started see them too."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def prepare(overrides: Sequence[str] = (), jobs: int = 1) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
-from cil.cli.arguments import experience_number, split_options
+from cil.cli.arguments import split_options, split_own_class, whole_number
 from cil.cli.formats import numbers
 from cil.cli.names import key_of
 from cil.cli.refusals import parse_overrides, unknown_key
@@ -38,11 +38,12 @@ ROUNDING = 1e-6  # percent
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
-    rest, options, flags = split_options(arguments, {"--experience": "", "--device": "cpu"}, ["--json"])
+    given, options, flags = split_options(arguments, {"--experience": "", "--device": "cpu"}, ["--json"])
+    rest, own = split_own_class(given)
     paths = [item for item in rest if "=" not in item]
     if len(paths) != 1:
         raise ConfigError("cil evaluate needs one run directory, then key=value")
-    experience = experience_number(options["--experience"])
+    experience = whole_number("--experience", options["--experience"], 0)
     environment.prepare()
     from cil.cli.build import build_stream
     from cil.cli.compose import own_class
@@ -50,9 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     from cil.trained import evaluate
 
     record = Record.load(paths[0])
-    own = [item for item in rest if item.startswith("strategy=")]
-    strategy = own_class(own[-1].partition("=")[2], "strategy") if own else None
-    changes = [item for item in rest if item not in (paths[0], *own)]
+    strategy = own_class(own, "strategy")
+    changes = [item for item in rest if item != paths[0]]
     stream: Any = build_stream(change_stream(record, changes))
     found = evaluate(paths[0], stream, strategy=strategy, experience=experience, device=options["--device"])
     same = not any(key_of(item).startswith("stream.") for item in changes)

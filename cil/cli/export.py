@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cil.cli import environment
-from cil.cli.arguments import experience_number, split_options
+from cil.cli.arguments import split_options, split_own_class, whole_number
 from cil.errors import ConfigError
 
 HELP = """
@@ -26,19 +26,17 @@ A .safetensors file has the weights of the backbone alone, for model.weights of 
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     rest, options, _ = split_options(arguments, {"--experience": ""})
-    own = [item for item in rest if item.startswith("strategy=")]
-    paths = [item for item in rest if item not in own]
+    paths, own = split_own_class(rest)
     if len(paths) != 2:
         raise ConfigError("cil export needs a run directory and a file, as in cil export RUN_DIR net.onnx")
-    experience = experience_number(options["--experience"])
+    experience = whole_number("--experience", options["--experience"], 0)
     environment.prepare()
     from cil.cli.compose import own_class
     from cil.exchange import export, export_backbone
     from cil.tracking import write_bytes_atomic
     from cil.trained import load
 
-    strategy = own_class(own[-1].partition("=")[2], "strategy") if own else None
-    net = load(paths[0], strategy=strategy, experience=experience)
+    net = load(paths[0], strategy=own_class(own, "strategy"), experience=experience)
     if paths[1].endswith(".safetensors"):
         print(f"{paths[1]}: weights of the backbone, for model.weights; sha256 {export_backbone(net, paths[1])}")
         return 0

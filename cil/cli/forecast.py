@@ -139,7 +139,7 @@ def forecast(
         else:
             unknown.append(label)
     return Forecast(
-        total=len(runs), here=len(here), elsewhere=Counter(_comparison_of(path) for path in found.values()),
+        total=len(runs), here=len(here), elsewhere=Counter(str(path.parents[1]) for path in found.values()),
         begun=sum(records[path] is not None for path in left), alike=alike, timed=timed, unknown=unknown, over=over,
         disk=sum(_disk(run) for _, run in todo),
         memory=max((one.memory for one in measured.values() if one is not None), default=None), jobs=jobs,
@@ -153,10 +153,6 @@ def _over(run: Run) -> str | None:
     except CilError:  # told where the run is executed
         return None
     return None if why is None else why.partition(": ")[0]
-
-
-def _comparison_of(path: Path) -> str:
-    return str(path.parents[1])
 
 
 def _recipe_of(identity: Mapping[str, Any]) -> str:

@@ -33,7 +33,6 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """``wa, seed=1``."""
         return ", ".join([self.job.method, *self.settings])
 
     @property

@@ -32,7 +32,6 @@ class Job:
 
     @property
     def method(self) -> str:
-        """The method as it was asked for."""
         return self.choices[self.learner]
 
     @property

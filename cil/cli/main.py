@@ -6,13 +6,14 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
 from cil.cli.arguments import config_dirs
 from cil.cli.composition import files_remembered
+from cil.cli.environment import in_environment
 from cil.cli.names import OWN, check_own_conf_dirs
 from cil.cli.refusals import GROUPS
 from cil.errors import CilError, ConfigError, in_words, nearest, places_of
@@ -101,7 +102,7 @@ def _command(given: list[str]) -> int:
         raise ConfigError(f"no command '{name}'; {nearest(name, COMMANDS)}")
     rest, own = config_dirs(rest)
     if own:
-        with _in_environment(OWN, own):
+        with in_environment(**{OWN: own}):
             return _command([name, *rest])
     check_own_conf_dirs()
     _refuse_doubled(rest)
@@ -119,17 +120,6 @@ def _refuse_doubled(arguments: Sequence[str]) -> None:
     for key, equals, value in (item.partition("=") for item in arguments if not item.startswith("-")):
         if key in GROUPS and equals and values.setdefault(key, value) != value:
             raise ConfigError(f"{key} is given twice, {values[key]} and {value}; leave one out")
-
-
-@contextmanager
-def _in_environment(name: str, value: str) -> Iterator[None]:
-    """A variable of the environment for the time of a command: its processes see it too."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
 class Notes(logging.Handler):

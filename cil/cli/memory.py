@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
-from cil.cli.arguments import counting_number, split_options
+from cil.cli.arguments import split_options, whole_number
 from cil.cli.formats import in_columns
 from cil.cli.grid import Cell, expand
 
@@ -39,8 +39,8 @@ COLUMNS = ("parameters", "buffers", "gradients", "optimizer", "activations", "sa
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     overrides, options, flags = split_options(arguments, {"--depth": "4", "--experience": ""}, ["--json"])
-    depth = counting_number("--depth", options["--depth"]) or 4
-    experience = counting_number("--experience", options["--experience"])
+    depth = whole_number("--depth", options["--depth"]) or 4
+    experience = whole_number("--experience", options["--experience"])
     environment.prepare(overrides)
     found = dict(measure(cell, experience) for cell in expand(overrides))
     if "--json" in flags:
@@ -75,7 +75,6 @@ def _data_of_steps(steps: Sequence[TrainingMemory], depth: int) -> dict[str, Any
 
 
 def as_data(memory: TrainingMemory, depth: int) -> dict[str, Any]:
-    """For ``--json``."""
     rule = memory.published
     return {
         "total": memory.total,

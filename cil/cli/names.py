@@ -18,19 +18,8 @@ from cil.plugins import BUILT_IN, owner_of, points
 OWN = "CIL_CONFIG_DIR"  # the environment's name for --config-dir, which processes of a command share
 PACKAGE = Path(__file__).parent.parent
 KINDS = (
-    *(
-        "strategies",
-        "adapters",
-        "streams",
-        "datasets",
-        "models",
-        "selections",
-        "codecs",
-        "loggers",
-        "budgets",
-        "metrics",
-    ),
-    *("kinds", "experiments", "scales", "recipes", "optimizers", "schedulers"),
+    *("strategies", "adapters", "streams", "datasets", "models", "selections", "codecs", "loggers", "budgets"),
+    *("metrics", "kinds", "experiments", "scales", "recipes", "optimizers", "schedulers"),
 )
 GROUPS = {  # folders of conf/
     "strategies": "strategy",

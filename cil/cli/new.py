@@ -73,11 +73,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _check(what: str, name: str) -> None:
-    """Refuse a name that no module can have, or that something of that sort has already.
-
-    Raises:
-        ConfigError: naming it.
-    """
+    """Refuse a name that no module can have, or that something of that sort has already."""
     from cil.cli.names import known
     from cil.plugins import names
 

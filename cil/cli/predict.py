@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cil.cli import environment
-from cil.cli.arguments import counting_number, experience_number, split_options
+from cil.cli.arguments import split_options, split_own_class, whole_number
 from cil.cli.formats import in_columns
 from cil.errors import ConfigError
 
@@ -35,22 +35,16 @@ BATCH = 64  # images decoded and asked at once
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     rest, options, flags = split_options(arguments, {"--top": "3", "--experience": "", "--device": "cpu"}, ["--json"])
-    own = [item for item in rest if item.startswith("strategy=")]
-    paths = [item for item in rest if item not in own]
+    paths, own = split_own_class(rest)
     if len(paths) < 2:
         raise ConfigError("cil predict needs a run directory, and images or folders of images")
-    top = counting_number("--top", options["--top"]) or 3
-    experience = experience_number(options["--experience"])
+    top = whole_number("--top", options["--top"]) or 3
+    experience = whole_number("--experience", options["--experience"], 0)
     environment.prepare()
     from cil.cli.compose import own_class
     from cil.trained import load
 
-    net = load(
-        paths[0],
-        strategy=own_class(own[-1].partition("=")[2], "strategy") if own else None,
-        device=options["--device"],
-        experience=experience,
-    )
+    net = load(paths[0], strategy=own_class(own, "strategy"), device=options["--device"], experience=experience)
     files = list(_files(paths[1:]))
     found = list(answers(net, files, top))
     if "--json" in flags:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cil.cli.environment import in_environment
 from cil.engine.launched import place_of
 from cil.errors import RankEnded, TrainingError
 
@@ -43,9 +44,8 @@ def other_ranks(runtime: Runtime, arguments: Sequence[str]) -> Iterator[None]:
         port = free.getsockname()[1]
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(devices)}
     meeting |= {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    before = dict(os.environ)
-    os.environ.update(meeting | {"RANK": "0", "LOCAL_RANK": "0"})
-    with tempfile.TemporaryDirectory() as folder:
+    meeting |= {"RANK": "0", "LOCAL_RANK": "0"}
+    with tempfile.TemporaryDirectory() as folder, in_environment(**meeting):
         others = [Other(rank, Path(folder, str(rank)), arguments) for rank in range(1, devices)]
         try:
             yield
@@ -58,8 +58,6 @@ def other_ranks(runtime: Runtime, arguments: Sequence[str]) -> Iterator[None]:
         finally:
             for other in others:
                 other.end()
-            os.environ.clear()
-            os.environ.update(before)
 
 
 class Other:

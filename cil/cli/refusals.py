@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ GROUPS = (
     *("experiment", "scale", "tune"),
 )
 OPTIONAL = ("adapter", "experiment", "scale")  # null: none of them
-# groups whose files have keys of their own
+# groups whose files have keys of their own, which are checked when they are built
 BUILT = ("stream", "strategy", "adapter", "model", "optimizer", "scheduler", "logger")
 
 
@@ -58,11 +58,7 @@ def one_line_errors(overrides: Sequence[str], make_config: MakeConfig) -> Iterat
 
 
 def refuse_choices(overrides: Sequence[str]) -> None:
-    """Refuse what cannot be a file of a group: several at once, whose last would hide the others, none, or a number.
-
-    Raises:
-        ConfigError: naming the group.
-    """
+    """Refuse what cannot be a file of a group: several at once, whose last would hide the others, none, or a number."""
     for item in overrides:
         group, equals, value = (part.strip() for part in item.partition("="))
         if not group and equals:
@@ -142,18 +138,18 @@ def unknown_key(bad: str, config: dict[str, Any]) -> str:
     if path and isinstance(section, dict) and section:
         known = [key for key in section if key not in (TARGET, PARTIAL)]
         return f"unknown key {bad}; {nearest(last, known, prefix=bad.removesuffix(last))}"
-    same = [key for key in _dotted(config) if key.rpartition(".")[2] == last]
+    same = [key for key in leaves_of(config) if key.rpartition(".")[2] == last]
     if same:
         return f"unknown key {bad}; did you mean {' or '.join(repr(key) for key in same)}?"
     return f"unknown key {bad}; {nearest(bad.partition('.')[0], {*GROUPS, *config})}"
 
 
-def _dotted(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
+def leaves_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to values that have no keys of their own."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= leaves_of(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
 
 
 def _config_without(bad: str, overrides: Sequence[str], make_config: MakeConfig) -> dict[str, Any]:

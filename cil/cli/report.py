@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,8 +50,6 @@ PORT = 8000
 
 @dataclass
 class Request:
-    """What was asked for."""
-
     paths: list[Path]
     page: Path | None = None
     lines: Path | None = None
@@ -107,13 +105,13 @@ def _watch(request: Request) -> int:
     from cil.report.watch import follow
 
     def make() -> None:
-        with _errors_printed():
+        try:
             _once(request)
+        except CilError as error:  # the record may be half there
+            print(f"cil: {error}", file=sys.stderr)
 
-    try:
+    with suppress(KeyboardInterrupt):
         follow(request.paths, make)
-    except KeyboardInterrupt:
-        return 0
     return 0
 
 
@@ -136,20 +134,9 @@ def _serve(request: Request, port: int) -> int:
 
     with served(lambda: shown, port) as address:
         print(f"page: {address}   (Ctrl-C ends it)", flush=True)
-        try:
+        with suppress(KeyboardInterrupt):
             follow(request.paths, make)
-        except KeyboardInterrupt:
-            return 0
     return 0
-
-
-@contextmanager
-def _errors_printed() -> Iterator[None]:
-    """An error is told, and what follows the runs goes on: the record may be half there."""
-    try:
-        yield
-    except CilError as error:
-        print(f"cil: {error}", file=sys.stderr)
 
 
 def _content(records: Sequence[Record], request: Request) -> Table:
@@ -174,15 +161,10 @@ def _text(records: Sequence[Record], request: Request) -> str:
         said.append(f"lines: {write_lines(records, request.lines)}\n")
     if request.figures is not None:
         said.append(f"figures: {len(write_figures(whole, request.figures))} files in {request.figures}\n")
-    if said and not request.form:
-        return "".join(said)
-    if request.form == "--csv":
-        return to_csv(whole)
-    if request.form == "--latex":
-        return to_latex(whole)
-    if request.form == "--markdown":
-        return f"{to_markdown(whole)}\n"
-    return f"{to_text(whole, shutil.get_terminal_size((120, 24)).columns)}\n"
+    if request.form:
+        write: Callable[[Table], str] = {"--csv": to_csv, "--latex": to_latex, "--markdown": to_markdown}[request.form]
+        return f"{write(whole)}\n" if request.form == "--markdown" else write(whole)
+    return "".join(said) or f"{to_text(whole, shutil.get_terminal_size((120, 24)).columns)}\n"
 
 
 def _written(records: Sequence[Record], write: Callable[[Sequence[Record]], str]) -> tuple[str, list[str]]:
@@ -225,18 +207,12 @@ def _parsed(arguments: list[str]) -> Request:
     forms = [flag for flag in PRINTED if flag in given_flags]
     if len(forms) > 1:
         raise ConfigError(f"{' and '.join(forms)} are printed both; choose one")
-    files = {name: Path(value) if value else None for name, value in values.items()}
+    page, lines, figures = (Path(value) if value else None for value in values.values())
     request = Request(
-        [Path(path) for path in paths] or [Path("runs")],
-        page=files["--html"],
-        lines=files["--lines"],
-        figures=files["--figures"],
-        form=next(iter(forms), ""),
-        watch="--watch" in given_flags,
-        published="--published" in given_flags,
-        pictures="--no-pictures" not in given_flags,
-        port=port,
-    )
+        [Path(path) for path in paths] or [Path("runs")], page, lines, figures, form=next(iter(forms), ""),
+        watch="--watch" in given_flags, published="--published" in given_flags,
+        pictures="--no-pictures" not in given_flags, port=port,
+    )  # fmt: skip
     if request.watch and request.page is None and port is None:
         raise ConfigError("--watch writes a page anew: add --html FILE")
     return request

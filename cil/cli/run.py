@@ -87,7 +87,7 @@ def execute(job: Job, arguments: Sequence[str] = ()) -> str:
     if run.runtime.all_devices > 1 and place_of().rank:
         return _beside(run)
     print_warnings([run])
-    note = "  (was finished before, nothing was run)" if _finished(run) else ""
+    note = "  (was finished before, nothing was run)" if run.finished() else ""
     alone = bool(note) or run.runtime.all_devices == 1
     try:
         with nullcontext() if alone else other_ranks(run.runtime, arguments):
@@ -157,14 +157,7 @@ def print_warnings(runs: Iterable[Run]) -> None:
     found: dict[str, None] = {}
     for run in runs:
         with suppress(CilError):  # what is refused is told where the run is executed
-            if not _finished(run):
+            if not run.finished():
                 found |= dict.fromkeys(run.work.warnings())
     for warning in found:
         print(f"cil: note: {warning}", file=sys.stderr, flush=True)
-
-
-def _finished(run: Run) -> bool:
-    from cil.cli.pool import record_of
-
-    record = record_of(run.run_dir)
-    return record is not None and record.status == "finished"

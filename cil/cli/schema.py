@@ -6,21 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from cil.cli.names import METHODS
-from cil.cli.refusals import unknown_key
+from cil.cli.refusals import BUILT, unknown_key
 from cil.errors import ConfigError
 from cil.targets import TARGET
 from cil.values import KEYS, check_value
 
 FILES = {"stream": "builder", "strategy": "", "optimizer": "", "scheduler": "", "model": "name"}  # key beside a target
-BUILT = ("stream", "strategy", "adapter", "optimizer", "scheduler", "model", "logger")  # checked when they are built
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Refuse keys that nothing reads, keys that are missing, and values that cannot be meant.
-
-    Raises:
-        ConfigError: naming the key, what it is and what it must be.
-    """
+    """Refuse keys that nothing reads, keys that are missing, and values that cannot be meant."""
     sections = {key.rpartition(".")[0] for key in KEYS if "." in key}
     _check_section(config, "", sections)
     for key in KEYS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,14 +23,21 @@ def key_of_page(records: Iterable[Record], *words: str) -> str | None:
     """
     if plugin_points():
         return None
-    digest = hashlib.sha256("\0".join([version("matplotlib"), *words]).encode())
-    for path in [*_code(), *(path for record in records for path in _files(record.directory))]:
+    files = (path for record in records for path in _files(record.directory))
+    return _digest_of(files, "\0".join([_code_digest(), *words]))
+
+
+@cache
+def _code_digest() -> str:
+    """Of the code as it was when this process first asked."""
+    return _digest_of((path for path in sorted(PACKAGE.rglob("*")) if path.suffix in CODE), version("matplotlib"))
+
+
+def _digest_of(files: Iterable[Path], words: str) -> str:
+    digest = hashlib.sha256(words.encode())
+    for path in files:
         digest.update(f"\0{path}\0".encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def _code() -> Iterator[Path]:
-    yield from (path for path in sorted(PACKAGE.rglob("*")) if path.suffix in CODE)
 
 
 def _files(directory: Path) -> Iterator[Path]:

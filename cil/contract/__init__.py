@@ -7,18 +7,6 @@ from cil.contract.phase import Phase, Progress, RuntimeContext
 from cil.contract.search import Choice, Range, Search, Settings
 
 __all__ = [
-    "Checks",
-    "Choice",
-    "Frozen",
-    "Holder",
-    "Phase",
-    "Progress",
-    "Range",
-    "RuntimeContext",
-    "Search",
-    "Settings",
-    "exemplar_memories",
-    "freeze",
-    "loaded_reference",
-    "reference_of",
-]
+    "Checks", "Choice", "Frozen", "Holder", "Phase", "Progress", "Range", "RuntimeContext", "Search", "Settings",
+    "exemplar_memories", "freeze", "loaded_reference", "reference_of",
+]  # fmt: skip

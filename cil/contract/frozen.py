@@ -137,7 +137,6 @@ def _nominal(memory: str, tensors: Mapping[str, Tensor], shape: tuple[int, int, 
 
 
 def _network_names(learner: Holder, kinds: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that are networks."""
     found = []
     for name, kept in learner._kept.items():
         module = vars(learner)[name]

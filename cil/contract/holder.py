@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -20,6 +19,7 @@ from cil.errors import ConfigError, NotKept, StateError
 from cil.memory import Entry, ExemplarMemory, Reference, State, check_kind, encode_meta, tensor_bytes, tensor_entry
 from cil.memory.ledger import TRAINING_KINDS
 from cil.memory.libcontinual import paid, parameter_bytes, stored
+from cil.memory.tensor_bits import digest_of
 
 _META = (bool, int, float, str)
 _OWN = ("_kept", "context", "num_classes", "image_shape")  # attributes of a holder that are no entries
@@ -415,10 +415,6 @@ def loaded_reference(module: nn.Module, tag: str) -> Reference:
 
 def reference_of(module: nn.Module, tag: str) -> Reference:
     """The reference that names a module's weights: SHA-256 over its tensors in order of name, and their size."""
-    digest, size, numel = hashlib.sha256(), 0, 0
-    for key, tensor in sorted(module.state_dict().items()):
-        digest.update(key.encode())
-        if not tensor.is_meta:  # a dry run has sizes, and no values
-            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-        size, numel = size + tensor_bytes(tensor), numel + tensor.numel()
-    return Reference(tag, digest.hexdigest(), size, numel)
+    tensors = module.state_dict()
+    size = sum(map(tensor_bytes, tensors.values()))
+    return Reference(tag, digest_of(tensors), size, sum(tensor.numel() for tensor in tensors.values()))

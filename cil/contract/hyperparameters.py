@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
 
 from cil.errors import ConfigError
+from cil.values import is_finite
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,9 @@ class Checks:
 
     def _numbers(self, method: str, given: Mapping[str, object], words: str, allows: Callable[[float], bool]) -> None:
         for key, value in given.items():
-            if value is None or (_is_finite(value) and allows(value)):
+            if value is None or (is_finite(value) and allows(value)):
                 continue
             raise ConfigError(f"{self.group}.{key} of {method} is {value!r}; it must be {words}")
-
-
-def _is_finite(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _yaml(value: object) -> str:

@@ -75,11 +75,7 @@ class Augment:
             )
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse what would leave black images of this size: a hole larger than they are, or as much padding.
-
-        Raises:
-            ConfigError: naming the key.
-        """
+        """Refuse what would leave black images of this size: a hole larger than they are, or as much padding."""
         least = min(height, width)
         if least == 1:  # stands in for stored features
             return

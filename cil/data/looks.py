@@ -36,13 +36,7 @@ class Looks:
         copies: Images that may be copied into memories without a look; None: any number.
     """
 
-    def __init__(
-        self,
-        images: int,
-        limit: int | None = None,
-        method: str = "a strategy",
-        experience: int = 0,
-    ) -> None:
+    def __init__(self, images: int, limit: int | None = None, method: str = "a strategy", experience: int = 0) -> None:
         self.counts: Images = np.zeros(images, dtype=np.int64)
         self.copies: int | None = None
         self._copied = np.zeros(images, dtype=bool)

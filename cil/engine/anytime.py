@@ -25,6 +25,7 @@ from cil.engine.search import copied
 from cil.errors import ConfigError, ContractError
 from cil.memory import Flops, encode_meta
 from cil.memory.meters import rest_paused
+from cil.memory.tensor_bits import same_bits
 from cil.streams import Stream
 from cil.tracking.record_types import AnytimeResults
 from cil.values import check_value
@@ -190,7 +191,8 @@ class AnytimeObserver:
         told = encode_meta(meta)
         yield
         tensors, meta = Holder.full_state(learner)
-        changed = [name for name in before.keys() | tensors.keys() if not _same(before.get(name), tensors.get(name))]
+        changed = [*(before.keys() ^ tensors.keys())]
+        changed += [name for name in before.keys() & tensors.keys() if not same_bits(before[name], tensors[name])]
         if encode_meta(meta) != told:
             changed.append("metadata")
         if changed:
@@ -240,13 +242,6 @@ class AnytimeObserver:
                 f"{type(learner).__name__} cannot answer inside experience {self.index}; set anytime.every=null "
                 f"({type(error).__name__} {' '.join(str(error).split())[:120]})"
             ) from error
-
-
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    """True for tensors of the same bits."""
-    if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return torch.equal(*(tensor.contiguous().flatten().view(torch.uint8) for tensor in (one, other)))
 
 
 def anytime_results(facts: Sequence[Mapping[str, Any]]) -> AnytimeResults:

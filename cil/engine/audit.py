@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from cil.engine.checkpoint import Checkpoints
-from cil.engine.driver import Facts, Run
+from cil.engine.driver import Run
 from cil.engine.keys import key
 from cil.engine.recovery import read_counts
 from cil.engine.running import Rows
+from cil.engine.work import Facts
 from cil.errors import ConfigError, in_words
 from cil.memory import State, encode_meta
+from cil.memory.tensor_bits import same_bits
 from cil.tracking import Record, describe_environment, identity_hash, plain, without_secrets
 from cil.tracking.audits import Audit, read_audits
 from cil.tracking.storage import first_difference, in_short
@@ -164,11 +166,7 @@ def chosen(stored: Record) -> int:
 
 
 def check_finished(stored: Record) -> None:
-    """Refuse a run that is not whole.
-
-    Raises:
-        ConfigError: naming its status.
-    """
+    """Refuse a run that is not whole."""
     if stored.status != "finished":
         raise ConfigError(f"{stored.directory} is {stored.status}; a run is audited when it has finished")
 
@@ -198,6 +196,6 @@ def _difference(old: Contents, new: Contents) -> str:
                 return name
         elif one.dtype != two.dtype or one.shape != two.shape:
             return f"{name} has another type or shape"
-        elif not torch.equal(*(tensor.contiguous().flatten().view(torch.uint8) for tensor in (one, two))):
+        elif not same_bits(one, two):
             return f"{name}, {int((one != two).sum()):,} of {one.numel():,} numbers"
     return ""

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
@@ -28,6 +27,7 @@ from torch import Tensor
 from cil.errors import ConfigError, ResumeError, nearest
 from cil.memory import State, encode_meta
 from cil.memory.state import Reference
+from cil.memory.tensor_bits import bits, same_bits
 from cil.tracking import replacing
 from cil.tracking.digests import SEAL, sealed, tensors_sum, unseal
 
@@ -55,9 +55,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], run: str = "") -> s
 
 
 def _sum_of(path: Path, tensors: Mapping[str, Tensor], run: str) -> str:
-    """The sum of the tensors in a file of a run."""
-    bits = ((name, t, t.flatten().view(torch.uint8)) for name, t in tensors.items())
-    return tensors_sum(f"{run}/{path.name}", ((name, str(t.dtype), tuple(t.shape), b.numpy()) for name, t, b in bits))
+    parts = ((name, str(t.dtype), tuple(t.shape), bits(t).numpy()) for name, t in tensors.items())
+    return tensors_sum(f"{run}/{path.name}", parts)
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -198,7 +197,7 @@ class Checkpoints:
                 files, sums, before = previous["files"], previous.get("sums", {}), self._tensors(previous)
         name = f"experience-{index:03d}.safetensors"
         new = {key: t.detach().cpu() for key, t in state.tensors.items()}
-        changed = {key: t for key, t in new.items() if key not in before or not _equal(before[key], t)}
+        changed = {key: t for key, t in new.items() if key not in before or not same_bits(before[key], t)}
         named = {key: name if key in changed else files[key] for key in new}
         sums = {**sums, name: write_tensors(self.folder / name, changed, self.run)}
         content = {
@@ -312,7 +311,6 @@ class Checkpoints:
             self.snapshots.rmdir()
 
     def snapshot_names(self) -> list[str]:
-        """Names of the snapshots there are."""
         return [path.stem for path in files_in(self.snapshots, SNAPSHOT) if path.suffix == ".json"]
 
     def snapshot_content(self, name: str) -> dict[str, Any] | None:
@@ -349,10 +347,3 @@ class Snapshots:
     def write(self, name: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         """Write one, in place of the one of that name."""
         self.checkpoints.write_snapshot(name, tensors, {**content, "experience": self.index})
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """Same bits (so that -0.0 and NaN count as what they are)."""
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    return torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8))

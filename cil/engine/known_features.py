@@ -32,6 +32,7 @@ from cil.engine.known_modules import Unknown, described_module, kernel_settings,
 from cil.errors import ContractError, ResumeError
 from cil.memory import Flops
 from cil.memory.meters import set_aside
+from cil.memory.tensor_bits import bits
 from cil.models.known import features_from
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -172,11 +173,7 @@ class KnownFeatures:
 
 
 def _check_table(path: Path, found: Mapping[str, Tensor]) -> None:
-    """Refuse a file that ``Table.save`` did not write.
-
-    Raises:
-        ResumeError: naming it.
-    """
+    """Refuse a file that ``Table.save`` did not write."""
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     count = shapes.get("images", (0,))[0]
     features = shapes.get("features", ())
@@ -195,8 +192,7 @@ def _learns(backbone: nn.Module, images: Tensor) -> bool:
 
 def _names(images: Tensor) -> list[bytes]:
     """Digests of images, whatever their layout in memory."""
-    rows = images.detach().cpu().contiguous(memory_format=torch.contiguous_format).flatten(1).view(torch.uint8).numpy()
-    return [hashlib.blake2b(row.data, digest_size=DIGEST).digest() for row in rows]
+    return [hashlib.blake2b(bits(image).numpy().data, digest_size=DIGEST).digest() for image in images.detach().cpu()]
 
 
 def _marks(backbone: nn.Module) -> tuple[int, ...]:

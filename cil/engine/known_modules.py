@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cil.memory.tensor_bits import bits
 from cil.tracking.digests import tensors_sum
 
 CODE = ("cil", "torch", "timm")  # packages whose code the identity of a run names
@@ -93,11 +94,7 @@ def tensors_digest(parts: Mapping[str, nn.Module]) -> str:
     """Sum over values, types, shapes and layouts of all tensors, and over which of them learn."""
     learns = {f"{name}.{key}" for name, part in parts.items() for key, p in part.named_parameters() if p.requires_grad}
     found = [
-        (f"{name} {tensor.stride()} {name in learns}", str(tensor.dtype), tuple(tensor.shape), _bytes(tensor))
+        (f"{name} {tensor.stride()} {name in learns}", str(tensor.dtype), tuple(tensor.shape), bits(tensor).numpy())
         for name, tensor in named_tensors(parts)
     ]
     return tensors_sum("plain phase", found)
-
-
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()

@@ -16,16 +16,9 @@ from cil.data import Samples
 from cil.data.looks import Looks
 from cil.engine.asked_again import Asked, asks_again
 from cil.engine.caps import caps_of, caps_results, check_caps, measure_caps
-from cil.engine.cost import Cost
-from cil.engine.driver import Boundary, Context, Facts
+from cil.engine.cost import Cost, largest_bill
 from cil.engine.keys import generator, reseed
-from cil.engine.lifecycle import (
-    all_evaluating,
-    allowance,
-    enter,
-    in_advance,
-    sample_experience,
-)
+from cil.engine.lifecycle import all_evaluating, allowance, enter, in_advance, sample_experience
 from cil.engine.look_limits import counted_experience, limit_copies
 from cil.engine.phases import Observer, Training
 from cil.engine.planned import PlannedWork
@@ -33,8 +26,9 @@ from cil.engine.running import Counts, Rows
 from cil.engine.scoring import scored
 from cil.engine.spending import compute, flops_by_part, largest_loss, spent
 from cil.engine.status import Clock
+from cil.engine.work import Boundary, Context, Facts
 from cil.errors import BudgetExceeded, ContractError
-from cil.memory import Allowance, Entry, Flops, OptimizerSteps, State
+from cil.memory import Allowance, Flops, OptimizerSteps, State
 from cil.memory.codec_check import check_codec, is_own
 from cil.strategies import Strategy
 from cil.streams import Experience, Signature, Stream, TaskKey
@@ -91,7 +85,7 @@ class StrategyWork(PlannedWork):
                 learner.after_experience(experience)
             if self.budget.enforce == "shrink":
                 self._shrink(learner, index, allowance)
-            held = [*learner.training_entries(), *max((cost.entries for cost in costs), key=_bytes, default=[])]
+            held = [*learner.training_entries(), *largest_bill(costs)]
             findings, parts = plain(learner.diagnostics), dict(learner.context.parts)
             check_codecs(learner, arriving)
             carried = self.frozen(learner, index)  # last, as it shares the tensors of the learner
@@ -302,11 +296,7 @@ class StrategyWork(PlannedWork):
 
 
 def check_codecs(learner: Strategy, arriving: Samples) -> None:
-    """Refuse codecs of other packages that know the images: what decoding needs is charged.
-
-    Raises:
-        ContractError: naming the codec.
-    """
+    """Refuse codecs of other packages that know the images: what decoding needs is charged."""
     for memory in exemplar_memories(learner).values():
         if not is_own(memory.codec):
             check_codec(memory.codec, arriving[:CODEC_IMAGES].pixels)
@@ -320,7 +310,3 @@ def _settled(context: Context) -> Iterator[None]:
     except BudgetExceeded:
         context.settle()
         raise
-
-
-def _bytes(entries: list[Entry]) -> int:
-    return sum(entry.bytes for entry in entries)

@@ -21,7 +21,7 @@ from cil.contract import Holder, Phase
 from cil.data import ArrayStore, Augment, Batch, Samples
 from cil.data.samples import to_float
 from cil.engine.arrival import Pace
-from cil.engine.cost import Cost, held_tensors
+from cil.engine.cost import Cost, Unbilled, held_tensors
 from cil.engine.fit import Fit, LossWindow
 from cil.engine.loader import Keyed, PhaseLoader, batch_bounds
 from cil.engine.recipe import Recipe
@@ -44,6 +44,8 @@ from cil.memory.training_memory import (
 )
 from cil.strategies import Strategy
 
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -57,7 +59,7 @@ class Measured:
     published: Published
 
 
-class StepMeter(Cost):
+class StepMeter(Unbilled):
     """Measures the first steps of a phase by part of the network, in place of what a run bills.
 
     Args:
@@ -80,10 +82,6 @@ class StepMeter(Cost):
     ) -> Iterator[AbstractContextManager[Any]]:
         self.largest = max(self.largest, sum(sizes))
         yield self._forward(learner)
-
-    @contextmanager
-    def hook(self) -> Iterator[None]:
-        yield
 
     @contextmanager
     def _forward(self, learner: Holder) -> Iterator[None]:
@@ -150,7 +148,6 @@ class PlainLoader(PhaseLoader):
         self.bounds = batch_bounds(len(self.data[self.main]), size)
 
     def epoch(self, epoch: int, first: int = 0, stop: int | None = None) -> Iterator[Batch]:
-        """The batches of one epoch."""
         for start, end in self.bounds[first:stop]:
             made = {name: self._part(name, start, end) for name, samples in self.data.items() if len(samples)}
             batch = made[self.main]
@@ -179,16 +176,35 @@ class PlainLoader(PhaseLoader):
         return self.bounds[step][1]
 
 
-def phase_step(learner: Strategy | Adapter, phase: Phase, recipe: Recipe) -> Measured | None:
-    """Make the first steps of a phase as ``Fit`` makes them, and measure them; None without data to train on."""
+def phase_step(
+    learner: Strategy | Adapter, phase: Phase, recipe: Recipe, batch_size: int | None = None
+) -> Measured | None:  # fmt: skip
+    """Make the first steps of a phase as ``Fit`` makes them, and measure them; None without data to train on.
+
+    Args:
+        batch_size: In place of the recipe's.
+    """
+    recipe = recipe if batch_size is None else replace(recipe, batch_size=batch_size)
     modules = modules_of(learner)
     with ForwardTracker(modules) as watch:
         meter = StepMeter(modules, watch)
-        Fit(
-            learner, phase, 0, recipe, 0, 0, Augment(), PlainRuntime(str(learner.device)), cost=meter,
-            spent=lambda cost: cost.steps >= FIRST, make_loader=PlainLoader, window=UnreadLosses(),
-        ).run()  # fmt: skip
+        first_steps(learner, phase, recipe, meter, lambda cost: cost.steps >= FIRST)
         return meter.measured(phase.name) if meter.meters else None
+
+
+def first_steps(
+    learner: Strategy | Adapter, phase: Phase, recipe: Recipe, cost: Unbilled, enough: Callable[[Cost], bool]
+) -> None:  # fmt: skip
+    """Make steps of a phase as ``Fit`` makes them until there are ``enough``, with ``cost`` looking at them."""
+    Fit(
+        learner, phase, 0, recipe, 0, 0, Augment(), PlainRuntime(str(learner.device)), cost=cost, spent=enough,
+        make_loader=PlainLoader, window=UnreadLosses(),
+    ).run()  # fmt: skip
+
+
+def autocast_on(device: str, precision: str) -> AbstractContextManager[None]:
+    """Types as ``trainer.precision`` chooses them on a kind of device."""
+    return torch.autocast(device, AUTOCAST[precision]) if precision in AUTOCAST else nullcontext()
 
 
 def published_step(modules: Mapping[str, nn.Module], trained: Sequence[Tensor], count: LayerInputs) -> Published:
@@ -216,13 +232,9 @@ def modules_of(learner: Holder) -> dict[str, nn.Module]:
 def held_by_kind(holder: Holder) -> dict[str, int]:
     """Bytes of all that is kept, carried or not."""
     state = holder.state()
-    kinds: dict[str, int] = {}
-    for name, tensor in state.tensors.items():
-        kinds[state.kinds[name]] = kinds.get(state.kinds[name], 0) + tensor_bytes(tensor)
+    tensors = ({state.kinds[name]: tensor_bytes(tensor)} for name, tensor in state.tensors.items())
     more = {"other": len(state.encoded_meta()), "parameters": sum(one.bytes for one in state.references)}
-    for entry in holder.training_entries():
-        more[entry.kind] = more.get(entry.kind, 0) + entry.bytes
-    return in_ledger_order(summed(kinds, more))
+    return in_ledger_order(summed(*tensors, more, *({e.kind: e.bytes} for e in holder.training_entries())))
 
 
 def summed(*several: Mapping[str, int]) -> dict[str, int]:
@@ -254,9 +266,8 @@ def on_meta_or_cpu(name: str, precision: str, work: Callable[[torch.device, str]
             raise
         except Exception as error:  # of any kind: code that asks for values fails in its own way
             refused = reason_of(error)
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     try:
-        with torch.autocast("cpu", kinds[precision]) if precision in kinds else nullcontext():
+        with autocast_on("cpu", precision):
             return work(torch.device("cpu"), refused)
     except CilError:
         raise

@@ -16,7 +16,6 @@ from cil.data import Augment, Batch, Samples
 from cil.data.looks import Looks
 from cil.engine.arrival import leading
 from cil.engine.cost import Cost
-from cil.engine.driver import Context
 from cil.engine.fit import Fit
 from cil.engine.keys import reseed
 from cil.engine.lifecycle import all_evaluating
@@ -26,6 +25,7 @@ from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.engine.search import Trials
 from cil.engine.shared_phases import SharedPhases
+from cil.engine.work import Context
 from cil.errors import Diverged
 from cil.memory import Budget, Flops
 from cil.strategies import Strategy

@@ -13,12 +13,7 @@ from cil.engine.budget_fit import Fitted, fit_warnings
 from cil.engine.caps import caps_of, caps_results, check_caps, measure_caps
 from cil.engine.dry_run import Bill, check_bills, dry_run
 from cil.engine.image_fit import size_warnings
-from cil.engine.lifecycle import (
-    Learners,
-    MakeFactory,
-    MakeLearner,
-    admit,
-)
+from cil.engine.lifecycle import Learners, MakeFactory, MakeLearner, admit
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.engine.strategy_steps import StrategySteps
@@ -142,11 +137,7 @@ class PlannedWork:
             )
 
     def check_open_set(self) -> None:
-        """Refuse a kind of run, or a stream, that has no unknown classes. Default: the kind has none.
-
-        Raises:
-            ConfigError: naming the key.
-        """
+        """Refuse a kind of run, or a stream, that has no unknown classes. Default: the kind has none."""
         raise ConfigError(
             f"trainer.open_set is true, and runs of kind {self.stream.kind} score no unknown classes: set it to false"
         )
@@ -237,11 +228,7 @@ class PlannedWork:
 
 
 def check_task_aware(takes_task: bool, stream: Stream, name: str) -> None:
-    """Refuse a strategy that must be given the task on a stream that does not give it, and the other way round.
-
-    Raises:
-        ConfigError: naming the keys to change.
-    """
+    """Refuse a strategy that must be given the task on a stream that does not give it, and the other way round."""
     if takes_task and not stream.task_known_at_test:
         raise ConfigError(
             f"strategy {name} must be told the task of a test image, which stream '{stream.name}' does not; choose a "

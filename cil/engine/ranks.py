@@ -25,6 +25,7 @@ from cil.engine.keys import key, seed_all
 from cil.engine.launched import Place
 from cil.errors import ConfigError, ContractError, RankEnded
 from cil.memory import encode_meta
+from cil.memory.tensor_bits import digest_of
 
 LEAST = 2  # images of a rank: fewer are not shared out, as batch norm has no statistics of one image
 STEP, BOUNDARY = timedelta(minutes=10), timedelta(days=1)  # patience: rank 0 evaluates while the others wait
@@ -264,14 +265,8 @@ def _answering() -> Iterator[None]:
 
 def digests(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of each tensor, and of the metadata."""
-    found = {"metadata": hashlib.sha256(encode_meta(meta)).hexdigest()}
-    for name, tensor in tensors.items():
-        whole = tensor.detach().cpu().contiguous()
-        digest = hashlib.sha256(f"{whole.dtype} {tuple(whole.shape)}".encode())
-        if whole.numel():
-            digest.update(whole.flatten().view(torch.uint8).numpy().data)
-        found[name] = digest.hexdigest()
-    return found
+    found = {name: digest_of({f"{tensor.dtype} {tuple(tensor.shape)}": tensor}) for name, tensor in tensors.items()}
+    return found | {"metadata": hashlib.sha256(encode_meta(meta)).hexdigest()}
 
 
 def check_shared(work: Any, options: Any, count: int) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from cil.adapt import Adapter
 from cil.contract import Phase, Search
 from cil.engine.cost import Cost
-from cil.engine.driver import Context
 from cil.engine.keys import generator
 from cil.engine.lifecycle import all_evaluating
+from cil.engine.work import Context
 from cil.errors import ConfigError, ContractError, Diverged
 from cil.memory import Flops
 from cil.strategies import Strategy
@@ -33,9 +33,7 @@ class Trainer(Protocol):
 
     def fit(
         self, learner: Strategy | Adapter, phase: Phase, number: int | str, costs: Sequence[Cost], trial: bool = False
-    ) -> Cost:
-        """Train one phase; what it cost."""
-        ...
+    ) -> Cost: ...
 
     def spent(self, costs: Sequence[Cost], more: Cost | None = None) -> bool:
         """True if the budget leaves no further step after these costs, and some more."""

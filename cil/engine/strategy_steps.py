@@ -9,12 +9,12 @@ from functools import partial
 
 import torch
 
-from cil.contract import Phase, RuntimeContext, Search
+from cil.contract import RuntimeContext, Search
 from cil.data import Augment, Samples
 from cil.engine.dry_run import Bill, held_in, planned_exemplars
 from cil.engine.keys import generator
 from cil.engine.lifecycle import MakeFactory, MakeLearner, admit, all_evaluating, enter
-from cil.engine.measured_step import Measured, modules_of, noise_samples, on_meta_or_cpu, phase_step, report
+from cil.engine.measured_step import Measured, modules_of, noise_samples, on_meta_or_cpu, phase_step, report, summed
 from cil.engine.recipe import Recipe
 from cil.memory import Allowance, Budget, ExemplarMemory, FeatureMemory, selection, tensor_bytes
 from cil.memory.exemplars import label_dtype
@@ -89,7 +89,7 @@ class StrategySteps:
             learner.to(device)
             copies = _copied(learner, phase) if isinstance(phase, Search) else 0
             phase = phase.trial(phase.middle) if isinstance(phase, Search) else phase
-            step = self._step_of(learner, phase, index, batch_size)
+            step = phase_step(learner, phase, self.recipe.of(phase, index), batch_size)
             if step is not None:
                 step = replace(step, added=step.added | ({"temporary": copies} if copies else {}))
                 found.append(step)
@@ -137,18 +137,11 @@ class StrategySteps:
             train = Samples(train.parts[0][0], slots, targets=torch.zeros(len(slots), task.classes))
         return Experience(replace(signature, counts=counts), train, None if task is None else train)
 
-    def _step_of(self, learner: Strategy, phase: Phase, index: int, batch_size: int | None) -> Measured | None:
-        recipe = self.recipe.of(phase, index)
-        if batch_size is not None:
-            recipe = replace(recipe, batch_size=batch_size)
-        return phase_step(learner, phase, recipe)
-
     def _report(
         self, learner: Strategy, index: int, found: list[Measured], device: torch.device, refused: str
     ) -> TrainingMemory:
-        kinds = dict(self.bills[index].by_kind)
-        for entry in learner.training_entries():
-            kinds[entry.kind] = kinds.get(entry.kind, 0) + entry.bytes
+        lines = learner.training_entries()
+        kinds = summed(self.bills[index].by_kind, *({line.kind: line.bytes} for line in lines))
         where = f"experience {index + 1} of {len(self.signatures)}"
         if not found:
             parts = bytes_by_part(ForwardTracker(modules_of(learner)), (), {})
@@ -156,10 +149,7 @@ class StrategySteps:
                 in_ledger_order(kinds), parts, {}, 0, device.type, f"{where}, where nothing is trained"
             )
         largest = max(found, key=lambda measured: sum(measured.added.values()))
-        for kind, value in largest.added.items():
-            kinds[kind] = kinds.get(kind, 0) + value
-        where = f"{where}, phase {largest.name}"
-        return report(largest, kinds, device, where, refused)
+        return report(largest, summed(kinds, largest.added), device, f"{where}, phase {largest.name}", refused)
 
 
 def _copied(learner: Strategy, search: Search) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -12,12 +12,10 @@ from typing import Any, NamedTuple
 import torch
 
 from cil.contract import Holder, Phase, Search
-from cil.data import Augment
-from cil.engine.cost import Cost
+from cil.engine.cost import Unbilled
 from cil.engine.dry_run import Bill
-from cil.engine.fit import Fit
 from cil.engine.loader import batch_bounds
-from cil.engine.measured_step import PlainLoader, PlainRuntime, UnreadLosses
+from cil.engine.measured_step import autocast_on, first_steps
 from cil.engine.recipe import Recipe
 from cil.engine.step_kinds import StepWatch
 from cil.engine.strategy_steps import StrategySteps
@@ -26,7 +24,6 @@ from cil.streams import Signature
 
 STEPS = 3  # of which the fastest counts: the first one also allocates
 FEW, LONG = 4, 1.0  # images of a first step; seconds from which on it stands for larger ones
-KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class SecondsPerImage(NamedTuple):
@@ -36,7 +33,7 @@ class SecondsPerImage(NamedTuple):
     last: float
 
 
-class Stopwatch(Cost):
+class Stopwatch(Unbilled):
     """Takes the time of steps, in place of what a run bills."""
 
     def __init__(self) -> None:
@@ -53,21 +50,13 @@ class Stopwatch(Cost):
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - began)
 
-    @contextmanager
-    def hook(self) -> Iterator[None]:
-        yield
-
-    @contextmanager
-    def adjusting(self, learner: Holder) -> Iterator[None]:
-        yield
-
 
 def seconds_per_image(steps: StrategySteps, device: torch.device) -> SecondsPerImage:
     """Time a few steps of each phase of the first and of the last experience, and multiply by how many there will be.
 
     Not in it: augmentation, what hooks do, evaluation. The weights are random, the images noise.
     """
-    with torch.autocast(device.type, KINDS[steps.precision]) if steps.precision in KINDS else nullcontext():
+    with autocast_on(device.type, steps.precision):
         return SecondsPerImage(
             _of_experience(steps, 0, device), _of_experience(steps, len(steps.signatures) - 1, device)
         )
@@ -99,11 +88,7 @@ def _of_batch(learner: Strategy, phase: Phase, recipe: Recipe) -> float:
 
 def _fastest(learner: Strategy, phase: Phase, recipe: Recipe, steps: int) -> float:
     watch = Stopwatch()
-    enough: Callable[[Cost], bool] = lambda cost: len(watch.seconds) >= steps  # noqa: E731
-    Fit(
-        learner, phase, 0, recipe, 0, 0, Augment(), PlainRuntime(str(learner.device)), cost=watch, spent=enough,
-        make_loader=PlainLoader, window=UnreadLosses(),
-    ).run()  # fmt: skip
+    first_steps(learner, phase, recipe, watch, lambda cost: len(watch.seconds) >= steps)
     return min(watch.seconds, default=math.nan)
 
 

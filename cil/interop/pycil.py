@@ -122,8 +122,8 @@ def read_log(path: str | Path) -> list[Record]:
 def write_record(record: Record, root: str | Path) -> Record:
     """Write a record as a run directory below ``root``; one that is there already is left as it is."""
     identity = record.identity
-    name = f"{identity['strategy']}-{identity['toolbox']}-s{identity['seed']}-{record.run}"
-    folder = Path(root) / _file_name(identity["stream"]["name"]) / _file_name(name)
+    name = _file_name(f"{identity['strategy']}-{identity['toolbox']}-s{identity['seed']}")
+    folder = Path(root) / _file_name(identity["stream"]["name"]) / f"{name}-{record.run}"
     written = Record.open(folder, identity, record.environment)
     try:
         if written.status == "running":
@@ -135,7 +135,7 @@ def write_record(record: Record, root: str | Path) -> Record:
 
 
 def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]", "_", name)
+    return re.sub(r"[^\w.-]", "_", name)[:60]  # file systems take 255 bytes
 
 
 # lines to runs --------------------------------------------------------------------------------------------------------

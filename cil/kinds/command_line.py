@@ -91,7 +91,6 @@ class CommandLine:
 
 
 def find_kind(name: str) -> CommandLine:
-    """The kind of that name."""
     found: CommandLine = plugins.find("cil.kinds", name)
     return found
 

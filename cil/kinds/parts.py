@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cil.kinds.command_line import CommandLine
 
 if TYPE_CHECKING:
-    from cil.engine.driver import Work
+    from cil.engine.work import Work
     from cil.report.section import Sections
     from cil.testing import Rule
     from cil.testing.subject import Subject

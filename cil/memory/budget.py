@@ -25,9 +25,7 @@ class Learner(Protocol):
         """Bytes of all that is carried but rehearsal memories."""
         ...
 
-    def memories(self) -> dict[str, ExemplarMemory]:
-        """The rehearsal memories."""
-        ...
+    def memories(self) -> dict[str, ExemplarMemory]: ...
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,6 @@ class Published:
 
     @property
     def parameters(self) -> int:
-        """Bytes of parameters."""
         return 4 * (self.trainable + self.copied) + self.frozen
 
     @property

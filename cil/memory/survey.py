@@ -6,8 +6,6 @@ floored once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 MIB = 2**20
 FLOAT = 4
 
@@ -37,43 +35,3 @@ def aligned_to_der(
     """
     own = backbone if split is None else split[0] + tasks * split[1]
     return base + exemplars_for(backbone * tasks - own, image_bytes)
-
-
-def budget_point(
-    backbone: int, small: int, split: tuple[int, int], image_bytes: int, tasks: int, *, base: int = 2000
-) -> dict[str, int]:
-    """One point of the performance-memory curve: total bytes, and exemplars of single-network methods, DER and MEMO.
-
-    Where T copies of the small backbone are lighter than one benchmark backbone (the smallest point), the benchmark
-    backbone is the model budget; else the T copies are. Source: Zhou et al. 2024, supplement.
-    """
-    model = max(backbone, tasks * small)
-    return {
-        "bytes": FLOAT * model + base * image_bytes,
-        "single": base + exemplars_for(model - backbone, image_bytes),
-        "der": base + exemplars_for(model - tasks * small, image_bytes),
-        "memo": base + exemplars_for(model - split[0] - tasks * split[1], image_bytes),
-    }
-
-
-def num_tasks(classes: int, base: int, increment: int) -> int:
-    """Experiences of B-base Inc-increment; a remainder is one last, smaller one."""
-    rest = classes - base
-    return (1 if base else 0) + -(-rest // increment)
-
-
-def equal_quota_totals(slots: int, class_counts: Sequence[Sequence[int]]) -> list[int]:
-    """Exemplars stored after each experience: the sum over classes of min(floor(slots / C), images of the class).
-
-    Args:
-        slots: Exemplars allowed in all.
-        class_counts: Training images of the classes that arrive, for each experience.
-
-    >>> equal_quota_totals(7431, [[500] * 10] * 3)
-    [5000, 7420, 7410]
-    """
-    totals, seen = [], []
-    for counts in class_counts:
-        seen += list(counts)
-        totals.append(sum(min(slots // len(seen), count) for count in seen))
-    return totals

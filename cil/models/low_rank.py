@@ -52,12 +52,7 @@ class AttentionSums(LowRankSums):
     pairs: nn.ModuleList
 
     def __init__(
-        self,
-        backbone: TimmBackbone,
-        rank: int,
-        parts: Sequence[str],
-        shared: bool = False,
-        blocks: int | None = None,
+        self, backbone: TimmBackbone, rank: int, parts: Sequence[str], shared: bool = False, blocks: int | None = None
     ) -> None:
         super().__init__()
         model: Any = backbone.model

@@ -28,11 +28,7 @@ def prefixed_features(backbone: TimmBackbone, images: Tensor, prefixes: Prefixes
 
 
 def check_blocks(blocks: Sequence[int], backbone: TimmBackbone, key: str, user: str) -> None:
-    """Refuse numbers of blocks that the transformer does not have.
-
-    Raises:
-        ConfigError: naming ``strategy.key``.
-    """
+    """Refuse numbers of blocks that the transformer does not have."""
     model: Any = backbone.model
     depth = len(model.blocks)
     if any(not 0 <= block < depth for block in blocks) or len(set(blocks)) < len(blocks):

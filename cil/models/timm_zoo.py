@@ -33,12 +33,7 @@ class TimmBackbone(nn.Module):
     """
 
     def __init__(
-        self,
-        model: Any,
-        in_channels: int = 3,
-        pretrained: bool = False,
-        stages: bool = False,
-        preprocess: str = "timm",
+        self, model: Any, in_channels: int = 3, pretrained: bool = False, stages: bool = False, preprocess: str = "timm"
     ) -> None:
         super().__init__()
         self.model = drop_counters(model)

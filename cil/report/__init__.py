@@ -11,22 +11,6 @@ from cil.report.text import to_text
 from cil.report.verdicts import Score, Verdict, verdict
 
 __all__ = [
-    "ReadingAid",
-    "RunSummary",
-    "Score",
-    "Section",
-    "Sections",
-    "Table",
-    "Verdict",
-    "find_runs",
-    "table",
-    "to_csv",
-    "to_json",
-    "to_latex",
-    "to_markdown",
-    "to_text",
-    "verdict",
-    "write_figures",
-    "write_html",
-    "write_lines",
-]
+    "ReadingAid", "RunSummary", "Score", "Section", "Sections", "Table", "Verdict", "find_runs", "table", "to_csv",
+    "to_json", "to_latex", "to_markdown", "to_text", "verdict", "write_figures", "write_html", "write_lines",
+]  # fmt: skip

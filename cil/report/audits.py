@@ -15,10 +15,13 @@ def audit_words(runs: Sequence[RunSummary]) -> Iterable[tuple[str, str]]:
     refuted = [f"{_place(run, audit)} ({audit.key})" for run, audit in found if audit.refutes]
     if refuted:
         yield "audit differs", f"audit differs, so not ranked: redone from its stored state, {few(refuted)}"
-    unsure = [f"{_place(run, audit)} ({audit.key})" for run, audit in found if _unsure(audit)]
+    unlike = [(run, audit) for run, audit in found if not (audit.equal or audit.elsewhere or audit.refutes)]
+    unsure = [f"{_place(run, audit)} ({audit.key})" for run, audit in unlike]
     if unsure:
         yield "audit unsure", f"audit unsure: other bits on a device that need not give the same twice, {few(unsure)}"
-    elsewhere = [f"{_place(run, audit)} ({_unlike(audit)})" for run, audit in found if audit.elsewhere]
+    elsewhere = [
+        f"{_place(run, audit)} (other {', '.join(audit.elsewhere)})" for run, audit in found if audit.elsewhere
+    ]
     apart = [pair for pair in found if pair[1].elsewhere and not pair[1].equal]
     if elsewhere:
         much = f"{len(apart)} of {len(elsewhere)} with other bits, which says nothing" if apart else "the same bits"
@@ -34,13 +37,3 @@ def audit_words(runs: Sequence[RunSummary]) -> Iterable[tuple[str, str]]:
 def _place(run: RunSummary, audit: Audit) -> str:
     parts = "" if "state" in audit.compared else f" ({' and '.join(audit.compared)} alone)"
     return f"experience {audit.experience} of seed {run.seed}{parts}"
-
-
-def _unsure(audit: Audit) -> bool:
-    """True for other bits that alone conclude nothing."""
-    return not (audit.equal or audit.elsewhere or audit.refutes)
-
-
-def _unlike(audit: Audit) -> str:
-    """In what an audit was not like the run."""
-    return f"other {', '.join(audit.elsewhere)}"

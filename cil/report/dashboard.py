@@ -37,7 +37,6 @@ class Sweep:
 
     @property
     def ids(self) -> list[str]:
-        """Of all streams."""
         return [one for ids in self.streams.values() for one in ids]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from cil.report.grids import Grid, Line, Titled
 from cil.report.table import Table
@@ -59,13 +60,15 @@ def _escaped(text: str) -> str:
 def to_csv(table: Table) -> str:
     """One line a row, numbers unrounded, nothing where undefined; columns are those of all kinds together."""
     entries = [entry for section in table.sections for entry in section.entries]
-    if not entries:  # of runs without results alone
-        return ""
+    return csv_text(entries) if entries else ""  # of runs without results alone
+
+
+def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Lines as CSV with all columns that any of them has, nothing where undefined."""
     out = io.StringIO()
-    columns = dict.fromkeys(key for entry in entries for key in entry)
-    writer = csv.DictWriter(out, list(columns), lineterminator="\n")
+    writer = csv.DictWriter(out, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(entries)
+    writer.writerows(lines)
     return out.getvalue()
 
 

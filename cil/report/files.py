@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import re
 from collections.abc import Sequence
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cil.errors import ConfigError
-from cil.report.plots import Plot, colours, styled
+from cil.report.exports import csv_text
+from cil.report.plots import Plot, styled
 from cil.report.table import Table
 from cil.tracking import Record, write_bytes_atomic
 from cil.tracking.lines import EXTRA, MissingPackage, lines
@@ -32,28 +32,21 @@ def write_lines(records: Sequence[Record], path: Path) -> Path:
     if path.suffix not in LINES:
         raise ConfigError(f"--lines {path} is neither a .csv nor a .parquet file; give one of these")
     found = [line for record in records for line in lines(record)]
-    columns = list(dict.fromkeys(name for line in found for name in line))
-    whole = [{name: line.get(name) for name in columns} for line in found]
-    data = _csv(whole, columns) if path.suffix == ".csv" else _parquet(whole, columns)
-    _write(path, data, b"run,kind,stream," if path.suffix == ".csv" else MADE_BY.encode())
+    if path.suffix == ".csv":
+        _write(path, csv_text(found).encode(), b"run,kind,stream,")
+    else:
+        _write(path, _parquet(found), MADE_BY.encode())
     return path
 
 
-def _csv(found: Sequence[dict[str, Any]], columns: Sequence[str]) -> bytes:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
-    return out.getvalue().encode()
-
-
-def _parquet(found: Sequence[dict[str, Any]], columns: Sequence[str]) -> bytes:
+def _parquet(found: Sequence[dict[str, Any]]) -> bytes:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise MissingPackage(f"parquet needs pyarrow: {EXTRA}") from error
-    made = pyarrow.table({name: [line[name] for line in found] for name in columns})
+    columns = dict.fromkeys(name for line in found for name in line)
+    made = pyarrow.table({name: [line.get(name) for line in found] for name in columns})
     out = io.BytesIO()
     pyarrow.parquet.write_table(made.replace_schema_metadata({"made_by": MADE_BY}), out)
     return out.getvalue()
@@ -65,13 +58,12 @@ def write_figures(content: Table, folder: Path) -> list[Path]:
     Raises:
         ConfigError: where another file has the name of one.
     """
-    paint = colours(row.label for section in content.sections for row in section.rows)
     written = []
     for place, section in enumerate(content.sections, 1):
-        for plot in section.plots(place, paint):
-            name = f"{place}-{_safe(plot.title)}"
+        for plot in section.plots(place, content.paint):
+            title = re.sub(r"[^a-z0-9]+", "-", plot.title.lower()).strip("-")
             for suffix, data in _formats(plot):
-                path = folder / f"{name}.{suffix}"
+                path = folder / f"{place}-{title}.{suffix}"
                 _write(path, data, MADE_BY.encode())
                 written.append(path)
     return written
@@ -95,10 +87,6 @@ def _drawn(figure: Figure, suffix: str) -> bytes:
     return out.getvalue()
 
 
-def _safe(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-
-
 def _write(path: Path, data: bytes, sign: bytes) -> None:
     """Write a file; one that was made here before is replaced, any other is left alone.
 
@@ -109,8 +97,18 @@ def _write(path: Path, data: bytes, sign: bytes) -> None:
         raise ConfigError(f"{path} is a folder; give a file")
     if path.exists() and sign not in path.read_bytes():
         raise ConfigError(f"{path} is there already, and was not made by cil report; remove it, or choose another name")
+    write_file(path, data)
+
+
+def write_file(path: Path, data: bytes) -> Path:
+    """Write a file all or nothing, with the folders above it.
+
+    Raises:
+        ConfigError: if it cannot be written there.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{path.parent} cannot be made ({error.strerror}); choose another place") from error
     write_bytes_atomic(path, data)
+    return path

@@ -15,21 +15,9 @@ from cil.tracking import Record
 
 MIB = 2**20
 HOW = (  # beginnings of keys that say how a run was computed, not what; what was used in fact is in the identity
-    "device",
-    "anytime.",
-    "boundary",
-    "checkpoint.",
-    "progress",
-    "trainer.threads",
-    "trainer.devices",
-    "trainer.nodes",
-    "trainer.precision",
-    "trainer.snapshot_",
-    "trainer.log_every",
-    "trainer.evaluation_batch",
-    "trainer.answers",
-    "trainer.open_set",
-    "trainer.pictures",
+    *("device", "anytime.", "boundary", "checkpoint.", "progress", "trainer.threads", "trainer.devices"),
+    *("trainer.nodes", "trainer.precision", "trainer.snapshot_", "trainer.log_every", "trainer.evaluation_batch"),
+    *("trainer.answers", "trainer.open_set", "trainer.pictures"),
 )
 Item = TypeVar("Item")
 
@@ -54,7 +42,6 @@ class Group:
 
     @property
     def finished(self) -> tuple[RunSummary, ...]:
-        """Those that have all results."""
         return tuple(run for run in self.runs if run.status == "finished")
 
     @property
@@ -118,18 +105,13 @@ def comparisons(groups: Iterable[Group]) -> list[list[Group]]:
 
 def by_budget(groups: Sequence[Group]) -> list[list[Group]]:
     """Groups that may carry the same, smallest budget first and no budget last."""
-    parts = _split(
-        groups,
-        lambda group: _text(
-            [
-                allowance(group.first),
-                _work(group.first),
-                group.first.budget.get("scope", "carried"),
-                group.first.budget.get("caps") or {},
-            ]
-        ),
-    )
-    return sorted(parts, key=lambda part: _size(part[0].first))
+
+    def limits(group: Group) -> str:
+        run, budget = group.first, group.first.budget
+        work = (budget.get("flops"), budget.get("updates"))
+        return _text([allowance(run), work, budget.get("scope", "carried"), budget.get("caps") or {}])
+
+    return sorted(_split(groups, limits), key=lambda part: _size(part[0].first))
 
 
 def allowance(run: RunSummary) -> tuple[Any, ...]:
@@ -142,11 +124,6 @@ def allowance(run: RunSummary) -> tuple[Any, ...]:
         return counted, None, None
     limits = limits[-1:] if all_equal(limits) else limits
     return counted, tuple(limits), run.convention
-
-
-def _work(run: RunSummary) -> tuple[Any, Any]:
-    """Operations and updates that an experience may take."""
-    return run.budget.get("flops"), run.budget.get("updates")
 
 
 def budget_words(budget: dict[str, Any]) -> str:

@@ -14,12 +14,13 @@ from importlib import resources
 from pathlib import Path
 
 from cil.errors import ConfigError
+from cil.report.files import write_file
 from cil.report.grids import Grid, Line, Titled, flops, grid, seconds
-from cil.report.plots import Plot, colours
+from cil.report.plots import Plot
 from cil.report.runs import RunSummary
 from cil.report.section import ReadingAid, Section
 from cil.report.table import Table, table
-from cil.tracking import Record, identity_hash, write_bytes_atomic
+from cil.tracking import Record, identity_hash
 
 BEST = ' class="best"'
 WORDS, LETTERS = ' class="words"', 40  # cells with more letters are wrapped
@@ -55,20 +56,11 @@ def write_page(text: str, path: str | Path) -> Path:
     """
     path = Path(path)
     refuse_foreign(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{path.parent} cannot be made ({error.strerror}); choose another place") from error
-    write_bytes_atomic(path, text.encode())
-    return path
+    return write_file(path, text.encode())
 
 
 def refuse_foreign(path: Path) -> None:
-    """Refuse to replace a file that is no page of ours.
-
-    Raises:
-        ConfigError: naming it.
-    """
+    """Refuse to replace a file that is no page of ours."""
     if path.is_dir():
         raise ConfigError(f"{path} is a folder; give a file for the page")
     if path.exists() and not any(sign in path.read_text("utf-8", errors="replace")[:4000] for sign in OURS):
@@ -76,11 +68,7 @@ def refuse_foreign(path: Path) -> None:
 
 
 def refuse_foreign_report(folder: Path) -> None:
-    """Refuse a folder with files of the names of a report, ``index.html`` and tables, that were not made here.
-
-    Raises:
-        ConfigError: naming one.
-    """
+    """Refuse a folder with files of the names of a report, ``index.html`` and tables, that were not made here."""
     refuse_foreign(folder / PAGE)
     found = [name for name in TABLES if (folder / name).exists()]
     if found and not (folder / PAGE).exists():  # a page is written before the tables beside it
@@ -89,7 +77,7 @@ def refuse_foreign_report(folder: Path) -> None:
 
 def html(content: Table, title: str, command: str | None = None) -> str:
     """The page as text; ``command`` is the line that makes it again."""
-    paint = colours(row.label for section in content.sections for row in section.rows)
+    paint = content.paint
     body = [
         _contents(content),
         _list(content.warnings, "warnings"),
@@ -124,10 +112,7 @@ def document(title: str, subtitle: str, body: Iterable[str]) -> str:
 
 def _contents(content: Table) -> str:
     """Links to the parts of a long page."""
-    parts = [
-        (f"table-{place}", f"{section.title}; {section.subtitle}" if section.subtitle else section.title)
-        for place, section in enumerate(content.sections, 1)
-    ]
+    parts = [(f"table-{place}", section.heading) for place, section in enumerate(content.sections, 1)]
     parts += [(f"reading-{place}", aid.title) for place, aid in enumerate(content.readings, 1)]
     parts += [("runs", "Runs, and the commands that make them")] if content.runs else []
     if len(parts) <= LONG:
@@ -225,7 +210,6 @@ def figures(plots: Sequence[Plot]) -> str:
 
 
 def definitions(terms: Mapping[str, str] | Sequence[tuple[str, str]]) -> str:
-    """Terms and what is said of each."""
     lines = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in dict(terms).items())
     return f"<dl>\n{lines}\n</dl>"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -55,18 +55,11 @@ def draw_plots(
         labels: Names of the rows, so that a page can show some of them alone.
     """
     with styled():
-        pictures = [picture for make in draw if (picture := make()) is not None]
-        return [
-            Plot(
-                title,
-                caption,
-                svg_of(figure, f"s{number}p{i}", title, labels),
-                figure.get_figwidth() > WIDTH,
-                i < leads,
-                figure,
-            )
-            for i, (title, caption, figure) in enumerate(pictures)
-        ]
+        plots = []
+        for i, (title, caption, figure) in enumerate(picture for make in draw if (picture := make()) is not None):
+            svg = svg_of(figure, f"s{number}p{i}", title, labels)
+            plots.append(Plot(title, caption, svg, figure.get_figwidth() > WIDTH, i < leads, figure))
+        return plots
 
 
 BESIDE: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 8.5, "color": INK}
@@ -122,6 +115,16 @@ def bars(labels: Sequence[str], panels: int = 1) -> tuple[Figure, list[Axes]]:
     return figure, row
 
 
+def row_colour(row: Any, paint: Mapping[str, str]) -> str:
+    """The colour of a row of ``cil.report.rows``: bounds are grey."""
+    return BOUND if row.bound else paint[row.label]
+
+
+def dot_style(colour: str, place: int, size: int = 9) -> dict[str, Any]:
+    """How a row is drawn as a point."""
+    return line_style(colour, place) | {"linestyle": "none", "markersize": size}
+
+
 def line_style(colour: str, place: int, dashed: bool = False) -> dict[str, Any]:
     """How the line of a row is drawn."""
     marker = MARKERS[place % len(MARKERS)]
@@ -164,5 +167,5 @@ def band(
 
 __all__ = [
     "BESIDE", "BOUND", "COLOURS", "FAINT", "INK", "MARKERS", "ON_DARK", "ON_LIGHT", "WIDTH", "Picture", "Plot", "band",
-    "bars", "colours", "draw_plots", "figure_of", "legend", "line_style", "styled", "svg_of",
+    "bars", "colours", "dot_style", "draw_plots", "figure_of", "legend", "line_style", "row_colour", "styled", "svg_of",
 ]  # fmt: skip

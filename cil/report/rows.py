@@ -119,7 +119,6 @@ class Row:
 
     @property
     def caps_cells(self) -> dict[str, str]:
-        """A cell for each of them."""
         return {cap.head: str(cap) for cap in self.caps}
 
     @property

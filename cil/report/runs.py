@@ -216,7 +216,6 @@ class RunSummary:
         return str(self.budget.get("convention") or "exact")
 
     def result(self, *path: str | int) -> Any:
-        """One of the results."""
         return dig(self.record.results, *path)
 
     def bytes_by_kind(self, convention: str) -> dict[str, int]:
@@ -326,7 +325,6 @@ def conventions_of(runs: Iterable[RunSummary]) -> list[str]:
 
 
 def all_equal(values: Iterable[Any]) -> bool:
-    """True if all are equal."""
     items = list(values)
     return all(item == items[0] for item in items)
 

@@ -49,7 +49,7 @@ def svg_of(figure: Figure, prefix: str, title: str, labels: Collection[str] = ()
     text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
     text = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", text)
-    text = re.sub(r"#[0-9a-f]{6}\b", lambda found: _of_page(found[0]), text)
+    text = re.sub(r"#[0-9a-f]{6}\b", lambda one: f"var(--{VARIABLES[one[0]]})" if one[0] in VARIABLES else one[0], text)
     return text.replace("<svg", f'<svg role="img" aria-label="{escape(title, quote=True)}"', 1)
 
 
@@ -65,10 +65,6 @@ def _printed(figure: Figure, salt: str) -> str:
         canvas.print_svg(buffer, metadata=nothing)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
-
-
-def _of_page(colour: str) -> str:
-    return f"var(--{VARIABLES[colour]})" if colour in VARIABLES else colour
 
 
 def _mark_rows(figure: Figure, labels: Collection[str]) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from cil import plugins
 from cil.errors import ConfigError
+from cil.report.plots import colours
 from cil.report.runs import RunSummary
 from cil.report.section import ReadingAid, Section, Sections
 from cil.tracking import Record
@@ -21,6 +22,11 @@ class Table:
     footnotes: tuple[str, ...] = ()
     readings: tuple[ReadingAid, ...] = ()
     runs: tuple[RunSummary, ...] = field(default=(), repr=False)
+
+    @property
+    def paint(self) -> dict[str, str]:
+        """Colour of each label, the same in all sections."""
+        return colours(row.label for section in self.sections for row in section.rows)
 
     def with_published(self) -> Table:
         """The same with numbers of publications on the same settings beside the rows; they are never ranked."""

@@ -8,17 +8,6 @@ from cil.strategies.base import Strategy
 from cil.strategies.registry import built_in, find, names, register
 
 __all__ = [
-    "Choice",
-    "Phase",
-    "Progress",
-    "Range",
-    "RuntimeContext",
-    "Search",
-    "State",
-    "Strategy",
-    "built_in",
-    "find",
-    "names",
-    "reference_of",
-    "register",
-]
+    "Choice", "Phase", "Progress", "Range", "RuntimeContext", "Search", "State", "Strategy", "built_in", "find",
+    "names", "reference_of", "register",
+]  # fmt: skip

@@ -15,6 +15,7 @@ from cil.models.tuners import ALL_TUNERS, Tuner, make_tuner
 from cil.strategies.base import check
 from cil.strategies.parts.frozen_backbone import FrozenBackbone, class_sums, cosine_scores, float64_features
 from cil.strategies.parts.frozen_heads import FeaturesAndHead
+from cil.strategies.parts.frozen_transformer import TOY_TRANSFORMER
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -40,10 +41,7 @@ class APER(FrozenBackbone):
 
     answers_by = "prototypes"
     toy: ClassVar[Mapping[str, Any]] = {"rank": 4}
-    toy_model: ClassVar[Mapping[str, Any]] = {
-        "name": "timm:vit_tiny_patch16_224",
-        "options": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
-    }
+    toy_model = TOY_TRANSFORMER
     tuner: Tuner
     sums: Tensor  # (C, 2 D)
 

@@ -10,20 +10,17 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cil.contract import Phase
-from cil.data import Batch
 from cil.errors import ConfigError
-from cil.memory import Budget, ExemplarMemory
-from cil.models import Head, NetFactory
+from cil.memory import Budget
+from cil.models import NetFactory
 from cil.strategies.base import check
-from cil.strategies.parts import store_exemplars
-from cil.strategies.parts.frozen_backbone import FrozenBackbone, fresh_head
-from cil.strategies.parts.frozen_heads import FeaturesAndHead, freeze_old_rows, grow_head, scoped_cross_entropy
+from cil.strategies.parts.frozen_linear import FrozenLinear
 from cil.strategies.registry import register
-from cil.streams import Experience, Signature
+from cil.streams import Experience
 
 
 @register("bn_tuning")
-class BNTuning(FrozenBackbone):
+class BNTuning(FrozenLinear):
     """Gamma and beta of all batch norms learn; convolutions and running statistics stay as they are.
 
     The tuned values are held beside the network, which is never written to: public weights stay a reference.
@@ -42,7 +39,6 @@ class BNTuning(FrozenBackbone):
         biased towards its classes.
     """
 
-    head: Head
     tuned: nn.ParameterList
 
     def __init__(
@@ -60,10 +56,8 @@ class BNTuning(FrozenBackbone):
         first_head: str = "linear",
     ) -> None:
         super().__init__(make_net, budget, train_first, first_head)
-        check.one_of((True, False), "bn_tuning", rehearsal=rehearsal, train_old_head=train_old_head)
         check.at_least(0, "bn_tuning", lr=lr, head_lr=head_lr)
         self.lr, self.head_lr = lr, head_lr
-        self.scope, self.old_rows_learn = "all" if rehearsal else "new", train_old_head
         own = dict(self.net.named_parameters())
         norms = [name for name, layer in self.net.named_modules() if isinstance(layer, _BatchNorm) and layer.affine]
         self.names = [f"{name}.{which}" for name in norms for which in ("weight", "bias")]
@@ -73,13 +67,7 @@ class BNTuning(FrozenBackbone):
                 f"another model.name"
             )
         self.keep("tuned", nn.ParameterList(own[name].detach().clone() for name in self.names), kind="parameters")
-        self.keep("head", fresh_head(self), kind="parameters")
-        if rehearsal:
-            self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
-
-    def grow_net(self, signature: Signature) -> None:
-        super().grow_net(signature)
-        grow_head(self, self.head, signature)
+        self.keep_head(rehearsal, train_old_head, selection, codec)
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
         yield from self.train_then_freeze(experience)
@@ -94,23 +82,8 @@ class BNTuning(FrozenBackbone):
         ]
         yield Phase("norms", self.training_set(experience), self.loss, groups, fresh=False)
 
-    def loss(self, batch: Batch) -> Tensor:
-        logits = self.head(self._features(batch.images))
-        return scoped_cross_entropy(logits, batch.slots, self.first_slot, self.scope)
-
-    def adjust_gradients(self, batch: Batch) -> None:
-        if not self.old_rows_learn:
-            freeze_old_rows(self.head, self.first_slot)
-
-    def after_experience(self, experience: Experience) -> None:
-        store_exemplars(self, experience, FeaturesAndHead(self._features, self.head, [self.net]))
-
-    def predict(self, images: Tensor) -> Tensor:
-        """The head's logits."""
-        logits: Tensor = self.head(self._features(images))
-        return logits
-
-    def _features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
+        """(N, D) with the tuned values in place of those of ``net``."""
         tuned = dict(zip(self.names, self.tuned, strict=True))
         features: Tensor = functional_call(self.net, tuned, (images,)).features
         return features

@@ -63,7 +63,6 @@ class ClipZeroShot(Strategy):
         return features_only(self.make_net)
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
-        """None."""
         yield from ()
 
     def grow_net(self, signature: Signature) -> None:

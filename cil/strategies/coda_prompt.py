@@ -14,7 +14,6 @@ from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory
 from cil.models.base import drawn_for
-from cil.models.block_pass import plain_transformer
 from cil.models.prefixes import (
     Components,
     check_blocks,
@@ -54,10 +53,6 @@ class CODAPrompt(FrozenTransformer):
 
     fits = "components"
     toy: ClassVar[Mapping[str, Any]] = {"components": 2, "blocks": [0, 1], "length": 4}
-    toy_model: ClassVar[Mapping[str, Any]] = {
-        "name": "timm:vit_tiny_patch16_224",
-        "options": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
-    }
     pool: nn.ModuleList
 
     def __init__(
@@ -71,7 +66,6 @@ class CODAPrompt(FrozenTransformer):
         orthogonality: float = 0.0,
     ) -> None:
         super().__init__(make_net, budget)
-        plain_transformer(self.vit, "strategy coda_prompt")
         check.at_least(1, "coda_prompt", components=components)
         check.at_least(2, "coda_prompt", length=length)
         check.at_least(0, "coda_prompt", orthogonality=orthogonality)

@@ -13,7 +13,6 @@ from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory
 from cil.models.base import drawn_for
-from cil.models.block_pass import plain_transformer
 from cil.models.prefixes import BlockPrefixes, check_blocks, prefixed_features
 from cil.models.prompts import cosines
 from cil.strategies.base import check
@@ -54,10 +53,6 @@ class DualPrompt(FrozenTransformer):
     """
 
     toy: ClassVar[Mapping[str, Any]] = {"general_blocks": [0], "expert_blocks": [1]}
-    toy_model: ClassVar[Mapping[str, Any]] = {
-        "name": "timm:vit_tiny_patch16_224",
-        "options": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
-    }
     general: BlockPrefixes
     experts: nn.ModuleList
 
@@ -73,7 +68,6 @@ class DualPrompt(FrozenTransformer):
         pull: float = 0.1,
     ) -> None:
         super().__init__(make_net, budget)
-        plain_transformer(self.vit, "strategy dualprompt")
         check.at_least(1, "dualprompt", general_length=general_length, expert_length=expert_length)
         check.at_least(0, "dualprompt", pull=pull)
         check_blocks([*general_blocks, *expert_blocks], self.vit, "general_blocks and expert_blocks", "dualprompt")

@@ -15,7 +15,6 @@ from cil.data import Batch
 from cil.memory import Budget, State
 from cil.models import CosineHead, Head, NetFactory, freeze
 from cil.models.base import in_full_precision
-from cil.models.block_pass import plain_transformer
 from cil.models.tuners import BlockAdapters
 from cil.strategies.base import check
 from cil.strategies.parts.frozen_backbone import class_sums, float64_features
@@ -47,10 +46,6 @@ class EASE(FrozenTransformer):
     answers_by = "prototypes"
     fits = "rank"
     toy: ClassVar[Mapping[str, Any]] = {"rank": 4}
-    toy_model: ClassVar[Mapping[str, Any]] = {
-        "name": "timm:vit_tiny_patch16_224",
-        "options": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
-    }
     adapters: nn.ModuleList
     sums: Tensor  # (C, T, D) of images of a class in features of an experience; 0: it had none then
     counts: Tensor  # (C, T) int32
@@ -60,7 +55,6 @@ class EASE(FrozenTransformer):
 
     def __init__(self, make_net: NetFactory, budget: Budget, *, rank: int = 64, others: float = 0.1) -> None:
         super().__init__(make_net, budget)
-        plain_transformer(self.vit, "strategy ease")
         check.at_least(1, "ease", rank=rank)
         check.at_least(0, "ease", others=others)
         self.rank, self.others = rank, others

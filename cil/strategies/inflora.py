@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from cil.data import Batch, Samples
 from cil.memory import Budget, tensor_bytes
 from cil.models import NetFactory, evaluating
-from cil.models.block_pass import plain_transformer
 from cil.models.low_rank import AttentionSums
 from cil.strategies.base import check
 from cil.strategies.parts.frozen_transformer import FrozenTransformer
@@ -45,10 +44,6 @@ class InfLoRA(FrozenTransformer):
 
     fits = "rank"
     toy: ClassVar[Mapping[str, Any]] = {"rank": 2}
-    toy_model: ClassVar[Mapping[str, Any]] = {
-        "name": "timm:vit_tiny_patch16_224",
-        "options": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
-    }
     sums: AttentionSums
     bases: nn.ModuleList  # of each block
 
@@ -63,7 +58,6 @@ class InfLoRA(FrozenTransformer):
         energy: str = "variance",
     ) -> None:
         super().__init__(make_net, budget)
-        plain_transformer(self.vit, "strategy inflora")
         check.at_least(1, "inflora", rank=rank)
         check.above(0, "inflora", threshold=threshold)
         check.between(0, 1, "inflora", threshold=threshold)

@@ -54,6 +54,7 @@ class L2P(FrozenTransformer):
         "name": "timm:vit_tiny_patch16_224",
         "options": {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2},
     }
+    by_block = False
     fits = "prompts"
     net: Head  # on the output at the prompts
     pool: PromptPool

@@ -11,7 +11,6 @@ from torch import Tensor
 from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory, TimmBackbone
-from cil.models.block_pass import plain_transformer
 from cil.models.low_rank import Directions
 from cil.models.tuners import BlockAdapters, Tuner
 from cil.strategies.base import check
@@ -42,10 +41,6 @@ class LAE(FrozenTransformer):
 
     fits = "rank"
     toy: ClassVar[Mapping[str, Any]] = {"rank": 2}
-    toy_model: ClassVar[Mapping[str, Any]] = {
-        "name": "timm:vit_tiny_patch16_224",
-        "options": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
-    }
     online: Tuner
     offline: Tuner
 
@@ -61,7 +56,6 @@ class LAE(FrozenTransformer):
         head_first: float = 0.6,
     ) -> None:
         super().__init__(make_net, budget)
-        plain_transformer(self.vit, "strategy lae")
         check.one_of(KINDS, "lae", tuner=tuner)
         check.at_least(1, "lae", rank=rank, blocks=blocks)
         check.between(0, 1, "lae", momentum=momentum, head_first=head_first)

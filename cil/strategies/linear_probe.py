@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import Tensor
-
 from cil.contract import Phase
-from cil.data import Batch
-from cil.memory import Budget, ExemplarMemory
-from cil.models import Head, NetFactory
+from cil.memory import Budget
+from cil.models import NetFactory
 from cil.strategies.base import check
-from cil.strategies.parts import store_exemplars
-from cil.strategies.parts.frozen_backbone import FrozenBackbone, fresh_head
-from cil.strategies.parts.frozen_heads import FeaturesAndHead, freeze_old_rows, grow_head, scoped_cross_entropy
+from cil.strategies.parts.frozen_linear import FrozenLinear
 from cil.strategies.registry import register
-from cil.streams import Experience, Signature
+from cil.streams import Experience
 
 
 @register("linear_probe")
-class LinearProbe(FrozenBackbone):
+class LinearProbe(FrozenLinear):
     """Rows for new classes are trained, all else stays fixed: the lower bound of plasticity on a frozen backbone.
 
     Args:
@@ -33,8 +28,6 @@ class LinearProbe(FrozenBackbone):
     Source:
         Baseline: logistic regression on fixed features, by stochastic gradients.
     """
-
-    head: Head
 
     def __init__(
         self,
@@ -50,38 +43,11 @@ class LinearProbe(FrozenBackbone):
         first_head: str = "linear",
     ) -> None:
         super().__init__(make_net, budget, train_first, first_head)
-        check.one_of((True, False), "linear_probe", rehearsal=rehearsal, train_old_head=train_old_head)
         check.at_least(0, "linear_probe", lr=lr)
-        self.lr, self.scope, self.old_rows_learn = lr, "all" if rehearsal else "new", train_old_head
-        self.keep("head", fresh_head(self), kind="parameters")
-        if rehearsal:
-            self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
-
-    def grow_net(self, signature: Signature) -> None:
-        super().grow_net(signature)
-        grow_head(self, self.head, signature)
+        self.lr = lr
+        self.keep_head(rehearsal, train_old_head, selection, codec)
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
         yield from self.train_then_freeze(experience)
         groups = [{"params": list(self.head.parameters()), "lr": self.lr, "weight_decay": 0.0}]
         yield Phase("head", self.training_set(experience), self.loss, groups, fresh=False)
-
-    def loss(self, batch: Batch) -> Tensor:
-        logits = self.head(self.net(batch.images).features)
-        return scoped_cross_entropy(logits, batch.slots, self.first_slot, self.scope)
-
-    def adjust_gradients(self, batch: Batch) -> None:
-        if not self.old_rows_learn:
-            freeze_old_rows(self.head, self.first_slot)
-
-    def after_experience(self, experience: Experience) -> None:
-        store_exemplars(self, experience, FeaturesAndHead(self._features, self.head, [self.net]))
-
-    def predict(self, images: Tensor) -> Tensor:
-        """The head's logits."""
-        logits: Tensor = self.head(self._features(images))
-        return logits
-
-    def _features(self, images: Tensor) -> Tensor:
-        features: Tensor = self.net(images).features
-        return features

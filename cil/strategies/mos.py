@@ -14,7 +14,6 @@ from cil.contract import Phase
 from cil.data import Batch
 from cil.memory import Budget, Prototypes, tensor_bytes
 from cil.models import NetFactory, freeze
-from cil.models.block_pass import plain_transformer
 from cil.models.tuners import BlockAdapters
 from cil.strategies.base import check
 from cil.strategies.parts.alignment import alignment_rows, draw_all, epoch_features
@@ -55,10 +54,6 @@ class MOS(FrozenTransformer):
     fits = "rank"
     same_draws = True  # of an epoch of the alignment: they are of no rows of the batch
     toy: ClassVar[Mapping[str, Any]] = {"rank": 2, "align_samples": 8, "align_epochs": 2}
-    toy_model: ClassVar[Mapping[str, Any]] = {
-        "name": "timm:vit_tiny_patch16_224",
-        "options": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
-    }
     adapters: nn.ModuleList
     gaussians: Prototypes
     sums: Tensor  # (C, D), of features with the first adapters
@@ -83,7 +78,6 @@ class MOS(FrozenTransformer):
         align_lr: float = 0.005,
     ) -> None:
         super().__init__(make_net, budget)
-        plain_transformer(self.vit, "strategy mos")
         check.at_least(1, "mos", rank=rank, align_samples=align_samples, align_batch=align_batch)
         check.between(0, 1, "mos", merge=merge)
         check.at_least(0, "mos", apart=apart, jitter=jitter, align_epochs=align_epochs)

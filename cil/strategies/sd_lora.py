@@ -11,7 +11,6 @@ from torch import Tensor
 from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory
-from cil.models.block_pass import plain_transformer
 from cil.models.low_rank import Directions
 from cil.strategies.base import check
 from cil.strategies.parts.frozen_transformer import FrozenTransformer
@@ -39,23 +38,12 @@ class SDLoRA(FrozenTransformer):
 
     fits = "rank"
     toy: ClassVar[Mapping[str, Any]] = {"rank": 2}
-    toy_model: ClassVar[Mapping[str, Any]] = {
-        "name": "timm:vit_tiny_patch16_224",
-        "options": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
-    }
     directions: Directions
 
     def __init__(
-        self,
-        make_net: NetFactory,
-        budget: Budget,
-        *,
-        rank: int = 10,
-        carry_magnitudes: bool = True,
-        start: float = 0.8,
+        self, make_net: NetFactory, budget: Budget, *, rank: int = 10, carry_magnitudes: bool = True, start: float = 0.8
     ) -> None:
         super().__init__(make_net, budget)
-        plain_transformer(self.vit, "strategy sd_lora")
         check.at_least(1, "sd_lora", rank=rank)
         check.one_of((True, False), "sd_lora", carry_magnitudes=carry_magnitudes)
         check.at_least(0, "sd_lora", start=start)

@@ -9,7 +9,8 @@ import numpy as np
 
 from cil.data import Dataset
 from cil.errors import ConfigError, StreamError, nearest
-from cil.streams.options import SplitOptions, check_choice, check_seed, is_integer
+from cil.streams.options import SplitOptions, check_choice, check_seed
+from cil.values import is_whole
 
 ORDERS = ("seed", "natural", "by_set")
 _EXPERIENCES = 5  # where no increment is given
@@ -69,15 +70,11 @@ def experience_sizes(num_classes: int, base: int, increment: Increment) -> list[
 
 
 def check_increment(base: Any, increment: Any) -> None:
-    """Refuse what is no number of classes.
-
-    Raises:
-        ConfigError: naming the key.
-    """
+    """Refuse what is no number of classes."""
     several = isinstance(increment, Iterable) and not isinstance(increment, str)
-    if not is_integer(base):
+    if not is_whole(base):
         raise ConfigError(f"stream.base is {base!r}; it must be a whole number")
-    if increment is not None and not all(map(is_integer, increment if several else [increment])):
+    if increment is not None and not all(map(is_whole, increment if several else [increment])):
         raise ConfigError(f"stream.increment is {increment!r}; it must be a whole number, or a list of them, or null")
 
 
@@ -88,7 +85,7 @@ def slots_to_labels(data: Dataset, chosen: SplitOptions) -> list[int]:
         ConfigError, StreamError: for an unknown name, or an order that is no permutation of the classes.
     """
     known = range(len(data.classes))
-    named = chosen.classes is not None and not is_integer(chosen.classes)
+    named = chosen.classes is not None and not is_whole(chosen.classes)
     kept = _named_classes(data, chosen.classes) if named else list(known)
     order = chosen.order
     if isinstance(order, str):
@@ -146,7 +143,7 @@ def _labels_of(data: Dataset, key: str, given: Iterable[Any]) -> list[int]:
                     f"stream.{key} has '{item}', no class of data set '{data.name}'; {nearest(item, place)}"
                 )
             labels.append(place[item])
-        elif is_integer(item):
+        elif is_whole(item):
             labels.append(int(item))
         else:
             words = "'seed', 'natural', 'by_set' or " if key == "order" else ""

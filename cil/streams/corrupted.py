@@ -28,9 +28,10 @@ from cil.data.corruptions.image_sources import (
 from cil.data.crops import crop_resized
 from cil.errors import ConfigError, DataError, StreamError
 from cil.streams.base import fingerprint_of
-from cil.streams.options import MOST_SEED, accepts, check_choice, check_integers, is_integer, normalisation, take
+from cil.streams.options import MOST_SEED, accepts, check_choice, check_integers, normalisation, take
 from cil.streams.registry import register_stream
 from cil.streams.shifts import Segment, ShiftStream
+from cil.values import is_finite, is_whole
 
 __all__ = ["DomainOrder", "PixelOptions", "corrupted", "materialise"]
 
@@ -97,7 +98,7 @@ class DomainOrder:
             raise StreamError(
                 f"stream.concentration is {share!r} with stream.order={self.order}; correlated orders use it"
             )
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < math.inf:
+        if not is_finite(share) or share <= 0:
             raise ConfigError(f"stream.concentration is {share!r}; it must be a number above 0, or null to sort")
 
     @property
@@ -321,7 +322,6 @@ class _Arrangement:
     shuffle: bool
 
     def plan(self, names: Sequence[str], severities: Sequence[int]) -> list[_SegmentPlan]:
-        """All segments."""
         made: list[_SegmentPlan] = []
         for turn in range(self.how.rounds):
             if self.how.is_mixed:
@@ -369,7 +369,7 @@ def _choose_images(many: int, images: int | None, shuffle: bool, seed: int) -> T
     """Places of the test images that every domain has, in stored order."""
     if images is None:
         return torch.arange(many)
-    if not is_integer(images) or not 1 <= images <= many:
+    if not is_whole(images) or not 1 <= images <= many:
         raise StreamError(f"stream.images is {images!r}; the test set has {many} images, so 1 to {many}, or null")
     if not shuffle:
         return torch.arange(images)

@@ -21,6 +21,7 @@ from cil.streams.base import ExperienceData, Signature, Stream, fingerprint_of
 from cil.streams.image_pool import ImagePool, generator, image_pool
 from cil.streams.options import MOST_EXPERIENCES, DatasetOptions, SplitOptions, accepts, check_integers, take
 from cil.streams.registry import register_stream
+from cil.values import is_finite
 
 Change = Callable[[Tensor], Tensor]  # changes (n, C, H, W) uint8
 COLUMNS = ("image", "label", "domain", "split")
@@ -246,7 +247,7 @@ def _change_pixels(samples: Any, change: Change | None) -> Any:
 
 def _check_angles(given: Any) -> tuple[float, ...]:
     numbers: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
-    if not all(isinstance(a, int | float) and not isinstance(a, bool) and math.isfinite(a) for a in numbers):
+    if not all(map(is_finite, numbers)):
         raise ConfigError(f"stream.angles is {given!r}; it must list a number of degrees for each experience")
     turns = tuple(float(angle) % 360 for angle in numbers)
     if not turns or len(set(turns)) != len(turns):

@@ -17,17 +17,9 @@ from cil.errors import ConfigError, StreamError, nearest
 from cil.streams.manifest_schema import DOMAINS, HEADS, KINDS, SHUFFLES, VERSION
 
 __all__ = [
-    "DOMAINS",
-    "HEADS",
-    "KINDS",
-    "SHUFFLES",
-    "VERSION",
-    "Manifest",
-    "ManifestTask",
-    "StreamInfo",
-    "TaskFilter",
+    "DOMAINS", "HEADS", "KINDS", "SHUFFLES", "VERSION", "Manifest", "ManifestTask", "StreamInfo", "TaskFilter",
     "as_mapping",
-]
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

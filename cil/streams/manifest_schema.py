@@ -10,6 +10,7 @@ from typing import Any
 
 from cil.data.tasks import SOURCES, SPLITS
 from cil.errors import nearest
+from cil.values import is_finite, is_whole
 
 Rule = Callable[[Any], str | None]
 Section = dict[str, Rule]
@@ -34,7 +35,7 @@ def whole(low: int, high: int | None = None) -> Rule:
     words = f"it must be a whole number {f'of {low} or more' if high is None else f'from {low} to {high}'}"
 
     def rule(value: Any) -> str | None:
-        fits = isinstance(value, int) and not isinstance(value, bool) and value >= low
+        fits = is_whole(value) and value >= low
         return None if fits and (high is None or value <= high) else words
 
     return rule
@@ -111,11 +112,6 @@ def both(first: Rule, test: Callable[[Any], object], words: str) -> Rule:
     return lambda value: first(value) or when(test, words)(value)
 
 
-def is_number(value: Any) -> bool:
-    """True for a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
-
-
 def is_date(value: Any) -> bool:
     """True for a day such as 2004-06-01."""
     try:
@@ -140,7 +136,7 @@ flag = a(bool, "true or false")
 section = a(dict, "a section with keys")
 slug = matches(r"[a-z0-9-]+", "small letters, digits and dashes")
 filled = when(lambda value: isinstance(value, str) and value.strip(), "it must be text that says something")
-number = when(is_number, "it must be a number")
+number = when(is_finite, "it must be a number")
 inside = when(
     lambda value: isinstance(value, str) and is_inside(value),
     "it must be a path inside the data root: relative, without '..'",
@@ -150,7 +146,7 @@ named = both(
     list_of(when(lambda item: isinstance(item, str) and item, "no text"), 1), lambda v: len(set(v)) == len(v), "twice"
 )
 evaluated = both(list_of(one_of(*EVALUATED), 1), lambda value: len(set(value)) == len(value), "name each split once")
-share = when(lambda value: is_number(value) and value >= 0, "it must be 0 or more")
+share = when(lambda value: is_finite(value) and value >= 0, "it must be 0 or more")
 shares = both(by_split(share), lambda value: sum(value.values()) > 0, "one share at least must be above 0")
 span = both(
     when(lambda value: isinstance(value, list) and len(value) == 2, "it must be [start, end], the end excluded"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import numbers
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,6 +14,7 @@ import torch
 
 from cil.data import Augment, Dataset, Samples
 from cil.errors import ConfigError, StreamError, nearest
+from cil.values import is_finite, is_whole
 
 T = TypeVar("T")
 B = TypeVar("B", bound=Callable[..., Any])
@@ -104,16 +104,16 @@ class DatasetOptions(ImageOptions):
     validation: float = 0.0
 
     def __post_init__(self) -> None:
-        if not is_integer(self.order_seed):
+        if not is_whole(self.order_seed):
             raise ConfigError(f"stream.order_seed is {self.order_seed!r}; it must be a whole number")
         for key in ("classes", "train_per_class", "test_per_class"):
             value = getattr(self, key)
             if key == "classes" and isinstance(value, list | tuple):
                 continue  # looked up among the classes of the data set
-            if value is not None and not (is_integer(value) and value >= 1):
+            if value is not None and not (is_whole(value) and value >= 1):
                 raise ConfigError(f"stream.{key} is {value!r}; it must be a whole number from 1 on, or null for all")
         share = self.validation
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+        if not is_finite(share) or not 0 <= share < 1:
             raise ConfigError(f"stream.validation is {share!r}; it is the share of training images, in [0, 1)")
 
 
@@ -182,39 +182,22 @@ def channel_statistics(samples: Samples) -> tuple[list[float], list[float]]:
     return mean.tolist(), torch.where(std < 1e-6, 1.0, std).tolist()
 
 
-def is_integer(value: Any) -> bool:
-    """True for a whole number of any type but bool."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
 def check_integers(least: int, most: int | None = None, **values: Any) -> None:
-    """Refuse values that are no whole numbers in a range.
-
-    Raises:
-        ConfigError: naming the key.
-    """
+    """Refuse values that are no whole numbers in a range."""
     for key, value in values.items():
-        if not is_integer(value) or value < least or (most is not None and value > most):
+        if not is_whole(value) or value < least or (most is not None and value > most):
             upper = "2^32 - 1" if most == MOST_SEED else most
             wanted = f"from {least} on" if most is None else f"from {least} to {upper}"
             raise ConfigError(f"stream.{key} is {value!r}; it must be a whole number {wanted}")
 
 
 def check_choice(key: str, value: Any, allowed: Sequence[str], more: str = "") -> None:
-    """Refuse a value that is none of the names allowed.
-
-    Raises:
-        ConfigError: naming the key and the nearest name.
-    """
+    """Refuse a value that is none of the names allowed."""
     if value not in allowed:
         raise ConfigError(f"stream.{key} is {value!r}; {nearest(str(value), allowed)}{more}")
 
 
 def check_seed(seed: int) -> None:
-    """Refuse seeds that numpy's legacy generator does not take.
-
-    Raises:
-        StreamError: naming the key.
-    """
+    """Refuse seeds that numpy's legacy generator does not take."""
     if not 0 <= seed <= MOST_SEED:
         raise StreamError(f"stream.order_seed is {seed}; it must be in 0 to 2^32 - 1")

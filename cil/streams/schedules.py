@@ -8,6 +8,7 @@ import numpy as np
 
 from cil.errors import ConfigError, StreamError
 from cil.streams.image_pool import Rows, generator
+from cil.values import is_finite
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,5 @@ def _groups(num_classes: int, experiences: int) -> list[Rows]:
 
 
 def _check(key: str, value: float, least: float, most: float, allowed: str) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
-    if not is_number or not least <= value <= most:
+    if not is_finite(value) or not least <= value <= most:
         raise ConfigError(f"stream.arrival.{key} is {value!r}; it must be a number {allowed}")

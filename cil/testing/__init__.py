@@ -9,18 +9,6 @@ from cil.testing.streams import check_stream
 from cil.testing.toy import toy_run, toy_stream, toy_tasks, uneven_stream
 
 __all__ = [
-    "CheckResult",
-    "Rule",
-    "check_adapter",
-    "check_codec",
-    "check_strategy",
-    "check_stream",
-    "kind_of",
-    "outcomes",
-    "toy_adaptation",
-    "toy_run",
-    "toy_shifts",
-    "toy_stream",
-    "toy_tasks",
-    "uneven_stream",
-]
+    "CheckResult", "Rule", "check_adapter", "check_codec", "check_strategy", "check_stream", "kind_of", "outcomes",
+    "toy_adaptation", "toy_run", "toy_shifts", "toy_stream", "toy_tasks", "uneven_stream",
+]  # fmt: skip

@@ -20,6 +20,7 @@ from cil.engine.process import in_child
 from cil.memory import ExemplarMemory, State
 from cil.memory.codec_check import check_codec, check_stored, moved
 from cil.memory.codecs import Codec
+from cil.memory.tensor_bits import bits
 from cil.testing.compare import demand
 from cil.testing.toy import toy_stream
 
@@ -112,7 +113,7 @@ def forms(tensor: Tensor, scale: tuple[Tensor, Tensor]) -> Iterator[bytes]:
     if not tensor.numel():
         return
     plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    raw = plain.contiguous().flatten().view(torch.uint8)
+    raw = bits(plain)
     yield bytes(raw.numpy())
     width = plain.element_size()
     for low in {1, width // 2} if width > 1 else ():

@@ -12,6 +12,7 @@ from torch import Tensor
 from cil.engine.checkpoint import Checkpoints
 from cil.errors import ContractError
 from cil.memory import State
+from cil.memory.tensor_bits import same_bits
 from cil.tracking import Record
 from cil.tracking.storage import first_difference
 
@@ -33,15 +34,6 @@ def demand(holds: bool, message: str) -> None:
         raise ContractError(message)
 
 
-def equal(a: Tensor, b: Tensor) -> bool:
-    """Same shape, type and bits."""
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(_bits(a), _bits(b))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-
-
 def close(a: Tensor, b: Tensor) -> bool:
     """Close, infinite at the same places, up to what other kernels change."""
     finite = a.isfinite() & b.isfinite()
@@ -59,7 +51,7 @@ def difference(a: State, b: State) -> str:
 def different_tensor(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> str:
     """Name of the first tensor that differs or is missing on one side; empty where all are equal."""
     for name in sorted(a.keys() | b.keys()):
-        if name not in a or name not in b or not equal(a[name], b[name]):
+        if name not in a or name not in b or not same_bits(a[name], b[name]):
             return name
     return ""
 

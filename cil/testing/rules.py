@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cil.errors import ContractError
-from cil.testing.compare import demand, demand_same, equal
+from cil.memory.tensor_bits import same_bits
+from cil.testing.compare import demand, demand_same
 from cil.testing.subject import CheckedRun, Interruption, L, Subject
 
 
@@ -23,10 +24,10 @@ def state_survives_the_round_trip(subject: Subject[L]) -> None:
     for name, tensor in state.tensors.items():
         for learner in (first, again):
             held = learner.state().tensors.get(name)
-            demand(held is not None and equal(held, tensor), f"load_state changed {name}")
+            demand(held is not None and same_bits(held, tensor), f"load_state changed {name}")
     demand(dict(again.state().meta) == dict(state.meta), "load_state changed the metadata")
     one, other = (run.answers(learner, run.images()) for learner in (first, again))
-    demand(equal(one, other), "two learners of the same state answer differently")
+    demand(same_bits(one, other), "two learners of the same state answer differently")
 
 
 def what_was_not_kept_cannot_help(subject: Subject[L]) -> None:

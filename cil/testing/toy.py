@@ -250,12 +250,7 @@ def _of(slots: Sequence[int], samples: Samples) -> Samples:
 
 
 def toy_factory(
-    stream: Stream,
-    *,
-    seed: int,
-    device: Any = "cpu",
-    meta: bool = False,
-    model: Mapping[str, Any] | None = None,
+    stream: Stream, *, seed: int, device: Any = "cpu", meta: bool = False, model: Mapping[str, Any] | None = None
 ) -> NetFactory:
     """Networks small enough for a test: with convolutions and batch normalisation, unless ``model`` says another.
 

@@ -16,20 +16,7 @@ from cil.tracking.upgrades import SCHEMA_VERSION
 from cil.tracking.validation import STATUSES
 
 __all__ = [
-    "SCHEMA_VERSION",
-    "STATUSES",
-    "FileLogger",
-    "Logger",
-    "Loggers",
-    "Record",
-    "RecordError",
-    "build_loggers",
-    "describe_environment",
-    "fsync_dir",
-    "identity_hash",
-    "plain",
-    "replacing",
-    "without_secrets",
-    "write_bytes_atomic",
+    "SCHEMA_VERSION", "STATUSES", "FileLogger", "Logger", "Loggers", "Record", "RecordError", "build_loggers",
+    "describe_environment", "fsync_dir", "identity_hash", "plain", "replacing", "without_secrets", "write_bytes_atomic",
     "write_json_atomic",
-]
+]  # fmt: skip

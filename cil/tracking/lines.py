@@ -19,8 +19,6 @@ EXTRA = "pip install 'cil[frames]'"
 
 
 class ReadRecord(Protocol):
-    """What is read of a record."""
-
     run: str
     identity: dict[str, Any]
     results: dict[str, Any]

@@ -114,11 +114,7 @@ class Record:
 
     @classmethod
     def _opened(
-        cls,
-        directory: Path,
-        own: dict[str, Any],
-        environment: Mapping[str, Any] | None,
-        lock: DirectoryLock | None,
+        cls, directory: Path, own: dict[str, Any], environment: Mapping[str, Any] | None, lock: DirectoryLock | None
     ) -> Record:
         if lock is not None:
             remove_partial(directory)

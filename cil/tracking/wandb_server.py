@@ -16,7 +16,6 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def server() -> SplitResult:
-    """Its address."""
     return urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
 
 

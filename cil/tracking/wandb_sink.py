@@ -101,16 +101,16 @@ class WandbLogger:
         if mode == "online" and not reachable():
             _log.warning("wandb cannot be reached, so this run is written offline; wandb sync sends it later")
             mode = "offline"
-        family = " ".join(str(named[key]) for key in ("method", "stream_name", "budget_words"))
-        tags = [str(named[key]) for key in ("method", "stream_name", "budget_words")] + [f"seed {named['seed']}"]
+        words = [str(named[key]) for key in ("method", "stream_name", "budget_words")]
+        family, seed = " ".join(words), f"seed {named['seed']}"
         try:
             return wandb.init(
                 project=self.project,
                 entity=self.entity,
                 group=_short(self.group or group or family),
                 job_type=_short(named["method"]),
-                name=_short(f"{family} seed {named['seed']}"),
-                tags=[*self.tags, *map(_short_tag, tags)],
+                name=_short(f"{family} {seed}"),
+                tags=[*self.tags, *(text[:64] for text in (*words, seed))],
                 id=self.id,
                 resume="allow",
                 config={**plain(without_secrets(identity)), **plain(named), "sweep": self.group or group},
@@ -206,11 +206,7 @@ def _settings(mode: str) -> wandb.Settings:
 
 
 def _short(text: str) -> str:
-    return text[:128]  # what wandb allows of a name, a group
-
-
-def _short_tag(text: str) -> str:
-    return text[:64]
+    return text[:128]  # what wandb allows of a name, a group; of a tag 64
 
 
 def _kept_id(run_dir: Path) -> str:

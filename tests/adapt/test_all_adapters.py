@@ -6,13 +6,13 @@ from functools import cache
 
 import pytest
 from adapter_cheats import CASES, GLOBAL, Case, Honest, RemembersAcrossAReset
+from recount import recount
 
 from cil import adapt, testing
 from cil.errors import ContractError
 from cil.kinds.adaptation import ADAPTATION
 from cil.kinds.adaptation.subject import AdapterSubject
 from cil.testing import check_adapter
-from cil.testing.recount import recount
 from cil.testing.shifts import toy_adaptation, toy_shifts
 
 RULES = {rule.__name__: rule for rule in ADAPTATION.rules()}

@@ -14,11 +14,11 @@ from two_ranks import BATCH, NORM, TOY, in_float64, made, start
 
 from cil.data import Batch
 from cil.engine.checkpoint import Checkpoints
-from cil.engine.driver import Context
 from cil.engine.launched import Place, place_of, started_place
 from cil.engine.ranks import Ranks, Together, digests
 from cil.engine.runtime import Runtime
 from cil.engine.status import Stop
+from cil.engine.work import Context
 from cil.errors import ConfigError
 from cil.strategies import find, names
 from cil.tracking import Loggers, Record

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from toys import Interrupt, Rehearse, small_run, small_stream
 
-from cil.engine import driver
+from cil.engine import work
 from cil.tracking import Record
 
 EXPERIENCES, ALWAYS = 8, 3
@@ -22,8 +22,8 @@ def rarely(tmp_path_factory):
         update(record, results)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "ALWAYS_SETTLED", ALWAYS)
-        patch.setattr(driver, "SETTLING", 1e-9)
+        patch.setattr(work, "ALWAYS_SETTLED", ALWAYS)
+        patch.setattr(work, "SETTLING", 1e-9)
         patch.setattr(Record, "update", counted)
         record = _run(tmp_path_factory.mktemp("rarely") / "run").execute()
     return record, [count for count in saved if count]
@@ -82,8 +82,8 @@ def test_the_confusions_come_back_dense_and_one_by_one(rarely):
 
 
 def test_an_interrupted_run_has_the_results_of_all_boundaries_and_ends_the_same(rarely, tmp_path, monkeypatch):
-    monkeypatch.setattr(driver, "ALWAYS_SETTLED", 1)
-    monkeypatch.setattr(driver, "SETTLING", 1e-9)
+    monkeypatch.setattr(work, "ALWAYS_SETTLED", 1)
+    monkeypatch.setattr(work, "SETTLING", 1e-9)
     with pytest.raises(KeyboardInterrupt):
         _run(tmp_path / "cut", loggers=[Interrupt(3, ("boundary",))]).execute()  # in the fourth
     assert len(Record.load(tmp_path / "cut").results["accuracy_curve"]) == 3

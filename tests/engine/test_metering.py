@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from recount import recount
 from toys import Hidden, Interrupt, Learner, factory, plain, small_run
 
 from cil.data import Batch
@@ -14,7 +15,6 @@ from cil.engine import step_kinds
 from cil.errors import ContractError
 from cil.memory import Budget
 from cil.strategies import Phase
-from cil.testing.recount import recount
 
 GIVEN = {"recipe": plain(epochs=10, log_every=1), "make_factory": partial(factory, Hidden)}  # 40 steps an experience
 HIDDEN = 5  # steps at a time

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from recount import recount
 from small_runs import STREAMS, Done
 
 from cil.strategies import Strategy
 from cil.testing import toy_run
-from cil.testing.recount import recount
 
 Learn = Callable[..., Done]
 

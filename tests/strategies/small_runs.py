@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from recount import Recount
 from torch import Tensor, nn
 
 from cil.data import Batch
@@ -28,7 +29,6 @@ from cil.streams import Experience, Signature, Stream, class_incremental
 from cil.streams.base import ExperienceData, fingerprint_of
 from cil.testing import rules, toy_stream, uneven_stream
 from cil.testing.carried import no_images_are_carried_beside_the_memories
-from cil.testing.recount import Recount
 from cil.testing.toy import toy_dataset, toy_factory
 from cil.tracking import Record
 

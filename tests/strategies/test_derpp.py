@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from recount import recount
 from small_runs import ONE_STEP, PIXELS, Fixed, bare, batch, differing
 
 from cil.data import Batch
@@ -19,7 +20,6 @@ from cil.strategies.derpp import DERpp
 from cil.strategies.finetune import Finetune
 from cil.strategies.parts.reservoir_sampling import NOT_HELD, NOT_OFFERED
 from cil.testing import toy_run, toy_stream
-from cil.testing.recount import recount
 from cil.testing.subject import Interruption
 from cil.testing.toy import toy_factory
 

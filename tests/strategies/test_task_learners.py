@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from recount import recount
 
 from cil import strategies
 from cil.data import Batch, Samples
@@ -19,7 +20,6 @@ from cil.strategies.parts.knn_probe import agreement, neighbour_votes
 from cil.strategies.parts.task_learner import TaskRecipe, task_batch, task_loss, weight_decay_groups
 from cil.streams import TaskKey
 from cil.testing import toy_run, toy_tasks
-from cil.testing.recount import recount
 from cil.testing.toy import toy_factory
 
 NAMES = [name for name in strategies.built_in() if find(name).takes_task]

@@ -248,7 +248,6 @@ def _tile(picture: NDArray[np.uint8], row: int, column: int) -> NDArray[np.uint8
 
 
 def _is_flat(tile: NDArray[np.uint8]) -> bool:
-    """True for a tile of one colour."""
     return bool((np.ptp(tile, axis=(0, 1)) == 0).all())
 
 

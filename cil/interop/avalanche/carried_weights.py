@@ -40,16 +40,25 @@ class Teacher(Carried):
         lwf.expcount = self.learner.experiences
 
 
-class Importance(Carried):
-    """MAS: the importance of each weight, and the weights that they are held to."""
+class Tables(Carried):
+    """Statistics of weights, in tables of tensors by name."""
 
-    plugin: ClassVar[str] = "MASPlugin"
-    held: ClassVar[tuple[str, ...]] = ("importance", "params")
+    held: ClassVar[tuple[str, ...]]
 
     def __init__(self, learner: Host) -> None:
         super().__init__(learner)
         for name in self.held:
             learner.keep(name, {}, kind="statistics")
+
+    def side_bytes(self) -> int:
+        return sum(tensor_bytes(value) for name in self.held for value in getattr(self.learner, name).values())
+
+
+class Importance(Tables):
+    """MAS: the importance of each weight, and the weights that they are held to."""
+
+    plugin: ClassVar[str] = "MASPlugin"
+    held = ("importance", "params")
 
     def weights(self) -> dict[str, Tensor]:
         """The weights whose importance is kept, in the shape in which it is kept."""
@@ -80,9 +89,6 @@ class Importance(Carried):
             values = {key.removeprefix(PREFIX): value.data.detach().clone() for key, value in table.items()}
             setattr(self.learner, name, {key: values[key] for key in self.weights()})
 
-    def side_bytes(self) -> int:
-        return sum(tensor_bytes(value) for name in self.held for value in getattr(self.learner, name).values())
-
 
 class PathImportance(Importance):
     """Synaptic Intelligence: the importance along the path, and its sum before it is clipped."""
@@ -108,15 +114,10 @@ class PathImportance(Importance):
         return {"importance": plugin.ewc_data[1], "trajectory": plugin.syn_data["cum_trajectory"]}
 
 
-class Snapshots(Carried):
+class Snapshots(Tables):
     """EWC: weights and their importance, of each experience (``separate``), or of the last (``online``)."""
 
-    held: ClassVar[tuple[str, ...]] = ("saved_params", "importances")
-
-    def __init__(self, learner: Host) -> None:
-        super().__init__(learner)
-        for name in self.held:
-            learner.keep(name, {}, kind="statistics")
+    held = ("saved_params", "importances")
 
     @property
     def separate(self) -> bool:
@@ -145,9 +146,6 @@ class Snapshots(Carried):
             for parameter, values in new.items():
                 kept[f"{index}:{parameter.removeprefix(PREFIX)}"] = values.data.detach().clone()
             setattr(self.learner, name, kept)
-
-    def side_bytes(self) -> int:
-        return sum(tensor_bytes(value) for name in self.held for value in getattr(self.learner, name).values())
 
 
 def parameter_data(values: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -190,11 +190,7 @@ class AvalancheBound(AvalancheStrategy):
 
 
 def _refuse_unseen(budget: Budget) -> None:
-    """Refuse caps on what only the engine's own loop can measure.
-
-    Raises:
-        ConfigError: naming the key.
-    """
+    """Refuse caps on what only the engine's own loop can measure."""
     for key, other in (("flops", "budget.updates"), ("training_bytes", "trainer.batch_size of a strategy of cil")):
         if getattr(budget, key) is not None:
             raise ConfigError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from cil.report.grouping import MIB
-from cil.report.plots import WIDTH, Picture, Plot, band, draw_plots, figure_of, legend, line_style
+from cil.report.plots import WIDTH, Picture, Plot, band, dot_style, draw_plots, figure_of, legend, line_style
 from cil.report.rows import Row
 
 
@@ -41,7 +41,7 @@ def _over_time(rows: Sequence[Row], segments: Sequence[str], paint: Mapping[str,
 def _against_bytes(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture:
     figure, (axes,) = figure_of(3.9)
     for place, row in enumerate(rows):
-        style = line_style(paint[row.label], place) | {"linestyle": "none", "markersize": 9}
+        style = dot_style(paint[row.label], place)
         axes.plot(
             [(row.peak_training_bytes or 0) / MIB], [row.score("mean_error").mean or 0.0], **style, label=row.label
         )

@@ -12,9 +12,10 @@ from cil.adapt import Adapter
 from cil.data import Samples
 from cil.errors import CilError, ContractError
 from cil.kinds.adaptation.subject import AdapterSubject
+from cil.memory.tensor_bits import same_bits
 from cil.streams.shifts import ShiftStream
 from cil.testing import rules
-from cil.testing.compare import demand, difference, equal
+from cil.testing.compare import demand, difference
 from cil.testing.shifts import cut_every, with_images
 from cil.testing.subject import CheckedRun
 
@@ -29,7 +30,7 @@ def a_reset_leaves_nothing(subject: AdapterSubject) -> None:
     first = subject.finished()
     with subject.fresh(stream=past) as second:
         one, two = (run.evaluated(last + 1)["predictions"] for run in (first, second))
-        demand(equal(one, two), "put back to its deployed state, it answers by what it met before")
+        demand(same_bits(one, two), "put back to its deployed state, it answers by what it met before")
         named = difference(first.state(last + 1), second.state(last + 1))
         demand(not named, f"put back to its deployed state, {named} depends on what it met before")
 
@@ -63,7 +64,7 @@ def labels_and_domains_are_not_looked_at(subject: AdapterSubject) -> None:
             for index in first.boundaries[1:]:
                 where = f"in segment {index - 1}; allowed are the images alone"
                 answers = (run.evaluated(index)["predictions"] for run in (first, second))
-                demand(equal(*answers), f"its answers follow the labels or the domains of the test images {where}")
+                demand(same_bits(*answers), f"its answers follow the labels or the domains of the test images {where}")
                 named = difference(first.state(index), second.state(index))
                 demand(not named, f"{named} follows the labels or the domains of the test images {where}")
 
@@ -109,7 +110,7 @@ def later_images_are_not_known(subject: AdapterSubject) -> None:
         here = len(one.stream.segments[0].domains) // 2
         answers = (_predictions(run)[:here] for run in (one.finished(), second))
         demand(
-            equal(*answers), "with other images later on, earlier ones are answered otherwise; allowed are those met"
+            same_bits(*answers), "with other images later on, earlier ones are answered otherwise; allowed: those met"
         )
 
 
@@ -144,7 +145,7 @@ def the_images_are_left_as_they_are(subject: AdapterSubject) -> None:
 
     with subject.fresh(wrap=remembering):
         for scores, then in seen:
-            demand(equal(scores.detach(), then), "scores that were handed back changed later")
+            demand(same_bits(scores.detach(), then), "scores that were handed back changed later")
 
 
 @dataclass
@@ -157,7 +158,7 @@ class _Remembering:
     def __call__(self, images: Tensor) -> Tensor:
         before = images.clone()
         scores = self.work(images)
-        demand(equal(before, images), "adapt_and_predict changed the images that it was handed")
+        demand(same_bits(before, images), "adapt_and_predict changed the images that it was handed")
         self.seen.append((scores, scores.detach().clone()))
         return scores
 

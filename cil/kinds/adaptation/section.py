@@ -108,11 +108,6 @@ def _setup(title: str, source: str, groups: Sequence[Group]) -> str:
     return paragraph(data, groups, "", trained=False)
 
 
-def _knows_clean(rows: Iterable[Row]) -> bool:
-    """True if a row has its error on clean images."""
-    return any(row.score(name).mean is not None for row in rows for name in CLEAN)
-
-
 def _peak(row: Row) -> int | None:
     """Bytes held at once during an update, at most."""
     return (row.peak_training_bytes or 0) if row.runs else None
@@ -123,7 +118,7 @@ def _per_batch(row: Row) -> float | None:
 
 
 def _grid(rows: Sequence[Row], domains: Sequence[str]) -> Grid:
-    clean = _knows_clean(rows)
+    clean = any(row.score(name).mean is not None for row in rows for name in CLEAN)
     counted = conventions_of(run for row in rows for run in row.group.runs)
     lines = []
     for row in rows:

@@ -63,7 +63,6 @@ class SegmentCounts:
 
     @property
     def flops(self) -> int:
-        """Of this segment."""
         return self.kinds.flops - self.before + self.extra
 
     def saved(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cil.adapt import Adapter, SourceModel
-from cil.contract import Phase, RuntimeContext
+from cil.contract import RuntimeContext
 from cil.data import Samples
 from cil.data.samples import to_float
 from cil.engine.cost import held_tensors
@@ -81,17 +81,14 @@ class AdapterSteps:
 
     def _of_phases(self, batch_size: int | None, device: torch.device, refused: str) -> TrainingMemory:
         adapter, source = self._made(device)
-        steps = () if source is None else map(partial(self._step_of, adapter, batch_size), adapter.phases(source))
+        phases = () if source is None else adapter.phases(source)
+        steps = (phase_step(adapter, phase, self.recipe.of(phase, 0), batch_size) for phase in phases)
         found = [step for step in steps if step is not None]
         kinds = held_by_kind(adapter)
         if not found:
             return TrainingMemory(kinds, (), {}, 0, device.type)
         largest = max(found, key=lambda measured: sum(measured.added.values()))
         return report(largest, summed(kinds, largest.added), device, f"source phase {largest.name}", refused)
-
-    def _step_of(self, adapter: Adapter, batch_size: int | None, phase: Phase) -> Measured | None:
-        recipe = self.recipe.of(phase, 0)
-        return phase_step(adapter, phase, recipe if batch_size is None else replace(recipe, batch_size=batch_size))
 
     def _at(self, batch_size: int, device: torch.device, refused: str) -> TrainingMemory:
         adapter, source = self._made(device)

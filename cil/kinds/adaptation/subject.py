@@ -29,7 +29,6 @@ class AdapterRun(CheckedRun[Adapter]):
 
     @property
     def work(self) -> AdaptationWork:
-        """The work of the run."""
         return cast(AdaptationWork, self.run.work)
 
     def rebuilt(self, boundary: int, state: State | None = None) -> Adapter:

@@ -14,7 +14,7 @@ from torch import Tensor
 from cil.adapt import Adapter, SourceModel
 from cil.contract import Frozen, RuntimeContext, freeze
 from cil.data import Augment, Batch, Samples
-from cil.engine.driver import Boundary, Context, Facts
+from cil.engine.cost import largest_bill
 from cil.engine.keys import generator, reseed
 from cil.engine.lifecycle import as_structured
 from cil.engine.phases import Training
@@ -23,11 +23,12 @@ from cil.engine.recipe import Recipe
 from cil.engine.running import Counts, Rows
 from cil.engine.runtime import Runtime
 from cil.engine.step_kinds import StepWatch, drawn_steps
+from cil.engine.work import Boundary, Context, Facts
 from cil.errors import ConfigError, ContractError, StreamError, TrainingError
 from cil.kinds.adaptation.record_types import AdaptationResults
 from cil.kinds.adaptation.results import SegmentsSoFar, adaptation_results
 from cil.kinds.adaptation.segment_counts import SegmentCounts
-from cil.memory import Entry, Flops, Ledger, State
+from cil.memory import Flops, Ledger, State
 from cil.streams.shifts import ShiftStream
 from cil.tracking import Record
 from cil.tracking.arrays import Part
@@ -111,7 +112,6 @@ class AdaptationWork:
         return {}
 
     def warnings(self) -> list[str]:
-        """None."""
         return []
 
     def carried(self) -> Ledger:
@@ -216,9 +216,8 @@ class AdaptationWork:
             samples = self._source()
             adapter.context.generator = partial(generator, self.seed, "adapter", "source")
             modes = [(layer, layer.training) for module in adapter.modules() for layer in module.modules()]
-            costs = Training(
-                context, DEPLOYED, self.seed, self.recipe, Augment(), self.runtime
-            ).run(adapter, adapter.phases(samples))  # fmt: skip
+            training = Training(context, DEPLOYED, self.seed, self.recipe, Augment(), self.runtime)
+            costs = training.run(adapter, adapter.phases(samples))
             for layer, mode in modes:
                 layer.training = mode
         trained = context.clock.seconds
@@ -226,7 +225,7 @@ class AdaptationWork:
         reseed(self.seed, "deploy")
         with self.runtime.autocast(), flops.counting():
             adapter.deploy(samples)
-        training = [*adapter.training_entries(), *max((cost.entries for cost in costs), key=_bytes, default=[])]
+        held = [*adapter.training_entries(), *largest_bill(costs)]
         carried, ready = self._frozen(adapter), context.clock.seconds
         facts: dict[str, Any] = {
             "flops": {"source": sum(cost.flops for cost in costs), "deploy": flops.count},
@@ -236,7 +235,7 @@ class AdaptationWork:
         if not costs:
             facts["peak_training_bytes"] = None  # nothing was trained
         counts = self._clean_counts(carried.state, "before") if self.clean else None
-        return Boundary(carried, facts, training, counts=counts)
+        return Boundary(carried, facts, held, counts=counts)
 
     def _source(self) -> Samples:
         """Clean labelled data, slots as the network has its columns."""
@@ -373,7 +372,3 @@ class AdaptationWork:
         if self.runtime.device.startswith("cuda"):
             torch.cuda.synchronize(self.runtime.torch_device)
         return time.perf_counter()
-
-
-def _bytes(entries: list[Entry]) -> int:
-    return sum(entry.bytes for entry in entries)

@@ -12,8 +12,8 @@ import numpy as np
 from cil import metrics
 from cil.kinds.classes.plasticity import old_and_new, tested, within_task
 from cil.kinds.classes.rows import LAST
-from cil.report.plots import BOUND, INK, WIDTH, Picture, figure_of, legend, line_style
-from cil.report.rows import Row
+from cil.report.plots import INK, WIDTH, Picture, dot_style, figure_of, legend, line_style, row_colour
+from cil.report.rows import Row, mean
 from cil.report.runs import RunSummary
 from cil.tracking import RecordError
 
@@ -46,10 +46,6 @@ def analysis_plots(rows: Sequence[Row], paint: Mapping[str, str]) -> list[Draw]:
     return [*drawn, partial(_costs, rows, paint), partial(_task_confusion, rows), partial(_norms, rows)]
 
 
-def _colour(row: Row, paint: Mapping[str, str]) -> str:
-    return BOUND if row.bound else paint[row.label]
-
-
 def _curves(
     title: str, caption: str, rows: Sequence[Row], paint: Mapping[str, str], panels: Mapping[str, Curve]
 ) -> Picture | None:
@@ -57,16 +53,16 @@ def _curves(
     found = {
         words: {row.label: _mean([curve(run) for run in row.runs]) for row in rows} for words, curve in panels.items()
     }
-    if not any(not np.isnan(mean).all() for means in found.values() for mean in means.values()):
+    if not any(not np.isnan(one).all() for means in found.values() for one in means.values()):
         return None
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = figure_of(3.7, (1.1 * len(panels) + 0.4) * WIDTH / 1.5, len(panels))
     for panel, (words, means) in zip(axes, found.items(), strict=True):
         for place, row in enumerate(rows):
-            mean = means[row.label]
-            style = line_style(_colour(row, paint), place, dashed=row.bound)
-            panel.plot(range(1, len(mean) + 1), mean, **style, label=row.label)
+            centre = means[row.label]
+            style = line_style(row_colour(row, paint), place, dashed=row.bound)
+            panel.plot(range(1, len(centre) + 1), centre, **style, label=row.label)
         panel.set_ylim(0, 100 if words.endswith("%") else 1)
         panel.set_xlabel("experiences learned")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -80,8 +76,8 @@ def _mean(curves: Sequence[Sequence[float | None] | None]) -> np.ndarray[Any, An
     known = [np.asarray(curve, dtype=np.float64) for curve in curves if curve is not None]
     if not known or len(known) < len(curves):
         return np.full(1, np.nan)
-    mean: np.ndarray[Any, Any] = np.stack([curve[: min(map(len, known))] for curve in known]).mean(0)
-    return mean
+    centre: np.ndarray[Any, Any] = np.stack([curve[: min(map(len, known))] for curve in known]).mean(0)
+    return centre
 
 
 def _costs(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture | None:
@@ -92,7 +88,7 @@ def _costs(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture | None:
     }
     found = {
         words: [(place, row, cost) for place, row in enumerate(rows)
-                if (cost := _mean_cost([measure(run) for run in row.runs])) and row.score(LAST).mean is not None]
+                if (cost := mean([measure(run) for run in row.runs])) and row.score(LAST).mean is not None]
         for words, measure in measures.items()
     }  # fmt: skip
     found = {words: points for words, points in found.items() if len(points) > 1}
@@ -102,16 +98,9 @@ def _costs(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture | None:
     for panel, (words, points) in zip(axes, found.items(), strict=True):
         for place, row, cost in points:
             score = row.score(LAST)
-            style = line_style(_colour(row, paint), place) | {"linestyle": "none", "markersize": 8}
-            panel.errorbar(
-                [cost],
-                [score.mean or 0.0],
-                yerr=[score.std or 0.0],
-                capsize=3,
-                elinewidth=1.2,
-                **style,
-                label=row.label,
-            )
+            style = dot_style(row_colour(row, paint), place, size=8)
+            bar: dict[str, Any] = {"yerr": [score.std or 0.0], "capsize": 3, "elinewidth": 1.2}
+            panel.errorbar([cost], [score.mean or 0.0], **bar, **style, label=row.label)
         sizes = [cost for _, _, cost in points]
         if max(sizes) > 20 * min(sizes):
             panel.set_xscale("log")
@@ -121,11 +110,6 @@ def _costs(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture | None:
     legend(axes[-1])
     caption = "Mean over seeds; bars: one standard deviation. Up and left is better. Seconds: on equal machines alone."
     return "Last accuracy against compute", caption, figure
-
-
-def _mean_cost(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else 0.0
 
 
 def _task_confusion(rows: Sequence[Row]) -> Picture | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cil.report.grids import Line, Titled, grid, scores_entry
-from cil.report.plots import BOUND, INK, WIDTH, Picture, figure_of, legend, line_style
+from cil.report.plots import INK, WIDTH, Picture, figure_of, legend, line_style, row_colour
 from cil.report.rows import Row
 from cil.report.verdicts import Score
 
@@ -90,7 +90,7 @@ def anytime_picture(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture | 
         found = [run.result("anytime") for run in row.runs]
         alike = [one for one in found if one["updates"] == found[0]["updates"]]
         centre = [_mean(values) for values in zip(*(one["accuracy"] for one in alike), strict=True)]
-        style = line_style(BOUND if row.bound else paint[row.label], place, dashed=row.bound)
+        style = line_style(row_colour(row, paint), place, dashed=row.bound)
         many = len(centre) > 60
         axes.plot(found[0]["updates"], centre, **(style | ({"marker": ""} if many else {})), label=row.label)
         pairs = zip(found[0]["experiences"], found[0]["updates"], strict=True)

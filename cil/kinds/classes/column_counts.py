@@ -38,7 +38,8 @@ class ColumnCounts:
         """
         for name, counts in self._counts.items():
             if name in columns:
-                counts += torch.stack([_per_group(columns[name], own, len(counts)) for own in (right, right | True)], 1)
+                group, many = columns[name], len(counts)
+                counts += torch.stack([group[own].bincount(minlength=many).cpu() for own in (right, right | True)], 1)
         if ACCEPTED in columns:
             accepted = columns[ACCEPTED]
             known = ((accepted >= 0) & (accepted < num_classes)).any(1)
@@ -90,7 +91,3 @@ def accepted_scores(rows: Sequence[Counts]) -> AcceptedScores | None:
     return AcceptedScores(
         accuracy_curve=plain(curve), last_accuracy=plain(curve)[-1], counted=[int(count) for count in counts[:, 1]]
     )
-
-
-def _per_group(group: Tensor, chosen: Tensor, many: int) -> Tensor:
-    return torch.bincount(group[chosen], minlength=many).cpu()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from cil.kinds.classes.rows import LAST
 from cil.report.grids import Line, Titled, grid, whole
-from cil.report.plots import BOUND, Picture, figure_of, legend, line_style
+from cil.report.plots import Picture, dot_style, figure_of, legend, row_colour
 from cil.report.rows import Row
 
 HEADING = "Backbone, learned, stored"
@@ -44,7 +44,7 @@ def learned_bytes_picture(rows: Sequence[Row], paint: Mapping[str, str]) -> Pict
     for axes, names in zip(panels, (("learned",), ("learned", "stored")), strict=True):
         for place, (row, score) in enumerate(known):
             size = sum(row.three_lines[name] for name in names) / KIB
-            style = line_style(BOUND if row.bound else paint[row.label], place) | {"linestyle": "none", "markersize": 8}
+            style = dot_style(row_colour(row, paint), place, size=8)
             axes.errorbar([size], [score.mean or 0.0], yerr=[score.std or 0.0], capsize=3, **style, label=row.label)
         axes.set_xscale("symlog", linthresh=1)  # methods that learn nothing stand at 0
         axes.set_xlim(left=-0.2)

@@ -72,7 +72,8 @@ def stream_sections(tables: Sequence[tuple[str, Sequence[Row]]]) -> list[Section
     """
     by_stream: dict[str, dict[str, Row]] = {}
     for title, rows in tables:
-        by_stream[title] = max(by_stream.get(title, {}), _scored(rows), key=len)
+        scored = {row.label: row for row in ranked(rows) if row.score(LAST).known}
+        by_stream[title] = max(by_stream.get(title, {}), scored, key=len)
     found = [(title, rows) for title, rows in by_stream.items() if len(rows) > 1]
     labels = [label for label in found[0][1] if all(label in rows for _, rows in found)] if found else []
     if len(found) < 2 or len(labels) < 2:
@@ -98,10 +99,6 @@ def streams_rows(workloads: Sequence[Workload], labels: Sequence[str]) -> list[S
     return sorted(rows, key=lambda row: (-row.score, row.label))
 
 
-def _scored(rows: Sequence[Row]) -> dict[str, Row]:
-    return {row.label: row for row in ranked(rows) if row.score(LAST).known}
-
-
 def _section(workloads: Sequence[Workload], labels: Sequence[str]) -> Section:
     rows = streams_rows(workloads, labels)
     places = {
@@ -117,7 +114,8 @@ def _section(workloads: Sequence[Workload], labels: Sequence[str]) -> Section:
         if ranks:
             cells["mean rank"] = decimal(ranks[row.label], 2)
         lines.append(Line(row.label, cells))
-    targets = "; ".join(f"{one.name}: {one.target:.2f} %{_where(one)}" for one in workloads)
+    validated = " (validation)"
+    targets = "; ".join(f"{one.name}: {one.target:.2f} %{validated * (one.key[0] != LAST)}" for one in workloads)
     remarks = (
         "Reached: streams on which the median seed ends at or above the target, the median of the ranked rows. "
         f"{targets}.",
@@ -136,10 +134,6 @@ def _section(workloads: Sequence[Workload], labels: Sequence[str]) -> Section:
         },
         plots=partial(_plots, rows),
     )
-
-
-def _where(one: Workload) -> str:
-    return " (validation)" if one.key[0] != LAST else ""
 
 
 def _entry(row: StreamsRow, ranks: Mapping[str, float]) -> dict[str, Any]:

@@ -26,10 +26,12 @@ from cil.report.plots import (
     Plot,
     band,
     bars,
+    dot_style,
     draw_plots,
     figure_of,
     legend,
     line_style,
+    row_colour,
 )
 from cil.report.rows import Row
 from cil.report.runs import conventions_of
@@ -82,10 +84,6 @@ def plots(rows: Sequence[Row], limit: int | None, convention: str, number: int, 
     )
 
 
-def _colour(row: Row, paint: Mapping[str, str]) -> str:
-    return BOUND if row.bound else paint[row.label]
-
-
 def _accuracy_curves(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture | None:
     figure, (axes,) = figure_of(4.2, width=1.7 * WIDTH)
     sizes = [len(slots) for slots in rows[0].runs[0].stream.get("new_slots") or []]
@@ -95,7 +93,7 @@ def _accuracy_curves(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture |
         classes = [sum(sizes[: step + 1]) if sizes else step + 1 for step in range(steps)]
         columns = [[curve[step] for curve in curves] for step in range(steps)]
         centre = [sum(column) / len(column) for column in columns]
-        style = line_style(_colour(row, paint), place, dashed=row.bound)
+        style = line_style(row_colour(row, paint), place, dashed=row.bound)
         axes.plot(classes, centre, **style, label=row.label)
         if len(curves) > 1:
             std = [Score(dict(enumerate(column))).std or 0.0 for column in columns]
@@ -126,7 +124,7 @@ def _accuracy_against_bytes(
         return None
     figure, (axes,) = figure_of(3.9)
     for place, (row, size, last, std) in enumerate(points):
-        style = line_style(_colour(row, paint), place) | {"linestyle": "none", "markersize": 9}
+        style = dot_style(row_colour(row, paint), place)
         axes.plot([size], [last], **style, label=row.label)
         axes.errorbar([size], [last], yerr=[std], color=style["color"], capsize=3, elinewidth=1.2)
     if limit is not None:
@@ -148,7 +146,7 @@ def _forgetting_bars(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture |
     figure, (axes,) = bars([row.label for row, _ in known])
     for place, (row, score) in enumerate(reversed(known)):
         mean, std = score.mean or 0.0, score.std
-        axes.barh(place, mean, height=0.62, color=_colour(row, paint))
+        axes.barh(place, mean, height=0.62, color=row_colour(row, paint))
         if std is not None:
             axes.errorbar(mean, place, xerr=std, color=INK, capsize=2, elinewidth=1)
         axes.annotate(str(score), (max(mean + (std or 0.0), 0.0), place), (6, 0), **BESIDE)

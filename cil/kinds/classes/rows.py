@@ -36,7 +36,6 @@ def class_rows(groups: Sequence[Group]) -> list[Row]:
 
 
 def ranked(rows: Iterable[Row]) -> list[Row]:
-    """The rows that are compared."""
     return [row for row in rows if row.standing == "ranked"]
 
 

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.report.images import SIDE
+
 IMAGES, SLOTS, ANSWERS = "sample_images", "sample_slots", "sample_answers"  # names of counts, and of arrays
-COUNT, SIDE = 16, 32  # images, of as many classes; most pixels of a side
+COUNT = 16  # images, of as many classes
 
 Predict = Callable[[Tensor], Tensor]
 

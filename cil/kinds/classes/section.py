@@ -30,14 +30,7 @@ from cil.kinds.classes.seeds import HEADING as SEEDS
 from cil.kinds.classes.seeds import TERMS as SEED_TERMS
 from cil.kinds.classes.seeds import seeds_content, seeds_table
 from cil.kinds.classes.set_order import set_order_sections
-from cil.report.bills import (
-    USE_TERMS,
-    bill_cells,
-    bill_entry,
-    bill_terms,
-    use_cells,
-    use_entry,
-)
+from cil.report.bills import USE_TERMS, bill_cells, bill_entry, bill_terms, use_cells, use_entry
 from cil.report.grids import Grid, Titled, byte_bill, flops, scores_entry, seconds, whole
 from cil.report.grouping import Group, budget_words, by_budget, comparisons, differing, grouped
 from cil.report.rows import Row, largest, mean, remarks
@@ -300,13 +293,8 @@ def _bill(rows: Sequence[Row], convention: str) -> Grid:
     found = []
     for row in rows:
         if (total := row.carried(convention)) is not None:
-            found.append(
-                (
-                    row.label,
-                    row.bytes_by_kind(convention),
-                    {**({"public": _public(row)} if public else {}), "total": total},
-                )
-            )
+            more = {**({"public": _public(row)} if public else {}), "total": total}
+            found.append((row.label, row.bytes_by_kind(convention), more))
     return byte_bill("strategy", found)
 
 

@@ -11,7 +11,6 @@ from cil.kinds.classes.rows import ranked
 from cil.metrics import ci
 from cil.report.grids import Line, Titled, grid
 from cil.report.grouping import allowance, budget_words
-from cil.report.plots import Plot
 from cil.report.rows import Row
 from cil.report.section import Section
 from cil.report.verdicts import Score
@@ -40,7 +39,6 @@ class OrderEffect:
         return Score({seed: None if None in (a, b) else b - a for seed, (a, b) in values.items()})  # type: ignore[operator]
 
     def difference_words(self, average: str) -> str:
-        """The difference with its interval."""
         score = self.difference(average)
         if score.mean is None:
             return "–"
@@ -98,10 +96,11 @@ def _section(by_set: Sequence[Row], mixed: Sequence[Row]) -> Section:
     lines = [
         Line(effect.label, {f"Δ {name}": effect.difference_words(name) for name in AVERAGES}) for effect in effects
     ]
-    both = [
-        Line(e.label, {f"{words} {name} %": str(scores[name]) for name in AVERAGES for words, scores in _orders(e)})
-        for e in effects
-    ]
+    both = []
+    for effect in effects:
+        orders = (("by set,", effect.by_set), ("mixed,", effect.mixed))
+        cells = {f"{words} {name} %": str(scores[name]) for name in AVERAGES for words, scores in orders}
+        both.append(Line(effect.label, cells))
     sets = ", ".join(dict.fromkeys(first.stream["origins"]))
     return Section(
         title=f"{sets}: classes mixed, against one data set after the other",
@@ -113,12 +112,8 @@ def _section(by_set: Sequence[Row], mixed: Sequence[Row]) -> Section:
         facts={"one set after the other": _words(first.stream), "mixed": _words(second.stream)},
         remarks=(NOTE,),
         content={"rows": [effect.entry() for effect in effects]},
-        plots=_no_plots,
+        plots=lambda number, paint: [],
     )
-
-
-def _orders(effect: OrderEffect) -> tuple[tuple[str, Mapping[str, Score]], ...]:
-    return ("by set,", effect.by_set), ("mixed,", effect.mixed)
 
 
 def _last(row: Row) -> dict[str, Score]:
@@ -129,7 +124,3 @@ def _words(stream: Mapping[str, Any]) -> str:
     met, share = sets_met(stream), share_of_pairs(stream)
     pairs = "" if share is None else f"; {100 * share:.1f} % of the pairs of classes in one are of one set"
     return f"{sum(met) / len(met):.2f} data sets an experience{pairs}"
-
-
-def _no_plots(number: int, paint: Mapping[str, str]) -> list[Plot]:
-    return []

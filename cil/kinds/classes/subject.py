@@ -27,7 +27,6 @@ class StrategyRun(CheckedRun[Strategy]):
 
     @property
     def work(self) -> StrategyWork:
-        """The work of the run."""
         return cast(StrategyWork, self.run.work)
 
     def rebuilt(self, boundary: int, state: State | None = None) -> Strategy:

@@ -11,9 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from cil.engine.anytime import AnytimeObserver
-from cil.engine.driver import Context, Facts
 from cil.engine.learning import StrategyWork
 from cil.engine.running import Counts, Rows
+from cil.engine.work import Context, Facts
 from cil.errors import ConfigError
 from cil.kinds.classes.answers import Answers
 from cil.kinds.classes.evaluation import evaluate

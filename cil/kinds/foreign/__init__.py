@@ -8,7 +8,7 @@ from cil.errors import ConfigError
 from cil.kinds.parts import KindOfParts
 
 if TYPE_CHECKING:
-    from cil.engine.driver import Work
+    from cil.engine.work import Work
     from cil.kinds.base import Kind
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cil.kinds.tasks.rows import TaskRow
 from cil.kinds.tasks.timeline import Task, timeline_picture
-from cil.report.plots import BOUND, INK, WIDTH, Picture, Plot, draw_plots, figure_of, legend, line_style
+from cil.report.plots import INK, WIDTH, Picture, Plot, dot_style, draw_plots, figure_of, legend, line_style, row_colour
 
 
 def plots(rows: Sequence[TaskRow], tasks: Sequence[Task], number: int, paint: Mapping[str, str]) -> list[Plot]:
@@ -28,7 +28,7 @@ def _front(rows: Sequence[TaskRow], paint: Mapping[str, str]) -> Picture:
         x, y = zip(*front, (max(row.spent for row in rows), front[-1][1]), strict=True)
         axes.step(x, y, where="post", color=INK, linewidth=1.2, linestyle=":", label="front", zorder=1)
     for place, row in enumerate(rows):
-        style = line_style(BOUND if row.bound else paint[row.label], place) | {"linestyle": "none", "markersize": 9}
+        style = dot_style(row_colour(row, paint), place)
         axes.errorbar(
             [row.spent], [row.error.mean or 0.0], yerr=[row.error.std or 0.0], **style, capsize=3, elinewidth=1.2,
             label=row.label,
@@ -50,7 +50,7 @@ def _over_stream(rows: Sequence[TaskRow], paint: Mapping[str, str]) -> Picture:
     for place, row in enumerate(rows):
         errors = [score.mean or 0.0 for score in row.errors]
         running = [sum(errors[: index + 1]) / (index + 1) for index in range(len(errors))]
-        style = line_style(BOUND if row.bound else paint[row.label], place, dashed=row.bound)
+        style = line_style(row_colour(row, paint), place, dashed=row.bound)
         axes.plot(row.so_far, running, **style, label=row.label)
     _logarithmic(axes, [value for row in rows for value in row.so_far])
     axes.set_xlabel("operations so far, search and validation included")

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from cil.engine.driver import Facts
 from cil.engine.learning import StrategyWork
 from cil.engine.running import Counts, Rows
+from cil.engine.work import Facts
 from cil.errors import ConfigError
 from cil.kinds.tasks.evaluation import evaluate_tasks
 from cil.kinds.tasks.record_types import TaskScores
@@ -36,11 +36,7 @@ class TaskWork(StrategyWork):
         self._so_far = ErrorsSoFar(self.stream.splits[0])
 
     def check_stream(self, learner: Strategy) -> None:
-        """Refuse trials without held-out data, and a look inside experiences: heads are evaluated one by one.
-
-        Raises:
-            ConfigError: naming the tasks, or the key.
-        """
+        """Refuse trials without held-out data, and a look inside experiences: heads are evaluated one by one."""
         check_judged(learner.searches, self.stream)
         if self.anytime is not None:
             raise ConfigError(
@@ -84,11 +80,7 @@ class TaskWork(StrategyWork):
 
 
 def check_judged(searches: bool, stream: TaskStream) -> None:
-    """Refuse a search on tasks without the held-out data that judge its trials.
-
-    Raises:
-        ConfigError: naming the tasks.
-    """
+    """Refuse a search on tasks without the held-out data that judge its trials."""
     events = stream.events if searches else ()
     lacking = [event.id for event in events if event.counts.get("dev") == 0]
     if lacking:

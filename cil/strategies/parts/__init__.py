@@ -11,15 +11,6 @@ from cil.strategies.parts.nearest_mean import nearest_mean
 from cil.strategies.parts.rehearsal import balanced_set, draw_batch, features, outputs, store_exemplars
 
 __all__ = [
-    "balanced_set",
-    "cosine_distance",
-    "distillation",
-    "draw_batch",
-    "features",
-    "less_forget",
-    "margin_ranking",
-    "nearest_mean",
-    "new_class_cross_entropy",
-    "outputs",
-    "store_exemplars",
-]
+    "balanced_set", "cosine_distance", "distillation", "draw_batch", "features", "less_forget", "margin_ranking",
+    "nearest_mean", "new_class_cross_entropy", "outputs", "store_exemplars",
+]  # fmt: skip

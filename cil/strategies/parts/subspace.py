@@ -39,7 +39,6 @@ class Subspace(nn.Module):
 
     @property
     def dimension(self) -> int:
-        """Dimensions of the subspace."""
         count = int(self.count)
         return count if count >= 0 else len(self.basis) + 1 + count
 

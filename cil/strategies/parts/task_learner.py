@@ -19,6 +19,7 @@ from cil.models import NetFactory, TaskNet
 from cil.strategies.base import Strategy, check
 from cil.strategies.parts.setup_warnings import method_name
 from cil.streams import Experience, Signature, TaskKey
+from cil.values import is_whole
 
 SEARCH: Mapping[str, Any] = {
     "trials": 4,
@@ -74,8 +75,7 @@ class TaskRecipe:
         made = cls(**{**SEARCH, **given})
         for key, least in (("trials", 0), ("steps", 1), ("batch_size", 1)):
             value = getattr(made, key)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            if not whole and not (key == "batch_size" and value is None):
+            if not (is_whole(value) and value >= least) and not (key == "batch_size" and value is None):
                 raise ConfigError(
                     f"strategy.search.{key} of {strategy} is {value!r}; it must be a whole number from {least}"
                 )

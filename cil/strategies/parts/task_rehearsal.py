@@ -47,7 +47,6 @@ class TaskRehearsal(TaskLearner):
         return list(self.net.parameters())
 
     def past(self, task: TaskKey) -> ExemplarMemory:
-        """The memory of a task."""
         return self.memories()[_name(task)]
 
     def memory_of(self, slot: int) -> str | None:

@@ -186,6 +186,8 @@ def test_the_command_leaves_records_that_every_reader_takes(log, tmp_path, capsy
     assert Record.load(again.directory).frame().shape[0] == 2
     assert main(["show", str(again.directory)]) == 0 and main(["runs", "list", str(root)]) == 0
     assert "foreign" in capsys.readouterr().out
+    odd = write_record(read_log(log(WHOLE.replace("dataset: toy", f"dataset: {'é' * 300}"), "odd.log"))[0], root)
+    assert odd.directory.parent.name == "é" * 60 and odd.identity["stream"]["dataset"] == "é" * 300
     assert main(["evaluate", str(again.directory)]) == 2
     assert "is of the kind foreign; give the run of a strategy" in capsys.readouterr().err
     assert main(["import", str(log("nothing\n", "bad.log")), str(path), "--into", str(root)]) == 1

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from cil import Samples, Strategy
-from cil.engine.driver import Counts, Facts
 from cil.engine.learning import StrategyWork
+from cil.engine.running import Counts
+from cil.engine.work import Facts
 from cil.errors import StreamError
 from cil.memory import Flops, unit
 from cil_retrieval.gallery import GalleryStream

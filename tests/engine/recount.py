@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from cil.engine.driver import Boundary, Context, Run
+from cil.engine.driver import Run
+from cil.engine.work import Boundary, Context
 from cil.memory import Flops
 from cil.tracking import Record
 
