@@ -188,6 +188,12 @@ def test_the_command_leaves_records_that_every_reader_takes(log, tmp_path, capsy
     assert "foreign" in capsys.readouterr().out
     assert main(["evaluate", str(again.directory)]) == 2
     assert "is of the kind foreign; give the run of a strategy" in capsys.readouterr().err
+    for all_of_it in ((), ("--all",)):
+        assert main(["audit", str(again.directory), *all_of_it]) == 2
+        assert "is foreign: pycil, which made it, alone can run it again" in capsys.readouterr().err
+    assert main(["cite", str(root)]) == 0
+    (cited,) = capsys.readouterr().out.splitlines()
+    assert cited.startswith("icarl of pycil: foreign, read from a log") and "Rebuffi" not in cited
     assert main(["import", str(log("nothing\n", "bad.log")), str(path), "--into", str(root)]) == 1
     assert "bad.log is no log" in capsys.readouterr().err
 
