@@ -35,7 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     used = [method for item in named for method in _methods(item)]
     if "--bibtex" in flags:
         keys = {SURVEY} if any(method.survey for method in used) else set()
-        print("\n\n".join(entries((method.name for method in used), keys)))
+        found = entries((method.name for method in used if method.toolbox is None), keys)
+        print("\n\n".join([*dict.fromkeys(f"% {method.words}" for method in used if method.toolbox), *found]))
     else:
         print("\n".join(dict.fromkeys(method.words for method in used)))
     return 0
@@ -74,8 +75,7 @@ def _methods(item: str) -> list[Used]:
 
         runs = [RunSummary(record) for record in find_runs(item)]
         return [
-            Used(run.kind.learner, run.learner, run.convention == "survey", run.identity.get("toolbox"))
-            for run in runs
+            Used(run.kind.learner, run.learner, run.convention == "survey", run.identity.get("toolbox")) for run in runs
         ]
     from cil import adapt, strategies
 
