@@ -243,7 +243,8 @@ def attempt(operations: Operations, command: Sequence[str], folder: Path) -> int
 
 def runs_of(folder: Path) -> dict[str, Path]:
     """The runs under a folder by their place in it."""
-    return {str(path.parent.relative_to(folder)): path.parent for path in sorted(folder.rglob("record.json"))}
+    paths = sorted(folder.rglob("record.json"))
+    return {str(path.parent.relative_to(folder)): path.parent for path in paths if ".cil-partial" not in str(path)}
 
 
 def is_early(run: Path) -> bool:
