@@ -100,6 +100,7 @@ def audit(
     from cil.engine.checkpoint import Checkpoints
 
     record = Record.load(run_dir)
+    check_own(record)
     if every:
         wanted = candidates(Checkpoints(record.directory, run=record.run))
     else:
@@ -134,12 +135,23 @@ def _here(record: Record, experience: int | None, given: Sequence[str], run: str
     """Redo an experience in this process, and keep what came out; 0 where all bits are the same."""
     from cil.engine.audit import Redoing, chosen
 
+    check_own(record)
     with _empty_temporary_folder() as folder:
         redoing = Redoing(record, planned(record, given, run, device))
         found = redoing.redo(chosen(record) if experience is None else experience, folder / "run")
     write_audit(record.directory, found)
     print(text(record, found), flush=True)
     return int(not found.equal)
+
+
+def check_own(record: Record) -> None:
+    """Refuse what another toolbox left.
+
+    Raises:
+        ConfigError: naming the toolbox.
+    """
+    if toolbox := record.identity.get("toolbox"):
+        raise ConfigError(f"{record.directory} is foreign: {toolbox}, which made it, alone can run it again")
 
 
 @contextmanager

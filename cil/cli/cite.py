@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from inspect import getdoc
 from pathlib import Path
 from typing import Any
@@ -32,28 +33,55 @@ def main(arguments: Sequence[str]) -> int:
     if not named:
         raise ConfigError("cil cite needs run directories, or names of methods")
     used = [method for item in named for method in _methods(item)]
-    names = list(dict.fromkeys(name for _, name, _ in used))
     if "--bibtex" in flags:
-        keys = {SURVEY} if any(survey for *_, survey in used) else set()
-        print("\n\n".join(entries(names, keys)))
-        return 0
-    for group, name in dict.fromkeys((group, name) for group, name, _ in used):
-        print(f"{name}: {source(_class(group, name))}")
+        keys = {SURVEY} if any(method.survey for method in used) else set()
+        found = entries((method.name for method in used if method.toolbox is None), keys)
+        print("\n\n".join([*dict.fromkeys(f"% {method.words}" for method in used if method.toolbox), *found]))
+    else:
+        print("\n".join(dict.fromkeys(method.words for method in used)))
     return 0
 
 
-def _methods(item: str) -> list[tuple[str, str, bool]]:
-    """(``strategy`` or ``adapter``, name, whether it follows the survey's protocol) of a folder of runs, or a name."""
+@dataclass(frozen=True)
+class Used:
+    """A method that was used.
+
+    Attributes:
+        group: ``strategy`` or ``adapter``.
+        survey: True where it follows the survey's protocol.
+        toolbox: Of a foreign record, whose code it was.
+    """
+
+    group: str
+    name: str
+    survey: bool = False
+    toolbox: str | None = None
+
+    @property
+    def words(self) -> str:
+        """Its name and source in one line."""
+        if self.toolbox is None:
+            return f"{self.name}: {source(_class(self.group, self.name))}"
+        return (
+            f"{self.name} of {self.toolbox}: foreign, read from a log; which paper its code follows, and where it "
+            f"departs, {self.toolbox} says (of the method of this name here: cil cite {self.name})"
+        )
+
+
+def _methods(item: str) -> list[Used]:
+    """The methods of a folder of runs, or the one of this name."""
     if Path(item).exists():
         from cil.report.runs import RunSummary, find_runs
 
         runs = [RunSummary(record) for record in find_runs(item)]
-        return [(run.kind.learner, run.learner, run.convention == "survey") for run in runs]
+        return [
+            Used(run.kind.learner, run.learner, run.convention == "survey", run.identity.get("toolbox")) for run in runs
+        ]
     from cil import adapt, strategies
 
     for group, names in (("strategy", strategies.names()), ("adapter", adapt.names())):
         if item in names:
-            return [(group, item, False)]
+            return [Used(group, item)]
     raise ConfigError(f"{item} is no folder and no method; cil list strategies and cil list adapters name all")
 
 

@@ -211,16 +211,18 @@ def write_report(records: Sequence[Record], out: Path, title: str, command: str 
     from cil.cli.signed_page import is_current, key_of_page, signed
     from cil.report import table, to_csv, to_markdown, to_text
     from cil.report.page import html, refuse_foreign_report, write_page
+    from cil.tracking.storage import IDLE, remove_partial, write_bytes_atomic
 
     whole = table(records)
     whole = replace(whole, footnotes=(*whole.footnotes, *remarks(out)))
     refuse_foreign_report(out)
+    remove_partial(out, IDLE)
     page = out / "index.html"
     key = key_of_page(records, title, command or "", *whole.footnotes)
     if not is_current(page, key):
         write_page(signed(html(whole, title, command), key), page)
-    (out / "table.csv").write_text(to_csv(whole), encoding="utf-8")
-    (out / "table.md").write_text(to_markdown(whole), encoding="utf-8")
+    write_bytes_atomic(out / "table.csv", to_csv(whole).encode())
+    write_bytes_atomic(out / "table.md", to_markdown(whole).encode())
     text = to_text(whole, shutil.get_terminal_size((120, 24)).columns)
     return f"{text.rstrip()}\n\npage: {page}"
 

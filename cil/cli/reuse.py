@@ -93,19 +93,26 @@ def take_over(identities: Mapping[Path, Mapping[str, Any]], found: Mapping[Path,
     """
     before = _read(out)
     missing = {str(path.relative_to(out)) for path in identities if not path.exists()}
-    kept, taken = {place: folder for place, folder in before.items() if place not in missing}, dict[str, str]()
+    kept = {place: folder for place, folder in before.items() if place not in missing}
+    places = {path: str(path.relative_to(out)) for path in found}
+    taken = {place: _folder_of(found[path], place) for path, place in places.items()}
+    noted = kept | taken
+    _note(out, before, noted)  # first: a run that was copied, and not noted, would look trained here
     for path, source in found.items():
-        place = str(path.relative_to(out))
         try:
             _copy(source, path)
         except OSError as error:
             _say.warning("not reused: %s cannot be copied to %s: %s", source, path, error.strerror or "it has changed")
-        else:
-            taken[place] = _folder_of(source, place)
-    if {**kept, **taken} != before:
-        write_json_atomic(out / REUSED, {**kept, **taken})
+            del taken[places[path]]
+    _note(out, noted, kept | taken)
     if taken:
         print(f"cil: note: {'; '.join(_sentences(taken))}", file=sys.stderr, flush=True)
+
+
+def _note(out: Path, before: Mapping[str, str], taken: Mapping[str, str]) -> None:
+    """Write which runs were taken over, where that has changed."""
+    if dict(taken) != before:
+        write_json_atomic(out / REUSED, taken)
 
 
 def _folder_of(source: Path, place: str) -> str:

@@ -44,6 +44,7 @@ seeds are added to those that are there.
   jobs=N, out=DIR          as in cil compare; trials are in out/trials, the report also in out/tune.json
 """
 ROUND = {"random": sys.maxsize, "tpe": 4}  # trials asked for at a time, however many run side by side
+CUT_SHORT = ("killed", "interrupted")  # trials that go on once, before anything is chosen without them
 NOT_IN_FOLDER = ("seed", "tune.trials")  # further seeds and trials belong to what is there
 QUANTILES = (0, 25, 50, 75, 100)
 DRAWS = (1, 2, 3, 5, 10, 20, 50, 100)
@@ -209,8 +210,12 @@ def _run_trials(setting: Setting, trials: Sequence[Trial], jobs: int, out: Path)
         drawn = _overrides(setting, first)
         varied = {"trial": str(first.number)} | {item.partition("=")[0]: item.partition("=")[2] for item in drawn}
         cells.append(Cell(with_overrides(setting.job, [*setting.protocol.trials[first.seed], *drawn]), varied))
-    ends = run_cells(cells, jobs, out, partial(plan_trial, setting.protocol.first))
+    run = partial(run_cells, jobs=jobs, out=out, plan=partial(plan_trial, setting.protocol.first))
+    ends = run(cells)
     assert len(ends) == len(cells)  # what is drawn differs, so do the runs
+    if cut := [number for number, end in enumerate(ends) if end.status in CUT_SHORT]:
+        again = run([cells[number] for number in cut])
+        ends = [again[cut.index(number)] if number in cut else end for number, end in enumerate(ends)]
     for group, end in zip(groups.values(), ends, strict=True):
         _read(group, end, setting.tune["metric"])
 

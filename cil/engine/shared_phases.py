@@ -29,6 +29,7 @@ from cil.engine.cost import Cost
 from cil.engine.fit import Fit
 from cil.engine.plain_phase import PlainPhase
 from cil.errors import ResumeError
+from cil.tracking.storage import IDLE, remove_partial
 
 CONTENT = ("lines", "cost", "progress", "seconds", "looks", "sum")
 WAIT = 0.1  # seconds between two looks at a lock
@@ -57,6 +58,7 @@ class SharedPhases:
             Seconds that the other run took; 0 where it was trained here.
         """
         with self._turn(plain.key):
+            remove_partial(self.folder, IDLE)
             found = self._find(plain)
             if found is not None:
                 if self.looks is not None:

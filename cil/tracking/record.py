@@ -117,7 +117,8 @@ class Record:
         cls, directory: Path, own: dict[str, Any], environment: Mapping[str, Any] | None, lock: DirectoryLock | None
     ) -> Record:
         if lock is not None:
-            remove_partial(directory)
+            for folder in (directory, (directory / INDEX_OF_ARRAYS).parent):
+                remove_partial(folder)
         if (directory / RECORD).exists():
             content = _read(directory)
             difference = first_difference(content.get("identity"), own)

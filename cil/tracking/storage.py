@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
@@ -17,6 +18,7 @@ from cil.errors import TrainingError
 
 HIDDEN = "[hidden]"
 PARTIAL = ".cil-partial."  # how names of files begin that are being written
+IDLE = 60.0  # seconds without a write, after which whoever wrote such a file was killed
 _PASSWORDS = {"password", "passwords", "passwd", "passphrase", "secret", "secrets", "credential", "credentials"}
 _KEYS = {"key", "keys", "apikey", "token", "tokens"}  # hyper-parameters have such names too
 
@@ -191,10 +193,16 @@ def cannot_write(path: Path, error: Exception) -> str:
     return f"cannot write {path}: {why}{'; make room' if number in (errno.ENOSPC, errno.EDQUOT) else ''}"
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what a process that was killed had begun to write in a folder; nothing else."""
+def remove_partial(folder: Path, idle: float = 0.0) -> None:
+    """Remove what a process that was killed had begun to write in a folder; nothing else.
+
+    Args:
+        idle: Seconds for which nobody has written to it, where other processes may be at work in the folder.
+    """
     for path in folder.glob(f"{PARTIAL}[0-9]*.*"):
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if path.is_file() and path.stat().st_mtime <= time.time() - idle:
+                path.unlink()
 
 
 def fsync_dir(path: str | Path) -> None:

@@ -84,10 +84,16 @@ def test_a_page_of_somebody_else_is_named_before_anything_is_trained(cil, tmp_pa
 
 
 def test_a_comparison_leaves_runs_a_table_and_a_page(cil, tmp_path, monkeypatch):
+    left = tmp_path / "here/.cil-partial.12.index.html", tmp_path / "here/phases/.cil-partial.12.0a1b.json"
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (0, 0))
     said = cil("compare", *DIGITS, "strategy=finetune,replay", "seed=0,1", "jobs=2", "out=here")
     assert said.code == 0, said.err
     assert "replay" in said.out and said.out.endswith("\n\npage: here/index.html\n") and "\n\n\n" not in said.out
     assert len(list(tmp_path.glob("here/digits_b0_inc2/*/record.json"))) == 4
+    assert not any(path.exists() for path in left)
     assert "<code>cil compare stream=split_digits trainer" in (tmp_path / "here/index.html").read_text()
     assert len((tmp_path / "here/table.csv").read_text().splitlines()) == 3
     assert "replay" in (tmp_path / "here/table.md").read_text()

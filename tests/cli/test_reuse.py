@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shutil
 
+import pytest
+
+from cil.cli import reuse
 from cil.report import find_runs
 from cil.tracking import Record
 
@@ -26,6 +29,28 @@ def test_one_more_seed_trains_one_run_and_says_what_was_taken_over(cil, tmp_path
     elsewhere = cil("compare", *DIGITS[:-1], "strategy=finetune", "seed=0,1", "jobs=1", "out=other")
     assert elsewhere.err.count("finished before, not run again") == 2
     assert len(find_runs("other")) == 2
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["before the copy", "after it"])
+def test_what_was_taken_over_is_said_also_where_the_command_was_killed(tmp_path, monkeypatch, copied):
+    source, out = tmp_path / "earlier/digits/run", tmp_path / "here"
+    source.mkdir(parents=True)
+    (source / "record.json").write_text("{}")
+    path, copy = out / "digits/run", reuse._copy
+
+    def killed(*given):
+        if copied:
+            copy(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(reuse, "_copy", killed)
+        reuse.take_over({path: {}}, {path: source}, out)
+    reuse.take_over({path: {}}, {} if copied else {path: source}, out)
+    assert reuse.remarks(out) == [f"reused: 1 finished run of {tmp_path / 'earlier'}, of the same identity"]
+    shutil.rmtree(path)
+    reuse.take_over({path: {}}, {}, out)  # trained here after all
+    assert reuse.remarks(out) == []
 
 
 def test_another_setting_or_an_unfinished_run_is_not_taken_over(cil, tmp_path):

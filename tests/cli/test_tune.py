@@ -6,11 +6,14 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cil.cli import tune, tuning_protocols
 from cil.cli.compose import compose
 from cil.cli.names import choices
+from cil.cli.pool import QueuedRun, RunEnd
 from cil.cli.search_space import Study, read_ranges, space_hash
 from cil.cli.tuning_protocols import protocol_of, replace_overrides
 from cil.errors import ConfigError
@@ -260,3 +263,22 @@ def test_every_space_that_is_shipped_is_one(name):
     ranges = read_ranges(compose([f"tune={name}"]).config["tune"]["space"])
     for each in ranges:
         assert all(compose([each.override(value)]) for value in each.values)
+
+
+def test_a_trial_that_is_killed_goes_on_once_before_anything_is_chosen(tmp_path, monkeypatch):
+    begun: list[list[str]] = []
+
+    def run_cells(cells, jobs, out, plan):
+        begun.append([cell.varied["trial"] for cell in cells])
+        statuses = {"1": "killed" if len(begun) == 1 else "finished", "2": "killed"}
+        return [RunEnd(QueuedRun("", tmp_path, None), statuses.get(cell.varied["trial"], "finished")) for cell in cells]
+
+    read: dict[int, str] = {}
+    monkeypatch.setattr(tune, "run_cells", run_cells)
+    monkeypatch.setattr(tune, "_read", lambda group, end, metric: read.update({group[0].number: end.status}))
+    monkeypatch.setattr(tuning_protocols, "with_overrides", lambda job, overrides: job)
+    protocol = SimpleNamespace(trials=[()], first=None)
+    setting = SimpleNamespace(job=None, protocol=protocol, ranges=[], tune={"metric": "last_accuracy"})
+    tune._run_trials(setting, [tune.Trial(number, 0, {"lr": number}) for number in range(3)], 1, tmp_path)
+    assert begun == [["0", "1", "2"], ["1", "2"]]
+    assert read == {0: "finished", 1: "finished", 2: "killed"}

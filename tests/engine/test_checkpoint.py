@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickletools
+import random
 from pathlib import Path
 
 import pytest
@@ -237,6 +238,31 @@ def test_a_crash_while_a_snapshot_is_written_leaves_the_one_before(kept, monkeyp
     content = kept.snapshot_content("now")
     assert content["step"] == 2
     assert kept.snapshot_tensors(content)["a"].tolist() == [1, 1]
+
+
+def test_a_damaged_snapshot_of_several_ranks_is_named_or_reads_as_it_was(kept):
+    bills = [{"cost": {"steps": 3, "flops": rank}} for rank in range(2)]
+    kept.write_snapshot("now", {"a": torch.arange(6.0), "b": torch.ones(2)}, {"step": 3, "bills": bills})
+    content = kept.snapshot_content("now")
+    tensors = {name: tensor.tolist() for name, tensor in kept.snapshot_tensors(content).items()}
+    chance, refused = random.Random(0), 0
+    for path in sorted(kept.snapshots.iterdir()) * 60:
+        whole, number = path.read_bytes(), chance.randrange(6)
+        place = chance.randrange(len(whole))
+        damaged = bytearray(whole if number else whole[:place])
+        if number:
+            damaged[place] ^= chance.randrange(1, 256)
+        path.write_bytes(damaged)
+        try:
+            found = kept.snapshot_content("now")
+            read = kept.snapshot_tensors(found)
+        except ResumeError as error:
+            refused += 1
+            assert path.name in str(error)
+        else:
+            assert {**found, **content} == found and {name: t.tolist() for name, t in read.items()} == tensors
+        path.write_bytes(whole)
+    assert refused > 110
 
 
 def test_a_commit_ends_the_snapshots_of_its_experience(kept):

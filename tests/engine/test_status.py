@@ -87,7 +87,7 @@ def test_a_full_disk_at_the_end_does_not_hide_why_it_ended(tmp_path, monkeypatch
 
 def test_what_killed_writes_left_is_cleaned_in_all_folders_of_a_run(tmp_path):
     run = small_run(Rehearse, tmp_path)
-    for folder in ("checkpoint", "snapshot"):
+    for folder in ("checkpoint", "snapshot", "arrays"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / ".cil-partial.12.experience-000.safetensors").write_text("part")
         (tmp_path / folder / ".notes.tmp").write_text("mine")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
 
 import pytest
 
 from cil.errors import ConfigError, TrainingError
 from cil.tracking import Record, replacing
-from cil.tracking.storage import PARTIAL, cannot_write
+from cil.tracking.storage import IDLE, PARTIAL, cannot_write, remove_partial
 
 IDENTITY = {"kind": "of_no_package", "seed": 0}
 
@@ -25,6 +26,15 @@ def test_files_of_a_user_stay_and_what_a_killed_process_left_goes(tmp_path):
     Record.open(tmp_path, IDENTITY)
     assert all(path.read_text() == "mine" for path in own)
     assert not left.exists()
+
+
+def test_where_others_may_be_writing_only_what_was_left_long_ago_goes(tmp_path):
+    left, fresh = (tmp_path / f"{PARTIAL}{number}.index.html" for number in (12, 13))
+    for path in (left, fresh):
+        path.write_text("<p>")
+    os.utime(left, (0, 0))
+    remove_partial(tmp_path, IDLE)
+    assert not left.exists() and fresh.exists()
 
 
 def test_a_file_that_is_being_written_has_a_name_that_is_cleaned(tmp_path):

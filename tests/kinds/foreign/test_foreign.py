@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
 
 import pytest
 
@@ -190,8 +191,35 @@ def test_the_command_leaves_records_that_every_reader_takes(log, tmp_path, capsy
     assert odd.directory.parent.name == "é" * 60 and odd.identity["stream"]["dataset"] == "é" * 300
     assert main(["evaluate", str(again.directory)]) == 2
     assert "is of the kind foreign; give the run of a strategy" in capsys.readouterr().err
+    for all_of_it in ((), ("--all",)):
+        assert main(["audit", str(again.directory), *all_of_it]) == 2
+        assert "is foreign: pycil, which made it, alone can run it again" in capsys.readouterr().err
+    for bibtex in ((), ("--bibtex",)):
+        assert main(["cite", str(root), *bibtex]) == 0
+        (cited,) = capsys.readouterr().out.splitlines()
+        assert "icarl of pycil: foreign, read from a log" in cited and cited.startswith("% ") is bool(bibtex)
     assert main(["import", str(log("nothing\n", "bad.log")), str(path), "--into", str(root)]) == 1
     assert "bad.log is no log" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_named_or_reads_as_it_was(log, tmp_path):
+    record = write_record(read_log(log(WHOLE))[0], tmp_path / "runs")
+    path = record.directory / "record.json"
+    whole, chance, refused = path.read_bytes(), random.Random(0), 0
+    for number in range(180):
+        place = chance.randrange(len(whole))
+        damaged = bytearray(whole if number % 6 else whole[:place])
+        if number % 6:
+            damaged[place] ^= chance.randrange(1, 256)
+        path.write_bytes(damaged)
+        try:
+            found = Record.load(record.directory)
+        except RecordError as error:
+            refused += 1
+            assert "record.json" in str(error)
+        else:
+            assert (found.status, found.identity, found.results) == (record.status, record.identity, record.results)
+    assert refused > 170
 
 
 def test_foreign_rows_stand_below_ours_and_are_never_ranked(log, run, tmp_path):
