@@ -19,18 +19,20 @@ DEPTH = 6  # of containers, functions and what these hold
 
 
 def data_in(value: Any, depth: int = DEPTH) -> Any:
-    """The first tensor, module, array, memory, samples or optimizer in a value; None where there is none.
+    """The first tensor, module, array, memory, samples or optimizer in a value; None where there is none."""
+    return next(all_data_in(value, depth), None)
+
+
+def all_data_in(value: Any, depth: int = DEPTH) -> Iterator[Any]:
+    """Every tensor, module, array, memory, samples and optimizer in a value.
 
     Looked into: containers, and functions with what they close over.
     """
     if isinstance(value, DATA):
-        return value
-    if depth:
+        yield value
+    elif depth:
         for part in _parts(value):
-            found = data_in(part, depth - 1)
-            if found is not None:
-                return found
-    return None
+            yield from all_data_in(part, depth - 1)
 
 
 def _parts(value: Any) -> Iterable[Any]:

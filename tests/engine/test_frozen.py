@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -315,7 +315,7 @@ class ChargesNothing(AsStatistics):
 class CopiesALargerOne(Replay):
     """Says that its teacher is a copy of a small network."""
 
-    teacher_copies = {"teacher": "small"}
+    teacher_copies: ClassVar = {"teacher": "small"}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -156,6 +156,50 @@ def test_copies_beyond_what_may_be_carried_are_no_way_around_the_cap(tmp_path, k
         small_run(kind, tmp_path, recipe=plain(looks=1), budget=Budget(exemplars=8)).execute()
 
 
+class Ring(Learner):
+    """Trains on all batches so far, which it holds for this experience alone."""
+
+    def __init__(self, make_net, budget):
+        super().__init__(make_net, budget)
+        self.keep("ring", None, kind="temporary")
+
+    def loss(self, batch):
+        self.ring = batch.images.clone() if self.ring is None else torch.cat([self.ring, batch.images])
+        return self.net(self.ring).logits.square().mean()
+
+
+class Listed(Learner):
+    """The same in a list, which is empty again where a boundary looks for it."""
+
+    def __init__(self, make_net, budget):
+        super().__init__(make_net, budget)
+        self.seen = []
+
+    def loss(self, batch):
+        self.seen.append(batch.images)
+        return self.net(torch.cat(self.seen)).logits.square().mean()
+
+    def after_experience(self, experience):
+        self.seen = []
+
+
+class Reservoir(Rehearse):
+    """Puts each batch into its memory, and trains on all of that."""
+
+    def loss(self, batch):
+        pixels = (batch.images * 255).byte()
+        self.memory.replace([self.memory.samples(), Samples.from_arrays(pixels, batch.slots)])
+        return self.net(self.memory.samples().pixels / 255).logits.square().mean()
+
+
+@pytest.mark.parametrize("kind", [Ring, Listed, Reservoir])
+def test_images_held_beyond_what_may_be_carried_are_no_way_around_the_cap(tmp_path, kind):
+    words = rf"{kind.__name__} holds \d+ images in training, the budget lets \d be carried beside the batch in hand"
+    with pytest.raises(ContractError, match=words):
+        small_run(kind, tmp_path / "few", recipe=plain(looks=1), budget=Budget(exemplars=3)).execute()
+    small_run(kind, tmp_path / "free", budget=Budget(exemplars=50)).execute()
+
+
 def test_new_images_of_a_balanced_set_are_looked_at(tmp_path):
     """PODNet with random selection: an epoch of all images, then two of the balanced set."""
     given = {"budget": Budget(exemplars=8), "recipe": replace(RECIPE, epochs=1)}
