@@ -34,7 +34,7 @@ class Trained(nn.Module):
 
     ``forward`` takes float images (N, C, H, W) in [0, 1], as the stream has them, and gives scores (N, classes seen);
     whatever the method answers by, a head or the nearest mean, is inside. After a stream that tells the task, the task
-    is a second argument, and the columns are its classes.
+    is a second argument, and the columns are its classes; without it a task-aware method raises ``ConfigError``.
 
     Attributes:
         classes: Name of the class of each column.
@@ -52,6 +52,11 @@ class Trained(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor, *task: TaskKey) -> Tensor:
+        if self.learner.takes_task and not task:
+            raise ConfigError(
+                f"{type(self.learner).__name__} answers within the task of an image, and none is given: in Python "
+                f"cil.load(run_dir)(images, task)"
+            )
         return self.learner.predict(images, *task)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Trained:
