@@ -77,7 +77,7 @@ def export_backbone(net: Trained, path: str | Path) -> str:
     beside = _learns_beside(net)
     if beside:
         raise ConfigError(
-            f"{type(net.learner).__name__} learns in {', '.join(beside)}, beside a backbone that is frozen; the weights "
+            f"{type(net.learner).__name__} learns in {', '.join(beside)}, beside a backbone that is frozen; weights "
             f"of that are no result of the run: write NAME.pt2 or NAME.onnx, or use cil.load in Python"
         )
     backbone: Any = plain.backbone

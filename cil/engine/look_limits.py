@@ -102,7 +102,9 @@ def refuse_hoard(looks: Looks, learner: Strategy, shape: tuple[int, int, int], b
     memories = exemplar_memories(learner)
     rehearsed = sum(map(_exemplars, memories.values()))
     skipped = {"make_net", "context", *memories}
-    beside = sum(_images(found, shape) for name in own.keys() - skipped for found in all_data_in(own[name]))
+    beside = sum(
+        _images(found, shape) for name in own.keys() - skipped for found in all_data_in(own[name], objects=True)
+    )
     room = UNLIMITED if looks.copies is None else looks.copies
     if rehearsed + max(0, beside - len(batch)) > room:
         raise ContractError(

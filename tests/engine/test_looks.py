@@ -1,5 +1,6 @@
 """How often images of an experience are read: what counts, who is named, what is refused, what the record says."""
 
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -183,6 +184,30 @@ class Listed(Learner):
         self.seen = []
 
 
+class Batches(Listed):
+    """The same with whole batches."""
+
+    def loss(self, batch):
+        self.seen.append(batch)
+        return self.net(torch.cat([one.images for one in self.seen])).logits.square().mean()
+
+
+class Box:
+    """An object with a list."""
+
+    def __init__(self):
+        self.images = deque()
+
+
+class Boxed(Listed):
+    """The same in an object of its own."""
+
+    def loss(self, batch):
+        self.seen = Box() if not self.seen else self.seen
+        self.seen.images.append(batch.images)
+        return self.net(torch.cat(list(self.seen.images))).logits.square().mean()
+
+
 class Reservoir(Rehearse):
     """Puts each batch into its memory, and trains on all of that."""
 
@@ -192,7 +217,7 @@ class Reservoir(Rehearse):
         return self.net(self.memory.samples().pixels / 255).logits.square().mean()
 
 
-@pytest.mark.parametrize("kind", [Ring, Listed, Reservoir])
+@pytest.mark.parametrize("kind", [Ring, Listed, Batches, Boxed, Reservoir])
 def test_images_held_beyond_what_may_be_carried_are_no_way_around_the_cap(tmp_path, kind):
     words = rf"{kind.__name__} holds \d+ images in training, the budget lets \d be carried beside the batch in hand"
     with pytest.raises(ContractError, match=words):
