@@ -21,6 +21,7 @@ from cil.metrics.accuracy import (
     class_accuracy, confusion_cells, confusion_matrix, confusion_of, counts_by_experience, last_accuracy,
     learning_accuracy, mean_class_accuracy, old_new_harmonic, overall_average_accuracy, top_k_accuracy,
 )
+from cil.metrics.calibration import BinnedError, Calibration, binned_error, calibration
 from cil.metrics.compute import (
     Resources, add_resources, best_of, geometric_speed_up, pareto_front, performance_profile, profile_score,
     time_over_studies, time_to_target,
@@ -53,6 +54,8 @@ from cil.metrics.transfer import (
 __all__ = [
     "VARIANTS",
     "AnytimeSummary",
+    "BinnedError",
+    "Calibration",
     "Decomposition",
     "DomainSummary",
     "ForgettingSpread",
@@ -82,6 +85,8 @@ __all__ = [
     "average_precision",
     "backward_transfer",
     "best_of",
+    "binned_error",
+    "calibration",
     "chance_error",
     "chance_error_multilabel",
     "ci",
