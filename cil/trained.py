@@ -182,6 +182,8 @@ def _learners_of(
     signatures = tuple(_signature(checkpoints.facts(i)["signature"]) for i in range(index + 1))
     names = ("exemplars", "per_class", "limits", "convention", "reserve", "scope", "enforce")
     terms = {key: identity["budget"][key] for key in names if key in identity["budget"]}
+    if identity["budget"].get("kind") == "aligned":
+        terms.pop("exemplars", None)  # of the strategy that it is aligned to
     runtime = Runtime(device, identity["precision"])
     factory = networks(identity["stream"]["image_shape"], **nets)
     return Learners(make, factory, Budget(**terms), signatures, runtime, identity["seed"]), index, checkpoints
