@@ -16,13 +16,11 @@ from cil.data.looks import CountedStore, Looks, counted
 from cil.errors import ContractError
 from cil.memory import Allowance
 from cil.memory.budget import UNLIMITED
-from cil.memory.exemplars import EncodedStore, ExemplarMemory
+from cil.memory.exemplars import BESIDE, EncodedStore, ExemplarMemory
 from cil.memory.features import SHAPE as NO_PIXELS
 from cil.memory.features import FeatureMemory
 from cil.strategies import Strategy
 from cil.streams import Experience
-
-BESIDE = 8  # bytes of label and size beside an exemplar, at most
 
 
 def counted_experience(experience: Experience, allowed: int | str, method: str) -> tuple[Experience, Looks]:

@@ -40,6 +40,27 @@ def test_reads_count_by_image_and_by_reader_and_copies_do_not():
     assert again.summary() == looks.summary()
 
 
+def test_encoded_copies_count_by_their_bytes_once_they_are_cut_to_their_capacity():
+    """Images of 4 bytes, and 8 beside: encoded ones weigh more, so each counts as one."""
+    looks = Looks(6)
+    seen = counted(some_samples(6), looks)
+    looks.copies = 3
+    memory = ExemplarMemory("jpeg:90", selection="random")
+    each = int(memory.codec.encode(some_samples(1).pixels)[1][0]) + 1 + 4  # a label, and where it ends
+    memory.rebuild(
+        seen, 6, lambda samples: torch.zeros(len(samples), 1), torch.Generator(), capacity=3 * each + each // 2
+    )
+    assert len(memory) <= 3 and not looks.counts.any()  # all six were in it before it was cut
+    few = Looks(6)
+    few.copies = 1
+    few.copy(np.arange(6), np.full(6, 0.25))  # four of them weigh as much as a raw image
+    assert few.counts.tolist() == [0, 0, 0, 0, 1, 1]
+    again = Looks(6)
+    again.load(few.state())
+    again.allow_copies(0)
+    assert again.counts.tolist() == [1, 1, 1, 1, 2, 2]
+
+
 def test_the_engine_knows_which_rows_of_a_phase_are_new_images():
     looks, old = Looks(3), some_samples(2, seed=1)
     whole = counted(some_samples(3), looks)
@@ -135,6 +156,16 @@ class Reading(Rehearse):
         super().after_experience(experience)
 
 
+class ReadingEncoded(Rehearse):
+    """The same with a codec of variable size."""
+
+    def after_experience(self, experience):
+        copies = ExemplarMemory("jpeg:95", selection="random")
+        copies.replace([experience.train])
+        features(self, copies.samples())
+        super().after_experience(experience)
+
+
 class Padded(Learner):
     """Trains on copies with a frame of one pixel."""
 
@@ -149,6 +180,7 @@ class Padded(Learner):
     [
         (Hoarding, r"phase 'hoard' of Hoarding is trained on 16 exemplars, the budget lets 8 be carried"),
         (Reading, r"Reading reads .* for the 2nd time, in after_experience"),
+        (ReadingEncoded, r"ReadingEncoded reads .* for the 2nd time, in after_experience"),
         (Padded, r"phase 'framed' of Padded is trained on images that are neither"),
     ],
 )
