@@ -64,7 +64,8 @@ def export_backbone(net: Trained, path: str | Path) -> str:
         SHA-256 of the file.
 
     Raises:
-        ConfigError: for another ending, and for a method without a plain network.
+        ConfigError: for another ending, for a method without a plain network, and for one whose network is frozen
+            while other parts learn beside it.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -73,10 +74,25 @@ def export_backbone(net: Trained, path: str | Path) -> str:
     if not isinstance(plain, GrowingNet):
         kind = type(net.learner).__name__
         raise ConfigError(f"{kind} has no single network whose weights could be written; see cil.load in Python")
+    beside = _learns_beside(net)
+    if beside:
+        raise ConfigError(
+            f"{type(net.learner).__name__} learns in {', '.join(beside)}, beside a backbone that is frozen; weights "
+            f"of that are no result of the run: write NAME.pt2 or NAME.onnx, or use cil.load in Python"
+        )
     backbone: Any = plain.backbone
     with replacing(path) as part:
         save_weights(backbone.model if isinstance(backbone, TimmBackbone) else backbone, part)
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _learns_beside(net: Trained) -> list[str]:
+    """Names of networks that are carried beside ``net``, where its backbone is frozen."""
+    held = net.learner.held()
+    if any(parameter.requires_grad for parameter in net.learner.net.backbone.parameters()):
+        return []
+    carried = {name.partition(".")[0] for name, kind in net.learner.structure().kinds.items() if kind == "parameters"}
+    return [name for name, value in held.items() if isinstance(value, torch.nn.Module) and name in carried - {"net"}]
 
 
 def _program(net: Trained) -> ExportedProgram:

@@ -34,7 +34,7 @@ class Trained(nn.Module):
 
     ``forward`` takes float images (N, C, H, W) in [0, 1], as the stream has them, and gives scores (N, classes seen);
     whatever the method answers by, a head or the nearest mean, is inside. After a stream that tells the task, the task
-    is a second argument, and the columns are its classes.
+    is a second argument, and the columns are its classes; without it a task-aware method raises ``ConfigError``.
 
     Attributes:
         classes: Name of the class of each column.
@@ -52,6 +52,11 @@ class Trained(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor, *task: TaskKey) -> Tensor:
+        if self.learner.takes_task and not task:
+            raise ConfigError(
+                f"{type(self.learner).__name__} answers within the task of an image, and none is given: in Python "
+                f"cil.load(run_dir)(images, task)"
+            )
         return self.learner.predict(images, *task)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Trained:
@@ -177,6 +182,8 @@ def _learners_of(
     signatures = tuple(_signature(checkpoints.facts(i)["signature"]) for i in range(index + 1))
     names = ("exemplars", "per_class", "limits", "convention", "reserve", "scope", "enforce")
     terms = {key: identity["budget"][key] for key in names if key in identity["budget"]}
+    if identity["budget"].get("kind") == "aligned":
+        terms.pop("exemplars", None)  # of the strategy that it is aligned to
     runtime = Runtime(device, identity["precision"])
     factory = networks(identity["stream"]["image_shape"], **nets)
     return Learners(make, factory, Budget(**terms), signatures, runtime, identity["seed"]), index, checkpoints

@@ -20,7 +20,7 @@ from cil.errors import RankEnded, TrainingError
 if TYPE_CHECKING:
     from cil.engine.runtime import Runtime
 
-GRACE = 10.0  # seconds in which each of the others may end by itself
+GRACE = 60.0  # seconds in which each of the others may end by itself, and say why
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def freeze(learner: Holder, shape: tuple[int, int, int], num_classes: int, netwo
     rows = {name: _rows(name, tensors) for name in memories}
     pixels = {name: _nominal(name, tensors, shape) for name in memories}
     survey = dict(own.survey) | {"exemplars": sum(rows[name] * pixels[name] for name in memories)}
-    libcontinual = paid(learner._libcontinual(), stored(memories, tensors, own.kinds))
+    libcontinual = paid(Holder._libcontinual(learner), stored(memories, tensors, own.kinds))
     state = State(tensors, dict(own.kinds), meta, own.references, survey, libcontinual)
     beside_image = label_dtype(num_classes).itemsize + 4 * num_classes + 16
     ordinary = sum(_ordinary(name, tensors, rows[name], math.prod(shape), beside_image) for name in memories)

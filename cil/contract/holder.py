@@ -185,7 +185,7 @@ class Holder:
                 )
         tensors, kinds, meta, references = self._flatten("carried")
         memories = [name for name in self._kept if isinstance(vars(self).get(name), ExemplarMemory)]
-        nominal = paid(self._libcontinual(), stored(memories, tensors, kinds))
+        nominal = paid(Holder._libcontinual(self), stored(memories, tensors, kinds))
         return State(tensors, kinds, meta, references, Holder._survey(self), nominal)
 
     def load_state(self, state: State) -> None:
@@ -218,7 +218,7 @@ class Holder:
         if convention == "survey":
             return Holder._survey(self).get("parameters", 0)
         if convention == "libcontinual":
-            return sum(self._libcontinual().values())
+            return sum(Holder._libcontinual(self).values())
         total = len(encode_meta(self._flatten("carried")[2]))
         for name, kept in self._kept.items():
             value = getattr(self, name)
@@ -267,14 +267,14 @@ class Holder:
         """LibContinual's charge of all but rehearsal memories, bytes by kind: see ``cil.memory.libcontinual``."""
         charge: dict[str, int] = {}
         for name, kept in self._kept.items():
-            charge[kept.kind] = charge.get(kept.kind, 0) + self._libcontinual_bytes(name, kept)
+            charge[kept.kind] = charge.get(kept.kind, 0) + Holder._libcontinual_bytes(self, name, kept)
         return paid(charge)
 
     def _libcontinual_bytes(self, name: str, kept: _Kept) -> int:
         value = getattr(self, name)
         if kept.kind == "teacher" and kept.lifetime == "training":  # whether there is one yet or not
-            value = getattr(self, self.teacher_copies.get(name, "net"), None)
-            return parameter_bytes(value) if isinstance(value, nn.Module) else 0
+            copied = getattr(self, self.teacher_copies.get(name, "net"), None)
+            return max(parameter_bytes(one) if isinstance(one, nn.Module) else 0 for one in (copied, value))
         if kept.lifetime == "training" or kept.reference is not None or isinstance(value, ExemplarMemory):
             return 0
         if isinstance(value, nn.Module) and kept.kind in ("parameters", "teacher"):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cil.data import Samples
+from cil.data import Batch, Samples
 from cil.memory import ExemplarMemory
 
 DATA = (Tensor, nn.Module, ExemplarMemory, Samples, Optimizer, np.ndarray)
@@ -19,25 +20,28 @@ DEPTH = 6  # of containers, functions and what these hold
 
 
 def data_in(value: Any, depth: int = DEPTH) -> Any:
-    """The first tensor, module, array, memory, samples or optimizer in a value; None where there is none.
+    """The first tensor, module, array, memory, samples or optimizer in a value; None where there is none."""
+    return next(all_data_in(value, depth), None)
 
-    Looked into: containers, and functions with what they close over.
+
+def all_data_in(value: Any, depth: int = DEPTH, objects: bool = False) -> Iterator[Any]:
+    """Every tensor, module, array, memory, samples and optimizer in a value.
+
+    Looked into: containers, and functions with what they close over; where ``objects`` says so batches too, and objects
+    of classes of other packages.
     """
     if isinstance(value, DATA):
-        return value
-    if depth:
-        for part in _parts(value):
-            found = data_in(part, depth - 1)
-            if found is not None:
-                return found
-    return None
+        yield value
+    elif depth:
+        for part in _parts(value) or (_attributes(value) if objects else ()):
+            yield from all_data_in(part, depth - 1, objects)
 
 
 def _parts(value: Any) -> Iterable[Any]:
     if isinstance(value, Mapping):
         return list(value.values())
-    if isinstance(value, list | tuple | set | frozenset):
-        return value
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return list(value)
     if isinstance(value, partial):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, MethodType):
@@ -45,6 +49,15 @@ def _parts(value: Any) -> Iterable[Any]:
     if isinstance(value, FunctionType):
         return _closed_over(value)
     return ()
+
+
+def _attributes(value: Any) -> Iterable[Any]:
+    """Those of an object; not of a class or module, of a learner, or of what ``cil`` makes but for batches."""
+    held = getattr(value, "__dict__", None)
+    if not isinstance(held, dict) or isinstance(value, type | ModuleType) or "_kept" in held:
+        return ()
+    of_cil = type(value).__module__.partition(".")[0] == "cil"
+    return () if of_cil and not isinstance(value, Batch) else list(held.values())
 
 
 def _closed_over(function: FunctionType) -> Iterator[Any]:

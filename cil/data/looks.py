@@ -15,6 +15,8 @@ from cil.data.samples import Samples, Store
 from cil.errors import BudgetExceeded
 
 Images = NDArray[np.int64]  # numbers of images of the experience; -1: none of it
+Shares = NDArray[np.float64]
+ROUNDING = 1e-6  # of a raw image, in sums of shares
 ORDINALS = {1: "1st", 2: "2nd", 3: "3rd"}
 
 
@@ -39,7 +41,7 @@ class Looks:
     def __init__(self, images: int, limit: int | None = None, method: str = "a strategy", experience: int = 0) -> None:
         self.counts: Images = np.zeros(images, dtype=np.int64)
         self.copies: int | None = None
-        self._copied = np.zeros(images, dtype=bool)
+        self._copied: Shares = np.zeros(images)  # of each image: what its copy weighs, in raw images
         self.by_reader: dict[str, int] = {}
         self.limit, self.method, self.experience = limit, method, experience
         self._reader = "a hook"
@@ -67,18 +69,26 @@ class Looks:
         if self.limit is not None and (most := int(self.counts[images].max())) > self.limit:
             self._refuse(np.unique(images[self.counts[images] > self.limit]), most)
 
-    def copy(self, images: Images) -> None:
-        """Count copies of some images: those beyond what may be carried serve to be read, and are looks."""
-        images = np.unique(images[images >= 0])
-        first = images[~self._copied[images]]
-        self._copied[first] = True
-        if self.copies is not None and (more := int(self._copied.sum()) - self.copies) > 0:
-            self.read(first[-more:])
+    def copy(self, images: Images, shares: Shares | None = None) -> None:
+        """Count copies of some images: those beyond what may be carried serve to be read, and are looks.
+
+        Args:
+            shares: What each copy weighs, in raw images; None: one.
+        """
+        shares = np.ones(len(images)) if shares is None else shares
+        images, places = np.unique(images, return_index=True)
+        new = (images >= 0) & (self._copied[images] == 0)
+        first, own = images[new], shares[places[new]]
+        before = self._copied.sum()
+        self._copied[first] = own
+        if self.copies is not None:
+            self.read(first[before + own.cumsum() > self.copies + ROUNDING])
 
     def allow_copies(self, most: int) -> None:
         """Say how many copies there may be without a look; what was copied beyond that is looked at now."""
         self.copies = most
-        self.read(self._copied.nonzero()[0][most:])
+        images = self._copied.nonzero()[0]
+        self.read(images[self._copied[images].cumsum() > most + ROUNDING])
 
     def add(self, counts: Images) -> None:
         """Count looks that another run had in place of this one, (images,)."""
@@ -104,15 +114,16 @@ class Looks:
 
     def state(self) -> dict[str, Any]:
         """Plain data, for a snapshot."""
-        copied = self._copied.nonzero()[0].tolist()
-        return {"counts": self.counts.tolist(), "by_reader": dict(self.by_reader), "copied": copied}
+        copied = self._copied.nonzero()[0]
+        kept = {"copied": copied.tolist(), "shares": self._copied[copied].tolist()}
+        return {"counts": self.counts.tolist(), "by_reader": dict(self.by_reader), **kept}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a snapshot."""
         self.counts = np.array(state["counts"], dtype=np.int64)
         self.by_reader = dict(state["by_reader"])
-        self._copied[:] = False
-        self._copied[state["copied"]] = True
+        self._copied[:] = 0
+        self._copied[state["copied"]] = state.get("shares", 1.0)
 
 
 class CountedStore:

@@ -95,6 +95,7 @@ class Fit:
         on_snapshot: Called with tensors and content when it is time to save.
         stop: Says whether the run was asked to stop; training then saves and raises ``Stopped``.
         arriving: Images at the front of the phase's data that arrive, for a single pass; by default all.
+        held: Called after each batch with it, before ``watch``: may refuse what the learner holds.
         watch: Called after each batch with it, the images of the phase that arrived, and the run's steps so far.
         ahead: Called before each step of a single pass, and after the last, with the images that arrive by then.
         spent: Says, given what this phase cost so far, if the budget leaves no further step; training then ends.
@@ -114,6 +115,7 @@ class Fit:
     runtime: Runtime
     first_step: int = 0
     arriving: int | None = None
+    held: Callable[[Batch], None] = lambda batch: None
     watch: Callable[[Batch, int, int], None] = lambda batch, arrived, steps: None
     ahead: Callable[[Samples | None], None] = lambda samples: None
     on_log: Callable[[str, dict[str, float], dict[str, Any]], None] = lambda kind, values, axes: None
@@ -184,6 +186,7 @@ class Fit:
                     window.add(losses)
                     progress.step += 1
                     self.cost.steps += update
+                    self.held(batch)
                     self.watch(batch, loader.arrived(epoch, step), self.first_step + self.cost.steps)
                     if not update:
                         continue

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 from torch import Tensor
 
 from cil.contract import Phase
-from cil.data import Samples
+from cil.contract.frozen import exemplar_memories
+from cil.contract.unkept import all_data_in
+from cil.data import Batch, Samples
 from cil.data.looks import CountedStore, Looks, counted
 from cil.errors import ContractError
 from cil.memory import Allowance
-from cil.memory.exemplars import EncodedStore
+from cil.memory.budget import UNLIMITED
+from cil.memory.exemplars import BESIDE, EncodedStore, ExemplarMemory
 from cil.memory.features import SHAPE as NO_PIXELS
+from cil.memory.features import FeatureMemory
 from cil.strategies import Strategy
 from cil.streams import Experience
-
-BESIDE = 8  # bytes of label and size beside an exemplar, at most
 
 
 def counted_experience(experience: Experience, allowed: int | str, method: str) -> tuple[Experience, Looks]:
@@ -80,6 +83,52 @@ def refuse_copies(phase: Phase, looks: Looks, shape: tuple[int, int, int]) -> No
             f"phase '{phase.name}' of {looks.method} is trained on images that are neither experience.train nor "
             f"exemplars of a memory, and trainer.looks is {looks.limit}: hand over rows of these, or set it to free"
         )
+
+
+def refuse_hoard(looks: Looks, learner: Strategy, shape: tuple[int, int, int], batch: Batch) -> None:
+    """Refuse images that a learner holds after a step, beyond those that may be carried and the batch in hand.
+
+    Images of the experience that were looked at once could be trained on again from there. Features are no images.
+
+    Args:
+        shape: Of an image of the stream.
+
+    Raises:
+        ContractError: where looks are capped and there are more.
+    """
+    own = vars(learner)
+    memories = exemplar_memories(learner)
+    rehearsed = sum(map(_exemplars, memories.values()))
+    skipped = {"make_net", "context", *memories}
+    beside = sum(
+        _images(found, shape) for name in own.keys() - skipped for found in all_data_in(own[name], objects=True)
+    )
+    room = UNLIMITED if looks.copies is None else looks.copies
+    if rehearsed + max(0, beside - len(batch)) > room:
+        raise ContractError(
+            f"{looks.method} holds {rehearsed + beside:,} images in training, the budget lets {room:,} be carried "
+            f"beside the batch in hand, and trainer.looks is {looks.limit}: raise the budget, or set trainer.looks=free"
+        )
+
+
+def _exemplars(memory: ExemplarMemory) -> int:
+    """How many images a memory holds; those of variable size by their bytes."""
+    if isinstance(memory, FeatureMemory):
+        return 0
+    if memory.codec.fixed:
+        return ExemplarMemory.__len__(memory)
+    parts = memory.samples().parts
+    return sum(_in_raw_images(store, rows) for store, rows in parts if isinstance(store, EncodedStore))
+
+
+def _images(found: object, shape: tuple[int, int, int]) -> int:
+    """How many images there are in what a learner holds: the last three dimensions tell them."""
+    if isinstance(found, Samples):
+        stores = [store for store, _ in found.parts if not isinstance(store, CountedStore | EncodedStore)]
+        return len(found) if any(tuple(store.shape) == shape for store in stores) else 0
+    if isinstance(found, Tensor | np.ndarray) and tuple(found.shape[-3:]) == shape:
+        return math.prod(found.shape[:-3])
+    return 0
 
 
 def _in_raw_images(store: EncodedStore, rows: Tensor) -> int:

@@ -19,7 +19,7 @@ from cil.engine.cost import Cost
 from cil.engine.fit import Fit
 from cil.engine.keys import reseed
 from cil.engine.lifecycle import all_evaluating
-from cil.engine.look_limits import refuse_copies
+from cil.engine.look_limits import refuse_copies, refuse_hoard
 from cil.engine.plain_phase import PlainPhase
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
@@ -154,6 +154,9 @@ class Training:
         if self.observer is not None and not trial:
             assert isinstance(learner, Strategy)
             fit.watch, fit.ahead = partial(self.observer.batch, learner), partial(self.observer.ahead, learner)
+        if self._looks_are_limited and self.looks is not None and self.arriving is not None:
+            assert isinstance(learner, Strategy)
+            fit.held = partial(refuse_hoard, self.looks, learner, self.arriving.shape)
         now = self.context.snapshot("now")
         now = now if now is not None and now[1]["phase"] == number else None
         if now is not None:
@@ -178,8 +181,13 @@ class Training:
         """
         folder, clock = self.context.shared, self.context.clock
         capped = self.budget.flops is not None or self.budget.updates is not None
-        limited = self.looks is not None and self.looks.limit is not None
-        if folder is None or capped or limited or self.observer is not None or fit.recipe.pace is not None:
+        if (
+            folder is None
+            or capped
+            or self._looks_are_limited
+            or self.observer is not None
+            or fit.recipe.pace is not None
+        ):
             return False
         plain = PlainPhase.of(fit, self.context.record.identity)
         if plain is None:
@@ -190,6 +198,10 @@ class Training:
             fit.cost.reused = reused
             clock.set(began + reused)
         return True
+
+    @property
+    def _looks_are_limited(self) -> bool:
+        return self.looks is not None and self.looks.limit is not None
 
     def spent(self, costs: Sequence[Cost], more: Cost | None = None) -> bool:
         """True if the budget leaves no further step after these costs, and some more."""

@@ -107,7 +107,7 @@ def read_log(path: str | Path) -> list[Record]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} cannot be read as text: {error}") from error
     runs = list(_runs(path, text))

@@ -174,12 +174,12 @@ class Budget:
     def free_beside(self, ledger: Ledger) -> int:
         """Bytes beside networks and exemplars that this budget charges nothing for.
 
-        That is all of them, but under ``libcontinual``, which charges most kinds: there at most what is carried, not
-        public, and not in its total.
+        That is all of them, but under ``libcontinual``, which charges most kinds: there at most what nobody pays for,
+        and buffers of networks as well, which are free.
         """
         if self.counts or self.convention != "libcontinual":
             return ledger.beside.bytes
-        return min(ledger.beside.bytes, max(0, ledger.total() - ledger.public_bytes - ledger.total("libcontinual")))
+        return min(ledger.beside.bytes + ledger.by_kind().get("buffers", 0), ledger.unpaid_bytes)
 
     def copy(self) -> Budget:
         """The same terms as an object of its own, down to its lists."""
@@ -369,9 +369,9 @@ class Allowance:
         most, held = self.boundary.side_bytes, self.budget.free_beside(ledger)
         if most is None or held <= most:
             return None
-        images = ledger.beside.images * held / ledger.beside.bytes
         return (
-            f"carries {held:,} bytes beside networks and exemplars ({images:,.0f} images' worth), "
+            f"carries {held:,} bytes beside networks and exemplars "
+            f"({held / self.boundary.image_bytes:,.0f} images' worth), "
             f"budget.side_bytes allows {most:,}"
         )
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from cil.memory.selections import RuleInput
 from cil.memory.selections import selection as find_selection
 
 Observe = Callable[[Samples], RuleInput]
+BESIDE = 8  # bytes of label and size beside an exemplar, at most
 
 
 def label_dtype(num_classes: int) -> torch.dtype:
@@ -200,6 +202,18 @@ class ExemplarMemory:
         Raises:
             StateError: where side data that this memory stores are missing.
         """
+        self._hold(groups)
+        self._count_copies()
+
+    def _count_copies(self) -> None:
+        """Tell who counts looks which new images are held; encoded ones count by their bytes."""
+        if self._origin is None or self.passing:
+            return
+        (images, looks), self._origin, self._cache = self._origin, None, None
+        raw = math.prod(self._shape or (1, 1, 1)) + BESIDE
+        looks.copy(images, None if self.codec.fixed else np.minimum(self._sizes.numpy() / raw, 1.0))
+
+    def _hold(self, groups: list[Samples]) -> None:
         groups = [group for group in groups if len(group)]
         if not groups:
             self._clear()
@@ -212,12 +226,7 @@ class ExemplarMemory:
             raise StateError(f"exemplars need side data {sorted(missing)}, which the samples do not have")
         joined = joined[joined.slots.argsort(stable=True)]
         plain, images, looks = uncounted(joined)
-        self._origin = None
-        if looks is not None and images is not None:
-            if self.passing:
-                self._origin = images, looks
-            elif self.codec.fixed:  # else it is filled first, and cut to its capacity then
-                looks.copy(images)
+        self._origin = None if looks is None or images is None else (images, looks)
         self._data, self._sizes = self._encoded(plain)
         self._shape = joined.shape
         self._slots = joined.slots.cpu()
@@ -272,9 +281,10 @@ class ExemplarMemory:
             if count > 0:
                 chosen.append(self._choose(old.of_class(slot), new.of_class(slot), count, observe, generator))
         staying = old[~torch.isin(old.slots, torch.tensor(arriving))] if len(old) else old
-        self.replace([staying, *chosen])
+        self._hold([staying, *chosen])
         if capacity is not None:
             self.fit(capacity)
+        self._count_copies()
 
     def _choose(self, old: Samples, new: Samples, count: int, observe: Observe, generator: torch.Generator) -> Samples:
         """Samples of one class that the rule chooses, best first."""

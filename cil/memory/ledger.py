@@ -140,6 +140,16 @@ class Ledger:
         """Bytes of public weights that are referred to, not owned."""
         return sum(entry.bytes for entry in self.entries if entry.source == "reference")
 
+    @property
+    def unpaid_bytes(self) -> int:
+        """Carried bytes, not public, that LibContinual's convention charges nothing for.
+
+        Kind by kind: a teacher is charged that is gone at the boundary, and pays for nothing else.
+        """
+        paid, carried = self.by_kind("libcontinual"), self.by_kind()
+        carried["parameters"] = carried.get("parameters", 0) - self.public_bytes
+        return sum(max(0, size - paid.get(kind, 0)) for kind, size in carried.items())
+
     def describe(self, convention: str = "exact", lifetime: str = "carried") -> str:
         """The kinds and their bytes, largest first, for messages."""
         sums = sorted(self.by_kind(convention, lifetime).items(), key=lambda item: -item[1])

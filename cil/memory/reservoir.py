@@ -181,9 +181,9 @@ class ReservoirMemory(ExemplarMemory):
         self._restore_order()
         return super().samples()
 
-    def replace(self, groups: list[Samples]) -> None:
+    def _hold(self, groups: list[Samples]) -> None:
         self._restore_order()
-        super().replace(groups)
+        super()._hold(groups)
 
     def tensors(self, num_classes: int) -> dict[str, tuple[Tensor, str]]:
         self._restore_order()

@@ -21,6 +21,7 @@ from cil.metrics.accuracy import (
     class_accuracy, confusion_cells, confusion_matrix, confusion_of, counts_by_experience, last_accuracy,
     learning_accuracy, mean_class_accuracy, old_new_harmonic, overall_average_accuracy, top_k_accuracy,
 )
+from cil.metrics.calibration import BinnedError, Calibration, binned_error, calibration
 from cil.metrics.compute import (
     Resources, add_resources, best_of, geometric_speed_up, pareto_front, performance_profile, profile_score,
     time_over_studies, time_to_target,
@@ -51,18 +52,18 @@ from cil.metrics.transfer import (
 # isort: on
 
 __all__ = [
-    "VARIANTS", "AnytimeSummary", "Decomposition", "DomainSummary", "ForgettingSpread", "GroupSummary", "Interval",
-    "MeanPrecision", "OldNew", "OpenSet", "Paired", "Ranking", "Remembering", "Resources", "StabilityGap",
-    "accuracy_curve", "accuracy_from_counts", "accuracy_matrix", "add_resources", "alike", "anytime", "area",
-    "area_over_samples", "area_under_errors", "auc", "average_accuracy", "average_anytime_accuracy",
-    "average_incremental_accuracy", "average_precision", "backward_transfer", "best_of", "chance_error",
-    "chance_error_multilabel", "ci", "cil_decomposition", "class_accuracy", "confusion_cells", "confusion_matrix",
-    "confusion_of", "corruption_error", "counts_by_experience", "critical_difference", "decomposition_from_confusion",
-    "domain_summary", "forgetting", "forgetting_spread", "forward_transfer", "friedman", "geometric_speed_up",
-    "group_summary", "holm", "intransigence", "last_accuracy", "later_change", "learning_accuracy",
-    "mean_average_precision", "mean_class_accuracy", "mean_error", "mean_error_by", "min_accuracy", "normalised_scores",
-    "old_new_harmonic", "once_seen", "open_set", "overall_average_accuracy", "paired", "pareto_front",
-    "per_class_accuracy", "per_class_forgetting", "performance_profile", "prequential", "profile_score",
+    "VARIANTS", "AnytimeSummary", "BinnedError", "Calibration", "Decomposition", "DomainSummary", "ForgettingSpread",
+    "GroupSummary", "Interval", "MeanPrecision", "OldNew", "OpenSet", "Paired", "Ranking", "Remembering", "Resources",
+    "StabilityGap", "accuracy_curve", "accuracy_from_counts", "accuracy_matrix", "add_resources", "alike", "anytime",
+    "area", "area_over_samples", "area_under_errors", "auc", "average_accuracy", "average_anytime_accuracy",
+    "average_incremental_accuracy", "average_precision", "backward_transfer", "best_of", "binned_error", "calibration",
+    "chance_error", "chance_error_multilabel", "ci", "cil_decomposition", "class_accuracy", "confusion_cells",
+    "confusion_matrix", "confusion_of", "corruption_error", "counts_by_experience", "critical_difference",
+    "decomposition_from_confusion", "domain_summary", "forgetting", "forgetting_spread", "forward_transfer", "friedman",
+    "geometric_speed_up", "group_summary", "holm", "intransigence", "last_accuracy", "later_change",
+    "learning_accuracy", "mean_average_precision", "mean_class_accuracy", "mean_error", "mean_error_by", "min_accuracy",
+    "normalised_scores", "old_new_harmonic", "once_seen", "open_set", "overall_average_accuracy", "paired",
+    "pareto_front", "per_class_accuracy", "per_class_forgetting", "performance_profile", "prequential", "profile_score",
     "recency_ratio", "relative_error", "remembering", "stability_gap", "summary", "summary_of_counts", "task_confusion",
     "time_over_studies", "time_to_target", "top_k_accuracy", "windowed_forgetting", "windowed_plasticity",
     "worst_case_accuracy",

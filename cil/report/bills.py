@@ -82,7 +82,7 @@ def unused_share(row: Row) -> float | None:
 def exemplar_cap(run: RunSummary) -> int | None:
     """Most exemplars at the end of the stream; None where their number is not capped."""
     each = run.budget.get("per_class")
-    caps = [run.budget.get("exemplars"), None if each is None else each * len(run.stream.get("classes") or ())]
+    caps = [run.most_exemplars, None if each is None else each * len(run.stream.get("classes") or ())]
     return min((int(cap) for cap in caps if cap is not None), default=None)
 
 

@@ -144,6 +144,8 @@ def budget_words(budget: dict[str, Any]) -> str:
         to = budget.get("to") if budget.get("kind") == "aligned" else None
         on = f" on {budget['to_model']}" if budget.get("to_model") else ""
         parts.append(f"aligned to {to}{on}, {words}" if to else words)
+        if to and exemplars is not None:
+            parts, exemplars = [f"{parts[0]}, what it has with {exemplars:,} exemplars"], None
     if exemplars is not None:
         parts.append(f"{exemplars:,} exemplars")
     if budget.get("per_class") is not None:

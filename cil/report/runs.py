@@ -149,7 +149,13 @@ class RunSummary:
     @property
     def counts_exemplars(self) -> bool:
         """True if their number is capped, in all or for each class."""
-        return any(self.budget.get(key) is not None for key in ("exemplars", "per_class"))
+        return self.most_exemplars is not None or self.budget.get("per_class") is not None
+
+    @property
+    def most_exemplars(self) -> int | None:
+        """Cap on their number in all. Where a budget follows another strategy the number is of that one, and no cap."""
+        most: int | None = self.budget.get("exemplars")
+        return None if self.budget.get("kind") == "aligned" else most
 
     @property
     def config(self) -> dict[str, Any]:

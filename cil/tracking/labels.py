@@ -28,15 +28,20 @@ def budget_label(budget: Mapping[str, Any]) -> str:
 
     >>> budget_label({"limits": [4000, 8000], "convention": "survey", "kind": "aligned", "to": "der"})
     '8,000 bytes (survey), as der'
+    >>> budget_label({"limits": [8000], "kind": "aligned", "to": "der", "exemplars": 200})
+    '8,000 bytes (exact), as der with 200 exemplars'
     >>> budget_label({})
     'no budget'
     """
+    words = {"exemplars": "exemplars", "per_class": "exemplars a class", "flops": "FLOPs", "updates": "updates"}
+    counted = {key: f"{budget[key]:,} {what}" for key, what in words.items() if budget.get(key) is not None}
     parts = []
     if budget.get("limits"):
-        convention = budget.get("convention") or "exact"
-        to = f", as {budget['to']}" if budget.get("kind") == "aligned" else ""
+        convention, to = budget.get("convention") or "exact", ""
+        if budget.get("kind") == "aligned":
+            of_that_one = counted.pop("exemplars", None)
+            to = f", as {budget['to']}" + (f" with {of_that_one}" if of_that_one else "")
         parts.append(f"{budget['limits'][-1]:,} bytes ({convention}){to}")
-    words = {"exemplars": "exemplars", "per_class": "exemplars a class", "flops": "FLOPs", "updates": "updates"}
-    parts += [f"{budget[key]:,} {what}" for key, what in words.items() if budget.get(key) is not None]
+    parts += counted.values()
     parts += [f"{name} up to {limit:,}" for name, limit in (budget.get("caps") or {}).items()]
     return ", ".join(parts) or "no budget"

@@ -17,6 +17,7 @@ from cil.cli.cite import PAPERS, entries, source
 from cil.errors import ConfigError
 from cil.exchange import export, export_backbone
 from cil.models import build_backbone
+from cil.strategies import find
 from cil.tracking.lock import DirectoryLock
 
 DIGITS = ("stream=split_digits", "stream.train_per_class=20", "trainer.epochs=1", "progress=false")
@@ -134,6 +135,28 @@ def test_only_a_single_plain_network_is_exported_as_weights(runs, monkeypatch):
     with pytest.raises(ConfigError, match="WA has no single network"):
         export_backbone(net, "wa.safetensors")
     assert not Path("wa.safetensors").exists()
+
+
+def test_a_frozen_backbone_beside_which_something_learned_is_no_result(runs):
+    net = package.load(runs / "wa")
+    net.learner.keep("map", torch.nn.Linear(2, 2), kind="parameters")
+    assert export_backbone(net, "learned.safetensors")  # its backbone learned too
+    net.learner.net.backbone.requires_grad_(False)
+    with pytest.raises(
+        ConfigError, match=r"^WA learns in map, beside a backbone that is frozen; .* NAME\.pt2 or NAME\."
+    ):
+        export_backbone(net, "frozen.safetensors")
+    assert not Path("frozen.safetensors").exists()
+
+
+def test_a_method_that_needs_the_task_of_an_image_says_so(cil, runs, pictures, monkeypatch):
+    monkeypatch.setattr(find("wa"), "takes_task", True)
+    said = cil("predict", runs / "wa", pictures[0])
+    assert (
+        said.code == 2 and "WA answers within the task of an image, and none is given: in Python cil.load" in said.line
+    )
+    said = cil("export", runs / "wa", "net.pt2")
+    assert said.code == 2 and "WA answers within the task of an image" in said.line
 
 
 # diff ---------------------------------------------------------------------------------------------------------------

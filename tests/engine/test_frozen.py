@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from cil.engine.recipe import Recipe
 from cil.errors import BudgetExceeded, ContractError, StateError
 from cil.memory import Allowance, Budget, ExemplarMemory, Ledger, NextBoundary, State
 from cil.memory.codecs import Raw
+from cil.models import frozen_copy
 from cil.strategies.replay import Replay
 from cil.testing.toy import EXEMPLARS, toy_run, toy_stream
 
@@ -284,7 +285,54 @@ class AsLabels(AsStatistics):
     kind = "labels"
 
 
-@pytest.mark.parametrize("cheat", [AsABuffer, AsText, AsLabels])
+class AsAFlatBuffer(Replay):
+    """In a buffer of one dimension, as statistics of batch norm are, which count as network."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.net.register_buffer("more", torch.zeros(9_000))
+
+
+class BehindATeacher(Replay):
+    """As labels that weigh no more than a teacher that is charged and not carried, and what is allowed beside."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.keep("teacher", None, kind="teacher")
+        self.keep("more", torch.zeros(40_000, dtype=torch.uint8), kind="labels")
+
+
+class ChargesNothing(AsStatistics):
+    """Says that nothing is charged."""
+
+    def _libcontinual(self) -> dict[str, int]:
+        return {}
+
+    def _libcontinual_bytes(self, name: str, kept: Any) -> int:
+        return 0
+
+
+class CopiesALargerOne(Replay):
+    """Says that its teacher is a copy of a small network."""
+
+    teacher_copies: ClassVar = {"teacher": "small"}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.keep("small", nn.Linear(1, 1), kind="parameters")
+        self.keep("teacher", None, kind="teacher")
+
+    def before_experience(self, experience: Any) -> None:
+        self.teacher = frozen_copy(self.net)
+
+
+@pytest.mark.parametrize("cheat", [ChargesNothing, CopiesALargerOne])
+def test_the_charge_of_libcontinual_is_not_a_learners_to_state(cheat, tmp_path):
+    with pytest.raises(BudgetExceeded, match=r"bytes \(libcontinual\)"):
+        run(cheat, tmp_path, budget=Budget(limits=[40_000], convention="libcontinual", side_bytes=None))
+
+
+@pytest.mark.parametrize("cheat", [AsABuffer, AsText, AsLabels, AsAFlatBuffer, BehindATeacher])
 def test_what_libcontinual_leaves_free_is_capped_there(cheat, tmp_path):
     with pytest.raises(BudgetExceeded, match=r"beside networks and exemplars"):
         run(cheat, tmp_path, budget=Budget(limits=[400_000], convention="libcontinual"))
@@ -411,9 +459,9 @@ def test_the_cap_is_one_importance_or_covariances_and_prototypes(tmp_path):
 def test_the_message_names_what_was_allowed():
     from cil.memory.ledger import Beside
 
-    allowance = Allowance(Budget(exemplars=5), NextBoundary(2, side_bytes=100))
+    allowance = Allowance(Budget(exemplars=5), NextBoundary(2, image_bytes=8, side_bytes=100))
     with pytest.raises(BudgetExceeded) as refused:
-        allowance.check(Ledger([], beside=Beside(101, 12.6)), 0, "mine")
+        allowance.check(Ledger([], beside=Beside(101, 12.62)), 0, "mine")
     assert str(refused.value) == (
         "mine carries 101 bytes beside networks and exemplars (13 images' worth), budget.side_bytes allows 100 after "
         "experience 2: nothing; raise budget.side_bytes (null: no cap), or set budget.enforce=report"

@@ -1,5 +1,6 @@
 """How often images of an experience are read: what counts, who is named, what is refused, what the record says."""
 
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -37,6 +38,27 @@ def test_reads_count_by_image_and_by_reader_and_copies_do_not():
     again = Looks(6)
     again.load(looks.state())
     assert again.summary() == looks.summary()
+
+
+def test_encoded_copies_count_by_their_bytes_once_they_are_cut_to_their_capacity():
+    """Images of 4 bytes, and 8 beside: encoded ones weigh more, so each counts as one."""
+    looks = Looks(6)
+    seen = counted(some_samples(6), looks)
+    looks.copies = 3
+    memory = ExemplarMemory("jpeg:90", selection="random")
+    each = int(memory.codec.encode(some_samples(1).pixels)[1][0]) + 1 + 4  # a label, and where it ends
+    memory.rebuild(
+        seen, 6, lambda samples: torch.zeros(len(samples), 1), torch.Generator(), capacity=3 * each + each // 2
+    )
+    assert len(memory) <= 3 and not looks.counts.any()  # all six were in it before it was cut
+    few = Looks(6)
+    few.copies = 1
+    few.copy(np.arange(6), np.full(6, 0.25))  # four of them weigh as much as a raw image
+    assert few.counts.tolist() == [0, 0, 0, 0, 1, 1]
+    again = Looks(6)
+    again.load(few.state())
+    again.allow_copies(0)
+    assert again.counts.tolist() == [1, 1, 1, 1, 2, 2]
 
 
 def test_the_engine_knows_which_rows_of_a_phase_are_new_images():
@@ -134,6 +156,16 @@ class Reading(Rehearse):
         super().after_experience(experience)
 
 
+class ReadingEncoded(Rehearse):
+    """The same with a codec of variable size."""
+
+    def after_experience(self, experience):
+        copies = ExemplarMemory("jpeg:95", selection="random")
+        copies.replace([experience.train])
+        features(self, copies.samples())
+        super().after_experience(experience)
+
+
 class Padded(Learner):
     """Trains on copies with a frame of one pixel."""
 
@@ -148,12 +180,81 @@ class Padded(Learner):
     [
         (Hoarding, r"phase 'hoard' of Hoarding is trained on 16 exemplars, the budget lets 8 be carried"),
         (Reading, r"Reading reads .* for the 2nd time, in after_experience"),
+        (ReadingEncoded, r"ReadingEncoded reads .* for the 2nd time, in after_experience"),
         (Padded, r"phase 'framed' of Padded is trained on images that are neither"),
     ],
 )
 def test_copies_beyond_what_may_be_carried_are_no_way_around_the_cap(tmp_path, kind, words):
     with pytest.raises((ContractError, BudgetExceeded), match=words):
         small_run(kind, tmp_path, recipe=plain(looks=1), budget=Budget(exemplars=8)).execute()
+
+
+class Ring(Learner):
+    """Trains on all batches so far, which it holds for this experience alone."""
+
+    def __init__(self, make_net, budget):
+        super().__init__(make_net, budget)
+        self.keep("ring", None, kind="temporary")
+
+    def loss(self, batch):
+        self.ring = batch.images.clone() if self.ring is None else torch.cat([self.ring, batch.images])
+        return self.net(self.ring).logits.square().mean()
+
+
+class Listed(Learner):
+    """The same in a list, which is empty again where a boundary looks for it."""
+
+    def __init__(self, make_net, budget):
+        super().__init__(make_net, budget)
+        self.seen = []
+
+    def loss(self, batch):
+        self.seen.append(batch.images)
+        return self.net(torch.cat(self.seen)).logits.square().mean()
+
+    def after_experience(self, experience):
+        self.seen = []
+
+
+class Batches(Listed):
+    """The same with whole batches."""
+
+    def loss(self, batch):
+        self.seen.append(batch)
+        return self.net(torch.cat([one.images for one in self.seen])).logits.square().mean()
+
+
+class Box:
+    """An object with a list."""
+
+    def __init__(self):
+        self.images = deque()
+
+
+class Boxed(Listed):
+    """The same in an object of its own."""
+
+    def loss(self, batch):
+        self.seen = Box() if not self.seen else self.seen
+        self.seen.images.append(batch.images)
+        return self.net(torch.cat(list(self.seen.images))).logits.square().mean()
+
+
+class Reservoir(Rehearse):
+    """Puts each batch into its memory, and trains on all of that."""
+
+    def loss(self, batch):
+        pixels = (batch.images * 255).byte()
+        self.memory.replace([self.memory.samples(), Samples.from_arrays(pixels, batch.slots)])
+        return self.net(self.memory.samples().pixels / 255).logits.square().mean()
+
+
+@pytest.mark.parametrize("kind", [Ring, Listed, Batches, Boxed, Reservoir])
+def test_images_held_beyond_what_may_be_carried_are_no_way_around_the_cap(tmp_path, kind):
+    words = rf"{kind.__name__} holds \d+ images in training, the budget lets \d be carried beside the batch in hand"
+    with pytest.raises(ContractError, match=words):
+        small_run(kind, tmp_path / "few", recipe=plain(looks=1), budget=Budget(exemplars=3)).execute()
+    small_run(kind, tmp_path / "free", budget=Budget(exemplars=50)).execute()
 
 
 def test_new_images_of_a_balanced_set_are_looked_at(tmp_path):

@@ -33,6 +33,14 @@ def test_bytes_that_a_budget_leaves_beside_networks_are_a_share_of_the_past(run)
     assert unused_share(row) == pytest.approx(100 * (1 - 1_019_300 / 1_038_400))
 
 
+def test_exemplars_of_the_strategy_that_a_budget_follows_are_no_cap(run):
+    """DER with 20 exemplars has the bytes: of 400 images 200 fit beside the networks of a row, not 20."""
+    budget = {**byte_budget(1_038_400), "kind": "aligned", "to": "der", "exemplars": 20}
+    (section,) = table([run(budget=budget)]).sections
+    assert share_of_past(section.rows[0]) == 50.0
+    assert "aligned to der, 1,038,400 bytes (0.99 MiB, exact), what it has with 20 exemplars" in section.subtitle
+
+
 def test_a_cap_on_exemplars_is_their_share_and_a_bound_has_none(run):
     rows = rows_of(run(), run("joint", bound=True))
     assert (share_of_past(rows["icarl"]), unused_share(rows["icarl"])) == (50.0, 50.0)  # 200 of 400, 100 of 200

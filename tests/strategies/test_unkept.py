@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import partial
 from typing import Any
 
@@ -44,8 +45,9 @@ def closing_over(net: nn.Module) -> Any:
         (NET.forward, r"a method with a Linear in it"),
         ({"prior": [np.ones(2)]}, r"a dict with a ndarray in it"),
         ([closing_over(NET)], r"a list with a Linear in it"),
+        (deque([torch.ones(2)], maxlen=5), r"a deque with a Tensor in it"),
     ],
-    ids=["array", "samples", "optimizer", "closure", "default", "partial", "method", "dict", "list"],
+    ids=["array", "samples", "optimizer", "closure", "default", "partial", "method", "dict", "list", "deque"],
 )
 def test_data_that_were_not_kept_are_refused_wherever_they_are(value, says):
     one = learner()

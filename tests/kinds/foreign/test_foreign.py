@@ -89,6 +89,11 @@ def test_numbers_of_numpy_2_and_of_pilot_are_read(log):
     assert record.results["forgetting"] is None and record.results["accuracy_matrix"] == []  # a group is missing
 
 
+def test_line_ends_and_marks_of_windows_are_read(log):
+    (record,) = read_log(log("\ufeff" + WHOLE.replace("\n", "\r\n")))
+    assert record.results["accuracy_curve"] == [90.0, 70.0]
+
+
 def test_lines_that_two_handlers_wrote_are_read_once(log):
     twice = "".join(2 * one for one in WHOLE.splitlines(keepends=True))
     assert read_log(log(twice))[0].results == read_log(log(WHOLE))[0].results
