@@ -137,7 +137,7 @@ class LowRank(LowRankSums):
     def narrow(self) -> bool:
         factors = list(zip(self.up, self.down, strict=True))
         ways = sum(3 * len(down) * (len(up) + down.shape[1]) for up, down in factors)  # forward, and two gradients
-        return ways < sum(len(up) * down.shape[1] for up, down in factors)
+        return bool(ways < sum(len(up) * down.shape[1] for up, down in factors))
 
     def sums(self, backbone: nn.Module) -> Mapping[str, LayerSum]:
         layers = (name.removesuffix(".weight") for name in self._summed)
