@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from inspect import getdoc
 from pathlib import Path
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     if "--bibtex" in flags:
         keys = {SURVEY} if any(survey for *_, survey in used) else set()
         print("\n\n".join(entries(names, keys)))
+        if unknown := [name for name in names if not entries([name])]:
+            print(f"cil: note: no entry is known for {', '.join(unknown)}", file=sys.stderr)
         return 0
     for group, name in dict.fromkeys((group, name) for group, name, _ in used):
         print(f"{name}: {source(_class(group, name))}")
