@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from inspect import getdoc
@@ -35,8 +36,11 @@ def main(arguments: Sequence[str]) -> int:
     used = [method for item in named for method in _methods(item)]
     if "--bibtex" in flags:
         keys = {SURVEY} if any(method.survey for method in used) else set()
-        found = entries((method.name for method in used if method.toolbox is None), keys)
-        print("\n\n".join([*dict.fromkeys(f"% {method.words}" for method in used if method.toolbox), *found]))
+        names = list(dict.fromkeys(method.name for method in used if method.toolbox is None))
+        foreign = dict.fromkeys(f"% {method.words}" for method in used if method.toolbox)
+        print("\n\n".join([*foreign, *entries(names, keys)]))
+        if unknown := [name for name in names if not entries([name])]:
+            print(f"cil: note: no entry is known for {', '.join(unknown)}", file=sys.stderr)
     else:
         print("\n".join(dict.fromkeys(method.words for method in used)))
     return 0

@@ -77,7 +77,18 @@ def grid(arguments: Sequence[str], command: str) -> int:
     if records := records_of(ends):
         again = shlex.join(["cil", command, *arguments])
         print(write_report(records, out, title_of(cells[0].job, command), again))
+        if others := _others(records, out):
+            print(f"also in {out}: {others} of other commands; cil report {out} has all in one table")
     return print_errors(ends)
+
+
+def _others(records: Sequence[Record], out: Path) -> str:
+    """How many runs lie in the folder beside those of the table; empty where there are none."""
+    from cil.report.runs import run_directories
+
+    shown = {record.directory.resolve() for record in records}
+    count = sum(path.resolve() not in shown for path in run_directories(out))
+    return f"{count} run{'s' * (count > 1)}" if count else ""
 
 
 def run_cells(cells: Sequence[Cell], jobs: int, out: Path, plan: Plan | None = None) -> list[RunEnd]:

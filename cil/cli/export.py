@@ -43,5 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     difference = export(net, paths[1])
     names = Path(paths[1]).with_suffix(".classes.txt")
     write_bytes_atomic(names, "".join(f"{name}\n" for name in net.classes).encode())
-    print(f"{paths[1]}: {len(net.classes)} classes ({names}); its scores differ by at most {difference:.1g}")
+    print(
+        f"{paths[1]}: {len(net.classes)} classes ({names}); on random images its scores are those of the run, "
+        f"but for {difference:.1g} at most"
+    )
     return 0

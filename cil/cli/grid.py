@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from typing import Any
 
 from cil.cli import environment
@@ -52,17 +53,8 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
     Raises:
         ConfigError: for whatever cannot be composed.
     """
-    task_aware = "strategy=all" in overrides and _tells_task([item for item in overrides if item != "strategy=all"])
-    fixed, swept = _split([_all(item, task_aware) for item in overrides])
-    # without keys of a method: what an experiment sweeps over may be the methods that have them
-    general = [item for item in fixed if not _of_method(item)]
-    first = compose([*general, *(values[0] for key, values in swept.items() if not _of_method(key))])
+    fixed, swept, first = _swept(overrides)
     given = {key_of(item) for item in overrides}
-    given |= {"split"} if given & {"stream.base", "stream.increment"} else set()
-    for key, value in first.sweep.items():
-        if key not in given:
-            more, also = _split([_all(f"{key}={value}", _tells_task(general))])
-            fixed, swept = [*fixed, *more], swept | also
     cells = []
     try:
         for combination in product(*swept.values()):
@@ -79,6 +71,30 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
             found = expand([*overrides, *variant.split()])
             cells += [replace(cell, varied=keys | cell.varied) for cell in found]
     return cells
+
+
+def number_of_jobs(overrides: Sequence[str]) -> int:
+    """How many jobs a launcher of Hydra's makes of the overrides."""
+    return prod(map(len, _swept(overrides)[1].values()))
+
+
+def _swept(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]], Job]:
+    """Fixed overrides, for each key that is swept one override a value, and one of the jobs.
+
+    What an experiment sweeps over is among them, unless the overrides say otherwise.
+    """
+    task_aware = "strategy=all" in overrides and _tells_task([item for item in overrides if item != "strategy=all"])
+    fixed, swept = _split([_all(item, task_aware) for item in overrides])
+    # without keys of a method: what an experiment sweeps over may be the methods that have them
+    general = [item for item in fixed if not _of_method(item)]
+    first = compose([*general, *(values[0] for key, values in swept.items() if not _of_method(key))])
+    given = {key_of(item) for item in overrides}
+    given |= {"split"} if given & {"stream.base", "stream.increment"} else set()
+    for key, value in first.sweep.items():
+        if key not in given:
+            more, also = _split([_all(f"{key}={value}", _tells_task(general))])
+            fixed, swept = [*fixed, *more], swept | also
+    return fixed, swept, first
 
 
 def _of_method(override: str) -> bool:
@@ -99,7 +115,7 @@ def _shared_by_some(overrides: Sequence[str], swept: Mapping[str, Sequence[str]]
             with_it, without = (", ".join(has[one]) for one in (True, False))
             return (
                 f"{key} is a key of {with_it} and not of {without}; leave it out, or choose "
-                f"{group}={','.join(has[True])} alone"
+                f"{group}={','.join(has[True])} alone (cil report shows runs of several commands in one table)"
             )
     return None
 

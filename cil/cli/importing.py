@@ -38,7 +38,8 @@ def main(arguments: Sequence[str]) -> int:
         problems += more
     for record in records:
         print(find_kind(record.kind).summary(record))
-    print(f"{len(records)} foreign records below {options['--into']}; cil report shows them, and ranks none")
+    many = f"{len(records)} foreign record{'s' * (len(records) != 1)}"
+    print(f"{many} below {options['--into']}; cil report shows them, and ranks none")
     for problem in problems:
         print(f"cil: left out: {problem}", file=sys.stderr)
     return int(bool(problems))

@@ -19,8 +19,9 @@ HELP = """
 usage: cil predict RUN_DIR IMAGE_OR_FOLDER ... [--top K] [--experience N] [--json] [strategy=module:Class]
 
 The classes that a run sees in image files, by its own answer, most likely first. Images are brought to the size of the
-run's stream: the shorter side becomes that long, and the centre is cut out. The numbers are the method's scores: of
-a head its logits, of a nearest mean minus the distance.
+run's stream: the shorter side becomes that long (8/7 of it where the stream read files as they were needed, as it did
+with its test images), and the centre is cut out. The numbers are the method's scores: of a head its logits, of a
+nearest mean minus the distance.
 
   cil predict runs/demo/icarl-200exemplars-s0-0a1b2c3d4e5f photo.png
   cil predict RUN_DIR folder --top 1 --json
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
 
     net = load(paths[0], strategy=own_class(own, "strategy"), device=options["--device"], experience=experience)
     files = list(_files(paths[1:]))
-    found = list(answers(net, files, top))
+    found = list(answers(net, files, top, shorter_side(paths[0], net.image_shape[1])))
     if "--json" in flags:
         print(json.dumps(found, indent=1))
         return 0
@@ -71,8 +72,20 @@ def _files(paths: Sequence[str]) -> Iterator[str]:
             yield path
 
 
-def answers(net: Trained, files: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
+def shorter_side(run: str | Path, size: int) -> int | None:
+    """Pixels that the shorter side of a file gets before its centre is cut out, as the run's stream did with its test
+    images; None: as ``FileStore`` does by itself."""
+    from cil.tracking import Record
+
+    stream = (Record.load(run).identity.get("config") or {}).get("stream") or {}
+    return None if stream.get("in_memory") is False else size
+
+
+def answers(net: Trained, files: Sequence[str], top: int, shorter: int | None) -> Iterator[dict[str, Any]]:
     """``file``, and the ``classes`` with the highest ``scores``, best first.
+
+    Args:
+        shorter: See ``shorter_side``.
 
     Raises:
         DataError: for a file that is no readable image, naming it.
@@ -84,7 +97,7 @@ def answers(net: Trained, files: Sequence[str], top: int) -> Iterator[dict[str, 
     channels, height, width = net.image_shape
     if height != width:
         raise ConfigError(f"the run was trained on images of {height}x{width} pixels; cil predict cuts squares alone")
-    store = FileStore(files, height, channels, shorter=height)
+    store = FileStore(files, height, channels, shorter)
     device = net.learner.device
     for rows in torch.arange(len(files)).split(BATCH):
         with torch.no_grad():

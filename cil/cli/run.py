@@ -116,6 +116,8 @@ def launch(arguments: Sequence[str], root: str = "runs") -> int:
     Path(root).mkdir(parents=True, exist_ok=True)
     failures = Path(tempfile.mkdtemp(prefix=".failures-", dir=root)).resolve()  # which jobs elsewhere reach too
     try:
+        if not any(item.startswith("hydra.sweep.dir=") for item in arguments):  # for files of Hydra and of launchers
+            arguments = [*arguments, "hydra.sweep.dir='{}'".format(root.replace("'", "\\'"))]
         application(arguments, partial(_one_of_many, root, failures, os.getpid()))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

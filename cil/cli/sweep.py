@@ -10,6 +10,7 @@ from pathlib import Path
 from cil.cli import environment
 from cil.cli.arguments import split_jobs_and_out
 from cil.cli.compare import grid, write_report
+from cil.cli.grid import number_of_jobs
 from cil.cli.run import launch
 from cil.errors import CilError, ConfigError
 
@@ -47,6 +48,7 @@ def _launched(arguments: Sequence[str]) -> int:
         )
     refuse_foreign_report(Path(out))
     environment.prepare(overrides, environment.cores())
+    print(f"cil: {_many(overrides)}; each says how it went when it ends", file=sys.stderr, flush=True)
     try:
         code = launch([*overrides, "--multirun"], out)
     except CilError as error:  # of the launcher; the table tells of what there is
@@ -54,5 +56,15 @@ def _launched(arguments: Sequence[str]) -> int:
         code = 1
     from cil.report import find_runs
 
-    print(write_report(find_runs(out), Path(out), "sweep", shlex.join(["cil", "sweep", *arguments])))
+    print(write_report(find_runs(out), Path(out), f"sweep: {Path(out).name}", shlex.join(["cil", "sweep", *arguments])))
     return code
+
+
+def _many(overrides: Sequence[str]) -> str:
+    """How many runs the launcher is handed, where that is known, and which launcher it is."""
+    launcher = next(item for item in overrides if item.startswith("hydra/launcher="))
+    try:
+        count = f"{number_of_jobs([item for item in overrides if not item.startswith('hydra')])} runs"
+    except ConfigError:  # of one of them, which is named when its turn comes
+        count = "runs"
+    return f"{count} by {launcher}"

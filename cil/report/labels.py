@@ -21,11 +21,15 @@ def labels_of(groups: Sequence[Group]) -> list[str]:
         alike = [other.first for other in groups if other.first.learner == group.first.learner]
         configs = [flat(run.config) for run in alike]
         leaves = flat(group.first.config)
+        named = f"{group.first.kind.learner}.name"  # of a learner that stands for those of another toolbox
         parts = [
             f"{short.get(key, key)}={_cut(_value(leaves[key]), VALUE)}"
             for key in differing(alike)
-            if key in leaves and not (leaves[key] is None and any(key not in config for config in configs))
+            if key in leaves and key != named
+            if not (leaves[key] is None and any(key not in config for config in configs))
         ]
+        if leaves.get(named) not in (None, group.first.learner):
+            parts.insert(0, _cut(str(leaves[named]), VALUE))
         if is_tuned(group.first) and not all(map(is_tuned, alike)):
             parts = [f"tuned: {parts[0]}" if parts else "tuned", *parts[1:]]
         label = f"{group.first.learner} ({', '.join(parts)})" if parts else group.first.learner

@@ -69,8 +69,16 @@
     };
     button("all", () => labels.forEach((one) => chosen.add(one)));
     button("none", () => chosen.clear());
+    // the colour of a row's lines, so that a figure is read where its legend is out of sight, as on a phone
+    const colour = (label) => {
+      const drawn = marked.filter((one) => one.dataset.row === label && one.closest("svg"));
+      const styles = drawn.flatMap((one) => all(one, "[style]")).map((one) => one.getAttribute("style"));
+      return styles.map((text) => text.match(/(?:stroke|fill): (var\(--c\d\)|#[0-9a-f]{6})/i)).find(Boolean)?.[1];
+    };
     for (const label of labels) {
-      button(label, () => chosen.delete(label) || chosen.add(label)).dataset.of = label;
+      const made = button(label, () => chosen.delete(label) || chosen.add(label));
+      made.dataset.of = label;
+      made.style.setProperty("--row", colour(label) ?? "transparent");
     }
     const figures = section.querySelector(".plots");
     figures.before(bar);

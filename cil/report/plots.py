@@ -103,15 +103,16 @@ def figure_of(height: float, width: float = WIDTH, panels: int = 1) -> tuple[Fig
 
 
 def bars(labels: Sequence[str], panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of horizontal bars, one for each label, the first on top."""
+    """A figure of horizontal bars, one for each label, the first on top; the names stand beside the first panel."""
     count = len(labels)
-    figure, row = figure_of(1.3 + 0.36 * count, WIDTH * panels, panels)
-    for axes in row:
+    width = WIDTH if panels == 1 else 1.7 * WIDTH  # letters as large as those of other figures
+    figure, row = figure_of(1.3 + 0.36 * count, width, panels)
+    for place, axes in enumerate(row):
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(-0.6, count - 0.4)
-        axes.set_yticks(range(count), list(reversed(labels)))
+        axes.set_yticks(range(count), [""] * count if place else list(reversed(labels)))
     return figure, row
 
 

@@ -10,6 +10,7 @@ from cil.report.section import Section
 from cil.report.table import Table
 
 GAP = "  "
+MARK = " *"  # the method's own answer among several
 
 
 def to_text(table: Table, width: int = 120) -> str:
@@ -84,12 +85,16 @@ def _block(grid: Grid, columns: Sequence[list[str]]) -> list[str]:
 
 
 def _numbers(head: str, values: Sequence[str]) -> list[str]:
-    """A column of numbers; deviations stand below one another."""
-    split = [value.partition(" ± ") for value in values]
+    """A column of numbers; deviations stand below one another, and an asterisk has a place of its own behind them."""
+    split = [value.removesuffix(MARK).partition(" ± ") for value in values]
     room = max((len(std) for _, _, std in split), default=0)
+    shown = [mean for mean, _, _ in split]
     if room:
-        values = [mean + (f" ± {std:>{room}}" if std else " " * (3 + room)) for mean, _, std in split]
-    return _padded([head, *values], left=False)
+        shown = [mean + (f" ± {std:>{room}}" if std else " " * (3 + room)) for mean, _, std in split]
+    if any(value.endswith(MARK) for value in values):
+        blank = " " * len(MARK)
+        shown = [text + (MARK if value.endswith(MARK) else blank) for text, value in zip(shown, values, strict=True)]
+    return _padded([head, *shown], left=False)
 
 
 def _padded(texts: Sequence[str], left: bool) -> list[str]:

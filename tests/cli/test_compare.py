@@ -18,7 +18,7 @@ import pytest
 from cil.cli import signed_page
 from cil.cli.compare import folder_of
 from cil.cli.compose import compose
-from cil.cli.grid import expand
+from cil.cli.grid import expand, number_of_jobs
 from cil.cli.pool import QueuedRun, run_all
 from cil.cli.progress_screen import ProgressScreen
 from cil.engine.options import RunOptions
@@ -311,9 +311,16 @@ def test_a_launcher_does_all_jobs_and_names_the_one_that_failed(launcher, cil, t
     assert said.code == 1
     (line,) = [line for line in said.err.splitlines() if "trainer.epochs is 0" in line]
     assert line.startswith("cil: ") and "trainer.epochs=0: " in line
+    assert f"cil: runs by hydra/launcher={launcher}; each says how it went" in said.err
     assert "page: o/index.html" in said.out and not list((tmp_path / "o").glob(".failures-*"))
+    assert [path.name for path in tmp_path.iterdir() if path.name != "runs"] == ["o"]  # Hydra's files are in it
     (record,) = [Record.load(path.parent) for path in (tmp_path / "o").rglob("record.json")]
     assert record.status == "finished"
+
+
+def test_the_jobs_of_a_launcher_are_counted_with_what_the_experiment_sweeps_over():
+    assert number_of_jobs(["strategy=wa,icarl", "seed=range(3)", "stream=split_digits"]) == 6
+    assert number_of_jobs(["experiment=demo", "strategy=wa"]) == 2  # seeds 0 and 1 are the demo's
 
 
 def test_a_launcher_that_is_interrupted_says_how_to_go_on(monkeypatch, tmp_path):

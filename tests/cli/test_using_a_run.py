@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from PIL import Image
 
 import cil as package
 from cil.cli.cite import PAPERS, entries, source
+from cil.cli.predict import shorter_side
 from cil.errors import ConfigError
 from cil.exchange import export, export_backbone
 from cil.models import build_backbone
 from cil.strategies import find
+from cil.tracking import Record
 from cil.tracking.lock import DirectoryLock
 
 DIGITS = ("stream=split_digits", "stream.train_per_class=20", "trainer.epochs=1", "progress=false")
@@ -59,6 +62,16 @@ def test_predict_answers_as_the_loaded_run_does(cil, runs, pictures):
 def test_predict_brings_other_sizes_and_colours_to_those_of_the_stream(cil, runs, tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "large.png")
     assert len(json.loads(cil("predict", runs / "wa", tmp_path / "large.png", "--json").out)[0]["classes"]) == 3
+
+
+def test_predict_cuts_files_as_the_stream_of_the_run_did(monkeypatch):
+    def side(config):
+        monkeypatch.setattr(Record, "load", lambda path: SimpleNamespace(identity={"config": config}))
+        return shorter_side("runs/one", 224)
+
+    assert side({"stream": {"dataset": "folder", "in_memory": False}}) is None  # FileStore: 256 of 224
+    assert side({"stream": {"dataset": "folder", "in_memory": "mapped"}}) == 224
+    assert side({"stream": {"dataset": "digits"}}) == side(None) == 224  # arrays; a run of Python
 
 
 @pytest.mark.parametrize(
@@ -192,6 +205,8 @@ def test_cite_prints_sources_of_runs_and_entries_of_names(cil, runs):
     said = cil("cite", "icarl", "--bibtex").out
     assert "eprint={1611.07725}" in said and "methods" not in said and said.count("@") == 1
     assert "no folder and no method" in cil("cite", "icral").line
+    said = cil("cite", "avalanche", "linear_probe", "--bibtex")
+    assert "eprint={2104.00405}" in said.out and said.err == "cil: note: no entry is known for linear_probe\n"
 
 
 # runs ---------------------------------------------------------------------------------------------------------------

@@ -43,6 +43,9 @@ try {
   bytes.click();
   said.up = order();
   const seen = (one) => getComputedStyle(one).display !== "none";
+  const dot = all("#table-1 .chooser button").find((one) => one.textContent === "icarl");
+  said.dot = getComputedStyle(dot, "::before").backgroundColor;
+  said.line = getComputedStyle(document.querySelector("#table-1 svg [data-row='icarl'] [style*=stroke]")).stroke;
   const visible = () => all("#table-1 svg [data-row='wa']").filter(seen).length;
   said.drawn = [visible()];
   all("#table-1 .chooser button").find((one) => one.textContent === "wa").click();
@@ -105,6 +108,7 @@ def test_numbers_are_those_of_the_records_and_rows_can_be_sorted_and_chosen(page
     assert said["down"] == ["wa", "icarl", "ewc", "joint"] and said["up"] == ["ewc", "icarl", "wa", "joint"]
     some, hidden, again = said["drawn"]
     assert some == again > 0 == hidden
+    assert said["dot"] == said["line"] != "rgba(0, 0, 0, 0)"  # a button has the colour of its row
     assert len(set(said["figures"])) == 2  # two figures side by side
 
 

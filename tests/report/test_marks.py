@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cil.report import table, to_csv, to_json, to_markdown, to_text, write_html
+from cil.report.text import _numbers
 from cil.tracking import identity_hash
 from cil.tracking.audits import Audit, write_audit
 
@@ -52,3 +53,8 @@ def test_what_was_audited_stands_beside_the_row(run, tmp_path):
     assert [label for label, row in rows.items() if row.standing == "unranked"] == ["wa"]
     for text in everywhere(records, tmp_path / "page.html"):
         assert "net.head.weight" in text and "experience 1 of seed 0 (other versions)" in text
+
+
+def test_an_asterisk_in_a_column_leaves_the_numbers_below_one_another():
+    text = _numbers("head", ["64.90 ± 5.94", "65.1 ± 17.78 *", "–"])
+    assert text == ["           head", "64.90 ±  5.94  ", " 65.1 ± 17.78 *", "    –          "]

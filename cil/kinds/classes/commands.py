@@ -116,7 +116,7 @@ class StrategyCommands:
 
     def stream_lines(self, stream: Any) -> list[str]:
         many = f"{len(stream)} experiences of {sizes([len(one.new_slots) for one in stream.signatures])} new classes"
-        order = ", ".join(map(str, stream.order[:SHOWN])) + (", ..." if len(stream.order) > SHOWN else "")
+        order = ", ".join(stream.classes[:SHOWN]) + (", ..." if len(stream.order) > SHOWN else "")
         return [f"{stream.name}: {many}, {images_of(stream)}", f"{data_of(stream)}; class order {order}"]
 
 

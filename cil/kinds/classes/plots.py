@@ -40,6 +40,7 @@ from cil.report.verdicts import Score
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+KINDS_A_LINE = 6  # of the legend below several bills
 KIND_COLOURS = {
     "parameters": "#0072b2",
     "buffers": "#56b4e9",
@@ -178,10 +179,12 @@ def _bytes_by_kind(rows: Sequence[Row], limit: int | None, counted: str) -> Pict
         own = limit if counted == convention else None
         if own is not None:
             axes.axvline(own / MIB, color=INK, linewidth=1.2, linestyle=":", label="limit")
-        axes.set_xlim(0, 1.3 * max([*left, (own or 0) / MIB]))
+        axes.set_xlim(0, (1.3 if len(conventions) == 1 else 1.5) * max([*left, (own or 0) / MIB]))  # room for totals
         axes.set_xlabel(f"MiB, {convention}")
     axes = panels[conventions.index(counted)]
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    beside = "outside right center" if len(conventions) == 1 else "outside lower center"
+    columns = 1 if len(conventions) == 1 else KINDS_A_LINE
+    figure.legend(*axes.get_legend_handles_labels(), loc=beside, ncols=columns, frameon=False, fontsize=9)
     said = " ".join(f"{name.capitalize()}: {BILLS[name]}" for name in conventions if name in BILLS)
     return "Carried bytes by kind", f"After the last experience. {said}", figure
 

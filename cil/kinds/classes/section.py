@@ -51,6 +51,7 @@ from cil.report.verdicts import Score, few, verdict
 from cil.tracking import Record
 
 RECIPE = ("model", "trainer", "optimizer", "scheduler")  # parts of a config that rows of one table usually share
+NAMED = 20  # classes: up to so many, their names stand beside the order
 INTRODUCTION = (
     "A learner meets the classes in portions, one experience after the other, and carries nothing across a boundary "
     "but what is charged in the bill. It is evaluated from exactly that. Rows are compared inside one table only: same "
@@ -241,6 +242,7 @@ def _legend(rows: Sequence[Row], counted: Sequence[str]) -> str:
         "unused": "share of the budget that is left" if used else "",
         "B": f"bytes carried at the end, as {', '.join(counted)} count{'s' * (len(counted) == 1)}",
         "own": "without public weights" if _has_public(rows) else "",
+        "looks": "how often an image was read for training" if any(_looks(row) is not None for row in rows) else "",
         "FLOPs": "of everything but evaluation",
         "peak B": "most bytes held at once in training",
     }
@@ -370,9 +372,10 @@ def _data_words(groups: Sequence[Group]) -> str:
     )
     orders = {run.order[1] for group in groups for run in group.runs}
     order = "one order of the classes for all seeds" if len(orders) == 1 else "an order of the classes for each seed"
-    drawn = dig(first.config, "stream", "order_seed")
+    chosen, drawn = (dig(first.config, "stream", key) for key in ("order", "order_seed"))
+    by_seed = drawn is not None and chosen in (None, "seed", "by_set")  # an order that is given has no seed
     name, _, split = stream_words(first).partition(": ")
-    return f"Stream: {name}{official}, {split}, in {order}{f' (order seed {drawn})' if drawn is not None else ''}."
+    return f"Stream: {name}{official}, {split}, in {order}{f' (order seed {drawn})' if by_seed else ''}."
 
 
 def _facts(groups: Sequence[Group], budget: dict[str, Any]) -> dict[str, str]:
@@ -382,6 +385,9 @@ def _facts(groups: Sequence[Group], budget: dict[str, Any]) -> dict[str, str]:
     orders = {run.seed: run.order[1] for run in runs}
     if all_equal(orders.values()):
         order = " ".join(map(str, first.order[1])) or "unknown"
+        names = [str(name) for name in stream.get("classes") or ()]
+        if len(names) <= NAMED and names != order.split():
+            order += f" ({', '.join(names)})" if names else ""
     else:
         order = "; ".join(f"seed {seed}: {' '.join(map(str, orders[seed]))}" for seed in sorted(orders))
     prints = {str(run.stream.get("fingerprint"))[:12]: None for run in sorted(runs, key=lambda run: run.seed)}

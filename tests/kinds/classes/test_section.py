@@ -193,6 +193,21 @@ def test_one_strategy_with_two_settings_is_two_rows_named_by_what_differs(run):
     assert sorted(rows(table(records))) == ["icarl (temperature=2.0)", "icarl (temperature=4.0)"]
 
 
+def test_a_learner_that_stands_for_others_says_which(run):
+    replay, ewc = (run("avalanche", config={"strategy": {"name": name}}) for name in ("Replay", "EWC"))
+    assert sorted(rows(table([replay, run("wa")]))) == ["avalanche (Replay)", "wa"]
+    assert sorted(rows(table([replay, ewc]))) == ["avalanche (EWC)", "avalanche (Replay)"]
+
+
+def test_a_class_order_that_is_given_is_named_and_has_no_seed(run):
+    given = {"stream": {"name": "toy", "order": ["d", "c", "b", "a"], "order_seed": 1993}}
+    [section] = table([run("wa", order=(3, 2, 1, 0), config=given)]).sections
+    names = ", ".join(run("wa").identity["stream"]["classes"])
+    assert section.facts["class order"] == f"3 2 1 0 ({names})"
+    assert "in one order of the classes for all seeds." in section.setup and "1993" not in section.setup
+    assert "(order seed 1993)" in table([run("wa", config={"stream": {"order_seed": 1993}})]).sections[0].setup
+
+
 def test_a_seed_that_ran_twice_counts_once(run):
     records = [run(seed=0, name="first"), run(seed=0, name="second"), run(seed=1)]
     row = rows(table(records))["icarl"]
