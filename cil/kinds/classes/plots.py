@@ -182,9 +182,11 @@ def _bytes_by_kind(rows: Sequence[Row], limit: int | None, counted: str) -> Pict
         axes.set_xlim(0, (1.3 if len(conventions) == 1 else 1.5) * max([*left, (own or 0) / MIB]))  # room for totals
         axes.set_xlabel(f"MiB, {convention}")
     axes = panels[conventions.index(counted)]
-    beside = "outside right center" if len(conventions) == 1 else "outside lower center"
-    columns = 1 if len(conventions) == 1 else KINDS_A_LINE
-    figure.legend(*axes.get_legend_handles_labels(), loc=beside, ncols=columns, frameon=False, fontsize=9)
+    single = len(conventions) == 1
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside right center" if single else "outside lower center",
+        ncols=1 if single else KINDS_A_LINE, frameon=False, fontsize=9,
+    )  # fmt: skip
     said = " ".join(f"{name.capitalize()}: {BILLS[name]}" for name in conventions if name in BILLS)
     return "Carried bytes by kind", f"After the last experience. {said}", figure
 
