@@ -38,13 +38,13 @@ TOOLBOX = "PyCIL, one after the other"
 FULL = ("stream=split_cifar100", "model=resnet32", "recipe=survey", "budget.exemplars=2000")
 SETTINGS = {  # of the toolbox, at the reduced size
     stream: Setting(
-        base=base, each=2, per_class=50, test_per_class=10, exemplars=40, epochs=3, batch=32, milestones=(), depth=14
+        base=base, each=2, per_class=50, test_per_class=10, exemplars=200, epochs=3, batch=32, milestones=(), depth=14
     )
     for stream, base in {"base half": 10, "B0": 2}.items()
 }
-REDUCED = (  # a fifth of the classes, a tenth of the images of each, and so of the exemplars
+REDUCED = (  # a fifth of the classes, a tenth of the images of each and of the exemplars
     "stream=split_cifar100", "stream.classes=20", "stream.train_per_class=50", "stream.test_per_class=10",
-    "model=resnet14", "budget.exemplars=40", "trainer.epochs=3", "trainer.batch_size=32",
+    "model=resnet14", "budget.exemplars=200", "trainer.epochs=3", "trainer.batch_size=32",
 )  # fmt: skip
 DIGITS = (
     "stream=split_mnist5k", "model=smallconv", "budget.exemplars=200", "trainer.epochs=8", "trainer.batch_size=32",
