@@ -27,15 +27,14 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from overhead import CLASSES, EXPERIENCES, TEST, images
-from raw import augmented
+from overhead import CLASSES, EXPERIENCES, TEST, images, make_stream
+from raw import Work, augmented
 from torch import Tensor, nn
 
 import cil
-from cil.data import ArrayStore, Augment, Dataset, Samples
 from cil.engine.recipe import Recipe
 
-PROMPTS, LENGTH, TOP, PULL, RANK, RATE, PADDING = 10, 5, 5, 0.1, 10, 0.01, 4
+PROMPTS, LENGTH, TOP, PULL, RANK, RATE = 10, 5, 5, 0.1, 10, 0.01
 
 
 class Prompts(nn.Module):
@@ -111,9 +110,9 @@ class Layer(nn.Module):
 METHODS: dict[str, Callable[[Any], nn.Module]] = {"l2p": Prompts, "sd_lora": Sums}
 
 
-def by_hand(method: str, shape: dict[str, int], count: int, epochs: int, batch: int) -> None:
+def by_hand(method: str, shape: dict[str, int], work: Work) -> None:
     """The whole stream in one loop."""
-    (train, labels), (tests, wanted) = images(count, 0), images(TEST, 1)
+    (train, labels), (tests, wanted) = work.train, work.test
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, **shape).eval().requires_grad_(False)
     learns, head = METHODS[method](vit), nn.Linear(vit.embed_dim, 0)
     generator = torch.Generator().manual_seed(0)
@@ -124,13 +123,13 @@ def by_hand(method: str, shape: dict[str, int], count: int, epochs: int, batch: 
         with torch.no_grad():
             head.weight[:old], head.bias[:old] = before.weight, before.bias
         rows = ((labels >= old) & (labels < total)).nonzero().flatten()
-        padded = F.pad(train[rows], (PADDING,) * 4).permute(0, 2, 3, 1).contiguous()
+        padded = F.pad(train[rows], (work.padding,) * 4).permute(0, 2, 3, 1).contiguous()
         own = [value for value in (*learns.parameters(), *head.parameters()) if value.requires_grad]
-        optimizer = torch.optim.SGD(own, RATE, momentum=0.9)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-        for _ in range(epochs):
-            for picked in torch.randperm(len(rows), generator=generator).split(batch):
-                x = (augmented(padded, picked, 32, PADDING, generator) - 0.5) / 0.25
+        optimizer = torch.optim.SGD(own, work.lr, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, work.epochs)
+        for _ in range(work.epochs):
+            for picked in torch.randperm(len(rows), generator=generator).split(work.batch_size):
+                x = (augmented(padded, picked, 32, work.padding, generator) - 0.5) / 0.25
                 features, more = learns(x)
                 loss = F.cross_entropy(head(features)[:, old:], labels[rows[picked]] - old) + more
                 optimizer.zero_grad()
@@ -143,18 +142,13 @@ def by_hand(method: str, shape: dict[str, int], count: int, epochs: int, batch: 
                 head(learns((part.float() / 255 - 0.5) / 0.25)[0]).argmax(1)
 
 
-def here(method: str, shape: dict[str, int], count: int, epochs: int, batch: int) -> None:
+def here(method: str, shape: dict[str, int], work: Work) -> None:
     """The same in the framework, with its record, ledger, snapshots and log."""
-    splits = [Samples(ArrayStore(pixels), labels) for pixels, labels in (images(count, 0), images(TEST, 1))]
-    names = [str(label) for label in range(CLASSES * EXPERIENCES)]
-    data = Dataset("noise", *splits, names, augment=Augment(crop_padding=PADDING, flip=True))
-    stream = cil.class_incremental(data, increment=CLASSES, order="natural", mean=[0.5] * 3, std=[0.25] * 3)
-    recipe = Recipe(
-        epochs=epochs, batch_size=batch, optimizer=partial(torch.optim.SGD, lr=RATE, momentum=0.9)
-    )  # cosine decay is its default
+    sgd = partial(torch.optim.SGD, lr=work.lr, momentum=0.9)
+    recipe = Recipe(epochs=work.epochs, batch_size=work.batch_size, optimizer=sgd)  # cosine decay is its default
     model = {"name": "timm:vit_tiny_patch16_224", "options": dict(shape)}
     with tempfile.TemporaryDirectory() as folder:
-        cil.train(method, stream, model, cil.Budget(exemplars=0), recipe=recipe, run_dir=folder)
+        cil.train(method, make_stream(work), model, cil.Budget(exemplars=0), recipe=recipe, run_dir=folder)
 
 
 def main() -> None:
@@ -172,20 +166,21 @@ def main() -> None:
     shape = {
         "patch_size": given.patch, "embed_dim": given.width, "depth": given.depth, "num_heads": given.heads
     }  # fmt: skip
-    lengths = (1, 1 + given.epochs)
+    data = images(given.images, 0), images(TEST, 1)
+    works = [Work(*data, CLASSES, EXPERIENCES, 1 + more, given.batch, 0, lr=RATE) for more in (0, given.epochs)]
     sides = (by_hand, here)
     for method in given.method:
         for side in sides:  # warms up
-            side(method, shape, given.images, 1, given.batch)
+            side(method, shape, works[0])
         ratios, starts = [], []
         for number in range(given.pairs):
             spent = {}
             for side in sides if number % 2 else sides[::-1]:
-                for epochs in lengths:
+                for work in works:
                     began = time.process_time()
-                    side(method, shape, given.images, epochs, given.batch)
-                    spent[side, epochs] = time.process_time() - began
-            short, long = ({side: spent[side, epochs] for side in sides} for epochs in lengths)
+                    side(method, shape, work)
+                    spent[side, work.epochs] = time.process_time() - began
+            short, long = ({side: spent[side, work.epochs] for side in sides} for work in works)
             ratios.append((long[here] - short[here]) / (long[by_hand] - short[by_hand]))
             starts.append(short[here] - short[by_hand])
         each = " ".join(f"{ratio:.3f}" for ratio in ratios)

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from inspect import getdoc
 from pathlib import Path
 from typing import Any
@@ -110,11 +111,17 @@ def source(method: Any) -> str:
 def entries(methods: Iterable[str], keys: Iterable[str] = ()) -> list[str]:
     """BibTeX entries of the papers of methods, each once, without the field that names the methods."""
     wanted, always = set(methods), set(keys)
+    return [text for key, of, text in _papers() if wanted & of or key in always]
+
+
+@cache
+def _papers() -> list[tuple[str, set[str], str]]:
+    """Of each entry that is of methods: its key, their names, and its text."""
     found = []
     for line in PAPERS.read_text(encoding="utf-8").splitlines():
-        of = re.search(r", methods=\{([^}]*)\}", line)
-        if of and (wanted & set(of[1].split()) or re.match(r"@\w+\{(\w+)", line)[1] in always):  # type: ignore[index]
-            found.append(_laid_out(line.replace(of[0], "")))
+        of, key = re.search(r", methods=\{([^}]*)\}", line), re.match(r"@\w+\{(\w+)", line)
+        if of and key:
+            found.append((key[1], set(of[1].split()), _laid_out(line.replace(of[0], ""))))
     return found
 
 

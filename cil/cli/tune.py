@@ -214,8 +214,8 @@ def _run_trials(setting: Setting, trials: Sequence[Trial], jobs: int, out: Path)
     ends = run(cells)
     assert len(ends) == len(cells)  # what is drawn differs, so do the runs
     if cut := [number for number, end in enumerate(ends) if end.status in CUT_SHORT]:
-        again = run([cells[number] for number in cut])
-        ends = [again[cut.index(number)] if number in cut else end for number, end in enumerate(ends)]
+        for number, end in zip(cut, run([cells[number] for number in cut]), strict=True):
+            ends[number] = end
     for group, end in zip(groups.values(), ends, strict=True):
         _read(group, end, setting.tune["metric"])
 

@@ -82,9 +82,8 @@ class AttentionSums(LowRankSums):
         return torch.cat(downs, dim=-2), torch.cat(self.scaled_ups(), dim=-1)
 
     def narrow(self) -> bool:
-        return (
-            2 * len(self.parts) * self.rank * len(self.pairs) < self.width
-        )  # P parts, there and back, against all of W
+        ranks = self.rank * len(self.pairs)
+        return 2 * len(self.parts) * ranks < self.width  # 3 times 4 R D a part, against 6 D D for the gradient of W
 
     def sums(self, backbone: nn.Module) -> Mapping[str, LayerSum]:
         layers = zip(*self.all_factors(), strict=True)
