@@ -170,17 +170,21 @@ def watched(kind: type[Any], draws: dict[str, Tensor]) -> type[Any]:
                 note = f"{experience.index}/" if phase.main else f"{experience.index}/align_"
                 if phase.main:
                     draws.update({note + name: value for name, value in learned(self)})
-                else:
-                    draws[note + "features"] = phase.samples.extras["features"].clone()
                 rows: dict[int, Tensor] = {}
-                yield replace(phase, loss=partial(self.noted, phase, rows))
+                samples: dict[int, Tensor] = {}
+                yield replace(phase, loss=partial(self.noted, phase, rows, samples))
+                if samples:
+                    draws[note + "features"] = torch.stack(list(samples.values()), dim=1)
                 order = torch.cat([rows[step] for step in sorted(rows)]).view(-1, len(phase.samples))
                 draws[note + "order"] = place[order] if phase.main else order
 
-        def noted(self, phase: Phase, rows: dict[int, Tensor], batch: Batch) -> Any:
+        def noted(self, phase: Phase, rows: dict[int, Tensor], samples: dict[int, Tensor], batch: Batch) -> Any:
             assert batch.rows is not None
             rows[self.progress.step] = batch.rows.clone()
-            return phase.loss(batch)
+            found = phase.loss(batch)
+            if not phase.main:
+                samples[self.progress.epoch] = self.drawn.clone()  # of each epoch, made with its first batch
+            return found
 
     return Watched
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from cil.errors import CilError
 from cil.memory.survey import MIB
 
 RECIPE = ("strategy", "adapter", "model", "trainer", "optimizer", "scheduler", "adaptation")  # of a config
+LONG = 5.0  # seconds of the first timing from which on a person wants to know what goes on
 RECORDS = 2 * MIB  # bytes of a record, its log and its arrays
 A_BOUNDARY = 0.5  # seconds of an experience beside steps: hooks, evaluation, files; 0.3 to 0.5 on small images
 
@@ -111,7 +113,7 @@ class Forecast:
 def forecast(
     runs: Mapping[Path, tuple[str, Run]], found: Mapping[Path, Path], out: Path, jobs: int, root: Path = Path("runs")
 ) -> Forecast:
-    """Look ahead.
+    """Look ahead. Says on the standard error that it times steps, where they are long.
 
     Args:
         runs: Folder of each run, under ``out``, to its label and itself.
@@ -123,11 +125,7 @@ def forecast(
     over = {label: why for label, run in left.values() if (why := _over(run))}
     todo = [(label, run) for label, run in left.values() if label not in over]
     known = [*earlier_runs(root), *earlier_runs(out)] if todo else []
-    measured: dict[str, Measured | None] = {}
-    # the largest stream first: what its last experience takes is an upper bound for the others
-    for _, run in sorted(todo, key=lambda pair: -pair[1].work.boundaries):
-        if _recipe_of(run.identity) not in measured:
-            measured[_recipe_of(run.identity)] = _measured(run)
+    measured = _timings([run for _, run in todo])
     alike, timed, unknown = [], [], []
     for label, run in todo:
         like = [one.seconds for one in known if _alike(one, run)]
@@ -167,6 +165,22 @@ def _alike(one: EarlierRun, run: Run) -> bool:
     streams = [(each["stream"] or {}) for each in (one.identity, run.identity)]
     names = [(stream.get("name"), stream.get("train_counts"), stream.get("new_slots")) for stream in streams]
     return json.dumps(names[0]) == json.dumps(names[1]) and _recipe_of(one.identity) == _recipe_of(run.identity)
+
+
+def _timings(runs: Sequence[Run]) -> dict[str, Measured | None]:
+    """What ``_measured`` finds for each recipe, in the largest stream: its last experience bounds those of others."""
+    largest: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: -run.work.boundaries):
+        largest.setdefault(_recipe_of(run.identity), run)
+    measured: dict[str, Measured | None] = {}
+    for recipe, run in largest.items():
+        began = time.monotonic()
+        measured[recipe] = _measured(run)
+        took = time.monotonic() - began
+        if len(measured) == 1 and took > LONG:
+            words = f"timing steps of each recipe on this machine, {len(largest)} in all; the first took {took:.0f} s"
+            print(words, file=sys.stderr, flush=True)
+    return measured
 
 
 def _measured(run: Run) -> Measured | None:

@@ -60,10 +60,10 @@ class AttentionSums(LowRankSums):
         self.parts, self.shared = tuple(parts), shared
         self.pairs = nn.ModuleList()
 
-    def grow(self, like: Tensor) -> Factors:
-        """Add a pair on the device of ``like``; those before it no longer change."""
+    def grow(self, like: Tensor, rank: int | None = None) -> Factors:
+        """Add a pair on the device of ``like``, of ``rank`` in place of r; those before it no longer change."""
         self.pairs.requires_grad_(False)
-        make = partial(Factors, self.depth, self.width, self.rank, len(self.parts), self.shared)
+        make = partial(Factors, self.depth, self.width, rank or self.rank, len(self.parts), self.shared)
         added = drawn_for(like, make)
         self.pairs.append(added)
         return added
@@ -82,7 +82,7 @@ class AttentionSums(LowRankSums):
         return torch.cat(downs, dim=-2), torch.cat(self.scaled_ups(), dim=-1)
 
     def narrow(self) -> bool:
-        ranks = self.rank * len(self.pairs)
+        ranks = sum(pair.down.shape[-2] for pair in self.factors())
         return 2 * len(self.parts) * ranks < self.width  # 3 times 4 R D a part, against 6 D D for the gradient of W
 
     def sums(self, backbone: nn.Module) -> Mapping[str, LayerSum]:
@@ -125,10 +125,10 @@ class Directions(AttentionSums):
         self.by_layer = by_layer
         self.magnitudes = nn.ParameterList()  # alpha, (depth, P, 1, 1) or (1, 1, 1, 1)
 
-    def grow(self, like: Tensor) -> Factors:
+    def grow(self, like: Tensor, rank: int | None = None) -> Factors:
         shape = (self.depth, len(self.parts), 1, 1) if self.by_layer else (1, 1, 1, 1)
         self.magnitudes.append(nn.Parameter(like.detach().new_ones(shape)))
-        return super().grow(like)
+        return super().grow(like, rank)
 
     def scaled_ups(self) -> list[Tensor]:
         pairs = zip(self.magnitudes, self.factors(), strict=True)
@@ -143,3 +143,35 @@ class Directions(AttentionSums):
         pair.down.div_(sizes[1])
         if self.by_layer:
             self.magnitudes[-1].mul_(sizes[0] * sizes[1])
+
+    @torch.no_grad()
+    def merge_last(self, below: float) -> None:
+        """Put the last direction into those before it where they nearly span it: alpha_j + c_j alpha_t, and B_t = 0.
+
+        c are the least squares of B_t A_t on the others: of each sum where each has an alpha, else of all of them
+        together. To be called after ``normalise_last``. A direction that went in learns no more; its place stays.
+
+        Args:
+            below: Merged is what leaves a smaller sum of squares.
+        """
+        *others, last = self.factors()
+        if not others:
+            return
+        products = torch.stack([torch.stack([_inner(one, two) for two in self.factors()]) for one in self.factors()])
+        products = products.movedim((0, 1), (-2, -1))  # (depth, P, t, t)
+        if not self.by_layer:
+            products = products.sum(dim=(0, 1), keepdim=True)
+        old, new = products[..., :-1, :-1], products[..., :-1, -1:]
+        shares = torch.linalg.pinv(old, hermitian=True) @ new  # (depth, P, t - 1, 1)
+        left = products[..., -1:, -1:] - new.mT @ shares
+        merged = (left < below).to(last.up.dtype)  # (depth, P, 1, 1)
+        *before, alpha = list(self.magnitudes)
+        for index, magnitude in enumerate(before):
+            magnitude.add_(merged * alpha * shares[..., index : index + 1, :].to(alpha.dtype))
+        last.up.mul_(1 - merged)
+
+
+def _inner(one: Factors, two: Factors) -> Tensor:
+    """Sum of the products of the entries of B A of both: (depth, P), in double precision, without making them."""
+    ups, downs = one.up.double().mT @ two.up.double(), one.down.double() @ two.down.double().mT
+    return (ups * downs).sum(dim=(-2, -1))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from cil.data import Batch
+from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory
 from cil.models.low_rank import Directions
@@ -30,10 +31,14 @@ class SDLoRA(FrozenTransformer):
         carry_magnitudes: alpha of each sum goes on from where it was, lengths included, so that the network does not
             jump at a boundary; false, as published: one alpha for all sums of an experience, which begin anew.
         start: What alpha of earlier experiences begin with where they begin anew.
+        later_ranks: Pairs [k, r]: from experience k on, from 0, the rank is r, or ``rank`` if less. SD-LoRA-RR: rank
+            10, [[4, 8], [8, 6]].
+        merge_below: A direction which those before it span up to so small a sum of squares goes into their alpha, and
+            is zero from then on. SD-LoRA-KD: 9e-4. Its bytes stay charged, as sizes are known before training.
 
     Source:
         Wu et al. "SD-LoRA: scalable decoupled low-rank adaptation for class incremental learning",
-        ICLR 2025, arXiv:2501.13198. Departure: ``carry_magnitudes``.
+        ICLR 2025, arXiv:2501.13198. Departures: ``carry_magnitudes``; the bytes of a merged direction.
     """
 
     fits = "rank"
@@ -41,18 +46,29 @@ class SDLoRA(FrozenTransformer):
     directions: Directions
 
     def __init__(
-        self, make_net: NetFactory, budget: Budget, *, rank: int = 10, carry_magnitudes: bool = True, start: float = 0.8
+        self,
+        make_net: NetFactory,
+        budget: Budget,
+        *,
+        rank: int = 10,
+        carry_magnitudes: bool = True,
+        start: float = 0.8,
+        later_ranks: Sequence[Sequence[int]] = (),
+        merge_below: float = 0.0,
     ) -> None:
         super().__init__(make_net, budget)
         check.at_least(1, "sd_lora", rank=rank)
         check.one_of((True, False), "sd_lora", carry_magnitudes=carry_magnitudes)
-        check.at_least(0, "sd_lora", start=start)
+        check.at_least(0, "sd_lora", start=start, merge_below=merge_below)
+        self.later_ranks, self.merge_below = _ranks(later_ranks), merge_below
         self.carry_magnitudes, self.start = carry_magnitudes, start
         self.keep("directions", Directions(self.vit, rank, ("q", "v"), by_layer=carry_magnitudes), kind="parameters")
 
     def grow_net(self, signature: Signature) -> None:
         super().grow_net(signature)
-        self.directions.grow(self.net.weight)
+        rank = self.directions.rank
+        lower = [later for first, later in self.later_ranks.items() if first <= signature.index]
+        self.directions.grow(self.net.weight, min([rank, *lower[-1:]]))
 
     @torch.no_grad()
     def prepare(self, experience: Experience) -> None:
@@ -65,6 +81,8 @@ class SDLoRA(FrozenTransformer):
 
     def after_experience(self, experience: Experience) -> None:
         self.directions.normalise_last()
+        if self.merge_below:
+            self.directions.merge_last(self.merge_below)
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D) of images in [0, 1]."""
@@ -74,3 +92,19 @@ class SDLoRA(FrozenTransformer):
         """The head's logits: (N, ...) to (N, C)."""
         logits: Tensor = self.net(self.features(images))
         return logits
+
+
+def _ranks(pairs: Sequence[Sequence[int]]) -> dict[int, int]:
+    """The rank from each experience on, in order.
+
+    Raises:
+        ConfigError: where they are not pairs of an experience and a rank, both from 1 on, or do not rise.
+    """
+    plain = [[*pair] for pair in pairs]
+    starts = [pair[0] for pair in plain if len(pair) == 2 and min(pair) >= 1]
+    if len(starts) < len(plain) or starts != sorted({*starts}):
+        raise ConfigError(
+            f"strategy.later_ranks of sd_lora is {plain}; allowed: pairs of an experience from 1 on, in rising order, "
+            f"and a rank from 1 on, as [[4,8],[8,6]]"
+        )
+    return dict(zip(starts, (rank for _, rank in plain), strict=True))

@@ -46,6 +46,7 @@ def test_a_word_that_is_not_known_is_refused_with_those_that_are():
 
 
 NAN = math.nan
+RANKS = "allowed: pairs of an experience from 1 on, in rising order, and a rank from 1 on, as [[4,8],[8,6]]"
 OUT_OF_RANGE = {
     "acil": [("size", 0, "it must be 1 or more"), ("ridge", 0.0, "it must be above 0"),
              ("carries", "gram", "allowed: sums, recursion"), ("statistics", "half", "allowed: float32, float64")],
@@ -101,7 +102,13 @@ OUT_OF_RANGE = {
                ("tuner", "adapters", "allowed: none, adapter, scale_shift")],
     "rapf": [("start", "zero", "allowed: random, identity"), ("fusion", 1.5, "it must be between 0 and 1"),
              ("samples", 0), ("margin", -0.1)],
-    "sd_lora": [("rank", 0), ("carry_magnitudes", "no", "allowed: true, false"), ("start", -0.1)],
+    "sd_lora": [
+        ("rank", 0),
+        ("carry_magnitudes", "no", "allowed: true, false"),
+        ("start", -0.1),
+        ("merge_below", -1.0),
+        ("later_ranks", [[8, 6], [4, 8]], RANKS),
+    ],
     "si": [("strength", -0.1), ("damping", 0.0), ("strength", NAN), ("damping", NAN)],
     "slda": [("covariance", "exakt", "allowed: exact, reference"), ("base", "lda", "allowed: plain, oas"),
              ("shrinkage", 1.5, "it must be between 0 and 1"), ("shrinkage", -1e-9)],

@@ -75,3 +75,46 @@ def test_rows_of_old_classes_get_no_gradient():
     learner.loss(batch(2, 3)).backward()
     assert learner.directions.magnitudes[0].grad.any() and learner.directions.pairs[0].up.grad is None
     assert not learner.net.weight.grad[:2].any() and learner.net.weight.grad[2:].any(dim=1).all()
+
+
+def test_later_experiences_have_lower_ranks():
+    """Ranks 2, 2, 1 of two blocks, two parts and width 16: the last pair has half the bytes."""
+    learner = bare("sd_lora", classes=[1, 1, 1], rank=2, later_ranks=[[2, 1]])
+    assert [pair.down.shape[-2] for pair in learner.directions.pairs] == [2, 2, 1]
+    sizes = [pair.down.numel() + pair.up.numel() for pair in learner.directions.pairs]
+    assert sizes == [2 * 2 * 2 * 2 * 16] * 2 + [2 * 2 * 2 * 16]
+    assert torch.isfinite(learner.predict(batch(0).images)).all()
+
+
+@pytest.mark.parametrize("carried", [True, False])
+def test_a_direction_that_others_span_goes_into_their_magnitudes(carried):
+    """Of directions e1 e1' and e2 e2' the third is .6 and .8: their alpha grow by 2 of its own, and it is zero."""
+    learner = three_directions((0.6, 0.8, 0.0), carry_magnitudes=carried)
+    learner.directions.magnitudes[2].data.fill_(2.0)
+    before = whole_sums(learner)
+    learner.directions.merge_last(9e-4)
+    torch.testing.assert_close(whole_sums(learner), before)
+    assert not learner.directions.pairs[2].up.any()
+    for alpha, expected in zip(learner.directions.magnitudes, (1 + 2 * 0.6, 1 + 2 * 0.8, 2.0), strict=True):
+        torch.testing.assert_close(alpha.data, torch.full_like(alpha, expected))
+
+
+def test_a_direction_of_its_own_stays():
+    """What is left of (.6, .79, .1) is .01 > 9e-4."""
+    learner = three_directions((0.6, 0.79, 0.1))
+    before = bits(learner.directions)
+    learner.directions.merge_last(9e-4)
+    assert not differing(before, bits(learner.directions))
+    learner.directions.merge_last(0.011)
+    assert not learner.directions.pairs[2].up.any()
+
+
+def three_directions(last, **options):
+    """Of rank 3, alike in all parts of attention: e1 e1', e2 e2', and the diagonal matrix of what is given."""
+    learner = bare("sd_lora", classes=[1, 1, 1], rank=3, **options)
+    for pair, diagonal in zip(learner.directions.pairs, ((1.0, 0, 0), (0, 1.0, 0), last), strict=True):
+        pair.up.data.zero_()
+        pair.down.data.zero_()
+        for i, value in enumerate(diagonal):
+            pair.up.data[..., i, i], pair.down.data[..., i, i] = value, 1.0
+    return learner
