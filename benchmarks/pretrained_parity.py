@@ -273,8 +273,8 @@ def main() -> None:
     for side, seed, name in missing:
         if side == "cil":
             run_here(name, seed, given, draws)
-    for code in dict.fromkeys(method.code for method in METHODS.values()):
-        run_there(code, [run for run in missing if run[0] != "cil" and METHODS[run[2]].code == code], given, draws)
+    for side, name in dict.fromkeys((side, name) for side, _, name in missing if side != "cil"):
+        run_there(METHODS[name].code, [run for run in missing if (run[0], run[2]) == (side, name)], given, draws)
 
 
 def run_here(name: str, seed: int, given: argparse.Namespace, draws: Path) -> None:
@@ -288,9 +288,8 @@ def run_here(name: str, seed: int, given: argparse.Namespace, draws: Path) -> No
 
 
 def run_there(code: str, runs: list[tuple[str, int, str]], given: argparse.Namespace, draws: Path) -> None:
-    """Runs of one checkout in a process of its own, as their modules share names, and want another timm."""
-    if not runs:
-        return
+    """Runs of one method and side in a process of its own: checkouts share names of modules and want another timm, and
+    what is mended stays so in its process."""
     jobs = {
         "code": code, "where": str(given.where.resolve()), "weights": str(given.weights.resolve()),
         "draws": str(draws.resolve()), "out": str(given.out.resolve()), "shape": SHAPE, "each": EACH,

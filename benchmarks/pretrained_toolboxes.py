@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 Answers = list[np.ndarray]  # after each experience, the class answered for each test image of all classes seen
 MENDS = {  # where a toolbox departs from the paper of a method; ``mended=False`` leaves it as it is
     "ranpac": "scores are h W, not cosines",
-    "l2p": "each test image has its own prompts; a test batch does not vote",
+    "l2p": "each test image has its own prompts; a test batch does not vote; ties of votes go to the first prompts",
     "dualprompt": "keys and values of an image are its own; no vote of test batches; no keys of experiences to come",
     "coda_prompt": "the schedule goes down from the second epoch on, not from the third",
     "inflora": "the same; the first experience protects all directions that the share takes, not one fewer",
@@ -61,6 +61,8 @@ def run_pilot(
         _share_projection(learner, draws.tensors["layer"], given["ridge"])
     if mended and method == "dualprompt":
         _keep_prefixes_apart(learner._network.backbone.e_prompt)
+    if mended and method == "l2p":
+        torch.topk = _first_of_ties
     if mended and method == "coda_prompt":
         _start_schedule_at_once(importlib.import_module("models.coda_prompt"))
     if method == "slca":
@@ -90,6 +92,11 @@ def _share(learner: Any, name: str, method: str, draws: Draws, given: Mapping[st
         plain(GivenOrder(loader.dataset, start["order"], given["batch_size"]), *rest)
 
     setattr(learner, name, train)
+
+
+def _first_of_ties(values: Tensor, k: int, dim: int = -1, **_: bool) -> tuple[Tensor, ...]:
+    """torch.topk, but for ties: there it takes any."""
+    return tuple(part.narrow(dim, 0, k) for part in values.sort(dim=dim, descending=True, stable=True))
 
 
 def _share_samples(learner: Any, draws: Draws) -> None:
