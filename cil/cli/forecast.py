@@ -37,7 +37,7 @@ class Foreseen(Protocol):
 
     def excess(self) -> str | None: ...
 
-    def carried_bytes(self) -> list[int]: ...
+    def stored_bytes(self) -> list[int]: ...
 
     def rates(self) -> SecondsPerImage: ...
 
@@ -217,10 +217,10 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _disk(run: Run) -> int:
-    """The state that is carried, twice while the next one is written (all of them with ``checkpoint.keep=all``)."""
+    """The state that is stored, twice while the next one is written (all of them with ``checkpoint.keep=all``)."""
     if not isinstance(run.work, Foreseen):
         return RECORDS
-    sizes = run.work.carried_bytes()
+    sizes = run.work.stored_bytes()
     return RECORDS + (sum(sizes) if run.options.keep == "all" else 2 * max(sizes))
 
 

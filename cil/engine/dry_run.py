@@ -29,6 +29,7 @@ class Bill:
         free_beside: Of these, bytes that the budget charges nothing for.
         side_limit: How many of those may be carried; None: any.
         networks: Most bytes that count as networks; None: any.
+        public: Of the exact bytes, those of public weights that are referred to: no file of a run has them.
     """
 
     experience: int
@@ -40,6 +41,7 @@ class Bill:
     free_beside: int = 0
     side_limit: int | None = None
     networks: int | None = None
+    public: int = 0
 
 
 def dry_run(
@@ -126,8 +128,9 @@ def _bill(
         add(state.kinds[name], tensor.numel() * tensor.element_size())
     if meta := len(state.encoded_meta()):
         add("other", meta)
-    if state.references:
-        add("parameters", sum(reference.bytes for reference in state.references))
+    public = sum(reference.bytes for reference in state.references)
+    if public:
+        add("parameters", public)
     fixed = {convention: learner.fixed_bytes(convention) for convention in CONVENTIONS}
     total = dict(fixed)
     for name, memory in learner.memories().items():
@@ -138,7 +141,7 @@ def _bill(
             add(kind, count * size)
     return Bill(
         signature.index, fixed, sum(held.values()), total, by_kind, frozen.beside.bytes,
-        budget.free_beside(frozen.ledger()), side.bytes, side.networks,
+        budget.free_beside(frozen.ledger()), side.bytes, side.networks, public,
     )  # fmt: skip
 
 

@@ -186,9 +186,9 @@ class PlannedWork:
             return str(error)
         return None
 
-    def carried_bytes(self) -> list[int]:
-        """Bytes that will be carried after each experience, every one counted."""
-        return [bill.total["exact"] for bill in self.bill]
+    def stored_bytes(self) -> list[int]:
+        """Bytes that a run will store after each experience: all that is carried but public weights."""
+        return [bill.total["exact"] - bill.public for bill in self.bill]
 
     def rates(self) -> SecondsPerImage:
         """Time a few steps, on noise."""

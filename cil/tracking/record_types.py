@@ -69,6 +69,7 @@ class ExperienceBill(TypedDict):
     free_beside: NotRequired[int]
     side_limit: NotRequired[int | None]
     networks: NotRequired[int | None]
+    public: NotRequired[int]
 
 
 class FittedKey(TypedDict):

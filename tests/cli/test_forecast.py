@@ -99,6 +99,8 @@ def test_the_comparison_on_a_pretrained_backbone_runs_on_embedded_data_with_its_
     rows = {row["label"]: row for row in content["sections"][0]["rows"]}
     backbone = 4 * sum(value.numel() for value in load_file("small.safetensors").values())
     assert {row["backbone_bytes"] for row in rows.values()} == {backbone}
+    bills = [json.loads(path.read_text())["results"]["bills"][-1] for path in tmp_path.rglob("record.json")]
+    assert [bill["public"] for bill in bills] == [backbone] * 4  # no part of what a run stores
     assert rows["simplecil"]["learned_bytes"] == 0 < rows["simplecil"]["stored_bytes"]
     assert rows["coda_prompt"]["learned_bytes"] > 0 == rows["coda_prompt"]["stored_bytes"]
     assert set(rows) == {"simplecil", "coda_prompt", "aper (tuner=adapter)", "aper (tuner=scale_shift)"}
