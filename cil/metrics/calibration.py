@@ -60,7 +60,7 @@ def binned_error(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> B
         raise DataError(f"bins is {bins}; 1 or more are needed, and confidences from 0 to 1.")
     if not len(sure):
         return BinnedError(np.nan, np.nan)
-    place = np.minimum((sure * bins).astype(np.int64), bins - 1)
+    place = np.minimum(np.searchsorted(np.arange(bins + 1) / bins, sure, side="right") - 1, bins - 1)
     count = np.bincount(place, minlength=bins)
     apart = np.abs(np.bincount(place, right, bins) - np.bincount(place, sure, bins))
     held = count > 0

@@ -51,6 +51,7 @@ class Strategy(Holder):
         self.budget = Allowance.of(budget)
         self.old_classes = 0
         self.first_slot = 0  # lowest slot with data in the experience; where no class re-appears, the first new one
+        self.came_back, self.came_back_before = 0, 0  # classes met again, up to this experience and before it
         self.progress = Progress()
         self.warnings: list[str] = []  # sentences for a person, before training
         self.diagnostics: dict[str, Any] = {}  # JSON of an experience, for the record
@@ -81,6 +82,8 @@ class Strategy(Holder):
         self.old_classes = self.num_classes
         self.num_classes = signature.num_classes
         self.first_slot = min(signature.present, default=self.old_classes)
+        self.came_back_before = self.came_back
+        self.came_back += len(set(signature.present).difference(signature.new_slots))
         self.image_shape = signature.image_shape
         self.grow_net(signature)
 
@@ -198,6 +201,15 @@ class Strategy(Holder):
         return 0
 
     # helpers --------------------------------------------------------------------------------------------------------
+
+    @property
+    def share_before(self) -> float:
+        """Share of what was met before this experience in all that was met, in classes: C_o / C.
+
+        A class that comes back counts again whenever it does. Without that, an experience without a new class, as a
+        further domain, would weigh nothing.
+        """
+        return (self.old_classes + self.came_back_before) / (self.num_classes + self.came_back)
 
     def gradient(self, loss: Tensor) -> list[Tensor]:
         """Gradients of an extra loss for the trainable parameters; their ``grad`` stays as it is."""

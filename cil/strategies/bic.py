@@ -59,7 +59,7 @@ class BiC(Strategy):
         Wu, Chen, Wang, Ye, Liu, Guo, Fu. CVPR 2019, arXiv:1905.13260, sections 3 and 4. Validation images are chosen
         at random and augmented, both stages are equally long, and every output that is trained or distilled passes the
         layers of its task, as in the survey's code. Departure from it: the split is a share of the exemplars that are
-        held, where that code takes it of floor(M / C_o).
+        held, where that code takes it of floor(M / C_o). In lambda = C_o / C a class that comes back counts again.
     """
 
     holds_out = True
@@ -120,7 +120,7 @@ class BiC(Strategy):
         if self.teacher is None:
             return {"classes": classes}
         old = self.bias(self.teacher(batch.images).logits)
-        share = self.old_classes / self.num_classes  # lambda, section 3: L = lambda L_d + (1 - lambda) L_c
+        share = self.share_before  # lambda, section 3: L = lambda L_d + (1 - lambda) L_c
         distilled = distillation(logits[:, : old.shape[1]], old, self.temperature)
         return {"classes": (1 - share) * classes, "distillation": share * distilled}
 

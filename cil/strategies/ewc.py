@@ -37,7 +37,8 @@ class EWC(Strategy):
     Source:
         Kirkpatrick et al., PNAS 2017, arXiv:1612.00796, equation 3. Departures, as in the survey's code: the squared
         gradient of a batch mean (with true labels, over all outputs) in place of the per-sample Fisher, capped, and one
-        merged diagonal, F <- (C_o / C) F_old + (1 - C_o / C) F_new. Departure from that code: ``fisher_mode``.
+        merged diagonal, F <- (C_o / C) F_old + (1 - C_o / C) F_new, where a class that comes back counts again.
+        Departure from that code: ``fisher_mode``.
     """
 
     fisher: dict[str, Tensor]
@@ -79,7 +80,7 @@ class EWC(Strategy):
         return terms
 
     def after_experience(self, experience: Experience) -> None:
-        share = self.old_classes / self.num_classes
+        share = self.share_before
         new_rows = {name: slice(self.old_classes, None) for name in ("head.weight", "head.bias")}
         for name, new in self._fisher_of(experience).items():
             merged = torch.lerp(new, self.fisher[name], share)  # share old + (1 - share) new, never above the cap
@@ -91,8 +92,11 @@ class EWC(Strategy):
         """Mean over mini-batches of the squared gradient, capped."""
         generator = self.generator("fisher")
         order = torch.randperm(len(experience.train), generator=generator)
-        batches = experience.train[order].batches(self.batch_size, self.device)
         as_trained = self.fisher_mode == "training"
+        rows = list(order.split(self.batch_size))
+        if as_trained and len(rows) > 1 and len(rows[-1]) == 1 < self.batch_size:  # one image has no batch statistics
+            rows[-2:] = [torch.cat(rows[-2:])]
+        batches = (batch for own in rows for batch in experience.train[own].batches(len(own), self.device))
         self.net.train() if as_trained else self.net.eval()
 
         def loss(batch: Batch) -> Tensor:

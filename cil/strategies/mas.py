@@ -38,8 +38,8 @@ class MAS(Strategy):
         batch_size: Images whose gradients are summed before the absolute value is taken. 1 is the definition; more is
             faster and cancels (FACIL).
         merge: Merging of the importances so far and those of this experience: their ``sum`` (the paper's), ``half`` of
-            each (FACIL's), or weighted by their ``classes`` (C_o / C and the rest). New weights take the new ones
-            whole.
+            each (FACIL's), or weighted by their ``classes`` (C_o / C and the rest; a class that comes back counts
+            again). New weights take the new ones whole.
         heads: Whether the head is pulled back too. If not, rows of old classes stay as they are.
 
     Source:
@@ -106,7 +106,7 @@ class MAS(Strategy):
             if self.merge == "sum":
                 new += before
             else:
-                new.lerp_(before, 0.5 if self.merge == "half" else self.old_classes / self.num_classes)
+                new.lerp_(before, 0.5 if self.merge == "half" else self.share_before)
         self.importance = importance
 
     def _importance_of(self, experience: Experience) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ class WA(Strategy):
     Args:
         temperature: Temperature of the distillation; > 0.
         strength: A number: CE + strength * L_KD (the survey's code has 2); ``balanced``: (1 - l) CE + l L_KD with
-            l = C_o / C (the paper, and PyCIL).
+            l = C_o / C, where a class that comes back counts again (the paper, and PyCIL).
         align: Whether to align weights after training; with strength 0 and no alignment this is Replay.
         selection, codec: See ``ExemplarMemory``.
 
@@ -70,7 +70,7 @@ class WA(Strategy):
         old = self.teacher(batch.images).logits
         distilled = distillation(logits[:, : old.shape[1]], old, self.temperature)
         if self.strength == "balanced":
-            share = self.old_classes / self.num_classes
+            share = self.share_before
             return {"classes": (1 - share) * classes, "distillation": share * distilled}
         return {"classes": classes, "distillation": float(self.strength) * distilled}
 

@@ -17,6 +17,7 @@ def test_the_worked_example_depends_on_the_number_of_bins():
 def test_a_bin_has_its_lower_end_and_the_last_one_both():
     assert binned_error([0.5, 1.0], [0, 1], bins=2) == pytest.approx((0.25, 0.25))  # both above the middle
     assert binned_error([0.49, 1.0], [0, 1], bins=2) == pytest.approx((0.245, 0.49))
+    assert binned_error([0.29, 0.295], [1, 0], bins=100) == pytest.approx((0.2075, 0.2075))  # 0.29 * 100 is below 29
 
 
 def test_likelihood_and_brier_by_hand():

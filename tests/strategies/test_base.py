@@ -376,3 +376,12 @@ def test_a_registered_strategy_is_found(monkeypatch):
 def test_those_that_keep_all_data_are_bounds_and_none_needs_to_know_what_will_come():
     assert [name for name in strategies.built_in() if find(name).bound] == ["cumulative", "joint"]
     assert not any(find(name).uses_horizon for name in strategies.built_in())
+
+
+def test_the_share_before_is_that_of_old_classes_and_one_that_comes_back_counts_again():
+    learner, shares = bare("replay"), []
+    for index, (present, seen) in enumerate([((0, 1), 2), ((2, 3, 4), 5), ((0, 5), 6), ((1, 2), 6)]):
+        new = tuple(slot for slot in present if slot >= learner.num_classes)
+        learner.grow(Signature(index, new, present, dict.fromkeys(present, 4), (3, 12, 12), seen))
+        shares.append(learner.share_before)
+    assert shares == [0, 2 / 5, 5 / 7, 7 / 9]

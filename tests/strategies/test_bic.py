@@ -12,7 +12,7 @@ from cil.kinds.classes.subject import StrategySubject
 from cil.memory import Budget
 from cil.models.base import count_parameters
 from cil.strategies.bic import BiasLayers, BiC
-from cil.streams import Experience
+from cil.streams import Experience, Signature
 from cil.testing import rules, uneven_stream
 from cil.testing.toy import toy_factory
 
@@ -73,6 +73,17 @@ def test_both_terms_share_by_old_and_all_classes(old, new, share):
     assert terms["classes"].item() == pytest.approx((1 - share) * 1.349012, abs=1e-5)
     assert terms["distillation"].item() == pytest.approx(share * 0.582203, abs=1e-5)
     assert terms.keys() == {"classes", "distillation"}
+
+
+@pytest.mark.parametrize(("name", "given"), [("bic", {}), ("wa", {"strength": "balanced"})])
+def test_an_experience_without_new_classes_is_learned_by_its_share_of_all_that_came(name, given):
+    learner = bare(name, classes=[2], **given)
+    for index in (1, 2):
+        learner.grow(Signature(index, (), (0, 1), {0: 12, 1: 12}, (3, 12, 12), 2))
+    learner.net, learner.teacher = Fixed([[2.0, 0.0]]), Fixed([[2.0, 0.0]])
+    terms = learner.loss(batch(0))
+    assert terms["classes"].item() == pytest.approx(0.126928 / 3, abs=1e-5)  # log(1 + e^-2)
+    assert terms["distillation"].item() == pytest.approx(0.582203 * 2 / 3, abs=1e-5)
 
 
 def test_student_and_teacher_are_corrected_by_the_old_layers():

@@ -12,7 +12,7 @@ from cil.data import Augment, Samples
 from cil.memory import Budget
 from cil.models import LinearHead, NetFactory, Output, build_backbone
 from cil.strategies.ewc import EWC
-from cil.streams import Experience
+from cil.streams import Experience, Signature
 from cil.testing import toy_stream
 
 
@@ -121,6 +121,16 @@ def test_fishers_are_merged_by_share_of_classes_and_new_rows_take_the_new_one():
     assert learner.fisher["shift"].tolist() == pytest.approx([share * 0.4, share * 0.4])
 
 
+def test_without_new_classes_experiences_count_alike():
+    learner = linear(2, batch_size=1)
+    for index, merged in ((1, 0.4 / 2 + 0.25 / 2), (2, 0.4 * 2 / 3 + 0.25 / 3)):
+        learner.grow(Signature(index, (), (0, 1), {0: 1, 1: 1}, (1, 1, 2), 2))
+        for value in learner.fisher.values():
+            value.fill_(0.4)
+        learner.after_experience(data(*TWO))
+        assert learner.fisher["head.bias"].tolist() == pytest.approx([merged, merged])
+
+
 def test_growing_keeps_the_fisher_of_old_rows_and_gives_new_rows_none():
     learner = linear(2)
     learner.fisher["head.weight"].fill_(0.3)
@@ -167,6 +177,28 @@ def test_in_training_mode_the_fisher_is_that_of_augmented_batches_and_statistics
     nn.functional.cross_entropy(twin(images).logits, experience.train.slots[rows]).backward()
     for name, weight in twin.named_parameters():
         torch.testing.assert_close(learner.fisher[name], weight.grad.square(), rtol=1e-4, atol=1e-9)
+
+
+class Normed(Linear):
+    """The same behind a batch norm, which has no statistics of a single image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, images: Tensor) -> Output:
+        features = self.norm(images.flatten(1)) + self.shift
+        return Output(self.head(features), features)
+
+
+def test_in_training_mode_a_last_image_joins_the_batch_before_it():
+    found = []
+    for size in (2, 3):
+        learner = EWC(Normed, Budget(), cap=1.0, batch_size=size, fisher_mode="training")  # type: ignore[arg-type]
+        learner.grow(signatures([2])[0])
+        learner.after_experience(data((1, 0, 0), (0, 1, 1), (1, 1, 1)))
+        found.append(learner.fisher["head.bias"].tolist())
+    assert found == [pytest.approx([1 / 36, 1 / 36])] * 2  # one batch of three each: (1/2 (1 - 2) / 3)^2
 
 
 # the penalty --------------------------------------------------------------------------------------------------------

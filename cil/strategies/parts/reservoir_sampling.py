@@ -20,6 +20,8 @@ NOT_OFFERED, NOT_HELD = -2, -1  # in place of a row of the memory
 class ReservoirRehearsal(Strategy):
     """A learner that offers each image once to a reservoir: after N images each is held with probability M / N.
 
+    Where M grows in the course of the stream, new places are filled first, so that later images are held more often.
+
     ``loss`` draws exemplars (``draw_batch``); ``after_step`` calls ``offer``.
     """
 
