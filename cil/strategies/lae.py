@@ -12,7 +12,7 @@ from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory, TimmBackbone
 from cil.models.low_rank import Directions
-from cil.models.tuners import BlockAdapters, Tuner
+from cil.models.tuners import AttentionAdapters, Tuner
 from cil.strategies.base import check
 from cil.strategies.parts.frozen_transformer import FrozenTransformer
 from cil.strategies.registry import register
@@ -28,7 +28,7 @@ class LAE(FrozenTransformer):
     Both share a head; a class scores max(softmax z_on, softmax z_off). Two passes an image. Bytes go by ``rank``.
 
     Args:
-        tuner: ``adapter``, or ``low_rank``: sums to keys and values.
+        tuner: ``adapter``: beside attention; or ``low_rank``: sums to keys and values.
         rank: r of either.
         blocks: The first ones, which have them.
         momentum: a, for each step from the second experience on.
@@ -92,7 +92,7 @@ class LAE(FrozenTransformer):
 def small_tuner(kind: str, vit: TimmBackbone, rank: int, blocks: int) -> Tuner:
     """A tuner of the first blocks with factors that learn: ``adapter`` or ``low_rank``."""
     if kind == "adapter":
-        return BlockAdapters(vit, rank, scale=1.0, dropout=0.0, blocks=blocks, learn_scale=True)
+        return AttentionAdapters(vit, rank, blocks)
     sums = Directions(vit, rank, ("k", "v"), by_layer=True, blocks=blocks)
     sums.grow(next(vit.parameters()).detach())
     return sums
