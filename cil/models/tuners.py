@@ -308,7 +308,7 @@ def make_tuner(kind: str, backbone: nn.Module, rank: int, user: str, prompts: in
 
 
 def bottleneck(width: int, rank: int, activation: type[nn.Module], dropout: float = 0.0) -> nn.Sequential:
-    """U f(V x + b) + c, f an activation, dropout after it. V Kaiming-uniform, U and biases 0, so it gives 0 at first."""
+    """U f(V x + b) + c, dropout after the activation f. V Kaiming-uniform, U and biases 0, so it gives 0 at first."""
     down, up = nn.Linear(width, rank), nn.Linear(rank, width)
     nn.init.kaiming_uniform_(down.weight, a=5**0.5)
     for zero in (down.bias, up.weight, up.bias):

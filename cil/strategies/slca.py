@@ -57,8 +57,8 @@ class SLCA(Strategy):
     Source:
         Zhang, Wang, Kang, Chen, Wei. "SLCA: slow learner with classifier alignment for continual learning on a
         pre-trained model", ICCV 2023, arXiv:2303.05118; "SLCA++", 2024, arXiv:2408.08295 (``tuning=low_rank
-        reverse=0.1 scaling=decay``). Departures: one rate for all of ``low_rank``, where SLCA++ has a larger one for the
-        sums in the first experience; with ``decay`` features are answered as they are, where the code of SLCA++
+        reverse=0.1 scaling=decay``). Departures: one rate for all of ``low_rank``, where SLCA++ has a larger one for
+        the sums in the first experience; with ``decay`` features are answered as they are, where the code of SLCA++
         multiplies them by 1 + 0.02 (t - t_c) for the heads of earlier experiences.
     """
 
