@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.errors import ConfigError
-from cil.models.base import in_full_precision
+from cil.models.base import full_precision, in_full_precision
 from cil.models.block_pass import prefixed_block, run_blocks
 from cil.models.timm_zoo import TimmBackbone
 
@@ -81,7 +81,7 @@ def component_weights(queries: Tensor, attention: Tensor, keys: Tensor) -> Tenso
     1.0
     """
     with in_full_precision(queries):
-        queries, keys = queries.float(), F.normalize(keys, dim=1)
+        queries, keys = full_precision(queries), F.normalize(keys, dim=1)
         norms = (queries.square() @ attention.square().T).clamp(min=1e-24).sqrt()  # |q * A_m|
         return queries @ (attention * keys).T / norms
 
