@@ -1,4 +1,4 @@
-"""In bf16 networks run in half precision, and cosines, distances and samples of what they give do not; float64 stays."""
+"""In bf16 networks run in half precision; cosines, distances and samples of what they give do not. Float64 stays so."""
 
 from types import SimpleNamespace
 
