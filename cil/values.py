@@ -176,6 +176,7 @@ KEYS: dict[str, Rule] = {
     "anytime.unit": one_of("steps", "samples"),
     "anytime.images": whole(1, none=True),
     "trainer.accumulate": whole(1),
+    "trainer.schedule_by": one_of("epoch", "step"),
     "trainer.first.epochs": whole(1, none=True),
     "trainer.first.batch_size": whole(1, none=True),
     "trainer.first.lr": above_zero(none=True),

@@ -117,7 +117,7 @@ def recipe_of(config: Mapping[str, Any]) -> Recipe:
     scheduler = made({**_without_nulls(config["scheduler"]), PARTIAL: True}, "scheduler")
     first = {key: value for key, value in trainer["first"].items() if value is not None}
     names = ("epochs", "batch_size", "max_steps", "clip_norm", "accumulate", "updates_per_batch", "complexity")
-    more = ("snapshot_minutes", "snapshot_steps", "log_every", "looks")
+    more = ("snapshot_minutes", "snapshot_steps", "log_every", "looks", "schedule_by")
     return Recipe(
         optimizer=optimizer, scheduler=scheduler, first=first, **{name: trainer[name] for name in (*names, *more)}
     )

@@ -150,8 +150,8 @@ class Fit:
         if not loader.bounds:
             return
         optimizer = self._optimizer = self._make_optimizer()
-        by_step = self.phase.steps is not None
-        schedule = recipe.scheduler(optimizer, (recipe.max_steps or 1) if by_step else recipe.epochs)
+        by_step = recipe.schedule_by == "step"
+        schedule = recipe.scheduler(optimizer, _updates(recipe, len(loader.bounds)) if by_step else recipe.epochs)
         window = self.window
         start_epoch, start_step = 0, 0
         if resume is not None:
@@ -322,7 +322,7 @@ class Fit:
         lines = {name.removeprefix(WINDOW): t for name, t in tensors.items() if name.startswith(WINDOW)}
         window.load(lines, content["epoch_sums"])
         optimizer._opt_called = True  # type: ignore[attr-defined]  # before the interruption: no warning from schedules
-        made = content["epoch"] if self.phase.steps is None else max(0, content["cost"]["steps"] - 1)
+        made = content["epoch"] if self.recipe.schedule_by == "epoch" else max(0, content["cost"]["steps"] - 1)
         for _ in range(made):
             schedule.step()
         for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
@@ -360,6 +360,12 @@ def _batches(recipe: Recipe, in_epoch: int) -> int:
         return recipe.epochs * in_epoch
     epochs, rest = divmod(recipe.max_steps, math.ceil(in_epoch / recipe.accumulate))
     return min(recipe.epochs * in_epoch, epochs * in_epoch + rest * recipe.accumulate)
+
+
+def _updates(recipe: Recipe, in_epoch: int) -> int:
+    """Optimizer steps of a phase, unless a budget ends it."""
+    most = recipe.epochs * math.ceil(in_epoch / recipe.accumulate)
+    return most if recipe.max_steps is None else min(most, recipe.max_steps)
 
 
 def _share(bounds: Sequence[tuple[int, int]], step: int, accumulate: int) -> float:

@@ -91,8 +91,7 @@ SCHEDULES: dict[str, MakeSchedule] = {"constant": constant, "cosine": cosine}
 FIRST = ("epochs", "batch_size", "lr", "weight_decay", "milestones", "schedule")  # what a phase may say of itself
 CHECKED = (
     *("epochs", "batch_size", "max_steps", "clip_norm", "accumulate", "snapshot_minutes", "snapshot_steps"),
-    "log_every",
-    "looks",
+    *("log_every", "looks", "schedule_by"),
 )
 
 
@@ -104,8 +103,10 @@ class Recipe:
         epochs: Epochs of all main phases.
         batch_size: Images a step.
         optimizer: Parameters to an optimizer (a partial of a torch class).
-        scheduler: Optimizer and epochs to a schedule that is stepped once an epoch. In phases that say how many steps
-            they have, steps are in the place of epochs: they may be less than one.
+        scheduler: Optimizer and epochs to a schedule that is stepped once an epoch.
+        schedule_by: ``epoch``, or ``step``: optimizer steps are in the place of epochs, warm-up and milestones too. So
+            they are in any case in phases that say how many steps they have, as those may be less than an epoch.
+            Phases with a schedule of their own count epochs.
         max_steps: Optimizer steps a phase at most; None for no cap.
         clip_norm: Gradients are scaled down to this norm; None for no clipping.
         accumulate: Batches whose gradients are summed into one step.
@@ -136,6 +137,7 @@ class Recipe:
     updates_per_batch: Any = None
     complexity: Any = None
     looks: int | str = "free"
+    schedule_by: str = "epoch"
 
     def __post_init__(self) -> None:
         for name in CHECKED:
@@ -191,7 +193,7 @@ class Recipe:
         found, warmup = [], scheduler.get("warmup", 0)
         if optimizer.get("lr") == 0:
             found.append("optimizer.lr is 0: phases without a rate of their own train nothing")
-        if warmup >= self.epochs > 1:
+        if warmup >= self.epochs > 1 and self.schedule_by == "epoch":
             found.append(
                 f"scheduler.warmup={warmup} is not over when trainer.epochs={self.epochs} are: the learning rate never "
                 f"reaches optimizer.lr"
@@ -227,6 +229,8 @@ class Recipe:
         terms = {name: given[name] for name in ("lr", "weight_decay") if name in given}
         if terms:
             own["optimizer"] = partial(self.optimizer, **terms)
+        if given.keys() & {"schedule", "milestones"}:
+            own["schedule_by"] = "epoch"
         if "schedule" in given:
             own["scheduler"] = SCHEDULES[given["schedule"]]
         if "milestones" in given:
@@ -240,4 +244,4 @@ class Recipe:
         """The same for so many optimizer steps: as many epochs of ``images`` as they take, the last one cut short."""
         each = math.ceil(max(1, len(batch_bounds(images, self.batch_size))) / self.accumulate)
         most = steps if self.max_steps is None else min(steps, self.max_steps)
-        return replace(self, epochs=math.ceil(steps / each), max_steps=most)
+        return replace(self, epochs=math.ceil(steps / each), max_steps=most, schedule_by="step")

@@ -113,6 +113,11 @@ def in_full_precision(like: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast("cpu" if like.is_meta else like.device.type, enabled=False)  # on meta nothing is cast
 
 
+def full_precision(values: Tensor) -> Tensor:
+    """The values as float32; float64 ones as they are."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def drawn_for(like: Tensor, make: Callable[[], Module]) -> Module:
     """What ``make`` gives, drawn on the CPU and moved to where ``like`` is; on ``meta`` nothing is drawn."""
     with torch.device("meta" if like.is_meta else "cpu"):

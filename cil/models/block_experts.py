@@ -69,7 +69,7 @@ class BlockExperts(nn.Module):
         self.widths = [norm.normalized_shape[0] for norm, _ in expert_blocks(backbone)]
         self.count, self.top, self.scale = count, min(top, count), scale
         self.experts = nn.ModuleList(
-            nn.ModuleList(drawn_for(like, partial(bottleneck, width, rank, dropout)) for _ in range(count))
+            nn.ModuleList(drawn_for(like, partial(bottleneck, width, rank, nn.ReLU, dropout)) for _ in range(count))
             for width in self.widths
         )
         self.routers = nn.ModuleList()

@@ -50,23 +50,25 @@ def run_blocks(backbone: TimmBackbone, images: Tensor, run: RunBlock) -> Tensor:
     return features
 
 
-def prefixed_block(block: Any, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def prefixed_block(block: Any, x: Tensor, keys: Tensor, values: Tensor, whole: bool = False) -> Tensor:
     """Output of a block whose attention has a prefix; see ``prefixed_attention``."""
-    attended = prefixed_attention(block.attn, block.norm1(x), keys, values)
+    attended = prefixed_attention(block.attn, block.norm1(x), keys, values, whole)
     x = x + block.drop_path1(block.ls1(attended))
-    whole: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-    return whole
+    found: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    return found
 
 
-def prefixed_attention(attention: Any, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def prefixed_attention(attention: Any, x: Tensor, keys: Tensor, values: Tensor, whole: bool = False) -> Tensor:
     """Attention in which all tokens also look at L further keys and values: K <- [P_K; K], V <- [P_V; V].
 
     Args:
         attention: Of a timm block.
         x: Normed tokens, (N, T, D); their number stays.
         keys, values: (L, D), or of each image (N, L, D); L = 0 is plain attention.
+        whole: Whether the weights of the prefix are divided by their sum, so that it is not outweighed by the tokens.
 
-    Source: Li and Liang, "Prefix-tuning", ACL 2021; Wang et al., "DualPrompt", ECCV 2022.
+    Source: Li and Liang, "Prefix-tuning", ACL 2021; Wang et al., "DualPrompt", ECCV 2022; ``whole``: Gao et al.,
+    "LAE", ICCV 2023, section 3.3.
     """
     heads, width = attention.num_heads, attention.head_dim
 
@@ -79,7 +81,13 @@ def prefixed_attention(attention: Any, x: Tensor, keys: Tensor, values: Tensor) 
     q, k = attention.q_norm(q), attention.k_norm(k)
     drop = attention.attn_drop.p if attention.training else 0.0
     k, v = torch.cat([by_head(keys), k], dim=2), torch.cat([by_head(values), v], dim=2)
-    made = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
+    if whole:
+        weights = attention.attn_drop((attention.scale * q @ k.mT).softmax(-1))
+        first, rest = weights.tensor_split([keys.shape[-2]], dim=-1)
+        first = first / first.sum(-1, keepdim=True).clamp(min=1e-12)
+        made = torch.cat([first, rest], dim=-1) @ v
+    else:
+        made = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
     made = made.transpose(1, 2).flatten(2)
     found: Tensor = attention.proj_drop(attention.proj(getattr(attention, "norm", nn.Identity())(made)))
     return found

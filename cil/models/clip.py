@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.errors import ConfigError
-from cil.models.base import count_parameters, drop_counters
+from cil.models.base import count_parameters, drop_counters, full_precision
 from cil.models.timm_zoo import channel_statistics, fetch_from_hub
 from cil.models.weights import file_mark, load_strictly, read_weights
 
@@ -76,7 +76,7 @@ class ClipBackbone(nn.Module):
         if not self._text:
             raise ConfigError("this CLIP backbone has no text tower; set model.options.text to true")
         tokens = get_tokenizer(self._architecture)(list(texts)).to(next(model.parameters()).device)
-        return F.normalize(model.encode_text(tokens).float())
+        return F.normalize(full_precision(model.encode_text(tokens)))
 
     def logit_factor(self) -> float:
         """exp of the trained temperature; 100 without a text tower, and where there are no values (``meta``)."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.errors import ConfigError
-from cil.models.base import in_full_precision
+from cil.models.base import full_precision, in_full_precision
 from cil.models.block_pass import prefixed_block, run_blocks
 from cil.models.timm_zoo import TimmBackbone
+from cil.models.tuners import Tuner
 
 Prefixes = Mapping[int, tuple[Tensor, Tensor]]  # of blocks, by number: keys and values, (L, D) or (N, L, D)
 
@@ -53,6 +54,32 @@ class BlockPrefixes(nn.Module):
         self.tokens = nn.Parameter(torch.empty(blocks, 2, length, width).uniform_(-1, 1))
 
 
+class TunedPrefixes(Tuner):
+    """P_K and P_V of the first blocks as a tuner of the network; the weights of a prefix sum to 1.
+
+    Args:
+        blocks: Their number, B.
+        length: L.
+        width: D.
+
+    Source: Gao et al., "LAE", ICCV 2023; U(0, 0.01), and a factor of each that learns from 1 on, as in its code. The
+        network does not start exactly as it is.
+    """
+
+    def __init__(self, blocks: int, length: int, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.empty(blocks, 2, length, width).uniform_(0, 0.01))
+        self.scales = nn.Parameter(torch.ones(blocks, 2, 1, 1))
+
+    def features(self, backbone: TimmBackbone, images: Tensor) -> Tensor:
+        def run(index: int, block: Any, x: Tensor) -> Tensor:
+            if index >= len(self.tokens):
+                return cast(Tensor, block(x))
+            return prefixed_block(block, x, *(self.scales[index] * self.tokens[index]), whole=True)
+
+        return run_blocks(backbone, images, run)
+
+
 class Components(nn.Module):
     """Prefixes to be summed, with what weighs them, for some blocks: those of one experience.
 
@@ -81,7 +108,7 @@ def component_weights(queries: Tensor, attention: Tensor, keys: Tensor) -> Tenso
     1.0
     """
     with in_full_precision(queries):
-        queries, keys = queries.float(), F.normalize(keys, dim=1)
+        queries, keys = full_precision(queries), F.normalize(keys, dim=1)
         norms = (queries.square() @ attention.square().T).clamp(min=1e-24).sqrt()  # |q * A_m|
         return queries @ (attention * keys).T / norms
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.errors import ConfigError
-from cil.models.base import in_full_precision
+from cil.models.base import full_precision, in_full_precision
 from cil.models.timm_zoo import TimmBackbone
 
 POSITIONS = ("class", "none")
@@ -67,7 +67,7 @@ class PromptPool(nn.Module):
 def cosines(queries: Tensor, keys: Tensor) -> Tensor:
     """(N, M) of queries (N, D) and keys (M, D), in float32 under autocast too: half precision would choose others."""
     with in_full_precision(queries):
-        return F.normalize(queries.float(), dim=1) @ F.normalize(keys, dim=1).T
+        return F.normalize(full_precision(queries), dim=1) @ F.normalize(keys, dim=1).T
 
 
 def _first(values: Tensor, count: int) -> Tensor:

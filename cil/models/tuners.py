@@ -186,38 +186,56 @@ class BlockAdapters(Tuner):
         rank: r, length of V x.
         scale: Factor s.
         dropout: After the ReLU.
-        blocks: The first ones that have an adapter; all of them where left out.
-        learn_scale: A factor of each block that learns, from ``scale`` on.
 
     Source: Chen et al., "AdaptFormer", NeurIPS 2022, equation 3. V Kaiming-uniform, U and biases 0: the network starts
         as it is.
     """
 
-    def __init__(
-        self,
-        backbone: TimmBackbone,
-        rank: int = 64,
-        scale: float = 0.1,
-        dropout: float = 0.1,
-        blocks: int | None = None,
-        learn_scale: bool = False,
-    ) -> None:
+    def __init__(self, backbone: TimmBackbone, rank: int = 64, scale: float = 0.1, dropout: float = 0.1) -> None:
         super().__init__()
         model: Any = backbone.model
-        width, depth, like = backbone.feature_dim, len(model.blocks[:blocks]), next(backbone.parameters())
+        made = partial(bottleneck, backbone.feature_dim, rank, nn.ReLU, dropout)
         self.scale = scale
-        self.scales = nn.Parameter(like.detach().new_full((depth,), scale)) if learn_scale else None
-        made = partial(bottleneck, width, rank, dropout)
+        self.adapters = nn.ModuleList(drawn_for(next(backbone.parameters()), made) for _ in model.blocks)
+
+    def features(self, backbone: TimmBackbone, images: Tensor) -> Tensor:
+        def run(index: int, block: Any, x: Tensor) -> Tensor:
+            x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+            added: Tensor = self.scale * self.adapters[index](x)
+            whole: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + added
+            return whole
+
+        return run_blocks(backbone, images, run)
+
+
+class AttentionAdapters(Tuner):
+    """x + attention(n) + s (U gelu(V n + b) + c) with n = norm(x), in the first blocks of a vision transformer.
+
+    Args:
+        backbone: A vision transformer; see ``plain_transformer``.
+        rank: r, length of V n.
+        blocks: So many first blocks have an adapter.
+
+    Source: Gao et al., "LAE", ICCV 2023, as in its code: the parallel adapters of He et al., ICLR 2022, beside
+        attention. V Kaiming-uniform, U and biases 0: the network starts as it is. s of each block learns, from 1 on.
+    """
+
+    def __init__(self, backbone: TimmBackbone, rank: int, blocks: int) -> None:
+        super().__init__()
+        model: Any = backbone.model
+        like, depth = next(backbone.parameters()), len(model.blocks[:blocks])
+        self.scales = nn.Parameter(like.detach().new_ones(depth))
+        made = partial(bottleneck, backbone.feature_dim, rank, nn.GELU)
         self.adapters = nn.ModuleList(drawn_for(like, made) for _ in range(depth))
 
     def features(self, backbone: TimmBackbone, images: Tensor) -> Tensor:
         def run(index: int, block: Any, x: Tensor) -> Tensor:
             if index >= len(self.adapters):
                 return cast(Tensor, block(x))
-            x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
-            scale = self.scale if self.scales is None else self.scales[index]
-            added: Tensor = scale * self.adapters[index](x)
-            whole: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + added
+            normed = block.norm1(x)
+            added: Tensor = self.scales[index] * self.adapters[index](normed)
+            x = x + block.drop_path1(block.ls1(block.attn(normed)) + added)
+            whole: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
             return whole
 
         return run_blocks(backbone, images, run)
@@ -289,10 +307,10 @@ def make_tuner(kind: str, backbone: nn.Module, rank: int, user: str, prompts: in
     return ScaleShift(vit) if kind == "scale_shift" else PromptTokens(vit, prompts, deep=kind == "deep_prompts")
 
 
-def bottleneck(width: int, rank: int, dropout: float) -> nn.Sequential:
-    """U relu(V x + b) + c, dropout after the ReLU. V Kaiming-uniform, U and biases 0, so it gives 0 at the start."""
+def bottleneck(width: int, rank: int, activation: type[nn.Module], dropout: float = 0.0) -> nn.Sequential:
+    """U f(V x + b) + c, dropout after the activation f. V Kaiming-uniform, U and biases 0, so it gives 0 at first."""
     down, up = nn.Linear(width, rank), nn.Linear(rank, width)
     nn.init.kaiming_uniform_(down.weight, a=5**0.5)
     for zero in (down.bias, up.weight, up.bias):
         nn.init.zeros_(zero)
-    return nn.Sequential(down, nn.ReLU(), nn.Dropout(dropout), up)
+    return nn.Sequential(down, activation(), nn.Dropout(dropout), up)

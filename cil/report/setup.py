@@ -106,7 +106,8 @@ def optimizer_words(run: RunSummary) -> str:
 def schedule_words(run: RunSummary) -> str:
     """For example ``multistep, milestones [80, 120], gamma 0.1``."""
     given = run.config.get("scheduler") or _trainer(run).get("scheduler") or {}
-    return _call({key: value for key, value in given.items() if given.get("warmup") or "warmup" not in key}, {})
+    words = _call({key: value for key, value in given.items() if given.get("warmup") or "warmup" not in key}, {})
+    return f"{words}, counted in steps" if words and _trainer(run).get("schedule_by") == "step" else words
 
 
 def first_words(run: RunSummary) -> str:

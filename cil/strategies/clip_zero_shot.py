@@ -11,7 +11,7 @@ from torch import Tensor
 from cil.contract import Phase
 from cil.memory import Budget
 from cil.models import NetFactory
-from cil.models.base import in_full_precision
+from cil.models.base import full_precision, in_full_precision
 from cil.strategies.base import Strategy
 from cil.strategies.parts.class_texts import ClassTexts, class_weight, reader
 from cil.strategies.parts.frozen_backbone import features_only, trains_first
@@ -75,7 +75,7 @@ class ClipZeroShot(Strategy):
 
     def predict(self, images: Tensor) -> Tensor:
         """(N, ...) to (N, C)."""
-        features = F.normalize(self.net(images).features.float())
+        features = F.normalize(full_precision(self.net(images).features))
         with in_full_precision(features):
             scores: Tensor = self.net.backbone.logit_factor() * features @ self.weights.T
         return scores

@@ -14,7 +14,7 @@ from cil.contract import Phase
 from cil.data import Batch
 from cil.memory import Budget, State
 from cil.models import CosineHead, Head, NetFactory, freeze
-from cil.models.base import in_full_precision
+from cil.models.base import full_precision, in_full_precision
 from cil.models.tuners import BlockAdapters
 from cil.strategies.base import check
 from cil.strategies.parts.frozen_backbone import class_sums, float64_features
@@ -113,7 +113,7 @@ class EASE(FrozenTransformer):
         assert self.prototypes is not None
         phi = torch.stack([self.features(index, images) for index in range(len(self.adapters))], dim=1)
         with in_full_precision(phi):
-            scores = torch.einsum("ntd,ctd->nct", F.normalize(phi.float(), dim=2), self.prototypes)
+            scores = torch.einsum("ntd,ctd->nct", F.normalize(full_precision(phi), dim=2), self.prototypes)
         own = F.one_hot(torch.tensor(self.arrivals), len(self.adapters)).to(scores)  # (C, T)
         weights = own + (1 - own) * self.others / max(1, len(self.adapters) - 1)
         return (scores * weights).sum(2).masked_fill(self.counts.sum(1) == 0, -torch.inf)

@@ -44,7 +44,8 @@ class FeCAM(FrozenBackbone):
     Source:
         Goswami, Liu, Twardowski, van de Weijer. "FeCAM: exploiting the heterogeneity of class distributions in
         exemplar-free continual learning", NeurIPS 2023, arXiv:2309.14062, section 3. Transformers in the authors' code:
-        ``unit=true other_shrinkage=0``. Departure: ``low_rank``.
+        ``unit=true other_shrinkage=0``. Departures: ``low_rank``; for convolutional networks that code shrinks a
+        covariance twice, and takes the power of the mean of features where here it is the mean of their powers.
     """
 
     answers_by = "discriminant"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -11,14 +12,16 @@ from torch import Tensor
 from cil.data import Batch
 from cil.memory import Budget
 from cil.models import NetFactory, TimmBackbone
+from cil.models.base import drawn_for
 from cil.models.low_rank import Directions
-from cil.models.tuners import BlockAdapters, Tuner
+from cil.models.prefixes import TunedPrefixes
+from cil.models.tuners import AttentionAdapters, Tuner
 from cil.strategies.base import check
 from cil.strategies.parts.frozen_transformer import FrozenTransformer
 from cil.strategies.registry import register
 from cil.streams import Experience
 
-KINDS = ("adapter", "low_rank")
+KINDS = ("adapter", "low_rank", "prefix")
 
 
 @register("lae")
@@ -28,15 +31,16 @@ class LAE(FrozenTransformer):
     Both share a head; a class scores max(softmax z_on, softmax z_off). Two passes an image. Bytes go by ``rank``.
 
     Args:
-        tuner: ``adapter``, or ``low_rank``: sums to keys and values.
-        rank: r of either.
+        tuner: ``adapter``: beside attention. ``low_rank``: sums to keys and values. ``prefix``: of attention, whose
+            weights are divided by their sum.
+        rank: r of the first two, 5 as published; tokens of a prefix, 10 as published.
         blocks: The first ones, which have them.
         momentum: a, for each step from the second experience on.
         head_first: Share of a later experience's training in which the head alone learns; in [0, 1].
 
     Source:
         Gao et al. "A unified continual learning framework with general
-        parameter-efficient tuning", ICCV 2023, arXiv:2303.10070. Departure: no prefixes.
+        parameter-efficient tuning", ICCV 2023, arXiv:2303.10070.
     """
 
     fits = "rank"
@@ -90,9 +94,13 @@ class LAE(FrozenTransformer):
 
 
 def small_tuner(kind: str, vit: TimmBackbone, rank: int, blocks: int) -> Tuner:
-    """A tuner of the first blocks with factors that learn: ``adapter`` or ``low_rank``."""
+    """A tuner of the first blocks with factors that learn, one of ``KINDS``."""
     if kind == "adapter":
-        return BlockAdapters(vit, rank, scale=1.0, dropout=0.0, blocks=blocks, learn_scale=True)
+        return AttentionAdapters(vit, rank, blocks)
+    if kind == "prefix":
+        model: Any = vit.model
+        made = partial(TunedPrefixes, len(model.blocks[:blocks]), rank, vit.feature_dim)
+        return drawn_for(next(vit.parameters()), made)
     sums = Directions(vit, rank, ("k", "v"), by_layer=True, blocks=blocks)
     sums.grow(next(vit.parameters()).detach())
     return sums

@@ -15,7 +15,7 @@ from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget, tensor_bytes
 from cil.models import GrowingNet, NetFactory, evaluating
-from cil.models.base import drawn_for, in_full_precision
+from cil.models.base import drawn_for, full_precision, in_full_precision
 from cil.models.block_experts import BlockExperts
 from cil.models.known import backbone_output
 from cil.strategies.base import Strategy, check
@@ -190,7 +190,7 @@ class MoEAdapters(Strategy):
     def cosines(self, features: Tensor, weights: Tensor) -> Tensor:
         """Those of features (N, D) and unit texts (C, D) times exp(tau)."""
         with in_full_precision(features):
-            found: Tensor = self.factor * F.normalize(features.float()) @ weights.float().T
+            found: Tensor = self.factor * F.normalize(full_precision(features)) @ full_precision(weights).T
         return found
 
     def plain_features(self, x: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ class Autoencoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         with in_full_precision(features):  # the smallest error chooses a router
-            target = features.float().sigmoid()
+            target = full_precision(features).sigmoid()
             found: Tensor = (self.decoder(self.encoder(target).relu()).sigmoid() - target).square().mean(1)
         return found
 

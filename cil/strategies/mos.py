@@ -24,7 +24,7 @@ from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
 COVARIANCES = ("full", "low_rank", "diagonal", "tied")
-TURNS = 4  # of the search for adapters
+ASKED = 4  # adapters that are asked for the class of an image, at most
 
 
 @register("mos")
@@ -74,7 +74,7 @@ class MOS(FrozenTransformer):
         jitter: float = 1e-4,
         align_epochs: int = 30,
         align_samples: int = 240,
-        align_batch: int = 128,
+        align_batch: int = 240,
         align_lr: float = 0.005,
     ) -> None:
         super().__init__(make_net, budget)
@@ -175,7 +175,7 @@ class MOS(FrozenTransformer):
 
 
 def settled(logits: Tensor, classes: Tensor, arrivals: Tensor) -> Tensor:
-    """(N,) experiences whose adapters predict a class of their own, or are reached after a few turns.
+    """(N,) experiences whose adapters answer: they predict a class of their own, or are the fourth that are asked.
 
     Args:
         logits: (N, T, C), with the adapters of each experience.
@@ -186,7 +186,7 @@ def settled(logits: Tensor, classes: Tensor, arrivals: Tensor) -> Tensor:
     """
     predicted = arrivals[logits.argmax(2)]  # (N, T)
     found = arrivals[classes]
-    for _ in range(TURNS):
+    for _ in range(ASKED - 1):
         found = predicted.gather(1, found[:, None]).flatten(0)
     return found
 

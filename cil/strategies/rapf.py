@@ -13,7 +13,7 @@ from cil.contract import Phase
 from cil.data import Batch
 from cil.memory import Budget, Prototypes, tensor_bytes
 from cil.models import GrowingNet, NetFactory, extract
-from cil.models.base import in_full_precision
+from cil.models.base import full_precision, in_full_precision
 from cil.strategies.base import Strategy, check
 from cil.strategies.parts.class_texts import ClassTexts, class_weight, reader
 from cil.strategies.parts.frozen_backbone import features_only, trains_first
@@ -148,7 +148,7 @@ class RAPF(Strategy):
 
     def scores(self, features: Tensor) -> Tensor:
         """Logits of raw features: (N, D) to (N, C)."""
-        mapped = F.normalize(self.map(features).float())
+        mapped = F.normalize(full_precision(self.map(features)))
         with in_full_precision(mapped):
             found: Tensor = self.factor * mapped @ self.weights.T
         return found

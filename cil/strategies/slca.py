@@ -49,7 +49,7 @@ class SLCA(Strategy):
         rank: r of ``low_rank``.
         jitter: Added to variances in sampling.
         scaling: Of the means: ``mean``: s_c = 0.9 + 0.1 (t_c + 1) / (t + 1), t_c the experience in which c arrived.
-            ``decay``: whole samples over 1 + u (t - t_c), u from U(0.01, 0.03) for each class (SLCA++).
+            ``decay``: whole samples over 1 + u (t - t_c), u from U(0.01, 0.03) for each of them (SLCA++).
         align_epochs, align_samples, align_batch, align_lr: Of the alignment: epochs (0: none), samples a class and
             epoch, images a step, learning rate.
         temperature: tau: logits are divided by tau times the mean norm of an experience's logits; null: they are not.
@@ -57,8 +57,9 @@ class SLCA(Strategy):
     Source:
         Zhang, Wang, Kang, Chen, Wei. "SLCA: slow learner with classifier alignment for continual learning on a
         pre-trained model", ICCV 2023, arXiv:2303.05118; "SLCA++", 2024, arXiv:2408.08295 (``tuning=low_rank
-        reverse=0.1 scaling=decay``). Departure: one rate for all of ``low_rank``, where SLCA++ has a larger one for the
-        sums in the first experience.
+        reverse=0.1 scaling=decay``). Departures: one rate for all of ``low_rank``, where SLCA++ has a larger one for
+        the sums in the first experience; with ``decay`` features are answered as they are, where the code of SLCA++
+        multiplies them by 1 + 0.02 (t - t_c) for the heads of earlier experiences.
     """
 
     answers_by = "aligned_head"
@@ -201,12 +202,12 @@ class SLCA(Strategy):
         return logits
 
     def scales(self, index: int, generator: torch.Generator) -> Tensor:
-        """(C,) factors of the samples of each class in experience ``index``, in [0.9, 1] or below."""
+        """Factors in experience ``index``: (C,) of the means, in [0.9, 1]; with ``decay`` (C, n) of the samples."""
         arrived = torch.tensor(self.arrivals)
         if self.scaling == "mean":
             return 0.9 + 0.1 * (arrived + 1) / (index + 1)
-        u = 0.01 + 0.02 * torch.rand(len(arrived), generator=generator)
-        return 1 / (1 + u * (index - arrived))
+        u = 0.01 + 0.02 * torch.rand(len(arrived), self.align_samples, generator=generator)
+        return 1 / (1 + u * (index - arrived)[:, None])
 
     def draw_samples(self, epoch: int) -> Tensor:
         """(C n, D) of an epoch of the alignment."""
@@ -214,7 +215,7 @@ class SLCA(Strategy):
             self.gaussians,
             self.generator(f"align:{epoch}"),
             count=self.align_samples,
-            scales=self.scales(self.index, self.generator("scales")),
+            scales=self.scales(self.index, self.generator(f"scales:{epoch}")),
             whole=self.scaling == "decay",
             jitter=self.jitter,
         )

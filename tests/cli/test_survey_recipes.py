@@ -66,7 +66,7 @@ SIXTY = [60, 120, 170]  # of 200 epochs
         ("gpm", [(200, "constant", 0.0), (200, "constant", 0.0)]),
         ("ranpac", [(20, "cosine", 5e-4), (20, "cosine", 5e-4)]),
         ("rapf", [(15, [4, 10], 0.0), (15, [4, 10], 0.0)]),
-        ("moe_adapters", [(1, "constant", 0.0), (1, "constant", 0.0)]),
+        ("moe_adapters", [(1, "cosine", 0.0), (1, "cosine", 0.0)]),
         ("slca", [(20, [18], 5e-4), (20, [18], 5e-4)]),
         ("replay", [(200, SIXTY, 5e-4), (70, [30, 50], 2e-4)]),
         ("ewc", [(200, SIXTY, 5e-4), (180, [70, 120, 150], 2e-4)]),
@@ -154,6 +154,20 @@ def test_dytox_has_the_rates_of_128_images_the_least_of_them_drop_path_and_randa
     assert config["optimizer"]["lr"] == pytest.approx(5e-4 * 128 / 512)
     assert config["scheduler"]["minimum"] == 1e-5
     assert config["model"]["options"]["drop_path"] == 0.1 and config["stream"]["augment"]["policy"] == "randaugment"
+
+
+def test_moe_adapters_warms_up_for_30_steps_and_goes_down_by_a_cosine_over_the_rest():
+    """5000 images in batches of 128 are 40 steps."""
+    recipe = recipe_of(compose(["strategy=moe_adapters", "recipe=survey"]).config)
+    assert (recipe.schedule_by, recipe.epochs) == ("step", 1)
+    optimizer = recipe.optimizer([nn.Parameter(torch.zeros(1))])
+    schedule, rates = recipe.scheduler(optimizer, 40), []
+    for _ in range(40):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert [rates[step] for step in (0, 30, 35)] == pytest.approx([1e-3 / 30, 1e-3, 5e-4], rel=2e-3)
+    assert rates[:31] == sorted(rates[:31]) and rates[30:] == sorted(rates[30:], reverse=True)
 
 
 def test_rmm_is_around_foster_and_buys_exemplars_for_what_it_gives_up():

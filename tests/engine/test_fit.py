@@ -150,6 +150,46 @@ def test_max_steps_caps_the_steps_of_the_optimizer(max_steps, accumulate, losses
     assert len(taken) == fit.cost.steps == steps
 
 
+@pytest.mark.parametrize(
+    ("given", "rates"),
+    [
+        ({"epochs": 1}, [0.25, 0.375, 0.5, 0.375, 0.125]),  # two of warm-up, then 0.5 (1 + cos(pi e / 3)) / 2
+        ({"epochs": 2, "max_steps": 5}, [0.25, 0.375, 0.5, 0.375, 0.125]),
+        ({"epochs": 2, "accumulate": 3}, [0.25, 0.375, 0.5, 0.25]),  # 3 + 2 batches an epoch: two steps
+    ],
+)
+def test_a_schedule_may_count_steps(given, rates):
+    seen = []
+
+    class Noting(Learner):
+        def after_step(self, batch):
+            seen.append(fit._optimizer.param_groups[0]["lr"])
+
+    learner = grown(Noting)
+    recipe = plain(batch_size=2, schedule_by="step", scheduler=partial(cosine, warmup=2, warmup_factor=0.5), **given)
+    fit = fit_of(learner, Phase("main", some_samples(10), learner.loss), recipe)
+    fit.run()
+    assert seen == pytest.approx(rates)
+
+
+def test_phases_with_a_schedule_of_their_own_count_epochs_and_those_of_so_many_steps_count_steps():
+    by_step, samples = plain(schedule_by="step"), some_samples(4)
+    make = partial(Phase, "main", samples, lambda batch: None)
+    given = [{}, {"schedule": "cosine"}, {"milestones": [1]}, {"steps": 3}, {"steps": 3, "schedule": "cosine"}]
+    assert [by_step.of(make(**own), 1).schedule_by for own in given] == ["step", "epoch", "epoch", "step", "step"]
+    assert [plain().of(make(**own), 1).schedule_by for own in given] == ["epoch", "epoch", "epoch", "step", "step"]
+
+
+def test_a_schedule_by_steps_goes_on_after_an_interruption(tmp_path):
+    recipe = plain(scheduler=cosine, schedule_by="step", log_every=1, snapshot_steps=2)
+    expected = small_run(Learner, tmp_path / "straight", recipe=recipe, keep="all")
+    record = expected.execute()
+    with pytest.raises(KeyboardInterrupt):
+        small_run(Learner, tmp_path / "two", recipe=recipe, keep="all", loggers=[Interrupt(2)]).execute()
+    run = small_run(Learner, tmp_path / "two", recipe=recipe, keep="all")
+    demand_same("straight and interrupted", expected, record, run, run.execute())
+
+
 def test_gradients_are_adjusted_and_steps_followed_once_for_each_step_of_the_optimizer():
     class Noting(Learner):
         def adjust_gradients(self, batch):

@@ -49,6 +49,21 @@ def test_a_prefix_is_more_keys_and_values_and_no_more_tokens(vit, of_each_image)
         torch.testing.assert_close(made[row], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_the_weights_of_a_whole_prefix_sum_to_one_beside_those_of_the_tokens(vit):
+    """Tokens keep their share of the softmax over all keys; of a prefix of one token the value is added as it is."""
+    attention, x = vit.model.blocks[0].attn, torch.randn(3, 5, 16)
+    keys, values = torch.randn(2, 4, 16)
+    q, k, v = (part.unflatten(2, (2, 8)).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=2))
+    own_k, own_v = (part.unflatten(1, (2, 8)).transpose(0, 1).expand(3, -1, -1, -1) for part in (keys, values))
+    scores = q @ torch.cat([own_k, k], dim=2).mT / 8**0.5
+    parts = [scores[..., :4].softmax(-1) @ own_v, scores.softmax(-1)[..., 4:] @ v]
+    expected = attention.proj(sum(parts).transpose(1, 2).flatten(2))
+    made = prefixed_attention(attention, x, keys, values, whole=True)
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)
+    far = prefixed_attention(attention, x, keys[:1] - 1e4 * keys[:1], values[:1], whole=True)
+    assert bool(far.isfinite().all())
+
+
 @pytest.mark.parametrize("deep", [False, True])
 def test_learned_tokens_are_seen_by_all_and_pooled_by_none(vit, deep):
     tokens = PromptTokens(vit, 2, deep)

@@ -5,7 +5,7 @@ import torch
 
 from cil.errors import ConfigError
 from cil.models import build_backbone
-from cil.models.tuners import BlockAdapters, ScaleShift, make_tuner
+from cil.models.tuners import AttentionAdapters, BlockAdapters, ScaleShift, make_tuner
 
 SMALL = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -35,6 +35,27 @@ def test_adapters_start_as_the_network_is_bit_for_bit():
     adapters.features(backbone, images).sum().backward()
     assert all(p.grad is not None for p in adapters.adapters[1][3].parameters())
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+
+def test_adapters_beside_attention_see_its_input_and_join_its_output_in_the_first_blocks():
+    """x + attention(n) + s (U gelu(V n + b) + c), n = norm(x), s 1 at first."""
+    backbone, images = small(), torch.rand(3, 3, 12, 12)
+    adapters = AttentionAdapters(backbone, rank=3, blocks=1)
+    assert count(adapters) == 32 * 3 + 3 + 3 * 32 + 32 + 1 and adapters.scales.tolist() == [1.0]
+    assert torch.equal(adapters.features(backbone, images), backbone(images)[0])
+    down, up = adapters.adapters[0][0], adapters.adapters[0][3]
+    with torch.no_grad():
+        up.weight.normal_(generator=torch.Generator().manual_seed(1))
+        adapters.scales.fill_(0.5)
+    expected = small()
+
+    def beside(layer, given, made):
+        hidden = torch.nn.functional.gelu(given[0] @ down.weight.T + down.bias)
+        return made + 0.5 * (hidden @ up.weight.T + up.bias)
+
+    expected.model.blocks[0].attn.register_forward_hook(beside)
+    torch.testing.assert_close(adapters.features(backbone, images), expected(images)[0])
+    assert not torch.equal(expected(images)[0], backbone(images)[0])
 
 
 def test_scales_and_shifts_act_on_the_output_of_each_layer():

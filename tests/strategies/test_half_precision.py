@@ -1,4 +1,4 @@
-"""In bf16 networks run in half precision, and cosines, distances and samples of what they give do not."""
+"""In bf16 networks run in half precision; cosines, distances and samples of what they give do not. Float64 stays so."""
 
 from types import SimpleNamespace
 
@@ -9,6 +9,7 @@ from small_runs import Fixed, bare
 from torch import nn
 
 from cil.memory import Prototypes
+from cil.strategies import find
 from cil.strategies.parts.alignment import draw_all
 
 IMAGES = torch.zeros(3, 3, 12, 12)
@@ -76,3 +77,20 @@ def test_autocast_rounds_none_of_it(make):
         expected = ask()
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(ask(), expected)
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", ["l2p", "dualprompt", "coda_prompt", "ease", "clip_zero_shot", "moe_adapters", "rapf"])
+def test_networks_in_float64_answer_in_float64(name, float64):
+    learner = bare(name, classes=[2], **find(name).toy)
+    if name == "ease":
+        learner.prototypes = torch.randn(2, 1, 16)
+        learner.counts += 1
+    answer = learner.predict(torch.rand(3, 3, 12, 12))
+    assert answer.dtype == torch.float64 and bool(answer.isfinite().all())

@@ -28,8 +28,15 @@ def test_an_image_moves_to_the_adapters_of_the_class_that_is_predicted_until_the
     arrivals, logits = torch.tensor([0, 1, 2]), torch.zeros(3, 3, 3)
     logits[0, 0, 1] = logits[0, 1, 2] = logits[0, 2, 2] = 1.0  # 0 -> 1 -> 2, where it stays
     logits[1, 0, 0] = 1.0  # at once
-    logits[2, 0, 1] = logits[2, 1, 0] = 1.0  # to and fro, four turns
-    assert settled(logits, torch.tensor([0, 0, 0]), arrivals).tolist() == [2, 0, 0]
+    logits[2, 0, 1] = logits[2, 1, 0] = 1.0  # to and fro: 0, 1, 0, 1 are asked, and the fourth answers
+    assert settled(logits, torch.tensor([0, 0, 0]), arrivals).tolist() == [2, 0, 1]
+
+
+def test_four_adapters_are_asked_at_most():
+    """0 predicts a class of 1, 1 of 2, ... 4 of 5: those of experience 3 are asked fourth, and answer."""
+    logits = torch.zeros(1, 6, 6)
+    logits[0, torch.arange(6), torch.tensor([1, 2, 3, 4, 5, 5])] = 1.0
+    assert settled(logits, torch.tensor([0]), torch.arange(6)).tolist() == [3]
 
 
 def test_rows_apart_by_hand():

@@ -43,8 +43,9 @@ def test_means_of_old_classes_are_scaled_by_their_age():
     learner = bare("slca", classes=[1, 1, 1, 1, 1])
     assert learner.scales(4, torch.Generator())[[0, 4]].tolist() == pytest.approx([0.92, 1.0])
     learner.scaling = "decay"
-    found = learner.scales(4, torch.Generator().manual_seed(0))
-    assert found[4] == 1 and 1 / 1.12 < found[0] < 1 / 1.04
+    found = learner.scales(4, torch.Generator().manual_seed(0))  # of each sample
+    assert (found[4] == 1).all() and ((found[0] > 1 / 1.12) & (found[0] < 1 / 1.04)).all()
+    assert found.shape == (5, learner.align_samples) and len(found[0].unique()) > 200
 
 
 @pytest.fixture
@@ -64,8 +65,11 @@ def test_samples_have_the_scaled_means_of_their_classes(gaussians):
     assert abs(drawn[0, :, 0].mean() - 2.0) < error and (drawn[0, :, 1] == 2.0).all()
     assert drawn[0, :, 0].var().item() == pytest.approx(1.0, abs=0.05)
     assert not drawn[1].any() and (drawn[2] == torch.tensor([0.0, 10.0])).all()
-    whole = make(torch.Generator().manual_seed(0), whole=True).unflatten(0, (3, -1))[0]
-    assert whole[:, 0].var().item() == pytest.approx(0.25, abs=0.02)
+    halves, doubles = torch.full((3, 6_000), 0.5), torch.full((3, 6_000), 2.0)
+    each = torch.cat([halves, doubles], dim=1)  # of each sample
+    whole = make(torch.Generator().manual_seed(0), scales=each, whole=True).unflatten(0, (3, -1))[0]
+    assert whole[:6_000, 0].var().item() == pytest.approx(0.25, abs=0.02) and (whole[:6_000, 1] == 2.0).all()
+    assert whole[6_000:, 0].var().item() == pytest.approx(4.0, abs=0.3) and (whole[6_000:, 1] == 8.0).all()
 
 
 @pytest.mark.parametrize("spread", ["full", "low_rank", "diagonal", "tied"])

@@ -42,6 +42,17 @@ def test_the_class_order_is_the_published_one():
     ]
 
 
+def test_orders_of_fifty_pooled_classes_are_those_of_libcontinual():
+    """numpy.random.permutation(50) after numpy.random.seed(seed)."""
+    assert [class_order(50, seed)[:10] for seed in range(5)] == [
+        [28, 11, 10, 41, 2, 27, 38, 31, 22, 4],
+        [27, 35, 40, 38, 2, 3, 48, 29, 46, 31],
+        [36, 47, 28, 9, 13, 0, 44, 46, 39, 23],
+        [12, 39, 9, 47, 31, 28, 13, 48, 45, 6],
+        [6, 48, 11, 4, 12, 31, 7, 25, 41, 18],
+    ]
+
+
 def test_another_seed_gives_another_permutation():
     order = class_order(100, seed=7)
     assert sorted(order) == list(range(100))

@@ -37,7 +37,7 @@ def draw_all(
     Args:
         gaussians: A mean and a covariance for each class.
         generator: On the CPU.
-        scales: (C,) factors of the means; of the samples themselves where ``whole`` says so.
+        scales: (C,) factors of the means; (C, count) of the samples themselves where ``whole`` says so.
         jitter: Added to all variances.
     """
     means = gaussians.means
@@ -46,8 +46,8 @@ def draw_all(
         noise = torch.randn(count, means.shape[1], generator=generator).to(means)
         with in_full_precision(noise):
             noise = noise @ covariance_root(gaussians, slot, jitter).T
-        factor = float(scales[slot])
-        drawn[slot] = factor * (means[slot] + noise) if whole else factor * means[slot] + noise
+        factor = scales[slot].to(means)
+        drawn[slot] = factor[:, None] * (means[slot] + noise) if whole else factor * means[slot] + noise
     return drawn.flatten(0, 1)
 
 
