@@ -80,6 +80,19 @@ def subject(name):
     return kind_of(find(name)).subject(name, {})
 
 
+@cache
+def cheating(cheat, brief):
+    """A cheat under test, which keeps one run for several rules."""
+    return StrategySubject(cheat, recipe=BRIEF if brief else RECIPE)
+
+
+@cache
+def outcome(cheat, rule):
+    """What a rule says of a cheat; some cases look at two parts of it."""
+    (found,) = testing.outcomes(cheating(cheat, rule not in OF_STEPS), [RULES[rule]])
+    return found
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_from_before():
     GLOBAL.clear()
@@ -118,10 +131,9 @@ def test_the_rules_hold_where_all_images_fit(name):
 def test_each_cheat_is_caught_and_named(case: Case):
     if case.cheat.__name__ == "ReadsAFile":
         FILE.write_bytes(b"from an earlier run")
-    recipe = RECIPE if case.rule in OF_STEPS else BRIEF
-    (outcome,) = testing.outcomes(StrategySubject(case.cheat, recipe=recipe), [RULES[case.rule]])
-    assert outcome.error is not None, f"{case.rule} did not see {case.cheat.__doc__}"
-    assert case.says in outcome.error
+    found = outcome(case.cheat, case.rule)
+    assert found.error is not None, f"{case.rule} did not see {case.cheat.__doc__}"
+    assert case.says in found.error
 
 
 def test_every_rule_has_a_cheat():
