@@ -51,7 +51,8 @@ def seen(site: Path | None, folder: Path) -> Iterator[None]:
     for cached in caches:
         cached.cache_clear()
     for registry, before in known:
-        registry.registered = before
+        own = {name: thing for name, thing in registry.registered.items() if thing.__module__.startswith("cil.")}
+        registry.registered = own | before
 
 
 def cil(arguments, site, folder):
