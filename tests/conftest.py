@@ -13,6 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cil.cli import composition
+from cil.cli.names import conf_dir, plugin_conf_dirs
 from cil.data import Augment, Dataset, Samples
 from cil.streams import Stream, class_incremental
 
@@ -72,6 +74,28 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False  # the small groups come last, so that no worker waits for another
     return Together(config, log)
+
+
+class OwnFiles(dict[tuple[str, ...], composition.Composition]):
+    """Compositions of files of the repository, which no test changes; of others nothing is kept or answered."""
+
+    def get(self, key: tuple[str, ...], default: Any = None) -> Any:
+        return default if plugin_conf_dirs() else super().get(key, default)
+
+    def __setitem__(self, key: tuple[str, ...], value: composition.Composition) -> None:
+        files = [conf_dir() / f"{item.lstrip('+').replace('=', '/')}.yaml" for item in key[1:]]
+        own = (file.is_file() or file.stem in ("null", composition.BLANK) for file in files)
+        if not plugin_conf_dirs() and all(own):
+            super().__setitem__(key, value)
+
+
+composition._merged = OwnFiles()  # as in a command, for as long as the tests run
+
+
+@pytest.fixture
+def by_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compositions are Hydra's own, but in a command or under ``files_remembered``."""
+    monkeypatch.setattr(composition, "_merged", None)
 
 
 @pytest.fixture(autouse=True)

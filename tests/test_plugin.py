@@ -3,33 +3,71 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from in_process import run_command
+
+from cil import api, plugins, report, strategies, testing
+from cil.strategies.registry import STRATEGIES
+from cil.streams.registry import STREAMS
 
 PACKAGE = Path(__file__).parent / "plugin_package"
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The package installed into a folder, and an environment that sees it."""
+    """The folder into which the package is installed."""
     source = tmp_path_factory.mktemp("source") / "package"
     shutil.copytree(PACKAGE, source)  # a build leaves files
     target = tmp_path_factory.mktemp("site")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
     subprocess.run([*pip, "--target", str(target), str(source)], check=True)
-    paths = os.pathsep.join([str(target), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    return target
 
 
-def cil(arguments, environment, folder):
-    command = [sys.executable, "-m", "cil.cli.main", *arguments]
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+@contextmanager
+def seen(site: Path | None, folder: Path) -> Iterator[None]:
+    """This process in a folder, as if it had been started with the package on its path; None: without it."""
+    known = [(registry, dict(registry.registered)) for registry in (STRATEGIES, STREAMS)]
+    caches = (plugins.points, api._distributions)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("COLUMNS", "120")
+        if site is not None:
+            patch.syspath_prepend(site)
+        for cached in caches:
+            cached.cache_clear()
+        yield
+    for cached in caches:
+        cached.cache_clear()
+    for registry, before in known:
+        own = {name: thing for name, thing in registry.registered.items() if thing.__module__.startswith("cil.")}
+        registry.registered = own | before
+
+
+def cil(arguments, site, folder):
+    """A command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with seen(site, folder), redirect_stdout(out), redirect_stderr(err):
+        code = run_command(arguments)
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def python(arguments, site, folder):
+    """A process of its own that sees the package."""
+    paths = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *arguments], env=environment, cwd=folder, capture_output=True, text=True)
 
 
 def test_its_strategy_and_stream_run_by_name(installed, tmp_path):
@@ -40,7 +78,7 @@ def test_its_strategy_and_stream_run_by_name(installed, tmp_path):
         "trainer.max_steps=3",
         "run_dir=out",
     ]
-    done = cil(["run", *options], installed, tmp_path)
+    done = python(["-m", "cil.cli.main", "run", *options], installed, tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "out" / "record.json").read_text())
     assert record["status"] == "finished"
@@ -69,7 +107,7 @@ def test_it_keeps_the_contract(installed, tmp_path):
 
 
 def test_without_the_package_the_name_is_unknown(tmp_path):
-    done = cil(["run", "strategy=prototypes"], dict(os.environ), tmp_path)
+    done = cil(["run", "strategy=prototypes"], None, tmp_path)
     assert done.returncode == 2
     assert "prototypes" in done.stderr
 
@@ -117,18 +155,6 @@ class Centred(Finetune):
 '''
 
 
-HONEST = """
-from cil.strategies.finetune import Finetune
-from cil.testing import kind_of, outcomes
-from cil_retrieval.gallery import growing_gallery
-
-stream = growing_gallery("digits", increment=2, train_per_class=4, test_per_class=4).reduced()
-kind = kind_of(Finetune, stream)
-rules = [rule for rule in kind.rules() if rule.__name__ == "a_query_finds_the_same_alone"]
-print([result.error for result in outcomes(kind.subject(Finetune, {}, stream), rules)])
-"""
-
-
 @pytest.fixture(scope="module")
 def compared(installed, tmp_path_factory):
     """Two strategies on the gallery, one of which has too many parameters; the folder, and the command."""
@@ -146,7 +172,7 @@ def record_of(folder, strategy):
 
 
 def test_its_kind_of_run_is_trained_resumed_and_read_back(installed, tmp_path):
-    done = subprocess.run([sys.executable, "-c", RESUMED], env=installed, cwd=tmp_path, capture_output=True, text=True)
+    done = python(["-c", RESUMED], installed, tmp_path)
     assert done.returncode == 0, done.stderr
     (kind, straight, expected), (_, resumed, results) = json.loads(done.stdout)
     assert kind == "retrieval" and straight == ["finished"]
@@ -170,9 +196,9 @@ def test_its_kind_reports_in_every_form(compared, installed):
     assert float(entries["finetune"]["last recall@1 %"]) == recall[-1] and not entries["der"]["last recall@1 %"]
     page = (folder / "out/index.html").read_text()
     assert "Recall over experiences" in page and page.count("<svg") == 1 and "How to read retrieval runs" in page
-    script = "from cil.report import *; print(to_json(table(find_runs('out'))))"
-    as_json = subprocess.run([sys.executable, "-c", script], env=installed, cwd=folder, capture_output=True, text=True)
-    assert json.loads(as_json.stdout)["sections"][0]["rows"][0]["label"] == "finetune", as_json.stderr
+    with seen(installed, folder):
+        as_json = report.to_json(report.table(report.find_runs("out")))
+    assert json.loads(as_json)["sections"][0]["rows"][0]["label"] == "finetune"
 
 
 def test_what_structure_tells_is_capped_before_training(compared, installed):
@@ -204,17 +230,23 @@ def test_its_kind_has_a_rule_of_its_own(installed, tmp_path):
     (tmp_path / "cheat.py").write_text(CHEAT)
     few = ("stream.train_per_class=4", "stream.test_per_class=4")
     done = cil(["check", "cheat:Centred", "stream=growing_gallery", *few], installed, tmp_path)
+    sys.modules.pop("cheat")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "ok     same_seed_same_bits" in done.stdout
-    honest = subprocess.run([sys.executable, "-c", HONEST], env=installed, cwd=tmp_path, capture_output=True, text=True)
-    assert honest.stdout.strip() == "[None]", honest.stderr
+    finetune = strategies.find("finetune")
+    with seen(installed, tmp_path):
+        make = STREAMS.find("growing_gallery")
+        stream = make("digits", increment=2, train_per_class=4, test_per_class=4).reduced()
+        kind = testing.kind_of(finetune, stream)
+        rules = [rule for rule in kind.rules() if rule.__name__ == "a_query_finds_the_same_alone"]
+        assert [found.error for found in testing.outcomes(kind.subject(finetune, {}, stream), rules)] == [None]
     broken = [line for line in done.stdout.splitlines() if line.startswith("BROKEN")]
     assert broken == ["BROKEN a_query_finds_the_same_alone: a query that is asked alone finds other images"]
 
 
 def test_without_the_package_its_records_are_left_out_with_one_line(compared):
     folder, _, _ = compared
-    done = cil(["report", "out"], dict(os.environ), folder)
+    done = cil(["report", "out"], None, folder)
     assert done.returncode == 0, done.stderr
     words = " ".join((done.stdout + done.stderr).split())
     assert words.startswith("! Left out, because their kind is not installed: 2 runs (cil.kinds has no 'retrieval'")

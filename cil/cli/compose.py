@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cil.cli.cases import case_overrides
-from cil.cli.composition import CONFIG, Composition, composition, hydra_ready, opened, raw_config, version_base
+from cil.cli.composition import CONFIG, Composition, alone, composition, hydra_ready, opened, raw_config, version_base
 from cil.cli.environment import in_environment
 from cil.cli.job import Job
 from cil.cli.names import METHODS, conf_dir, entry_group, has_file, key_of, plugin_conf_dirs, plugin_target, target_of
@@ -160,11 +160,33 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
         arguments: As given to the command.
         task: Called with each job, not checked yet; in a multirun perhaps in another process.
     """
+    options, overrides = split_hydra_options(arguments)
+    job = None if options else _plain_job(overrides)
+    if job is not None:
+        task(job)
+    else:
+        _by_hydras_own(options, overrides, task)
+
+
+def _plain_job(overrides: Sequence[str]) -> Job | None:
+    """The job, where there is one that can be composed without Hydra's command line, which does so twice."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    with one_line_errors(overrides, raw_config):
+        _offer_plugins(overrides)
+        found = alone(overrides)
+        try:
+            return None if found is None else _before_recipe(_job(found, opened(overrides)))
+        except OmegaConfBaseException:  # told as Hydra's own command line tells it
+            return None
+
+
+def _by_hydras_own(options: Sequence[str], overrides: list[str], task: Callable[[Job], Any]) -> None:
+    """Compose by Hydra's command line, with whatever it does around a job."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    options, overrides = split_hydra_options(arguments)
     here, refused = os.getpid(), list[Exception]()
 
     def called(cfg: Any) -> Any:

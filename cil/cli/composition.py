@@ -29,17 +29,20 @@ class Composition:
         config: All keys but Hydra's, interpolations as they are written.
         choices: Which file of each group it is made of.
         sweep: Parameters that the configuration itself sweeps over (``hydra.sweeper.params``).
+        only: True where a job needs nothing of Hydra but this: no folders, logs, callbacks or variables.
     """
 
     config: Any
     choices: dict[str, str]
     sweep: dict[str, str]
+    only: bool
 
     @classmethod
     def of(cls, config: Any, hydra: Any) -> Composition:
         """Of a configuration without Hydra's own part, and that part."""
         chosen = {key: value for key, value in hydra.runtime.choices.items() if not key.startswith("hydra/")}
-        return cls(config, chosen, {key: str(value) for key, value in (hydra.sweeper.get("params") or {}).items()})
+        sweep = {key: str(value) for key, value in (hydra.sweeper.get("params") or {}).items()}
+        return cls(config, chosen, sweep, _asks_nothing(hydra))
 
     def container(self, resolve: bool) -> dict[str, Any]:
         """The configuration as plain mappings and lists.
@@ -53,14 +56,22 @@ class Composition:
         return cast(dict[str, Any], found)
 
 
+def _asks_nothing(hydra: Any) -> bool:
+    """True where Hydra's own part is as in ``conf/config.yaml`` in all that its command line does beside composing."""
+    asked = (hydra.mode, hydra.callbacks, hydra.verbose, hydra.output_subdir, hydra.job.chdir, hydra.job.env_set)
+    logs = [hydra.runtime.choices.get(f"hydra/{kind}_logging") for kind in ("job", "hydra")]
+    return not any(asked) and hydra.run.dir == "." and logs == ["none", "none"]
+
+
 _merged: dict[tuple[str, ...], Composition] | None = None  # by the choice of files; None outside of a command
 
 
 @contextmanager
 def files_remembered() -> Iterator[None]:
-    """Read and merge each choice of files once for as long as this lasts: files are taken not to change."""
+    """Read and merge each choice of files once for as long as the outermost lasts: files are taken not to change."""
     global _merged
-    before, _merged = _merged, {}
+    before = _merged
+    _merged = {} if before is None else before
     try:
         yield
     finally:
@@ -80,6 +91,13 @@ def _by_hydra(overrides: Sequence[str]) -> Composition:
     whole = compose(CONFIG, opened(overrides), return_hydra_config=True)
     own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
     return Composition.of(own, whole.hydra)
+
+
+def alone(overrides: Sequence[str]) -> Composition | None:
+    """One job that asks nothing of Hydra's command line; None where Hydra's own must look at it."""
+    with hydra_ready():
+        found = _remembered(overrides)
+    return found if found is not None and found.only else None
 
 
 def _remembered(overrides: Sequence[str]) -> Composition | None:
@@ -129,9 +147,10 @@ def _of_files(choices: tuple[str, ...]) -> Composition:
     """Files alone, merged before or now."""
     assert _merged is not None
     key = (os.environ.get(OWN, ""), *choices)
-    if key not in _merged:
-        _merged[key] = _strategy_put_in(choices) or _by_hydra(choices)
-    return _merged[key]
+    found = _merged.get(key)
+    if found is None:
+        found = _merged[key] = _strategy_put_in(choices) or _by_hydra(choices)
+    return found
 
 
 def _strategy_put_in(choices: tuple[str, ...]) -> Composition | None:
@@ -152,7 +171,7 @@ def _strategy_put_in(choices: tuple[str, ...]) -> Composition | None:
         return None
     config = copy.deepcopy(base.config)
     config.strategy = OmegaConf.merge(OmegaConf.load(path), config.strategy)  # of files that are merged after it
-    return Composition(config, chosen, base.sweep)
+    return replace(base, config=config, choices=chosen)
 
 
 def opened(overrides: Sequence[str]) -> list[str]:

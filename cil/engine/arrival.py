@@ -96,25 +96,6 @@ def in_real_time(count: int, complexity: Fraction) -> list[int]:
     return steps
 
 
-def relative_complexity(flops: int, reference: int, speed: int = 1) -> Fraction:
-    """C: operations of a training step in those of a step of the reference (experience replay).
-
-    Args:
-        flops: FLOPs of a step; or of all steps of a run (``results.flops.training`` of a record).
-        reference: FLOPs of as many steps of the reference, on the same stream with the same network.
-        speed: Reference steps that a batch of the stream takes: at 2 the delay is 2 C - 1 batches.
-
-    Raises:
-        ConfigError: where a number is not positive.
-
-    >>> relative_complexity(300, 200), relative_complexity(300, 200, speed=2) - 1
-    (Fraction(3, 2), Fraction(2, 1))
-    """
-    if min(flops, reference, speed) <= 0:
-        raise ConfigError(f"operations of {flops} against {reference} at speed {speed}; all must be above 0")
-    return Fraction(flops, reference) * speed
-
-
 def leading(data: Samples, arriving: Samples) -> int:
     """The number of images at the front of ``data`` that arrive; 0 where others come first."""
     own, count = {id(store) for store, _ in arriving.parts}, 0

@@ -8,7 +8,6 @@ from cil.models.convit import ConViT, TaskTokenNet
 from cil.models.convnets import ConvNet2, ConvNet4, SmallConvNet
 from cil.models.factory import NetFactory
 from cil.models.features import extract, extract_outputs
-from cil.models.folding import fold_batch_norm
 from cil.models.frozen import evaluating, freeze, frozen_copy, is_frozen
 from cil.models.growing import GrowingNet, Normalise
 from cil.models.heads import CosineHead, Head, LinearHead, weight_align
@@ -27,7 +26,7 @@ __all__ = [
     "CosineHead", "GrowingNet", "Head", "ImageNetResNet", "LinearHead", "NetFactory", "Normalise", "Output",
     "ParallelAdapters", "ScaledConv2d", "SmallConvNet", "TaskNet", "TaskNets", "TaskPool", "TaskTokenNet",
     "TimmBackbone", "WideResNet", "adaptable", "batch_statistics_features", "build_backbone", "count_parameters",
-    "evaluating", "extract", "extract_outputs", "fold_batch_norm", "freeze", "frozen_copy", "is_frozen", "load_weights",
+    "evaluating", "extract", "extract_outputs", "freeze", "frozen_copy", "is_frozen", "load_weights",
     "names",
     "register_model", "save_weights", "timm_backbone", "weight_align",
 ]  # fmt: skip

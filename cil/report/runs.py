@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,6 +91,15 @@ def dig(value: Any, *path: str | int) -> Any:
     return value
 
 
+@contextmanager
+def _without_pictures() -> Iterator[None]:
+    """A file of arrays that is damaged or missing ends the block, and is told."""
+    try:
+        yield
+    except RecordError as error:
+        _say.warning("without pictures: %s", error)
+
+
 @dataclass(frozen=True)
 class RunSummary:
     """One record as a table reads it. Bytes, percent, seconds; None where the record does not say."""
@@ -112,12 +122,16 @@ class RunSummary:
 
     def arrays(self, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
         """Those of these arrays that the record keeps; none, with a warning, where a file is damaged or missing."""
-        try:
+        with _without_pictures():
             kept = self.record.arrays()
             return {name: kept[name] for name in names if name in kept}
-        except RecordError as error:
-            _say.warning("without pictures: %s", error)
-            return {}
+        return {}
+
+    def parts(self, name: str) -> Iterator[np.ndarray[Any, Any]]:
+        """The parts of an array, one for each experience; those before one that is damaged, with a warning."""
+        with _without_pictures():
+            kept = self.record.arrays()
+            yield from kept.parts(name) if name in kept else ()
 
     @property
     def learner(self) -> str:

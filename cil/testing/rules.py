@@ -32,11 +32,16 @@ def state_survives_the_round_trip(subject: Subject[L]) -> None:
 
 def what_was_not_kept_cannot_help(subject: Subject[L]) -> None:
     """Each experience in a process of its own gives the same numbers and the same state."""
-    how = f"with a process for each {subject.experience} and in one process"
     for one in (subject.on_long(), *([subject] if subject.stream_was_given else [])):
-        straight = one.finished()  # its first experience was in a process of its own
-        with of_another_past(one, how), one.fresh(start=1, boundary="process") as sealed:
-            runs_are_the_same(one, how, sealed, straight)
+        processes_make_no_difference(one)
+
+
+def processes_make_no_difference(subject: Subject[L]) -> None:
+    """The rule above, on the stream of the subject alone."""
+    how = f"with a process for each {subject.experience} and in one process"
+    straight = subject.finished()  # its first experience was in a process of its own
+    with of_another_past(subject, how), subject.fresh(start=1, boundary="process") as sealed:
+        runs_are_the_same(subject, how, sealed, straight)
 
 
 def the_ledger_is_the_checkpoint(subject: Subject[L]) -> None:

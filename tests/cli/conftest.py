@@ -31,13 +31,14 @@ class Said:
 
 @pytest.fixture
 def cil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """``cil("run", "seed=1")`` runs the command in the test's own folder."""
+    """``cil("run", "seed=1")`` runs the command in the test's own folder; pages have empty pictures."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.delenv("CIL_TRACEBACK", raising=False)
     torch.set_num_threads(1)
+    monkeypatch.setattr("cil.report.plots.svg_of", lambda *given: "<svg></svg>")  # drawn in tests/report
 
     def run(*arguments: str | Path) -> Said:
         capfd.readouterr()

@@ -27,7 +27,21 @@ def toy_model(strategy: str) -> list[str]:
 SMALL = ("stream.increment=5", "stream.train_per_class=20", "stream.test_per_class=10")  # two experiences
 
 
-@pytest.mark.parametrize("strategy", [name for name in choices("strategy") if not find(name).takes_task])
+TRAINED = ("avalanche", "avalanche_bound", "finetune", "icarl", "der", "gdumb", "slda", "l2p", "dytox", "rmm")
+ALONE = [name for name in choices("strategy") if not find(name).takes_task]
+
+
+@pytest.mark.parametrize("strategy", ALONE)
+def test_every_strategy_is_built_and_billed_by_its_name(strategy, tmp_path):
+    """What its file says beside is what its class has by default: test_config_files.py; its runs: testing/."""
+    chosen = (f"strategy={strategy}", *toy_model(strategy), *SMALL)
+    work = build(compose([*DIGITS, *chosen]), root=tmp_path).work
+    work.check()
+    assert work.method is find(strategy) and len(work.bills()["bills"]) == 2
+
+
+# The others with -m slow: bills are held against ledgers of each in strategies/test_all_strategies.py.
+@pytest.mark.parametrize("strategy", [pytest.param(n, marks=() if n in TRAINED else pytest.mark.slow) for n in ALONE])
 def test_every_strategy_runs_by_its_name_and_carries_what_its_bill_said(cil, strategy):
     chosen = (f"strategy={strategy}", *toy_model(strategy), *SMALL)
     assert f"{strategy} on digits_b0_inc5, seed 0: finished" in cil("run", *DIGITS, *chosen, "run_dir=a").out

@@ -52,6 +52,7 @@ def small_machine(monkeypatch: pytest.MonkeyPatch, data_root: None) -> None:
     for kind in ("classes", "adaptation"):
         rules = import_module(f"cil.kinds.{kind}.rules")
         monkeypatch.setattr(rules, "RULES", rules.RULES[:1])
+    monkeypatch.setattr("cil.report.plots.svg_of", lambda *given: "<svg></svg>")
     monkeypatch.setattr(report, "write_html", write_no_plots)
     monkeypatch.setattr(report, "write_figures", lambda content, folder: [])
 

@@ -9,12 +9,9 @@ from torch import nn
 from cil.errors import ConfigError
 from cil.models import (
     AggregatedBackbone,
-    GrowingNet,
-    LinearHead,
     ScaledConv2d,
     build_backbone,
     count_parameters,
-    fold_batch_norm,
 )
 
 IMAGES = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -140,17 +137,6 @@ def test_two_resnet32_with_a_factor_for_each_kernel_are_the_surveys_099_million(
     assert backbone.survey_parameters == count_parameters(backbone) == 2 * 466_256 + factors + 3 == 986_323
     assert round(backbone.survey_parameters / 1e6, 2) == 0.99
     assert all(value.is_meta for value in backbone.state_dict().values())
-
-
-def test_folding_does_not_lose_the_factors():
-    backbone = shaken(made("resnet14_cosine", 32, stable="scaled"))
-    with torch.no_grad():
-        for layer in (layer for layer in backbone.modules() if isinstance(layer, ScaledConv2d)):
-            layer.scale.uniform_(0.5, 1.5)
-    head = LinearHead(backbone.feature_dim)
-    head.grow(3)
-    net, images = GrowingNet(backbone, head).eval(), torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(fold_batch_norm(net)(images).logits, net(images).logits, rtol=1e-4, atol=1e-4)
 
 
 class Odd(nn.Module):

@@ -23,7 +23,6 @@ from cil.models import (
     evaluating,
     extract,
     extract_outputs,
-    fold_batch_norm,
     frozen_copy,
 )
 
@@ -210,70 +209,6 @@ NETWORKS = {
     "bottlenecks": lambda: growing(ImageNetResNet((1, 1, 1, 1), bottleneck=True, stem="3x3")),
     "branching": lambda: branching(2),
 }
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_folded_network_gives_the_same_outputs_without_batch_norm(name):
-    net = NETWORKS[name]()
-    net.train()
-    for _ in range(3):  # statistics that are not 0 and 1
-        net(IMAGES)
-    fold = fold_batch_norm(net)
-    net.eval()
-    ours, theirs = fold(IMAGES), net(IMAGES)
-    torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ours.features, theirs.features, rtol=1e-4, atol=1e-4)
-    assert len(ours.stages) == len(theirs.stages)
-    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in fold.modules())
-    assert any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules())
-    assert fold.num_classes == net.num_classes
-
-
-class Forked(nn.Module):
-    """A convolution whose output is used beside its batch norm, and control flow that cannot be traced."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 1)
-        self.bn = nn.BatchNorm2d(4)
-        self.plain = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
-
-    def forward(self, x):
-        x = self.conv(x)
-        x = x + self.bn(x)
-        return self.plain(x) if x.sum() < 1e9 else x
-
-
-def test_folding_leaves_alone_what_it_cannot_prove():
-    net = Forked()
-    for _ in range(3):
-        net(IMAGES)
-    fold = fold_batch_norm(net)
-    assert isinstance(fold.bn, nn.BatchNorm2d)
-    assert isinstance(fold.plain[1], nn.Identity)
-    torch.testing.assert_close(fold(IMAGES), net.eval()(IMAGES))
-
-
-class Shared(nn.Module):
-    """A convolution whose output is also added to that of its batch norm, in a network that can be traced."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 1)
-        self.bn = nn.BatchNorm2d(4)
-
-    def forward(self, x):
-        x = self.conv(x)
-        return x + self.bn(x)
-
-
-def test_a_convolution_that_is_used_twice_is_not_folded():
-    net = Shared()
-    for _ in range(3):
-        net(IMAGES)
-    fold = fold_batch_norm(net)
-    assert isinstance(fold.bn, nn.BatchNorm2d)
-    torch.testing.assert_close(fold(IMAGES), net.eval()(IMAGES))
 
 
 def samples(count: int = 23) -> Samples:

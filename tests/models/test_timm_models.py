@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cil.errors import ConfigError
-from cil.models import NetFactory, build_backbone, count_parameters, fold_batch_norm, timm_backbone
+from cil.models import NetFactory, build_backbone, count_parameters, timm_backbone
 from cil.models.timm_zoo import full_name
 
 VIT = {"img_size": 32, "patch_size": 8, "depth": 2}
@@ -155,17 +155,6 @@ def test_an_unknown_timm_model_option_or_tag_is_refused_in_one_line(name, option
     with pytest.raises(ConfigError, match=message) as caught:
         timm_backbone(name, **options)
     assert "\n" not in str(caught.value)
-
-
-def test_a_timm_resnet_folds():
-    net = NetFactory(partial(timm_backbone, "resnet10t"))()
-    net.grow(3)
-    images = torch.rand(4, 3, 64, 64)
-    for _ in range(3):
-        net(images)
-    fold = fold_batch_norm(net)
-    torch.testing.assert_close(fold(images).logits, net.eval()(images).logits, rtol=1e-4, atol=1e-4)
-    assert not any(type(layer) is nn.BatchNorm2d for layer in fold.modules())
 
 
 def test_a_bare_name_is_written_with_the_tag_that_it_stands_for():

@@ -41,7 +41,7 @@ DISTILLING = ("lwf", "icarl", "bic", "wa", "podnet", "lucir", "coil", "aanets", 
 PIXELS = 3 * 12 * 12  # bytes of a toy image
 OF_SETTINGS = (  # rules that other settings of a strategy may break; the others are checked of each with its defaults
     rules.state_survives_the_round_trip,
-    rules.what_was_not_kept_cannot_help,
+    rules.processes_make_no_difference,
     rules.the_ledger_is_the_checkpoint,
     no_images_are_carried_beside_the_memories,
     rules.a_resumed_run_ends_where_the_straight_run_ends,

@@ -350,7 +350,7 @@ def test_eight_bytes_a_task_are_carried_beside_what_replay_carries(learn, stream
     "rule",
     [
         rules.a_resumed_run_ends_where_the_straight_run_ends,
-        rules.what_was_not_kept_cannot_help,
+        rules.processes_make_no_difference,
         rules.hooks_keep_to_themselves,
     ],
     ids=lambda rule: rule.__name__,

@@ -6,7 +6,7 @@ import inspect
 import io
 import json
 import zipfile
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -344,6 +344,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 WEIGHTS = SHARED / "weights" / "cifar10_resnet20.safetensors"
 
 
+@cache
 def cifar10_images() -> Dataset:
     """Of each class of the CIFAR-10 test set 50 images to learn from and 50 to be tested on."""
     with zipfile.ZipFile(SHARED / "cifar10" / "test.zip") as file:

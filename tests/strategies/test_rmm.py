@@ -354,9 +354,8 @@ def test_who_takes_more_and_drops_nothing_is_stopped_before_it_trains(tmp_path):
     assert record.results["exemplars"][0] == 20 and record.status == "finished"
 
 
-@pytest.mark.parametrize("rule", ["a_resumed_run_ends_where_the_straight_run_ends", "what_was_not_kept_cannot_help"])
+@pytest.mark.parametrize("rule", ["a_resumed_run_ends_where_the_straight_run_ends", "processes_make_no_difference"])
 def test_the_contract_holds_where_incoming_images_count(rule):
-    """The second rule on the long toy stream too."""
     given = options("foster", rates=[0.5, 0.25], tilts=[0.5])
     getattr(rules, rule)(StrategySubject("rmm", given, STREAMS["uneven"](), budget=budget()))
 

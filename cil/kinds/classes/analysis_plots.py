@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from cil.kinds.classes.rows import LAST
 from cil.report.plots import INK, WIDTH, Picture, dot_style, figure_of, legend, line_style, row_colour
 from cil.report.rows import Row, mean
 from cil.report.runs import RunSummary
-from cil.tracking import RecordError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,7 +141,7 @@ def _confusions(run: RunSummary) -> dict[int, np.ndarray[Any, Any]]:
     owner = [index for index, slots in enumerate(run.stream["new_slots"]) for _ in slots]
     moments = sorted({round(step) for step in np.linspace(1, run.done - 1, min(MOMENTS, run.done - 1))})
     found = {}
-    for step, confusion in enumerate(_parts(run, "confusion")):
+    for step, confusion in enumerate(run.parts("confusion")):
         if step in moments:
             counts = metrics.task_confusion(confusion, owner, run.steps)[: step + 1, : step + 1]
             found[step] = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -151,7 +150,7 @@ def _confusions(run: RunSummary) -> dict[int, np.ndarray[Any, Any]]:
 
 def _norms(rows: Sequence[Row]) -> Picture | None:
     """For each row, of its first seed, the lengths of the weight vectors of all classes over time."""
-    found = {row.label: np.stack(norms) for row in rows if (norms := [*_parts(row.runs[0], "classifier_norms")])}
+    found = {row.label: np.stack(norms) for row in rows if (norms := [*row.runs[0].parts("classifier_norms")])}
     if not found:
         return None
     across = min(3, len(found))
@@ -182,13 +181,3 @@ def _panels(down: int, across: int, width: float, height: float) -> tuple[Any, A
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
     return figure, grid
-
-
-def _parts(run: RunSummary, name: str) -> Iterator[np.ndarray[Any, Any]]:
-    """The parts of an array of a record, one for each experience; those before one that is damaged."""
-    try:
-        arrays = run.record.arrays()
-        if name in arrays:
-            yield from arrays.parts(name)
-    except RecordError:
-        return
