@@ -1,13 +1,13 @@
-"""What metering and asking again take of a run: seconds inside their own functions, in one run, against the whole.
+"""What metering and asking again take of a run: what they do in it, counted, times what that costs, measured apart.
 
-    python benchmarks/metering_share.py --net smallconv --method finetune icarl der
+    python benchmarks/metering_share.py --net smallconv --method finetune icarl
     python benchmarks/metering_share.py --net resnet32 --method icarl --epochs 20
 
-Two runs that are compared differ by more than what is sought, above all on a loaded machine (``overhead.py
---metering``). Here one run is measured: a clock of this thread's CPU seconds changes hands at each entry to and exit
-from a function of the metering, also where that calls the run's own work. What a call costs before it reaches such a
-function, in torch, is measured apart on small tensors, and added for each call. The clock's own time is in the sum,
-so it is rather too large. Dry runs before training are no part of it: they are the bill, whatever is trained.
+Two runs differ by more than what is sought, above all on a loaded machine (``overhead.py --metering``). None of the
+costs depends on the size of a batch, so they are measured on steps of one image, whose arithmetic is small: plain ones,
+watched ones (every step is) and counted ones (few are) in turn, hundreds of them, in CPU seconds of this thread. Then
+one run as it is: its steps, the operators that were counted in it, and the seconds of asking again. Medians, with the
+interval that holds the true one at 95 %. Dry runs are no part of it: they are the bill, before anything is trained.
 """
 
 from __future__ import annotations
@@ -17,209 +17,148 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import statistics
+import math
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import overhead
 import torch
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from cil.engine import fit, learning
+from cil.api import plan
+from cil.engine import learning
 from cil.engine.asked_again import Asked
 from cil.engine.cost import Cost
-from cil.engine.step_kinds import StepWatch, _Call
-from cil.memory import Flops, OptimizerSteps, SavedBytes
+from cil.engine.fit import Fit
+from cil.engine.step_kinds import StepWatch
+from cil.memory import Budget
 from cil.memory.meters import _Counting
 
-WORK = "work"  # all that is no metering
-OPERATORS, SAVED, STEPS, ASKING = "operators", "saved bytes", "steps and hooks", "asking again"
-FUNCTIONS = (  # owner, name, the part that they are
-    (SavedBytes, "__init__", SAVED), (SavedBytes, "_pack", SAVED), (SavedBytes, "_release", SAVED),
-    (SavedBytes, "__enter__", SAVED), (SavedBytes, "__exit__", SAVED),
-    (StepWatch, "__enter__", STEPS), (StepWatch, "__exit__", STEPS), (StepWatch, "take", STEPS),
-    (StepWatch, "note", STEPS), (StepWatch, "_graded", STEPS), (_Call, "__call__", STEPS),
-    (OptimizerSteps, "_stepped", STEPS), (Cost, "bill_gradients", STEPS), (fit, "drawn_steps", STEPS),
-)  # fmt: skip
-CONTEXTS = (
-    (Flops, "counting", OPERATORS), (Flops, "counting_rest", OPERATORS),
-    (Cost, "step", STEPS), (Cost, "hook", STEPS), (Cost, "adjusting", STEPS),
-)  # fmt: skip
+Middle = tuple[float, float, float]  # median, and the ends of its interval
 
 
-class Hands:
-    """Whose time it is: CPU seconds of this thread by part, and how often each function was called."""
+def middle(values: Sequence[float]) -> Middle:
+    """The median, and the order statistics between which the true one lies at 95 %.
+
+    >>> middle(range(101))
+    (50, 40, 60)
+    """
+    ordered, half = sorted(values), 0.98 * math.sqrt(len(values))
+    places = (len(ordered) / 2, len(ordered) / 2 - half, len(ordered) / 2 + half)
+    found = [ordered[min(len(ordered) - 1, max(0, math.floor(place)))] for place in places]
+    return found[0], found[1], found[2]
+
+
+class Tally:
+    """What the metering does while it is open: operators counted, steps watched, seconds of asking again."""
 
     def __init__(self) -> None:
-        self.seconds, self.calls = Counter[str](), Counter[str]()
-        self._stack, self._mark = [WORK], time.thread_time()
+        self.operators = self.steps = 0
+        self.asking = 0.0
 
-    def to(self, part: str) -> None:
-        self._pass_on()
-        self._stack.append(part)
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        dispatch, step, again, asks = _Counting.__torch_dispatch__, Fit._step, Asked.again, learning.asks_again
 
-    def back(self) -> None:
-        self._pass_on()
-        self._stack.pop()
+        def dispatched(mode: Any, *given: Any) -> Any:
+            self.operators += 1
+            return dispatch(mode, *given)
 
-    def _pass_on(self) -> None:
-        now = time.thread_time()
-        self.seconds[self._stack[-1]] += now - self._mark
-        self._mark = now
+        def stepped(fit: Fit, *given: Any) -> Any:
+            self.steps += 1
+            return step(fit, *given)
 
-    def timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
-        """The function, in whose time ``part`` goes on."""
-        name = getattr(function, "__qualname__", part).rpartition(".<locals>.")[2]
+        def asked(*given: Any) -> bool:
+            self.asking -= time.thread_time() if (found := asks(*given)) else 0.0  # a learner is rebuilt, and answers
+            return found
 
-        @wraps(function)
-        def call(*given: Any, **named: Any) -> Any:
-            self.calls[name] += 1
-            self.to(part)
-            try:
-                return function(*given, **named)
-            finally:
-                self.back()
-
-        return call
-
-    def entered(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
-        """A maker of contexts, of which entry and exit are the part's time."""
-
-        @wraps(function)
-        @contextmanager
-        def around(*given: Any, **named: Any) -> Iterator[Any]:
-            context = function(*given, **named)
-            value = self.timed(context.__enter__, part)()
-            try:
-                yield value
-            except BaseException as error:
-                if not self.timed(context.__exit__, part)(type(error), error, error.__traceback__):
-                    raise
-            else:
-                self.timed(context.__exit__, part)(None, None, None)
-
-        return around
-
-
-class Operator:
-    """An operator of torch, whose own time is work."""
-
-    def __init__(self, func: Any, hands: Hands) -> None:
-        self.func, self._call = func, hands.timed(func, WORK)
-
-    def __call__(self, *given: Any, **named: Any) -> Any:
-        return self._call(*given, **named)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.func, name)
-
-    def __hash__(self) -> int:
-        return hash(self.func)
-
-    def __eq__(self, other: object) -> bool:
-        return self.func == getattr(other, "func", other)
-
-
-@contextmanager
-def watched(hands: Hands) -> Iterator[None]:
-    """Around a run: all functions of the metering are timed."""
-    operators: dict[Any, Operator] = {}
-    dispatch, listening, again, asks = _Counting.__torch_dispatch__, Asked.listening, Asked.again, learning.asks_again
-
-    def dispatched(mode: Any, func: Any, types: Any, given: Any = (), named: Any = None) -> Any:
-        known = operators.get(func) or operators.setdefault(func, Operator(func, hands))
-        return dispatch(mode, known, types, given, named)
-
-    def listened(asked: Asked, predict: Any) -> Any:
-        return hands.timed(listening(asked, hands.timed(predict, WORK)), ASKING)
-
-    def asked_for(*given: Any) -> bool:
-        found = asks(*given)
-        if found:
-            hands.to(ASKING)  # the learner is rebuilt, and answers once more
-        return found
-
-    def ended(*given: Any) -> None:
-        try:
+        def ended(*given: Any) -> None:
             again(*given)
-        finally:
-            hands.back()
+            self.asking += time.thread_time()
 
-    with ExitStack() as stack:
-        for owner, name, part in FUNCTIONS:
-            stack.enter_context(patch.object(owner, name, hands.timed(getattr(owner, name), part)))
-        for owner, name, part in CONTEXTS:
-            stack.enter_context(patch.object(owner, name, hands.entered(getattr(owner, name), part)))
-        stack.enter_context(patch.object(_Counting, "__torch_dispatch__", hands.timed(dispatched, OPERATORS)))
-        stack.enter_context(patch.object(Asked, "listening", listened))
-        stack.enter_context(patch.object(learning, "asks_again", asked_for))
-        stack.enter_context(patch.object(Asked, "again", ended))
-        yield
+        with ExitStack() as stack:
+            for owner, name, new in (
+                (_Counting, "__torch_dispatch__", dispatched), (Fit, "_step", stepped),
+                (learning, "asks_again", asked), (Asked, "again", ended),
+            ):  # fmt: skip
+                stack.enter_context(patch.object(owner, name, new))
+            yield
 
 
-class _Through(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
+def costs(net: str, count: int) -> tuple[Middle, Middle]:
+    """Seconds by which the watch makes a step longer, and counting an operator."""
+    work = overhead.make_work(net, "fp32")
+    stream = overhead.make_stream(work)
+    with tempfile.TemporaryDirectory() as folder:
+        learners = plan("finetune", stream, net, Budget(exemplars=1), run_dir=folder).work.learners
+        learner = learners.fresh(0)
+        learners.grow(learner, 0)
+    learner.train_mode()
+    images, tally = torch.rand(2, *stream.image_shape), Tally()  # batch norm wants two
+    optimizer, cost = torch.optim.SGD(learner.trainable(), lr=0.0), Cost()
 
+    def plain() -> None:
+        loss = learner.net(images).logits.square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
-def ways(count: int = 2000, blocks: int = 15) -> dict[str, float]:
-    """Seconds that a call takes on its way to us: of an operator, of a module with a hook. Medians of blocks."""
-    one, plain, hooked = torch.ones(1), nn.Identity(), nn.Identity()
-    hooked.register_forward_pre_hook(lambda module, inputs: None)
+    def metered(drawn: bool) -> None:
+        with cost.step(learner, watch, "main", [1], True, drawn) as saving:
+            with saving:
+                plain()
+            watch.note(["loss"])
 
-    def seconds(work: Callable[[], Any]) -> float:
+    def seconds(step: Callable[[], None]) -> float:
         began = time.thread_time()
-        for _ in range(count):
-            work()
-        return (time.thread_time() - began) / count
+        step()
+        return time.thread_time() - began
 
-    through, calls = [], []
-    for _ in range(blocks):
-        bare = seconds(one.neg)
-        with _Through():
-            through.append(seconds(one.neg) - bare)
-        calls.append(seconds(partial(hooked, one)) - seconds(partial(plain, one)))
-    return {"operator": statistics.median(through), "module": statistics.median(calls)}
-
-
-def share(net: str, method: str, epochs: int | None) -> dict[str, float]:
-    """Seconds of one run by part, and the ``whole``."""
-    work = overhead.make_work(net, "fp32", epochs)
-    stream, cost, hands = overhead.make_stream(work), ways(), Hands()
-    with tempfile.TemporaryDirectory() as folder, watched(hands):
-        began = time.process_time()
-        overhead.framework(work, stream, method, net, Path(folder))
-        whole = time.process_time() - began
-    found = {part: hands.seconds[part] for part in (OPERATORS, SAVED, STEPS, ASKING)}
-    found[OPERATORS] += cost["operator"] * hands.calls["dispatched"]
-    found[SAVED] += cost["operator"] * hands.calls[SavedBytes._pack.__qualname__]
-    found[STEPS] += cost["operator"] * hands.calls[StepWatch._graded.__qualname__]
-    found[STEPS] += cost["module"] * hands.calls[_Call.__call__.__qualname__]
-    return {**found, "whole": whole}
+    watched, counted = [], []
+    with StepWatch(learner) as watch, tally.open():
+        for _ in range(5):
+            metered(True)
+        in_step, tally.operators = tally.operators // 5, 0
+    for number in range(count):
+        order = (1, -1)[number % 2]
+        bare = seconds(plain)
+        with StepWatch(learner) as watch:
+            found = {drawn: seconds(lambda drawn=drawn: metered(drawn)) for drawn in (False, True)[::order]}
+        watched.append(found[False] - bare)
+        counted.append((found[True] - found[False]) / in_step)
+    return middle(watched), middle(counted)
 
 
 def main() -> None:
-    """One line for each method."""
+    """The two costs, then one line for each method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", default="smallconv", choices=sorted(overhead.SIZES))
-    parser.add_argument("--method", nargs="+", default=["finetune", "icarl", "der"])
+    parser.add_argument("--method", nargs="+", default=["finetune", "icarl"])
     parser.add_argument("--epochs", type=int, default=None, help="of an experience; short by default")
+    parser.add_argument("--steps", type=int, default=400, help="of each sort, to measure the costs")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    share(given.net, "finetune", 1)  # warms up
+    watch, operator = costs(given.net, given.steps)
+    for name, (median, low, high) in (("watching a step", watch), ("counting an operator", operator)):
+        print(f"{given.net} {name}: {1e6 * median:.1f} microseconds ({1e6 * low:.1f} to {1e6 * high:.1f})", flush=True)
     for method in given.method:
-        found = share(given.net, method, given.epochs)
-        whole = found.pop("whole")
-        each = ", ".join(f"{part} {seconds:.3f}" for part, seconds in found.items())
-        print(f"{given.net} {method:9s} {100 * sum(found.values()) / whole:.2f} % of {whole:.1f} CPU s ({each})", flush=True)
+        work, tally = overhead.make_work(given.net, "fp32", given.epochs), Tally()
+        stream = overhead.make_stream(work)
+        with tempfile.TemporaryDirectory() as folder, tally.open():
+            began = time.process_time()
+            overhead.framework(work, stream, method, given.net, Path(folder))
+            whole = time.process_time() - began
+        parts = [(tally.steps * a, tally.operators * b) for a, b in zip(watch, operator, strict=True)]
+        found, low, high = (100 * (sum(part) + tally.asking) / whole for part in parts)
+        print(
+            f"{given.net} {method:9s} {found:.2f} % ({low:.2f} to {high:.2f}) of {whole:.1f} CPU s: {tally.steps:,} "
+            f"steps watched {parts[0][0]:.3f}, {tally.operators:,} operators counted {parts[0][1]:.3f}, asking again "
+            f"{tally.asking:.3f}", flush=True,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

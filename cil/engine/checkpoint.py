@@ -13,7 +13,6 @@ metadata. What does not have its sum is not used; see ``cil.engine.recovery``.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -119,8 +118,8 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
 
 def files_in(folder: Path, names: re.Pattern[str]) -> list[Path]:
     """Files of a folder that a run gives such names, sorted; other files are somebody else's."""
-    found = sorted(filter(names.fullmatch, os.listdir(folder) if folder.is_dir() else ()))
-    return [folder / name for name in found]
+    found = (path.name for path in (folder.iterdir() if folder.is_dir() else ()))
+    return [folder / name for name in sorted(filter(names.fullmatch, found))]  # names compare faster than paths
 
 
 _MEND = (

@@ -130,7 +130,7 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
 
 
 def _laid_out(value: Any, indent: str = "\n") -> Iterator[str]:
-    """Parts of a JSON text with a line for each key, and for each item of a list that holds more than numbers and texts.
+    """Parts of a JSON text with a line for each key, and each item of a list of more than numbers and texts.
 
     >>> print(*_laid_out({"matrix": [[1, None], [2.5, 3]], "classes": ["a", "b"], "none": {}}), sep="")
     {
