@@ -122,11 +122,11 @@ def _exemplars(memory: ExemplarMemory) -> int:
 
 
 def _images(found: object, shape: tuple[int, int, int]) -> int:
-    """How many images there are in what a learner holds: the last three dimensions tell them."""
+    """How many images there are in what a learner holds: the last three dimensions tell them, in any order."""
     if isinstance(found, Samples):
         stores = [store for store, _ in found.parts if not isinstance(store, CountedStore | EncodedStore)]
         return len(found) if any(tuple(store.shape) == shape for store in stores) else 0
-    if isinstance(found, Tensor | np.ndarray) and tuple(found.shape[-3:]) == shape:
+    if isinstance(found, Tensor | np.ndarray) and sorted(found.shape[-3:]) == sorted(shape):
         return math.prod(found.shape[:-3])
     if isinstance(found, nn.Module):
         return _in_network(found, shape, set())

@@ -97,7 +97,7 @@ CASES = {
     "compare, retrieval": Case(("compare", *GALLERY, "strategy=finetune,replay", "jobs=1", "out=here")),
     "tune, tpe": Case((*TUNE, "tune.trials=5", "tune.sampler=tpe", "seed=0", "jobs=2")),
     "compare, two at a time": Case(("compare", *DIGITS, "strategy=wa,ewc", "jobs=2", "out=here")),
-    "multirun": Case(("run", "--multirun", *DIGITS, "strategy=lwf,ranpac", "seed=0")),
+    "multirun": Case(("run", "--multirun", *DIGITS, "strategy=lwf,er_ace", "seed=0")),
     "compare, processes": Case(("compare", *DIGITS, "strategy=gem,bic", "boundary=process", "jobs=1", "out=here")),
     "run": Case(("run", *DIGITS, "strategy=foster", "run_dir=here")),
 }
