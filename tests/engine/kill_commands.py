@@ -432,7 +432,7 @@ def main() -> int:
     tallies = {name: Tally(**known.get(name, {})) for name in CASES}
     total = sum(tally.kills for tally in tallies.values())
     chance = random.Random(f"{given.seed}/{total}")
-    root = given.folder or Path(tempfile.mkdtemp(prefix="cil-kills-"))
+    root = (given.folder or Path(tempfile.mkdtemp(prefix="cil-kills-"))).resolve()
     root.mkdir(parents=True, exist_ok=True)
     install_plugins(root / "site")
     warm(CASES[WARM], root / "warm")
