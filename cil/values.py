@@ -248,6 +248,6 @@ def check_value(key: str, value: Any) -> None:
     numbers = [item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, float)]
     if not all(map(math.isfinite, numbers)):
         raise ConfigError(f"{key} is {value}; it must be finite")
-    must = {**KEYS, **BUILT_KEYS}.get(key, anything)(value)
+    must = (BUILT_KEYS.get(key) or KEYS.get(key, anything))(value)
     if must is not None:
         raise ConfigError(f"{key} is {value!r}; {must}")

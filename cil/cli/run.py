@@ -41,7 +41,7 @@ finds its run again: it goes on where it stood, or says what came out.
                                                    its classes, in any order; adapter=ecotta wants one network of blocks
   cil run budget=aligned budget.to=der --dry-run   the bill alone
 
-  --dry-run      what would be carried after each experience; trains nothing
+  --dry-run      what would be carried after each experience; trains nothing, and reads no weights
   --cfg job      the whole configuration, composed; with --package trainer a part of it
   --config-dir DIR   own files of the configuration, as DIR/experiment/mine.yaml; of every command that has key=value
   --multirun     one run for each value of a list, as in seed=0,1,2

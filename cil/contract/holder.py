@@ -15,7 +15,7 @@ from cil.contract.phase import RuntimeContext
 from cil.contract.renamed import old_name
 from cil.contract.unkept import data_in, lost_buffers
 from cil.data import Samples
-from cil.errors import ConfigError, NotKept, StateError
+from cil.errors import ConfigError, ContractError, NotKept, StateError
 from cil.memory import Entry, ExemplarMemory, Reference, State, check_kind, encode_meta, tensor_bytes, tensor_entry
 from cil.memory.ledger import TRAINING_KINDS
 from cil.memory.libcontinual import paid, parameter_bytes, stored
@@ -93,12 +93,32 @@ class Holder:
             what = "used by the contract itself" if name in _OWN else "no name of an attribute"
             raise ConfigError(f"keep('{name}'): the name is {what}; choose another one")
         self._kept[name] = _Kept(kind, lifetime, reference)
-        object.__setattr__(self, name, value)
+        setattr(self, name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self._kept:
             self._refuse_data(name, value)
+        elif isinstance(value, nn.Module):
+            self._refuse_teacher(name, value)
         object.__setattr__(self, name, value)
+
+    def _refuse_teacher(self, name: str, value: nn.Module) -> None:
+        """Raise where a frozen copy of a kept network is held in training as anything but a teacher: those are charged.
+
+        Raises:
+            ContractError: naming both.
+        """
+        kept = self._kept[name]
+        if kept.kind == "teacher" or kept.lifetime == "carried" or any(p.requires_grad for p in value.parameters()):
+            return
+        shapes = _shapes(value)
+        for other in self._kept.keys() - {name}:
+            own = vars(self).get(other)
+            if type(own) is type(value) and own is not value and _shapes(own) == shapes:
+                raise ContractError(
+                    f"{type(self).__name__}.{name} is a frozen copy of {other}, kept as {kept.kind}: that is a "
+                    f"teacher, and conventions charge teachers; self.keep('{name}', None, kind='teacher')"
+                )
 
     def refuse_lost(self) -> None:
         """Refuse data in what is not kept: also what was put into a container or an object after it was assigned.
@@ -362,6 +382,10 @@ class Holder:
                 f"{type(self).__name__} has no place for {', '.join(sorted(left)[:3])}: allocate in __init__ or grow, "
                 f"at its final size, whatever is carried"
             )
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in module.named_parameters()}
 
 
 def _check_structure(name: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

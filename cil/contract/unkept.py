@@ -16,6 +16,7 @@ from cil.data import Batch, Samples
 from cil.memory import ExemplarMemory
 
 DATA = (Tensor, nn.Module, ExemplarMemory, Samples, Optimizer, np.ndarray)
+PLAIN = frozenset({type(None), bool, int, float, str})
 DEPTH = 6  # of containers, functions and what these hold
 
 
@@ -30,6 +31,8 @@ def all_data_in(value: Any, depth: int = DEPTH, objects: bool = False) -> Iterat
     Looked into: containers, and functions with what they close over; where ``objects`` says so batches too, and objects
     of classes of other packages.
     """
+    if type(value) in PLAIN:  # most attributes: a learner is grown once for each experience behind it
+        return
     if isinstance(value, DATA):
         yield value
     elif depth:

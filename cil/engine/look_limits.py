@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from cil.contract import Phase
 from cil.contract.frozen import exemplar_memories
@@ -122,13 +122,32 @@ def _exemplars(memory: ExemplarMemory) -> int:
 
 
 def _images(found: object, shape: tuple[int, int, int]) -> int:
-    """How many images there are in what a learner holds: the last three dimensions tell them."""
+    """How many images there are in what a learner holds: the last three dimensions tell them, in any order."""
     if isinstance(found, Samples):
         stores = [store for store, _ in found.parts if not isinstance(store, CountedStore | EncodedStore)]
         return len(found) if any(tuple(store.shape) == shape for store in stores) else 0
-    if isinstance(found, Tensor | np.ndarray) and tuple(found.shape[-3:]) == shape:
+    if isinstance(found, Tensor | np.ndarray) and sorted(found.shape[-3:]) == sorted(shape):
         return math.prod(found.shape[:-3])
+    if isinstance(found, nn.Module):
+        return _in_network(found, shape, set())
     return 0
+
+
+def _in_network(network: nn.Module, shape: tuple[int, int, int], known: set[int]) -> int:
+    """How many images there are in a network: in its parameters, buffers, attributes and hooks.
+
+    Args:
+        known: Identities of the layers that were looked at.
+    """
+    found = 0
+    for layer in network.modules():
+        if id(layer) in known:
+            continue
+        known.add(id(layer))
+        held = [value for name, value in vars(layer).items() if name != "_modules"]
+        for one in (part for value in held for part in all_data_in(value, objects=True)):
+            found += _in_network(one, shape, known) if isinstance(one, nn.Module) else _images(one, shape)
+    return found
 
 
 def _in_raw_images(store: EncodedStore, rows: Tensor) -> int:

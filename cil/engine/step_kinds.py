@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Self
 
@@ -85,15 +86,16 @@ class StepKinds:
         """
         if self.sizes.get(size, 0) < FIRST:
             return True
+        new = self.last in self.kinds and self.kinds[self.last].steps == 1
+        sought = [kind for kind in self.kinds.values() if not kind.counted and kind.sought < PATIENCE]
+        if not new and not sought:  # nearly always
+            return False
         counted, steps = (sum(getattr(kind, name) for kind in self.kinds.values()) for name in ("counted", "steps"))
         if counted > MOST + steps * OFTEN:
             return False
-        if self.last in self.kinds and self.kinds[self.last].steps == 1:
-            return True
-        sought = [kind for kind in self.kinds.values() if not kind.counted and kind.sought < PATIENCE]
-        for kind in sought:
+        for kind in () if new else sought:
             kind.sought += 1
-        return bool(sought)
+        return True
 
     def add(self, size: str, seen: Seen, flops: int | None, drawn: bool) -> None:
         """One step more.
@@ -104,7 +106,7 @@ class StepKinds:
             flops: Its operations, where they were counted.
             drawn: Whether it was drawn at random.
         """
-        self.last = blake2b(repr((size, seen.calls, seen.updates)).encode(), digest_size=8).hexdigest()
+        self.last = _digest(size, seen.calls, seen.updates)
         kind = self.kinds.setdefault(self.last, StepKind(weight=seen.images))
         kind.steps += 1
         if flops is None:
@@ -139,6 +141,11 @@ class Seen:
     calls: tuple[tuple[str, tuple[int, ...], bool], ...]
     updates: int
     images: int
+
+
+@lru_cache(maxsize=64)  # most steps are like those just before
+def _digest(size: str, calls: tuple[tuple[str, tuple[int, ...], bool], ...], updates: int) -> str:
+    return blake2b(repr((size, calls, updates)).encode(), digest_size=8).hexdigest()
 
 
 class StepWatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -182,9 +183,11 @@ class Budget:
         return min(ledger.beside.bytes + ledger.by_kind().get("buffers", 0), ledger.unpaid_bytes)
 
     def copy(self) -> Budget:
-        """The same terms as an object of its own, down to its lists."""
-        limits = None if self.limits is None else tuple(self.limits)
-        return replace(self, limits=limits, caps=dict(self.caps))
+        """The same terms as an object of its own, down to its lists: they were checked when it was made."""
+        own = copy(self)
+        object.__setattr__(own, "limits", None if self.limits is None else tuple(self.limits))
+        object.__setattr__(own, "caps", dict(self.caps))
+        return own
 
     def spent(self, flops: int, updates: int) -> bool:
         """True if so many operations or optimizer steps leave nothing for another step."""

@@ -14,9 +14,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -91,16 +92,16 @@ class Arrays(Mapping[str, Array]):
         lines = self._lines(name)
         if not lines:
             return self._whole(name)
-        parts = [self._part(line, name) for line in lines]
-        if parts[-1].form == "alone":
-            return parts[-1].dense
-        dense = [part.dense for part in parts]
-        return np.stack(dense) if parts[-1].form == "stacked" else np.concatenate(dense)
+        forms, dense = zip(*(self._part(line, name) for line in lines), strict=True)
+        if forms[-1] == "alone":
+            return cast(Array, dense[-1])
+        with _as_written(self.directory / FOLDER / INDEX):
+            return np.stack(dense) if forms[-1] == "stacked" else np.concatenate(dense)
 
     def parts(self, name: str) -> Iterator[Array]:
         """The part of each boundary that gave one, dense, in order."""
         lines = self._lines(name)
-        yield from (self._part(line, name).dense for line in lines) if lines else self._whole(name)
+        yield from (self._part(line, name)[1] for line in lines) if lines else self._whole(name)
 
     def files(self) -> list[str]:
         """Names of the files, such as ``boundary-003``, in order.
@@ -122,11 +123,14 @@ class Arrays(Mapping[str, Array]):
             array: Array = file.get_tensor(name)
             return array
 
-    def _part(self, line: Mapping[str, Any], name: str) -> Part:
+    def _part(self, line: Mapping[str, Any], name: str) -> tuple[Form, Array]:
+        """The form and the dense array of one file's part."""
         data = self._read(line)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        how = json.loads(header["__metadata__"][name])
-        return Part(load(data)[name], how["form"], None if how["shape"] is None else tuple(how["shape"]))
+        with _as_written(self.directory / FOLDER / line["file"]):
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            how = json.loads(header["__metadata__"][name])
+            part = Part(load(data)[name], how["form"], None if how["shape"] is None else tuple(how["shape"]))
+            return part.form, part.dense
 
     def _read(self, line: Mapping[str, Any]) -> bytes:
         path = self.directory / FOLDER / line["file"]
@@ -137,6 +141,15 @@ class Arrays(Mapping[str, Array]):
         if hashlib.sha256(data).hexdigest() != line["sum"]:
             raise RecordError(f"{path} is damaged: it is not the file that {INDEX} names; restore it")
         return data
+
+
+@contextmanager
+def _as_written(path: Path) -> Iterator[None]:
+    """Around reading what has its sum, and may yet be of somebody who made it up."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, MemoryError, SafetensorError) as error:
+        raise RecordError(f"{path} is not what a run writes ({type(error).__name__}: {error}); restore it") from error
 
 
 def add_arrays(directory: Path, name: str, arrays: Mapping[str, Part], run: str = "") -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,29 @@ def unseal(content: dict[str, Any]) -> tuple[dict[str, Any], bool | None]:
 
 
 def _sum_of(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for piece in _pieces(content):
+        digest.update(piece.encode())
+    return digest.hexdigest()
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """The text of ``json.dumps`` in parts, as that of a long stream's matrices takes much memory as a whole.
+
+    >>> "".join(_pieces({"matrix": [[1.0], [2.5, None]], "none": [], "n": {2: "x"}}))
+    '{"matrix": [[1.0], [2.5, null]], "none": [], "n": {"2": "x"}}'
+    """
+    if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
+        ends, items = "{}", [(f"{json.dumps(key)}: ", item) for key, item in value.items()]
+    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        ends, items = "[]", [("", item) for item in value]
+    else:
+        yield json.dumps(value)
+        return
+    for number, (name, item) in enumerate(items):
+        yield f"{', ' if number else ends[0]}{name}"
+        yield from _pieces(item)
+    yield ends[1]
 
 
 def tensors_sum(owner: str, parts: Iterable[Part]) -> str:

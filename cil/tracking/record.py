@@ -170,7 +170,7 @@ class Record:
         content = {"schema_version": SCHEMA_VERSION, "status": self.status, "error": self.error}
         content |= {"identity": self.identity, "environment": self.environment, "results": self.results}
         content |= {} if self.log is None else {"log": self.log}
-        write_json_atomic(self.directory / RECORD, sealed(plain(content)))
+        write_json_atomic(self.directory / RECORD, sealed(content))
 
     def update(self, results: Mapping[str, Any]) -> None:
         """Replace the named results and save."""

@@ -124,13 +124,15 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
     Raises:
         TrainingError: if the disk is full or the place cannot be written.
     """
-    write_bytes_atomic(path, _laid_out(plain(value)).encode() + b"\n")
+    with replacing(Path(path)) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(_laid_out(plain(value)))
+        file.write("\n")
 
 
-def _laid_out(value: Any, indent: str = "\n") -> str:
-    """JSON text with a line for each key, and for each item of a list that holds more than numbers and texts.
+def _laid_out(value: Any, indent: str = "\n") -> Iterator[str]:
+    """Parts of a JSON text with a line for each key, and each item of a list of more than numbers and texts.
 
-    >>> print(_laid_out({"matrix": [[1, None], [2.5, 3]], "classes": ["a", "b"], "none": {}}))
+    >>> print(*_laid_out({"matrix": [[1, None], [2.5, 3]], "classes": ["a", "b"], "none": {}}), sep="")
     {
      "matrix": [
       [1, null],
@@ -142,11 +144,15 @@ def _laid_out(value: Any, indent: str = "\n") -> str:
     """
     inner = f"{indent} "
     if isinstance(value, dict) and value:
-        lines = [f"{json.dumps(key, ensure_ascii=False)}: {_laid_out(item, inner)}" for key, item in value.items()]
-        return f"{{{inner}{f',{inner}'.join(lines)}{indent}}}"
-    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
-        return f"[{inner}{f',{inner}'.join(map(_one_line, value))}{indent}]"
-    return _one_line(value)
+        for number, (key, item) in enumerate(value.items()):
+            yield f"{',' if number else '{'}{inner}{json.dumps(key, ensure_ascii=False)}: "
+            yield from _laid_out(item, inner)
+        yield f"{indent}}}"
+    elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        yield from (f"{',' if number else '['}{inner}{_one_line(item)}" for number, item in enumerate(value))
+        yield f"{indent}]"
+    else:
+        yield _one_line(value)
 
 
 def _one_line(value: Any) -> str:

@@ -332,6 +332,31 @@ def test_the_charge_of_libcontinual_is_not_a_learners_to_state(cheat, tmp_path):
         run(cheat, tmp_path, budget=Budget(limits=[40_000], convention="libcontinual", side_bytes=None))
 
 
+class TeacherAsTemporary(Replay):
+    """Holds its teacher as what no convention charges, assigned or kept in a hook."""
+
+    at_once = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.keep("old", None, kind="temporary")
+
+    def before_experience(self, experience: Any) -> None:
+        if self.at_once:
+            self.keep("older", frozen_copy(self.net), kind="parameters", lifetime="training")
+        self.old = frozen_copy(self.net)
+
+
+class TeacherKeptInAHook(TeacherAsTemporary):
+    at_once = True
+
+
+@pytest.mark.parametrize(("cheat", "name"), [(TeacherAsTemporary, "old"), (TeacherKeptInAHook, "older")])
+def test_a_frozen_copy_of_a_network_is_a_teacher_whatever_it_is_kept_as(cheat, name, tmp_path):
+    with pytest.raises(ContractError, match=rf"^{cheat.__name__}\.{name} is a frozen copy of net, kept as .* teacher"):
+        run(cheat, tmp_path, budget=Budget(limits=[400_000], convention="libcontinual"))
+
+
 @pytest.mark.parametrize("cheat", [AsABuffer, AsText, AsLabels, AsAFlatBuffer, BehindATeacher])
 def test_what_libcontinual_leaves_free_is_capped_there(cheat, tmp_path):
     with pytest.raises(BudgetExceeded, match=r"beside networks and exemplars"):

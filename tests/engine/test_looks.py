@@ -240,6 +240,26 @@ class Boxed(Listed):
         return self.net(torch.cat(list(self.seen.images))).logits.square().mean()
 
 
+class InTheNetwork(Listed):
+    """The same in a list that a layer of the network has."""
+
+    def loss(self, batch):
+        held = vars(self.net.head).setdefault("seen", [])
+        held.append(batch.images)
+        return self.net(torch.cat(held)).logits.square().mean()
+
+    def after_experience(self, experience):
+        del self.net.head.seen
+
+
+class Turned(Listed):
+    """The same with channels last."""
+
+    def loss(self, batch):
+        self.seen.append(batch.images.permute(0, 2, 3, 1))
+        return self.net(torch.cat(self.seen).permute(0, 3, 1, 2)).logits.square().mean()
+
+
 class Reservoir(Rehearse):
     """Puts each batch into its memory, and trains on all of that."""
 
@@ -249,7 +269,7 @@ class Reservoir(Rehearse):
         return self.net(self.memory.samples().pixels / 255).logits.square().mean()
 
 
-@pytest.mark.parametrize("kind", [Ring, Listed, Batches, Boxed, Reservoir])
+@pytest.mark.parametrize("kind", [Ring, Listed, Batches, Boxed, Turned, InTheNetwork, Reservoir])
 def test_images_held_beyond_what_may_be_carried_are_no_way_around_the_cap(tmp_path, kind):
     words = rf"{kind.__name__} holds \d+ images in training, the budget lets \d be carried beside the batch in hand"
     with pytest.raises(ContractError, match=words):

@@ -74,3 +74,21 @@ def test_damage_is_named(record, name, content, message):
     with pytest.raises(RecordError, match=message) as refused:
         record.arrays()["confusion"]
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        Part(CELLS[0], "stacked", (2, 1)),  # a cell outside
+        Part(CELLS[0], "stacked", (10**9, 10**9)),  # more than any memory
+        Part(CELLS[0], "stacked", (3, 3)),  # unlike that of the other boundaries
+        Part(CELLS[0], "stacked", "ab"),
+    ],
+)
+def test_what_has_its_sum_and_was_made_up_is_refused_in_one_line(record, part):
+    record.add_arrays("boundary-001", {"confusion": part})
+    with pytest.raises(
+        RecordError, match=r"(boundary-001\.safetensors|index\.jsonl) is not what a run writes"
+    ) as refused:
+        record.arrays()["confusion"]
+    assert "\n" not in str(refused.value)
