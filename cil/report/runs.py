@@ -15,6 +15,7 @@ from cil.errors import ConfigError
 from cil.report.kind import ReportedKind
 from cil.tracking import Record, RecordError, identity_hash
 from cil.tracking.audits import Audit, read_audits
+from cil.tracking.files import INDEX_OF_ARRAYS, METRICS
 from cil.tracking.housekeeping import status_of
 from cil.tracking.storage import PARTIAL
 
@@ -111,7 +112,13 @@ class RunSummary:
         return kind
 
     def arrays(self, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
-        """Those of these arrays that the record keeps; none, with a warning, where a file is damaged or missing."""
+        """Those of these arrays that the record keeps; none, with a warning, where a file is damaged or missing.
+
+        Of a run that is kept as ``record.json`` alone, as those that are published are, none, and no warning.
+        """
+        directory = self.record.directory
+        if self.record.log is not None and not any((directory / name).exists() for name in (METRICS, INDEX_OF_ARRAYS)):
+            return {}
         try:
             kept = self.record.arrays()
             return {name: kept[name] for name in names if name in kept}
