@@ -1,11 +1,14 @@
-# make demo: install, then compare strategies under one budget.   make test: install what tests need, then run them all.
+# make install: into .venv.   make demo: install, then compare strategies under one budget.
+# make test: install what tests need, then run them all.
 SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format docs kills clean
+.PHONY: install demo test lint format docs kills clean
+
+install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(BIN)/cil compare experiment=demo

@@ -6,7 +6,8 @@
 Makes JPEG files of 224 pixels in 100 classes, parts of the two photographs that ship with scikit-learn: 200 different
 ones, each written under many names with its number behind the end of the image, where no decoder looks, so that no two
 files are equal. Each step runs in a process of its own on one thread and is one line of the output, with CPU seconds,
-seconds and the most memory; a step that is there already is left out, so the same command goes on after an end.
+seconds and the most memory; a step that is there already is left out, so the same command goes on after an end. Rates
+are taken in rounds: in every second one the steps come in reverse, and medians of all rounds are printed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import json
 import multiprocessing
 import random
 import resource
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +38,7 @@ import cil
 from cil.data import Augment
 from cil.engine.keys import generator
 from cil.engine.loader import PhaseLoader
+from cil.engine.runtime import keep_freed_blocks
 from cil.models import Backbone, register_model
 from cil.streams import Stream
 
@@ -119,12 +122,12 @@ def tiles(in_channels: int, image_size: Any, **options: Any) -> Backbone:
 
 
 def run(folder: Path, in_memory: Any = False) -> Found:
-    """A whole run of ten experiences, one epoch each; memory is noted every half second."""
+    """A whole run of ten experiences, one epoch each; memory is noted every two seconds."""
     stream = load(folder, in_memory=in_memory)
-    began, memory, over = time.monotonic(), list[tuple[float, int, int]](), threading.Event()
+    began, memory, over = time.monotonic(), list[tuple[float, int, int, int]](), threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.5):
+        while not over.wait(2):
             memory.append((round(time.monotonic() - began, 1), *_resident()))
 
     watching = threading.Thread(target=watch, daemon=True)
@@ -155,6 +158,7 @@ def measure(step: str, folder: Path, images: int) -> Found:
     """One step in this process: what it found, and what the whole of it took."""
     os.environ["CIL_DATA"] = str(folder / "data")
     torch.set_num_threads(1)
+    keep_freed_blocks()  # as each run does; so both sides have it
     began, cpu = time.monotonic(), time.process_time()
     found = STEPS[step](folder, images) if step in OF_SOME else STEPS[step](folder)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -174,15 +178,15 @@ def _files(folder: Path) -> int:
     return sum(len(files) for part in ("train", "test") for _, _, files in os.walk(folder / part))
 
 
-def _resident() -> tuple[int, int]:
-    """Bytes of memory that are the process's own, and those of mapped files."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    kept = {
-        name: int(value.split()[0]) * 1024
-        for name, value in (line.split(":", 1) for line in lines)
-        if name[:3] == "Rss"
-    }
-    return kept["RssAnon"], kept["RssFile"]
+def _resident() -> tuple[int, int, int]:
+    """Bytes of memory: the process's own, those of mapped files, and its proportional share of all (PSS)."""
+    found = {}
+    for file in ("status", "smaps_rollup"):
+        for line in Path("/proc/self", file).read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name in ("RssAnon", "RssFile", "Pss"):
+                found[name] = int(value.split()[0]) * 1024
+    return found["RssAnon"], found["RssFile"], found["Pss"]
 
 
 def main() -> None:
@@ -199,7 +203,8 @@ def main() -> None:
         (given.folder / "made").write_text(json.dumps(make_pictures(given.folder, given.pictures)))
     done = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.is_file() else []
     todo = [(name, 0) for name in given.steps if name not in OF_SOME]
-    todo += [(name, pair) for pair in range(given.pairs) for name in given.steps if name in OF_SOME]
+    rates = [name for name in given.steps if name in OF_SOME]
+    todo += [(name, pair) for pair in range(given.pairs) for name in (rates[::-1] if pair % 2 else rates)]
     for step, pair in sorted(todo, key=lambda one: (one[0].startswith("run"), one[0] in OF_SOME)):
         if any((line["step"], line["pair"], line["pictures"]) == (step, pair, given.pictures) for line in done):
             continue
@@ -212,16 +217,20 @@ def main() -> None:
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> None:
-    """One row for each step, in Markdown."""
-    print("| step | pictures | CPU s | s | pictures a CPU second | most memory, MB |\n|" + " --- |" * 6)
+    """One row for each step, medians where it was taken several times, in Markdown; then memory over the runs."""
+    print("| step | times | pictures | CPU s | pictures a CPU second | most memory, MB |\n|" + " --- |" * 6)
+    for step in dict.fromkeys(line["step"] for line in lines):
+        own = [line for line in lines if line["step"] == step]
+        seconds = statistics.median(line.get("loop_cpu_s", line["cpu_s"]) for line in own)
+        images, most = own[0]["images"], max(line["most_bytes"] for line in own) / 1e6
+        print(f"| {step} | {len(own)} | {images:,} | {seconds:.1f} | {images / seconds:.0f} | {most:.0f} |")
     for line in lines:
-        cpu, seconds = line.get("loop_cpu_s", line["cpu_s"]), line.get("loop_s", line["s"])
-        rate, most = line["images"] / cpu, line["most_bytes"] / 1e6
-        print(f"| {line['step']} | {line['images']:,} | {cpu:.1f} | {seconds:.1f} | {rate:.0f} | {most:.0f} |")
-    for line in lines:
-        if memory := line.get("memory"):
-            tenths = [memory[(len(memory) - 1) * tenth // 10][1] / 1e6 for tenth in range(11)]
-            print(f"{line['step']}, MB of its own after each tenth: {', '.join(f'{one:.0f}' for one in tenths)}")
+        memory = line.get("memory", [])
+        tenths = [memory[(len(memory) - 1) * tenth // 10] for tenth in range(11)] if memory else []
+        for place, name in enumerate(("own memory", "mapped files", "PSS"), start=1):
+            if tenths:
+                values = ", ".join(f"{one[place] / 1e6:.0f}" for one in tenths)
+                print(f"{line['step']}, {name} in MB after each tenth: {values}")
 
 
 if __name__ == "__main__":

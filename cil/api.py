@@ -23,7 +23,7 @@ from cil.engine.dry_run import limits_like
 from cil.engine.lifecycle import MakeFactory
 from cil.engine.options import RunOptions
 from cil.engine.planned import check_task_aware
-from cil.engine.recipe import Recipe
+from cil.engine.recipe import Recipe, with_default_snapshots
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, nearest
 from cil.memory import Budget
@@ -221,6 +221,7 @@ def made_run(
     work: Any, options: RunOptions, runtime: Runtime, identity: dict[str, Any], folder: Callable[[str | Path], Path]
 ) -> Run:
     """A run with its identity hashed, in its own folder: the one asked for, or ``folder`` of the root."""
+    identity["config"] = with_default_snapshots(identity["config"])
     identity["config_hash"] = identity_hash(identity["config"])
     run_dir = folder(options.root) if options.run_dir is None else Path(options.run_dir)
     return Run(work, options, identity, run_dir, runtime)

@@ -115,9 +115,12 @@ def run_all(
     children: dict[int, _Child] = {}
     deadline = float("inf")
 
-    def close(number: int, end: RunEnd, accuracy: float | None = None) -> None:
+    def close(number: int, end: RunEnd) -> None:
         ends[number] = end
-        screen.end(number, end.run.label, end.words, end.status == "finished", accuracy)
+        record = record_of(end.run.run_dir) if end.status == "finished" else None
+        bound = record is not None and bool(record.identity.get("bound"))
+        accuracy = None if record is None else record.results.get("last_accuracy")
+        screen.end(number, end.run.label, end.words, end.status == "finished", accuracy, bound)
 
     with screen, _interrupts() as interrupts:
         while waiting or children:
@@ -125,7 +128,7 @@ def run_all(
                 number, run = waiting.pop(0)
                 record = record_of(run.run_dir)
                 if record is not None and record.status == "finished":
-                    close(number, RunEnd(run, "finished", found=True), record.results.get("last_accuracy"))
+                    close(number, RunEnd(run, "finished", found=True))
                     continue
                 if fork:
                     import_before_fork()

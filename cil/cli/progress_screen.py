@@ -77,17 +77,20 @@ class ProgressScreen:
             place = f"experience {experience + 1}/{experiences}"
             self._line(f"[{number + 1}/{self._total}] {self._labels[number]}: {place}, {state}")
 
-    def end(self, number: int, label: str, words: str, finished: bool, accuracy: float | None = None) -> None:
+    def end(
+        self, number: int, label: str, words: str, finished: bool, accuracy: float | None = None, bound: bool = False
+    ) -> None:
         """Show in ``words`` how a run ended; where all is quiet, only if it did not finish.
 
         Args:
             accuracy: The last one, percent, of a run that was not seen running.
+            bound: True for a strategy that keeps all data, which is never the best.
         """
         self._done += 1
         self._failed += not finished
         self._shares.pop(number, None)
         accuracy = self._accuracies.get(number, accuracy)
-        if finished and accuracy is not None:
+        if finished and accuracy is not None and not bound:
             self._best = max(self._best or (accuracy, label), (accuracy, label), key=lambda best: best[0])
         text = f"[{number + 1}/{self._total}] {label}: {words}"
         if self._bars is not None:
@@ -109,7 +112,7 @@ class ProgressScreen:
         return ", ".join([f"{self._done}/{self._total} runs", *more])
 
     def _outlook(self) -> str:
-        """Time left, and the best accuracy so far."""
+        """Time left, and the best accuracy so far; bounds are left out."""
         best = "" if self._best is None else f"best so far {self._best[0]:.2f} % ({self._best[1]})"
         left = self._time_left() if self._done < self._total else ""
         return ", ".join(filter(None, (left, best)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from cil.data.crops import crop_resized
 from cil.data.policies import DRAWS, POLICIES, apply_policy, cut_hole
-from cil.data.samples import to_float
+from cil.data.samples import channels_last_floats, to_float
 from cil.errors import ConfigError, ShapeError
 
 BoundAugment = Callable[[Tensor, torch.Generator], Tensor]
+Gather = Callable[[Tensor, Tensor, Tensor], Tensor]  # rows, corners of crops, mirrored ones to floats in [0, 255]
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,21 @@ class Augment:
             return lambda rows, generator: to_float(pixels[rows.to(pixels.device)])
         if self.resized_crop:
             return lambda rows, generator: self._crop_parts(pixels[rows.to(pixels.device)], generator)
+        gather = self._gather_padded(pixels) if self.crop_padding else partial(_gather_whole, pixels)
+
+        def augmented(rows: Tensor, generator: torch.Generator) -> Tensor:
+            shift, mirror, factor = (draw.to(pixels.device) for draw in self._draw(len(rows), generator))
+            images = gather(rows.to(pixels.device), shift, mirror)
+            if self.brightness:
+                images.mul_(factor[:, None, None, None] / 255).clamp_(max=1)
+            else:
+                images.div_(255)
+            return self._apply_policy(images, generator)
+
+        return augmented
+
+    def _gather_padded(self, pixels: Tensor) -> Gather:
+        """Crops of the padded images, each one gather of whole pixels."""
         device, (channels, height, width) = pixels.device, pixels.shape[1:]
         padded_height, padded_width = height + 2 * self.crop_padding, width + 2 * self.crop_padding
         entry_bytes = 4 if channels == 3 else channels  # a colour pixel is one 32-bit entry, its last byte unused
@@ -127,19 +144,13 @@ class Augment:
         down, across = torch.arange(height, device=device)[:, None] * padded_width, torch.arange(width, device=device)
         offsets = torch.stack([down + across, down + across.flip(0)]).flatten(1)  # (2, H * W): as it is, mirrored
 
-        def augmented(rows: Tensor, generator: torch.Generator) -> Tensor:
-            shift, mirror, factor = (draw.to(device) for draw in self._draw(len(rows), generator))
-            corner = (rows.to(device) * padded_height + shift[0]) * padded_width + shift[1]
+        def gather(rows: Tensor, shift: Tensor, mirror: Tensor) -> Tensor:
+            corner = (rows * padded_height + shift[0]) * padded_width + shift[1]
             taken = entries.index_select(0, (offsets[mirror.long()] + corner[:, None]).flatten())
             taken = taken.view(torch.uint8).view(-1, entry_bytes)[:, :channels]
-            images = taken.to(torch.float32).view(len(rows), height, width, channels)
-            if self.brightness:
-                images.mul_(factor[:, None, None, None] / 255).clamp_(max=1)
-            else:
-                images.div_(255)
-            return self._apply_policy(images.permute(0, 3, 1, 2), generator)
+            return taken.to(torch.float32).view(len(rows), height, width, channels).permute(0, 3, 1, 2)
 
-        return augmented
+        return gather
 
     def __call__(self, pixels: Tensor, generator: torch.Generator, slots: Tensor | None = None) -> Tensor:
         """Augment one batch: (n, C, H, W) uint8 to float in [0, 1], with the draws that ``bind`` would make."""
@@ -176,6 +187,12 @@ class Augment:
         mirror = torch.rand(n, generator=generator, device=device) < (0.5 if self.flip else 0.0)
         low, high = max(0.0, 1 - self.brightness), 1 + self.brightness
         return shift, mirror, torch.rand(n, generator=generator, device=device) * (high - low) + low
+
+
+def _gather_whole(pixels: Tensor, rows: Tensor, shift: Tensor, mirror: Tensor) -> Tensor:
+    """Images that are not padded, so that all corners are 0."""
+    taken = pixels[rows]
+    return channels_last_floats(torch.where(mirror[:, None, None, None], taken.flip(3), taken))
 
 
 def _pack(pixels: Tensor, padding: int, entry_bytes: int) -> Tensor:

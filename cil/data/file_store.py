@@ -190,8 +190,15 @@ class FileStore:
         Raises:
             DataError: for a file that is no readable image, naming it.
         """
+        stacked = np.empty((len(rows), *self.shape), np.uint8)
+
+        def decode(place: int, row: int) -> None:
+            self._put(stacked[place], self._evaluation_view(row))
+
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            return self._stack(len(rows), pool.map(self._evaluation_view, rows.tolist()))
+            for _ in pool.map(decode, range(len(rows)), rows.tolist()):  # raises what a thread has raised
+                pass
+        return torch.from_numpy(stacked)
 
     def training_pixels(self, rows: Tensor, draws: Tensor) -> Tensor:
         """Training view by ``draws`` (n, 4) in [0, 1): area, ratio of sides, left, top.
@@ -199,8 +206,10 @@ class FileStore:
         Raises:
             DataError: for a file that is no readable image, naming it.
         """
-        pairs = zip(rows.tolist(), draws.tolist(), strict=True)
-        return self._stack(len(rows), (self._training_view(row, own) for row, own in pairs))
+        stacked = np.empty((len(rows), *self.shape), np.uint8)
+        for place, row, own in zip(stacked, rows.tolist(), draws.tolist(), strict=True):
+            self._put(place, self._training_view(row, own))
+        return torch.from_numpy(stacked)
 
     def take(self, rows: Tensor) -> FileStore:
         """A store of those files alone."""
@@ -254,7 +263,8 @@ class FileStore:
         width, height = (self.shorter * side // min(image.size) for side in image.size)
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         box = (left, top, left + self.size, top + self.size)
-        return image.resize((width, height), _BILINEAR).crop(box)
+        image = image if image.size == (width, height) else image.resize((width, height), _BILINEAR)
+        return image if image.size == (self.size, self.size) else image.crop(box)
 
     def _training_view(self, row: int, draws: Sequence[float]) -> Image:
         image = self._decode(row)
@@ -266,11 +276,8 @@ class FileStore:
     def _decode(self, row: int) -> Image:
         return read_image(self.paths[row], "RGB" if self.channels == 3 else "L")
 
-    def _stack(self, count: int, images: Iterable[Image]) -> Tensor:
-        stacked = np.empty((count, *self.shape), np.uint8)
-        for place, image in zip(stacked, images, strict=True):
-            place[...] = np.asarray(image).reshape(self.size, self.size, -1).transpose(2, 0, 1)
-        return torch.from_numpy(stacked)
+    def _put(self, place: NDArray[np.uint8], image: Image) -> None:
+        place[...] = np.asarray(image).reshape(self.size, self.size, -1).transpose(2, 0, 1)
 
 
 DARK = 16  # of 255: the largest value of 12-bit numbers that are taken for 16-bit ones

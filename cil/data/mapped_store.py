@@ -47,12 +47,12 @@ class MappedStore:
     def pixels(self, rows: Tensor) -> Tensor:
         size = int(np.prod(self.shape))
         try:
-            file: Pixels = np.memmap(self.path, np.uint8, "r").reshape(-1, size)
+            file: Pixels = np.asarray(np.memmap(self.path, np.uint8, "r")).reshape(-1, size)
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{self.path}, the decoded images, cannot be read ({error}); remove it to make it anew"
             ) from None
-        return torch.from_numpy(np.array(file[self.rows[rows].numpy()])).view(-1, *self.shape)
+        return torch.from_numpy(file[self.rows[rows].numpy()]).view(-1, *self.shape)
 
     def training_pixels(self, rows: Tensor, draws: Tensor) -> Tensor:
         return crop_resized(self.pixels(rows), draws)

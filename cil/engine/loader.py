@@ -107,7 +107,7 @@ class Loader:
             else:
                 chunks.append(store.pixels(own))
             start += len(own)
-        return torch.cat(chunks)
+        return torch.cat(chunks) if len(chunks) > 1 else chunks[0]
 
     def _count(self, rows: Tensor, step: int) -> None:
         """Each new image of a batch has one look more; exemplars have none, nor has the batch that is in hand."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,19 @@ compiler.put_off()  # before the first optimizer
 
 MakeOptimizer = Callable[..., Optimizer]
 MakeSchedule = Callable[[Optimizer, int], LRScheduler]
+
+
+def with_default_snapshots(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with snapshots as by default: they change no number, so other ones are no other run.
+
+    >>> with_default_snapshots({"seed": 0, "trainer": {"epochs": 2, "snapshot_minutes": 0.5}})
+    {'seed': 0, 'trainer': {'epochs': 2, 'snapshot_minutes': 5.0}}
+    """
+    trainer = config.get("trainer")
+    if not isinstance(trainer, Mapping):
+        return dict(config)
+    snapshots = {f.name: f.default for f in fields(Recipe) if f.name.startswith("snapshot_") and f.name in trainer}
+    return {**config, "trainer": {**trainer, **snapshots}}
 
 
 def _with_warmup(optimizer: Optimizer, rest: LRScheduler, warmup: int, factor: float) -> LRScheduler:

@@ -16,6 +16,7 @@ from cil.errors import ConfigError
 from cil.report.kind import ReportedKind
 from cil.tracking import Record, RecordError, identity_hash
 from cil.tracking.audits import Audit, read_audits
+from cil.tracking.files import INDEX_OF_ARRAYS, METRICS
 from cil.tracking.housekeeping import status_of
 from cil.tracking.storage import PARTIAL
 
@@ -122,6 +123,8 @@ class RunSummary:
 
     def arrays(self, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
         """Those of these arrays that the record keeps; none, with a warning, where a file is damaged or missing."""
+        if self._published():
+            return {}
         with _without_pictures():
             kept = self.record.arrays()
             return {name: kept[name] for name in names if name in kept}
@@ -129,9 +132,18 @@ class RunSummary:
 
     def parts(self, name: str) -> Iterator[np.ndarray[Any, Any]]:
         """The parts of an array, one for each experience; those before one that is damaged, with a warning."""
+        if self._published():
+            return
         with _without_pictures():
             kept = self.record.arrays()
             yield from kept.parts(name) if name in kept else ()
+
+    def _published(self) -> bool:
+        """True for a run that is kept as ``record.json`` alone, as those in ``experiments/`` are: without arrays."""
+        directory = self.record.directory
+        return self.record.log is not None and not any(
+            (directory / name).exists() for name in (METRICS, INDEX_OF_ARRAYS)
+        )
 
     @property
     def learner(self) -> str:

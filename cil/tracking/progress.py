@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from cil.tracking.housekeeping import CHECKPOINT, SNAPSHOT
 from cil.tracking.loggers import LogKind, LogValues
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class ProgressLogger:
             }
             self._bars.start()
         else:
-            self._line(f"{name}: started")
+            saved = any(any(run_dir.glob(f"{folder}/*.json")) for folder in (CHECKPOINT, SNAPSHOT))
+            self._line(f"{name}: {'goes on from what was saved' if saved else 'started'}")
 
     def log(self, kind: LogKind, values: LogValues, axes: Mapping[str, Any]) -> None:
         self._latest |= {name: value for name in SHOWN if (value := values.get(name)) is not None}

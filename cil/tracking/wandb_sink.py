@@ -18,6 +18,7 @@ from cil.tracking.loggers import PREFIX, LogKind, LogValues
 from cil.tracking.panels import Panel, Table, new_points
 from cil.tracking.storage import plain, without_secrets
 from cil.tracking.wandb_server import has_key, reachable
+from cil.tracking.wandb_start import quick_start
 
 if TYPE_CHECKING:
     import wandb
@@ -104,21 +105,22 @@ class WandbLogger:
         words = [str(named[key]) for key in ("method", "stream_name", "budget_words")]
         family, seed = " ".join(words), f"seed {named['seed']}"
         try:
-            return wandb.init(
-                project=self.project,
-                entity=self.entity,
-                group=_short(self.group or group or family),
-                job_type=_short(named["method"]),
-                name=_short(f"{family} {seed}"),
-                tags=[*self.tags, *(text[:64] for text in (*words, seed))],
-                id=self.id,
-                resume="allow",
-                config={**plain(without_secrets(identity)), **plain(named), "sweep": self.group or group},
-                dir=str(self._dir),
-                mode=mode,
-                reinit="create_new",
-                settings=_settings(mode),
-            )
+            with quick_start(mode == "offline"):
+                return wandb.init(
+                    project=self.project,
+                    entity=self.entity,
+                    group=_short(self.group or group or family),
+                    job_type=_short(named["method"]),
+                    name=_short(f"{family} {seed}"),
+                    tags=[*self.tags, *(text[:64] for text in (*words, seed))],
+                    id=self.id,
+                    resume="allow",
+                    config={**plain(without_secrets(identity)), **plain(named), "sweep": self.group or group},
+                    dir=str(self._dir),
+                    mode=mode,
+                    reinit="create_new",
+                    settings=_settings(mode),
+                )
         except Exception as error:  # wandb has its own tree of errors, none of which training should know
             raise ConfigError(f"logger: wandb cannot start ({error}); use logger.mode=offline") from error
 

@@ -282,8 +282,9 @@ def test_the_screen_says_where_a_budget_of_compute_ended_training(capsys):
 
 
 def test_the_screen_says_how_all_runs_stand(capsys):
-    screen = ProgressScreen(4)
+    screen = ProgressScreen(5)
     screen.end(0, "wa", "finished before, not run again", finished=True, accuracy=60.0)
+    screen.end(4, "joint", "finished before, not run again", finished=True, accuracy=95.0, bound=True)
     for number, (label, accuracy) in enumerate({"icarl": 70.0, "lwf": 90.0, "bic": 65.0}.items(), start=1):
         screen.start(number, label)
         screen.advance(number, "boundary", 0, 1, 1.0, {"accuracy": accuracy})
@@ -292,10 +293,11 @@ def test_the_screen_says_how_all_runs_stand(capsys):
     screen.end(3, "bic", "finished after 1 s", finished=True)
     err = capsys.readouterr().err.splitlines()
     stood = [line for line in err if not line.startswith("[")]
-    assert stood[0] == "1/4 runs, ETA 0 s, best so far 60.00 % (wa)"
-    assert stood[1].startswith("2/4 runs, 2 running, ETA 0 s, best so far 70.00 % (icarl)")
-    assert stood[2].startswith("3/4 runs, 1 running, 1 not finished, ETA 0 s, best so far 70.00 % (icarl)")
-    assert stood[3] == "4/4 runs, 1 not finished, best so far 70.00 % (icarl)"
+    assert stood[0] == "1/5 runs, ETA 0 s, best so far 60.00 % (wa)"
+    assert stood[1] == "2/5 runs, ETA 0 s, best so far 60.00 % (wa)"  # a bound is not the best
+    assert stood[2].startswith("3/5 runs, 2 running, ETA 0 s, best so far 70.00 % (icarl)")
+    assert stood[3].startswith("4/5 runs, 1 running, 1 not finished, ETA 0 s, best so far 70.00 % (icarl)")
+    assert stood[4] == "5/5 runs, 1 not finished, best so far 70.00 % (icarl)"
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])

@@ -49,7 +49,7 @@ def test_a_record_without_what_a_table_needs_is_left_out_by_name(run, tmp_path, 
 
 
 def test_arrays_that_are_damaged_or_missing_are_said_and_leave_the_rest_of_a_page(tmp_path, caplog):
-    """Also the way in which records are kept without pictures: ``record.json`` alone."""
+    """Not those of records that are kept without pictures, as ``record.json`` alone."""
     record = Record.open(tmp_path / "run", {"kind": "none"}, {})
     record.add_arrays("boundary-000", {"confusion": Part(np.eye(2))})
     assert list(RunSummary(record).arrays(["confusion", "images"])) == ["confusion"]
@@ -57,6 +57,10 @@ def test_arrays_that_are_damaged_or_missing_are_said_and_leave_the_rest_of_a_pag
     assert RunSummary(record).arrays(["confusion"]) == {} and samples_of(RunSummary(record)) is None
     record.close()
     assert "without pictures: " in caplog.text and "index.jsonl is damaged or missing" in caplog.text
+    caplog.clear()
+    for name in ("metrics.jsonl", "arrays/index.jsonl"):
+        (tmp_path / "run" / name).unlink()
+    assert RunSummary(record).arrays(["confusion"]) == {} and not caplog.text
 
 
 @pytest.mark.parametrize(("name", "message"), [("nowhere", "does not exist"), ("", "no run at or under")])

@@ -43,10 +43,13 @@ def test_without_a_terminal_there_is_a_line_at_boundaries_and_one_epoch_line_in_
     ]
 
 
-def test_a_resumed_run_counts_only_its_own_part_for_the_time_left():
+def test_a_resumed_run_says_so_and_counts_only_its_own_part_for_the_time_left(tmp_path):
     stream, clock = io.StringIO(), Clock()
     progress = ProgressLogger(stream, clock=clock)
-    progress.start({}, Path(), "icarl", None)
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot/now.json").touch()
+    progress.start({}, tmp_path, "icarl", None)
+    assert stream.getvalue() == "icarl: goes on from what was saved\n"
     progress.log("step", {}, _axes(1, 0, 0.0))  # half the stream was done before
     clock.now += 60
     progress.log("step", {}, _axes(1, 2, 0.5))

@@ -186,3 +186,25 @@ def test_disabled_writes_nothing(tmp_path):
     logger.table("t", ["a"], [[1]])
     logger.finish("finished")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_offline_start_leaves_out_what_no_run_here_uses(tmp_path):
+    """In a process of its own: pandas, the launcher and reports of use are packages that nothing here imports."""
+    code = f"""
+import sys
+import numpy as np
+from cil.tracking.panels import Picture, Table
+from cil.tracking.wandb_sink import WandbLogger
+identity = {{"strategy": "replay", "stream": {{"name": "s", "fingerprint": "f"}}, "budget": {{"exemplars": 3}}, "seed": 0}}
+logger = WandbLogger()
+logger.start({{**identity, "config": {{}}, "kind": "classes"}}, {str(tmp_path)!r}, "replay", None)
+logger.log("step", {{"loss": 1.0}}, {{"step": 1}})
+table = Table("class_accuracy", ["class", "0"], [["cat", 50.0]], "rows")
+logger.show([table, Picture("confusion", 0, np.zeros((8, 8), np.uint8))], final=True)
+logger.finish("finished")
+print(*(name for name in ("pandas", "wandb.sdk.launch", "opentelemetry.sdk", "requests") if name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+    written = json.dumps(_read_back(tmp_path))
+    assert all(name in written for name in ("tables/class_accuracy", "charts/class_accuracy", "pictures/confusion"))

@@ -16,7 +16,7 @@ HEADING = "Over seeds"
 ENOUGH = 5  # seeds, or streams, from which on ranks over them say something
 TERMS = (
     ("95 % interval", "Of the mean over seeds, by Student's t; from three seeds on."),
-    ("not told from", "Rows whose last accuracy does not differ at 5 %: paired over shared seeds, corrected by Holm "
+    ("not told apart from", "Rows whose last accuracy does not differ at 5 %: paired over shared seeds, corrected by Holm "
                       "for all pairs of the table."),
     ("mean rank", "Of the last accuracy, 1 is best. Rows whose mean ranks are less than the critical difference apart "
                   "are not told apart (Friedman, then Nemenyi; Demsar 2006)."),
@@ -37,7 +37,7 @@ def seeds_table(rows: Sequence[Row]) -> Titled | None:
             f"{head}, 95 % interval": _interval(row.score(name)) for head, name in (("Avg", AVERAGE), ("Last", LAST))
         }
         all_others = len(near) == len(rows) - 1 > 2
-        cells["not told from"] = "all others" if all_others else few(near) if near else "none"
+        cells["not told apart from"] = "all others" if all_others else few(near) if near else "none"
         if ranks:
             cells["mean rank"] = f"{ranks[row.label]:.2f}" if row.label in ranks else NOTHING
         lines.append(Line(row.label, cells))

@@ -78,7 +78,7 @@ def test_seeds_give_intervals_and_tests_corrected_for_their_number(run):
     content = table(records)
     found = titled(content, "Over seeds")
     assert found["icarl"]["Last, 95 % interval"] == "67.03 to 76.97"
-    assert [found[name]["not told from"] for name in ("icarl", "bic", "wa")] == ["bic", "icarl", "none"]
+    assert [found[name]["not told apart from"] for name in ("icarl", "bic", "wa")] == ["bic", "icarl", "none"]
     assert "mean rank" not in found["icarl"]  # three seeds are too few
     pairs = json.loads(to_json(content))["sections"][0]["paired_tests"]
     tests = {frozenset(pair["rows"]): pair["p_holm"] for pair in pairs}
