@@ -67,6 +67,7 @@ PRETRAINED = (
     "simplecil",
     "slca",
 )  # any backbone will do, but they are meant for a trained one
+ADAM = ("optimizer=adam", "optimizer.lr=0.001")  # of methods that divide logits by 0.1: by SGD they stay at chance
 OWN: Mapping[str, tuple[str, ...]] = {  # words of single methods
     "aanets": ("model=resnet14_cosine", "model.options.width=8"),
     "acil": ("strategy.size=512",),
@@ -78,8 +79,10 @@ OWN: Mapping[str, tuple[str, ...]] = {  # words of single methods
     "mas": ("optimizer.lr=0.01",),
     "podnet": ("model.head=cosine",),
     "moe_adapters": ("model.name=toy_clip_transformer",),
+    "pass": ADAM,
     "ranpac": ("strategy.size=1000",),
     "rmm": ("budget.scope=carried+incoming",),
+    "ssre": ADAM,
 }
 NAMES = sorted([*built_in(), *BUILT_IN["cil.strategies"]])  # of those that ship here
 STORED = ("exemplars", "labels", "features", "replay_logits")  # kinds of entries that are data
