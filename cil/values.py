@@ -125,7 +125,7 @@ def split(value: Any) -> str | None:
 
 def cases(value: Any) -> str | None:
     """Conditions to overrides."""
-    term, terms = r"[\w.]+=\S+", isinstance(value, Mapping) and [text for pair in value.items() for text in pair]
+    term, terms = r"\+{0,2}[\w.]+=\S+", isinstance(value, Mapping) and [text for pair in value.items() for text in pair]
     allowed = terms == [] or (terms and all(re.fullmatch(rf"{term}( +{term})*", str(item).strip()) for item in terms))
     return None if allowed else "it must be a mapping of conditions to overrides, both as in 'key=value key=value'"
 

@@ -100,9 +100,9 @@ def test_every_experiment_composes_and_trains_a_step(name, tmp_path):
     assert record.status == "finished"
 
 
-@pytest.mark.parametrize("file", sorted((conf_dir() / "scale/by_experiment").glob("*.yaml")), ids=lambda file: file.stem)
-def test_a_model_that_is_asked_for_holds_at_every_scale(file):
-    experiment, _, scale = file.stem.rpartition("_")
+@pytest.mark.parametrize("name", sorted(file.stem for file in (conf_dir() / "scale/by_experiment").glob("*.yaml")))
+def test_a_model_that_is_asked_for_holds_at_every_scale(name):
+    experiment, _, scale = name.rpartition("_")
     own = compose([f"experiment={experiment}", f"scale={scale}", "model=smallconv"]).config["model"]
     assert own == compose(["model=smallconv"]).config["model"]
 
