@@ -38,7 +38,9 @@ def points(group: str) -> tuple[EntryPoint, ...]:
     Where two packages have one name, the first one's is used, and both are said.
     """
     found: dict[str, EntryPoint] = {}
-    for point in _entry_points(group):
+    for point in _installed():
+        if point.group != group:
+            continue
         if EntryPoint.pattern.match(point.value) is None:
             _say.warning(f"{_described(point)} is malformed and left out; it must be module:object")
         elif (first := found.setdefault(point.name, point)) is not point and first.value != point.value:
@@ -46,17 +48,26 @@ def points(group: str) -> tuple[EntryPoint, ...]:
     return tuple(found.values())
 
 
-def _entry_points(group: str) -> Iterable[EntryPoint]:
+def forget() -> None:
+    """Look for other packages anew: one was installed, or its folder joined the path."""
+    points.cache_clear()
+    _installed.cache_clear()
+
+
+@cache
+def _installed() -> tuple[EntryPoint, ...]:
+    """Entry points of all packages, read once: their files lie in many folders."""
     try:
-        return entry_points(group=group)
+        found = entry_points()
+        return tuple(point for group in found.groups for point in found.select(group=group))
     except Exception:  # one package's file of them cannot be read: each package alone
-        found: list[EntryPoint] = []
+        readable: list[EntryPoint] = []
         for package in distributions():
             try:
-                found += package.entry_points.select(group=group)
+                readable += package.entry_points
             except Exception as error:
                 _say.warning(f"the entry points of {package.metadata['Name']} cannot be read, so left out: {error}")
-        return found
+        return tuple(readable)
 
 
 def owner_of(point: EntryPoint) -> str:

@@ -175,9 +175,9 @@ def outside(tmp_path, monkeypatch):
         "".join(f"[cil.{group}]\n{name} = outside:{thing}\n" for group, (name, thing) in POINTS.items())
     )
     monkeypatch.syspath_prepend(str(site))
-    plugins.points.cache_clear()
+    plugins.forget()
     yield
-    plugins.points.cache_clear()
+    plugins.forget()
     sys.modules.pop("outside", None)
 
 

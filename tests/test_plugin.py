@@ -35,21 +35,23 @@ def installed(tmp_path_factory):
     return target
 
 
+def _forget() -> None:
+    plugins.forget()
+    api._distributions.cache_clear()
+
+
 @contextmanager
 def seen(site: Path | None, folder: Path) -> Iterator[None]:
     """This process in a folder, as if it had been started with the package on its path; None: without it."""
     known = [(registry, dict(registry.registered)) for registry in (STRATEGIES, STREAMS)]
-    caches = (plugins.points, api._distributions)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("COLUMNS", "120")
         if site is not None:
             patch.syspath_prepend(site)
-        for cached in caches:
-            cached.cache_clear()
+        _forget()
         yield
-    for cached in caches:
-        cached.cache_clear()
+    _forget()
     for registry, before in known:
         own = {name: thing for name, thing in registry.registered.items() if thing.__module__.startswith("cil.")}
         registry.registered = own | before

@@ -72,18 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if places_of(stopped)[0]:  # of a user's module: must not look like success
             return _print_error(stopped, 1)
         raise  # Hydra's own, after a help text
-    except FileNotFoundError as error:
-        if not _has_folder():
-            return _print_error(ConfigError("the working directory was deleted; change to another folder"), 2)
-        return _print_error(error, 1)
     except Exception as error:
         return _print_error(error, 1)
 
 
-def _has_folder() -> bool:
+def _check_folder() -> None:
+    """Refuse a working directory that is there no more."""
     with suppress(FileNotFoundError):
-        return Path.cwd().is_dir()
-    return False
+        if Path.cwd().is_dir():
+            return
+    raise ConfigError("the working directory was deleted; change to another folder")
 
 
 def _command(given: list[str]) -> int:
@@ -100,6 +98,7 @@ def _command(given: list[str]) -> int:
         return int(import_module("cil.cli.completion").complete(given, COMMANDS))
     if name not in COMMANDS:
         raise ConfigError(f"no command '{name}'; {nearest(name, COMMANDS)}")
+    _check_folder()
     rest, own = config_dirs(rest)
     if own:
         with in_environment(**{OWN: own}):

@@ -47,9 +47,9 @@ def acme(tmp_path, monkeypatch):
         "[cil.codecs]\nzip = acme_one:Zip\n"
     )
     monkeypatch.syspath_prepend(str(site))
-    plugins.points.cache_clear()
+    plugins.forget()
     yield
-    plugins.points.cache_clear()
+    plugins.forget()
     registry.STRATEGIES.registered.pop("bare", None)
     sys.modules.pop("acme_one", None)
 
@@ -152,7 +152,7 @@ def careless(acme, tmp_path, monkeypatch):
     (site / "odd_stops.py").write_text("import sys\n\nsys.exit(0)\n")
     (site / "odd_boom.py").write_text("x = 1\nraise RuntimeError('boom')\n")
     monkeypatch.syspath_prepend(str(site))
-    plugins.points.cache_clear()
+    plugins.forget()
     return site
 
 

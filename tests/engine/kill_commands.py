@@ -115,7 +115,7 @@ def install_plugins(folder: Path) -> None:
              for group, points in project["entry-points"].items()]  # fmt: skip
     (info / "entry_points.txt").write_text("".join(lines))
     sys.path[:0] = [str(folder), str(package)]
-    plugins.points.cache_clear()
+    plugins.forget()
 
 
 # killing ------------------------------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_a_logger_of_another_package_is_found_by_its_entry_point(tmp_path, monke
         "    def finish(self, status): pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    plugins.points.cache_clear()
+    plugins.forget()
     assert type(build_loggers("paper").sinks[0]).__name__ == "PaperLogger"
     with pytest.raises(ConfigError, match="paper"):
         build_loggers("nothing")
