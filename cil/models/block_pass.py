@@ -68,7 +68,7 @@ def prefixed_attention(attention: Any, x: Tensor, keys: Tensor, values: Tensor, 
         whole: Whether the weights of the prefix are divided by their sum, so that it is not outweighed by the tokens.
 
     Source: Li and Liang, "Prefix-tuning", ACL 2021; Wang et al., "DualPrompt", ECCV 2022; ``whole``: Gao et al.,
-    "LAE", ICCV 2023, section 3.3.
+    "LAE", ICCV 2023, and its code (gqk/LAE).
     """
     heads, width = attention.num_heads, attention.head_dim
 

@@ -75,7 +75,8 @@ class TunedPrefixes(Tuner):
         def run(index: int, block: Any, x: Tensor) -> Tensor:
             if index >= len(self.tokens):
                 return cast(Tensor, block(x))
-            return prefixed_block(block, x, *(self.scales[index] * self.tokens[index]), whole=True)
+            keys, values = self.scales[index] * self.tokens[index]
+            return prefixed_block(block, x, keys, values, whole=True)
 
         return run_blocks(backbone, images, run)
 

@@ -81,7 +81,7 @@ OUT_OF_RANGE = {
     "l2p": [("prompts", 0, "it must be 1 or more"), ("length", 0), ("top", 0), ("pull", -0.1),
             ("top", 11, "it must be at most strategy.prompts, 10"), ("position", "first"),
             ("train_selection", "batches", "allowed: sample, batch"), ("transfer", "keys", "allowed: true, false")],
-    "lae": [("tuner", "prefix", "allowed: adapter, low_rank"), ("rank", 0), ("blocks", 0), ("momentum", 1.1),
+    "lae": [("tuner", "prompt", "allowed: adapter, low_rank, prefix"), ("rank", 0), ("blocks", 0), ("momentum", 1.1),
             ("head_first", -0.1, "it must be between 0 and 1")],
     "lucir": [("strength", -1.0), ("ranking", -0.5), ("margin", NAN), ("negatives", 0), ("tune_epochs", -1),
               ("tune_lr", -1.0)],
