@@ -1,6 +1,7 @@
 """CLIP without training: class texts, and the nearest of them."""
 
 import json
+import logging
 import sys
 from functools import partial
 
@@ -119,6 +120,13 @@ def test_a_clip_model_answers_as_open_clips_own_zero_shot_classifier(tiny, tmp_p
     assert images_only(torch.rand(2, 1, 12, 12))[0].shape == (2, 24)
     with pytest.raises(ConfigError, match=r"no text tower; set model\.options\.text"):
         images_only.encode_texts(["cat"])
+
+
+def test_that_weights_are_random_before_they_are_loaded_is_not_logged(tiny, caplog):
+    build_backbone(tiny, 3, 12)
+    assert not caplog.records
+    logging.warning("heard again")
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize(("name", "words"), [
