@@ -122,6 +122,14 @@ def test_a_clip_model_answers_as_open_clips_own_zero_shot_classifier(tiny, tmp_p
         images_only.encode_texts(["cat"])
 
 
+def test_the_sizes_of_clip_vit_b_16():
+    pytest.importorskip("open_clip")
+    with torch.device("meta"):
+        backbone = build_backbone("clip:ViT-B-16/openai", 3, 224)
+    assert sum(p.numel() for p in backbone.parameters()) == 149_620_737
+    assert backbone.survey_parameters == 86_192_640 and backbone.feature_dim == 512
+
+
 def test_that_weights_are_random_before_they_are_loaded_is_not_logged(tiny, caplog):
     build_backbone(tiny, 3, 12)
     assert not caplog.records
