@@ -109,9 +109,7 @@ def _file(rest: Sequence[str], action: str) -> Path:
     except ConfigError:
         if name not in choices("stream"):
             raise
-        raise ConfigError(
-            f"'{name}' is no manifest but a stream of the configuration: cil show stream={name}"
-        ) from None
+        raise ConfigError(f"'{name}' is a stream of classes and no manifest: cil show stream={name}") from None
 
 
 def _chosen(manifest: Manifest, options: dict[str, str]) -> Manifest:

@@ -141,7 +141,7 @@ MISTAKES = {
     "no manifest": (["show"], "cil stream show takes one manifest, given 0"),
     "another stream": (
         ["show", "split_imagenet_r"],
-        "is no manifest but a stream of the configuration: cil show stream=split",
+        "and no manifest: cil show stream=split_imagenet_r",
     ),
     "an unknown manifest": (["validate", "embedded"], "did you mean 'embedded_tasks'"),
     "an unknown option": (["validate", "mine.yaml", "--dat"], "no option '--dat'"),

@@ -29,7 +29,7 @@ def test_the_sizes_for_a_vit_b16():
 
 
 def test_the_sizes_for_the_small_transformer_of_comparisons():
-    """32 pixels in patches of 4, four blocks of 192: a block 444,864; adapters of rank 16, sums of rank 10 to q and v."""
+    """32 pixels in patches of 4, four blocks of 192; adapters of rank 16, low-rank sums of rank 10 to q and v."""
     with torch.device("meta"):
         backbone = build_backbone("timm:vit_tiny_patch16_224", 3, 32, patch_size=4, depth=4)
         assert backbone.survey_parameters == count(backbone) == 1_801_920

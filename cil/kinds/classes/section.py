@@ -50,7 +50,7 @@ from cil.report.tuning import NONE, tuning_facts, tuning_of, tuning_warnings, tu
 from cil.report.verdicts import Score, few, verdict
 from cil.tracking import Record
 
-RECIPE = ("model.", "trainer.", "optimizer.", "scheduler.", "stream.augment")  # parts of a config that rows of one table usually share
+RECIPE = ("model.", "trainer.", "optimizer.", "scheduler.", "stream.augment")  # what rows of one table usually share
 NAMED = 20  # classes: up to so many, their names stand beside the order
 INTRODUCTION = (
     "A learner meets the classes in portions, one experience after the other, and carries nothing across a boundary "
