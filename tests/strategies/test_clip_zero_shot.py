@@ -33,6 +33,9 @@ def test_a_class_weight_is_the_unit_mean_of_unit_texts():
 
 def test_names_are_written_as_a_person_would():
     assert clean_name("n02123045_tabby_cat") == "tabby cat"
+    assert clean_name("001.Black_footed_Albatross") == "Black footed Albatross"  # CUB
+    assert clean_name("n02007558") == "flamingo"  # ImageNet-R, ImageNet-A
+    assert clean_name("n99999999") == "n99999999"
 
 
 def test_answers_are_cosines_to_the_texts_of_the_classes_seen(learn):
