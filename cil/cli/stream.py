@@ -98,11 +98,18 @@ def _show(arguments: list[str]) -> int:
 
 
 def _file(rest: Sequence[str], action: str) -> Path:
+    from cil.cli.names import choices
     from cil.streams.manifest_files import manifest_path
 
     if len(rest) != 1:
         raise ConfigError(f"cil stream {action} takes one manifest, given {len(rest)}; see cil stream --help")
-    return manifest_path(rest[0])
+    name = rest[0].removeprefix("stream=")
+    try:
+        return manifest_path(name)
+    except ConfigError:
+        if name not in choices("stream"):
+            raise
+        raise ConfigError(f"'{name}' is a stream of classes and no manifest: cil show stream={name}") from None
 
 
 def _chosen(manifest: Manifest, options: dict[str, str]) -> Manifest:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -86,6 +88,17 @@ class ClipBackbone(nn.Module):
         return float(model.logit_scale.detach().exp())
 
 
+@contextmanager
+def _unheard_warnings() -> Iterator[None]:
+    """Without what open_clip logs of a model it makes: that weights are random, which are loaded afterwards."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def clip_backbone(
     name: str,
     weights: str | Path | None = None,
@@ -124,9 +137,10 @@ def clip_backbone(
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
         raise ConfigError(f"open_clip has no weights '{tag}' of {architecture}; tags: {tags}; see model.name")
     quick = bool(stated.get("quick_gelu", False))
-    model = open_clip.create_model(
-        architecture, load_weights=False, force_quick_gelu=quick, device=torch.get_default_device()
-    )
+    with _unheard_warnings():
+        model = open_clip.create_model(
+            architecture, load_weights=False, force_quick_gelu=quick, device=torch.get_default_device()
+        )
     if weights is not None and not next(model.parameters()).is_meta:
         if weights == "hub":
             repository = str(stated.get("hf_hub", "")).strip("/")

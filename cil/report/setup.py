@@ -27,6 +27,7 @@ def training_facts(groups: Sequence[Group]) -> dict[str, str]:
         "clipping": lambda run: _number(_trainer(run).get("clip_norm"), "gradients scaled down to norm "),
         "augmentation": augmentation_words,
         "normalisation": normalisation_words,
+        "resized": resized_words,
         "exemplars chosen by": lambda run: str(dig(run.config, "strategy", "selection") or ""),
     }
     return known({name: by_row(groups, say) for name, say in words.items()})
@@ -38,7 +39,8 @@ def by_row(groups: Sequence[Group], say: Callable[[RunSummary], str]) -> str:
     for group in groups:
         if text := say(group.first):
             found.setdefault(text, []).append(group.first.learner)
-    if len(found) < 2:
+    said = sum(map(len, found.values()))
+    if len(found) < 2 and said in (0, len(groups)):
         return next(iter(found), "")
     return "; ".join(f"{text} ({few(list(dict.fromkeys(names)))})" for text, names in found.items())
 
@@ -122,8 +124,10 @@ def augmentation_words(run: RunSummary) -> str:
     if given is None:
         return ""
     pad, bright = given.get("crop_padding"), given.get("brightness")
+    area, size = given.get("crop_area"), given.get("crop_size")
+    least = f" of at least {100 * area:.3g} % of the area" if area else ""
     parts = [
-        "random resized crop" if given.get("resized_crop") else "",
+        f"random resized crop{least}{f' to {size} pixels' if size else ''}" if given.get("resized_crop") else "",
         f"random crop after padding by {pad} pixels" if pad else "",
         "horizontal flip" if given.get("flip") else "",
         f"brightness times U[{max(0.0, 1 - bright):.3g}, {1 + bright:.3g}]" if bright else "",
@@ -134,10 +138,36 @@ def augmentation_words(run: RunSummary) -> str:
 
 
 def normalisation_words(run: RunSummary) -> str:
-    """Mean and deviation by channel, of images in [0, 1]."""
+    """Mean and deviation by channel, of images in [0, 1]; or those that public weights bring (``preprocess``)."""
     nets = run.identity.get("networks") or {}
     mean, std = (", ".join(f"{value:.4g}" for value in nets.get(key) or ()) for key in ("mean", "std"))
-    return f"mean {mean}, deviation {std}" if mean and std else ""
+    if mean and std:
+        return f"mean {mean}, deviation {std}"
+    if not nets.get("weights"):
+        return ""
+    unit_range = (nets.get("options") or {}).get("preprocess") == "unit_range"
+    return "none, images stay in [0, 1]" if unit_range else "as the public weights expect"
+
+
+def resized_words(run: RunSummary) -> str:
+    """What a network of fixed input size brings images to; empty where they have that size."""
+    nets, shape = run.identity.get("networks") or {}, run.stream.get("image_shape") or ()
+    if str(nets.get("name")).startswith("clip:"):
+        return "to the input of the image tower, bicubic"
+    size = (nets.get("options") or {}).get("img_size")
+    sides = [size, size] if isinstance(size, int) else list(size or ())
+    return f"to {' × '.join(map(str, sides))}, bicubic" if sides and sides != list(shape)[1:] else ""
+
+
+def input_words(run: RunSummary) -> str:
+    """All that is done to images before a network sees them, in one line."""
+    augmented, normalised, resized = augmentation_words(run), normalisation_words(run), resized_words(run)
+    parts = [
+        f"augmentation {augmented}" if augmented else "",
+        f"normalisation {normalised}" if normalised else "",
+        f"resized {resized}" if resized else "",
+    ]
+    return "; ".join(filter(None, parts))
 
 
 def _trainer(run: RunSummary) -> Mapping[str, Any]:
@@ -200,6 +230,7 @@ def _training_sentences(facts: Mapping[str, str]) -> Iterable[str]:
     if "epochs" in facts and "batch size" in facts:
         yield f"Epochs of each experience: {facts['epochs']}; images a batch: {facts['batch size']}."
     more = {"first experience": "In the first experience: {}.", "clipping": "Clipping: {}.",
-            "augmentation": "Augmentation of training images: {}.", "normalisation": "Inputs are normalised by {}.",
+            "augmentation": "Augmentation of training images: {}.", "normalisation": "Normalisation of images: {}.",
+            "resized": "The network resizes images {}.",
             "exemplars chosen by": "Exemplars are chosen by {}."}  # fmt: skip
     yield from (form.format(facts[key]) for key, form in more.items() if key in facts)

@@ -139,6 +139,10 @@ MISTAKES = {
     "no action": ([], "cil stream has no action ''; known: show, validate"),
     "another action": (["check"], "cil stream has no action 'check'"),
     "no manifest": (["show"], "cil stream show takes one manifest, given 0"),
+    "another stream": (
+        ["show", "split_imagenet_r"],
+        "and no manifest: cil show stream=split_imagenet_r",
+    ),
     "an unknown manifest": (["validate", "embedded"], "did you mean 'embedded_tasks'"),
     "an unknown option": (["validate", "mine.yaml", "--dat"], "no option '--dat'"),
     "an unknown variant": (["show", "nevis22", "--variant", "tini"], "no variant 'tini'; did you mean 'tiny'"),

@@ -5,6 +5,7 @@ import torch
 
 from cil.errors import ConfigError
 from cil.models import build_backbone
+from cil.models.low_rank import AttentionSums
 from cil.models.tuners import AttentionAdapters, BlockAdapters, ScaleShift, make_tuner
 
 SMALL = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -25,6 +26,16 @@ def test_the_sizes_for_a_vit_b16():
         assert count(BlockAdapters(backbone, 64)) == 1_189_632
         assert count(BlockAdapters(backbone, 16)) == 304_320
         assert count(ScaleShift(backbone)) == 205_824
+
+
+def test_the_sizes_for_the_small_transformer_of_comparisons():
+    """32 pixels in patches of 4, four blocks of 192; adapters of rank 16, low-rank sums of rank 10 to q and v."""
+    with torch.device("meta"):
+        backbone = build_backbone("timm:vit_tiny_patch16_224", 3, 32, patch_size=4, depth=4)
+        assert backbone.survey_parameters == count(backbone) == 1_801_920
+        assert {count(block) for block in backbone.model.blocks} == {444_864}
+        assert count(BlockAdapters(backbone, 16)) == 25_408
+        assert count(AttentionSums(backbone, 10, ("q", "v")).grow(torch.zeros(()))) == 30_720
 
 
 def test_adapters_start_as_the_network_is_bit_for_bit():

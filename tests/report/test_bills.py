@@ -83,6 +83,30 @@ def test_bytes_stand_in_three_lines_where_a_row_has_public_weights(run, tmp_path
     assert "learned bytes" not in bare and "Backbone, learned" not in bare
 
 
+def test_a_table_of_public_weights_says_what_their_images_went_through(run):
+    """Normalisation, RandomResizedCrop, and the size that a network of fixed size brings images of 8 pixels to."""
+    network = {"name": "timm:vit", "head": "linear", "weights": "v.npz", "mean": None, "std": None}
+    crop = {"resized_crop": True, "crop_area": 0.05, "crop_size": 224, "flip": True}
+
+    def record(strategy, preprocess, size, augment):
+        own = network | {"options": {"preprocess": preprocess, "img_size": size}}
+        return run(strategy, public=900_000, networks=own, stream_changes={"augment": augment})
+
+    records = [record("l2p", "timm", 224, crop), record("ranpac", "unit_range", 8, {})]
+    (section,) = table(records).sections
+    (three,) = (found for found in section.tables if found.heading == "Backbone, learned, stored")
+    assert three.note.endswith(
+        "Images of l2p: augmentation random resized crop of at least 5 % of the area to 224 pixels, horizontal flip; "
+        "normalisation as the public weights expect; resized to 224 × 224, bicubic. "
+        "Images of ranpac: augmentation none; normalisation none, images stay in [0, 1]."
+    )
+    assert section.facts["resized"] == "to 224 × 224, bicubic (l2p)"
+    (alone,) = table(records[:1]).sections
+    assert "Normalisation of images: as the public weights expect. The network resizes images to" in alone.setup
+    (other,) = table([run("l2p", public=1, networks=network | {"name": "clip:ViT-B-16/openai"})]).sections
+    assert other.facts["resized"] == "to the input of the image tower, bicubic"
+
+
 def test_without_a_budget_nothing_is_said_of_its_use(run):
     (section,) = table([run(budget=NO_BUDGET)]).sections
     assert not {"past %", "unused %"} & set(section.grid.heads) and "past:" not in section.legend

@@ -150,6 +150,25 @@ def test_classes_that_come_back_are_learned_as_if_all_their_images_had_come_at_o
     torch.testing.assert_close(again.weights(), ridge.weights(), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("carries", RIDGES)
+def test_acil_itself_learns_classes_that_come_back_as_if_at_once(carries):
+    """Class 0 has images in both experiences."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(12, 4, generator=generator).double()
+    slots = torch.tensor([0, 0, 1, 1, 0, 1, 0, 2, 2, 0, 2, 2])
+
+    def learned(*parts):
+        learner = bare("acil", classes=[3], size=6, carries=carries)
+        learner.layer = torch.eye(4, 6) - 0.5
+        for rows in parts:
+            learner.learn(points[rows], slots[rows])
+        return learner.main.weights()
+
+    found = learned(slice(0, 6), slice(6, 12))
+    torch.testing.assert_close(found, learned(slice(0, 12)), rtol=1e-8, atol=1e-10)
+    assert found.any(0).all()
+
+
 def test_without_compensation_ds_al_is_acil(learn):
     plain = learn("acil", split(2), hyperparameters=UNTRAINED)
     other = learn("ds_al", split(2), hyperparameters={**UNTRAINED, "ratio": 0.0})

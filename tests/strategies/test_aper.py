@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_runs import bare, batch, differing
+from torch.utils.flop_counter import FlopCounterMode
 
 from cil.models.tuners import ALL_TUNERS
 from cil.strategies.parts.frozen_backbone import cosine_scores
@@ -48,6 +49,17 @@ def test_the_first_experience_trains_the_tuner_and_no_other_trains_anything(lear
     assert done.learner(2).trainable() == []
     for index in range(3):
         assert done.ledger(index)["prototypes"] == 4 * 2 * 16 * 2 * (index + 1)
+
+
+def test_an_answer_takes_two_passes():
+    """Adapters of rank 2 beside the second one: under a tenth more."""
+    learner, images = bare("aper", classes=[2], rank=2), batch(0, 1).images
+    counted = []
+    for answer in (learner.predict, learner.net.eval()):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            answer(images)
+        counted.append(counter.get_total_flops())
+    assert 2 <= counted[0] / counted[1] < 2.2
 
 
 @pytest.mark.parametrize("tuner", ALL_TUNERS)

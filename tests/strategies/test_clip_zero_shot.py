@@ -1,6 +1,7 @@
 """CLIP without training: class texts, and the nearest of them."""
 
 import json
+import logging
 import sys
 from functools import partial
 
@@ -32,6 +33,9 @@ def test_a_class_weight_is_the_unit_mean_of_unit_texts():
 
 def test_names_are_written_as_a_person_would():
     assert clean_name("n02123045_tabby_cat") == "tabby cat"
+    assert clean_name("001.Black_footed_Albatross") == "Black footed Albatross"  # CUB
+    assert clean_name("n02007558") == "flamingo"  # ImageNet-R, ImageNet-A
+    assert clean_name("n99999999") == "n99999999"
 
 
 def test_answers_are_cosines_to_the_texts_of_the_classes_seen(learn):
@@ -119,6 +123,21 @@ def test_a_clip_model_answers_as_open_clips_own_zero_shot_classifier(tiny, tmp_p
     assert images_only(torch.rand(2, 1, 12, 12))[0].shape == (2, 24)
     with pytest.raises(ConfigError, match=r"no text tower; set model\.options\.text"):
         images_only.encode_texts(["cat"])
+
+
+def test_the_sizes_of_clip_vit_b_16():
+    pytest.importorskip("open_clip")
+    with torch.device("meta"):
+        backbone = build_backbone("clip:ViT-B-16/openai", 3, 224)
+    assert sum(p.numel() for p in backbone.parameters()) == 149_620_737
+    assert backbone.survey_parameters == 86_192_640 and backbone.feature_dim == 512
+
+
+def test_that_weights_are_random_before_they_are_loaded_is_not_logged(tiny, caplog):
+    build_backbone(tiny, 3, 12)
+    assert not caplog.records
+    logging.warning("heard again")
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize(("name", "words"), [

@@ -22,6 +22,16 @@ def test_the_floats_of_a_vit_b16_by_hand():
     assert sizes[0] == 15_360 and sum(sizes) == 253_440
 
 
+def test_the_floats_with_the_lengths_of_the_paper():
+    """6 and 20 rows, half of them keys. One code has a key for each block, 15,360 more: 493,056; here it is one."""
+    from cil.models.prefixes import BlockPrefixes
+    from cil.strategies.dualprompt import Expert
+
+    with torch.device("meta"):
+        parts = [BlockPrefixes(2, 3, 768), *(Expert(3, 10, 768) for _ in range(10))]
+    assert sum(p.numel() for part in parts for p in part.parameters()) == 493_056 - 2 * 10 * 768
+
+
 def test_an_image_gets_keys_as_keys_and_values_as_values_whatever_its_batch(monkeypatch):
     """The port that reshapes without turning the axes gives the first half of a batch keys as both."""
     from cil.models import block_pass, prefixes

@@ -133,6 +133,14 @@ def test_projected_gradients_have_no_part_inside():
         torch.testing.assert_close(basis.outside(gradient), gradient, atol=1e-6, rtol=1e-4)
 
 
+def test_the_bytes_for_the_alexnet_of_the_authors_by_hand():
+    """Inputs of 48, 576, 512, 1024 and 2048: 23,356,416 for all directions, half of that as basis or complement."""
+    sizes = (48, 576, 512, 1024, 2048)
+    with torch.device("meta"):
+        held = sum(4 * Subspace(size).basis.numel() for size in sizes)
+    assert held == sum(4 * size * size for size in sizes) // 2 == 11_678_208
+
+
 def test_the_bytes_of_the_bases(learn):
     """Half of d^2 numbers a layer, and eight for the count."""
     sizes = [layer.weight[0].numel() for layer in weighted_layers(learn("gpm").learner(0).net.backbone).values()]

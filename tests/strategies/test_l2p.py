@@ -74,6 +74,16 @@ def test_an_experience_of_old_classes_alone_trains_their_columns():
     assert learner.loss(batch(0, 2))["classes"].item() == pytest.approx((math.log(4) + math.log(4 / 3)) / 2, abs=1e-5)
 
 
+def test_prompts_are_chosen_image_by_image_in_any_order():
+    learner, shown = bare("l2p", classes=[4]), batch(*range(4)).images
+    order = torch.tensor([2, 0, 3, 1])
+
+    def chosen(images):
+        return learner.pool(learner.plain_features(learner.normalise(images)))[2]
+
+    assert torch.equal(chosen(shown[order]), chosen(shown)[order])
+
+
 def test_rows_of_old_classes_get_no_gradient():
     learner = bare("l2p", classes=[2, 2])
     sum(learner.loss(batch(2, 3, 3)).values()).backward()

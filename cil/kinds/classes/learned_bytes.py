@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from cil.kinds.classes.rows import LAST
 from cil.report.grids import Line, Titled, grid, whole
 from cil.report.plots import Picture, dot_style, figure_of, legend, row_colour
 from cil.report.rows import Row
+from cil.report.setup import input_words
+from cil.report.verdicts import few
 
 HEADING = "Backbone, learned, stored"
 NOTE = (
@@ -27,7 +29,17 @@ def three_lines_table(rows: Sequence[Row]) -> Titled | None:
         sizes = {f"{name} B": whole(size) for name, size in row.three_lines.items()}
         beside = row.three_lines["learned"] + row.three_lines["stored"]
         lines.append(Line(row.label, sizes | {"learned + stored B": whole(beside), "Last %": str(row.score(LAST))}))
-    return Titled(HEADING, grid("strategy", lines), NOTE)
+    return Titled(HEADING, grid("strategy", lines), " ".join([NOTE, *_inputs(known)]))
+
+
+def _inputs(rows: Sequence[Row]) -> Iterator[str]:
+    """What is done to images before the networks see them; where rows differ, with the rows that it holds for."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(input_words(row.group.first), []).append(row.label)
+    for words, labels in found.items():
+        if words:
+            yield f"Images{f' of {few(labels)}' if len(found) > 1 else ''}: {words}."
 
 
 def three_lines_entry(row: Row) -> dict[str, int]:

@@ -50,7 +50,7 @@ from cil.report.tuning import NONE, tuning_facts, tuning_of, tuning_warnings, tu
 from cil.report.verdicts import Score, few, verdict
 from cil.tracking import Record
 
-RECIPE = ("model", "trainer", "optimizer", "scheduler")  # parts of a config that rows of one table usually share
+RECIPE = ("model.", "trainer.", "optimizer.", "scheduler.", "stream.augment")  # what rows of one table usually share
 NAMED = 20  # classes: up to so many, their names stand beside the order
 INTRODUCTION = (
     "A learner meets the classes in portions, one experience after the other, and carries nothing across a boundary "
@@ -429,6 +429,6 @@ def _warnings(groups: Sequence[Group], rows: Sequence[Row]) -> Iterable[str]:
     yield from unlike_values(runs, "threads")
     yield from edited_code(groups, rows)
     yield from tuning_warnings([group.first for group in groups if not group.first.bound])
-    recipe = [key for key in differing([group.first for group in groups]) if key.split(".")[0] in RECIPE]
+    recipe = [key for key in differing([group.first for group in groups]) if key.startswith(RECIPE)]
     if recipe:
         yield f"Rows differ in their recipe: {few(recipe)}."

@@ -6,7 +6,9 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,12 +79,34 @@ def class_weight(encoder: TextEncoder, sentences: Sequence[str]) -> Tensor:
 
 
 def clean_name(name: str) -> str:
-    """A class name as a person would write it.
+    """A class name as a person would write it, without numbers of WordNet and CUB.
 
-    >>> clean_name("n01440764_tench"), clean_name("aquarium_fish")
-    ('tench', 'aquarium fish')
+    >>> clean_name("n01440764_tench"), clean_name("n01440764"), clean_name("aquarium_fish")
+    ('tench', 'tench', 'aquarium fish')
+    >>> clean_name("001.Black_footed_Albatross")
+    'Black footed Albatross'
     """
-    return re.sub(r"^n\d{8}[ _-]+", "", name).replace("_", " ").strip()
+    if re.fullmatch(r"n\d{8}", name):
+        name = wordnet_word(name)
+    return re.sub(r"^(n\d{8}[ _-]+|\d{3}\.)", "", name).replace("_", " ").strip()
+
+
+def wordnet_word(number: str) -> str:
+    """The first word of an ImageNet class by its WordNet number, as timm knows it; else the number.
+
+    ImageNet-R and ImageNet-A have such numbers alone as names of folders.
+    """
+    try:
+        return str(_imagenet().label_name_to_description(number)).partition(",")[0]
+    except KeyError:
+        return number
+
+
+@cache
+def _imagenet() -> Any:
+    from timm.data import ImageNetInfo
+
+    return ImageNetInfo()
 
 
 def read_sentences(path: str | Path) -> dict[str, list[str]]:
