@@ -135,6 +135,8 @@ def unknown_key(bad: str, config: dict[str, Any]) -> str:
     section: Any = config
     for step in path:
         section = section.get(step) if isinstance(section, dict) else None
+    if path and isinstance(section, dict) and last in section:
+        return f"{bad} has keys of its own: give them one by one, as {bad}.NAME=VALUE"
     if path and isinstance(section, dict) and section:
         known = [key for key in section if key not in (TARGET, PARTIAL)]
         return f"unknown key {bad}; {nearest(last, known, prefix=bad.removesuffix(last))}"

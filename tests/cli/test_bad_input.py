@@ -34,6 +34,7 @@ BAD = {
     "a sweep in one run": ((*RUN, "strategy=wa,icarl"), "strategy=wa,icarl names several values", "cil compare"),
     "unknown option": ((*RUN, "--cfgg"), "no option '--cfgg'", "'--cfg'"),
     "misspelt dry run": ((*RUN, "--dryrun"), "no option '--dryrun'", "'--dry-run'"),
+    "a section at once": ((*RUN, "budget.caps={a:1}"), "budget.caps has keys of its own", "as budget.caps.NAME=VALUE"),
     "no value": (
         ("run", "stream=split_npz", "scale=quick"),
         "stream.path has no value",

@@ -263,6 +263,14 @@ def test_a_learner_cannot_set_anything_of_what_it_may_carry(name):
     assert allowance.cap == 10
 
 
+def test_what_a_learner_is_lent_is_a_copy_that_is_not_checked_again(monkeypatch):
+    """A learner is grown once for each experience behind it, and lent a budget each time."""
+    budget = Budget(exemplars=3, limits=(5, 6), caps={"a": 1.0})
+    monkeypatch.setattr("cil.memory.budget.check_value", lambda *given: pytest.fail("checked again"))
+    lent = Allowance(budget).budget
+    assert lent == budget and lent is not budget and lent.caps is not budget.caps
+
+
 def test_what_a_user_asked_for_does_not_change():
     budget = Budget(exemplars=10)
     with pytest.raises(FrozenInstanceError):
