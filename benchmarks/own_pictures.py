@@ -121,9 +121,12 @@ def tiles(in_channels: int, image_size: Any, **options: Any) -> Backbone:
     return Backbone(stem, [nn.Identity()], feature_dim=8)
 
 
-def run(folder: Path, in_memory: Any = False) -> Found:
-    """A whole run of ten experiences, one epoch each; memory is noted every two seconds."""
-    stream = load(folder, in_memory=in_memory)
+def run(folder: Path, images: int, in_memory: Any = False) -> Found:
+    """A whole run of ten experiences, one epoch each, of the first so many images of each class.
+
+    Memory is noted every two seconds.
+    """
+    stream = load(folder, in_memory=in_memory, train_per_class=images // CLASSES)
     began, memory, over = time.monotonic(), list[tuple[float, int, int, int]](), threading.Event()
 
     def watch() -> None:
@@ -137,7 +140,8 @@ def run(folder: Path, in_memory: Any = False) -> Found:
     cil.train("finetune", stream, "tiles", epochs=1, batch_size=BATCH, **options)
     over.set()
     watching.join()
-    return {"images": _files(folder), "memory": memory}
+    count = sum(len(experience.train) for experience in stream)
+    return {"images": count + CLASSES * TEST, "memory": memory}
 
 
 STEPS: dict[str, Callable[..., Found]] = {
@@ -151,7 +155,8 @@ STEPS: dict[str, Callable[..., Found]] = {
     "run": run,
     "run, mapped": partial(run, in_memory="mapped"),
 }
-OF_SOME = ("raw", "ours", "raw, flips", "mapped, flips", "mapped, crops")  # steps over the first images of each class
+RATES = ("raw", "ours", "raw, flips", "mapped, flips", "mapped, crops")
+OF_SOME = (*RATES, "run", "run, mapped")  # steps over the first images of each class
 
 
 def measure(step: str, folder: Path, images: int) -> Found:
@@ -195,17 +200,17 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the pictures and what is decoded go")
     parser.add_argument("--out", type=Path, default=Path("own_pictures.jsonl"))
     parser.add_argument("--pictures", type=int, default=100_000)
-    parser.add_argument("--of", type=int, default=10_000, help="pictures that rates are measured on, in pairs")
+    parser.add_argument("--of", type=int, default=10_000, help="pictures that rates and runs are of")
     parser.add_argument("--pairs", type=int, default=2, help="how often rates are measured, one after the other")
     parser.add_argument("--steps", nargs="*", default=list(STEPS), choices=STEPS)
     given = parser.parse_args()
     if not (given.folder / "made").is_file():
         (given.folder / "made").write_text(json.dumps(make_pictures(given.folder, given.pictures)))
     done = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.is_file() else []
-    todo = [(name, 0) for name in given.steps if name not in OF_SOME]
-    rates = [name for name in given.steps if name in OF_SOME]
+    todo = [(name, 0) for name in given.steps if name not in RATES]
+    rates = [name for name in given.steps if name in RATES]
     todo += [(name, pair) for pair in range(given.pairs) for name in (rates[::-1] if pair % 2 else rates)]
-    for step, pair in sorted(todo, key=lambda one: (one[0].startswith("run"), one[0] in OF_SOME)):
+    for step, pair in sorted(todo, key=lambda one: (one[0].startswith("run"), one[0] in RATES)):
         if any((line["step"], line["pair"], line["pictures"]) == (step, pair, given.pictures) for line in done):
             continue
         with multiprocessing.get_context("fork").Pool(1) as pool:  # torch is imported once

@@ -129,9 +129,7 @@ class Batch:
 
 def to_float(pixels: Tensor) -> Tensor:
     """uint8 to float in [0, 1], channels last in memory."""
-    if pixels[:1].is_contiguous(
-        memory_format=torch.channels_last
-    ):  # as those of one channel are
+    if pixels[:1].is_contiguous(memory_format=torch.channels_last):  # as those of one channel are
         return pixels.to(torch.float32).div_(255)
     return channels_last_floats(pixels).div_(255)
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from cil.data import Augment, to_float
+from cil.data.augment import _gather_whole
 from cil.data.crops import crop_box
 from cil.errors import ConfigError, ShapeError
 
@@ -115,6 +116,19 @@ def test_a_bound_data_set_gives_what_augmenting_its_rows_gives(channels):
     assert bound.dtype == torch.float32
     assert bound.is_contiguous(memory_format=torch.channels_last)
     assert not torch.equal(bound[1], bound[2])  # the same row twice is drawn twice
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_without_padding_images_are_those_of_the_gather_in_the_same_order_of_memory(channels):
+    pixels = torch.randint(256, (6, channels, 5, 4), dtype=torch.uint8)
+    rows, corners = torch.tensor([4, 0, 4]), torch.zeros(2, 3, dtype=torch.int64)
+    mirror = torch.tensor([True, False, False])
+    gathered = Augment()._gather_padded(pixels)(rows, corners, mirror)
+    whole = _gather_whole(pixels, rows, corners, mirror)
+    assert torch.equal(whole, gathered) and whole.stride() == gathered.stride()
+    assert torch.equal(whole[0], pixels[4].flip(2).float())
+    floats = pixels.to(torch.float32).div_(255).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(to_float(pixels), floats) and to_float(pixels).stride() == floats.stride()
 
 
 def test_an_empty_batch_stays_empty():

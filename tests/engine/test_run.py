@@ -560,3 +560,11 @@ def test_a_boundary_of_processes_needs_one_thread(tmp_path, monkeypatch):
 
 def test_images_have_the_shape_that_these_sums_are_about():
     assert small_stream().image_shape == SHAPE == (1, 2, 2)
+
+
+def test_another_rhythm_of_snapshots_is_the_same_run():
+    stream, model = toy_stream(), "smallconv"
+    runs = [plan("finetune", stream, model, recipe=Recipe(snapshot_minutes=m)) for m in (5.0, 0.5, None)]
+    assert len({run.run_dir for run in runs}) == 1
+    other = plan("finetune", stream, model, recipe=Recipe(max_steps=3))
+    assert other.run_dir != runs[0].run_dir

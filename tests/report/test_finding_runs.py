@@ -59,7 +59,7 @@ def test_arrays_that_are_damaged_or_missing_are_said_and_leave_the_rest_of_a_pag
     assert "without pictures: " in caplog.text and "index.jsonl is damaged or missing" in caplog.text
     caplog.clear()
     for name in ("metrics.jsonl", "arrays/index.jsonl"):
-        (tmp_path / "run" / name).unlink()
+        (tmp_path / "run" / name).unlink(missing_ok=True)
     assert RunSummary(record).arrays(["confusion"]) == {} and not caplog.text
 
 

@@ -195,9 +195,10 @@ import sys
 import numpy as np
 from cil.tracking.panels import Picture, Table
 from cil.tracking.wandb_sink import WandbLogger
-identity = {{"strategy": "replay", "stream": {{"name": "s", "fingerprint": "f"}}, "budget": {{"exemplars": 3}}, "seed": 0}}
+identity = {{"strategy": "replay", "stream": {{"name": "s", "fingerprint": "f"}}, "seed": 0}}
+identity |= {{"budget": {{"exemplars": 3}}, "config": {{}}, "kind": "classes"}}
 logger = WandbLogger()
-logger.start({{**identity, "config": {{}}, "kind": "classes"}}, {str(tmp_path)!r}, "replay", None)
+logger.start(identity, {str(tmp_path)!r}, "replay", None)
 logger.log("step", {{"loss": 1.0}}, {{"step": 1}})
 table = Table("class_accuracy", ["class", "0"], [["cat", 50.0]], "rows")
 logger.show([table, Picture("confusion", 0, np.zeros((8, 8), np.uint8))], final=True)

@@ -16,8 +16,8 @@ HEADING = "Over seeds"
 ENOUGH = 5  # seeds, or streams, from which on ranks over them say something
 TERMS = (
     ("95 % interval", "Of the mean over seeds, by Student's t; from three seeds on."),
-    ("not told apart from", "Rows whose last accuracy does not differ at 5 %: paired over shared seeds, corrected by Holm "
-                      "for all pairs of the table."),
+    ("not told apart from", "Rows whose last accuracy does not differ at 5 %: paired over shared seeds, corrected by "
+                            "Holm for all pairs of the table."),
     ("mean rank", "Of the last accuracy, 1 is best. Rows whose mean ranks are less than the critical difference apart "
                   "are not told apart (Friedman, then Nemenyi; Demsar 2006)."),
 )  # fmt: skip
