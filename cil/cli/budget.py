@@ -36,6 +36,7 @@ class Bills:
     Attributes:
         bound: True for a strategy that keeps all data, and is not held to the budget.
         over: Why it cannot be trained under this budget; None where it can.
+        fitted: What ``budget.fit`` has set, in words; None where it sets nothing.
     """
 
     label: str
@@ -44,6 +45,7 @@ class Bills:
     bound: bool
     bills: list[Bill]
     over: str | None
+    fitted: str | None = None
 
     @classmethod
     def of(cls, run: Run, label: str | None = None, alone: bool = True) -> Bills:
@@ -58,7 +60,8 @@ class Bills:
             if alone:
                 raise
             return cls(*head, False, [], str(error))
-        return cls(*head, bound, bills, work.excess())
+        fitted = None if work.fit is None else work.fit.words(head[0])
+        return cls(*head, bound, bills, work.excess(), fitted)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -104,6 +107,7 @@ def bills_text(found: Sequence[Bills]) -> str:
             ("bytes, as LibContinual counts", lambda bill: bill.total["libcontinual"]),
         ):
             parts.append(_table(f"{title}, after experience", rows, count, value))
+        parts += [item.fitted for item in rows if item.fitted]
         parts += [f"{item.label} does not fit: {item.over}" for item in rows if item.over]
         bounds = [item.label for item in rows if item.bound]
         parts += [f"{', '.join(bounds)}: a bound that keeps all data, not held to the budget"] if bounds else []

@@ -114,10 +114,15 @@ class FeCAM(FrozenBackbone):
         features = self._scaled(self._transformed(to_float64(self.net(images).features))).to(self.centres)
         with in_full_precision(features):
             scores = [  # equation 4, class by class: (N, D, D) is never built
-                -((features - centre) @ self.factors[slot % len(self.factors)].T).square().sum(1)
-                for slot, centre in enumerate(self.centres)
+                -self._whitened(features - centre, slot).square().sum(1) for slot, centre in enumerate(self.centres)
             ]
         return torch.stack(scores, dim=1).masked_fill(self.gaussians.counts == 0, -torch.inf)
+
+    def _whitened(self, differences: Tensor, slot: int) -> Tensor:
+        """F d of each row d; F of a diagonal covariance is held as its diagonal."""
+        assert self.factors is not None
+        factor = self.factors[slot % len(self.factors)]
+        return differences * factor if factor.ndim == 1 else differences @ factor.T
 
     def _transformed(self, features: Tensor) -> Tensor:
         """Features as means and covariances are taken of them."""
@@ -132,12 +137,15 @@ class FeCAM(FrozenBackbone):
         return F.normalize(features) if self.correlation or self.unit else features
 
     def _whitening(self, covariance: Tensor, shared: Tensor) -> Tensor:
-        """F with F' F = S^-1 of a class."""
+        """F with F' F = S^-1 of a class: (D, D), or (D,) of a diagonal one."""
         if not bool(covariance.diagonal().any()):
             covariance = shared.to(covariance)
         if not bool(covariance.diagonal().any()):
-            return torch.eye(len(covariance)).to(covariance)
-        shrunk = shrink(covariance, *self.shrinkage)
+            shrunk = torch.eye(len(covariance)).to(covariance)
+        else:
+            shrunk = shrink(covariance, *self.shrinkage)
+        if self.gaussians.spread == "diagonal":
+            return 1 / shrunk.diagonal().sqrt()
         return inverse_root(correlation_of(shrunk) if self.correlation else shrunk)
 
 

@@ -94,6 +94,13 @@ def test_who_does_not_fit_is_named(cil):
     assert "der does not fit: der will carry" in said.out and "icarl does not fit" not in said.out
 
 
+def test_what_a_budget_sets_is_said(cil):
+    given = ("strategy=ranpac", "stream=split_digits", "budget=bytes", "budget.limit=400_000", "budget.fit=true")
+    said = "ranpac: budget.fit sets strategy.size=303, the largest that fits: 399,336 of 400,000 bytes (exact)"
+    assert said in cil("budget", *given).out.splitlines()
+    assert json.loads(cil("budget", *given, "--json").out)[0]["fitted"] == said
+
+
 def test_points_are_bills_of_their_own(cil):
     found = json.loads(cil("budget", "stream=split_digits", "budget.points=[10,50]", "seed=0,1", "--json").out)
     assert [item["bills"][-1]["exemplars"] for item in found] == [10, 50]

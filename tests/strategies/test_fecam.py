@@ -65,6 +65,14 @@ def test_with_equal_and_unrelated_variances_it_is_the_nearest_mean_of_unit_vecto
     torch.testing.assert_close(answers(learner, *shown.tolist()), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_variances_alone_are_held_as_rows_and_scale_each_difference_by_hand():
+    """Of (0, 0), (4, 2): mean (2, 1), variances (4, 1), their mean 2.5 added: 6.5 and 3.5."""
+    learner = taught([[0.0, 0.0], [4.0, 2.0]], [0, 0], covariance="diagonal", correlation=False, tukey=None)
+    assert learner.factors.ndim == 2  # (C, D)
+    found = answers(learner, [5.0, 0.0])
+    assert found[0, 0] == pytest.approx(-(9 / 6.5 + 1 / 3.5), rel=1e-5)
+
+
 def test_a_class_of_one_image_takes_the_mean_covariance_and_one_without_images_never_answers():
     points = torch.randn(8, 3, generator=torch.Generator().manual_seed(2)) * torch.tensor([3.0, 1.0, 0.2])
     learner = taught([*points.tolist(), [1.0, 1.0, 1.0]], [0] * 8 + [2], classes=3)

@@ -104,7 +104,7 @@ def wordnet_word(number: str) -> str:
 
 @cache
 def _imagenet() -> Any:
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     return ImageNetInfo()
 
