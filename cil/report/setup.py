@@ -119,10 +119,17 @@ def first_words(run: RunSummary) -> str:
 
 
 def augmentation_words(run: RunSummary) -> str:
-    """What is done to training images; empty where the record does not say."""
+    """What is done to training images, by data set where that differs; empty where the record does not say."""
     given = run.stream.get("augment")
-    if given is None:
-        return ""
+    if not (given and given.get("choices")):
+        return "" if given is None else _augmentation(given)
+    sets: dict[str, list[str]] = {}
+    for name, place in sorted({*zip(run.stream.get("origins") or (), given["choice_of"], strict=False)}):
+        sets.setdefault(_augmentation(given["choices"][place]), []).append(name)
+    return "; ".join(f"{words} ({', '.join(names)})" for words, names in sets.items())
+
+
+def _augmentation(given: Mapping[str, Any]) -> str:
     pad, bright = given.get("crop_padding"), given.get("brightness")
     area, size = given.get("crop_area"), given.get("crop_size")
     least = f" of at least {100 * area:.3g} % of the area" if area else ""

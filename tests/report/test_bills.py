@@ -147,6 +147,12 @@ def test_what_a_record_does_not_say_is_not_made_up(run):
     assert augmentation_words(bare) == "none" and optimizer_words(bare) == ""
 
 
+def test_what_is_done_to_the_images_of_each_set_of_a_pool_is_said():
+    augment = {"flip": False, "choices": [{"flip": True, "crop_padding": 4}, {}], "choice_of": [1, 0, 1, 1]}
+    pool = SimpleNamespace(config={}, stream={"augment": augment, "origins": ["b", "photos", "a", "b"]}, identity={})
+    assert augmentation_words(pool) == "none (a, b); random crop after padding by 4 pixels, horizontal flip (photos)"
+
+
 def test_a_run_whose_process_is_gone_has_stopped(run):
     record = run(status="running")
     marks = {note.mark for note in rows_of(record)["icarl"].notes}
