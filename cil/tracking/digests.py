@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 SEAL = "sha256"
+LONG = 100  # lists or dictionaries in a list, from which on its text is made item by item
 Part = tuple[str, str, tuple[int, ...], Any]  # name, type, shape, and bytes of a tensor
 
 
@@ -38,22 +39,28 @@ def _sum_of(content: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _pieces(value: Any) -> Iterator[str]:
+def _pieces(value: Any, levels: int = 2) -> Iterator[str]:
     """The text of ``json.dumps`` in parts, as that of a long stream's matrices takes much memory as a whole.
 
-    >>> "".join(_pieces({"matrix": [[1.0], [2.5, None]], "none": [], "n": {2: "x"}}))
-    '{"matrix": [[1.0], [2.5, null]], "none": [], "n": {"2": "x"}}'
+    Args:
+        levels: Of dictionaries that are taken apart: a record and its results. Lists are where they are long.
+
+    >>> "".join(_pieces({"results": {"matrix": [[1.0], [2.5, None]], "none": []}, "n": {2: "x"}}))
+    '{"results": {"matrix": [[1.0], [2.5, null]], "none": []}, "n": {"2": "x"}}'
+    >>> long = [{"row": [index]} for index in range(LONG)]
+    >>> "".join(_pieces({"a": long, "b": [long, 1]})) == json.dumps({"a": long, "b": [long, 1]})
+    True
     """
-    if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
+    if levels and isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
         ends, items = "{}", [(f"{json.dumps(key)}: ", item) for key, item in value.items()]
-    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+    elif isinstance(value, list) and len(value) >= LONG and isinstance(value[0], dict | list):
         ends, items = "[]", [("", item) for item in value]
     else:
         yield json.dumps(value)
         return
     for number, (name, item) in enumerate(items):
         yield f"{', ' if number else ends[0]}{name}"
-        yield from _pieces(item)
+        yield from _pieces(item, levels - 1 if levels else 0)
     yield ends[1]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from functools import partial
 from pathlib import Path
 
@@ -195,13 +194,8 @@ def test_a_version_that_is_not_known_is_refused_by_name(written):
         Record.load(written(set_to(0, "schema_version"), name="none"))
 
 
-def test_every_published_record_is_read_and_quickly():
-    Record.load(RECORDS[0].parent)
-    start = time.process_time()
-    kinds = {Record.load(path.parent).kind for path in RECORDS}
-    assert kinds == {"classes", "tasks", "adaptation"}
-    kilobytes = sum(path.stat().st_size for path in RECORDS) / 1000
-    assert time.process_time() - start < 0.5 + 0.3e-3 * kilobytes  # with reading
+def test_every_published_record_is_read():
+    assert {Record.load(path.parent).kind for path in RECORDS} == {"classes", "tasks", "adaptation"}
 
 
 # what runs write ----------------------------------------------------------------------------------------------------
