@@ -33,6 +33,7 @@ def weights(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # gpm decomposes what 48 layers were given: minutes an experience
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_trains_a_step_on_the_whole_transformer(row, weights, tmp_path):
     given = ["experiment=pretrained_cifar100", "scale=paper", *row.split(), *FEW_IMAGES, f"model.weights={weights}"]
