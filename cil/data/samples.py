@@ -127,6 +127,20 @@ class Batch:
         raise AttributeError(f"a batch has no stream '{name}'; it has: {', '.join(streams) or 'one unnamed stream'}")
 
 
+def batch_bounds(count: int, size: int) -> list[tuple[int, int]]:
+    """Where the batches of an epoch start and stop; a last batch of one joins the batch before it.
+
+    Batch statistics of a single image are undefined in some networks.
+
+    >>> batch_bounds(7, 3), batch_bounds(8, 3)
+    ([(0, 3), (3, 7)], [(0, 3), (3, 6), (6, 8)])
+    """
+    bounds = [(start, min(start + size, count)) for start in range(0, count, size)]
+    if len(bounds) > 1 and size > 1 and bounds[-1][1] - bounds[-1][0] == 1:
+        bounds[-2:] = [(bounds[-2][0], count)]
+    return bounds
+
+
 def to_float(pixels: Tensor) -> Tensor:
     """uint8 to float in [0, 1], channels last in memory."""
     if pixels[:1].is_contiguous(memory_format=torch.channels_last):  # as those of one channel are
@@ -314,10 +328,17 @@ class Samples:
             return self
         return Samples(ArrayStore(self.pixels), self.slots, targets=self.targets, extras=self.extras)
 
-    def batches(self, size: int = 500, device: torch.device | str | None = None) -> Iterator[Batch]:
-        """Batches in order in the evaluation view: no augmentation, no shuffling."""
-        for start in range(0, len(self), size):
-            part = self[start : start + size]
+    def batches(
+        self, size: int = 500, device: torch.device | str | None = None, joined: bool = False
+    ) -> Iterator[Batch]:
+        """Batches in order in the evaluation view: no augmentation, no shuffling.
+
+        Args:
+            joined: Whether a last batch of one joins the batch before it, as in training.
+        """
+        starts = range(0, len(self), size)
+        for start, stop in batch_bounds(len(self), size) if joined else ((start, start + size) for start in starts):
+            part = self[start:stop]
             pixels = part.pixels
             if device is not None:
                 pixels = pixels.to(device, non_blocking=True)

@@ -14,25 +14,12 @@ from torch import Tensor
 
 from cil.data import Augment, Batch, Samples
 from cil.data.looks import uncounted
+from cil.data.samples import batch_bounds
 from cil.engine.arrival import Pace, among
 from cil.errors import ConfigError
 
 Keyed = Callable[..., torch.Generator]
 LOOKAHEAD = 4  # batches that are decoded ahead of the one in use
-
-
-def batch_bounds(count: int, size: int) -> list[tuple[int, int]]:
-    """Where the batches of an epoch start and stop; a last batch of one joins the batch before it.
-
-    Batch statistics of a single image are undefined in some networks.
-
-    >>> batch_bounds(7, 3), batch_bounds(8, 3)
-    ([(0, 3), (3, 7)], [(0, 3), (3, 6), (6, 8)])
-    """
-    bounds = [(start, min(start + size, count)) for start in range(0, count, size)]
-    if len(bounds) > 1 and size > 1 and bounds[-1][1] - bounds[-1][0] == 1:
-        bounds[-2:] = [(bounds[-2][0], count)]
-    return bounds
 
 
 class Loader:

@@ -19,11 +19,11 @@ from torch.optim import Optimizer
 from cil.adapt import Adapter
 from cil.contract import Holder, Phase
 from cil.data import ArrayStore, Augment, Batch, Samples
-from cil.data.samples import to_float
+from cil.data.samples import batch_bounds, to_float
 from cil.engine.arrival import Pace
 from cil.engine.cost import Cost, Unbilled, held_tensors
 from cil.engine.fit import Fit, LossWindow
-from cil.engine.loader import Keyed, PhaseLoader, batch_bounds
+from cil.engine.loader import Keyed, PhaseLoader
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.engine.shape_inference import OnMeta

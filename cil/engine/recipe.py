@@ -13,9 +13,9 @@ import torch
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from cil.data.samples import batch_bounds
 from cil.engine import compiler
 from cil.engine.arrival import Pace
-from cil.engine.loader import batch_bounds
 from cil.errors import ConfigError, in_words
 from cil.strategies import Phase
 from cil.values import check_value

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 
 from cil.contract import Holder, Phase, Search
+from cil.data.samples import batch_bounds
 from cil.engine.cost import Unbilled
 from cil.engine.dry_run import Bill
-from cil.engine.loader import batch_bounds
 from cil.engine.measured_step import autocast_on, first_steps
 from cil.engine.recipe import Recipe
 from cil.engine.step_kinds import StepWatch

@@ -93,10 +93,7 @@ class EWC(Strategy):
         generator = self.generator("fisher")
         order = torch.randperm(len(experience.train), generator=generator)
         as_trained = self.fisher_mode == "training"
-        rows = list(order.split(self.batch_size))
-        if as_trained and len(rows) > 1 and len(rows[-1]) == 1 < self.batch_size:  # one image has no batch statistics
-            rows[-2:] = [torch.cat(rows[-2:])]
-        batches = (batch for own in rows for batch in experience.train[own].batches(len(own), self.device))
+        batches = experience.train[order].batches(self.batch_size, self.device, joined=as_trained)
         self.net.train() if as_trained else self.net.eval()
 
         def loss(batch: Batch) -> Tensor:

@@ -13,8 +13,9 @@ from toys import some_samples
 
 from cil.data import Augment, Samples
 from cil.data.file_store import FileStore
+from cil.data.samples import batch_bounds
 from cil.engine.keys import generator
-from cil.engine.loader import LOOKAHEAD, Loader, PhaseLoader, batch_bounds
+from cil.engine.loader import LOOKAHEAD, Loader, PhaseLoader
 from cil.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
