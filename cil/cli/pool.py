@@ -115,9 +115,8 @@ def run_all(
     children: dict[int, _Child] = {}
     deadline = float("inf")
 
-    def close(number: int, end: RunEnd) -> None:
+    def close(number: int, end: RunEnd, record: Record | None) -> None:
         ends[number] = end
-        record = record_of(end.run.run_dir) if end.status == "finished" else None
         bound = record is not None and bool(record.identity.get("bound"))
         accuracy = None if record is None else record.results.get("last_accuracy")
         screen.end(number, end.run.label, end.words, end.status == "finished", accuracy, bound)
@@ -128,7 +127,7 @@ def run_all(
                 number, run = waiting.pop(0)
                 record = record_of(run.run_dir)
                 if record is not None and record.status == "finished":
-                    close(number, RunEnd(run, "finished", found=True))
+                    close(number, RunEnd(run, "finished", found=True), record)
                     continue
                 if fork:
                     import_before_fork()
@@ -145,7 +144,8 @@ def run_all(
                 if not child.process.is_alive():
                     _drain(number, child, screen)
                     child.process.join()
-                    close(number, _end_of(child))
+                    end = _end_of(child)
+                    close(number, end, record_of(end.run.run_dir) if end.status == "finished" else None)
                     del children[number]
             if interrupts.count:
                 _forward(children, interrupts)

@@ -60,15 +60,14 @@ class SDLoRA(FrozenTransformer):
         check.at_least(1, "sd_lora", rank=rank)
         check.one_of((True, False), "sd_lora", carry_magnitudes=carry_magnitudes)
         check.at_least(0, "sd_lora", start=start, merge_below=merge_below)
-        self.later_ranks, self.merge_below = _ranks(later_ranks), merge_below
+        self.later_ranks, self.merge_below = _checked(later_ranks), merge_below
         self.carry_magnitudes, self.start = carry_magnitudes, start
         self.keep("directions", Directions(self.vit, rank, ("q", "v"), by_layer=carry_magnitudes), kind="parameters")
 
     def grow_net(self, signature: Signature) -> None:
         super().grow_net(signature)
-        rank = self.directions.rank
-        lower = [later for first, later in self.later_ranks.items() if first <= signature.index]
-        self.directions.grow(self.net.weight, min([rank, *lower[-1:]]))
+        lower = [rank for first, rank in self.later_ranks if first <= signature.index]
+        self.directions.grow(self.net.weight, min([self.directions.rank, *lower[-1:]]))
 
     @torch.no_grad()
     def prepare(self, experience: Experience) -> None:
@@ -94,8 +93,8 @@ class SDLoRA(FrozenTransformer):
         return logits
 
 
-def _ranks(pairs: Sequence[Sequence[int]]) -> dict[int, int]:
-    """The rank from each experience on, in order.
+def _checked(pairs: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The pairs of ``later_ranks``.
 
     Raises:
         ConfigError: where they are not pairs of an experience and a rank, both from 1 on, or do not rise.
@@ -107,4 +106,4 @@ def _ranks(pairs: Sequence[Sequence[int]]) -> dict[int, int]:
             f"strategy.later_ranks of sd_lora is {plain}; allowed: pairs of an experience from 1 on, in rising order, "
             f"and a rank from 1 on, as [[4,8],[8,6]]"
         )
-    return dict(zip(starts, (rank for _, rank in plain), strict=True))
+    return plain
