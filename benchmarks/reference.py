@@ -1,6 +1,6 @@
 """The same small setting in a public toolbox and here: do our methods reach what the reference implementations reach?
 
-    python benchmarks/reference.py DIR --methods icarl wa bic podnet der foster memo --seeds 0 1 2 --out found.jsonl
+    python benchmarks/reference.py DIR --methods icarl wa --seeds 0 1 2 --out found.jsonl
     python benchmarks/reference.py --table --out found.jsonl
 
 DIR is a checkout of PyCIL (https://github.com/LAMDA-CL/PyCIL), which is neither part of this project nor a dependency;
@@ -32,23 +32,28 @@ from cil.engine.recipe import Recipe, multistep
 from cil.strategies import find
 
 SETTING = Setting()  # 20 classes in experiences of four, 20 epochs on ResNet-14, 200 exemplars
-SCHEDULE = {"icarl": "steps", "wa": "steps", "bic": "steps", "der": "steps"}  # else cosine
+STEPS = ("icarl", "wa", "bic", "der", "ewc", "gem")  # else cosine
 COSINE = ("podnet",)
+METHODS = ["icarl", "wa", "bic", "podnet", "der", "foster", "memo", "ewc", "gem", "rmm"]
 OPTIONS: dict[str, dict[str, Any]] = {  # what the toolbox does, where the default here is another
     "wa": {"strength": "balanced"},
     "bic": {"second_stage": "survey"},
     "podnet": {"tune_epochs": SETTING.tune},
     "foster": {"keep": "teacher"},
-}
+    "ewc": {"fisher_mode": "training"},
+    "rmm": {
+        "host": "foster", "host_options": {"beta1": 0.97, "beta2": 0.97, "keep": "teacher"},
+        "rates": pycil.RMM_RATES, "tilts": pycil.RMM_TILTS,
+    },
+}  # fmt: skip
 
 
 def ours(method: str, seed: int) -> list[float]:
     """The accuracy curve in the framework."""
-    steps = SCHEDULE.get(method) == "steps"
     recipe = Recipe(
         epochs=SETTING.epochs, batch_size=SETTING.batch,
         optimizer=partial(torch.optim.SGD, lr=SETTING.rate, momentum=0.9, weight_decay=SETTING.decay),
-        **({"scheduler": partial(multistep, milestones=SETTING.milestones)} if steps else {}),
+        **({"scheduler": partial(multistep, milestones=SETTING.milestones)} if method in STEPS else {}),
     )  # fmt: skip
     model = {"name": f"resnet{SETTING.depth}_cosine" if method in COSINE else f"resnet{SETTING.depth}"}
     strategy = partial(find(method), **OPTIONS.get(method, {}))
@@ -57,7 +62,7 @@ def ours(method: str, seed: int) -> list[float]:
             strategy,
             SETTING.stream(),
             model,
-            cil.Budget(exemplars=SETTING.exemplars),
+            cil.Budget(exemplars=SETTING.exemplars, scope="carried+incoming" if method == "rmm" else "carried"),
             recipe=recipe,
             seed=seed,
             run_dir=folder,
@@ -86,7 +91,7 @@ def main() -> None:
     """Run what is missing, one line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("where", nargs="?", type=Path)
-    parser.add_argument("--methods", nargs="+", default=["icarl", "wa", "bic", "podnet", "der", "foster", "memo"])
+    parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--sides", nargs="+", default=["cil", "toolbox"], choices=["cil", "toolbox"])
     parser.add_argument("--out", type=Path, required=True)
