@@ -13,6 +13,8 @@ import importlib
 import json
 import os
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,15 @@ class Setting:
             classes=self.classes, train_per_class=self.per_class, test_per_class=self.test_per_class,
             mean=[0.5071, 0.4867, 0.4408], std=[0.2675, 0.2565, 0.2761],
         )  # fmt: skip
+
+    def arrays(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Pixels (N, H, W, C) uint8 and slots of all training images, and of all test images."""
+        stream, sets = self.stream(), []
+        for test in (False, True):
+            parts = [stream.test(index) if test else stream[index].train for index in range(len(stream))]
+            pixels = torch.cat([part.pixels for part in parts]).permute(0, 2, 3, 1).contiguous().numpy()
+            sets.append((pixels, torch.cat([part.slots for part in parts]).numpy()))
+        return sets
 
 
 def curve(where: Path, method: str, seed: int, setting: Setting) -> list[float]:
@@ -144,12 +155,7 @@ def _top_one(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 def _their_data(seed: int, setting: Setting) -> Any:
     """Its data manager over our images; the labels are the slots already, so that its order is the natural one."""
-    stream = setting.stream()
-    sets = []
-    for test in (False, True):
-        parts = [stream.test(index) if test else stream[index].train for index in range(len(stream))]
-        pixels = torch.cat([part.pixels for part in parts]).permute(0, 2, 3, 1).contiguous().numpy()
-        sets.append((pixels, torch.cat([part.slots for part in parts]).numpy()))
+    sets = setting.arrays()
     data = importlib.import_module("utils.data")
     kind = data.iCIFAR100
     kind.class_order = list(range(setting.classes))
@@ -162,9 +168,9 @@ def _their_data(seed: int, setting: Setting) -> Any:
     return manager.DataManager("cifar100", False, seed, setting.base, setting.each)
 
 
-def main() -> None:
-    """Train what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command(described: str | None, curve: Callable[[Path, str, int, Setting], list[float]]) -> None:
+    """The command line of a toolbox: a line of JSON for each method and seed, with its CPU seconds."""
+    parser = argparse.ArgumentParser(description=described, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("where", type=Path)
     parser.add_argument("--methods", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -179,9 +185,10 @@ def main() -> None:
     torch.set_num_threads(1)
     for method in methods:
         for seed in seeds:
+            began = time.process_time()
             line = {"method": method, "seed": seed, "curve": curve(where, method, seed, setting)}
-            print(json.dumps(line), flush=True)
+            print(json.dumps({**line, "cpu": time.process_time() - began}), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, curve)
