@@ -61,7 +61,8 @@ class SLCA(Strategy):
         pre-trained model", ICCV 2023, arXiv:2303.05118; "SLCA++", 2024, arXiv:2408.08295 (``tuning=low_rank
         backbone_lr=1e-3 reverse=0.1 scaling=decay``). The code of SLCA++ has a larger rate for the sums in the first
         experience (``first_lr=5e-3``) and larger features for the heads of earlier experiences
-        (``answer_growth=0.02``), as ``recipe=survey`` sets them.
+        (``answer_growth=0.02``), as ``recipe=survey`` sets them. Departure: covariances are divided by N, in both codes
+        by N - 1.
     """
 
     answers_by = "aligned_head"
