@@ -60,6 +60,14 @@ def test_the_projection_of_ranpac_as_in_the_table(classes, sizes):
             check_bills(bills, libcontinual(limit), "ranpac")
 
 
+def test_the_16_and_439_megabytes_of_ranpac_as_published():
+    """With 200 classes, 1,573 and 10,000 random features."""
+    make = partial(find("ranpac"), projection="stored", ridge=1.0)
+    for size, total in ((1_573, 15_987_972), (10_000, 438_720_000)):
+        found = dry_run(partial(make, size=size), WIDE, whole(200), Budget(side_bytes=None))[-1]
+        assert found.total["libcontinual"] == total
+
+
 def test_the_pool_of_l2p_as_published_and_as_in_the_table():
     make_net = public_vit(1)
     published = dry_run(find("l2p"), make_net, whole(100), Budget())[-1]
