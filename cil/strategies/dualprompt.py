@@ -78,7 +78,7 @@ class DualPrompt(FrozenTransformer):
         check.at_least(0, "dualprompt", pull=pull)
         check_blocks([*general_blocks, *expert_blocks], self.vit, "general_blocks and expert_blocks", "dualprompt")
         self.general_blocks, self.expert_blocks = list(general_blocks), list(expert_blocks)
-        self.expert_length, self.by_block, self.pull = expert_length, keys == "block", pull
+        self.expert_length, self.keys, self.pull = expert_length, keys, pull
         general = partial(BlockPrefixes, len(self.general_blocks), general_length, self.vit.feature_dim)
         self.keep("general", drawn_for(self.net.weight, general), kind="parameters")
         self.keep("experts", nn.ModuleList(), kind="parameters")
@@ -86,7 +86,8 @@ class DualPrompt(FrozenTransformer):
     def grow_net(self, signature: Signature) -> None:
         super().grow_net(signature)
         self.experts.requires_grad_(False)
-        expert = partial(Expert, len(self.expert_blocks), self.expert_length, self.vit.feature_dim, self.by_block)
+        blocks, by_block = len(self.expert_blocks), self.keys == "block"
+        expert = partial(Expert, blocks, self.expert_length, self.vit.feature_dim, by_block)
         self.experts.append(drawn_for(self.net.weight, expert))
 
     @torch.no_grad()

@@ -138,7 +138,8 @@ def _open_to_fit(strategy: partial[Any], job: Job) -> partial[Any]:
     """The strategy without what ``budget.fit`` sets; what the command line says stays, and both are refused."""
     if not job.config["budget"]["fit"]:
         return strategy
-    key = strategy.func.fitted_key(strategy.keywords)
+    method: Any = strategy.func
+    key = method.fitted_key(strategy.keywords)
     if f"strategy.{key}" in map(key_of, job.overrides):
         return strategy
     return partial(strategy.func, **{name: value for name, value in strategy.keywords.items() if name != key})
