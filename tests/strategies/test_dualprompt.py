@@ -85,6 +85,26 @@ def test_with_a_key_for_each_block_an_image_may_have_other_experts_in_other_bloc
                 assert torch.equal(seen[block][half][row], learner.experts[expert].tokens[block, half])
 
 
+def test_keys_of_blocks_are_carried_and_learn(learn):
+    """Each experience brings two blocks of 2 * 5 * 16 floats and two keys of 16."""
+    own, drawn = {"general_blocks": [], "expert_blocks": [0, 1], "keys": "block"}, []
+
+    def see(when, learner, experience):
+        if when == "prepared":
+            drawn.append(learner.experts[-1].key.detach().clone())
+
+    done = learn(observed("dualprompt", see), hyperparameters=own)
+    first, last = done.learner(0), done.learner(2)
+    assert torch.equal(first.experts[0].key, last.experts[0].key) and last.experts[2].key.shape == (2, 16)
+    for expert, before in zip(last.experts, drawn, strict=True):
+        assert (expert.key != before).any(dim=1).all()
+    frozen = sum(value.numel() for name, value in done.state(2).tensors.items() if name.startswith("vit."))
+    experts = 3 * (2 * 2 * 5 * 16 + 2 * 16)
+    assert done.ledger(2) == {"parameters": 4 * (frozen + experts + 17 * 6)}
+    together, alone = (last.predict(batch(0, 1, 2).images[:count]) for count in (3, 1))
+    torch.testing.assert_close(alone, together[:1])
+
+
 def test_the_pull_of_a_key_for_each_block_is_their_sum():
     """A block of keys that are the query itself, and one of their opposites: 1 - 1; both the same: 2."""
     learner = bare("dualprompt", classes=[2], general_blocks=[], expert_blocks=[0, 1], keys="block", pull=0.5)
