@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 MakeConfig = Callable[[Sequence[str]], dict[str, Any]]
 GROUPS = (
     *("stream", "strategy", "adapter", "model", "budget", "optimizer", "scheduler", "trainer", "logger"),
-    *("experiment", "scale", "tune"),
+    *("recipe", "experiment", "scale", "tune"),
 )
-OPTIONAL = ("adapter", "experiment", "scale")  # null: none of them
+OPTIONAL = ("adapter", "experiment", "scale")  # none of them where they are left out
 # groups whose files have keys of their own, which are checked when they are built
 BUILT = ("stream", "strategy", "adapter", "model", "optimizer", "scheduler", "logger")
 
@@ -72,10 +72,12 @@ def refuse_choices(overrides: Sequence[str]) -> None:
             continue
         if group != "logger" and value.startswith(("[", "{")):  # loggers may be several
             raise ConfigError(f"{group} is {value}; it must be one name, and for several runs cil compare {group}=a,b")
-        none = value.lower() in ("null", "true", "false", "") and not (group in OPTIONAL and value == "null")
+        none = value.lower() in ("null", "true", "false", "")
         if none or re.fullmatch(r"[+-]?[\d.]+", value) or ".." in value:
+            out = ", or left out" if group in OPTIONAL else ""
             raise ConfigError(
-                f"{group} is {value or 'empty'}; it must be the name of a file of the group, as {group}=NAME"
+                f"{group} is {value or 'empty'}; it must be the name of a file of the group, as {group}=NAME{out}; "
+                f"{nearest(value, group_choices(group))}"
             )
 
 

@@ -51,7 +51,7 @@ def fitted(
     make_learner: Callable[..., Any], make_net: Callable[[], NetFactory], signatures: Sequence[Signature],
     budget: Budget, name: str,
 ) -> Fitted | None:  # fmt: skip
-    """The largest value of the hyperparameter that a method names (``Strategy.fits``), by bisection of dry runs.
+    """The largest value of the hyperparameter that a method names (``Strategy.fitted_key``), by bisection of dry runs.
 
     Nothing is trained, and no image is looked at. None where ``budget.fit`` is off, and for a method that names none:
     one with exemplars fills the budget with these anyway, one without is as large as it is.
@@ -65,10 +65,10 @@ def fitted(
         ConfigError: where the value is given, or the bytes do not grow with it, or fall.
     """
     method: Any = getattr(make_learner, "func", make_learner)
-    key: str | None = getattr(method, "fits", None)
-    if not budget.fit or key is None:
-        return None
     given: Mapping[str, Any] = getattr(make_learner, "keywords", {})
+    key: str | None = method.fitted_key(given) if budget.fit else None
+    if key is None:
+        return None
     if key in given:
         raise ConfigError(
             f"strategy.{key} is {given[key]}, and budget.fit=true sets it to the largest that fits; leave one of them "

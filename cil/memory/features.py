@@ -130,7 +130,8 @@ class Prototypes(nn.Module):
 
     Bytes of a class: 4 D for its mean and 8 for its count, and for its covariance 4 D (``diagonal``), 4 (r D + 1)
     (``low_rank``) or 2 D (D + 1) (``full``: the lower triangle). What all classes share is there once: 4 bytes of a
-    ``radius``, 2 D (D + 1) of a ``tied`` covariance. Variances are divided by N.
+    ``radius``, 2 D (D + 1) of a ``tied`` covariance. Variances are divided by N, so that
+    they are known of a single image; the codes of SLCA, MOS, RAPF and FeCAM divide by N - 1.
 
     Args:
         dim: D.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -29,8 +30,8 @@ class APER(FrozenBackbone):
     Args:
         tuner: What the first experience trains: ``adapter``, ``scale_shift`` (SSF), ``shallow_prompts`` or
             ``deep_prompts`` (VPT) beside a frozen vision transformer, or ``finetune``: a copy of any backbone.
-        rank: r of the adapters.
-        prompts: Learned tokens.
+        rank: r of the adapters; ``budget.fit=true`` sets it.
+        prompts: Learned tokens; ``budget.fit=true`` sets them. Scales and shifts and a copy are of one size.
         first_head: Of the first experience: ``cosine`` or ``linear``; dropped after it.
 
     Source:
@@ -62,6 +63,12 @@ class APER(FrozenBackbone):
         self.trained = True  # the tuner
         blank = self.net.head.weight
         self.keep("sums", blank.new_zeros(0, 2 * self.net.feature_dim), kind="prototypes")
+
+    @classmethod
+    def fitted_key(cls, hyperparameters: Mapping[str, Any]) -> str | None:
+        """What the chosen tuner is sized by; None for ``scale_shift`` and ``finetune``, which have one size."""
+        tuner = hyperparameters.get("tuner", inspect.signature(cls).parameters["tuner"].default)
+        return {"adapter": "rank", "shallow_prompts": "prompts", "deep_prompts": "prompts"}.get(tuner)
 
     def grow_net(self, signature: Signature) -> None:
         super().grow_net(signature)

@@ -63,6 +63,11 @@ class Strategy(Holder):
         return {}
 
     @classmethod
+    def fitted_key(cls, hyperparameters: Mapping[str, Any]) -> str | None:
+        """``fits`` beside the other hyperparameters; None where none spends bytes with these. Default: ``fits``."""
+        return cls.fits
+
+    @classmethod
     def smallest_fit(cls, hyperparameters: Mapping[str, Any]) -> int:
         """The smallest value that ``fits`` may have beside the other hyperparameters. Default: 1."""
         return 1

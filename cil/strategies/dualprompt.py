@@ -25,11 +25,11 @@ EXPERTS = [2, 3, 4]
 
 
 class Expert(BlockPrefixes):
-    """Prefixes of one experience, e_t, and the key k_t by which images find it."""
+    """Prefixes of one experience, e_t, and the key k_t by which images find it: (D,), or one a block, (B, D)."""
 
-    def __init__(self, blocks: int, length: int, width: int) -> None:
+    def __init__(self, blocks: int, length: int, width: int, by_block: bool = False) -> None:
         super().__init__(blocks, length, width)
-        self.key = nn.Parameter(torch.empty(width).uniform_(-1, 1))
+        self.key = nn.Parameter(torch.empty(*[blocks] * by_block, width).uniform_(-1, 1))
 
 
 @register("dualprompt")
@@ -42,7 +42,10 @@ class DualPrompt(FrozenTransformer):
     Args:
         general_blocks: Numbers of the blocks that have g.
         expert_blocks: Numbers of those that have e_t.
-        general_length, expert_length: Tokens of each of a prefix's keys and values.
+        general_length, expert_length: Tokens of each of a prefix's keys and values. The second is what
+            ``budget.fit=true`` sets.
+        keys: ``shared``: one for the prefixes of an experience in all blocks; ``block``: one for each, so that an image
+            may be given other experiences' prefixes in other blocks, as in one public code (LibContinual).
         pull: Weight of pulling k_t towards the features of the experience; 0 leaves keys as drawn.
 
     Source:
@@ -52,6 +55,7 @@ class DualPrompt(FrozenTransformer):
         PyTorch port mixes them among images; 5 tokens each as in that port (the paper: 20 in all).
     """
 
+    fits = "expert_length"
     toy: ClassVar[Mapping[str, Any]] = {"general_blocks": [0], "expert_blocks": [1]}
     general: BlockPrefixes
     experts: nn.ModuleList
@@ -65,14 +69,16 @@ class DualPrompt(FrozenTransformer):
         expert_blocks: Sequence[int] = EXPERTS,
         general_length: int = 5,
         expert_length: int = 5,
+        keys: str = "shared",
         pull: float = 0.1,
     ) -> None:
         super().__init__(make_net, budget)
         check.at_least(1, "dualprompt", general_length=general_length, expert_length=expert_length)
+        check.one_of(("shared", "block"), "dualprompt", keys=keys)
         check.at_least(0, "dualprompt", pull=pull)
         check_blocks([*general_blocks, *expert_blocks], self.vit, "general_blocks and expert_blocks", "dualprompt")
         self.general_blocks, self.expert_blocks = list(general_blocks), list(expert_blocks)
-        self.expert_length, self.pull = expert_length, pull
+        self.expert_length, self.keys, self.pull = expert_length, keys, pull
         general = partial(BlockPrefixes, len(self.general_blocks), general_length, self.vit.feature_dim)
         self.keep("general", drawn_for(self.net.weight, general), kind="parameters")
         self.keep("experts", nn.ModuleList(), kind="parameters")
@@ -80,7 +86,8 @@ class DualPrompt(FrozenTransformer):
     def grow_net(self, signature: Signature) -> None:
         super().grow_net(signature)
         self.experts.requires_grad_(False)
-        expert = partial(Expert, len(self.expert_blocks), self.expert_length, self.vit.feature_dim)
+        blocks, by_block = len(self.expert_blocks), self.keys == "block"
+        expert = partial(Expert, blocks, self.expert_length, self.vit.feature_dim, by_block)
         self.experts.append(drawn_for(self.net.weight, expert))
 
     @torch.no_grad()
@@ -91,21 +98,25 @@ class DualPrompt(FrozenTransformer):
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         x = self.normalise(batch.images)
         terms = {"classes": self.local_cross_entropy(self._prefixed(x, self._expert(-1).tokens), batch.slots)}
-        if self.pull:  # L = CE - pull cos(q(x), k_t)
-            terms["pull"] = -self.pull * cosines(self.plain_features(x), self._expert(-1).key[None]).mean()
+        if self.pull:  # L = CE - pull cos(q(x), k_t), summed over the keys of blocks
+            keys = self._expert(-1).key.view(-1, self.vit.feature_dim)
+            terms["pull"] = -self.pull * cosines(self.plain_features(x), keys).sum(1).mean()
         return terms
 
     def predict(self, images: Tensor) -> Tensor:
         """The head's logits, each image with the expert that it finds: (N, ...) to (N, C)."""
         x = self.normalise(images)
         tokens = torch.stack([self._expert(index).tokens for index in range(len(self.experts))])
-        logits: Tensor = self.net(self._prefixed(x, tokens[self.chosen(x)].movedim(0, 2)))
+        found = tokens[self.chosen(x), torch.arange(len(self.expert_blocks))]  # (N, B, 2, L, D)
+        logits: Tensor = self.net(self._prefixed(x, found.movedim(0, 2)))
         return logits
 
     def chosen(self, x: Tensor) -> Tensor:
-        """(N,) int64: argmax over experiences of cos(q(x), k_t), of normalised images."""
+        """(N, B) int64 of normalised images, for each block with experts: argmax over experiences of cos(q(x), k_t)."""
         keys = torch.stack([self._expert(index).key for index in range(len(self.experts))])
-        return cosines(self.plain_features(x), keys).argmax(1)
+        queries = self.plain_features(x)
+        by_key = [cosines(queries, key).argmax(1) for key in keys.view(len(keys), -1, keys.shape[-1]).unbind(1)]
+        return torch.stack(by_key, dim=1).expand(-1, len(self.expert_blocks))
 
     def _prefixed(self, x: Tensor, expert: Tensor) -> Tensor:
         """(N, D) of normalised images with g and an expert, (B, 2, L, D) for all or (B, 2, N, L, D)."""

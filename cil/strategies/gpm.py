@@ -14,6 +14,7 @@ from cil.models import NetFactory, evaluating
 from cil.strategies.base import Strategy, check
 from cil.strategies.parts import new_class_cross_entropy
 from cil.strategies.parts.subspace import (
+    DIRECTIONS,
     Subspace,
     freeze_unprojected,
     input_moments,
@@ -38,24 +39,27 @@ class GPM(Strategy):
         threshold: epsilon, the share of the squared inputs that lies in the subspace; in (0, 1].
         step: Added to epsilon in each experience, up to 1.
         images: Images of the experience whose inputs are looked at.
+        directions: Of the first experience: ``met``: as many as it takes to reach epsilon; ``published``: one fewer.
 
     Source:
         Saha, Garg, Roy. "Gradient projection memory for continual learning", ICLR 2021, arXiv:2103.09762, algorithm 1.
-        Departures: no task is told, so that answers are over all classes; the complement is held where it is smaller;
-        a criterion that is met, where the authors' code stops one direction short.
+        Departures: no task is told, so that answers are over all classes; the complement is held where it is smaller.
+        The authors' code stops one direction short in the first experience: ``directions=published``.
     """
 
     bases: nn.ModuleDict
 
     def __init__(
-        self, make_net: NetFactory, budget: Budget, *, threshold: float = 0.97, step: float = 0.003, images: int = 125
-    ) -> None:
+        self, make_net: NetFactory, budget: Budget, *, threshold: float = 0.97, step: float = 0.003, images: int = 125,
+        directions: str = "met",
+    ) -> None:  # fmt: skip
         super().__init__(make_net, budget)
         check.above(0, "gpm", threshold=threshold)
         check.between(0, 1, "gpm", threshold=threshold)
         check.at_least(0, "gpm", step=step)
         check.at_least(1, "gpm", images=images)
-        self.threshold, self.step, self.images = threshold, step, images
+        check.one_of(DIRECTIONS, "gpm", directions=directions)
+        self.threshold, self.step, self.images, self.directions = threshold, step, images, directions
         sizes = {name: layer.weight[0].numel() for name, layer in weighted_layers(self.net.backbone).items()}
         bases = {layer_key(name): Subspace(size) for name, size in sizes.items()}
         self.keep("bases", nn.ModuleDict(bases).to(self.net.head.weight.device), kind="statistics")
@@ -98,8 +102,9 @@ class GPM(Strategy):
         with evaluating(self.net), input_moments(weighted_layers(self.net.backbone)) as moments:
             for batch in experience.train[rows].batches(self.images, self.device):
                 self.net(batch.images)
+        fewer = int(self.directions == "published" and experience.index == 0)
         for name, found in moments.items():
-            self._basis(name).extend(found, share)
+            self._basis(name).extend(found, share, fewer)
 
     def _basis(self, name: str) -> Subspace:
         found = self.bases[layer_key(name)]

@@ -15,7 +15,7 @@ from cil.models import NetFactory, evaluating
 from cil.models.low_rank import AttentionSums
 from cil.strategies.base import check
 from cil.strategies.parts.frozen_transformer import FrozenTransformer
-from cil.strategies.parts.subspace import Subspace, input_moments
+from cil.strategies.parts.subspace import DIRECTIONS, Subspace, input_moments
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -34,12 +34,13 @@ class InfLoRA(FrozenTransformer):
         threshold: epsilon, share of the squared inputs that is protected; in (0, 1].
         step: Added to epsilon in each experience, up to 1.
         energy: What the share is of: ``variance`` of inputs, or as ``published``, its square once more.
+        directions: Of the first experience: ``met``: as many as it takes to reach epsilon; ``published``: one fewer.
 
     Source:
         Liang and Li. "InfLoRA: interference-free low-rank adaptation for continual learning", CVPR 2024,
         arXiv:2404.00228. Departures: epsilon grows by ``step``, where code divides by the number of
-        experiences to come; shares are of squared singular values of inputs, where code squares them again; projectors
-        are made of the bases when they are needed.
+        experiences to come; projectors are made of the bases when they are needed. Code squares the squared singular
+        values again, and stops one direction short in the first experience: ``energy=published directions=published``.
     """
 
     fits = "rank"
@@ -56,6 +57,7 @@ class InfLoRA(FrozenTransformer):
         threshold: float = 0.95,
         step: float = 0.005,
         energy: str = "variance",
+        directions: str = "met",
     ) -> None:
         super().__init__(make_net, budget)
         check.at_least(1, "inflora", rank=rank)
@@ -63,7 +65,9 @@ class InfLoRA(FrozenTransformer):
         check.between(0, 1, "inflora", threshold=threshold)
         check.at_least(0, "inflora", step=step)
         check.one_of(ENERGIES, "inflora", energy=energy)
+        check.one_of(DIRECTIONS, "inflora", directions=directions)
         self.threshold, self.step, self.squared = threshold, step, energy == "published"
+        self.directions = directions
         self.keep("sums", AttentionSums(self.vit, rank, ("k", "v"), shared=True), kind="parameters")
         bases = nn.ModuleList(Subspace(self.vit.feature_dim) for _ in range(self.sums.depth))
         self.keep("bases", bases.to(self.net.weight.device), kind="statistics")
@@ -90,8 +94,9 @@ class InfLoRA(FrozenTransformer):
     @torch.no_grad()
     def after_experience(self, experience: Experience) -> None:
         share = min(1.0, self.threshold + self.step * experience.index)
+        fewer = int(self.directions == "published" and experience.index == 0)
         for index, moments in enumerate(self._moments(experience.train)):
-            self._basis(index).extend(moments @ moments if self.squared else moments, share)
+            self._basis(index).extend(moments @ moments if self.squared else moments, share, fewer, least=1)
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D) of images in [0, 1]."""

@@ -47,8 +47,8 @@ class MOS(FrozenTransformer):
 
     Source:
         Sun, Zhou, Zhao, Gan, Zhan, Ye. "MOS: model surgery for pre-trained model-based class-incremental learning",
-        AAAI 2025, arXiv:2412.09441. Departure: answers change nothing, where code merges saved
-        adapters again in every pass.
+        AAAI 2025, arXiv:2412.09441. Departures: answers change nothing, where code merges saved
+        adapters again in every pass; covariances are divided by N, in code by N - 1.
     """
 
     fits = "rank"

@@ -42,8 +42,8 @@ class RAPF(Strategy):
 
     Source:
         Huang, Cao, Lu, Liu. "Class-incremental learning with CLIP: adaptive representation adjustment and parameter
-        fusion", ECCV 2024, arXiv:2407.14143, sections 3.2 and 3.3. Departure: the hinge is the mean over all samples of
-        all pairs.
+        fusion", ECCV 2024, arXiv:2407.14143, sections 3.2 and 3.3. Departures: the hinge is the mean over all samples
+        of all pairs; covariances are divided by N, in code by N - 1.
     """
 
     answers_by = "texts"

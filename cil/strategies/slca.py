@@ -44,12 +44,14 @@ class SLCA(Strategy):
         tuning: What is trained below the head: ``full``: the backbone. ``low_rank``: sums of rank 4 to its linear
             layers, norms, biases and class token (SLCA++); the weights themselves stay public.
         backbone_lr: Learning rate of that; the head's is ``optimizer.lr``.
+        first_lr: Of the sums of ``low_rank`` in the first experience; null: ``backbone_lr``.
         cross_entropy, reverse: a and b of the loss a CE + b RCE; SLCA has 1 and 0, SLCA++ 1 and 0.1.
         covariance: Of each class: ``full``, ``low_rank``, ``diagonal``; ``tied``: one for all.
         rank: r of ``low_rank``.
         jitter: Added to variances in sampling.
         scaling: Of the means: ``mean``: s_c = 0.9 + 0.1 (t_c + 1) / (t + 1), t_c the experience in which c arrived.
             ``decay``: whole samples over 1 + u (t - t_c), u from U(0.01, 0.03) for each of them (SLCA++).
+        answer_growth: v; with ``decay`` the aligned head answers for class c on features times 1 + v (t - t_c).
         align_epochs, align_samples, align_batch, align_lr: Of the alignment: epochs (0: none), samples a class and
             epoch, images a step, learning rate.
         temperature: tau: logits are divided by tau times the mean norm of an experience's logits; null: they are not.
@@ -57,9 +59,10 @@ class SLCA(Strategy):
     Source:
         Zhang, Wang, Kang, Chen, Wei. "SLCA: slow learner with classifier alignment for continual learning on a
         pre-trained model", ICCV 2023, arXiv:2303.05118; "SLCA++", 2024, arXiv:2408.08295 (``tuning=low_rank
-        reverse=0.1 scaling=decay``). Departures: one rate for all of ``low_rank``, where SLCA++ has a larger one for
-        the sums in the first experience; with ``decay`` features are answered as they are, where the code of SLCA++
-        multiplies them by 1 + 0.02 (t - t_c) for the heads of earlier experiences.
+        backbone_lr=1e-3 reverse=0.1 scaling=decay``). The code of SLCA++ has a larger rate for the sums in the first
+        experience (``first_lr=5e-3``) and larger features for the heads of earlier experiences
+        (``answer_growth=0.02``), as ``recipe=survey`` sets them. Departure: covariances are divided by N, in both codes
+        by N - 1.
     """
 
     answers_by = "aligned_head"
@@ -81,12 +84,14 @@ class SLCA(Strategy):
         *,
         tuning: str = "full",
         backbone_lr: float = 1e-4,
+        first_lr: float | None = None,
         cross_entropy: float = 1.0,
         reverse: float = 0.0,
         covariance: str = "full",
         rank: int = 10,
         jitter: float = 1e-4,
         scaling: str = "mean",
+        answer_growth: float = 0.0,
         align_epochs: int = 5,
         align_samples: int = 256,
         align_batch: int = 256,
@@ -98,11 +103,14 @@ class SLCA(Strategy):
         check.one_of(COVARIANCES, "slca", covariance=covariance)
         check.one_of(("mean", "decay"), "slca", scaling=scaling)
         check.at_least(
-            0, "slca", cross_entropy=cross_entropy, reverse=reverse, jitter=jitter, align_epochs=align_epochs
-        )
+            0, "slca", cross_entropy=cross_entropy, reverse=reverse, jitter=jitter, answer_growth=answer_growth,
+            align_epochs=align_epochs,
+        )  # fmt: skip
         check.at_least(1, "slca", align_samples=align_samples, align_batch=align_batch)
-        check.above(0, "slca", backbone_lr=backbone_lr, align_lr=align_lr, temperature=temperature)
-        self.backbone_lr, self.cross_entropy, self.reverse = backbone_lr, cross_entropy, reverse
+        check.above(0, "slca", backbone_lr=backbone_lr, first_lr=first_lr, align_lr=align_lr, temperature=temperature)
+        self.backbone_lr, self.first_lr = backbone_lr, first_lr
+        self.answer_growth = answer_growth if scaling == "decay" and align_epochs else 0.0
+        self.cross_entropy, self.reverse = cross_entropy, reverse
         self.jitter, self.scaling, self.temperature = jitter, scaling, temperature
         self.align: dict[str, Any] = {"epochs": align_epochs, "lr": align_lr, "batch_size": align_batch}
         self.align_samples = align_samples
@@ -152,9 +160,7 @@ class SLCA(Strategy):
         self.old_rows = {name: value.detach()[: self.first_slot].clone() for name, value in rows}
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
-        below = self.net.backbone if self.tuner is None else self.tuner
-        slow = {"params": [p for p in below.parameters() if p.requires_grad], "lr": self.backbone_lr}
-        groups = [slow, {"params": list(self.head.parameters())}]
+        groups = [*self.slow_groups(experience.index), {"params": list(self.head.parameters())}]
         yield Phase("main", experience.train, self.loss, parameters=groups)
         new = experience.train[torch.isin(experience.train.slots, torch.tensor(experience.new_slots))]
         if len(new):  # of what comes back, features have moved
@@ -166,6 +172,17 @@ class SLCA(Strategy):
                 "align", alignment_rows(self.gaussians, self.align_samples), self.align_loss,
                 parameters=list(self.aligned.parameters()), main=False, schedule="cosine", **self.align,
             )  # fmt: skip
+
+    def slow_groups(self, index: int) -> list[dict[str, Any]]:
+        """Parameters below the head that train in experience ``index``, with their learning rates."""
+        if self.tuner is None:
+            return [{"params": [p for p in self.net.backbone.parameters() if p.requires_grad], "lr": self.backbone_lr}]
+        if index or self.first_lr is None:
+            return [{"params": list(self.tuner.parameters()), "lr": self.backbone_lr}]
+        return [
+            {"params": [*self.tuner.up, *self.tuner.down], "lr": self.first_lr},
+            {"params": list(self.tuner.copies), "lr": self.backbone_lr},
+        ]
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         logits = self.head(self.features(batch.images))[:, self.first_slot :]  # classes of the experience
@@ -198,7 +215,11 @@ class SLCA(Strategy):
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits of the aligned head: (N, ...) to (N, C)."""
-        logits: Tensor = self.aligned(self.features(images))
+        features = self.features(images)
+        if self.answer_growth:
+            factors = 1 + self.answer_growth * (self.index - torch.tensor(self.arrivals).to(features))
+            return F.linear(features, self.aligned.weight * factors[:, None], self.aligned.bias)
+        logits: Tensor = self.aligned(features)
         return logits
 
     def scales(self, index: int, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,12 @@ from cil.models import build_backbone
 RUN = ("run", "stream=split_digits", "progress=false", "trainer.max_steps=1", "trainer.epochs=1")
 CASES = {  # arguments, or an override of a run: parts of the line
     "strategy=null": "strategy is null; it must be the name of a file",
+    "experiment=null": "experiment is null; it must be the name of a file of the group, as experiment=NAME, or left",
+    "adapter=null": "as adapter=NAME, or left out; known: bn_stats,",
+    "scale=null": "as scale=NAME, or left out; known: paper, quick, small",
+    "recipe=null": "as recipe=NAME; known: default, survey",
+    "model=null": "model is null; it must be the name of a file of the group, as model=NAME; known: ",
+    ("compare", "strategy=finetune", "experiment=null"): "experiment is null; it must be",
     "trainer=3": "trainer is 3; it must be the name of a file",
     "logger=null": "logger is null; it must be the name of a file",
     "strategy=../trainer/default": "strategy is ../trainer/default; it must be the name",

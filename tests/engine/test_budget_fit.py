@@ -28,8 +28,17 @@ VIT = {"img_size": 32, "patch_size": 16, "embed_dim": 768, "depth": 1, "num_head
 
 def whole(classes: int) -> list[Signature]:
     """All classes at once, 500 images each."""
-    slots = tuple(range(classes))
-    return [Signature(0, slots, slots, dict.fromkeys(slots, 500), (3, 32, 32), classes)]
+    return signatures([classes])
+
+
+def signatures(classes: list[int]) -> list[Signature]:
+    """Of experiences of so many classes each, 500 images a class."""
+    made, seen = [], 0
+    for index, count in enumerate(classes):
+        slots = tuple(range(seen, seen + count))
+        seen += count
+        made.append(Signature(index, slots, slots, dict.fromkeys(slots, 500), (3, 32, 32), seen))
+    return made
 
 
 def libcontinual(limit: int, **terms) -> Budget:
@@ -51,9 +60,16 @@ def test_the_projection_of_ranpac_as_in_the_table(classes, sizes):
             check_bills(bills, libcontinual(limit), "ranpac")
 
 
+def test_the_16_and_439_megabytes_of_ranpac_as_published():
+    """With 200 classes, 1,573 and 10,000 random features."""
+    make = partial(find("ranpac"), projection="stored", ridge=1.0)
+    for size, total in ((1_573, 15_987_972), (10_000, 438_720_000)):
+        found = dry_run(partial(make, size=size), WIDE, whole(200), Budget(side_bytes=None))[-1]
+        assert found.total["libcontinual"] == total
+
+
 def test_the_pool_of_l2p_as_published_and_as_in_the_table():
-    backbone = partial(build_backbone, "timm:vit_tiny_patch16_224", 3, 32, **VIT)
-    make_net = partial(NetFactory, backbone, pretrained="public", meta=True)
+    make_net = public_vit(1)
     published = dry_run(find("l2p"), make_net, whole(100), Budget())[-1]
     assert published.total["libcontinual"] == 491_920  # 46,080 numbers in pool and keys, and the head
     for limit, prompts in zip(LIMITS, (200, 851, 5_408), strict=True):
@@ -67,11 +83,47 @@ def test_the_pool_of_l2p_as_published_and_as_in_the_table():
 
 def test_the_components_of_coda_prompt_as_in_the_table():
     """153,600 bytes a component and 307,600 of the head."""
-    backbone = partial(build_backbone, "timm:vit_tiny_patch16_224", 3, 32, **{**VIT, "depth": 5})
-    make_net = partial(NetFactory, backbone, pretrained="public", meta=True)
+    make_net = public_vit(5)
     for limit, components in zip(LIMITS, (24, 102, 649), strict=True):
         found = fitted(find("coda_prompt"), make_net, whole(100), libcontinual(limit), "coda_prompt")
         assert (found.key, found.value, found.bytes) == ("components", components, 307_600 + 153_600 * components)
+
+
+@pytest.fixture(scope="module")
+def tenths():
+    """A hundred classes in ten experiences."""
+    return signatures([10] * 10)
+
+
+def public_vit(depth):
+    backbone = partial(build_backbone, "timm:vit_tiny_patch16_224", 3, 32, **{**VIT, "depth": depth})
+    return partial(NetFactory, backbone, pretrained="public", meta=True)
+
+
+def test_the_length_of_dualprompts_experts(tenths):
+    """G 2 * 2 * 5 * 768, ten keys of 768 and experts of 3 * 2 * L * 768, 76,900 of the head; 4 bytes each.
+
+    With three keys an experience and 3 and 10 tokens it is LibContinual's 493,056 numbers.
+    """
+    for limit, length in ((1_000_000, 3), (4_000_000, 19)):
+        found = fitted(find("dualprompt"), public_vit(5), tenths, libcontinual(limit), "dualprompt")
+        assert (found.key, found.value) == ("expert_length", length)
+        assert found.bytes == 61_440 + 10 * 3_072 + 184_320 * length + 307_600 <= limit < found.bytes + 184_320
+    theirs = partial(find("dualprompt"), keys="block", general_length=3, expert_length=10)
+    assert dry_run(theirs, public_vit(5), tenths, Budget())[-1].total["libcontinual"] == 4 * 493_056 + 307_600
+
+
+def test_what_sizes_the_tuner_of_aper(tenths):
+    """Two blocks of adapters take 2 * 4 * (2 * 768 r + r + 768) bytes, prompts 4 * 768 each; prototypes 614,400."""
+    for options, key, own, one in (
+        ({}, "rank", 2 * 4 * 768, 2 * 4 * 1_537), ({"tuner": "shallow_prompts"}, "prompts", 0, 3_072),
+        ({"tuner": "deep_prompts"}, "prompts", 0, 2 * 3_072),
+    ):  # fmt: skip
+        found = fitted(partial(find("aper"), **options), public_vit(2), tenths, libcontinual(1_000_000), "aper")
+        assert found.key == key and found.bytes == 614_400 + own + one * found.value
+        assert found.bytes <= 1_000_000 < found.bytes + one
+    for tuner in ("scale_shift", "finetune"):
+        assert fitted(partial(find("aper"), tuner=tuner), public_vit(2), tenths, libcontinual(10**9), "aper") is None
 
 
 class Bank(Strategy):

@@ -79,6 +79,13 @@ def test_learned_tokens_are_seen_by_all_and_pooled_by_none(vit, deep):
     assert tokens.tokens.grad.flatten(1).any(1).all()
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_learned_tokens_change_the_network_from_the_start(vit, deep):
+    """Zero as they are, they take part in attention: no identity, where adapters and low-rank sums are one."""
+    tokens = PromptTokens(vit, 2, deep)
+    assert not tokens.tokens.any() and not torch.allclose(tokens.features(vit, IMAGES), vit(IMAGES)[0], atol=1e-4)
+
+
 def test_the_sizes_for_a_vit_b16():
     with torch.device("meta"):
         vit = build_backbone("timm:vit_base_patch16_224", 3, 224)

@@ -95,9 +95,11 @@ class Done:
         return {entry["name"]: entry["bytes"] for entry in entries if entry["lifetime"] == "training"}
 
 
-def bare(strategy: str, *, classes: Sequence[int] = (), budget: Budget | None = None, **hyperparameters: Any) -> Any:
+def bare(
+    strategy: str | type[Strategy], *, classes: Sequence[int] = (), budget: Budget | None = None, **hyperparameters: Any
+) -> Any:
     """A learner without an engine, grown by so many classes after one another."""
-    kind = find(strategy)
+    kind = find(strategy) if isinstance(strategy, str) else strategy
     factory = toy_factory(toy_stream(), seed=0, model=kind.toy_model)
     learner = kind(factory, budget or Budget(exemplars=10), **hyperparameters)
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ from torch import nn
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError
 from cil.strategies.parts.subspace import Subspace, input_moments, input_rows, weighted_layers
+from cil.testing import toy_stream
 
 
 def basis_of(*columns, size=4):
@@ -29,6 +30,29 @@ def test_the_number_of_directions_by_hand():
     for share, count in ((0.95, 2), (0.9, 1), (0.89, 1), (0.0, 0)):
         found = Subspace(4)
         assert found.extend(torch.diag(torch.tensor([9.0, 1.0, 0.0, 0.0])), share) == found.dimension == count
+
+
+def test_the_number_of_directions_of_the_authors_code_by_hand():
+    """X = diag(3, 1) and .95: one, as 9/10 is below; with .89 none, or the one that is always kept."""
+    moments = torch.diag(torch.tensor([9.0, 1.0, 0.0, 0.0]))
+    for share, least, count in ((0.95, 0, 1), (0.95, 1, 1), (0.89, 0, 0), (0.89, 1, 1), (0.0, 1, 0)):
+        found = Subspace(4)
+        assert found.extend(moments, share, fewer=1, least=least) == found.dimension == count
+
+
+@pytest.mark.parametrize("strategy", ["gpm", "inflora"])
+def test_published_directions_are_one_fewer_in_the_first_experience_alone(strategy, monkeypatch):
+    given = []
+    monkeypatch.setattr(Subspace, "extend", lambda self, moments, share, fewer, least=0: given.append((fewer, least)))
+    for directions in ("met", "published"):
+        learner = bare(strategy, classes=[1, 1], directions=directions)
+        learner.context.generator = lambda purpose: torch.Generator().manual_seed(0)
+        for index in (0, 1):
+            learner.after_experience(toy_stream()[index])
+    fewer, least = zip(*given, strict=True)
+    layers = len(given) // 4
+    assert layers and fewer == (0,) * 2 * layers + (1,) * layers + (0,) * layers
+    assert set(least) == {int(strategy == "inflora")}
 
 
 def test_a_gradient_loses_its_part_inside():

@@ -33,7 +33,9 @@ def test_as_published_energies_are_squared_again():
 
 def test_the_share_grows_by_a_step_and_is_of_what_was_asked_for(monkeypatch):
     shares = []
-    monkeypatch.setattr(Subspace, "extend", lambda self, moments, share: shares.append((moments[0, 0].item(), share)))
+    monkeypatch.setattr(
+        Subspace, "extend", lambda self, moments, share, *_, **__: shares.append((moments[0, 0].item(), share))
+    )
     for energy in ("variance", "published"):
         learner = bare("inflora", classes=[1] * 6, energy=energy, **TOY)
         learner._moments = lambda samples: [3 * torch.eye(16)] * 2

@@ -47,6 +47,16 @@ def test_gates_by_hand():
     assert router.train().chosen(0, torch.ones(1, 2), 2)[1].tolist() != gates.tolist()  # noise
 
 
+def test_two_of_two_experts_are_all_of_them():
+    """Scores (1, 2): both, with gates softmax(2, 1), whose sum over experts is the dense mixture."""
+    router = Router([2], 2).eval()
+    with torch.no_grad():
+        router.weights[0].copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+    places, gates = router.chosen(0, torch.ones(1, 2), 2)
+    dense = torch.zeros(1, 2).scatter(1, places, gates)
+    torch.testing.assert_close(dense, torch.tensor([[1.0, 2.0]]).softmax(1))
+
+
 def blocks():
     timm = pytest.importorskip("timm.models.vision_transformer")
     clip = pytest.importorskip("open_clip.transformer")

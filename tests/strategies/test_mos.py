@@ -39,6 +39,20 @@ def test_four_adapters_are_asked_at_most():
     assert settled(logits, torch.tensor([0]), torch.arange(6)).tolist() == [3]
 
 
+def test_scores_by_hand():
+    """First adapters: cosines (1, 0), so class 0 and experience 0, whose head says class 1; that of 1 agrees.
+
+    softmax (0, 2) + softmax (2 (1, 0)): .119203 + .880797 and the other way round.
+    """
+    learner = bare("mos", classes=[1, 1], **TOY)
+    learner.sums = torch.eye(2)
+    learner.features = lambda index, images: torch.tensor([[1.0, 0.0], [0.0, 1.0]])[index][None]
+    learner.net = lambda features: torch.tensor([[0.0, 1.0], [0.0, 2.0]])[[int(features[0, 1])]]
+    assert learner.predict(batch(0).images)[0].tolist() == pytest.approx([0.119203 + 0.880797] * 2, abs=1e-6)
+    learner.net = lambda features: torch.tensor([[1.0, 0.0], [0.0, 2.0]])[[int(features[0, 1])]]  # 0 is content
+    assert learner.predict(batch(0).images)[0].tolist() == pytest.approx([0.731059 + 0.880797, 0.268941 + 0.119203])
+
+
 def test_rows_apart_by_hand():
     """Of two unit vectors at right angles: log(1 + exp(-1 / 0.8))."""
     assert spread_out(torch.eye(2)).item() == pytest.approx(math.log(1 + math.exp(-1.25)))

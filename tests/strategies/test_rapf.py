@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_runs import bare, differing
+from small_runs import bare, batch, differing
 
 from cil.models import extract
 from cil.strategies.rapf import fused, near_pairs
@@ -36,6 +36,19 @@ def test_an_identity_starts_as_clip_answers():
     images = torch.rand(3, 3, 12, 12)
     with torch.no_grad():
         torch.testing.assert_close(learner.predict(images), plain.predict(images))
+
+
+def test_the_hinge_by_hand():
+    """A sample at w_0, its mean: max(0, .1 - 1 + .95) = .05 where w_1 has a cosine of .95, and 0 where it has .85."""
+    learner = bare("rapf", classes=[1, 1], start="identity", margin=0.1)
+    learner.context.generator = lambda purpose: torch.Generator().manual_seed(0)
+    learner.gaussians.update(torch.eye(32)[:1], torch.tensor([0]))
+    learner.roots = torch.zeros(1, 32, 32)
+    for cosine, expected in ((0.95, 0.05), (0.85, 0.0)):
+        learner.weights = torch.eye(32)[:2].clone()
+        learner.weights[1, :2] = torch.tensor([cosine, (1 - cosine**2) ** 0.5])  # nearer than .55
+        learner.old_classes = 1
+        assert learner.loss(batch(1))["pairs"].item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("near", [0.0, 3.0])

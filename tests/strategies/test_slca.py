@@ -178,6 +178,7 @@ def test_low_rank_tuning_leaves_the_backbone_alone(tmp_path):
         toy_model = VIT
 
     options = {"tuning": "low_rank", "reverse": 0.1, "scaling": "decay", "backbone_lr": 0.01, "align_samples": 8}
+    options |= {"first_lr": 0.05, "answer_growth": 0.02}
     run = toy_run(OnATransformer, toy_stream(), tmp_path, hyperparameters=options, keep="all")
     run.execute()
     first, last = (run.checkpoints.state(index).tensors for index in (0, 2))
@@ -185,6 +186,37 @@ def test_low_rank_tuning_leaves_the_backbone_alone(tmp_path):
     assert body and all(torch.equal(first[name], last[name]) for name in body)
     moved = [name for name in first if name.startswith("tuner.") and not torch.equal(first[name], last[name])]
     assert any("up" in name for name in moved) and any("copies" in name for name in moved)
+
+
+def test_sums_have_a_rate_of_their_own_in_the_first_experience_alone():
+    class OnATransformer(find("slca")):  # type: ignore[misc]
+        toy_model = VIT
+
+    def rates(index, **options):
+        learner = bare(OnATransformer, tuning="low_rank", backbone_lr=1e-3, **options)
+        tuner, groups = learner.tuner, learner.slow_groups(index)
+        assert sum(len(group["params"]) for group in groups) == len(list(tuner.parameters()))
+        sums = {id(values) for values in (*tuner.up, *tuner.down)}
+        return [(group["lr"], {id(values) in sums for values in group["params"]}) for group in groups]
+
+    assert rates(0, first_lr=5e-3) == [(5e-3, {True}), (1e-3, {False})]
+    assert rates(1, first_lr=5e-3) == rates(0) == [(1e-3, {True, False})]
+    assert [group["lr"] for group in bare("slca", first_lr=5e-3).slow_groups(0)] == [1e-4]
+
+
+def test_features_grow_with_the_age_of_the_class_that_is_asked():
+    """phi = (1, ..., 1), w = 1/32 and c = 3: five experiences give 1.08, 1.06, 1.04, 1.02 and 1, and 3."""
+
+    def answers(**options):
+        learner = bare("slca", classes=[1, 1, 1, 1, 1], **options)
+        learner.features = lambda images: torch.ones(1, 32)
+        learner.aligned.weight.data.fill_(1 / 32)
+        learner.aligned.bias.data.fill_(3.0)
+        return learner.predict(batch(0).images)[0].tolist()
+
+    assert answers(scaling="decay", answer_growth=0.02) == pytest.approx([4.08, 4.06, 4.04, 4.02, 4.0])
+    assert answers(scaling="decay") == answers(answer_growth=0.02) == [4.0] * 5
+    assert answers(scaling="decay", answer_growth=0.02, align_epochs=0) == [4.0] * 5
 
 
 def test_low_rank_tuning_needs_a_transformer():

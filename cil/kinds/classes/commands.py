@@ -136,8 +136,11 @@ def _parts_lines(results: Mapping[str, Any]) -> Iterator[str]:
 
 def _open_to_fit(strategy: partial[Any], job: Job) -> partial[Any]:
     """The strategy without what ``budget.fit`` sets; what the command line says stays, and both are refused."""
-    key = getattr(strategy.func, "fits", None)
-    if not job.config["budget"]["fit"] or f"strategy.{key}" in map(key_of, job.overrides):
+    if not job.config["budget"]["fit"]:
+        return strategy
+    method: Any = strategy.func
+    key = method.fitted_key(strategy.keywords)
+    if f"strategy.{key}" in map(key_of, job.overrides):
         return strategy
     return partial(strategy.func, **{name: value for name, value in strategy.keywords.items() if name != key})
 

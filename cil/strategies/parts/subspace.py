@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cil.errors import ConfigError
 
+DIRECTIONS = ("met", "published")  # of the first experience: those that reach epsilon, or one fewer
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -48,12 +49,13 @@ class Subspace(nn.Module):
         return within if self.complement else rows - within
 
     @torch.no_grad()
-    def extend(self, moments: Tensor, share: float) -> int:
+    def extend(self, moments: Tensor, share: float, fewer: int = 0, least: int = 0) -> int:
         """Add the leading directions of inputs X, until so much of |X|^2 lies inside; returns how many.
 
         Args:
             moments: (d, d), X X': the eigenvalues are the squared singular values of X, and are not squared again.
             share: epsilon, in [0, 1].
+            fewer: Leave out so many of them, the smallest, but for the first ``least``.
 
         Source: Saha, Garg, Roy, "Gradient projection memory", ICLR 2021, equations 8 and 9. Its code takes one
             direction less in the first experience: it counts those whose cumulative share is below epsilon.
@@ -65,6 +67,7 @@ class Subspace(nn.Module):
         inside = (total - values.sum() + F.pad(values.cumsum(0), (1, 0))) / total.clamp(min=1e-300)
         enough = (inside >= share - 1e-12).nonzero().flatten()
         taken = int(enough[0]) if len(enough) and total > 0 else 0 if total <= 0 else len(values)
+        taken = max(taken - fewer, min(taken, least))
         if taken:
             self._hold(outer @ axes[:, :taken], outer @ axes[:, taken:])
         return taken
