@@ -37,7 +37,6 @@ ROUNDING = 1e-6  # percent
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     given, options, flags = split_options(arguments, {"--experience": "", "--device": "cpu"}, ["--json"])
     rest, own = split_own_class(given)
     paths = [item for item in rest if "=" not in item]

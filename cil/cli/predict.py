@@ -34,7 +34,6 @@ BATCH = 64  # images decoded and asked at once
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     rest, options, flags = split_options(arguments, {"--top": "3", "--experience": "", "--device": "cpu"}, ["--json"])
     paths, own = split_own_class(rest)
     if len(paths) < 2:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cil.adapt import Adapter, SourceModel, find
 from cil.data import Samples
+from cil.data.samples import itself
 from cil.engine.driver import Run
 from cil.engine.recipe import Recipe
 from cil.models import NetFactory, build_backbone, evaluating
@@ -54,11 +55,11 @@ def toy_shifts(
         shifted = torch.stack([_shifted(pixels[row], domains[int(d)]) for row, d in zip(rows, of, strict=True)])
         samples = Samples.from_arrays(shifted, slots[rows])
         label = name if name not in order[:number] else f"{name} (round 2)"
-        segments.append(Segment(label, partial(_given, samples), len(rows), of, reset=number in resets))
+        segments.append(Segment(label, partial(itself, samples), len(rows), of, reset=number in resets))
     return ShiftStream(
         name="toy_shifts", classes=tuple(data.classes), domains=domains, segments=tuple(segments),
         image_shape=data.test.shape, mean=(0.5,) * 3, std=(0.25,) * 3, fingerprint=f"toy-{'-'.join(order)}",
-        source=partial(_given, data.train), clean=partial(_given, data.test[: 2 * EACH]),
+        source=partial(itself, data.train), clean=partial(itself, data.test[: 2 * EACH]),
     )  # fmt: skip
 
 
@@ -76,7 +77,7 @@ def cut_every(stream: ShiftStream, count: int) -> ShiftStream:
     for number, start in enumerate(range(0, len(slots), count)):
         rows = slice(start, start + count)
         samples = Samples.from_arrays(pixels[rows], slots[rows])
-        segments.append(Segment(f"part {number}", partial(_given, samples), len(samples), domains[rows]))
+        segments.append(Segment(f"part {number}", partial(itself, samples), len(samples), domains[rows]))
     return replace(stream, segments=tuple(segments), fingerprint=f"{stream.fingerprint}-every-{count}")
 
 
@@ -84,13 +85,9 @@ def with_images(stream: ShiftStream, segment: int, change: Any) -> ShiftStream:
     """The stream with ``change`` (Samples to Samples) done to one segment."""
     old = stream.segments[segment]
     new = change(old.samples())
-    changed = replace(old, samples=partial(_given, new), count=len(new), domains=old.domains[: len(new)])
+    changed = replace(old, samples=partial(itself, new), count=len(new), domains=old.domains[: len(new)])
     segments = [changed if number == segment else each for number, each in enumerate(stream.segments)]
     return replace(stream, segments=tuple(segments), fingerprint=f"{stream.fingerprint}-changed")
-
-
-def _given(samples: Samples) -> Samples:
-    return samples
 
 
 def _shifted(pixels: Tensor, domain: str) -> Tensor:

@@ -16,6 +16,7 @@ from torch import nn
 
 from cil import plugins
 from cil.data import ArrayStore, Augment, Dataset, Samples
+from cil.data.samples import itself
 from cil.engine.driver import Run
 from cil.engine.lifecycle import MakeLearner
 from cil.engine.options import RunOptions
@@ -207,8 +208,8 @@ def toy_tasks(
         shape, seen = (3, SIDE, SIDE), max(task.first + task.classes for task in met)
         counts = train.counts()
         signatures.append(Signature(index, new, tuple(counts), counts, shape, seen, key))
-        parts.append(ExperienceData(partial(_same, train), partial(_same, held["dev_test"]), partial(_same, dev)))
-        tests.append({split: partial(_same, samples) for split, samples in held.items()})
+        parts.append(ExperienceData(partial(itself, train), partial(itself, held["dev_test"]), partial(itself, dev)))
+        tests.append({split: partial(itself, samples) for split, samples in held.items()})
         kind = "multilabel" if key.multilabel else "multiclass"
         sizes_of = {"train": len(train), "dev": len(dev), **{split: len(samples) for split, samples in held.items()}}
         events.append(Event(key, f"{name}-{index}", 2000 + index, "other", kind, index > 2, sizes_of))
@@ -239,10 +240,6 @@ def _task_images(task: TaskKey, each: int, seed: int) -> Samples:
     noisy = (shown + 40 * torch.randn(shown.shape, generator=drawn)).clamp(0, 255).byte()
     slots = torch.full_like(labels, task.first) if task.multilabel else labels + task.first
     return Samples(ArrayStore(noisy), slots, targets=targets if task.multilabel else None)
-
-
-def _same(samples: Samples) -> Samples:
-    return samples
 
 
 def _of(slots: Sequence[int], samples: Samples) -> Samples:
