@@ -71,8 +71,7 @@ def main(arguments: Sequence[str]) -> int:
 def recorded_accuracy(record: Record, experience: int) -> float | None:
     """What the record says of the run's own stream; None where its kind of run has no such number."""
     curve = record.results.get("accuracy_curve")
-    found: float | None = curve[experience] if curve and experience < len(curve) else None
-    return found
+    return curve[experience] if curve and experience < len(curve) else None
 
 
 def change_stream(record: Record, overrides: Sequence[str]) -> dict[str, Any]:

@@ -232,8 +232,7 @@ class FileStore:
 
     def row_keys(self, rows: Tensor) -> NDArray[np.uint64]:
         """The first eight bytes of the SHA-256 of each file, (n,)."""
-        keys: NDArray[np.uint64] = self.sums(rows).view(np.uint64)[:, 0]
-        return keys
+        return self.sums(rows).view(np.uint64)[:, 0]
 
     def _digests(self, rows: Tensor) -> bytes:
         """SHA-256 of each file, 32 bytes each; see ``digest``."""

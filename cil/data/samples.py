@@ -49,8 +49,7 @@ class Store(Protocol):
 
 def view_of(store: Store) -> str | None:
     """How a store makes its views of what it digests; empty: these are its pixels, None: nobody knows."""
-    known: str | None = getattr(store, "view", "" if store.in_memory else None)
-    return known
+    return getattr(store, "view", "" if store.in_memory else None)
 
 
 class ArrayStore:
