@@ -149,17 +149,17 @@ def long_stream(*, seed: int = 0, longer: bool = False) -> Stream:
     other = replace(data, train=Samples(ArrayStore(pixels), slots))
     whole = class_incremental(other, increment=15, order="natural", mean=[0.5] * 3, std=[0.25] * 3)
     ends = list(accumulate(sizes))
-    return _regrouped(whole, [tuple(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)], "toy_long")
+    return regrouped(whole, [tuple(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)], "toy_long")
 
 
 def uneven_stream() -> Stream:
     """Experiences of three, one and two classes; a class of two images; 17 images, a last batch of one at size 8."""
     data = toy_dataset(train=(6, 6, 5, 9, 2, 7), test=(4, 3, 2, 4, 3, 4))
     whole = class_incremental(data, increment=6, order="natural")
-    return _regrouped(whole, [(0, 1, 2), (3,), (4, 5)], "toy_uneven")
+    return regrouped(whole, [(0, 1, 2), (3,), (4, 5)], "toy_uneven")
 
 
-def _regrouped(whole: Stream, groups: Sequence[tuple[int, ...]], name: str) -> Stream:
+def regrouped(whole: Stream, groups: Sequence[tuple[int, ...]], name: str) -> Stream:
     """The first slots of a stream of one experience, in experiences of these groups."""
     signatures, parts, seen = [], [], 0
     for index, slots in enumerate(groups):
