@@ -17,9 +17,9 @@ from cil.data import Samples
 from cil.data.samples import itself
 from cil.engine.driver import Run
 from cil.engine.recipe import Recipe
-from cil.models import NetFactory, build_backbone, evaluating
+from cil.models import evaluating
 from cil.streams.shifts import Segment, ShiftStream
-from cil.testing.toy import run_of, toy_dataset
+from cil.testing.toy import run_of, toy_dataset, toy_factory
 
 RECIPE = Recipe(epochs=1, batch_size=16, log_every=1, optimizer=partial(torch.optim.SGD, lr=0.01))
 CLASSES, EACH, BATCH = 4, 6, 10  # of the toy: 24 images a segment, so that a last batch of four is left
@@ -114,9 +114,7 @@ _nets: dict[str, nn.Module] = {}  # all toys have the same source data
 
 
 def _trained(stream: ShiftStream, given: Mapping[str, Any]) -> nn.Module:
-    shape = stream.image_shape
-    make = partial(build_backbone, given["name"], shape[0], shape[1], **given.get("options", {}))
-    net = NetFactory(make, mean=stream.mean, std=stream.std)()
+    net = toy_factory(stream, seed=0, model=given)()
     assert stream.source is not None
     data = stream.source()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -247,12 +247,12 @@ def _of(slots: Sequence[int], samples: Samples) -> Samples:
 
 
 def toy_factory(
-    stream: Stream, *, seed: int, device: Any = "cpu", meta: bool = False, model: Mapping[str, Any] | None = None
+    stream: Any, *, seed: int, device: Any = "cpu", meta: bool = False, model: Mapping[str, Any] | None = None
 ) -> NetFactory:
     """Networks small enough for a test: with convolutions and batch normalisation, unless ``model`` says another.
 
     Args:
-        stream: Its images are shown to them.
+        stream: Of any kind; its images are shown to them.
         seed, device, meta: As of ``NetFactory``.
         model: ``name`` and ``options`` of a backbone; a strategy that cannot work with any has them as ``toy_model``.
     """
