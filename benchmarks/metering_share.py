@@ -3,11 +3,11 @@
     python benchmarks/metering_share.py --net smallconv --method finetune icarl
     python benchmarks/metering_share.py --net resnet32 --method icarl --epochs 20
 
-Two runs differ by more than what is sought, above all on a loaded machine (``overhead.py --metering``). None of the
-costs depends on the size of a batch, so they are measured on steps of one image, whose arithmetic is small: plain ones,
-watched ones (every step is) and counted ones (few are) in turn, hundreds of them, in CPU seconds of this thread. Then
-one run as it is: its steps, the operators that were counted in it, and the seconds of asking again. Medians, with the
-interval that holds the true one at 95 %. Dry runs are no part of it: they are the bill, before anything is trained.
+Two runs differ by more than what is sought, above all on a loaded machine. None of the costs depends on the size of a
+batch, so they are measured on steps of one image, whose arithmetic is small: plain ones, watched ones (every step is)
+and counted ones (few are) in turn, hundreds of them, in CPU seconds of this thread. Then one run as it is: its steps,
+the operators that were counted in it, and the seconds of asking again. Medians, with the interval that holds the true
+one at 95 %. Dry runs are no part of it: they are the bill, before anything is trained.
 """
 
 from __future__ import annotations

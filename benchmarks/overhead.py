@@ -3,13 +3,11 @@
     python benchmarks/overhead.py --net resnet32 --precision fp32 bf16 --pairs 5
     python benchmarks/overhead.py --net resnet32 --precision bf16 --epochs 8 --apart
     python benchmarks/overhead.py --net smallconv --parts
-    python benchmarks/overhead.py --net smallconv --method finetune icarl --metering --pairs 8
 
 Each pair trains the same amount with ``benchmarks/raw.py`` and with ``cil``, in alternating order, on one thread, and
 compares CPU seconds of the process. Reported: the median ratio, and all ratios. Start from an idle machine. With
 ``--apart`` each side has a process of its own, after a warm-up of one epoch, so that neither finds the other's
-allocator and kernel caches. With ``--metering`` both sides are the framework, one of them without its counting of
-operations and bytes, without its watch over steps, and without asking again.
+allocator and kernel caches. What metering takes of a run is below what pairs can tell: ``metering_share.py``.
 """
 
 from __future__ import annotations
@@ -24,12 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import raw
 import torch
@@ -37,12 +31,8 @@ from torch import nn
 
 from cil.api import plan
 from cil.data import ArrayStore, Augment, Dataset, Samples
-from cil.engine import learning
-from cil.engine.asked_again import Asked
-from cil.engine.cost import Cost
 from cil.engine.recipe import Recipe
-from cil.engine.step_kinds import StepWatch
-from cil.memory import Budget, Flops, herd
+from cil.memory import Budget, herd
 from cil.models import build_backbone
 from cil.streams import Stream, class_incremental
 from cil.tracking import Record
@@ -91,24 +81,6 @@ def framework(work: raw.Work, stream: Stream, method: str, net: str, folder: Pat
     return plan(method, stream, net, budget, recipe=recipe, run_dir=folder, precision=precision).execute()
 
 
-@contextmanager
-def unmetered() -> Iterator[None]:
-    """Nothing is counted, watched or asked again; a run computes the same bits, and its bills are empty."""
-
-    def nothing(*given: Any, **named: Any) -> Any:
-        return nullcontext(nullcontext())
-
-    with ExitStack() as stack:
-        for owner, names in ((Flops, ("counting", "counting_rest")), (Cost, ("step", "hook"))):
-            for name in names:
-                stack.enter_context(patch.object(owner, name, nothing))
-        for name in ("__enter__", "__exit__", "note"):
-            stack.enter_context(patch.object(StepWatch, name, lambda watch, *given: watch if not given else None))
-        stack.enter_context(patch.object(Asked, "listening", lambda asked, predict: predict))
-        stack.enter_context(patch.object(learning, "asks_again", lambda *given: False))
-        yield
-
-
 def seconds(side: str, net: str, method: str, precision: str, epochs: int | None) -> float:
     """CPU seconds that one side takes, in this process."""
     work = make_work(net, precision, epochs)
@@ -118,8 +90,7 @@ def seconds(side: str, net: str, method: str, precision: str, epochs: int | None
         if side == "raw":
             raw.train(work, method, partial(make_backbone, net))
         else:
-            with unmetered() if side == "unmetered" else nullcontext():
-                framework(work, stream, method, net, Path(folder))
+            framework(work, stream, method, net, Path(folder))
         return time.process_time() - began
 
 
@@ -132,19 +103,19 @@ def seconds_apart(side: str, net: str, method: str, precision: str, epochs: int 
 
 
 def pairs(
-    net: str, method: str, precision: str, count: int, epochs: int | None, apart: bool, other: str = "raw"
+    net: str, method: str, precision: str, count: int, epochs: int | None, apart: bool
 ) -> tuple[list[float], float]:
-    """Ratios of CPU seconds, framework to the other side, and the milliseconds of a step of that."""
+    """Ratios of CPU seconds, framework to plain PyTorch, and the milliseconds of a step of that."""
     measure = seconds_apart if apart else seconds
     ratios, spent = [], {}
     for number in range(int(apart), count + 1):  # in one process the first pair warms up
-        for side in (other, "cil") if number % 2 else ("cil", other):
+        for side in ("raw", "cil") if number % 2 else ("cil", "raw"):
             spent[side] = measure(side, net, method, precision, epochs)
         if number:
-            ratios.append(spent["cil"] / spent[other])
+            ratios.append(spent["cil"] / spent["raw"])
     work = make_work(net, precision, epochs)
     steps = EXPERIENCES * work.epochs * -(-len(work.train[0]) // EXPERIENCES // work.batch_size)
-    return ratios, 1000 * spent[other] / steps
+    return ratios, 1000 * spent["raw"] / steps
 
 
 def parts(net: str) -> None:
@@ -186,10 +157,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=None, help="of an experience; short by default: 4 or 16")
     parser.add_argument("--parts", action="store_true")
     parser.add_argument("--apart", action="store_true", help="each side in a process of its own")
-    parser.add_argument("--metering", action="store_true", help="against the framework without metering")
-    parser.add_argument(
-        "--side", choices=["raw", "cil", "unmetered"], help="print the CPU seconds of one side only, warmed up"
-    )
+    parser.add_argument("--side", choices=["raw", "cil"], help="print the CPU seconds of one side only, warmed up")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.side:
@@ -200,11 +168,10 @@ def main() -> None:
     for net in given.net:
         for precision in given.precision:
             for method in given.method:
-                other = "unmetered" if given.metering else "raw"
-                ratios, step = pairs(net, method, precision, given.pairs, given.epochs, given.apart, other)
+                ratios, step = pairs(net, method, precision, given.pairs, given.epochs, given.apart)
                 each = " ".join(f"{ratio:.3f}" for ratio in ratios)
                 print(f"{net} {precision} {method:9s} median {statistics.median(ratios):.3f}  [{each}]  "
-                      f"{other}: {step:.1f} ms a step", flush=True)  # fmt: skip
+                      f"raw: {step:.1f} ms a step", flush=True)  # fmt: skip
         if given.parts:
             print(f"parts of an icarl run, {net}, fp32")
             parts(net)

@@ -13,6 +13,7 @@ import torch
 from cil.api import MakeStrategy, Model, plan_training
 from cil.cli.compare import look_ahead, prepare, records_of, run_queue, write_report
 from cil.cli.pool import QueuedRun, RunEnd
+from cil.data.samples import itself
 from cil.engine.driver import Run
 from cil.errors import ConfigError
 from cil.memory import Budget
@@ -123,7 +124,7 @@ def compare(
     if dry_run:
         return Comparison((), (), look_ahead(runs, jobs, out)[0], out / "index.html")
     prepare(runs, jobs, out, quiet)
-    queued = [QueuedRun(label, path, partial(_itself, run)) for path, (label, run) in runs.items()]
+    queued = [QueuedRun(label, path, partial(itself, run)) for path, (label, run) in runs.items()]
     planned = [run for _, run in runs.values()]
     return _comparison(run_queue(queued, planned, jobs, quiet), out)
 
@@ -140,7 +141,3 @@ def _label(run: Run) -> str:
     size = (budget.get("limits") or [budget.get("exemplars") or budget.get("per_class") or ""])[-1]
     name = run.identity["stream"]["name"]
     return f"{run.name}, seed={run.options.seed}, {f'{size:,} ' if size else ''}{budget['kind']}, {name}"
-
-
-def _itself(run: Run) -> Run:
-    return run

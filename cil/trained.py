@@ -40,12 +40,15 @@ class Trained(nn.Module):
         classes: Name of the class of each column.
         image_shape: (C, H, W) of the images that it was trained on.
         learner: The strategy itself.
+        identity: What the run was, as its record has it.
     """
 
-    def __init__(self, learner: Strategy, classes: list[str], image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, learner: Strategy, identity: dict[str, Any]) -> None:
         super().__init__()
-        self.classes, self.image_shape = classes, image_shape
-        self.learner = learner
+        self.learner, self.identity = learner, identity
+        self.classes: list[str] = identity["stream"]["classes"][: learner.num_classes]
+        channels, height, width = identity["stream"]["image_shape"]
+        self.image_shape = (channels, height, width)
         for name, value in learner.held().items():
             if isinstance(value, nn.Module):
                 self.add_module(name, value)
@@ -82,9 +85,7 @@ def load(run_dir: str | Path, *, strategy: Any = None, device: str = "cpu", expe
     _check_arguments(run_dir, strategy, experience)
     record = Record.load(run_dir)
     learners, index, checkpoints = _learners(record, strategy, device, experience)
-    learner = learners.rebuilt(index + 1, checkpoints.state(index))
-    channels, height, width = record.identity["stream"]["image_shape"]
-    return Trained(learner, record.identity["stream"]["classes"][: learner.num_classes], (channels, height, width))
+    return Trained(learners.rebuilt(index + 1, checkpoints.state(index)), record.identity)
 
 
 def evaluate(

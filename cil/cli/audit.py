@@ -51,7 +51,6 @@ Planner = Callable[[], "Run"]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     names = {"--experience": "", "--run": "", "--device": ""}
     rest, options, flags = split_options(arguments, names, ["--all"])
     paths = [item for item in rest if "=" not in item and item not in flags]

@@ -30,7 +30,6 @@ SURVEY = "zhou2024survey"  # of budget.convention=survey and recipe=survey
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     named, _, flags = split_options(arguments, {}, ["--bibtex"])
     if not named:
         raise ConfigError("cil cite needs run directories, or names of methods")

@@ -54,7 +54,6 @@ NOT_COMPARED = ("jobs", "out", "logger", "progress", "data_root", "device", "reu
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     return grid(arguments, "compare")
 
 
@@ -103,6 +102,7 @@ def run_cells(cells: Sequence[Cell], jobs: int, out: Path, plan: Plan | None = N
     """
     from cil.cli.pool import QueuedRun
     from cil.cli.run import print_warnings
+    from cil.data.samples import itself
 
     make = plan or plan_cell
     runs = plan_runs(cells, jobs, out, make)
@@ -111,7 +111,7 @@ def run_cells(cells: Sequence[Cell], jobs: int, out: Path, plan: Plan | None = N
         prepare({path: (cell.label, run) for path, (cell, run) in runs.items()}, jobs, out, quiet)
     print_warnings(run for _, run in runs.values())
     queued = [
-        QueuedRun(cell.label, path, partial(_itself, run) if may_fork(run) else partial(make, cell, jobs, out))
+        QueuedRun(cell.label, path, partial(itself, run) if may_fork(run) else partial(make, cell, jobs, out))
         for path, (cell, run) in runs.items()
     ]
     try:
@@ -176,10 +176,6 @@ def run_queue(queued: Sequence[QueuedRun], runs: Sequence[Run], jobs: int, quiet
     on_cpu = all(run.runtime.device == "cpu" for run in runs)
     fork = all(map(may_fork, runs))
     return run_all(queued, jobs if on_cpu else 1, fork=fork, screen=ProgressScreen(len(queued), quiet))
-
-
-def _itself(run: Run) -> Run:
-    return run
 
 
 def records_of(ends: Sequence[RunEnd]) -> list[Record]:

@@ -29,7 +29,6 @@ OPTIONS = {"--project": "", "--entity": "", "--out": "dashboard.json"}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     paths, values, flags = split_options(arguments, OPTIONS, ["--report", "--online"])
     project, entity, out = (values[name] for name in OPTIONS)
     if not paths and not project:

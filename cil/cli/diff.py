@@ -33,7 +33,6 @@ NOTHING = "-"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     paths, _, flags = split_options(arguments, {}, ["--json"])
     if len(paths) != 2:
         raise ConfigError("cil diff needs two run directories")

@@ -37,7 +37,6 @@ ROUNDING = 1e-6  # percent
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     given, options, flags = split_options(arguments, {"--experience": "", "--device": "cpu"}, ["--json"])
     rest, own = split_own_class(given)
     paths = [item for item in rest if "=" not in item]
@@ -72,8 +71,7 @@ def main(arguments: Sequence[str]) -> int:
 def recorded_accuracy(record: Record, experience: int) -> float | None:
     """What the record says of the run's own stream; None where its kind of run has no such number."""
     curve = record.results.get("accuracy_curve")
-    found: float | None = curve[experience] if curve and experience < len(curve) else None
-    return found
+    return curve[experience] if curve and experience < len(curve) else None
 
 
 def change_stream(record: Record, overrides: Sequence[str]) -> dict[str, Any]:

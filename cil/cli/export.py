@@ -24,7 +24,6 @@ A .safetensors file has the weights of the backbone alone, for model.weights of 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     rest, options, _ = split_options(arguments, {"--experience": ""})
     paths, own = split_own_class(rest)
     if len(paths) != 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -17,6 +18,7 @@ from cil.cli.refusals import parse_overrides
 from cil.errors import ConfigError
 from cil.plugins import BUILT_IN
 
+_say = logging.getLogger("cil.cli")
 POINTS = {
     "exemplars": "budget.exemplars",
     "per_class": "budget.per_class",
@@ -53,8 +55,21 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
     Raises:
         ConfigError: for whatever cannot be composed.
     """
+    cells, variants = _without_variants(overrides)
+    named = [item for item in overrides if key_of(item) in METHODS]
+    if named and variants:
+        _say.warning("%s leaves out the variants of the experiment: %s", " ".join(named), "; ".join(variants))
+        return cells
+    for variant in variants:
+        keys = dict(item.split("=", 1) for item in variant.split())
+        found, _ = _without_variants([*overrides, *variant.split()])
+        cells += [replace(cell, varied=keys | cell.varied) for cell in found]
+    return cells
+
+
+def _without_variants(overrides: Sequence[str]) -> tuple[list[Cell], list[str]]:
+    """The jobs that the overrides name themselves; and the variants of their experiment."""
     fixed, swept, first = _swept(overrides)
-    given = {key_of(item) for item in overrides}
     cells = []
     try:
         for combination in product(*swept.values()):
@@ -65,12 +80,7 @@ def expand(overrides: Sequence[str]) -> list[Cell]:
                 cells += _at_points(cell)
     except ConfigError as error:
         raise ConfigError(_shared_by_some([*fixed, *swept], swept) or str(error)) from error
-    if not given & set(METHODS):
-        for variant in first.config["variants"]:
-            keys = dict(item.split("=", 1) for item in variant.split())
-            found = expand([*overrides, *variant.split()])
-            cells += [replace(cell, varied=keys | cell.varied) for cell in found]
-    return cells
+    return cells, first.config["variants"]
 
 
 def number_of_jobs(overrides: Sequence[str]) -> int:

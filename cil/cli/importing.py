@@ -25,7 +25,6 @@ without a bill, never ranked. A log that is damaged is named with its line and l
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     from cil.interop.pycil import read_logs, write_record
 
     paths, options, _ = split_options(arguments, {"--into": "runs/foreign"})

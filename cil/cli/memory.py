@@ -37,7 +37,6 @@ COLUMNS = ("parameters", "buffers", "gradients", "optimizer", "activations", "sa
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     overrides, options, flags = split_options(arguments, {"--depth": "4", "--experience": ""}, ["--json"])
     depth = whole_number("--depth", options["--depth"]) or 4
     experience = whole_number("--experience", options["--experience"])

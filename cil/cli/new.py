@@ -51,7 +51,6 @@ KINDS = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     named, options, _ = split_options(arguments, {"--to": "."})
     if len(named) != 2:
         raise ConfigError(f"cil new needs one of {', '.join(KINDS)}, and a name: cil new strategy my_idea")

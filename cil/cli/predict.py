@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,6 @@ BATCH = 64  # images decoded and asked at once
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     rest, options, flags = split_options(arguments, {"--top": "3", "--experience": "", "--device": "cpu"}, ["--json"])
     paths, own = split_own_class(rest)
     if len(paths) < 2:
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
     net = load(paths[0], strategy=own_class(own, "strategy"), device=options["--device"], experience=experience)
     files = list(_files(paths[1:]))
-    found = list(answers(net, files, top, shorter_side(paths[0], net.image_shape[1])))
+    found = list(answers(net, files, top, shorter_side(net.identity, net.image_shape[1])))
     if "--json" in flags:
         print(json.dumps(found, indent=1))
         return 0
@@ -72,12 +71,10 @@ def _files(paths: Sequence[str]) -> Iterator[str]:
             yield path
 
 
-def shorter_side(run: str | Path, size: int) -> int | None:
+def shorter_side(identity: Mapping[str, Any], size: int) -> int | None:
     """Pixels that the shorter side of a file gets before its centre is cut out, as the run's stream did with its test
     images; None: as ``FileStore`` does by itself."""
-    from cil.tracking import Record
-
-    stream = (Record.load(run).identity.get("config") or {}).get("stream") or {}
+    stream = (identity.get("config") or {}).get("stream") or {}
     return None if stream.get("in_memory") is False else size
 
 

@@ -79,7 +79,6 @@ def _shown(path: Path) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     request = _parsed(list(arguments))
     if request.port is not None:
         return _serve(request, request.port)

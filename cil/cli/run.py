@@ -50,7 +50,6 @@ finds its run again: it goes on where it stood, or says what came out.
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     dry, rest = "--dry-run" in arguments, [item for item in arguments if item != "--dry-run"]
     multirun = bool({"-m", "--multirun"} & set(rest)) or "hydra.mode=MULTIRUN" in rest
     parallel = multirun and any(item.startswith("hydra/launcher=joblib") for item in rest)

@@ -37,7 +37,6 @@ move   a run, or a folder of runs, to another place; the same commands go on the
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     if not arguments:
         raise ConfigError("cil runs needs list, prune or move; cil runs --help says more")
     action, *rest = arguments

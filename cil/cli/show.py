@@ -30,7 +30,6 @@ corruption stream; or draws the accuracy of a run as text.
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     overrides, options, _ = split_options(arguments, {"--out": "", "--count": "8"})
     paths = [item for item in overrides if "=" not in item]
     if len(paths) > 1 or (paths and len(overrides) > 1):

@@ -44,7 +44,6 @@ CHOICE = {"--root": "", "--ids": "", "--variant": ""}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     actions = {"validate": _validate, "show": _show}
     if not arguments or arguments[0] not in actions:
         given = arguments[0] if arguments else ""

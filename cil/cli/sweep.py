@@ -31,7 +31,6 @@ With a launcher of Hydra's (the extra cil[sweep]) it is run --multirun, and the 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     if any(item.startswith("hydra/launcher=") for item in arguments):
         return _launched(arguments)
     return grid(arguments, "sweep")

@@ -106,7 +106,6 @@ class TuningReport:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
     overrides, asked_jobs, asked_out = split_jobs_and_out(arguments)
     if any(item.startswith("tune.space=") for item in overrides):
         overrides = ["tune.space=null", *overrides]  # in place of what a file says, where Hydra would merge the two

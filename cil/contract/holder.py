@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from cil.contract.phase import RuntimeContext
 from cil.contract.renamed import old_name
-from cil.contract.unkept import data_in, lost_buffers
+from cil.contract.unkept import copied_by, data_in, lost_buffers
 from cil.data import Samples
 from cil.errors import ConfigError, ContractError, NotKept, StateError
 from cil.memory import Entry, ExemplarMemory, Reference, State, check_kind, encode_meta, tensor_bytes, tensor_entry
@@ -109,16 +109,14 @@ class Holder:
             ContractError: naming both.
         """
         kept = self._kept[name]
-        if kept.kind == "teacher" or kept.lifetime == "carried" or any(p.requires_grad for p in value.parameters()):
+        if kept.kind == "teacher" or kept.lifetime == "carried":
             return
-        shapes = _shapes(value)
-        for other in self._kept.keys() - {name}:
-            own = vars(self).get(other)
-            if type(own) is type(value) and own is not value and _shapes(own) == shapes:
-                raise ContractError(
-                    f"{type(self).__name__}.{name} is a frozen copy of {other}, kept as {kept.kind}: that is a "
-                    f"teacher, and conventions charge teachers; self.keep('{name}', None, kind='teacher')"
-                )
+        copied = copied_by(value, {other: vars(self).get(other) for other in self._kept.keys() - {name}})
+        if copied:
+            raise ContractError(
+                f"{type(self).__name__}.{name} is a frozen copy of {copied}, kept as {kept.kind}: that is a "
+                f"teacher, and conventions charge teachers; self.keep('{name}', None, kind='teacher')"
+            )
 
     def refuse_lost(self) -> None:
         """Refuse data in what is not kept: also what was put into a container or an object after it was assigned.
@@ -382,10 +380,6 @@ class Holder:
                 f"{type(self).__name__} has no place for {', '.join(sorted(left)[:3])}: allocate in __init__ or grow, "
                 f"at its final size, whatever is carried"
             )
-
-
-def _shapes(module: nn.Module) -> dict[str, torch.Size]:
-    return {name: parameter.shape for name, parameter in module.named_parameters()}
 
 
 def _check_structure(name: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What would be lost at a boundary: data in an attribute that was not kept, wherever in it they are."""
+"""What would be lost at a boundary: data in an attribute that was not kept, wherever in it they are; and copies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.optim import Optimizer
 
 from cil.data import Batch, Samples
@@ -86,3 +86,16 @@ def lost_buffers(name: str, module: nn.Module) -> list[str]:
             lost = layer._non_persistent_buffers_set - set(getattr(own, "constants", ()))
             found += [".".join(filter(None, (name, path, key))) for key in sorted(lost)]
     return found
+
+
+def copied_by(module: nn.Module, others: Mapping[str, Any]) -> str | None:
+    """The name of a network that ``module`` is a frozen copy of, by class and shapes; None where it is of none."""
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        return None
+    shapes = _shapes(module)
+    alike = (name for name, other in others.items() if type(other) is type(module) and other is not module)
+    return next((name for name in alike if _shapes(others[name]) == shapes), None)
+
+
+def _shapes(module: nn.Module) -> dict[str, Size]:
+    return {name: parameter.shape for name, parameter in module.named_parameters()}

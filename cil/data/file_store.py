@@ -96,6 +96,14 @@ def _eight_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
+def centre_cut(image: Image, size: int, shorter: int) -> Image:
+    """A square of ``size`` pixels, out of the centre of the image with its shorter side brought to ``shorter``."""
+    width, height = (shorter * side // min(image.size) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    image = image if image.size == (width, height) else image.resize((width, height), _BILINEAR)
+    return image if image.size == (size, size) else image.crop((left, top, left + size, top + size))
+
+
 def is_image(file: str | Path) -> bool:
     """True for names of image files that are not hidden."""
     path = Path(file)
@@ -193,7 +201,7 @@ class FileStore:
         stacked = np.empty((len(rows), *self.shape), np.uint8)
 
         def decode(place: int, row: int) -> None:
-            self._put(stacked[place], self._evaluation_view(row))
+            self._put(stacked[place], centre_cut(self._decode(row), self.size, self.shorter))
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             for _ in pool.map(decode, range(len(rows)), rows.tolist()):  # raises what a thread has raised
@@ -232,8 +240,7 @@ class FileStore:
 
     def row_keys(self, rows: Tensor) -> NDArray[np.uint64]:
         """The first eight bytes of the SHA-256 of each file, (n,)."""
-        keys: NDArray[np.uint64] = self.sums(rows).view(np.uint64)[:, 0]
-        return keys
+        return self.sums(rows).view(np.uint64)[:, 0]
 
     def _digests(self, rows: Tensor) -> bytes:
         """SHA-256 of each file, 32 bytes each; see ``digest``."""
@@ -257,14 +264,6 @@ class FileStore:
             with suppress(OSError), replacing(kept) as part:  # nowhere to keep it: computed again next time
                 part.write_bytes(made)
         return made
-
-    def _evaluation_view(self, row: int) -> Image:
-        image = self._decode(row)
-        width, height = (self.shorter * side // min(image.size) for side in image.size)
-        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        box = (left, top, left + self.size, top + self.size)
-        image = image if image.size == (width, height) else image.resize((width, height), _BILINEAR)
-        return image if image.size == (self.size, self.size) else image.crop(box)
 
     def _training_view(self, row: int, draws: Sequence[float]) -> Image:
         image = self._decode(row)

@@ -199,5 +199,4 @@ def uncounted_store(store: Store) -> Store:
 
 
 def _numbers(rows: Tensor) -> Images:
-    found: Images = rows.to(torch.int64).cpu().numpy()
-    return found
+    return rows.to(torch.int64).cpu().numpy()

@@ -64,8 +64,7 @@ class MappedStore:
         return hashlib.sha256(self.sums[rows.numpy()].tobytes()).digest()
 
     def row_keys(self, rows: Tensor) -> NDArray[np.uint64]:
-        keys: NDArray[np.uint64] = np.ascontiguousarray(self.sums[rows.numpy()]).view(np.uint64)[:, 0]
-        return keys
+        return np.ascontiguousarray(self.sums[rows.numpy()]).view(np.uint64)[:, 0]
 
 
 def write_images(path: Path, pieces: Iterable[Tensor], count: int, shape: Shape) -> None:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from cil.data.crops import crop_resized
 from cil.errors import DataError, ShapeError
+
+T = TypeVar("T")
 
 
 class Store(Protocol):
@@ -47,8 +49,7 @@ class Store(Protocol):
 
 def view_of(store: Store) -> str | None:
     """How a store makes its views of what it digests; empty: these are its pixels, None: nobody knows."""
-    known: str | None = getattr(store, "view", "" if store.in_memory else None)
-    return known
+    return getattr(store, "view", "" if store.in_memory else None)
 
 
 class ArrayStore:
@@ -346,7 +347,7 @@ class Samples:
                 to_float(pixels),
                 part.slots.to(pixels.device),
                 None if part.targets is None else part.targets.to(pixels.device),
-                partial(_identity, pixels),
+                partial(itself, pixels),
                 torch.arange(start, start + len(part)),
                 {name: values.to(pixels.device) for name, values in part.extras.items()},
             )
@@ -372,5 +373,6 @@ def concatenated(parts: Sequence[Samples]) -> Samples:
     return parts[0]
 
 
-def _identity(pixels: Tensor) -> Tensor:
-    return pixels
+def itself(value: T) -> T:
+    """What it is given: for a function that hands over what is there already."""
+    return value

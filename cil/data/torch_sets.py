@@ -7,22 +7,19 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cil.data.augment import Augment
-from cil.data.file_store import MOST_SIZE, with_progress
+from cil.data.file_store import MOST_SIZE, centre_cut, with_progress
 from cil.data.mapped_store import MappedStore, write_images
 from cil.data.registry import Dataset, data_root, register_dataset
 from cil.data.samples import ArrayStore, Samples, Store
 from cil.errors import ConfigError, DataError
 from cil.targets import resolve
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 IN_MEMORY = 2**30  # bytes: more than that is kept in a file of the data root
 _PIECE = 500  # images that are written at a time
@@ -171,7 +168,7 @@ def _pixels_of(image: Any, size: int | None, channels: int | None, where: str) -
     else:
         picture = Image.fromarray(_array_of(image, where)).convert(_mode(channels or _channels_of(image)))
     if size is not None:
-        picture = _centre(picture, size)
+        picture = centre_cut(picture, size, size)
     array = np.asarray(picture)
     array = array[..., None] if array.ndim == 2 else array
     return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
@@ -203,12 +200,6 @@ def _mode(channels: int) -> str:
     if channels not in (1, 3):
         raise ConfigError(f"stream.channels is {channels}; it must be 1 or 3")
     return "RGB" if channels == 3 else "L"
-
-
-def _centre(picture: Image, size: int) -> Image:
-    width, height = (size * side // min(picture.size) for side in picture.size)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return picture.resize((width, height), 2).crop((left, top, left + size, top + size))
 
 
 # all of them ----------------------------------------------------------------------------------------------------------

@@ -48,8 +48,7 @@ def _described(checkpoints: Checkpoints) -> Iterator[Path]:
 def _run_of(path: Path) -> str | None:
     """The run that a JSON file names, where it is whole and names one."""
     try:
-        run: str | None = read_json(path).get("run")
-        return run
+        return read_json(path).get("run")
     except ResumeError:
         return None
 

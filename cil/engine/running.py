@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cil import metrics
 from cil.engine.checkpoint import Checkpoints
-from cil.engine.spending import plain
+from cil.metrics import plain
 
 Counts = Mapping[str, Tensor]  # what an evaluation counted
 

@@ -108,7 +108,7 @@ class Trials:
         less = Cost(steps=max(0, chosen.updates - 1), extra=max(0, chosen.flops - 1))
         if search.refit is not None and not training.spent(costs, less):  # there is room for as much as the trial took
             self.learner.load_full_state(*start)
-            phase = search.refit(self._settings(chosen))
+            phase = search.refit({name: chosen.trial[name] for name in search.space})
             cost = training.fit(self.learner, phase, f"{self.number}.refit", costs)
             self._bill_copies(cost, start, best)
             costs = [*costs, cost]
@@ -164,9 +164,6 @@ class Trials:
     def _rank(self, cost: Cost) -> tuple[bool, bool, float]:
         """Less is better; a trial that diverged is behind all others, and one that a budget cut behind whole ones."""
         return "diverged" in cost.trial, cost.cut, cost.trial["error"]
-
-    def _settings(self, cost: Cost) -> dict[str, float]:
-        return {name: cost.trial[name] for name in self.search.space}
 
 
 def copied(held: tuple[Mapping[str, Tensor], Mapping[str, Any]]) -> Held:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from cil.engine.cost import Cost
@@ -73,9 +72,3 @@ def largest_loss(costs: Sequence[Cost]) -> float | None:
     """The largest mean loss of the last epochs of phases, of trials those that were chosen; None without training."""
     kept = (cost.loss for cost in costs if not cost.trial or cost.trial.get("chosen"))
     return max((loss for loss in kept if loss is not None), default=None)
-
-
-def plain(values: Any) -> Any:
-    """Nested lists of floats, or one float, with None for NaN."""
-    array = np.asarray(values, dtype=np.float64)
-    return np.where(np.isnan(array), np.array(None), array).tolist()

@@ -63,8 +63,9 @@ __all__ = [
     "geometric_speed_up", "group_summary", "holm", "intransigence", "last_accuracy", "later_change",
     "learning_accuracy", "mean_average_precision", "mean_class_accuracy", "mean_error", "mean_error_by", "min_accuracy",
     "normalised_scores", "old_new_harmonic", "once_seen", "open_set", "overall_average_accuracy", "paired",
-    "pareto_front", "per_class_accuracy", "per_class_forgetting", "performance_profile", "prequential", "profile_score",
-    "recency_ratio", "relative_error", "remembering", "stability_gap", "summary", "summary_of_counts", "task_confusion",
+    "pareto_front", "per_class_accuracy", "per_class_forgetting", "performance_profile", "plain", "prequential",
+    "profile_score", "recency_ratio", "relative_error", "remembering", "stability_gap", "summary", "summary_of_counts",
+    "task_confusion",
     "time_over_studies", "time_to_target", "top_k_accuracy", "windowed_forgetting", "windowed_plasticity",
     "worst_case_accuracy",
 ]  # fmt: skip
@@ -133,20 +134,20 @@ def summary_of_counts(
     curve = accuracy_curve(R, tested)
     seen = (np.asarray(experience_of_slot) < steps) | (by_slot > 0)
     return {
-        "accuracy_matrix": _plain(R),
-        "accuracy_matrix_task_aware": _plain(aware[:steps]),
-        "accuracy_curve": _plain(curve),
-        "average_incremental_accuracy": _plain(average_incremental_accuracy(curve)),
-        "last_accuracy": _plain(last_accuracy(curve)),
-        "average_accuracy": _plain(average_accuracy(R)),
-        "forgetting": _plain(forgetting(R)),
-        "backward_transfer": _plain(backward_transfer(R)),
-        "forward_transfer": None if initial is None else _plain(forward_transfer(R, initial)),
+        "accuracy_matrix": plain(R),
+        "accuracy_matrix_task_aware": plain(aware[:steps]),
+        "accuracy_curve": plain(curve),
+        "average_incremental_accuracy": plain(average_incremental_accuracy(curve)),
+        "last_accuracy": plain(last_accuracy(curve)),
+        "average_accuracy": plain(average_accuracy(R)),
+        "forgetting": plain(forgetting(R)),
+        "backward_transfer": plain(backward_transfer(R)),
+        "forward_transfer": None if initial is None else plain(forward_transfer(R, initial)),
         "class_counts": [int(count) if known else None for count, known in zip(by_slot, seen, strict=True)],
     }
 
 
-def _plain(values: ArrayLike) -> Any:
+def plain(values: ArrayLike) -> Any:
     """Nested lists of floats, or one float, with ``None`` for NaN."""
     array = np.asarray(values, dtype=np.float64)
     return np.where(np.isnan(array), np.array(None), array).tolist()

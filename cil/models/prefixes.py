@@ -22,8 +22,7 @@ def prefixed_features(backbone: TimmBackbone, images: Tensor, prefixes: Prefixes
     """(N, D) of normalised images (N, C, H, W), with prefixes in some blocks."""
 
     def run(index: int, block: Any, x: Tensor) -> Tensor:
-        found: Tensor = prefixed_block(block, x, *prefixes[index]) if index in prefixes else block(x)
-        return found
+        return prefixed_block(block, x, *prefixes[index]) if index in prefixes else block(x)
 
     return run_blocks(backbone, images, run)
 

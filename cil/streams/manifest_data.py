@@ -148,10 +148,7 @@ def lock_entry(data: TaskData) -> dict[str, Any]:
 
 def _histogram(data: TaskData, name: str) -> NDArray[np.int64]:
     labels = data.labels[data.rows[name]]
-    counts: NDArray[np.int64] = (
-        labels.sum(axis=0) if data.task.multilabel else np.bincount(labels, minlength=len(data.names))
-    )
-    return counts
+    return labels.sum(axis=0) if data.task.multilabel else np.bincount(labels, minlength=len(data.names))
 
 
 def _digest(data: TaskData) -> str:

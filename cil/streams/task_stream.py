@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cil.data import Augment, Samples
+from cil.data.samples import itself
 from cil.errors import ConfigError, StreamError, nearest
 from cil.streams.base import ExperienceData, Signature, Stream, TaskKey, changed_samples, fingerprint_of, first_of_each
 from cil.streams.manifest import Manifest, ManifestTask, TaskFilter, as_mapping
@@ -277,7 +278,7 @@ def _step(
     signature = Signature(index, new, tuple(counts), counts, data["train"].shape, seen[index], known)
     if heads == "offset" and not new:  # its classes are evaluated with the experience that brought them
         own |= {name: own[name][:0] for name in (*evaluated, "dev")}
-    openers = {name: partial(_identity, samples) for name, samples in own.items()}
+    openers = {name: partial(itself, samples) for name, samples in own.items()}
     part = ExperienceData(openers["train"], openers[evaluated[0]], openers["dev"])
     return signature, part, {name: openers[name] for name in evaluated}, {name: len(own[name]) for name in own}
 
@@ -414,7 +415,3 @@ def _fingerprint(
             values += [name, split, samples.slots if samples.targets is None else samples.targets]
             values += [store.digest(rows).hex() for store, rows in samples.parts]
     return fingerprint_of(*values)
-
-
-def _identity(samples: Samples) -> Samples:
-    return samples

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from cil.adapt import Adapter, SourceModel, find
 from cil.data import Samples
+from cil.data.samples import itself
 from cil.engine.driver import Run
 from cil.engine.recipe import Recipe
-from cil.models import NetFactory, build_backbone, evaluating
+from cil.models import evaluating
 from cil.streams.shifts import Segment, ShiftStream
-from cil.testing.toy import run_of, toy_dataset
+from cil.testing.toy import run_of, toy_dataset, toy_factory
 
 RECIPE = Recipe(epochs=1, batch_size=16, log_every=1, optimizer=partial(torch.optim.SGD, lr=0.01))
 CLASSES, EACH, BATCH = 4, 6, 10  # of the toy: 24 images a segment, so that a last batch of four is left
@@ -54,11 +55,11 @@ def toy_shifts(
         shifted = torch.stack([_shifted(pixels[row], domains[int(d)]) for row, d in zip(rows, of, strict=True)])
         samples = Samples.from_arrays(shifted, slots[rows])
         label = name if name not in order[:number] else f"{name} (round 2)"
-        segments.append(Segment(label, partial(_given, samples), len(rows), of, reset=number in resets))
+        segments.append(Segment(label, partial(itself, samples), len(rows), of, reset=number in resets))
     return ShiftStream(
         name="toy_shifts", classes=tuple(data.classes), domains=domains, segments=tuple(segments),
         image_shape=data.test.shape, mean=(0.5,) * 3, std=(0.25,) * 3, fingerprint=f"toy-{'-'.join(order)}",
-        source=partial(_given, data.train), clean=partial(_given, data.test[: 2 * EACH]),
+        source=partial(itself, data.train), clean=partial(itself, data.test[: 2 * EACH]),
     )  # fmt: skip
 
 
@@ -76,7 +77,7 @@ def cut_every(stream: ShiftStream, count: int) -> ShiftStream:
     for number, start in enumerate(range(0, len(slots), count)):
         rows = slice(start, start + count)
         samples = Samples.from_arrays(pixels[rows], slots[rows])
-        segments.append(Segment(f"part {number}", partial(_given, samples), len(samples), domains[rows]))
+        segments.append(Segment(f"part {number}", partial(itself, samples), len(samples), domains[rows]))
     return replace(stream, segments=tuple(segments), fingerprint=f"{stream.fingerprint}-every-{count}")
 
 
@@ -84,13 +85,9 @@ def with_images(stream: ShiftStream, segment: int, change: Any) -> ShiftStream:
     """The stream with ``change`` (Samples to Samples) done to one segment."""
     old = stream.segments[segment]
     new = change(old.samples())
-    changed = replace(old, samples=partial(_given, new), count=len(new), domains=old.domains[: len(new)])
+    changed = replace(old, samples=partial(itself, new), count=len(new), domains=old.domains[: len(new)])
     segments = [changed if number == segment else each for number, each in enumerate(stream.segments)]
     return replace(stream, segments=tuple(segments), fingerprint=f"{stream.fingerprint}-changed")
-
-
-def _given(samples: Samples) -> Samples:
-    return samples
 
 
 def _shifted(pixels: Tensor, domain: str) -> Tensor:
@@ -117,9 +114,7 @@ _nets: dict[str, nn.Module] = {}  # all toys have the same source data
 
 
 def _trained(stream: ShiftStream, given: Mapping[str, Any]) -> nn.Module:
-    shape = stream.image_shape
-    make = partial(build_backbone, given["name"], shape[0], shape[1], **given.get("options", {}))
-    net = NetFactory(make, mean=stream.mean, std=stream.std)()
+    net = toy_factory(stream, seed=0, model=given)()
     assert stream.source is not None
     data = stream.source()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

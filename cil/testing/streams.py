@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cil.errors import ContractError, StreamError
 from cil.streams import Stream
+from cil.testing.compare import demand
 
 
 def check_stream(stream: Stream) -> None:
@@ -16,28 +17,23 @@ def check_stream(stream: Stream) -> None:
     for index, (signature, experience) in enumerate(zip(stream.signatures, stream, strict=True)):
         where = f"experience {index} of '{stream.name}'"
         new = signature.new_slots
-        _demand(signature.index == index, f"{where} says that it is {signature.index}")
-        _demand(new == tuple(range(seen, seen + len(new))), f"{where}: new slots {new}, expected to start at {seen}")
+        demand(signature.index == index, f"{where} says that it is {signature.index}")
+        demand(new == tuple(range(seen, seen + len(new))), f"{where}: new slots {new}, expected to start at {seen}")
         seen += len(new)
-        _demand(signature.num_classes == seen, f"{where}: num_classes is {signature.num_classes}, {seen} were met")
-        _demand(experience.train.counts() == signature.counts, f"{where}: counts differ from the training data")
-        _demand(set(signature.present) == set(signature.counts), f"{where}: present and counts differ")
-        _demand(max(signature.present, default=0) < seen, f"{where} has slots that were not announced")
-        _demand(experience.train.shape == signature.image_shape, f"{where}: images are {experience.train.shape}")
+        demand(signature.num_classes == seen, f"{where}: num_classes is {signature.num_classes}, {seen} were met")
+        demand(experience.train.counts() == signature.counts, f"{where}: counts differ from the training data")
+        demand(set(signature.present) == set(signature.counts), f"{where}: present and counts differ")
+        demand(max(signature.present, default=0) < seen, f"{where} has slots that were not announced")
+        demand(experience.train.shape == signature.image_shape, f"{where}: images are {experience.train.shape}")
         test = stream.test(index)
-        _demand(len(test) > 0 or not new, f"{where} has new classes and no test data")
-        _demand(set(test.counts()) <= set(range(seen)), f"{where}: test data have slots that were not met")
+        demand(len(test) > 0 or not new, f"{where} has new classes and no test data")
+        demand(set(test.counts()) <= set(range(seen)), f"{where}: test data have slots that were not met")
         again = stream[index].train
-        _demand(bool((again.slots == experience.train.slots).all()), f"{where} is another one when asked for again")
-        _demand(bool((again[:4].pixels == experience.train[:4].pixels).all()), f"{where}: pixels change")
+        demand(bool((again.slots == experience.train.slots).all()), f"{where} is another one when asked for again")
+        demand(bool((again[:4].pixels == experience.train[:4].pixels).all()), f"{where}: pixels change")
         try:
             stream.training_half().test(index)
         except StreamError:
             continue
         raise ContractError(f"{where}: the training half gives test data")
-    _demand(seen == len(stream.classes) == len(stream.order), f"{seen} slots, {len(stream.classes)} class names")
-
-
-def _demand(holds: bool, message: str) -> None:
-    if not holds:
-        raise ContractError(message)
+    demand(seen == len(stream.classes) == len(stream.order), f"{seen} slots, {len(stream.classes)} class names")

@@ -16,6 +16,7 @@ from torch import nn
 
 from cil import plugins
 from cil.data import ArrayStore, Augment, Dataset, Samples
+from cil.data.samples import itself
 from cil.engine.driver import Run
 from cil.engine.lifecycle import MakeLearner
 from cil.engine.options import RunOptions
@@ -148,17 +149,17 @@ def long_stream(*, seed: int = 0, longer: bool = False) -> Stream:
     other = replace(data, train=Samples(ArrayStore(pixels), slots))
     whole = class_incremental(other, increment=15, order="natural", mean=[0.5] * 3, std=[0.25] * 3)
     ends = list(accumulate(sizes))
-    return _regrouped(whole, [tuple(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)], "toy_long")
+    return regrouped(whole, [tuple(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)], "toy_long")
 
 
 def uneven_stream() -> Stream:
     """Experiences of three, one and two classes; a class of two images; 17 images, a last batch of one at size 8."""
     data = toy_dataset(train=(6, 6, 5, 9, 2, 7), test=(4, 3, 2, 4, 3, 4))
     whole = class_incremental(data, increment=6, order="natural")
-    return _regrouped(whole, [(0, 1, 2), (3,), (4, 5)], "toy_uneven")
+    return regrouped(whole, [(0, 1, 2), (3,), (4, 5)], "toy_uneven")
 
 
-def _regrouped(whole: Stream, groups: Sequence[tuple[int, ...]], name: str) -> Stream:
+def regrouped(whole: Stream, groups: Sequence[tuple[int, ...]], name: str) -> Stream:
     """The first slots of a stream of one experience, in experiences of these groups."""
     signatures, parts, seen = [], [], 0
     for index, slots in enumerate(groups):
@@ -207,8 +208,8 @@ def toy_tasks(
         shape, seen = (3, SIDE, SIDE), max(task.first + task.classes for task in met)
         counts = train.counts()
         signatures.append(Signature(index, new, tuple(counts), counts, shape, seen, key))
-        parts.append(ExperienceData(partial(_same, train), partial(_same, held["dev_test"]), partial(_same, dev)))
-        tests.append({split: partial(_same, samples) for split, samples in held.items()})
+        parts.append(ExperienceData(partial(itself, train), partial(itself, held["dev_test"]), partial(itself, dev)))
+        tests.append({split: partial(itself, samples) for split, samples in held.items()})
         kind = "multilabel" if key.multilabel else "multiclass"
         sizes_of = {"train": len(train), "dev": len(dev), **{split: len(samples) for split, samples in held.items()}}
         events.append(Event(key, f"{name}-{index}", 2000 + index, "other", kind, index > 2, sizes_of))
@@ -241,21 +242,17 @@ def _task_images(task: TaskKey, each: int, seed: int) -> Samples:
     return Samples(ArrayStore(noisy), slots, targets=targets if task.multilabel else None)
 
 
-def _same(samples: Samples) -> Samples:
-    return samples
-
-
 def _of(slots: Sequence[int], samples: Samples) -> Samples:
     return samples[torch.isin(samples.slots, torch.tensor(slots))]
 
 
 def toy_factory(
-    stream: Stream, *, seed: int, device: Any = "cpu", meta: bool = False, model: Mapping[str, Any] | None = None
+    stream: Any, *, seed: int, device: Any = "cpu", meta: bool = False, model: Mapping[str, Any] | None = None
 ) -> NetFactory:
     """Networks small enough for a test: with convolutions and batch normalisation, unless ``model`` says another.
 
     Args:
-        stream: Its images are shown to them.
+        stream: Of any kind; its images are shown to them.
         seed, device, meta: As of ``NetFactory``.
         model: ``name`` and ``options`` of a backbone; a strategy that cannot work with any has them as ``toy_model``.
     """

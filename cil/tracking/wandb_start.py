@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 
 @contextmanager
@@ -25,11 +24,15 @@ def quick_start(offline: bool) -> Iterator[None]:
     if offline:
         _call("wandb.analytics.opentelemetry.opentelemetry_proxy", "disable")
     inputs = "_detect_and_apply_job_inputs"
-    if "wandb.sdk.launch" in sys.modules or not hasattr(wandb.Run, inputs):
+    original = getattr(wandb.Run, inputs, None)
+    if "wandb.sdk.launch" in sys.modules or original is None:
         yield
-    else:
-        with patch.object(wandb.Run, inputs, _nothing):
-            yield
+        return
+    setattr(wandb.Run, inputs, _nothing)
+    try:
+        yield
+    finally:
+        setattr(wandb.Run, inputs, original)
 
 
 def _nothing(run: Any) -> None:

@@ -60,10 +60,11 @@ def test_a_grid_in_an_experiment_holds_unless_the_command_line_says_otherwise():
     assert [cell.job.config["seed"] for cell in cells] == [7]
 
 
-def test_variants_of_an_experiment_are_left_out_where_a_method_is_named():
-    """With none named they are rows: tests/cli/test_forecast.py."""
+def test_variants_of_an_experiment_are_left_out_with_a_word_where_a_method_is_named(caplog):
+    """With none named they are rows, and there is nothing to say: tests/cli/test_forecast.py."""
     asked = ["experiment=pretrained_cifar100", "scale=quick"]
     assert [cell.label for cell in expand([*asked, "strategy=aper"])] == ["aper"]
+    assert "strategy=aper leaves out the variants of the experiment: strategy=aper strategy.tuner=" in caplog.text
     with pytest.raises(ConfigError, match=r"variants is .*it must be a list of overrides, as in 'strategy=aper"):
         compose(["variants=['seed=1']"])
 

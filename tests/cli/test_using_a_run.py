@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from cil.errors import ConfigError
 from cil.exchange import export, export_backbone
 from cil.models import build_backbone
 from cil.strategies import find
-from cil.tracking import Record
 from cil.tracking.lock import DirectoryLock
 
 DIGITS = ("stream=split_digits", "stream.train_per_class=20", "trainer.epochs=1", "progress=false")
@@ -64,10 +62,9 @@ def test_predict_brings_other_sizes_and_colours_to_those_of_the_stream(cil, runs
     assert len(json.loads(cil("predict", runs / "wa", tmp_path / "large.png", "--json").out)[0]["classes"]) == 3
 
 
-def test_predict_cuts_files_as_the_stream_of_the_run_did(monkeypatch):
+def test_predict_cuts_files_as_the_stream_of_the_run_did():
     def side(config):
-        monkeypatch.setattr(Record, "load", lambda path: SimpleNamespace(identity={"config": config}))
-        return shorter_side("runs/one", 224)
+        return shorter_side({"config": config}, 224)
 
     assert side({"stream": {"dataset": "folder", "in_memory": False}}) is None  # FileStore: 256 of 224
     assert side({"stream": {"dataset": "folder", "in_memory": "mapped"}}) == 224

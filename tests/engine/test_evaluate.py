@@ -170,9 +170,3 @@ def test_half_precision_scores_are_compared_as_floats():
 def test_the_operations_of_the_whole_pass_are_counted():
     counts = _evaluate(_linear, small_stream(test=5), 6, batch_size=7)
     assert counts["flops"].tolist() == [30 * 2 * 4 * 6]  # 30 images, 4 features, 6 outputs
-
-
-def test_progress_is_shown_in_images():
-    shown = []
-    _evaluate(_linear, small_stream(test=5), 6, batch_size=20, show=lambda *at: shown.append(at))
-    assert shown == [(20, 30), (30, 30)]

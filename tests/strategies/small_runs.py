@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,9 +25,9 @@ from cil.memory import Budget, State
 from cil.models import Output
 from cil.strategies import Strategy, find
 from cil.streams import Experience, Signature, Stream, class_incremental
-from cil.streams.base import ExperienceData, fingerprint_of
 from cil.testing import rules, toy_stream, uneven_stream
 from cil.testing.carried import no_images_are_carried_beside_the_memories
+from cil.testing.toy import regrouped as toy_regrouped
 from cil.testing.toy import toy_dataset, toy_factory
 from cil.tracking import Record
 
@@ -170,22 +169,11 @@ def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
     return [name for name in names if name not in a or name not in b or not torch.equal(a[name], b[name])]
 
 
-def regrouped(*groups: Sequence[int]) -> Stream:
+def below(held: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Parameters and buffers of the part ``name``."""
+    return {k.removeprefix(f"{name}."): value for k, value in held.items() if k.startswith(f"{name}.")}
+
+
+def regrouped(*groups: tuple[int, ...]) -> Stream:
     """The toy images in other experiences: one for each group of slots."""
-    whole = class_incremental(toy_dataset(), increment=6, order="natural")
-    made, parts, seen = [], [], 0
-    for index, slots in enumerate(groups):
-        train = whole[0].train[torch.isin(whole[0].train.slots, torch.tensor(slots))]
-        test = whole.test(0)[torch.isin(whole.test(0).slots, torch.tensor(slots))]
-        seen += len(slots)
-        made.append(Signature(index, tuple(slots), tuple(slots), train.counts(), whole.image_shape, seen))
-        parts.append(ExperienceData(partial(_same, train), partial(_same, test)))
-    return Stream(
-        name="regrouped", classes=whole.classes, order=whole.order, signatures=made, parts=parts,
-        fingerprint=fingerprint_of(whole.fingerprint, repr(groups)), augment=whole.augment, mean=whole.mean,
-        std=whole.std,
-    )  # fmt: skip
-
-
-def _same(samples: Any) -> Any:
-    return samples
+    return toy_regrouped(class_incremental(toy_dataset(), increment=6, order="natural"), groups, "regrouped")

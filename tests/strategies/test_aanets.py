@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from small_runs import OF_SETTINGS, ONE_STEP, PIXELS, bare, batch, bits, differing, observed, signatures
+from small_runs import OF_SETTINGS, ONE_STEP, PIXELS, bare, batch, below, bits, differing, observed, signatures
 from torch import nn
 
 from cil.contract import Phase
@@ -105,8 +105,7 @@ def test_the_first_experience_is_that_of_lucir_bit_for_bit(learn, stream):
 
 
 def branch(weights, number):
-    prefix = f"net.backbone.branches.{number}."
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    return below(weights, f"net.backbone.branches.{number}")
 
 
 @pytest.mark.parametrize("stream", ["toy", "uneven"])

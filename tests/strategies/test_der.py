@@ -2,15 +2,13 @@
 
 import pytest
 import torch
-from small_runs import batch, bits, differing, observed
+from small_runs import batch, below, bits, differing, observed
 
 from cil.models.base import count_parameters
 
 
-def branch(learner_or_bits, index):
-    """Parameters and buffers of one branch."""
-    prefix = f"branches.{index}."
-    return {k.removeprefix(prefix): v for k, v in learner_or_bits.items() if k.startswith(prefix)}
+def branch(held, index):
+    return below(held, f"branches.{index}")
 
 
 @pytest.mark.parametrize("stream", ["toy", "uneven"])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small_runs import Fixed, bare, batch, bits, differing, observed, signatures
+from small_runs import Fixed, bare, batch, below, bits, differing, observed, signatures
 from torch import nn
 
 from cil.engine.recipe import Recipe
@@ -18,11 +18,6 @@ from cil.strategies.parts import distillation
 from cil.streams import Experience
 from cil.testing import rules, toy_stream
 from cil.testing.toy import toy_factory
-
-
-def part(held, name):
-    """Parameters and buffers below ``name``."""
-    return {k.removeprefix(f"{name}."): v for k, v in held.items() if k.startswith(f"{name}.")}
 
 
 def stages(learn, stream="toy", **hyperparameters):
@@ -224,17 +219,17 @@ def test_a_strength_of_0_trains_as_without_distillation(learn):
 def test_boosting_starts_from_the_old_network_and_moves_the_new_backbone_and_the_heads_alone(learn, stream):
     done, notes = stages(learn, stream)
     for index in (1, 2):
-        old = part(done.net(index - 1), "net.backbone")
+        old = below(done.net(index - 1), "net.backbone")
         classes = done.stream.signatures[index - 1].num_classes
         before, after = notes[index, "prepared"], notes[index, "boosting"]
         for branch in ("branches.0", "branches.1"):
-            assert differing(part(before["boosted"], branch), old) == []
+            assert differing(below(before["boosted"], branch), old) == []
         head = before["boosted"]["head.weight"]
         assert torch.equal(head[:classes, :32], done.net(index - 1)["net.head.weight"])
         assert torch.equal(before["boosted"]["head.bias"][:classes], done.net(index - 1)["net.head.bias"])
         assert head[:classes, 32:].abs().min() > 0 and head[classes:].abs().min() > 0  # fresh
-        assert differing(part(after["boosted"], "branches.0"), old) == []
-        new = part(before["boosted"], "branches.1"), part(after["boosted"], "branches.1")
+        assert differing(below(after["boosted"], "branches.0"), old) == []
+        new = below(before["boosted"], "branches.1"), below(after["boosted"], "branches.1")
         assert len(differing(*new)) == len(old)  # all of it, statistics too
         assert differing(before["extra"], after["extra"]) == ["bias", "weight"]
         assert differing(before["net"], after["net"]) == []  # the old head, and the student to be
@@ -246,13 +241,13 @@ def test_compression_moves_the_student_alone_which_starts_as_the_old_network(lea
     for index in (1, 2):
         before, after = notes[index, "boosting"], notes[index, "compression"]
         classes = done.stream.signatures[index - 1].num_classes
-        assert differing(part(before["net"], "backbone"), part(done.net(index - 1), "net.backbone")) == []
+        assert differing(below(before["net"], "backbone"), below(done.net(index - 1), "net.backbone")) == []
         assert torch.equal(before["net"]["head.weight"][:classes], done.net(index - 1)["net.head.weight"])
         for name in ("boosted", "extra", "weights"):
             assert differing(before[name], after[name]) == []
         same = after["net"].keys() - differing(before["net"], after["net"])
         assert same <= {f"backbone.stages.{k}.0.bias" for k in (0, 1)}  # in front of batch norm: no gradient, no decay
-        assert differing(after["net"], part(done.net(index), "net")) == []  # what is carried
+        assert differing(after["net"], below(done.net(index), "net")) == []  # what is carried
 
 
 @pytest.mark.parametrize("old_features", ["zero", "trained"])
@@ -390,7 +385,7 @@ def test_what_answers_changes_nothing_that_is_learned(learn):
     for index in range(3):
         assert differing(student.net(index), teacher.net(index)) == []
         if index:
-            carried = part(dict(teacher.state(index).tensors), "boosted")
+            carried = below(dict(teacher.state(index).tensors), "boosted")
             assert differing(carried, notes[index, "end"]["boosted"]) == []
 
 

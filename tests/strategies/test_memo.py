@@ -4,19 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from small_runs import bare, batch, bits, differing, observed, signatures
+from small_runs import bare, batch, below, bits, differing, observed, signatures
 
 from cil.memory import Budget
 from cil.models import NetFactory, build_backbone, extract
 from cil.models.base import count_parameters
 from cil.strategies.memo import MEMO
 from cil.testing.toy import toy_factory
-
-
-def part(held, name):
-    """Parameters and buffers below ``name``."""
-    return {k.removeprefix(f"{name}."): v for k, v in held.items() if k.startswith(f"{name}.")}
-
 
 # the loss -----------------------------------------------------------------------------------------------------------
 
@@ -57,10 +51,10 @@ def test_only_the_newest_stage_and_a_shared_part_that_learns_move(learn, stream,
         seen[when] = bits(learner.net)
         if when == "trained":
             moved = {
-                name: len(differing(part(seen["prepared"], name), part(seen["trained"], name)))
+                name: len(differing(below(seen["prepared"], name), below(seen["trained"], name)))
                 for name in ("shared", *(f"branches.{k}" for k in range(experience.index + 1)))
             }
-            everything = len(part(seen["trained"], "shared")), len(part(seen["trained"], "branches.0"))
+            everything = len(below(seen["trained"], "shared")), len(below(seen["trained"], "branches.0"))
             learns = train_shared is not False or experience.index == 0  # few classes: auto is true
             assert moved.pop("shared") == (everything[0] if learns else 0)  # statistics too
             assert list(moved.values()) == [0] * experience.index + [everything[1]]
@@ -70,7 +64,7 @@ def test_only_the_newest_stage_and_a_shared_part_that_learns_move(learn, stream,
         earlier, later = done.net(index - 1), done.net(index)
         for old in range(index):
             name = f"net.branches.{old}"
-            assert part(earlier, name) and differing(part(earlier, name), part(later, name)) == []
+            assert below(earlier, name) and differing(below(earlier, name), below(later, name)) == []
 
 
 @pytest.mark.parametrize("train_shared", [True, False])

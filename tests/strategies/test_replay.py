@@ -16,8 +16,9 @@ class AllOutputs(Finetune):
         return F.cross_entropy(self.net(batch.images).logits, batch.slots)
 
 
-def test_the_loss_is_over_all_outputs_old_ones_too():
-    learner = bare("replay", classes=[1, 2])
+@pytest.mark.parametrize("name", ["replay", "joint", "gdumb"])
+def test_the_loss_is_over_all_outputs_old_ones_too(name):
+    learner = bare(name, classes=[1, 2])
     learner.net = Fixed([[0.0, 1.0, 3.0], [0.0, 1.0, 3.0]])
     # log(1 + e + e^3) = 3.169846, minus the right logit: 3 of a new image, 0 of an exemplar
     assert learner.loss(batch(2, 0)).item() == pytest.approx((0.169846 + 3.169846) / 2, abs=1e-5)

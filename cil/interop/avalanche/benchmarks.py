@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cil.data import Augment, Samples, data_root
+from cil.data import Augment, Samples, concatenated, data_root
+from cil.data.samples import itself
 from cil.errors import CilError, ConfigError, DataError, StreamError, in_words, nearest
 from cil.interop.avalanche.library import ToInput, dataset_of, library, require
 from cil.streams import ExperienceData, ImageOptions, Provenance, Signature, Stream, fingerprint_of
@@ -44,7 +45,7 @@ def to_avalanche(stream: Stream, *, normalise: bool = True) -> Any:
     train = [experience.train for experience in stream]
     test = [stream.test(index) for index in range(len(stream))]
     if all(signature.present == signature.new_slots for signature in stream.signatures):
-        pieces = [dataset_of(_joined(parts), training, evaluation) for parts in (train, test)]
+        pieces = [dataset_of(concatenated(parts), training, evaluation) for parts in (train, test)]
         return library("benchmarks.scenarios.deprecated.generators").nc_benchmark(
             *pieces, n_experiences=len(stream), task_labels=False, shuffle=False,
             fixed_class_order=list(range(stream.signatures[-1].num_classes)),
@@ -99,10 +100,10 @@ def from_avalanche(
         by_slot = {order.index(label): count for label, count in counts.items()}
         slots = tuple(range(first, len(order)))
         signatures.append(Signature(index, slots, tuple(sorted(by_slot)), by_slot, samples.shape, len(order)))
-    slot_of = torch.full((max(*order, *_joined(test).slots.tolist()) + 1,), -1)
+    slot_of = torch.full((max(*order, *concatenated(test).slots.tolist()) + 1,), -1)
     slot_of[torch.tensor(order)] = torch.arange(len(order))
     train = [samples.with_slots(slot_of[samples.slots]) for samples in train]
-    judged = _joined(test).with_slots(slot_of[_joined(test).slots])
+    judged = concatenated(test).with_slots(slot_of[concatenated(test).slots])
     rows = [torch.isin(judged.slots, torch.tensor(s.new_slots)).nonzero().flatten() for s in signatures]
     own_mean, own_std = channel_statistics(train[0])
     mean, std = check_channels(mean or own_mean, std or own_std, train[0].shape[0])
@@ -112,7 +113,7 @@ def from_avalanche(
         order=order,
         signatures=signatures,
         parts=[
-            ExperienceData(partial(_same, samples), partial(take_rows, judged, own))
+            ExperienceData(partial(itself, samples), partial(take_rows, judged, own))
             for samples, own in zip(train, rows, strict=True)
         ],
         fingerprint=fingerprint_of(
@@ -248,14 +249,3 @@ def _notes(name: str, samples: Sequence[Samples], signatures: Sequence[Signature
     judged = set(samples[-1].slots.tolist())
     missing = [slot for s in signatures for slot in s.new_slots if slot not in judged]
     return (f"{len(missing)} classes of '{name}' have no test image",) if missing else ()
-
-
-def _joined(parts: Sequence[Samples]) -> Samples:
-    joined = parts[0]
-    for part in parts[1:]:
-        joined = joined + part
-    return joined
-
-
-def _same(samples: Samples) -> Samples:
-    return samples

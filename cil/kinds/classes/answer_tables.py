@@ -24,8 +24,7 @@ TERMS = (
 
 def own_answer(row: Row) -> str | None:
     """Name of the method's own answer; None where the record does not say it."""
-    name: str | None = row.runs[0].result("answer") if row.runs else None
-    return name
+    return row.runs[0].result("answer") if row.runs else None
 
 
 def answers_of(row: Row) -> list[str]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cil import metrics
 from cil.data.columns import ACCEPTED, GROUP
-from cil.engine.spending import plain
 from cil.kinds.classes.record_types import AcceptedScores, GroupScores
+from cil.metrics import plain
 
 Counts = Mapping[str, Tensor]
 

@@ -32,7 +32,6 @@ def evaluate(
     device: torch.device,
     batch_size: int = 500,
     answered: Callable[[Tensor, Tensor], None] = lambda slots, where: None,
-    show: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Tensor]:
     """Count right and wrong answers.
 
@@ -59,13 +58,13 @@ def evaluate(
     known = [(s.index, slot) for s in stream.signatures for slot in s.present if slot < num_classes]
     masks[tuple(torch.tensor(known, device=device).T)] = 0
     columns = ColumnCounts(stream.provenance.groups)
-    flops, total, done = Flops(), 0, 0
+    flops, total = Flops(), 0
     broken = torch.zeros((), dtype=torch.bool, device=device)
     parts = [(index, stream.test(index)) for index in evaluable(stream, num_classes)]
     size = sum(len(samples) for _, samples in parts)
     for batch, where in shuffled(parts, seed, stream.fingerprint, device, batch_size):
         images, slots = batch.images, batch.slots
-        if done == 0:
+        if not answers:
             with flops.counting():
                 scores = predict(images)
             total = round(flops.count / len(images) * size)
@@ -86,8 +85,6 @@ def evaluate(
         correct += torch.bincount(where[right.cpu()], minlength=length)
         aware += torch.bincount(where[right_aware.cpu()], minlength=length)
         count += torch.bincount(where, minlength=length)
-        done += len(images)
-        show(done, size)
     if broken:
         raise ContractError("predict gave scores that are not numbers; -inf is allowed, for a class without a score")
     pairs = torch.cat([torch.zeros(2, 0, dtype=torch.int64), *answers], dim=1).numpy()

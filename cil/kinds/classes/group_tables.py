@@ -7,7 +7,6 @@ from typing import Any
 
 from cil.report.grids import Line, Titled, grid, scores_entry
 from cil.report.rows import Row
-from cil.report.verdicts import Score
 
 NOTE = (
     "Accuracy on all classes after the last experience, %. Worst and disparity (highest less lowest) are among groups "
@@ -46,11 +45,7 @@ def _line(row: Row, column: str) -> Line:
         for place, name in enumerate(_names(row, column))
     }
     each |= {
-        f"{words} %": _last(row, column, key)
+        f"{words} %": row.score("groups", column, key, -1)
         for words, key in (("worst", "worst_accuracy"), ("disparity", "disparity"))
     }
     return Line(row.label, {head: str(score) for head, score in each.items()})
-
-
-def _last(row: Row, column: str, key: str) -> Score:
-    return row.score("groups", column, key, -1)

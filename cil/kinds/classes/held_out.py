@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cil import metrics
-from cil.engine.spending import plain
 from cil.kinds.classes.evaluation import evaluate
+from cil.metrics import plain
 from cil.streams import Stream
 from cil.tracking.record_types import Scores
 

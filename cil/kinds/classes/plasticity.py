@@ -103,8 +103,7 @@ def old_and_new(run: RunSummary) -> list[metrics.OldNew]:
 def within_task(run: RunSummary) -> list[float]:
     """Accuracy on all classes seen with the experience given, after each experience; one NaN where unknown."""
     R, counts = matrix(run, "accuracy_matrix_task_aware"), tested(run)
-    curve: list[float] = [math.nan] if R is None or counts is None else metrics.accuracy_curve(R, counts).tolist()
-    return curve
+    return [math.nan] if R is None or counts is None else metrics.accuracy_curve(R, counts).tolist()
 
 
 def _old_new(run: RunSummary) -> metrics.OldNew:

@@ -75,7 +75,7 @@ def _matches(run: RunSummary, table: Mapping[str, Any], images: Mapping[str, int
         str(stream.get("name")).split("_b")[0] == name
         and sizes == portions(sum(sizes), base or increment, increment)
         and bool(sum(stream.get("train_counts") or ()) >= images.get(name, 0))
-        and bool(_weights(run)) == bool(table.get("pretrained"))
+        and bool((run.identity.get("networks") or {}).get("weights")) == bool(table.get("pretrained"))
         and _same_budget(run, table)
     )
 
@@ -88,10 +88,6 @@ def _same_budget(run: RunSummary, table: Mapping[str, Any]) -> bool:
     if run.limit is not None or budget.get("per_class") is not None:
         return False
     return bool((budget.get("exemplars") or 0) == table["exemplars"])
-
-
-def _weights(run: RunSummary) -> Any:
-    return (run.identity.get("networks") or {}).get("weights")
 
 
 def _same_order(order: Sequence[int]) -> bool:

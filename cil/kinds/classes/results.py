@@ -10,13 +10,14 @@ import numpy as np
 from cil import metrics
 from cil.engine.anytime import anytime_results
 from cil.engine.running import Counts, CurveSoFar
-from cil.engine.spending import Rows, plain
+from cil.engine.spending import Rows
 from cil.kinds.classes.answers import FURTHER, OWN
 from cil.kinds.classes.column_counts import accepted_scores, group_scores
 from cil.kinds.classes.held_out import COUNT, validation_curve
 from cil.kinds.classes.own_metrics import own_metrics
 from cil.kinds.classes.record_types import Averages, ClassScores, OpenSetScores
 from cil.kinds.classes.unknowns import UNKNOWN, open_set_scores
+from cil.metrics import plain
 from cil.streams import DomainStream, Stream
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from cil import metrics
-from cil.engine.spending import plain
 from cil.kinds.classes.evaluation import evaluable, shuffled
 from cil.memory import Flops
+from cil.metrics import plain
 from cil.streams import Stream
 
 KNOWN, CORRECT, UNKNOWN = "open_set.known", "open_set.correct", "open_set.unknown"  # names of counts

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cil import metrics
 from cil.engine.running import CurveSoFar
-from cil.engine.spending import plain
 from cil.kinds.tasks.record_types import Event, SplitScore, TaskScores
+from cil.metrics import plain
 from cil.streams.task_stream import TaskStream
 
 
