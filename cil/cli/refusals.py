@@ -55,6 +55,9 @@ def one_line_errors(overrides: Sequence[str], make_config: MakeConfig) -> Iterat
         raise ConfigError(f"{getattr(error, 'full_key', None) or error} has no value; it must be given") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_refused(str(error), overrides, make_config)) from error
+    except ValueError as error:  # Python reads no number of thousands of digits
+        longest = max(overrides, key=len, default="")
+        raise ConfigError(f"'{longest[:40]}' cannot be read: {str(error).partition(';')[0]}") from error
 
 
 def refuse_choices(overrides: Sequence[str]) -> None:
