@@ -67,7 +67,8 @@ def folder(value: Any) -> str | None:
         return "it must be text, or null"
     if value != value.strip() or not value.isprintable():
         return "it must be the path of a folder, without blanks at its ends and signs that cannot be seen, or null"
-    if len(os.fsencode(value)) > LONGEST_PATH or any(len(os.fsencode(part)) > LONGEST_NAME for part in value.split("/")):
+    longest = max(len(os.fsencode(part)) for part in value.split("/"))
+    if len(os.fsencode(value)) > LONGEST_PATH or longest > LONGEST_NAME:
         return f"it must be a path of at most {LONGEST_PATH} bytes, {LONGEST_NAME} for each folder, or null"
     return None
 

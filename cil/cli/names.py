@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from cil.errors import ConfigError
 from cil.plugins import BUILT_IN, owner_of, points

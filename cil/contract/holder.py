@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cil.contract.phase import RuntimeContext
-from cil.contract.renamed import old_name
 from cil.contract.reachable import beside_parts, reachable_data
+from cil.contract.renamed import old_name
 from cil.contract.unkept import data_in, lost_buffers
 from cil.data import Samples
 from cil.errors import ConfigError, ContractError, NotKept, StateError

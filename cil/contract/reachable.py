@@ -26,13 +26,21 @@ MOST = 50_000  # objects that are looked at
 _STOPS = (ModuleType, FrameType, TracebackType, CodeType, BuiltinFunctionType)
 
 
-def reachable_data(roots: Iterable[Any], stops: Callable[[Any], bool] = lambda value: False) -> Iterator[Any]:
-    """Every tensor, module, array, memory, samples and optimizer that can be reached, each once; not what is in these.
+def is_data(value: Any) -> bool:
+    """True for a tensor, module, array, memory, samples and optimizer."""
+    return isinstance(value, DATA)
+
+
+def reachable_data(
+    roots: Iterable[Any], stops: Callable[[Any], bool] = lambda value: False, is_data: Callable[[Any], bool] = is_data
+) -> Iterator[Any]:
+    """All data that can be reached, each once; not what is in them.
 
     Modules of Python, frames, learners and classes of libraries are not looked into.
 
     Args:
         stops: Tells what else is not looked into, and is no data.
+        is_data: Tells what is yielded.
     """
     left, seen = list(roots), dict[int, Any]()  # held, so that no number is used twice
     while left and len(seen) < MOST:
@@ -42,7 +50,7 @@ def reachable_data(roots: Iterable[Any], stops: Callable[[Any], bool] = lambda v
         seen[id(one)] = one
         if stops(one):
             continue
-        if isinstance(one, DATA):
+        if is_data(one):
             yield one
         else:
             left += _inside(one)
@@ -57,7 +65,7 @@ def beside_parts(module: nn.Module) -> Iterator[Any]:
 
 def _inside(one: Any) -> Iterable[Any]:
     if isinstance(one, type):
-        return [] if _of_library(one) else list(vars(one).values())
+        return [] if of_library(one) else list(vars(one).values())
     if isinstance(one, _STOPS) or "_kept" in getattr(one, "__dict__", {}):
         return []
     if isinstance(one, FunctionType):
@@ -71,6 +79,7 @@ def _inside(one: Any) -> Iterable[Any]:
     return gc.get_referents(one)
 
 
-def _of_library(kind: type) -> bool:
+def of_library(kind: type) -> bool:
+    """True for classes of Python, of this package and of what it is built on."""
     top = str(kind.__module__).partition(".")[0]
     return top in LIBRARIES or top == "cil"

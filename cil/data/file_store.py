@@ -142,7 +142,7 @@ def subfolders(folder: Path) -> list[str]:
             raise DataError(f"the name {name!r} in {folder} has signs that cannot be seen; rename that folder")
         other = looks.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), name)
         if other != name:
-            _say.warning(f"{folder} has the folders {other!r} and {name!r}, which differ in letter case or spelling alone")
+            _say.warning(f"{folder} has the folders {other!r} and {name!r}, which differ in case or spelling alone")
     return names
 
 

@@ -78,9 +78,8 @@ class PlannedWork:
         if not isinstance(method, type | BuiltinFunctionType):
             method = type(self._structure())  # made by a function
         if not (isinstance(method, type) and issubclass(method, Strategy)):
-            raise ConfigError(
-                f"strategy {self.name} is or makes a {getattr(method, '__name__', method)}, which is no class of cil.Strategy"
-            )
+            found = getattr(method, "__name__", method)
+            raise ConfigError(f"strategy {self.name} is or makes a {found}, which is no class of cil.Strategy")
         self.method, self.bound, self.transductive = method, bool(method.bound), bool(method.transductive)
         self.whole_batches = method.whole_batches
         if self.bound:

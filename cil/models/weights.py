@@ -142,7 +142,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: obje
         ("of another shape", shapes),
         ("of another type", types),
         ("not finite", [name for name, value in fitting.items() if name in numbers and not value.isfinite().all()]),
-        ("below zero", [name for name, value in fitting.items() if name.endswith(VARIANCE) and bool((value < 0).any())]),
+        ("below zero", [name for name, value in fitting.items() if name.endswith(VARIANCE) and (value < 0).any()]),
     ]
     found = [f"{kind} {_shorten(names)}" for kind, names in faults if names]
     if found:
