@@ -97,13 +97,11 @@ def _check_own_file(path: Path) -> None:
     """
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        """As Hydra reads: a key that is there twice is refused."""
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_of_unlike_keys)
+    loader: Any = type("Loader", (yaml.SafeLoader,), {})  # as Hydra reads: a key that is there twice is refused
+    loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_of_unlike_keys)
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, Loader)
+        content = yaml.load(text, loader)
     except RecursionError:
         raise ConfigError(f"{path} cannot be read as YAML: it is nested too deeply") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
