@@ -22,7 +22,6 @@ from cil.memory import Entry, ExemplarMemory, Reference, State, check_kind, enco
 from cil.memory.ledger import TRAINING_KINDS
 from cil.memory.libcontinual import paid, parameter_bytes, stored
 from cil.memory.tensor_bits import digest_of
-from cil.streams import Experience, Signature, Stream
 
 _META = (bool, int, float, str)
 _OWN = ("_kept", "_made", "context", "num_classes", "image_shape")  # attributes of a holder that are no entries
@@ -426,8 +425,8 @@ class Holder:
 
 
 def _is_lent(value: Any) -> bool:
-    """True for what the engine hands over, and takes back."""
-    return isinstance(value, Experience | Stream | Signature)
+    """True for parts of the stream, which the engine hands over and takes back."""
+    return type(value).__module__.startswith("cil.streams.")
 
 
 def _parts_of(values: Iterable[Any]) -> Iterator[Any]:
