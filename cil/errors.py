@@ -60,7 +60,7 @@ class RankEnded(TrainingError):
     """Another process of a run on several devices ended, or cannot be reached."""
 
 
-_LIBRARIES = sys.stdlib_module_names | {
+LIBRARIES = sys.stdlib_module_names | {
     *("torch", "torchvision", "lightning_fabric", "numpy", "PIL", "scipy", "sklearn", "timm", "safetensors"),
     *("hydra", "omegaconf", "yaml", "antlr4", "joblib", "wandb", "tensorboard", "matplotlib", "rich", "optuna"),
 }
@@ -78,7 +78,7 @@ def places_of(error: BaseException) -> tuple[str, str]:
         place = f"{code.co_filename}:{line}, in {code.co_name}"
         if Path(code.co_filename).is_relative_to(here):
             ours = place
-        elif str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] not in _LIBRARIES:
+        elif str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] not in LIBRARIES:
             own = place
         trace = trace.tb_next
     return own, ours

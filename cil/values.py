@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
@@ -12,25 +13,34 @@ from cil.errors import ConfigError, nearest
 
 Rule = Callable[[Any], str | None]  # None where the value is allowed, else what it must be, in words
 
+MOST_WHOLE = 2**63 - 1  # what 64 bits hold
+MOST_EPOCHS = 1_000_000
+MOST_NUMBER = 1e30  # what fp32 holds, with room to multiply
+MOST_RATE = 1e6  # with images in [0, 1]: beyond it a step leaves nothing of a network
+LONGEST_NAME, LONGEST_PATH = 255, 3000  # bytes; what lies in the folder has names too
 
-def whole(least: int, none: bool = False) -> Rule:
-    """A whole number of ``least`` or more."""
-    words = f"it must be a whole number of {least} or more{', or null' if none else ''}"
+
+def whole(least: int, none: bool = False, most: int = MOST_WHOLE) -> Rule:
+    """A whole number of ``least`` to ``most``."""
 
     def rule(value: Any) -> str | None:
-        allowed = is_whole(value) and int(value) >= least
-        return None if allowed or (none and value is None) else words
+        if (none and value is None) or (is_whole(value) and least <= int(value) <= most):
+            return None
+        upper = f", at most {most:,}" if is_whole(value) and int(value) > most else ""
+        return f"it must be a whole number of {least} or more{upper}{', or null' if none else ''}"
 
     return rule
 
 
-def above_zero(none: bool = False, zero: bool = False) -> Rule:
-    """A number greater than 0, or 0 where ``zero`` says so."""
-    words = f"it must be a number {'of 0 or more' if zero else 'above 0'}{', or null' if none else ''}"
+def above_zero(none: bool = False, zero: bool = False, most: float = MOST_NUMBER) -> Rule:
+    """A number greater than 0, or 0 where ``zero`` says so, to ``most``."""
 
     def rule(value: Any) -> str | None:
-        allowed = _is_number(value) and (0 < value < float("inf") or (zero and value == 0))
-        return None if allowed or (none and value is None) else words
+        allowed = _is_number(value) and (0 < value <= most or (zero and value == 0))
+        if allowed or (none and value is None):
+            return None
+        upper = f", at most {most:g}" if _is_number(value) and value > most else ""
+        return f"it must be a number {'of 0 or more' if zero else 'above 0'}{upper}{', or null' if none else ''}"
 
     return rule
 
@@ -49,6 +59,20 @@ def text(none: bool = False) -> Rule:
     return lambda value: None if isinstance(value, str) or (none and value is None) else words
 
 
+def folder(value: Any) -> str | None:
+    """The path of a folder, as one writes it in a line; or null."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        return "it must be text, or null"
+    if value != value.strip() or not value.isprintable():
+        return "it must be the path of a folder, without blanks at its ends and signs that cannot be seen, or null"
+    longest = max(len(os.fsencode(part)) for part in value.split("/"))
+    if len(os.fsencode(value)) > LONGEST_PATH or longest > LONGEST_NAME:
+        return f"it must be a path of at most {LONGEST_PATH} bytes, {LONGEST_NAME} for each folder, or null"
+    return None
+
+
 def limits(value: Any) -> str | None:
     """Bytes: one positive number, or one for each experience."""
     values = value if isinstance(value, list) else [value]
@@ -64,8 +88,8 @@ def side_bytes(value: Any) -> str | None:
 
 def looks(value: Any) -> str | None:
     """A whole number above 0, or the word ``free``."""
-    allowed = value == "free" or whole(1)(value) is None
-    return None if allowed else "it must be free or a whole number of 1 or more"
+    must = None if value == "free" else whole(1)(value)
+    return must and must.replace("it must be", "it must be free or")
 
 
 def caps(value: Any) -> str | None:
@@ -155,7 +179,7 @@ KEYS: dict[str, Rule] = {
     "cases": cases,
     "variants": variants,
     "seed": whole(0),
-    "run_dir": text(none=True),
+    "run_dir": folder,
     "data_root": text(none=True),
     "device": text(),
     "progress": one_of("auto", True, False),
@@ -165,7 +189,7 @@ KEYS: dict[str, Rule] = {
     "adaptation.batch_size": whole(1),
     "adaptation.clean": one_of(True, False),
     "checkpoint.keep": one_of("last", "all", "best"),
-    "trainer.epochs": whole(1),
+    "trainer.epochs": whole(1, most=MOST_EPOCHS),
     "trainer.batch_size": whole(1),
     "trainer.max_steps": whole(1, none=True),
     "trainer.precision": one_of("fp32", "bf16", "fp16", "auto"),
@@ -177,10 +201,10 @@ KEYS: dict[str, Rule] = {
     "anytime.images": whole(1, none=True),
     "trainer.accumulate": whole(1),
     "trainer.schedule_by": one_of("epoch", "step"),
-    "trainer.first.epochs": whole(1, none=True),
+    "trainer.first.epochs": whole(1, none=True, most=MOST_EPOCHS),
     "trainer.first.batch_size": whole(1, none=True),
-    "trainer.first.lr": above_zero(none=True),
-    "trainer.first.weight_decay": above_zero(none=True, zero=True),
+    "trainer.first.lr": above_zero(none=True, most=MOST_RATE),
+    "trainer.first.weight_decay": above_zero(none=True, zero=True, most=MOST_RATE),
     "trainer.first.milestones": milestones,
     "trainer.first.schedule": one_of("constant", "cosine", None),
     "trainer.snapshot_minutes": above_zero(none=True),
@@ -225,15 +249,15 @@ KEYS: dict[str, Rule] = {
 }
 # of what is built by target: those of them that the target has
 BUILT_KEYS: dict[str, Rule] = {
-    "optimizer.lr": above_zero(zero=True),
-    "optimizer.weight_decay": above_zero(zero=True),
+    "optimizer.lr": above_zero(zero=True, most=MOST_RATE),
+    "optimizer.weight_decay": above_zero(zero=True, most=MOST_RATE),
     "optimizer.momentum": factor,
     "optimizer.betas": factors,
     "scheduler.minimum": above_zero(zero=True),
     "scheduler.gamma": above_zero(),
     "scheduler.milestones": milestones,
     "scheduler.warmup": whole(0),
-    "scheduler.warmup_factor": above_zero(),
+    "scheduler.warmup_factor": above_zero(most=1),
 }
 
 
@@ -250,4 +274,5 @@ def check_value(key: str, value: Any) -> None:
         raise ConfigError(f"{key} is {value}; it must be finite")
     must = (BUILT_KEYS.get(key) or KEYS.get(key, anything))(value)
     if must is not None:
-        raise ConfigError(f"{key} is {value!r}; {must}")
+        given = repr(value)
+        raise ConfigError(f"{key} is {given if len(given) <= 200 else f'{given[:200]}...'}; {must}")

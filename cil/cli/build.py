@@ -12,6 +12,7 @@ from typing import Any
 from cil.api import MakeStrategy, networks, with_limits
 from cil.cli.cases import EVERY
 from cil.cli.compose import compose
+from cil.cli.composition import own_data
 from cil.cli.environment import threads_of
 from cil.cli.job import Job
 from cil.cli.names import key_of
@@ -31,7 +32,7 @@ from cil.values import check_value
 TERMS = (
     "convention", "reserve", "scope", "enforce", "side_bytes", "training_bytes", "flops", "updates", "caps", "fit",
 )  # fmt: skip
-_streams: dict[str, Stream | ShiftStream] = {}
+_streams: dict[str, Any] = {}  # of data that do not change
 _limits: dict[str, Sequence[int] | None] = {}
 
 
@@ -75,7 +76,10 @@ def build(
 
 
 def build_stream(config: Mapping[str, Any]) -> Stream | ShiftStream:
-    """The stream; the same configuration is loaded once in a process, and shared with those forked from it."""
+    """The stream; the same configuration is loaded once in a process, and shared with those forked from it.
+
+    Of files that a user names it is loaded once in a command: they may be others in the next.
+    """
     given = {key: value for key, value in config["stream"].items() if key not in ("builder", TARGET, PARTIAL)}
     if not (config["stream"].get("builder") or config["stream"].get(TARGET)):
         raise ConfigError("stream.builder is null; choose a file of the group, as in stream=NAME")
@@ -86,12 +90,20 @@ def build_stream(config: Mapping[str, Any]) -> Stream | ShiftStream:
     if "root" in inspect.signature(call).parameters:
         given.setdefault("root", config["data_root"])
     key = json.dumps([named or target, given], sort_keys=True)
-    if key not in _streams:
+    known = own_data() if _names_files(given) else _streams
+    if key not in known:
         stream = call(**made(given, "stream"))
         if not hasattr(stream, "kind"):
             raise ConfigError(f"stream={named or target} made a {type(stream).__name__}, not a Stream")
-        _streams[key] = stream
-    return _streams[key]
+        known[key] = stream
+    built: Stream | ShiftStream = known[key]
+    return built
+
+
+def _names_files(given: Mapping[str, Any]) -> bool:
+    """True where a stream's configuration has a path, or a module of the user's, in place of names alone."""
+    texts = [str(given.get(name) or "") for name in ("manifest", "dataset", "benchmark")]
+    return bool(given.get("path")) or any(mark in text for text in texts for mark in "/.:")
 
 
 def method_of(config: Mapping[str, Any], group: str) -> Any:

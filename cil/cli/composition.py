@@ -64,6 +64,7 @@ def _asks_nothing(hydra: Any) -> bool:
 
 
 _merged: dict[tuple[str, ...], Composition] | None = None  # by the choice of files; None outside of a command
+_own_data: dict[str, Any] = {}  # streams of a user's own files, by their configuration
 
 
 @contextmanager
@@ -76,6 +77,13 @@ def files_remembered() -> Iterator[None]:
         yield
     finally:
         _merged = before
+        if before is None:
+            _own_data.clear()
+
+
+def own_data() -> dict[str, Any]:
+    """Streams of files that may change between two commands: remembered for as long as the outermost lasts."""
+    return {} if _merged is None else _own_data
 
 
 def composition(overrides: Sequence[str]) -> Composition:

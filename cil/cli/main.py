@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -16,7 +17,7 @@ from cil.cli.composition import files_remembered
 from cil.cli.environment import in_environment
 from cil.cli.names import OWN, check_own_conf_dirs
 from cil.cli.refusals import GROUPS
-from cil.errors import CilError, ConfigError, in_words, nearest, places_of
+from cil.errors import CilError, ConfigError, TrainingError, in_words, nearest, places_of
 
 COMMANDS = {
     "run": "one run: any key or group of the configuration as key=value",
@@ -58,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     try:
         code = _command(given)
-        sys.stdout.flush()  # here, where a closed pipe is no error
+        if sys.stdout is not None:  # it was closed
+            sys.stdout.flush()  # here, where a closed pipe is no error
         return code
     except CilError as error:
         return _print_error(error, 2)
@@ -72,6 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if places_of(stopped)[0]:  # of a user's module: must not look like success
             return _print_error(stopped, 1)
         raise  # Hydra's own, after a help text
+    except OSError as error:
+        if error.errno == errno.ENOSPC and error.filename is None:  # files that a run writes are named where they are
+            return _print_error(
+                TrainingError("no space left where standard output goes; make room, or write it elsewhere"), 1
+            )
+        return _print_error(error, 1)
     except Exception as error:
         return _print_error(error, 1)
 

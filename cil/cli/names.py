@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from cil.errors import ConfigError
 from cil.plugins import BUILT_IN, owner_of, points
@@ -96,15 +97,35 @@ def _check_own_file(path: Path) -> None:
     """
     import yaml
 
+    loader: Any = type("Loader", (yaml.SafeLoader,), {})  # as Hydra reads: a key that is there twice is refused
+    loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_of_unlike_keys)
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
+        content = yaml.load(text, loader)
+    except RecursionError:
+        raise ConfigError(f"{path} cannot be read as YAML: it is nested too deeply") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if text.startswith("\ufeff"):
+        raise ConfigError(f"{path} begins with a byte order mark, which hides its first line; save it as UTF-8 without")
     if not isinstance(content, dict):
         raise ConfigError(f"{path} has no keys; write some, as in 'seed: 1'")
+    if odd := [key for key in content if not isinstance(key, str)]:
+        raise ConfigError(f"{path} has the key {odd[0]!r}, which is no text")
+    if not isinstance(content.get("defaults", []), list):
+        raise ConfigError(f"{path}: defaults is {content['defaults']!r}; it must be a list of files, as in [_self_]")
     if path.parent.name == "experiment" and "@package _global_" not in text:
         raise ConfigError(f"{path} needs the line '# @package _global_' at its beginning, as files of experiment/ do")
+
+
+def _mapping_of_unlike_keys(loader: Any, node: Any) -> dict[Any, Any]:
+    import yaml
+
+    loader.flatten_mapping(node)
+    names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+    if doubled := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"the key '{doubled}' is there twice")
+    return dict(loader.construct_pairs(node, deep=True))
 
 
 def plugin_conf_dirs() -> dict[Path, str]:

@@ -55,6 +55,10 @@ def one_line_errors(overrides: Sequence[str], make_config: MakeConfig) -> Iterat
         raise ConfigError(f"{getattr(error, 'full_key', None) or error} has no value; it must be given") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_refused(str(error), overrides, make_config)) from error
+    except ValueError as error:
+        longest = max(overrides, key=len, default="")  # Python reads no number of thousands of digits
+        what = f"'{longest[:40]}...'" if "integer string conversion" in str(error) else "the configuration"
+        raise ConfigError(f"{what} cannot be read: {str(error).partition(';')[0]}") from error
 
 
 def refuse_choices(overrides: Sequence[str]) -> None:
@@ -110,6 +114,9 @@ def _missing_choice(error: Any) -> str:
 def _refused(message: str, overrides: Sequence[str], make_config: MakeConfig) -> str:
     """An override of a key that is not there, or whatever else Hydra says, in one line."""
     found = re.search(r"Could not override '([^']+)'", message) or re.search(r"full_key: (\S+)", message)
+    if lost := re.search(r"(Environment variable '[^']+' not found|Unsupported interpolation type \S+)", message):
+        where = f"{found[1]}: " if found is not None else ""
+        return f"{where}{lost[1]}; set it, or give the key a value"
     if found is not None and "ambiguous" not in message.lower():
         bad = found[1]
         return unknown_key(bad, _config_without(bad, overrides, make_config))

@@ -50,7 +50,7 @@ def _parts(value: Any) -> Iterable[Any]:
     if isinstance(value, MethodType):
         return [value.__self__]
     if isinstance(value, FunctionType):
-        return _closed_over(value)
+        return parts_of_function(value)
     return ()
 
 
@@ -63,7 +63,7 @@ def _attributes(value: Any) -> Iterable[Any]:
     return () if of_cil and not isinstance(value, Batch) else list(held.values())
 
 
-def _closed_over(function: FunctionType) -> Iterator[Any]:
+def parts_of_function(function: FunctionType) -> Iterator[Any]:
     """Values of the enclosing scopes and of defaults."""
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()

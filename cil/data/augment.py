@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cil.data.crops import crop_resized
+from cil.data.file_store import MOST_SIZE
 from cil.data.policies import DRAWS, POLICIES, apply_policy, cut_hole
 from cil.data.samples import channels_last_floats, to_float
 from cil.errors import ConfigError, ShapeError
@@ -67,8 +68,10 @@ class Augment:
         if not isinstance(self.crop_area, int | float) or not 0 < self.crop_area <= 1:
             raise ConfigError(f"stream.augment.crop_area is {self.crop_area!r}; it must be a share above 0, at most 1")
         size = self.crop_size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ConfigError(f"stream.augment.crop_size is {size!r}; it must be a whole number of pixels, or null")
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MOST_SIZE):
+            raise ConfigError(
+                f"stream.augment.crop_size is {size!r}; it must be a whole number of 1 to {MOST_SIZE} pixels, or null"
+            )
         if (size is not None or self.crop_area != 0.08) and not self.resized_crop:
             raise ConfigError("stream.augment.crop_area and crop_size are of resized_crop; set that to true")
         if not isinstance(self.brightness, int | float) or not 0 <= self.brightness < float("inf"):

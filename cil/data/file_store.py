@@ -8,6 +8,8 @@ import logging
 import os
 import sys
 import time
+import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _say = logging.getLogger("cil")
+warnings.filterwarnings("ignore", message="Image size .*decompression bomb")  # read, up to the size that Pillow refuses
 UNREAD_SUFFIXES = frozenset((".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".svg"))  # pictures left out, and said
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
 
@@ -75,6 +78,8 @@ def _decoded(source: Any, path: str | Path, mode: str, draft: bool = False) -> _
                 turned = image if turn is None else image.transpose(Image.Transpose(turn))
                 return _Decoded(turned, orientation if turn is not None else 1, deep)
             kind = {"F": "floats", "I": "32-bit numbers"}.get(file.mode, file.mode)
+    except Image.UnidentifiedImageError:
+        raise DataError(f"{path} cannot be read as an image (of no known format); replace or remove it") from None
     except Exception as error:  # damaged bytes make decoders raise all sorts of things
         raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from None
     raise DataError(f"{path} has pixels that are {kind}, whose range is not known; save it with 8 or 16 bits a channel")
@@ -116,7 +121,12 @@ def images_below(folder: Path) -> list[str]:
     Raises:
         DataError: for a name that is not UTF-8, which no record can hold.
     """
-    files = [Path(base) / file for base, _, names in os.walk(folder) for file in names if not file.startswith(".")]
+    files, linked = list[Path](), list[Path]()
+    for base, inner, names in os.walk(folder):
+        files += [Path(base) / file for file in names if not file.startswith(".")]
+        linked += [Path(base) / name for name in inner if (Path(base) / name).is_symlink()]
+    if linked:
+        _say.warning(f"{folder}: links to folders are not followed inside a class, as {_utf8(str(linked[0]))}")
     skipped = sorted(str(file) for file in files if file.suffix.lower() in UNREAD_SUFFIXES)
     if skipped:
         _say.warning(f"{folder}: left out {len(skipped)} images that are not read, as {_utf8(skipped[0])}")
@@ -133,7 +143,15 @@ def subfolders(folder: Path) -> list[str]:
     for entry in found:
         if entry.is_symlink() and not Path(entry.path).exists():
             raise DataError(f"{_utf8(entry.path)} is a link that leads nowhere; remove it")
-    return sorted(_utf8(entry.name) for entry in found if entry.is_dir())
+    names = sorted(_utf8(entry.name) for entry in found if entry.is_dir())
+    looks: dict[str, str] = {}
+    for name in names:
+        if not name.isprintable():
+            raise DataError(f"the name {name!r} in {folder} has signs that cannot be seen; rename that folder")
+        other = looks.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), name)
+        if other != name:
+            _say.warning(f"{folder} has the folders {other!r} and {name!r}, which differ in case or spelling alone")
+    return names
 
 
 def _utf8(name: str) -> str:

@@ -22,6 +22,7 @@ from cil.engine.keys import generator
 from cil.engine.lifecycle import all_evaluating
 from cil.engine.runtime import Runtime
 from cil.engine.search import copied
+from cil.engine.status import is_out_of_memory
 from cil.errors import ConfigError, ContractError
 from cil.memory import Flops, encode_meta
 from cil.memory.meters import rest_paused
@@ -235,9 +236,9 @@ class AnytimeObserver:
             with torch.no_grad(), self.runtime.autocast(), self.runtime.frozen_features(), all_evaluating(learner):
                 scores: Tensor = learner.predict(images)
                 return scores
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise ContractError(
                 f"{type(learner).__name__} cannot answer inside experience {self.index}; set anytime.every=null "
                 f"({type(error).__name__} {' '.join(str(error).split())[:120]})"

@@ -13,6 +13,8 @@ from torch import Tensor
 from cil.data import Samples
 from cil.errors import ConfigError
 
+MOST = 10_000  # steps a batch, or batches a step
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -63,8 +65,9 @@ def fraction(key: str, value: Any) -> Fraction:
         found = value if isinstance(value, Fraction) else Fraction(str(value))
     except (ValueError, ZeroDivisionError):
         found = Fraction(0)
-    if found <= 0 or isinstance(value, bool):
-        raise ConfigError(f"{key} is {value!r}; it must be a number above 0 or a fraction as 4/3, or null")
+    if not 0 < found <= MOST or isinstance(value, bool):
+        upper = f", at most {MOST:,}" if found > MOST else ""
+        raise ConfigError(f"{key} is {value!r}; it must be a number above 0 or a fraction as 4/3{upper}, or null")
     return found
 
 

@@ -27,6 +27,7 @@ from cil.errors import ConfigError, ContractError, Diverged
 from cil.memory.meters import rest_paused
 from cil.strategies import Phase, Progress, Strategy
 
+MOST_BATCHES = 100_000_000  # of a phase: each has a place in what is drawn for it
 WINDOW, OPTIMIZER = "window|", "optimizer|"  # beside the learner's own tensors in a snapshot
 
 
@@ -159,6 +160,12 @@ class Fit:
         stepper = self.runtime.optimizer(optimizer, resume[1]["scale"] if resume is not None else {})
         in_epoch = len(loader.bounds)
         total = _batches(recipe, in_epoch)
+        if total > MOST_BATCHES:
+            raise ConfigError(
+                f"phase '{self.phase.name}' of experience {self.experience} is {recipe.epochs:,} epochs of "
+                f"{in_epoch:,} batches, {total:,} in all; allowed: {MOST_BATCHES:,}; lower trainer.epochs or set "
+                f"trainer.max_steps"
+            )
         progress = learner.progress = Progress(start_epoch, recipe.epochs, start_epoch * in_epoch + start_step, total)
         saved = time.monotonic()
         with self.cost.hook() if resume is None else nullcontext():  # it was billed before the snapshot

@@ -65,7 +65,7 @@ class StrategyWork(PlannedWork):
             came_with = sum(map(len, learner.memories().values()))
 
             def grow() -> None:
-                with flops.counting():
+                with flops.counting(), learner.making():
                     self.learners.grow(learner, index)
                 limit_copies(looks, learner, allowance, came_with)
 

@@ -156,7 +156,8 @@ class Learners:
             with self.runtime.autocast(), self.runtime.frozen_features(), all_evaluating(learner):
                 learner.load_state(as_structured(state, learner))
             learner.to(learner.device)
-        return learner
+        with learner.making():
+            return learner
 
     def admit(self, learner: Strategy, index: int) -> Signature:
         """Let experience ``index`` be the next one; its signature with the images that the learner takes."""

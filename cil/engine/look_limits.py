@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from cil.contract import Phase
 from cil.contract.frozen import exemplar_memories
-from cil.contract.unkept import all_data_in
+from cil.contract.reachable import of_library
 from cil.data import Batch, Samples
 from cil.data.looks import CountedStore, Looks, counted
+from cil.engine.held_images import HeldImages
 from cil.errors import ContractError
 from cil.memory import Allowance
 from cil.memory.budget import UNLIMITED
@@ -99,10 +99,10 @@ def refuse_hoard(looks: Looks, learner: Strategy, shape: tuple[int, int, int], b
     own = vars(learner)
     memories = exemplar_memories(learner)
     rehearsed = sum(map(_exemplars, memories.values()))
-    skipped = {"make_net", "context", *memories}
-    beside = sum(
-        _images(found, shape) for name in own.keys() - skipped for found in all_data_in(own[name], objects=True)
-    )
+    skipped = {"make_net", "context", "_kept", "_made", *memories}
+    roots = [own[name] for name in own.keys() - skipped]
+    of_classes = [value for kind in type(learner).__mro__ if not of_library(kind) for value in vars(kind).values()]
+    beside = HeldImages(shape, batch.images).count([*roots, *of_classes])
     room = UNLIMITED if looks.copies is None else looks.copies
     if rehearsed + max(0, beside - len(batch)) > room:
         raise ContractError(
@@ -119,35 +119,6 @@ def _exemplars(memory: ExemplarMemory) -> int:
         return ExemplarMemory.__len__(memory)
     parts = memory.samples().parts
     return sum(_in_raw_images(store, rows) for store, rows in parts if isinstance(store, EncodedStore))
-
-
-def _images(found: object, shape: tuple[int, int, int]) -> int:
-    """How many images there are in what a learner holds: the last three dimensions tell them, in any order."""
-    if isinstance(found, Samples):
-        stores = [store for store, _ in found.parts if not isinstance(store, CountedStore | EncodedStore)]
-        return len(found) if any(tuple(store.shape) == shape for store in stores) else 0
-    if isinstance(found, Tensor | np.ndarray) and sorted(found.shape[-3:]) == sorted(shape):
-        return math.prod(found.shape[:-3])
-    if isinstance(found, nn.Module):
-        return _in_network(found, shape, set())
-    return 0
-
-
-def _in_network(network: nn.Module, shape: tuple[int, int, int], known: set[int]) -> int:
-    """How many images there are in a network: in its parameters, buffers, attributes and hooks.
-
-    Args:
-        known: Identities of the layers that were looked at.
-    """
-    found = 0
-    for layer in network.modules():
-        if id(layer) in known:
-            continue
-        known.add(id(layer))
-        held = [value for name, value in vars(layer).items() if name != "_modules"]
-        for one in (part for value in held for part in all_data_in(value, objects=True)):
-            found += _in_network(one, shape, known) if isinstance(one, nn.Module) else _images(one, shape)
-    return found
 
 
 def _in_raw_images(store: EncodedStore, rows: Tensor) -> int:

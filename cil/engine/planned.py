@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from types import BuiltinFunctionType
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -74,12 +75,11 @@ class PlannedWork:
 
     def __post_init__(self) -> None:
         method: object = getattr(self.make_learner, "func", self.make_learner)
-        if not isinstance(method, type):
+        if not isinstance(method, type | BuiltinFunctionType):
             method = type(self._structure())  # made by a function
-        if not issubclass(method, Strategy):
-            raise ConfigError(
-                f"strategy {self.name} is or makes a {method.__name__}, which is no class of cil.Strategy"
-            )
+        if not (isinstance(method, type) and issubclass(method, Strategy)):
+            found = getattr(method, "__name__", method)
+            raise ConfigError(f"strategy {self.name} is or makes a {found}, which is no class of cil.Strategy")
         self.method, self.bound, self.transductive = method, bool(method.bound), bool(method.transductive)
         self.whole_batches = method.whole_batches
         if self.bound:

@@ -15,6 +15,10 @@ from cil.errors import ContractError
 from cil.memory import Flops
 
 Answer = Callable[[Tensor], Tensor]  # images to scores
+NOT_NUMBERS = (
+    "predict gave scores that are not numbers; -inf is allowed, for a class without a score; if training diverged, "
+    "lower optimizer.lr"
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def scored(
         true.append(batch.slots if batch.targets is None else batch.targets)
     scores, targets = torch.cat(found).float(), torch.cat(true)
     if bool(scores.isnan().any()):
-        raise ContractError("predict gave scores that are not numbers; -inf is allowed, for a class without a score")
+        raise ContractError(NOT_NUMBERS)
     if mixed.targets is not None:
         mean = metrics.mean_average_precision(scores.cpu().numpy(), targets.cpu().numpy())
         return Score(mean.mean, mean.skipped, len(samples), flops.count)

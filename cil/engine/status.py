@@ -41,14 +41,13 @@ def status_kept(record: Record, device: str, batch_key: str, finish: Callable[[s
         status, error = "over_budget", exceeded
     except (Stopped, KeyboardInterrupt):
         status, error = "interrupted", KeyboardInterrupt()
-    except torch.OutOfMemoryError as full:
-        first = str(full).splitlines()[0]
-        advice = f"lower {batch_key} or take a smaller model"
-        status, error = "failed", TrainingError(f"no memory left on {device} ({first}); {advice}")
     except SystemExit as ended:  # in somebody's hook: no reason for a command to end with 0
         status, error = "failed", TrainingError(in_words(ended))
     except Exception as failed:
         status, error = "failed", failed
+        if is_out_of_memory(failed):
+            first, advice = (str(failed).splitlines() or [""])[0], f"lower {batch_key} or take a smaller model"
+            error = TrainingError(f"no memory left on {device}{f' ({first})' * bool(first)}; {advice}")
     try:
         if status == "over_budget":
             record.refresh()  # the ledger may have been written by a child
@@ -61,6 +60,13 @@ def status_kept(record: Record, device: str, batch_key: str, finish: Callable[[s
             _say.warning("and its status '%s' could not be written: %s", status, in_words(later))
     if error is not None:
         raise error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """True where memory of a device or of the machine is used up; on the CPU torch says so in a RuntimeError."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 class Clock:

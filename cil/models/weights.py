@@ -16,6 +16,9 @@ from cil.errors import ConfigError
 from cil.models.base import Backbone
 from cil.models.blocks import paddings
 
+VARIANCE = "running_var"
+STATISTICS = ("running_mean", VARIANCE)  # of batch normalisation
+
 
 def load_weights(backbone: nn.Module, path: str | Path) -> None:
     """Give a backbone the weights of a file, in place; on ``meta`` nothing is read.
@@ -94,12 +97,16 @@ def _read(mark: tuple[str, int, int]) -> tuple[dict[str, Tensor], str]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
             for key in ("state_dict", "model", "teacher"):
-                content = content.get(key, content)
-        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+                content = content.get(key, content) if isinstance(content, Mapping) else content
+        if not isinstance(content, Mapping):
+            raise TypeError(f"it holds a {type(content).__name__} in place of tensors by name")
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     except Exception as error:  # each format has its own kinds
         reason = str(error).strip().partition("\n")[0]
         if " " not in reason:  # no sentence
             reason = "it is empty" if not path.stat().st_size else f"{type(error).__name__} {reason}".strip()
+        if "hasRecord" in reason:  # of the library's own format
+            reason = "it is no whole torch file"
         if type(error).__name__ == "UnpicklingError":  # torch tells how to read it without the safeguard
             reason = "it holds pickled objects, which are never read; save its tensors with safetensors"
         raise ConfigError(f"{path} is not a safetensors file or a torch file of plain tensors: {reason}") from error
@@ -128,13 +135,14 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: obje
         for name, value in fitting.items()
         if value.is_floating_point() != own[name].is_floating_point() or value.is_complex() != own[name].is_complex()
     ]
-    trained = {name for name, _ in module.named_parameters()}
+    numbers = {name for name, _ in module.named_parameters()} | {name for name in own if name.endswith(STATISTICS)}
     faults = [
         ("missing", [name for name in own if name not in tensors]),
         ("unexpected", [name for name in tensors if name not in own]),
         ("of another shape", shapes),
         ("of another type", types),
-        ("not finite", [name for name, value in fitting.items() if name in trained and not value.isfinite().all()]),
+        ("not finite", [name for name, value in fitting.items() if name in numbers and not value.isfinite().all()]),
+        ("below zero", [name for name, value in fitting.items() if name.endswith(VARIANCE) and (value < 0).any()]),
     ]
     found = [f"{kind} {_shorten(names)}" for kind, names in faults if names]
     if found:

@@ -274,7 +274,7 @@ def _read_domains(
     if missing:
         raise DataError(f"{path} has no column '{missing[0]}'; it needs {', '.join(COLUMNS)}")
     for column in COLUMNS:
-        column_of(path, rows, column)
+        column_of(path, rows, column, blank=False)
     names = sorted({row["label"] for row in rows})
     number = {name: label for label, name in enumerate(names)}
     found: dict[str, Dataset] = {}

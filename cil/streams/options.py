@@ -20,6 +20,7 @@ T = TypeVar("T")
 B = TypeVar("B", bound=Callable[..., Any])
 MOST_SEED = 2**32 - 1
 MOST_EXPERIENCES = 10_000  # the bill of each is made before anything is trained
+SMALLEST_STD = 1e-6
 MOST_FILES_FOR_MEAN = 2000  # images decoded for mean and std, where the data are files
 
 
@@ -160,6 +161,11 @@ def check_channels(mean: Sequence[float], std: Sequence[float], channels: int) -
             raise StreamError(f"stream.{key} has {len(own)} values; images have {channels} channels")
         if not all(math.isfinite(value) and (value > 0 or key == "mean") for value in own):
             raise StreamError(f"stream.{key} is {list(own)}; need finite numbers{', above 0' * (key == 'std')}")
+        if any(abs(value) > 1 or (key == "std" and value < SMALLEST_STD) for value in own):
+            raise StreamError(
+                f"stream.{key} is {list(own)}; need numbers of images in [0, 1]"
+                f"{f', from {SMALLEST_STD} to 1' * (key == 'std')}: divide those of images in [0, 255] by 255"
+            )
         checked.append(own)
     return checked
 

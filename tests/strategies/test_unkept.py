@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
-from functools import partial
+from collections.abc import Iterator
+from contextvars import ContextVar
+from functools import lru_cache, partial
+from itertools import cycle
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +18,7 @@ from torch import Tensor, nn
 
 from cil.errors import ConfigError, NotKept
 from cil.memory import Budget
+from cil.models import frozen_copy
 from cil.models.growing import Normalise
 from cil.strategies import Strategy
 from cil.strategies.replay import Replay
@@ -111,6 +117,85 @@ def test_what_the_bill_cannot_know_is_refused_before_training(careless: type[Str
 def test_what_was_put_in_later_is_refused_at_the_boundary(tmp_path):
     with pytest.raises(NotKept, match=r"FillsADict\.stash is a dict with a Tensor in it"):
         toy_run(FillsADict, STREAM, tmp_path / "run").execute()
+
+
+class Slotted:
+    __slots__ = ("net",)
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+
+def endless(net: nn.Module) -> Iterator[nn.Module]:
+    while True:
+        yield net
+
+
+def in_a_context(net: nn.Module) -> Any:
+    held: ContextVar[nn.Module] = ContextVar("held")
+    held.set(net)
+    return held
+
+
+def on_a_function(net: nn.Module) -> Any:
+    def answer() -> None:
+        """Nothing."""
+
+    answer.net = net  # type: ignore[attr-defined]
+    return answer
+
+
+WAYS = {
+    "object": lambda net: SimpleNamespace(a=[{"net": net}]),
+    "slots": Slotted,
+    "generator": endless,
+    "iterator": lambda net: iter([net] * 9),
+    "cycle": lambda net: cycle([net]),
+    "context variable": in_a_context,
+    "attribute of a function": on_a_function,
+    "cached function": lambda net: lru_cache(lambda given=net: given),
+    "deep list": lambda net: [[[[[[[[[net]]]]]]]]],
+    "keys": lambda net: {net: 1},
+    "error": ValueError,
+    "class": lambda net: type("Own", (), {"net": net}),
+    "weak reference": lambda net: (ALIVE.append(net), weakref.ref(net))[1],
+    "bound method of an object": lambda net: Slotted(net).__repr__,
+}
+ALIVE: list[nn.Module] = []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_teacher_inside_whatever_object_is_refused_at_the_boundary(way):
+    one = learner()
+    one.grow(STREAM.signatures[0])
+    with one.making():
+        one.helper = SimpleNamespace(kernel=torch.ones(3))  # every learner of this structure has it
+    one.refuse_lost()
+    one.past = WAYS[way](nn.Linear(2, 2))
+    with pytest.raises(NotKept, match=r"^Replay\.past (came to hold|is a method with) a Linear.* was not kept"):
+        one.refuse_lost()
+
+
+@pytest.mark.parametrize("place", ["make_net", "context", "net"])
+def test_what_is_lent_and_networks_are_no_place_for_data(place):
+    one = learner()
+    one.grow(STREAM.signatures[0])
+    with one.making():
+        pass
+    one.helper = SimpleNamespace(net=one.net, weight=one.net.head.weight)  # what is kept is not lost
+    one.refuse_lost()
+    getattr(one, place).hidden = [torch.ones(2)]
+    with pytest.raises(NotKept, match=rf"^Replay\.{place} came to hold a Tensor, inside an object"):
+        one.refuse_lost()
+
+
+def test_a_teacher_in_an_object_ends_a_run(tmp_path):
+    class Hides(Replay):
+        def before_experience(self, experience: Any) -> None:
+            self.helper = SimpleNamespace(teacher=frozen_copy(self.net))
+
+    with pytest.raises(NotKept, match=r"^Hides\.helper came to hold a GrowingNet"):
+        toy_run(Hides, STREAM, tmp_path / "run").execute()
 
 
 def test_declared_constants_may_be_left_out():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,13 @@ def read_table(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
             reader = csv.DictReader(opened)
-            rows = list(reader)
+            rows, header = list(reader), list(reader.fieldnames or [])
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read as a table: {error}; save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"{file} cannot be read as a table: {error.strerror}") from None
-    header = list(reader.fieldnames or [])
+    if doubled := [name for name, count in Counter(header).items() if count > 1]:
+        raise DataError(f"{file} has the column '{doubled[0]}' {header.count(doubled[0])} times; name each column once")
     if not rows:
         raise DataError(f"{file} has no rows{' below its header' if header else ''}")
     for line, row in enumerate(rows, start=2):
@@ -70,15 +72,19 @@ def read_table(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
     return header, rows
 
 
-def column_of(file: Path, rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+def column_of(file: Path, rows: Sequence[Mapping[str, Any]], name: str, blank: bool = True) -> list[str]:
     """One column of a table.
+
+    Args:
+        blank: Whether a cell may be there and hold nothing.
 
     Raises:
         DataError: where a row has no value for it.
     """
     values = [row[name] for row in rows]
-    if None in values:
-        raise DataError(f"{file} line {values.index(None) + 2} has no value for '{name}'")
+    for line, value in enumerate(values, start=2):
+        if value is None or not (blank or value.strip()):
+            raise DataError(f"{file} line {line} has no value for '{name}'")
     return values
 
 
@@ -89,12 +95,12 @@ def csv_table(source: Mapping[str, Any], access: Access) -> ExampleTable:
         raise DataError(f"{file} does not exist; put a table of images and labels there{origin_hint(source)}")
     header, rows = read_table(file)
 
-    def column(name: str) -> list[str]:
+    def column(name: str, blank: bool = True) -> list[str]:
         if name not in header:
             raise DataError(f"{file} has no column '{name}'; {nearest(name, header)}")
-        return column_of(file, rows, name)
+        return column_of(file, rows, name, blank)
 
-    listed = column(source.get("image_column", "image"))
+    listed = column(source.get("image_column", "image"), blank=False)
     for line, name in enumerate(listed, start=2):
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise DataError(f"{file} line {line}: '{name}' must be a path inside the data root, without '..'")
@@ -112,7 +118,7 @@ def csv_table(source: Mapping[str, Any], access: Access) -> ExampleTable:
         text = column(source.get("label_column", "label"))
         labels = [tuple(item.strip() for item in value.split(mark) if item.strip()) for value in text]
     else:
-        labels = _typed(column(source.get("label_column", "label")))
+        labels = _typed(column(source.get("label_column", "label"), blank=False))
     columns = {name: _typed(column(name)) for name in header}
     columns["name"] = np.array(listed)
     if "split_column" in source:

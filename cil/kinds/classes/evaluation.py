@@ -10,6 +10,7 @@ from torch import Tensor
 from cil import metrics
 from cil.data import Batch, Samples, concatenated
 from cil.engine.keys import generator
+from cil.engine.scoring import NOT_NUMBERS
 from cil.errors import ContractError
 from cil.kinds.classes.column_counts import ColumnCounts
 from cil.memory import Flops
@@ -86,7 +87,7 @@ def evaluate(
         aware += torch.bincount(where[right_aware.cpu()], minlength=length)
         count += torch.bincount(where, minlength=length)
     if broken:
-        raise ContractError("predict gave scores that are not numbers; -inf is allowed, for a class without a score")
+        raise ContractError(NOT_NUMBERS)
     pairs = torch.cat([torch.zeros(2, 0, dtype=torch.int64), *answers], dim=1).numpy()
     return columns.counts() | {
         "cells": torch.from_numpy(metrics.confusion_cells(*pairs)),

@@ -116,12 +116,28 @@ def read_sentences(path: str | Path) -> dict[str, list[str]]:
         ConfigError: where there is no such file, or it holds something else.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"strategy.texts: {path} is no JSON file ({type(error).__name__})") from error
-    allowed = isinstance(found, dict) and all(
-        isinstance(own, list) and own and all(isinstance(sentence, str) for sentence in own) for own in found.values()
-    )
-    if not allowed:
+        found = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_each_once)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"strategy.texts: {path} is no JSON file ({type(error).__name__}: {error})") from error
+    if not isinstance(found, dict) or not found:
         raise ConfigError(f"strategy.texts: {path} must map each class name to a list of sentences")
+    for name, own in found.items():
+        if not (isinstance(own, list) and own and all(isinstance(one, str) and one.strip() for one in own)):
+            raise ConfigError(
+                f"strategy.texts: {path} has {json.dumps(own)[:60]} for class '{name}'; it must map each class name to "
+                f"a list of sentences"
+            )
     return dict(found)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of a JSON file.
+
+    Raises:
+        ValueError: for a key that is there twice, of which the last would hide the others.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' is there twice")
+    return found
