@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cil.contract.phase import RuntimeContext
-from cil.contract.reachable import beside_parts, reachable_data
+from cil.contract.reachable import data_beside
 from cil.contract.renamed import old_name
 from cil.contract.unkept import copied_by, data_in, lost_buffers
 from cil.data import Samples
@@ -130,8 +130,10 @@ class Holder:
         """
         for name in vars(self).keys() - self._kept.keys() - {"make_net", "context", "_made"}:
             self._refuse_data(name, vars(self)[name])
-        made = None if self._made is None else set(map(id, self._made))
-        for name, found in () if made is None else self._beside():
+        if self._made is None:
+            return
+        made = set(map(id, self._made))
+        for name, found in self._data_beside():
             if id(found) not in made:
                 raise NotKept(
                     f"{type(self).__name__}.{name} came to hold a {type(found).__name__}, inside an object, that was "
@@ -145,27 +147,14 @@ class Holder:
 
         The first time, all that is there at the beginning is of that sort.
         """
-        before = None if self._made is None else {id(found) for _, found in self._beside()}
+        before = None if self._made is None else {id(found) for _, found in self._data_beside()}
         yield
-        new = [found for _, found in self._beside() if before is None or id(found) not in before]
+        new = [found for _, found in self._data_beside() if before is None or id(found) not in before]
         object.__setattr__(self, "_made", [*(self._made or []), *new])
 
-    def _beside(self) -> Iterator[tuple[str, Any]]:
-        """Data in attributes that are not kept, in the context and in attributes of networks; by attribute."""
-        held = self.held()
-        context = {field.name for field in fields(self.context)}
-        roots = {name: [vars(self)[name]] for name in vars(self).keys() - held.keys() - {"context", "_made"}}
-        roots["context"] = [value for name, value in vars(self.context).items() if name not in context]
-        for name, value in held.items():
-            roots[name] = list(beside_parts(value)) if isinstance(value, nn.Module) else []
-        own: set[int] = set()
-        for name, values in roots.items():
-            for found in reachable_data(values, _is_lent):
-                if isinstance(found, nn.Module) and not found.state_dict():
-                    continue
-                own = own or set(map(id, _parts_of(held.values())))
-                if id(found) not in own:
-                    yield name, found
+    def _data_beside(self) -> Iterator[tuple[str, Any]]:
+        own = {name: value for name, value in vars(self).items() if name not in ("context", "_made")}
+        return data_beside(own, self.held(), self.context)
 
     def _refuse_data(self, name: str, value: Any) -> None:
         """Raise where data would be lost at the boundary."""
@@ -420,23 +409,6 @@ class Holder:
                 f"{type(self).__name__} has no place for {', '.join(sorted(left)[:3])}: allocate in __init__ or grow, "
                 f"at its final size, whatever is carried"
             )
-
-
-def _is_lent(value: Any) -> bool:
-    """True for parts of the stream, which the engine hands over and takes back."""
-    return type(value).__module__.startswith("cil.streams.")
-
-
-def _parts_of(values: Iterable[Any]) -> Iterator[Any]:
-    """Kept values with the layers, parameters and buffers of modules and the tensors of mappings."""
-    for value in values:
-        yield value
-        if isinstance(value, nn.Module):
-            yield from value.modules()
-            yield from value.parameters()
-            yield from value.buffers()
-        elif isinstance(value, Mapping):
-            yield from value.values()
 
 
 def _check_structure(name: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import fields
 from types import (
     BuiltinFunctionType,
     CodeType,
@@ -56,11 +57,50 @@ def reachable_data(
             left += _inside(one)
 
 
-def beside_parts(module: nn.Module) -> Iterator[Any]:
-    """What the layers of a network have beside parameters, buffers and layers: attributes and hooks."""
+def data_beside(attributes: Mapping[str, Any], kept: Mapping[str, Any], context: Any) -> Iterator[tuple[str, Any]]:
+    """Data of a learner that are no part of what it keeps, with the name of the attribute that leads there.
+
+    Args:
+        attributes: Of the learner; those that are kept are left out, but for what networks have beside their layers,
+            parameters and buffers: attributes and hooks.
+        kept: Entries by name.
+        context: Of its fields nothing is looked at, of what was set beside them all.
+    """
+    known = {field.name for field in fields(context)}
+    roots = {name: [value] for name, value in attributes.items() if name not in kept}
+    roots["context"] = [value for name, value in vars(context).items() if name not in known]
+    roots |= {name: list(_beside_layers(value)) for name, value in kept.items() if isinstance(value, nn.Module)}
+    own: set[int] = set()
+    for name, values in roots.items():
+        for found in reachable_data(values, _is_lent):
+            if isinstance(found, nn.Module) and not found.state_dict():
+                continue
+            own = own or set(map(id, _parts_of(kept.values())))
+            if id(found) not in own:
+                yield name, found
+
+
+def _beside_layers(module: nn.Module) -> Iterator[Any]:
     for layer in module.modules():
         own = vars(layer)
         yield from (own[name] for name in own.keys() - {"_modules", "_parameters", "_buffers"})
+
+
+def _is_lent(value: Any) -> bool:
+    """True for parts of the stream, which the engine hands over and takes back."""
+    return type(value).__module__.startswith("cil.streams.")
+
+
+def _parts_of(values: Iterable[Any]) -> Iterator[Any]:
+    """Values with the layers, parameters and buffers of modules and the tensors of mappings."""
+    for value in values:
+        yield value
+        if isinstance(value, nn.Module):
+            yield from value.modules()
+            yield from value.parameters()
+            yield from value.buffers()
+        elif isinstance(value, Mapping):
+            yield from value.values()
 
 
 def _inside(one: Any) -> Iterable[Any]:

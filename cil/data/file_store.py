@@ -60,7 +60,7 @@ class _Decoded(NamedTuple):
 
 def _decoded(source: Any, path: str | Path, mode: str, draft: bool = False) -> _Decoded:
     """As ``read_image``, from the path or an open file; ``draft``: a small version, where that is quicker."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(source) as file:
@@ -78,7 +78,7 @@ def _decoded(source: Any, path: str | Path, mode: str, draft: bool = False) -> _
                 turned = image if turn is None else image.transpose(Image.Transpose(turn))
                 return _Decoded(turned, orientation if turn is not None else 1, deep)
             kind = {"F": "floats", "I": "32-bit numbers"}.get(file.mode, file.mode)
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise DataError(f"{path} cannot be read as an image (of no known format); replace or remove it") from None
     except Exception as error:  # damaged bytes make decoders raise all sorts of things
         raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from None
