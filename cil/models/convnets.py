@@ -42,7 +42,7 @@ class ConvNet4(Backbone):
     Source: As ``ConvNet2``, smallest ImageNet budget: 906,240 parameters, 314,880 of them before MEMO's cut.
     """
 
-    usual_size = 32
+    usual_size = 224
 
     signed = False
 
