@@ -95,7 +95,7 @@ def _read(mark: tuple[str, int, int]) -> tuple[dict[str, Tensor], str]:
             content = torch.load(path, map_location="cpu", weights_only=True)
             for key in ("state_dict", "model", "teacher"):
                 content = content.get(key, content)
-        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     except Exception as error:  # each format has its own kinds
         reason = str(error).strip().partition("\n")[0]
         if " " not in reason:  # no sentence
