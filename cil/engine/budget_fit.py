@@ -15,7 +15,7 @@ from cil.models import NetFactory
 from cil.streams import Signature
 
 MUCH = 0.10  # share of a limit that is worth a word where it is not used
-MOST = 2**30  # no hyperparameter of a method is larger
+MOST = 2**28  # no hyperparameter of a method is larger; a matrix of that side can still be billed
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def fitted(
 
 
 def largest(weigh: Callable[[int], tuple[int, bool]], smallest: int, limit: int) -> tuple[int, int] | None:
-    """The largest whole number that fits, and its bytes; None where all up to a billion fit.
+    """The largest whole number that fits, and its bytes; None where all up to ``MOST`` fit.
 
     By bisection, every other time at where a straight line between the ends meets the limit: bytes are mostly linear.
 

@@ -128,27 +128,49 @@ def channel_statistics(values: Sequence[float], channels: int) -> tuple[float, .
 
 def _load(model: nn.Module, path: Path) -> None:
     """Load a file in a known layout, without classifier, strictly."""
-    from timm.models import adapt_input_conv
-
     mark = file_mark(path)
     tensors = read_for(model, path)
     own = model.state_dict()
     heads = tuple(f"{head}." for head in _layers(model, "classifier"))
     body = {name: value for name, value in tensors.items() if name in own or not name.startswith(heads)}
     for name in (f"{first}.weight" for first in _layers(model, "first_conv")):
-        channels = own[name].shape[1] if name in own else 0
-        if name in body and body[name].shape[1] != channels:
-            body[name] = adapt_input_conv(channels, body[name])
+        if name in body and name in own:
+            body[name] = _for_channels(body[name], own[name].shape[1])
     load_strictly(model, body, path)
     model.loaded_from = mark  # type: ignore[assignment]
 
 
 def read_for(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
     """Tensors of a file by timm's names (``to_timm``), converted by timm where the model knows further layouts or the
-    image size differs."""
-    tensors = to_timm(read_weights(path)[0])
+    image size differs.
+
+    Raises:
+        ConfigError: where names or shapes are such that they cannot be converted.
+    """
+    tensors = read_weights(path)[0]
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    return tensors if convert is None else dict(convert(tensors, model))
+    try:
+        named = to_timm(tensors)
+        return named if convert is None else dict(convert(named, model))
+    except Exception as error:  # of a reshape, a name that is missing, a root: each has its own kind
+        reason = f"{type(error).__name__} {error}".partition("\n")[0].strip()
+        raise ConfigError(
+            f"{path} does not fit {type(model).__name__}: its tensors cannot be converted ({reason}); see "
+            f"model.weights and model.name"
+        ) from error
+
+
+def _for_channels(weight: Tensor, channels: int) -> Tensor:
+    """A first convolution (O, I, H, W) for so many channels; as it is where timm cannot adapt it."""
+    from timm.models import adapt_input_conv
+
+    if weight.ndim != 4 or weight.shape[1] == channels:
+        return weight
+    try:
+        adapted: Tensor = adapt_input_conv(channels, weight)
+    except (NotImplementedError, AssertionError):  # loading it then says which shape it has
+        return weight
+    return adapted
 
 
 def _layers(model: Any, role: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cil.data import Batch
+from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import NetFactory
 from cil.models.base import drawn_for
@@ -77,6 +78,8 @@ class DualPrompt(FrozenTransformer):
         check.one_of(("shared", "block"), "dualprompt", keys=keys)
         check.at_least(0, "dualprompt", pull=pull)
         check_blocks([*general_blocks, *expert_blocks], self.vit, "general_blocks and expert_blocks", "dualprompt")
+        if keys == "block" and not expert_blocks:
+            raise ConfigError("strategy.keys of dualprompt is 'block', and strategy.expert_blocks names none: name one")
         self.general_blocks, self.expert_blocks = list(general_blocks), list(expert_blocks)
         self.expert_length, self.keys, self.pull = expert_length, keys, pull
         general = partial(BlockPrefixes, len(self.general_blocks), general_length, self.vit.feature_dim)

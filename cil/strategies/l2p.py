@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from cil.data import Batch
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import Head, NetFactory
+from cil.models.base import drawn_for
 from cil.models.prompts import POSITIONS, PromptPool, Selected, prompt_features
 from cil.strategies.base import check
 from cil.strategies.parts.frozen_transformer import FrozenTransformer
@@ -82,8 +84,8 @@ class L2P(FrozenTransformer):
         check.one_of((True, False), "l2p", transfer=transfer)
         self.transfer = transfer
         self.pull, self.position, self.majority = pull, position, train_selection == "batch"
-        pool = PromptPool(prompts, length, top, self.vit.feature_dim)
-        self.keep("pool", pool.to(next(self.vit.parameters()).device), kind="parameters")
+        pool = partial(PromptPool, prompts, length, top, self.vit.feature_dim)
+        self.keep("pool", drawn_for(next(self.vit.parameters()), pool), kind="parameters")
 
     @classmethod
     def smallest_fit(cls, hyperparameters: Mapping[str, Any]) -> int:

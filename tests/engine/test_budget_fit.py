@@ -169,6 +169,19 @@ def test_bytes_that_do_not_grow_and_budgets_without_bytes_are_refused():
         Budget(limits=[5], fit=3)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("acil", {}), ("ds_al", {"carries": "recursion"}), ("ranpac", {"statistics": "float64"}), ("l2p", {})],
+)
+def test_statistics_that_no_memory_holds_are_billed_and_not_made(name, options):
+    """The survey charges no statistics, so that each size fits: tried up to 2^28, of which a matrix is 2^59 bytes."""
+    budget = Budget(limits=[10**8], convention="survey", side_bytes=None, fit=True)
+    flat = partial(NetFactory, partial(Flat, feature_dim=8), pretrained="public", meta=True)
+    make_net, key = (public_vit(1), "prompts") if name == "l2p" else (flat, "size")
+    with pytest.raises(ConfigError, match=rf"{name} carries no more bytes \(survey\) with a larger strategy\.{key}"):
+        fitted(partial(find(name), **options), make_net, whole(3), budget, name)
+
+
 class Limited(Bank):
     """Takes no more than four rows."""
 

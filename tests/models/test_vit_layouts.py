@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cil.errors import ConfigError
 from cil.models import timm_backbone
 from cil.models.vit_layouts import to_timm
 
@@ -100,6 +101,36 @@ def test_the_image_tower_of_a_clip_model_is_read(tmp_path):
     torch.save(whole, tmp_path / "clip.pt")
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(timm_backbone(name, tmp_path / "clip.pt", **small).eval()(images)[0], public(images))
+
+
+QUERY = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel"
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "value", "channels", "says"),
+    [
+        ("npz", QUERY, None, 3, "cannot be converted .KeyError 'query'"),
+        ("npz", QUERY, torch.zeros(192), 3, "cannot be converted .IndexError"),
+        ("deit", "pos_embed", torch.zeros(1, 0, 192), 3, "cannot be converted .ValueError"),
+        ("deit", "pos_embed", torch.zeros(192), 3, "cannot be converted"),
+        ("deit", "patch_embed.proj.weight", torch.zeros(192, 5), 3, "cannot be converted .RuntimeError"),
+        ("deit", "patch_embed.proj.weight", torch.zeros(192, 1, 8, 8), 2, r"\(192, 1, 8, 8\) in place of \(192, 2"),
+        ("deit", "patch_embed.proj.weight", torch.zeros(192, 4, 8, 8), 1, r"\(192, 4, 8, 8\) in place of \(192, 1"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused_in_one_line(tmp_path, layout, name, value, channels, says):
+    state = model().state_dict()
+    tensors = arrays(state) if layout == "npz" else state
+    changed = {key: torch.as_tensor(own) for key, own in tensors.items() if key != name}
+    path = tmp_path / ("vit.npz" if layout == "npz" else "vit.pth")
+    changed |= {} if value is None else {name: value}
+    if layout == "npz":
+        np.savez(path, **{key: own.numpy() for key, own in changed.items()})
+    else:
+        torch.save(changed, path)
+    with pytest.raises(ConfigError, match=says) as caught:
+        vit(path, in_channels=channels)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
 def test_an_unknown_layout_is_left_as_it_is():

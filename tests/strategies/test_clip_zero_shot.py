@@ -81,7 +81,7 @@ def test_what_does_not_read_or_has_no_place_for_the_name_is_refused():
     factory = NetFactory(partial(build_backbone, "smallconv", 3, 12))
     with pytest.raises(ConfigError, match="reads class names, which the network cannot; set model=clip"):
         ClipZeroShot(factory, bare("clip_zero_shot").budget)
-    for wrong in ("a {}", [], ["a photo"]):
+    for wrong in ("a {}", [], ["a photo"], ["a {} of {kind}"], ["{} {"], ["{{}}"]):
         with pytest.raises(ConfigError, match=r"strategy\.templates of clip_zero_shot is .*list of sentences"):
             bare("clip_zero_shot", templates=wrong)
 

@@ -156,3 +156,8 @@ def test_blocks_that_are_not_there_are_refused():
     for blocks in ([2], [0, 1], [-1]):
         with pytest.raises(ConfigError, match=r"of dualprompt is \[0, .*\]; the transformer has blocks 0 to 1; name"):
             bare("dualprompt", expert_blocks=blocks, general_blocks=[0])
+
+
+def test_a_key_for_each_block_needs_a_block():
+    with pytest.raises(ConfigError, match=r"strategy\.keys of dualprompt is 'block'.*expert_blocks names none"):
+        bare("dualprompt", keys="block", general_blocks=[0], expert_blocks=[])

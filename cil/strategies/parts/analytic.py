@@ -62,8 +62,8 @@ class Analytic(FrozenBackbone):
 
     def make_ridge(self, size: int) -> RidgeSums | RecursiveRidge:
         """A ridge regression on ``size`` hidden features, without images so far."""
-        made = RIDGES[self.carries](size, self.ridge, TYPES[self.statistics])
-        return made.to(self.net.head.weight.device)
+        with self.net.head.weight.device:  # made there: on meta a size that no memory holds can be billed
+            return RIDGES[self.carries](size, self.ridge, TYPES[self.statistics])
 
     def grow_net(self, signature: Signature) -> None:
         super().grow_net(signature)

@@ -32,10 +32,10 @@ class ClassTexts:
     """
 
     def __init__(self, method: str, templates: Sequence[str], texts: str | None) -> None:
-        if isinstance(templates, str) or not templates or not all("{}" in str(template) for template in templates):
+        if isinstance(templates, str) or not templates or not all(map(_has_place, templates)):
             raise ConfigError(
                 f"strategy.templates of {method} is {templates!r}; it must be a list of sentences, each with {{}} for "
-                f"the class name"
+                f"the class name and no other braces"
             )
         self._method, self._templates = method, tuple(templates)
         self._sentences = None if texts is None else read_sentences(texts)
@@ -54,11 +54,21 @@ class ClassTexts:
             ConfigError: where the file has none.
         """
         if self._sentences is None:
-            return [template.format(clean_name(name)) for template in self._templates]
+            return [template.replace("{}", clean_name(name)) for template in self._templates]
         found = self._sentences.get(name) or self._sentences.get(clean_name(name))
         if not found:
             raise ConfigError(f"strategy.texts of {self._method} has no sentence for class '{name}'")
         return found
+
+
+def _has_place(template: object) -> bool:
+    """True of a sentence with a place for the class name, and no other braces.
+
+    >>> _has_place("a {}."), _has_place("a."), _has_place("a {} of {kind}."), _has_place("{{}}")
+    (True, False, False, False)
+    """
+    parts = str(template).split("{}")
+    return len(parts) > 1 and not any(brace in part for part in parts for brace in "{}")
 
 
 def reader(backbone: nn.Module, method: str) -> TextEncoder:
