@@ -59,7 +59,7 @@ class Forecast:
         here, elsewhere: Finished before: in its folder, and in others, by folder.
         begun: Will go on.
         alike, timed: Seconds of runs by the slowest like one that has finished, and by steps timed now.
-        unknown: Labels of runs of which the time is not known.
+        unknown: Labels of runs of which the time is not known, with why their steps could not be timed.
         over: Runs that do not fit their budget, and why.
         disk: Bytes that all runs to be made leave, about.
         memory: Bytes of the process of a run, the largest that was measured; None: not known.
@@ -72,7 +72,7 @@ class Forecast:
     begun: int
     alike: Sequence[float]
     timed: Sequence[float]
-    unknown: Sequence[str]
+    unknown: Mapping[str, str]
     over: Mapping[str, str]
     disk: int
     memory: int | None
@@ -103,7 +103,9 @@ class Forecast:
                 parts.append(f"{len(seconds)} {how}")
         known = [*self.alike, *self.timed]
         if not known:
-            return f"not known of {len(self.unknown)} runs: none like them has finished"
+            why = next((why for why in self.unknown.values() if why), "")
+            failed = f", and steps could not be timed: {why}" if why else ""
+            return f"not known of {len(self.unknown)} runs: none like them has finished{failed}"
         # the last to end may be the longest one, begun when all others are done
         most = sum(known) / self.jobs + max(known) * (1 - 1 / self.jobs)
         more = f"; not known of {len(self.unknown)} more" if self.unknown else ""
@@ -126,21 +128,21 @@ def forecast(
     todo = [(label, run) for label, run in left.values() if label not in over]
     known = [*earlier_runs(root), *earlier_runs(out)] if todo else []
     measured = _timings([run for _, run in todo])
-    alike, timed, unknown = [], [], []
+    alike, timed, unknown = [], [], {}
     for label, run in todo:
         like = [one.seconds for one in known if _alike(one, run)]
         steps = measured[_recipe_of(run.identity)]
         if like:
             alike.append(max(like))
-        elif steps is not None and isinstance(run.work, Foreseen):
+        elif isinstance(steps, Measured) and isinstance(run.work, Foreseen):
             timed.append(run.work.duration(steps.rates) + A_BOUNDARY * run.work.boundaries)
         else:
-            unknown.append(label)
+            unknown[label] = steps if isinstance(steps, str) else ""
     return Forecast(
         total=len(runs), here=len(here), elsewhere=Counter(str(path.parents[1]) for path in found.values()),
         begun=sum(records[path] is not None for path in left), alike=alike, timed=timed, unknown=unknown, over=over,
         disk=sum(_disk(run) for _, run in todo),
-        memory=max((one.memory for one in measured.values() if one is not None), default=None), jobs=jobs,
+        memory=max((one.memory for one in measured.values() if isinstance(one, Measured)), default=None), jobs=jobs,
     )  # fmt: skip
 
 
@@ -167,12 +169,12 @@ def _alike(one: EarlierRun, run: Run) -> bool:
     return json.dumps(names[0]) == json.dumps(names[1]) and _recipe_of(one.identity) == _recipe_of(run.identity)
 
 
-def _timings(runs: Sequence[Run]) -> dict[str, Measured | None]:
+def _timings(runs: Sequence[Run]) -> dict[str, Measured | str]:
     """What ``_measured`` finds for each recipe, in the largest stream: its last experience bounds those of others."""
     largest: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: -run.work.boundaries):
         largest.setdefault(_recipe_of(run.identity), run)
-    measured: dict[str, Measured | None] = {}
+    measured: dict[str, Measured | str] = {}
     for recipe, run in largest.items():
         began = time.monotonic()
         measured[recipe] = _measured(run)
@@ -183,22 +185,22 @@ def _timings(runs: Sequence[Run]) -> dict[str, Measured | None]:
     return measured
 
 
-def _measured(run: Run) -> Measured | None:
-    """Time steps of a run; None where that fails.
+def _measured(run: Run) -> Measured | str:
+    """Time steps of a run; where that fails, why, and nothing where there is no more to say.
 
     On the CPU in a process of its own, as this one forks later and must start no threads; a GPU is lost by a fork.
     """
     if not isinstance(run.work, Foreseen):
-        return None
+        return ""
     apart = in_child if run.runtime.device == "cpu" else call
     with TemporaryDirectory() as folder:
         path = Path(folder) / "measured.json"
         try:
             apart(partial(_write_measured, run, run.work, path))
             first, last, memory = json.loads(path.read_text())
-        except (CilError, RuntimeError):  # told where the run is executed
-            return None
-    return None if math.isnan(first + last) else Measured(SecondsPerImage(first, last), memory)
+        except (CilError, RuntimeError) as error:
+            return str(error).partition("\n")[0]
+    return "" if math.isnan(first + last) else Measured(SecondsPerImage(first, last), memory)
 
 
 def _write_measured(run: Run, work: Foreseen, path: Path) -> None:

@@ -65,10 +65,16 @@ def test_a_run_that_fails_is_named_at_the_end_with_its_cause_and_its_log(cil, tm
 
 
 def test_seconds_of_runs_one_after_the_other_and_side_by_side():
-    one, two = (Forecast(5, 1, {"runs/a": 1}, 0, [600.0], [300.0, 300.0], (), {}, 0, None, jobs) for jobs in (1, 2))
+    one, two = (Forecast(5, 1, {"runs/a": 1}, 0, [600.0], [300.0, 300.0], {}, {}, 0, None, jobs) for jobs in (1, 2))
     assert "time: 20 min of computing, so at most about 20 min (1 by the slowest" in "\n".join(one.lines())
     # half of 1,200 s, and half of the longest one, which may begin when all others have ended
     assert "time: 20 min of computing, so at most about 15 min" in "\n".join(two.lines())
+
+
+def test_a_time_that_is_not_known_says_why():
+    for unknown, why in ({"a": "", "b": ""}, ""), ({"a": "", "b": "no hub"}, ", and steps could not be timed: no hub"):
+        lines = list(Forecast(2, 0, {}, 0, [], [], unknown, {}, 0, None, 1).lines())
+        assert lines[1] == f"time: not known of 2 runs: none like them has finished{why}"
 
 
 @pytest.mark.parametrize("name", ["benchmark", "aligned", "curve"])

@@ -57,7 +57,7 @@ def test_a_frozen_backbone_of_random_weights_is_worth_a_note(strategy, tmp_path)
 
 def test_prompts_for_a_random_transformer_are_worth_a_note():
     (note,) = notes("strategy=l2p", *VIT)
-    assert note.startswith("l2p: the weights of the frozen network are random") and note.endswith("model=timm)")
+    assert note.startswith("l2p: the weights of the frozen network are random") and note.endswith("model=timm or clip)")
 
 
 def test_sums_a_hundred_times_as_large_as_the_network_are_worth_a_note():

@@ -137,7 +137,8 @@ def test_an_exported_backbone_is_a_pretrained_one_of_other_runs(cil, runs):
         torch.testing.assert_close(read(images)[0], net.backbone.eval()(images)[0])  # memory layouts differ
 
 
-def test_only_a_single_plain_network_is_exported_as_weights(runs, monkeypatch):
+def test_only_a_single_plain_network_is_exported_as_weights(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     net = package.load(runs / "wa")
     with pytest.raises(ConfigError, match=r"must end with \.safetensors"):
         export_backbone(net, "wa.pt2")
@@ -147,7 +148,8 @@ def test_only_a_single_plain_network_is_exported_as_weights(runs, monkeypatch):
     assert not Path("wa.safetensors").exists()
 
 
-def test_a_frozen_backbone_beside_which_something_learned_is_no_result(runs):
+def test_a_frozen_backbone_beside_which_something_learned_is_no_result(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     net = package.load(runs / "wa")
     net.learner.keep("map", torch.nn.Linear(2, 2), kind="parameters")
     assert export_backbone(net, "learned.safetensors")  # its backbone learned too

@@ -117,7 +117,7 @@ def trains_first(learner: Strategy, choice: bool | str) -> bool:
     if choice is True or (choice == "auto" and public is None):
         return True
     net = freeze(learner.net)
-    warn_of_random_weights(learner, ", or strategy.train_first=true")
+    warn_of_random_weights(learner)
     if public is not None:
         learner.keep("net", net, kind="parameters", reference=loaded_reference(net, public))
     return False

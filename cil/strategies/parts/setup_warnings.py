@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 from cil.models import GrowingNet
 from cil.strategies.base import Strategy
 
@@ -11,16 +13,13 @@ def method_name(learner: Strategy) -> str:
     return str(getattr(learner, "name", type(learner).__name__))
 
 
-def warn_of_random_weights(learner: Strategy, advice: str = "") -> None:
-    """Warn where the frozen network has random weights.
-
-    Args:
-        advice: Another setting to change, for the end of the sentence.
-    """
+def warn_of_random_weights(learner: Strategy) -> None:
+    """Warn where the frozen network has random weights, which a strategy with ``train_first`` may train."""
     if getattr(learner.make_net, "pretrained", None) is None:
+        advice = ", or strategy.train_first=true" if "train_first" in signature(type(learner)).parameters else ""
         learner.warnings.append(
             f"{method_name(learner)}: the weights of the frozen network are random, so accuracy will mean little; set "
-            f"model.weights to a file (or hub, with model=timm){advice}"
+            f"model.weights to a file (or hub, with model=timm or clip){advice}"
         )
 
 
