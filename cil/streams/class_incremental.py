@@ -40,7 +40,7 @@ def class_incremental(
             pool has, and else so many that there are five experiences.
         base: Classes of the first experience; 0: as many as ``increment``.
         shots: Training images of each class that arrives after the base, chosen at random by ``order_seed`` (few-shot
-            streams); None: all.
+            streams); with a base of 0, of every class. None: all.
         options: Fields of ``SplitOptions``; and options of a data set that is given by name: ``path``, ``size``, ...
 
     Returns:
