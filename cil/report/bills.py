@@ -76,6 +76,8 @@ def unused_share(row: Row) -> float | None:
     used, allowed = row.carried(run.convention), run.limit
     if allowed is None:
         used, allowed = row.exemplars, exemplar_cap(run)
+        if allowed is not None and run.budget.get("scope") == "carried+incoming":
+            allowed += (run.result("given_up") or [0])[-1]  # what an image that is given up buys
     return None if used is None or not allowed else 100 * (1 - used / allowed)
 
 

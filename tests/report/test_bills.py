@@ -49,6 +49,13 @@ def test_a_cap_on_exemplars_is_their_share_and_a_bound_has_none(run):
     assert share_of_past(each) == 30.0  # 4 classes of 30
 
 
+def test_images_that_were_given_up_in_the_last_experience_are_no_overuse(run):
+    """100 exemplars under a cap of 50 and 75 images that were given up: 25 of 125 are left."""
+    budget = {**NO_BUDGET, "kind": "exemplars", "exemplars": 50, "scope": "carried+incoming"}
+    row = rows_of(run(budget=budget, results={"given_up": [0, 75]}))["icarl"]
+    assert unused_share(row) == pytest.approx(20.0)
+
+
 def test_who_keeps_most_of_the_past_is_marked(run):
     row = rows_of(run(exemplars=300, budget=byte_budget(2_000_000)))["icarl"]
     assert "keeps 75% of all images" in [note.mark for note in row.notes]
