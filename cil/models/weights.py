@@ -135,6 +135,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: obje
         for name, value in fitting.items()
         if value.is_floating_point() != own[name].is_floating_point() or value.is_complex() != own[name].is_complex()
     ]
+    variances = {name: value for name, value in fitting.items() if name.endswith(VARIANCE) and not value.is_complex()}
     numbers = {name for name, _ in module.named_parameters()} | {name for name in own if name.endswith(STATISTICS)}
     faults = [
         ("missing", [name for name in own if name not in tensors]),
@@ -142,7 +143,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: obje
         ("of another shape", shapes),
         ("of another type", types),
         ("not finite", [name for name, value in fitting.items() if name in numbers and not value.isfinite().all()]),
-        ("below zero", [name for name, value in fitting.items() if name.endswith(VARIANCE) and (value < 0).any()]),
+        ("below zero", [name for name, value in variances.items() if (value < 0).any()]),
     ]
     found = [f"{kind} {_shorten(names)}" for kind, names in faults if names]
     if found:
