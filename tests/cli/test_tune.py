@@ -253,7 +253,7 @@ def test_untuned_it_is_the_run_of_cil_run(cil, tmp_path):
 
 
 def test_where_no_trial_finishes_the_first_reason_is_told(cil, tmp_path):
-    found = cil("tune", *DIGITS, *SHORT, "tune.space={optimizer.lr:[1e30]}", "tune.trials=1", "tune.seeds=1")
+    found = cil("tune", *DIGITS, *SHORT, "tune.space={optimizer.lr:[1e6]}", "tune.trials=1", "tune.seeds=1")
     assert found.code == 2 and "no trial of 1 finished; the first says:" in found.err
     assert not reported(tmp_path)
 
