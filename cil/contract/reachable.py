@@ -21,6 +21,7 @@ from weakref import ReferenceType
 from torch import nn
 
 from cil.contract.unkept import DATA, PLAIN, parts_of_function
+from cil.data import Batch
 from cil.errors import LIBRARIES
 
 MOST = 50_000  # objects that are looked at
@@ -87,8 +88,8 @@ def _beside_layers(module: nn.Module) -> Iterator[Any]:
 
 
 def _is_lent(value: Any) -> bool:
-    """True for parts of the stream, which the engine hands over and takes back."""
-    return type(value).__module__.startswith("cil.streams.")
+    """True for batches and parts of the stream, which the engine hands over: a learner may remember the last one."""
+    return isinstance(value, Batch) or type(value).__module__.startswith("cil.streams.")
 
 
 def _parts_of(values: Iterable[Any]) -> Iterator[Any]:
