@@ -16,6 +16,7 @@ from cil.streams import Signature
 
 MUCH = 0.10  # share of a limit that is worth a word where it is not used
 MOST = 2**28  # no hyperparameter of a method is larger; a matrix of that side can still be billed
+GROWN = 4**4  # times the smallest: bytes that are still the same do not grow
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def fitted(
 
 
 def largest(weigh: Callable[[int], tuple[int, bool]], smallest: int, limit: int) -> tuple[int, int] | None:
-    """The largest whole number that fits, and its bytes; None where all up to ``MOST`` fit.
+    """The largest whole number that fits, and its bytes; None where all up to ``MOST`` fit, or bytes do not grow.
 
     By bisection, every other time at where a straight line between the ends meets the limit: bytes are mostly linear.
 
@@ -127,15 +128,16 @@ def largest(weigh: Callable[[int], tuple[int, bool]], smallest: int, limit: int)
 
     >>> largest(lambda n: (n * n, n * n <= 2000), 1, 2000), largest(lambda n: (3 * n, 3 * n <= 2000), 1, 2000)
     ((44, 1936), (666, 1998))
-    >>> largest(lambda n: (1, True), 1, 2000)
+    >>> largest(lambda n: (1, True), 1, 2000), largest(lambda n: (n // 2**20, True), 1, 2**9)
+    (None, None)
     """
     low, below = smallest, weigh(smallest)[0]
-    high = 4 * max(1, smallest)
+    high, fewest, enough = 4 * max(1, smallest), below, GROWN * max(1, smallest)
     while (found := weigh(high))[1]:
         low, below = high, found[0]
-        high *= 4
-        if high > MOST:
+        if 4 * high > MOST or (high >= enough and below == fewest):
             return None
+        high *= 4
     above, straight = found[0], True
     while high - low > 1:
         middle = (low + high) // 2
