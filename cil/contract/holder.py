@@ -137,7 +137,7 @@ class Holder:
             if id(found) not in made:
                 raise NotKept(
                     f"{type(self).__name__}.{name} came to hold a {type(found).__name__}, inside an object, that was "
-                    f"not kept: it would not survive the boundary; keep the {type(found).__name__} itself, "
+                    f"not kept: it would not survive the boundary; keep it as a tensor, module or memory of its own, "
                     f"self.keep(..., kind='temporary') for training only, or set {name} to None in after_experience"
                 )
 

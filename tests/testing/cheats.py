@@ -598,7 +598,7 @@ CASES = [
     Case(LooksAtTheLabels, "test_labels_play_no_part_in_answers", "other labels on the same test images"),
     Case(StartsTrained, "training_starts_from_what_the_factory_gives", "the same whatever the seed"),
     Case(HiddenBuffer, "the_live_learner_answers_as_the_rebuilt_one", "registered with persistent=False"),
-    Case(NumbersAside, "the_live_learner_answers_as_the_rebuilt_one", "prior (Prior)"),
+    Case(NumbersAside, "the_live_learner_answers_as_the_rebuilt_one", "prior came to hold a ndarray"),
     Case(ReadsAPublicCopy, "hooks_keep_to_themselves", "in training_set)"),
     Case(LoadsSomethingElse, "state_survives_the_round_trip", "load_state changed net.head.weight"),
     Case(ModuleGlobal, "what_was_not_kept_cannot_help", "process for each experience"),
