@@ -154,7 +154,8 @@ def test_own_files_of_the_configuration(content, says, tmp_path):
 
 
 def test_streams_of_own_files_are_remembered_for_one_command(monkeypatch):
-    monkeypatch.setattr("cil.cli.composition._merged", None)  # no command around this test
+    monkeypatch.setattr("cil.cli.composition._merged", None)  # no command around this test, nor before it
+    monkeypatch.setattr("cil.cli.composition._own_data", {})
     with files_remembered():
         own_data()["stream"] = 1
         with files_remembered():
