@@ -159,13 +159,7 @@ class Fit:
             start_epoch, start_step = self._resume(optimizer, schedule, window, *resume)
         stepper = self.runtime.optimizer(optimizer, resume[1]["scale"] if resume is not None else {})
         in_epoch = len(loader.bounds)
-        total = _batches(recipe, in_epoch)
-        if total > MOST_BATCHES:
-            raise ConfigError(
-                f"phase '{self.phase.name}' of experience {self.experience} is {recipe.epochs:,} epochs of "
-                f"{in_epoch:,} batches, {total:,} in all; allowed: {MOST_BATCHES:,}; lower trainer.epochs or set "
-                f"trainer.max_steps"
-            )
+        total = _batches(recipe, in_epoch, f"phase '{self.phase.name}' of experience {self.experience}")
         progress = learner.progress = Progress(start_epoch, recipe.epochs, start_epoch * in_epoch + start_step, total)
         saved = time.monotonic()
         with self.cost.hook() if resume is None else nullcontext():  # it was billed before the snapshot
@@ -361,12 +355,22 @@ def gradients_for(parameters: Sequence[Tensor], trainable: Sequence[Tensor]) -> 
             parameter.requires_grad_(True)
 
 
-def _batches(recipe: Recipe, in_epoch: int) -> int:
-    """Batches of a phase: ``max_steps`` counts those of the optimizer, and an epoch ends with one."""
-    if recipe.max_steps is None:
-        return recipe.epochs * in_epoch
-    epochs, rest = divmod(recipe.max_steps, math.ceil(in_epoch / recipe.accumulate))
-    return min(recipe.epochs * in_epoch, epochs * in_epoch + rest * recipe.accumulate)
+def _batches(recipe: Recipe, in_epoch: int, phase: str) -> int:
+    """Batches of a phase: ``max_steps`` counts those of the optimizer, and an epoch ends with one.
+
+    Raises:
+        ConfigError: naming the phase, for more than any run can take.
+    """
+    total = recipe.epochs * in_epoch
+    if recipe.max_steps is not None:
+        epochs, rest = divmod(recipe.max_steps, math.ceil(in_epoch / recipe.accumulate))
+        total = min(total, epochs * in_epoch + rest * recipe.accumulate)
+    if total > MOST_BATCHES:
+        raise ConfigError(
+            f"{phase} is {recipe.epochs:,} epochs of {in_epoch:,} batches, {total:,} in all; allowed: "
+            f"{MOST_BATCHES:,}; lower trainer.epochs or set trainer.max_steps"
+        )
+    return total
 
 
 def _updates(recipe: Recipe, in_epoch: int) -> int:
