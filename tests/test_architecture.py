@@ -143,3 +143,14 @@ def test_nothing_is_unpickled():
         assert "weights_only=False" not in text, path
         for line in text.splitlines():
             assert "torch.load(" not in line or "weights_only=True" in line, f"{path}: {line.strip()}"
+
+
+def test_no_function_is_longer_than_a_screen():
+    """80 lines, with its docstring."""
+    long = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for path in sorted(ROOT.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 80
+    ]
+    assert long == []
