@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
 from torch import Size, Tensor, nn
 from torch.optim import Optimizer
 
-from cil.data import Batch, Samples
+from cil.data import Samples
 from cil.memory import ExemplarMemory
 
 DATA = (Tensor, nn.Module, ExemplarMemory, Samples, Optimizer, np.ndarray)
@@ -21,23 +21,16 @@ DEPTH = 6  # of containers, functions and what these hold
 
 
 def data_in(value: Any, depth: int = DEPTH) -> Any:
-    """The first tensor, module, array, memory, samples or optimizer in a value; None where there is none."""
-    return next(all_data_in(value, depth), None)
+    """The first tensor, module, array, memory, samples or optimizer in a value; None where there is none.
 
-
-def all_data_in(value: Any, depth: int = DEPTH, objects: bool = False) -> Iterator[Any]:
-    """Every tensor, module, array, memory, samples and optimizer in a value.
-
-    Looked into: containers, and functions with what they close over; where ``objects`` says so batches too, and objects
-    of classes of other packages.
+    Looked into: containers, and functions with what they close over.
     """
     if type(value) in PLAIN:  # most attributes: a learner is grown once for each experience behind it
-        return
+        return None
     if isinstance(value, DATA):
-        yield value
-    elif depth:
-        for part in _parts(value) or (_attributes(value) if objects else ()):
-            yield from all_data_in(part, depth - 1, objects)
+        return value
+    inside = (data_in(part, depth - 1) for part in _parts(value)) if depth else ()
+    return next((found for found in inside if found is not None), None)
 
 
 def _parts(value: Any) -> Iterable[Any]:
@@ -52,15 +45,6 @@ def _parts(value: Any) -> Iterable[Any]:
     if isinstance(value, FunctionType):
         return parts_of_function(value)
     return ()
-
-
-def _attributes(value: Any) -> Iterable[Any]:
-    """Those of an object; not of a class or module, of a learner, or of what ``cil`` makes but for batches."""
-    held = getattr(value, "__dict__", None)
-    if not isinstance(held, dict) or isinstance(value, type | ModuleType) or "_kept" in held:
-        return ()
-    of_cil = type(value).__module__.partition(".")[0] == "cil"
-    return () if of_cil and not isinstance(value, Batch) else list(held.values())
 
 
 def parts_of_function(function: FunctionType) -> Iterator[Any]:
