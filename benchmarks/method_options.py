@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reference import BATCH, DECAY, DEPTH, EPOCHS, EXEMPLARS, MILESTONES, RATE, make_stream
+from pycil import Setting
 
 import cil
 from cil.engine.recipe import Recipe, multistep
@@ -71,23 +71,24 @@ PAIRS: dict[str, tuple[Any, Any]] = {  # method: old, new; each a dict of option
     "gdumb": ({}, {"cutmix": 0.5}),
     "fetril": ({}, {"similarity": "euclidean"}),
 }
+SETTING = Setting()
 COSINE = ("podnet", "aanets")
 
 
 def curve(method: str, side: str, seed: int) -> list[float]:
     """The accuracy curve of one run."""
-    rate = RATE / 100 if method == "pass" else RATE
+    rate = SETTING.rate / 100 if method == "pass" else SETTING.rate
     recipe = Recipe(
-        epochs=EPOCHS, batch_size=BATCH, scheduler=partial(multistep, milestones=MILESTONES),
-        optimizer=partial(torch.optim.SGD, lr=rate, momentum=0.9, weight_decay=DECAY),
+        epochs=SETTING.epochs, batch_size=SETTING.batch, scheduler=partial(multistep, milestones=SETTING.milestones),
+        optimizer=partial(torch.optim.SGD, lr=rate, momentum=0.9, weight_decay=SETTING.decay),
     )  # fmt: skip
     given = PAIRS[method][side == "new"]
     strategy = partial(find(method), **given) if isinstance(given, dict) else given
     scope = "carried+incoming" if method == "rmm" else "carried"
-    budget = cil.Budget(exemplars=EXEMPLARS, scope=scope)
-    model = f"resnet{DEPTH}_cosine" if method in COSINE else f"resnet{DEPTH}"
+    budget = cil.Budget(exemplars=SETTING.exemplars, scope=scope)
+    model = f"resnet{SETTING.depth}_cosine" if method in COSINE else f"resnet{SETTING.depth}"
     with tempfile.TemporaryDirectory() as folder:
-        record = cil.train(strategy, make_stream(), model, budget, recipe=recipe, seed=seed, run_dir=folder)
+        record = cil.train(strategy, SETTING.stream(), model, budget, recipe=recipe, seed=seed, run_dir=folder)
         return list(record.results["accuracy_curve"])
 
 
