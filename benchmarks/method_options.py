@@ -75,7 +75,7 @@ SETTING = Setting()
 COSINE = ("podnet", "aanets")
 
 
-def curve(method: str, side: str, seed: int) -> list[float]:
+def curve(method: str, side: str, seed: int, precision: str) -> list[float]:
     """The accuracy curve of one run."""
     rate = SETTING.rate / 100 if method == "pass" else SETTING.rate
     recipe = Recipe(
@@ -88,7 +88,10 @@ def curve(method: str, side: str, seed: int) -> list[float]:
     budget = cil.Budget(exemplars=SETTING.exemplars, scope=scope)
     model = f"resnet{SETTING.depth}_cosine" if method in COSINE else f"resnet{SETTING.depth}"
     with tempfile.TemporaryDirectory() as folder:
-        record = cil.train(strategy, SETTING.stream(), model, budget, recipe=recipe, seed=seed, run_dir=folder)
+        record = cil.train(
+            strategy, SETTING.stream(), model, budget,
+            recipe=recipe, seed=seed, run_dir=folder, precision=precision, progress=False,
+        )  # fmt: skip
         return list(record.results["accuracy_curve"])
 
 
@@ -113,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(PAIRS), choices=list(PAIRS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of all runs of an output")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
@@ -124,7 +128,8 @@ def main() -> None:
     done = {(line["method"], line["side"], line["seed"]) for line in lines}
     for seed, method, side in product(given.seeds, given.methods, ("old", "new")):
         if (method, side, seed) not in done:
-            line = {"method": method, "side": side, "seed": seed, "curve": curve(method, side, seed)}
+            found = curve(method, side, seed, given.precision)
+            line = {"method": method, "side": side, "seed": seed, "precision": given.precision, "curve": found}
             with given.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
 
