@@ -233,7 +233,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> None:
         memory = line.get("memory", [])
         tenths = [memory[(len(memory) - 1) * tenth // 10] for tenth in range(11)] if memory else []
         for place, name in enumerate(("own memory", "mapped files", "PSS"), start=1):
-            if tenths:
+            if tenths and place < len(tenths[0]):  # early lines have fewer
                 values = ", ".join(f"{one[place] / 1e6:.0f}" for one in tenths)
                 print(f"{line['step']}, {name} in MB after each tenth: {values}")
 

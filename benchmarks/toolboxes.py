@@ -30,10 +30,16 @@ from pycil import Setting, command
 
 HERE = Path(__file__).parent
 SETTING = Setting(epochs=3, batch=128, depth=32, milestones=(2,))
-TABLE_NAMES = {"cil": "here", "pycil": "PyCIL", "mammoth": "Mammoth", "avalanche": "Avalanche"}
+TABLE_NAMES = {
+    "cil": "here",
+    "cil-bf16": "here, bf16",
+    "pycil": "PyCIL",
+    "mammoth": "Mammoth",
+    "avalanche": "Avalanche",
+}
 
 
-def ours(where: Path, method: str, seed: int, setting: Setting) -> list[float]:
+def ours(where: Path, method: str, seed: int, setting: Setting, precision: str = "fp32") -> list[float]:
     """Top-1 accuracy in percent after each experience, in the framework."""
     import torch
 
@@ -48,7 +54,7 @@ def ours(where: Path, method: str, seed: int, setting: Setting) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         record = cil.train(
             find(method), setting.stream(), f"resnet{setting.depth}", budget,
-            recipe=recipe, seed=seed, run_dir=folder, progress=False,
+            recipe=recipe, seed=seed, run_dir=folder, precision=precision, progress=False,
         )  # fmt: skip
         return list(record.results["accuracy_curve"])
 
@@ -142,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=["finetune", "icarl"], choices=["finetune", "icarl"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--bf16", action="store_true", help="also here in bf16, for processors with units for it")
     parser.add_argument("--pycil", type=Path)
     parser.add_argument("--mammoth", type=Path)
     parser.add_argument("--avalanche", action="store_true")
@@ -155,6 +162,7 @@ def main() -> None:
     done = {(line["toolbox"], line["method"], line["seed"]) for line in lines}
     places = {
         "cil": HERE,
+        "cil-bf16": HERE if given.bf16 else None,
         "pycil": given.pycil,
         "mammoth": given.mammoth,
         "avalanche": HERE if given.avalanche else None,
@@ -170,7 +178,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--run"]:  # one side, as ``measured`` asks for it
-        run = {"cil": ours, "avalanche": avalanche}[sys.argv[2]]
+        sides = {"cil": ours, "cil-bf16": partial(ours, precision="bf16"), "avalanche": avalanche}
+        run = sides[sys.argv[2]]
         del sys.argv[1:3]
         command(__doc__, run)
     else:
