@@ -168,7 +168,7 @@ class PlannedWork:
     def warnings(self) -> list[str]:
         """Sentences that a person should hear before training: of the data, the strategy, the recipe and the budget."""
         learner = self._structure()
-        found = [*self.stream.provenance.notes, *learner.warnings, *self.recipe.warnings()]
+        found = [*self.stream.provenance.notes, *learner.warnings, *self.recipe.warnings(), *self.runtime.warnings()]
         found += size_warnings(getattr(learner, "net", None), self.stream.image_shape[1:])
         found += [] if self.fit is None else [self.fit.words(self.name)]
         if learner.memories() and self.budget.enforce != "report":

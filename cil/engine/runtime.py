@@ -93,6 +93,12 @@ class Runtime:
         if kind == "cuda" and self.devices > torch.cuda.device_count():
             raise ConfigError(f"trainer.devices is {self.devices} but there are {torch.cuda.device_count()} GPUs here")
 
+    def warnings(self) -> list[str]:
+        """Sentences that a person should hear before the run."""
+        if self.device != "cpu" or self.precision != "bf16" or has_fast_bf16():
+            return []
+        return ["trainer.precision is bf16, for which this processor has no units: fp32 is several times as fast"]
+
     @property
     def all_devices(self) -> int:
         """Devices that share each batch, on all machines."""
@@ -218,6 +224,11 @@ class Runtime:
         self._fabric = self.known = None
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
+
+
+def has_fast_bf16() -> bool:
+    """True where convolutions on the CPU take bf16 as it is."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def keep_freed_blocks() -> None:

@@ -132,3 +132,12 @@ def test_settings_that_are_seldom_meant_are_worth_a_note():
     assert note.startswith("optimizer.lr is 0")
     (note,) = notes("strategy=finetune", "scheduler.warmup=1000", "trainer.epochs=2")
     assert note.startswith("scheduler.warmup=1000 is not over when trainer.epochs=2 are")
+
+
+def test_bf16_without_units_for_it_is_worth_a_note(monkeypatch):
+    monkeypatch.setattr("cil.engine.runtime.has_fast_bf16", lambda: False)
+    (note,) = notes("strategy=finetune", "trainer.precision=bf16")
+    assert note.startswith("trainer.precision is bf16") and "fp32" in note
+    assert notes("strategy=finetune") == []
+    monkeypatch.setattr("cil.engine.runtime.has_fast_bf16", lambda: True)
+    assert notes("strategy=finetune", "trainer.precision=bf16") == []

@@ -112,7 +112,7 @@ class AdaptationWork:
         return {}
 
     def warnings(self) -> list[str]:
-        return []
+        return self.runtime.warnings()
 
     def carried(self) -> Ledger:
         """The bytes that a fresh adapter carries.
