@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,12 @@ class Setting:
         return sets
 
 
-def curve(where: Path, method: str, seed: int, setting: Setting) -> list[float]:
-    """Top-1 accuracy in percent after each experience."""
+def curve(where: Path, method: str, seed: int, setting: Setting, distinct: bool = False) -> list[float]:
+    """Top-1 accuracy in percent after each experience.
+
+    Args:
+        distinct: Images that rmm takes of a new class are other ones each; as it is, it draws with replacement.
+    """
     sys.path.insert(0, str(where))
     loader = torch.utils.data.DataLoader
     begin = loader.__init__
@@ -127,11 +132,10 @@ def curve(where: Path, method: str, seed: int, setting: Setting) -> list[float]:
         **OF_METHOD.get(method, {}),
     }  # fmt: skip
     if method == "rmm":  # it counts 500 images a class whatever there are
-        images = setting.each * setting.per_class
-        code.RMMBase.memory_size = property(
-            lambda self: setting.exemplars + int(self._m_rate_list[self._cur_task] * images)
-        )
+        code.RMMBase.memory_size = property(partial(_rmm_memory, setting=setting))
     data = _their_data(seed, setting)
+    if distinct:
+        data._select_rmm = partial(_select_distinct, data)
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     learner = importlib.import_module("utils.factory").get_model(given["model_name"], given)
@@ -145,6 +149,23 @@ def curve(where: Path, method: str, seed: int, setting: Setting) -> list[float]:
         learner.after_task()
         found.append(float((nearest if HEADS.get(method) == "nearest mean" else head)["top1"]))
     return found
+
+
+def _rmm_memory(learner: Any, setting: Setting) -> int:
+    """Its own property, for as many images a class as there are."""
+    rate = learner._m_rate_list[learner._cur_task]
+    if rate:
+        images = setting.each * setting.per_class
+        most = learner._total_classes * setting.per_class - 1
+        learner._memory_size = min(most, setting.exemplars + int(rate * images))
+    return int(learner._memory_size)
+
+
+def _select_distinct(manager: Any, x: Any, y: Any, low_range: int, high_range: int, m_rate: float) -> tuple[Any, Any]:
+    """As rmm's, without replacement."""
+    rows = np.where((y >= low_range) & (y < high_range))[0]
+    kept = np.sort(np.random.permutation(rows)[: int((1 - m_rate) * len(rows))])  # noqa: NPY002
+    return x[kept], y[kept]
 
 
 def _top_one(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

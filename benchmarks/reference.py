@@ -93,7 +93,9 @@ def main() -> None:
     parser.add_argument("where", nargs="?", type=Path)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--sides", nargs="+", default=["cil", "toolbox"], choices=["cil", "toolbox"])
+    parser.add_argument(
+        "--sides", nargs="+", default=["cil", "toolbox"], choices=["cil", "toolbox", "toolbox, distinct"]
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
@@ -108,7 +110,10 @@ def main() -> None:
             for side in given.sides:
                 if (side, method, seed) in done:
                     continue
-                curve = ours(method, seed) if side == "cil" else pycil.curve(given.where, method, seed, SETTING)
+                distinct = side == "toolbox, distinct"
+                curve = (
+                    ours(method, seed) if side == "cil" else pycil.curve(given.where, method, seed, SETTING, distinct)
+                )
                 with given.out.open("a") as file:
                     file.write(json.dumps({"side": side, "method": method, "seed": seed, "curve": curve}) + "\n")
 
