@@ -143,10 +143,30 @@ class Record:
         Records of earlier versions are brought up to this one. Those of a kind that is not installed are not checked.
 
         Raises:
-            RecordError: if ``record.json`` is missing, is of a newer version, or is not what a record of its kind looks
-                like, naming the file and the field.
+            RecordError: if ``record.json`` is missing, is of a newer version, is not what a record of its kind looks
+                like, naming the file and the field, or is of another run than the files beside it.
         """
-        return cls._of(Path(directory), _read(Path(directory)))
+        record = cls._of(Path(directory), _read(Path(directory)))
+        if record.log is not None and record._beside_another():
+            raise RecordError(
+                f"{record.directory / RECORD} is of another run than {METRICS} and {INDEX_OF_ARRAYS} beside it; "
+                f"restore it, or remove it, and the same command makes it again from the checkpoints"
+            )
+        return record
+
+    def _beside_another(self) -> bool:
+        """True where index of arrays and log are there, and neither is that of this finished run."""
+        index, log = self.directory / INDEX_OF_ARRAYS, self.directory / METRICS
+        try:
+            with index.open("rb") as file:
+                run = json.loads(file.readline()).get("run", self.run)
+            return run != self.run and log.exists() and not self._has_log()
+        except (OSError, ValueError, AttributeError):
+            return False
+
+    def _has_log(self) -> bool:
+        path = self.directory / METRICS
+        return self.log is None or (path.exists() and FileSum(path).upto(self.log["offset"]) == self.log["log"])
 
     @classmethod
     def _of(cls, directory: Path, content: dict[str, Any]) -> Record:
@@ -252,17 +272,28 @@ class Record:
         os.fsync(file.fileno())
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; one that a crash cut short is left out.
+        """The lines of ``metrics.jsonl``; one that a crash cut short is left out, and what follows a finished run.
 
         Raises:
-            RecordError: if the file of a finished run is not the one that was written.
+            RecordError: if the file of a finished run is not the one that was written, or a line is none.
         """
         path = self.directory / METRICS
-        if self.log is not None and (not path.exists() or FileSum(path).upto(self.log["offset"]) != self.log["log"]):
+        if not self._has_log():
             raise RecordError(f"{path} is damaged or missing: it has not the SHA-256 it was written with; restore it")
         if path.exists():
             with path.open("rb") as file:
-                yield from (json.loads(line) for line in file if line.endswith(b"\n"))
+                left = path.stat().st_size if self.log is None else self.log["offset"]
+                for number, line in enumerate(file, 1):
+                    left -= len(line)
+                    if left >= 0 and line.endswith(b"\n"):
+                        yield self._line(line, number)
+
+    def _line(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            return dict(json.loads(line))
+        except (ValueError, TypeError, RecursionError) as error:
+            path = self.directory / METRICS
+            raise RecordError(f"{path} is damaged at line {number}; restore it, or run its command again") from error
 
     def frame(self) -> pandas.DataFrame:
         """A data frame with a line for each experience; see ``cil.tracking.lines``.
