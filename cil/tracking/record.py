@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from cil.tracking.arrays import Arrays, Part
 
+FIRST_BOUNDARY = "checkpoint/experience-000.json"
 RUN = "run"  # added to what is read: digest of the identity, as it was written
 
 
@@ -149,20 +151,15 @@ class Record:
         record = cls._of(Path(directory), _read(Path(directory)))
         if record.log is not None and record._beside_another():
             raise RecordError(
-                f"{record.directory / RECORD} is of another run than {METRICS} and {INDEX_OF_ARRAYS} beside it; "
+                f"{record.directory / RECORD} is of another run than {METRICS} and other files beside it; "
                 f"restore it, or remove it, and the same command makes it again from the checkpoints"
             )
         return record
 
     def _beside_another(self) -> bool:
-        """True where index of arrays and log are there, and neither is that of this finished run."""
-        index, log = self.directory / INDEX_OF_ARRAYS, self.directory / METRICS
-        try:
-            with index.open("rb") as file:
-                run = json.loads(file.readline()).get("run", self.run)
-            return run != self.run and log.exists() and not self._has_log()
-        except (OSError, ValueError, AttributeError):
-            return False
+        """True where the log is not that of this finished run, and files beside it say that they are of another."""
+        named = {_run_named_in(self.directory / name) for name in (INDEX_OF_ARRAYS, FIRST_BOUNDARY)}
+        return bool(named - {None, self.run}) and (self.directory / METRICS).exists() and not self._has_log()
 
     def _has_log(self) -> bool:
         path = self.directory / METRICS
@@ -392,6 +389,14 @@ def reading(record: Record) -> Iterator[None]:
             f"{record.directory / RECORD} is not what {record.kind} records look like ({type(error).__name__}: "
             f"{error}); restore it or remove it"
         ) from error
+
+
+def _run_named_in(path: Path) -> str | None:
+    """The run that a JSON file of a run names at its beginning; None where there is none."""
+    with suppress(OSError), path.open("rb") as file:
+        found = re.match(rb'{"run": ?"([0-9a-f]{12})"', file.read(40))
+        return found[1].decode() if found else None
+    return None
 
 
 def _read(directory: Path) -> dict[str, Any]:

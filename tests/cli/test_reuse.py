@@ -53,7 +53,9 @@ def test_what_was_taken_over_is_said_also_where_the_command_was_killed(tmp_path,
     assert reuse.remarks(out) == []
 
 
-@pytest.mark.parametrize("damage", ["", "[]", '{"taken_over": {"digits/run": "elsewhere"}, "sha256": "0"}', '{"a": 3}'])
+@pytest.mark.parametrize(
+    "damage", ["", "[1]", '{"taken_over": {"digits/run": "elsewhere"}, "sha256": "0"}', '{"a": 3}']
+)
 def test_damaged_words_on_what_was_taken_over_are_named(tmp_path, caplog, damage):
     (tmp_path / "reused.json").write_text(damage)
     assert reuse.remarks(tmp_path) == []
