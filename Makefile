@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint format docs kills clean
+.PHONY: install demo test lint format docs kills damage clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,9 @@ docs: $(VENV)/.developing # build/docs/index.html
 
 kills: $(VENV)/.developing
 	$(BIN)/python tests/engine/kill_runs.py --kills 50
+
+damage: $(VENV)/.developing
+	$(BIN)/python tests/engine/damage_commands.py --files 50
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "cil needs Python 3.11, 3.12 or 3.13; say which one: make PYTHON=..."; exit 1; }

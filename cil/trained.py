@@ -16,6 +16,7 @@ from cil.api import check_types, networks
 from cil.engine.asked_again import Asked
 from cil.engine.checkpoint import Checkpoints
 from cil.engine.lifecycle import Learners
+from cil.engine.recovery import committed
 from cil.engine.runtime import Runtime
 from cil.errors import ConfigError, ResumeError, StreamError
 from cil.kinds.classes.evaluation import evaluate as count
@@ -169,7 +170,7 @@ def _learners_of(
     identity, checkpoints = record.identity, Checkpoints(record.directory, run=record.run)
     if "networks" not in identity:
         raise ConfigError(f"{record.directory} is of the kind {record.kind}; give the run of a strategy")
-    done = checkpoints.done()
+    done = committed(checkpoints, record.results)
     if not done:
         raise ResumeError(f"{record.directory} has no checkpoint yet: no experience was finished")
     index = done - 1 if experience is None else experience

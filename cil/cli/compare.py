@@ -103,6 +103,7 @@ def run_cells(cells: Sequence[Cell], jobs: int, out: Path, plan: Plan | None = N
     from cil.cli.pool import QueuedRun
     from cil.cli.run import print_warnings
     from cil.data.samples import itself
+    from cil.tracking import identity_hash
 
     make = plan or plan_cell
     runs = plan_runs(cells, jobs, out, make)
@@ -111,7 +112,12 @@ def run_cells(cells: Sequence[Cell], jobs: int, out: Path, plan: Plan | None = N
         prepare({path: (cell.label, run) for path, (cell, run) in runs.items()}, jobs, out, quiet)
     print_warnings(run for _, run in runs.values())
     queued = [
-        QueuedRun(cell.label, path, partial(itself, run) if may_fork(run) else partial(make, cell, jobs, out))
+        QueuedRun(
+            cell.label,
+            path,
+            partial(itself, run) if may_fork(run) else partial(make, cell, jobs, out),
+            identity_hash(run.identity),
+        )
         for path, (cell, run) in runs.items()
     ]
     try:

@@ -82,6 +82,8 @@ def change_stream(record: Record, overrides: Sequence[str]) -> dict[str, Any]:
     if not isinstance(given, dict) or "builder" not in given:
         raise ConfigError(f"{record.directory} was made in Python; evaluate it there: cil.evaluate(run_dir, stream)")
     stream = dict(given)
+    if isinstance(stream.get("classes"), int):  # the first so many of an order, which is given whole
+        stream["classes"] = list(record.identity["class_order"])
     refuse_targets(stream, f"{record.directory}/record.json: config.stream")
     if not isinstance(stream["builder"], str):
         raise ConfigError(f"{record.directory}/record.json: config.stream.builder is no name of a registered stream")

@@ -37,11 +37,13 @@ class QueuedRun:
         label: For people.
         run_dir: Where its record will be.
         make: Gives the run; called in the child, where it must be picklable if that is not forked.
+        run: Digest of its identity; a record of another run in its folder is not taken for its own. Empty: any is.
     """
 
     label: str
     run_dir: Path
     make: Callable[[], Run]
+    run: str = ""
 
     @property
     def failure_log(self) -> Path:
@@ -126,7 +128,7 @@ def run_all(
             while waiting and len(children) < jobs and not interrupts.count:
                 number, run = waiting.pop(0)
                 record = record_of(run.run_dir)
-                if record is not None and record.status == "finished":
+                if record is not None and record.status == "finished" and run.run in ("", record.run):
                     close(number, RunEnd(run, "finished", found=True), record)
                     continue
                 if fork:

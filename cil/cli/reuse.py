@@ -16,11 +16,12 @@ from typing import Any
 from cil.errors import CilError
 from cil.report.runs import run_directories
 from cil.tracking import Record, RecordError, identity_hash, write_json_atomic
+from cil.tracking.digests import sealed, unseal
 from cil.tracking.files import RECORD
 from cil.tracking.storage import PARTIAL
 
 _say = logging.getLogger("cil.cli")
-REUSED = "reused.json"  # in the folder of a comparison: run -> folder that it was taken from
+REUSED = "reused.json"  # in the folder of a comparison, under taken_over: run -> folder that it was taken from
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def take_over(identities: Mapping[Path, Mapping[str, Any]], found: Mapping[Path,
 def _note(out: Path, before: Mapping[str, str], taken: Mapping[str, str]) -> None:
     """Write which runs were taken over, where that has changed."""
     if dict(taken) != before:
-        write_json_atomic(out / REUSED, taken)
+        write_json_atomic(out / REUSED, sealed({"taken_over": dict(taken)}))
 
 
 def _folder_of(source: Path, place: str) -> str:
@@ -135,9 +136,16 @@ def _sentences(taken: Mapping[str, str]) -> list[str]:
 
 def _read(out: Path) -> dict[str, str]:
     try:
-        return {str(key): str(value) for key, value in json.loads((out / REUSED).read_text()).items()}
-    except (OSError, ValueError, AttributeError):
+        content, whole = unseal(dict(json.loads((out / REUSED).read_bytes())))
+        found = content if whole is None else dict(content["taken_over"])  # earlier versions had no sum
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        found, whole = {}, False
+    if whole is False or not all(isinstance(folder, str) for folder in found.values()):
+        _say.warning("%s is damaged: which runs were taken over from other folders is not known", out / REUSED)
+        return {}
+    return found
 
 
 def _places(place: Path, out: Path, root: Path) -> Iterator[Path]:
@@ -171,12 +179,12 @@ def _check_whole(record: Record) -> None:
         CilError: naming the first file that is missing or damaged.
     """
     from cil.engine.checkpoint import Checkpoints
-    from cil.engine.recovery import read_counts
+    from cil.engine.recovery import committed, read_counts
 
     deque(record.lines(), maxlen=0)
     record.arrays().files()
     stored = Checkpoints(record.directory, run=record.run)
-    done = stored.done()
+    done = committed(stored, record.results)
     for index in range(done):
         read_counts(stored, index, done, last=True)
     if done:

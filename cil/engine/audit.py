@@ -15,7 +15,7 @@ from torch import Tensor
 from cil.engine.checkpoint import Checkpoints
 from cil.engine.driver import Run
 from cil.engine.keys import key
-from cil.engine.recovery import read_counts
+from cil.engine.recovery import committed, read_counts
 from cil.engine.running import Rows
 from cil.engine.work import Facts
 from cil.errors import ConfigError, in_words
@@ -52,7 +52,7 @@ class Redoing:
     def __post_init__(self) -> None:
         check_finished(self.stored)
         self.checkpoints = Checkpoints(self.stored.directory, run=self.stored.run)
-        done = self.checkpoints.done()
+        done = committed(self.checkpoints, self.stored.results)
         for index in range(done):
             read_counts(self.checkpoints, index, done, last=True)
         own, ours = dict(self.stored.identity), dict(plain(without_secrets(self.run.identity)))
@@ -159,7 +159,9 @@ def chosen(stored: Record) -> int:
         ConfigError: where the run has not finished.
     """
     check_finished(stored)
-    able = candidates(Checkpoints(stored.directory, run=stored.run))
+    checkpoints = Checkpoints(stored.directory, run=stored.run)
+    committed(checkpoints, stored.results)
+    able = candidates(checkpoints)
     done = {audit.experience for audit in read_audits(stored.directory, identity_hash(stored.identity))}
     outcome = json.dumps(stored.results, sort_keys=True)
     return random.Random(key(0, "audit", outcome, len(done))).choice([i for i in able if i not in done] or able)

@@ -81,9 +81,9 @@ def read_tensors(path: Path, run: str | None = None, known: str | None = None) -
         tensors = {name: tensor.clone() for name, tensor in sorted(load(data).items())}
         sums = {_metadata(data).get(SEAL), known} - {None}
     except (OSError, SafetensorError) as error:
-        raise ResumeError(f"cannot read {path}: {error}; {_MEND}") from error
+        raise ResumeError(f"cannot read {path}: {error}; {MEND}") from error
     if run is not None and sums and sums != {_sum_of(path, tensors, run)}:
-        raise ResumeError(f"{path} is damaged, or of another run: it has not the SHA-256 it was written with; {_MEND}")
+        raise ResumeError(f"{path} is damaged, or of another run: it has not the SHA-256 it was written with; {MEND}")
     return tensors
 
 
@@ -105,14 +105,14 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
     try:
         content, whole = unseal(dict(json.loads(path.read_text())))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ResumeError(f"cannot read {path}: {error}; {_MEND}") from error
+        raise ResumeError(f"cannot read {path}: {error}; {MEND}") from error
     if whole is False:
-        raise ResumeError(f"{path} is damaged: it has not the SHA-256 it was written with; {_MEND}")
+        raise ResumeError(f"{path} is damaged: it has not the SHA-256 it was written with; {MEND}")
     if content.get("name", path.name) != path.name:
-        raise ResumeError(f"{path} is damaged: it was written as {content['name']}; {_MEND}")
+        raise ResumeError(f"{path} is damaged: it was written as {content['name']}; {MEND}")
     lacking = [key for key in keys if key not in content]
     if lacking:
-        raise ResumeError(f"{path} is damaged: it has no {lacking[0]}; {_MEND}")
+        raise ResumeError(f"{path} is damaged: it has no {lacking[0]}; {MEND}")
     return content
 
 
@@ -122,7 +122,7 @@ def files_in(folder: Path, names: re.Pattern[str]) -> list[Path]:
     return [folder / name for name in sorted(filter(names.fullmatch, found))]  # names compare faster than paths
 
 
-_MEND = (
+MEND = (
     "restore it, or run the same command again (a finished run: without its record.json), which goes on from the last "
     "whole boundary"
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cil.engine.checkpoint import NUMBERED, SNAPSHOT, Checkpoints, files_in, read_json
+from cil.engine.checkpoint import MEND, NUMBERED, SNAPSHOT, Checkpoints, files_in, read_json
 from cil.errors import ResumeError
 from cil.tracking.arrays import DENSE, FOLDER
 from cil.tracking.files import METRICS, RECORD
@@ -108,6 +108,19 @@ def recover(checkpoints: Checkpoints) -> Recovery:
     if back < done or not all(snapshots):
         checkpoints.drop_snapshots()
     return found
+
+
+def committed(checkpoints: Checkpoints, results: Mapping[str, Any]) -> int:
+    """Number of boundaries of a run, which are at least those that its record has results of.
+
+    Raises:
+        ResumeError: naming the first file that is missing. Of a run without any, all were removed (``cil runs``).
+    """
+    done, told = checkpoints.done(), len(results.get("ledger") or ())
+    if done < told and files_in(checkpoints.folder, NUMBERED):
+        path = checkpoints.folder / f"experience-{done:03d}.json"
+        raise ResumeError(f"{path} is missing, and the record has results of {told} boundaries; {MEND}")
+    return done
 
 
 def read_counts(checkpoints: Checkpoints, index: int, done: int, last: bool = False) -> None:

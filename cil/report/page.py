@@ -72,7 +72,10 @@ def refuse_foreign_report(folder: Path) -> None:
     refuse_foreign(folder / PAGE)
     found = [name for name in TABLES if (folder / name).exists()]
     if found and not (folder / PAGE).exists():  # a page is written before the tables beside it
-        raise ConfigError(f"{folder / found[0]} is there already, and not of cil; remove it, or choose another folder")
+        raise ConfigError(
+            f"{folder / found[0]} is there already, without an {PAGE} of cil beside it; remove it, or choose another "
+            f"folder"
+        )
 
 
 def html(content: Table, title: str, command: str | None = None) -> str:

@@ -16,8 +16,8 @@ from cil.errors import ConfigError
 from cil.report.kind import ReportedKind
 from cil.tracking import Record, RecordError, identity_hash
 from cil.tracking.audits import Audit, read_audits
-from cil.tracking.files import INDEX_OF_ARRAYS, METRICS
-from cil.tracking.housekeeping import status_of
+from cil.tracking.files import INDEX_OF_ARRAYS, METRICS, RECORD
+from cil.tracking.housekeeping import CHECKPOINT, status_of
 from cil.tracking.storage import PARTIAL
 
 if TYPE_CHECKING:
@@ -55,12 +55,14 @@ def read_runs(paths: str | Path | Iterable[str | Path], *, trials: bool = False)
     for path in given:
         if not path.exists():
             raise ConfigError(f"'{path}' does not exist; give run directories, or directories above them")
-        for directory in run_directories(path):
+        lost: list[str] = []
+        for directory in run_directories(path, lost):
             try:
-                file = (directory / "record.json").stat()
+                file = (directory / RECORD).stat()
                 found.setdefault((file.st_dev, file.st_ino), Record.load(directory))
             except (OSError, RecordError) as error:
                 problems[str(error)] = None
+        problems |= dict.fromkeys(lost)
     if not found:
         why = "; ".join(problems) or "a run has a record.json"
         raise ConfigError(f"no run at or under {', '.join(map(str, given)) or 'no path'}: {why}")
@@ -69,13 +71,27 @@ def read_runs(paths: str | Path | Iterable[str | Path], *, trials: bool = False)
     return results or records, list(problems)
 
 
-def run_directories(path: Path) -> Iterable[Path]:
-    """Folders at or under a path that have a record."""
+def run_directories(path: Path, lost: list[str] | None = None) -> Iterable[Path]:
+    """Folders at or under a path that have a record.
+
+    Args:
+        lost: Takes a line for each that has other files of a run, and no record.
+    """
     for directory, below, files in os.walk(path):
         below[:] = [name for name in below if not name.startswith(PARTIAL)]
-        if "record.json" in files:
+        if RECORD in files:
             below.clear()  # a run holds no other run, but many files
             yield Path(directory)
+        elif lost is not None and (left := _left_of_run(Path(directory), below)):
+            below.clear()
+            lost.append(f"{directory} has {left} and no {RECORD}; restore it, or give the run's command again")
+
+
+def _left_of_run(directory: Path, below: Iterable[str]) -> str | None:
+    """A file that only runs have, where there is one."""
+    states = sorted((directory / CHECKPOINT).glob("experience-*.json")) if CHECKPOINT in below else []
+    files = [*states, directory / INDEX_OF_ARRAYS]
+    return next((str(path.relative_to(directory)) for path in files if path.is_file()), None)
 
 
 def dig(value: Any, *path: str | int) -> Any:

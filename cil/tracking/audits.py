@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cil.targets import fits
-from cil.tracking.storage import write_json_atomic
+from cil.tracking.digests import sealed, unseal
+from cil.tracking.storage import plain, write_json_atomic
 
 AUDITS = "audits.json"
 VERDICTS = ("equal", "differs")
+_say = logging.getLogger("cil.tracking")
 
 
 @dataclass(frozen=True)
@@ -58,17 +61,25 @@ _TYPES = {
 
 
 def read_audits(directory: Path, run: str) -> list[Audit]:
-    """Audits of a run, in order of its experiences; lines that are none are left out.
+    """Audits of a run, in order of its experiences; what is damaged, or of another run, is left out with a warning.
 
     Args:
         run: Hash of its identity.
     """
+    path = directory / AUDITS
     try:
-        lines = json.loads((directory / AUDITS).read_bytes())["audits"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        content, whole = unseal(dict(json.loads(path.read_bytes())))
+        found = [_read(line) for line in list(content["audits"])]
+    except FileNotFoundError:
         return []
-    found = [_read(line) for line in lines] if isinstance(lines, list) else []
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        found, whole = [], False
+    if whole is False or None in found:
+        _say.warning("%s is damaged, so no audit of this run is shown; audit it again", path)
+        return []
     own = {audit.experience: audit for audit in found if audit is not None and audit.run == run}
+    if len(own) < len(found):
+        _say.warning("%s has audits of another run, which are not shown", path)
     return [own[experience] for experience in sorted(own)]
 
 
@@ -84,4 +95,4 @@ def write_audit(directory: Path, audit: Audit) -> None:
     """Keep an audit, in place of an earlier one of the same experience."""
     others = [one for one in read_audits(directory, audit.run) if one.experience != audit.experience]
     kept = sorted([*others, audit], key=lambda one: one.experience)
-    write_json_atomic(directory / AUDITS, {"audits": [asdict(one) for one in kept]})
+    write_json_atomic(directory / AUDITS, sealed(plain({"audits": [asdict(one) for one in kept]})))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from cil.tracking.arrays import Arrays, Part
 
+FIRST_BOUNDARY = "checkpoint/experience-000.json"
 RUN = "run"  # added to what is read: digest of the identity, as it was written
 
 
@@ -143,10 +145,25 @@ class Record:
         Records of earlier versions are brought up to this one. Those of a kind that is not installed are not checked.
 
         Raises:
-            RecordError: if ``record.json`` is missing, is of a newer version, or is not what a record of its kind looks
-                like, naming the file and the field.
+            RecordError: if ``record.json`` is missing, is of a newer version, is not what a record of its kind looks
+                like, naming the file and the field, or is of another run than the files beside it.
         """
-        return cls._of(Path(directory), _read(Path(directory)))
+        record = cls._of(Path(directory), _read(Path(directory)))
+        if record.log is not None and record._beside_another():
+            raise RecordError(
+                f"{record.directory / RECORD} is of another run than {METRICS} and other files beside it; "
+                f"restore it, or remove it, and the same command makes it again from the checkpoints"
+            )
+        return record
+
+    def _beside_another(self) -> bool:
+        """True where the log is not that of this finished run, and files beside it say that they are of another."""
+        named = {_run_named_in(self.directory / name) for name in (INDEX_OF_ARRAYS, FIRST_BOUNDARY)}
+        return bool(named - {None, self.run}) and (self.directory / METRICS).exists() and not self._has_log()
+
+    def _has_log(self) -> bool:
+        path = self.directory / METRICS
+        return self.log is None or (path.exists() and FileSum(path).upto(self.log["offset"]) == self.log["log"])
 
     @classmethod
     def _of(cls, directory: Path, content: dict[str, Any]) -> Record:
@@ -252,17 +269,28 @@ class Record:
         os.fsync(file.fileno())
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; one that a crash cut short is left out.
+        """The lines of ``metrics.jsonl``; one that a crash cut short is left out, and what follows a finished run.
 
         Raises:
-            RecordError: if the file of a finished run is not the one that was written.
+            RecordError: if the file of a finished run is not the one that was written, or a line is none.
         """
         path = self.directory / METRICS
-        if self.log is not None and (not path.exists() or FileSum(path).upto(self.log["offset"]) != self.log["log"]):
+        if not self._has_log():
             raise RecordError(f"{path} is damaged or missing: it has not the SHA-256 it was written with; restore it")
         if path.exists():
             with path.open("rb") as file:
-                yield from (json.loads(line) for line in file if line.endswith(b"\n"))
+                left = path.stat().st_size if self.log is None else self.log["offset"]
+                for number, line in enumerate(file, 1):
+                    left -= len(line)
+                    if left >= 0 and line.endswith(b"\n"):
+                        yield self._line(line, number)
+
+    def _line(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            return dict(json.loads(line))
+        except (ValueError, TypeError, RecursionError) as error:
+            path = self.directory / METRICS
+            raise RecordError(f"{path} is damaged at line {number}; restore it, or run its command again") from error
 
     def frame(self) -> pandas.DataFrame:
         """A data frame with a line for each experience; see ``cil.tracking.lines``.
@@ -361,6 +389,14 @@ def reading(record: Record) -> Iterator[None]:
             f"{record.directory / RECORD} is not what {record.kind} records look like ({type(error).__name__}: "
             f"{error}); restore it or remove it"
         ) from error
+
+
+def _run_named_in(path: Path) -> str | None:
+    """The run that a JSON file of a run names at its beginning; None where there is none."""
+    with suppress(OSError), path.open("rb") as file:
+        found = re.match(rb'{"run": ?"([0-9a-f]{12})"', file.read(40))
+        return found[1].decode() if found else None
+    return None
 
 
 def _read(directory: Path) -> dict[str, Any]:

@@ -53,6 +53,16 @@ def test_what_was_taken_over_is_said_also_where_the_command_was_killed(tmp_path,
     assert reuse.remarks(out) == []
 
 
+@pytest.mark.parametrize(
+    "damage", ["", "[1]", '{"taken_over": {"digits/run": "elsewhere"}, "sha256": "0"}', '{"a": 3}']
+)
+def test_damaged_words_on_what_was_taken_over_are_named(tmp_path, caplog, damage):
+    (tmp_path / "reused.json").write_text(damage)
+    assert reuse.remarks(tmp_path) == []
+    (said,) = caplog.messages
+    assert said.startswith(f"{tmp_path}/reused.json is damaged: ")
+
+
 def test_another_setting_or_an_unfinished_run_is_not_taken_over(cil, tmp_path):
     cil("compare", *DIGITS, "strategy=finetune", "jobs=1", "out=a")
     (path,) = tmp_path.glob("a/*/*/record.json")
@@ -75,7 +85,16 @@ def test_a_damaged_run_is_not_taken_over_and_a_copy_that_goes_on_leaves_the_othe
 
     for folder in ("b", "runs"):
         shutil.rmtree(tmp_path / folder, ignore_errors=True)
-    (first / "arrays/boundary-002.safetensors").write_bytes(b"damaged")
+    arrays = first / "arrays/boundary-002.safetensors"
+    whole = arrays.read_bytes()
+    arrays.write_bytes(b"damaged")
     trained = cil("compare", *given, "out=b")
     assert trained.code == 0 and "note: reused" not in trained.err
     assert "not reused: " in trained.err and "boundary-002.safetensors is damaged" in trained.err
+
+    last = first / "checkpoint/experience-004.json"
+    for folder in ("b", "runs"):
+        shutil.rmtree(tmp_path / folder, ignore_errors=True)
+    last.unlink()
+    arrays.write_bytes(whole)
+    assert f"{last.name} is missing" in cil("compare", *given, "out=b").err

@@ -234,6 +234,13 @@ def test_the_result_carries_how_it_was_tuned_and_goes_on_where_it_stood(cil, tmp
     assert len(records(tmp_path / "here/trials")) == 3
     assert len(reported(tmp_path)) == 4
 
+    # nothing is chosen without a trial that finished and was damaged since
+    record, before = best.directory / "record.json", set(tmp_path.rglob("record.json"))
+    record.write_text(record.read_text().replace('"finished"', '"running"'))
+    damaged = cil(*asked, "tune.trials=3", "seed=1")
+    assert damaged.code == 2 and f"{best.directory.name}/record.json is damaged" in damaged.err.splitlines()[-1]
+    assert set(tmp_path.rglob("record.json")) == before
+
 
 def test_trials_are_left_out_of_tables_unless_asked_for(cil, tmp_path):
     cil("tune", *DIGITS, *SHORT, SPACE, "tune.trials=1", "tune.protocol=first_k")

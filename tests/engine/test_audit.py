@@ -110,15 +110,22 @@ def test_a_run_that_has_not_finished_is_not_audited(tmp_path):
         chosen(record)
 
 
-def test_audits_of_another_run_and_damaged_ones_are_not_read(tmp_path):
+def test_audits_of_another_run_and_damaged_ones_are_not_read_and_named(tmp_path, caplog):
     audit = Audit("a run", 1, ("state",), "equal")
     write_audit(tmp_path, audit)
     write_audit(tmp_path, replace(audit, experience=0))
     assert [one.experience for one in read_audits(tmp_path, "a run")] == [0, 1]
     assert read_audits(tmp_path, "another run") == []
-    for text in ("{", "[]", '{"audits": [{"run": "a run"}, 3]}', '{"audits": {}}'):
+    assert caplog.messages == [f"{tmp_path}/audits.json has audits of another run, which are not shown"]
+    whole = (tmp_path / "audits.json").read_text()
+    changed = whole.replace('"equal"', '"differs"', 1)
+    for text in (changed, whole[:-9], "", "{", "[]", '{"audits": [{"run": "a run"}, 3]}', '{"audits": 3}'):
         (tmp_path / "audits.json").write_text(text)
+        caplog.clear()
         assert read_audits(tmp_path, "a run") == []
+        assert caplog.messages == [
+            f"{tmp_path}/audits.json is damaged, so no audit of this run is shown; audit it again"
+        ]
 
 
 def test_results_that_the_counts_do_not_give_are_found_and_missing_counts_are_named(tmp_path):

@@ -163,7 +163,7 @@ def test_a_file_that_is_no_page_of_ours_is_not_replaced(run, tmp_path):
 
 def test_a_folder_with_tables_of_somebody_else_is_refused(run, tmp_path):
     (tmp_path / "table.csv").write_text("a,b")
-    with pytest.raises(ConfigError, match=r"table\.csv is there already"):
+    with pytest.raises(ConfigError, match=r"table\.csv is there already, without an index\.html of cil"):
         refuse_foreign_report(tmp_path)
     write_html([run()], tmp_path / "index.html")
     refuse_foreign_report(tmp_path)  # a report was made here before

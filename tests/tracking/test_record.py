@@ -162,6 +162,24 @@ def test_a_line_that_a_crash_cut_short_is_neither_read_nor_glued_to_the_next(tmp
     assert [line["step"] for line in resumed.lines()] == [1, 2]
 
 
+def test_lines_that_were_added_to_a_finished_run_are_not_read(tmp_path):
+    with_lines = Record.open(tmp_path, IDENTITY)
+    with_lines.append({"step": 1})
+    with_lines.set_status("finished")
+    with_lines.close()
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 1}\n')
+    assert list(Record.load(tmp_path).lines()) == [{"step": 1}]
+
+
+def test_a_damaged_line_of_a_run_that_goes_on_is_named(tmp_path):
+    Record.open(tmp_path, IDENTITY).close()
+    for line in (b"{", b"3", b"\xff"):
+        (tmp_path / "metrics.jsonl").write_bytes(b"{}\n" + line + b"\n")
+        with pytest.raises(RecordError, match=r"metrics\.jsonl is damaged at line 2; restore it"):
+            list(Record.load(tmp_path).lines())
+
+
 def test_a_log_shorter_than_the_checkpoint_is_refused(tmp_path):
     record = Record.open(tmp_path, IDENTITY)
     record.append({"step": 1})

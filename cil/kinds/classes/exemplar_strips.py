@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -19,6 +20,7 @@ from cil.tracking.digests import SEAL, tensors_sum, unseal
 ROWS, CLASSES = 8, 16  # most rows with a strip, and images in it
 LARGEST = 2**26  # bytes of a file of a state beyond which it is not read for this
 Array = np.ndarray[Any, Any]
+_say = logging.getLogger("cil.report")
 
 
 def exemplar_table(rows: Sequence[Row]) -> str:
@@ -42,24 +44,33 @@ def exemplar_table(rows: Sequence[Row]) -> str:
 
 
 def first_exemplars(run: RunSummary) -> Array | None:
-    """The first image that is kept of each class, (n, H, W, C) uint8; None where the state is not there, whole, or raw.
+    """The first image that is kept of each class, (n, H, W, C) uint8; None where the state is not there, or not raw.
 
-    The file is read only if it has the sum it was written with.
+    A file is read only if it has the sum it was written with; of one that has not, or is missing, there is a warning.
     """
     if run.identity.get("pictures") is False:
         return None
     states = sorted((run.record.directory / "checkpoint").glob("experience-*.json"))
+    if not states:  # they were removed together
+        return None
+    last = states[-1].with_name(f"experience-{max(len(run.result('ledger') or ()), len(states)) - 1:03d}.json")
+    damaged = last
     try:
-        content, whole = unseal(json.loads(states[-1].read_bytes()))
+        content, whole = unseal(dict(json.loads(last.read_bytes())))
+        if whole is False:
+            raise ValueError("its sum differs")
         kept = [name for name, kind in content["kinds"].items() if kind == "exemplars" and name.endswith(".images")]
-        place, wanted = states[-1].with_name(Path(content["files"][kept[0]]).name), content["sums"]
-        if whole is False or place.stat().st_size > LARGEST:
+        if not kept or "sums" not in content:
             return None
-        tensors, seal = _read(place)
-        if not seal == wanted.get(place.name) == _sum_of(place, tensors, run.record.run):
+        damaged = last.with_name(Path(content["files"][kept[0]]).name)
+        if damaged.stat().st_size > LARGEST:
             return None
+        tensors, seal = _read(damaged)
+        if not seal == content["sums"].get(damaged.name) == _sum_of(damaged, tensors, run.record.run):
+            raise ValueError("its sum differs")
         images, slots = tensors[kept[0]], tensors[f"{kept[0].removesuffix('images')}slots"]
     except (OSError, LookupError, ValueError, TypeError, SafetensorError):
+        _say.warning("without pictures of exemplars: %s is missing or damaged", damaged)
         return None
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != len(slots):
         return None

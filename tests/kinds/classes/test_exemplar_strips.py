@@ -28,7 +28,7 @@ def test_the_first_exemplar_of_each_class_is_the_one_that_is_carried(record, tmp
     assert text.count('<img alt="exemplars of replay" src="data:image/png;base64,') == 1
 
 
-def test_a_damaged_state_shows_none_and_the_page_is_made(record, tmp_path):
+def test_a_damaged_state_shows_none_and_is_named_and_the_page_is_made(record, tmp_path, caplog):
     (file,) = (record.directory / "checkpoint").glob("experience-*.safetensors")
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -36,3 +36,8 @@ def test_a_damaged_state_shows_none_and_the_page_is_made(record, tmp_path):
     assert "exemplars of replay" not in write_html([record], tmp_path / "page.html").read_text()
     file.unlink()
     assert first_exemplars(RunSummary(record)) is None
+    assert set(caplog.messages) == {f"without pictures of exemplars: {file} is missing or damaged"}
+    last = file.with_name("experience-001.json")
+    last.unlink()
+    assert first_exemplars(RunSummary(record)) is None
+    assert caplog.messages[-1] == f"without pictures of exemplars: {last} is missing or damaged"
