@@ -72,7 +72,7 @@ def dry_run(
     for signature in signatures:
         taken = admit(learner, signature, budget, final_bytes)
         try:
-            learner.grow(taken)
+            learner.grow(taken.lent())
         except CilError:
             raise
         except Exception as error:

@@ -452,7 +452,7 @@ class PeeksAtTheTest(Replay):
     def training_set(self, experience: Any) -> Samples:
         data = super().training_set(experience)
         streams = [found for found in gc.get_objects() if isinstance(found, Stream)]  # those of other tests too
-        for found in [one for one in streams if any(experience.signature is own for own in one.signatures)]:
+        for found in [one for one in streams if experience.signature in one.signatures]:
             with suppress(StreamError):
                 data = data + found.test(experience.index)
         return data
