@@ -67,20 +67,20 @@ def test_answers_of_a_class_of_their_own_are_refused(cheat, tmp_path):
 
 
 def test_they_are_refused_inside_an_experience_and_of_adapters_too(tmp_path):
-    with pytest.raises(ContractError, match="inside|gives a Agrees"):
+    with pytest.raises(ContractError, match=r"inside|gives a Agrees"):
         toy_run(SubclassAnswers, toy_stream(), tmp_path / "one", anytime=Anytime(every=1)).execute()
 
     class Adapting(SourceOnly):
         def adapt_and_predict(self, images: Tensor) -> Tensor:
             return super().adapt_and_predict(images).as_subclass(Agrees)
 
-    with pytest.raises(ContractError, match="Adapting.adapt_and_predict gives a Agrees"):
+    with pytest.raises(ContractError, match=r"Adapting.adapt_and_predict gives a Agrees"):
         toy_adaptation(Adapting, toy_shifts(), tmp_path / "two").execute()
 
 
 def test_a_mode_of_torch_that_is_left_open_is_refused(tmp_path):
     try:
-        with pytest.raises(ContractError, match="a mode of torch, Open, is open after LeavesOpen.predict"):
+        with pytest.raises(ContractError, match=r"a mode of torch, Open, is open after LeavesOpen.predict"):
             toy_run(LeavesOpen, toy_stream(), tmp_path).execute()
     finally:
         LeavesOpen.mode.__exit__(None, None, None)
