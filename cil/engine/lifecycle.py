@@ -144,7 +144,7 @@ class Learners:
         allowance = Allowance(self.budget, NextBoundary(final_bytes=self.final_bytes))
         learner = self.make_learner(self.make_factory(seed=self.seed, device=device), allowance)
         keyed = partial(generator, self.seed, "strategy", index)
-        learner.context = RuntimeContext(device, keyed, self.runtime.backward, self.augment)
+        learner.context = RuntimeContext(device, keyed, self.runtime.backward, copy(self.augment))
         return learner.to(device)
 
     def rebuilt(self, index: int, state: State | None) -> Strategy:

@@ -64,7 +64,7 @@ class Signature:
 
     def lent(self) -> Signature:
         """A copy for a learner: what it does to it, its counts too, is seen by nobody else."""
-        return replace(self, counts=dict(self.counts))
+        return replace(self, counts=dict(self.counts), task=copy(self.task))
 
 
 @dataclass(frozen=True)

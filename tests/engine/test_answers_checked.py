@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from cil.adapt.source import SourceOnly
+from cil.api import plan
 from cil.engine.anytime import Anytime
 from cil.errors import ContractError
 from cil.memory import Budget
@@ -158,6 +159,21 @@ def test_what_is_put_on_a_signature_does_not_reach_the_next_experience(tmp_path)
     record = toy_run(Stashes, toy_stream(), tmp_path).execute()
     assert met and not any(met)
     assert all(value is not None for value in record.results["accuracy_matrix"][-1])
+
+
+def test_what_is_put_on_other_things_that_are_lent_reaches_no_other_experience(tmp_path):
+    met = []
+
+    class Stashes(Finetune):
+        def before_experience(self, experience: Any) -> None:
+            lent = [self.context.augment, self.make_net, self.make_net.template]
+            met.append([hasattr(one, "stash") for one in lent])
+            for one in lent:
+                object.__setattr__(one, "stash", experience.index)
+
+    stream = toy_stream()
+    plan(Stashes, stream, "smallconv", run_dir=tmp_path).execute()
+    assert met == [[False] * 3] * len(stream)
 
 
 def test_a_logger_gets_copies(tmp_path):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
+from cil.api import plan
 from cil.errors import ContractError, StateError
 from cil.models import frozen_copy
 from cil.strategies.finetune import Finetune
@@ -122,3 +123,11 @@ def test_a_teacher_that_is_given_up_at_the_end_was_held(tmp_path):
 
     held, given_up = (toy_run(kind, toy_stream(), tmp_path / kind.__name__).execute() for kind in (Teacher, GivenUp))
     assert given_up.results["peak_training_bytes"] == held.results["peak_training_bytes"]
+
+
+def test_a_factory_may_be_asked_in_a_hook_for_the_first_time(tmp_path):
+    class Asks(Finetune):
+        def after_experience(self, experience: Any) -> None:
+            assert self.make_net.template is not None
+
+    assert plan(Asks, toy_stream(), "smallconv", run_dir=tmp_path, epochs=1).execute().status == "finished"
