@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-from cil.api import plan
+from cil import train
 from cil.errors import ContractError, StateError
 from cil.models import frozen_copy
 from cil.strategies.finetune import Finetune
@@ -130,4 +130,4 @@ def test_a_factory_may_be_asked_in_a_hook_for_the_first_time(tmp_path):
         def after_experience(self, experience: Any) -> None:
             assert self.make_net.template is not None
 
-    assert plan(Asks, toy_stream(), "smallconv", run_dir=tmp_path, epochs=1).execute().status == "finished"
+    assert train(Asks, toy_stream(), "smallconv", run_dir=tmp_path, epochs=1).status == "finished"
