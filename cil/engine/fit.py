@@ -186,7 +186,15 @@ class Fit:
                         self.cost.step, learner, watch, self.phase.name, _sizes(batch), update,
                         drawn[epoch * in_epoch + step],
                     )  # fmt: skip
-                    losses = self._counted(draws, counting, watch, partial(self._step, batch, share, stepper, update))
+                    losses: dict[str, Tensor] = {}
+                    while not losses:
+                        draws()
+                        try:
+                            with counting() as saving:
+                                losses = self._step(batch, share, stepper, update, saving)
+                                watch.note(losses)
+                        except SavedBytesRefused as refused:
+                            self._repeat(refused)
                     window.add(losses)
                     progress.step += 1
                     self.cost.steps += update
@@ -196,14 +204,7 @@ class Fit:
                         continue
                     if self.cost.steps % recipe.log_every == 0:
                         self._log("step", window, epoch, step + 1)
-                    stopped, due = ranks.any(self.stop(), recipe.snapshot_due(self.cost.steps, saved))
-                    if stopped or due:
-                        ranks.sync_buffers(learner.modules())
-                        self._check(window, epoch, step + 1)
-                        self._snapshot(optimizer, window, epoch, step + 1)
-                        saved = time.monotonic()
-                    if stopped:
-                        raise Stopped
+                    saved = self._saved_if_due(optimizer, epoch, step + 1, saved)
                 self._log("epoch", window, epoch, progress.step - epoch * in_epoch)
                 if not by_step:
                     schedule.step()
@@ -216,28 +217,10 @@ class Fit:
 
     # one step -------------------------------------------------------------------------------------------------------
 
-    def _counted(
-        self,
-        draws: Callable[[], None],
-        counting: Callable[[], AbstractContextManager[AbstractContextManager[Any]]],
-        watch: StepWatch,
-        step: Callable[[AbstractContextManager[Any]], dict[str, Tensor]],
-    ) -> dict[str, Tensor]:
-        """Make a step, counted where that is due; anew where its loss does not let saved bytes be counted.
-
-        Args:
-            draws: Puts random numbers where the step starts.
-        """
-        while True:
-            draws()
-            try:
-                with counting() as saving:
-                    losses = step(saving)
-                    watch.note(losses)
-                return losses
-            except SavedBytesRefused as error:
-                _warn_once(f"phase '{self.phase.name}': {error}; its activations are left out of the record")
-                self.cost.saves = False
+    def _repeat(self, refused: SavedBytesRefused) -> None:
+        """Let steps be made without counting what is saved for backward, from one on that refuses it."""
+        _warn_once(f"phase '{self.phase.name}': {refused}; its activations are left out of the record")
+        self.cost.saves = False
 
     def _step(
         self, batch: Batch, share: float, stepper: Any, update: bool, saving: AbstractContextManager[Any]
@@ -327,6 +310,23 @@ class Fit:
             )
 
     # snapshots ------------------------------------------------------------------------------------------------------
+
+    def _saved_if_due(self, optimizer: Optimizer, epoch: int, done: int, saved: float) -> float:
+        """Write a snapshot where it is time or the run shall stop; when the last one was written.
+
+        Raises:
+            Stopped: where the run was asked to stop.
+        """
+        ranks = self.runtime.ranks
+        stopped, due = ranks.any(self.stop(), self.recipe.snapshot_due(self.cost.steps, saved))
+        if stopped or due:
+            ranks.sync_buffers(self.learner.modules())
+            self._check(self.window, epoch, done)
+            self._snapshot(optimizer, self.window, epoch, done)
+            saved = time.monotonic()
+        if stopped:
+            raise Stopped
+        return saved
 
     def _snapshot(self, optimizer: Optimizer, window: LossWindow, epoch: int, step: int) -> None:
         tensors, meta = self.learner.full_state()
