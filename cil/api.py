@@ -22,6 +22,7 @@ from cil.engine.driver import Run
 from cil.engine.dry_run import limits_like
 from cil.engine.lifecycle import MakeFactory
 from cil.engine.options import RunOptions
+from cil.engine.own_code import files_of
 from cil.engine.planned import check_task_aware
 from cil.engine.recipe import Recipe, with_default_snapshots
 from cil.engine.runtime import Runtime
@@ -375,14 +376,18 @@ _COMPUTE = tuple(
 
 
 def source_digest(*parts: Any) -> str:
-    """Digest of the source of these classes and of what computes here: after an edit, the same command is a new run."""
+    """Digest of the source of these classes and of what computes here: after an edit, the same command is a new run.
+
+    With the files that a class's own file imports from the same folder or package (``cil.engine.own_code``).
+    """
     package = Path(__file__).resolve().parent
     files = {f"{path.relative_to(package)}": path for pattern in _COMPUTE for path in package.glob(pattern)}
     for base in [one for part in parts for one in (inspect.getmro(part) if isinstance(part, type) else (part,))]:
         with suppress(OSError, TypeError):  # typed into a session, or built in
             path = Path(inspect.getfile(base)).resolve()
             if not path.is_relative_to(package):
-                files[f"{base.__module__}:{path.name}"] = path
+                own = files_of(base.__module__, path)
+                files |= {f"{module}:{file.name}": file for module, file in own.items()}
     digest = hashlib.sha256()
     for name in sorted(files):  # names that are all different: an order by names alike would be that of a set
         digest.update(f"{name}\0".encode() + files[name].read_bytes())

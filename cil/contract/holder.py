@@ -339,14 +339,14 @@ class Holder:
                         f"{name}.{key} is a {type(tensor).__name__}: extra state of a module is not carried"
                     )
                 kind = "buffers" if kept.kind == "parameters" and key in buffers else kept.kind
-                found[f"{name}.{key}"] = (tensor, kind)
+                found[f"{name}.{key}"] = (_storable(f"{name}.{key}", tensor), kind)
             return found
         if isinstance(value, Tensor):
-            return {name: (value, kept.kind)}
+            return {name: (_storable(name, value), kept.kind)}
         if isinstance(value, ExemplarMemory):
             return {f"{name}.{key}": held for key, held in value.tensors(self.num_classes).items()}
         if _is_tensor_dict(value):
-            return {f"{name}.{key}": (tensor, kept.kind) for key, tensor in value.items()}
+            return {f"{name}.{key}": (_storable(f"{name}.{key}", t), kept.kind) for key, t in value.items()}
         return {}
 
     def _flatten(
@@ -422,6 +422,20 @@ def _check_structure(name: str, own: Mapping[str, Tensor], given: Mapping[str, T
                 f"{name}.{key} is {given[key].dtype} {tuple(given[key].shape)} in the state, "
                 f"{tensor.dtype} {tuple(tensor.shape)} after grow: allocate it there at its final size"
             )
+
+
+def _storable(name: str, tensor: Tensor) -> Tensor:
+    """A tensor that a file of weights can hold: dense, of a plain type, with its own values.
+
+    Raises:
+        StateError: for any other.
+    """
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.dtype is torch.complex32:
+        raise StateError(
+            f"{name} is a tensor of {tensor.dtype}, {tensor.layout}: what is kept is stored as dense numbers; keep "
+            f"its parts, as values and indices, or scales"
+        )
+    return tensor.resolve_conj().resolve_neg()
 
 
 def _like(own: Tensor, given: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from cil.errors import ContractError
 from cil.memory import Flops
 
 Loss = Callable[[Batch], "Tensor | Mapping[str, Tensor]"]
+BILLED = ("training", "search", "validation", "consolidation", "evaluation", "total")  # parts of a bill of the engine's
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,12 @@ class RuntimeContext:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Around work of a hook that is billed under a name of its own."""
+        """Around work of a hook that is billed under a name of its own.
+
+        Raises:
+            ContractError: for the name of a part that the engine bills.
+        """
+        if name in BILLED:
+            raise ContractError(f"context.part('{name}'): the engine bills this part itself; choose another name")
         with self.parts.setdefault(name, Flops()).counting():
             yield

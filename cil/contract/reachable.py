@@ -74,8 +74,8 @@ def data_beside(attributes: Mapping[str, Any], kept: Mapping[str, Any], context:
     own: set[int] = set()
     for name, values in roots.items():
         for found in reachable_data(values, _is_lent):
-            if isinstance(found, nn.Module) and not found.state_dict():
-                continue
+            if isinstance(found, nn.Module) and all(tensor.is_meta for tensor in found.state_dict().values()):
+                continue  # no values: a layer without any, or the template that a factory makes when it is asked
             own = own or set(map(id, _parts_of(kept.values())))
             if id(found) not in own:
                 yield name, found

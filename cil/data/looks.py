@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cil.data.samples import Samples, Store
-from cil.errors import BudgetExceeded
+from cil.errors import BudgetExceeded, ContractError
 
 Images = NDArray[np.int64]  # numbers of images of the experience; -1: none of it
 Shares = NDArray[np.float64]
@@ -111,6 +111,21 @@ class Looks:
             "most": int(self.counts.max(initial=0)),
             "by_reader": {reader: round(count / images, 4) for reader, count in self.by_reader.items()},
         }
+
+    def __deepcopy__(self, memo: Any) -> Looks:
+        """Itself: looks at a copy of the images are looks at them."""
+        return self
+
+    def __reduce__(self) -> Any:
+        """Refuse: an image that was written down is read without a look.
+
+        Raises:
+            ContractError: naming the experience.
+        """
+        raise ContractError(
+            f"{self.method}: images of experience {self.experience} are not pickled, as their looks are counted; hand "
+            f"rows of experience.train to a phase or a memory"
+        )
 
     def state(self) -> dict[str, Any]:
         """Plain data, for a snapshot."""

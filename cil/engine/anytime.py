@@ -17,6 +17,7 @@ from torch import Tensor
 from cil import metrics
 from cil.contract import Holder
 from cil.data import Batch, Samples, concatenated
+from cil.engine.answers_checked import checked_scores
 from cil.engine.asked_again import Asked, asks_again
 from cil.engine.keys import generator
 from cil.engine.lifecycle import all_evaluating
@@ -234,8 +235,7 @@ class AnytimeObserver:
         """
         try:
             with torch.no_grad(), self.runtime.autocast(), self.runtime.frozen_features(), all_evaluating(learner):
-                scores: Tensor = learner.predict(images)
-                return scores
+                scores = learner.predict(images)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -243,6 +243,7 @@ class AnytimeObserver:
                 f"{type(learner).__name__} cannot answer inside experience {self.index}; set anytime.every=null "
                 f"({type(error).__name__} {' '.join(str(error).split())[:120]})"
             ) from error
+        return checked_scores(scores, f"{type(learner).__name__}.predict")
 
 
 def anytime_results(facts: Sequence[Mapping[str, Any]]) -> AnytimeResults:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], run: str = "") -> str:
     """A safetensors file of a run, all or nothing; its sum, which it holds too."""
     plain = {name: _own(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}
+    places = Counter(tensor.data_ptr() for tensor in plain.values() if tensor.numel())
+    for name, tensor in plain.items():  # a weight that a network has under two names
+        if tensor.numel() and places[tensor.data_ptr()] > 1:
+            plain[name] = tensor.clone()
     seal = _sum_of(path, plain, run)
     with replacing(path) as temporary:
         save_file(plain, temporary, {SEAL: seal})

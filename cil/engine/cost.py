@@ -13,7 +13,9 @@ from torch.optim import Optimizer
 
 from cil.contract import Holder
 from cil.engine.step_kinds import StepKinds, StepWatch
+from cil.errors import ContractError
 from cil.memory import Entry, Flops, SavedBytes, tensor_bytes
+from cil.memory.meters import SavedBytesRefused
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Cost:
     own_updates: int = 0  # steps of optimizers that the learner takes by itself
     extra: int = 0  # operations counted as they were, in the steps by ``context.flops``
     entries: list[Entry] = field(default_factory=list)
+    held: list[Entry] = field(default_factory=list)  # of what the learner held in training only, beside the phase
     part: str = "training"  # of the bill: training, search or validation
     trial: dict[str, Any] = field(default_factory=dict)  # settings and error, where it is one of a search
     cut: bool = False  # whether training ended here because the budget left no further step
@@ -38,12 +41,13 @@ class Cost:
 
     def __post_init__(self) -> None:
         self._saved: SavedBytes | None = None  # of a step that is counted
+        self.saves = True  # False where the loss does not let saved bytes be counted
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> Cost:
         """From what ``dataclasses.asdict`` made of a cost."""
-        kinds, entries = StepKinds.of(saved["kinds"]), [Entry(**entry) for entry in saved["entries"]]
-        return cls(**{**saved, "kinds": kinds, "entries": entries})
+        lines = {name: [Entry(**entry) for entry in saved.get(name, ())] for name in ("entries", "held")}
+        return cls(**{**saved, "kinds": StepKinds.of(saved["kinds"]), **lines})
 
     @classmethod
     def once(cls, flops: Flops, part: str = "training") -> Cost:
@@ -87,6 +91,9 @@ class Cost:
         flops = Flops() if drawn or self.kinds.due(size) else None
         if flops is None:
             yield nullcontext()
+        elif not self.saves:
+            with flops.counting():
+                yield nullcontext()
         else:
             self._saved = SavedBytes(held_tensors(learner))
             with flops.counting():
@@ -105,8 +112,11 @@ class Cost:
         if self._saved is None:
             yield
             return
-        with SavedBytes(held_tensors(learner)) as saved:
-            yield
+        try:
+            with SavedBytes(held_tensors(learner)) as saved:
+                yield
+        except SavedBytesRefused as error:  # gradients are there: the step cannot be made anew
+            raise ContractError(f"adjust_gradients: {error}") from error
         self.activations = max(self.activations, saved.peak)
 
     def bill_gradients(self, parameters: Sequence[Tensor]) -> None:
@@ -148,7 +158,17 @@ class Unbilled(Cost):
 
 def largest_bill(costs: Iterable[Cost]) -> list[Entry]:
     """The lines of the phase that held most."""
-    return max((cost.entries for cost in costs), key=lambda lines: sum(line.bytes for line in lines), default=[])
+    return max((cost.entries for cost in costs), key=_bytes_of, default=[])
+
+
+def held_in_training(learner: Holder, costs: Sequence[Cost]) -> list[Entry]:
+    """Ledger lines of when most was held in training only: at the end, or beside a phase if that was given up since."""
+    end = [*Holder.training_entries(learner), *largest_bill(costs)]
+    return max([end, *([*cost.held, *cost.entries] for cost in costs)], key=_bytes_of)
+
+
+def _bytes_of(lines: Sequence[Entry]) -> int:
+    return sum(line.bytes for line in lines)
 
 
 def _entry(phase: str, kind: str, size: int, numel: int, dtype: str) -> Entry:

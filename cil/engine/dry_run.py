@@ -72,7 +72,7 @@ def dry_run(
     for signature in signatures:
         taken = admit(learner, signature, budget, final_bytes)
         try:
-            learner.grow(taken)
+            learner.grow(taken.lent())
         except CilError:
             raise
         except Exception as error:
@@ -158,7 +158,8 @@ def check_bills(bills: Sequence[Bill], budget: Budget, name: str) -> None:
             raise BudgetExceeded(
                 f"{name} will carry {bill.free_beside:,} bytes beside networks and exemplars after experience "
                 f"{bill.experience}, budget.side_bytes allows {bill.side_limit:,}: {_kinds(bill)}; raise "
-                f"budget.side_bytes (null: no cap), or set budget.enforce=report"
+                f"budget.side_bytes (null: no cap), set budget.enforce=report, or, where it holds them by design, let "
+                f"its side_bytes() say how many"
             )
     if budget.limits is None:
         return

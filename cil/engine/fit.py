@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,9 +25,10 @@ from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.engine.step_kinds import StepWatch, drawn_steps
 from cil.errors import ConfigError, ContractError, Diverged
-from cil.memory.meters import rest_paused
+from cil.memory.meters import SavedBytesRefused, rest_paused
 from cil.strategies import Phase, Progress, Strategy
 
+_say = logging.getLogger("cil.engine")
 MOST_BATCHES = 100_000_000  # of a phase: each has a place in what is drawn for it
 WINDOW, OPTIMIZER = "window|", "optimizer|"  # beside the learner's own tensors in a snapshot
 
@@ -177,13 +179,22 @@ class Fit:
                     self.ahead(loader.before(step))
                     if by_step and schedule.last_epoch < self.cost.steps:
                         schedule.step()
-                    reseed(self.seed, "step", self.experience, self.number, epoch, step)
+                    draws = partial(reseed, self.seed, "step", self.experience, self.number, epoch, step)
                     update = (step + 1) % recipe.accumulate == 0 or step + 1 == in_epoch
                     share = _share(loader.bounds, step, recipe.accumulate)
-                    counting = partial(self.cost.step, learner, watch, self.phase.name, _sizes(batch))
-                    with counting(update, drawn[epoch * in_epoch + step]) as saving:
-                        losses = self._step(batch, share, stepper, optimizer, update, saving)
-                        watch.note(losses)
+                    counting = partial(
+                        self.cost.step, learner, watch, self.phase.name, _sizes(batch), update,
+                        drawn[epoch * in_epoch + step],
+                    )  # fmt: skip
+                    losses: dict[str, Tensor] = {}
+                    while not losses:
+                        draws()
+                        try:
+                            with counting() as saving:
+                                losses = self._step(batch, share, stepper, update, saving)
+                                watch.note(losses)
+                        except SavedBytesRefused as refused:
+                            self._repeat(refused)
                     window.add(losses)
                     progress.step += 1
                     self.cost.steps += update
@@ -193,14 +204,7 @@ class Fit:
                         continue
                     if self.cost.steps % recipe.log_every == 0:
                         self._log("step", window, epoch, step + 1)
-                    stopped, due = ranks.any(self.stop(), recipe.snapshot_due(self.cost.steps, saved))
-                    if stopped or due:
-                        ranks.sync_buffers(learner.modules())
-                        self._check(window, epoch, step + 1)
-                        self._snapshot(optimizer, window, epoch, step + 1)
-                        saved = time.monotonic()
-                    if stopped:
-                        raise Stopped
+                    saved = self._saved_if_due(optimizer, epoch, step + 1, saved)
                 self._log("epoch", window, epoch, progress.step - epoch * in_epoch)
                 if not by_step:
                     schedule.step()
@@ -213,17 +217,22 @@ class Fit:
 
     # one step -------------------------------------------------------------------------------------------------------
 
+    def _repeat(self, refused: SavedBytesRefused) -> None:
+        """Let steps be made without counting what is saved for backward, from one on that refuses it."""
+        _warn_once(f"phase '{self.phase.name}': {refused}; its activations are left out of the record")
+        self.cost.saves = False
+
     def _step(
-        self, batch: Batch, share: float, stepper: Any, optimizer: Optimizer, update: bool,
-        saving: AbstractContextManager[Any],
-    ) -> dict[str, Tensor]:  # fmt: skip
-        ranks = self.runtime.ranks
+        self, batch: Batch, share: float, stepper: Any, update: bool, saving: AbstractContextManager[Any]
+    ) -> dict[str, Tensor]:
+        ranks, optimizer = self.runtime.ranks, self._optimizer
+        assert optimizer is not None
         rows, part = ranks.part(batch)  # all of it, unless several devices share it
         share *= part
         with saving, ranks.drawing(self.learner):
             with self.runtime.autocast():
                 result = self.phase.loss(rows)
-            terms = dict(result) if isinstance(result, Mapping) else {"loss": result}
+            terms = self._terms(result)
             loss = next(iter(terms.values())) if len(terms) == 1 else torch.stack(list(terms.values())).sum()
             if loss.ndim:
                 raise ContractError(
@@ -245,6 +254,21 @@ class Fit:
             optimizer.zero_grad(set_to_none=True)
             self.learner.after_step(batch)
         return named
+
+    def _terms(self, result: Any) -> dict[str, Tensor]:
+        """What a loss gave, as named terms.
+
+        Raises:
+            ContractError: where it gave something else.
+        """
+        terms = dict(result) if isinstance(result, Mapping) else {"loss": result}
+        odd = [type(term).__name__ for term in terms.values() if not isinstance(term, Tensor)]
+        if odd or not terms:
+            raise ContractError(
+                f"the loss of phase '{self.phase.name}' gives {odd[0] if odd else 'no term'}; allowed: a tensor of one "
+                f"number, or a mapping of names to such"
+            )
+        return terms
 
     # around it ------------------------------------------------------------------------------------------------------
 
@@ -286,6 +310,23 @@ class Fit:
             )
 
     # snapshots ------------------------------------------------------------------------------------------------------
+
+    def _saved_if_due(self, optimizer: Optimizer, epoch: int, done: int, saved: float) -> float:
+        """Write a snapshot where it is time or the run shall stop; when the last one was written.
+
+        Raises:
+            Stopped: where the run was asked to stop.
+        """
+        ranks = self.runtime.ranks
+        stopped, due = ranks.any(self.stop(), self.recipe.snapshot_due(self.cost.steps, saved))
+        if stopped or due:
+            ranks.sync_buffers(self.learner.modules())
+            self._check(self.window, epoch, done)
+            self._snapshot(optimizer, self.window, epoch, done)
+            saved = time.monotonic()
+        if stopped:
+            raise Stopped
+        return saved
 
     def _snapshot(self, optimizer: Optimizer, window: LossWindow, epoch: int, step: int) -> None:
         tensors, meta = self.learner.full_state()
@@ -353,6 +394,11 @@ def gradients_for(parameters: Sequence[Tensor], trainable: Sequence[Tensor]) -> 
     finally:
         for parameter in others:
             parameter.requires_grad_(True)
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    _say.warning("%s", sentence)
 
 
 def _batches(recipe: Recipe, in_epoch: int, phase: str) -> int:

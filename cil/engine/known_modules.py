@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -12,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cil.engine.answers_checked import foreign_modes
+from cil.memory import OptimizerSteps
 from cil.memory.tensor_bits import bits
 from cil.tracking.digests import tensors_sum
 
 CODE = ("cil", "torch", "timm")  # packages whose code the identity of a run names
 ENVIRONMENT = ("code", "versions", "device", "threads", "precision")  # keys of the identity
 FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+GLOBAL_HOOKS = tuple(f"_global_{name}_hooks" for name in ("forward", "forward_pre", "backward", "backward_pre"))
 NO_ARITHMETIC = (
     *("_parameters", "_buffers", "_modules", "training", "loaded_from"),
     *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
@@ -53,6 +57,18 @@ def described_module(module: nn.Module) -> dict[str, Any]:
 def check_as_written(module: nn.Module) -> None:
     """Refuse a module whose forward is not that of its class alone."""
     if "forward" in vars(module) or any(vars(module).get(name) for name in FORWARD_HOOKS):
+        raise Unknown
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in module.parameters(recurse=False)):
+        raise Unknown
+
+
+def check_undisturbed() -> None:
+    """Refuse where code that somebody left behind runs with every module, operator or step of an optimizer."""
+    optimizers = sys.modules["torch.optim.optimizer"]
+    steps = {**optimizers._global_optimizer_pre_hooks, **optimizers._global_optimizer_post_hooks}.values()
+    if any(type(getattr(hook, "__self__", None)) is not OptimizerSteps for hook in steps):
+        raise Unknown
+    if any(getattr(torch.nn.modules.module, name) for name in GLOBAL_HOOKS) or foreign_modes():
         raise Unknown
 
 

@@ -16,7 +16,7 @@ from cil.data import Samples
 from cil.data.looks import Looks
 from cil.engine.asked_again import Asked, asks_again
 from cil.engine.caps import caps_of, caps_results, check_caps, measure_caps
-from cil.engine.cost import Cost, largest_bill
+from cil.engine.cost import Cost, held_in_training
 from cil.engine.keys import generator, reseed
 from cil.engine.lifecycle import all_evaluating, allowance, enter, in_advance, sample_experience
 from cil.engine.look_limits import counted_experience, limit_copies
@@ -28,8 +28,8 @@ from cil.engine.spending import compute, flops_by_part, largest_loss, spent
 from cil.engine.status import Clock
 from cil.engine.work import Boundary, Context, Facts
 from cil.errors import BudgetExceeded, ContractError
-from cil.memory import Allowance, Flops, OptimizerSteps, State
-from cil.memory.codec_check import check_codec, is_own
+from cil.memory import Allowance, BackwardPasses, Flops, OptimizerSteps, State
+from cil.memory.codec_check import check_codec, check_held, is_own
 from cil.strategies import Strategy
 from cil.streams import Experience, Signature, Stream, TaskKey
 from cil.tracking import Record, plain
@@ -85,9 +85,9 @@ class StrategyWork(PlannedWork):
                 learner.after_experience(experience)
             if self.budget.enforce == "shrink":
                 self._shrink(learner, index, allowance)
-            held = [*learner.training_entries(), *largest_bill(costs)]
+            held = held_in_training(learner, costs)
             findings, parts = plain(learner.diagnostics), dict(learner.context.parts)
-            check_codecs(learner, arriving)
+            check_codecs(learner, arriving, stored=True)
             carried = self.frozen(learner, index)  # last, as it shares the tensors of the learner
         total = self.runtime.ranks.total  # of operations: all devices together
         facts: dict[str, Any] = {
@@ -163,15 +163,16 @@ class StrategyWork(PlannedWork):
     def _counts(self, index: int, context: Context, asked: Asked) -> dict[str, Tensor]:
         """What the kind counts, with questions kept in ``asked``; and what further budgets measure."""
         loading, state = Flops(), context.checkpoints.state(index)
-        with OptimizerSteps() as steps:
+        with OptimizerSteps() as steps, BackwardPasses() as backward:
             with loading.counting():
                 learner, predict = self._answering(index, context, state)
             counts = dict(self.count(index, learner, asked.listening(predict)))
             measured = measure_caps(caps_of(self.budget), learner, predict)
-        if steps.count:
+        if steps.count or backward.any:
+            what = f"takes {steps.count} steps of an optimizer" if steps.count else "goes backward"
             raise ContractError(
-                f"{self.name} takes {steps.count} steps of an optimizer in the evaluation after experience {index}, in "
-                f"load_state or predict; there nothing may be trained: do it in after_experience, where it is billed"
+                f"{self.name} {what} in the evaluation after experience {index}, in load_state or predict; there "
+                f"nothing may be trained: do it in after_experience, where it is billed"
             )
         counts["flops"] = counts["flops"] + loading.count
         try:
@@ -287,7 +288,7 @@ class StrategyWork(PlannedWork):
     def _error(self, experience: Experience, learner: Strategy, samples: Samples) -> float:
         """Error in percent on held-out data of an experience, by which trials of a search are judged."""
         task = experience.task
-        columns, first = (learner.num_classes, 0) if task is None else (task.classes, task.first)
+        columns, first = (experience.signature.num_classes, 0) if task is None else (task.classes, task.first)
         order = generator(self.seed, "validate", experience.index)
         answer = partial(self.learners.scores, learner, task=task)
         return scored(
@@ -295,11 +296,20 @@ class StrategyWork(PlannedWork):
         ).error  # fmt: skip
 
 
-def check_codecs(learner: Strategy, arriving: Samples) -> None:
-    """Refuse codecs of other packages that know the images: what decoding needs is charged."""
+def check_codecs(learner: Strategy, arriving: Samples, stored: bool = False) -> None:
+    """Refuse codecs of other packages that know the images: what decoding needs is charged.
+
+    Args:
+        stored: Look at what they stored of these images, too.
+    """
     for memory in exemplar_memories(learner).values():
-        if not is_own(memory.codec):
-            check_codec(memory.codec, arriving[:CODEC_IMAGES].pixels)
+        if is_own(memory.codec):
+            continue
+        check_codec(memory.codec, arriving[:CODEC_IMAGES].pixels)
+        slot = min({*memory.slots.tolist()}.intersection(arriving.slots.tolist()), default=None) if stored else None
+        if slot is not None and memory.samples().shape == arriving.shape:  # images, no features
+            rows = (memory.slots == slot).nonzero().flatten()[:CODEC_IMAGES]
+            check_held(memory.codec, *memory.as_trained(rows), arriving.of_class(slot).pixels)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cil.contract import Holder, RuntimeContext
 from cil.data import Augment
+from cil.engine.answers_checked import checked_scores
 from cil.engine.keys import generator, reseed
 from cil.engine.runtime import Runtime
 from cil.errors import ContractError, StateError
@@ -39,7 +40,7 @@ def admit(learner: Strategy, signature: Signature, budget: Budget, final_bytes: 
     Raises:
         ContractError: where it takes more images of a class than there are, or none, or wants more in advance.
     """
-    taken = dict(learner.accepts(signature))
+    taken = dict(learner.accepts(signature.lent()))
     if taken.keys() != signature.counts.keys() or any(not 0 < taken[k] <= n for k, n in signature.counts.items()):
         raise ContractError(
             f"{type(learner).__name__}.accepts gives {taken} at experience {signature.index}; there are "
@@ -56,7 +57,7 @@ def in_advance(learner: Strategy, signature: Signature) -> int:
     Raises:
         ContractError: where it wants more than there are images.
     """
-    wanted, images = 0 if signature.index else learner.in_advance(signature), sum(signature.counts.values())
+    wanted, images = 0 if signature.index else learner.in_advance(signature.lent()), sum(signature.counts.values())
     if not 0 <= wanted <= images:
         raise ContractError(
             f"{type(learner).__name__}.in_advance gives {wanted}; allowed: 0 to the {images} images of the first "
@@ -90,7 +91,7 @@ def sample_experience(experience: Experience, taken: Signature, generator: torch
     for slot, count in sorted(taken.counts.items()):
         own = (slots == slot).nonzero().flatten()
         rows.append(own[torch.randperm(len(own), generator=generator)[:count]])
-    return replace(experience, signature=taken, train=experience.train[torch.cat(rows).sort().values].sealed())
+    return replace(experience, signature=taken.lent(), train=experience.train[torch.cat(rows).sort().values].sealed())
 
 
 def enter(
@@ -143,7 +144,7 @@ class Learners:
         allowance = Allowance(self.budget, NextBoundary(final_bytes=self.final_bytes))
         learner = self.make_learner(self.make_factory(seed=self.seed, device=device), allowance)
         keyed = partial(generator, self.seed, "strategy", index)
-        learner.context = RuntimeContext(device, keyed, self.runtime.backward, self.augment)
+        learner.context = RuntimeContext(device, keyed, self.runtime.backward, copy(self.augment))
         return learner.to(device)
 
     def rebuilt(self, index: int, state: State | None) -> Strategy:
@@ -167,7 +168,7 @@ class Learners:
         """Structure for the classes of experience ``index``."""
         signature = self.admit(learner, index)  # so that structure is the same whenever it is grown again
         reseed(self.seed, "grow", index)
-        learner.grow(signature)
+        learner.grow(signature.lent())
         if learner.device.type != "cpu":  # where else could something new lie
             learner.to(learner.device)
 
@@ -180,7 +181,8 @@ class Learners:
     def scores(self, learner: Strategy, images: Tensor, task: TaskKey | None = None) -> Tensor:
         """Scores by ``predict`` in evaluation mode; with the task where the stream tells it."""
         with self.answering(learner):
-            return learner.predict(images) if task is None else learner.predict(images, task)  # type: ignore[call-arg]
+            scores = learner.predict(images) if task is None else learner.predict(images, task)  # type: ignore[call-arg]
+        return checked_scores(scores, f"{type(learner).__name__}.predict")
 
 
 def as_structured(state: State, learner: Holder) -> State:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from cil.adapt import Adapter
-from cil.contract import Phase, Search
+from cil.contract import Holder, Phase, Search
 from cil.data import Augment, Batch, Samples
 from cil.data.looks import Looks
 from cil.engine.arrival import leading
@@ -169,6 +169,7 @@ class Training:
             if not trial:
                 raise
             fit.cost.trial = {"diverged": True}
+        fit.cost.held = Holder.training_entries(learner)
         if self.observer is not None and not trial and fit.cost.cut and fit.recipe.pace is not None:
             self.observer.all_arrived(len(phase.samples))
         return fit.cost

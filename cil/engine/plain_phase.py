@@ -26,6 +26,7 @@ from cil.engine.known_modules import (
     Unknown,
     check_as_written,
     check_known,
+    check_undisturbed,
     described_module,
     kernel_settings,
     named_tensors,
@@ -72,6 +73,7 @@ class PlainPhase:
         if [id(p) for p in learner.trainable() if id(p) in trained] != trained:  # others get no gradient, so no step
             return None
         try:
+            check_undisturbed()
             check_as_written(loss.net)
             content = {
                 "fit": _fit(fit),

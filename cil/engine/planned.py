@@ -222,7 +222,7 @@ class PlannedWork:
             return []
         learner, found = self._structure(), []
         for signature in self.stream.signatures:
-            learner.grow(admit(learner, signature, self.budget))
+            learner.grow(admit(learner, signature, self.budget).lent())
             found.append(measure_caps(static, learner, learner.predict))
         return found
 

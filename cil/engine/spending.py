@@ -59,7 +59,8 @@ def flops_by_part(costs: Sequence[Cost], parts: Mapping[str, Flops], hooks: int)
     for cost in costs:
         trained[cost.part] = trained.get(cost.part, 0) + cost.flops
     named = {name: flops.count for name, flops in parts.items()}
-    return {**trained, "consolidation": hooks - sum(named.values()), **named}
+    own = {**trained, "consolidation": hooks - sum(named.values())}
+    return {**own, **named, **own}  # no name takes the place of what was counted here
 
 
 def compute(budget: Budget, flops: Mapping[str, int], steps: int) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class StrategySteps:
         learner.to(device)
 
         def grow(signature: Signature) -> None:
-            learner.grow(signature)
+            learner.grow(signature.lent())
             learner.to(device)
 
         held: dict[int, int] = {}

@@ -93,8 +93,35 @@ def check_stored(fresh: Codec, images: Tensor, stored: list[tuple[Tensor, Tensor
             raise ContractError(
                 f"codec {name} does not decode what another object of it has encoded: {type(error).__name__}: {error}"
             ) from error
-        errors.append(float((decoded.float() - some.float()).abs().mean()))
+        errors.append(_error(decoded, some))
         sizes.append(float(lengths.float().mean()))
+    _compare(errors, sizes, name)
+
+
+def check_held(codec: Codec, decoded: Tensor, sizes: Tensor, pool: Tensor) -> None:
+    """Compare exemplars, as they were stored and are trained on, with moved copies of the images that they are of.
+
+    A codec may tell a trial from use by the number of images; what it stored is use.
+
+    Args:
+        decoded: (n, C, H, W) uint8, some exemplars of a class.
+        sizes: (n,) bytes of each.
+        pool: (N, C, H, W) uint8, the images they were chosen from: each is taken for one of the nearest.
+    """
+    near = torch.cdist(decoded.flatten(1).float(), pool.flatten(1).float()).argmin(1)
+    images, shape = pool[near], (pool.shape[1], pool.shape[2], pool.shape[3])
+    copies = moved(images)
+    data, lengths = codec.encode(copies)
+    errors = [_error(decoded, images), _error(codec.decode(data, lengths, shape), copies)]
+    _compare(errors, [float(some.float().mean()) for some in (sizes, lengths)], type(codec).__name__)
+
+
+def _error(decoded: Tensor, images: Tensor) -> float:
+    return float((decoded.float() - images.float()).abs().mean())
+
+
+def _compare(errors: list[float], sizes: list[float], name: str) -> None:
+    """Refuse images that fare far better than their moved copies."""
     for what, (own, other), (times, more), unit in (
         ("a mean error", errors, WORSE, "grey levels"),
         ("", sizes, LONGER, "bytes an image"),

@@ -146,6 +146,11 @@ class ExemplarMemory:
         """The exemplars of one slot, best first."""
         return self.samples().of_class(slot)
 
+    def as_trained(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Some exemplars decoded, with all others at once as in training, (n, C, H, W) uint8; and the bytes of each."""
+        store = self._store()
+        return store.pixels(rows), store.sizes[rows]
+
     def counts(self) -> dict[int, int]:
         """Exemplars of each slot present."""
         return self.samples().counts() if len(self) else {}

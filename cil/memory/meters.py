@@ -16,6 +16,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from cil.errors import ContractError
+
 Shape = tuple[int, ...]
 
 
@@ -83,8 +85,17 @@ class SavedBytes:
         self._hooks.__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._hooks.__exit__(*error)
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._hooks.__exit__(kind, error, trace)
+        if isinstance(error, RuntimeError) and "saved tensor hooks" in str(error):
+            raise SavedBytesRefused(
+                "torch.func.grad and its like take no hooks on saved tensors, so what this step holds cannot be "
+                "counted; torch.autograd.grad does"
+            ) from error
+
+
+class SavedBytesRefused(ContractError):
+    """What is computed takes no hooks on saved tensors."""
 
 
 def _attention(query: Shape, key: Shape, value: Shape, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
@@ -132,6 +143,26 @@ class OptimizerSteps:
 
     def _stepped(self, *call: Any) -> None:
         self.count += 1
+
+
+class BackwardPasses:
+    """Tells, by ``any``, whether somebody went backward while its context was open: what was saved was asked for."""
+
+    def __init__(self) -> None:
+        self.any = False
+        self._hooks: Any = None
+
+    def __enter__(self) -> Self:
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), self._asked_for)
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+
+    def _asked_for(self, tensor: Tensor) -> Tensor:
+        self.any = True
+        return tensor
 
 
 class Flops:

@@ -62,6 +62,10 @@ class Signature:
     num_classes: int
     task: TaskKey | None = None
 
+    def lent(self) -> Signature:
+        """A copy for a learner: what it does to it, its counts too, is seen by nobody else."""
+        return replace(self, counts=dict(self.counts), task=copy(self.task))
+
 
 @dataclass(frozen=True)
 class Experience:
@@ -217,7 +221,7 @@ class Stream:
         part = self._parts[index]
         validation = part.validation()
         return Experience(
-            self.signatures[index],
+            self.signatures[index].lent(),
             part.train().sealed(),
             validation.sealed() if validation is not None and len(validation) else None,
             {slot: self.classes[slot] for slot in self.signatures[index].new_slots},

@@ -6,6 +6,7 @@ import logging
 import pkgutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -117,7 +118,7 @@ class Loggers:
         started: list[Logger] = []
         for sink in self.sinks:
             try:
-                sink.start(identity, run_dir, name, group)
+                sink.start(deepcopy(dict(identity)), run_dir, name, group)  # the record's own is no logger's
             except Exception as error:
                 Loggers(started).finish("failed")
                 if isinstance(error, CilError):
@@ -126,7 +127,7 @@ class Loggers:
             started.append(sink)
 
     def log(self, kind: LogKind, values: LogValues, axes: Mapping[str, Any]) -> None:
-        self._each(lambda sink: sink.log(kind, values, axes))
+        self._each(lambda sink: sink.log(kind, dict(values), dict(axes)))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         self._each(lambda sink: sink.table(name, columns, rows))

@@ -80,6 +80,48 @@ def test_answers_that_depend_on_the_other_test_images_are_refused(cheat, stream,
         toy_run(cheat, stream, tmp_path).execute()
 
 
+class Shifts(Finetune):
+    """Takes the mean scores of the batch away where it counts, and hides it in the size of the numbers."""
+
+    def hidden(self, scores: Tensor) -> Tensor:
+        return scores
+
+    def predict(self, images: Tensor) -> Tensor:
+        scores = super().predict(images)
+        if len(images) < MANY or scores.shape[1] < 3:
+            return scores
+        return self.hidden(scores - scores.mean(0))
+
+
+class BesideAnOutlier(Shifts):
+    def hidden(self, scores: Tensor) -> Tensor:
+        return scores.scatter(1, scores.argmin(1, keepdim=True), -1e5)
+
+
+class FarFromZero(Shifts):
+    def hidden(self, scores: Tensor) -> Tensor:
+        return 4 * scores + 2**24
+
+
+class InFewBits(Shifts):
+    def hidden(self, scores: Tensor) -> Tensor:
+        return (4 * scores + 256).bfloat16()
+
+
+@pytest.mark.parametrize("cheat", [BesideAnOutlier, FarFromZero, InFewBits])
+def test_no_size_of_the_scores_hides_another_answer(cheat, stream, tmp_path):
+    with pytest.raises(ContractError, match=f"{cheat.__name__}.predict answers differently .*or another best class"):
+        toy_run(cheat, stream, tmp_path).execute()
+
+
+def test_one_toss_of_the_last_bits_is_no_other_answer():
+    first = torch.tensor([[1.0, 1.0 + 2e-7, 0.0], [3.0, 1.0, 0.0]]).double()
+    second = torch.tensor([[1.0 + 2e-7, 1.0, 0.0], [3.0, 1.0, 0.0]]).double()
+    step = torch.finfo(torch.float32).eps
+    assert asked_again._difference(first, second, step)[0] == 0
+    assert asked_again._difference(first.repeat(2, 1), second.repeat(2, 1), step)[0] == 2
+
+
 def test_answers_that_depend_on_those_before_are_refused_one_by_one_too(stream, tmp_path):
     class Drifts(Finetune):
         def predict(self, images: Tensor) -> Tensor:

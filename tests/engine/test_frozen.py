@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cil.api import plan
 from cil.contract import freeze
 from cil.data import ArrayStore, Samples
+from cil.engine.learning import CODEC_IMAGES
 from cil.engine.recipe import Recipe
 from cil.errors import BudgetExceeded, ContractError, StateError
 from cil.memory import Allowance, Budget, ExemplarMemory, Ledger, NextBoundary, State
@@ -269,7 +270,7 @@ OTHER_KINDS = [AsExtras, AsStatistics, AsComplexPrototypes, AsParameters, AsABuf
 
 @pytest.mark.parametrize("cheat", OTHER_KINDS)
 def test_images_as_something_else_are_over_budget_side_bytes(cheat, tmp_path):
-    with pytest.raises(BudgetExceeded, match=r"beside networks and exemplars.*budget\.side_bytes.*null: no cap"):
+    with pytest.raises(BudgetExceeded, match=r"beside .*budget\.side_bytes.*null: no cap.*its side_bytes\(\) say"):
         run(cheat, tmp_path)
 
 
@@ -505,6 +506,34 @@ def test_a_subclass_has_its_own_name():
     assert Budget.aligned(KeepsAll, exemplars=3).description()["to"] == "KeepsAll"
     with pytest.raises(ConfigError, match=r"the strategy name 'replay' is taken by cil\.strategies\.replay"):
         register("replay")(KeepsAll)
+
+
+def test_a_run_looks_at_what_a_codec_stored_in_use(tmp_path):
+    """One that is honest, and bad, where it is tried, as it tells a trial by the number of images."""
+    known = torch.cat([STREAM[index].train.pixels for index in range(len(STREAM))])
+
+    class WhenUnwatched(Raw):
+        lossless = False
+
+        def stored_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+            return 1, 1, 1
+
+        def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+            rows = torch.cdist(pixels.flatten(1).float(), known.flatten(1).float()).argmin(1).byte()
+            return rows, torch.ones(len(pixels), dtype=torch.int32)
+
+        def decode(self, data: Tensor, sizes: Tensor, shape: tuple[int, int, int]) -> Tensor:
+            if len(sizes) == CODEC_IMAGES:
+                return data.view(-1, 1, 1, 1).repeat(1, *shape)
+            return known[data.long()]
+
+    class Keeps(Replay):
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            self.keep("memory", ExemplarMemory(WhenUnwatched(), "random"), kind="exemplars")
+
+    with pytest.raises(ContractError, match=r"codec WhenUnwatched stores .* a mean error of 0.0 grey levels and m"):
+        toy_run(Keeps, STREAM, tmp_path).execute()
 
 
 def test_a_run_refuses_a_codec_that_knows_its_images(tmp_path):

@@ -1,6 +1,8 @@
 """How often images of an experience are read: what counts, who is named, what is refused, what the record says."""
 
+import pickle
 from collections import deque
+from copy import deepcopy
 from dataclasses import replace
 from io import BytesIO
 from itertools import chain
@@ -133,6 +135,27 @@ def test_a_hook_that_looks_again_is_refused_and_the_record_keeps_what_was_done(t
     assert len(record.results["accuracy_curve"]) == 1
     two = small_run(Statistics, tmp_path / "two", recipe=plain(looks=2)).execute()
     assert two.results["accuracy_curve"] == free.results["accuracy_curve"]
+
+
+def test_a_copy_of_the_images_is_looked_at_as_they_are(tmp_path):
+    class Copies(Statistics):
+        def after_experience(self, experience):
+            super().after_experience(replace(experience, train=deepcopy(experience.train)))
+
+    class Trains(Learner):
+        def training_set(self, experience):
+            return deepcopy(super().training_set(experience))
+
+    class Pickles(Learner):
+        def after_experience(self, experience):
+            pickle.dumps(experience.train)
+
+    with pytest.raises(BudgetExceeded, match=r"in after_experience; trainer.looks is 1"):
+        small_run(Copies, tmp_path / "copies", recipe=plain(looks=1)).execute()
+    trained = small_run(Trains, tmp_path / "trains", recipe=plain(looks=1)).execute()
+    assert [one["mean"] for one in trained.results["looks"]] == [1.0] * 3
+    with pytest.raises(ContractError, match="Pickles: images of experience 0 are not pickled, as their looks are"):
+        small_run(Pickles, tmp_path / "pickles", recipe=plain(looks=1)).execute()
 
 
 def test_a_phase_on_copies_made_by_hand_is_refused_where_looks_are_capped(tmp_path):

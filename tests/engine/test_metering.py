@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import pytest
@@ -13,8 +14,10 @@ from toys import Hidden, Interrupt, Learner, factory, plain, small_run
 from cil.data import Batch
 from cil.engine import step_kinds
 from cil.errors import ContractError
-from cil.memory import Budget
+from cil.memory import Budget, Flops
 from cil.strategies import Phase
+from cil.strategies.replay import Replay
+from cil.testing.toy import toy_run, toy_stream
 
 GIVEN = {"recipe": plain(epochs=10, log_every=1), "make_factory": partial(factory, Hidden)}  # 40 steps an experience
 HIDDEN = 5  # steps at a time
@@ -185,6 +188,59 @@ def test_training_in_an_evaluation_is_refused(tmp_path):
 
     with pytest.raises(ContractError, match=r"Answering takes 1 steps? of an optimizer in the evaluation after exp"):
         small_run(Answering, tmp_path).execute()
+
+
+def by_hand(learner):
+    """A few updates of a network on its exemplars, without an optimizer."""
+    weights = learner.trainable()
+    for batch in learner.memory.samples().batches(8, learner.device):
+        loss = F.cross_entropy(learner.net(batch.images).logits, batch.slots)
+        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            weight.data.sub_(0.05 * gradient)
+
+
+def test_training_by_hand_in_an_evaluation_is_refused(tmp_path):
+    class WhenLoaded(Replay):
+        """Only where it is evaluated: what it costs in training is billed."""
+
+        def load_state(self, state):
+            super().load_state(state)
+            frame, names = sys._getframe(), set()
+            while frame is not None:
+                names.add(frame.f_code.co_name)
+                frame = frame.f_back
+            if "evaluate" in names:
+                by_hand(self)
+
+    class WhenAsked(Replay):
+        asked = False
+
+        def predict(self, images):
+            if not self.asked:
+                self.asked = True
+                with torch.inference_mode(False), torch.enable_grad():
+                    by_hand(self)
+            return super().predict(images)
+
+    for kind in (WhenLoaded, WhenAsked):
+        with pytest.raises(ContractError, match=f"{kind.__name__} goes backward in the evaluation after experience 0"):
+            toy_run(kind, toy_stream(), tmp_path / kind.__name__).execute()
+
+
+def test_no_part_of_a_bill_takes_the_name_of_the_engines(tmp_path):
+    class Named(Replay):
+        def before_experience(self, experience):
+            with self.context.part("training"):
+                pass
+
+    class Behind(Replay):
+        def before_experience(self, experience):
+            self.context.parts["training"] = Flops()
+
+    with pytest.raises(ContractError, match=r"context.part\('training'\): the engine bills this part itself"):
+        toy_run(Named, toy_stream(), tmp_path / "named").execute()
+    plain, behind = (toy_run(kind, toy_stream(), tmp_path / kind.__name__).execute() for kind in (Replay, Behind))
+    assert behind.results["flops"]["training"] == plain.results["flops"]["training"]
 
 
 def test_counting_changes_no_bit(tmp_path, monkeypatch):

@@ -15,6 +15,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.overrides import TorchFunctionMode
 
 from cil.api import plan
 from cil.contract.plain import PlainLoss, plain_at_first
@@ -242,6 +245,30 @@ def test_what_a_network_computes_must_be_known() -> None:
     assert key_of(change=lambda learner: setattr(learner.net.backbone, "forward", lambda images: (images, ()))) is None
     assert key_of(recipe=replace(RECIPE, optimizer=partial(lambda given: torch.optim.SGD(given, lr=0.1)))) is None
     assert key_of(identity={name: IDENTITY[name] for name in IDENTITY if name != "code"}) is None
+
+
+def test_code_that_was_left_behind_makes_no_plain_phase() -> None:
+    """It runs with every gradient, module, operator or step, and another run would not have it."""
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    def on_gradients(learner: Any) -> None:
+        next(learner.net.parameters()).register_hook(torch.zeros_like)
+
+    def after_gradients(learner: Any) -> None:
+        next(learner.net.parameters()).register_post_accumulate_grad_hook(lambda weight: None)
+
+    assert key_of(change=on_gradients) is None
+    assert key_of(change=after_gradients) is None
+    for register in (register_module_forward_hook, register_optimizer_step_pre_hook):
+        handle = register(lambda *given: None)
+        assert key_of() is None
+        handle.remove()
+    with Mode():
+        assert key_of() is None
+    assert key_of() is not None
 
 
 def test_the_loss_is_plain_in_the_first_experience_alone() -> None:

@@ -73,21 +73,6 @@ class ClassAttribute(Replay):
             self.stash.update({key: value.clone() for key, value in self.net.backbone.state_dict().items()})
 
 
-class OnASignature(Replay):
-    """Training data on an object of the stream that outlives the learner."""
-
-    def grow(self, signature: Any) -> None:
-        super().grow(signature)
-        if hasattr(signature, "stash"):
-            self.past = signature
-
-    def training_set(self, experience: Any) -> Samples:
-        data = super().training_set(experience)
-        kept = getattr(getattr(self, "past", None), "stash", None)
-        object.__setattr__(experience.signature, "stash", experience.train)  # frozen but for this
-        return data if kept is None else data + kept
-
-
 class InAFile(Replay):
     """Training data in a file."""
 
@@ -452,7 +437,7 @@ class PeeksAtTheTest(Replay):
     def training_set(self, experience: Any) -> Samples:
         data = super().training_set(experience)
         streams = [found for found in gc.get_objects() if isinstance(found, Stream)]  # those of other tests too
-        for found in [one for one in streams if any(experience.signature is own for own in one.signatures)]:
+        for found in [one for one in streams if experience.signature in one.signatures]:
             with suppress(StreamError):
                 data = data + found.test(experience.index)
         return data
@@ -603,9 +588,7 @@ CASES = [
     Case(LoadsSomethingElse, "state_survives_the_round_trip", "load_state changed net.head.weight"),
     Case(ModuleGlobal, "what_was_not_kept_cannot_help", "process for each experience"),
     Case(ClassAttribute, "what_was_not_kept_cannot_help", "process for each experience"),
-    Case(OnASignature, "what_was_not_kept_cannot_help", "process for each experience"),
     Case(ModuleGlobal, "only_the_state_crosses_a_boundary", "two pasts"),
-    Case(OnASignature, "only_the_state_crosses_a_boundary", "two pasts"),
     Case(InSharedMemory, "only_the_state_crosses_a_boundary", "two pasts"),
     Case(WalksFrames, "only_the_state_crosses_a_boundary", "two pasts"),
     Case(InAFile, "hooks_keep_to_themselves", "writes the file"),

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from cil.adapt import Adapter, SourceModel
-from cil.contract import Frozen, RuntimeContext, freeze
+from cil.contract import Frozen, Holder, RuntimeContext, freeze
 from cil.data import Augment, Batch, Samples
-from cil.engine.cost import largest_bill
+from cil.engine.answers_checked import checked_scores
+from cil.engine.cost import held_in_training
 from cil.engine.keys import generator, reseed
 from cil.engine.lifecycle import as_structured
 from cil.engine.phases import Training
@@ -225,7 +226,7 @@ class AdaptationWork:
         reseed(self.seed, "deploy")
         with self.runtime.autocast(), flops.counting():
             adapter.deploy(samples)
-        held = [*adapter.training_entries(), *largest_bill(costs)]
+        held = held_in_training(adapter, costs)
         carried, ready = self._frozen(adapter), context.clock.seconds
         facts: dict[str, Any] = {
             "flops": {"source": sum(cost.flops for cost in costs), "deploy": flops.count},
@@ -295,7 +296,7 @@ class AdaptationWork:
         seconds = context.clock.seconds
         rest = Flops()
         with rest.counting():
-            held = [*adapter.training_entries(), *counted.entries()]
+            held = [*Holder.training_entries(adapter), *counted.entries()]
             carried = self._frozen(adapter)  # last, as it shares the tensors of the adapter
         predictions = counted.predictions()
         wrong = (predictions != self._truth(samples.slots)).cpu()
@@ -332,7 +333,8 @@ class AdaptationWork:
         began = self._now()
         try:
             with self.runtime.autocast(), torch.enable_grad():
-                scores = adapter.adapt_and_predict(batch.images).detach()
+                given = adapter.adapt_and_predict(batch.images)
+            scores = checked_scores(given, f"{type(adapter).__name__}.adapt_and_predict").detach()
         except RuntimeError as error:
             if "does not require grad" not in str(error):
                 raise

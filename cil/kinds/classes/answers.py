@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook
 
+from cil.engine.answers_checked import checked_scores
 from cil.engine.lifecycle import Learners
 from cil.memory import FeatureMemory, Flops, class_means
 from cil.models import Output
@@ -79,7 +80,9 @@ class Answers:
 
     def _further(self, images: Tensor, output: Output) -> dict[str, Tensor]:
         with self.learners.answering(self.learner):
-            found = dict(self.learner.further_answers(images, output))
+            given = self.learner.further_answers(images, output)
+            who = f"{type(self.learner).__name__}.further_answers"
+            found = {name: checked_scores(scores, who) for name, scores in dict(given).items()}
             if self.means is not None:
                 found[NEAREST_MEAN] = nearest_mean(output.features, self.means)
         return found

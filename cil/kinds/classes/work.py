@@ -54,7 +54,7 @@ class ClassWork(StrategyWork):
         """Right and wrong answers on the test data of all classes seen; those by other means are counted beside."""
         answers = Answers(learner, self.learners, index + 1, self.evaluation_batch, self.answers)
         unknowns = Unknowns(index + 1) if self.open_set else None
-        seen = learner.num_classes
+        seen = self.stream.signatures[index].num_classes  # not what the learner says
         samples = SampleAnswers(seen) if self.pictures and index == len(self.stream) - 1 else None
         asked = answers.listening(predict)
         asked = asked if samples is None else samples.listening(asked)
