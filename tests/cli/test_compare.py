@@ -338,6 +338,28 @@ def test_a_launcher_that_is_interrupted_says_how_to_go_on(monkeypatch, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+def test_jobs_of_joblib_save_before_a_sweep_that_is_interrupted_ends(monkeypatch, tmp_path):
+    """Joblib kills its jobs as soon as an exception reaches it, so none does; no further job begins."""
+    from cil.cli import run
+
+    ended, begun = [], []
+
+    def jobs(arguments: object, task: partial[None]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(run, "check", begun.append)
+        task = partial(task.func, *task.args[:3], -1)  # as in another process
+        task(SimpleNamespace(config={}, overrides=()))
+        ended.append(signal.getsignal(signal.SIGINT))
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(run, "application", jobs)
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on from there"):
+        run.launch(["hydra/launcher=joblib", "seed=0,1", "--multirun"], str(tmp_path))
+    assert ended == [signal.SIG_IGN] and not begun and not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 class Deaf:
     """A run that hears no signal."""
 
