@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -192,7 +193,7 @@ def _one_of_many(root: str, failures: Path, stop: Path | None, here: int, job: J
             raise
         stop.touch()
     except Exception as error:
-        words = f"{' '.join(job.overrides)}: {in_words(error)}"
+        words = f"{shlex.join(job.overrides)}: {in_words(error)}"
         if not elsewhere:
             print(f"cil: {words}", file=sys.stderr, flush=True)
             words = ""
