@@ -36,7 +36,8 @@ damage: $(VENV)/.developing
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "cil needs Python 3.11, 3.12 or 3.13; say which one: make PYTHON=..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): minutes, and 1.5 GB or more, most of it torch; pip is quiet until it is done"
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .

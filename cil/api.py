@@ -179,6 +179,7 @@ def plan(
     }
     if fixed:  # what is run, whatever was asked for
         config = {**config, "strategy": {**config["strategy"], **fixed}}
+    ignored = _ignored(method, config["strategy"])
     identity = {
         "kind": stream.kind,
         "config": config,
@@ -190,6 +191,7 @@ def plan(
         **({} if options.features is None else {"features": options.features}),
         **({} if options.pictures else {"pictures": False}),
         **({"transductive": True} if work.transductive else {}),
+        **({"ignored": ignored} if ignored else {}),
         "class_order": list(stream.order),
         "stream": stream.description(),
         **({"starts_from": starts_from} if (starts_from := work.method.starts_from) else {}),
@@ -198,6 +200,13 @@ def plan(
         **facts,
     }
     return made_run(work, options, runtime, identity, partial(default_run_dir, identity))
+
+
+def _ignored(method: Any, hyperparameters: Any) -> dict[str, str]:
+    """Keys of the recipe that do nothing with this method, each with what is in its place."""
+    if not (hasattr(method, "ignored_keys") and isinstance(hyperparameters, Mapping)):
+        return {}
+    return dict(method.ignored_keys(hyperparameters))
 
 
 def _fit(

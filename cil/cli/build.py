@@ -11,7 +11,7 @@ from typing import Any
 
 from cil.api import MakeStrategy, networks, with_limits
 from cil.cli.cases import EVERY
-from cil.cli.compose import compose
+from cil.cli.compose import CLASS, compose, import_from_here
 from cil.cli.composition import own_data
 from cil.cli.environment import threads_of
 from cil.cli.job import Job
@@ -89,6 +89,8 @@ def build_stream(config: Mapping[str, Any]) -> Stream | ShiftStream:
     check_arguments(call, given, "stream")
     if "root" in inspect.signature(call).parameters:
         given.setdefault("root", config["data_root"])
+    if any(CLASS.search(str(given.get(name) or "")) for name in ("dataset", "benchmark")):  # module:function
+        import_from_here()
     key = json.dumps([named or target, given], sort_keys=True)
     known = own_data() if _names_files(given) else _streams
     if key not in known:

@@ -288,7 +288,7 @@ def _named(overrides: Sequence[str], group: str) -> Iterator[str]:
 def _class_without_file(name: str, group: str) -> str | None:
     """The class of a method without a file, ``module:Class``; None for one that has a file, or no class."""
     if CLASS.fullmatch(name):
-        _import_from_here()
+        import_from_here()
         return name
     known = group_choices(group)
     if name in known and known[name].origin == "built in":
@@ -306,11 +306,11 @@ def own_class(name: str | None, key: str) -> Any:
         return None
     if not CLASS.fullmatch(name):
         raise ConfigError(f"{key} is {name}; it must be module:Class, as in {key}=my_idea:MyStrategy")
-    _import_from_here()
+    import_from_here()
     return resolve(name, key)
 
 
-def _import_from_here() -> None:
+def import_from_here() -> None:
     """Let modules in the working directory be imported: an own idea in the folder one stands in."""
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

@@ -28,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
     for kind in arguments or LISTED:
         print(kind)
         found = plots() if kind == "plots" else known(kind)
+        if not found:
+            print("  none but those that are built in" if kind == "metrics" else "  none")
         wide = max(map(len, found), default=0)
         mine = max((len(item.origin) for item in found.values()), default=0)
         for name, item in found.items():

@@ -27,6 +27,7 @@ class ProgressScreen:
         self._shares: dict[int, float] = {}
         self._tasks: dict[int, TaskID] = {}
         self._done = self._failed = 0
+        self._before = 0.0  # runs, and shares of them, that were done when this screen began
         self._accuracies: dict[int, float] = {}
         self._best: tuple[float, str] | None = None  # of the runs that have finished
         self._bars: Progress | None = None
@@ -62,6 +63,8 @@ class ProgressScreen:
     ) -> None:
         """Show how far a run is, and its latest values."""
         share = (experience + within) / experiences
+        if not self._shares.get(number):  # its first message: it goes on here
+            self._before += experience / experiences
         self._shares[number] = share
         if kind == "boundary" and values.get("accuracy") is not None:
             self._accuracies[number] = values["accuracy"]
@@ -87,6 +90,7 @@ class ProgressScreen:
             bound: True for a strategy that keeps all data, which is never the best.
         """
         self._done += 1
+        self._before += number not in self._labels  # done before, and not seen running
         self._failed += not finished
         self._shares.pop(number, None)
         accuracy = self._accuracies.get(number, accuracy)
@@ -118,10 +122,12 @@ class ProgressScreen:
         return ", ".join(filter(None, (left, best)))
 
     def _time_left(self) -> str:
-        """Time left, from the share of all runs that is done."""
-        share = (self._done + sum(self._shares.values())) / self._total
-        seconds = (time.monotonic() - self._start) * (1 - share) / share if share else 0.0
-        return f"ETA {seconds / 60:.0f} min" if seconds >= 90 else f"ETA {seconds:.0f} s" if share else ""
+        """Time left, from what was done since this screen began."""
+        done = self._done + sum(self._shares.values())
+        if done <= self._before:
+            return ""
+        seconds = (time.monotonic() - self._start) * (self._total - done) / (done - self._before)
+        return f"ETA {seconds / 60:.0f} min" if seconds >= 90 else f"ETA {seconds:.0f} s"
 
     def _line(self, text: str) -> None:
         print(text, file=self._stream, flush=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from cil.cli import environment
@@ -52,8 +55,7 @@ finds its run again: it goes on where it stood, or says what came out.
 def main(arguments: Sequence[str]) -> int:
     dry, rest = "--dry-run" in arguments, [item for item in arguments if item != "--dry-run"]
     multirun = bool({"-m", "--multirun"} & set(rest)) or "hydra.mode=MULTIRUN" in rest
-    parallel = multirun and any(item.startswith("hydra/launcher=joblib") for item in rest)
-    environment.prepare(rest, environment.cores() if parallel else 1)
+    environment.prepare(rest, environment.cores() if multirun and _by_joblib(rest) else 1)
     if multirun and not dry:
         return launch(rest)
     jobs: list[Job] = []
@@ -114,39 +116,85 @@ def launch(arguments: Sequence[str], root: str = "runs") -> int:
     """
     Path(root).mkdir(parents=True, exist_ok=True)
     failures = Path(tempfile.mkdtemp(prefix=".failures-", dir=root)).resolve()  # which jobs elsewhere reach too
+    stop = failures / "stop" if _by_joblib(arguments) else None
     try:
         if not any(item.startswith("hydra.sweep.dir=") for item in arguments):  # for files of Hydra and of launchers
             arguments = [*arguments, "hydra.sweep.dir='{}'".format(root.replace("'", "\\'"))]
-        application(arguments, partial(_one_of_many, root, failures, os.getpid()))
+        with nullcontext() if stop is None else _saved_first(stop):
+            application(arguments, partial(_one_of_many, root, failures, stop, os.getpid()))
     except KeyboardInterrupt:
+        others = "" if stop else " (jobs that were handed to a cluster go on by themselves)"
         raise KeyboardInterrupt(
-            f"what was computed is in {root}; the same command goes on from there (jobs that were handed to a cluster "
-            f"go on by themselves)"
+            f"what was computed is in {root}; the same command goes on from there{others}"
         ) from None
     finally:
-        failed = [path.read_text(encoding="utf-8") for path in sorted(failures.iterdir())]
+        failed = [path.read_text(encoding="utf-8") for path in sorted(failures.iterdir()) if path != stop]
         shutil.rmtree(failures, ignore_errors=True)
         for words in filter(None, failed):
             print(f"cil: {words}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _one_of_many(root: str, failures: Path, here: int, job: Job) -> None:
+def _by_joblib(arguments: Sequence[str]) -> bool:
+    return any(item.startswith("hydra/launcher=joblib") for item in arguments)
+
+
+@contextmanager
+def _saved_first(stop: Path) -> Iterator[None]:
+    """At a Ctrl-C, which all processes of a terminal get, wait for the jobs: joblib would kill those that still save.
+
+    Args:
+        stop: A file for the jobs to see: no more of them begins.
+
+    Raises:
+        KeyboardInterrupt: when the jobs have ended; at once after a second Ctrl-C.
+    """
+    asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        stop.touch()
+        os.write(2, b"cil: the jobs that run save what they computed; Ctrl-C once more ends them at once\n")
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if stop.exists():
+        raise KeyboardInterrupt
+
+
+def _one_of_many(root: str, failures: Path, stop: Path | None, here: int, job: Job) -> None:
     """A job of a multirun, perhaps in another process. Its error is told at once, or left in a file to be told.
 
     It is not raised: a launcher that is told of an error may stop waiting for the others (submitit does).
     """
     from cil.cli.build import build
 
+    elsewhere = os.getpid() != here
+    if stop is not None and elsewhere:  # only a run that trains hears Ctrl-C; all else looks for the file
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if stop is not None and stop.exists():
+        return
     try:
         check(job.config)
         run = build(job, root=root, progress=False)
         print_warnings([run])
+        if stop is not None and stop.exists():
+            return
         record = run.execute()
         print(find_kind(record.kind).summary(record), flush=True)
+    except KeyboardInterrupt:
+        if stop is None or not elsewhere:
+            raise
+        stop.touch()
     except Exception as error:
-        words = f"{' '.join(job.overrides)}: {in_words(error)}"
-        if os.getpid() == here:
+        words = f"{shlex.join(job.overrides)}: {in_words(error)}"
+        if not elsewhere:
             print(f"cil: {words}", file=sys.stderr, flush=True)
             words = ""
         with os.fdopen(tempfile.mkstemp(dir=failures)[0], "w", encoding="utf-8") as file:

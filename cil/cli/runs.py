@@ -56,16 +56,21 @@ def _list(arguments: Sequence[str]) -> int:
     else:
         cells = [[*map(str, row.values())] for row in rows]
         print("\n".join(in_columns([list(rows[0]), *cells], right={5, 6, 7, 8})))
-        print(f"{len(rows)} runs, {sum(row['MB'] for row in rows):,.1f} MB")
+        print(f"{_counted(rows)}, {sum(row['MB'] for row in rows):,.1f} MB")
     for problem in problems:
         print(f"cil: note: left out: {problem}", file=sys.stderr)
     return 0
+
+
+def _counted(runs: Sequence[object]) -> str:
+    return f"{len(runs)} run{'s' * (len(runs) != 1)}"
 
 
 def _row(record: Record) -> dict[str, Any]:
     """A run as a line of the list. Accuracies in percent, sizes in units of 10^6 bytes."""
     from cil.report.runs import RunSummary
     from cil.tracking.housekeeping import bytes_below
+    from cil.tracking.labels import budget_label
 
     run = RunSummary(record)
     last = run.result("last_accuracy")
@@ -74,7 +79,7 @@ def _row(record: Record) -> dict[str, Any]:
         "status": run.status,
         "method": run.learner,
         "stream": str(run.stream.get("name")),
-        "budget": str(run.budget.get("kind") or "-"),
+        "budget": budget_label(run.budget) if run.budget else "-",
         "seed": run.seed,
         "done": f"{run.done}/{run.steps}",
         "last %": "-" if last is None else round(last, 2),
@@ -96,7 +101,8 @@ def _prune(arguments: Sequence[str]) -> int:
         unfinished="--unfinished" in flags, checkpoints="--checkpoints" in flags, trials="--trials" in flags,
     )  # fmt: skip
     if not found:
-        print("nothing to remove; --unfinished, --checkpoints and --trials say what may go")
+        missing = "" if set(flags) - {"--yes"} else "; --unfinished, --checkpoints and --trials say what may go"
+        print(f"nothing to remove{missing}")
         return 0
     print("\n".join(in_columns([(str(one.path), f"{one.bytes / 1e6:,.1f} MB", one.loses) for one in found], {1})))
     total = sum(one.bytes for one in found) / 1e6
@@ -116,7 +122,7 @@ def _move(arguments: Sequence[str]) -> int:
     if len(paths) != 2:
         raise ConfigError("cil runs move needs a run directory or a folder of runs, and where it goes")
     records, _ = read_runs(paths[0], trials=True)
-    print(f"{paths[0]} is now {move(Path(paths[0]), Path(paths[1]), records)}: {len(records)} runs")
+    print(f"{paths[0]} is now {move(Path(paths[0]), Path(paths[1]), records)}: {_counted(records)}")
     return 0
 
 

@@ -28,6 +28,7 @@ from cil.tracking.storage import first_difference, in_short
 COMPUTES = ("device", "precision", "threads", "versions", "code")  # keys of an identity: what computes, and which code
 MACHINE = ("platform", "processor")  # keys of an environment
 FACTS = ("steps", "exemplars", "flops", "ledger")  # that are compared; seconds are of the machine
+METRICS = "metrics"  # of other packages, among the results
 NO_STATE = State({}, {}, {}, (), {})
 LONGEST = 200  # characters of an error
 Contents = Mapping[str, Any]
@@ -131,7 +132,11 @@ class Redoing:
         done = self.checkpoints.done()
         facts = [self.checkpoints.facts(index) for index in range(done)]
         given = json.loads(json.dumps(plain(self.run.work.results(Rows(self.checkpoints, done), facts))))
-        difference = first_difference({name: self.stored.results.get(name) for name in given}, given)
+        stored = {name: self.stored.results.get(name) for name in given}
+        own = [results.get(METRICS) or {} for results in (stored, given)]
+        both = [name for name in own[0] if name in own[1]]  # packages may have come or gone since
+        stored[METRICS], given[METRICS] = ({name: metrics[name] for name in both} for metrics in own)
+        difference = first_difference(stored, given)
         if not difference:
             return ""
         name, told, counted = difference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -80,7 +80,7 @@ def grouped(records: Iterable[Record]) -> list[Group]:
                 run.learner,
                 run.bound,
                 _without_null(run.budget),
-                _setting(run),
+                _setting(run.config),
                 run.identity.get("tuning"),
             ]
         ),
@@ -159,24 +159,28 @@ def budget_words(budget: dict[str, Any]) -> str:
     return (", ".join(parts) or "no budget") + more
 
 
-def differing(runs: Sequence[RunSummary]) -> list[str]:
-    """Keys of the configs whose values are not the same in all runs; seeds and budgets aside."""
-    leaves = [_setting(run) for run in runs]
+def differing(
+    runs: Sequence[RunSummary], config_of: Callable[[RunSummary], Mapping[str, Any]] | None = None
+) -> list[str]:
+    """Keys of the configs, or of what else ``config_of`` gives, that differ between runs; seeds and budgets aside."""
+    leaves = [_setting(run.config if config_of is None else config_of(run)) for run in runs]
     keys = dict.fromkeys(key for leaf in leaves for key in leaf if not key.startswith("budget."))
     return [key for key in keys if not all_equal(leaf.get(key, ...) for leaf in leaves)]
 
 
 def config_text(run: RunSummary, without: tuple[str, ...]) -> str:
     """The config as one text, without seeds and the named parts or keys."""
-    return _text({key: value for key, value in _setting(run).items() if not {key, key.split(".")[0]} & {*without}})
+    return _text(
+        {key: value for key, value in _setting(run.config).items() if not {key, key.split(".")[0]} & {*without}}
+    )
 
 
-def _setting(run: RunSummary) -> dict[str, Any]:
+def _setting(config: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves of the config that make a setting, so neither seeds nor where and how it was computed.
 
     Null is as good as absent: a key of a later version, which earlier records lack, begins as null.
     """
-    leaves = _without_null(flat(run.config))
+    leaves = _without_null(flat(config))
     return {key: value for key, value in leaves.items() if not (_is_seed(key) or key.startswith(HOW))}
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -375,6 +376,23 @@ def conventions_of(runs: Iterable[RunSummary]) -> list[str]:
 def all_equal(values: Iterable[Any]) -> bool:
     items = list(values)
     return all(item == items[0] for item in items)
+
+
+def in_effect(run: RunSummary) -> dict[str, Any]:
+    """The configuration, with a method's own settings in place of those of the recipe that do nothing with it.
+
+    What has none of the same name in its place, as a schedule where the rate is constant, is null.
+    """
+    config = deepcopy(run.config)
+    for key, other in (run.identity.get("ignored") or {}).items():
+        group, _, name = key.partition(".")
+        own = dig(run.config, *other.split(".")) if other.endswith(f".{name or group}") else None
+        for part in (config, config.get("trainer") or {}):  # from Python the optimizer stands in the trainer
+            if not name and group in part:
+                part[group] = own
+            elif name and isinstance(part.get(group), dict):
+                part[group][name] = own
+    return config
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

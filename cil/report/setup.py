@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cil.report.grouping import Group
-from cil.report.runs import RunSummary, dig
+from cil.report.runs import RunSummary, dig, in_effect
 from cil.report.settings_list import known, values_of, versions_of
 from cil.report.verdicts import few
 
@@ -102,12 +102,13 @@ def batch_words(run: RunSummary) -> str:
 
 def optimizer_words(run: RunSummary) -> str:
     """For example ``SGD, learning rate 0.1, momentum 0.9``; what is 0 or off is left out."""
-    return _call(run.config.get("optimizer") or _trainer(run).get("optimizer"), OPTIMIZER_WORDS)
+    config = in_effect(run)
+    return _call(config.get("optimizer") or (config.get("trainer") or {}).get("optimizer"), OPTIMIZER_WORDS)
 
 
 def schedule_words(run: RunSummary) -> str:
     """For example ``multistep, milestones [80, 120], gamma 0.1``."""
-    given = run.config.get("scheduler") or _trainer(run).get("scheduler") or {}
+    given = in_effect(run).get("scheduler") or _trainer(run).get("scheduler") or {}
     words = _call({key: value for key, value in given.items() if given.get("warmup") or "warmup" not in key}, {})
     return f"{words}, counted in steps" if words and _trainer(run).get("schedule_by") == "step" else words
 
@@ -178,7 +179,7 @@ def input_words(run: RunSummary) -> str:
 
 
 def _trainer(run: RunSummary) -> Mapping[str, Any]:
-    return run.config.get("trainer") or {}
+    return in_effect(run).get("trainer") or {}
 
 
 def _number(value: Any, before: str = "") -> str:

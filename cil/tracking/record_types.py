@@ -324,4 +324,5 @@ class StrategyIdentity(Identity):
     starts_from: NotRequired[str]
     features: NotRequired[str]
     pictures: NotRequired[bool]
+    ignored: NotRequired[dict[str, str]]
     tuning: NotRequired[Tuning]

@@ -282,6 +282,21 @@ def test_the_screen_says_where_a_budget_of_compute_ended_training(capsys):
     assert second.endswith("experience 2/2, loss 1.000")
 
 
+def test_the_time_left_of_many_runs_is_told_from_what_is_done_now(capsys, monkeypatch):
+    """Neither runs that were finished before nor what a run that goes on had behind it took any of this time."""
+    now = iter([0.0, 10.0, 20.0])
+    monkeypatch.setattr("cil.cli.progress_screen.time", SimpleNamespace(monotonic=lambda: next(now)))
+    screen = ProgressScreen(4)
+    for number in (0, 1):
+        screen.end(number, "wa", "finished before, not run again", finished=True)
+    screen.start(2, "icarl")
+    screen.advance(2, "epoch", 1, 2, 0.0, {})
+    screen.advance(2, "boundary", 1, 2, 1.0, {})
+    screen.end(2, "icarl", "finished after 10 s", finished=True)  # half a run in 10 s, a whole one is left
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]
+    assert lines == ["1/4 runs", "2/4 runs", "3/4 runs, ETA 20 s"]
+
+
 def test_the_screen_says_how_all_runs_stand(capsys):
     screen = ProgressScreen(5)
     screen.end(0, "wa", "finished before, not run again", finished=True, accuracy=60.0)
@@ -294,8 +309,8 @@ def test_the_screen_says_how_all_runs_stand(capsys):
     screen.end(3, "bic", "finished after 1 s", finished=True)
     err = capsys.readouterr().err.splitlines()
     stood = [line for line in err if not line.startswith("[")]
-    assert stood[0] == "1/5 runs, ETA 0 s, best so far 60.00 % (wa)"
-    assert stood[1] == "2/5 runs, ETA 0 s, best so far 60.00 % (wa)"  # a bound is not the best
+    assert stood[0] == "1/5 runs, best so far 60.00 % (wa)"
+    assert stood[1] == "2/5 runs, best so far 60.00 % (wa)"  # a bound is not the best
     assert stood[2].startswith("3/5 runs, 2 running, ETA 0 s, best so far 70.00 % (icarl)")
     assert stood[3].startswith("4/5 runs, 1 running, 1 not finished, ETA 0 s, best so far 70.00 % (icarl)")
     assert stood[4] == "5/5 runs, 1 not finished, best so far 70.00 % (icarl)"
@@ -336,6 +351,28 @@ def test_a_launcher_that_is_interrupted_says_how_to_go_on(monkeypatch, tmp_path)
     with pytest.raises(KeyboardInterrupt, match="the same command goes on from there"):
         run.launch(["seed=0,1", "--multirun"], str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_jobs_of_joblib_save_before_a_sweep_that_is_interrupted_ends(monkeypatch, tmp_path):
+    """Joblib kills its jobs as soon as an exception reaches it, so none does; no further job begins."""
+    from cil.cli import run
+
+    ended, begun = [], []
+
+    def jobs(arguments: object, task: partial[None]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(run, "check", begun.append)
+        task = partial(task.func, *task.args[:3], -1)  # as in another process
+        task(SimpleNamespace(config={}, overrides=()))
+        ended.append(signal.getsignal(signal.SIGINT))
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(run, "application", jobs)
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on from there"):
+        run.launch(["hydra/launcher=joblib", "seed=0,1", "--multirun"], str(tmp_path))
+    assert ended == [signal.SIG_IGN] and not begun and not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 class Deaf:

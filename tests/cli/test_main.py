@@ -72,6 +72,11 @@ def test_list_tells_what_the_registries_know(cil):
     assert "icarl" in cil("list", "strategies").out and "split_digits" not in cil("list", "strategies").out
 
 
+def test_a_list_without_a_name_says_so(cil, monkeypatch):
+    monkeypatch.setattr("cil.cli.listing.known", lambda kind: {})
+    assert cil("list", "metrics").out == "metrics\n  none but those that are built in\n"
+
+
 def test_every_model_file_names_a_model_that_there_is():
     from cil.cli.compose import compose
     from cil.models import names

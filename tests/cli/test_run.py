@@ -47,6 +47,14 @@ def test_the_same_command_finds_the_finished_run(cil, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("experience-*.json")} == before
 
 
+def test_a_data_set_is_found_in_the_folder_one_stands_in(cil, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    lines = "from PIL import Image\ndef make():\n    pair = [(Image.new('L', (4, 4), k), k % 2) for k in range(4)]"
+    (tmp_path / "images_of_this_folder.py").write_text(f"{lines}\n    return pair, pair[:2]\n")
+    said = cil("show", "stream=torch", "stream.dataset=images_of_this_folder:make", "--out", "seen.png")
+    assert said.code == 0 and (tmp_path / "seen.png").exists(), said.err
+
+
 def test_another_seed_or_budget_is_another_folder(cil, tmp_path):
     cil("run", *DIGITS, "strategy=finetune")
     cil("run", *DIGITS, "strategy=finetune", "seed=1")

@@ -217,14 +217,16 @@ def test_runs_are_listed_thinned_out_and_moved(cil, runs, tmp_path):
         ("icarl", "finished", "5/5"),
         ("wa", "finished", "5/5"),
     ]
+    assert [row["budget"] for row in rows] == ["200 exemplars"] * 2
     said = cil("runs", "move", runs / "wa", tmp_path / "moved" / "wa")
-    assert said.code == 0 and not (runs / "wa").exists()
+    assert said.code == 0 and said.out.endswith("moved/wa: 1 run\n") and not (runs / "wa").exists()
     assert "would free" in cil("runs", "prune", "moved", "--checkpoints").out
     assert (tmp_path / "moved/wa/checkpoint").is_dir()
     assert "removed" in cil("runs", "prune", "moved", "--checkpoints", "--yes").out
     assert not (tmp_path / "moved/wa/checkpoint").exists()
     assert "wa" in cil("report", "moved").out  # its table stays
-    assert "nothing to remove" in cil("runs", "prune", "moved", "--checkpoints").out
+    assert cil("runs", "prune", "moved", "--checkpoints").out == "nothing to remove\n"
+    assert "say what may go" in cil("runs", "prune", "moved").out
     assert cil("runs", "move", "moved/wa", runs / "wa").code == 0
 
 

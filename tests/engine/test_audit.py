@@ -128,6 +128,19 @@ def test_audits_of_another_run_and_damaged_ones_are_not_read_and_named(tmp_path,
         ]
 
 
+def test_a_metric_of_a_package_that_came_later_is_no_finding_and_a_forged_one_is(tmp_path, monkeypatch):
+    run = toy_run("finetune", toy_stream(), tmp_path / "run", keep="all")
+    run.execute()
+    monkeypatch.setattr("cil.kinds.classes.results.own_metrics", lambda matrix: {"mine": 1.0})
+    assert redo(run, 0, tmp_path / "again").verdict == "equal"
+    path = tmp_path / "run/record.json"
+    content = json.loads(path.read_text())
+    del content["sha256"]  # as who edits it by hand does
+    content["results"]["metrics"] = {"mine": 2.0, "of a package that is gone": 3.0}
+    path.write_text(json.dumps(content))
+    assert redo(run, 0, tmp_path / "once-more").key == "record: metrics.mine is 2.0, and what was counted gives 1.0"
+
+
 def test_results_that_the_counts_do_not_give_are_found_and_missing_counts_are_named(tmp_path):
     run = toy_run("finetune", toy_stream(), tmp_path / "run", keep="all")
     run.execute()

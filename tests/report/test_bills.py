@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from made_records import NO_BUDGET, byte_budget
 
+from cil import class_incremental, plan
 from cil.report import table, to_csv, to_markdown, to_text, write_html
 from cil.report.bills import share_of_past, unused_share
 from cil.report.setup import augmentation_words, optimizer_words
@@ -145,6 +146,30 @@ def test_the_set_up_is_a_paragraph_and_its_facts_are_settings(run):
 def test_where_rows_differ_the_settings_say_who_has_what(run):
     long = run("wa", config={"trainer": {"epochs": 170}})
     assert table([run(), long]).sections[0].facts["epochs"] == "10 (icarl); 170 (wa)"
+
+
+def test_settings_are_those_that_count_where_a_method_has_its_own(run):
+    config = {
+        "strategy": {"epochs": 5, "lr": 0.05},
+        "trainer": {"epochs": 10, "batch_size": 32},
+        "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "weight_decay": 0.001},
+        "scheduler": {"_target_": "cil.engine.recipe.cosine"},
+    }
+    own = {"trainer.epochs": "strategy.epochs", "optimizer.lr": "strategy.lr", "optimizer.weight_decay": "no decay"}
+    one = run("avalanche", config=config, ignored={**own, "scheduler": "a constant rate"})
+    (section,) = table([run(config=config), one]).sections
+    assert section.facts["epochs"] == "5 (avalanche); 10 (icarl)"
+    assert section.facts["optimizer"].startswith("SGD, learning rate 0.05 (avalanche); SGD, learning rate 0.1, weight")
+    assert section.facts["schedule"] == "cosine (icarl)"
+    (said,) = [words for words in section.warnings if "recipe" in words]
+    assert all(key in said for key in ("trainer.epochs", "optimizer.lr", "optimizer.weight_decay", "scheduler."))
+    assert "batch_size" not in said
+
+
+def test_a_run_says_which_settings_do_nothing_with_its_method():
+    stream = class_incremental("digits", increment=5, train_per_class=5, test_per_class=2)
+    assert plan("gpm", stream, "smallconv").identity["ignored"] == {"optimizer.weight_decay": "no decay"}
+    assert "ignored" not in plan("replay", stream, "smallconv").identity
 
 
 def test_what_a_record_does_not_say_is_not_made_up(run):

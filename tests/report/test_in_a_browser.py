@@ -33,6 +33,7 @@ try {
   said.width = [document.documentElement.scrollWidth, window.innerWidth];
   said.figures = all("#table-1 figure").map((one) => Math.round(one.getBoundingClientRect().left));
   said.letters = Math.min(...all("#table-1 svg text").map((one) => one.getBoundingClientRect().height));
+  said.shade = getComputedStyle(document.querySelector("#table-1 .wide")).backgroundImage.includes("gradient");
   said.ground = getComputedStyle(document.body).backgroundColor;
   said.text = getComputedStyle(document.querySelector("#table-1 svg text")).fill;
   said.titles = all("#table-1 svg [data-row='icarl'] title").map((one) => one.textContent);
@@ -109,13 +110,14 @@ def test_numbers_are_those_of_the_records_and_rows_can_be_sorted_and_chosen(page
     some, hidden, again = said["drawn"]
     assert some == again > 0 == hidden
     assert said["dot"] == said["line"] != "rgba(0, 0, 0, 0)"  # a button has the colour of its row
-    assert len(set(said["figures"])) == 2  # two figures side by side
+    assert len(set(said["figures"])) == 2 and not said["shade"]  # two figures side by side
 
 
 def test_on_a_phone_figures_stack_and_nothing_widens_the_page(page, chromium):
     said = shown(chromium, page, "--window-size=500,2000")  # Chromium makes no window narrower
     assert said["width"][0] <= said["width"][1] and len(set(said["figures"])) == 1
     assert said["letters"] >= 8
+    assert said["shade"]  # at the side where a table goes on, as a phone shows no bar
 
 
 def test_a_dark_screen_has_a_dark_page_with_light_letters_in_figures(page, chromium):

@@ -79,6 +79,7 @@ class AvalancheStrategy(Host):
     @classmethod
     def ignored_keys(cls, hyperparameters: Mapping[str, Any]) -> dict[str, str]:
         own = {f"optimizer.{key}": f"strategy.{key}" for key in ("lr", "momentum", "weight_decay")}
+        own["scheduler"] = "a constant rate"
         return {**own, "trainer.epochs": "strategy.epochs", "trainer.batch_size": "strategy.batch_size"}
 
     def grow(self, signature: Signature) -> None:

@@ -133,6 +133,8 @@ def _accuracy_against_bytes(
     sizes = [size for _, size, _, _ in points]
     if max(sizes) > 20 * min(sizes):
         axes.set_xscale("log")
+    else:
+        axes.locator_params(axis="x", nbins=4)  # sizes that are nearly the same have long numbers
     axes.set_xlabel(f"carried after the last experience, MiB ({convention})")
     axes.set_ylabel("last accuracy, %")
     axes.margins(x=0.08, y=0.12)

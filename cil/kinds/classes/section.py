@@ -34,7 +34,7 @@ from cil.report.bills import USE_TERMS, bill_cells, bill_entry, bill_terms, use_
 from cil.report.grids import Grid, Titled, byte_bill, flops, scores_entry, seconds, whole
 from cil.report.grouping import Group, budget_words, by_budget, comparisons, differing, grouped
 from cil.report.rows import Row, largest, mean, remarks
-from cil.report.runs import CONVENTIONS, RunSummary, all_equal, conventions_of, dig
+from cil.report.runs import CONVENTIONS, RunSummary, all_equal, conventions_of, dig, in_effect
 from cil.report.section import ReadingAid, Section, Sections
 from cil.report.settings_list import (
     computing,
@@ -429,6 +429,6 @@ def _warnings(groups: Sequence[Group], rows: Sequence[Row]) -> Iterable[str]:
     yield from unlike_values(runs, "threads")
     yield from edited_code(groups, rows)
     yield from tuning_warnings([group.first for group in groups if not group.first.bound])
-    recipe = [key for key in differing([group.first for group in groups]) if key.startswith(RECIPE)]
+    recipe = [key for key in differing([group.first for group in groups], in_effect) if key.startswith(RECIPE)]
     if recipe:
         yield f"Rows differ in their recipe: {few(recipe)}."
