@@ -191,6 +191,7 @@ def plan(
         **({} if options.features is None else {"features": options.features}),
         **({} if options.pictures else {"pictures": False}),
         **({"transductive": True} if work.transductive else {}),
+        **({"uses_validation": True} if work.method.uses_validation else {}),
         **({"ignored": ignored} if ignored else {}),
         "class_order": list(stream.order),
         "stream": stream.description(),

@@ -78,7 +78,8 @@ class Trials:
         if search.validation is None or not len(search.validation):
             raise ConfigError(
                 f"phase '{search.name}' of experience {training.index} has {search.trials} trials and no held-out data "
-                f"to judge them by; set stream.validation (or a dev split), or strategy.search.trials=0"
+                f"to judge them by; set stream.validation (or a dev split) and uses_validation = True on the class, or "
+                f"strategy.search.trials=0"
             )
         for name in search.space:
             if name in RESERVED:

@@ -33,6 +33,7 @@ class Strategy(Holder):
     uses_horizon: ClassVar[bool] = False  # needs to know how many experiences will come
     bound: ClassVar[bool] = False  # an upper bound, not a competitor: kept out of rankings
     transductive: ClassVar[bool] = False  # the answer to a test image may depend on the other test images
+    uses_validation: ClassVar[bool] = False  # is handed the images that the stream holds out, and may train on them
     holds_out: ClassVar[bool] = False  # leaves images out of its main phase, for a later one
     whole_batches: ClassVar[str | None] = None  # why ``loss`` must see whole batches: several devices share none
     same_draws: ClassVar[bool] = False  # devices that share a batch draw the same in ``loss``, not each for its rows

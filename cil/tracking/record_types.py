@@ -319,6 +319,7 @@ class StrategyIdentity(Identity):
     bound: bool
     uses_horizon: bool
     transductive: NotRequired[bool]
+    uses_validation: NotRequired[bool]
     class_order: list[int]
     networks: Networks
     starts_from: NotRequired[str]

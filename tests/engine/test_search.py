@@ -30,6 +30,7 @@ class Searching(Learner):
     """Rates are searched over; ``seen`` notes each trial's settings and the weights that it began with."""
 
     trials, refit, rates = 3, False, (0.001, 1.0)
+    uses_validation = True
 
     def phases(self, experience) -> Iterator[Phase | Search]:
         self.seen: list[tuple[float, bytes]] = []
@@ -187,6 +188,22 @@ def test_what_is_searched_over_has_a_name_of_its_own(tmp_path):
 def test_without_held_out_data_a_search_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"3 trials and no held-out data.*stream.validation"):
         run_of(tmp_path, stream=small_stream(2), kind=type("Bare", (Searching,), {"phases": _bare})).execute()
+
+
+def test_held_out_images_are_handed_to_those_alone_that_say_so(tmp_path):
+    class Trains(Learner):
+        """Trains on images that are held out, too."""
+
+        def phases(self, experience):
+            more = experience.validation
+            yield Phase("main", experience.train if more is None else experience.train + more, self.loss)
+
+    class SaysSo(Trains):
+        uses_validation = True
+
+    runs = [run_of(tmp_path / kind.__name__, kind) for kind in (Trains, SaysSo)]
+    flops = [run.execute().results["flops"]["training"] for run in runs]
+    assert flops[1] == [2 * count for count in flops[0]]
 
 
 def _bare(self, experience):

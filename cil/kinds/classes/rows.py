@@ -124,6 +124,8 @@ def _status_notes(group: Group, runs: Sequence[RunSummary]) -> Iterable[Note]:
 
 
 def _memory_notes(first: RunSummary, runs: Sequence[RunSummary], least: int | None) -> Iterable[Note]:
+    if first.identity.get("uses_validation") and (first.config.get("stream") or {}).get("validation"):
+        yield Note("held-out images", "held-out images: may train on those that stream.validation holds out")
     lost = max((sum(run.result("given_up") or ()) for run in runs), default=0)
     if lost:
         yield Note("gave up images", f"gave up images: learned without {lost:,} of those that arrived")

@@ -144,6 +144,7 @@ class TaskLearner(Strategy):
     """
 
     takes_task = True
+    uses_validation = True  # a dev split, by the protocol
     toy: ClassVar[Mapping[str, Any]] = {"search": {"trials": 2, "steps": 3, "batch_size": 8}}
     task: TaskKey  # of the experience that is trained
 

@@ -20,6 +20,14 @@ def test_a_budget_that_does_not_bind_is_marked(run):
     assert only(table([run(exemplars=400, budget=exemplar_budget(400), bound=True)]))[1] == {}
 
 
+def test_who_may_train_on_images_that_are_held_out_is_marked(run):
+    held = {"stream": {"name": "toy", "order_seed": 7, "validation": 0.1}}
+    _, marks = only(table([run(config=held, uses_validation=True)]))
+    assert marks == {"held-out images": "held-out images: may train on those that stream.validation holds out"}
+    assert only(table([run(config=held, seed=1)]))[1] == {}
+    assert only(table([run(uses_validation=True, seed=2)]))[1] == {}
+
+
 def test_classes_without_exemplars_are_marked(run):
     results = {"exemplars": [4, 0]}
     _, marks = only(table([run(budget=exemplar_budget(3), results=results)]))
