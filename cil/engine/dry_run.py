@@ -10,6 +10,7 @@ from cil.engine.lifecycle import MakeLearner, admit
 from cil.engine.side_bytes import SideLimit
 from cil.errors import BudgetExceeded, CilError, ConfigError, ContractError, in_words
 from cil.memory import Allowance, Budget
+from cil.memory.budget import MORE_BESIDE
 from cil.memory.ledger import CONVENTIONS
 from cil.models import NetFactory
 from cil.strategies import Strategy
@@ -157,9 +158,8 @@ def check_bills(bills: Sequence[Bill], budget: Budget, name: str) -> None:
         if bill.side_limit is not None and bill.free_beside > bill.side_limit:
             raise BudgetExceeded(
                 f"{name} will carry {bill.free_beside:,} bytes beside networks and exemplars after experience "
-                f"{bill.experience}, budget.side_bytes allows {bill.side_limit:,}: {_kinds(bill)}; raise "
-                f"budget.side_bytes (null: no cap), set budget.enforce=report, or, where it holds them by design, let "
-                f"its side_bytes() say how many"
+                f"{bill.experience}, budget.side_bytes allows {bill.side_limit:,}: {_kinds(bill)}; "
+                f"{MORE_BESIDE}"
             )
     if budget.limits is None:
         return

@@ -14,6 +14,10 @@ from cil.memory.training_memory import Fitting, TrainingMemory
 from cil.values import check_value, limits
 
 UNLIMITED = 2**62
+MORE_BESIDE = (  # what one may do who is over the cap on side bytes
+    "raise budget.side_bytes (null: no cap), set budget.enforce=report, or, where it holds them by design, let its "
+    "side_bytes() say how many"
+)
 
 
 class Learner(Protocol):
@@ -397,7 +401,9 @@ class Allowance:
             if over == self._over_in_training(ledger):
                 kinds, key = f"{kinds}, {ledger.describe(lifetime='training')}", "budget.training_bytes"
             if over == self._over_beside(ledger):
-                key = "budget.side_bytes (null: no cap)"
+                raise BudgetExceeded(
+                    f"{name} {over} {when} experience {self.boundary.experience}: {kinds}; {MORE_BESIDE}"
+                )
             raise BudgetExceeded(
                 f"{name} {over} {when} experience {self.boundary.experience}: {kinds}; raise {key}, or set "
                 f"budget.enforce=report"
