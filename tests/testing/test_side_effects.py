@@ -147,7 +147,7 @@ class Leaks(Replay):
 
 
 CALLED = (
-    *("train_mode", "training_entries", "exemplar_plan", "load_state", "grow", "accepts", "memory_of", "fixed_bytes"),
+    *("train_mode", "exemplar_plan", "load_state", "grow", "accepts", "memory_of", "fixed_bytes"),
     *("state", "predict", "loss", "after_step", "adjust_gradients", "before_experience", "after_experience", "prepare"),
 )
 
