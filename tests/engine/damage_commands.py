@@ -71,6 +71,7 @@ CHEAP = (
 )  # fmt: skip
 ROUND = (*CHEAP, *(name for name in NAMES if name not in CHEAP), *CHEAP)  # what takes longer less often
 OF_A_PACKAGE = "compare, retrieval"  # the others without a package, as it would let every page be drawn again
+AGAIN = "the command again: "
 OVERWRITTEN = ("table.csv", "table.md", "index.html", "tune.json")  # reports, which the same command writes again
 ALONE = ("audits.json", "reused.json")  # say what no other file says: once removed, it was never said
 LOCK = ".lock"
@@ -425,11 +426,11 @@ class Damaging:
         with pages(self.chance.random() < DRAWN):
             code = attempt(self.operations, self.case.command, copy)
         said = copy.with_name(f"{copy.name}.txt").read_text()
-        (named if self._names(said, what) else []).append(f"the command again: {_told(said, what)}")
+        (named if self._names(said, what) else []).append(f"{AGAIN}{_told(said, what)}")
         if any(sign in said for sign in CRASHES):
-            found.append(f"the command again: {said[-1500:]}")
+            found.append(f"{AGAIN}{said[-1500:]}")
         elif code and not self._names(said, what):
-            found.append(f"the command again: exit code {code}, unnamed: {said[-600:]}")
+            found.append(f"{AGAIN}exit code {code}, unnamed: {said[-600:]}")
         elif not code:
             self._compare("afterwards: ", copy, what, found, named)
         verdict = "silent" if found else "named" if named else "equal"
@@ -465,8 +466,9 @@ class Damaging:
         if when.startswith("after"):
             for other in sorted(set(runs_of(straight)) - {run}):
                 found.extend(f"{when}{other}: {words}" for words in self._run_differs(other, copy, what, named))
-            told = what.names if named else ()
-            found.extend(f"{when}{name} differs" for name in self._reports_differ(copy) if name not in told)
+            if not any(note.startswith(AGAIN) for note in named):  # who writes the reports has named it
+                told = what.names if named else ()
+                found.extend(f"{when}{name} differs" for name in self._reports_differ(copy) if name not in told)
             if own and self.chance.random() < 0.5:
                 audit = ("audit", str(run), *EXPERIENCE)
                 self._hold(f"{when}audit", self._straight(audit), self._read(audit, copy), what, found, named)
