@@ -60,7 +60,7 @@ class Bills:
             if alone:
                 raise
             return cls(*head, False, [], str(error))
-        fitted = None if work.fit is None else work.fit.words(head[0])
+        fitted = work.fit.words(head[0]) if work.fit is not None and work.fit.fits else None
         return cls(*head, bound, bills, work.excess(), fitted)
 
 
