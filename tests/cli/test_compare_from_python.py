@@ -25,6 +25,34 @@ def test_strategies_seeds_and_budgets_make_one_table_and_one_page(tmp_path):
     assert [record.directory for record in again.records] == [record.directory for record in done.records]
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"strategies": []}, "strategies is empty, so there is nothing to compare"),
+        ({"stream": []}, "stream is empty"),
+        ({"budget": []}, "budget is empty"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"strategies": "finetune"}, "strategies is 'finetune'; cil.compare takes a list of them"),
+    ],
+)
+def test_nothing_to_compare_is_refused(changes, says, tmp_path):
+    given = {"strategies": ["finetune"], "stream": toy_stream(), "out": tmp_path / "out", **SETTINGS, **changes}
+    with pytest.raises(ConfigError, match=f"^{says}"):
+        cil.compare(**given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_first_phases_are_shared_as_by_the_command_and_no_bit_moves(tmp_path):
+    given = {"stream": toy_stream(), "budget": cil.Budget(exemplars=6), **SETTINGS}
+    shared = cil.compare(["replay", "icarl"], out=tmp_path / "on", **given)
+    alone = cil.compare(["replay", "icarl"], out=tmp_path / "off", reuse=None, **given)
+    assert len(list((tmp_path / "on/phases").glob("*.safetensors"))) == 1 and not (tmp_path / "off/phases").exists()
+    for first, second in zip(shared.records, alone.records, strict=True):
+        states = [sorted(record.directory.rglob("*.safetensors")) for record in (first, second)]
+        assert [path.name for path in states[0]] == [path.name for path in states[1]] and states[0]
+        assert [path.read_bytes() for path in states[0]] == [path.read_bytes() for path in states[1]]
+
+
 def test_bytes_may_be_those_of_another_strategy(tmp_path):
     budget = cil.Budget.aligned("der", exemplars=6)
     done = cil.compare(["replay"], toy_stream(), budget=budget, out=tmp_path, **SETTINGS)
