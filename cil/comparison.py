@@ -101,7 +101,8 @@ def compare(
         out: Folder of the runs, the table and the page.
         jobs: Runs at a time, a process each.
         dry_run: Train nothing; ``text`` says how many runs there are, and what time, disk and memory they will take.
-        given: The other arguments of ``cil.train``, the same for all runs.
+        given: The other arguments of ``cil.train``, the same for all runs. ``reuse``, the folder of first phases that
+            runs share, is ``phases`` in ``out`` where it is ``auto``, the default; None: each trains its own.
 
     Raises:
         ConfigError: for whatever is wrong with a run, before any is trained.
@@ -109,17 +110,25 @@ def compare(
     """
     if "run_dir" in given:
         raise ConfigError("run_dir is of cil.train; here every run has a folder of its own, under out")
+    if isinstance(strategies, str) or callable(strategies):
+        raise ConfigError(f"strategies is {strategies!r}; cil.compare takes a list of them")
     quiet, out = not given.pop("progress", True), Path(out)
     refuse_foreign_report(out)
     budgets = [budget] if isinstance(budget, Budget) or budget is None else list(budget)
     streams = [stream] if isinstance(stream, Stream) else list(stream)
+    for name, values in {"strategies": strategies, "stream": streams, "budget": budgets, "seeds": seeds}.items():
+        if not values:
+            raise ConfigError(f"{name} is empty, so there is nothing to compare; name one or more")
+    shared = {"threads": 1, "reuse": "auto", **given}
+    if shared["reuse"] == "auto":
+        shared["reuse"] = out / "phases"
     torch.set_num_threads(1)  # this process forks: it must have started no threads of its own
     runs: dict[Path, tuple[str, Run]] = {}
     for where in streams:
         for strategy in strategies:
             for one in budgets:
                 for seed in seeds:
-                    run = plan_training(strategy, where, model, one, seed=seed, root=out, **{"threads": 1, **given})
+                    run = plan_training(strategy, where, model, one, seed=seed, root=out, **shared)
                     runs.setdefault(Path(run.run_dir), (_label(run), run))
     if dry_run:
         return Comparison((), (), look_ahead(runs, jobs, out)[0], out / "index.html")

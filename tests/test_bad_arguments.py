@@ -69,7 +69,7 @@ def test_recipes(given, says):
         ({"exemplars": -1}, "budget.exemplars is -1"),
         ({"per_class": -1}, "budget.per_class is -1; it must be a whole number of 0 or more, or null"),
         ({"per_class": 2, "exemplars": 9}, "budget.per_class is 2 beside budget.exemplars=9; both count exemplars"),
-        ({"limits": [1.5]}, "budget.limit is [1.5]; it must be a positive number of bytes"),
+        ({"limits": [1.5]}, "budget.limit is [1.5]; it must be a positive whole number of bytes"),
         ({"limits": 5}, "budget.limit is 5"),
         ({"limits": []}, "budget.limit is []"),
         ({"updates": 2.5}, "budget.updates is 2.5"),

@@ -60,7 +60,7 @@ class Bills:
             if alone:
                 raise
             return cls(*head, False, [], str(error))
-        fitted = None if work.fit is None else work.fit.words(head[0])
+        fitted = work.fit.words(head[0]) if work.fit is not None and work.fit.fits else None
         return cls(*head, bound, bills, work.excess(), fitted)
 
 
@@ -77,11 +77,12 @@ def main(arguments: Sequence[str]) -> int:
 def _bills(job: Job, label: str, alone: bool) -> Bills:
     from cil.cli.build import build
     from cil.errors import ConfigError
+    from cil.streams.known_shapes import without_images
 
     if job.learner != "strategy":
         given = f"{job.learner}={job.method}"
         raise ConfigError(f"cil budget is of strategies; cil run {given} ... --dry-run says what it carries")
-    return Bills.of(build(job, progress=False), label, alone)
+    return Bills.of(build(job, stream=without_images(job.config["stream"]), progress=False), label, alone)
 
 
 def _without_seeds(cells: Sequence[Cell]) -> dict[str, Job]:

@@ -150,7 +150,22 @@ def files_of(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _job(found: Composition, overrides: Sequence[str]) -> Job:
-    return Job(found.container(resolve=True), found.choices, tuple(overrides), found.sweep)
+    config = found.container(resolve=True)
+    budget = config.get("budget")
+    if isinstance(budget, dict):
+        budget |= {key: _whole(budget[key]) for key in ("limit", "points") if key in budget}
+    return Job(config, found.choices, tuple(overrides), found.sweep)
+
+
+def _whole(value: Any) -> Any:
+    """Bytes as a person may write them, 4e6, as whole numbers; all else as it is.
+
+    >>> _whole(4e6), _whole([1e5, 20]), _whole(0.5)
+    (4000000, [100000, 20], 0.5)
+    """
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:

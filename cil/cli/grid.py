@@ -99,6 +99,7 @@ def _swept(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]], J
     general = [item for item in fixed if not _of_method(item)]
     first = compose([*general, *(values[0] for key, values in swept.items() if not _of_method(key))])
     given = {key_of(item) for item in overrides}
+    given |= set(POINTS.values()) if "budget.points" in given else set()
     given |= {"split"} if given & {"stream.base", "stream.increment"} else set()
     for key, value in first.sweep.items():
         if key not in given:
@@ -192,6 +193,8 @@ def _at_points(cell: Cell) -> list[Cell]:
         raise ConfigError(
             f"budget.points is {points!r} with budget={budget.get('kind')}; give a list, and a budget with a size"
         )
+    if key in map(key_of, cell.job.overrides):
+        raise ConfigError(f"budget.points gives {key} its values; leave one of them out")
     return [
         Cell(compose([*cell.job.overrides, f"{key}={point}", "budget.points=null"]), {**cell.varied, key: str(point)})
         for point in points

@@ -28,6 +28,7 @@ class Fitted:
         value: Its value.
         bytes, limit: What will be carried after the last experience, and the cap on it.
         convention: How bytes are counted.
+        fits: False where it is the smallest value that the method takes, and too large all the same.
     """
 
     key: str
@@ -35,6 +36,7 @@ class Fitted:
     bytes: int
     limit: int
     convention: str
+    fits: bool = True
 
     def words(self, name: str) -> str:
         """A sentence for a person.
@@ -54,6 +56,7 @@ def fitted(
 ) -> Fitted | None:  # fmt: skip
     """The largest value of the hyperparameter that a method names (``Strategy.fitted_key``), by bisection of dry runs.
 
+    Where none fits it is the smallest, and the run is over its budget as that of any other method that does not fit.
     Nothing is trained, and no image is looked at. None where ``budget.fit`` is off, and for a method that names none:
     one with exemplars fills the budget with these anyway, one without is as large as it is.
 
@@ -62,7 +65,6 @@ def fitted(
         make_net: Gives a fresh factory on the ``meta`` device.
 
     Raises:
-        BudgetExceeded: where the smallest value does not fit either.
         ConfigError: where the value is given, or the bytes do not grow with it, or fall.
     """
     method: Any = getattr(make_learner, "func", make_learner)
@@ -97,9 +99,9 @@ def fitted(
             return limit + 1, False
         return seen[value], error is None
 
-    error = bill(smallest)[1]
+    least, error = bill(smallest)
     if error is not None:
-        raise BudgetExceeded(f"budget.fit: strategy.{key}={smallest} is the smallest of {name}, and {error}")
+        return Fitted(key, smallest, least, limit, budget.convention, fits=False)
     found = largest(weigh, smallest, limit)
     if found is None:
         raise ConfigError(

@@ -145,16 +145,26 @@ class PlannedWork:
     def bills(self) -> dict[str, Any]:
         """The bill of each experience, with the caps that structure alone tells."""
         caps = caps_results(self.budget, self._static_caps) if self._static_caps else {}
-        found = {"warnings": self.warnings(), "fitted": None if self.fit is None else asdict(self.fit)}
+        fitted = {name: value for name, value in asdict(self.fit).items() if name != "fits"} if self.fit else None
+        found = {"warnings": self.warnings(), "fitted": fitted}
         bills = [asdict(bill) for bill in self.bill]
         return {"bills": bills, **caps, **{name: value for name, value in found.items() if value}}
 
     def check_budget(self) -> dict[str, Any]:
         """Refuse what is over the budget whatever is trained, and a step that holds too much."""
-        check_bills(self.bill, self.budget, self.name)
+        self._check_bills()
         self.check_static_caps()
         memory = self.budget.check_training(self.name, self.steps().largest, self.batch_key)
         return {} if memory is None else {"training_bill": {"total": memory.total, **memory.kinds}}
+
+    def _check_bills(self) -> None:
+        """Refuse bytes that are over the budget, also of a method whose smallest value does not fit."""
+        try:
+            check_bills(self.bill, self.budget, self.name)
+        except BudgetExceeded as error:
+            if self.fit is None or self.fit.fits:
+                raise
+            raise BudgetExceeded(f"with strategy.{self.fit.key}={self.fit.value}, its smallest, {error}") from None
 
     def check_static_caps(self) -> None:
         """Refuse a structure that is over a cap.
@@ -170,7 +180,7 @@ class PlannedWork:
         learner = self._structure()
         found = [*self.stream.provenance.notes, *learner.warnings, *self.recipe.warnings(), *self.runtime.warnings()]
         found += size_warnings(getattr(learner, "net", None), self.stream.image_shape[1:])
-        found += [] if self.fit is None else [self.fit.words(self.name)]
+        found += [self.fit.words(self.name)] if self.fit is not None and self.fit.fits else []
         if learner.memories() and self.budget.enforce != "report":
             found += fit_warnings(self.bill, self.budget, self.stream.signatures, self.name)
         return found
@@ -180,7 +190,7 @@ class PlannedWork:
         if self.bound:
             return None
         try:
-            check_bills(self.bill, self.budget, self.name)
+            self._check_bills()
             self.check_static_caps()
         except BudgetExceeded as error:
             return str(error)

@@ -27,6 +27,8 @@ class KnownShape(NamedTuple):
 KNOWN = {
     "cifar10": KnownShape((3, 32, 32), 10, 5000),
     "cifar100": KnownShape((3, 32, 32), 100, 500),
+    "fashion_mnist": KnownShape((1, 28, 28), 10, 6000),
+    "kmnist": KnownShape((1, 28, 28), 10, 6000),
     "tiny_imagenet": KnownShape((3, 64, 64), 200, 500),
     "imagenet100": KnownShape((3, 224, 224), 100, 1300),
     "imagenet1000": KnownShape((3, 224, 224), 1000, 1300),
@@ -40,7 +42,8 @@ def without_images(given: Mapping[str, Any]) -> Stream | ShiftStream | None:
         given: ``builder``, ``dataset`` and the other arguments of the builder.
     """
     known, size = KNOWN.get(str(given.get("dataset"))), given.get("size")
-    if known is None:
+    chosen = given.get("classes")
+    if known is None or (isinstance(chosen, int) and chosen > known.classes):  # which its builder refuses
         return None
     if isinstance(size, int):
         known = known._replace(shape=(known.shape[0], size, size))
@@ -61,8 +64,9 @@ def _classes(given: Mapping[str, Any], known: KnownShape) -> Stream:
         seen += size
         counts = {slot: _count(given, known.per_class, slot) for slot in slots}
         signatures.append(Signature(index, slots, slots, counts, known.shape, seen))
+    shots = f"_{given['shots']}shots" if given.get("shots") else ""
     return Stream(
-        name=f"{given['dataset']}_b{given['base']}_inc{given['increment']}",
+        name=f"{given['dataset']}_b{given['base']}_inc{given['increment']}{shots}",
         classes=[str(slot) for slot in range(classes)], order=range(classes), signatures=signatures,
         parts=[ExperienceData(unread, unread)] * len(signatures), augment=Augment(),
         fingerprint=fingerprint_of("without images", str(signatures)),

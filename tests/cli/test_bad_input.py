@@ -111,7 +111,7 @@ BAD = {
     # budgets
     "bytes without a limit": ((*RUN, "budget=bytes"), "budget.limit is missing", "budget.limit=8000000"),
     "a limit without bytes": ((*RUN, "budget.limit=1000"), "budget.limit is 1000", "budget=bytes budget.limit=1000"),
-    "a negative limit": ((*RUN, "budget=bytes", "budget.limit=-5"), "budget.limit is -5", "positive number of bytes"),
+    "a negative limit": ((*RUN, "budget=bytes", "budget.limit=-5"), "budget.limit is -5", "positive whole number"),
     "a limit that nothing fits": ((*RUN, "budget=bytes", "budget.limit=5000"), "budget.limit is 5,000", "parameters"),
     "exemplars without that budget": (
         (*RUN, "budget=none", "budget.exemplars=5"),

@@ -27,6 +27,26 @@ def toy_model(strategy: str) -> list[str]:
 SMALL = ("stream.increment=5", "stream.train_per_class=20", "stream.test_per_class=10")  # two experiences
 
 
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (("stream=split_fashion_mnist",), "fashion_mnist_b0_inc2, 5 experiences; 2,000 exemplars"),
+        (("stream=split_imagenet100", "model=resnet18"), "imagenet100_b0_inc10, 10 experiences; 2,000 exemplars"),
+        (("stream=split_cifar100", "stream.base=50", "stream.shots=5"), "cifar100_b50_inc10_5shots, 6 experiences; 2"),
+    ],
+)
+def test_bills_of_official_sets_need_no_images(cil, tmp_path, asked, says):
+    found = cil("budget", *asked, "strategy=finetune", "budget.exemplars=2000", f"data_root={tmp_path}")
+    assert found.code == 0 and found.out.startswith(says), found.err
+
+
+def test_more_classes_than_an_official_set_has_are_no_bill(cil, tmp_path):
+    found = cil(
+        "budget", "stream=split_imagenet100", "stream.classes=500", "strategy=finetune", f"data_root={tmp_path}"
+    )
+    assert found.code == 2 and not found.out
+
+
 TRAINED = ("avalanche", "avalanche_bound", "finetune", "icarl", "der", "gdumb", "slda", "l2p", "dytox", "rmm")
 ALONE = [name for name in choices("strategy") if not find(name).takes_task]
 

@@ -54,6 +54,21 @@ def test_points_are_budgets_of_the_chosen_kind(budget, key):
     assert all(cell.job.config["budget"]["points"] is None for cell in cells)
 
 
+def test_points_go_before_the_budgets_that_an_experiment_sweeps_over_and_beside_none_that_are_typed():
+    asked = ["experiment=libcontinual_budget", "strategy=icarl", "seed=0", "budget.points=[1_000_000,2_000_000]"]
+    assert [cell.job.config["budget"]["limit"] for cell in expand(asked)] == [1_000_000, 2_000_000]
+    with pytest.raises(ConfigError, match=r"^budget\.points gives budget\.exemplars its values; leave one of them out"):
+        expand(["budget.points=[50,100]", "budget.exemplars=20,30"])
+
+
+def test_bytes_may_be_written_short_and_are_the_same_run():
+    short, long = (expand(["budget=bytes", f"budget.limit={asked}"]) for asked in ("4e6,16e6", "4000000,16000000"))
+    assert [cell.job.config for cell in short] == [cell.job.config for cell in long]
+    assert [type(cell.job.config["budget"]["limit"]) for cell in short] == [int, int]
+    points = expand(["budget=bytes", "budget.points=[1e5,200_000]"])
+    assert [cell.job.config["budget"]["limit"] for cell in points] == [100_000, 200_000]
+
+
 def test_a_grid_in_an_experiment_holds_unless_the_command_line_says_otherwise():
     assert {cell.varied["seed"] for cell in expand(["experiment=demo"])} == {"0", "1"}
     cells = expand(["experiment=demo", "seed=7", "strategy=wa"])

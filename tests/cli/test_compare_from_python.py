@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 
 import pytest
+from safetensors.torch import load_file
 
 import cil
 from cil.errors import ConfigError
@@ -23,6 +24,43 @@ def test_strategies_seeds_and_budgets_make_one_table_and_one_page(tmp_path):
     assert done.page.read_text().startswith("<!DOCTYPE html>") and "replay" in str(done)
     again = cil.compare(["finetune", "replay"], toy_stream(), budget=budgets, seeds=[0, 1], out=tmp_path, **SETTINGS)
     assert [record.directory for record in again.records] == [record.directory for record in done.records]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"strategies": []}, "strategies is empty, so there is nothing to compare"),
+        ({"stream": []}, "stream is empty"),
+        ({"budget": []}, "budget is empty"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"strategies": "finetune"}, "strategies is 'finetune'; cil.compare takes a list of them"),
+    ],
+)
+def test_nothing_to_compare_is_refused(changes, says, tmp_path):
+    given = {"strategies": ["finetune"], "stream": toy_stream(), "out": tmp_path / "out", **SETTINGS, **changes}
+    with pytest.raises(ConfigError, match=f"^{says}"):
+        cil.compare(**given)
+    assert not (tmp_path / "out").exists()
+
+
+def _bits(path):
+    """The bytes of each tensor of a file but the wall-clock time."""
+    return {name: value.numpy().tobytes() for name, value in load_file(path).items() if name != "seconds"}
+
+
+def test_first_phases_are_shared_as_by_the_command_and_no_bit_moves(tmp_path):
+    given = {"stream": toy_stream(), "budget": cil.Budget(exemplars=6), **SETTINGS}
+    shared = cil.compare(["replay", "icarl"], out=tmp_path / "one/on", **given)
+    alone = cil.compare(["replay", "icarl"], out=tmp_path / "other/off", reuse=None, **given)
+    assert (
+        len(list((tmp_path / "one/on/phases").glob("*.safetensors"))) == 1
+        and not (tmp_path / "other/off/phases").exists()
+    )
+    assert not list(tmp_path.rglob("reused.json")), "both were trained"
+    for first, second in zip(shared.records, alone.records, strict=True):
+        states = [sorted(record.directory.rglob("*.safetensors")) for record in (first, second)]
+        assert [path.name for path in states[0]] == [path.name for path in states[1]] and states[0]
+        assert [_bits(path) for path in states[0]] == [_bits(path) for path in states[1]]
 
 
 def test_bytes_may_be_those_of_another_strategy(tmp_path):

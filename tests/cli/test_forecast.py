@@ -50,6 +50,17 @@ def test_who_does_not_fit_at_a_point_is_named_and_left_out_there(cil):
     assert areas["der"] is None and areas["replay"] > 0
 
 
+def test_a_point_that_no_size_of_a_method_fits_stops_no_other(cil):
+    asked = (*DIGITS, "strategy=ranpac", "model=smallconv", "budget=bytes", "budget.points=[1_000,30_000]", "jobs=1")
+    asked = (*asked, "budget.convention=libcontinual", "budget.fit=true")
+    said = cil("compare", *asked, "--dry-run")
+    assert said.code == 0 and "to be trained, 1 at a time: 1" in said.out
+    assert "does not fit: ranpac, budget.limit=1000: with strategy.size=1, its smallest, ranpac will carry " in said.out
+    made = cil("compare", *asked, "out=here")
+    sections = json.loads(to_json(table(find_runs("here"))))["sections"]
+    assert made.code == 0 and [[row["n"] for row in one["rows"]] for one in sections[:2]] == [[0], [1]]
+
+
 def test_a_run_that_fails_is_named_at_the_end_with_its_cause_and_its_log(cil, tmp_path):
     (tmp_path / "broken.py").write_text(
         "from cil.strategies.finetune import Finetune\n\n\n"

@@ -75,10 +75,9 @@ def test_the_pool_of_l2p_as_published_and_as_in_the_table():
     for limit, prompts in zip(LIMITS, (200, 851, 5_408), strict=True):
         found = fitted(find("l2p"), make_net, whole(100), libcontinual(limit), "l2p")
         assert (found.key, found.value, found.bytes) == ("prompts", prompts, 307_600 + 18_432 * prompts)
-    with pytest.raises(BudgetExceeded, match=r"^budget\.fit: strategy\.prompts=5 is the smallest of l2p, and l2p will"):
-        fitted(find("l2p"), make_net, whole(100), libcontinual(399_000), "l2p")  # 5 take 399,760
-    with pytest.raises(BudgetExceeded, match=r"strategy\.prompts=7 is the smallest"):
-        fitted(partial(find("l2p"), top=7), make_net, whole(100), libcontinual(399_000), "l2p")
+    found = fitted(find("l2p"), make_net, whole(100), libcontinual(399_000), "l2p")
+    assert (found.value, found.bytes, found.fits) == (5, 399_760, False)
+    assert fitted(partial(find("l2p"), top=7), make_net, whole(100), libcontinual(399_000), "l2p").value == 7
 
 
 def test_the_components_of_coda_prompt_as_in_the_table():
@@ -218,6 +217,14 @@ def test_a_run_has_the_fitted_value_and_says_so(tmp_path):
     }  # fmt: skip
     assert any(line.startswith(f"ranpac: budget.fit sets strategy.size={size}") for line in work.bills()["warnings"])
     assert "fit" not in plan("ranpac", toy_stream(), "smallconv", run_dir=tmp_path).identity["budget"]
+
+
+def test_a_method_whose_smallest_value_does_not_fit_is_over_its_budget_and_says_so(tmp_path):
+    run = plan("ranpac", toy_stream(), "smallconv", Budget(limits=[1_000], fit=True), run_dir=tmp_path)
+    says = r"^with strategy\.size=1, its smallest, ranpac will carry [\d,]+ bytes \(exact\) without a single exemplar"
+    with pytest.raises(BudgetExceeded, match=says):
+        run.work.check_budget()
+    assert run.work.excess().startswith("with strategy.size=1") and not any("fit" in one for one in run.work.warnings())
 
 
 def test_what_was_fitted_is_loaded_as_it_was_fitted(tmp_path):

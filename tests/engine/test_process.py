@@ -63,6 +63,20 @@ def test_a_child_that_is_killed_is_missed():
         in_child(lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
+def _while_a_child_sleeps(folder: Path) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    in_child(lambda: (folder.joinpath("child").write_text(str(os.getpid())), time.sleep(60)))
+
+
+def test_a_signal_that_would_end_this_process_ends_it_also_while_a_child_works(tmp_path):
+    """``cil compare`` that times steps, told to stop: no word of it may be lost, and no further child begin."""
+    process = forked(lambda: _while_a_child_sleeps(tmp_path))
+    while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text():
+        time.sleep(0.01)
+    os.kill(process, signal.SIGTERM)
+    assert exit_code(process) == -signal.SIGTERM
+
+
 def test_signal_handlers_and_open_files_are_as_before():
     def before():
         return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], signal.pthread_sigmask(

@@ -77,6 +77,7 @@ def _matches(run: RunSummary, table: Mapping[str, Any], images: Mapping[str, int
         and bool(sum(stream.get("train_counts") or ()) >= images.get(name, 0))
         and bool((run.identity.get("networks") or {}).get("weights")) == bool(table.get("pretrained"))
         and _same_budget(run, table)
+        and _same_training(run, table.get("training", {}))
     )
 
 
@@ -88,6 +89,12 @@ def _same_budget(run: RunSummary, table: Mapping[str, Any]) -> bool:
     if run.limit is not None or budget.get("per_class") is not None:
         return False
     return bool((budget.get("exemplars") or 0) == table["exemplars"])
+
+
+def _same_training(run: RunSummary, training: Mapping[str, Any]) -> bool:
+    """True where a run has what sets a publication's training apart, such as one epoch."""
+    trainer = run.config.get("trainer") or {}
+    return all(trainer.get(key) == value for key, value in training.items())
 
 
 def _same_order(order: Sequence[int]) -> bool:

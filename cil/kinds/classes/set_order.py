@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import comb
 from typing import Any
 
@@ -66,8 +67,14 @@ def set_order_sections(settings: Iterable[Sequence[Row]]) -> list[Section]:
         first = rows[0].group.first
         if first.stream.get("pool"):
             key = (first.stream["pool"], allowance(first), first.device, first.precision)
-            families.setdefault(key, ([], []))[max(sets_met(first.stream)) > 1].append(rows)
+            families.setdefault(key, ([], []))[not in_turn(first.stream)].append(rows)
     return [_section(first, second) for by_set, mixed in families.values() for first in by_set for second in mixed]
+
+
+def in_turn(stream: Mapping[str, Any]) -> bool:
+    """True where all classes of a set come before those of the next, also where an experience has the last of one."""
+    origins = [stream["origins"][slot] for slots in stream["new_slots"] for slot in slots]
+    return len(list(groupby(origins))) == len(set(origins))
 
 
 def sets_met(stream: Mapping[str, Any]) -> list[int]:

@@ -36,6 +36,18 @@ def parts(content):
     return dict(content.with_published().sections[0].grid.parts)
 
 
+def test_the_online_rows_of_libcontinual_stand_beside_one_epoch_in_batches_of_ten_alone(run):
+    online = parts(table([cifar(run, config={"trainer": {"epochs": 1, "batch_size": 10}})]))
+    (heading,) = (found for found in online if "LibContinual" in found)
+    assert heading.startswith("published: LibContinual, arXiv:2512.22029, online") and "not ranked" in heading
+    cells = {line.name: line.cells for line in online[heading]}
+    assert cells["icarl (published)"] == {"Avg %": "–", "Last %": "16.16", "forgetting": "–"}
+    (survey,) = (found for found in online if "Zhou" in found)
+    assert "icarl (published, 170 epochs)" in [line.name for line in online[survey]]
+    offline = parts(table([cifar(run, config={"trainer": {"epochs": 1, "batch_size": 128}})]))
+    assert not any("LibContinual" in found for found in offline)
+
+
 def test_the_surveys_rows_stand_beside_its_setting_and_are_not_ranked(run):
     content = table([cifar(run), cifar(run, "wa")])
     (heading, lines) = list(parts(content).items())[-1]
@@ -105,7 +117,7 @@ def test_the_file_says_what_every_table_needs():
     content = _content()
     for one in content["tables"]:
         named = {"source", "where", "dataset", "base", "increment", "rows", *({"exemplars", "mebibytes"} & {*one})}
-        assert {*one} - {"pretrained"} == named and len(named) == 7 and one["source"] in content["sources"]
+        assert {*one} - {"pretrained", "training"} == named and len(named) == 7 and one["source"] in content["sources"]
         values = [value for row in one["rows"].values() for value in row if value is not None]
         assert all(-10 < value < 100 for value in values) and all(2 <= len(row) <= 3 for row in one["rows"].values())
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cil.kinds.classes.set_order import sets_met, share_of_pairs
+from cil.kinds.classes.set_order import in_turn, sets_met, share_of_pairs
 from cil.report import table, to_text
 
 MIXED, BY_SET = ["a", "b", "b", "a"], ["a", "a", "b", "b"]
@@ -36,6 +36,17 @@ def test_differences_are_of_shared_seeds_with_their_interval(run):
 def test_runs_of_one_order_or_of_no_pool_have_no_such_table(run):
     records = [left(run, BY_SET, 0, (50, 60, 70)), run("icarl", 1)]
     assert all("classes mixed" not in section.title for section in table(records).sections)
+
+
+def test_sets_of_unlike_numbers_of_classes_come_in_turn_also_where_an_experience_has_two_of_them():
+    slots = [[0, 1], [2, 3], [4]]
+    assert in_turn({"new_slots": slots, "origins": ["a", "a", "a", "b", "b"]})
+    assert not in_turn({"new_slots": slots, "origins": ["a", "a", "b", "b", "a"]})
+
+
+def test_an_order_by_set_whose_experiences_meet_two_sets_has_its_table(run):
+    records = [left(run, ["a", "b", "b", "b"], 0, (50, 60, 70)), left(run, ["b", "a", "b", "b"], 0, (40, 50, 60))]
+    assert "classes mixed, against one data set after the other" in table(records).sections[-1].title
 
 
 def test_how_mixed_an_experience_is():
