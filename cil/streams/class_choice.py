@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby, zip_longest
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ def slots_to_labels(data: Dataset, chosen: SplitOptions) -> list[int]:
     order = chosen.order
     if isinstance(order, str):
         check_choice("order", order, ORDERS, ", or a list of labels or names")
-        labels = _ordered(data, kept, order, chosen.order_seed)
+        labels = _ordered(data, kept, order, chosen.order_seed, chosen.interleave)
     else:
         given = list(order) if isinstance(order, Iterable) else [order]
         labels = _labels_of(data, "order", given)
@@ -110,7 +111,7 @@ def slots_to_labels(data: Dataset, chosen: SplitOptions) -> list[int]:
     return labels[:most]
 
 
-def _ordered(data: Dataset, kept: Sequence[int], order: str, seed: int) -> list[int]:
+def _ordered(data: Dataset, kept: Sequence[int], order: str, seed: int, interleave: int | None) -> list[int]:
     if order == "by_set":
         if not data.origins:
             raise StreamError(
@@ -121,7 +122,29 @@ def _ordered(data: Dataset, kept: Sequence[int], order: str, seed: int) -> list[
         groups = [list(kept)]
     else:
         return sorted(kept)
-    return [group[place] for group in groups for place in class_order(len(group), seed)]
+    each = [[group[place] for place in class_order(len(group), seed)] for group in groups]
+    if interleave is not None:
+        turns = [[group[first : first + interleave] for first in range(0, len(group), interleave)] for group in each]
+        each = [part for turn in zip_longest(*turns, fillvalue=[]) for part in turn]
+    return [label for part in each for label in part]
+
+
+def sizes_by_set(origins: Sequence[str], interleave: int | None) -> list[int]:
+    """New classes of each experience where none mixes data sets: those of a set, or of one turn of it.
+
+    >>> sizes_by_set(["a", "a", "a", "b", "b"], None), sizes_by_set(["a", "a", "b", "b", "a"], 2)
+    ([3, 2], [2, 2, 1])
+
+    Args:
+        origins: Data set of the class in each slot, in turn.
+        interleave: Most classes of a turn.
+    """
+    sizes = []
+    for _, run in groupby(origins):
+        left = len(list(run))
+        most = interleave or left
+        sizes += [most] * (left // most) + [left % most] * bool(left % most)
+    return sizes
 
 
 def _named_classes(data: Dataset, given: Any) -> list[int]:

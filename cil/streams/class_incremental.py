@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from cil.data import Dataset, Samples, dataset_names, dataset_options, load_data
 from cil.data.columns import relabelled
 from cil.errors import ConfigError, DataError, StreamError, nearest
 from cil.streams.base import ExperienceData, Provenance, Signature, Stream, fingerprint_of, take_rows
-from cil.streams.class_choice import Increment, check_increment, experience_sizes, slots_to_labels
+from cil.streams.class_choice import Increment, check_increment, experience_sizes, sizes_by_set, slots_to_labels
 from cil.streams.options import SplitOptions, accepts, check_integers, normalisation, take
 from cil.streams.registry import register_stream
 
@@ -63,7 +62,9 @@ def class_incremental(
         raise StreamError(f"data set '{data.name}' is multi-label; a class-incremental stream needs one label an image")
     labels = slots_to_labels(data, chosen)
     if increment is None and data.origins and not base:
-        increment = list(Counter(data.origins[label] for label in sorted(labels)).values())
+        taken = labels if chosen.interleave else sorted(labels)
+        turns = sizes_by_set([data.origins[label] for label in taken], chosen.interleave)
+        increment = turns[0] if chosen.interleave and len(set(turns)) == 1 else turns
     sizes = experience_sizes(len(labels), base, increment)
     rows_of_slots = _choose_rows(data, labels, chosen, [None if slot < base else shots for slot in range(len(labels))])
     slot_of = torch.full((len(data.classes),), -1)
@@ -81,7 +82,7 @@ def class_incremental(
         rows += own
     mean, std = normalisation(chosen.mean, chosen.std, data, lambda: train[rows[0]])
     stream = Stream(
-        name=_name(data, base, sizes, increment, shots, isinstance(chosen.order, str) and chosen.order == "by_set"),
+        name=_name(data, base, sizes, increment, shots, chosen),
         classes=[data.classes[label] for label in labels],
         order=labels,
         signatures=signatures,
@@ -97,11 +98,13 @@ def class_incremental(
 
 
 def _name(
-    data: Dataset, base: int, sizes: Sequence[int], increment: Increment, shots: int | None, by_set: bool
+    data: Dataset, base: int, sizes: Sequence[int], increment: Increment, shots: int | None, chosen: SplitOptions
 ) -> str:  # fmt: skip
     each = sizes[bool(base and sizes[1:])] if increment is None else increment
     step = "-".join(map(str, each)) if isinstance(each, Sequence) else each
-    return f"{data.name}_b{base}_inc{step}{'' if shots is None else f'_{shots}shots'}{'_by_set' * by_set}"
+    by_set = isinstance(chosen.order, str) and chosen.order == "by_set"
+    turns = "" if chosen.interleave is None else f"_turns{chosen.interleave}"
+    return f"{data.name}_b{base}_inc{step}{'' if shots is None else f'_{shots}shots'}{'_by_set' * by_set}{turns}"
 
 
 def _provenance(data: Dataset, labels: Sequence[int], train_rows: Tensor, test_rows: Tensor) -> Provenance:

@@ -125,9 +125,18 @@ class SplitOptions(DatasetOptions):
     Attributes:
         order: ``seed`` (a permutation by ``order_seed``), ``natural``, ``by_set`` (of a pool: one data set after the
             other, each by ``order_seed``), or a list that gives the label or the name of the class in each slot.
+        interleave: With ``by_set``, so many classes of each data set at a time, by turns; None: all.
     """
 
     order: str | Sequence[int | str] = "seed"
+    interleave: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.interleave is not None and not (is_whole(self.interleave) and self.interleave >= 1):
+            raise ConfigError(f"stream.interleave is {self.interleave!r}; it must be a whole number from 1 on, or null")
+        if self.interleave is not None and not (isinstance(self.order, str) and self.order == "by_set"):
+            raise ConfigError(f"stream.interleave is of stream.order=by_set, and that is {self.order!r}")
 
 
 def normalisation(

@@ -64,6 +64,25 @@ def test_one_set_after_the_other_or_all_classes_mixed():
     assert "origins" not in class_incremental(made("alone", "ab")).description()
 
 
+def test_sets_take_turns():
+    turns = class_incremental(two(), order="by_set", interleave=1, order_seed=1)
+    whole = class_incremental(two(), order="by_set", order_seed=1)
+    assert turns.provenance.origins == ("digits", "photos", "digits", "photos", "photos")
+    assert [len(s.new_slots) for s in turns.signatures] == [1] * 5
+    for name in ("digits", "photos"):  # within a set the order is the same
+        own = [[label for label in stream.order if (label > 1) == (name == "photos")] for stream in (turns, whole)]
+        assert own[0] == own[1]
+    assert turns.name == "digits+photos_b0_inc1_by_set_turns1" and turns.fingerprint != whole.fingerprint
+    again = class_incremental(two(), order="by_set", interleave=2, order_seed=1)
+    assert [len(s.new_slots) for s in again.signatures] == [2, 2, 1]
+    assert class_incremental(two(), order="by_set", interleave=3, order_seed=1).order == whole.order
+    mixed = class_incremental(two(), order="by_set", interleave=1, increment=5)
+    assert len(mixed) == 1
+    for given, words in (({"interleave": 1}, "of stream.order=by_set"), ({"interleave": 0}, "from 1 on, or null")):
+        with pytest.raises(ConfigError, match=words):
+            class_incremental(two(), **given)
+
+
 def test_by_name_and_in_other_streams(tmp_path):
     (tmp_path / "signs").mkdir()
     for split in ("train", "test"):
