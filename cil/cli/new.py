@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from keyword import iskeyword
@@ -76,8 +77,10 @@ def _check(what: str, name: str) -> None:
     from cil.cli.names import known
     from cil.plugins import names
 
-    if not name.isidentifier() or iskeyword(name) or name != name.lower():
-        raise ConfigError(f"the name is {name}; it must be a Python name in small letters, as my_idea")
+    if not re.fullmatch("[a-z_0-9]*[a-z0-9]", name) or not name.isidentifier() or iskeyword(name):  # pip's rule too
+        raise ConfigError(
+            f"the name is {name}; it must be a Python name in small letters from a to z, as my_idea, and not end with _"
+        )
     group = KINDS[what].group
     taken = set(names(f"cil.{group}")) | set(known(group) if group in ("strategies", "adapters", "streams") else ())
     if name in taken:

@@ -87,6 +87,8 @@ def test_what_they_bring_is_one_run(written):
         ((), "cil new needs one of"),
         (("thing", "mine"), "cil new makes no 'thing'"),
         (("strategy", "my-idea"), "must be a Python name in small letters"),
+        (("strategy", "idée"), "small letters from a to z"),
+        (("strategy", "mine_"), "not end with _"),
         (("strategy", "icarl"), "there is a strategy icarl already"),
         (("kind", "tasks"), "there is a kind of run tasks already"),
     ],
