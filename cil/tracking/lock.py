@@ -51,7 +51,7 @@ class DirectoryLock:
                 fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise ResumeError(
-                f"run_dir={self._directory} is being written by another process; choose another run_dir"
+                f"run_dir={self._directory} is being written by another process; wait, or choose another run_dir"
             ) from None
         except (ImportError, OSError):
             _say.warning(

@@ -58,8 +58,8 @@ class WandbLogger:
             of a resumed run are one run.
 
     Raises:
-        ConfigError: for an unknown mode and a project that wandb cannot name; at the start for ``online`` without an API
-            key. Without a reachable server the run is written offline, and says so.
+        ConfigError: for an unknown mode and a project that wandb cannot name; at the start for ``online`` without
+            an API key. Without a reachable server the run is written offline, and says so.
     """
 
     def __init__(
