@@ -34,7 +34,7 @@ def contact_sheet(stream: Stream | ShiftStream, path: str | Path, per_experience
         The path.
 
     Raises:
-        ConfigError: where ``per_experience`` is less than 1, or another file has the name.
+        ConfigError: where ``per_experience`` is less than 1, another file has the name, or its folder cannot be made.
     """
     if per_experience < 1:
         raise ConfigError(f"per_experience is {per_experience}; it must be 1 or more")
@@ -67,7 +67,10 @@ def contact_sheet(stream: Stream | ShiftStream, path: str | Path, per_experience
             left = margin + column * wide
             draw.text((left, top), stream.classes[slot][:14], "black", font)
             sheet.paste(image, (left, top + CAPTION))
-    where.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        where.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{where.parent} cannot be made ({error.strerror}); choose another place") from None
     mark = PngInfo()
     mark.add_text("Software", MADE_BY)
     sheet.save(where, format="PNG", pnginfo=mark)

@@ -43,6 +43,8 @@ def test_it_replaces_only_what_it_made(tmp_path, uneven_stream):
     with pytest.raises(ConfigError, match=r"sheet\.png is there already, and no picture of cil show; remove it"):
         contact_sheet(uneven_stream, file)
     assert file.read_bytes() == before
+    with pytest.raises(ConfigError, match=r"sheet\.png cannot be made \(.*\); choose another place"):
+        contact_sheet(uneven_stream, file / "below.png")
 
 
 def test_an_experience_with_few_images_leaves_its_row_short(tmp_path, uneven_stream):
