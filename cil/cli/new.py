@@ -62,6 +62,10 @@ def main(arguments: Sequence[str]) -> int:
     target = Path(options["--to"]) / name
     if target.exists():
         raise ConfigError(f"{target} exists already; choose another name, or --to another folder")
+    try:
+        target.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be made ({error.strerror}); give --to another folder") from None
     for path, text in package(what, name).items():
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         (target / path).write_text(text, encoding="utf-8")

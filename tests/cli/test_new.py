@@ -100,4 +100,6 @@ def test_refusals(cil, arguments, line):
 def test_a_folder_that_exists_is_left_alone(cil, tmp_path):
     (tmp_path / "mine").mkdir()
     assert "mine exists already" in cil("new", "metric", "mine").line
+    (tmp_path / "file").write_text("mine")
+    assert "file/other cannot be made" in cil("new", "metric", "other", "--to", "file").line
     assert not list((tmp_path / "mine").iterdir())
