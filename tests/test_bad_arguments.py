@@ -147,3 +147,13 @@ def test_arguments_of_load_and_evaluate_and_caps_are_looked_at_before_anything_i
         (lambda: Budget(caps=[1]), "budget.caps"),
     ):
         refused(ConfigError, call, key)
+
+
+def test_a_further_budget_that_is_none_is_named(monkeypatch):
+    from cil import plugins
+    from cil.engine.caps import caps_of
+
+    monkeypatch.setattr(plugins, "names", lambda group: ["mine"])
+    monkeypatch.setattr(plugins, "find", lambda group, name: len)
+    with pytest.raises(ConfigError, match=r"cil\.budgets 'mine' is .*, which has no unit and no static and no measure"):
+        caps_of(Budget(caps={"mine": 1.0}))

@@ -65,8 +65,10 @@ def split_jobs_and_out(arguments: Sequence[str]) -> tuple[list[str], str, str]:
     jobs = values["jobs"]
     if jobs != "auto" and not (jobs.isdigit() and int(jobs) > 0):
         raise ConfigError(f"jobs is '{jobs}'; it must be auto, or a whole number of 1 or more")
-    if Path(values["out"]).is_file():
-        raise ConfigError(f"out={values['out']} is a file; give the folder that the runs go into")
+    for path in (Path(values["out"]), *Path(values["out"]).parents):
+        if path.exists() and not path.is_dir():
+            what = "is a file" if str(path) == values["out"] else f"lies below {path}, which is a file"
+            raise ConfigError(f"out={values['out']} {what}; give the folder that the runs go into")
     return rest, jobs, values["out"]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cil.cli.arguments import split_options
@@ -44,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     make = report if "--report" in flags else workspace
     title = f"cil: {', '.join(Path(path).resolve().name for path in paths) or project}"
     built = make(sweep, project or "cil", entity, title)
+    _refuse_foreign(Path(out))
     write_json_atomic(out, as_json(built))
     print(f"{make.__name__} of {len(sweep.ids) or 'all'} runs: {out}")
     if online:
@@ -65,3 +68,13 @@ def _check_online(entity: str) -> None:
         raise ConfigError("cil dashboard --online needs an API key: run 'wandb login', or set WANDB_API_KEY")
     if not reachable():
         raise ConfigError("wandb cannot be reached; leave --online out, and the dashboard is written to a file")
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuse to replace a file that is no view of wandb's."""
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and {"project", "spec"} <= found.keys():
+            return
+    if path.exists():
+        raise ConfigError(f"{path} is there already, and no dashboard; remove it, or choose another name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from keyword import iskeyword
@@ -61,6 +62,10 @@ def main(arguments: Sequence[str]) -> int:
     target = Path(options["--to"]) / name
     if target.exists():
         raise ConfigError(f"{target} exists already; choose another name, or --to another folder")
+    try:
+        target.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be made ({error.strerror}); give --to another folder") from None
     for path, text in package(what, name).items():
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         (target / path).write_text(text, encoding="utf-8")
@@ -76,8 +81,10 @@ def _check(what: str, name: str) -> None:
     from cil.cli.names import known
     from cil.plugins import names
 
-    if not name.isidentifier() or iskeyword(name) or name != name.lower():
-        raise ConfigError(f"the name is {name}; it must be a Python name in small letters, as my_idea")
+    if not re.fullmatch("[a-z_0-9]*[a-z0-9]", name) or not name.isidentifier() or iskeyword(name):  # pip's rule too
+        raise ConfigError(
+            f"the name is {name}; it must be a Python name in small letters from a to z, as my_idea, and not end with _"
+        )
     group = KINDS[what].group
     taken = set(names(f"cil.{group}")) | set(known(group) if group in ("strategies", "adapters", "streams") else ())
     if name in taken:

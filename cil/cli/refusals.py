@@ -138,6 +138,8 @@ def unknown_key(bad: str, config: dict[str, Any]) -> str:
     >>> unknown_key("epochs", {"trainer": {"epochs": 1}})
     "unknown key epochs; did you mean 'trainer.epochs'?"
     """
+    if bad.startswith(("hydra.", "hydra/")):
+        return f"unknown key {bad}; cil run --cfg hydra shows those that Hydra has here"
     *path, last = bad.split(".")
     if len(path) == 1 and path[0] in BUILT and (owners := choices_with(path[0], last)):
         return f"{bad} belongs to {path[0]}={' or '.join(owners)}, which was not chosen"

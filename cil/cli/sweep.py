@@ -48,12 +48,16 @@ def _launched(arguments: Sequence[str]) -> int:
     refuse_foreign_report(Path(out))
     environment.prepare(overrides, environment.cores())
     print(f"cil: {_many(overrides)}; each says how it went when it ends", file=sys.stderr, flush=True)
+    from cil.report import find_runs
+    from cil.tracking.files import RECORD
+
     try:
         code = launch([*overrides, "--multirun"], out)
     except CilError as error:  # of the launcher; the table tells of what there is
+        if not any(Path(out).rglob(RECORD)):
+            raise
         print(f"cil: {error}", file=sys.stderr)
         code = 1
-    from cil.report import find_runs
 
     print(write_report(find_runs(out), Path(out), f"sweep: {Path(out).name}", shlex.join(["cil", "sweep", *arguments])))
     return code

@@ -129,3 +129,19 @@ def _accepted_names(table: Path, cells: Sequence[str], classes: Sequence[str]) -
 def _texts(array: np.ndarray) -> list[str]:
     texts: list[str] = array.astype(str).tolist()
     return texts
+
+
+def by_name(samples: Samples, own: Sequence[str], classes: Sequence[str], where: str | Path) -> Samples:
+    """Samples whose file numbers its classes in another order, under the numbers of ``classes``.
+
+    Raises:
+        DataError: where the names are others.
+    """
+    if list(own) == list(classes):
+        return samples
+    odd = sorted({*own} ^ {*classes})
+    if odd or len(own) != len(classes) or samples.targets is not None:
+        what = f"'{odd[0]}' is in one of them alone" if odd else "they are in another order"
+        raise DataError(f"{where}: its class names are not those of the training images: {what}")
+    place = {name: label for label, name in enumerate(classes)}
+    return relabelled(samples, torch.tensor([place[name] for name in own]))

@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cil.data.arrays import Arrays, class_names, read_npz, samples_from_arrays, write_npz
 from cil.data.augment import Augment
-from cil.data.columns import ACCEPTED, columns_of_arrays, relabelled
+from cil.data.columns import ACCEPTED, by_name, columns_of_arrays
 from cil.data.registry import Dataset, register_dataset
 from cil.data.samples import Samples
 from cil.errors import DataError
@@ -131,28 +130,12 @@ def _dataset(name: str, parts: dict[str, Arrays], files: dict[str, Path], **sett
     classes = class_names(named, (train, test), files["train"])
     test, groups = columns_of_arrays(test, parts["test"], len(classes), files["test"])
     if "classes" in parts["train"] and "classes" in parts["test"]:
-        test = _by_name(test, class_names(parts["test"]["classes"], (test,), files["test"]), classes, files["test"])
+        test = by_name(test, class_names(parts["test"]["classes"], (test,), files["test"]), classes, files["test"])
     official = None
     if name in _OFFICIAL:
         official = (content_digest(train), content_digest(test)) == _OFFICIAL[name]
     settings |= {"official": official, "source": str(files["train"].parent), "groups": groups}
     return Dataset(name, train, test, classes, **settings)
-
-
-def _by_name(samples: Samples, own: Sequence[str], classes: Sequence[str], file: Path) -> Samples:
-    """Samples whose file numbers its classes in another order, under the numbers of ``classes``.
-
-    Raises:
-        DataError: where the names are others.
-    """
-    if list(own) == list(classes):
-        return samples
-    odd = sorted({*own} ^ {*classes})
-    if odd or len(own) != len(classes) or samples.targets is not None:
-        what = f"'{odd[0]}' is in one of them alone" if odd else "they are in another order"
-        raise DataError(f"{file}: its class names are not those of the training images: {what}")
-    place = {name: label for label, name in enumerate(classes)}
-    return relabelled(samples, torch.tensor([place[name] for name in own]))
 
 
 def _load_or_fetch(name: str, root: Path, fetch: Callable[[Path], dict[str, Arrays]], **settings: Any) -> Dataset:

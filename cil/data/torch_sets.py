@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
+from cil.data.arrays import class_names
 from cil.data.augment import Augment
+from cil.data.columns import by_name
 from cil.data.file_store import MOST_SIZE, centre_cut, with_progress
 from cil.data.mapped_store import MappedStore, write_images
 from cil.data.registry import Dataset, data_root, register_dataset
@@ -50,7 +54,8 @@ def from_torch(
         size: Height and width in pixels: the centre of the image whose shorter side becomes so long. None: as they
             are, all alike.
         channels: 1 for grey, 3 for RGB; None: as the first image has.
-        classes: Names; None: ``train.classes``, else numbers.
+        classes: Names of the labels of both; None: ``train.classes``, else numbers. Where ``test.classes`` has the same
+            names in another order, its labels are matched by name; other names are refused.
         augment: Of training images; None: none.
         root: Data root; see ``cil.data.data_root``.
 
@@ -61,15 +66,19 @@ def from_torch(
         raise ConfigError(f"size is {size}; it must be from 1 to {MOST_SIZE} pixels, or None")
     splits: dict[str, Samples] = {}
     for split, data in (("train", train), ("test", test)):
-        if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        if not hasattr(data, "__len__") or not hasattr(data, "__getitem__") or isinstance(data, IterableDataset):
             raise DataError(f"{name}: {split} is a {type(data).__name__}; it must have a length and items")
+        if len(data) == 0:
+            raise DataError(f"{name}: {split} has no items; it needs one image of each class at least")
         first = _pixels_of(_item_of(data, 0, f"{name}: {split}")[0], size, channels, f"{name}: {split} item 0")
         if channels is None:
             channels = first.shape[0]
         splits[split] = _decode_all(data, f"{name}: {split}", size, channels, tuple(first.shape), data_root(root))
-    names = classes or getattr(train, "classes", None) or _names_of_features(train)
-    many = max(int(samples.slots.max()) for samples in splits.values()) + 1
-    named = [str(item) for item in names] if names else [str(label) for label in range(many)]
+    given = [str(item) for item in classes] if classes else _names_of(train)
+    named = class_names(given, list(splits.values()), name)
+    tests = None if classes else _names_of(test)
+    if tests:
+        splits["test"] = by_name(splits["test"], tests, named, f"{name}: test")
     return Dataset(name, splits["train"], splits["test"], named, augment=augment or Augment(), source="torch data sets")
 
 
@@ -85,12 +94,24 @@ def torch_pair(root: Path, make: str, size: int | None = None, channels: int | N
         ConfigError: where it cannot be imported, or makes something else.
     """
     made = resolve(make, "stream.dataset")
-    made = made() if callable(made) else made
+    if callable(made):
+        _check_call(made, make)
+        made = made()
     if isinstance(made, Dataset):
         return made
     if not isinstance(made, tuple | list) or len(made) != 2:
         raise ConfigError(f"stream.dataset={make} makes a {type(made).__name__}; it must make a pair (train, test)")
     return from_torch(*made, name=make.replace(":", "."), size=size, channels=channels, root=root)
+
+
+def _check_call(function: Callable[..., Any], make: str) -> None:
+    """Refuse a function that wants arguments: none are given here."""
+    try:
+        inspect.signature(function).bind()
+    except ValueError:  # some built-in functions have no signature
+        return
+    except TypeError as error:
+        raise ConfigError(f"stream.dataset={make}: {error}; it is called without arguments") from None
 
 
 @register_dataset("huggingface")
@@ -187,7 +208,9 @@ def _array_of(image: Any, where: str) -> np.ndarray:
         array = np.rint(array * 255).astype(np.uint8)
     array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
-        raise DataError(f"{where} is {array.dtype} of shape {array.shape}; it must be uint8 with 1 or 3 channels")
+        given = tuple(np.shape(image))
+        how = "(C, H, W), as a tensor" if isinstance(image, Tensor) else "(H, W, C), as an array"
+        raise DataError(f"{where} is {array.dtype} of shape {given}; it must be uint8 with 1 or 3 channels, {how}")
     return np.ascontiguousarray(array)
 
 
@@ -251,8 +274,11 @@ def _stacked(images: Iterator[Tensor]) -> Iterator[Tensor]:
         yield torch.stack(held)
 
 
-def _names_of_features(data: Any) -> list[str] | None:
-    """Class names of a Hugging Face data set."""
+def _names_of(data: Any) -> list[str] | None:
+    """Class names of a data set of torchvision or Hugging Face; None where it has none."""
+    names = getattr(data, "classes", None)
+    if names:
+        return [str(name) for name in names]
     features = getattr(data, "features", None) or {}
     key = next((key for key in _NAMED["label"] if key in features), None)
     return getattr(features[key], "names", None) if key else None

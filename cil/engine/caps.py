@@ -44,12 +44,18 @@ def caps_of(budget: Budget) -> dict[str, Cap]:
     """The caps that a budget sets, by name.
 
     Raises:
-        ConfigError: for one that no package brings.
+        ConfigError: for one that no package brings, and one that is no ``Cap``.
     """
     for name in budget.caps:
         if name not in plugins.names("cil.budgets"):
             raise ConfigError(f"budget.caps has no '{name}'; {nearest(name, plugins.names('cil.budgets'))}")
-    return {name: plugins.find("cil.budgets", name) for name in budget.caps}
+    found = {name: plugins.find("cil.budgets", name) for name in budget.caps}
+    for name, cap in found.items():
+        if lacks := [part for part in ("unit", "static", "measure") if not hasattr(cap, part)]:
+            raise ConfigError(
+                f"cil.budgets '{name}' is {cap!r}, which has no {' and no '.join(lacks)}; see docs/adding.md"
+            )
+    return found
 
 
 def measure_caps(caps: Mapping[str, Cap], learner: Strategy, predict: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from cil.streams.shifts import Segment, ShiftStream
 
 TILE, GAP, CAPTION, MARGIN = 96, 6, 15, 36  # pixels: image, space around it, its class name, place for row numbers
 
+MADE_BY = "cil show"  # in the metadata of what is written here
+
 
 def contact_sheet(stream: Stream | ShiftStream, path: str | Path, per_experience: int = 8) -> Path:
     """Write a PNG of the stream: a row of images for each step of it, each image under its class name.
@@ -32,11 +34,15 @@ def contact_sheet(stream: Stream | ShiftStream, path: str | Path, per_experience
         The path.
 
     Raises:
-        ConfigError: where ``per_experience`` is less than 1.
+        ConfigError: where ``per_experience`` is less than 1, another file has the name, or its folder cannot be made.
     """
     if per_experience < 1:
         raise ConfigError(f"per_experience is {per_experience}; it must be 1 or more")
+    where = Path(path)
+    if where.exists() and (where.is_dir() or MADE_BY.encode() not in where.read_bytes()[:200]):
+        raise ConfigError(f"{where} is there already, and no picture of cil show; remove it, or choose another name")
     from PIL import Image, ImageDraw, ImageFont
+    from PIL.PngImagePlugin import PngInfo
 
     if isinstance(stream, ShiftStream):
         what = f"{len(stream)} segments, {len(stream.domains)} domains"
@@ -61,9 +67,13 @@ def contact_sheet(stream: Stream | ShiftStream, path: str | Path, per_experience
             left = margin + column * wide
             draw.text((left, top), stream.classes[slot][:14], "black", font)
             sheet.paste(image, (left, top + CAPTION))
-    where = Path(path)
-    where.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(where, format="PNG")
+    try:
+        where.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{where.parent} cannot be made ({error.strerror}); choose another place") from None
+    mark = PngInfo()
+    mark.add_text("Software", MADE_BY)
+    sheet.save(where, format="PNG", pnginfo=mark)
     return where
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cil.errors import ConfigError
+from cil.tracking.files import RECORD
 from cil.tracking.lock import is_held
 from cil.tracking.record import Record
 from cil.tracking.storage import PARTIAL
@@ -82,17 +83,24 @@ def move(source: Path, target: Path, records: Iterable[Record]) -> Path:
         target: The new place; a folder that exists takes the source into it, as ``mv`` does.
 
     Raises:
-        ConfigError: where a run in it is being written, or the target is taken.
+        ConfigError: where a run in it is being written, the target is taken, or cannot be made, or lies in a run:
+            reports look for no run below a run.
     """
     place = target / source.name if target.is_dir() else target
     if place.exists():
         raise ConfigError(f"{place} exists already; choose another place")
     if source.absolute() in (place.absolute(), *place.absolute().parents):
         raise ConfigError(f"{source} cannot be moved into itself")
+    inside = next((folder for folder in place.absolute().parents if (folder / RECORD).is_file()), None)
+    if inside is not None:
+        raise ConfigError(f"{place} would lie in {inside}, which is a run; choose another place")
     busy = next((record.directory for record in records if is_held(record.directory)), None)
     if busy is not None:
         raise ConfigError(f"{busy} is being written by another process; move it when that has ended")
-    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{place.parent} cannot be made ({error.strerror}); choose another place") from None
     try:
         source.rename(place)
     except OSError:

@@ -33,6 +33,7 @@ _FINISH_SECONDS = 60  # limit of waiting for what is not sent yet; it stays on d
 _EVERY = 0.5  # seconds between lines of steps, and of epochs: a line costs up to a millisecond
 _LINES, _CELLS = 50, 10_000  # most lines of a chart, and cells of a confusion matrix that is drawn; tables are whole
 _log = logging.getLogger("cil.tracking")
+NOT_IN_PROJECT = "/\\#?%:"  # characters
 
 
 class WandbLogger:
@@ -57,8 +58,8 @@ class WandbLogger:
             of a resumed run are one run.
 
     Raises:
-        ConfigError: for an unknown mode; at the start for ``online`` without an API key. Without a reachable server the
-            run is written offline, and says so.
+        ConfigError: for an unknown mode and a project that wandb cannot name; at the start for ``online`` without
+            an API key. Without a reachable server the run is written offline, and says so.
     """
 
     def __init__(
@@ -72,6 +73,9 @@ class WandbLogger:
     ) -> None:
         if mode not in MODES:
             raise ConfigError(f"logger.mode={mode} is unknown; {nearest(mode, MODES)}")
+        if not 0 < len(project) <= 128 or set(project) & set(NOT_IN_PROJECT):
+            odd = " ".join(NOT_IN_PROJECT)
+            raise ConfigError(f"logger.project is '{project}'; wandb takes 1 to 128 characters, and none of {odd}")
         self.mode, self.project, self.entity, self.group = mode, project, entity, group
         self.tags, self.id = list(tags), id
         self._run: wandb.Run | None = None
@@ -122,7 +126,8 @@ class WandbLogger:
                     settings=_settings(mode),
                 )
         except Exception as error:  # wandb has its own tree of errors, none of which training should know
-            raise ConfigError(f"logger: wandb cannot start ({error}); use logger.mode=offline") from error
+            other = "disabled" if mode == "offline" else "offline"
+            raise ConfigError(f"logger: wandb cannot start ({error}); mend it, or use logger.mode={other}") from error
 
     def log(self, kind: LogKind, values: LogValues, axes: Mapping[str, Any]) -> None:
         now = time.monotonic()

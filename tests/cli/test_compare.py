@@ -351,6 +351,13 @@ def test_a_launcher_does_all_jobs_and_names_the_one_that_failed(launcher, cil, t
     assert record.status == "finished"
 
 
+@pytest.mark.parametrize("key", ["hydra.launcher.n_job=2", "hydra/lancher=joblib"])
+def test_a_misspelt_key_of_a_launcher_is_named_and_nothing_else_is_said(key, cil, tmp_path):
+    said = cil("sweep", "hydra/launcher=basic", key, "strategy=finetune", "seed=0,1", "out=o")
+    assert said.code == 2 and f"unknown key {key.partition('=')[0]}; cil run --cfg hydra shows" in said.err
+    assert "no run at or under" not in said.err
+
+
 def test_the_jobs_of_a_launcher_are_counted_with_what_the_experiment_sweeps_over():
     assert number_of_jobs(["strategy=wa,icarl", "seed=range(3)", "stream=split_digits"]) == 6
     assert number_of_jobs(["experiment=demo", "strategy=wa"]) == 2  # seeds 0 and 1 are the demo's

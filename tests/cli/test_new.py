@@ -87,6 +87,8 @@ def test_what_they_bring_is_one_run(written):
         ((), "cil new needs one of"),
         (("thing", "mine"), "cil new makes no 'thing'"),
         (("strategy", "my-idea"), "must be a Python name in small letters"),
+        (("strategy", "idée"), "small letters from a to z"),
+        (("strategy", "mine_"), "not end with _"),
         (("strategy", "icarl"), "there is a strategy icarl already"),
         (("kind", "tasks"), "there is a kind of run tasks already"),
     ],
@@ -98,4 +100,6 @@ def test_refusals(cil, arguments, line):
 def test_a_folder_that_exists_is_left_alone(cil, tmp_path):
     (tmp_path / "mine").mkdir()
     assert "mine exists already" in cil("new", "metric", "mine").line
+    (tmp_path / "file").write_text("mine")
+    assert "file/other cannot be made" in cil("new", "metric", "other", "--to", "file").line
     assert not list((tmp_path / "mine").iterdir())

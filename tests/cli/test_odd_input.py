@@ -38,6 +38,7 @@ CASES = {  # arguments, or an override of a run: parts of the line
     (*RUN, "--cfg", "foo"): "--cfg is 'foo'; it must be job, hydra or all",
     ("compare", *RUN[1:], "job=1"): "unknown key job; did you mean 'jobs'?",
     ("compare", *RUN[1:], "out=head.csv"): "out=head.csv is a file",
+    ("compare", *RUN[1:], "out=head.csv/deep/x"): "out=head.csv/deep/x lies below head.csv, which is a file",
     ("sweep", *RUN[1:], "strategy=glob(zzz*)"): "strategy=glob(zzz*) is not known here; list the values",
     (
         "tune",

@@ -227,6 +227,9 @@ def test_runs_are_listed_thinned_out_and_moved(cil, runs, tmp_path):
     assert "wa" in cil("report", "moved").out  # its table stays
     assert cil("runs", "prune", "moved", "--checkpoints").out == "nothing to remove\n"
     assert "say what may go" in cil("runs", "prune", "moved").out
+    assert "would lie in " in cil("runs", "move", "moved/wa", runs / "icarl").line  # no table would find it there
+    (tmp_path / "file").write_text("mine")
+    assert "file cannot be made" in cil("runs", "move", "moved/wa", "file/wa").line
     assert cil("runs", "move", "moved/wa", runs / "wa").code == 0
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 import cil
 from cil import class_incremental
@@ -80,6 +80,40 @@ def test_what_is_no_data_set_is_refused(tmp_path):
         cil.load_dataset("huggingface", tmp_path, path="owner/name", revision="main")
 
 
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter([(grey(0), 0)])
+
+    def __len__(self):
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ([], "train has no items"),
+        (Endless(), "train is a Endless; it must have a length and items"),
+        ([(grey(0), 0), (grey(1), 10**9)], "labels go up to 1000000000, more than there are images"),
+        ([(torch.zeros(4, 5, 3, dtype=torch.uint8), 0)], r"shape \(4, 5, 3\); .* \(C, H, W\), as a tensor"),
+        ([(np.zeros((3, 4, 5), np.uint8), 0)], r"shape \(3, 4, 5\); .* \(H, W, C\), as an array"),
+    ],
+)
+def test_odd_sets_are_one_line(tmp_path, train, words):
+    with pytest.raises(DataError, match=words):
+        from_torch(train, [(grey(0), 0)], root=tmp_path)
+
+
+def test_labels_of_the_test_images_are_matched_by_name(tmp_path):
+    """Folders are numbered by what is in them: a test folder without a class numbers the others otherwise."""
+    train, test = Items(4, grey), Items(4, grey)
+    test.classes = ("odd", "even")
+    assert from_torch(train, test, root=tmp_path).test.slots.tolist() == [1, 0, 1, 0]
+    assert from_torch(train, test, classes=["a", "b"], root=tmp_path).test.slots.tolist() == [0, 1, 0, 1]
+    test.classes = ("odd", "even", "third")
+    with pytest.raises(DataError, match=r"torch: test: its class names are not .* 'third' is in one of them alone"):
+        from_torch(train, test, root=tmp_path)
+
+
 def test_large_sets_are_kept_in_a_file_and_are_the_same_data(tmp_path, monkeypatch):
     small = from_torch(Items(5, grey), Items(2, grey), root=tmp_path)
     monkeypatch.setattr(torch_sets, "IN_MEMORY", 5 * 24 - 1)
@@ -99,12 +133,13 @@ def test_large_sets_are_kept_in_a_file_and_are_the_same_data(tmp_path, monkeypat
 
 def test_a_function_of_ones_own_is_a_data_set_by_name(tmp_path, monkeypatch):
     lines = "from PIL import Image\ndef make():\n    pair = [(Image.new('L', (4, 4), k), k % 2) for k in range(4)]"
-    (tmp_path / "own_images.py").write_text(f"{lines}\n    return pair, pair[:2]\nodd = 3\n")
+    (tmp_path / "own_images.py").write_text(f"{lines}\n    return pair, pair[:2]\nodd = 3\ndef wants(where): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
     stream = class_incremental("own_images:make", increment=1, size=2, root=tmp_path)
     assert (stream.name, stream.image_shape) == ("own_images.make_b0_inc1", (1, 2, 2))
     for wrong, words in (
         ("own_images:odd", "makes a int; it must make a pair"),
+        ("own_images:wants", "missing a required argument: 'where'; it is called without arguments"),
         ("own_images:mak", "own_images has no mak"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -123,3 +123,14 @@ def test_a_missing_package_is_said_with_what_to_install(runs, monkeypatch, capsy
     monkeypatch.setitem(__import__("sys").modules, "wandb_workspaces.reports.v2", None)
     assert main(["dashboard", str(runs)]) == 2
     assert "pip install 'cil[dashboards]'" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_dashboard_is_left_alone(tmp_path, capsys):
+    out = tmp_path / "mine.json"
+    out.write_text('{"mine": 1}')
+    assert main(["dashboard", "--project", "mine", f"--out={out}"]) == 2
+    assert "mine.json is there already, and no dashboard" in capsys.readouterr().err
+    assert out.read_text() == '{"mine": 1}'
+    out.unlink()
+    for more in ([], ["--report"], []):  # each replaces the one before
+        assert main(["dashboard", "--project", "mine", f"--out={out}", *more]) == 0

@@ -35,6 +35,18 @@ def test_each_row_shows_the_classes_of_its_experience_in_order(tmp_path, channel
             assert np.unique(tile(sheet, row, column)).tolist() == [level]
 
 
+def test_it_replaces_only_what_it_made(tmp_path, uneven_stream):
+    file = tmp_path / "sheet.png"
+    contact_sheet(uneven_stream, contact_sheet(uneven_stream, file))
+    Image.new("L", (4, 4)).save(file)
+    before = file.read_bytes()
+    with pytest.raises(ConfigError, match=r"sheet\.png is there already, and no picture of cil show; remove it"):
+        contact_sheet(uneven_stream, file)
+    assert file.read_bytes() == before
+    with pytest.raises(ConfigError, match=r"sheet\.png cannot be made \(.*\); choose another place"):
+        contact_sheet(uneven_stream, file / "below.png")
+
+
 def test_an_experience_with_few_images_leaves_its_row_short(tmp_path, uneven_stream):
     sheet = Image.open(contact_sheet(uneven_stream, tmp_path / "sheet.png", per_experience=12))
     assert sheet.size == (MARGIN + 12 * (TILE + GAP), 2 * CAPTION + 4 * (TILE + GAP + CAPTION))

@@ -169,6 +169,12 @@ def test_a_server_that_listens_or_a_proxy_to_it_is_reached(monkeypatch):
         assert not reachable(2.0)
 
 
+@pytest.mark.parametrize("project", ["a/b", "", "50%", "x" * 129])
+def test_a_project_that_wandb_cannot_name_is_refused_when_it_is_made(project):
+    with pytest.raises(ConfigError, match=r"logger\.project is .*; wandb takes 1 to 128 characters, and none of /"):
+        WandbLogger(project=project)
+
+
 def test_a_key_is_looked_for_where_wandb_keeps_it(tmp_path, monkeypatch):
     assert not has_key()
     (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password 0123\n")
