@@ -490,7 +490,8 @@ def test_the_message_names_what_was_allowed():
         allowance.check(Ledger([], beside=Beside(101, 12.62)), 0, "mine")
     assert str(refused.value) == (
         "mine carries 101 bytes beside networks and exemplars (13 images' worth), budget.side_bytes allows 100 after "
-        "experience 2: nothing; raise budget.side_bytes (null: no cap), or set budget.enforce=report"
+        "experience 2: nothing; raise budget.side_bytes (null: no cap), set budget.enforce=report, or, where it holds "
+        "them by design, let its side_bytes() say how many"
     )
 
 
