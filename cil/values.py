@@ -77,9 +77,7 @@ def limits(value: Any) -> str | None:
     """Bytes: one positive number, or one for each experience."""
     values = value if isinstance(value, list) else [value]
     allowed = value is None or (values and all(whole(1)(item) is None for item in values))
-    return (
-        None if allowed else "it must be a positive whole number of bytes, or a list of them, one for each experience"
-    )
+    return None if allowed else "it must be a positive whole number of bytes, or a list, one for each experience"
 
 
 def side_bytes(value: Any) -> str | None:

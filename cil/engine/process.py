@@ -111,8 +111,6 @@ def _forward(child: int, handler: object, number: int, frame: object) -> None:
     os.kill(child, signal.SIGTERM)
     if callable(handler):
         handler(number, frame)
-    elif (
-        handler == signal.SIG_DFL
-    ):  # nobody here has a word to say: this process ends by it, as it would without a child
+    elif handler == signal.SIG_DFL:  # this process ends by it, as it would without a child
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
