@@ -378,13 +378,16 @@ def all_equal(values: Iterable[Any]) -> bool:
     return all(item == items[0] for item in items)
 
 
-def in_effect(run: RunSummary) -> dict[str, Any]:
+def in_effect(run: RunSummary) -> Mapping[str, Any]:
     """The configuration, with a method's own settings in place of those of the recipe that do nothing with it.
 
     What has none of the same name in its place, as a schedule where the rate is constant, is null.
     """
+    ignored = run.identity.get("ignored")
+    if not ignored:
+        return run.config
     config = deepcopy(run.config)
-    for key, other in (run.identity.get("ignored") or {}).items():
+    for key, other in ignored.items():
         group, _, name = key.partition(".")
         own = dig(run.config, *other.split(".")) if other.endswith(f".{name or group}") else None
         for part in (config, config.get("trainer") or {}):  # from Python the optimizer stands in the trainer

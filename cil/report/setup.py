@@ -102,8 +102,7 @@ def batch_words(run: RunSummary) -> str:
 
 def optimizer_words(run: RunSummary) -> str:
     """For example ``SGD, learning rate 0.1, momentum 0.9``; what is 0 or off is left out."""
-    config = in_effect(run)
-    return _call(config.get("optimizer") or (config.get("trainer") or {}).get("optimizer"), OPTIMIZER_WORDS)
+    return _call(in_effect(run).get("optimizer") or _trainer(run).get("optimizer"), OPTIMIZER_WORDS)
 
 
 def schedule_words(run: RunSummary) -> str:

@@ -133,9 +133,11 @@ class SplitOptions(DatasetOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.interleave is not None and not (is_whole(self.interleave) and self.interleave >= 1):
+        if self.interleave is None:
+            return
+        if not (is_whole(self.interleave) and self.interleave >= 1):
             raise ConfigError(f"stream.interleave is {self.interleave!r}; it must be a whole number from 1 on, or null")
-        if self.interleave is not None and not (isinstance(self.order, str) and self.order == "by_set"):
+        if not (isinstance(self.order, str) and self.order == "by_set"):
             raise ConfigError(f"stream.interleave is of stream.order=by_set, and that is {self.order!r}")
 
 

@@ -14,7 +14,6 @@ without the damage, bit for bit but for seconds. On Linux.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import ctypes
 import hashlib
@@ -47,6 +46,7 @@ from kill_commands import (
     Operations,
     attempt,
     install_plugins,
+    options,
     runs_of,
     warm,
 )
@@ -553,14 +553,7 @@ def table(outcomes: list[Outcome]) -> str:
 
 def main() -> int:
     """Damage files of all cases in turn until there are enough, and say what came of it; 1 where any was silent."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="cases whose name begins so")
-    parser.add_argument("--minutes", type=float, default=60.0, help="begin no further file after them")
-    parser.add_argument("--out", type=Path, default=None, help="JSON of what came out")
-    parser.add_argument("--folder", type=Path, default=None, help="what was silent stays there")
-    given = parser.parse_args()
+    given = options(__doc__, "files", "was silent").parse_args()
     torch.set_num_threads(1)
     ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
     deadline, operations = time.monotonic() + 60 * given.minutes, Operations()

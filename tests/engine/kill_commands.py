@@ -414,16 +414,26 @@ def warm(case: Case, folder: Path) -> None:
     gc.freeze()
 
 
-def main() -> int:
-    """Kill all cases in turn until enough were killed, and say what came out; 1 where something differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
+def options(described: str | None, counted: str, told: str) -> argparse.ArgumentParser:
+    """The command line of a script that goes over cases until there are enough of what it counts.
+
+    Args:
+        counted: What it counts: ``kills``.
+        told: What stays in ``--folder``.
+    """
+    parser = argparse.ArgumentParser(description=described, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(f"--{counted}", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="cases whose name begins so")
-    parser.add_argument("--minutes", type=float, default=60.0, help="begin no further round after them")
+    parser.add_argument("--minutes", type=float, default=60.0, help="begin nothing further after them")
     parser.add_argument("--out", type=Path, default=None, help="JSON of what came out")
-    parser.add_argument("--folder", type=Path, default=None, help="what differs stays there")
-    given = parser.parse_args()
+    parser.add_argument("--folder", type=Path, default=None, help=f"what {told} stays there")
+    return parser
+
+
+def main() -> int:
+    """Kill all cases in turn until enough were killed, and say what came out; 1 where something differs."""
+    given = options(__doc__, "kills", "differs").parse_args()
     torch.set_num_threads(1)
     ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: whom a killed process leaves is waited for here
     cases = {name: case for name, case in CASES.items() if name.startswith(given.only)}
