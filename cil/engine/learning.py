@@ -14,13 +14,14 @@ from torch import Tensor
 from cil.contract import Frozen, exemplar_memories, freeze
 from cil.data import Samples
 from cil.data.looks import Looks
+from cil.engine.anytime import AnytimeObserver
 from cil.engine.asked_again import Asked, asks_again
 from cil.engine.caps import caps_of, caps_results, check_caps, measure_caps
 from cil.engine.cost import Cost, held_in_training
 from cil.engine.keys import generator, reseed
 from cil.engine.lifecycle import all_evaluating, allowance, enter, in_advance, sample_experience
 from cil.engine.look_limits import counted_experience, limit_copies
-from cil.engine.phases import Observer, Training
+from cil.engine.phases import Training
 from cil.engine.planned import PlannedWork
 from cil.engine.running import Counts, Rows
 from cil.engine.scoring import scored
@@ -128,7 +129,7 @@ class StrategyWork(PlannedWork):
         signature = self.stream.signatures[index]
         return freeze(learner, signature.image_shape, signature.num_classes, self.bill[index].networks)
 
-    def observer(self, index: int, context: Context) -> Observer | None:
+    def observer(self, index: int, context: Context) -> AnytimeObserver | None:
         """Looks at the learner between steps. Default: nobody does."""
         return None
 

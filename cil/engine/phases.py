@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from cil.adapt import Adapter
 from cil.contract import Holder, Phase, Search
-from cil.data import Augment, Batch, Samples
+from cil.data import Augment, Samples
 from cil.data.looks import Looks
+from cil.engine.anytime import AnytimeObserver
 from cil.engine.arrival import leading
 from cil.engine.cost import Cost
 from cil.engine.fit import Fit
@@ -29,38 +30,6 @@ from cil.engine.work import Context
 from cil.errors import Diverged
 from cil.memory import Budget, Flops
 from cil.strategies import Strategy
-
-
-class Observer(Protocol):
-    """Looks at a learner between the steps of an experience; training is the same bit by bit."""
-
-    def batch(self, learner: Strategy, batch: Batch, arrived: int, updates: int) -> None:
-        """A batch was trained on; so many images of the phase arrived, and so many steps of the run were made."""
-        ...
-
-    def ahead(self, learner: Strategy, samples: Samples | None) -> None:
-        """These images of a single pass arrive now, before they are learned."""
-        ...
-
-    def all_arrived(self, images: int) -> None:
-        """All images of a single pass arrived, with steps on them or without."""
-        ...
-
-    def phase_ends(self) -> None:
-        """The next phase counts its images anew."""
-        ...
-
-    def experience_ends(self, learner: Strategy) -> dict[str, Any]:
-        """All that was seen, with the ``seconds`` it took: plain data."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """Plain data, for a snapshot."""
-        ...
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a snapshot."""
-        ...
 
 
 @dataclass
@@ -93,7 +62,7 @@ class Training:
     before: Cost = field(default_factory=Cost)
     error: Callable[[Any, Any], float] | None = None
     arriving: Samples | None = None
-    observer: Observer | None = None
+    observer: AnytimeObserver | None = None
     looks: Looks | None = None
 
     def run(self, learner: Strategy | Adapter, phases: Iterator[Phase | Search]) -> list[Cost]:
