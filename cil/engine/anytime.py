@@ -29,6 +29,7 @@ from cil.memory import Flops, encode_meta
 from cil.memory.meters import rest_paused
 from cil.memory.tensor_bits import same_bits
 from cil.streams import Stream
+from cil.tracking import plain
 from cil.tracking.record_types import AnytimeResults
 from cil.values import check_value
 
@@ -278,6 +279,8 @@ def anytime_results(facts: Sequence[Mapping[str, Any]]) -> AnytimeResults:
             series[j] = ([u for u, _ in own], [a for _, a in own])
     known = metrics.anytime(series, ends, WINDOWS) if series and min(np.diff([0, *ends])) > 0 else None
     gaps = known.stability_gaps if known else {}
+    pairs: list[Any] = [{"earlier": j, "later": k, **plain(gap._asdict())} for (j, k), gap in gaps.items()]
+    neighbours = [gap.gap for (j, k), gap in gaps.items() if k == j + 1 and np.isfinite(gap.gap)]
     online = np.sum([part["online"] for part in parts], axis=0).tolist()
     at = dict(zip(samples, whole, strict=True))  # of several steps on a batch the last
     for part, ends_at in zip(parts, accumulate(len(part["rows"]) for part in parts), strict=True):
@@ -293,40 +296,18 @@ def anytime_results(facts: Sequence[Mapping[str, Any]]) -> AnytimeResults:
         "experiences": [index for index, _ in rows],
         "accuracy": whole,
         "accuracy_by_experience": each,
-        "a_auc": _plain(metrics.area_over_samples(list(at), list(at.values()))) if known else None,
+        "a_auc": plain(metrics.area_over_samples(list(at), list(at.values()))) if known else None,
         "online_accuracy": _percent([online[0]], [online[1]])[0],
-        "average_anytime_accuracy": _plain(known.average_anytime_accuracy) if known else None,
-        "min_accuracy": _plain(known.min_accuracy) if known else None,
-        "worst_case_accuracy": _plain(known.worst_case_accuracy) if known else None,
-        "windowed_forgetting": _by_window(known.windowed_forgetting) if known else {},
-        "windowed_plasticity": _by_window(known.windowed_plasticity) if known else {},
-        "stability_gaps": [
-            {
-                "earlier": j,
-                "later": k,
-                "gap": _plain(gap.gap),
-                "recovery": _plain(gap.recovery),
-                "recovery_updates": _plain(gap.recovery_updates),
-            }
-            for (j, k), gap in gaps.items()
-        ],
-        "stability_gap": _mean_of_finite([gap.gap for (j, k), gap in gaps.items() if k == j + 1]),
+        "average_anytime_accuracy": plain(known.average_anytime_accuracy) if known else None,
+        "min_accuracy": plain(known.min_accuracy) if known else None,
+        "worst_case_accuracy": plain(known.worst_case_accuracy) if known else None,
+        "windowed_forgetting": plain(known.windowed_forgetting) if known else {},
+        "windowed_plasticity": plain(known.windowed_plasticity) if known else {},
+        "stability_gaps": pairs,
+        "stability_gap": float(np.mean(neighbours)) if neighbours else None,
         "flops": sum(part["flops"] for part in parts),
     }
 
 
 def _percent(correct: Sequence[int], count: Sequence[int]) -> list[float | None]:
     return [100 * right / many if many else None for right, many in zip(correct, count, strict=True)]
-
-
-def _mean_of_finite(values: Sequence[float]) -> float | None:
-    kept = [value for value in values if np.isfinite(value)]
-    return float(np.mean(kept)) if kept else None
-
-
-def _by_window(values: Mapping[int, float]) -> dict[str, float | None]:
-    return {str(window): _plain(value) for window, value in values.items()}
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -127,21 +127,18 @@ class Cost:
     def bill_optimizer(self, phase: str, optimizer: Optimizer) -> None:
         """A line for what the optimizer holds; at the end, as a step left out for an overflow makes no state."""
         held = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-        self._add(phase, "optimizer", held)
+        self.add(phase, "optimizer", held)
 
-    def bill_copies(self, phase: str, tensors: Sequence[Tensor]) -> None:
-        """A line for copies that are held beside the learner while it is trained."""
-        self._add(phase, "temporary", tensors)
+    def add(self, phase: str, kind: str, tensors: Sequence[Tensor]) -> None:
+        """A line for tensors that are held beside the learner while it is trained."""
+        size, numel = sum(map(tensor_bytes, tensors)), sum(t.numel() for t in tensors)
+        self.entries.append(_entry(phase, kind, size, numel, "float32"))
 
     def _bill(self, phase: str, activations: int) -> None:
         """Lines for the gradients of the steps counted so far, and what was kept for them."""
         self.activations = max(self.activations, activations)
         sizes = {"gradients": self.gradients, "activations": self.activations}
         self.entries = [_entry(phase, kind, size, 0, "mixed") for kind, size in sizes.items()]
-
-    def _add(self, phase: str, kind: str, tensors: Sequence[Tensor]) -> None:
-        size, numel = sum(map(tensor_bytes, tensors)), sum(t.numel() for t in tensors)
-        self.entries.append(_entry(phase, kind, size, numel, "float32"))
 
 
 class Unbilled(Cost):
@@ -156,14 +153,10 @@ class Unbilled(Cost):
         yield
 
 
-def largest_bill(costs: Iterable[Cost]) -> list[Entry]:
-    """The lines of the phase that held most."""
-    return max((cost.entries for cost in costs), key=_bytes_of, default=[])
-
-
 def held_in_training(learner: Holder, costs: Sequence[Cost]) -> list[Entry]:
     """Ledger lines of when most was held in training only: at the end, or beside a phase if that was given up since."""
-    end = [*Holder.training_entries(learner), *largest_bill(costs)]
+    largest = max((cost.entries for cost in costs), key=_bytes_of, default=[])
+    end = [*Holder.training_entries(learner), *largest]
     return max([end, *([*cost.held, *cost.entries] for cost in costs)], key=_bytes_of)
 
 

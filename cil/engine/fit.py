@@ -129,10 +129,8 @@ class Fit:
     secret: str = ""
     make_loader: Callable[..., PhaseLoader] = PhaseLoader
     window: LossWindow = field(default_factory=LossWindow)
-
-    def __post_init__(self) -> None:
-        self._optimizer: Optimizer | None = None
-        self._parameters: list[Tensor] = []
+    _optimizer: Optimizer = field(init=False, repr=False)
+    _parameters: list[Tensor] = field(init=False, repr=False)
 
     def run(self, resume: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None) -> None:
         """Train to the end of the phase.
@@ -155,10 +153,7 @@ class Fit:
         optimizer = self._optimizer = self._make_optimizer()
         by_step = recipe.schedule_by == "step"
         schedule = recipe.scheduler(optimizer, _updates(recipe, len(loader.bounds)) if by_step else recipe.epochs)
-        window = self.window
-        start_epoch, start_step = 0, 0
-        if resume is not None:
-            start_epoch, start_step = self._resume(optimizer, schedule, window, *resume)
+        start_epoch, start_step = (0, 0) if resume is None else self._resume(schedule, *resume)
         stepper = self.runtime.optimizer(optimizer, resume[1]["scale"] if resume is not None else {})
         in_epoch = len(loader.bounds)
         total = _batches(recipe, in_epoch, f"phase '{self.phase.name}' of experience {self.experience}")
@@ -195,7 +190,7 @@ class Fit:
                                 watch.note(losses)
                         except SavedBytesRefused as refused:
                             self._repeat(refused)
-                    window.add(losses)
+                    self.window.add(losses)
                     progress.step += 1
                     self.cost.steps += update
                     self.held(batch)
@@ -203,9 +198,9 @@ class Fit:
                     if not update:
                         continue
                     if self.cost.steps % recipe.log_every == 0:
-                        self._log("step", window, epoch, step + 1)
-                    saved = self._saved_if_due(optimizer, epoch, step + 1, saved)
-                self._log("epoch", window, epoch, progress.step - epoch * in_epoch)
+                        self._log("step", epoch, step + 1)
+                    saved = self._saved_if_due(epoch, step + 1, saved)
+                self._log("epoch", epoch, progress.step - epoch * in_epoch)
                 if not by_step:
                     schedule.step()
                 if progress.step >= total:
@@ -226,7 +221,6 @@ class Fit:
         self, batch: Batch, share: float, stepper: Any, update: bool, saving: AbstractContextManager[Any]
     ) -> dict[str, Tensor]:
         ranks, optimizer = self.runtime.ranks, self._optimizer
-        assert optimizer is not None
         rows, part = ranks.part(batch)  # all of it, unless several devices share it
         share *= part
         with saving, ranks.drawing(self.learner):
@@ -288,21 +282,21 @@ class Fit:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"the optimizer cannot be made: {error} (config group optimizer)") from error
 
-    def _log(self, kind: str, window: LossWindow, epoch: int, done: int) -> None:
+    def _log(self, kind: str, epoch: int, done: int) -> None:
         """Log a step, or an epoch of which ``done`` batches were trained."""
-        self._check(window, epoch, done)
-        values = window.means() if kind == "step" else window.epoch_means()
+        self._check(epoch, done)
+        values = self.window.means() if kind == "step" else self.window.epoch_means()
         if kind == "epoch":
             self.cost.loss = values.get("loss", self.cost.loss)
-        if values and self._optimizer is not None:
+        if values:
             values["lr"] = float(self._optimizer.param_groups[0]["lr"])
             progress = self.learner.progress
             where = {"experience": self.experience, "phase": self.phase.name, "epoch": epoch}
             where |= {"step": self.first_step + self.cost.steps, "epochs": progress.epochs, "share": progress.share}
             self.on_log(kind, values, where)
 
-    def _check(self, window: LossWindow, epoch: int, done: int) -> None:
-        bad = window.first_bad()
+    def _check(self, epoch: int, done: int) -> None:
+        bad = self.window.first_bad()
         if bad is not None:
             raise Diverged(
                 f"the loss is {bad[1]} in experience {self.experience}, phase '{self.phase.name}', epoch {epoch}, "
@@ -311,7 +305,7 @@ class Fit:
 
     # snapshots ------------------------------------------------------------------------------------------------------
 
-    def _saved_if_due(self, optimizer: Optimizer, epoch: int, done: int, saved: float) -> float:
+    def _saved_if_due(self, epoch: int, done: int, saved: float) -> float:
         """Write a snapshot where it is time or the run shall stop; when the last one was written.
 
         Raises:
@@ -321,48 +315,39 @@ class Fit:
         stopped, due = ranks.any(self.stop(), self.recipe.snapshot_due(self.cost.steps, saved))
         if stopped or due:
             ranks.sync_buffers(self.learner.modules())
-            self._check(self.window, epoch, done)
-            self._snapshot(optimizer, self.window, epoch, done)
+            self._check(epoch, done)
+            self._snapshot(epoch, done)
             saved = time.monotonic()
         if stopped:
             raise Stopped
         return saved
 
-    def _snapshot(self, optimizer: Optimizer, window: LossWindow, epoch: int, step: int) -> None:
+    def _snapshot(self, epoch: int, step: int) -> None:
         tensors, meta = self.learner.full_state()
-        tensors |= {f"{WINDOW}{name}": values for name, values in window.held().items()}
-        state = optimizer.state_dict()
+        tensors |= {f"{WINDOW}{name}": values for name, values in self.window.held().items()}
+        state, scalars = self._optimizer.state_dict(), dict[str, dict[str, Any]]()
         for index, held in state["state"].items():
-            for key, value in held.items():
-                if isinstance(value, Tensor):
-                    tensors[f"{OPTIMIZER}{index}|{key}"] = value
-        scalars = {
-            str(index): {key: value for key, value in held.items() if not isinstance(value, Tensor)}
-            for index, held in state["state"].items()
+            scalars[str(index)] = {key: value for key, value in held.items() if not isinstance(value, Tensor)}
+            tensors |= {f"{OPTIMIZER}{index}|{key}": value for key, value in held.items() if isinstance(value, Tensor)}
+        content = {
+            "phase": self.number,
+            "epoch": epoch,
+            "step": step,
+            "meta": meta,
+            "optimizer": scalars,
+            "groups": [{k: v for k, v in g.items() if k != "params"} for g in state["param_groups"]],
+            "scale": self.runtime.loss_scale(),
+            "epoch_sums": self.window.sums,
+            "cost": asdict(self.cost),
         }
-        self.on_snapshot(
-            tensors,
-            {
-                "phase": self.number,
-                "epoch": epoch,
-                "step": step,
-                "meta": meta,
-                "optimizer": scalars,
-                "groups": [{k: v for k, v in g.items() if k != "params"} for g in state["param_groups"]],
-                "scale": self.runtime.loss_scale(),
-                "epoch_sums": window.sums,
-                "cost": asdict(self.cost),
-            },
-        )
+        self.on_snapshot(tensors, content)
 
-    def _resume(
-        self, optimizer: Optimizer, schedule: Any, window: LossWindow, tensors: Mapping[str, Tensor],
-        content: Mapping[str, Any],
-    ) -> tuple[int, int]:  # fmt: skip
+    def _resume(self, schedule: Any, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> tuple[int, int]:
+        optimizer = self._optimizer
         held = {name: t for name, t in tensors.items() if not name.startswith((WINDOW, OPTIMIZER))}
         self.learner.load_full_state(held, content["meta"])
         lines = {name.removeprefix(WINDOW): t for name, t in tensors.items() if name.startswith(WINDOW)}
-        window.load(lines, content["epoch_sums"])
+        self.window.load(lines, content["epoch_sums"])
         optimizer._opt_called = True  # type: ignore[attr-defined]  # before the interruption: no warning from schedules
         made = content["epoch"] if self.recipe.schedule_by == "epoch" else max(0, content["cost"]["steps"] - 1)
         for _ in range(made):

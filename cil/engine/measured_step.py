@@ -108,9 +108,14 @@ class StepMeter(Unbilled):
         size, tensors = max(self.meters, key=lambda meter: meter[0])
         added = {"activations": size, "gradients": self.gradients, "optimizer": sum(self.optimizer.values())}
         parts = bytes_by_part(self.watch, tensors, self.optimizer)
-        rules = [published_step(self.modules, self.trained, count) for count in self.counts]
-        rule = max(rules, key=lambda one: one.bytes)
-        return Measured(name, self.largest, parts, bytes_by_dtype(tensors), added, rule)
+        return Measured(name, self.largest, parts, bytes_by_dtype(tensors), added, self._published())
+
+    def _published(self) -> Published:
+        """The published accounting of the largest step: what is trained is float, all other parameters are frozen."""
+        chosen, held = {id(p) for p in self.trained}, {p for one in self.modules.values() for p in one.parameters()}
+        trainable, frozen = sum(p.numel() for p in self.trained), sum(p.numel() for p in held if id(p) not in chosen)
+        rules = [Published(trainable, frozen, count.inputs, count.relus_on_the_way) for count in self.counts]
+        return max(rules, key=lambda rule: rule.bytes)
 
 
 class PlainRuntime(Runtime):
@@ -205,15 +210,6 @@ def first_steps(
 def autocast_on(device: str, precision: str) -> AbstractContextManager[None]:
     """Types as ``trainer.precision`` chooses them on a kind of device."""
     return torch.autocast(device, AUTOCAST[precision]) if precision in AUTOCAST else nullcontext()
-
-
-def published_step(modules: Mapping[str, nn.Module], trained: Sequence[Tensor], count: LayerInputs) -> Published:
-    """The published accounting of a step: what is trained is float, all other parameters are frozen."""
-    everything = {id(p): p for module in modules.values() for p in module.parameters()}
-    trainable = sum(p.numel() for p in trained)
-    chosen = {id(p) for p in trained}
-    frozen = sum(p.numel() for key, p in everything.items() if key not in chosen)
-    return Published(trainable, frozen, count.inputs, count.relus_on_the_way)
 
 
 def report(one: Measured, kinds: Mapping[str, int], device: torch.device, where: str, refused: str) -> TrainingMemory:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from types import BuiltinFunctionType
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cil.engine.anytime import Anytime
 from cil.engine.budget_fit import Fitted, fit_warnings
 from cil.engine.caps import caps_of, caps_results, check_caps, measure_caps
 from cil.engine.dry_run import Bill, check_bills, dry_run
-from cil.engine.image_fit import size_warnings
 from cil.engine.lifecycle import Learners, MakeFactory, MakeLearner, admit
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
@@ -21,8 +21,11 @@ from cil.engine.strategy_steps import StrategySteps
 from cil.engine.timed_step import SecondsPerImage, seconds_of_training, seconds_per_image
 from cil.errors import BudgetExceeded, ConfigError
 from cil.memory import Allowance, Budget
+from cil.models.base import Backbone
 from cil.strategies import Strategy
 from cil.streams import Stream
+
+MUCH_LARGER = 3  # times the size that a network was designed for, from which on a word is worth it
 
 
 @dataclass
@@ -98,12 +101,15 @@ class PlannedWork:
     @cached_property
     def learners(self) -> Learners:
         """Makes learners from what was carried."""
-        final = self.bill[-1].fixed[self.budget.convention] if self.budget.reserve == "final" else None
-        stream = self.stream
         return Learners(
-            self.make_learner, self.make_factory, self.budget, stream.signatures, self.runtime, self.seed,
-            stream.augment, final,
+            self.make_learner, self.make_factory, self.budget, self.stream.signatures, self.runtime, self.seed,
+            self.stream.augment, self.final_bytes,
         )  # fmt: skip
+
+    @property
+    def final_bytes(self) -> int | None:
+        """Fixed bytes at the end of the stream, where the budget reserves them."""
+        return self.bill[-1].fixed[self.budget.convention] if self.budget.reserve == "final" else None
 
     @cached_property
     def bill(self) -> list[Bill]:
@@ -202,7 +208,7 @@ class PlannedWork:
 
     def rates(self) -> SecondsPerImage:
         """Time a few steps, on noise."""
-        return seconds_per_image(self.steps(), self.runtime.torch_device)
+        return seconds_per_image(self.steps())
 
     def duration(self, rates: SecondsPerImage) -> float:
         """Seconds of training at these rates, about."""
@@ -210,10 +216,7 @@ class PlannedWork:
 
     def steps(self) -> StrategySteps:
         """Measures steps before there are any."""
-        return StrategySteps(
-            self.make_learner, self.make_factory, self.stream.signatures, self.budget, self.bill, self.recipe,
-            self.name, self.stream.augment, self.runtime.precision, self.seed,
-        )  # fmt: skip
+        return StrategySteps(self)
 
     # parts ----------------------------------------------------------------------------------------------------------
 
@@ -249,3 +252,15 @@ def check_task_aware(takes_task: bool, stream: Stream, name: str) -> None:
             f"strategy {name} answers without being told the task, which stream '{stream.name}' tells; set "
             f"stream.heads=offset, or choose a strategy whose predict takes the task (strategy=all names them)"
         )
+
+
+def size_warnings(net: object, size: Sequence[int]) -> Iterator[str]:
+    """A sentence where images (height, width) are much larger than those that a network, if any, was designed for."""
+    for module in net.modules() if isinstance(net, nn.Module) else ():
+        if isinstance(module, Backbone) and module.usual_size and min(size) >= MUCH_LARGER * module.usual_size:
+            yield (
+                f"{type(module).__name__} is a network for images of about {module.usual_size} pixels, and those of "
+                f"the stream have {size[0]}x{size[1]}: it will be slow and see little of each; take stream.size="
+                f"{module.usual_size}, or a network for large images, as model=resnet18"
+            )
+            return

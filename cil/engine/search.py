@@ -133,7 +133,8 @@ class Trials:
 
     def _bill_copies(self, cost: Cost, *held: Held | None) -> None:
         """Training memory: where trials start and the best so far are held beside the learner, two states at most."""
-        cost.bill_copies(self.search.name, [tensor for one in held if one is not None for tensor in one[0].values()])
+        tensors = [tensor for one in held if one is not None for tensor in one[0].values()]
+        cost.add(self.search.name, "temporary", tensors)
 
     def _own(self, cost: Cost) -> bool:
         return cost.trial.get("phase") == self.number

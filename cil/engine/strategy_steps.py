@@ -3,51 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
 from cil.contract import RuntimeContext, Search
-from cil.data import Augment, Samples
-from cil.engine.dry_run import Bill, held_in, planned_exemplars
+from cil.data import Samples
+from cil.engine.dry_run import held_in, planned_exemplars
 from cil.engine.keys import generator
-from cil.engine.lifecycle import MakeFactory, MakeLearner, admit, all_evaluating, enter
+from cil.engine.lifecycle import admit, all_evaluating, enter
 from cil.engine.measured_step import Measured, modules_of, noise_samples, on_meta_or_cpu, phase_step, report, summed
-from cil.engine.recipe import Recipe
-from cil.memory import Allowance, Budget, ExemplarMemory, FeatureMemory, selection, tensor_bytes
+from cil.memory import Allowance, ExemplarMemory, FeatureMemory, selection, tensor_bytes
 from cil.memory.exemplars import label_dtype
 from cil.memory.features import DTYPES
 from cil.memory.training_memory import ForwardTracker, TrainingMemory, bytes_by_part, in_ledger_order
 from cil.strategies import Strategy
 from cil.streams import Experience, Signature
 
+if TYPE_CHECKING:
+    from cil.engine.planned import PlannedWork
+
 ENOUGH = 4  # batches of noise on the CPU, where an experience has more images
 
 
-@dataclass
 class StrategySteps:
     """The steps of a strategy on a stream, measured before anything is trained.
 
     Args:
-        make_learner, make_factory, recipe, augment, precision, seed: As for a run.
-        signatures: One for each experience; nothing else of the stream is looked at.
-        budget: Not changed.
-        bills: The bytes carried after each experience.
-        name: The strategy, for messages.
+        work: What is planned; nothing of its stream is looked at but the signatures.
     """
 
-    make_learner: MakeLearner
-    make_factory: MakeFactory
-    signatures: Sequence[Signature]
-    budget: Budget
-    bills: Sequence[Bill]
-    recipe: Recipe
-    name: str
-    augment: Augment = field(default_factory=Augment)
-    precision: str = "fp32"
-    seed: int = 0
+    def __init__(self, work: PlannedWork) -> None:
+        self.work, self.signatures = work, work.stream.signatures
 
     def largest(self, batch_size: int | None = None) -> TrainingMemory:
         """The largest step of the first, the second and the last experience, and of those of most images and classes.
@@ -73,9 +63,8 @@ class StrategySteps:
             CilError: where the strategy refuses its configuration.
             ConfigError: where it cannot be stepped on images of noise either.
         """
-        return on_meta_or_cpu(
-            f"{self.name}, experience {index + 1}", self.precision, partial(self._at, index, batch_size)
-        )
+        name, precision = f"{self.work.name}, experience {index + 1}", self.work.runtime.precision
+        return on_meta_or_cpu(name, precision, partial(self._at, index, batch_size))
 
     def _at(self, index: int, batch_size: int | None, device: torch.device, refused: str) -> TrainingMemory:
         learner, experience = self.reach_phases(index, device)
@@ -89,7 +78,7 @@ class StrategySteps:
             learner.to(device)
             copies = _copied(learner, phase) if isinstance(phase, Search) else 0
             phase = phase.trial(phase.middle) if isinstance(phase, Search) else phase
-            step = phase_step(learner, phase, self.recipe.of(phase, index), batch_size)
+            step = phase_step(learner, phase, self.work.recipe.of(phase, index), batch_size)
             if step is not None:
                 step = replace(step, added=step.added | ({"temporary": copies} if copies else {}))
                 found.append(step)
@@ -97,10 +86,11 @@ class StrategySteps:
     def reach_phases(self, index: int, device: torch.device) -> tuple[Strategy, Experience]:
         """A learner that has come to the phases of an experience, as in a run but for the values."""
         noise = device.type != "meta"
-        final = self.bills[-1].fixed[self.budget.convention] if self.budget.reserve == "final" else None
-        factory = self.make_factory(seed=self.seed, device=device, meta=not noise)
-        learner = self.make_learner(factory, Allowance(self.budget))
-        learner.context = RuntimeContext(device, partial(generator, self.seed, "strategy", index), augment=self.augment)
+        work, budget, final = self.work, self.work.budget, self.work.final_bytes
+        factory = work.make_factory(seed=work.seed, device=device, meta=not noise)
+        learner = work.make_learner(factory, Allowance(budget))
+        keyed = partial(generator, work.seed, "strategy", index)
+        learner.context = RuntimeContext(device, keyed, augment=work.stream.augment)
         learner.to(device)
 
         def grow(signature: Signature) -> None:
@@ -109,7 +99,7 @@ class StrategySteps:
 
         held: dict[int, int] = {}
         for past in range(index):
-            signature = admit(learner, self.signatures[past], self.budget, final)
+            signature = admit(learner, self.signatures[past], budget, final)
             grow(signature)
             held = planned_exemplars(learner, signature, held)
         for name, memory in learner.memories().items():
@@ -120,7 +110,7 @@ class StrategySteps:
             with all_evaluating(learner):
                 learner.load_state(learner.state())  # what is computed anew at each boundary
             learner.to(device)
-        signature = admit(learner, self.signatures[index], self.budget, final)
+        signature = admit(learner, self.signatures[index], budget, final)
         experience = self._experience(signature, noise)
         enter(learner, experience, partial(grow, signature), lambda hook: all_evaluating(learner), lambda: None)
         return learner, experience
@@ -128,7 +118,7 @@ class StrategySteps:
     def _experience(self, signature: Signature, noise: bool) -> Experience:
         counts = dict(signature.counts)
         if noise:  # methods look at all images; a few batches of them are as good
-            most = ENOUGH * self.recipe.batch_size * self.recipe.accumulate
+            most = ENOUGH * self.work.recipe.batch_size * self.work.recipe.accumulate
             share = min(1.0, most / max(1, sum(counts.values())))
             counts = {slot: min(count, max(2, math.ceil(count * share))) for slot, count in counts.items()}
         slots = torch.repeat_interleave(torch.tensor(sorted(counts)), torch.tensor([counts[s] for s in sorted(counts)]))
@@ -141,7 +131,7 @@ class StrategySteps:
         self, learner: Strategy, index: int, found: list[Measured], device: torch.device, refused: str
     ) -> TrainingMemory:
         lines = learner.training_entries()
-        kinds = summed(self.bills[index].by_kind, *({line.kind: line.bytes} for line in lines))
+        kinds = summed(self.work.bill[index].by_kind, *({line.kind: line.bytes} for line in lines))
         where = f"experience {index + 1} of {len(self.signatures)}"
         if not found:
             parts = bytes_by_part(ForwardTracker(modules_of(learner)), (), {})

@@ -51,18 +51,17 @@ class Stopwatch(Unbilled):
         self.seconds.append(time.perf_counter() - began)
 
 
-def seconds_per_image(steps: StrategySteps, device: torch.device) -> SecondsPerImage:
+def seconds_per_image(steps: StrategySteps) -> SecondsPerImage:
     """Time a few steps of each phase of the first and of the last experience, and multiply by how many there will be.
 
     Not in it: augmentation, what hooks do, evaluation. The weights are random, the images noise.
     """
-    with autocast_on(device.type, steps.precision):
-        return SecondsPerImage(
-            _of_experience(steps, 0, device), _of_experience(steps, len(steps.signatures) - 1, device)
-        )
+    with autocast_on(steps.work.runtime.torch_device.type, steps.work.runtime.precision):
+        return SecondsPerImage(_of_experience(steps, 0), _of_experience(steps, len(steps.signatures) - 1))
 
 
-def _of_experience(steps: StrategySteps, index: int, device: torch.device) -> float:
+def _of_experience(steps: StrategySteps, index: int) -> float:
+    device = steps.work.runtime.torch_device
     learner, experience = steps.reach_phases(index, device)
     images = sum(steps.signatures[index].counts.values())
     missing, seconds = images - len(experience.train), 0.0  # of the images, of which a few batches of noise stand
@@ -70,11 +69,11 @@ def _of_experience(steps: StrategySteps, index: int, device: torch.device) -> fl
         learner.to(device)
         trials = found.trials if isinstance(found, Search) else 1
         phase = found.trial(found.middle) if isinstance(found, Search) else found
-        recipe = steps.recipe.of(phase, index)
+        recipe = steps.work.recipe.of(phase, index)
         batches = len(batch_bounds(len(phase.samples) + missing, recipe.batch_size)) * recipe.epochs
         most = batches if recipe.max_steps is None else recipe.max_steps * recipe.accumulate
         seconds += trials * min(batches, most) * _of_batch(learner, phase, recipe)
-    return seconds / (images + (steps.bills[index - 1].exemplars if index else 0))
+    return seconds / (images + (steps.work.bill[index - 1].exemplars if index else 0))
 
 
 def _of_batch(learner: Strategy, phase: Phase, recipe: Recipe) -> float:

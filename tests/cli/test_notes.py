@@ -8,7 +8,7 @@ from torch import nn
 import cil as package
 from cil.cli.build import build
 from cil.cli.compose import compose
-from cil.engine.image_fit import size_warnings
+from cil.engine.planned import size_warnings
 from cil.models import build_backbone, save_weights
 from cil.models.cifar import CifarResNet
 
