@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from cil.errors import BudgetExceeded, ConfigError, ContractError
 from cil.memory.exemplars import ExemplarMemory
 from cil.memory.ledger import Ledger
-from cil.memory.training_memory import Fitting, TrainingMemory
+from cil.memory.training_memory import TrainingMemory, largest_batch
 from cil.values import check_value, limits
 
 UNLIMITED = 2**62
@@ -220,7 +220,7 @@ class Budget:
         memory = measure(None)
         if memory.total <= self.training_bytes or self.enforce == "report":
             return memory
-        fits = Fitting(measure, self.training_bytes).largest(memory.batch_size)
+        fits = largest_batch(measure, self.training_bytes, memory.batch_size)
         advice = f"{key}={fits} is the largest that fits" if fits else "no batch size fits: take a smaller model"
         raise BudgetExceeded(
             f"{name} needs {memory.total:,} bytes in a step of {memory.batch_size} images ({memory.where}), "

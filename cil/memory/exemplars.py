@@ -140,6 +140,7 @@ class ExemplarMemory:
         return self._cache
 
     def _store(self) -> EncodedStore:
+        """The images, for whatever reads them: a memory that is out of order is in order again when it is asked."""
         return EncodedStore(self.codec, self._data, self._sizes, self._shape or (1, 1, 1))
 
     def of_class(self, slot: int) -> Samples:
@@ -302,11 +303,11 @@ class ExemplarMemory:
 
     def fit(self, capacity: int) -> None:
         """Keep as many as fit by encoded bytes: the best of every class, then the second best, and so on."""
-        rank = self._rank()
+        rank, sizes = self._rank(), self._store().sizes
         label = label_dtype(int(self._slots.max()) + 1 if len(self) else 1).itemsize
-        cost = self._sizes.long() + label + sum(size for _, size in self._side_kinds())
+        cost = sizes.long() + label + sum(size for _, size in self._side_kinds())
         if not self.codec.fixed:
-            cost = cost + self._sizes.element_size()
+            cost = cost + sizes.element_size()
         order = rank.argsort(stable=True)
         keep = torch.zeros(len(self), dtype=torch.bool)
         keep[order[cost[order].cumsum(0) <= capacity]] = True
@@ -328,12 +329,12 @@ class ExemplarMemory:
         """Each tensor and the kind it is charged as. Empty where the memory is empty."""
         if not len(self):
             return {}
-        held = {"images": (self._data, "exemplars")}
+        store = self._store()
+        held = {"images": (store.data, "exemplars")}
         if self.codec.fixed:
-            shape = self.codec.stored_shape(self._shape or (1, 1, 1))
-            held["images"] = (self._data.reshape(len(self), *shape), "exemplars")
+            held["images"] = (store.data.reshape(len(self), *self.codec.stored_shape(store.shape)), "exemplars")
         else:
-            held["sizes"] = (self._sizes, "exemplars")
+            held["sizes"] = (store.sizes, "exemplars")
         held["slots"] = (self._slots.to(label_dtype(num_classes)), "labels")
         held.update({name: (values, self.extra_kinds[name]) for name, values in self._extras.items()})
         return held

@@ -177,29 +177,13 @@ class ReservoirMemory(ExemplarMemory):
         self._extras = {name: values[work.order] for name, values in work.extras.items()}
         self._cache = None
 
-    def samples(self) -> Samples:
-        self._restore_order()
-        return super().samples()
-
     def _hold(self, groups: list[Samples]) -> None:
         self._restore_order()
         super()._hold(groups)
 
-    def tensors(self, num_classes: int) -> dict[str, tuple[Tensor, str]]:
-        self._restore_order()
-        return super().tensors(num_classes)
-
     def _store(self) -> EncodedStore:
         self._restore_order()
         return super()._store()
-
-    def _keep(self, which: Tensor) -> None:
-        self._restore_order()
-        super()._keep(which)
-
-    def fit(self, capacity: int) -> None:
-        self._restore_order()
-        super().fit(capacity)
 
     def _side_kinds(self) -> list[tuple[str, int]]:
         self._restore_order()

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -321,45 +321,27 @@ def measure_step(
     return TrainingMemory(in_ledger_order(kinds), parts, bytes_by_dtype(meter.saved), device=device)
 
 
-# under a limit --------------------------------------------------------------------------------------------------------
+def largest_batch(measure: Callable[[int], TrainingMemory], limit: int, below: int, least: int = 2) -> int | None:
+    """The largest batch, of ``least`` up to ``below`` - 1 images, that a limit in bytes allows; None where none does.
 
-
-@dataclass
-class Fitting:
-    """Search for the largest batch that a limit allows, by steps measured at a few sizes.
+    Bytes grow with the size; guesses assume that they do so linearly. Batch statistics of a single image are
+    undefined in some networks, hence two images at least.
 
     Args:
-        measure: Batch size to the bytes of a step.
-        limit: Bytes.
+        measure: Batch size to a step, which is measured at a few sizes.
     """
-
-    measure: Callable[[int], TrainingMemory]
-    limit: int
-    _found: dict[int, TrainingMemory] = field(default_factory=dict)
-
-    def at(self, size: int) -> TrainingMemory:
-        """Memory of a step of ``size`` images."""
-        if size not in self._found:
-            self._found[size] = self.measure(size)
-        return self._found[size]
-
-    def largest(self, below: int, least: int = 2) -> int | None:
-        """The largest size from ``least`` up to ``below`` - 1 that fits; None where none does.
-
-        Bytes grow with the size; guesses assume that they do so linearly. Batch statistics of a single image are
-        undefined in some networks, hence two images at least.
-        """
-        if below <= least or self.at(least).total > self.limit:
-            return None
-        fits, over = least, below
-        while over - fits > 1:
-            low, high = self.at(fits).total, self.at(over).total
-            share = (self.limit - low) / max(1, high - low)
-            guess = min(max(fits + int(share * (over - fits)), fits + 1), over - 1)
-            if self.at(guess).total <= self.limit:
-                fits = guess
-                if fits + 1 < over and self.at(fits + 1).total > self.limit:
-                    over = fits + 1
-            else:
-                over = guess
-        return fits
+    at = cache(measure)
+    if below <= least or at(least).total > limit:
+        return None
+    fits, over = least, below
+    while over - fits > 1:
+        low, high = at(fits).total, at(over).total
+        share = (limit - low) / max(1, high - low)
+        guess = min(max(fits + int(share * (over - fits)), fits + 1), over - 1)
+        if at(guess).total <= limit:
+            fits = guess
+            if fits + 1 < over and at(fits + 1).total > limit:
+                over = fits + 1
+        else:
+            over = guess
+    return fits

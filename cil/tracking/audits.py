@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from cil.targets import fits
 from cil.tracking.digests import sealed, unseal
@@ -54,10 +54,7 @@ class Audit:
         return not self.equal and not self.elsewhere and self.device == "cpu"
 
 
-_TYPES = {
-    "run": str, "experience": int, "compared": list[str], "verdict": str, "key": str, "elsewhere": dict[str, Any],
-    "device": str, "code": str, "versions": dict[str, Any],
-}  # fmt: skip
+_TYPES = get_type_hints(Audit)
 
 
 def read_audits(directory: Path, run: str) -> list[Audit]:

@@ -82,8 +82,6 @@ class Record:
         directory: str | Path,
         identity: Mapping[str, Any],
         environment: Mapping[str, Any] | None = None,
-        *,
-        exclusive: bool = True,
     ) -> Record:
         """Begin a run, or go on with one that has the same identity.
 
@@ -91,8 +89,6 @@ class Record:
             directory: Made if absent.
             identity: See the class. Differences are searched in its order.
             environment: Environment of a new run; default ``describe_environment``.
-            exclusive: Refuse a directory that another process is writing. A child that writes for its parent says
-                False.
 
         Raises:
             ResumeError: if the directory belongs to another run, naming the first key that differs; or if another
@@ -106,21 +102,19 @@ class Record:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"run_dir={directory} cannot be made ({error.strerror}); choose another") from error
-        lock = DirectoryLock(directory) if exclusive else None
+        lock = DirectoryLock(directory)
         try:
             return cls._opened(directory, own, environment, lock)
         except BaseException:
-            if lock is not None:
-                lock.close()
+            lock.close()
             raise
 
     @classmethod
     def _opened(
-        cls, directory: Path, own: dict[str, Any], environment: Mapping[str, Any] | None, lock: DirectoryLock | None
+        cls, directory: Path, own: dict[str, Any], environment: Mapping[str, Any] | None, lock: DirectoryLock
     ) -> Record:
-        if lock is not None:
-            for folder in (directory, (directory / INDEX_OF_ARRAYS).parent):
-                remove_partial(folder)
+        for folder in (directory, (directory / INDEX_OF_ARRAYS).parent):
+            remove_partial(folder)
         if (directory / RECORD).exists():
             content = _read(directory)
             difference = first_difference(content.get("identity"), own)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import secrets
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -18,7 +20,6 @@ from cil.tracking.loggers import PREFIX, LogKind, LogValues
 from cil.tracking.panels import Panel, Table, new_points
 from cil.tracking.storage import plain, without_secrets
 from cil.tracking.wandb_server import has_key, reachable
-from cil.tracking.wandb_start import quick_start
 
 if TYPE_CHECKING:
     import wandb
@@ -221,3 +222,32 @@ def _kept_id(run_dir: Path) -> str:
     if not path.exists():
         path.write_text(secrets.token_hex(4))
     return path.read_text().strip()
+
+
+@contextmanager
+def quick_start(offline: bool) -> Iterator[None]:
+    """Start wandb inside of this. Left out, each where this version of wandb has it:
+
+    * inputs of its job launcher, whose package is imported for every run. A process that uses the launcher has imported
+      it already, and keeps it;
+    * pandas, imported to ask whether a table is a data frame; wandb then goes by the name of the type;
+    * offline: reports of its own use and errors, for which a thread asks the server.
+    """
+    import wandb
+
+    if hasattr(wandb.util, "pd_available") and "pandas" not in sys.modules:
+        wandb.util.pd_available = False
+    if offline:
+        disable = getattr(sys.modules.get("wandb.analytics.opentelemetry.opentelemetry_proxy"), "disable", None)
+        if disable is not None:
+            disable()
+    inputs = "_detect_and_apply_job_inputs"
+    original = getattr(wandb.Run, inputs, None)
+    if "wandb.sdk.launch" in sys.modules or original is None:
+        yield
+        return
+    setattr(wandb.Run, inputs, lambda run: None)
+    try:
+        yield
+    finally:
+        setattr(wandb.Run, inputs, original)

@@ -10,7 +10,7 @@ from torch import nn
 from cil.errors import BudgetExceeded, ConfigError
 from cil.memory import Allowance, Budget, Entry, Ledger, Published, SavedBytes, TrainingMemory, measure_step, published
 from cil.memory.published_bytes import counting_inputs
-from cil.memory.training_memory import OUTSIDE, Fitting, ForwardTracker, SavedByPart
+from cil.memory.training_memory import OUTSIDE, ForwardTracker, SavedByPart, largest_batch
 
 DEVICES = pytest.mark.parametrize("device", ["cpu", "meta"])
 
@@ -224,7 +224,7 @@ def test_the_largest_batch_is_the_last_that_fits(limit):
         asked.append(images or 128)
         return held(images or 128)
 
-    assert Fitting(measure, limit).largest(128) == (limit - 100) // 10
+    assert largest_batch(measure, limit, 128) == (limit - 100) // 10
     assert len(asked) <= 5  # even growth is guessed at once
 
 
@@ -234,12 +234,12 @@ def test_the_largest_batch_is_found_where_bytes_do_not_grow_evenly():
 
     for limit in (120, 180, 240, 450, 700, 1100):
         fits = [size for size in range(2, 60) if steps(size).total <= limit]
-        assert Fitting(steps, limit).largest(60) == max(fits)
+        assert largest_batch(steps, limit, 60) == max(fits)
 
 
 def test_where_two_images_are_too_many_nothing_fits():
-    assert Fitting(lambda images: held(images or 8), 119).largest(8) is None
-    assert Fitting(lambda images: held(images or 8), 119).largest(2) is None
+    assert largest_batch(lambda images: held(images or 8), 119, 8) is None
+    assert largest_batch(lambda images: held(images or 8), 119, 2) is None
 
 
 def test_a_step_over_the_budget_is_refused_and_one_within_it_is_not():
