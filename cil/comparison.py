@@ -12,7 +12,7 @@ import torch
 
 from cil.api import MakeStrategy, Model, plan_training
 from cil.cli.compare import look_ahead, prepare, records_of, run_queue, write_report
-from cil.cli.pool import QueuedRun, RunEnd
+from cil.cli.pool import QueuedRun
 from cil.data.samples import itself
 from cil.engine.driver import Run
 from cil.errors import ConfigError
@@ -134,11 +134,7 @@ def compare(
         return Comparison((), (), look_ahead(runs, jobs, out)[0], out / "index.html")
     prepare(runs, jobs, out, quiet)
     queued = [QueuedRun(label, path, partial(itself, run)) for path, (label, run) in runs.items()]
-    planned = [run for _, run in runs.values()]
-    return _comparison(run_queue(queued, planned, jobs, quiet), out)
-
-
-def _comparison(ends: Sequence[RunEnd], out: Path) -> Comparison:
+    ends = run_queue(queued, [run for _, run in runs.values()], jobs, quiet)
     records = records_of(ends)
     failed = tuple(end.failure for end in ends if end.bad)
     text = write_report(records, out, f"compare: {out.name}") if records else ""

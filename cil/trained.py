@@ -161,34 +161,28 @@ def _check_arguments(run_dir: Any, strategy: Any, experience: Any) -> None:
 def _learners(record: Record, strategy: Any, device: str, experience: int | None) -> tuple[Learners, int, Checkpoints]:
     """Makes the learners of a run, from its record and its checkpoints alone."""
     with reading(record):
-        return _learners_of(record, strategy, device, experience)
-
-
-def _learners_of(
-    record: Record, strategy: Any, device: str, experience: int | None
-) -> tuple[Learners, int, Checkpoints]:
-    identity, checkpoints = record.identity, Checkpoints(record.directory, run=record.run)
-    if "networks" not in identity:
-        raise ConfigError(f"{record.directory} is of the kind {record.kind}; give the run of a strategy")
-    done = committed(checkpoints, record.results)
-    if not done:
-        raise ResumeError(f"{record.directory} has no checkpoint yet: no experience was finished")
-    index = done - 1 if experience is None else experience
-    if not 0 <= index < done:
-        raise ConfigError(f"experience {index} of {record.directory} is not there; it has 0 to {done - 1}")
-    make = _strategy(record) if strategy is None else strategy
-    make = find(make) if isinstance(make, str) else make
-    nets = {key: value for key, value in identity["networks"].items() if key != "weights_sha256"}
-    if not checkpoints.state(index).references:  # all weights are in the checkpoint
-        nets["weights"] = None
-    signatures = tuple(_signature(checkpoints.facts(i)["signature"]) for i in range(index + 1))
-    names = ("exemplars", "per_class", "limits", "convention", "reserve", "scope", "enforce")
-    terms = {key: identity["budget"][key] for key in names if key in identity["budget"]}
-    if identity["budget"].get("kind") == "aligned":
-        terms.pop("exemplars", None)  # of the strategy that it is aligned to
-    runtime = Runtime(device, identity["precision"])
-    factory = networks(identity["stream"]["image_shape"], **nets)
-    return Learners(make, factory, Budget(**terms), signatures, runtime, identity["seed"]), index, checkpoints
+        identity, checkpoints = record.identity, Checkpoints(record.directory, run=record.run)
+        if "networks" not in identity:
+            raise ConfigError(f"{record.directory} is of the kind {record.kind}; give the run of a strategy")
+        done = committed(checkpoints, record.results)
+        if not done:
+            raise ResumeError(f"{record.directory} has no checkpoint yet: no experience was finished")
+        index = done - 1 if experience is None else experience
+        if not 0 <= index < done:
+            raise ConfigError(f"experience {index} of {record.directory} is not there; it has 0 to {done - 1}")
+        make = _strategy(record) if strategy is None else strategy
+        make = find(make) if isinstance(make, str) else make
+        nets = {key: value for key, value in identity["networks"].items() if key != "weights_sha256"}
+        if not checkpoints.state(index).references:  # all weights are in the checkpoint
+            nets["weights"] = None
+        signatures = tuple(_signature(checkpoints.facts(i)["signature"]) for i in range(index + 1))
+        names = ("exemplars", "per_class", "limits", "convention", "reserve", "scope", "enforce")
+        terms = {key: identity["budget"][key] for key in names if key in identity["budget"]}
+        if identity["budget"].get("kind") == "aligned":
+            terms.pop("exemplars", None)  # of the strategy that it is aligned to
+        runtime = Runtime(device, identity["precision"])
+        factory = networks(identity["stream"]["image_shape"], **nets)
+        return Learners(make, factory, Budget(**terms), signatures, runtime, identity["seed"]), index, checkpoints
 
 
 def _strategy(record: Record) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import accumulate
@@ -218,12 +218,9 @@ class AnytimeObserver:
         """The best of the classes exposed, (n,)."""
         flops = Flops()
         answer = questions.listening(partial(self._scores, learner))
-        if not self.per_image:
-            with flops.counting():
-                scores = answer(images)
-            self.per_image = flops.count / len(images)
-        else:
+        with nullcontext() if self.per_image else flops.counting():
             scores = answer(images)
+        self.per_image = self.per_image or flops.count / len(images)
         missing = len(self.exposed) - scores.shape[1]
         scores = torch.nn.functional.pad(scores.float(), (0, missing), value=-torch.inf)
         return scores.masked_fill(~self.exposed, -torch.inf).argmax(1)

@@ -24,7 +24,7 @@ from cil.engine.launched import place_of
 from cil.engine.options import RunOptions
 from cil.engine.process import in_child
 from cil.engine.ranks import check_shared
-from cil.engine.recovery import Recovery, check_owner, recover
+from cil.engine.recovery import check_owner, recover
 from cil.engine.running import Rows
 from cil.engine.runtime import Runtime
 from cil.engine.status import Stop, status_kept
@@ -84,28 +84,23 @@ class Run:
         with self._record() as record:
             if record.status == "finished":
                 return record
-            with self.runtime.together(), self._recovered_context(record) as (recovery, context):
-                for index in recovery.uncounted:
-                    apart(partial(self._evaluate, index, context))
-                self._complete_arrays(record)
-                for index in range(max(0, self.checkpoints.done() - 1), self.work.boundaries):
-                    if index >= self.checkpoints.done():
-                        apart(partial(self._train, index, context))
-                        context.end_where_asked()
-                    if self.checkpoints.evaluated(index) is None:
+            with self.runtime.together():
+                uncounted = self._recovered()
+                agree(self.checkpoints, self.runtime.ranks, self._stop, self.checkpoints.done())
+                with self._context(record) as context, self._settled(context):
+                    for index in uncounted:
                         apart(partial(self._evaluate, index, context))
-                    self._publish(index, context)
-                    if index + 1 < self.work.boundaries:
-                        context.end_where_asked()
+                    self._complete_arrays(record)
+                    for index in range(max(0, self.checkpoints.done() - 1), self.work.boundaries):
+                        if index >= self.checkpoints.done():
+                            apart(partial(self._train, index, context))
+                            context.end_where_asked()
+                        if self.checkpoints.evaluated(index) is None:
+                            apart(partial(self._evaluate, index, context))
+                        self._publish(index, context)
+                        if index + 1 < self.work.boundaries:
+                            context.end_where_asked()
         return record
-
-    @contextmanager
-    def _recovered_context(self, record: Record) -> Iterator[tuple[Recovery, Context]]:
-        """Around all work that is left: what was found in the folder, and what the work is given."""
-        recovery = self._recovered()
-        agree(self.checkpoints, self.runtime.ranks, self._stop, self.checkpoints.done())
-        with self._context(record) as context, self._settled(context):
-            yield recovery, context
 
     def finished(self) -> bool:
         """True where the record in the folder says so.
@@ -156,8 +151,12 @@ class Run:
             record.close()
             self.runtime.close()
 
-    def _recovered(self) -> Recovery:
-        """What is on the disk is whole afterwards: the run goes on from its last whole boundary."""
+    def _recovered(self) -> list[int]:
+        """What is on the disk is whole afterwards: the run goes on from its last whole boundary.
+
+        Returns:
+            Boundaries whose answers are to be counted again.
+        """
         check_owner(self.checkpoints)
         before = self.checkpoints.done()
         found = recover(self.checkpoints)
@@ -169,7 +168,7 @@ class Run:
             _say.warning(f"{self.run_dir}: {where}; what was lost is made again")
         if done and "run" not in self.checkpoints.content(0):
             _say.warning(f"{self.run_dir} was begun before files had sums, so that damage in it is not noticed")
-        return found
+        return found.uncounted
 
     def _complete_arrays(self, record: Record) -> None:
         """The arrays are those of the boundaries behind: made again from the stored answers where not whole."""

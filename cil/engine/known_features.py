@@ -17,7 +17,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -218,11 +218,6 @@ def _computed(
     if block.ndim == 4:  # kernels are chosen by layout too
         block = block.contiguous(memory_format=torch.channels_last)
     flops = Flops()
-    with torch.no_grad():
-        if each:
-            features = backbone(block)[0]
-        else:
-            with flops.counting():
-                features = backbone(block)[0]
-            each = flops.count // BLOCK
-    return features[: len(places)].to(kind).cpu(), each
+    with torch.no_grad(), nullcontext() if each else flops.counting():
+        features = backbone(block)[0]
+    return features[: len(places)].to(kind).cpu(), each or flops.count // BLOCK

@@ -57,7 +57,10 @@ class StrategyWork(PlannedWork):
                 taken = self.learners.admit(learner, index)
             allowance = self.allowance(index, taken, in_advance(learner, self.stream.signatures[index]))
             keyed = generator(self.seed, "incoming", index)
-            experience = sample_experience(self._lent(index), taken, keyed)
+            lent = self._training_half[index]
+            if not self.method.uses_validation:  # images that are held out are for those alone whose class says so
+                lent = replace(lent, validation=None)
+            experience = sample_experience(lent, taken, keyed)
             arriving = experience.train
             check_codecs(learner, arriving)
             allowed = "free" if self.bound else self.recipe.looks
@@ -254,11 +257,6 @@ class StrategyWork(PlannedWork):
     @cached_property
     def _training_half(self) -> Stream:
         return self.stream.training_half()
-
-    def _lent(self, index: int) -> Experience:
-        """An experience as its learner may see it: without images that are held out, unless its class says so."""
-        experience = self._training_half[index]
-        return experience if self.method.uses_validation else replace(experience, validation=None)
 
     @contextmanager
     def _around(self, learner: Strategy, index: int, flops: Flops, looks: Looks, hook: str) -> Iterator[None]:

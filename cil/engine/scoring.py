@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,11 +58,7 @@ def scored(
     found: list[Tensor] = []
     true: list[Tensor] = []
     for batch in mixed.batches(size, device):
-        if not found:
-            with flops.counting():
-                scores = answer(batch.images)
-            flops.count = round(flops.count / len(batch) * len(samples))
-        else:
+        with nullcontext() if found else flops.counting():
             scores = answer(batch.images)
         if scores.shape != (len(batch), columns):
             raise ContractError(
@@ -69,11 +66,12 @@ def scored(
             )
         found.append(scores)
         true.append(batch.slots if batch.targets is None else batch.targets)
+    spent = round(flops.count / len(found[0]) * len(samples))  # as much for each as for those of the first batch
     scores, targets = torch.cat(found).float(), torch.cat(true)
     if bool(scores.isnan().any()):
         raise ContractError(NOT_NUMBERS)
     if mixed.targets is not None:
         mean = metrics.mean_average_precision(scores.cpu().numpy(), targets.cpu().numpy())
-        return Score(mean.mean, mean.skipped, len(samples), flops.count)
+        return Score(mean.mean, mean.skipped, len(samples), spent)
     right = int((scores.argmax(1) + first == targets).sum())
-    return Score(100 * right / len(samples), 0, len(samples), flops.count)
+    return Score(100 * right / len(samples), 0, len(samples), spent)

@@ -102,7 +102,8 @@ class Trials:
         cost = training.fit(self.learner, phase, f"{self.number}.{trial}", costs, trial=True)
         judging, error = Flops(), 100.0
         assert training.error is not None
-        if not self._finite():
+        kept = self.learner.full_state()[0].values()  # which the last steps of a trial may have broken
+        if not all(bool(t.isfinite().all()) for t in kept if t.is_floating_point()):
             cost.trial = {"diverged": True}
         if not cost.trial:
             with judging.counting(), all_evaluating(self.learner):
@@ -113,10 +114,6 @@ class Trials:
         where |= {"step": training.first_step + sum(one.steps for one in [*costs, cost])}
         training.context.log("trial", {**settings, "error": error}, where)
         return cost, Cost.once(judging, "validation")
-
-    def _finite(self) -> bool:
-        """True if all that the learner holds are finite numbers: the last steps of a trial may have broken them."""
-        return all(bool(t.isfinite().all()) for t in self.learner.full_state()[0].values() if t.is_floating_point())
 
     def _resumed(self, costs: Sequence[Cost]) -> tuple[list[Cost], Held | None, int]:
         """Costs, best state and next trial, from the snapshot where there is one."""
