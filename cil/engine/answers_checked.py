@@ -19,9 +19,6 @@ def checked_scores(scores: Any, who: str) -> Tensor:
     A subclass of ``Tensor``, or a mode of torch that was left open, is asked when scores are compared with labels, and
     could say that they are equal.
 
-    Args:
-        who: Class and method, for messages.
-
     Raises:
         ContractError: where they are not, or a mode is open that is neither torch's nor ours.
     """

@@ -69,9 +69,7 @@ class AnytimeObserver:
     Args:
         settings: How often, and on what.
         stream: Its test data of experiences 0 to ``index`` are read.
-        index: The experience.
         past: Facts of the experiences before.
-        seed, batch_size, runtime: As for the run.
         transductive: Answers may depend on the other images.
     """
 

@@ -48,7 +48,6 @@ class Asked:
     They are images of one batch, which is the more likely to be chosen the more images it has.
 
     Args:
-        seed: All random draws follow from it.
         place: What names the evaluation; no learner may know all of it.
     """
 
@@ -79,8 +78,6 @@ class Asked:
 
         Args:
             predict: That of the learner as it was before the evaluation.
-            who: Class of the learner, for messages.
-            place: Where in the run, for messages.
 
         Raises:
             ContractError: where an image gets other scores than it had.

@@ -153,12 +153,7 @@ def largest(weigh: Callable[[int], tuple[int, bool]], smallest: int, limit: int)
 
 
 def fit_warnings(bills: Sequence[Bill], budget: Budget, signatures: Sequence[Signature], name: str) -> Iterator[str]:
-    """Sentences on the end of the stream, for a learner that rehearses.
-
-    Args:
-        bills: What will be carried after each experience.
-        name: The strategy, for messages.
-    """
+    """Sentences on the end of the stream, for a learner that rehearses."""
     stored, classes = bills[-1].exemplars, signatures[-1].num_classes
     images = sum(sum(signature.counts.values()) for signature in signatures)
     limit = None if budget.limits is None else int(budget.limits[-1])

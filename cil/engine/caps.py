@@ -67,9 +67,6 @@ def measure_caps(caps: Mapping[str, Cap], learner: Strategy, predict: Callable[[
 def check_caps(budget: Budget, measured: Mapping[str, Tensor], name: str, index: int, when: str = "after") -> None:
     """Refuse a learner that is over a cap.
 
-    Args:
-        measured: By ``measure_caps``.
-
     Raises:
         BudgetExceeded: naming the cap, what was measured and the key.
     """

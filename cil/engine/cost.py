@@ -80,10 +80,7 @@ class Cost:
         """Around a batch, from its loss to ``after_step``; what it gives goes around the forward pass alone.
 
         Args:
-            watch: Looks at the steps of the learner.
-            phase: Name of the phase, for the ledger.
             sizes: Images in each stream of the batch.
-            update: Whether the optimizer makes a step.
             drawn: Whether the step was drawn to be counted.
         """
         size, before = repr((tuple(sizes), update)), learner.context.flops.count

@@ -43,10 +43,8 @@ class Run:
 
     Args:
         work: The work at each boundary.
-        options: Seed, device, loggers and the like.
         identity: Settings, data and code that make the run this run.
         run_dir: Folder of the record; the same folder and identity resume.
-        runtime: Device and precision.
     """
 
     work: Work

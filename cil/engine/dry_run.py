@@ -55,9 +55,7 @@ def dry_run(
     """Grow a learner without values over all boundaries and read off its bytes.
 
     Args:
-        make_learner: The strategy with its hyperparameters.
         make_net: Gives a fresh factory on the ``meta`` device.
-        signatures: One for each experience of the stream.
         budget: With ``reserve: final`` the final size is taken from a first pass, unless ``final_bytes`` says it.
 
     Raises:

@@ -100,9 +100,6 @@ def enter(
     """Call the hooks that come before the phases of an experience.
 
     Args:
-        experience: What the learner is handed.
-        grow: Gives the learner the structure for the experience.
-        around: What is held open around a hook.
         check: Called when room was made for what arrives, and nothing has been grown yet.
     """
     with around("before"):
@@ -121,10 +118,6 @@ class Learners:
     Args:
         make_learner: Factory of networks and allowance to a fresh strategy.
         make_factory: Keyword arguments ``seed``, ``device``, ``meta`` to a factory of networks.
-        budget: What may be carried.
-        signatures: One for each experience of the stream.
-        runtime, seed: As for the run.
-        augment: Training augmentation of the stream.
         final_bytes: Fixed bytes at the end of the stream; needed where the budget reserves them.
     """
 

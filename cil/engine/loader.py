@@ -26,8 +26,6 @@ class Loader:
     """One stream of a phase.
 
     Args:
-        samples: Samples to draw from.
-        augment: Training augmentation.
         device: Where batches go; arrays are moved there once.
         keyed: (purpose, epoch, step) to a generator.
 

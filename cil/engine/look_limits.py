@@ -28,7 +28,6 @@ def counted_experience(experience: Experience, allowed: int | str, method: str) 
 
     Args:
         allowed: Looks at each image, or ``free``.
-        method: The strategy, for messages.
     """
     limit = None if isinstance(allowed, str) else allowed
     looks = Looks(len(experience.train), limit, method, experience.index)
@@ -36,12 +35,7 @@ def counted_experience(experience: Experience, allowed: int | str, method: str) 
 
 
 def limit_copies(looks: Looks, learner: Strategy, allowance: Allowance, held: int) -> None:
-    """Allow as many copies in memories as the budget lets a learner carry, or as it came with.
-
-    Args:
-        allowance: The engine's own.
-        held: Exemplars that it came with.
-    """
+    """Allow as many copies in memories as the budget lets a learner carry, or as it came with."""
     if looks.limit is not None:
         looks.allow_copies(max(held, allowance.exemplar_slots(learner) * len(learner.memories())))
 

@@ -138,11 +138,7 @@ class UnreadLosses(LossWindow):
 
 
 class PlainLoader(PhaseLoader):
-    """Batches as the loader of a run makes them, but for the augmentation, which changes no byte. No set is copied.
-
-    Args:
-        data, device, keyed, size: As for ``PhaseLoader``; the others are not needed.
-    """
+    """Batches as the loader of a run makes them, but for the augmentation, which changes no byte. No set is copied."""
 
     def __init__(
         self, data: Samples | Mapping[str, Samples], augment: Augment, device: torch.device, keyed: Keyed, size: int,
@@ -184,11 +180,7 @@ class PlainLoader(PhaseLoader):
 def phase_step(
     learner: Strategy | Adapter, phase: Phase, recipe: Recipe, batch_size: int | None = None
 ) -> Measured | None:  # fmt: skip
-    """Make the first steps of a phase as ``Fit`` makes them, and measure them; None without data to train on.
-
-    Args:
-        batch_size: In place of the recipe's.
-    """
+    """Make the first steps of a phase as ``Fit`` makes them, and measure them; None without data to train on."""
     recipe = recipe if batch_size is None else replace(recipe, batch_size=batch_size)
     modules = modules_of(learner)
     with ForwardTracker(modules) as watch:

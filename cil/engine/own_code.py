@@ -15,10 +15,7 @@ def files_of(module: str, path: Path) -> dict[str, Path]:
     """Files by name of module: that of a module, and of those that it imports, and these, from beside it.
 
     Beside it is the folder of a module, or of the package at its top. Packages that are installed are no own code.
-
-    Args:
-        module: Its name.
-        path: Its file, resolved.
+    ``path`` is resolved.
     """
     deep = module.count(".") + (path.name == "__init__.py")
     folder = path.parents[deep]  # in which the module, or the package at its top, lies

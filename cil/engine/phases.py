@@ -40,8 +40,6 @@ class Training:
         context: The run's. Its snapshots: ``phase-k`` holds what phase k's definition saw, ``now`` some step inside
             one, ``search-k`` the best trial so far of phase k.
         index: The experience, part of every key.
-        seed, recipe, runtime: As for the run.
-        augment: Training augmentation.
         first_step: Optimizer steps of the run before.
         budget: Caps on FLOPs and updates, which are not exceeded by more than a step.
         before: What the experience cost before its phases, for the budget.

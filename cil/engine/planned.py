@@ -33,18 +33,10 @@ class PlannedWork:
     """A strategy on a stream under a budget, before anything is trained: what it will carry, spend and be refused for.
 
     Args:
-        stream: What is learned from.
         make_learner: Factory of networks and allowance to a fresh strategy.
         make_factory: Keyword arguments ``seed``, ``device``, ``meta`` to a factory of networks.
         budget: What may be carried; a bound is not held to it.
-        recipe: How phases are trained.
-        name: The strategy, for messages.
-        runtime: Device and precision.
-        seed: All random draws follow from it.
-        evaluation_batch: Images a batch in evaluation.
-        answers: Which are evaluated, where a learner has several: ``all``, or its ``own`` alone.
-        open_set: Score test images of classes to come, as unknown ones.
-        pictures: Keep a few test images with their answers, for pages.
+        evaluation_batch, answers, open_set, pictures: As of ``cil.RunOptions``.
         anytime: How often to evaluate inside experiences; None: not at all.
         fit: The hyperparameter that the budget has set; None where it sets none.
 

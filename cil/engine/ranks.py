@@ -272,11 +272,6 @@ def digests(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[str,
 def check_shared(work: Any, options: Any, count: int) -> None:
     """Refuse what several devices cannot do together.
 
-    Args:
-        work: The ``Work`` of the run.
-        options: Its ``RunOptions``.
-        count: Devices on all machines.
-
     Raises:
         ConfigError: naming the key to change.
     """

@@ -32,9 +32,7 @@ class Trials:
     a resumed run goes on with the next trial, or inside the one it was in.
 
     Args:
-        training: Where phases are trained.
         learner: Stands where every trial starts.
-        search, number: The phase and its place in the experience.
     """
 
     training: Training

@@ -44,7 +44,6 @@ class SharedPhases:
     Args:
         folder: Runs that name the same one share.
         here: Called while another run trains what is wanted; it raises where this run shall stop.
-        looks: Counts how often images of the experience are read.
     """
 
     folder: Path

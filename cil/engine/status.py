@@ -24,8 +24,6 @@ def status_kept(record: Record, device: str, batch_key: str, finish: Callable[[s
     """Around the work of a run: its record says ``running``, and afterwards how it ended.
 
     Args:
-        device: Where it runs, for messages.
-        batch_key: The key that makes a batch smaller, for messages.
         finish: Called with the status when it is written.
 
     Raises:

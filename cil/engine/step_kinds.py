@@ -98,14 +98,7 @@ class StepKinds:
         return True
 
     def add(self, size: str, seen: Seen, flops: int | None, drawn: bool) -> None:
-        """One step more.
-
-        Args:
-            size: What was known of it before.
-            seen: What was seen of it.
-            flops: Its operations, where they were counted.
-            drawn: Whether it was drawn at random.
-        """
+        """One step more."""
         self.last = _digest(size, seen.calls, seen.updates)
         kind = self.kinds.setdefault(self.last, StepKind(weight=seen.images))
         kind.steps += 1

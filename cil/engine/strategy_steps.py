@@ -56,7 +56,6 @@ class StrategySteps:
         """The largest step of experience ``index``.
 
         Args:
-            index: From 0.
             batch_size: In place of the recipe's, in all phases.
 
         Raises:

@@ -205,9 +205,7 @@ class Budget:
         """Refuse, before the first step, one that holds more than ``training_bytes``.
 
         Args:
-            name: The method, for messages.
             measure: Batch size (None: as configured) to what a step holds; not called where there is no cap.
-            key: Where the batch size is changed.
 
         Returns:
             What the step holds; None where there is no cap.
@@ -257,10 +255,6 @@ class Allowance:
     """What may be carried across the next boundary: the budget as it applies there. Nothing of it can be set.
 
     A learner has it as ``self.budget``; the engine holds states to one of its own.
-
-    Attributes:
-        budget: What the user asked for.
-        boundary: What the engine knows of the boundary.
     """
 
     __slots__ = ("boundary", "budget")

@@ -35,7 +35,6 @@ class EncodedStore:
     """Images in the bytes of a codec, decoded when first asked for and never encoded a second time.
 
     Args:
-        codec: Codec that wrote them.
         data, sizes: Result of ``codec.encode``.
         shape: (C, H, W) of a decoded image.
     """

@@ -96,7 +96,6 @@ class SavedByPart(SavedBytes):
 
     Args:
         tracker: Entered around it.
-        exclude: Tensors that exist anyway.
     """
 
     def __init__(self, tracker: ForwardTracker, exclude: Iterable[Tensor] = ()) -> None:

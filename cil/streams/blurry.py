@@ -30,7 +30,6 @@ class Arrival(Protocol):
 
         Args:
             slots: (n,) place in the class order of each image.
-            seed: Seed of all draws.
 
         Returns:
             Row numbers of each experience in order of arrival, no image twice.

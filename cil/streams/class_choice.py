@@ -36,7 +36,6 @@ def experience_sizes(num_classes: int, base: int, increment: Increment) -> list[
     """New classes of each experience; what does not divide is left to a smaller last one.
 
     Args:
-        num_classes: All classes of the stream.
         base: Classes of the first experience; 0: none apart.
         increment: Classes of each further experience; a list of one number for each; None: five experiences in all.
 

@@ -29,8 +29,6 @@ class ImagePool:
     """A data set before it is dealt out: its classes in order, capped, validation images set apart.
 
     Attributes:
-        name: Name of the data set.
-        options: The options it was made with.
         whole: The data set as a stream of one experience; slots are places in the class order.
         train, validation, test: Its samples; training and validation images reach no others.
         unknown: ``mean``, ``std``, both or neither: those that must be computed.
@@ -68,7 +66,6 @@ class ImagePool:
 
         Args:
             rows: Row numbers of training images, (n_i,) for experience i.
-            name: Name of the stream.
             key: Further values that the fingerprint depends on.
         """
         for index, dealt in enumerate(rows):

@@ -92,7 +92,6 @@ class StreamInfo:
     """Settings of the stream as a whole.
 
     Attributes:
-        name, description: Name and description of the stream.
         default_splits: Splits that are evaluated after each task.
         final_year_from: Tasks from this year on are kept for the end; None: all are for development.
         image_size: Height and width in pixels of tasks that say nothing else.

@@ -62,7 +62,6 @@ def validate_data(
     """Open the sources and check labels, splits and contents.
 
     Args:
-        root: The data root.
         lock: Lock of the data as they were before; a difference is an error.
         offline: True: nothing is downloaded.
         accept: Tasks whose licence the user accepts here.

@@ -20,7 +20,6 @@ class Segment:
     Attributes:
         name: ``gaussian_noise``, ``gaussian_noise-3`` (a severity), ``mixed``, ``fog (round 2)``.
         samples: Its test images in order of arrival, made when asked for; ``slots`` are read by the evaluator alone.
-        count: Number of its images.
         domains: (count,) index into ``ShiftStream.domains`` of each image: errors are reported by domain.
         reset: True: the adapter is put back to its source before it (the protocol ``reset_each_shift``).
     """

@@ -26,12 +26,8 @@ def contact_sheet(stream: Stream | ShiftStream, path: str | Path, per_experience
     are some, and then every domain of every segment has a row, of the same images where it has them.
 
     Args:
-        stream: Any stream.
         path: File to write; its folder is made where it is missing.
         per_experience: Images in a row.
-
-    Returns:
-        The path.
 
     Raises:
         ConfigError: where ``per_experience`` is less than 1, another file has the name, or its folder cannot be made.

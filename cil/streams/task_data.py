@@ -28,7 +28,6 @@ class TaskData:
     Attributes:
         images: Images of the source; cut out where the task says so.
         labels: (n,) class numbers or (n, L) of 0 and 1, by row of the source; -1 for rows that have gone.
-        names: Names of the classes.
         rows: Rows of the source in each split, ascending.
         dropped: Rows that were left out because they are exact copies of others.
     """
@@ -117,9 +116,6 @@ def load_task(
 
     Images are cut to their central square and resized to ``preprocess.resize``, as in NEVIS'22. Multilabel tasks have
     ``targets`` (N, L); their slots are 0 throughout and mean nothing.
-
-    Args:
-        root, offline, accept: See ``open_task``.
 
     Raises:
         TaskError: see ``open_task``; also for images that cannot be read.

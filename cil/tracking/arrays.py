@@ -158,7 +158,6 @@ def add_arrays(directory: Path, name: str, arrays: Mapping[str, Part], run: str 
     Args:
         name: Of the file: ``boundary-003``.
         arrays: By name; of one name all parts have the same form.
-        run: Digest of the identity of the run.
 
     Raises:
         TrainingError: where the disk is full or the place cannot be written.

@@ -58,11 +58,7 @@ _TYPES = get_type_hints(Audit)
 
 
 def read_audits(directory: Path, run: str) -> list[Audit]:
-    """Audits of a run, in order of its experiences; what is damaged, or of another run, is left out with a warning.
-
-    Args:
-        run: Hash of its identity.
-    """
+    """Audits of a run, in order of its experiences; what is damaged, or of another run, is left out with a warning."""
     path = directory / AUDITS
     try:
         content, whole = unseal(dict(json.loads(path.read_bytes())))

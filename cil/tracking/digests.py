@@ -69,7 +69,6 @@ def tensors_sum(owner: str, parts: Iterable[Part]) -> str:
 
     Args:
         owner: The run and the name of the file.
-        parts: Name, type, shape and bytes of each.
     """
     digest = hashlib.sha256(owner.encode())
     for name, dtype, shape, data in sorted(parts, key=lambda part: part[0]):
