@@ -159,7 +159,7 @@ class Fit:
         start_epoch, start_step = 0, 0
         if resume is not None:
             start_epoch, start_step = self._resume(optimizer, schedule, window, *resume)
-        stepper = self.runtime.optimizer(optimizer, resume[1]["scale"] if resume is not None else {})
+        self.runtime.scale_losses(resume[1]["scale"] if resume is not None else {})
         in_epoch = len(loader.bounds)
         total = _batches(recipe, in_epoch, f"phase '{self.phase.name}' of experience {self.experience}")
         progress = learner.progress = Progress(start_epoch, recipe.epochs, start_epoch * in_epoch + start_step, total)
@@ -191,7 +191,7 @@ class Fit:
                         draws()
                         try:
                             with counting() as saving:
-                                losses = self._step(batch, share, stepper, update, saving)
+                                losses = self._step(batch, share, update, saving)
                                 watch.note(losses)
                         except SavedBytesRefused as refused:
                             self._repeat(refused)
@@ -222,9 +222,7 @@ class Fit:
         _warn_once(f"phase '{self.phase.name}': {refused}; its activations are left out of the record")
         self.cost.saves = False
 
-    def _step(
-        self, batch: Batch, share: float, stepper: Any, update: bool, saving: AbstractContextManager[Any]
-    ) -> dict[str, Tensor]:
+    def _step(self, batch: Batch, share: float, update: bool, saving: AbstractContextManager[Any]) -> dict[str, Tensor]:
         ranks, optimizer = self.runtime.ranks, self._optimizer
         assert optimizer is not None
         rows, part = ranks.part(batch)  # all of it, unless several devices share it
@@ -250,7 +248,7 @@ class Fit:
             if self.recipe.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_norm)
             self.cost.bill_gradients(self._parameters)
-            stepper.step()
+            self.runtime.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
             self.learner.after_step(batch)
         return named
