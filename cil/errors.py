@@ -61,7 +61,7 @@ class RankEnded(TrainingError):
 
 
 LIBRARIES = sys.stdlib_module_names | {
-    *("torch", "torchvision", "lightning_fabric", "numpy", "PIL", "scipy", "sklearn", "timm", "safetensors"),
+    *("torch", "torchvision", "numpy", "PIL", "scipy", "sklearn", "timm", "safetensors"),
     *("hydra", "omegaconf", "yaml", "antlr4", "joblib", "wandb", "tensorboard", "matplotlib", "rich", "optuna"),
 }
 

@@ -154,7 +154,7 @@ class Fit:
         by_step = recipe.schedule_by == "step"
         schedule = recipe.scheduler(optimizer, _updates(recipe, len(loader.bounds)) if by_step else recipe.epochs)
         start_epoch, start_step = (0, 0) if resume is None else self._resume(schedule, *resume)
-        stepper = self.runtime.optimizer(optimizer, resume[1]["scale"] if resume is not None else {})
+        self.runtime.scale_losses(resume[1]["scale"] if resume is not None else {})
         in_epoch = len(loader.bounds)
         total = _batches(recipe, in_epoch, f"phase '{self.phase.name}' of experience {self.experience}")
         progress = learner.progress = Progress(start_epoch, recipe.epochs, start_epoch * in_epoch + start_step, total)
@@ -186,7 +186,7 @@ class Fit:
                         draws()
                         try:
                             with counting() as saving:
-                                losses = self._step(batch, share, stepper, update, saving)
+                                losses = self._step(batch, share, update, saving)
                                 watch.note(losses)
                         except SavedBytesRefused as refused:
                             self._repeat(refused)
@@ -217,9 +217,7 @@ class Fit:
         _warn_once(f"phase '{self.phase.name}': {refused}; its activations are left out of the record")
         self.cost.saves = False
 
-    def _step(
-        self, batch: Batch, share: float, stepper: Any, update: bool, saving: AbstractContextManager[Any]
-    ) -> dict[str, Tensor]:
+    def _step(self, batch: Batch, share: float, update: bool, saving: AbstractContextManager[Any]) -> dict[str, Tensor]:
         ranks, optimizer = self.runtime.ranks, self._optimizer
         rows, part = ranks.part(batch)  # all of it, unless several devices share it
         share *= part
@@ -244,7 +242,7 @@ class Fit:
             if self.recipe.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_norm)
             self.cost.bill_gradients(self._parameters)
-            stepper.step()
+            self.runtime.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
             self.learner.after_step(batch)
         return named

@@ -1,4 +1,4 @@
-"""Device and precision: the one seam to Lightning Fabric."""
+"""Device and precision of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from cil.values import check_value
 
 LARGE = 1 << 30  # bytes; a block below it is kept for the next step instead of going back to the system
 LEAST_MOST_THREADS = 64  # a run of a larger machine can be repeated here, slowly
-PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "auto": ""}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", *AUTOCAST, "auto")
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Runtime:
     nodes: int = 1
     ranks: Ranks = field(default_factory=Ranks, repr=False)
     known: Any = field(default=None, repr=False)  # ``KnownFeatures``, where frozen backbones are asked once an image
-    _fabric: Any = field(default=None, repr=False)
+    scaler: Any = field(default=None, repr=False)  # torch's ``GradScaler``, in a phase of fp16
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -154,32 +155,11 @@ class Runtime:
         named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
         return next(named, platform.processor() or platform.machine())
 
-    @property
-    def fabric(self) -> Any:
-        """The Fabric of this run, made when first needed (its import takes seconds)."""
-        if self._fabric is None:
-            import logging
-            import warnings
-
-            for name in ("lightning.fabric", "lightning_fabric"):
-                logging.getLogger(name).setLevel(logging.ERROR)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                from lightning_fabric import Fabric
-
-                kind, _, index = self.device.partition(":")
-                devices: Any = [int(index or 0)] if kind == "cuda" else 1
-                self._fabric = Fabric(accelerator=kind, devices=devices, precision=PRECISIONS[self.precision])
-        return self._fabric
-
-    @property
-    def plain(self) -> bool:
-        """True for fp32 on the CPU, where Fabric is not needed and its import is saved."""
-        return self.precision == "fp32" and self.device == "cpu"
-
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which losses, features and predictions are computed."""
-        return nullcontext() if self.plain else self.fabric.autocast()
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.torch_device.type, dtype=AUTOCAST[self.precision])
 
     def frozen_features(self) -> AbstractContextManager[Any]:
         """Around what is no step of training: features of frozen backbones may be known."""
@@ -194,34 +174,36 @@ class Runtime:
         """Around answers that are to be computed, whatever is known."""
         return nullcontext() if self.known is None else self.known.fresh()
 
-    def backward(self, loss: Tensor) -> None:
-        """Backward, scaled where the precision needs it."""
-        if self.plain:
-            loss.backward()
-        else:
-            self.fabric.backward(loss)
-
-    def optimizer(self, optimizer: torch.optim.Optimizer, scale: Mapping[str, Any]) -> Any:
-        """The optimizer of a phase. Where the precision has a loss scale, it starts anew, or from ``scale``."""
-        if self.precision != "fp16":
-            return optimizer
-        plugin = self.fabric._precision
-        plugin.scaler = torch.amp.GradScaler(self.torch_device.type)
-        plugin.load_state_dict(dict(scale) or plugin.state_dict())
-        return self.fabric.setup_optimizers(optimizer)
+    def scale_losses(self, state: Mapping[str, Any]) -> None:
+        """For a phase of training: where the precision has a loss scale, it starts anew, or from ``state``."""
+        if self.precision == "fp16":
+            self.scaler = torch.amp.GradScaler(self.torch_device.type)
+            self.scaler.load_state_dict(dict(state) or self.scaler.state_dict())
 
     def loss_scale(self) -> dict[str, Any]:
-        """The loss scale, for ``optimizer`` to go on from; empty where there is none."""
-        return self.fabric._precision.state_dict() if self.precision == "fp16" else {}
+        """The loss scale, for ``scale_losses`` to go on from; empty where there is none."""
+        return {} if self.scaler is None else self.scaler.state_dict()
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward, scaled where the precision needs it."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Undo the loss scale in the gradients, before anyone looks at them."""
-        if self.precision == "fp16":
-            self.fabric._precision.unscale_gradients(optimizer)
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """One step; none where a scaled gradient is not finite, and the scale is lowered."""
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+            self.scaler.update()
 
     def close(self) -> None:
         """Release what the run holds on the device."""
-        self._fabric = self.known = None
+        self.scaler = self.known = None
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 

@@ -72,13 +72,6 @@ def test_threads_are_taken_when_a_run_begins_where_they_are_given():
         torch.set_num_threads(before)
 
 
-def test_fp32_on_the_cpu_does_not_start_fabric():
-    runtime = Runtime("cpu")
-    learner = grown()
-    fit_of(learner, Phase("main", some_samples(4), learner.loss), plain(), runtime=runtime).run()
-    assert runtime._fabric is None
-
-
 def test_bf16_computes_losses_in_bf16_and_keeps_weights_in_fp32():
     learner, seen = grown(), []
 
@@ -91,18 +84,14 @@ def test_bf16_computes_losses_in_bf16_and_keeps_weights_in_fp32():
     assert learner.net.head.weight.dtype == torch.float32
 
 
-# the loss scale of fp16, tried on the CPU with the plugin that a GPU would use ----------------------------------------
+# the loss scale of fp16, tried on the CPU with the scaler that a GPU would use ----------------------------------------
 
 
 @pytest.fixture
 def scaled():
     """A runtime whose losses are scaled by 65536 before they go backward."""
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins import MixedPrecision
-
     runtime = Runtime("cpu")
     runtime.precision = "fp16"
-    runtime._fabric = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu"))
     return runtime
 
 

@@ -75,12 +75,12 @@ def test_embedded_streams_build(embedded_root, name, sizes):
 def root(tmp_path_factory):
     """A data root with small sets where the files of large ones are looked for."""
     root = tmp_path_factory.mktemp("data_root")
-    places = ["cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "emnist", "mine", "small_tasks/birds"]
+    places = ["cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "emnist", "svhn", "mine", "small_tasks/birds"]
     for place in places:
         classes = {"cifar100": 100, "emnist": 47}.get(place, 10)
         (root / place).mkdir(parents=True)
         for split in ("train", "test"):
-            images = np.zeros((classes, 8, 8, 3 if "cifar" in place else 1), np.uint8)
+            images = np.zeros((classes, 8, 8, 3 if "cifar" in place or place == "svhn" else 1), np.uint8)
             np.savez(root / place / f"{split}.npz", images=images, labels=np.arange(classes))
     for place, classes in (("imagenet1000", 1000), ("imagenet100", 100), ("tiny_imagenet", 200), ("pets", 4)):
         for split in ("train", "val"):
@@ -110,6 +110,7 @@ WHITE = bytes.fromhex(  # a PNG of one grey pixel
         ("split_mnist", [], 5),
         ("split_fashion_mnist", [], 5),
         ("split_kmnist", [], 5),
+        ("split_svhn", [], 5),
         ("split_emnist", [], 9),
         ("split_imagenet1000", [], 10),
         ("split_imagenet100", [], 10),

@@ -11,6 +11,7 @@ import numpy as np
 
 from cil.interop.pycil import portions
 from cil.kinds.classes.rows import AVERAGE, FORGETTING, LAST
+from cil.kinds.classes.set_order import in_turn
 from cil.report.grids import NOTHING, Line
 from cil.report.grouping import MIB
 from cil.report.runs import RunSummary
@@ -76,6 +77,7 @@ def _matches(run: RunSummary, table: Mapping[str, Any], images: Mapping[str, int
         and sizes == portions(sum(sizes), base or increment, increment)
         and bool(sum(stream.get("train_counts") or ()) >= images.get(name, 0))
         and bool((run.identity.get("networks") or {}).get("weights")) == bool(table.get("pretrained"))
+        and ("order" not in table or table["order"] == ("by_set" if in_turn(stream) else "mixed"))
         and _same_budget(run, table)
         and _same_training(run, table.get("training", {}))
     )

@@ -48,6 +48,43 @@ def test_the_online_rows_of_libcontinual_stand_beside_one_epoch_in_batches_of_te
     assert not any("LibContinual" in found for found in offline)
 
 
+FIVE = ["cifar10", "mnist", "fashion_mnist", "svhn", "notmnist"]
+
+
+@pytest.mark.parametrize(("origins", "words", "last"), [
+    ([name for name in FIVE for _ in range(10)], "five sets, one data set after the other", "69.87"),
+    (FIVE * 10, "five sets, classes mixed", "62.51"),
+], ids=["by_set", "mixed"])  # fmt: skip
+def test_a_pool_of_five_sets_has_the_published_rows_of_its_order_alone(run, origins, words, last):
+    stream = {
+        "name": f"{'+'.join(FIVE)}_b0_inc10", "classes": list(map(str, range(50))), "experiences": 5,
+        "new_slots": [list(range(first, first + 10)) for first in range(0, 50, 10)], "train_counts": [50_000] * 5,
+        "pool": "one", "origins": origins,
+    }  # fmt: skip
+    setting = {
+        "budget": exemplar_budget(2000),
+        "order": tuple(range(50)),
+        "networks": {"name": "alexnet", "weights": None},
+    }
+    shown = parts(table([run("gpm", stream_changes=stream, **setting)]))
+    (heading,) = (found for found in shown if "LibContinual" in found)
+    assert words in heading and "mean over experiences" in heading
+    assert {line.name: line.cells["Last %"] for line in shown[heading]}["gpm (published)"] == last
+
+
+def test_the_two_orders_of_the_five_sets_differ_as_published():
+    by_set, mixed = {}, {}
+    for one in _content()["tables"]:
+        if "order" in one:
+            {"by_set": by_set, "mixed": mixed}[one["order"]].update({key: row[1] for key, row in one["rows"].items()})
+    differences = {key: round(mixed[key] - by_set[key], 2) for key in by_set}
+    assert differences == {
+        "lwf": 15.07, "ewc": 2.46, "icarl": 0.61, "bic": -4.10, "lucir": -17.18, "wa": -12.05, "gpm": -7.36,
+        "trgp": -6.23, "er_ace": -3.16, "l2p": -17.10, "dualprompt": -20.72, "coda_prompt": -16.19, "ranpac": -29.08,
+        "inflora": -26.54, "moe_adapters": 23.84, "rapf": -7.48, "sd_lora": 4.36,
+    }  # fmt: skip
+
+
 def test_the_surveys_rows_stand_beside_its_setting_and_are_not_ranked(run):
     content = table([cifar(run), cifar(run, "wa")])
     (heading, lines) = list(parts(content).items())[-1]
@@ -117,7 +154,11 @@ def test_the_file_says_what_every_table_needs():
     content = _content()
     for one in content["tables"]:
         named = {"source", "where", "dataset", "base", "increment", "rows", *({"exemplars", "mebibytes"} & {*one})}
-        assert {*one} - {"pretrained", "training"} == named and len(named) == 7 and one["source"] in content["sources"]
+        assert (
+            {*one} - {"pretrained", "training", "order"} == named
+            and len(named) == 7
+            and one["source"] in content["sources"]
+        )
         values = [value for row in one["rows"].values() for value in row if value is not None]
         assert all(-10 < value < 100 for value in values) and all(2 <= len(row) <= 3 for row in one["rows"].values())
 
