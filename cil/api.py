@@ -179,7 +179,8 @@ def plan(
     }
     if fixed:  # what is run, whatever was asked for
         config = {**config, "strategy": {**config["strategy"], **fixed}}
-    ignored = _ignored(method, config["strategy"])
+    ignored_keys = getattr(method, "ignored_keys", None)  # of the recipe, each with what is in its place
+    ignored = dict(ignored_keys(config["strategy"])) if ignored_keys and isinstance(config["strategy"], Mapping) else {}
     identity = {
         "kind": stream.kind,
         "config": config,
@@ -201,13 +202,6 @@ def plan(
         **facts,
     }
     return made_run(work, options, runtime, identity, partial(default_run_dir, identity))
-
-
-def _ignored(method: Any, hyperparameters: Any) -> dict[str, str]:
-    """Keys of the recipe that do nothing with this method, each with what is in its place."""
-    if not (hasattr(method, "ignored_keys") and isinstance(hyperparameters, Mapping)):
-        return {}
-    return dict(method.ignored_keys(hyperparameters))
 
 
 def _fit(

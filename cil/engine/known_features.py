@@ -17,7 +17,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,9 @@ class KnownFeatures:
     _tables: dict[str, Table] = field(default_factory=dict)
     _keys: WeakKeyDictionary[nn.Module, tuple[Any, str | None]] = field(default_factory=WeakKeyDictionary)
 
-    @contextmanager
-    def lent(self) -> Iterator[None]:
+    def lent(self) -> AbstractContextManager[None]:
         """Inside, networks are given features from here where their backbone is frozen."""
-        with features_from(self.of):
-            yield
+        return features_from(self.of)
 
     @contextmanager
     def fresh(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from cil.engine.cost import Cost, Unbilled, held_tensors
 from cil.engine.fit import Fit, LossWindow
 from cil.engine.loader import Keyed, PhaseLoader
 from cil.engine.recipe import Recipe
-from cil.engine.runtime import Runtime
+from cil.engine.runtime import Runtime, autocast_on
 from cil.engine.shape_inference import OnMeta
 from cil.engine.step_kinds import FIRST, StepWatch
 from cil.errors import CilError, ConfigError
@@ -43,8 +43,6 @@ from cil.memory.training_memory import (
     optimizer_bytes,
 )
 from cil.strategies import Strategy
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -124,11 +122,6 @@ class PlainRuntime(Runtime):
     def __post_init__(self) -> None:
         """Nothing to check."""
 
-    @property
-    def plain(self) -> bool:
-        """True: nothing is done for a precision."""
-        return True
-
 
 class UnreadLosses(LossWindow):
     """Losses that nobody looks at: on ``meta`` they have no values."""
@@ -197,11 +190,6 @@ def first_steps(
         learner, phase, 0, recipe, 0, 0, Augment(), PlainRuntime(str(learner.device)), cost=cost, spent=enough,
         make_loader=PlainLoader, window=UnreadLosses(),
     ).run()  # fmt: skip
-
-
-def autocast_on(device: str, precision: str) -> AbstractContextManager[None]:
-    """Types as ``trainer.precision`` chooses them on a kind of device."""
-    return torch.autocast(device, AUTOCAST[precision]) if precision in AUTOCAST else nullcontext()
 
 
 def report(one: Measured, kinds: Mapping[str, int], device: torch.device, where: str, refused: str) -> TrainingMemory:

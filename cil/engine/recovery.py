@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cil.engine.checkpoint import MEND, NUMBERED, SNAPSHOT, Checkpoints, files_in, read_json
@@ -21,7 +21,12 @@ def check_owner(checkpoints: Checkpoints) -> None:
         ResumeError: naming the folder. Nothing was written.
     """
     folder = checkpoints.folder.parent
-    runs = {run for path in _described(checkpoints) if (run := _run_of(path)) is not None}
+    named = []
+    for path in (*files_in(checkpoints.folder, NUMBERED), *files_in(checkpoints.snapshots, SNAPSHOT)):
+        if path.suffix == ".json":
+            with suppress(ResumeError):  # what is damaged names none
+                named.append(read_json(path).get("run"))
+    runs = {run for run in named if run is not None}
     if runs - {checkpoints.run}:
         other = ", ".join(sorted(runs - {checkpoints.run}))
         raise ResumeError(
@@ -37,20 +42,6 @@ def check_owner(checkpoints: Checkpoints) -> None:
             f"run_dir={folder} has {', '.join(found)} and no {RECORD} that says of which run; choose another run_dir, "
             f"or remove them"
         )
-
-
-def _described(checkpoints: Checkpoints) -> Iterator[Path]:
-    for path in (*files_in(checkpoints.folder, NUMBERED), *files_in(checkpoints.snapshots, SNAPSHOT)):
-        if path.suffix == ".json":
-            yield path
-
-
-def _run_of(path: Path) -> str | None:
-    """The run that a JSON file names, where it is whole and names one."""
-    try:
-        return read_json(path).get("run")
-    except ResumeError:
-        return None
 
 
 @dataclass

@@ -157,9 +157,7 @@ class Runtime:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which losses, features and predictions are computed."""
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.torch_device.type, dtype=AUTOCAST[self.precision])
+        return autocast_on(self.torch_device.type, self.precision)
 
     def frozen_features(self) -> AbstractContextManager[Any]:
         """Around what is no step of training: features of frozen backbones may be known."""
@@ -206,6 +204,11 @@ class Runtime:
         self.scaler = self.known = None
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
+
+
+def autocast_on(device: str, precision: str) -> AbstractContextManager[Any]:
+    """Types as ``trainer.precision`` chooses them on a kind of device."""
+    return torch.autocast(device, dtype=AUTOCAST[precision]) if precision in AUTOCAST else nullcontext()
 
 
 def has_fast_bf16() -> bool:

@@ -15,7 +15,7 @@ from cil.contract import Holder, Phase, Search
 from cil.data.samples import batch_bounds
 from cil.engine.cost import Unbilled
 from cil.engine.dry_run import Bill
-from cil.engine.measured_step import autocast_on, first_steps
+from cil.engine.measured_step import first_steps
 from cil.engine.recipe import Recipe
 from cil.engine.step_kinds import StepWatch
 from cil.engine.strategy_steps import StrategySteps
@@ -56,7 +56,7 @@ def seconds_per_image(steps: StrategySteps) -> SecondsPerImage:
 
     Not in it: augmentation, what hooks do, evaluation. The weights are random, the images noise.
     """
-    with autocast_on(steps.work.runtime.torch_device.type, steps.work.runtime.precision):
+    with steps.work.runtime.autocast():
         return SecondsPerImage(_of_experience(steps, 0), _of_experience(steps, len(steps.signatures) - 1))
 
 

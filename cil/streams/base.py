@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 
 from cil.data import Augment, Samples
 from cil.errors import StreamError
+
+S = TypeVar("S", Samples, Samples | None)
 
 
 @dataclass(frozen=True)
@@ -111,20 +113,16 @@ def take_rows(samples: Samples, rows: torch.Tensor) -> Samples:
     return samples[rows]
 
 
-def changed_samples(load: Callable[[], Samples], change: Callable[[Samples], Samples]) -> Samples:
-    """``change(load())``, for ``functools.partial``."""
-    return change(load())
+def changed_samples(load: Callable[[], S], change: Callable[[Samples], Samples]) -> S:
+    """``change(load())``, for ``functools.partial``; None stays None."""
+    samples = load()
+    return samples if samples is None else change(samples)
 
 
 def first_of_each(samples: Samples, count: int) -> Samples:
     """The first ``count`` samples of each slot, in their order."""
     rows = [(samples.slots == slot).nonzero().flatten()[:count] for slot in samples.counts()]
     return samples[torch.cat(rows).sort().values] if rows else samples
-
-
-def _changed_or_none(load: Callable[[], Samples | None], change: Callable[[Samples], Samples]) -> Samples | None:
-    samples = load()
-    return None if samples is None else change(samples)
 
 
 @dataclass(frozen=True)
@@ -275,7 +273,7 @@ class Stream:
             ExperienceData(
                 partial(changed_samples, part.train, pick),
                 partial(changed_samples, part.test, pick),
-                partial(_changed_or_none, part.validation, pick),
+                partial(changed_samples, part.validation, pick),
             )
             for part in self._parts[:experiences]
         )

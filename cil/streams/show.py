@@ -128,14 +128,9 @@ def _of_domain(segment: Segment, domain: int, shown: Samples, wanted: int) -> Sa
 
 def _spread(samples: Samples, wanted: int) -> Samples:
     """Images spread evenly over the classes, in order of their slots."""
-    by_slot = samples.slots.argsort(stable=True)
-    return samples[by_slot[_evenly(len(by_slot), wanted)]]
-
-
-def _evenly(count: int, wanted: int) -> torch.Tensor:
-    """``wanted`` places (or all ``count``), in the middle of equal pieces."""
-    wanted = min(count, wanted)
-    return ((torch.arange(wanted) + 0.5) * count / wanted).long()
+    wanted = min(len(samples), wanted)
+    places = ((torch.arange(wanted) + 0.5) * len(samples) / wanted).long()  # in the middle of equal pieces
+    return samples[samples.slots.argsort(stable=True)[places]]
 
 
 def _within(size: tuple[int, int], most: int) -> tuple[int, int]:
