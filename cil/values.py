@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
@@ -73,53 +73,46 @@ def folder(value: Any) -> str | None:
     return None
 
 
-def limits(value: Any) -> str | None:
-    """Bytes: one positive number, or one for each experience."""
-    values = value if isinstance(value, list) else [value]
-    allowed = value is None or (values and all(whole(1)(item) is None for item in values))
-    return None if allowed else "it must be a positive whole number of bytes, or a list, one for each experience"
+def when(test: Callable[[Any], object], words: str) -> Rule:
+    """A value that passes a test."""
+    return lambda value: None if test(value) else words
 
 
-def side_bytes(value: Any) -> str | None:
-    """Bytes, the word ``auto``, or no cap."""
-    allowed = value in (None, "auto") or whole(0)(value) is None
-    return None if allowed else "it must be auto, null or a whole number of bytes"
+def _all(rule: Rule, values: Iterable[Any]) -> bool:
+    return all(rule(item) is None for item in values)
+
+
+limits = when(
+    lambda value: value is None or (value != [] and _all(whole(1), value if isinstance(value, list) else [value])),
+    "it must be a positive whole number of bytes, or a list, one for each experience",
+)
+side_bytes = when(
+    lambda value: value in (None, "auto") or whole(0)(value) is None, "it must be auto, null or a whole number of bytes"
+)
+caps = when(
+    lambda value: (
+        isinstance(value, Mapping)
+        and all(isinstance(name, str) for name in value)
+        and _all(above_zero(), value.values())
+    ),
+    "it must be a mapping of names of further budgets to numbers above 0, or {}",
+)
+milestones = when(
+    lambda value: value is None or (isinstance(value, list | tuple) and _all(above_zero(), value)),
+    "it must be a list of numbers above 0 (epochs, or below 1 shares of them), or null",
+)
+share = when(lambda value: _is_number(value) and 0 < value < 1, "it must be a share above 0 and below 1")
+factor = when(lambda value: _is_number(value) and 0 <= value < 1, "it must be a number of 0 or more, and below 1")
+factors = when(
+    lambda value: isinstance(value, list | tuple) and len(value) == 2 and _all(factor, value),
+    "it must be a list of two numbers of 0 or more, and below 1",
+)
 
 
 def looks(value: Any) -> str | None:
     """A whole number above 0, or the word ``free``."""
     must = None if value == "free" else whole(1)(value)
     return must and must.replace("it must be", "it must be free or")
-
-
-def caps(value: Any) -> str | None:
-    """Limits of further budgets, by their names."""
-    each = above_zero()
-    allowed = isinstance(value, Mapping) and all(isinstance(name, str) and each(value[name]) is None for name in value)
-    return None if allowed else "it must be a mapping of names of further budgets to numbers above 0, or {}"
-
-
-def milestones(value: Any) -> str | None:
-    """Epochs, or shares of the epochs, where a learning rate falls."""
-    each = above_zero()
-    allowed = value is None or (isinstance(value, list | tuple) and all(each(item) is None for item in value))
-    return None if allowed else "it must be a list of numbers above 0 (epochs, or below 1 shares of them), or null"
-
-
-def share(value: Any) -> str | None:
-    """A number between 0 and 1."""
-    return None if _is_number(value) and 0 < value < 1 else "it must be a share above 0 and below 1"
-
-
-def factor(value: Any) -> str | None:
-    """A number of 0 or more, and below 1."""
-    return None if _is_number(value) and 0 <= value < 1 else "it must be a number of 0 or more, and below 1"
-
-
-def factors(value: Any) -> str | None:
-    """Two numbers of 0 or more, and below 1."""
-    allowed = isinstance(value, list | tuple) and len(value) == 2 and all(factor(item) is None for item in value)
-    return None if allowed else "it must be a list of two numbers of 0 or more, and below 1"
 
 
 def is_whole(value: object) -> TypeGuard[int]:
@@ -136,15 +129,11 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def anything(value: Any) -> str | None:
-    """Any value: its reader looks at it more closely."""
-    return None
-
-
-def split(value: Any) -> str | None:
-    """Base and increment in one word."""
-    allowed = value is None or (isinstance(value, str) and re.fullmatch(r"b\d+_inc[1-9]\d*", value))
-    return None if allowed else "it must be base and increment in one word, as in split=b50_inc10, or null"
+anything = when(lambda value: True, "")  # its reader looks at it more closely
+split = when(
+    lambda value: value is None or (isinstance(value, str) and re.fullmatch(r"b\d+_inc[1-9]\d*", value)),
+    "it must be base and increment in one word, as in split=b50_inc10, or null",
+)
 
 
 def cases(value: Any) -> str | None:
@@ -154,10 +143,14 @@ def cases(value: Any) -> str | None:
     return None if allowed else "it must be a mapping of conditions to overrides, both as in 'key=value key=value'"
 
 
-def point(value: Any) -> str | None:
-    """The number of a point, or all of them."""
-    known = value == "all" or whole(1, none=True)(value) is None
-    return None if known else "it must be a whole number of 1 or more, all for each of them, or null"
+point = when(
+    lambda value: value == "all" or whole(1, none=True)(value) is None,
+    "it must be a whole number of 1 or more, all for each of them, or null",
+)
+points = when(
+    lambda value: value is None or (isinstance(value, list) and value and _all(whole(1), value)),
+    "it must be a list of positive whole numbers, or null",
+)
 
 
 def variants(value: Any) -> str | None:
@@ -165,12 +158,6 @@ def variants(value: Any) -> str | None:
     line = r"(strategy|adapter)=\S+( +[\w.+]+=\S+)*"
     allowed = isinstance(value, list) and all(re.fullmatch(line, str(item).strip()) for item in value)
     return None if allowed else "it must be a list of overrides, as in 'strategy=aper strategy.tuner=finetune'"
-
-
-def points(value: Any) -> str | None:
-    """A list of positive numbers."""
-    allowed = value is None or (isinstance(value, list) and value and all(whole(1)(item) is None for item in value))
-    return None if allowed else "it must be a list of positive whole numbers, or null"
 
 
 KEYS: dict[str, Rule] = {

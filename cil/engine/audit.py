@@ -39,7 +39,6 @@ class Redoing:
     """Redoes experiences of a finished run.
 
     Args:
-        stored: The record of the run.
         run: The same run, planned anew; its own folder is not touched.
 
     Raises:

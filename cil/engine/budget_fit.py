@@ -25,7 +25,6 @@ class Fitted:
 
     Attributes:
         key: Its name, without ``strategy.``.
-        value: Its value.
         bytes, limit: What will be carried after the last experience, and the cap on it.
         convention: How bytes are counted.
         fits: False where it is the smallest value that the method takes, and too large all the same.

@@ -23,7 +23,6 @@ class Bill:
 
     Attributes:
         fixed: Bytes of everything but exemplars, by convention.
-        exemplars: Their number.
         total: Bytes in all, by convention; exemplars of variable size at their raw size.
         by_kind: Exact bytes of each kind.
         beside: Bytes beside networks and exemplars.

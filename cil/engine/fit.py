@@ -92,7 +92,6 @@ class Fit:
         phase, number: The phase and its place in the experience (of a trial of a search: ``2.0``).
         recipe: As it applies to this phase.
         experience: Index of the experience, part of every key.
-        seed: The run's.
         first_step: Optimizer steps of the run before this phase, for logs.
         on_log: Called every ``recipe.log_every`` optimizer steps and after each epoch, with means by name.
         on_snapshot: Called with tensors and content when it is time to save.

@@ -21,7 +21,6 @@ class Place:
     Attributes:
         rank: Its number among all. Rank 0 evaluates and writes.
         local: Its number on its machine, which is that of its GPU.
-        count: How many there are.
         address: Where they meet, as ``torch.distributed`` takes it.
     """
 

@@ -61,7 +61,6 @@ class StepMeter(Unbilled):
     """Measures the first steps of a phase by part of the network, in place of what a run bills.
 
     Args:
-        modules: Networks of the learner by name.
         watch: Entered around the phase; knows which module's forward is running.
     """
 

@@ -59,11 +59,7 @@ class PlainPhase:
 
     @classmethod
     def of(cls, fit: Fit, identity: Mapping[str, Any]) -> PlainPhase | None:
-        """The plain phase that ``fit`` would train; None where it is not known to be one.
-
-        Args:
-            identity: That of the run: code, versions and what computes are in it.
-        """
+        """The plain phase that ``fit`` would train; None where it is not known to be one."""
         learner, phase = fit.learner, fit.phase
         loss = phase.loss
         if not isinstance(learner, Strategy) or type(loss) is not PlainLoss or not _is_alone(learner, phase):

@@ -32,7 +32,6 @@ class StepKind:
     """Steps that look alike from outside.
 
     Attributes:
-        steps: How many there were.
         counted, flops: Steps that were counted, and their operations.
         drawn, drawn_flops: Those of them that were drawn at random.
         weight: Images that were looked at, by which a kind that was never counted is judged.
@@ -66,7 +65,6 @@ class StepKinds:
     Attributes:
         kinds: By digest of what was seen of a step.
         sizes: Counted steps, by what is known of a step before it.
-        last: The kind of the last step.
     """
 
     kinds: dict[str, StepKind] = field(default_factory=dict)

@@ -271,7 +271,6 @@ class ExemplarMemory:
             quota: Exemplars a class, floor(M / C). A smaller class is stored whole.
             observe: Samples of one class, as they will be stored, to the input of the rule (``self.select.needs``),
                 with the network as it is now.
-            generator: For rules that draw.
             capacity: With a codec of variable size: bytes for all; the largest equal quota that fits is taken,
                 and ``quota`` is its upper bound.
             own: Exemplars of single classes that arrive, in place of the quota.

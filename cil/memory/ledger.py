@@ -59,7 +59,6 @@ class Entry:
     Attributes:
         lifetime: ``carried`` across the boundary, or there in ``training`` only.
         source: ``tensor``, ``meta`` or ``reference``.
-        bytes, numel: Size.
         sha256: Of public weights that are referred to; '' of all else.
     """
 

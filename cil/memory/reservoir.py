@@ -47,9 +47,6 @@ class ReservoirMemory(ExemplarMemory):
     Exemplars are class by class, within a class in the order of arrival; that order, and so each draw by row number, is
     the same after saving and loading. ``exchange`` and ``memory[rows]`` cost in proportion to their rows; everything
     else first puts the memory in order, which copies it once.
-
-    Args:
-        codec, extras, extra_bytes: See ``ExemplarMemory``.
     """
 
     def __init__(self, codec: str = "raw", extras: Mapping[str, str] | None = None, extra_bytes: int = 0) -> None:

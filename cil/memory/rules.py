@@ -173,8 +173,6 @@ def farthest_first(start: int, count: int, closeness: Callable[[int], Array]) ->
     """From ``start`` on, always the row that is least close to the nearest of those chosen.
 
     Args:
-        start: The first row.
-        count: Rows wanted.
         closeness: Closeness (N,) of all rows to one row; the larger the closer.
 
     Returns:

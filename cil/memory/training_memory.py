@@ -158,7 +158,6 @@ class TrainingMemory:
         kinds: Bytes by kind of the ledger, at the peak.
         parts: The same by part of the network, for tensors of a module or saved for backward.
         dtypes: Bytes saved for backward, by type.
-        batch_size: Images of the step.
         device: Device of the measurement: ``meta`` or ``cpu``.
         where: The step, in words.
         published: The other accounting; None where it was not asked for.

@@ -154,11 +154,8 @@ class Stream:
     """A sequence of experiences over one set of slots.
 
     Args:
-        name: Name of the stream in tables.
         classes: Name of the class in each slot.
         order: Label in the data set of each slot.
-        signatures: One for each experience.
-        parts: The samples of each experience.
         fingerprint: SHA-256 over pixels, labels, order and split (see ``fingerprint_of``).
         augment: Training augmentation.
         mean, std: One value a channel, for images in [0, 1].
@@ -261,7 +258,6 @@ class Stream:
         """The first experiences with few images, for checks: at least two of each class, else ``images`` to train on.
 
         Args:
-            experiences: How many at most.
             images: Training images of an experience, about; and as many to test on.
         """
         kept = self.signatures[:experiences]

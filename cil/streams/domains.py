@@ -34,7 +34,6 @@ class DomainStream(Stream):
 
     Args:
         domains: Name of the domain of each experience, for the evaluator and the record. No learner gets it.
-        given: Arguments of ``Stream``.
     """
 
     def __init__(self, *, domains: Sequence[str], **given: Any) -> None:

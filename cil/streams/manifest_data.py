@@ -29,8 +29,6 @@ class Report:
     """Result of a validation.
 
     Attributes:
-        manifest: The manifest that was checked.
-        problems: Errors and warnings, in order.
         opened: Lock entries of the tasks whose data could be opened.
     """
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from cil.data.tasks import SOURCES, SPLITS
 from cil.errors import nearest
-from cil.values import is_finite, is_whole
+from cil.values import Rule, is_finite, is_whole, when
 
-Rule = Callable[[Any], str | None]
 Section = dict[str, Rule]
 
 VERSION = 1
@@ -100,11 +99,6 @@ def by_split(rule: Rule) -> Rule:
         return mapping_of(rule)(value) if unknown is None else f"'{unknown}': {nearest(str(unknown), SPLITS)}"
 
     return check
-
-
-def when(test: Callable[[Any], object], words: str) -> Rule:
-    """A value that passes a test."""
-    return lambda value: None if test(value) else words
 
 
 def both(first: Rule, test: Callable[[Any], object], words: str) -> Rule:

@@ -39,7 +39,6 @@ class ShiftStream:
         name: Name of the stream in tables (``cifar10_c``; ``cifar10_corrupted`` for images corrupted here).
         classes: Names of the classes, by slot.
         domains: Names of the domains, in order of first appearance.
-        segments: In order of arrival.
         source: Clean labelled training data of the same classes; None where there are none.
         clean: The uncorrupted test images; None where there are none.
         mean, std: One value a channel, for images in [0, 1].

@@ -63,7 +63,6 @@ def open_task(
     """Open the source of a task, read its labels and split it.
 
     Args:
-        root: See ``data_root``.
         offline: True: nothing is downloaded.
         accept: True: the licence is accepted for this call, whatever the manifest says.
 

@@ -63,12 +63,10 @@ class TaskStream(Stream):
     """A stream of tasks whose identity is known at test time: one experience an event, one head a data set.
 
     Args:
-        events: One for each experience.
         tests: The samples of each split that is evaluated, for each experience; the first split is the headline.
         reevaluate: ``none``: after each event its own task is evaluated; ``all_seen``: those of all events so far;
             ``every_N``: those of all so far after each N-th event, and after the last.
         facts: Further entries of the record.
-        given: Arguments of ``Stream``.
     """
 
     kind: ClassVar[str] = "tasks"

@@ -45,7 +45,6 @@ class Record:
     """One run directory. Only the process that trains writes it; everyone else loads it.
 
     Attributes:
-        directory: Its path.
         identity: Facts that distinguish runs: kind, config, strategy, stream, budget, seed, versions, device... Never
             changes, holds no secrets. Its type is the kind's (``identity_type``).
         environment: Further facts: processor, start time. No host names.
