@@ -73,7 +73,7 @@ class Budget:
         enforce: ``error`` stops a run over its budget, ``shrink`` drops exemplars until it fits, ``report`` goes on.
         side_bytes: Cap on what is carried beside networks and exemplars, where it is not paid for anyway: with a cap on
             exemplars, and with bytes that the survey or LibContinual leaves free. ``auto``: what statistics of honest
-            methods take (``cil.engine.side_bytes``); None: no cap.
+            methods take (``cil.engine.dry_run.SideLimit``); None: no cap.
         training_bytes: Cap on what a step of training holds in all: what is carried, what else is held in training,
             gradients, optimizer state and activations (``peak_training_bytes`` of the record).
         flops: Operations that may be spent on an experience before its state is carried: training, every trial of a
