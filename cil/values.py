@@ -46,8 +46,6 @@ def above_zero(none: bool = False, zero: bool = False, most: float = MOST_NUMBER
 
 
 def one_of(*names: Any) -> Rule:
-    """One of a few names."""
-
     def rule(value: Any) -> str | None:
         return None if value in names else nearest(value, ("null" if name is None else name for name in names))
 

@@ -51,7 +51,6 @@ class Pace:
         return int(batch * self.updates / self.complexity)
 
     def steps(self, count: int) -> list[int]:
-        """Steps on each of ``count`` batches."""
         return by_rate(count, self.updates) if self.complexity == 1 else in_real_time(count, self.complexity)
 
 

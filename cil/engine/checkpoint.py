@@ -268,7 +268,6 @@ class Checkpoints:
         return dict(content)
 
     def write_evaluation(self, index: int, counts: Mapping[str, Tensor]) -> None:
-        """Keep the counts of one evaluation."""
         write_tensors(self.evaluation(index), counts, self.run)
 
     def prune(self, best: int | None = None, held: Iterable[int] = ()) -> None:
@@ -320,7 +319,6 @@ class Checkpoints:
         return [path.stem for path in files_in(self.snapshots, SNAPSHOT) if path.suffix == ".json"]
 
     def snapshot_content(self, name: str) -> dict[str, Any] | None:
-        """The content of a snapshot, if there is one."""
         path = self.snapshots / f"{name}.json"
         return self._own(path, IN_SNAPSHOT) if path.exists() else None
 
@@ -339,17 +337,14 @@ class Snapshots:
     index: int
 
     def contents(self) -> dict[str, dict[str, Any]]:
-        """Their contents by name."""
         found = {name: self.checkpoints.snapshot_content(name) for name in self.checkpoints.snapshot_names()}
         return {name: content for name, content in found.items() if content and content["experience"] == self.index}
 
     def find(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and content of one, if there is one."""
         content = self.checkpoints.snapshot_content(name)
         if content is None or content["experience"] != self.index:
             return None
         return self.checkpoints.snapshot_tensors(content), content
 
     def write(self, name: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
-        """Write one, in place of the one of that name."""
         self.checkpoints.write_snapshot(name, tensors, {**content, "experience": self.index})

@@ -117,7 +117,6 @@ class Cost:
         self.activations = max(self.activations, saved.peak)
 
     def bill_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Note the bytes of the gradients of a step."""
         if self._saved is not None:
             self.gradients = max(self.gradients, sum(tensor_bytes(p.grad) for p in parameters if p.grad is not None))
 

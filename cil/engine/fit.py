@@ -61,7 +61,6 @@ class LossWindow:
         return {name: torch.stack(values).float() for name, values in self._values.items()}
 
     def load(self, held: Mapping[str, Tensor], sums: Mapping[str, list[float]]) -> None:
-        """Go on from what was held."""
         self._values = {name: list(values) for name, values in held.items()}
         self.sums = {name: list(pair) for name, pair in sums.items()}
 

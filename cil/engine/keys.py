@@ -30,7 +30,6 @@ def reseed(seed: int, *parts: object) -> None:
 
 
 def seed_all(number: int) -> None:
-    """Seed the global generators of torch, numpy and random."""
     torch.default_generator.manual_seed(number)  # torch.manual_seed asks every backend, 80 microseconds a call
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(number)

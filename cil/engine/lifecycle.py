@@ -158,7 +158,6 @@ class Learners:
         return admit(learner, self.signatures[index], self.budget, self.final_bytes)
 
     def grow(self, learner: Strategy, index: int) -> None:
-        """Structure for the classes of experience ``index``."""
         signature = self.admit(learner, index)  # so that structure is the same whenever it is grown again
         reseed(self.seed, "grow", index)
         learner.grow(signature.lent())

@@ -59,11 +59,9 @@ class Loader:
         return len(self.samples)
 
     def order(self, epoch: int) -> Tensor:
-        """The permutation of one epoch."""
         return torch.randperm(len(self), generator=self.keyed("order", epoch))
 
     def batches(self, plan: list[tuple[Tensor, int, int]]) -> Iterator[Batch]:
-        """One batch for each (rows, epoch, step)."""
         if self._bound is not None:
             for rows, epoch, step in plan:
                 self._count(rows, step)

@@ -101,7 +101,6 @@ class StepMeter(Unbilled):
         self.optimizer = optimizer_bytes(optimizer)
 
     def measured(self, name: str) -> Measured:
-        """The measurements, under the name of the phase."""
         size, tensors = max(self.meters, key=lambda meter: meter[0])
         added = {"activations": size, "gradients": self.gradients, "optimizer": sum(self.optimizer.values())}
         parts = bytes_by_part(self.watch, tensors, self.optimizer)
@@ -192,7 +191,6 @@ def first_steps(
 
 
 def report(one: Measured, kinds: Mapping[str, int], device: torch.device, where: str, refused: str) -> TrainingMemory:
-    """A measured step and what is held beside it, as a report."""
     return TrainingMemory(
         in_ledger_order(kinds), one.parts, one.dtypes, one.batch_size, device.type, where, one.published, refused
     )

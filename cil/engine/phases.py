@@ -180,7 +180,6 @@ class Training:
         return self.budget.spent(flops, sum(cost.updates for cost in each))
 
     def keep(self, name: str, costs: Sequence[Cost], tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
-        """Write a snapshot."""
         given = {**content, "costs": [asdict(cost) for cost in costs]}
         if self.observer is not None:
             given["watched"] = self.observer.state()

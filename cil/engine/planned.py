@@ -92,7 +92,6 @@ class PlannedWork:
 
     @cached_property
     def learners(self) -> Learners:
-        """Makes learners from what was carried."""
         return Learners(
             self.make_learner, self.make_factory, self.budget, self.stream.signatures, self.runtime, self.seed,
             self.stream.augment, self.final_bytes,
@@ -207,7 +206,6 @@ class PlannedWork:
         return seconds_of_training(self.stream.signatures, self.bill, rates)
 
     def steps(self) -> StrategySteps:
-        """Measures steps before there are any."""
         return StrategySteps(self)
 
     # parts ----------------------------------------------------------------------------------------------------------

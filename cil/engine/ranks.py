@@ -86,7 +86,6 @@ class Ranks:
         return content
 
     def gathered(self, content: Any) -> list[Any]:
-        """What each rank says."""
         return [self.broadcast(content, rank) for rank in range(self.count)]
 
     def check_same(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], when: str) -> None:

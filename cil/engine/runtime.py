@@ -140,7 +140,6 @@ class Runtime:
 
     @property
     def torch_device(self) -> torch.device:
-        """As torch names it."""
         return torch.device(self.device)
 
     @property

@@ -75,7 +75,6 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Seconds so far."""
         return self._before + time.perf_counter() - self._began
 
     def set(self, seconds: float) -> None:

@@ -96,7 +96,6 @@ class StepKinds:
         return True
 
     def add(self, size: str, seen: Seen, flops: int | None, drawn: bool) -> None:
-        """One step more."""
         self.last = _digest(size, seen.calls, seen.updates)
         kind = self.kinds.setdefault(self.last, StepKind(weight=seen.images))
         kind.steps += 1
@@ -111,7 +110,6 @@ class StepKinds:
 
     @property
     def flops(self) -> int:
-        """Operations of all steps."""
         known = [kind for kind in self.kinds.values() if kind.counted]
         weight = sum(kind.weight * kind.counted for kind in known)
         rate = sum(kind.flops for kind in known) / weight if weight else 0.0
@@ -170,7 +168,6 @@ class StepWatch:
             hook.remove()
 
     def called(self, name: str, inputs: tuple[Any, ...]) -> None:
-        """Note a call."""
         if not self._ignored.open:
             shape = tuple(inputs[0].shape) if inputs and isinstance(inputs[0], Tensor) else ()
             self._calls.append((name, shape, torch.is_grad_enabled()))
@@ -180,7 +177,6 @@ class StepWatch:
             self._calls.append(("gradient", (), True))
 
     def note(self, terms: Iterable[str]) -> None:
-        """Note the names of the loss's terms."""
         self._calls += [(name, (), True) for name in terms]
 
     def take(self, images: int, own: int = 0) -> Seen:

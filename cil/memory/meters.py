@@ -74,7 +74,6 @@ class SavedBytes:
         """Extra information of a saved tensor, for subclasses: passed to ``_release``."""
 
     def _release(self, place: int, note: Any) -> None:
-        """Note that a graph node released a storage."""
         kept = self._kept[place]
         kept[1] -= 1
         if not kept[1]:

@@ -266,7 +266,6 @@ def in_ledger_order(kinds: Mapping[str, int]) -> dict[str, int]:
 
 
 def held_tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """Parameters and buffers."""
     return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
 
 

@@ -41,12 +41,10 @@ def whole(low: int, high: int | None = None) -> Rule:
 
 
 def one_of(*names: Any) -> Rule:
-    """One of a few names."""
     return lambda value: None if value in names and not isinstance(value, bool) else nearest(str(value), names)
 
 
 def a(kind: type | tuple[type, ...], words: str) -> Rule:
-    """A value of a type."""
     return lambda value: None if isinstance(value, kind) else f"it must be {words}"
 
 
@@ -62,19 +60,16 @@ def list_of(rule: Rule, least: int = 0) -> Rule:
 
 
 def either(first: Rule, second: Rule) -> Rule:
-    """A value that passes one of two rules."""
     return lambda value: (
         None if first(value) is None or second(value) is None else f"{first(value)}; or {second(value)}"
     )
 
 
 def or_none(rule: Rule) -> Rule:
-    """Null, or a value that passes."""
     return lambda value: None if value is None else rule(value)
 
 
 def matches(pattern: str, words: str) -> Rule:
-    """Text that matches a pattern."""
     return lambda value: None if isinstance(value, str) and re.fullmatch(pattern, value) else f"it must be {words}"
 
 

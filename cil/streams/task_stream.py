@@ -53,7 +53,6 @@ class Event:
     counts: Mapping[str, int]
 
     def description(self) -> dict[str, Any]:
-        """Description for the record."""
         own = {"id": self.id, "dataset": self.task.dataset, "year": self.year, "domain": self.domain, "kind": self.kind}
         more = {"classes": self.task.classes, "first_slot": self.task.first, "final": self.final}
         return own | more | {"counts": dict(self.counts)}

@@ -84,7 +84,6 @@ class FileSum:
         self._path, self._length, self._digest = path, 0, hashlib.sha256()
 
     def whole(self) -> str:
-        """Sum of the file as it is."""
         return self.upto(self._path.stat().st_size)
 
     def upto(self, length: int) -> str:

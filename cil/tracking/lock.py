@@ -76,7 +76,6 @@ class DirectoryLock:
             )
 
     def close(self) -> None:
-        """Let go of the directory."""
         with suppress(OSError):
             self._handle.close()
 

@@ -55,7 +55,6 @@ class Picture:
     pixels: Array
 
     def points(self) -> dict[tuple[str, int], Array]:
-        """The picture, by its name and experience."""
         return {(f"pictures/{self.name}", self.experience): self.pixels}
 
 
