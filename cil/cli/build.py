@@ -16,6 +16,7 @@ from cil.cli.composition import own_data
 from cil.cli.environment import threads_of
 from cil.cli.job import Job
 from cil.cli.names import key_of
+from cil.data import Dataset, data_root, dataset_names, dataset_options, load_dataset
 from cil.engine.driver import Run
 from cil.engine.options import RunOptions
 from cil.engine.recipe import Recipe
@@ -33,7 +34,9 @@ TERMS = (
     "convention", "reserve", "scope", "enforce", "side_bytes", "training_bytes", "flops", "updates", "caps", "fit",
 )  # fmt: skip
 _streams: dict[str, Any] = {}  # of data that do not change
+_data: dict[tuple[str, Path], Dataset] = {}  # what these streams share
 _limits: dict[str, Sequence[int] | None] = {}
+OF_A_DATA_SET = ("class_incremental", "blurry")  # builders that take one that is loaded
 
 
 def run(*overrides: str) -> Record:
@@ -94,12 +97,23 @@ def build_stream(config: Mapping[str, Any]) -> Stream | ShiftStream:
     key = json.dumps([named or target, given], sort_keys=True)
     known = own_data() if _names_files(given) else _streams
     if key not in known:
-        stream = call(**made(given, "stream"))
+        stream = call(**made(given, "stream") | (_shared_data(given) if named in OF_A_DATA_SET else {}))
         if not hasattr(stream, "kind"):
             raise ConfigError(f"stream={named or target} made a {type(stream).__name__}, not a Stream")
         known[key] = stream
     built: Stream | ShiftStream = known[key]
     return built
+
+
+def _shared_data(given: Mapping[str, Any]) -> dict[str, Dataset]:
+    """A data set that has no options of its own, loaded once in a process however it is split; empty for others."""
+    name = given.get("dataset")
+    if not isinstance(name, str) or name not in dataset_names() or dataset_options(name):
+        return {}
+    key = (name, data_root(given.get("root")))
+    if key not in _data:
+        _data[key] = load_dataset(name, key[1])
+    return {"dataset": _data[key]}
 
 
 def _names_files(given: Mapping[str, Any]) -> bool:

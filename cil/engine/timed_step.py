@@ -24,6 +24,7 @@ from cil.streams import Signature
 
 STEPS = 3  # of which the fastest counts: the first one also allocates
 FEW, LONG = 4, 1.0  # images of a first step; seconds from which on it stands for larger ones
+MANY = 32  # images of a step that stands for larger ones: each takes about as long in those
 
 
 class SecondsPerImage(NamedTuple):
@@ -77,12 +78,17 @@ def _of_experience(steps: StrategySteps, index: int) -> float:
 
 
 def _of_batch(learner: Strategy, phase: Phase, recipe: Recipe) -> float:
-    """Seconds of a step; of a large network, those of a few images for each of the batch."""
-    few = min(FEW, recipe.batch_size)
-    seconds = _fastest(learner, phase, replace(recipe, batch_size=few), 1)
-    if seconds > LONG:
-        return seconds * recipe.batch_size / few
-    return _fastest(learner, phase, recipe, STEPS)
+    """Seconds of a step; on the CPU, of a large network or batch, those of some images for each of the batch."""
+    size, few = recipe.batch_size, min(FEW, recipe.batch_size)
+    first = _fastest(learner, phase, replace(recipe, batch_size=few), 1)
+    if first > LONG:
+        return first * size / few
+    if size <= MANY or learner.device.type != "cpu":
+        return _fastest(learner, phase, recipe, STEPS)
+    seconds = _fastest(learner, phase, replace(recipe, batch_size=MANY), STEPS) * size / MANY
+    if seconds < LONG:  # a whole one too, for the memory that it takes
+        seconds = min(seconds, _fastest(learner, phase, recipe, 1))
+    return seconds
 
 
 def _fastest(learner: Strategy, phase: Phase, recipe: Recipe, steps: int) -> float:

@@ -2,6 +2,7 @@
 
 import pytest
 
+import cil.cli.build
 from cil.cli.build import build, build_stream
 from cil.cli.compose import compose
 from cil.data import load_dataset
@@ -64,3 +65,17 @@ def test_the_official_numbers_add_up():
 def test_a_set_that_is_not_known_is_read():
     assert without_images({"builder": "class_incremental", "dataset": "small_tasks/mnist"}) is None
     assert without_images({"builder": "class_incremental", "dataset": ["folder", "glyphs"]}) is None
+
+
+def test_a_set_without_options_is_loaded_once_however_it_is_split(monkeypatch):
+    loaded = []
+
+    def load(name, root):
+        loaded.append(name)
+        return load_dataset(name, root)
+
+    monkeypatch.setattr(cil.cli.build, "_data", {})
+    monkeypatch.setattr(cil.cli.build, "_streams", {})
+    monkeypatch.setattr(cil.cli.build, "load_dataset", load)
+    streams = [build_stream(compose(("stream=split_digits", f"stream.increment={each}")).config) for each in (2, 5)]
+    assert loaded == ["digits"] and [len(stream.signatures) for stream in streams] == [5, 2]
