@@ -200,7 +200,6 @@ class StrategyWork(PlannedWork):
         raise NotImplementedError(f"{type(self).__name__} must write count(index, learner, predict)")
 
     def results(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> Mapping[str, object]:
-        """Scores, and what was carried and spent."""
         return {**self.scores(rows, facts), **spent(rows, facts), **caps_results(self.budget, rows)}
 
     def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> Mapping[str, object]:
@@ -221,7 +220,6 @@ class StrategyWork(PlannedWork):
     def line(
         self, index: int, so_far: Mapping[str, Any], facts: Sequence[Facts]
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Scores, bytes and exemplars after an experience, for loggers."""
         values = {
             **self.logged(so_far),
             "carried_bytes": facts[-1]["ledger"]["totals"]["exact"]["total"],

@@ -164,7 +164,6 @@ class PlainLoader(PhaseLoader):
         """Nothing arrives between steps."""
 
     def arrived(self, epoch: int, step: int) -> int:
-        """Images up to a step."""
         return self.bounds[step][1]
 
 

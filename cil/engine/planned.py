@@ -82,12 +82,10 @@ class PlannedWork:
 
     @property
     def boundaries(self) -> int:
-        """One for each experience."""
         return len(self.stream)
 
     @property
     def length(self) -> int:
-        """Experiences of the stream."""
         return len(self.stream)
 
     @cached_property
@@ -112,7 +110,6 @@ class PlannedWork:
         return dry_run(self.make_learner, self._on_meta, self.stream.signatures, self.budget)
 
     def check(self) -> None:
-        """Refuse what does not fit together, before anything is trained."""
         learner = self._structure()
         check_task_aware(learner.takes_task, self.stream, self.name)
         self.check_stream(learner)

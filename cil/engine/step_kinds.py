@@ -9,7 +9,7 @@ cost the same are billed exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -156,7 +156,7 @@ class StepWatch:
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Self:
-        self._hooks = [module.register_forward_pre_hook(_Call(self, name)) for name, module in self._modules.items()]
+        self._hooks = [module.register_forward_pre_hook(self._called(name)) for name, module in self._modules.items()]
         trained = [parameter for parameter in self._learner.trainable() if parameter.requires_grad]
         self._hooks += [parameter.register_hook(self._graded) for parameter in (*trained[:1], *trained[1:][-1:])]
         self._steps.__enter__()
@@ -167,10 +167,15 @@ class StepWatch:
         for hook in self._hooks:
             hook.remove()
 
-    def called(self, name: str, inputs: tuple[Any, ...]) -> None:
-        if not self._ignored.open:
-            shape = tuple(inputs[0].shape) if inputs and isinstance(inputs[0], Tensor) else ()
-            self._calls.append((name, shape, torch.is_grad_enabled()))
+    def _called(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        """A hook that notes calls; copies of a module share it, as functions are not copied."""
+
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if not self._ignored.open:
+                shape = tuple(inputs[0].shape) if inputs and isinstance(inputs[0], Tensor) else ()
+                self._calls.append((name, shape, torch.is_grad_enabled()))
+
+        return hook
 
     def _graded(self, gradient: Tensor) -> None:
         if not self._ignored.open:
@@ -191,19 +196,6 @@ class StepWatch:
         return Seen(
             calls, updates, images + sum(shape[0] * (3 if graded else 1) for _, shape, graded in calls if shape)
         )
-
-
-class _Call:
-    """A forward hook that names the module; copies of the module share it."""
-
-    def __init__(self, watch: StepWatch, name: str) -> None:
-        self.watch, self.name = watch, name
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.watch.called(self.name, inputs)
-
-    def __deepcopy__(self, memo: Any) -> _Call:
-        return self
 
 
 def _watched(learner: Holder) -> list[tuple[str, nn.Module]]:

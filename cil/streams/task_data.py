@@ -108,9 +108,7 @@ def _access(task: ManifestTask, root: Path, *, offline: bool, accept: bool) -> A
     return Access(root, download=True)
 
 
-def load_task(
-    task: ManifestTask, root: str | Path | None = None, *, offline: bool = False, accept: bool = False
-) -> dict[str, Samples]:
+def load_task(task: ManifestTask, root: str | Path | None = None) -> dict[str, Samples]:
     """The samples of each split, resized and with the channels of the task; the same each time.
 
     Images are cut to their central square and resized to ``preprocess.resize``, as in NEVIS'22. Multilabel tasks have
@@ -119,7 +117,7 @@ def load_task(
     Raises:
         TaskError: see ``open_task``; also for images that cannot be read.
     """
-    data = open_task(task, root, offline=offline, accept=accept)
+    data = open_task(task, root)
     size, channels = task.preprocess.get("resize", 64), task.channels
     for name in ("train", "test"):  # without the others a stream may do
         if not len(data.rows[name]):

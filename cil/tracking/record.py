@@ -77,10 +77,7 @@ class Record:
 
     @classmethod
     def open(
-        cls,
-        directory: str | Path,
-        identity: Mapping[str, Any],
-        environment: Mapping[str, Any] | None = None,
+        cls, directory: str | Path, identity: Mapping[str, Any], environment: Mapping[str, Any] | None = None
     ) -> Record:
         """Begin a run, or go on with one that has the same identity.
 
@@ -103,33 +100,27 @@ class Record:
             raise ConfigError(f"run_dir={directory} cannot be made ({error.strerror}); choose another") from error
         lock = DirectoryLock(directory)
         try:
-            return cls._opened(directory, own, environment, lock)
+            for folder in (directory, (directory / INDEX_OF_ARRAYS).parent):
+                remove_partial(folder)
+            if (directory / RECORD).exists():
+                content = _read(directory)
+                difference = first_difference(content.get("identity"), own)
+                if difference:
+                    key, old, new = difference
+                    raise ResumeError(
+                        f"run_dir={directory} belongs to another run: {key or 'identity'} was {in_short(old)} and is "
+                        f"now {in_short(new)}; choose another run_dir"
+                    )
+                record = cls._of(directory, content)
+                record.writable, record._lock = True, lock
+            else:
+                facts = plain(describe_environment() if environment is None else environment)
+                record = cls(directory, own, facts, writable=True, run=identity_hash(own), _lock=lock)
+                record.save()
+            return record
         except BaseException:
             lock.close()
             raise
-
-    @classmethod
-    def _opened(
-        cls, directory: Path, own: dict[str, Any], environment: Mapping[str, Any] | None, lock: DirectoryLock
-    ) -> Record:
-        for folder in (directory, (directory / INDEX_OF_ARRAYS).parent):
-            remove_partial(folder)
-        if (directory / RECORD).exists():
-            content = _read(directory)
-            difference = first_difference(content.get("identity"), own)
-            if difference:
-                key, old, new = difference
-                raise ResumeError(
-                    f"run_dir={directory} belongs to another run: {key or 'identity'} was {in_short(old)} and is now "
-                    f"{in_short(new)}; choose another run_dir"
-                )
-            record = cls._of(directory, content)
-            record.writable, record._lock = True, lock
-        else:
-            facts = plain(describe_environment() if environment is None else environment)
-            record = cls(directory, own, facts, writable=True, run=identity_hash(own), _lock=lock)
-            record.save()
-        return record
 
     @classmethod
     def load(cls, directory: str | Path) -> Record:
