@@ -91,9 +91,7 @@ def plan_adaptation(
 
     Args:
         stream, adapter, source, batch_size, clean, recipe, budget: As for ``adapt_to``.
-        name: The adapter in tables; by default the name that it is registered by, or that of its class.
-        facts: Parts of the identity, in place of those that are read off the objects (``config``).
-        options: How it is run; ``given``: fields of it, which go before it.
+        name, facts, options, given: As for ``cil.plan``.
     """
     if not isinstance(stream, ShiftStream):
         given, what = getattr(stream, "name", "stream"), type(stream).__name__

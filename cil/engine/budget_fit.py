@@ -61,7 +61,6 @@ def fitted(
 
     Args:
         make_learner: The strategy, a class or a partial of one, which leaves that hyperparameter open.
-        make_net: Gives a fresh factory on the ``meta`` device.
 
     Raises:
         ConfigError: where the value is given, or the bytes do not grow with it, or fall.

@@ -81,7 +81,6 @@ class Cost:
 
         Args:
             sizes: Images in each stream of the batch.
-            drawn: Whether the step was drawn to be counted.
         """
         size, before = repr((tuple(sizes), update)), learner.context.flops.count
         self.own_updates += watch.take(0).updates  # between the steps

@@ -27,7 +27,7 @@ from cil.strategies import Strategy
 from cil.streams import Experience, Signature, TaskKey
 
 MakeLearner = Callable[[NetFactory, Allowance], Strategy]
-MakeFactory = Callable[..., NetFactory]
+MakeFactory = Callable[..., NetFactory]  # of keywords ``seed``, ``device``, ``meta``
 Around = Callable[[str], AbstractContextManager[object]]  # name of a hook to what is held open while it runs
 
 
@@ -116,8 +116,6 @@ class Learners:
     """Makes learners from what was carried, and nothing else.
 
     Args:
-        make_learner: Factory of networks and allowance to a fresh strategy.
-        make_factory: Keyword arguments ``seed``, ``device``, ``meta`` to a factory of networks.
         final_bytes: Fixed bytes at the end of the stream; needed where the budget reserves them.
     """
 

@@ -84,9 +84,6 @@ def refuse_hoard(looks: Looks, learner: Strategy, shape: tuple[int, int, int], b
 
     Images of the experience that were looked at once could be trained on again from there. Features are no images.
 
-    Args:
-        shape: Of an image of the stream.
-
     Raises:
         ContractError: where looks are capped and there are more.
     """

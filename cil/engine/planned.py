@@ -33,8 +33,6 @@ class PlannedWork:
     """A strategy on a stream under a budget, before anything is trained: what it will carry, spend and be refused for.
 
     Args:
-        make_learner: Factory of networks and allowance to a fresh strategy.
-        make_factory: Keyword arguments ``seed``, ``device``, ``meta`` to a factory of networks.
         budget: What may be carried; a bound is not held to it.
         evaluation_batch, answers, open_set, pictures: As of ``cil.RunOptions``.
         anytime: How often to evaluate inside experiences; None: not at all.

@@ -92,11 +92,7 @@ class ForwardTracker:
 
 
 class SavedByPart(SavedBytes):
-    """``SavedBytes`` by the module that saved, at the end and at the peak.
-
-    Args:
-        tracker: Entered around it.
-    """
+    """``SavedBytes`` by the module that saved, at the end and at the peak."""
 
     def __init__(self, tracker: ForwardTracker, exclude: Iterable[Tensor] = ()) -> None:
         super().__init__(exclude)

@@ -61,7 +61,6 @@ def validate_data(
 
     Args:
         lock: Lock of the data as they were before; a difference is an error.
-        offline: True: nothing is downloaded.
         accept: Tasks whose licence the user accepts here.
     """
     problems: list[Problem] = []
