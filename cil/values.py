@@ -54,7 +54,7 @@ def one_of(*names: Any) -> Rule:
 
 def text(none: bool = False) -> Rule:
     words = f"it must be text{', or null' if none else ''}"
-    return lambda value: None if isinstance(value, str) or (none and value is None) else words
+    return when(lambda value: isinstance(value, str) or (none and value is None), words)
 
 
 def folder(value: Any) -> str | None:
@@ -132,6 +132,11 @@ split = when(
     lambda value: value is None or (isinstance(value, str) and re.fullmatch(r"b\d+_inc[1-9]\d*", value)),
     "it must be base and increment in one word, as in split=b50_inc10, or null",
 )
+VARIANT = re.compile(r"(strategy|adapter)=\S+( +[\w.+]+=\S+)*")  # overrides that begin with a method
+variants = when(
+    lambda value: isinstance(value, list) and all(VARIANT.fullmatch(str(item).strip()) for item in value),
+    "it must be a list of overrides, as in 'strategy=aper strategy.tuner=finetune'",
+)
 
 
 def cases(value: Any) -> str | None:
@@ -149,13 +154,6 @@ points = when(
     lambda value: value is None or (isinstance(value, list) and value and _all(whole(1), value)),
     "it must be a list of positive whole numbers, or null",
 )
-
-
-def variants(value: Any) -> str | None:
-    """A list of overrides that begin with a method."""
-    line = r"(strategy|adapter)=\S+( +[\w.+]+=\S+)*"
-    allowed = isinstance(value, list) and all(re.fullmatch(line, str(item).strip()) for item in value)
-    return None if allowed else "it must be a list of overrides, as in 'strategy=aper strategy.tuner=finetune'"
 
 
 KEYS: dict[str, Rule] = {
