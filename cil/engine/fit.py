@@ -175,8 +175,9 @@ class Fit:
                     draws = partial(reseed, self.seed, "step", self.experience, self.number, epoch, step)
                     update = (step + 1) % recipe.accumulate == 0 or step + 1 == in_epoch
                     share = _share(loader.bounds, step, recipe.accumulate)
+                    sizes = [len(part) for part in batch.streams.values()] or [len(batch)]
                     counting = partial(
-                        self.cost.step, learner, watch, self.phase.name, _sizes(batch), update,
+                        self.cost.step, learner, watch, self.phase.name, sizes, update,
                         drawn[epoch * in_epoch + step],
                     )  # fmt: skip
                     losses: dict[str, Tensor] = {}
@@ -413,11 +414,6 @@ def _share(bounds: Sequence[tuple[int, int]], step: int, accumulate: int) -> flo
     first = step - step % accumulate
     last = min(first + accumulate, len(bounds)) - 1
     return (bounds[step][1] - bounds[step][0]) / (bounds[last][1] - bounds[first][0])
-
-
-def _sizes(batch: Batch) -> list[int]:
-    """Images in each stream of a batch."""
-    return [len(part) for part in batch.streams.values()] or [len(batch)]
 
 
 def _as(parameter: Tensor, value: Tensor) -> Tensor:

@@ -30,9 +30,6 @@ class Trials:
 
     Every trial starts from the same state, with keys of its own. After each the best state so far is in a snapshot, so
     a resumed run goes on with the next trial, or inside the one it was in.
-
-    Args:
-        learner: Stands where every trial starts.
     """
 
     training: Training
@@ -72,7 +69,7 @@ class Trials:
             costs = [*costs, cost, validation]
             if best is None or self._rank(cost) < min(self._rank(one) for one in costs[:-2] if self._own(one)):
                 best = copied(self.learner.full_state())
-            self._keep(best, costs, trial + 1)
+            training.keep(f"search-{self.number}", costs, best[0], {"meta": best[1], "trials": trial + 1})
         assert best is not None
         chosen = min((cost for cost in costs if self._own(cost)), key=self._rank)
         if "diverged" in chosen.trial:
@@ -121,10 +118,6 @@ class Trials:
         tensors, content = found
         self.training.go_on_from(content)
         return [Cost.of(saved) for saved in content["costs"]], (tensors, content["meta"]), content["trials"]
-
-    def _keep(self, best: Held, costs: Sequence[Cost], trials: int) -> None:
-        tensors, meta = best
-        self.training.keep(f"search-{self.number}", costs, tensors, {"meta": meta, "trials": trials})
 
     def _bill_copies(self, cost: Cost, *held: Held | None) -> None:
         """Training memory: where trials start and the best so far are held beside the learner, two states at most."""

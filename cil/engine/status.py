@@ -23,9 +23,6 @@ _say = logging.getLogger("cil.engine")
 def status_kept(record: Record, device: str, batch_key: str, finish: Callable[[str], None]) -> Iterator[None]:
     """Around the work of a run: its record says ``running``, and afterwards how it ended.
 
-    Args:
-        finish: Called with the status when it is written.
-
     Raises:
         BudgetExceeded: with status ``over_budget``; KeyboardInterrupt: after a Ctrl-C, with status ``interrupted``;
             TrainingError: where no memory is left; whatever else the work raises, with status ``failed``.
