@@ -102,8 +102,11 @@ def caps(value: Any) -> str | None:
 def milestones(value: Any) -> str | None:
     """Epochs, or shares of the epochs, where a learning rate falls."""
     each = above_zero()
-    allowed = value is None or (isinstance(value, list | tuple) and all(each(item) is None for item in value))
-    return None if allowed else "it must be a list of numbers above 0 (epochs, or below 1 shares of them), or null"
+    given = value is None or (isinstance(value, list | tuple) and all(each(item) is None for item in value))
+    if not given:
+        return "it must be a list of numbers above 0 (epochs, or below 1 shares of them), or null"
+    whole = all(item < 1 or item == int(item) for item in value or ())
+    return None if whole else "from 1 on these are whole epochs (below 1 shares of them)"
 
 
 def share(value: Any) -> str | None:
