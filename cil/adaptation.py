@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from cil.adapt import Adapter, SourceModel, find
-from cil.api import check_types, environment_of, made_run, networks, safe_name, weights_digest
+from cil.adapt.registry import ADAPTERS
+from cil.api import check_types, environment_of, free_name_of, made_run, networks, safe_name, weights_digest
 from cil.engine.driver import Run
 from cil.engine.options import RunOptions
 from cil.engine.recipe import Recipe
@@ -114,7 +115,7 @@ def plan_adaptation(
     runtime = options.runtime()
     sources: Weights | Finished
     sources = Weights(source, stream) if isinstance(source, Mapping) else Finished(source, stream)
-    name = name or (adapter if isinstance(adapter, str) else str(getattr(method, "name", method.__name__)))
+    name = name or (adapter if isinstance(adapter, str) else free_name_of(method, ADAPTERS))
     make_adapter = partial(_placed, make, name, sources)
     admit = None
     if budget.training_bytes is not None:

@@ -30,6 +30,7 @@ from cil.errors import ConfigError, nearest
 from cil.memory import Budget
 from cil.models import NetFactory, build_backbone
 from cil.strategies import Strategy, find
+from cil.strategies.registry import STRATEGIES
 from cil.streams import Stream
 from cil.targets import check_arguments, described
 from cil.tracking import Record, identity_hash
@@ -153,7 +154,7 @@ def plan(
     method = make.func if isinstance(make, partial) else make
     if isinstance(make, partial):
         check_arguments(method, make.keywords, "strategy")
-    name = name or name_of(method)
+    name = name or free_name_of(method, STRATEGIES)
     check_task_aware(bool(getattr(method, "takes_task", False)), stream, name)
     options, recipe = RunOptions.of(given, options), recipe or Recipe()
     recipe.check()
@@ -220,6 +221,23 @@ def name_of(method: Any) -> str:
     """A method as tables name it: as it is registered itself, else by its own name. No name is inherited."""
     own: Mapping[str, Any] = getattr(method, "__dict__", {})
     return str(own.get("name") or getattr(method, "__name__", "strategy"))
+
+
+def free_name_of(method: Any, registry: plugins.Registry[Any]) -> str:
+    """The name of a method in tables, where no other method is known by it.
+
+    Raises:
+        ConfigError: where one is: its rows would be taken for that one's.
+    """
+    name = name_of(method)
+    known = registry.get(name) if name in registry.names() else None
+    again = plugins.place_of(known) == plugins.place_of(method)  # defined once more, in a notebook
+    if known in (None, method) or (again and not str(getattr(known, "__module__", "")).startswith("cil.")):
+        return name
+    raise ConfigError(
+        f"{registry.kind} {plugins.place_of(method)} is called '{name}', which is the name of "
+        f"{plugins.place_of(known)} in tables; give it another one"
+    )
 
 
 def made_run(

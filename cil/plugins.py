@@ -153,6 +153,7 @@ class Registry(Generic[T]):
     ) -> None:
         self.kind, self.group, self._built_in, self._load, self._accept = kind, group, built_in, load, accept
         self.registered: dict[str, T] = {}
+        self._loading: set[str] = set()
 
     def register(self, name: str) -> Callable[[Thing], Thing]:
         """Decorator that makes something known by ``name``; defined once more (in a notebook), it takes the place.
@@ -163,6 +164,8 @@ class Registry(Generic[T]):
 
         def add(thing: Thing) -> Thing:
             known: dict[str, Any] = self.registered
+            if not str(getattr(thing, "__module__", "")).startswith("cil."):
+                self._load_once(name)  # a built-in thing has its name also where nobody has asked for it yet
             taken = known.get(name, thing)
             if taken is not thing and place_of(taken) != place_of(thing):
                 owner = taken.__module__
@@ -172,6 +175,14 @@ class Registry(Generic[T]):
             return thing
 
         return add
+
+    def _load_once(self, name: str) -> None:
+        if name not in self.registered and name not in self._loading:  # its own module registers it, too
+            self._loading.add(name)
+            try:
+                self._load(name)
+            finally:
+                self._loading.discard(name)
 
     def names(self) -> list[str]:
         """All names; nothing is imported for them."""
@@ -183,8 +194,7 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: where the package of an entry point cannot be imported.
         """
-        if name not in self.registered:
-            self._load(name)
+        self._load_once(name)
         for point in points(self.group):
             if point.name == name and name not in self.registered:
                 thing = load(point)

@@ -95,10 +95,16 @@ caps = when(
     ),
     "it must be a mapping of names of further budgets to numbers above 0, or {}",
 )
-milestones = when(
-    lambda value: value is None or (isinstance(value, list | tuple) and _all(above_zero(), value)),
-    "it must be a list of numbers above 0 (epochs, or below 1 shares of them), or null",
-)
+
+
+def milestones(value: Any) -> str | None:
+    """Epochs, or shares of the epochs, where a learning rate falls."""
+    if value is not None and not (isinstance(value, list | tuple) and _all(above_zero(), value)):
+        return "it must be a list of numbers above 0 (epochs, or below 1 shares of them), or null"
+    whole = all(item < 1 or item == int(item) for item in value or ())
+    return None if whole else "from 1 on these are whole epochs (below 1 shares of them)"
+
+
 share = when(lambda value: _is_number(value) and 0 < value < 1, "it must be a share above 0 and below 1")
 factor = when(lambda value: _is_number(value) and 0 <= value < 1, "it must be a number of 0 or more, and below 1")
 factors = when(

@@ -56,6 +56,7 @@ def refused(error, call, *parts):
         ({"scheduler": partial(cosine, warmup=1.5)}, "scheduler.warmup is 1.5"),
         ({"scheduler": partial(multistep, gamma=-1)}, "scheduler.gamma is -1"),
         ({"scheduler": partial(multistep, milestones=[-1])}, "scheduler.milestones is [-1]"),
+        ({"scheduler": partial(multistep, milestones=[1.5])}, "is [1.5]; from 1 on these are whole epochs"),
     ],
 )
 def test_recipes(given, says):

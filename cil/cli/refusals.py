@@ -137,6 +137,8 @@ def unknown_key(bad: str, config: dict[str, Any]) -> str:
 
     >>> unknown_key("epochs", {"trainer": {"epochs": 1}})
     "unknown key epochs; did you mean 'trainer.epochs'?"
+    >>> unknown_key("stream.augment.flip", {"stream": {"augment": None}})
+    'stream.augment is null here: give it as a whole, stream.augment={flip: VALUE}'
     """
     if bad.startswith(("hydra.", "hydra/")):
         return f"unknown key {bad}; cil run --cfg hydra shows those that Hydra has here"
@@ -145,7 +147,10 @@ def unknown_key(bad: str, config: dict[str, Any]) -> str:
         return f"{bad} belongs to {path[0]}={' or '.join(owners)}, which was not chosen"
     section: Any = config
     for step in path:
-        section = section.get(step) if isinstance(section, dict) else None
+        section = section.get(step, ...) if isinstance(section, dict) else ...
+    if path and section in (None, {}):
+        whole = ".".join(path)
+        return f"{whole} is {'null' if section is None else '{}'} here: give it as a whole, {whole}={{{last}: VALUE}}"
     if path and isinstance(section, dict) and last in section:
         return f"{bad} has keys of its own: give them one by one, as {bad}.NAME=VALUE"
     if path and isinstance(section, dict) and section:

@@ -103,6 +103,7 @@ def dry_run(
 
     Raises:
         ConfigError: where the strategy cannot be grown without data.
+        ContractError: where it did not grow with the classes.
     """
     if budget.reserve == "final" and budget.limits is not None and final_bytes is None:
         first = dry_run(make_learner, make_net, signatures, budget, final_bytes=0)
@@ -121,6 +122,11 @@ def dry_run(
             raise ConfigError(
                 f"{type(learner).__name__}.grow fails without data at experience {signature.index}: {in_words(error)}"
             ) from error
+        if learner.num_classes != taken.num_classes:
+            raise ContractError(
+                f"{type(learner).__name__}.grow leaves num_classes at {learner.num_classes} of {taken.num_classes} at "
+                f"experience {signature.index}; an override calls super().grow(signature) first"
+            )
         held = planned_exemplars(learner, taken, held)
         plain.grow(len(taken.new_slots))
         bills.append(_bill(learner, taken, held, budget, SideLimit.of(plain, taken, budget, _declared(learner))))

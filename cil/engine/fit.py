@@ -165,7 +165,7 @@ class Fit:
             for epoch in range(start_epoch, recipe.epochs):
                 progress.epoch = epoch
                 first = start_step if epoch == start_epoch else 0
-                for step, batch in enumerate(loader.epoch(epoch, first, total - epoch * in_epoch), first):
+                for step, batch in enumerate(self._served(loader, watch, epoch, first, total), first):
                     if step % recipe.accumulate == 0 and self.spent(self.cost):
                         total, self.cost.cut = progress.step, True
                         break
@@ -198,7 +198,7 @@ class Fit:
                         continue
                     if self.cost.steps % recipe.log_every == 0:
                         self._log("step", epoch, step + 1)
-                    saved = self._saved_if_due(epoch, step + 1, saved)
+                    saved = self._saved_if_due(watch, epoch, step + 1, saved)
                 self._log("epoch", epoch, progress.step - epoch * in_epoch)
                 if not by_step:
                     schedule.step()
@@ -210,6 +210,21 @@ class Fit:
         optimizer.zero_grad(set_to_none=True)
 
     # one step -------------------------------------------------------------------------------------------------------
+
+    def _served(
+        self, loader: PhaseLoader, watch: StepWatch, epoch: int, first: int, total: int
+    ) -> Iterator[Batch]:  # fmt: skip
+        """The batches of an epoch; what a learner's own source or augmentation does to make them is billed."""
+        batches = loader.epoch(epoch, first, total - epoch * len(loader.bounds))
+        of_learner = loader.of_learner or type(self.phase.augment) not in (type(None), Augment, type(self.augment))
+        while True:
+            with self.cost.hook() if of_learner else nullcontext():
+                batch = next(batches, None)
+            if of_learner:
+                watch.take(0)  # was counted just now
+            if batch is None:
+                return
+            yield batch
 
     def _repeat(self, refused: SavedBytesRefused) -> None:
         """Let steps be made without counting what is saved for backward, from one on that refuses it."""
@@ -302,7 +317,7 @@ class Fit:
 
     # snapshots ------------------------------------------------------------------------------------------------------
 
-    def _saved_if_due(self, epoch: int, done: int, saved: float) -> float:
+    def _saved_if_due(self, watch: StepWatch, epoch: int, done: int, saved: float) -> float:
         """Write a snapshot where it is time or the run shall stop; when the last one was written.
 
         Raises:
@@ -314,13 +329,15 @@ class Fit:
             ranks.sync_buffers(self.learner.modules())
             self._check(epoch, done)
             self._snapshot(epoch, done)
+            watch.take(0)  # steps of optimizers in ``full_state`` are billed there
             saved = time.monotonic()
         if stopped:
             raise Stopped
         return saved
 
     def _snapshot(self, epoch: int, step: int) -> None:
-        tensors, meta = self.learner.full_state()
+        with self.cost.hook():
+            tensors, meta = self.learner.full_state()
         tensors |= {f"{WINDOW}{name}": values for name, values in self.window.held().items()}
         state, scalars = self._optimizer.state_dict(), dict[str, dict[str, Any]]()
         for index, held in state["state"].items():

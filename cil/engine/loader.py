@@ -12,11 +12,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from cil.contract.reachable import of_library
 from cil.data import Augment, Batch, Samples
-from cil.data.looks import uncounted
-from cil.data.samples import batch_bounds
+from cil.data.looks import CountedStore, uncounted
+from cil.data.samples import Store, batch_bounds
 from cil.engine.arrival import Pace, among
 from cil.errors import ConfigError
+from cil.memory.codec_check import is_own
+from cil.memory.exemplars import EncodedStore
 
 Keyed = Callable[..., torch.Generator]
 LOOKAHEAD = 4  # batches that are decoded ahead of the one in use
@@ -31,11 +34,14 @@ class Loader:
 
     Attributes:
         again: Steps of a single pass that are taken on the batch of the step before.
+        of_learner: Whether images are read by code that a learner brought. Then each batch is read when it is asked
+            for, in the thread that asks, so that its operations can be billed.
     """
 
     again: frozenset[int] = frozenset()
 
     def __init__(self, samples: Samples, augment: Augment, device: torch.device, keyed: Keyed) -> None:
+        self.of_learner = any(_is_of_learner(store) for store, _ in samples.parts)
         samples, self._images, self._looks = uncounted(samples)  # what is served is counted, not what is prepared
         self.samples = samples.joined()
         self.augment, self.device, self.keyed = augment, device, keyed
@@ -69,16 +75,30 @@ class Loader:
                 images = self._bound(rows, self.keyed("augment", epoch, step))
                 yield self._batch(rows, images, partial(self._pixels.__getitem__, rows))
             return
+        if self.of_learner:
+            for rows, epoch, step in plan:
+                keyed, draws = self._draws(rows, epoch, step)
+                yield self._decoded(step, rows, keyed, self._decode(rows, draws))
+            return
+
+        def first_decoded() -> Batch:
+            step, rows, keyed, future = waiting.popleft()
+            return self._decoded(step, rows, keyed, future.result())
+
         with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
             waiting: deque[tuple[int, Tensor, torch.Generator, Future[Tensor]]] = deque()
             for rows, epoch, step in plan:
-                generator = self.keyed("augment", epoch, step)
-                draws = self.augment.crop_draws(torch.rand(len(rows), 4, generator=generator))
-                waiting.append((step, rows, generator, pool.submit(self._decode, rows, draws)))
+                keyed, draws = self._draws(rows, epoch, step)
+                waiting.append((step, rows, keyed, pool.submit(self._decode, rows, draws)))
                 if len(waiting) > LOOKAHEAD:
-                    yield self._decoded(*waiting.popleft())
+                    yield first_decoded()
             while waiting:
-                yield self._decoded(*waiting.popleft())
+                yield first_decoded()
+
+    def _draws(self, rows: Tensor, epoch: int, step: int) -> tuple[torch.Generator, Tensor]:
+        """The generator of a batch, and what it draws for random parts."""
+        keyed = self.keyed("augment", epoch, step)
+        return keyed, self.augment.crop_draws(torch.rand(len(rows), 4, generator=keyed))
 
     def _decode(self, rows: Tensor, draws: Tensor) -> Tensor:
         """Pixels of the training view: random parts of files, and of images that are stored beside them."""
@@ -97,9 +117,9 @@ class Loader:
         if self._looks is not None and self._images is not None and step not in self.again:
             self._looks.read(self._images[rows.numpy()])
 
-    def _decoded(self, step: int, rows: Tensor, generator: torch.Generator, future: Future[Tensor]) -> Batch:
+    def _decoded(self, step: int, rows: Tensor, generator: torch.Generator, pixels: Tensor) -> Batch:
         self._count(rows, step)
-        pixels = future.result().to(self.device, non_blocking=True)
+        pixels = pixels.to(self.device, non_blocking=True)
         images = self.augment.without_crop()(pixels, generator, self.slots[rows.to(self.device)])
         if not self.augment.resized_crop:
             return self._batch(rows.to(self.device), images, lambda: pixels)
@@ -116,6 +136,13 @@ class Loader:
         )
 
 
+def _is_of_learner(store: Store) -> bool:
+    """True for a source of pixels that is neither the stream's nor of this package: a learner made it."""
+    if isinstance(store, EncodedStore):
+        return not is_own(store.codec)
+    return not (isinstance(store, CountedStore) or of_library(type(store)))
+
+
 class PhaseLoader:
     """All streams of a phase: the first sets the number of steps, the others are cycled beside it.
 
@@ -125,7 +152,12 @@ class PhaseLoader:
         pace: Pace of a single pass in the order of the data, in which batches come as often as steps are taken on them;
             None: each epoch in an order of its own.
         arriving: Rows at the front that arrive; what is behind them is spread among them. By default all arrive.
+
+    Attributes:
+        of_learner: Whether code that a learner brought reads images, as of ``Loader``.
     """
+
+    of_learner: bool = False
 
     def __init__(
         self, data: Samples | Mapping[str, Samples], augment: Augment, device: torch.device, keyed: Keyed, size: int,
@@ -138,6 +170,7 @@ class PhaseLoader:
             if len(samples)
         }
         self.main = next(iter(named))
+        self.of_learner = any(loader.of_learner for loader in self.loaders.values())
         self.size = size
         self.count = len(self.loaders[self.main]) if self.main in self.loaders else 0
         self.bounds = batch_bounds(self.count, size)

@@ -211,6 +211,13 @@ class Recipe:
                 f"scheduler.warmup={warmup} is not over when trainer.epochs={self.epochs} are: the learning rate never "
                 f"reaches optimizer.lr"
             )
+        milestones = [at for at in scheduler.get("milestones", ()) if at >= 1]
+        lost = [at for at in milestones if not warmup <= at < self.epochs]
+        if lost and self.epochs > 1 and self.schedule_by == "epoch":
+            found.append(
+                f"scheduler.milestones has {', '.join(map(str, lost))}, where the learning rate does not fall: that is "
+                f"so in epochs from {max(1, warmup)} to {self.epochs - 1}; below 1 milestones are shares of the epochs"
+            )
         return found
 
     @property

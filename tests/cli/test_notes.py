@@ -132,6 +132,10 @@ def test_settings_that_are_seldom_meant_are_worth_a_note():
     assert note.startswith("optimizer.lr is 0")
     (note,) = notes("strategy=finetune", "scheduler.warmup=1000", "trainer.epochs=2")
     assert note.startswith("scheduler.warmup=1000 is not over when trainer.epochs=2 are")
+    steps = ("strategy=finetune", "scheduler=multistep", "trainer.epochs=8")
+    (note,) = notes(*steps, "scheduler.milestones=[2,4,8,80]", "scheduler.warmup=3")
+    assert note.startswith("scheduler.milestones has 2, 8, 80, where the learning rate does not fall")
+    assert notes(*steps, "scheduler.milestones=[0.5,7]") == []
 
 
 def test_bf16_without_units_for_it_is_worth_a_note(monkeypatch):

@@ -9,6 +9,8 @@ from cil.models import build_backbone
 
 RUN = ("run", "stream=split_digits", "progress=false", "trainer.max_steps=1", "trainer.epochs=1")
 CASES = {  # arguments, or an override of a run: parts of the line
+    (*RUN, "stream.augment.flip=true"): "stream.augment is null here: give it as a whole, stream.augment={flip: VALUE}",
+    (*RUN, "model.options.width=3"): "model.options is {} here: give it as a whole, model.options={width: VALUE}",
     "strategy=null": "strategy is null; it must be the name of a file",
     "experiment=null": "experiment is null; it must be the name of a file of the group, as experiment=NAME, or left",
     "adapter=null": "as adapter=NAME, or left out; known: bn_stats,",

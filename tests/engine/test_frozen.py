@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import subprocess
+import sys
 from typing import Any, ClassVar
 
 import pytest
@@ -14,10 +16,11 @@ from cil.contract import freeze
 from cil.data import ArrayStore, Samples
 from cil.engine.learning import CODEC_IMAGES
 from cil.engine.recipe import Recipe
-from cil.errors import BudgetExceeded, ContractError, StateError
+from cil.errors import BudgetExceeded, ConfigError, ContractError, StateError
 from cil.memory import Allowance, Budget, ExemplarMemory, Ledger, NextBoundary, State
 from cil.memory.codecs import Raw
 from cil.models import frozen_copy
+from cil.strategies.registry import STRATEGIES, register
 from cil.strategies.replay import Replay
 from cil.testing.toy import EXEMPLARS, toy_run, toy_stream
 
@@ -500,13 +503,37 @@ def test_the_message_names_what_was_allowed():
 
 def test_a_subclass_has_its_own_name():
     from cil.api import name_of
-    from cil.errors import ConfigError
-    from cil.strategies.registry import register
 
     assert (name_of(Replay), name_of(KeepsAll)) == ("replay", "KeepsAll")
     assert Budget.aligned(KeepsAll, exemplars=3).description()["to"] == "KeepsAll"
     with pytest.raises(ConfigError, match=r"the strategy name 'replay' is taken by cil\.strategies\.replay"):
         register("replay")(KeepsAll)
+
+
+@pytest.mark.parametrize("name", ["replay", "lwf"])
+def test_a_name_of_a_built_in_method_is_no_other_ones(name, tmp_path):
+    def of_the_name(make_net: Any, budget: Any) -> Replay:
+        return KeepsAll(make_net, budget)
+
+    of_the_name.__name__ = name
+    given = {"stream": STREAM, "model": "smallconv", "run_dir": tmp_path}
+    for method in (type("Own", (KeepsAll,), {"name": name}), type(name, (KeepsAll,), {}), of_the_name):
+        with pytest.raises(ConfigError, match=rf"is called '{name}', which is the name of cil\.strategies\.{name}:"):
+            plan(method, **given)
+    assert plan(STRATEGIES.find(name), **given).identity["strategy"] == name
+
+
+def test_a_built_in_name_is_taken_before_anybody_asked_for_it():
+    """In a process of its own, where no method was imported yet."""
+    code = (
+        "from cil.strategies import Strategy\nfrom cil.strategies.registry import register, find\n"
+        "try: register('wa')(type('Mine', (Strategy,), {}))\nexcept Exception as error: print(error)\n"
+        "print(find('wa').__module__)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    refused, found = said.splitlines()
+    assert refused == "the strategy name 'wa' is taken by cil.strategies.wa; choose another"
+    assert found == "cil.strategies.wa"
 
 
 def test_a_run_looks_at_what_a_codec_stored_in_use(tmp_path):

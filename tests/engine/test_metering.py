@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from recount import recount
 from toys import Hidden, Interrupt, Learner, factory, plain, small_run
 
-from cil.data import Batch
+from cil.data import ArrayStore, Augment, Batch, Samples
 from cil.engine import step_kinds
 from cil.errors import ContractError
 from cil.memory import Budget, Flops
@@ -131,9 +132,52 @@ class WhileItIsTold(Training):
         pass
 
 
+class FromItsOwnSource(Training):
+    """Where images are read that are no arrays in memory, which is done ahead of time."""
+
+    def training_set(self, experience):
+        class Source(ArrayStore):
+            in_memory = False
+
+            def pixels(store, rows):
+                pixels = super().pixels(rows)
+                self.train_more(Batch(pixels.float() / 255, experience.train.slots[rows]))
+                return pixels
+
+        return Samples(Source(experience.train.pixels), experience.train.slots)
+
+
+class WhileItAugments(Training):
+    """In an augmentation of its own."""
+
+    def phases(self, experience):
+        class Own(Augment):
+            def bind(own, pixels, slots):
+                augmented = super().bind(pixels, slots)
+
+                def trained(rows, generator):
+                    images = augmented(rows, generator)
+                    self.train_more(Batch(images, slots[rows]))
+                    return images
+
+                return trained
+
+        yield Phase("main", self.training_set(experience), self.loss, augment=Own())
+
+
+class WhenItIsSaved(Training):
+    """In what a snapshot asks for: one inside each experience, and one at the end of its phase."""
+
+    def full_state(self):
+        self.train_more(self.batch)
+        return super().full_state()
+
+
 @pytest.mark.parametrize(
     ("cheat", "updates"),
     [
+        (FromItsOwnSource, [40 * HIDDEN] * 3),
+        (WhileItAugments, [40 * HIDDEN] * 3),
         (AfterStep, [40 * HIDDEN] * 3),
         (FromTheThird, [37 * HIDDEN] * 3),
         (OnceInAWhile, [5 * HIDDEN] * 3),
@@ -146,6 +190,13 @@ def test_training_that_is_hidden_in_a_hook_is_counted(tmp_path, cheat, updates):
     found = recount(small_run(cheat, tmp_path, **GIVEN))
     assert found.told == found.counted
     assert found.record.results["own_updates"] == updates
+
+
+def test_training_that_is_hidden_in_a_snapshot_is_counted(tmp_path):
+    given = {**GIVEN, "recipe": replace(GIVEN["recipe"], snapshot_steps=25)}
+    found = recount(small_run(WhenItIsSaved, tmp_path, **given))
+    assert found.told == found.counted
+    assert found.record.results["own_updates"] == [2 * HIDDEN] * 3
 
 
 def test_the_honest_one_takes_no_steps_by_itself(tmp_path):

@@ -131,3 +131,14 @@ def test_a_factory_may_be_asked_in_a_hook_for_the_first_time(tmp_path):
             assert self.make_net.template is not None
 
     assert train(Asks, toy_stream(), "smallconv", run_dir=tmp_path, epochs=1).status == "finished"
+
+
+def test_a_learner_that_does_not_grow_is_told_before_training(tmp_path):
+    class StaysAsItIs(Finetune):
+        def grow(self, signature: Any) -> None:
+            pass
+
+    with pytest.raises(
+        ContractError, match=r"StaysAsItIs\.grow leaves num_classes at 0 of \d+ .*call.* super\(\)\.grow"
+    ):
+        toy_run(StaysAsItIs, toy_stream(), tmp_path).execute()
