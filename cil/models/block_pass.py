@@ -29,8 +29,7 @@ def plain_transformer(backbone: nn.Module, user: str) -> TimmBackbone:
     found = vision_transformer(backbone, user)  # first: timm is imported where it is needed
     from timm.models.vision_transformer import Block
 
-    model: Any = found.model
-    other = next((type(block).__name__ for block in model.blocks if not isinstance(block, Block)), None)
+    other = next((type(block).__name__ for block in found.model.blocks if not isinstance(block, Block)), None)
     if other:
         raise ConfigError(f"{user} reaches into plain transformer blocks, and these are {other}: set model.name")
     return found
@@ -41,7 +40,7 @@ def run_blocks(backbone: TimmBackbone, images: Tensor, run: RunBlock) -> Tensor:
 
     Tokens that ``run`` leaves at the end are cut off after the last block.
     """
-    vit: Any = backbone.model
+    vit = backbone.model
     x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(backbone.resized(images)))))
     count = x.shape[1]
     for index, block in enumerate(vit.blocks):

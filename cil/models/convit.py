@@ -252,8 +252,7 @@ class TaskHead(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """(N, D) to (N, outputs)."""
-        logits: Tensor = self.linear(self.norm(embedding))
-        return logits
+        return self.linear(self.norm(embedding))
 
 
 class TaskTokenNet(nn.Module):
@@ -272,7 +271,7 @@ class TaskTokenNet(nn.Module):
         self.encoder = encoder
         self.attention = TaskAttention(encoder.feature_dim, encoder.heads, encoder.mlp_ratio)
         self.tokens = nn.ParameterList()
-        self.heads = nn.ModuleList()
+        self.heads: Any = nn.ModuleList()
         self.attention.to(encoder.position.device)
 
     def grow(self, count: int) -> None:
@@ -307,8 +306,7 @@ class TaskTokenNet(nn.Module):
     @property
     def num_classes(self) -> int:
         """C, columns of the logits."""
-        heads: Any = self.heads
-        return sum(head.linear.num_classes for head in heads)
+        return sum(head.linear.num_classes for head in self.heads)
 
     @property
     def feature_dim(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Normalise(nn.Module):
 class HeadedNet(nn.Module):
     """A network whose outputs are those of one head."""
 
+    __call__: Callable[..., Output]
     head: Head
 
     def grow(self, count: int) -> None:
@@ -67,6 +68,8 @@ class GrowingNet(HeadedNet):
         normalise: Applied to the images first; None for images that are normalised already.
     """
 
+    backbone: Any
+
     def __init__(self, backbone: nn.Module, head: Head, normalise: nn.Module | None = None) -> None:
         super().__init__()
         self.normalise = normalise or nn.Identity()
@@ -81,5 +84,4 @@ class GrowingNet(HeadedNet):
     @property
     def survey_parameters(self) -> int:
         """Parameters that the survey charges: the backbone's."""
-        backbone: Any = self.backbone
-        return int(backbone.survey_parameters)
+        return int(self.backbone.survey_parameters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ class Head(nn.Module):
         weight: One row for each output.
     """
 
+    __call__: Callable[..., Tensor]
     weight: nn.Parameter
 
     @property

@@ -29,8 +29,7 @@ def prefixed_features(backbone: TimmBackbone, images: Tensor, prefixes: Prefixes
 
 def check_blocks(blocks: Sequence[int], backbone: TimmBackbone, key: str, user: str) -> None:
     """Refuse numbers of blocks that the transformer does not have."""
-    model: Any = backbone.model
-    depth = len(model.blocks)
+    depth = len(backbone.model.blocks)
     if any(not 0 <= block < depth for block in blocks) or len(set(blocks)) < len(blocks):
         raise ConfigError(
             f"strategy.{key} of {user} is {list(blocks)}; the transformer has blocks 0 to {depth - 1}; name each once"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -89,8 +89,7 @@ def vision_transformer(backbone: nn.Module, user: str) -> TimmBackbone:
     if isinstance(backbone, TimmBackbone):
         from timm.models.vision_transformer import VisionTransformer
 
-        model: Any = backbone.model
-        if isinstance(model, VisionTransformer) and model.attn_pool is None:
+        if isinstance(backbone.model, VisionTransformer) and backbone.model.attn_pool is None:
             return backbone
     raise ConfigError(
         f"{user} needs a timm vision transformer, not a {kind}: set model=timm, model.name to one of them (say "
@@ -111,7 +110,7 @@ def forward_with_prompts(backbone: TimmBackbone, images: Tensor, prompts: Tensor
     Returns:
         (N, F + P + patches, D): the F class and register tokens, the prompts, the patches, after the last norm.
     """
-    vit: Any = backbone.model
+    vit = backbone.model
     x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(backbone.resized(images)))))
     if position == "class" and vit.pos_embed is not None and vit.has_class_token and not vit.no_embed_class:
         prompts = prompts + vit.pos_embed[:, :1]
@@ -123,7 +122,7 @@ def forward_with_prompts(backbone: TimmBackbone, images: Tensor, prompts: Tensor
 
 def prompt_features(backbone: TimmBackbone, images: Tensor, prompts: Tensor, position: str = "class") -> Tensor:
     """(N, D): the mean output at the places of the prompts; see ``forward_with_prompts``."""
-    vit: Any = backbone.model
+    vit = backbone.model
     first = vit.num_prefix_tokens
     tokens = forward_with_prompts(backbone, images, prompts, position)[:, first : first + prompts.shape[1]]
     features: Tensor = vit.fc_norm(tokens.mean(1))  # an identity where the last norm comes before the mean

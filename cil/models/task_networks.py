@@ -70,7 +70,7 @@ class TaskNets(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.nets = nn.ModuleDict()
+        self.nets: Any = nn.ModuleDict()
 
     def put(self, name: str, net: TaskNet) -> None:
         """Let this network answer for the task from now on."""
@@ -78,8 +78,7 @@ class TaskNets(nn.Module):
 
     def of(self, name: str) -> TaskNet:
         """The network that answers for a task."""
-        net = self.nets[name]
-        assert isinstance(net, TaskNet)
+        net: TaskNet = self.nets[name]
         return net
 
     def names(self) -> list[str]:
@@ -110,8 +109,8 @@ class TaskPool(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.normalise: nn.Module = nn.Identity()
-        self.backbones = nn.ModuleList()
-        self.heads = nn.ModuleDict()
+        self.backbones: Any = nn.ModuleList()
+        self.heads: Any = nn.ModuleDict()
         for name in ("owners", "chosen"):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64))
 
@@ -141,16 +140,14 @@ class TaskPool(nn.Module):
     def forward(self, images: Tensor, name: str) -> Output:
         """Float images (N, C, H, W) in [0, 1] to the outputs of one task: all 0 where its backbone is gone."""
         if self.place(name) is None:
-            head: Any = self.heads[name]
-            count, (outputs, width) = len(images), head.weight.shape
+            count, (outputs, width) = len(images), self.heads[name].weight.shape
             return Output(images.new_zeros(count, outputs), images.new_zeros(count, width))
         return self.of(name)(images, name)  # type: ignore[no-any-return]
 
     @property
     def survey_parameters(self) -> int:
         """Parameters that the survey charges: those of all backbones."""
-        backbones: Any = self.backbones
-        return sum(int(backbone.survey_parameters) for backbone in backbones)
+        return sum(int(backbone.survey_parameters) for backbone in self.backbones)
 
     def _at(self, place: int) -> Any:
         return SimpleNamespace(normalise=self.normalise, backbone=self.backbones[place])

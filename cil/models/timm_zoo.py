@@ -32,6 +32,8 @@ class TimmBackbone(nn.Module):
             were trained with; None where weights are random, so that the stream's own statistics hold.
     """
 
+    model: Any
+
     def __init__(
         self, model: Any, in_channels: int = 3, pretrained: bool = False, stages: bool = False, preprocess: str = "timm"
     ) -> None:
@@ -49,12 +51,11 @@ class TimmBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Normalised images (N, C, H, W) to features (N, D), and the intermediate maps where asked for."""
-        model: Any = self.model
         images = self.resized(images)
         if not self._with_stages:
-            return model(images), ()
-        last, maps = model.forward_intermediates(images)
-        return model.forward_head(last, pre_logits=True), tuple(maps)
+            return self.model(images), ()
+        last, maps = self.model.forward_intermediates(images)
+        return self.model.forward_head(last, pre_logits=True), tuple(maps)
 
     def resized(self, images: Tensor) -> Tensor:
         """Images at the size that a model of fixed input size was built for (``model.options.img_size``), bicubic."""

@@ -22,6 +22,8 @@ from cil.models.base import drawn_for
 from cil.models.block_pass import plain_transformer, run_blocks
 from cil.models.timm_zoo import TimmBackbone
 
+SCALE, DROPOUT = 0.1, 0.1  # of adapters beside an MLP
+
 LayerSum = Callable[[Tensor, Tensor], Tensor]  # a layer's input (..., in) and output (..., out) to its new output
 
 TUNERS = ("none", "adapter", "scale_shift")
@@ -83,13 +85,11 @@ def _summed_output(summed: LayerSum, layer: nn.Module, given: tuple[Tensor, ...]
 
 
 class LowRank(LowRankSums):
-    """W + scale B A for linear layers; norms, biases and the class token are trained copies.
+    """W + 0.8 B A for linear layers; norms, biases and the class token are trained copies.
 
     Args:
         backbone: Network that holds the layers.
         rank: r, rows of A and columns of B.
-        scale: Factor of the sum.
-        layers: Last names of the layers that get one.
 
     Raises:
         ConfigError: where the backbone has no such layers.
@@ -98,20 +98,21 @@ class LowRank(LowRankSums):
         the network starts as it is.
     """
 
-    def __init__(
-        self, backbone: nn.Module, rank: int = 4, scale: float = 0.8, layers: tuple[str, ...] = ("qkv", "fc1", "fc2")
-    ) -> None:
+    scale = 0.8
+    layers = ("qkv", "fc1", "fc2")  # last names of those that get a sum
+
+    def __init__(self, backbone: nn.Module, rank: int = 4) -> None:
         super().__init__()
         linear = {
             f"{name}.weight": layer
             for name, layer in backbone.named_modules()
-            if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in layers
+            if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in self.layers
         }
         if not linear:
             raise ConfigError(
-                f"low-rank tuning needs layers named {', '.join(layers)}: set model.name to a transformer"
+                f"low-rank tuning needs layers named {', '.join(self.layers)}: set model.name to a transformer"
             )
-        self.scale, self._summed = scale, list(linear)
+        self._summed = list(linear)
         self._copied = [name for name, value in backbone.named_parameters() if value.ndim < 2 or "cls_token" in name]
         own = dict(backbone.named_parameters())
         self.down = nn.ParameterList(own[n].detach().new_zeros(rank, own[n].shape[1]) for n in self._summed)  # A
@@ -179,29 +180,25 @@ class ScaleShift(Replaced):
 
 
 class BlockAdapters(Tuner):
-    """x + attention, then x + mlp(norm(x)) + scale (U relu(V x + b) + c) in each block of a vision transformer.
+    """x + attention, then x + mlp(norm(x)) + 0.1 (U relu(V x + b) + c) in each block of a vision transformer.
 
     Args:
         backbone: A vision transformer; see ``plain_transformer``.
         rank: r, length of V x.
-        scale: Factor s.
-        dropout: After the ReLU.
 
     Source: Chen et al., "AdaptFormer", NeurIPS 2022, equation 3. V Kaiming-uniform, U and biases 0: the network starts
         as it is.
     """
 
-    def __init__(self, backbone: TimmBackbone, rank: int = 64, scale: float = 0.1, dropout: float = 0.1) -> None:
+    def __init__(self, backbone: TimmBackbone, rank: int = 64) -> None:
         super().__init__()
-        model: Any = backbone.model
-        made = partial(bottleneck, backbone.feature_dim, rank, nn.ReLU, dropout)
-        self.scale = scale
-        self.adapters = nn.ModuleList(drawn_for(next(backbone.parameters()), made) for _ in model.blocks)
+        made = partial(bottleneck, backbone.feature_dim, rank, nn.ReLU, DROPOUT)
+        self.adapters = nn.ModuleList(drawn_for(next(backbone.parameters()), made) for _ in backbone.model.blocks)
 
     def features(self, backbone: TimmBackbone, images: Tensor) -> Tensor:
         def run(index: int, block: Any, x: Tensor) -> Tensor:
             x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
-            added: Tensor = self.scale * self.adapters[index](x)
+            added: Tensor = SCALE * self.adapters[index](x)
             whole: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + added
             return whole
 
@@ -222,8 +219,7 @@ class AttentionAdapters(Tuner):
 
     def __init__(self, backbone: TimmBackbone, rank: int, blocks: int) -> None:
         super().__init__()
-        model: Any = backbone.model
-        like, depth = next(backbone.parameters()), len(model.blocks[:blocks])
+        like, depth = next(backbone.parameters()), len(backbone.model.blocks[:blocks])
         self.scales = nn.Parameter(like.detach().new_ones(depth))
         made = partial(bottleneck, backbone.feature_dim, rank, nn.GELU)
         self.adapters = nn.ModuleList(drawn_for(like, made) for _ in range(depth))
@@ -255,9 +251,8 @@ class PromptTokens(Tuner):
 
     def __init__(self, backbone: TimmBackbone, count: int = 5, deep: bool = True) -> None:
         super().__init__()
-        model: Any = backbone.model
         like = next(backbone.parameters())
-        depth = len(model.blocks) if deep else 1
+        depth = len(backbone.model.blocks) if deep else 1
         self.tokens = nn.Parameter(like.detach().new_zeros(depth, count, backbone.feature_dim))
 
     def features(self, backbone: TimmBackbone, images: Tensor) -> Tensor:

@@ -219,6 +219,4 @@ class Strategy(Holder):
 
     def gradient(self, loss: Tensor) -> list[Tensor]:
         """Gradients of an extra loss for the trainable parameters; their ``grad`` stays as it is."""
-        parameters = self.trainable()
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        return list(torch.autograd.grad(loss, self.trainable(), materialize_grads=True))

@@ -53,7 +53,7 @@ class CODAPrompt(FrozenTransformer):
 
     fits = "components"
     toy: ClassVar[Mapping[str, Any]] = {"components": 2, "blocks": [0, 1], "length": 4}
-    pool: nn.ModuleList
+    pool: Any  # Components of each experience
 
     def __init__(
         self,
@@ -100,8 +100,7 @@ class CODAPrompt(FrozenTransformer):
 
     def predict(self, images: Tensor) -> Tensor:
         """The head's logits: (N, ...) to (N, C)."""
-        logits: Tensor = self.net(self._features(images))
-        return logits
+        return self.net(self._features(images))
 
     def _features(self, images: Tensor) -> Tensor:
         """(N, D), each image with its own prefixes."""

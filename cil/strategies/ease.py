@@ -46,7 +46,7 @@ class EASE(FrozenTransformer):
     answers_by = "prototypes"
     fits = "rank"
     toy: ClassVar[Mapping[str, Any]] = {"rank": 4}
-    adapters: nn.ModuleList
+    adapters: Any  # BlockAdapters of each experience
     sums: Tensor  # (C, T, D) of images of a class in features of an experience; 0: it had none then
     counts: Tensor  # (C, T) int32
     prototypes: Tensor | None  # (C, T, D) of unit length, the missing ones too
@@ -104,8 +104,7 @@ class EASE(FrozenTransformer):
 
     def features(self, index: int, images: Tensor) -> Tensor:
         """phi_index: (N, ...) to (N, D)."""
-        adapters: Any = self.adapters[index]
-        found: Tensor = adapters.features(self.vit, self.normalise(images))
+        found: Tensor = self.adapters[index].features(self.vit, self.normalise(images))
         return found
 
     def predict(self, images: Tensor) -> Tensor:

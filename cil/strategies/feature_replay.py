@@ -115,8 +115,7 @@ class FeatureReplay(Strategy):
 
     def predict(self, images: Tensor) -> Tensor:
         """The head's logits: (N, ...) to (N, C)."""
-        logits: Tensor = self.head(self.net(images).features)
-        return logits
+        return self.head(self.net(images).features)
 
     def after_experience(self, experience: Experience) -> None:
         if self.store == "features":

@@ -213,8 +213,7 @@ class FOSTER(Strategy):
     def predict(self, images: Tensor) -> Tensor:
         """Scores of the network that answers: (N, ...) to (N, C)."""
         answers = self.boosted if self.carries_teacher and self.boosted is not None else self.net
-        logits: Tensor = answers(images).logits
-        return logits
+        return answers(images).logits
 
     def further_answers(self, images: Tensor, output: Output) -> dict[str, Tensor]:
         """The student beside the two backbones, by a pass of its own."""

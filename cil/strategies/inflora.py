@@ -46,7 +46,7 @@ class InfLoRA(FrozenTransformer):
     fits = "rank"
     toy: ClassVar[Mapping[str, Any]] = {"rank": 2}
     sums: AttentionSums
-    bases: nn.ModuleList  # of each block
+    bases: Any  # a Subspace for each block
 
     def __init__(
         self,
@@ -83,9 +83,9 @@ class InfLoRA(FrozenTransformer):
     @torch.no_grad()
     def prepare(self, experience: Experience) -> None:
         """Design A_t; B_t is 0, so that the network is still as it was."""
-        moments, down = self._moments(experience.train), self.sums.factors()[-1].down
+        moments, down = self._moments(experience.train), self.sums.pairs[-1].down
         for index, found in enumerate(moments):
-            rows = designed(found, self._basis(index), self.sums.rank)
+            rows = designed(found, self.bases[index], self.sums.rank)
             down[index, 0] = F.pad(rows, (0, 0, 0, self.sums.rank - len(rows))).to(down)  # beyond D there are none
 
     def loss(self, batch: Batch) -> Tensor:
@@ -96,7 +96,7 @@ class InfLoRA(FrozenTransformer):
         share = min(1.0, self.threshold + self.step * experience.index)
         fewer = int(self.directions == "published" and experience.index == 0)
         for index, moments in enumerate(self._moments(experience.train)):
-            self._basis(index).extend(moments @ moments if self.squared else moments, share, fewer, least=1)
+            self.bases[index].extend(moments @ moments if self.squared else moments, share, fewer, least=1)
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D) of images in [0, 1]."""
@@ -104,22 +104,15 @@ class InfLoRA(FrozenTransformer):
 
     def predict(self, images: Tensor) -> Tensor:
         """The head's logits: (N, ...) to (N, C)."""
-        logits: Tensor = self.net(self.features(images))
-        return logits
+        return self.net(self.features(images))
 
     def _moments(self, samples: Samples) -> list[Tensor]:
         """C of each block, (D, D): sum x x' of all tokens that enter its attention."""
-        vit: Any = self.vit.model
-        layers = {str(index): block.attn.qkv for index, block in enumerate(vit.blocks)}
+        layers = {str(index): block.attn.qkv for index, block in enumerate(self.vit.model.blocks)}
         with evaluating(self.sums), input_moments(layers) as found:
             for batch in samples.batches(500, self.device):
                 self.features(batch.images)
         return [found[name] for name in layers]
-
-    def _basis(self, index: int) -> Subspace:
-        found = self.bases[index]
-        assert isinstance(found, Subspace)
-        return found
 
 
 def designed(moments: Tensor, basis: Subspace, rank: int) -> Tensor:

@@ -108,8 +108,7 @@ class L2P(FrozenTransformer):
 
     def predict(self, images: Tensor) -> Tensor:
         """The head's logits, each image with its own prompts: (N, ...) to (N, C)."""
-        logits: Tensor = self.net(self._prompted(images)[0])
-        return logits
+        return self.net(self._prompted(images)[0])
 
     def _prompted(self, images: Tensor, majority: bool = False) -> tuple[Tensor, Selected]:
         """Features (N, D) with prompts, and the prompts selected."""

@@ -98,8 +98,7 @@ def small_tuner(kind: str, vit: TimmBackbone, rank: int, blocks: int) -> Tuner:
     if kind == "adapter":
         return AttentionAdapters(vit, rank, blocks)
     if kind == "prefix":
-        model: Any = vit.model
-        made = partial(TunedPrefixes, len(model.blocks[:blocks]), rank, vit.feature_dim)
+        made = partial(TunedPrefixes, len(vit.model.blocks[:blocks]), rank, vit.feature_dim)
         return drawn_for(next(vit.parameters()), made)
     sums = Directions(vit, rank, ("k", "v"), by_layer=True, blocks=blocks)
     sums.grow(next(vit.parameters()).detach())

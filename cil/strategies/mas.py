@@ -11,7 +11,7 @@ from cil.memory import Budget
 from cil.models import NetFactory, evaluating
 from cil.strategies.base import Strategy, check
 from cil.strategies.parts import new_class_cross_entropy
-from cil.strategies.parts.heads import freeze_rows, rows_without_data
+from cil.strategies.parts.heads import hold_rows, rows_without_data
 from cil.strategies.parts.importance import (
     learning_parameters,
     old_part,
@@ -90,12 +90,11 @@ class MAS(Strategy):
         return terms
 
     def prepare(self, experience: Experience) -> None:
-        self.rows = {} if self.heads else rows_without_data(self)
+        self.rows = {} if self.heads else rows_without_data(self, self.net)
 
     @not_at_first
     def adjust_gradients(self, batch: Batch) -> None:
-        for name, rows in self.rows.items():
-            freeze_rows(getattr(self.net.head, name), rows)
+        hold_rows(self.net, self.rows)
 
     after_step = adjust_gradients
 

@@ -66,7 +66,7 @@ class MoEAdapters(Strategy):
 
     net: GrowingNet
     experts: BlockExperts
-    selectors: nn.ModuleList
+    selectors: Any  # an Autoencoder for each experience
     names: Tensor  # (C, NAME) uint8
     stopped: Tensor  # (blocks, E) bool
 
@@ -149,8 +149,7 @@ class MoEAdapters(Strategy):
 
     def selector_loss(self, batch: Batch) -> Tensor:
         """Mean square of what an autoencoder gets wrong."""
-        newest: Any = self.selectors[-1]
-        found: Tensor = newest(self.plain_features(self.net.normalise(batch.images))).mean()
+        found: Tensor = self.selectors[-1](self.plain_features(self.net.normalise(batch.images))).mean()
         return found
 
     @torch.no_grad()

@@ -54,7 +54,7 @@ class MOS(FrozenTransformer):
     fits = "rank"
     same_draws = True  # of an epoch of the alignment: they are of no rows of the batch
     toy: ClassVar[Mapping[str, Any]] = {"rank": 2, "align_samples": 8, "align_epochs": 2}
-    adapters: nn.ModuleList
+    adapters: Any  # BlockAdapters of each experience
     gaussians: Prototypes
     sums: Tensor  # (C, D), of features with the first adapters
     arrivals: list[int]
@@ -157,8 +157,7 @@ class MOS(FrozenTransformer):
 
     def features(self, index: int, images: Tensor) -> Tensor:
         """(N, D) of images in [0, 1], with the adapters of an experience."""
-        adapters: Any = self.adapters[index]
-        found: Tensor = adapters.features(self.vit, self.normalise(images))
+        found: Tensor = self.adapters[index].features(self.vit, self.normalise(images))
         return found
 
     def predict(self, images: Tensor) -> Tensor:

@@ -89,8 +89,7 @@ class SDLoRA(FrozenTransformer):
 
     def predict(self, images: Tensor) -> Tensor:
         """The head's logits: (N, ...) to (N, C)."""
-        logits: Tensor = self.net(self.features(images))
-        return logits
+        return self.net(self.features(images))
 
 
 def _checked(pairs: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -24,7 +24,7 @@ from cil.strategies.parts.alignment import (
 )
 from cil.strategies.parts.frozen_backbone import features_only
 from cil.strategies.parts.frozen_heads import FeaturesAndHead
-from cil.strategies.parts.heads import freeze_rows
+from cil.strategies.parts.heads import hold_rows, rows_without_data
 from cil.strategies.parts.setup_warnings import warn_of_random_weights
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
@@ -156,8 +156,7 @@ class SLCA(Strategy):
     def prepare(self, experience: Experience) -> None:
         if experience.index == 0 and self.tuner is not None:
             self.tuner.initialise(self.net.backbone)
-        rows = self.head.named_parameters() if self.first_slot else ()
-        self.old_rows = {name: value.detach()[: self.first_slot].clone() for name, value in rows}
+        self.old_rows = rows_without_data(self, self)
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
         groups = [*self.slow_groups(experience.index), {"params": list(self.head.parameters())}]
@@ -201,16 +200,15 @@ class SLCA(Strategy):
         return F.cross_entropy(logits, batch.slots)
 
     def adjust_gradients(self, batch: Batch) -> None:
-        self._hold_old_rows()
+        """Heads of earlier experiences stay: no gradient, no decay, no momentum."""
+        hold_rows(self, self.old_rows)
 
-    def after_step(self, batch: Batch) -> None:
-        self._hold_old_rows()
+    after_step = adjust_gradients
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D) of images in [0, 1]."""
         if self.tuner is None:
-            plain: Tensor = self.net(images).features
-            return plain
+            return self.net(images).features
         return self.tuner.features(self.net.backbone, self.net.normalise(images))
 
     def predict(self, images: Tensor) -> Tensor:
@@ -219,8 +217,7 @@ class SLCA(Strategy):
         if self.answer_growth:
             factors = 1 + self.answer_growth * (self.index - torch.tensor(self.arrivals).to(features))
             return F.linear(features, self.aligned.weight * factors[:, None], self.aligned.bias)
-        logits: Tensor = self.aligned(features)
-        return logits
+        return self.aligned(features)
 
     def scales(self, index: int, generator: torch.Generator) -> Tensor:
         """Factors in experience ``index``: (C,) of the means, in [0.9, 1]; with ``decay`` (C, n) of the samples."""
@@ -245,8 +242,3 @@ class SLCA(Strategy):
         """Features and the head as one network."""
         parts = [self.net] if self.tuner is None else [self.net, self.tuner]
         return FeaturesAndHead(self.features, self.head, parts)
-
-    def _hold_old_rows(self) -> None:
-        """Heads of earlier experiences stay: no gradient, no decay, no momentum."""
-        for name, rows in self.old_rows.items():
-            freeze_rows(getattr(self.head, name), rows)

@@ -62,8 +62,7 @@ class FrozenBackbone(Strategy):
 
     def backbone_features(self, images: Tensor) -> Tensor:
         """(N, D) of images in [0, 1]: those of ``net``, unless more is trained beside it."""
-        features: Tensor = self.net(images).features
-        return features
+        return self.net(images).features
 
     @property
     def asks_net_alone(self) -> bool:
