@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from cil.adapt.base import Adapter, SourceModel, check
 from cil.adapt.parts.losses import cross_entropy, gradients
 from cil.adapt.parts.norms import freeze_reversibly, use_batch_statistics
-from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
-from cil.adapt.parts.parameters import move_teacher
-from cil.adapt.parts.published_defaults import default_by_classes
+from cil.adapt.parts.optimizer import CarriedOptimizer, default_by_classes, make_optimizer, move_teacher
 from cil.adapt.parts.views import generator_on, random_view
 from cil.adapt.registry import register
 from cil.models import frozen_copy

@@ -13,9 +13,7 @@ from torch import Tensor
 from cil.adapt.base import Adapter, SourceModel, check
 from cil.adapt.parts.losses import any_true, entropy, gradients, mean_where
 from cil.adapt.parts.norms import train_norms, use_batch_statistics
-from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
-from cil.adapt.parts.parameters import flat
-from cil.adapt.parts.published_defaults import default_by_classes
+from cil.adapt.parts.optimizer import CarriedOptimizer, default_by_classes, flat, make_optimizer
 from cil.adapt.registry import register
 from cil.data import Samples
 from cil.errors import ConfigError

@@ -13,8 +13,7 @@ from torch import Tensor
 from cil.adapt.base import Adapter, SourceModel, check, logits_of
 from cil.adapt.parts.colours import colour_views
 from cil.adapt.parts.losses import any_true, entropy, gradients, mean_where
-from cil.adapt.parts.optimizer import CarriedOptimizer
-from cil.adapt.parts.published_defaults import default_by_classes
+from cil.adapt.parts.optimizer import CarriedOptimizer, default_by_classes
 from cil.adapt.registry import register
 from cil.contract import Phase
 from cil.data import Batch, Samples

@@ -12,8 +12,7 @@ from cil.adapt.base import Adapter, SourceModel, check
 from cil.adapt.parts.bank import BalancedBank
 from cil.adapt.parts.losses import cross_entropy, entropy, gradients
 from cil.adapt.parts.norms import MixedNorm2d, freeze_reversibly, replace_batch_norms
-from cil.adapt.parts.optimizer import CarriedOptimizer
-from cil.adapt.parts.parameters import move_teacher
+from cil.adapt.parts.optimizer import CarriedOptimizer, move_teacher
 from cil.adapt.parts.views import random_view
 from cil.adapt.registry import register
 from cil.errors import ConfigError

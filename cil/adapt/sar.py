@@ -11,8 +11,7 @@ from torch import Tensor
 from cil.adapt.base import Adapter, SourceModel, check
 from cil.adapt.parts.losses import any_true, entropy, gradients, mean_where
 from cil.adapt.parts.norms import is_transformer, late_layers, train_norms, use_batch_statistics
-from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
-from cil.adapt.parts.parameters import assign, flat
+from cil.adapt.parts.optimizer import CarriedOptimizer, assign, flat, make_optimizer
 from cil.adapt.registry import register
 from cil.errors import ConfigError
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from cil.errors import ShapeError
+from cil.models.base import Output
 from cil.models.frozen import freeze
 from cil.models.growing import HeadedNet
 from cil.models.heads import LinearHead
-from cil.models.output import Output
 
 
 class BranchingNet(HeadedNet):

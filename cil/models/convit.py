@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cil.errors import ConfigError
-from cil.models.base import count_parameters
+from cil.models.base import Output, count_parameters
 from cil.models.frozen import freeze
 from cil.models.heads import LinearHead
-from cil.models.output import Output
 from cil.models.registry import ImageSize, register_model
 
 STD = 0.02  # of weights, position embeddings and task tokens, truncated at two absolute units as is usual

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cil.models.base import Output
 from cil.models.frozen import evaluating
-from cil.models.output import Output
 
 
 @torch.no_grad()

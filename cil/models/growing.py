@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cil.models.base import Output
 from cil.models.heads import Head
 from cil.models.known import backbone_output
-from cil.models.output import Output
 
 
 class Normalise(nn.Module):

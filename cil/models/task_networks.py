@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cil.models.base import Output
 from cil.models.growing import GrowingNet
 from cil.models.heads import LinearHead
-from cil.models.output import Output
 
 
 class TaskNet(nn.Module):

@@ -17,6 +17,7 @@ from cil.models import NetFactory, Output, TaskNet, evaluating
 from cil.models.base import in_full_precision
 from cil.strategies.base import check
 from cil.strategies.parts.subspace import (
+    TaskSubspaces,
     freeze_unprojected,
     input_moments,
     layer_key,
@@ -24,7 +25,6 @@ from cil.strategies.parts.subspace import (
     weighted_layers,
 )
 from cil.strategies.parts.task_learner import SEARCH, TaskLearner, task_loss
-from cil.strategies.parts.task_subspaces import TaskSubspaces
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature, TaskKey
 

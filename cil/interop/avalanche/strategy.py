@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cil.contract import Phase
 from cil.errors import ConfigError
-from cil.interop.avalanche.host import Host, Logits
+from cil.interop.avalanche.carried import Host, Logits
 from cil.interop.avalanche.library import ToInput, dataset_of, installed, library, require
 from cil.interop.avalanche.methods import checked_options, method
 from cil.memory import Budget
@@ -159,10 +159,7 @@ class AvalancheBound(AvalancheStrategy):
     A bound is charged for all it keeps; a budget only reports on it, and tables keep it out of rankings.
 
     Args:
-        name: Its class in ``avalanche.training.supervised``.
-        options: Its own arguments.
-        epochs, batch_size: Of each experience.
-        lr, momentum, weight_decay: Of the SGD that trains it, constant.
+        name, options, epochs, batch_size, lr, momentum, weight_decay: See ``avalanche``.
 
     Source:
         As ``avalanche``. Departure: ``JointTraining`` is trained once on all data there; here at each experience, on
