@@ -69,9 +69,8 @@ class CoTTA(Adapter):
         self.threshold = default_by_classes(threshold, classes, {10: 0.92, 100: 0.72, 1000: 0.1})
         self.restore = default_by_classes(restore, classes, {10: 0.01, 100: 0.01, 1000: 0.001})
         self.momentum, self.views = momentum, views
-        self.symmetric = (
-            default_by_classes(loss, classes, {10: "one_way", 100: "one_way", 1000: "symmetric"}) == "symmetric"
-        )
+        kind = default_by_classes(loss, classes, {10: "one_way", 100: "one_way", 1000: "symmetric"})
+        self.symmetric = kind == "symmetric"
         freeze_reversibly(use_batch_statistics(self.net))
         self.keep("teacher", frozen_copy(self.net), kind="teacher", lifetime="carried")
         self.keep("source_net", frozen_copy(self.net), kind="teacher", lifetime="carried")

@@ -349,9 +349,8 @@ class EcoTTACIL(FrozenBackbone):
         if not self.per_task:
             return self._answers(self.features(images, self.metas.latest))
         scores, uncertainties = [], []
-        near = (
-            None if self.frozen_sums is None else cosine_scores(self.net(images).features, self.frozen_sums)
-        )  # (N, C)
+        sums = self.frozen_sums
+        near = None if sums is None else cosine_scores(self.net(images).features, sums)  # (N, C)
         metas: Any
         for slots, metas in zip(map(list, self.tasks), self.metas, strict=True):
             features = self.features(images, metas)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from cil.contract import Phase
 from cil.data import Batch
-from cil.memory import Budget, Prototypes, tensor_bytes
+from cil.memory import Budget
 from cil.models import NetFactory, freeze
 from cil.models.tuners import BlockAdapters
 from cil.strategies.base import check
-from cil.strategies.parts.alignment import alignment_rows, draw_all, epoch_features
+from cil.strategies.parts.alignment import GaussianAlignment, draw_all, epoch_features
 from cil.strategies.parts.frozen_backbone import class_sums, cosine_scores, float64_features
 from cil.strategies.parts.frozen_heads import FeaturesAndHead
 from cil.strategies.parts.frozen_transformer import FrozenTransformer
@@ -28,7 +28,7 @@ ASKED = 4  # adapters that are asked for the class of an image, at most
 
 
 @register("mos")
-class MOS(FrozenTransformer):
+class MOS(GaussianAlignment, FrozenTransformer):
     """Adapters A_b of a frozen transformer go on from A_(b-1), held to the mean of the past; each set stays.
 
     Then the head is aligned on Gaussian samples of all classes. An image starts with the adapters of the class that is
@@ -52,14 +52,10 @@ class MOS(FrozenTransformer):
     """
 
     fits = "rank"
-    same_draws = True  # of an epoch of the alignment: they are of no rows of the batch
     toy: ClassVar[Mapping[str, Any]] = {"rank": 2, "align_samples": 8, "align_epochs": 2}
     adapters: Any  # BlockAdapters of each experience
-    gaussians: Prototypes
     sums: Tensor  # (C, D), of features with the first adapters
     arrivals: list[int]
-    drawn: Tensor  # (C n, D) samples of an epoch of the alignment
-    drawn_in: int
 
     def __init__(
         self,
@@ -89,11 +85,8 @@ class MOS(FrozenTransformer):
         self.arrivals = []  # of each class, its experience
         d, blank = self.vit.feature_dim, self.net.weight
         self.keep("adapters", nn.ModuleList(), kind="parameters")
-        gaussians = Prototypes(d, covariance, min(10, d - 1) if covariance == "low_rank" else 1)
-        self.keep("gaussians", gaussians.to(blank.device), kind="statistics")
+        self.keep_gaussians(blank, d, covariance, min(10, d - 1))
         self.keep("sums", blank.new_zeros(0, d), kind="prototypes")
-        self.keep("drawn", None, kind="temporary")
-        self.keep("drawn_in", -1, lifetime="training")  # the epoch
 
     def grow_net(self, signature: Signature) -> None:
         super().grow_net(signature)
@@ -104,10 +97,6 @@ class MOS(FrozenTransformer):
         self.gaussians.grow(new)
         self.sums = F.pad(self.sums, (0, 0, 0, new))
         self.arrivals += [signature.index] * new
-
-    def side_bytes(self) -> int:
-        """Statistics go by ``covariance``."""
-        return sum(map(tensor_bytes, self.gaussians.state_dict().values()))
 
     def prepare(self, experience: Experience) -> None:
         if len(self.adapters) > 1:
@@ -122,9 +111,10 @@ class MOS(FrozenTransformer):
         if len(train):  # of what comes back, features have moved
             self.gaussians.update(float64_features(self, train, self._view(-1)), train.slots)
         if experience.index and self.align["epochs"]:
-            self.drawn = self.gaussians.means.new_zeros(self.num_classes * self.align_samples, self.vit.feature_dim)
-            samples = alignment_rows(self.gaussians, self.align_samples)
-            yield Phase("align", samples, self.align_loss, parameters=head, main=False, schedule="cosine", **self.align)
+            yield Phase(
+                "align", self.alignment_set(), self.align_loss, parameters=head, main=False, schedule="cosine",
+                **self.align,
+            )  # fmt: skip
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         features = self.features(-1, batch.images)
@@ -139,7 +129,6 @@ class MOS(FrozenTransformer):
         return F.cross_entropy(self.net(epoch_features(self, batch)), batch.slots)
 
     def draw_samples(self, epoch: int) -> Tensor:
-        """(C n, D) of an epoch of the alignment."""
         ones, generator = torch.ones(self.num_classes), self.generator(f"align:{epoch}")
         return draw_all(self.gaussians, generator, count=self.align_samples, scales=ones, jitter=self.jitter)
 

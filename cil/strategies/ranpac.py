@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cil.errors import ConfigError
 from cil.memory import Budget, State, tensor_bytes
@@ -139,11 +139,9 @@ class RanPAC(FrozenBackbone):
     def after_experience(self, experience: Experience) -> None:
         order = torch.randperm(len(experience.train), generator=self.generator("order"))
         samples = experience.train[order]
-        view = (
-            self.net
-            if self.tuner is None
-            else FeaturesAndHead(self.backbone_features, self.net.head, [self.net, self.tuner])
-        )
+        view: nn.Module = self.net
+        if self.tuner is not None:
+            view = FeaturesAndHead(self.backbone_features, self.net.head, [self.net, self.tuner])
         features = float64_features(self, samples, view)
         truth = F.one_hot(samples.slots, self.num_classes).to(features)  # (N, C)
         gram, targets = self._sums(features, truth)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from cil.contract import Phase, loaded_reference
 from cil.data import Batch
-from cil.memory import Budget, Prototypes, tensor_bytes
+from cil.memory import Budget
 from cil.models import GrowingNet, LinearHead, NetFactory, extract, freeze
 from cil.models.tuners import LowRank
-from cil.strategies.base import Strategy, check
+from cil.strategies.base import check
 from cil.strategies.parts.alignment import (
-    alignment_rows,
+    GaussianAlignment,
     draw_all,
     epoch_features,
     mean_logit_norm,
@@ -33,7 +33,7 @@ COVARIANCES = ("full", "low_rank", "diagonal", "tied")
 
 
 @register("slca")
-class SLCA(Strategy):
+class SLCA(GaussianAlignment):
     """Cross-entropy over the classes of the experience, with one learning rate for the backbone and one for the head.
 
     Then a copy of the head, which answers, is trained on samples of N(s_c mu_c, S_c). The head itself goes on from
@@ -66,16 +66,12 @@ class SLCA(Strategy):
     """
 
     answers_by = "aligned_head"
-    same_draws = True  # of an epoch of the alignment: they are of no rows of the batch
     toy: ClassVar[Mapping[str, Any]] = {"align_samples": 8, "align_epochs": 2}
 
     net: GrowingNet
     head: LinearHead
     aligned: LinearHead
     tuner: LowRank | None
-    gaussians: Prototypes
-    drawn: Tensor  # (C n, D) samples of an epoch of the alignment
-    drawn_in: int
 
     def __init__(
         self,
@@ -118,10 +114,7 @@ class SLCA(Strategy):
         blank, d = self.net.head.weight, self.net.feature_dim
         self.keep("head", LinearHead(d).to(blank), kind="parameters")
         self.keep("aligned", LinearHead(d).to(blank), kind="parameters")
-        gaussians = Prototypes(d, covariance, rank if covariance == "low_rank" else 1)
-        self.keep("gaussians", gaussians.to(blank.device), kind="statistics")
-        self.keep("drawn", None, kind="temporary")
-        self.keep("drawn_in", -1, lifetime="training")  # the epoch
+        self.keep_gaussians(blank, d, covariance, rank)
         self.keep("old_rows", {}, kind="temporary")  # of the head, as they were
         self.keep("tuner", None, kind="temporary")
         if tuning == "low_rank":
@@ -149,10 +142,6 @@ class SLCA(Strategy):
         self.arrivals += [signature.index] * new
         self.index = signature.index
 
-    def side_bytes(self) -> int:
-        """Statistics go by ``covariance`` and ``rank``."""
-        return sum(map(tensor_bytes, self.gaussians.state_dict().values()))
-
     def prepare(self, experience: Experience) -> None:
         if experience.index == 0 and self.tuner is not None:
             self.tuner.initialise(self.net.backbone)
@@ -166,10 +155,10 @@ class SLCA(Strategy):
             self.gaussians.update(extract(self._view(), new), new.slots)
         self.aligned.load_state_dict(self.head.state_dict())
         if experience.index and self.align["epochs"]:
-            self.drawn = self.gaussians.means.new_zeros(self.num_classes * self.align_samples, self.net.feature_dim)
+            head = list(self.aligned.parameters())
             yield Phase(
-                "align", alignment_rows(self.gaussians, self.align_samples), self.align_loss,
-                parameters=list(self.aligned.parameters()), main=False, schedule="cosine", **self.align,
+                "align", self.alignment_set(), self.align_loss, parameters=head, main=False, schedule="cosine",
+                **self.align,
             )  # fmt: skip
 
     def slow_groups(self, index: int) -> list[dict[str, Any]]:
@@ -228,7 +217,6 @@ class SLCA(Strategy):
         return 1 / (1 + u * (index - arrived)[:, None])
 
     def draw_samples(self, epoch: int) -> Tensor:
-        """(C n, D) of an epoch of the alignment."""
         return draw_all(
             self.gaussians,
             self.generator(f"align:{epoch}"),

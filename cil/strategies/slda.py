@@ -91,10 +91,8 @@ class SLDA(FrozenBackbone):
             rows = torch.linalg.solve(shrunk, means.T).T
         else:  # it may have no inverse
             rows = means @ torch.linalg.pinv(shrunk, hermitian=True)
-        self.rows, self.bias = (
-            for_predict(rows, self),
-            for_predict(-(means * rows).sum(1) / 2, self),
-        )  # Lambda mu; -mu Lambda mu / 2
+        self.rows = for_predict(rows, self)  # Lambda mu
+        self.bias = for_predict(-(means * rows).sum(1) / 2, self)  # -mu Lambda mu / 2
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen; one without data by minus infinity: (N, ...) to (N, C)."""

@@ -85,10 +85,8 @@ class BalancedBank(nn.Module):
                 taken[place] = index
             places = [(held, age if age == EMPTY else age + 1, value) for held, age, value in places]
         if taken:
-            chosen = images[torch.tensor(list(taken.values()), device=images.device)]
-            self.pixels[torch.tensor(list(taken), device=self.pixels.device)] = (
-                (chosen * 255).round().clamp(0, 255).to(torch.uint8)
-            )
+            levels = (images[list(taken.values())] * 255).round().clamp(0, 255)
+            self.pixels[list(taken)] = levels.to(torch.uint8)
         for own, values in zip((self.labels, self.ages, self.entropies), zip(*places, strict=True), strict=True):
             own.copy_(torch.tensor(values, dtype=own.dtype))
         self.arrived += len(images)

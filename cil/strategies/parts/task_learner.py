@@ -184,11 +184,7 @@ class TaskLearner(Strategy):
             yield self.phase(train, {"smoothing": 0.0})
             return
         refit = partial(self.phase, train if dev is None else train + dev) if recipe.refit else None
-        yield Search("main", self.space(), recipe.trials, partial(self.phase, train), dev, refit)
-
-    def space(self) -> dict[str, Range | Choice]:
-        """Search space of the settings."""
-        return self.recipe.space
+        yield Search("main", recipe.space, recipe.trials, partial(self.phase, train), dev, refit)
 
     def phase(self, data: Samples, settings: Settings) -> Phase:
         """Training on the task with these settings."""
