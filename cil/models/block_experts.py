@@ -50,7 +50,6 @@ class BlockExperts(nn.Module):
     Args:
         backbone: Network whose blocks get experts; see ``expert_blocks``.
         count: E, experts of a block.
-        top: Experts that are mixed.
         rank: r of an adapter.
 
     Raises:

@@ -19,10 +19,6 @@ RunBlock = Callable[[int, Any, Tensor], Tensor]  # number, block, tokens (N, T, 
 def plain_transformer(backbone: nn.Module, user: str) -> TimmBackbone:
     """The backbone, if its blocks are attention and then an MLP, each behind a norm.
 
-    Args:
-        backbone: Backbone of a ``NetFactory``.
-        user: Name of the strategy, for the error.
-
     Raises:
         ConfigError: naming ``model.name`` for another kind.
     """

@@ -120,7 +120,6 @@ class ConViT(nn.Module):
     As a backbone of its own the features are the mean of the last patches, and the one stage is their map.
 
     Args:
-        in_channels: Channels of an image.
         image_size: H, or (H, W): whole patches.
         patch_size: Pixels along a side of a patch.
         width: D, length of a token.
@@ -238,11 +237,7 @@ class TaskAttention(nn.Module):
 
 
 class TaskHead(nn.Module):
-    """The classifier of one task: a norm, and a linear layer on its embedding.
-
-    Args:
-        width: D.
-    """
+    """The classifier of one task: a norm, and a linear layer on its embedding."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

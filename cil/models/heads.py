@@ -105,7 +105,6 @@ class CosineHead(Head):
 
     @property
     def num_classes(self) -> int:
-        """C, columns of the logits."""
         return self.weight.shape[0] // self.proxies
 
     def forward(self, features: Tensor) -> Tensor:

@@ -78,10 +78,6 @@ def _first(values: Tensor, count: int) -> Tensor:
 def vision_transformer(backbone: nn.Module, user: str) -> TimmBackbone:
     """The backbone, if prompts can be put before its blocks.
 
-    Args:
-        backbone: Backbone of a ``NetFactory``.
-        user: Name of the strategy, for the error.
-
     Raises:
         ConfigError: naming ``model.name`` if it is not a timm vision transformer that ends in a token or a mean.
     """

@@ -36,7 +36,6 @@ class CifarResNeXt(Backbone):
     Args:
         groups: Cardinality.
         base_width: Channels of a group in the first stage, doubled in each later one, over two: 32 gives 32 / 64 of 64.
-        in_channels: Channels of an image.
 
     Source: Xie et al., CVPR 2017, arXiv:1611.05431, as AugMix (Hendrycks et al., ICLR 2020) and RobustBench have it:
     ResNeXt-29 (32x4), 6,807,882 parameters with 10 outputs. Weights N(0, 2 / (k k outputs)).

@@ -88,7 +88,6 @@ class LowRank(LowRankSums):
     """W + 0.8 B A for linear layers; norms, biases and the class token are trained copies.
 
     Args:
-        backbone: Network that holds the layers.
         rank: r, rows of A and columns of B.
 
     Raises:
@@ -150,9 +149,6 @@ class LowRank(LowRankSums):
 
 class ScaleShift(Replaced):
     """gamma y + beta after each linear layer, norm, and the patch embedding, folded into their values (SSF).
-
-    Args:
-        backbone: Network that holds the layers.
 
     Source: Lian et al., "Scaling & shifting your features", NeurIPS 2022. gamma N(1, 0.02), beta N(0, 0.02): the
         network does not start exactly as it is.
@@ -288,7 +284,6 @@ def make_tuner(kind: str, backbone: nn.Module, rank: int, user: str, prompts: in
 
     Args:
         rank: Of adapters.
-        user: Name of the strategy, for the error.
         prompts: Learned tokens.
 
     Raises:

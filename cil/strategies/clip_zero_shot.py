@@ -74,7 +74,6 @@ class ClipZeroShot(Strategy):
             self.weights[slot] = class_weight(self.net.backbone, self.texts.of(name)).to(self.weights)
 
     def predict(self, images: Tensor) -> Tensor:
-        """(N, ...) to (N, C)."""
         features = F.normalize(full_precision(self.net(images).features))
         with in_full_precision(features):
             scores: Tensor = self.net.backbone.logit_factor() * features @ self.weights.T

@@ -99,7 +99,6 @@ class CODAPrompt(FrozenTransformer):
         return terms
 
     def predict(self, images: Tensor) -> Tensor:
-        """The head's logits: (N, ...) to (N, C)."""
         return self.net(self._features(images))
 
     def _features(self, images: Tensor) -> Tensor:

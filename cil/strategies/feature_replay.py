@@ -114,7 +114,6 @@ class FeatureReplay(Strategy):
         return F.cross_entropy(self.head(batch.extras["features"]), batch.slots)
 
     def predict(self, images: Tensor) -> Tensor:
-        """The head's logits: (N, ...) to (N, C)."""
         return self.head(self.net(images).features)
 
     def after_experience(self, experience: Experience) -> None:

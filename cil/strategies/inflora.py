@@ -103,7 +103,6 @@ class InfLoRA(FrozenTransformer):
         return self.sums.features(self.vit, self.normalise(images))
 
     def predict(self, images: Tensor) -> Tensor:
-        """The head's logits: (N, ...) to (N, C)."""
         return self.net(self.features(images))
 
     def _moments(self, samples: Samples) -> list[Tensor]:

@@ -166,7 +166,6 @@ class MoEAdapters(Strategy):
         self.stopped = self.stopped.scatter(1, often.to(self.stopped.device), True)
 
     def predict(self, images: Tensor) -> Tensor:
-        """(N, ...) to (N, C)."""
         x, classes = self.net.normalise(images), range(self.num_classes)
         if not self.each:
             return self.scores(x, 0, classes)

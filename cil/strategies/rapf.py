@@ -154,7 +154,6 @@ class RAPF(Strategy):
         return found
 
     def predict(self, images: Tensor) -> Tensor:
-        """(N, ...) to (N, C)."""
         return self.scores(self.net(images).features)
 
     def _draw(self, slots: Tensor, generator: torch.Generator) -> Tensor:

@@ -88,7 +88,6 @@ class SDLoRA(FrozenTransformer):
         return self.directions.features(self.vit, self.normalise(images))
 
     def predict(self, images: Tensor) -> Tensor:
-        """The head's logits: (N, ...) to (N, C)."""
         return self.net(self.features(images))
 
 

@@ -167,7 +167,6 @@ class TRGP(TaskLearner):
         return made
 
     def predict(self, images: Tensor, task: TaskKey | None = None) -> Tensor:
-        """Score the classes of the task, which must be given: (N, C, H, W) float in [0, 1] to (N, task.classes)."""
         assert task is not None
         return self.answer(images, task).logits
 

@@ -25,7 +25,6 @@ class BalancedBank(nn.Module):
         num_classes: K; a class below N / K images may add one.
         image_shape: (C, H, W).
         age_weight, entropy_weight: lambda_t and lambda_u of the score.
-        device: Device of all tensors.
 
     Source:
         Yuan, Xie, Li, "Robust test-time adaptation in dynamic scenarios", CVPR 2023, arXiv:2303.13899, section 3.3 and

@@ -20,7 +20,6 @@ def train_norms(net: nn.Module, adapter: str, leave: Collection[nn.Module] = ())
 
     Args:
         net: Any network; ``BatchNorm2d``, ``LayerNorm`` and ``GroupNorm`` count as norm layers.
-        adapter: Name of the method, for the message.
         leave: Norm layers inside these modules stay frozen too.
 
     Returns:
@@ -44,15 +43,10 @@ def train_norms(net: nn.Module, adapter: str, leave: Collection[nn.Module] = ())
 
 
 def freeze_reversibly(net: nn.Module) -> nn.Module:
-    """No gradients and evaluation mode, in place; a later call may change either."""
-    set_mode(net, training=False)
-    return net.requires_grad_(False)
-
-
-def set_mode(net: nn.Module, training: bool) -> None:
-    """Training or evaluation mode of every layer, also of networks that were frozen for good."""
+    """No gradients and evaluation mode, in place, also where it was frozen for good; a later call may change either."""
     for layer in net.modules():
-        layer.training = training
+        layer.training = False
+    return net.requires_grad_(False)
 
 
 def use_batch_statistics(net: nn.Module) -> nn.Module:

@@ -22,15 +22,13 @@ class CarriedOptimizer(nn.Module):
     billed at once. The parameters belong to the network, not to this module.
 
     Args:
-        tuned: Parameters that it moves.
         name: ``adam`` or ``sgd``.
-        lr: Learning rate.
         momentum: Momentum of SGD; 0 needs no moments.
         nesterov: Nesterov's momentum, for SGD.
         betas: Averaging factors of Adam.
 
     Attributes:
-        tuned: The parameters.
+        tuned: The parameters that it moves.
         moments: (2, P) for Adam, (1, P) for SGD, (0, P) for SGD without momentum: 4 bytes each.
     """
 
@@ -97,14 +95,10 @@ def make_optimizer(
     """The optimizer asked for, with the settings published for the data set where they are left open.
 
     Args:
-        tuned: Parameters that it moves.
-        adapter: Name of the method, for messages.
         num_classes: K; nearest to 10 or 100 (CIFAR) or to 1000 (ImageNet).
         optimizer: None: Adam on CIFAR, SGD with Nesterov momentum on ImageNet.
         lr: None: 1e-3 on CIFAR, ``imagenet_lr`` on ImageNet.
-        momentum: Momentum of SGD.
         imagenet_lr: 2.5e-4 in most papers.
-        nesterov: Nesterov's momentum, for SGD.
 
     Raises:
         ConfigError: for a value that is not allowed.
@@ -141,8 +135,6 @@ def default_by_classes(given: T | None, num_classes: int, published: Mapping[int
     """The given value, or the one published for the data set whose number of classes is nearest by ratio.
 
     Args:
-        given: None for no choice.
-        num_classes: K of the network.
         published: By number of classes: 10 (CIFAR-10), 100 (CIFAR-100), 1000 (ImageNet).
 
     >>> published = {10: "CIFAR-10", 100: "CIFAR-100", 1000: "ImageNet"}

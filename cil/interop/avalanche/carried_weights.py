@@ -96,12 +96,9 @@ class PathImportance(Importance):
     held = ("importance", "trajectory")
 
     def weights(self) -> dict[str, Tensor]:
-        layers = [
-            (name, layer) for name, layer in self.learner.net.named_modules() if not isinstance(layer, _BatchNorm)
-        ]
-        own = (f"{name}.{key}" for name, layer in layers for key, _ in layer.named_parameters(recurse=False))
-        weights = super().weights()
-        return {name: weights[name].flatten() for name in own if name in weights}
+        norms = {name for name, layer in self.learner.net.named_modules() if isinstance(layer, _BatchNorm)}
+        weights = super().weights().items()
+        return {name: weight.flatten() for name, weight in weights if name.rpartition(".")[0] not in norms}
 
     def open_tables(self, strategy: Any) -> None:
         plugin = plugin_of(strategy, self.plugin)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import accumulate
 from typing import Any
@@ -45,11 +44,6 @@ def library(module: str) -> Any:
         return import_module(f"avalanche.{module}")
     except ImportError as error:
         raise ConfigError(f"avalanche.{module} cannot be imported: {in_words(error)}") from error
-
-
-def installed() -> str:
-    """The version of avalanche-lib."""
-    return version("avalanche-lib")
 
 
 class Images(Dataset[tuple[Tensor, int]]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from cil.contract import Phase
 from cil.errors import ConfigError
 from cil.interop.avalanche.carried import Host, Logits
-from cil.interop.avalanche.library import ToInput, dataset_of, installed, library, require
+from cil.interop.avalanche.library import ToInput, dataset_of, library, require
 from cil.interop.avalanche.methods import checked_options, method
 from cil.memory import Budget
 from cil.models import NetFactory
@@ -148,7 +149,7 @@ class AvalancheStrategy(Host):
         self.gradients = {name: p.grad.detach() for name, p in named.items() if p.grad is not None}
         states = {name: strategy.optimizer.state.get(p, {}).get("momentum_buffer") for name, p in named.items()}
         self.moments = {name: state for name, state in states.items() if state is not None}
-        found = {"strategy": self.class_name, "version": installed(), "iterations": counter.count}
+        found = {"strategy": self.class_name, "version": version("avalanche-lib"), "iterations": counter.count}
         self.diagnostics["avalanche"] = {**found, "stopped_by_budget": counter.stopped}
 
 

@@ -20,12 +20,7 @@ ROWS = 1000  # images whose hidden features exist at once
 class Analytic(FrozenBackbone):
     """Hidden features h of E numbers, and W from all images as if they had come at once.
 
-    Args:
-        size: E.
-        ridge: gamma > 0.
-        carries: ``sums``: the triangle of G, and Q. ``recursion``: R and W, as published; twice the bytes.
-        statistics: Type of what is carried, ``float64`` or ``float32``.
-        train_first, first_head: See ``FrozenBackbone``.
+    Arguments: see ``cil.strategies.acil``.
     """
 
     main: RidgeSums | RecursiveRidge

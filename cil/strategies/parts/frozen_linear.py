@@ -47,5 +47,4 @@ class FrozenLinear(FrozenBackbone):
         store_exemplars(self, experience, FeaturesAndHead(self.features, self.head, [self.net]))
 
     def predict(self, images: Tensor) -> Tensor:
-        """The head's logits."""
         return self.head(self.features(images))

@@ -21,8 +21,6 @@ def store_exemplars(learner: Strategy, experience: Experience, net: nn.Module | 
     """Rebuild every rehearsal memory with the network as it is: floor(M / C) exemplars a class.
 
     Args:
-        learner: Its memories are rebuilt.
-        experience: The experience that has just been learned.
         net: Network whose features, or logits, the rules look at; ``learner.net`` if None.
     """
     net = learner.net if net is None else net
@@ -110,7 +108,6 @@ def balanced_set(learner: Strategy, experience: Experience, rule: str | None = N
 
     Args:
         learner: Has the exemplars as ``memory``.
-        experience: The other images are of its training set.
         rule: Selection rule, applied with the network as it is; that of the memory if None.
     """
     balanced = copy(learner.memories()["memory"])  # its content is replaced below, never changed

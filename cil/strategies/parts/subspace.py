@@ -20,9 +20,6 @@ class Subspace(nn.Module):
 
     While it has no more than d / 2 dimensions M is held, then N: floor(d / 2) columns are enough for either, and are
     there from the start, as bytes are known before training: 4 d floor(d / 2) bytes, and 8.
-
-    Args:
-        size: d.
     """
 
     basis: Tensor  # (d, floor(d / 2)); columns from ``count`` on are 0
@@ -104,9 +101,6 @@ class TaskSubspaces(nn.Module):
     """An orthonormal basis M of all inputs so far, and which of its columns each task needs; to keep as ``statistics``.
 
     Columns stay where they are, as later tasks refer to them: 4 d^2 bytes, d a task, and 8.
-
-    Args:
-        size: d.
     """
 
     basis: Tensor  # (d, d), columns from ``count`` on are 0
