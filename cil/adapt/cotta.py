@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -15,8 +12,6 @@ from cil.adapt.parts.optimizer import CarriedOptimizer, default_by_classes, make
 from cil.adapt.parts.views import generator_on, random_view
 from cil.adapt.registry import register
 from cil.models import frozen_copy
-
-LOSSES = ("one_way", "symmetric")
 
 
 @register("cotta")
@@ -44,7 +39,7 @@ class CoTTA(Adapter):
         their later ImageNet version.
     """
 
-    toy: ClassVar[Mapping[str, Any]] = {"views": 2}
+    toy = {"views": 2}
     teacher: nn.Module
     source_net: nn.Module
     optimizer: CarriedOptimizer
@@ -64,7 +59,7 @@ class CoTTA(Adapter):
         super().__init__(source)
         check.between(0, 1, "cotta", threshold=threshold, restore=restore, momentum=momentum)
         check.at_least(1, "cotta", views=views)
-        check.one_of((None, *LOSSES), "cotta", loss=loss)
+        check.one_of((None, "one_way", "symmetric"), "cotta", loss=loss)
         classes = self.num_classes
         self.threshold = default_by_classes(threshold, classes, {10: 0.92, 100: 0.72, 1000: 0.1})
         self.restore = default_by_classes(restore, classes, {10: 0.01, 100: 0.01, 1000: 0.001})

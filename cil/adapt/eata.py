@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +44,7 @@ class EATA(Adapter):
     """
 
     needs_source = True
-    toy: ClassVar[Mapping[str, Any]] = {"samples": 16, "fisher_batch": 8}
+    toy = {"samples": 16, "fisher_batch": 8}
     optimizer: CarriedOptimizer
     mean: Tensor  # (K,), of kept predictions; zeros before the first
     fisher: Tensor  # (P,)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +38,7 @@ class RoTTA(Adapter):
         are in training mode, so that dropout, where a network has some, stays off.
     """
 
-    toy: ClassVar[Mapping[str, Any]] = {"capacity": 12, "every": 8}
+    toy = {"capacity": 12, "every": 8}
     teacher: nn.Module
     bank: BalancedBank
     optimizer: CarriedOptimizer

@@ -1,8 +1,9 @@
 """Forgetting, transfer and intransigence: how learning one experience moves the accuracy on others.
 
 All read ``matrix``, R: (t, T) percent with one row for each experience learned, and speak about the end of its last
-row: the same number after an earlier experience k is that of ``R[: k + 1]``. Results are percentage points in [-100, 100]; NaN where
-undefined (with one experience there is nothing to forget), and NaN where an entry that is needed is NaN.
+row: the same number after an earlier experience k is that of ``R[: k + 1]``. Results are percentage points in [-100,
+100]; NaN where undefined (with one experience there is nothing to forget), and NaN where an entry that is needed is
+NaN.
 """
 
 from __future__ import annotations

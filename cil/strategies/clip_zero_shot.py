@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,7 +41,7 @@ class ClipZeroShot(Strategy):
     """
 
     answers_by = "texts"
-    toy_model: ClassVar[Mapping[str, Any]] = {"name": "toy_clip"}
+    toy_model = {"name": "toy_clip"}
 
     weights: Tensor  # (C, D), w
 

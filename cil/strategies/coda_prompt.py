@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class CODAPrompt(FrozenTransformer):
     """
 
     fits = "components"
-    toy: ClassVar[Mapping[str, Any]] = {"components": 2, "blocks": [0, 1], "length": 4}
+    toy = {"components": 2, "blocks": [0, 1], "length": 4}
     pool: Any  # Components of each experience
 
     def __init__(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,7 +37,7 @@ class DSAL(RandomAnalytic):
         main stream that has learned the whole experience, not of one that is half updated in mini-batches.
     """
 
-    toy: ClassVar[Mapping[str, Any]] = {"size": 32}
+    toy = {"size": 32}
 
     compensation: RidgeSums | RecursiveRidge
     second_head: Tensor | None  # (E, C), W_c

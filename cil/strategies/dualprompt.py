@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ class DualPrompt(FrozenTransformer):
     """
 
     fits = "expert_length"
-    toy: ClassVar[Mapping[str, Any]] = {"general_blocks": [0], "expert_blocks": [1]}
+    toy = {"general_blocks": [0], "expert_blocks": [1]}
     general: BlockPrefixes
     experts: Any  # an Expert for each experience
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ class EASE(FrozenTransformer):
 
     answers_by = "prototypes"
     fits = "rank"
-    toy: ClassVar[Mapping[str, Any]] = {"rank": 4}
+    toy = {"rank": 4}
     adapters: Any  # BlockAdapters of each experience
     sums: Tensor  # (C, T, D) of images of a class in features of an experience; 0: it had none then
     counts: Tensor  # (C, T) int32

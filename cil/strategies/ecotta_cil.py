@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,9 +91,9 @@ class EcoTTACIL(FrozenBackbone):
         stay, so that an infinite anchor is a linear probe; BN'_k has those of its batches.
     """
 
-    teacher_copies: ClassVar[Mapping[str, str]] = {"previous_meta": "metas", "previous_head": "head"}
-    toy: ClassVar[Mapping[str, Any]] = {"parts": 2, "warmup_epochs": 1}
-    toy_model: ClassVar[Mapping[str, Any]] = {"name": "resnet14", "options": {"width": 4}}
+    teacher_copies = {"previous_meta": "metas", "previous_head": "head"}
+    toy = {"parts": 2, "warmup_epochs": 1}
+    toy_model = {"name": "resnet14", "options": {"width": 4}}
     head: Head
     metas: MetaNetworkSets
     previous_meta: MetaNetworks | None

@@ -18,8 +18,6 @@ from cil.strategies.parts.frozen_backbone import trains_first
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
-STORES = ("features", "prototypes")
-
 
 @register("feature_replay")
 class FeatureReplay(Strategy):
@@ -59,7 +57,7 @@ class FeatureReplay(Strategy):
         train_first: bool | str = "auto",
     ) -> None:
         super().__init__(make_net, budget)
-        check.one_of(STORES, "feature_replay", store=store)
+        check.one_of(("features", "prototypes"), "feature_replay", store=store)
         self.trained = trains_first(self, train_first)
         memory = FeatureMemory(make_net.feature_dim, bits, selection)
         prototypes = Prototypes(make_net.feature_dim, spread)  # both are made, so that all options are checked

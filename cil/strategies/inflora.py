@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,6 @@ from cil.strategies.parts.frozen_transformer import FrozenTransformer
 from cil.strategies.parts.subspace import DIRECTIONS, Subspace, input_moments
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
-
-ENERGIES = ("variance", "published")
 
 
 @register("inflora")
@@ -44,7 +41,7 @@ class InfLoRA(FrozenTransformer):
     """
 
     fits = "rank"
-    toy: ClassVar[Mapping[str, Any]] = {"rank": 2}
+    toy = {"rank": 2}
     sums: AttentionSums
     bases: Any  # a Subspace for each block
 
@@ -64,7 +61,7 @@ class InfLoRA(FrozenTransformer):
         check.above(0, "inflora", threshold=threshold)
         check.between(0, 1, "inflora", threshold=threshold)
         check.at_least(0, "inflora", step=step)
-        check.one_of(ENERGIES, "inflora", energy=energy)
+        check.one_of(("variance", "published"), "inflora", energy=energy)
         check.one_of(DIRECTIONS, "inflora", directions=directions)
         self.threshold, self.step, self.squared = threshold, step, energy == "published"
         self.directions = directions

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,7 +42,7 @@ class LAE(FrozenTransformer):
     """
 
     fits = "rank"
-    toy: ClassVar[Mapping[str, Any]] = {"rank": 2}
+    toy = {"rank": 2}
     online: Tuner
     offline: Tuner
 

@@ -23,9 +23,6 @@ from cil.strategies.parts.importance import (
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
-FUNCTIONS = ("squared", "norm")
-MERGES = ("half", "classes", "sum")
-
 
 @register("mas")
 class MAS(Strategy):
@@ -65,8 +62,8 @@ class MAS(Strategy):
         super().__init__(make_net, budget)
         check.at_least(0, "mas", strength=strength)
         check.at_least(1, "mas", batch_size=batch_size)
-        check.one_of(FUNCTIONS, "mas", function=function)
-        check.one_of(MERGES, "mas", merge=merge)
+        check.one_of(("squared", "norm"), "mas", function=function)
+        check.one_of(("half", "classes", "sum"), "mas", merge=merge)
         self.strength, self.function, self.batch_size = strength, function, batch_size
         self.merge, self.heads = merge, heads
         self.keep("importance", {}, kind="statistics")  # Omega

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,8 +61,8 @@ class MoEAdapters(Strategy):
 
     answers_by = "texts"
     fits = "experts"
-    toy: ClassVar[Mapping[str, Any]] = {"experts": 3, "rank": 2, "freeze": 1, "code": 4}
-    toy_model: ClassVar[Mapping[str, Any]] = {"name": "toy_clip_transformer"}
+    toy = {"experts": 3, "rank": 2, "freeze": 1, "code": 4}
+    toy_model = {"name": "toy_clip_transformer"}
 
     net: GrowingNet
     experts: BlockExperts

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ class MOS(GaussianAlignment, FrozenTransformer):
     """
 
     fits = "rank"
-    toy: ClassVar[Mapping[str, Any]] = {"rank": 2, "align_samples": 8, "align_epochs": 2}
+    toy = {"rank": 2, "align_samples": 8, "align_epochs": 2}
     adapters: Any  # BlockAdapters of each experience
     sums: Tensor  # (C, D), of features with the first adapters
     arrivals: list[int]

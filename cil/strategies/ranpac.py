@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +48,7 @@ class RanPAC(FrozenBackbone):
         of the carried G, sqrt(M) eps max G.
     """
 
-    toy: ClassVar[Mapping[str, Any]] = {"size": 64}
+    toy = {"size": 64}
     fits = "size"
 
     seed: Tensor | None  # (), int64

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +46,7 @@ class RAPF(Strategy):
     """
 
     answers_by = "texts"
-    toy_model: ClassVar[Mapping[str, Any]] = {"name": "toy_clip"}
+    toy_model = {"name": "toy_clip"}
 
     net: GrowingNet
     map: nn.Linear

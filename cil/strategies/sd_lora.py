@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -42,7 +41,7 @@ class SDLoRA(FrozenTransformer):
     """
 
     fits = "rank"
-    toy: ClassVar[Mapping[str, Any]] = {"rank": 2}
+    toy = {"rank": 2}
     directions: Directions
 
     def __init__(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +66,7 @@ class SLCA(GaussianAlignment):
     """
 
     answers_by = "aligned_head"
-    toy: ClassVar[Mapping[str, Any]] = {"align_samples": 8, "align_epochs": 2}
+    toy = {"align_samples": 8, "align_epochs": 2}
 
     net: GrowingNet
     head: LinearHead

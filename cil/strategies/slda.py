@@ -13,8 +13,6 @@ from cil.strategies.parts.frozen_backbone import FrozenBackbone, class_sums, flo
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
-COVARIANCES = ("exact", "reference")
-
 
 @register("slda")
 class SLDA(FrozenBackbone):
@@ -52,7 +50,7 @@ class SLDA(FrozenBackbone):
         first_head: str = "linear",
     ) -> None:
         super().__init__(make_net, budget, train_first, first_head)
-        check.one_of(COVARIANCES, "slda", covariance=covariance)
+        check.one_of(("exact", "reference"), "slda", covariance=covariance)
         check.one_of(("plain", "oas"), "slda", base=base)
         check.between(0, 1, "slda", shrinkage=shrinkage)
         self.covariance, self.shrinkage, self.base = covariance, shrinkage, base

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from cil.adapt.base import check
 
-OPTIMIZERS = ("adam", "sgd")
 T = TypeVar("T")
 
 
@@ -103,7 +102,7 @@ def make_optimizer(
     Raises:
         ConfigError: for a value that is not allowed.
     """
-    check.one_of((None, *OPTIMIZERS), adapter, optimizer=optimizer)
+    check.one_of((None, "adam", "sgd"), adapter, optimizer=optimizer)
     check.at_least(0, adapter, lr=lr)
     check.between(0, 1, adapter, momentum=momentum)
     name = default_by_classes(optimizer, num_classes, {10: "adam", 100: "adam", 1000: "sgd"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -145,7 +145,7 @@ class TaskLearner(Strategy):
 
     takes_task = True
     uses_validation = True  # a dev split, by the protocol
-    toy: ClassVar[Mapping[str, Any]] = {"search": {"trials": 2, "steps": 3, "batch_size": 8}}
+    toy = {"search": {"trials": 2, "steps": 3, "batch_size": 8}}
     task: TaskKey  # of the experience that is trained
 
     def __init__(self, make_net: NetFactory, budget: Budget, *, search: Mapping[str, Any] = SEARCH) -> None:
