@@ -51,8 +51,7 @@ class GatedAttention(nn.Module):
         gate = self.gate.sigmoid().view(-1, 1, 1)
         attention = (1 - gate) * content + gate * place
         mixed = attention @ split_heads(self.v(tokens), self.heads)
-        projected: Tensor = self.proj(mixed.transpose(-3, -2).flatten(-2))
-        return projected
+        return self.proj(mixed.transpose(-3, -2).flatten(-2))
 
     @torch.no_grad()
     def start_local(self) -> None:
@@ -178,8 +177,7 @@ class ConViT(nn.Module):
     def tokens(self, images: Tensor) -> Tensor:
         """Normalised images (N, C, H, W) to the last patches (N, P, D), row by row."""
         patches = self.embed(images).flatten(2).transpose(1, 2) + self.position
-        encoded: Tensor = self.blocks(patches)
-        return encoded
+        return self.blocks(patches)
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Normalised images (N, C, H, W) to features (N, D), and the map (N, D, H', W') of the patches."""

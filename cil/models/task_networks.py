@@ -48,8 +48,7 @@ class TaskNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D)."""
-        features: Tensor = self.backbone(self.normalise(images))[0]
-        return features
+        return self.backbone(self.normalise(images))[0]
 
     def of(self, name: str) -> TaskNet:
         """The network that answers for a task: this one."""
@@ -78,8 +77,7 @@ class TaskNets(nn.Module):
 
     def of(self, name: str) -> TaskNet:
         """The network that answers for a task."""
-        net: TaskNet = self.nets[name]
-        return net
+        return self.nets[name]
 
     def names(self) -> list[str]:
         """The tasks that have a network, in order of arrival."""
@@ -87,7 +85,7 @@ class TaskNets(nn.Module):
 
     def forward(self, images: Tensor, name: str) -> Output:
         """Float images (N, C, H, W) in [0, 1] to the outputs of one task."""
-        return self.of(name)(images, name)  # type: ignore[no-any-return]
+        return self.of(name)(images, name)
 
     @property
     def survey_parameters(self) -> int:
@@ -142,7 +140,7 @@ class TaskPool(nn.Module):
         if self.place(name) is None:
             count, (outputs, width) = len(images), self.heads[name].weight.shape
             return Output(images.new_zeros(count, outputs), images.new_zeros(count, width))
-        return self.of(name)(images, name)  # type: ignore[no-any-return]
+        return self.of(name)(images, name)
 
     @property
     def survey_parameters(self) -> int:

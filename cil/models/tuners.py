@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +46,7 @@ class Replaced(Tuner):
         raise NotImplementedError
 
     def features(self, backbone: nn.Module, images: Tensor) -> Tensor:
-        found: Tensor = functional_call(backbone, dict(self.values(backbone)), (images,))[0]
-        return found
+        return functional_call(backbone, dict(self.values(backbone)), (images,))[0]
 
 
 class LowRankSums(Replaced):
@@ -76,8 +75,7 @@ class LowRankSums(Replaced):
             for name, summed in self.sums(backbone).items():
                 hook = backbone.get_submodule(name).register_forward_hook(partial(_summed_output, summed))
                 stack.callback(hook.remove)
-            found: Tensor = functional_call(backbone, dict(self.other_values()), (images,))[0]
-        return found
+            return functional_call(backbone, dict(self.other_values()), (images,))[0]
 
 
 def _summed_output(summed: LayerSum, layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -195,8 +193,7 @@ class BlockAdapters(Tuner):
         def run(index: int, block: Any, x: Tensor) -> Tensor:
             x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
             added: Tensor = SCALE * self.adapters[index](x)
-            whole: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + added
-            return whole
+            return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + added
 
         return run_blocks(backbone, images, run)
 
@@ -223,12 +220,11 @@ class AttentionAdapters(Tuner):
     def features(self, backbone: TimmBackbone, images: Tensor) -> Tensor:
         def run(index: int, block: Any, x: Tensor) -> Tensor:
             if index >= len(self.adapters):
-                return cast(Tensor, block(x))
+                return block(x)
             normed = block.norm1(x)
             added: Tensor = self.scales[index] * self.adapters[index](normed)
             x = x + block.drop_path1(block.ls1(block.attn(normed)) + added)
-            whole: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-            return whole
+            return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
         return run_blocks(backbone, images, run)
 
@@ -258,8 +254,7 @@ class PromptTokens(Tuner):
             if index < len(self.tokens):
                 x = x if index == 0 else x[:, :-count]
                 x = torch.cat([x, self.tokens[index].to(x.dtype).expand(len(x), -1, -1)], dim=1)
-            found: Tensor = block(x)
-            return found
+            return block(x)
 
         return run_blocks(backbone, images, run)
 
@@ -275,8 +270,7 @@ class TrainedCopy(Tuner):
             vars(layer).pop("train", None)  # what keeps a frozen network in evaluation mode
 
     def features(self, backbone: nn.Module, images: Tensor) -> Tensor:
-        found: Tensor = self.copy(images)[0]
-        return found
+        return self.copy(images)[0]
 
 
 def make_tuner(kind: str, backbone: nn.Module, rank: int, user: str, prompts: int = 5) -> Tuner:

@@ -140,8 +140,7 @@ class Strategy(Holder):
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen: (N, C, H, W) float in [0, 1] to (N, num_classes). Default: the logits of the head."""
-        logits: Tensor = self.net(images).logits
-        return logits
+        return self.net(images).logits
 
     def further_answers(self, images: Tensor, output: Output) -> Mapping[str, Tensor]:
         """Scores of the same images, (N, num_classes), by other means that are carried, by name. Default: none.

@@ -76,5 +76,4 @@ class ClipZeroShot(Strategy):
     def predict(self, images: Tensor) -> Tensor:
         features = F.normalize(full_precision(self.net(images).features))
         with in_full_precision(features):
-            scores: Tensor = self.net.backbone.logit_factor() * features @ self.weights.T
-        return scores
+            return self.net.backbone.logit_factor() * features @ self.weights.T

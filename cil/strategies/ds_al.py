@@ -40,7 +40,7 @@ class DSAL(RandomAnalytic):
     toy = {"size": 32}
 
     compensation: RidgeSums | RecursiveRidge
-    second_head: Tensor | None  # (E, C), W_c
+    second_head: Tensor  # (E, C), W_c
 
     def __init__(
         self,
@@ -87,7 +87,6 @@ class DSAL(RandomAnalytic):
 
     def predict(self, images: Tensor) -> Tensor:
         """Both streams; minus infinity for a class without data: (N, ...) to (N, C)."""
-        assert self.head is not None and self.second_head is not None
         features = to_float64(self.net(images).features)
         main = self.hidden(features).to(self.head) @ self.head
         scores = main + self.ratio * self.projected(features).tanh().to(self.head) @ self.second_head  # equation 21

@@ -49,8 +49,8 @@ class EASE(FrozenTransformer):
     adapters: Any  # BlockAdapters of each experience
     sums: Tensor  # (C, T, D) of images of a class in features of an experience; 0: it had none then
     counts: Tensor  # (C, T) int32
-    prototypes: Tensor | None  # (C, T, D) of unit length, the missing ones too
-    head: Head | None
+    prototypes: Tensor  # (C, T, D) of unit length, the missing ones too
+    head: Head
     arrivals: list[int]
 
     def __init__(self, make_net: NetFactory, budget: Budget, *, rank: int = 64, others: float = 0.1) -> None:
@@ -85,7 +85,6 @@ class EASE(FrozenTransformer):
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy over the classes of the experience, by a cosine head that is dropped after it."""
-        assert self.head is not None
         here = torch.tensor(self.present, device=batch.slots.device)
         logits = self.head(self.features(len(self.adapters) - 1, batch.images))
         return F.cross_entropy(logits, torch.searchsorted(here, batch.slots))
@@ -104,12 +103,10 @@ class EASE(FrozenTransformer):
 
     def features(self, index: int, images: Tensor) -> Tensor:
         """phi_index: (N, ...) to (N, D)."""
-        found: Tensor = self.adapters[index].features(self.vit, self.normalise(images))
-        return found
+        return self.adapters[index].features(self.vit, self.normalise(images))
 
     def predict(self, images: Tensor) -> Tensor:
         """The scores above; minus infinity for a class without images: (N, ...) to (N, C)."""
-        assert self.prototypes is not None
         phi = torch.stack([self.features(index, images) for index in range(len(self.adapters))], dim=1)
         with in_full_precision(phi):
             scores = torch.einsum("ntd,ctd->nct", F.normalize(full_precision(phi), dim=2), self.prototypes)

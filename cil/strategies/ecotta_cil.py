@@ -211,8 +211,7 @@ class EcoTTACIL(FrozenBackbone):
 
     def features(self, images: Tensor, metas: MetaNetworks) -> Tensor:
         """f of images (N, C, H, W), (N, D)."""
-        features: Tensor = self.grouped(metas)(images).features
-        return features
+        return self.grouped(metas)(images).features
 
     def _net_and_head(self) -> FeaturesAndHead:
         return FeaturesAndHead(
@@ -366,8 +365,7 @@ class EcoTTACIL(FrozenBackbone):
     def _answers(self, features: Tensor) -> Tensor:
         means = self.means if self.sums is None else self.sums
         if self.answer != "ncm" or means is None:  # no room for a single exemplar: the head answers
-            logits: Tensor = self.head(features)
-            return logits
+            return self.head(features)
         return cosine_scores(features, means)
 
 

@@ -124,5 +124,4 @@ def designed(moments: Tensor, basis: Subspace, rank: int) -> Tensor:
     rest = basis.outside(moments.double())  # symmetric C: its right singular vectors are those wanted
     _, values, rows = torch.linalg.svd(rest)
     left = values[:rank, None] > 1e-6 * moments.trace()
-    found: Tensor = basis.outside(rows[:rank]) * left / 3**0.5
-    return found
+    return basis.outside(rows[:rank]) * left / 3**0.5

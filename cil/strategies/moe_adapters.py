@@ -149,8 +149,7 @@ class MoEAdapters(Strategy):
 
     def selector_loss(self, batch: Batch) -> Tensor:
         """Mean square of what an autoencoder gets wrong."""
-        found: Tensor = self.selectors[-1](self.plain_features(self.net.normalise(batch.images))).mean()
-        return found
+        return self.selectors[-1](self.plain_features(self.net.normalise(batch.images))).mean()
 
     @torch.no_grad()
     def after_experience(self, experience: Experience) -> None:
@@ -188,14 +187,12 @@ class MoEAdapters(Strategy):
     def cosines(self, features: Tensor, weights: Tensor) -> Tensor:
         """Those of features (N, D) and unit texts (C, D) times exp(tau)."""
         with in_full_precision(features):
-            found: Tensor = self.factor * F.normalize(full_precision(features)) @ full_precision(weights).T
-        return found
+            return self.factor * F.normalize(full_precision(features)) @ full_precision(weights).T
 
     def plain_features(self, x: Tensor) -> Tensor:
         """(N, D) of normalised images by CLIP alone, without gradient."""
         with torch.no_grad():
-            found: Tensor = backbone_output(self.net.backbone, x)[0]
-        return found
+            return backbone_output(self.net.backbone, x)[0]
 
     def class_weights(self, classes: Sequence[int]) -> Tensor:
         """(C, D) unit means of the texts of some classes, as the text tower is now."""
@@ -222,8 +219,7 @@ class Autoencoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         with in_full_precision(features):  # the smallest error chooses a router
             target = full_precision(features).sigmoid()
-            found: Tensor = (self.decoder(self.encoder(target).relu()).sigmoid() - target).square().mean(1)
-        return found
+            return (self.decoder(self.encoder(target).relu()).sigmoid() - target).square().mean(1)
 
 
 def as_bytes(name: str) -> Tensor:

@@ -23,7 +23,6 @@ from cil.strategies.parts.frozen_transformer import FrozenTransformer
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
-COVARIANCES = ("full", "low_rank", "diagonal", "tied")
 ASKED = 4  # adapters that are asked for the class of an image, at most
 
 
@@ -78,7 +77,6 @@ class MOS(GaussianAlignment, FrozenTransformer):
         check.between(0, 1, "mos", merge=merge)
         check.at_least(0, "mos", apart=apart, jitter=jitter, align_epochs=align_epochs)
         check.above(0, "mos", head_lr=head_lr, align_lr=align_lr)
-        check.one_of(COVARIANCES, "mos", covariance=covariance)
         self.rank, self.merge, self.apart, self.head_lr, self.jitter = rank, merge, apart, head_lr, jitter
         self.align: dict[str, Any] = {"epochs": align_epochs, "lr": align_lr, "batch_size": align_batch}
         self.align_samples = align_samples
@@ -146,8 +144,7 @@ class MOS(GaussianAlignment, FrozenTransformer):
 
     def features(self, index: int, images: Tensor) -> Tensor:
         """(N, D) of images in [0, 1], with the adapters of an experience."""
-        found: Tensor = self.adapters[index].features(self.vit, self.normalise(images))
-        return found
+        return self.adapters[index].features(self.vit, self.normalise(images))
 
     def predict(self, images: Tensor) -> Tensor:
         """softmax z_a + softmax (t + 1) z_first: (N, ...) to (N, C)."""

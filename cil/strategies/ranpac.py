@@ -52,12 +52,12 @@ class RanPAC(FrozenBackbone):
     fits = "size"
 
     seed: Tensor | None  # (), int64
-    layer: Tensor | None  # (D, M), W_r
+    layer: Tensor  # (D, M), W_r
     gram: Tensor  # (M, M), or (M (M + 1) / 2,)
     targets: Tensor  # (M, C), Q
     ridge: Tensor | None  # ()
     tuner: Tuner | None
-    head: Tensor | None  # (M, C)
+    head: Tensor  # (M, C)
 
     def __init__(
         self,
@@ -124,8 +124,8 @@ class RanPAC(FrozenBackbone):
 
     def side_bytes(self) -> int:
         """G, Q and a stored projection go by ``size`` alone."""
-        held = (self.gram, self.targets, *([] if self.seed is not None else [self.layer]))
-        return sum(tensor_bytes(tensor) for tensor in held if tensor is not None)
+        stored = [self.layer] if self.seed is None else []
+        return sum(map(tensor_bytes, [self.gram, self.targets, *stored]))
 
     def prepare(self, experience: Experience) -> None:
         if experience.index == 0:  # W_r is drawn once
@@ -170,7 +170,6 @@ class RanPAC(FrozenBackbone):
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen; one without data by minus infinity: (N, ...) to (N, C)."""
-        assert self.head is not None and self.layer is not None
         features = self.backbone_features(images).to(self.head)
         scores: Tensor = (features @ self.layer.to(self.head)).relu() @ self.head
         return scores.masked_fill((self.targets == 0).all(0), -torch.inf)
@@ -182,7 +181,6 @@ class RanPAC(FrozenBackbone):
 
     def _project(self, features: Tensor) -> Tensor:
         """h: (N, D) to (N, M)."""
-        assert self.layer is not None
         return (features @ to_float64(self.layer)).relu()
 
     def _sums(self, features: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

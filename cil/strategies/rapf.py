@@ -149,8 +149,7 @@ class RAPF(Strategy):
         """Logits of raw features: (N, D) to (N, C)."""
         mapped = F.normalize(full_precision(self.map(features)))
         with in_full_precision(mapped):
-            found: Tensor = self.factor * mapped @ self.weights.T
-        return found
+            return self.factor * mapped @ self.weights.T
 
     def predict(self, images: Tensor) -> Tensor:
         return self.scores(self.net(images).features)
@@ -189,5 +188,4 @@ def fused(old: Tensor, new: Tensor, least: float) -> Tensor:
     p, r = u.T @ new, u.T @ old
     apart = (p - r).abs()
     mask = (apart / apart.max().clamp(min=1e-12) + least).clamp(max=1)
-    mixed: Tensor = u @ (mask * p + (1 - mask) * r)
-    return mixed
+    return u @ (mask * p + (1 - mask) * r)

@@ -29,8 +29,6 @@ from cil.strategies.parts.setup_warnings import warn_of_random_weights
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
-COVARIANCES = ("full", "low_rank", "diagonal", "tied")
-
 
 @register("slca")
 class SLCA(GaussianAlignment):
@@ -96,7 +94,6 @@ class SLCA(GaussianAlignment):
     ) -> None:
         super().__init__(make_net, budget)
         check.one_of(("full", "low_rank"), "slca", tuning=tuning)
-        check.one_of(COVARIANCES, "slca", covariance=covariance)
         check.one_of(("mean", "decay"), "slca", scaling=scaling)
         check.at_least(
             0, "slca", cross_entropy=cross_entropy, reverse=reverse, jitter=jitter, answer_growth=answer_growth,

@@ -35,8 +35,8 @@ class SLDA(FrozenBackbone):
     means: Tensor  # (C, D)
     counts: Tensor  # (C,) int32
     scatter: Tensor  # (D, D), n Sigma
-    rows: Tensor | None  # (C, D), L mu
-    bias: Tensor | None  # (C,)
+    rows: Tensor  # (C, D), L mu
+    bias: Tensor  # (C,)
 
     def __init__(
         self,
@@ -94,7 +94,6 @@ class SLDA(FrozenBackbone):
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen; one without data by minus infinity: (N, ...) to (N, C)."""
-        assert self.rows is not None and self.bias is not None
         scores: Tensor = self.net(images).features.to(self.rows) @ self.rows.T + self.bias
         return scores.masked_fill(self.counts == 0, -torch.inf)
 

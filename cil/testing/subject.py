@@ -203,8 +203,7 @@ class Subject(ABC, Generic[L]):
         """What was seen of the finished run: ``side_effects`` of hooks, one line each, and ``otherwise``, boundaries at
         which the learner answered otherwise than the one rebuilt from its state. Of other streams nothing is noted.
         """
-        found: dict[str, list[Any]] = json.loads(_notes_on(self.finished().run.run_dir).read_text())
-        return found
+        return json.loads(_notes_on(self.finished().run.run_dir).read_text())
 
     def answering_otherwise(self, run: CheckedRun[L], learners: Sequence[L]) -> list[int]:
         """Boundaries at which a learner that is given its own state answers otherwise than the rebuilt one.

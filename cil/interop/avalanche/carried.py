@@ -25,8 +25,7 @@ class Logits(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.net(images).logits
-        return logits
+        return self.net(images).logits
 
 
 class Host(Strategy):

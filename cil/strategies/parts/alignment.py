@@ -11,7 +11,8 @@ from torch import Tensor
 from cil.data import Batch, Samples
 from cil.memory import Prototypes, feature_samples, tensor_bytes
 from cil.models.base import in_full_precision
-from cil.strategies.base import Strategy
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts.setup_warnings import method_name
 
 
 def alignment_rows(gaussians: Prototypes, count: int) -> Samples:
@@ -75,6 +76,7 @@ class GaussianAlignment(Strategy):
 
     def keep_gaussians(self, like: Tensor, width: int, covariance: str, rank: int) -> None:
         """Keep them on the device of ``like``, of features of D = ``width``."""
+        check.one_of(("full", "low_rank", "diagonal", "tied"), method_name(self), covariance=covariance)
         gaussians = Prototypes(width, covariance, rank if covariance == "low_rank" else 1)
         self.keep("gaussians", gaussians.to(like.device), kind="statistics")
         self.keep("drawn", None, kind="temporary")

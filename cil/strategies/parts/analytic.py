@@ -24,7 +24,7 @@ class Analytic(FrozenBackbone):
     """
 
     main: RidgeSums | RecursiveRidge
-    head: Tensor | None  # (E, C), W
+    head: Tensor  # (E, C), W
 
     def __init__(
         self,
@@ -83,7 +83,6 @@ class Analytic(FrozenBackbone):
 
     def predict(self, images: Tensor) -> Tensor:
         """h W; minus infinity for a class without data: (N, ...) to (N, C)."""
-        assert self.head is not None
         h = self.hidden(to_float64(self.net(images).features)).to(self.head)
         return (h @ self.head).masked_fill((self.head == 0).all(0), -torch.inf)
 
@@ -94,7 +93,7 @@ class RandomAnalytic(Analytic):
     fits = "size"
 
     seed: Tensor  # (), int64
-    layer: Tensor | None  # (D, E), W_r'
+    layer: Tensor  # (D, E), W_r'
 
     def keep_fixed(self) -> None:
         self.keep("seed", self.net.head.weight.new_zeros((), dtype=torch.int64), kind="statistics")
@@ -115,7 +114,6 @@ class RandomAnalytic(Analytic):
 
     def projected(self, features: Tensor) -> Tensor:
         """W_r phi: (N, D) to (N, E)."""
-        assert self.layer is not None
         return features @ self.layer.to(features)
 
     def _draw_layer(self) -> None:

@@ -229,5 +229,4 @@ class TaskLearner(Strategy):
     def predict(self, images: Tensor, task: TaskKey | None = None) -> Tensor:
         """Score the classes of the task, which must be given: (N, C, H, W) float in [0, 1] to (N, task.classes)."""
         assert task is not None
-        logits: Tensor = self.net(images, task.name).logits
-        return logits
+        return self.net(images, task.name).logits
