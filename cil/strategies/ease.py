@@ -51,14 +51,13 @@ class EASE(FrozenTransformer):
     counts: Tensor  # (C, T) int32
     prototypes: Tensor  # (C, T, D) of unit length, the missing ones too
     head: Head
-    arrivals: list[int]
 
     def __init__(self, make_net: NetFactory, budget: Budget, *, rank: int = 64, others: float = 0.1) -> None:
         super().__init__(make_net, budget)
         check.at_least(1, "ease", rank=rank)
         check.at_least(0, "ease", others=others)
         self.rank, self.others = rank, others
-        self.arrivals = []  # of each class, its experience
+        self.arrivals: list[int] = []  # of each class, its experience
         self.keep("adapters", nn.ModuleList(), kind="parameters")
         self.keep("sums", self.net.weight.new_zeros(0, 0, self.vit.feature_dim), kind="prototypes")
         self.keep("counts", self.net.weight.new_zeros(0, 0, dtype=torch.int32), kind="statistics")

@@ -54,7 +54,6 @@ class MOS(GaussianAlignment, FrozenTransformer):
     toy = {"rank": 2, "align_samples": 8, "align_epochs": 2}
     adapters: Any  # BlockAdapters of each experience
     sums: Tensor  # (C, D), of features with the first adapters
-    arrivals: list[int]
 
     def __init__(
         self,
@@ -80,7 +79,7 @@ class MOS(GaussianAlignment, FrozenTransformer):
         self.rank, self.merge, self.apart, self.head_lr, self.jitter = rank, merge, apart, head_lr, jitter
         self.align: dict[str, Any] = {"epochs": align_epochs, "lr": align_lr, "batch_size": align_batch}
         self.align_samples = align_samples
-        self.arrivals = []  # of each class, its experience
+        self.arrivals: list[int] = []  # of each class, its experience
         d, blank = self.vit.feature_dim, self.net.weight
         self.keep("adapters", nn.ModuleList(), kind="parameters")
         self.keep_gaussians(blank, d, covariance, min(10, d - 1))

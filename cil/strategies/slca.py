@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.contract import Phase, loaded_reference
+from cil.contract import Phase
 from cil.data import Batch
 from cil.memory import Budget
-from cil.models import GrowingNet, LinearHead, NetFactory, extract, freeze
+from cil.models import GrowingNet, LinearHead, NetFactory, extract
 from cil.models.tuners import LowRank
 from cil.strategies.base import check
 from cil.strategies.parts.alignment import (
@@ -22,10 +22,9 @@ from cil.strategies.parts.alignment import (
     mean_logit_norm,
     reverse_cross_entropy,
 )
-from cil.strategies.parts.frozen_backbone import features_only
+from cil.strategies.parts.frozen_backbone import features_only, trains_first
 from cil.strategies.parts.frozen_heads import FeaturesAndHead
 from cil.strategies.parts.heads import hold_rows, rows_without_data
-from cil.strategies.parts.setup_warnings import warn_of_random_weights
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
@@ -115,8 +114,8 @@ class SLCA(GaussianAlignment):
         self.keep("old_rows", {}, kind="temporary")  # of the head, as they were
         self.keep("tuner", None, kind="temporary")
         if tuning == "low_rank":
-            warn_of_random_weights(self)
-            self._tune_beside_net()
+            trains_first(self, False)
+            self.keep("tuner", LowRank(self.net.backbone), kind="parameters")
         elif make_net.pretrained is None:
             self.warnings.append(
                 f"slca: the network starts from random weights, and learns at strategy.backbone_lr={backbone_lr}, "
@@ -125,11 +124,6 @@ class SLCA(GaussianAlignment):
 
     def build_net(self) -> GrowingNet:
         return features_only(self.make_net)
-
-    def _tune_beside_net(self) -> None:
-        net, public = freeze(self.net), self.make_net.pretrained
-        self.keep("net", net, kind="parameters", reference=None if public is None else loaded_reference(net, public))
-        self.keep("tuner", LowRank(net.backbone), kind="parameters")
 
     def grow_net(self, signature: Signature) -> None:
         new = len(signature.new_slots)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -201,22 +203,15 @@ def weighted_layers(backbone: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
 def input_moments(layers: Mapping[str, nn.Linear | nn.Conv2d]) -> Iterator[dict[str, Tensor]]:
     """Sums X X', (d, d) float64, of the inputs of each layer (of convolutions patches) in passes inside the block."""
     found: dict[str, Tensor] = {}
-    handles = []
 
-    def hook(name: str, layer: nn.Linear | nn.Conv2d) -> None:
-        def add(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            rows = input_rows(layer, given[0].detach()).double()
-            found[name] = found.get(name, 0.0) + rows.T @ rows
+    def add(name: str, layer: Any, given: tuple[Tensor, ...]) -> None:
+        rows = input_rows(layer, given[0].detach()).double()
+        found[name] = found.get(name, 0.0) + rows.T @ rows
 
-        handles.append(layer.register_forward_pre_hook(add))
-
-    for name, layer in layers.items():
-        hook(name, layer)
-    try:
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_pre_hook(partial(add, name)).remove)
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def input_rows(layer: nn.Linear | nn.Conv2d, images: Tensor) -> Tensor:
