@@ -57,7 +57,6 @@ class AggregatedBackbone(nn.Module):
     Attributes:
         branches: The backbone; after the split the stable one, then the plastic one.
         mixture: (S,), the a_k, one for each stage; no entries before the split.
-        feature_dim: D.
 
     Raises:
         ConfigError: for a backbone that is not a stem and stages applied in turn.

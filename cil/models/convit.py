@@ -198,8 +198,6 @@ class TaskAttention(nn.Module):
     """A block in which task tokens look at themselves and at the patches, and at no other task token.
 
     Args:
-        width: D.
-        heads: H.
         ratio: Hidden width of its two-layer network over ``width``.
 
     Source: Douillard et al., "DyTox", CVPR 2022, arXiv:2111.11326, section 3: queries are of the task token alone, keys
@@ -249,10 +247,6 @@ class TaskHead(nn.Module):
 
 class TaskTokenNet(nn.Module):
     """One encoder and one task-attention block, shared; a token and a classifier for each task, the last learns.
-
-    Args:
-        encoder: Network that gives the patches.
-        normalise: Applied to the images first.
 
     Source: Douillard et al. 2022, section 3.
     """

@@ -18,7 +18,6 @@ def extract_outputs(net: Any, samples: Any, batch_size: int = 500) -> Output:
     Args:
         net: Its forward returns ``Output``; every layer has its mode back afterwards.
         samples: Anything with ``batches(size, device)`` of float ``images`` (N, C, H, W).
-        batch_size: Images in a batch.
 
     Returns:
         Tensors on the network's device, at least float32 (under autocast too); no stages.

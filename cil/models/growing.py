@@ -17,8 +17,7 @@ class Normalise(nn.Module):
     """(images - mean) / std by channel. Mean and std come from the configuration: they are not in the state dict.
 
     Args:
-        mean: One value for each channel, in units of images in [0, 1].
-        std: The same.
+        mean, std: One value for each channel, in units of images in [0, 1].
     """
 
     constants = ("mean", "std")  # not saved, and never changed

@@ -89,7 +89,6 @@ class CosineHead(Head):
     """scale * cos(w, phi), with a learnable scale.
 
     Args:
-        in_features: D.
         proxies: K rows for each class; the similarity of a class is then the mean of its rows' similarities under
             their own softmax (local similarity classifier).
 

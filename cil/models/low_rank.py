@@ -22,8 +22,6 @@ class Factors(nn.Module):
 
     Args:
         depth: Blocks.
-        width: D.
-        rank: r.
         parts: P, parts of attention.
         shared: One A for all parts of a block.
 

@@ -172,7 +172,6 @@ class GroupedNet:
 
         Args:
             batches: Images, over which mean and variance of the frozen maps are taken.
-            gamma: gamma of BN'_k.
         """
         net, parts, metas = self._run
         sums = [torch.zeros(3, part.outputs[0], dtype=torch.float64) for part in parts]

@@ -32,7 +32,6 @@ class NetworkPart:
 
     Attributes:
         enter, leave: Its first and its last layer.
-        blocks: Number of blocks.
         inputs, outputs: (C, H, W) of the maps that enter and leave it.
         bottleneck: True where its blocks are bottlenecks (three convolutions).
     """

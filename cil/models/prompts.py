@@ -52,7 +52,6 @@ class PromptPool(nn.Module):
         """Choose prompts for queries (N, D).
 
         Args:
-            queries: One for each image.
             majority: Give all images the K prompts that most of them would choose. The prompts of an image then depend
                 on the others in its batch, so it is for training alone.
         """

@@ -158,7 +158,6 @@ def batch_statistics_features(net: TaskNet, samples: Any, order: Tensor, size: i
     Args:
         samples: Indexed by rows, with ``images``.
         order: (N,) row numbers: shuffled, as a batch of one class has statistics that tell the class.
-        size: Images a batch.
 
     Source: NEVIS'22, kNN probe of the learner "dynamic".
     """

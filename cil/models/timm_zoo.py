@@ -25,7 +25,6 @@ class TimmBackbone(nn.Module):
     """A timm model without classifier; use ``timm_backbone`` to make one.
 
     Attributes:
-        model: The timm model.
         feature_dim: D, length of a pooled feature.
         survey_parameters: All parameters of the headless model (the survey charges 85,798,656 for ViT-B/16).
         mean, std: The normalisation of images with public weights, one value for each channel: by default the one they

@@ -276,10 +276,6 @@ class TrainedCopy(Tuner):
 def make_tuner(kind: str, backbone: nn.Module, rank: int, user: str, prompts: int = 5) -> Tuner:
     """A tuner, one of ``ALL_TUNERS``; of a vision transformer but for ``finetune``.
 
-    Args:
-        rank: Of adapters.
-        prompts: Learned tokens.
-
     Raises:
         ConfigError: for another kind of backbone.
     """

@@ -205,10 +205,6 @@ class MoEAdapters(Strategy):
 class Autoencoder(nn.Module):
     """Its error on features (N, D), (N,): mean square of sigmoid(phi) - sigmoid(V relu(U phi')), phi' = sigmoid(phi).
 
-    Args:
-        width: D.
-        code: Hidden numbers.
-
     Source: Yu et al., "MoE-Adapters4CL", CVPR 2024, section 3.3 (DDAS).
     """
 

@@ -111,7 +111,6 @@ class Subject(ABC, Generic[L]):
 
     Args:
         target: Class of the learner, or its name.
-        hyperparameters: Of its constructor.
         stream: Met in most checks; None: the toy stream of the kind.
         options: Of all its runs, as those of ``cil.testing.toy_run``.
 

@@ -23,8 +23,6 @@ class CarriedOptimizer(nn.Module):
     Args:
         name: ``adam`` or ``sgd``.
         momentum: Momentum of SGD; 0 needs no moments.
-        nesterov: Nesterov's momentum, for SGD.
-        betas: Averaging factors of Adam.
 
     Attributes:
         tuned: The parameters that it moves.

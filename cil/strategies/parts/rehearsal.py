@@ -51,7 +51,6 @@ def rule_input(net: nn.Module, num_classes: int, needs: str, samples: Samples) -
     """Input of a selection rule for samples of one class, on the CPU; see ``cil.memory.selections``.
 
     Args:
-        net: Network, used in evaluation mode.
         num_classes: Logits it must have, where any are needed.
         needs: ``features``, ``logits`` or ``gradients``.
 
