@@ -70,9 +70,7 @@ def normalised_scores(errors: ArrayLike, chance: ArrayLike, best: ArrayLike) -> 
     >>> normalised_scores([50, 90, 10], [90, 90, 90], [10, 10, 10]).tolist()
     [0.5, 0.0, 1.0]
     """
-    e, c, b = (
-        floats(name, values, ndim=1) for name, values in (("errors", errors), ("chance", chance), ("best", best))
-    )
+    e, c, b = floats("errors", errors, ndim=1), floats("chance", chance, ndim=1), floats("best", best, ndim=1)
     check_same_shape("errors", e, "chance", c)
     check_same_shape("errors", e, "best", b)
     return np.where(b < c, ratio(c - e, c - b), np.nan)

@@ -17,7 +17,7 @@ from cil.models.tuners import DROPOUT, SCALE, bottleneck
 
 
 class Router(nn.Module):
-    """Scores of the experts of each block, from its first token, and what scales their noise in training; 0 at first."""
+    """Scores of the experts of each block, by its first token, and what scales their noise in training; 0 at first."""
 
     def __init__(self, widths: list[int], experts: int) -> None:
         super().__init__()

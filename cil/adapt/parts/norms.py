@@ -153,8 +153,7 @@ def _late(part: nn.Module) -> list[nn.Module] | None:
     if "stages" in children:
         return list(children["stages"].children())[-1:]
     if blocks:
-        return blocks[-max(1, len(blocks) // 4) :] + [
-            children[name] for name in ("norm", "fc_norm") if name in children
-        ]
+        norms = [children[name] for name in ("norm", "fc_norm") if name in children]
+        return blocks[-max(1, len(blocks) // 4) :] + norms
     found = [late for child in children.values() if (late := _late(child)) is not None]
     return [layer for late in found for layer in late] if found else None

@@ -47,7 +47,7 @@ def library(module: str) -> Any:
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """Samples as a torch data set: items are (C, H, W) uint8 pixels and the slot. Each item is one read of its image."""
+    """Samples as a torch data set: items are (C, H, W) uint8 pixels and the slot, each one read of its image."""
 
     def __init__(self, samples: Samples) -> None:
         self.targets = samples.slots.tolist()
