@@ -34,7 +34,7 @@ import cil
 from cil.api import networks
 from cil.engine.recipe import Recipe, constant
 from cil.interop.avalanche import to_avalanche
-from cil.interop.avalanche.host import Logits
+from cil.interop.avalanche.carried import Logits
 from cil.interop.avalanche.library import library
 from cil.metrics import paired
 from cil.strategies import find

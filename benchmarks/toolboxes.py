@@ -66,7 +66,7 @@ def avalanche(where: Path, method: str, seed: int, setting: Setting) -> list[flo
 
     from cil.api import networks
     from cil.interop.avalanche import to_avalanche
-    from cil.interop.avalanche.host import Logits
+    from cil.interop.avalanche.carried import Logits
     from cil.interop.avalanche.library import library
 
     stream = setting.stream()

@@ -86,9 +86,6 @@ class Adapter(Holder):
 
         Called on a throw-away adapter whose step is measured before a run. Needed where an update grows with the number
         of images seen, or where not every batch makes an update.
-
-        Args:
-            images: (N, C, H, W) float in [0, 1], to fill a memory with.
         """
 
     def learned_from(self, images: Tensor) -> Tensor:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from cil.adapt.base import Adapter, SourceModel, check
 from cil.adapt.parts.losses import cross_entropy, gradients
 from cil.adapt.parts.norms import freeze_reversibly, use_batch_statistics
-from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
-from cil.adapt.parts.parameters import move_teacher
-from cil.adapt.parts.published_defaults import default_by_classes
+from cil.adapt.parts.optimizer import CarriedOptimizer, default_by_classes, make_optimizer, move_teacher
 from cil.adapt.parts.views import generator_on, random_view
 from cil.adapt.registry import register
 from cil.models import frozen_copy
-
-LOSSES = ("one_way", "symmetric")
 
 
 @register("cotta")
@@ -46,7 +39,7 @@ class CoTTA(Adapter):
         their later ImageNet version.
     """
 
-    toy: ClassVar[Mapping[str, Any]] = {"views": 2}
+    toy = {"views": 2}
     teacher: nn.Module
     source_net: nn.Module
     optimizer: CarriedOptimizer
@@ -66,14 +59,13 @@ class CoTTA(Adapter):
         super().__init__(source)
         check.between(0, 1, "cotta", threshold=threshold, restore=restore, momentum=momentum)
         check.at_least(1, "cotta", views=views)
-        check.one_of((None, *LOSSES), "cotta", loss=loss)
+        check.one_of((None, "one_way", "symmetric"), "cotta", loss=loss)
         classes = self.num_classes
         self.threshold = default_by_classes(threshold, classes, {10: 0.92, 100: 0.72, 1000: 0.1})
         self.restore = default_by_classes(restore, classes, {10: 0.01, 100: 0.01, 1000: 0.001})
         self.momentum, self.views = momentum, views
-        self.symmetric = (
-            default_by_classes(loss, classes, {10: "one_way", 100: "one_way", 1000: "symmetric"}) == "symmetric"
-        )
+        kind = default_by_classes(loss, classes, {10: "one_way", 100: "one_way", 1000: "symmetric"})
+        self.symmetric = kind == "symmetric"
         freeze_reversibly(use_batch_statistics(self.net))
         self.keep("teacher", frozen_copy(self.net), kind="teacher", lifetime="carried")
         self.keep("source_net", frozen_copy(self.net), kind="teacher", lifetime="carried")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +11,7 @@ from torch import Tensor
 from cil.adapt.base import Adapter, SourceModel, check
 from cil.adapt.parts.losses import any_true, entropy, gradients, mean_where
 from cil.adapt.parts.norms import train_norms, use_batch_statistics
-from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
-from cil.adapt.parts.parameters import flat
-from cil.adapt.parts.published_defaults import default_by_classes
+from cil.adapt.parts.optimizer import CarriedOptimizer, default_by_classes, flat, make_optimizer
 from cil.adapt.registry import register
 from cil.data import Samples
 from cil.errors import ConfigError
@@ -48,7 +44,7 @@ class EATA(Adapter):
     """
 
     needs_source = True
-    toy: ClassVar[Mapping[str, Any]] = {"samples": 16, "fisher_batch": 8}
+    toy = {"samples": 16, "fisher_batch": 8}
     optimizer: CarriedOptimizer
     mean: Tensor  # (K,), of kept predictions; zeros before the first
     fisher: Tensor  # (P,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,7 @@ from torch import Tensor
 from cil.adapt.base import Adapter, SourceModel, check, logits_of
 from cil.adapt.parts.colours import colour_views
 from cil.adapt.parts.losses import any_true, entropy, gradients, mean_where
-from cil.adapt.parts.optimizer import CarriedOptimizer
-from cil.adapt.parts.published_defaults import default_by_classes
+from cil.adapt.parts.optimizer import CarriedOptimizer, default_by_classes
 from cil.adapt.registry import register
 from cil.contract import Phase
 from cil.data import Batch, Samples
@@ -78,8 +77,8 @@ class EcoTTA(Adapter):
     """
 
     needs_source = True
-    toy: ClassVar[Mapping[str, Any]] = {"parts": 2, "warmup_epochs": 1, "warmup_batch_size": 16}
-    toy_model: ClassVar[Mapping[str, Any]] = {"name": "resnet14", "options": {"width": 4}}
+    toy = {"parts": 2, "warmup_epochs": 1, "warmup_batch_size": 16}
+    toy_model = {"name": "resnet14", "options": {"width": 4}}
     meta: MetaNetworks
     optimizer: CarriedOptimizer
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +9,7 @@ from cil.adapt.base import Adapter, SourceModel, check
 from cil.adapt.parts.bank import BalancedBank
 from cil.adapt.parts.losses import cross_entropy, entropy, gradients
 from cil.adapt.parts.norms import MixedNorm2d, freeze_reversibly, replace_batch_norms
-from cil.adapt.parts.optimizer import CarriedOptimizer
-from cil.adapt.parts.parameters import move_teacher
+from cil.adapt.parts.optimizer import CarriedOptimizer, move_teacher
 from cil.adapt.parts.views import random_view
 from cil.adapt.registry import register
 from cil.errors import ConfigError
@@ -42,7 +38,7 @@ class RoTTA(Adapter):
         are in training mode, so that dropout, where a network has some, stays off.
     """
 
-    toy: ClassVar[Mapping[str, Any]] = {"capacity": 12, "every": 8}
+    toy = {"capacity": 12, "every": 8}
     teacher: nn.Module
     bank: BalancedBank
     optimizer: CarriedOptimizer

@@ -11,8 +11,7 @@ from torch import Tensor
 from cil.adapt.base import Adapter, SourceModel, check
 from cil.adapt.parts.losses import any_true, entropy, gradients, mean_where
 from cil.adapt.parts.norms import is_transformer, late_layers, train_norms, use_batch_statistics
-from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
-from cil.adapt.parts.parameters import assign, flat
+from cil.adapt.parts.optimizer import CarriedOptimizer, assign, flat, make_optimizer
 from cil.adapt.registry import register
 from cil.errors import ConfigError
 
@@ -72,9 +71,7 @@ class SAR(Adapter):
         left = late_layers(self.net, "sar") if leave is None else [self._module(name) for name in leave]
         tuned = train_norms(use_batch_statistics(self.net), "sar", left)
         rate = 1e-3 if is_transformer(self.net) else 2.5e-4
-        made = make_optimizer(
-            tuned, "sar", self.num_classes, optimizer, lr, momentum, imagenet_lr=rate, nesterov=False
-        )  # fmt: skip
+        made = make_optimizer(tuned, "sar", self.num_classes, optimizer, lr, momentum, imagenet_lr=rate, nesterov=False)
         self.keep("optimizer", made, kind="optimizer", lifetime="carried")
         self.keep("start", flat(tuned).detach(), kind="teacher", lifetime="carried")
         self.keep("average", torch.full((), UNKNOWN, device=tuned[0].device), kind="statistics")

@@ -35,23 +35,19 @@ class _Kept:
 
 
 class Holder:
-    """Holds what ``keep`` names; that alone is carried, charged, saved and loaded again.
-
-    Args:
-        context: Runtime context that the engine lends it.
-    """
+    """Holds what ``keep`` names; that alone is carried, charged, saved and loaded again."""
 
     _kept: dict[str, _Kept]
     _made: list[Any] | None  # data that what is not kept has by structure alone; None: not known
     teacher_copies: ClassVar[Mapping[str, str]] = {}  # a teacher's name to that of the module it copies, if not net
     desk = old_name("desk", "context")
 
-    def __init__(self, context: RuntimeContext | None = None) -> None:
+    def __init__(self) -> None:
         object.__setattr__(self, "_kept", {})
         object.__setattr__(self, "_made", None)
         self.num_classes = 0
         self.image_shape: tuple[int, int, int] = (0, 0, 0)
-        self.context = context or RuntimeContext()
+        self.context = RuntimeContext()  # lent by the engine
 
     @property
     def device(self) -> torch.device:
@@ -245,10 +241,8 @@ class Holder:
 
     def unallocated(self) -> list[str]:
         """Names that are kept as carried, for tensors that are not there: nobody knows their bytes yet."""
-        kept = (
-            (name, kept) for name, kept in self._kept.items() if kept.lifetime == "carried" and kept.kind != "other"
-        )
-        return [name for name, _ in kept if getattr(self, name) is None]
+        carried = [name for name, kept in self._kept.items() if kept.lifetime == "carried" and kept.kind != "other"]
+        return [name for name in carried if getattr(self, name) is None]
 
     def full_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything kept, training entries too, for a snapshot inside an experience."""

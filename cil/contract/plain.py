@@ -49,48 +49,35 @@ def plain_at_first(term: str = "loss") -> Callable[[Method], Method]:
     """
 
     def decorate(method: Method) -> Method:
-        return cast(Method, _PlainAtFirst(method, term))
+        return cast(Method, _Later(method, lambda learner: PlainLoss(learner.net, term)))
 
     return decorate
 
 
-class _PlainAtFirst:
-    """Gives a bound method, or in the first experience the plain loss."""
+class _Later:
+    """Gives a bound method, or in the first experience what ``first`` makes of the learner."""
 
-    def __init__(self, method: Callable[..., Any], term: str) -> None:
-        self.method, self.term = method, term
+    def __init__(self, method: Callable[..., Any], first: Callable[[Any], Callable[..., Any]]) -> None:
+        self.method, self.first = method, first
         self.__doc__ = method.__doc__
 
     def __get__(self, learner: Any, kind: type | None = None) -> Any:
         if learner is None:
             return self
-        return self.method.__get__(learner, kind) if learner.old_classes else PlainLoss(learner.net, self.term)
+        return self.method.__get__(learner, kind) if learner.old_classes else self.first(learner)
 
     def __call__(self, learner: Any, *given: Any) -> Any:
         """As of a function of the class: ``Replay.loss(self, batch)``."""
         return self.__get__(learner, type(learner))(*given)
 
 
-class _LaterHook:
-    """Gives a bound method, or in the first experience a function that does nothing."""
-
-    def __init__(self, method: Callable[..., Any]) -> None:
-        self.method = method
-        self.__doc__ = method.__doc__
-
-    def __get__(self, learner: Any, kind: type | None = None) -> Any:
-        if learner is None:
-            return self
-        return self.method.__get__(learner, kind) if learner.old_classes else _nothing
-
-    def __call__(self, learner: Any, *given: Any) -> Any:
-        """As of a function of the class."""
-        return self.__get__(learner, type(learner))(*given)
+class _LaterHook(_Later):
+    """Does nothing in the first experience."""
 
 
 def not_at_first(method: Method) -> Method:
     """For ``adjust_gradients`` and ``after_step`` of a strategy: they are not called in the first experience."""
-    return cast(Method, _LaterHook(method))
+    return cast(Method, _LaterHook(method, lambda learner: _nothing))
 
 
 def is_not_at_first(hook: object) -> bool:

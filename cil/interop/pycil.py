@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -352,8 +353,4 @@ def portions(classes: int, base: int, increment: int) -> list[int]:
 
 
 def _slots(sizes: Iterable[int]) -> list[list[int]]:
-    found: list[list[int]] = []
-    for size in sizes:
-        first = found[-1][-1] + 1 if found else 0
-        found.append(list(range(first, first + size)))
-    return found
+    return [list(range(first, end)) for first, end in pairwise([0, *accumulate(sizes)])]

@@ -157,7 +157,6 @@ def accuracy_curve(matrix: ArrayLike, tested: ArrayLike) -> Floats:
     """Accuracy on the union of the test sets of all experiences learned, after each of them: A_i.
 
     Args:
-        matrix: R, (t, T) percent.
         tested: (T,) test samples of each experience, or (t, T) where they change over time.
 
     Returns:
@@ -293,7 +292,6 @@ def old_new_harmonic(matrix: ArrayLike, tested: ArrayLike, step: int) -> OldNew:
     """Accuracy on old and on new classes after one experience, and their harmonic mean.
 
     Args:
-        matrix: R, (t, T) percent.
         tested: (T,) test samples of each experience: they weigh the old ones.
         step: i, the experience just learned, 0 <= i < t. At i = 0 nothing is old: all but ``new`` is NaN.
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cil.errors import DataError
-from cil.metrics._arrays import Floats, Ints, check_same_shape, floats
+from cil.metrics._arrays import Floats, check_same_shape, floats
 from cil.metrics.multilabel import average_precision
 
 ACCEPTED = 0.95  # share of the known images that the threshold of ``fpr95`` accepts
@@ -57,11 +57,12 @@ def open_set(known: ArrayLike, correct: ArrayLike, unknown: ArrayLike) -> OpenSe
         raise DataError("scores hold NaN; they cannot be ranked.")
     if not len(high) or not len(low):
         return OpenSet(*[float("nan")] * 5)
+    scores, is_known = np.concatenate([high, low]), np.repeat([1, 0], [len(high), len(low)])
     return OpenSet(
         auroc=_auroc(high, low),
         fpr95=_accepted_unknown(high, low),
-        aupr_unknown=average_precision(-np.concatenate([high, low]), _marks(len(high), 0, len(low), 1)) / 100,
-        aupr_known=average_precision(np.concatenate([high, low]), _marks(len(high), 1, len(low), 0)) / 100,
+        aupr_unknown=average_precision(-scores, 1 - is_known) / 100,
+        aupr_known=average_precision(scores, is_known) / 100,
         oscr=_oscr(high, right, low),
     )
 
@@ -84,7 +85,3 @@ def _oscr(known: Floats, correct: NDArray[np.bool_], unknown: Floats) -> float:
         for scores, among in ((unknown, len(unknown)), (known[correct], len(known)))
     )
     return float(np.trapezoid(found, accepted))
-
-
-def _marks(first: int, of_first: int, second: int, of_second: int) -> Ints:
-    return np.repeat([of_first, of_second], [first, second])

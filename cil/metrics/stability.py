@@ -26,8 +26,6 @@ def min_accuracy(series: Series, ends: ArrayLike, update: int | None = None) -> 
     Evaluations during an experience's own training start at chance, and do not count.
 
     Args:
-        series: experience to (updates, accuracies).
-        ends: (T,) last update of each experience.
         update: Moment of the metric; by default that of the last evaluation.
 
     Returns:
@@ -51,8 +49,6 @@ def worst_case_accuracy(series: Series, ends: ArrayLike, update: int | None = No
     """Mean of the current accuracy and the lowest ones of the k earlier experiences, each weighing 1/(k + 1) (WC-ACC).
 
     Args:
-        series: experience to (updates, accuracies).
-        ends: (T,) last update of each experience.
         update: Moment of the metric; by default that of the last evaluation. The current accuracy is the latest
             one by then.
 
@@ -154,7 +150,6 @@ def average_anytime_accuracy(series: Series, ends: ArrayLike) -> float:
 
     Args:
         series: experience to (updates, accuracies). At each evaluation every experience begun by then is needed.
-        ends: (T,) last update of each experience.
 
     Returns:
         Percent; NaN if an evaluation of a seen experience is missing or NaN.

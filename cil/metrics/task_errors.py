@@ -1,7 +1,7 @@
 """Streams of unlike tasks: errors by task to one number, against a reference, and what changed later (NEVIS'22).
 
-An error is 100 - accuracy, or 100 - mAP, in percent. Single-label and multi-label tasks are averaged apart first, as
-the two errors are not of one kind.
+An error is 100 - accuracy, or 100 - mAP, in percent; ``errors`` are (T,), in order of the stream. Single-label and
+multi-label tasks are averaged apart first, as the two errors are not of one kind.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ from cil.metrics._arrays import Floats, check_same_shape, floats, mean, ratio
 
 def mean_error(errors: ArrayLike) -> float:
     """E, the mean error over the tasks that were evaluated, each weighing the same.
-
-    Args:
-        errors: (T,) percent.
 
     Returns:
         Percent; NaN of nothing, or if an error is NaN: a task without a result is not left out by itself.
@@ -47,7 +44,6 @@ def relative_error(errors: ArrayLike, reference: ArrayLike) -> float:
     """E_rel, the mean of (e - e_ref) / e_ref over tasks: -0.2 is a fifth fewer errors than the reference.
 
     Args:
-        errors: (T,) percent.
         reference: (T,) of the learner that starts each task anew, at the same budget.
 
     Returns:
@@ -65,7 +61,6 @@ def normalised_scores(errors: ArrayLike, chance: ArrayLike, best: ArrayLike) -> 
     """N_t = (e - e_chance) / (e_best - e_chance): 0 is chance, 1 the best known, below 0 worse than chance.
 
     Args:
-        errors: (T,) percent.
         chance: (T,) see :func:`chance_error`.
         best: (T,) the lowest errors known.
 
@@ -75,9 +70,7 @@ def normalised_scores(errors: ArrayLike, chance: ArrayLike, best: ArrayLike) -> 
     >>> normalised_scores([50, 90, 10], [90, 90, 90], [10, 10, 10]).tolist()
     [0.5, 0.0, 1.0]
     """
-    e, c, b = (
-        floats(name, values, ndim=1) for name, values in (("errors", errors), ("chance", chance), ("best", best))
-    )
+    e, c, b = floats("errors", errors, ndim=1), floats("chance", chance, ndim=1), floats("best", best, ndim=1)
     check_same_shape("errors", e, "chance", c)
     check_same_shape("errors", e, "best", b)
     return np.where(b < c, ratio(c - e, c - b), np.nan)
@@ -110,9 +103,6 @@ def chance_error_multilabel(targets: ArrayLike) -> float:
 def area_under_errors(errors: ArrayLike) -> float:
     """AUC_E, the mean over the stream of the running mean error: early tasks weigh more than late ones.
 
-    Args:
-        errors: (T,) percent, in order of the stream.
-
     >>> area_under_errors([40, 20, 0])
     30.0
     """
@@ -124,7 +114,6 @@ def later_change(just_after: ArrayLike, at_the_end: ArrayLike) -> Floats:
     """Error at the end of the stream minus the error right after training, by task: above 0 is forgetting.
 
     Args:
-        just_after: (T,) percent.
         at_the_end: (T,) percent; NaN for tasks that were not evaluated again.
 
     Returns:

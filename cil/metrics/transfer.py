@@ -1,8 +1,9 @@
 """Forgetting, transfer and intransigence: how learning one experience moves the accuracy on others.
 
-All read R, (t, T) percent with one row for each experience learned, and speak about the end of its last row: the same
-number after an earlier experience k is that of ``R[: k + 1]``. Results are percentage points in [-100, 100]; NaN where
-undefined (with one experience there is nothing to forget), and NaN where an entry that is needed is NaN.
+All read ``matrix``, R: (t, T) percent with one row for each experience learned, and speak about the end of its last
+row: the same number after an earlier experience k is that of ``R[: k + 1]``. Results are percentage points in [-100,
+100]; NaN where undefined (with one experience there is nothing to forget), and NaN where an entry that is needed is
+NaN.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ def forgetting(matrix: ArrayLike, variant: str = "chaudhry", per_experience: boo
     """How far accuracy on earlier experiences has fallen by the last row.
 
     Args:
-        matrix: R, (t, T) percent.
         variant: Accuracy that the last one is subtracted from, by experience j, with k the last row:
             ``chaudhry``, the best of rows j to k - 1: negative if the last is better than all before;
             ``including_last``, the best of rows j to k: never negative;
@@ -64,7 +64,6 @@ def backward_transfer(matrix: ArrayLike, per_experience: bool = False) -> float 
     """Mean over earlier experiences j of R[k, j] - R[j, j], k the last row (BWT).
 
     Args:
-        matrix: R, (t, T) percent.
         per_experience: Give the (t - 1,) differences in place of their mean.
 
     Source: Lopez-Paz & Ranzato 2017, equation 3.
@@ -86,9 +85,6 @@ class Remembering(NamedTuple):
 
 def remembering(matrix: ArrayLike) -> Remembering:
     """Backward transfer averaged over all t(t - 1)/2 pairs j < i, not over the last row alone (BWT+, REM).
-
-    Args:
-        matrix: R, (t, T) percent.
 
     Returns:
         Mean of R[i, j] - R[j, j]; the larger of it and 0; and 100 minus the size of its negative part. NaN for t = 1.
@@ -115,7 +111,6 @@ def forward_transfer(matrix: ArrayLike, initial: ArrayLike, per_experience: bool
     NaN where the entries above the diagonal are, as in plain class-incremental learning: the true class has no slot.
 
     Args:
-        matrix: R, (t, T) percent.
         initial: b, (T,) percent at random initialisation; the first entry is not read.
         per_experience: Give the (t - 1,) differences in place of their mean.
 
@@ -137,7 +132,6 @@ def intransigence(matrix: ArrayLike, joint: ArrayLike, per_experience: bool = Fa
     """Mean over experiences k of a_k - R[k, k]: what a learner failed to learn that a joint one did.
 
     Args:
-        matrix: R, (t, T) percent.
         joint: a, (T,) percent on experience k of a model trained jointly on experiences 0 to k, among the same classes.
         per_experience: Give the (t,) differences in place of their mean. Negative ones are legal.
 

@@ -1,7 +1,7 @@
 """Models: backbones by name, heads that grow, networks that grow or branch, and frozen or folded copies of them."""
 
 from cil.models.aggregation import AggregatedBackbone, ScaledConv2d
-from cil.models.base import Backbone, count_parameters
+from cil.models.base import Backbone, Output, count_parameters
 from cil.models.branching import BranchingNet
 from cil.models.cifar import CifarResNet
 from cil.models.convit import ConViT, TaskTokenNet
@@ -12,7 +12,6 @@ from cil.models.frozen import evaluating, freeze, frozen_copy, is_frozen
 from cil.models.growing import GrowingNet, Normalise
 from cil.models.heads import CosineHead, Head, LinearHead, weight_align
 from cil.models.imagenet import ImageNetResNet
-from cil.models.output import Output
 from cil.models.registry import build_backbone, names, register_model
 from cil.models.reparameterised import ParallelAdapters, adaptable
 from cil.models.resnext import CifarResNeXt

@@ -57,7 +57,6 @@ class AggregatedBackbone(nn.Module):
     Attributes:
         branches: The backbone; after the split the stable one, then the plastic one.
         mixture: (S,), the a_k, one for each stage; no entries before the split.
-        feature_dim: D.
 
     Raises:
         ConfigError: for a backbone that is not a stem and stages applied in turn.
@@ -73,7 +72,7 @@ class AggregatedBackbone(nn.Module):
                 f"a {type(backbone).__name__} is not a stem and stages applied in turn, so it has no levels to mix; "
                 f"choose a model.name that is (resnet32_cosine, resnet18_cosine, convnet2, ...)"
             )
-        self.branches = nn.ModuleList([backbone])
+        self.branches: Any = nn.ModuleList([backbone])
         self.mixture = nn.Parameter(torch.empty(0, device=next(backbone.parameters()).device))
         self.feature_dim = backbone.feature_dim
 
@@ -95,16 +94,13 @@ class AggregatedBackbone(nn.Module):
             freeze(backbone)
         else:
             scale_convolutions(backbone)
-        stages: Any = backbone.stages
-        self.mixture = nn.Parameter(torch.full((len(stages),), 0.5, device=self.mixture.device))
+        self.mixture = nn.Parameter(torch.full((len(backbone.stages),), 0.5, device=self.mixture.device))
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Normalised images (N, C, H, W) to features (N, D) and the mixed map after each stage."""
-        branches: Any = self.branches
         if not self.is_split:
-            whole: tuple[Tensor, tuple[Tensor, ...]] = branches[0](images)
-            return whole
-        stable, plastic = branches
+            return self.branches[0](images)
+        stable, plastic = self.branches
         maps: list[Tensor] = []
         s, p = stable.stem(images), plastic.stem(images)
         for level, (one, other) in enumerate(zip(stable.stages, plastic.stages, strict=True)):

@@ -1,10 +1,10 @@
-"""Base class of convolutional backbones, and what all modules share: counts of parameters, where they are drawn."""
+"""Base class of convolutional backbones, and what all modules share: output, counts, where parameters are drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cil.errors import ConfigError
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+class Output(NamedTuple):
+    """Results of one forward pass that losses use, so that none reaches inside a (wrapped) network.
+
+    Attributes:
+        logits: (N, C), one column for each output of the head.
+        features: (N, D), what the head sees; D = b * d for a network of b branches.
+        stages: Maps (N, C_s, H_s, W_s) after each stage of the backbone, or empty where it has none.
+    """
+
+    logits: Tensor
+    features: Tensor
+    stages: tuple[Tensor, ...] = ()
 
 
 class Backbone(nn.Module):

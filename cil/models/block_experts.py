@@ -13,16 +13,11 @@ from torch import Tensor, nn
 
 from cil.errors import ConfigError
 from cil.models.base import drawn_for
-from cil.models.tuners import bottleneck
+from cil.models.tuners import DROPOUT, SCALE, bottleneck
 
 
 class Router(nn.Module):
-    """Scores of the experts of each block, from its first token, and what scales their noise in training; 0 at first.
-
-    Args:
-        widths: D of each block.
-        experts: E.
-    """
+    """Scores of the experts of each block, by its first token, and what scales their noise in training; 0 at first."""
 
     def __init__(self, widths: list[int], experts: int) -> None:
         super().__init__()
@@ -43,17 +38,14 @@ class Router(nn.Module):
 
 
 class BlockExperts(nn.Module):
-    """x + attention, then x + mlp(norm(x)) + scale sum_e g_e adapter_e(x), g of one of several routers.
+    """x + attention, then x + mlp(norm(x)) + 0.1 sum_e g_e adapter_e(x), g of one of several routers.
 
     The blocks may be those of several towers, as of CLIP; each has experts of its own.
 
     Args:
         backbone: Network whose blocks get experts; see ``expert_blocks``.
         count: E, experts of a block.
-        top: Experts that are mixed.
         rank: r of an adapter.
-        scale: Factor of the sum.
-        dropout: In adapters.
 
     Raises:
         ConfigError: for a backbone without such blocks.
@@ -61,18 +53,16 @@ class BlockExperts(nn.Module):
     Source: Yu et al., "MoE-Adapters4CL", CVPR 2024, section 3.2. The network starts as it is.
     """
 
-    def __init__(
-        self, backbone: nn.Module, count: int, top: int, rank: int, scale: float = 0.1, dropout: float = 0.1
-    ) -> None:
+    def __init__(self, backbone: nn.Module, count: int, top: int, rank: int) -> None:
         super().__init__()
         like = next(backbone.parameters())
         self.widths = [norm.normalized_shape[0] for norm, _ in expert_blocks(backbone)]
-        self.count, self.top, self.scale = count, min(top, count), scale
-        self.experts = nn.ModuleList(
-            nn.ModuleList(drawn_for(like, partial(bottleneck, width, rank, nn.ReLU, dropout)) for _ in range(count))
+        self.count, self.top = count, min(top, count)
+        self.experts: Any = nn.ModuleList(
+            nn.ModuleList(drawn_for(like, partial(bottleneck, width, rank, nn.ReLU, DROPOUT)) for _ in range(count))
             for width in self.widths
         )
-        self.routers = nn.ModuleList()
+        self.routers: Any = nn.ModuleList()
 
     def grow(self, like: Tensor) -> None:
         """Add a router on the device of ``like``; those before it no longer change."""
@@ -82,7 +72,7 @@ class BlockExperts(nn.Module):
     def stop(self, stopped: Tensor) -> None:
         """Take experts out of training: (blocks, E) bool."""
         for own, flags in zip(self.experts, stopped.tolist(), strict=True):
-            for expert, flag in zip(own, flags, strict=True):  # type: ignore[call-overload]
+            for expert, flag in zip(own, flags, strict=True):
                 expert.requires_grad_(not flag)
 
     @contextmanager
@@ -107,17 +97,15 @@ class BlockExperts(nn.Module):
             seen[:] = given[:1]  # the tokens after attention, before the norm
 
         def after(_: nn.Module, __: Any, made: Tensor) -> Tensor:
-            return made + self.scale * self.mixed(block, router, seen.pop(), counts)
+            return made + SCALE * self.mixed(block, router, seen.pop(), counts)
 
         return before, after
 
     def mixed(self, block: int, router: int, x: Tensor, counts: Tensor) -> Tensor:
         """sum_e g_e adapter_e(x) of tokens (N, T, D); each row passes its own experts alone."""
-        own: Any = self.routers[router]
-        places, gates = own.chosen(block, x[:, 0], self.top)
+        places, gates = self.routers[router].chosen(block, x[:, 0], self.top)
         found = torch.zeros_like(x)
-        experts: Any = self.experts[block]
-        for number, expert in enumerate(experts):
+        for number, expert in enumerate(self.experts[block]):
             rows, rank = (places == number).nonzero(as_tuple=True)
             if len(rows):
                 found = found.index_add(0, rows, (gates[rows, rank, None, None] * expert(x[rows])).to(found))

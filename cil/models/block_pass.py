@@ -19,18 +19,13 @@ RunBlock = Callable[[int, Any, Tensor], Tensor]  # number, block, tokens (N, T, 
 def plain_transformer(backbone: nn.Module, user: str) -> TimmBackbone:
     """The backbone, if its blocks are attention and then an MLP, each behind a norm.
 
-    Args:
-        backbone: Backbone of a ``NetFactory``.
-        user: Name of the strategy, for the error.
-
     Raises:
         ConfigError: naming ``model.name`` for another kind.
     """
     found = vision_transformer(backbone, user)  # first: timm is imported where it is needed
     from timm.models.vision_transformer import Block
 
-    model: Any = found.model
-    other = next((type(block).__name__ for block in model.blocks if not isinstance(block, Block)), None)
+    other = next((type(block).__name__ for block in found.model.blocks if not isinstance(block, Block)), None)
     if other:
         raise ConfigError(f"{user} reaches into plain transformer blocks, and these are {other}: set model.name")
     return found
@@ -41,21 +36,19 @@ def run_blocks(backbone: TimmBackbone, images: Tensor, run: RunBlock) -> Tensor:
 
     Tokens that ``run`` leaves at the end are cut off after the last block.
     """
-    vit: Any = backbone.model
+    vit = backbone.model
     x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(backbone.resized(images)))))
     count = x.shape[1]
     for index, block in enumerate(vit.blocks):
         x = run(index, block, x)
-    features: Tensor = vit.forward_head(vit.norm(x[:, :count]), pre_logits=True)
-    return features
+    return vit.forward_head(vit.norm(x[:, :count]), pre_logits=True)
 
 
 def prefixed_block(block: Any, x: Tensor, keys: Tensor, values: Tensor, whole: bool = False) -> Tensor:
     """Output of a block whose attention has a prefix; see ``prefixed_attention``."""
     attended = prefixed_attention(block.attn, block.norm1(x), keys, values, whole)
     x = x + block.drop_path1(block.ls1(attended))
-    found: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-    return found
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
 def prefixed_attention(attention: Any, x: Tensor, keys: Tensor, values: Tensor, whole: bool = False) -> Tensor:
@@ -89,5 +82,4 @@ def prefixed_attention(attention: Any, x: Tensor, keys: Tensor, values: Tensor, 
     else:
         made = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
     made = made.transpose(1, 2).flatten(2)
-    found: Tensor = attention.proj_drop(attention.proj(getattr(attention, "norm", nn.Identity())(made)))
-    return found
+    return attention.proj_drop(attention.proj(getattr(attention, "norm", nn.Identity())(made)))

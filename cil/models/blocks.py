@@ -22,7 +22,6 @@ class PadShortcut(nn.Module):
     """Shortcut without parameters (He et al. 2016, option A): every second pixel, and ``extra`` channels of zeros.
 
     Args:
-        extra: Channels to add.
         centre: Half of them on each side of the existing ones; else all after them.
     """
 

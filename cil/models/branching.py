@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from cil.errors import ShapeError
+from cil.models.base import Output
 from cil.models.frozen import freeze
 from cil.models.growing import HeadedNet
 from cil.models.heads import LinearHead
-from cil.models.output import Output
 
 
 class BranchingNet(HeadedNet):
@@ -40,7 +40,7 @@ class BranchingNet(HeadedNet):
         super().__init__()
         self.normalise = normalise or nn.Identity()
         self.shared = nn.Sequential()
-        self.branches = nn.ModuleList()
+        self.branches: Any = nn.ModuleList()
         self.head = LinearHead(0)
         self._make_backbone = make_backbone
         self._specialised = specialised
@@ -85,11 +85,9 @@ class BranchingNet(HeadedNet):
     @property
     def branch_dim(self) -> int:
         """d of the last branch: ``features[:, -branch_dim:]`` are what an auxiliary head sees."""
-        last: Any = self.branches[-1]
-        return int(last.feature_dim)
+        return int(self.branches[-1].feature_dim)
 
     @property
     def survey_parameters(self) -> int:
         """Parameters that the survey charges: those of all branches, and once those of the shared part."""
-        branches: Any = self.branches
-        return self._shared_parameters + sum(int(branch.survey_parameters) for branch in branches)
+        return self._shared_parameters + sum(int(branch.survey_parameters) for branch in self.branches)

@@ -17,7 +17,6 @@ class CifarResNet(Backbone):
 
     Args:
         depth: 14, 20, 26, 32, ...: 6n + 2.
-        in_channels: Channels of an image.
         width: w, channels of the first stage.
         shortcut: Where a stage changes: ``append`` (zero channels after the existing ones, as the survey's code does),
             ``centre`` (half on each side, as in public CIFAR-10 weights) or ``conv`` (conv1x1 and BN).

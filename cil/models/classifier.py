@@ -60,12 +60,13 @@ def load_classifier(
                 f"{weights} does not say how its images were normalised: give mean and std by channel, as in "
                 f"+model.mean=[0.5,0.5,0.5]"
             )
-    own = not timm and _is_own(weights)
+    tensors, padding = ({}, "") if timm else read_weights(weights)
+    own = "head.weight" in tensors and any(key.startswith("backbone.") for key in tensors)  # of ``save_classifier``
     size = (image_shape[1], image_shape[2])
     make = partial(build_backbone, name, image_shape[0], size, None if own else weights, **(options or {}))
     net = NetFactory(make, head=head, mean=mean, std=std, channels_last=channels_last)()
-    tensors, padding = read_weights(weights) if own else ({}, "")
-    last = _head_tensors(tensors) if own else _timm_head(net.backbone, name, weights) if timm else _public_head(weights)
+    layer = next((layer for layer in HEADS if f"{layer}.weight" in tensors), "")
+    last = _timm_head(net.backbone, name, weights) if timm else _head_tensors(tensors, layer)
     if "weight" not in last:
         raise ConfigError(f"{weights} has no classifier ({', '.join(HEADS)}), which a trained network needs")
     with torch.random.fork_rng(devices=[]):
@@ -86,12 +87,6 @@ def save_classifier(net: GrowingNet, path: str | Path) -> None:
     save_weights(net, path, stated)
 
 
-def _is_own(path: str | Path) -> bool:
-    """True for a file that ``save_classifier`` wrote."""
-    tensors, _ = read_weights(path)
-    return "head.weight" in tensors and any(key.startswith("backbone.") for key in tensors)
-
-
 def _read_statistics(path: str | Path) -> tuple[list[float] | None, list[float] | None]:
     """Mean and std that a file of ``save_classifier`` states."""
     if Path(path).suffix != ".safetensors":
@@ -108,15 +103,9 @@ def _read_statistics(path: str | Path) -> tuple[list[float] | None, list[float] 
     return json.loads(said["mean"]), json.loads(said["std"])
 
 
-def _head_tensors(tensors: Mapping[str, Tensor], prefix: str = "head") -> dict[str, Tensor]:
-    return {key.removeprefix(f"{prefix}."): t for key, t in tensors.items() if key.startswith(f"{prefix}.")}
-
-
-def _public_head(path: str | Path) -> dict[str, Tensor]:
-    """The last layer of a public file."""
-    tensors, _ = read_weights(path)
-    found = next((name for name in HEADS if f"{name}.weight" in tensors), None)
-    return {} if found is None else _head_tensors(tensors, found)
+def _head_tensors(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Weight and bias of the layer of that name; none where there is no such layer."""
+    return {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
 
 
 def _timm_head(backbone: Any, name: str, weights: str | Path) -> dict[str, Tensor]:

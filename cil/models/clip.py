@@ -42,6 +42,8 @@ class ClipBackbone(nn.Module):
         mean, std: Normalisation of images with public weights; None where weights are random.
     """
 
+    model: Any
+
     def __init__(self, model: Any, architecture: str, in_channels: int, public: bool, text: bool) -> None:
         super().__init__()
         from open_clip import get_model_preprocess_cfg
@@ -63,8 +65,7 @@ class ClipBackbone(nn.Module):
             images = F.interpolate(images, self._size, mode="bicubic", align_corners=False, antialias=True)
         if self.in_channels == 1:
             images = images.expand(-1, 3, -1, -1)
-        model: Any = self.model
-        return (model.visual if self._text else model)(images), ()
+        return (self.model.visual if self._text else self.model)(images), ()
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """(N, D) of unit length.
@@ -74,18 +75,16 @@ class ClipBackbone(nn.Module):
         """
         from open_clip import get_tokenizer
 
-        model: Any = self.model
         if not self._text:
             raise ConfigError("this CLIP backbone has no text tower; set model.options.text to true")
-        tokens = get_tokenizer(self._architecture)(list(texts)).to(next(model.parameters()).device)
-        return F.normalize(full_precision(model.encode_text(tokens)))
+        tokens = get_tokenizer(self._architecture)(list(texts)).to(next(self.model.parameters()).device)
+        return F.normalize(full_precision(self.model.encode_text(tokens)))
 
     def logit_factor(self) -> float:
         """exp of the trained temperature; 100 without a text tower, and where there are no values (``meta``)."""
-        model: Any = self.model
-        if not self._text or model.logit_scale.is_meta:
+        if not self._text or self.model.logit_scale.is_meta:
             return 100.0
-        return float(model.logit_scale.detach().exp())
+        return float(self.model.logit_scale.detach().exp())
 
 
 @contextmanager

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cil.errors import ConfigError
-from cil.models.base import count_parameters
+from cil.models.base import Output, count_parameters
 from cil.models.frozen import freeze
 from cil.models.heads import LinearHead
-from cil.models.output import Output
 from cil.models.registry import ImageSize, register_model
 
 STD = 0.02  # of weights, position embeddings and task tokens, truncated at two absolute units as is usual
@@ -52,8 +51,7 @@ class GatedAttention(nn.Module):
         gate = self.gate.sigmoid().view(-1, 1, 1)
         attention = (1 - gate) * content + gate * place
         mixed = attention @ split_heads(self.v(tokens), self.heads)
-        projected: Tensor = self.proj(mixed.transpose(-3, -2).flatten(-2))
-        return projected
+        return self.proj(mixed.transpose(-3, -2).flatten(-2))
 
     @torch.no_grad()
     def start_local(self) -> None:
@@ -121,7 +119,6 @@ class ConViT(nn.Module):
     As a backbone of its own the features are the mean of the last patches, and the one stage is their map.
 
     Args:
-        in_channels: Channels of an image.
         image_size: H, or (H, W): whole patches.
         patch_size: Pixels along a side of a patch.
         width: D, length of a token.
@@ -180,8 +177,7 @@ class ConViT(nn.Module):
     def tokens(self, images: Tensor) -> Tensor:
         """Normalised images (N, C, H, W) to the last patches (N, P, D), row by row."""
         patches = self.embed(images).flatten(2).transpose(1, 2) + self.position
-        encoded: Tensor = self.blocks(patches)
-        return encoded
+        return self.blocks(patches)
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Normalised images (N, C, H, W) to features (N, D), and the map (N, D, H', W') of the patches."""
@@ -202,8 +198,6 @@ class TaskAttention(nn.Module):
     """A block in which task tokens look at themselves and at the patches, and at no other task token.
 
     Args:
-        width: D.
-        heads: H.
         ratio: Hidden width of its two-layer network over ``width``.
 
     Source: Douillard et al., "DyTox", CVPR 2022, arXiv:2111.11326, section 3: queries are of the task token alone, keys
@@ -239,11 +233,7 @@ class TaskAttention(nn.Module):
 
 
 class TaskHead(nn.Module):
-    """The classifier of one task: a norm, and a linear layer on its embedding.
-
-    Args:
-        width: D.
-    """
+    """The classifier of one task: a norm, and a linear layer on its embedding."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -252,16 +242,11 @@ class TaskHead(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """(N, D) to (N, outputs)."""
-        logits: Tensor = self.linear(self.norm(embedding))
-        return logits
+        return self.linear(self.norm(embedding))
 
 
 class TaskTokenNet(nn.Module):
     """One encoder and one task-attention block, shared; a token and a classifier for each task, the last learns.
-
-    Args:
-        encoder: Network that gives the patches.
-        normalise: Applied to the images first.
 
     Source: Douillard et al. 2022, section 3.
     """
@@ -272,7 +257,7 @@ class TaskTokenNet(nn.Module):
         self.encoder = encoder
         self.attention = TaskAttention(encoder.feature_dim, encoder.heads, encoder.mlp_ratio)
         self.tokens = nn.ParameterList()
-        self.heads = nn.ModuleList()
+        self.heads: Any = nn.ModuleList()
         self.attention.to(encoder.position.device)
 
     def grow(self, count: int) -> None:
@@ -307,8 +292,7 @@ class TaskTokenNet(nn.Module):
     @property
     def num_classes(self) -> int:
         """C, columns of the logits."""
-        heads: Any = self.heads
-        return sum(head.linear.num_classes for head in heads)
+        return sum(head.linear.num_classes for head in self.heads)
 
     @property
     def feature_dim(self) -> int:

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cil.models.base import Output
 from cil.models.frozen import evaluating
-from cil.models.output import Output
-
-
-class _Images(Protocol):
-    @property
-    def images(self) -> Tensor: ...
-
-
-class Batches(Protocol):
-    """Samples that come in batches of float images (N, C, H, W)."""
-
-    def batches(self, size: int, device: torch.device | str | None) -> Iterable[_Images]: ...
 
 
 @torch.no_grad()
-def extract_outputs(net: Any, samples: Batches, batch_size: int = 500) -> Output:
+def extract_outputs(net: Any, samples: Any, batch_size: int = 500) -> Output:
     """Logits (N, C) and features (N, D) of all samples, in order, by one pass in evaluation mode.
 
     Args:
         net: Its forward returns ``Output``; every layer has its mode back afterwards.
-        samples: Anything with ``batches(size, device)``.
-        batch_size: Images in a batch.
+        samples: Anything with ``batches(size, device)`` of float ``images`` (N, C, H, W).
 
     Returns:
         Tensors on the network's device, at least float32 (under autocast too); no stages.
@@ -46,6 +33,6 @@ def extract_outputs(net: Any, samples: Batches, batch_size: int = 500) -> Output
     return Output(torch.cat(logits), torch.cat(features))
 
 
-def extract(net: nn.Module, samples: Batches, batch_size: int = 500) -> Tensor:
+def extract(net: nn.Module, samples: Any, batch_size: int = 500) -> Tensor:
     """Features (N, D) of all samples; see ``extract_outputs``."""
     return extract_outputs(net, samples, batch_size).features

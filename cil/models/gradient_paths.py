@@ -78,8 +78,7 @@ class FrozenLayers(TorchFunctionMode):
 
 
 def _apply(function: type[Function], *arguments: Any) -> Tensor:
-    result: Tensor = function.apply(*arguments)
-    return result
+    return function.apply(*arguments)
 
 
 def _normalise(
@@ -160,7 +159,7 @@ def _conv2d(
 ) -> Tensor:
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
     if trained or not input.requires_grad or isinstance(padding, str):
-        return func(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[no-any-return]
+        return func(input, weight, bias, stride, padding, dilation, groups)
     return _apply(_LeanConv2d, input, weight, bias, stride, padding, dilation, groups)
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cil.models.base import Output
 from cil.models.heads import Head
 from cil.models.known import backbone_output
-from cil.models.output import Output
 
 
 class Normalise(nn.Module):
     """(images - mean) / std by channel. Mean and std come from the configuration: they are not in the state dict.
 
     Args:
-        mean: One value for each channel, in units of images in [0, 1].
-        std: The same.
+        mean, std: One value for each channel, in units of images in [0, 1].
     """
 
     constants = ("mean", "std")  # not saved, and never changed
@@ -37,6 +36,7 @@ class Normalise(nn.Module):
 class HeadedNet(nn.Module):
     """A network whose outputs are those of one head."""
 
+    __call__: Callable[..., Output]
     head: Head
 
     def grow(self, count: int) -> None:
@@ -67,6 +67,8 @@ class GrowingNet(HeadedNet):
         normalise: Applied to the images first; None for images that are normalised already.
     """
 
+    backbone: Any
+
     def __init__(self, backbone: nn.Module, head: Head, normalise: nn.Module | None = None) -> None:
         super().__init__()
         self.normalise = normalise or nn.Identity()
@@ -81,5 +83,4 @@ class GrowingNet(HeadedNet):
     @property
     def survey_parameters(self) -> int:
         """Parameters that the survey charges: the backbone's."""
-        backbone: Any = self.backbone
-        return int(backbone.survey_parameters)
+        return int(self.backbone.survey_parameters)

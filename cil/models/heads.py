@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ class Head(nn.Module):
         weight: One row for each output.
     """
 
+    __call__: Callable[..., Tensor]
     weight: nn.Parameter
 
     @property
@@ -87,7 +89,6 @@ class CosineHead(Head):
     """scale * cos(w, phi), with a learnable scale.
 
     Args:
-        in_features: D.
         proxies: K rows for each class; the similarity of a class is then the mean of its rows' similarities under
             their own softmax (local similarity classifier).
 
@@ -103,7 +104,6 @@ class CosineHead(Head):
 
     @property
     def num_classes(self) -> int:
-        """C, columns of the logits."""
         return self.weight.shape[0] // self.proxies
 
     def forward(self, features: Tensor) -> Tensor:

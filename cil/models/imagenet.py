@@ -20,7 +20,6 @@ class ImageNetResNet(Backbone):
     Args:
         counts: Blocks in each stage; (2, 2, 2, 2) is ResNet-18.
         bottleneck: Bottleneck blocks in place of basic ones.
-        in_channels: Channels of an image.
         stem: ``7x7`` (stride 2, then max-pool), ``3x3`` (stride 1, no pool: for 32x32 images) or ``3x3pool``.
         cosine: No ReLU at the end, so that features have signs (PODNet, Coil, LUCIR).
 

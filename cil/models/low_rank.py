@@ -22,8 +22,6 @@ class Factors(nn.Module):
 
     Args:
         depth: Blocks.
-        width: D.
-        rank: r.
         parts: P, parts of attention.
         shared: One A for all parts of a block.
 
@@ -49,16 +47,13 @@ class AttentionSums(LowRankSums):
         blocks: The first ones that have sums; all of them where left out.
     """
 
-    pairs: nn.ModuleList
-
     def __init__(
         self, backbone: TimmBackbone, rank: int, parts: Sequence[str], shared: bool = False, blocks: int | None = None
     ) -> None:
         super().__init__()
-        model: Any = backbone.model
-        self.depth, self.width, self.rank = len(model.blocks[:blocks]), backbone.feature_dim, rank
+        self.depth, self.width, self.rank = len(backbone.model.blocks[:blocks]), backbone.feature_dim, rank
         self.parts, self.shared = tuple(parts), shared
-        self.pairs = nn.ModuleList()
+        self.pairs: Any = nn.ModuleList()  # of ``Factors``
 
     def grow(self, like: Tensor, rank: int | None = None) -> Factors:
         """Add a pair on the device of ``like``, of ``rank`` in place of r; those before it no longer change."""
@@ -68,21 +63,16 @@ class AttentionSums(LowRankSums):
         self.pairs.append(added)
         return added
 
-    def factors(self) -> list[Factors]:
-        """The pairs."""
-        return [pair for pair in self.pairs if isinstance(pair, Factors)]
-
     def scaled_ups(self) -> list[Tensor]:
         """B_i of each experience, (depth, P, D, r), times what its sum is multiplied with. Default: 1."""
-        return [pair.up for pair in self.factors()]
+        return [pair.up for pair in self.pairs]
 
     def all_factors(self) -> tuple[Tensor, Tensor]:
         """A (depth, P or 1, R, D) and B (depth, P, D, R) of all experiences, R the sum of their ranks."""
-        downs: list[Tensor] = [pair.down for pair in self.factors()]
-        return torch.cat(downs, dim=-2), torch.cat(self.scaled_ups(), dim=-1)
+        return torch.cat([pair.down for pair in self.pairs], dim=-2), torch.cat(self.scaled_ups(), dim=-1)
 
     def narrow(self) -> bool:
-        ranks = sum(pair.down.shape[-2] for pair in self.factors())
+        ranks: int = sum(pair.down.shape[-2] for pair in self.pairs)
         return 2 * len(self.parts) * ranks < self.width  # 3 times 4 R D a part, against 6 D D for the gradient of W
 
     def sums(self, backbone: nn.Module) -> Mapping[str, LayerSum]:
@@ -131,13 +121,12 @@ class Directions(AttentionSums):
         return super().grow(like, rank)
 
     def scaled_ups(self) -> list[Tensor]:
-        pairs = zip(self.magnitudes, self.factors(), strict=True)
-        return [alpha * pair.up for alpha, pair in pairs]
+        return [alpha * pair.up for alpha, pair in zip(self.magnitudes, self.pairs, strict=True)]
 
     @torch.no_grad()
     def normalise_last(self) -> None:
         """B and A of the last experience get length 1, their lengths go into alpha where there is one for each."""
-        pair = self.factors()[-1]
+        pair = self.pairs[-1]
         sizes = [factor.norm(dim=(2, 3), keepdim=True).clamp(min=1e-12) for factor in (pair.up, pair.down)]
         pair.up.div_(sizes[0])
         pair.down.div_(sizes[1])
@@ -154,10 +143,10 @@ class Directions(AttentionSums):
         Args:
             below: Merged is what leaves a smaller sum of squares.
         """
-        *others, last = self.factors()
+        *others, last = self.pairs
         if not others:
             return
-        products = torch.stack([torch.stack([_inner(one, two) for two in self.factors()]) for one in self.factors()])
+        products = torch.stack([torch.stack([_inner(one, two) for two in self.pairs]) for one in self.pairs])
         products = products.movedim((0, 1), (-2, -1))  # (depth, P, t, t)
         if not self.by_layer:
             products = products.sum(dim=(0, 1), keepdim=True)

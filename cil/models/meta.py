@@ -25,7 +25,6 @@ class MetaNetwork(nn.Module):
 
     Args:
         part: Part of the frozen network; it gives channels and stride.
-        kernel: Kernel size of the convolution; odd.
         norm: Kind of BN'_k: ``batch``, or a ``group`` norm, which has no statistics.
 
     Source: Song et al. 2023, section 3.1; the convolution has no bias, and pads by floor(kernel / 2).
@@ -42,8 +41,7 @@ class MetaNetwork(nn.Module):
 
     def forward(self, x: Tensor, entered: Tensor) -> Tensor:
         """x~_k = BN_k(x_k) + ReLU(BN'_k(Conv_k(x~_{k-1}))) of ``x``, x_k, and ``entered``, x~_{k-1}."""
-        adapted: Tensor = self.norm(x) + F.relu(self.conv_norm(self.conv(entered)))
-        return adapted
+        return self.norm(x) + F.relu(self.conv_norm(self.conv(entered)))
 
 
 def _groups(channels: int) -> int:
@@ -55,7 +53,6 @@ class MetaNetworks(nn.ModuleList):
     """One meta network for each part.
 
     Args:
-        parts: Parts of the frozen network.
         kernel: Kernel size of the convolutions, odd; None: 1 beside bottlenecks (ResNet-50), else 3.
         generator: Draws the initial values (see ``reset``).
         norm: Kind of BN'_k; see ``MetaNetwork``.
@@ -112,7 +109,6 @@ class GroupedNet:
     Args:
         net: The frozen network, in evaluation mode.
         parts: Parts that ``cut_network`` gave.
-        metas: Meta networks of the parts.
         grad_path: How the gradient passes F_k. ``full``: exactly, by autograd, which keeps the inputs of frozen layers
             too; ``lean``: through ``FrozenLayers``, which keep weights and masks, without the derivative through their
             batch statistics; ``stop``: not at all, so that it goes back along the convolutions of the meta networks
@@ -144,7 +140,6 @@ class GroupedNet:
         """Output of the network for (N, C, H, W) images.
 
         Args:
-            images: Input of the network.
             on_group: Called as ``on_group(k, adapted, frozen)`` with k from 0, x~_k and x_k, as soon as they are there.
             local: Detach what each group passes on, so that a loss of its output reaches its own meta network alone,
                 and its graph is free again once that was sent back.
@@ -177,7 +172,6 @@ class GroupedNet:
 
         Args:
             batches: Images, over which mean and variance of the frozen maps are taken.
-            gamma: gamma of BN'_k.
         """
         net, parts, metas = self._run
         sums = [torch.zeros(3, part.outputs[0], dtype=torch.float64) for part in parts]

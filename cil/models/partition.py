@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -32,7 +32,6 @@ class NetworkPart:
 
     Attributes:
         enter, leave: Its first and its last layer.
-        blocks: Number of blocks.
         inputs, outputs: (C, H, W) of the maps that enter and leave it.
         bottleneck: True where its blocks are bottlenecks (three convolutions).
     """
@@ -143,15 +142,13 @@ def hooks(
 
     A result that is not None replaces the arguments, or the output.
     """
-    handles = []
-    for index, part in enumerate(parts):
-        handles.append(part.enter.register_forward_pre_hook(lambda _, args, k=index: enter(k, args)))
-        handles.append(part.leave.register_forward_hook(lambda _, args, out, k=index: leave(k, out)))
-    try:
+    with ExitStack() as stack:
+        for index, part in enumerate(parts):
+            before = part.enter.register_forward_pre_hook(lambda _, args, k=index: enter(k, args))
+            after = part.leave.register_forward_hook(lambda _, args, out, k=index: leave(k, out))
+            for handle in (before, after):
+                stack.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class NoChain(ConfigError):

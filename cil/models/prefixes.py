@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,7 @@ def prefixed_features(backbone: TimmBackbone, images: Tensor, prefixes: Prefixes
 
 def check_blocks(blocks: Sequence[int], backbone: TimmBackbone, key: str, user: str) -> None:
     """Refuse numbers of blocks that the transformer does not have."""
-    model: Any = backbone.model
-    depth = len(model.blocks)
+    depth = len(backbone.model.blocks)
     if any(not 0 <= block < depth for block in blocks) or len(set(blocks)) < len(blocks):
         raise ConfigError(
             f"strategy.{key} of {user} is {list(blocks)}; the transformer has blocks 0 to {depth - 1}; name each once"
@@ -73,7 +72,7 @@ class TunedPrefixes(Tuner):
     def features(self, backbone: TimmBackbone, images: Tensor) -> Tensor:
         def run(index: int, block: Any, x: Tensor) -> Tensor:
             if index >= len(self.tokens):
-                return cast(Tensor, block(x))
+                return block(x)
             keys, values = self.scales[index] * self.tokens[index]
             return prefixed_block(block, x, keys, values, whole=True)
 

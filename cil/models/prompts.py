@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,6 @@ class PromptPool(nn.Module):
         """Choose prompts for queries (N, D).
 
         Args:
-            queries: One for each image.
             majority: Give all images the K prompts that most of them would choose. The prompts of an image then depend
                 on the others in its batch, so it is for training alone.
         """
@@ -78,10 +77,6 @@ def _first(values: Tensor, count: int) -> Tensor:
 def vision_transformer(backbone: nn.Module, user: str) -> TimmBackbone:
     """The backbone, if prompts can be put before its blocks.
 
-    Args:
-        backbone: Backbone of a ``NetFactory``.
-        user: Name of the strategy, for the error.
-
     Raises:
         ConfigError: naming ``model.name`` if it is not a timm vision transformer that ends in a token or a mean.
     """
@@ -89,8 +84,7 @@ def vision_transformer(backbone: nn.Module, user: str) -> TimmBackbone:
     if isinstance(backbone, TimmBackbone):
         from timm.models.vision_transformer import VisionTransformer
 
-        model: Any = backbone.model
-        if isinstance(model, VisionTransformer) and model.attn_pool is None:
+        if isinstance(backbone.model, VisionTransformer) and backbone.model.attn_pool is None:
             return backbone
     raise ConfigError(
         f"{user} needs a timm vision transformer, not a {kind}: set model=timm, model.name to one of them (say "
@@ -111,20 +105,18 @@ def forward_with_prompts(backbone: TimmBackbone, images: Tensor, prompts: Tensor
     Returns:
         (N, F + P + patches, D): the F class and register tokens, the prompts, the patches, after the last norm.
     """
-    vit: Any = backbone.model
+    vit = backbone.model
     x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(backbone.resized(images)))))
     if position == "class" and vit.pos_embed is not None and vit.has_class_token and not vit.no_embed_class:
         prompts = prompts + vit.pos_embed[:, :1]
     first = vit.num_prefix_tokens
     x = torch.cat([x[:, :first], prompts.to(x.dtype), x[:, first:]], dim=1) if prompts.shape[1] else x
-    tokens: Tensor = vit.norm(vit.blocks(x))
-    return tokens
+    return vit.norm(vit.blocks(x))
 
 
 def prompt_features(backbone: TimmBackbone, images: Tensor, prompts: Tensor, position: str = "class") -> Tensor:
     """(N, D): the mean output at the places of the prompts; see ``forward_with_prompts``."""
-    vit: Any = backbone.model
+    vit = backbone.model
     first = vit.num_prefix_tokens
     tokens = forward_with_prompts(backbone, images, prompts, position)[:, first : first + prompts.shape[1]]
-    features: Tensor = vit.fc_norm(tokens.mean(1))  # an identity where the last norm comes before the mean
-    return features
+    return vit.fc_norm(tokens.mean(1))  # an identity where the last norm comes before the mean

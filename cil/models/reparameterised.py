@@ -30,7 +30,7 @@ class ParallelAdapters(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         object.__setattr__(self, "_layers", adaptable(net))  # not registered: they belong to the network
-        self.beside = nn.ModuleList(_make_adapter(layer) for layer in self._layers)
+        self.beside: Any = nn.ModuleList(_make_adapter(layer) for layer in self._layers)
         self._hooks = [
             layer.register_forward_hook(partial(_add_adapter, adapter))
             for layer, adapter in zip(self._layers, self.beside, strict=True)
@@ -42,7 +42,6 @@ class ParallelAdapters(nn.Module):
     def fold(self) -> None:
         """Add the adapters to the middle of the 3x3 kernels and to the biases, zero them, and take them off."""
         for layer, adapter in zip(self._layers, self.beside, strict=True):
-            assert isinstance(adapter, nn.Conv2d)
             layer.weight[:, :, 1:2, 1:2] += adapter.weight
             adapter.weight.zero_()
             if layer.bias is not None and adapter.bias is not None:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cil.models.base import Backbone, he_normal
-from cil.models.blocks import conv1x1
+from cil.models.blocks import conv1x1, make_shortcut
 from cil.models.registry import ImageSize, register_model
 
 
@@ -22,10 +22,7 @@ class GroupedBottleneck(nn.Module):
         self.conv_conv = nn.Conv2d(inside, inside, 3, stride, padding=1, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(inside)
         self.conv_expand, self.bn_expand = conv1x1(inside, outputs), nn.BatchNorm2d(outputs)
-        same = stride == 1 and inputs == outputs
-        self.downsample = (
-            nn.Identity() if same else nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
-        )
+        self.downsample = make_shortcut(inputs, outputs, stride, "conv")
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn_reduce(self.conv_reduce(x)), inplace=True)
@@ -39,7 +36,6 @@ class CifarResNeXt(Backbone):
     Args:
         groups: Cardinality.
         base_width: Channels of a group in the first stage, doubled in each later one, over two: 32 gives 32 / 64 of 64.
-        in_channels: Channels of an image.
 
     Source: Xie et al., CVPR 2017, arXiv:1611.05431, as AugMix (Hendrycks et al., ICLR 2020) and RobustBench have it:
     ResNeXt-29 (32x4), 6,807,882 parameters with 10 outputs. Weights N(0, 2 / (k k outputs)).

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cil.models.base import Output
 from cil.models.growing import GrowingNet
 from cil.models.heads import LinearHead
-from cil.models.output import Output
 
 
 class TaskNet(nn.Module):
@@ -48,8 +48,7 @@ class TaskNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D)."""
-        features: Tensor = self.backbone(self.normalise(images))[0]
-        return features
+        return self.backbone(self.normalise(images))[0]
 
     def of(self, name: str) -> TaskNet:
         """The network that answers for a task: this one."""
@@ -70,7 +69,7 @@ class TaskNets(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.nets = nn.ModuleDict()
+        self.nets: Any = nn.ModuleDict()
 
     def put(self, name: str, net: TaskNet) -> None:
         """Let this network answer for the task from now on."""
@@ -78,9 +77,7 @@ class TaskNets(nn.Module):
 
     def of(self, name: str) -> TaskNet:
         """The network that answers for a task."""
-        net = self.nets[name]
-        assert isinstance(net, TaskNet)
-        return net
+        return self.nets[name]
 
     def names(self) -> list[str]:
         """The tasks that have a network, in order of arrival."""
@@ -88,7 +85,7 @@ class TaskNets(nn.Module):
 
     def forward(self, images: Tensor, name: str) -> Output:
         """Float images (N, C, H, W) in [0, 1] to the outputs of one task."""
-        return self.of(name)(images, name)  # type: ignore[no-any-return]
+        return self.of(name)(images, name)
 
     @property
     def survey_parameters(self) -> int:
@@ -110,8 +107,8 @@ class TaskPool(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.normalise: nn.Module = nn.Identity()
-        self.backbones = nn.ModuleList()
-        self.heads = nn.ModuleDict()
+        self.backbones: Any = nn.ModuleList()
+        self.heads: Any = nn.ModuleDict()
         for name in ("owners", "chosen"):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64))
 
@@ -141,16 +138,14 @@ class TaskPool(nn.Module):
     def forward(self, images: Tensor, name: str) -> Output:
         """Float images (N, C, H, W) in [0, 1] to the outputs of one task: all 0 where its backbone is gone."""
         if self.place(name) is None:
-            head: Any = self.heads[name]
-            count, (outputs, width) = len(images), head.weight.shape
+            count, (outputs, width) = len(images), self.heads[name].weight.shape
             return Output(images.new_zeros(count, outputs), images.new_zeros(count, width))
-        return self.of(name)(images, name)  # type: ignore[no-any-return]
+        return self.of(name)(images, name)
 
     @property
     def survey_parameters(self) -> int:
         """Parameters that the survey charges: those of all backbones."""
-        backbones: Any = self.backbones
-        return sum(int(backbone.survey_parameters) for backbone in backbones)
+        return sum(int(backbone.survey_parameters) for backbone in self.backbones)
 
     def _at(self, place: int) -> Any:
         return SimpleNamespace(normalise=self.normalise, backbone=self.backbones[place])
@@ -163,7 +158,6 @@ def batch_statistics_features(net: TaskNet, samples: Any, order: Tensor, size: i
     Args:
         samples: Indexed by rows, with ``images``.
         order: (N,) row numbers: shuffled, as a batch of one class has statistics that tell the class.
-        size: Images a batch.
 
     Source: NEVIS'22, kNN probe of the learner "dynamic".
     """

@@ -25,12 +25,13 @@ class TimmBackbone(nn.Module):
     """A timm model without classifier; use ``timm_backbone`` to make one.
 
     Attributes:
-        model: The timm model.
         feature_dim: D, length of a pooled feature.
         survey_parameters: All parameters of the headless model (the survey charges 85,798,656 for ViT-B/16).
         mean, std: The normalisation of images with public weights, one value for each channel: by default the one they
             were trained with; None where weights are random, so that the stream's own statistics hold.
     """
+
+    model: Any
 
     def __init__(
         self, model: Any, in_channels: int = 3, pretrained: bool = False, stages: bool = False, preprocess: str = "timm"
@@ -49,12 +50,11 @@ class TimmBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Normalised images (N, C, H, W) to features (N, D), and the intermediate maps where asked for."""
-        model: Any = self.model
         images = self.resized(images)
         if not self._with_stages:
-            return model(images), ()
-        last, maps = model.forward_intermediates(images)
-        return model.forward_head(last, pre_logits=True), tuple(maps)
+            return self.model(images), ()
+        last, maps = self.model.forward_intermediates(images)
+        return self.model.forward_head(last, pre_logits=True), tuple(maps)
 
     def resized(self, images: Tensor) -> Tensor:
         """Images at the size that a model of fixed input size was built for (``model.options.img_size``), bicubic."""

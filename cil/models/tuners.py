@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ from cil.errors import ConfigError
 from cil.models.base import drawn_for
 from cil.models.block_pass import plain_transformer, run_blocks
 from cil.models.timm_zoo import TimmBackbone
+
+SCALE, DROPOUT = 0.1, 0.1  # of adapters beside an MLP
 
 LayerSum = Callable[[Tensor, Tensor], Tensor]  # a layer's input (..., in) and output (..., out) to its new output
 
@@ -44,8 +46,7 @@ class Replaced(Tuner):
         raise NotImplementedError
 
     def features(self, backbone: nn.Module, images: Tensor) -> Tensor:
-        found: Tensor = functional_call(backbone, dict(self.values(backbone)), (images,))[0]
-        return found
+        return functional_call(backbone, dict(self.values(backbone)), (images,))[0]
 
 
 class LowRankSums(Replaced):
@@ -74,8 +75,7 @@ class LowRankSums(Replaced):
             for name, summed in self.sums(backbone).items():
                 hook = backbone.get_submodule(name).register_forward_hook(partial(_summed_output, summed))
                 stack.callback(hook.remove)
-            found: Tensor = functional_call(backbone, dict(self.other_values()), (images,))[0]
-        return found
+            return functional_call(backbone, dict(self.other_values()), (images,))[0]
 
 
 def _summed_output(summed: LayerSum, layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -83,13 +83,10 @@ def _summed_output(summed: LayerSum, layer: nn.Module, given: tuple[Tensor, ...]
 
 
 class LowRank(LowRankSums):
-    """W + scale B A for linear layers; norms, biases and the class token are trained copies.
+    """W + 0.8 B A for linear layers; norms, biases and the class token are trained copies.
 
     Args:
-        backbone: Network that holds the layers.
         rank: r, rows of A and columns of B.
-        scale: Factor of the sum.
-        layers: Last names of the layers that get one.
 
     Raises:
         ConfigError: where the backbone has no such layers.
@@ -98,20 +95,21 @@ class LowRank(LowRankSums):
         the network starts as it is.
     """
 
-    def __init__(
-        self, backbone: nn.Module, rank: int = 4, scale: float = 0.8, layers: tuple[str, ...] = ("qkv", "fc1", "fc2")
-    ) -> None:
+    scale = 0.8
+    layers = ("qkv", "fc1", "fc2")  # last names of those that get a sum
+
+    def __init__(self, backbone: nn.Module, rank: int = 4) -> None:
         super().__init__()
         linear = {
             f"{name}.weight": layer
             for name, layer in backbone.named_modules()
-            if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in layers
+            if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in self.layers
         }
         if not linear:
             raise ConfigError(
-                f"low-rank tuning needs layers named {', '.join(layers)}: set model.name to a transformer"
+                f"low-rank tuning needs layers named {', '.join(self.layers)}: set model.name to a transformer"
             )
-        self.scale, self._summed = scale, list(linear)
+        self._summed = list(linear)
         self._copied = [name for name, value in backbone.named_parameters() if value.ndim < 2 or "cls_token" in name]
         own = dict(backbone.named_parameters())
         self.down = nn.ParameterList(own[n].detach().new_zeros(rank, own[n].shape[1]) for n in self._summed)  # A
@@ -150,9 +148,6 @@ class LowRank(LowRankSums):
 class ScaleShift(Replaced):
     """gamma y + beta after each linear layer, norm, and the patch embedding, folded into their values (SSF).
 
-    Args:
-        backbone: Network that holds the layers.
-
     Source: Lian et al., "Scaling & shifting your features", NeurIPS 2022. gamma N(1, 0.02), beta N(0, 0.02): the
         network does not start exactly as it is.
     """
@@ -179,31 +174,26 @@ class ScaleShift(Replaced):
 
 
 class BlockAdapters(Tuner):
-    """x + attention, then x + mlp(norm(x)) + scale (U relu(V x + b) + c) in each block of a vision transformer.
+    """x + attention, then x + mlp(norm(x)) + 0.1 (U relu(V x + b) + c) in each block of a vision transformer.
 
     Args:
         backbone: A vision transformer; see ``plain_transformer``.
         rank: r, length of V x.
-        scale: Factor s.
-        dropout: After the ReLU.
 
     Source: Chen et al., "AdaptFormer", NeurIPS 2022, equation 3. V Kaiming-uniform, U and biases 0: the network starts
         as it is.
     """
 
-    def __init__(self, backbone: TimmBackbone, rank: int = 64, scale: float = 0.1, dropout: float = 0.1) -> None:
+    def __init__(self, backbone: TimmBackbone, rank: int = 64) -> None:
         super().__init__()
-        model: Any = backbone.model
-        made = partial(bottleneck, backbone.feature_dim, rank, nn.ReLU, dropout)
-        self.scale = scale
-        self.adapters = nn.ModuleList(drawn_for(next(backbone.parameters()), made) for _ in model.blocks)
+        made = partial(bottleneck, backbone.feature_dim, rank, nn.ReLU, DROPOUT)
+        self.adapters = nn.ModuleList(drawn_for(next(backbone.parameters()), made) for _ in backbone.model.blocks)
 
     def features(self, backbone: TimmBackbone, images: Tensor) -> Tensor:
         def run(index: int, block: Any, x: Tensor) -> Tensor:
             x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
-            added: Tensor = self.scale * self.adapters[index](x)
-            whole: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + added
-            return whole
+            added: Tensor = SCALE * self.adapters[index](x)
+            return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + added
 
         return run_blocks(backbone, images, run)
 
@@ -222,8 +212,7 @@ class AttentionAdapters(Tuner):
 
     def __init__(self, backbone: TimmBackbone, rank: int, blocks: int) -> None:
         super().__init__()
-        model: Any = backbone.model
-        like, depth = next(backbone.parameters()), len(model.blocks[:blocks])
+        like, depth = next(backbone.parameters()), len(backbone.model.blocks[:blocks])
         self.scales = nn.Parameter(like.detach().new_ones(depth))
         made = partial(bottleneck, backbone.feature_dim, rank, nn.GELU)
         self.adapters = nn.ModuleList(drawn_for(like, made) for _ in range(depth))
@@ -231,12 +220,11 @@ class AttentionAdapters(Tuner):
     def features(self, backbone: TimmBackbone, images: Tensor) -> Tensor:
         def run(index: int, block: Any, x: Tensor) -> Tensor:
             if index >= len(self.adapters):
-                return cast(Tensor, block(x))
+                return block(x)
             normed = block.norm1(x)
             added: Tensor = self.scales[index] * self.adapters[index](normed)
             x = x + block.drop_path1(block.ls1(block.attn(normed)) + added)
-            whole: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-            return whole
+            return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
         return run_blocks(backbone, images, run)
 
@@ -255,9 +243,8 @@ class PromptTokens(Tuner):
 
     def __init__(self, backbone: TimmBackbone, count: int = 5, deep: bool = True) -> None:
         super().__init__()
-        model: Any = backbone.model
         like = next(backbone.parameters())
-        depth = len(model.blocks) if deep else 1
+        depth = len(backbone.model.blocks) if deep else 1
         self.tokens = nn.Parameter(like.detach().new_zeros(depth, count, backbone.feature_dim))
 
     def features(self, backbone: TimmBackbone, images: Tensor) -> Tensor:
@@ -267,8 +254,7 @@ class PromptTokens(Tuner):
             if index < len(self.tokens):
                 x = x if index == 0 else x[:, :-count]
                 x = torch.cat([x, self.tokens[index].to(x.dtype).expand(len(x), -1, -1)], dim=1)
-            found: Tensor = block(x)
-            return found
+            return block(x)
 
         return run_blocks(backbone, images, run)
 
@@ -284,17 +270,11 @@ class TrainedCopy(Tuner):
             vars(layer).pop("train", None)  # what keeps a frozen network in evaluation mode
 
     def features(self, backbone: nn.Module, images: Tensor) -> Tensor:
-        found: Tensor = self.copy(images)[0]
-        return found
+        return self.copy(images)[0]
 
 
 def make_tuner(kind: str, backbone: nn.Module, rank: int, user: str, prompts: int = 5) -> Tuner:
     """A tuner, one of ``ALL_TUNERS``; of a vision transformer but for ``finetune``.
-
-    Args:
-        rank: Of adapters.
-        user: Name of the strategy, for the error.
-        prompts: Learned tokens.
 
     Raises:
         ConfigError: for another kind of backbone.

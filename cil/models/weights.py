@@ -202,9 +202,8 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout(
-        "layer1.0.conv1.weight", {"conv1.": "stem.0.", "bn1.": "stem.1."}, r"^layer(\d+)\.", "centre"
-    ),  # torchvision
+    # torchvision
+    Layout("layer1.0.conv1.weight", {"conv1.": "stem.0.", "bn1.": "stem.1."}, r"^layer(\d+)\.", "centre"),
     Layout("block1.layer.0.conv1.weight", {"conv1.": "stem.", "bn1.": "stages.2.{last}."}, r"^block(\d+)\.layer\."),
     Layout("stage_1.0.conv_reduce.weight", {"conv_1_3x3.": "stem.0.", "bn_1.": "stem.1."}, r"^stage_(\d+)\."),
 )

@@ -40,7 +40,6 @@ class WideResNet(Backbone):
     Args:
         depth: 10, 16, 22, 28, 40, ...: 6n + 4.
         widen: w.
-        in_channels: Channels of an image.
 
     Raises:
         ConfigError: for a depth that is not 6n + 4, or a factor below 1.

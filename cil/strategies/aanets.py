@@ -117,9 +117,7 @@ class AANets(Wrapper):
             return replace(phase, parameters=given)
         shares = {"params": [self.net.backbone.mixture], "lr": self.mixture_lr, "weight_decay": 0.0}
         streams = {"everything": phase.data} if isinstance(phase.data, Samples) else dict(phase.data)
-        return replace(
-            phase, data={**streams, "balanced": balanced}, parameters=[{"params": list(given)}, shares],
-        )  # fmt: skip
+        return replace(phase, data={**streams, "balanced": balanced}, parameters=[{"params": list(given)}, shares])
 
     def loss(self, batch: Batch) -> Tensor | Mapping[str, Tensor]:
         shares = [] if self.accumulates else [self.net.backbone.mixture]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 from cil.memory import Budget
 from cil.models import NetFactory
 from cil.strategies.parts.analytic import RandomAnalytic
@@ -31,7 +28,7 @@ class ACIL(RandomAnalytic):
         Departure: ``carries: sums`` is the default.
     """
 
-    toy: ClassVar[Mapping[str, Any]] = {"size": 32}
+    toy = {"size": 32}
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class APER(FrozenBackbone):
     """
 
     answers_by = "prototypes"
-    toy: ClassVar[Mapping[str, Any]] = {"rank": 4}
+    toy = {"rank": 4}
     toy_model = TOY_TRANSFORMER
     tuner: Tuner
     sums: Tensor  # (C, 2 D)

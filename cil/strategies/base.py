@@ -140,8 +140,7 @@ class Strategy(Holder):
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen: (N, C, H, W) float in [0, 1] to (N, num_classes). Default: the logits of the head."""
-        logits: Tensor = self.net(images).logits
-        return logits
+        return self.net(images).logits
 
     def further_answers(self, images: Tensor, output: Output) -> Mapping[str, Tensor]:
         """Scores of the same images, (N, num_classes), by other means that are carried, by name. Default: none.
@@ -219,6 +218,4 @@ class Strategy(Holder):
 
     def gradient(self, loss: Tensor) -> list[Tensor]:
         """Gradients of an extra loss for the trainable parameters; their ``grad`` stays as it is."""
-        parameters = self.trainable()
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        return list(torch.autograd.grad(loss, self.trainable(), materialize_grads=True))

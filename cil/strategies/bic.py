@@ -153,8 +153,7 @@ class BiC(Strategy):
 
     def predict(self, images: Tensor) -> Tensor:
         """Corrected logits: (N, ...) to (N, C)."""
-        corrected: Tensor = self.bias(self.net(images).logits)
-        return corrected
+        return self.bias(self.net(images).logits)
 
     def further_answers(self, images: Tensor, output: Output) -> dict[str, Tensor]:
         return {"head": output.logits}

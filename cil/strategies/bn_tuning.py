@@ -85,5 +85,4 @@ class BNTuning(FrozenLinear):
     def features(self, images: Tensor) -> Tensor:
         """(N, D) with the tuned values in place of those of ``net``."""
         tuned = dict(zip(self.names, self.tuned, strict=True))
-        features: Tensor = functional_call(self.net, tuned, (images,)).features
-        return features
+        return functional_call(self.net, tuned, (images,)).features

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,7 +41,7 @@ class ClipZeroShot(Strategy):
     """
 
     answers_by = "texts"
-    toy_model: ClassVar[Mapping[str, Any]] = {"name": "toy_clip"}
+    toy_model = {"name": "toy_clip"}
 
     weights: Tensor  # (C, D), w
 
@@ -74,8 +74,6 @@ class ClipZeroShot(Strategy):
             self.weights[slot] = class_weight(self.net.backbone, self.texts.of(name)).to(self.weights)
 
     def predict(self, images: Tensor) -> Tensor:
-        """(N, ...) to (N, C)."""
         features = F.normalize(full_precision(self.net(images).features))
         with in_full_precision(features):
-            scores: Tensor = self.net.backbone.logit_factor() * features @ self.weights.T
-        return scores
+            return self.net.backbone.logit_factor() * features @ self.weights.T

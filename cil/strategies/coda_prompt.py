@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,8 @@ class CODAPrompt(FrozenTransformer):
     """
 
     fits = "components"
-    toy: ClassVar[Mapping[str, Any]] = {"components": 2, "blocks": [0, 1], "length": 4}
-    pool: nn.ModuleList
+    toy = {"components": 2, "blocks": [0, 1], "length": 4}
+    pool: Any  # Components of each experience
 
     def __init__(
         self,
@@ -99,9 +99,7 @@ class CODAPrompt(FrozenTransformer):
         return terms
 
     def predict(self, images: Tensor) -> Tensor:
-        """The head's logits: (N, ...) to (N, C)."""
-        logits: Tensor = self.net(self._features(images))
-        return logits
+        return self.net(self._features(images))
 
     def _features(self, images: Tensor) -> Tensor:
         """(N, D), each image with its own prefixes."""

@@ -26,7 +26,6 @@ def transport_plan(cost: Tensor, regulariser: float, tolerance: float = 1e-9, ro
         cost: Q, (A, B).
         regulariser: > 0; the larger, the nearer the plan is to 1 / (A B).
         tolerance: Largest departure of a sum.
-        rounds: Most iterations.
 
     Returns:
         Float64, on the CPU.

@@ -82,10 +82,8 @@ class DERpp(ReservoirRehearsal):
         super().prepare(experience)
         if len(self.memory) and self.old_classes < self.num_classes:
             held = self.memory.samples()
-            logits = torch.cat(
-                [held.extras["logits"][:, : self.old_classes], outputs(self, held)[:, self.old_classes :]], 1
-            )
-            self.memory.rewrite(torch.arange(len(held)), {"logits": logits})
+            old, new = held.extras["logits"][:, : self.old_classes], outputs(self, held)[:, self.old_classes :]
+            self.memory.rewrite(torch.arange(len(held)), {"logits": torch.cat([old, new], 1)})
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         logits = self.net(batch.images).logits  # (N, C)

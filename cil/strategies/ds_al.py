@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,10 +37,10 @@ class DSAL(RandomAnalytic):
         main stream that has learned the whole experience, not of one that is half updated in mini-batches.
     """
 
-    toy: ClassVar[Mapping[str, Any]] = {"size": 32}
+    toy = {"size": 32}
 
     compensation: RidgeSums | RecursiveRidge
-    second_head: Tensor | None  # (E, C), W_c
+    second_head: Tensor  # (E, C), W_c
 
     def __init__(
         self,
@@ -90,7 +87,6 @@ class DSAL(RandomAnalytic):
 
     def predict(self, images: Tensor) -> Tensor:
         """Both streams; minus infinity for a class without data: (N, ...) to (N, C)."""
-        assert self.head is not None and self.second_head is not None
         features = to_float64(self.net(images).features)
         main = self.hidden(features).to(self.head) @ self.head
         scores = main + self.ratio * self.projected(features).tanh().to(self.head) @ self.second_head  # equation 21

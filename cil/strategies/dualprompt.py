@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,9 +57,9 @@ class DualPrompt(FrozenTransformer):
     """
 
     fits = "expert_length"
-    toy: ClassVar[Mapping[str, Any]] = {"general_blocks": [0], "expert_blocks": [1]}
+    toy = {"general_blocks": [0], "expert_blocks": [1]}
     general: BlockPrefixes
-    experts: nn.ModuleList
+    experts: Any  # an Expert for each experience
 
     def __init__(
         self,
@@ -96,27 +96,26 @@ class DualPrompt(FrozenTransformer):
     @torch.no_grad()
     def prepare(self, experience: Experience) -> None:
         if len(self.experts) > 1:
-            self._expert(-1).tokens.copy_(self._expert(-2).tokens)
+            self.experts[-1].tokens.copy_(self.experts[-2].tokens)
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         x = self.normalise(batch.images)
-        terms = {"classes": self.local_cross_entropy(self._prefixed(x, self._expert(-1).tokens), batch.slots)}
+        terms = {"classes": self.local_cross_entropy(self._prefixed(x, self.experts[-1].tokens), batch.slots)}
         if self.pull:  # L = CE - pull cos(q(x), k_t), summed over the keys of blocks
-            keys = self._expert(-1).key.view(-1, self.vit.feature_dim)
+            keys = self.experts[-1].key.view(-1, self.vit.feature_dim)
             terms["pull"] = -self.pull * cosines(self.plain_features(x), keys).sum(1).mean()
         return terms
 
     def predict(self, images: Tensor) -> Tensor:
         """The head's logits, each image with the expert that it finds: (N, ...) to (N, C)."""
         x = self.normalise(images)
-        tokens = torch.stack([self._expert(index).tokens for index in range(len(self.experts))])
+        tokens = torch.stack([expert.tokens for expert in self.experts])
         found = tokens[self.chosen(x), torch.arange(len(self.expert_blocks))]  # (N, B, 2, L, D)
-        logits: Tensor = self.net(self._prefixed(x, found.movedim(0, 2)))
-        return logits
+        return self.net(self._prefixed(x, found.movedim(0, 2)))
 
     def chosen(self, x: Tensor) -> Tensor:
         """(N, B) int64 of normalised images, for each block with experts: argmax over experiences of cos(q(x), k_t)."""
-        keys = torch.stack([self._expert(index).key for index in range(len(self.experts))])
+        keys = torch.stack([expert.key for expert in self.experts])
         queries = self.plain_features(x)
         by_key = [cosines(queries, key).argmax(1) for key in keys.view(len(keys), -1, keys.shape[-1]).unbind(1)]
         return torch.stack(by_key, dim=1).expand(-1, len(self.expert_blocks))
@@ -126,8 +125,3 @@ class DualPrompt(FrozenTransformer):
         general = zip(self.general_blocks, self.general.tokens, strict=True)
         own = zip(self.expert_blocks, expert, strict=True)
         return prefixed_features(self.vit, x, {block: (keys, values) for block, (keys, values) in [*general, *own]})
-
-    def _expert(self, index: int) -> Expert:
-        found = self.experts[index]
-        assert isinstance(found, Expert)
-        return found

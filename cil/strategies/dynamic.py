@@ -7,6 +7,7 @@ from typing import Any
 
 from cil.memory import Budget
 from cil.models import NetFactory, TaskNets
+from cil.strategies.base import check
 from cil.strategies.parts.knn_probe import KNNProbe
 from cil.strategies.parts.task_learner import SEARCH, TaskLearner
 from cil.strategies.registry import register
@@ -42,7 +43,8 @@ class Dynamic(TaskLearner):
         dev: int = 5_000,
     ) -> None:
         super().__init__(make_net, budget, search=search)
-        self.probe = KNNProbe.of("dynamic", neighbours, train, dev)
+        check.at_least(1, "dynamic", neighbours=neighbours, train=train, dev=dev)
+        self.probe = KNNProbe(neighbours, train, dev)
         self.datasets: dict[str, str] = {}  # by name of the network; part of the structure, so not carried
 
     def build_net(self) -> TaskNets:

@@ -45,9 +45,9 @@ class DynamicBudgeted(TaskLearner):
         dev: int = 5_000,
     ) -> None:
         super().__init__(make_net, budget, search=search)
-        check.at_least(1, "dynamic_budgeted", models=models)
+        check.at_least(1, "dynamic_budgeted", models=models, neighbours=neighbours, train=train, dev=dev)
         self.models = models
-        self.probe = KNNProbe.of("dynamic_budgeted", neighbours, train, dev)
+        self.probe = KNNProbe(neighbours, train, dev)
         self.datasets: dict[str, str] = {}  # by name of the task; part of the structure, so not carried
 
     def build_net(self) -> TaskPool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +18,6 @@ from cil.strategies.base import Strategy, check
 from cil.strategies.parts import balanced_set, distillation, store_exemplars
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
-
-MEANS = ("outputs", "batch")
 
 
 @register("dytox")
@@ -49,8 +46,8 @@ class DyTox(Strategy):
         without new classes adds no token.
     """
 
-    toy_model: ClassVar[Mapping[str, Any]] = {"name": "convit", "options": {"width": 32, "depth": 2, "heads": 4}}
-    toy: ClassVar[Mapping[str, Any]] = {"tuning_epochs": 2}
+    toy_model = {"name": "convit", "options": {"width": 32, "depth": 2, "heads": 4}}
+    toy = {"tuning_epochs": 2}
     net: TaskTokenNet
     memory: ExemplarMemory
     teacher: TaskTokenNet | None
@@ -73,7 +70,7 @@ class DyTox(Strategy):
         super().__init__(make_net, budget)
         check.at_least(0, "dytox", divergence=divergence, tuning_epochs=tuning_epochs)
         check.above(0, "dytox", temperature=temperature, tuning_lr=tuning_lr)
-        check.one_of(MEANS, "dytox", kd_mean=kd_mean)
+        check.one_of(("outputs", "batch"), "dytox", kd_mean=kd_mean)
         self.divergence, self.temperature, self.kd_mean = divergence, temperature, kd_mean
         self.tuning_epochs, self.tuning_lr, self.tuning_teacher = tuning_epochs, tuning_lr, tuning_teacher
         self.old_share = 0.0

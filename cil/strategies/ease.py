@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,20 +45,19 @@ class EASE(FrozenTransformer):
 
     answers_by = "prototypes"
     fits = "rank"
-    toy: ClassVar[Mapping[str, Any]] = {"rank": 4}
-    adapters: nn.ModuleList
+    toy = {"rank": 4}
+    adapters: Any  # BlockAdapters of each experience
     sums: Tensor  # (C, T, D) of images of a class in features of an experience; 0: it had none then
     counts: Tensor  # (C, T) int32
-    prototypes: Tensor | None  # (C, T, D) of unit length, the missing ones too
-    head: Head | None
-    arrivals: list[int]
+    prototypes: Tensor  # (C, T, D) of unit length, the missing ones too
+    head: Head
 
     def __init__(self, make_net: NetFactory, budget: Budget, *, rank: int = 64, others: float = 0.1) -> None:
         super().__init__(make_net, budget)
         check.at_least(1, "ease", rank=rank)
         check.at_least(0, "ease", others=others)
         self.rank, self.others = rank, others
-        self.arrivals = []  # of each class, its experience
+        self.arrivals: list[int] = []  # of each class, its experience
         self.keep("adapters", nn.ModuleList(), kind="parameters")
         self.keep("sums", self.net.weight.new_zeros(0, 0, self.vit.feature_dim), kind="prototypes")
         self.keep("counts", self.net.weight.new_zeros(0, 0, dtype=torch.int32), kind="statistics")
@@ -85,7 +84,6 @@ class EASE(FrozenTransformer):
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy over the classes of the experience, by a cosine head that is dropped after it."""
-        assert self.head is not None
         here = torch.tensor(self.present, device=batch.slots.device)
         logits = self.head(self.features(len(self.adapters) - 1, batch.images))
         return F.cross_entropy(logits, torch.searchsorted(here, batch.slots))
@@ -104,13 +102,10 @@ class EASE(FrozenTransformer):
 
     def features(self, index: int, images: Tensor) -> Tensor:
         """phi_index: (N, ...) to (N, D)."""
-        adapters: Any = self.adapters[index]
-        found: Tensor = adapters.features(self.vit, self.normalise(images))
-        return found
+        return self.adapters[index].features(self.vit, self.normalise(images))
 
     def predict(self, images: Tensor) -> Tensor:
         """The scores above; minus infinity for a class without images: (N, ...) to (N, C)."""
-        assert self.prototypes is not None
         phi = torch.stack([self.features(index, images) for index in range(len(self.adapters))], dim=1)
         with in_full_precision(phi):
             scores = torch.einsum("ntd,ctd->nct", F.normalize(full_precision(phi), dim=2), self.prototypes)

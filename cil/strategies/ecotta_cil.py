@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,9 +91,9 @@ class EcoTTACIL(FrozenBackbone):
         stay, so that an infinite anchor is a linear probe; BN'_k has those of its batches.
     """
 
-    teacher_copies: ClassVar[Mapping[str, str]] = {"previous_meta": "metas", "previous_head": "head"}
-    toy: ClassVar[Mapping[str, Any]] = {"parts": 2, "warmup_epochs": 1}
-    toy_model: ClassVar[Mapping[str, Any]] = {"name": "resnet14", "options": {"width": 4}}
+    teacher_copies = {"previous_meta": "metas", "previous_head": "head"}
+    toy = {"parts": 2, "warmup_epochs": 1}
+    toy_model = {"name": "resnet14", "options": {"width": 4}}
     head: Head
     metas: MetaNetworkSets
     previous_meta: MetaNetworks | None
@@ -211,8 +211,7 @@ class EcoTTACIL(FrozenBackbone):
 
     def features(self, images: Tensor, metas: MetaNetworks) -> Tensor:
         """f of images (N, C, H, W), (N, D)."""
-        features: Tensor = self.grouped(metas)(images).features
-        return features
+        return self.grouped(metas)(images).features
 
     def _net_and_head(self) -> FeaturesAndHead:
         return FeaturesAndHead(
@@ -349,9 +348,8 @@ class EcoTTACIL(FrozenBackbone):
         if not self.per_task:
             return self._answers(self.features(images, self.metas.latest))
         scores, uncertainties = [], []
-        near = (
-            None if self.frozen_sums is None else cosine_scores(self.net(images).features, self.frozen_sums)
-        )  # (N, C)
+        sums = self.frozen_sums
+        near = None if sums is None else cosine_scores(self.net(images).features, sums)  # (N, C)
         metas: Any
         for slots, metas in zip(map(list, self.tasks), self.metas, strict=True):
             features = self.features(images, metas)
@@ -367,8 +365,7 @@ class EcoTTACIL(FrozenBackbone):
     def _answers(self, features: Tensor) -> Tensor:
         means = self.means if self.sums is None else self.sums
         if self.answer != "ncm" or means is None:  # no room for a single exemplar: the head answers
-            logits: Tensor = self.head(features)
-            return logits
+            return self.head(features)
         return cosine_scores(features, means)
 
 

@@ -86,9 +86,8 @@ class EWCOnline(TaskLearner):
         def loss(batch: Batch) -> Tensor:
             return task_loss(self.net(batch.images, self.task.name).logits, batch, self.task, smoothing=0.0)
 
-        total, _ = sum_of_gradients(
-            self._weights(), experience.train[order].batches(1, self.device), loss, torch.square
-        )
+        images = experience.train[order].batches(1, self.device)
+        total, _ = sum_of_gradients(self._weights(), images, loss, torch.square)
         return {name: value / len(order) for name, value in total.items()}
 
     def _weights(self) -> dict[str, nn.Parameter]:

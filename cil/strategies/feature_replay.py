@@ -18,8 +18,6 @@ from cil.strategies.parts.frozen_backbone import trains_first
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
-STORES = ("features", "prototypes")
-
 
 @register("feature_replay")
 class FeatureReplay(Strategy):
@@ -59,7 +57,7 @@ class FeatureReplay(Strategy):
         train_first: bool | str = "auto",
     ) -> None:
         super().__init__(make_net, budget)
-        check.one_of(STORES, "feature_replay", store=store)
+        check.one_of(("features", "prototypes"), "feature_replay", store=store)
         self.trained = trains_first(self, train_first)
         memory = FeatureMemory(make_net.feature_dim, bits, selection)
         prototypes = Prototypes(make_net.feature_dim, spread)  # both are made, so that all options are checked
@@ -114,9 +112,7 @@ class FeatureReplay(Strategy):
         return F.cross_entropy(self.head(batch.extras["features"]), batch.slots)
 
     def predict(self, images: Tensor) -> Tensor:
-        """The head's logits: (N, ...) to (N, C)."""
-        logits: Tensor = self.head(self.net(images).features)
-        return logits
+        return self.head(self.net(images).features)
 
     def after_experience(self, experience: Experience) -> None:
         if self.store == "features":

@@ -183,10 +183,9 @@ class FOSTER(Strategy):
         output, old = self.boosted(batch.images), self.old_classes
         phi_old, phi_new = output.features.split(self.net.feature_dim, 1)
         known = self.net.head(phi_old)[:, :old].detach()  # the old network's logits
+        balanced = output.logits / self.weights[0]  # boosting, logits by balance weights
         return {
-            "classes": F.cross_entropy(
-                output.logits / self.weights[0], batch.slots
-            ),  # boosting, logits by balance weights
+            "classes": F.cross_entropy(balanced, batch.slots),
             "new_features": F.cross_entropy(self.extra_head(phi_new), batch.slots),  # feature enhancement, z_fe
             "distillation": self.strength * distillation(output.logits[:, :old], known, self.temperature),
         }
@@ -213,8 +212,7 @@ class FOSTER(Strategy):
     def predict(self, images: Tensor) -> Tensor:
         """Scores of the network that answers: (N, ...) to (N, C)."""
         answers = self.boosted if self.carries_teacher and self.boosted is not None else self.net
-        logits: Tensor = answers(images).logits
-        return logits
+        return answers(images).logits
 
     def further_answers(self, images: Tensor, output: Output) -> dict[str, Tensor]:
         """The student beside the two backbones, by a pass of its own."""

@@ -63,10 +63,9 @@ class GDumb(Strategy):
             self.net.load_state_dict(fresh.state_dict())
         generator = self.generator("sampler")
         passing = experience.train[torch.randperm(len(experience.train), generator=generator)]
-        held = self.memory.samples()
-        rows = greedily_balanced(
-            held.slots.tolist(), passing.slots.tolist(), fixed_capacity(self, self.memory), self.num_classes, generator
-        )
+        held, room = self.memory.samples(), fixed_capacity(self, self.memory)
+        slots = held.slots.tolist(), passing.slots.tolist()
+        rows = greedily_balanced(*slots, room, self.num_classes, generator)
         self.memory.replace([(held + passing)[rows]])
 
     def training_set(self, experience: Experience) -> Samples:
@@ -79,10 +78,8 @@ class GDumb(Strategy):
         generator = self.generator(f"cutmix:{self.progress.step}")
         if self.cutmix and torch.rand((), generator=generator) < self.cutmix:
             images, other, share = cutmix_batch(batch.images, generator)
-            logits = self.net(images).logits
-            return share * F.cross_entropy(logits, batch.slots) + (1 - share) * F.cross_entropy(
-                logits, batch.slots[other.to(batch.slots.device)]
-            )
+            logits, pasted = self.net(images).logits, batch.slots[other.to(batch.slots.device)]
+            return share * F.cross_entropy(logits, batch.slots) + (1 - share) * F.cross_entropy(logits, pasted)
         return F.cross_entropy(self.net(batch.images).logits, batch.slots)
 
 

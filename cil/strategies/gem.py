@@ -19,7 +19,6 @@ from cil.strategies.parts.frozen_backbone import to_float64
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
-STATISTICS = ("batch", "running")
 AT_ONCE = 500  # exemplars in one forward pass, where they need not be together
 COLUMNS = 2**18  # of the gradient matrix that are turned to float64 at once
 
@@ -64,7 +63,7 @@ class GEM(Strategy):
         super().__init__(make_net, budget)
         check.at_least(0, "gem", margin=margin)
         check.at_least(1, "gem", constraint_batch=constraint_batch)
-        check.one_of(STATISTICS, "gem", statistics=statistics)
+        check.one_of(("batch", "running"), "gem", statistics=statistics)
         self.margin, self.constraint_batch, self.statistics = margin, constraint_batch, statistics
         self.bounds = [0]  # where the slots of a task end; follows from the structure, so it is not carried
         self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")

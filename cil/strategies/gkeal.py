@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor
 
@@ -37,7 +34,7 @@ class GKEAL(Analytic):
         images of a loader; images are not mixed.
     """
 
-    toy: ClassVar[Mapping[str, Any]] = {"size": 16}
+    toy = {"size": 16}
 
     centres: Tensor  # (E, D) float32
 

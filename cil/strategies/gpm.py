@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class GPM(Strategy):
         The authors' code stops one direction short in the first experience: ``directions=published``.
     """
 
-    bases: nn.ModuleDict
+    bases: Any  # a Subspace for each layer
 
     def __init__(
         self, make_net: NetFactory, budget: Budget, *, threshold: float = 0.97, step: float = 0.003, images: int = 125,
@@ -92,7 +93,7 @@ class GPM(Strategy):
             for name, layer in weighted_layers(self.net.backbone).items():
                 gradient = layer.weight.grad
                 if gradient is not None:  # equations 7 and 10
-                    gradient.copy_(self._basis(name).outside(gradient.flatten(1)).view_as(gradient))
+                    gradient.copy_(self.bases[layer_key(name)].outside(gradient.flatten(1)).view_as(gradient))
 
     @torch.no_grad()
     def after_experience(self, experience: Experience) -> None:
@@ -104,9 +105,4 @@ class GPM(Strategy):
                 self.net(batch.images)
         fewer = int(self.directions == "published" and experience.index == 0)
         for name, found in moments.items():
-            self._basis(name).extend(found, share, fewer)
-
-    def _basis(self, name: str) -> Subspace:
-        found = self.bases[layer_key(name)]
-        assert isinstance(found, Subspace)
-        return found
+            self.bases[layer_key(name)].extend(found, share, fewer)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,6 @@ from cil.strategies.parts.frozen_transformer import FrozenTransformer
 from cil.strategies.parts.subspace import DIRECTIONS, Subspace, input_moments
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
-
-ENERGIES = ("variance", "published")
 
 
 @register("inflora")
@@ -44,9 +41,9 @@ class InfLoRA(FrozenTransformer):
     """
 
     fits = "rank"
-    toy: ClassVar[Mapping[str, Any]] = {"rank": 2}
+    toy = {"rank": 2}
     sums: AttentionSums
-    bases: nn.ModuleList  # of each block
+    bases: Any  # a Subspace for each block
 
     def __init__(
         self,
@@ -64,7 +61,7 @@ class InfLoRA(FrozenTransformer):
         check.above(0, "inflora", threshold=threshold)
         check.between(0, 1, "inflora", threshold=threshold)
         check.at_least(0, "inflora", step=step)
-        check.one_of(ENERGIES, "inflora", energy=energy)
+        check.one_of(("variance", "published"), "inflora", energy=energy)
         check.one_of(DIRECTIONS, "inflora", directions=directions)
         self.threshold, self.step, self.squared = threshold, step, energy == "published"
         self.directions = directions
@@ -83,9 +80,9 @@ class InfLoRA(FrozenTransformer):
     @torch.no_grad()
     def prepare(self, experience: Experience) -> None:
         """Design A_t; B_t is 0, so that the network is still as it was."""
-        moments, down = self._moments(experience.train), self.sums.factors()[-1].down
+        moments, down = self._moments(experience.train), self.sums.pairs[-1].down
         for index, found in enumerate(moments):
-            rows = designed(found, self._basis(index), self.sums.rank)
+            rows = designed(found, self.bases[index], self.sums.rank)
             down[index, 0] = F.pad(rows, (0, 0, 0, self.sums.rank - len(rows))).to(down)  # beyond D there are none
 
     def loss(self, batch: Batch) -> Tensor:
@@ -96,30 +93,22 @@ class InfLoRA(FrozenTransformer):
         share = min(1.0, self.threshold + self.step * experience.index)
         fewer = int(self.directions == "published" and experience.index == 0)
         for index, moments in enumerate(self._moments(experience.train)):
-            self._basis(index).extend(moments @ moments if self.squared else moments, share, fewer, least=1)
+            self.bases[index].extend(moments @ moments if self.squared else moments, share, fewer, least=1)
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D) of images in [0, 1]."""
         return self.sums.features(self.vit, self.normalise(images))
 
     def predict(self, images: Tensor) -> Tensor:
-        """The head's logits: (N, ...) to (N, C)."""
-        logits: Tensor = self.net(self.features(images))
-        return logits
+        return self.net(self.features(images))
 
     def _moments(self, samples: Samples) -> list[Tensor]:
         """C of each block, (D, D): sum x x' of all tokens that enter its attention."""
-        vit: Any = self.vit.model
-        layers = {str(index): block.attn.qkv for index, block in enumerate(vit.blocks)}
+        layers = {str(index): block.attn.qkv for index, block in enumerate(self.vit.model.blocks)}
         with evaluating(self.sums), input_moments(layers) as found:
             for batch in samples.batches(500, self.device):
                 self.features(batch.images)
         return [found[name] for name in layers]
-
-    def _basis(self, index: int) -> Subspace:
-        found = self.bases[index]
-        assert isinstance(found, Subspace)
-        return found
 
 
 def designed(moments: Tensor, basis: Subspace, rank: int) -> Tensor:
@@ -135,5 +124,4 @@ def designed(moments: Tensor, basis: Subspace, rank: int) -> Tensor:
     rest = basis.outside(moments.double())  # symmetric C: its right singular vectors are those wanted
     _, values, rows = torch.linalg.svd(rest)
     left = values[:rank, None] > 1e-6 * moments.trace()
-    found: Tensor = basis.outside(rows[:rank]) * left / 3**0.5
-    return found
+    return basis.outside(rows[:rank]) * left / 3**0.5

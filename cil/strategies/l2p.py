@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,6 @@ from cil.strategies.base import check
 from cil.strategies.parts.frozen_transformer import FrozenTransformer
 from cil.strategies.registry import register
 from cil.streams import Experience
-
-SELECTIONS = ("sample", "batch")
 
 
 @register("l2p")
@@ -52,7 +50,7 @@ class L2P(FrozenTransformer):
         that code (the paper has 0.5); classes that have no data here are masked in the cross-entropy, as in that code.
     """
 
-    toy_model: ClassVar[Mapping[str, Any]] = {
+    toy_model = {
         "name": "timm:vit_tiny_patch16_224",
         "options": {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2},
     }
@@ -79,7 +77,7 @@ class L2P(FrozenTransformer):
         if top > prompts:
             raise ConfigError(f"strategy.top of l2p is {top}; it must be at most strategy.prompts, {prompts}")
         check.at_least(0, "l2p", pull=pull)
-        check.one_of(SELECTIONS, "l2p", train_selection=train_selection)
+        check.one_of(("sample", "batch"), "l2p", train_selection=train_selection)
         check.one_of(POSITIONS, "l2p", position=position)
         check.one_of((True, False), "l2p", transfer=transfer)
         self.transfer = transfer
@@ -108,8 +106,7 @@ class L2P(FrozenTransformer):
 
     def predict(self, images: Tensor) -> Tensor:
         """The head's logits, each image with its own prompts: (N, ...) to (N, C)."""
-        logits: Tensor = self.net(self._prompted(images)[0])
-        return logits
+        return self.net(self._prompted(images)[0])
 
     def _prompted(self, images: Tensor, majority: bool = False) -> tuple[Tensor, Selected]:
         """Features (N, D) with prompts, and the prompts selected."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,7 +42,7 @@ class LAE(FrozenTransformer):
     """
 
     fits = "rank"
-    toy: ClassVar[Mapping[str, Any]] = {"rank": 2}
+    toy = {"rank": 2}
     online: Tuner
     offline: Tuner
 
@@ -98,8 +96,7 @@ def small_tuner(kind: str, vit: TimmBackbone, rank: int, blocks: int) -> Tuner:
     if kind == "adapter":
         return AttentionAdapters(vit, rank, blocks)
     if kind == "prefix":
-        model: Any = vit.model
-        made = partial(TunedPrefixes, len(model.blocks[:blocks]), rank, vit.feature_dim)
+        made = partial(TunedPrefixes, len(vit.model.blocks[:blocks]), rank, vit.feature_dim)
         return drawn_for(next(vit.parameters()), made)
     sums = Directions(vit, rank, ("k", "v"), by_layer=True, blocks=blocks)
     sums.grow(next(vit.parameters()).detach())

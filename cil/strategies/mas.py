@@ -11,7 +11,7 @@ from cil.memory import Budget
 from cil.models import NetFactory, evaluating
 from cil.strategies.base import Strategy, check
 from cil.strategies.parts import new_class_cross_entropy
-from cil.strategies.parts.heads import freeze_rows, rows_without_data
+from cil.strategies.parts.heads import hold_rows, rows_without_data
 from cil.strategies.parts.importance import (
     learning_parameters,
     old_part,
@@ -22,9 +22,6 @@ from cil.strategies.parts.importance import (
 )
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
-
-FUNCTIONS = ("squared", "norm")
-MERGES = ("half", "classes", "sum")
 
 
 @register("mas")
@@ -65,8 +62,8 @@ class MAS(Strategy):
         super().__init__(make_net, budget)
         check.at_least(0, "mas", strength=strength)
         check.at_least(1, "mas", batch_size=batch_size)
-        check.one_of(FUNCTIONS, "mas", function=function)
-        check.one_of(MERGES, "mas", merge=merge)
+        check.one_of(("squared", "norm"), "mas", function=function)
+        check.one_of(("half", "classes", "sum"), "mas", merge=merge)
         self.strength, self.function, self.batch_size = strength, function, batch_size
         self.merge, self.heads = merge, heads
         self.keep("importance", {}, kind="statistics")  # Omega
@@ -90,12 +87,11 @@ class MAS(Strategy):
         return terms
 
     def prepare(self, experience: Experience) -> None:
-        self.rows = {} if self.heads else rows_without_data(self)
+        self.rows = {} if self.heads else rows_without_data(self, self.net)
 
     @not_at_first
     def adjust_gradients(self, batch: Batch) -> None:
-        for name, rows in self.rows.items():
-            freeze_rows(getattr(self.net.head, name), rows)
+        hold_rows(self.net, self.rows)
 
     after_step = adjust_gradients
 

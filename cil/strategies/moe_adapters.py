@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,12 +61,12 @@ class MoEAdapters(Strategy):
 
     answers_by = "texts"
     fits = "experts"
-    toy: ClassVar[Mapping[str, Any]] = {"experts": 3, "rank": 2, "freeze": 1, "code": 4}
-    toy_model: ClassVar[Mapping[str, Any]] = {"name": "toy_clip_transformer"}
+    toy = {"experts": 3, "rank": 2, "freeze": 1, "code": 4}
+    toy_model = {"name": "toy_clip_transformer"}
 
     net: GrowingNet
     experts: BlockExperts
-    selectors: nn.ModuleList
+    selectors: Any  # an Autoencoder for each experience
     names: Tensor  # (C, NAME) uint8
     stopped: Tensor  # (blocks, E) bool
 
@@ -149,9 +149,7 @@ class MoEAdapters(Strategy):
 
     def selector_loss(self, batch: Batch) -> Tensor:
         """Mean square of what an autoencoder gets wrong."""
-        newest: Any = self.selectors[-1]
-        found: Tensor = newest(self.plain_features(self.net.normalise(batch.images))).mean()
-        return found
+        return self.selectors[-1](self.plain_features(self.net.normalise(batch.images))).mean()
 
     @torch.no_grad()
     def after_experience(self, experience: Experience) -> None:
@@ -167,7 +165,6 @@ class MoEAdapters(Strategy):
         self.stopped = self.stopped.scatter(1, often.to(self.stopped.device), True)
 
     def predict(self, images: Tensor) -> Tensor:
-        """(N, ...) to (N, C)."""
         x, classes = self.net.normalise(images), range(self.num_classes)
         if not self.each:
             return self.scores(x, 0, classes)
@@ -190,14 +187,12 @@ class MoEAdapters(Strategy):
     def cosines(self, features: Tensor, weights: Tensor) -> Tensor:
         """Those of features (N, D) and unit texts (C, D) times exp(tau)."""
         with in_full_precision(features):
-            found: Tensor = self.factor * F.normalize(full_precision(features)) @ full_precision(weights).T
-        return found
+            return self.factor * F.normalize(full_precision(features)) @ full_precision(weights).T
 
     def plain_features(self, x: Tensor) -> Tensor:
         """(N, D) of normalised images by CLIP alone, without gradient."""
         with torch.no_grad():
-            found: Tensor = backbone_output(self.net.backbone, x)[0]
-        return found
+            return backbone_output(self.net.backbone, x)[0]
 
     def class_weights(self, classes: Sequence[int]) -> Tensor:
         """(C, D) unit means of the texts of some classes, as the text tower is now."""
@@ -210,10 +205,6 @@ class MoEAdapters(Strategy):
 class Autoencoder(nn.Module):
     """Its error on features (N, D), (N,): mean square of sigmoid(phi) - sigmoid(V relu(U phi')), phi' = sigmoid(phi).
 
-    Args:
-        width: D.
-        code: Hidden numbers.
-
     Source: Yu et al., "MoE-Adapters4CL", CVPR 2024, section 3.3 (DDAS).
     """
 
@@ -224,8 +215,7 @@ class Autoencoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         with in_full_precision(features):  # the smallest error chooses a router
             target = full_precision(features).sigmoid()
-            found: Tensor = (self.decoder(self.encoder(target).relu()).sigmoid() - target).square().mean(1)
-        return found
+            return (self.decoder(self.encoder(target).relu()).sigmoid() - target).square().mean(1)
 
 
 def as_bytes(name: str) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,23 +12,22 @@ from torch import Tensor, nn
 
 from cil.contract import Phase
 from cil.data import Batch
-from cil.memory import Budget, Prototypes, tensor_bytes
+from cil.memory import Budget
 from cil.models import NetFactory, freeze
 from cil.models.tuners import BlockAdapters
 from cil.strategies.base import check
-from cil.strategies.parts.alignment import alignment_rows, draw_all, epoch_features
+from cil.strategies.parts.alignment import GaussianAlignment, draw_all, epoch_features
 from cil.strategies.parts.frozen_backbone import class_sums, cosine_scores, float64_features
 from cil.strategies.parts.frozen_heads import FeaturesAndHead
 from cil.strategies.parts.frozen_transformer import FrozenTransformer
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
-COVARIANCES = ("full", "low_rank", "diagonal", "tied")
 ASKED = 4  # adapters that are asked for the class of an image, at most
 
 
 @register("mos")
-class MOS(FrozenTransformer):
+class MOS(GaussianAlignment, FrozenTransformer):
     """Adapters A_b of a frozen transformer go on from A_(b-1), held to the mean of the past; each set stays.
 
     Then the head is aligned on Gaussian samples of all classes. An image starts with the adapters of the class that is
@@ -52,14 +51,9 @@ class MOS(FrozenTransformer):
     """
 
     fits = "rank"
-    same_draws = True  # of an epoch of the alignment: they are of no rows of the batch
-    toy: ClassVar[Mapping[str, Any]] = {"rank": 2, "align_samples": 8, "align_epochs": 2}
-    adapters: nn.ModuleList
-    gaussians: Prototypes
+    toy = {"rank": 2, "align_samples": 8, "align_epochs": 2}
+    adapters: Any  # BlockAdapters of each experience
     sums: Tensor  # (C, D), of features with the first adapters
-    arrivals: list[int]
-    drawn: Tensor  # (C n, D) samples of an epoch of the alignment
-    drawn_in: int
 
     def __init__(
         self,
@@ -82,18 +76,14 @@ class MOS(FrozenTransformer):
         check.between(0, 1, "mos", merge=merge)
         check.at_least(0, "mos", apart=apart, jitter=jitter, align_epochs=align_epochs)
         check.above(0, "mos", head_lr=head_lr, align_lr=align_lr)
-        check.one_of(COVARIANCES, "mos", covariance=covariance)
         self.rank, self.merge, self.apart, self.head_lr, self.jitter = rank, merge, apart, head_lr, jitter
         self.align: dict[str, Any] = {"epochs": align_epochs, "lr": align_lr, "batch_size": align_batch}
         self.align_samples = align_samples
-        self.arrivals = []  # of each class, its experience
+        self.arrivals: list[int] = []  # of each class, its experience
         d, blank = self.vit.feature_dim, self.net.weight
         self.keep("adapters", nn.ModuleList(), kind="parameters")
-        gaussians = Prototypes(d, covariance, min(10, d - 1) if covariance == "low_rank" else 1)
-        self.keep("gaussians", gaussians.to(blank.device), kind="statistics")
+        self.keep_gaussians(blank, d, covariance, min(10, d - 1))
         self.keep("sums", blank.new_zeros(0, d), kind="prototypes")
-        self.keep("drawn", None, kind="temporary")
-        self.keep("drawn_in", -1, lifetime="training")  # the epoch
 
     def grow_net(self, signature: Signature) -> None:
         super().grow_net(signature)
@@ -104,10 +94,6 @@ class MOS(FrozenTransformer):
         self.gaussians.grow(new)
         self.sums = F.pad(self.sums, (0, 0, 0, new))
         self.arrivals += [signature.index] * new
-
-    def side_bytes(self) -> int:
-        """Statistics go by ``covariance``."""
-        return sum(map(tensor_bytes, self.gaussians.state_dict().values()))
 
     def prepare(self, experience: Experience) -> None:
         if len(self.adapters) > 1:
@@ -122,9 +108,10 @@ class MOS(FrozenTransformer):
         if len(train):  # of what comes back, features have moved
             self.gaussians.update(float64_features(self, train, self._view(-1)), train.slots)
         if experience.index and self.align["epochs"]:
-            self.drawn = self.gaussians.means.new_zeros(self.num_classes * self.align_samples, self.vit.feature_dim)
-            samples = alignment_rows(self.gaussians, self.align_samples)
-            yield Phase("align", samples, self.align_loss, parameters=head, main=False, schedule="cosine", **self.align)
+            yield Phase(
+                "align", self.alignment_set(), self.align_loss, parameters=head, main=False, schedule="cosine",
+                **self.align,
+            )  # fmt: skip
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         features = self.features(-1, batch.images)
@@ -139,7 +126,6 @@ class MOS(FrozenTransformer):
         return F.cross_entropy(self.net(epoch_features(self, batch)), batch.slots)
 
     def draw_samples(self, epoch: int) -> Tensor:
-        """(C n, D) of an epoch of the alignment."""
         ones, generator = torch.ones(self.num_classes), self.generator(f"align:{epoch}")
         return draw_all(self.gaussians, generator, count=self.align_samples, scales=ones, jitter=self.jitter)
 
@@ -157,9 +143,7 @@ class MOS(FrozenTransformer):
 
     def features(self, index: int, images: Tensor) -> Tensor:
         """(N, D) of images in [0, 1], with the adapters of an experience."""
-        adapters: Any = self.adapters[index]
-        found: Tensor = adapters.features(self.vit, self.normalise(images))
-        return found
+        return self.adapters[index].features(self.vit, self.normalise(images))
 
     def predict(self, images: Tensor) -> Tensor:
         """softmax z_a + softmax (t + 1) z_first: (N, ...) to (N, C)."""

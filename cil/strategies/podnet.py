@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +53,7 @@ class PODNet(Strategy):
         Without a new class C_n counts as 1; with one class in all there is nothing to tell apart, and the loss is 0.
     """
 
-    toy: ClassVar[Mapping[str, Any]] = {"tune_epochs": 2}
+    toy = {"tune_epochs": 2}
     memory: ExemplarMemory
     teacher: GrowingNet | None
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cil.errors import ConfigError
 from cil.memory import Budget, State, tensor_bytes
@@ -50,16 +48,16 @@ class RanPAC(FrozenBackbone):
         of the carried G, sqrt(M) eps max G.
     """
 
-    toy: ClassVar[Mapping[str, Any]] = {"size": 64}
+    toy = {"size": 64}
     fits = "size"
 
     seed: Tensor | None  # (), int64
-    layer: Tensor | None  # (D, M), W_r
+    layer: Tensor  # (D, M), W_r
     gram: Tensor  # (M, M), or (M (M + 1) / 2,)
     targets: Tensor  # (M, C), Q
     ridge: Tensor | None  # ()
     tuner: Tuner | None
-    head: Tensor | None  # (M, C)
+    head: Tensor  # (M, C)
 
     def __init__(
         self,
@@ -126,8 +124,8 @@ class RanPAC(FrozenBackbone):
 
     def side_bytes(self) -> int:
         """G, Q and a stored projection go by ``size`` alone."""
-        held = (self.gram, self.targets, *([] if self.seed is not None else [self.layer]))
-        return sum(tensor_bytes(tensor) for tensor in held if tensor is not None)
+        stored = [self.layer] if self.seed is None else []
+        return sum(map(tensor_bytes, [self.gram, self.targets, *stored]))
 
     def prepare(self, experience: Experience) -> None:
         if experience.index == 0:  # W_r is drawn once
@@ -139,11 +137,9 @@ class RanPAC(FrozenBackbone):
     def after_experience(self, experience: Experience) -> None:
         order = torch.randperm(len(experience.train), generator=self.generator("order"))
         samples = experience.train[order]
-        view = (
-            self.net
-            if self.tuner is None
-            else FeaturesAndHead(self.backbone_features, self.net.head, [self.net, self.tuner])
-        )
+        view: nn.Module = self.net
+        if self.tuner is not None:
+            view = FeaturesAndHead(self.backbone_features, self.net.head, [self.net, self.tuner])
         features = float64_features(self, samples, view)
         truth = F.one_hot(samples.slots, self.num_classes).to(features)  # (N, C)
         gram, targets = self._sums(features, truth)
@@ -174,7 +170,6 @@ class RanPAC(FrozenBackbone):
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen; one without data by minus infinity: (N, ...) to (N, C)."""
-        assert self.head is not None and self.layer is not None
         features = self.backbone_features(images).to(self.head)
         scores: Tensor = (features @ self.layer.to(self.head)).relu() @ self.head
         return scores.masked_fill((self.targets == 0).all(0), -torch.inf)
@@ -186,7 +181,6 @@ class RanPAC(FrozenBackbone):
 
     def _project(self, features: Tensor) -> Tensor:
         """h: (N, D) to (N, M)."""
-        assert self.layer is not None
         return (features @ to_float64(self.layer)).relu()
 
     def _sums(self, features: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

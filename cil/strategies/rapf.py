@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +46,7 @@ class RAPF(Strategy):
     """
 
     answers_by = "texts"
-    toy_model: ClassVar[Mapping[str, Any]] = {"name": "toy_clip"}
+    toy_model = {"name": "toy_clip"}
 
     net: GrowingNet
     map: nn.Linear
@@ -150,11 +149,9 @@ class RAPF(Strategy):
         """Logits of raw features: (N, D) to (N, C)."""
         mapped = F.normalize(full_precision(self.map(features)))
         with in_full_precision(mapped):
-            found: Tensor = self.factor * mapped @ self.weights.T
-        return found
+            return self.factor * mapped @ self.weights.T
 
     def predict(self, images: Tensor) -> Tensor:
-        """(N, ...) to (N, C)."""
         return self.scores(self.net(images).features)
 
     def _draw(self, slots: Tensor, generator: torch.Generator) -> Tensor:
@@ -191,5 +188,4 @@ def fused(old: Tensor, new: Tensor, least: float) -> Tensor:
     p, r = u.T @ new, u.T @ old
     apart = (p - r).abs()
     mask = (apart / apart.max().clamp(min=1e-12) + least).clamp(max=1)
-    mixed: Tensor = u @ (mask * p + (1 - mask) * r)
-    return mixed
+    return u @ (mask * p + (1 - mask) * r)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -42,7 +41,7 @@ class SDLoRA(FrozenTransformer):
     """
 
     fits = "rank"
-    toy: ClassVar[Mapping[str, Any]] = {"rank": 2}
+    toy = {"rank": 2}
     directions: Directions
 
     def __init__(
@@ -88,9 +87,7 @@ class SDLoRA(FrozenTransformer):
         return self.directions.features(self.vit, self.normalise(images))
 
     def predict(self, images: Tensor) -> Tensor:
-        """The head's logits: (N, ...) to (N, C)."""
-        logits: Tensor = self.net(self.features(images))
-        return logits
+        return self.net(self.features(images))
 
 
 def _checked(pairs: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -10,7 +10,7 @@ from cil.memory import Budget
 from cil.models import NetFactory
 from cil.strategies.base import Strategy, check
 from cil.strategies.parts import new_class_cross_entropy
-from cil.strategies.parts.heads import freeze_rows, rows_without_data
+from cil.strategies.parts.heads import hold_rows, rows_without_data
 from cil.strategies.parts.importance import learning_parameters, padded_to, quadratic_penalty, snapshot
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
@@ -71,7 +71,7 @@ class SI(Strategy):
     def prepare(self, experience: Experience) -> None:
         self.anchor = snapshot(self._weights())
         self.path = {name: torch.zeros_like(value) for name, value in self.anchor.items()}
-        self.rows = {} if self.heads else rows_without_data(self)
+        self.rows = {} if self.heads else rows_without_data(self, self.net)
 
     def loss(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         terms = {"new": new_class_cross_entropy(self.net(batch.images).logits, batch.slots, self.first_slot)}
@@ -88,14 +88,14 @@ class SI(Strategy):
             for name, weight in weights.items():
                 pull = 2 * self.strength * self.importance[name] * (weight.detach() - self.anchor[name])
                 weight.grad = pull if weight.grad is None else weight.grad + pull
-        self._hold_rows()
+        hold_rows(self.net, self.rows)
 
     def after_step(self, batch: Batch) -> None:
         for name, weight in self._weights().items():  # equation 3
             moved = weight.detach() - self.before[name]
             # an overflow of the loss scale skips the step: nothing moved, and the gradient is not a number
             self.path[name] -= torch.where(moved != 0, self.gradients[name] * moved, 0)
-        self._hold_rows()
+        hold_rows(self.net, self.rows)
 
     def after_experience(self, experience: Experience) -> None:
         for name, weight in self._weights().items():  # equation 5
@@ -103,10 +103,6 @@ class SI(Strategy):
             self.importance[name] += self.path[name] / (moved.square() + self.damping)
             if self.clamp:
                 self.importance[name].clamp_(min=0)
-
-    def _hold_rows(self) -> None:
-        for name, rows in self.rows.items():
-            freeze_rows(getattr(self.net.head, name), rows)
 
     def _pulls(self) -> bool:
         return self.old_classes > 0 and self.strength > 0

@@ -13,8 +13,6 @@ from cil.strategies.parts.frozen_backbone import FrozenBackbone, class_sums, cos
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
-METRICS = ("cosine", "euclidean")
-
 
 @register("simplecil")
 class SimpleCIL(FrozenBackbone):
@@ -46,7 +44,7 @@ class SimpleCIL(FrozenBackbone):
         first_head: str = "cosine",
     ) -> None:
         super().__init__(make_net, budget, train_first, first_head)
-        check.one_of(METRICS, "simplecil", metric=metric)
+        check.one_of(("cosine", "euclidean"), "simplecil", metric=metric)
         self.unit = unit
         blank = self.net.head.weight
         self.keep("sums", blank.new_zeros(0, self.net.feature_dim), kind="prototypes")

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.contract import Phase, loaded_reference
+from cil.contract import Phase
 from cil.data import Batch
-from cil.memory import Budget, Prototypes, tensor_bytes
-from cil.models import GrowingNet, LinearHead, NetFactory, extract, freeze
+from cil.memory import Budget
+from cil.models import GrowingNet, LinearHead, NetFactory, extract
 from cil.models.tuners import LowRank
-from cil.strategies.base import Strategy, check
+from cil.strategies.base import check
 from cil.strategies.parts.alignment import (
-    alignment_rows,
+    GaussianAlignment,
     draw_all,
     epoch_features,
     mean_logit_norm,
     reverse_cross_entropy,
 )
-from cil.strategies.parts.frozen_backbone import features_only
+from cil.strategies.parts.frozen_backbone import features_only, trains_first
 from cil.strategies.parts.frozen_heads import FeaturesAndHead
-from cil.strategies.parts.heads import freeze_rows
-from cil.strategies.parts.setup_warnings import warn_of_random_weights
+from cil.strategies.parts.heads import hold_rows, rows_without_data
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
-COVARIANCES = ("full", "low_rank", "diagonal", "tied")
-
 
 @register("slca")
-class SLCA(Strategy):
+class SLCA(GaussianAlignment):
     """Cross-entropy over the classes of the experience, with one learning rate for the backbone and one for the head.
 
     Then a copy of the head, which answers, is trained on samples of N(s_c mu_c, S_c). The head itself goes on from
@@ -66,16 +63,12 @@ class SLCA(Strategy):
     """
 
     answers_by = "aligned_head"
-    same_draws = True  # of an epoch of the alignment: they are of no rows of the batch
-    toy: ClassVar[Mapping[str, Any]] = {"align_samples": 8, "align_epochs": 2}
+    toy = {"align_samples": 8, "align_epochs": 2}
 
     net: GrowingNet
     head: LinearHead
     aligned: LinearHead
     tuner: LowRank | None
-    gaussians: Prototypes
-    drawn: Tensor  # (C n, D) samples of an epoch of the alignment
-    drawn_in: int
 
     def __init__(
         self,
@@ -100,7 +93,6 @@ class SLCA(Strategy):
     ) -> None:
         super().__init__(make_net, budget)
         check.one_of(("full", "low_rank"), "slca", tuning=tuning)
-        check.one_of(COVARIANCES, "slca", covariance=covariance)
         check.one_of(("mean", "decay"), "slca", scaling=scaling)
         check.at_least(
             0, "slca", cross_entropy=cross_entropy, reverse=reverse, jitter=jitter, answer_growth=answer_growth,
@@ -118,15 +110,12 @@ class SLCA(Strategy):
         blank, d = self.net.head.weight, self.net.feature_dim
         self.keep("head", LinearHead(d).to(blank), kind="parameters")
         self.keep("aligned", LinearHead(d).to(blank), kind="parameters")
-        gaussians = Prototypes(d, covariance, rank if covariance == "low_rank" else 1)
-        self.keep("gaussians", gaussians.to(blank.device), kind="statistics")
-        self.keep("drawn", None, kind="temporary")
-        self.keep("drawn_in", -1, lifetime="training")  # the epoch
+        self.keep_gaussians(blank, d, covariance, rank)
         self.keep("old_rows", {}, kind="temporary")  # of the head, as they were
         self.keep("tuner", None, kind="temporary")
         if tuning == "low_rank":
-            warn_of_random_weights(self)
-            self._tune_beside_net()
+            trains_first(self, False)
+            self.keep("tuner", LowRank(self.net.backbone), kind="parameters")
         elif make_net.pretrained is None:
             self.warnings.append(
                 f"slca: the network starts from random weights, and learns at strategy.backbone_lr={backbone_lr}, "
@@ -136,11 +125,6 @@ class SLCA(Strategy):
     def build_net(self) -> GrowingNet:
         return features_only(self.make_net)
 
-    def _tune_beside_net(self) -> None:
-        net, public = freeze(self.net), self.make_net.pretrained
-        self.keep("net", net, kind="parameters", reference=None if public is None else loaded_reference(net, public))
-        self.keep("tuner", LowRank(net.backbone), kind="parameters")
-
     def grow_net(self, signature: Signature) -> None:
         new = len(signature.new_slots)
         self.head.grow(new)
@@ -149,15 +133,10 @@ class SLCA(Strategy):
         self.arrivals += [signature.index] * new
         self.index = signature.index
 
-    def side_bytes(self) -> int:
-        """Statistics go by ``covariance`` and ``rank``."""
-        return sum(map(tensor_bytes, self.gaussians.state_dict().values()))
-
     def prepare(self, experience: Experience) -> None:
         if experience.index == 0 and self.tuner is not None:
             self.tuner.initialise(self.net.backbone)
-        rows = self.head.named_parameters() if self.first_slot else ()
-        self.old_rows = {name: value.detach()[: self.first_slot].clone() for name, value in rows}
+        self.old_rows = rows_without_data(self, self)
 
     def phases(self, experience: Experience) -> Iterator[Phase]:
         groups = [*self.slow_groups(experience.index), {"params": list(self.head.parameters())}]
@@ -167,10 +146,10 @@ class SLCA(Strategy):
             self.gaussians.update(extract(self._view(), new), new.slots)
         self.aligned.load_state_dict(self.head.state_dict())
         if experience.index and self.align["epochs"]:
-            self.drawn = self.gaussians.means.new_zeros(self.num_classes * self.align_samples, self.net.feature_dim)
+            head = list(self.aligned.parameters())
             yield Phase(
-                "align", alignment_rows(self.gaussians, self.align_samples), self.align_loss,
-                parameters=list(self.aligned.parameters()), main=False, schedule="cosine", **self.align,
+                "align", self.alignment_set(), self.align_loss, parameters=head, main=False, schedule="cosine",
+                **self.align,
             )  # fmt: skip
 
     def slow_groups(self, index: int) -> list[dict[str, Any]]:
@@ -201,16 +180,15 @@ class SLCA(Strategy):
         return F.cross_entropy(logits, batch.slots)
 
     def adjust_gradients(self, batch: Batch) -> None:
-        self._hold_old_rows()
+        """Heads of earlier experiences stay: no gradient, no decay, no momentum."""
+        hold_rows(self, self.old_rows)
 
-    def after_step(self, batch: Batch) -> None:
-        self._hold_old_rows()
+    after_step = adjust_gradients
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D) of images in [0, 1]."""
         if self.tuner is None:
-            plain: Tensor = self.net(images).features
-            return plain
+            return self.net(images).features
         return self.tuner.features(self.net.backbone, self.net.normalise(images))
 
     def predict(self, images: Tensor) -> Tensor:
@@ -219,8 +197,7 @@ class SLCA(Strategy):
         if self.answer_growth:
             factors = 1 + self.answer_growth * (self.index - torch.tensor(self.arrivals).to(features))
             return F.linear(features, self.aligned.weight * factors[:, None], self.aligned.bias)
-        logits: Tensor = self.aligned(features)
-        return logits
+        return self.aligned(features)
 
     def scales(self, index: int, generator: torch.Generator) -> Tensor:
         """Factors in experience ``index``: (C,) of the means, in [0.9, 1]; with ``decay`` (C, n) of the samples."""
@@ -231,7 +208,6 @@ class SLCA(Strategy):
         return 1 / (1 + u * (index - arrived)[:, None])
 
     def draw_samples(self, epoch: int) -> Tensor:
-        """(C n, D) of an epoch of the alignment."""
         return draw_all(
             self.gaussians,
             self.generator(f"align:{epoch}"),
@@ -245,8 +221,3 @@ class SLCA(Strategy):
         """Features and the head as one network."""
         parts = [self.net] if self.tuner is None else [self.net, self.tuner]
         return FeaturesAndHead(self.features, self.head, parts)
-
-    def _hold_old_rows(self) -> None:
-        """Heads of earlier experiences stay: no gradient, no decay, no momentum."""
-        for name, rows in self.old_rows.items():
-            freeze_rows(getattr(self.head, name), rows)

@@ -13,8 +13,6 @@ from cil.strategies.parts.frozen_backbone import FrozenBackbone, class_sums, flo
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature
 
-COVARIANCES = ("exact", "reference")
-
 
 @register("slda")
 class SLDA(FrozenBackbone):
@@ -37,8 +35,8 @@ class SLDA(FrozenBackbone):
     means: Tensor  # (C, D)
     counts: Tensor  # (C,) int32
     scatter: Tensor  # (D, D), n Sigma
-    rows: Tensor | None  # (C, D), L mu
-    bias: Tensor | None  # (C,)
+    rows: Tensor  # (C, D), L mu
+    bias: Tensor  # (C,)
 
     def __init__(
         self,
@@ -52,7 +50,7 @@ class SLDA(FrozenBackbone):
         first_head: str = "linear",
     ) -> None:
         super().__init__(make_net, budget, train_first, first_head)
-        check.one_of(COVARIANCES, "slda", covariance=covariance)
+        check.one_of(("exact", "reference"), "slda", covariance=covariance)
         check.one_of(("plain", "oas"), "slda", base=base)
         check.between(0, 1, "slda", shrinkage=shrinkage)
         self.covariance, self.shrinkage, self.base = covariance, shrinkage, base
@@ -91,14 +89,11 @@ class SLDA(FrozenBackbone):
             rows = torch.linalg.solve(shrunk, means.T).T
         else:  # it may have no inverse
             rows = means @ torch.linalg.pinv(shrunk, hermitian=True)
-        self.rows, self.bias = (
-            for_predict(rows, self),
-            for_predict(-(means * rows).sum(1) / 2, self),
-        )  # Lambda mu; -mu Lambda mu / 2
+        self.rows = for_predict(rows, self)  # Lambda mu
+        self.bias = for_predict(-(means * rows).sum(1) / 2, self)  # -mu Lambda mu / 2
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen; one without data by minus infinity: (N, ...) to (N, C)."""
-        assert self.rows is not None and self.bias is not None
         scores: Tensor = self.net(images).features.to(self.rows) @ self.rows.T + self.bias
         return scores.masked_fill(self.counts == 0, -torch.inf)
 

@@ -17,6 +17,7 @@ from cil.models import NetFactory, Output, TaskNet, evaluating
 from cil.models.base import in_full_precision
 from cil.strategies.base import check
 from cil.strategies.parts.subspace import (
+    TaskSubspaces,
     freeze_unprojected,
     input_moments,
     layer_key,
@@ -24,7 +25,6 @@ from cil.strategies.parts.subspace import (
     weighted_layers,
 )
 from cil.strategies.parts.task_learner import SEARCH, TaskLearner, task_loss
-from cil.strategies.parts.task_subspaces import TaskSubspaces
 from cil.strategies.registry import register
 from cil.streams import Experience, Signature, TaskKey
 
@@ -53,8 +53,8 @@ class TRGP(TaskLearner):
     """
 
     net: TaskNet
-    subspaces: nn.ModuleDict
-    scalings: nn.ModuleDict
+    subspaces: Any  # TaskSubspaces for each layer
+    scalings: Any  # the sum of the Q_j - I of a task, for each layer
     trusted: dict[str, Tensor]  # of each layer, (regions, d): columns of the tasks in its trust region, as 0 and 1
 
     def __init__(
@@ -88,7 +88,6 @@ class TRGP(TaskLearner):
     def grow_net(self, signature: Signature) -> None:
         super().grow_net(signature)
         for space in self.subspaces.values():
-            assert isinstance(space, TaskSubspaces)
             space.grow()
         if signature.index and self.task.name not in self.scalings:  # the first task has none before it
             own = {self.layers[name]: self._like().detach().new_zeros(d, d) for name, d in self._sizes().items()}
@@ -103,11 +102,11 @@ class TRGP(TaskLearner):
         if experience.index:
             freeze_unprojected(self.net.backbone)
             gradients = self._first_gradient(experience)
-            shares = {name: self._space(name).shares(gradient)[:-1] for name, gradient in gradients.items()}
-            chosen = {name: trust_region(found, self.trust, self.regions) for name, found in shares.items()}
-            self.trusted = {
-                self.layers[name]: self._space(name).columns_of(tasks, self.regions) for name, tasks in chosen.items()
-            }
+            chosen = {}
+            for name, gradient in gradients.items():
+                key = self.layers[name]
+                chosen[name] = trust_region(self.subspaces[key].shares(gradient)[:-1], self.trust, self.regions)
+                self.trusted[key] = self.subspaces[key].columns_of(chosen[name], self.regions)
             self.diagnostics["trust_region"] = chosen
 
     def phase(self, data: Samples, settings: Settings) -> Phase:
@@ -131,8 +130,8 @@ class TRGP(TaskLearner):
         for name, layer in weighted_layers(self.net.backbone).items():
             if layer.weight.grad is not None:  # W: outside what all earlier tasks need
                 rows = layer.weight.grad.flatten(1)
-                layer.weight.grad.copy_(self._space(name).outside(rows).view_as(layer.weight))
-            own = self._scaling(self.task, name)
+                layer.weight.grad.copy_(self.subspaces[self.layers[name]].outside(rows).view_as(layer.weight))
+            own = self.scalings[self.task.name][self.layers[name]]
             if own.grad is not None:  # each Q_j: within its own columns, where they add up
                 columns = self.trusted[self.layers[name]]
                 own.grad.mul_(columns.T @ columns)
@@ -144,12 +143,11 @@ class TRGP(TaskLearner):
             for batch in self._some(experience).batches(self.images, self.device):
                 self.answer(batch.images, self.task)
         for name, found in moments.items():
-            self._space(name).add(found, share)
+            self.subspaces[self.layers[name]].add(found, share)
 
     def answer(self, images: Tensor, task: TaskKey) -> Output:
         """The network's output for a task, by its own weights."""
-        found: Output = functional_call(self.net, self.weights_of(task), (images, task.name))
-        return found
+        return functional_call(self.net, self.weights_of(task), (images, task.name))
 
     def weights_of(self, task: TaskKey) -> dict[str, Tensor]:
         """Weights of the layers as a task uses them, where they are not those that all share: W + W M K M'.
@@ -160,14 +158,14 @@ class TRGP(TaskLearner):
             return {}
         made = {}
         for name, layer in weighted_layers(self.net.backbone).items():
-            basis, rows = self._space(name).basis, layer.weight.flatten(1)
+            key, rows = self.layers[name], layer.weight.flatten(1)
+            basis = self.subspaces[key].basis
             with in_full_precision(rows):
-                scaled = rows + rows @ basis @ self._scaling(task, name) @ basis.T
+                scaled = rows + rows @ basis @ self.scalings[task.name][key] @ basis.T
             made[f"backbone.{name}.weight"] = scaled.view_as(layer.weight)
         return made
 
     def predict(self, images: Tensor, task: TaskKey | None = None) -> Tensor:
-        """Score the classes of the task, which must be given: (N, C, H, W) float in [0, 1] to (N, task.classes)."""
         assert task is not None
         return self.answer(images, task).logits
 
@@ -192,19 +190,8 @@ class TRGP(TaskLearner):
     def _sizes(self) -> dict[str, int]:
         return {name: layer.weight[0].numel() for name, layer in weighted_layers(self.net.backbone).items()}
 
-    def _space(self, name: str) -> TaskSubspaces:
-        found = self.subspaces[self.layers[name]]
-        assert isinstance(found, TaskSubspaces)
-        return found
-
-    def _scaling(self, task: TaskKey, name: str) -> Tensor:
-        own: Any = self.scalings[task.name]
-        found: Tensor = own[self.layers[name]]
-        return found
-
     def _like(self) -> Tensor:
-        found: Tensor = next(self.net.backbone.parameters())
-        return found
+        return next(self.net.backbone.parameters())
 
 
 def trust_region(shares: Tensor | Sequence[float], least: float, most: int) -> list[int]:

@@ -80,7 +80,7 @@ def a_resumed_run_ends_where_the_straight_run_ends(subject: Subject[L]) -> None:
 
 def hooks_keep_to_themselves(subject: Subject[L]) -> None:
     """No hook writes, lists or reads files, opens sockets, starts processes or searches the interpreter's objects."""
-    seen = subject.noted().side_effects
+    seen = subject.noted()["side_effects"]
     demand(
         not seen,
         f"a hook {seen[0] if seen else ''}; allowed are what it is handed, what self.keep(...) names, and imports of "

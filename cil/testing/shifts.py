@@ -99,7 +99,6 @@ def toy_source(stream: ShiftStream, device: Any = "cpu", model: Mapping[str, Any
     """A network with random features, statistics of the source data and a last layer of class means.
 
     Args:
-        stream: Whose source data are looked at.
         model: ``name`` and ``options`` of a backbone; a small convolutional one by default.
     """
     given = dict(model or {"name": "smallconv"})

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -66,7 +66,6 @@ _HOOK = "_watched_hook"  # name of the function that is around a hook
 _watch = threading.local()  # ``depth``: hooks that this thread is inside of; threads of the engine are in none
 _seen: list[str] | None = None
 _stores: ExitStack | None = None  # undoes what was done to classes of stores
-_installed = False
 
 
 def hooks_of(base: type[Holder]) -> tuple[str, ...]:
@@ -258,11 +257,9 @@ def _at_depth(depth: int) -> Iterator[None]:
         _watch.depth = held
 
 
+@cache
 def _install() -> None:
-    global _installed
-    if not _installed:
-        sys.addaudithook(_audit)  # cannot be taken off again; it does nothing while nobody watches
-        _installed = True
+    sys.addaudithook(_audit)  # cannot be taken off again; it does nothing while nobody watches
 
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:

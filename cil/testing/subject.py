@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -106,25 +106,11 @@ class CheckedRun(ABC, Generic[L]):
         (other.run.run_dir / METRICS).write_bytes(log[: own.facts(boundary - 1)["offset"]])
 
 
-@dataclass(frozen=True)
-class Noted:
-    """What was seen of a run while it was executed.
-
-    Attributes:
-        side_effects: Of hooks, one line each.
-        otherwise: Boundaries at which the learner answered otherwise than the one rebuilt from its state.
-    """
-
-    side_effects: list[str]
-    otherwise: list[int]
-
-
 class Subject(ABC, Generic[L]):
     """A learner under test on one stream.
 
     Args:
         target: Class of the learner, or its name.
-        hyperparameters: Of its constructor.
         stream: Met in most checks; None: the toy stream of the kind.
         options: Of all its runs, as those of ``cil.testing.toy_run``.
 
@@ -212,10 +198,11 @@ class Subject(ABC, Generic[L]):
             self._finished = self.run(folder)
         return self._finished
 
-    def noted(self) -> Noted:
-        """What was seen of the finished run; of those on other streams nothing is noted."""
-        folder = self.finished().run.run_dir
-        return Noted(**json.loads(_notes_on(folder).read_text()))
+    def noted(self) -> dict[str, list[Any]]:
+        """What was seen of the finished run: ``side_effects`` of hooks, one line each, and ``otherwise``, boundaries at
+        which the learner answered otherwise than the one rebuilt from its state. Of other streams nothing is noted.
+        """
+        return json.loads(_notes_on(self.finished().run.run_dir).read_text())
 
     def answering_otherwise(self, run: CheckedRun[L], learners: Sequence[L]) -> list[int]:
         """Boundaries at which a learner that is given its own state answers otherwise than the rebuilt one.

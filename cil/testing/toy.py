@@ -64,8 +64,7 @@ class _ToyBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + x.mean(1, keepdim=True)
-        found: torch.Tensor = x + self.mlp(self.norm2(x))
-        return found
+        return x + self.mlp(self.norm2(x))
 
 
 @register_model("toy_clip_transformer")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cil.adapt import cotta as module
-from cil.adapt.parts.parameters import flat
+from cil.adapt.parts.optimizer import flat
 from cil.errors import ConfigError
 
 

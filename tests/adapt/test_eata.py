@@ -8,8 +8,7 @@ import torch.nn.functional as F
 
 from cil.adapt.parts.losses import entropy, gradients
 from cil.adapt.parts.norms import train_norms, use_batch_statistics
-from cil.adapt.parts.optimizer import make_optimizer
-from cil.adapt.parts.parameters import flat
+from cil.adapt.parts.optimizer import flat, make_optimizer
 from cil.data import Samples
 from cil.engine.keys import generator
 from cil.errors import ConfigError

@@ -13,8 +13,7 @@ from cil.adapt.parts.norms import (
     train_norms,
     use_batch_statistics,
 )
-from cil.adapt.parts.optimizer import CarriedOptimizer, make_optimizer
-from cil.adapt.parts.parameters import assign, flat, move_teacher
+from cil.adapt.parts.optimizer import CarriedOptimizer, assign, flat, make_optimizer, move_teacher
 from cil.adapt.parts.views import random_view
 from cil.errors import ConfigError
 from cil.models import CifarResNet, WideResNet, build_backbone

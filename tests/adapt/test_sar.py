@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cil.adapt.parts.parameters import flat
+from cil.adapt.parts.optimizer import flat
 from cil.errors import ConfigError
 
 

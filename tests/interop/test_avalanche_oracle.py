@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from cil import Budget, class_incremental, plan
 from cil.api import networks
 from cil.data import Dataset, Samples
-from cil.interop.avalanche.host import Logits
+from cil.interop.avalanche.carried import Logits
 from cil.interop.avalanche.strategy import AvalancheStrategy
 from cil.strategies import find
 

@@ -7,8 +7,7 @@ from torch import nn
 
 from cil.data import Batch
 from cil.memory import Allowance, Budget
-from cil.strategies.parts.subspace import weighted_layers
-from cil.strategies.parts.task_subspaces import TaskSubspaces
+from cil.strategies.parts.subspace import TaskSubspaces, weighted_layers
 from cil.strategies.trgp import TRGP, trust_region
 from cil.testing import toy_run, toy_tasks
 from cil.testing.toy import toy_factory

@@ -25,7 +25,6 @@ class BalancedBank(nn.Module):
         num_classes: K; a class below N / K images may add one.
         image_shape: (C, H, W).
         age_weight, entropy_weight: lambda_t and lambda_u of the score.
-        device: Device of all tensors.
 
     Source:
         Yuan, Xie, Li, "Robust test-time adaptation in dynamic scenarios", CVPR 2023, arXiv:2303.13899, section 3.3 and
@@ -85,10 +84,8 @@ class BalancedBank(nn.Module):
                 taken[place] = index
             places = [(held, age if age == EMPTY else age + 1, value) for held, age, value in places]
         if taken:
-            chosen = images[torch.tensor(list(taken.values()), device=images.device)]
-            self.pixels[torch.tensor(list(taken), device=self.pixels.device)] = (
-                (chosen * 255).round().clamp(0, 255).to(torch.uint8)
-            )
+            levels = (images[list(taken.values())] * 255).round().clamp(0, 255)
+            self.pixels[list(taken)] = levels.to(torch.uint8)
         for own, values in zip((self.labels, self.ages, self.entropies), zip(*places, strict=True), strict=True):
             own.copy_(torch.tensor(values, dtype=own.dtype))
         self.arrived += len(images)

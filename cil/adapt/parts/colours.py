@@ -32,12 +32,7 @@ def colour_views(images: Tensor, generator: torch.Generator) -> Tensor:
     chosen, draws = torch.rand(3, count, generator=generator), torch.rand(5, count, generator=generator)
     order = torch.rand(count, 4, generator=generator).argsort(1)
     factors = [0.6 + 0.8 * draws[0], 0.6 + 0.8 * draws[1], 0.6 + 0.8 * draws[2], 0.2 * draws[3] - 0.1]
-    changes: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
-        change_brightness,
-        change_contrast,
-        change_saturation,
-        change_hue,
-    )
+    changes = (change_brightness, change_contrast, change_saturation, change_hue)
     views = images.clone()
 
     def change(rows: Tensor, how: Callable[..., Tensor], *values: Tensor) -> None:

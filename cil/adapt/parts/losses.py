@@ -38,5 +38,4 @@ def any_true(mask: Tensor) -> bool:
 
 def gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     """Gradients of a loss for parameters, zeros where it does not depend on one; no ``grad`` is filled."""
-    found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    return list(torch.autograd.grad(loss, list(parameters), materialize_grads=True))

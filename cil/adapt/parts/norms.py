@@ -20,7 +20,6 @@ def train_norms(net: nn.Module, adapter: str, leave: Collection[nn.Module] = ())
 
     Args:
         net: Any network; ``BatchNorm2d``, ``LayerNorm`` and ``GroupNorm`` count as norm layers.
-        adapter: Name of the method, for the message.
         leave: Norm layers inside these modules stay frozen too.
 
     Returns:
@@ -44,15 +43,10 @@ def train_norms(net: nn.Module, adapter: str, leave: Collection[nn.Module] = ())
 
 
 def freeze_reversibly(net: nn.Module) -> nn.Module:
-    """No gradients and evaluation mode, in place; a later call may change either."""
-    set_mode(net, training=False)
-    return net.requires_grad_(False)
-
-
-def set_mode(net: nn.Module, training: bool) -> None:
-    """Training or evaluation mode of every layer, also of networks that were frozen for good."""
+    """No gradients and evaluation mode, in place, also where it was frozen for good; a later call may change either."""
     for layer in net.modules():
-        layer.training = training
+        layer.training = False
+    return net.requires_grad_(False)
 
 
 def use_batch_statistics(net: nn.Module) -> nn.Module:
@@ -107,8 +101,7 @@ class MixedNorm2d(nn.Module):
         scale = scale if self.weight is None else scale * self.weight
         shift = -mean * scale
         shift = shift if self.bias is None else shift + self.bias
-        mixed: Tensor = self.after((x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).to(x.dtype))
-        return mixed
+        return self.after((x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).to(x.dtype))
 
 
 def replace_batch_norms(net: nn.Module, make: Callable[[nn.BatchNorm2d], Made]) -> list[Made]:
@@ -160,8 +153,7 @@ def _late(part: nn.Module) -> list[nn.Module] | None:
     if "stages" in children:
         return list(children["stages"].children())[-1:]
     if blocks:
-        return blocks[-max(1, len(blocks) // 4) :] + [
-            children[name] for name in ("norm", "fc_norm") if name in children
-        ]
+        norms = [children[name] for name in ("norm", "fc_norm") if name in children]
+        return blocks[-max(1, len(blocks) // 4) :] + norms
     found = [late for child in children.values() if (late := _late(child)) is not None]
     return [layer for late in found for layer in late] if found else None

@@ -10,8 +10,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor, nn
+
 from cil.data import Samples
-from cil.interop.avalanche.host import Host
+from cil.memory import ExemplarMemory
+from cil.strategies.base import Strategy
+
+
+class Logits(nn.Module):
+    """A network of ours as Avalanche calls one: images to logits of the classes seen."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images).logits
+
+
+class Host(Strategy):
+    """A strategy that holds what plugins of Avalanche carry.
+
+    Attributes:
+        options: The arguments of Avalanche's class.
+        experiences: Those before the one that is learned.
+        arrivals: By slot the experience in which it came.
+    """
+
+    options: dict[str, Any]
+    experiences: int
+    arrivals: dict[int, int]
+    memory: ExemplarMemory
+    teacher: nn.Module | None
 
 
 class Carried:
@@ -55,10 +85,6 @@ class Carried:
     def side_bytes(self) -> int:
         """Bytes beside network and exemplars that the method holds by design."""
         return 0
-
-
-class Nothing(Carried):
-    """The network alone."""
 
 
 def plugin_of(strategy: Any, kind: str) -> Any:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from cil.data import Samples
 from cil.errors import ConfigError
-from cil.interop.avalanche.carried import Carried, plugin_of
-from cil.interop.avalanche.host import Host
+from cil.interop.avalanche.carried import Carried, Host, plugin_of
 from cil.interop.avalanche.library import library
 from cil.memory import ExemplarMemory
 
@@ -39,11 +38,11 @@ class Memory(Carried):
         raise NotImplementedError
 
     def groups(self) -> dict[int, Tensor]:
-        """Rows of the exemplars of each group, highest rank first: a reservoir is sorted."""
+        """Rows of the exemplars of each group, highest rank first, as a reservoir is sorted; else as they are held."""
         held = self.learner.memory.samples()
         if not len(held):
             return {}
-        group, rank = held.extras["group"], held.extras["rank"]
+        group, rank = held.extras["group"], held.extras.get("rank", torch.zeros(len(held)))
         found = {}
         for number in group.unique().tolist():
             rows = (group == number).nonzero().flatten()
@@ -158,12 +157,6 @@ class FirstOfEach(Memory):
         if self.size < 1:
             raise ConfigError("strategy.name=AGEM needs room for an exemplar; raise budget.exemplars or budget.limit")
         return {"patterns_per_exp": self.size}
-
-    def groups(self) -> dict[int, Tensor]:
-        held = self.learner.memory.samples()
-        if not len(held):
-            return {}
-        return {int(k): (held.extras["group"] == k).nonzero().flatten() for k in held.extras["group"].unique().tolist()}
 
     def restore(self, strategy: Any, data: Any) -> None:
         plugin = plugin_of(strategy, "AGEMPlugin")

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cil.data import Samples
-from cil.interop.avalanche.carried import Carried, plugin_of
-from cil.interop.avalanche.host import Host, Logits
+from cil.interop.avalanche.carried import Carried, Host, Logits, plugin_of
 from cil.interop.avalanche.library import library
 from cil.memory import tensor_bytes
 from cil.strategies.parts.importance import padded_to
@@ -68,24 +67,24 @@ class Importance(Tables):
         for name in self.held:
             setattr(self.learner, name, padded_to(getattr(self.learner, name), self.weights()))
 
-    def tables(self, strategy: Any) -> dict[str, dict[str, Any]]:
-        """The plugin's own table for each of ``held``, to be filled."""
+    def open_tables(self, strategy: Any) -> None:
+        """Let the plugin have its tables, as after a first experience."""
         plugin = plugin_of(strategy, self.plugin)
         plugin.importance, plugin.params = {}, {}
+
+    def tables(self, strategy: Any) -> dict[str, dict[str, Any]]:
+        """The plugin's own table for each of ``held``."""
+        plugin = plugin_of(strategy, self.plugin)
         return {"importance": plugin.importance, "params": plugin.params}
 
     def restore(self, strategy: Any, data: Any) -> None:
         if self.learner.experiences:
+            self.open_tables(strategy)
             for name, table in self.tables(strategy).items():
                 table.update(parameter_data(getattr(self.learner, name)))
 
-    def trained_tables(self, strategy: Any) -> dict[str, Mapping[str, Any]]:
-        """The plugin's table for each of ``held``, after training."""
-        plugin = plugin_of(strategy, self.plugin)
-        return {"importance": plugin.importance, "params": plugin.params}
-
     def save(self, strategy: Any, pool: Samples) -> None:
-        for name, table in self.trained_tables(strategy).items():
+        for name, table in self.tables(strategy).items():
             values = {key.removeprefix(PREFIX): value.data.detach().clone() for key, value in table.items()}
             setattr(self.learner, name, {key: values[key] for key in self.weights()})
 
@@ -97,19 +96,15 @@ class PathImportance(Importance):
     held = ("importance", "trajectory")
 
     def weights(self) -> dict[str, Tensor]:
-        layers = [
-            (name, layer) for name, layer in self.learner.net.named_modules() if not isinstance(layer, _BatchNorm)
-        ]
-        own = (f"{name}.{key}" for name, layer in layers for key, _ in layer.named_parameters(recurse=False))
-        weights = super().weights()
-        return {name: weights[name].flatten() for name in own if name in weights}
+        norms = {name for name, layer in self.learner.net.named_modules() if isinstance(layer, _BatchNorm)}
+        weights = super().weights().items()
+        return {name: weight.flatten() for name, weight in weights if name.rpartition(".")[0] not in norms}
 
-    def tables(self, strategy: Any) -> dict[str, dict[str, Any]]:
+    def open_tables(self, strategy: Any) -> None:
         plugin = plugin_of(strategy, self.plugin)
         plugin.create_syn_data(strategy.model, plugin.ewc_data, plugin.syn_data, plugin.excluded_parameters)
-        return {"importance": plugin.ewc_data[1], "trajectory": plugin.syn_data["cum_trajectory"]}
 
-    def trained_tables(self, strategy: Any) -> dict[str, Mapping[str, Any]]:
+    def tables(self, strategy: Any) -> dict[str, dict[str, Any]]:
         plugin = plugin_of(strategy, self.plugin)
         return {"importance": plugin.ewc_data[1], "trajectory": plugin.syn_data["cum_trajectory"]}
 

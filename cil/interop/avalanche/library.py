@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import accumulate
 from typing import Any
@@ -47,17 +46,8 @@ def library(module: str) -> Any:
         raise ConfigError(f"avalanche.{module} cannot be imported: {in_words(error)}") from error
 
 
-def installed() -> str:
-    """The version of avalanche-lib."""
-    return version("avalanche-lib")
-
-
 class Images(Dataset[tuple[Tensor, int]]):
-    """Samples as a torch data set: items are (C, H, W) uint8 pixels and the slot. Each item is one read of its image.
-
-    Args:
-        samples: One slot an image.
-    """
+    """Samples as a torch data set: items are (C, H, W) uint8 pixels and the slot, each one read of its image."""
 
     def __init__(self, samples: Samples) -> None:
         self.targets = samples.slots.tolist()

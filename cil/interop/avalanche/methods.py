@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cil.errors import ConfigError, nearest
-from cil.interop.avalanche.carried import Carried, Nothing
+from cil.interop.avalanche.carried import Carried
 from cil.interop.avalanche.carried_images import (
     AllData,
     ClassBuffer,
@@ -37,7 +37,7 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "Naive": Method(Nothing),
+    "Naive": Method(Carried),
     "Replay": Method(ExperienceBuffer),
     "ER_ACE": Method(ClassBuffer, {"batch_size_mem": 10}),
     "DER": Method(LogitsBuffer, {"batch_size_mem": None, "alpha": 0.1, "beta": 0.5}),

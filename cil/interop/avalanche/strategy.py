@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from cil.contract import Phase
 from cil.errors import ConfigError
-from cil.interop.avalanche.host import Host, Logits
-from cil.interop.avalanche.library import ToInput, dataset_of, installed, library, require
+from cil.interop.avalanche.carried import Host, Logits
+from cil.interop.avalanche.library import ToInput, dataset_of, library, require
 from cil.interop.avalanche.methods import checked_options, method
 from cil.memory import Budget
 from cil.models import NetFactory
@@ -148,7 +149,7 @@ class AvalancheStrategy(Host):
         self.gradients = {name: p.grad.detach() for name, p in named.items() if p.grad is not None}
         states = {name: strategy.optimizer.state.get(p, {}).get("momentum_buffer") for name, p in named.items()}
         self.moments = {name: state for name, state in states.items() if state is not None}
-        found = {"strategy": self.class_name, "version": installed(), "iterations": counter.count}
+        found = {"strategy": self.class_name, "version": version("avalanche-lib"), "iterations": counter.count}
         self.diagnostics["avalanche"] = {**found, "stopped_by_budget": counter.stopped}
 
 
@@ -159,10 +160,7 @@ class AvalancheBound(AvalancheStrategy):
     A bound is charged for all it keeps; a budget only reports on it, and tables keep it out of rankings.
 
     Args:
-        name: Its class in ``avalanche.training.supervised``.
-        options: Its own arguments.
-        epochs, batch_size: Of each experience.
-        lr, momentum, weight_decay: Of the SGD that trains it, constant.
+        name, options, epochs, batch_size, lr, momentum, weight_decay: See ``avalanche``.
 
     Source:
         As ``avalanche``. Departure: ``JointTraining`` is trained once on all data there; here at each experience, on

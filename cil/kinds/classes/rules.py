@@ -86,7 +86,7 @@ def _half_as_many(subject: StrategySubject) -> Budget:
 
 def the_live_learner_answers_as_the_rebuilt_one(subject: StrategySubject) -> None:
     """A learner right after an experience, given its own state, answers as the one that is rebuilt from that state."""
-    otherwise = subject.noted().otherwise
+    otherwise = subject.noted()["otherwise"]
     if otherwise:
         names = ", ".join(subject.unkept()) or "a buffer that is not persistent, or what is only set in training"
         raise ContractError(

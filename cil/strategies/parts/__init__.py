@@ -7,8 +7,7 @@ from cil.strategies.parts.losses import (
     margin_ranking,
     new_class_cross_entropy,
 )
-from cil.strategies.parts.nearest_mean import nearest_mean
-from cil.strategies.parts.rehearsal import balanced_set, draw_batch, features, outputs, store_exemplars
+from cil.strategies.parts.rehearsal import balanced_set, draw_batch, features, nearest_mean, outputs, store_exemplars
 
 __all__ = [
     "balanced_set", "cosine_distance", "distillation", "draw_batch", "features", "less_forget", "margin_ranking",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.contract import Progress, RuntimeContext
 from cil.data import Batch, Samples
-from cil.memory import Prototypes, feature_samples
+from cil.memory import Prototypes, feature_samples, tensor_bytes
 from cil.models.base import in_full_precision
+from cil.strategies.base import Strategy, check
+from cil.strategies.parts.setup_warnings import method_name
 
 
 def alignment_rows(gaussians: Prototypes, count: int) -> Samples:
@@ -59,25 +59,45 @@ def covariance_root(gaussians: Prototypes, slot: int, jitter: float) -> Tensor:
     return gaussians.root(slot, jitter) if bool(broken) else root.to(gaussians.means)
 
 
-class EpochDraws(Protocol):
-    """A learner that is aligned.
+class GaussianAlignment(Strategy):
+    """Keeps a Gaussian of each class, on whose samples a head learns once more.
 
     Attributes:
-        drawn: Kept as ``temporary``, of the size of ``draw_all`` from before the phase on, so that it is billed.
+        drawn: Samples of an epoch, (C n, D), there from before the phase on, so that they are billed.
         drawn_in: The epoch of these, -1 at first; kept for training, so that an interruption draws nothing twice.
+        align_samples: n.
     """
 
+    same_draws = True  # of an epoch: they are of no rows of the batch
+    gaussians: Prototypes
     drawn: Tensor
     drawn_in: int
-    progress: Progress
-    context: RuntimeContext
+    align_samples: int
+
+    def keep_gaussians(self, like: Tensor, width: int, covariance: str, rank: int) -> None:
+        """Keep them on the device of ``like``, of features of D = ``width``."""
+        check.one_of(("full", "low_rank", "diagonal", "tied"), method_name(self), covariance=covariance)
+        gaussians = Prototypes(width, covariance, rank if covariance == "low_rank" else 1)
+        self.keep("gaussians", gaussians.to(like.device), kind="statistics")
+        self.keep("drawn", None, kind="temporary")
+        self.keep("drawn_in", -1, lifetime="training")
+
+    def side_bytes(self) -> int:
+        """Statistics go by ``covariance``."""
+        return sum(map(tensor_bytes, self.gaussians.state_dict().values()))
+
+    def alignment_set(self) -> Samples:
+        """Samples of the phase, with room for what is drawn."""
+        means = self.gaussians.means
+        self.drawn = means.new_zeros(len(means) * self.align_samples, means.shape[1])
+        return alignment_rows(self.gaussians, self.align_samples)
 
     def draw_samples(self, epoch: int) -> Tensor:
         """What ``draw_all`` gives for an epoch."""
-        ...
+        raise NotImplementedError
 
 
-def epoch_features(learner: EpochDraws, batch: Batch) -> Tensor:
+def epoch_features(learner: GaussianAlignment, batch: Batch) -> Tensor:
     """(N, D) features of a batch of ``alignment_rows``: all are drawn anew with the first batch of an epoch."""
     epoch = learner.progress.epoch
     if learner.drawn_in != epoch:

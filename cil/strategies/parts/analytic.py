@@ -20,16 +20,11 @@ ROWS = 1000  # images whose hidden features exist at once
 class Analytic(FrozenBackbone):
     """Hidden features h of E numbers, and W from all images as if they had come at once.
 
-    Args:
-        size: E.
-        ridge: gamma > 0.
-        carries: ``sums``: the triangle of G, and Q. ``recursion``: R and W, as published; twice the bytes.
-        statistics: Type of what is carried, ``float64`` or ``float32``.
-        train_first, first_head: See ``FrozenBackbone``.
+    Arguments: see ``cil.strategies.acil``.
     """
 
     main: RidgeSums | RecursiveRidge
-    head: Tensor | None  # (E, C), W
+    head: Tensor  # (E, C), W
 
     def __init__(
         self,
@@ -88,7 +83,6 @@ class Analytic(FrozenBackbone):
 
     def predict(self, images: Tensor) -> Tensor:
         """h W; minus infinity for a class without data: (N, ...) to (N, C)."""
-        assert self.head is not None
         h = self.hidden(to_float64(self.net(images).features)).to(self.head)
         return (h @ self.head).masked_fill((self.head == 0).all(0), -torch.inf)
 
@@ -99,7 +93,7 @@ class RandomAnalytic(Analytic):
     fits = "size"
 
     seed: Tensor  # (), int64
-    layer: Tensor | None  # (D, E), W_r'
+    layer: Tensor  # (D, E), W_r'
 
     def keep_fixed(self) -> None:
         self.keep("seed", self.net.head.weight.new_zeros((), dtype=torch.int64), kind="statistics")
@@ -120,7 +114,6 @@ class RandomAnalytic(Analytic):
 
     def projected(self, features: Tensor) -> Tensor:
         """W_r phi: (N, D) to (N, E)."""
-        assert self.layer is not None
         return features @ self.layer.to(features)
 
     def _draw_layer(self) -> None:

@@ -62,8 +62,7 @@ class FrozenBackbone(Strategy):
 
     def backbone_features(self, images: Tensor) -> Tensor:
         """(N, D) of images in [0, 1]: those of ``net``, unless more is trained beside it."""
-        features: Tensor = self.net(images).features
-        return features
+        return self.net(images).features
 
     @property
     def asks_net_alone(self) -> bool:
@@ -105,11 +104,8 @@ def trains_first(learner: Strategy, choice: bool | str) -> bool:
 
     Frozen public weights are kept as a reference, carried and charged once.
 
-    Args:
-        choice: ``train_first``: True, False, or ``auto`` (True where there are no public weights).
-
     Raises:
-        ConfigError: for anything else.
+        ConfigError: where ``train_first`` is neither True, False nor ``auto``.
     """
     if choice not in (True, False, "auto"):
         raise ConfigError(f"strategy.train_first is '{choice}'; allowed: auto, true, false")
@@ -124,10 +120,7 @@ def trains_first(learner: Strategy, choice: bool | str) -> bool:
 
 
 def float64_features(learner: Strategy, samples: Samples, net: nn.Module | None = None) -> Tensor:
-    """(N, D) float64 features of images that are not augmented.
-
-    Args:
-        net: In place of ``learner.net``.
+    """(N, D) float64 features of images that are not augmented, by ``net`` in place of ``learner.net``.
 
     Raises:
         TrainingError: where they are not finite.

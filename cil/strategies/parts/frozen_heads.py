@@ -20,7 +20,6 @@ class FeaturesAndHead(HeadedNet):
 
     Args:
         features: (N, C, H, W) images to (N, D).
-        head: On D features.
         parts: Modules that ``features`` runs, so that their mode can be set.
     """
 

@@ -30,8 +30,7 @@ class FrozenLinear(FrozenBackbone):
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D) of images in [0, 1]: those of ``net``, unless more is learned in it."""
-        features: Tensor = self.net(images).features
-        return features
+        return self.net(images).features
 
     def grow_net(self, signature: Signature) -> None:
         super().grow_net(signature)
@@ -48,6 +47,4 @@ class FrozenLinear(FrozenBackbone):
         store_exemplars(self, experience, FeaturesAndHead(self.features, self.head, [self.net]))
 
     def predict(self, images: Tensor) -> Tensor:
-        """The head's logits."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
+        return self.head(self.features(images))

@@ -67,8 +67,7 @@ class FrozenTransformer(Strategy):
     def plain_features(self, x: Tensor) -> Tensor:
         """(N, D) of normalised images by the transformer alone, without gradient: the query of prompts."""
         with torch.no_grad():
-            features: Tensor = backbone_output(self.vit, x)[0]
-        return features
+            return backbone_output(self.vit, x)[0]
 
     def local_cross_entropy(self, features: Tensor, slots: Tensor) -> Tensor:
         """Cross-entropy of ``net`` over the classes that have data in the experience: the training mask."""

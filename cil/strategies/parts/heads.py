@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,12 +40,18 @@ def imprint(learner: Strategy, experience: Experience) -> None:
             weight[slot] = norm * F.normalize(mean, dim=0).to(weight)
 
 
-def rows_without_data(learner: Strategy) -> dict[str, Tensor]:
-    """Copies of weight and bias of a head's rows below ``first_slot``, whose classes have no images now, by name."""
+def rows_without_data(learner: Strategy, owner: Any) -> dict[str, Tensor]:
+    """Copies of weight and bias of ``owner.head`` below ``first_slot``, whose classes have no images now, by name."""
     if not learner.first_slot:
         return {}
-    named = {name: value for name, value in learner.net.head.named_parameters() if name in ("weight", "bias")}
+    named = {name: value for name, value in owner.head.named_parameters() if name in ("weight", "bias")}
     return {n: v[: len(v) // learner.num_classes * learner.first_slot].detach().clone() for n, v in named.items()}
+
+
+def hold_rows(owner: Any, rows: Mapping[str, Tensor]) -> None:
+    """``freeze_rows`` for what ``rows_without_data`` gave."""
+    for name, own in rows.items():
+        freeze_rows(getattr(owner.head, name), own)
 
 
 def freeze_rows(weight: nn.Parameter, rows: Tensor) -> None:

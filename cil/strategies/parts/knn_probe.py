@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cil.data import Samples
 from cil.models import TaskNet, batch_statistics_features
-from cil.strategies.base import Strategy, check
+from cil.strategies.base import Strategy
 from cil.streams import Experience, TaskKey
 
 
@@ -31,16 +31,6 @@ class KNNProbe:
     neighbours: int = 5
     train: int = 10_000
     dev: int = 5_000
-
-    @classmethod
-    def of(cls, strategy: str, neighbours: int, train: int, dev: int) -> KNNProbe:
-        """The probe of a strategy, by its hyperparameters.
-
-        Raises:
-            ConfigError: for numbers below 1.
-        """
-        check.at_least(1, strategy, neighbours=neighbours, train=train, dev=dev)
-        return cls(neighbours, train, dev)
 
     def scores(
         self, learner: Strategy, nets: Mapping[str, TaskNet], experience: Experience, task: TaskKey

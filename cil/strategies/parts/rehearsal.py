@@ -1,4 +1,4 @@
-"""Exemplars: stored after an experience, drawn in training, and the input of the rules that select them."""
+"""Exemplars: stored after an experience, drawn in training, the input of rules that select them, their means."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cil.data import Augment, Batch, Samples
 from cil.errors import ConfigError
-from cil.memory import FeatureMemory, Gradients, Predictions, ReservoirMemory, RuleInput, selection
+from cil.memory import FeatureMemory, Gradients, Predictions, ReservoirMemory, RuleInput, selection, unit
 from cil.memory.exemplars import Observe
 from cil.models import extract, extract_outputs
 from cil.strategies.base import Strategy
@@ -21,8 +21,6 @@ def store_exemplars(learner: Strategy, experience: Experience, net: nn.Module | 
     """Rebuild every rehearsal memory with the network as it is: floor(M / C) exemplars a class.
 
     Args:
-        learner: Its memories are rebuilt.
-        experience: The experience that has just been learned.
         net: Network whose features, or logits, the rules look at; ``learner.net`` if None.
     """
     net = learner.net if net is None else net
@@ -53,7 +51,6 @@ def rule_input(net: nn.Module, num_classes: int, needs: str, samples: Samples) -
     """Input of a selection rule for samples of one class, on the CPU; see ``cil.memory.selections``.
 
     Args:
-        net: Network, used in evaluation mode.
         num_classes: Logits it must have, where any are needed.
         needs: ``features``, ``logits`` or ``gradients``.
 
@@ -110,7 +107,6 @@ def balanced_set(learner: Strategy, experience: Experience, rule: str | None = N
 
     Args:
         learner: Has the exemplars as ``memory``.
-        experience: The other images are of its training set.
         rule: Selection rule, applied with the network as it is; that of the memory if None.
     """
     balanced = copy(learner.memories()["memory"])  # its content is replaced below, never changed
@@ -121,3 +117,20 @@ def balanced_set(learner: Strategy, experience: Experience, rule: str | None = N
     observe = partial(rule_input, learner.net, learner.num_classes, balanced.select.needs)
     balanced.rebuild(experience.train, quota, observe, learner.generator("select:balanced"))
     return balanced.samples()
+
+
+def nearest_mean(features: Tensor, means: Tensor) -> Tensor:
+    """Score each class by minus the distance of unit features to its mean: (N, D), (C, D) to (N, C).
+
+    Args:
+        features: As a network gives them.
+        means: Of unit length (``cil.memory.class_means``); a row of NaN, of a class without an exemplar, is never the
+            nearest.
+
+    Source: Rebuffi et al. 2017 (iCaRL), Algorithm 1.
+
+    >>> nearest_mean(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.6, 0.8]])).mul(1000).round().tolist()
+    [[-894.0, -0.0]]
+    """
+    scores = -torch.cdist(unit(features.float()), means)
+    return scores.masked_fill(means.isnan().any(1), -torch.inf)

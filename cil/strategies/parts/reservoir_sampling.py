@@ -65,9 +65,6 @@ class ReservoirRehearsal(Strategy):
 
         An image that is held and comes again gets the side data of this step, or is offered again. With
         ``trainer.accumulate`` a step offers its last batch alone.
-
-        Args:
-            extras: Side data of the batch.
         """
         assert batch.rows is not None  # batches of a phase have them
         now = self.places[batch.rows]

@@ -22,7 +22,6 @@ class RidgeSums(nn.Module):
     Args:
         size: E, length of h.
         strength: gamma > 0.
-        dtype: Of the sums.
     """
 
     gram: Tensor  # (E (E + 1) / 2,)
@@ -66,7 +65,6 @@ class RecursiveRidge(nn.Module):
     Args:
         size: E, length of h.
         strength: gamma > 0.
-        dtype: Of R and W.
 
     Source: Zhuang et al., ACIL, NeurIPS 2022, theorem 1.
     """

@@ -1,9 +1,11 @@
-"""Subspaces of what a layer has been given: an orthonormal basis that grows, or that of its complement."""
+"""Subspaces of what a layer has been given: an orthonormal basis that grows, or that of its complement; by task."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +22,6 @@ class Subspace(nn.Module):
 
     While it has no more than d / 2 dimensions M is held, then N: floor(d / 2) columns are enough for either, and are
     there from the start, as bytes are known before training: 4 d floor(d / 2) bytes, and 8.
-
-    Args:
-        size: d.
     """
 
     basis: Tensor  # (d, floor(d / 2)); columns from ``count`` on are 0
@@ -100,6 +99,67 @@ def orthogonal_complement(basis: Tensor) -> Tensor:
     return whole[:, basis.shape[1] :]
 
 
+class TaskSubspaces(nn.Module):
+    """An orthonormal basis M of all inputs so far, and which of its columns each task needs; to keep as ``statistics``.
+
+    Columns stay where they are, as later tasks refer to them: 4 d^2 bytes, d a task, and 8.
+    """
+
+    basis: Tensor  # (d, d), columns from ``count`` on are 0
+    count: Tensor  # () int64
+    members: Tensor  # (T, d) bool: columns of each task
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("basis", torch.zeros(size, size))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("members", torch.zeros(0, size, dtype=torch.bool))
+
+    def grow(self) -> None:
+        """Make room for another task, which has no columns yet."""
+        self.members = torch.cat([self.members, self.members.new_zeros(1, self.members.shape[1])])
+
+    def outside(self, rows: Tensor) -> Tensor:
+        """The part of rows (N, d) that lies outside what all tasks need: g - g M M'."""
+        basis = self.basis.to(rows)
+        return rows - rows @ basis @ basis.T
+
+    def shares(self, rows: Tensor) -> Tensor:
+        """|g S_j S_j'| / |g| of each task j, for rows g (N, d): (T,)."""
+        squares = (rows @ self.basis.to(rows)).square().sum(0)
+        return (self.members.to(rows) @ squares).sqrt() / rows.norm().clamp(min=1e-12)
+
+    def columns_of(self, tasks: Sequence[int], count: int) -> Tensor:
+        """(count, d): a row a task, 1 where it needs a column; then rows of 0."""
+        rows = self.basis.new_zeros(count, len(self.basis))
+        rows[: len(tasks)] = self.members[list(tasks)].to(rows)
+        return rows
+
+    @torch.no_grad()
+    def add(self, moments: Tensor, share: float) -> int:
+        """Give the last task the fewest columns, old and new, that hold so much of |X|^2; returns how many are new.
+
+        Args:
+            moments: (d, d), X X' of its inputs X.
+            share: epsilon, in [0, 1].
+        """
+        moments, known = moments.cpu().double(), int(self.count)
+        held = self.basis.cpu().double()[:, :known]
+        outer = orthogonal_complement(held)
+        values, axes = torch.linalg.eigh(outer.T @ moments @ outer)
+        squares = torch.cat([(held * (moments @ held)).sum(0), values.flip(0)]).clamp(min=0)
+        order, total = squares.argsort(descending=True, stable=True), squares.sum()  # |X|^2, as float32 columns see it
+        short = squares[order].cumsum(0) < (share - 1e-12) * total
+        needed = int(short.sum()) + 1 if share * total > 0 else 0
+        chosen = order[:needed]
+        new = int((chosen >= known).sum())  # the leading ones, as they are in order
+        self.basis[:, known : known + new] = (outer @ axes.flip(1)[:, :new]).to(self.basis)
+        self.count += new
+        self.members[-1, chosen[chosen < known]] = True
+        self.members[-1, known : known + new] = True
+        return new
+
+
 def layer_key(name: str) -> str:
     """A layer's name without dots, which names of modules in a dict may not have."""
     return name.replace(".", "/")
@@ -143,22 +203,15 @@ def weighted_layers(backbone: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
 def input_moments(layers: Mapping[str, nn.Linear | nn.Conv2d]) -> Iterator[dict[str, Tensor]]:
     """Sums X X', (d, d) float64, of the inputs of each layer (of convolutions patches) in passes inside the block."""
     found: dict[str, Tensor] = {}
-    handles = []
 
-    def hook(name: str, layer: nn.Linear | nn.Conv2d) -> None:
-        def add(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            rows = input_rows(layer, given[0].detach()).double()
-            found[name] = found.get(name, 0.0) + rows.T @ rows
+    def add(name: str, layer: Any, given: tuple[Tensor, ...]) -> None:
+        rows = input_rows(layer, given[0].detach()).double()
+        found[name] = found.get(name, 0.0) + rows.T @ rows
 
-        handles.append(layer.register_forward_pre_hook(add))
-
-    for name, layer in layers.items():
-        hook(name, layer)
-    try:
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_pre_hook(partial(add, name)).remove)
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def input_rows(layer: nn.Linear | nn.Conv2d, images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -145,7 +145,7 @@ class TaskLearner(Strategy):
 
     takes_task = True
     uses_validation = True  # a dev split, by the protocol
-    toy: ClassVar[Mapping[str, Any]] = {"search": {"trials": 2, "steps": 3, "batch_size": 8}}
+    toy = {"search": {"trials": 2, "steps": 3, "batch_size": 8}}
     task: TaskKey  # of the experience that is trained
 
     def __init__(self, make_net: NetFactory, budget: Budget, *, search: Mapping[str, Any] = SEARCH) -> None:
@@ -184,11 +184,7 @@ class TaskLearner(Strategy):
             yield self.phase(train, {"smoothing": 0.0})
             return
         refit = partial(self.phase, train if dev is None else train + dev) if recipe.refit else None
-        yield Search("main", self.space(), recipe.trials, partial(self.phase, train), dev, refit)
-
-    def space(self) -> dict[str, Range | Choice]:
-        """Search space of the settings."""
-        return self.recipe.space
+        yield Search("main", recipe.space, recipe.trials, partial(self.phase, train), dev, refit)
 
     def phase(self, data: Samples, settings: Settings) -> Phase:
         """Training on the task with these settings."""
@@ -233,5 +229,4 @@ class TaskLearner(Strategy):
     def predict(self, images: Tensor, task: TaskKey | None = None) -> Tensor:
         """Score the classes of the task, which must be given: (N, C, H, W) float in [0, 1] to (N, task.classes)."""
         assert task is not None
-        logits: Tensor = self.net(images, task.name).logits
-        return logits
+        return self.net(images, task.name).logits
