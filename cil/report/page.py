@@ -188,10 +188,15 @@ def _grid(grid: Grid, best: Mapping[str, str] | None = None) -> str:
                 look = BEST if won else WORDS if len(cell) > LETTERS else ""
                 row.append(f"<td{look}>{_cell(cell, rooms[head])}</td>")
             body.append(f'<tr data-row="{escape(line.name)}">{"".join(row)}</tr>')
-    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
-    inside = "\n".join(body)
-    dense = ' class="dense huge"' if len(heads) >= HUGE else ' class="dense"' if len(heads) >= DENSE else ""
-    return f'<div class="wide"><table{dense}>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{inside}\n</tbody></table></div>'
+    look = "dense huge" if len(heads) >= HUGE else "dense" if len(heads) >= DENSE else ""
+    return html_table(map(escape, heads), body, look)
+
+
+def html_table(heads: Iterable[str], rows: Iterable[str], look: str = "") -> str:
+    """A table as HTML: the inside of its headings, whole rows, and its classes in the style of the page."""
+    top = "".join(f'<th scope="col">{head}</th>' for head in heads)
+    body, style = "\n".join(rows), f' class="{look}"' if look else ""
+    return f'<div class="wide"><table{style}>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
 def _cell(text: str, room: int) -> str:

@@ -32,8 +32,7 @@ def _over_time(rows: Sequence[Row], segments: Sequence[str], paint: Mapping[str,
             band(axes, places, centre, [column.std or 0.0 for column in columns], style["color"], row.label)
     every = max(1, len(places) // 30)
     axes.set_xticks(places[::every], segments[::every], rotation=55, ha="right", fontsize=8)
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("online error, %")
+    axes.set(ylim=(0, None), ylabel="online error, %")
     legend(axes)
     return "Error over time", "Of each segment, in order of arrival. Mean over seeds; band: one deviation.", figure
 
@@ -45,9 +44,7 @@ def _against_bytes(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture:
         axes.plot(
             [(row.peak_training_bytes or 0) / MIB], [row.score("mean_error").mean or 0.0], **style, label=row.label
         )
-    axes.set_xlabel("held at once during an update, MiB")
-    axes.set_ylabel("mean online error, %")
-    axes.set_xlim(left=0)
+    axes.set(xlabel="held at once during an update, MiB", ylabel="mean online error, %", xlim=(0, None))
     axes.margins(x=0.08, y=0.12)
     legend(axes)
     return "Error against memory", "Down and left is better.", figure

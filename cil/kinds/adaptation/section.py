@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from cil.kinds.adaptation.plots import plots
+from cil.report import settings_list
 from cil.report.bills import bill_cells, bill_entry
 from cil.report.grids import Grid, Titled, byte_bill, decimal, flops, grid, scores_entry, whole
 from cil.report.grouping import Group, comparisons, grouped
@@ -14,16 +15,6 @@ from cil.report.labels import labels_of
 from cil.report.rows import Row, beside, incomplete, lowest_error, marked, mean, remarks
 from cil.report.runs import conventions_of
 from cil.report.section import ReadingAid, Section, Sections
-from cil.report.settings_list import (
-    computing,
-    edited_code,
-    known,
-    one_seed,
-    unlike_values,
-    unlike_versions,
-    values_of,
-    versions_of,
-)  # fmt: skip
 from cil.report.setup import paragraph
 from cil.tracking import Record
 
@@ -103,7 +94,7 @@ def _section(groups: Sequence[Group], number: int) -> Section:
 def _setup(title: str, source: str, groups: Sequence[Group]) -> str:
     """The set-up as a paragraph for a paper."""
     severity = groups[0].first.stream.get("severity")
-    batches = ", ".join(values_of((run for group in groups for run in group.runs), "batch_size"))
+    batches = ", ".join(settings_list.values_of((run for group in groups for run in group.runs), "batch_size"))
     data = f"Stream: {title}{f', severity {severity}' if severity else ''}; {source}; {batches} images a batch."
     return paragraph(data, groups, "", trained=False)
 
@@ -167,19 +158,19 @@ def _facts(groups: Sequence[Group]) -> dict[str, str]:
         "order": " → ".join(stream["segments"]),
         "severity": str(stream.get("severity", "")),
         "source": ", ".join(f"{key} {value}" for key, value in source.items() if key != "kind" and value is not None),
-        "batch size": ", ".join(values_of(runs, "batch_size")),
-        **computing(runs),
-        "versions": ", ".join(versions_of(runs)),
+        "batch size": ", ".join(settings_list.values_of(runs, "batch_size")),
+        **settings_list.computing(runs),
+        "versions": ", ".join(settings_list.versions_of(runs)),
     }
-    return known(facts)
+    return settings_list.known(facts)
 
 
 def _warnings(groups: Sequence[Group], rows: Sequence[Row]) -> Iterable[str]:
     runs = [run for group in groups for run in group.runs]
     if runs[0].stream.get("data") == "unofficial":
         yield "Unofficial data: these are not the published images; they were made here, or come from other files."
-    yield from one_seed(rows)
-    yield from unlike_values(runs, "batch_size")
-    yield from unlike_values(runs, "threads")
-    yield from unlike_versions(runs)
-    yield from edited_code(groups, rows)
+    yield from settings_list.one_seed(rows)
+    yield from settings_list.unlike_values(runs, "batch_size")
+    yield from settings_list.unlike_values(runs, "threads")
+    yield from settings_list.unlike_versions(runs)
+    yield from settings_list.edited_code(groups, rows)

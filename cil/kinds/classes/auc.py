@@ -185,7 +185,6 @@ def _picture(
         points = [(size, s.mean, s.std or 0.0) for size, s in zip(x, curve, strict=True) if s.known]
         sizes, y, std = zip(*points, strict=True) if points else ((), (), ())
         axes.errorbar(sizes, y, yerr=std, **line_style(colour, place), label=label, capsize=2, elinewidth=1)
-    axes.set_xlabel(f"budget, MiB of 2^20 bytes ({convention})")
-    axes.set_ylabel("accuracy, %")
+    axes.set(xlabel=f"budget, MiB of 2^20 bytes ({convention})", ylabel="accuracy, %")
     legend(axes)
     return f"{words} against the budget", "Mean over seeds; bars: one standard deviation.", figure

@@ -10,7 +10,7 @@ from typing import Any
 from cil.report.grids import Line, grid, scores_entry, whole
 from cil.report.grouping import Group, comparisons, grouped
 from cil.report.labels import labels_of
-from cil.report.plots import WIDTH, Picture, Plot, draw_plots, figure_of, legend, line_style
+from cil.report.plots import WIDTH, Picture, draw_plots, figure_of, legend, line_style
 from cil.report.rows import incomplete, largest
 from cil.report.runs import RunSummary
 from cil.report.section import ReadingAid, RowsOfOthers, Section, Sections
@@ -136,12 +136,8 @@ def _section(first: RunSummary, rows: Sequence[ForeignRow], number: int) -> Sect
         remarks=tuple(stopped),
         warnings=("Foreign results: read from logs of another toolbox, not billed, and not ranked.",),
         entries=tuple(identity | row.entry("read from logs, not billed") for row in rows),
-        plots=partial(_plots, rows),
+        plots=lambda number, paint: draw_plots(number, partial(_curves, rows, paint), labels=paint),
     )
-
-
-def _plots(rows: Sequence[ForeignRow], number: int, paint: Mapping[str, str]) -> list[Plot]:
-    return draw_plots(number, partial(_curves, rows, paint), labels=paint)
 
 
 def _curves(rows: Sequence[ForeignRow], paint: Mapping[str, str]) -> Picture:
@@ -152,9 +148,7 @@ def _curves(rows: Sequence[ForeignRow], paint: Mapping[str, str]) -> Picture:
         centre = [sum(curve[step] for curve in row.curves) / len(row.curves) for step in range(steps)]
         classes = [sum(sizes[: step + 1]) for step in range(steps)]
         axes.plot(classes, centre, **line_style(paint[row.label], place, dashed=True), label=row.label)
-    axes.set_ylim(0, 100)
-    axes.set_xlabel("classes seen")
-    axes.set_ylabel("accuracy on all classes seen, %")
+    axes.set(ylim=(0, 100), xlabel="classes seen", ylabel="accuracy on all classes seen, %")
     legend(axes)
     return "Accuracy over the stream, foreign", "As the logs say, after each experience; mean over seeds.", figure
 
