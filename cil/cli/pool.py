@@ -153,7 +153,8 @@ def run_all(
                 _forward(children, interrupts)
                 deadline = min(deadline, time.monotonic() + grace)
             if time.monotonic() >= deadline:
-                _kill(children)
+                for child in children.values():  # they did not stop when they were told to
+                    child.process.kill()
         if interrupts.count:
             raise KeyboardInterrupt
     return [ends[number] for number in range(len(runs))]
@@ -217,13 +218,6 @@ def _forward(children: Mapping[int, _Child], interrupts: _Interrupts) -> None:
         for child in children.values():
             if child.process.is_alive() and child.process.pid is not None:
                 os.kill(child.process.pid, signal.SIGINT)
-
-
-def _kill(children: Mapping[int, _Child]) -> None:
-    """End children that did not stop when they were told to."""
-    for child in children.values():
-        if child.process.is_alive():
-            child.process.kill()
 
 
 @contextmanager

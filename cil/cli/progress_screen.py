@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self, TextIO
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -18,11 +18,10 @@ class ProgressScreen:
     Args:
         total: How many there are.
         quiet: Show nothing but the end of those that did not finish.
-        stream: Standard error by default.
     """
 
-    def __init__(self, total: int, quiet: bool = False, stream: TextIO | None = None) -> None:
-        self._total, self._quiet, self._stream = total, quiet, stream or sys.stderr
+    def __init__(self, total: int, quiet: bool = False) -> None:
+        self._total, self._quiet, self._stream = total, quiet, sys.stderr
         self._labels: dict[int, str] = {}
         self._shares: dict[int, float] = {}
         self._tasks: dict[int, TaskID] = {}

@@ -151,30 +151,26 @@ class CountedStore:
     """
 
     def __init__(self, store: Store, images: Images, looks: Looks) -> None:
-        self._store, self.images, self.looks = store, images, looks
+        self.uncounted = store  # for the engine, which counts what it serves, and for memories, which copy
+        self.images, self.looks = images, looks
         self.shape, self.in_memory = store.shape, store.in_memory
 
     def __len__(self) -> int:
-        return len(self._store)
+        return len(self.uncounted)
 
     def pixels(self, rows: Tensor) -> Tensor:
         self.looks.read(self.images[_numbers(rows)])
-        return self._store.pixels(rows)
+        return self.uncounted.pixels(rows)
 
     def training_pixels(self, rows: Tensor, draws: Tensor) -> Tensor:
         self.looks.read(self.images[_numbers(rows)])
-        return self._store.training_pixels(rows, draws)
+        return self.uncounted.training_pixels(rows, draws)
 
     def take(self, rows: Tensor) -> CountedStore:
-        return CountedStore(self._store.take(rows), self.images[_numbers(rows)], self.looks)
+        return CountedStore(self.uncounted.take(rows), self.images[_numbers(rows)], self.looks)
 
     def digest(self, rows: Tensor) -> bytes:
-        return self._store.digest(rows)
-
-    @property
-    def uncounted(self) -> Store:
-        """The store beneath: for the engine, which counts what it serves, and for memories, which copy."""
-        return self._store
+        return self.uncounted.digest(rows)
 
 
 def counted(samples: Samples, looks: Looks) -> Samples:

@@ -100,16 +100,12 @@ def _load(given: str | Mapping[str, Any] | Dataset, root: Path, size: int | None
     if size is not None and "size" in dataset_options(name):
         options.setdefault("size", size)  # files are decoded at the size that is wanted
     data = load_dataset(name, root, **options)
-    if augment is not None:
-        data = _with_augment(data, augment)
-    return data
-
-
-def _with_augment(data: Dataset, given: Any) -> Dataset:
-    if not isinstance(given, Mapping) or not given.keys() <= Augment.__dataclass_fields__.keys():
+    if augment is None:
+        return data
+    if not isinstance(augment, Mapping) or not augment.keys() <= Augment.__dataclass_fields__.keys():
         known = ", ".join(Augment.__dataclass_fields__)
-        raise ConfigError(f"stream.dataset: augment of '{data.name}' is {given!r}; its arguments are {known}")
-    return replace(data, augment=Augment(**given))
+        raise ConfigError(f"stream.dataset: augment of '{data.name}' is {augment!r}; its arguments are {known}")
+    return replace(data, augment=Augment(**augment))
 
 
 def _class_names(sets: Sequence[Dataset]) -> list[str]:

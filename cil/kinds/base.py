@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from cil.engine.work import Work
-from cil.report.kind import ReportedKind
+from cil.report.section import ReportedKind
 from cil.testing.check import CheckedKind
 
 

@@ -13,11 +13,8 @@ NAMES = (*CANONICAL, *EXTRA)  # a corruption's place is part of its seeds: appen
 SEVERITIES = (1, 2, 3, 4, 5)
 SETS = ("32", "64", "224")
 
-_ELASTIC_32, _ELASTIC_64, _ELASTIC_224 = (
-    32,
-    64,
-    244,
-)  # pixels that alpha, sigma and shift are multiplied by; 244 is the published value
+# pixels that alpha, sigma and shift are multiplied by; 244 is the published value
+_ELASTIC_32, _ELASTIC_64, _ELASTIC_224 = 32, 64, 244
 
 # The function of a corruption says what its numbers mean. Severities 1 to 5, left to right.
 _SMALL: dict[str, tuple[Any, ...]] = {

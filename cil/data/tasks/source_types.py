@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from cil.data.tasks.access import PART_NAMES, Access
-from cil.data.tasks.examples import ExampleTable
+from cil.data.tasks.examples import PART_NAMES, Access, ExampleTable
 from cil.data.tasks.file_sources import csv_table, imagefolder, npz
 from cil.data.tasks.generators import GENERATORS
 from cil.data.tasks.libraries import hub, torchvision
