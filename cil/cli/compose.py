@@ -48,14 +48,9 @@ def compose(overrides: Sequence[str] = ()) -> Job:
     """
     with one_line_errors(overrides, raw_config):
         _offer_plugins(overrides)
-        job = _before_recipe(_composed_job(overrides, overrides))
+        job = _before_recipe(_job(composition(overrides), overrides))
     check(job.config)
     return job
-
-
-def _composed_job(overrides: Sequence[str], asked: Sequence[str]) -> Job:
-    """Compose by Hydra; ``asked`` is what the job says it was made of."""
-    return _job(composition(overrides), asked)
 
 
 def _before_recipe(job: Job) -> Job:
@@ -63,7 +58,7 @@ def _before_recipe(job: Job) -> Job:
     _refuse_unread(job)
     _refuse_mixed_optimizers(job)
     more = _more_overrides(job)
-    return _composed_job([*job.overrides, *more], job.overrides) if more else job
+    return _job(composition([*job.overrides, *more]), job.overrides) if more else job
 
 
 def _more_overrides(job: Job) -> list[str]:
@@ -220,7 +215,7 @@ def _by_hydras_own(options: Sequence[str], overrides: list[str], task: Callable[
     with one_line_errors(overrides, raw_config):
         _offer_plugins(overrides)
         if {"--cfg", "-c"} & {item.partition("=")[0] for item in options}:  # shows what would run
-            overrides += _more_overrides(_composed_job(overrides, overrides))
+            overrides += _more_overrides(_job(composition(overrides), overrides))
         app = hydra.main(config_path=str(conf_dir()), config_name=CONFIG, **version_base())(called)
         sys.argv = ["cil", *options, *opened(overrides)]
         try:

@@ -171,19 +171,13 @@ class Study:
 
 
 def _sampler(name: str, seed: int, number: int) -> BaseSampler:
-    from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+    from optuna.samplers import RandomSampler, TPESampler
 
     if name == "tpe":
         return TPESampler(seed=seed_for(seed, "tpe", number))
 
-    class Keyed(BaseSampler):
+    class Keyed(RandomSampler):
         """Uniform, each key and trial by a generator of its own."""
-
-        def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-            return {}
-
-        def sample_relative(self, study: Any, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
-            return {}
 
         def sample_independent(self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
             own = RandomSampler(seed=seed_for(seed, param_name, trial.number))

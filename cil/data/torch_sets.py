@@ -7,6 +7,7 @@ import inspect
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -264,13 +265,7 @@ def _decode_all(
 
 
 def _stacked(images: Iterator[Tensor]) -> Iterator[Tensor]:
-    held: list[Tensor] = []
-    for image in images:
-        held.append(image)
-        if len(held) == _PIECE:
-            yield torch.stack(held)
-            held = []
-    if held:
+    while held := list(islice(images, _PIECE)):
         yield torch.stack(held)
 
 

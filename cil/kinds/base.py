@@ -19,4 +19,3 @@ class Kind(ReportedKind, CheckedKind, Protocol):
 
     def work(self, **parts: Any) -> Work:
         """The work of a run; ``parts`` are those that ``cil.plan`` gives to all kinds with such learners."""
-        ...

@@ -147,4 +147,3 @@ class ReportedKind(Protocol):
 
     def sections(self, records: Sequence[Record]) -> Sections:
         """Tables, plots and words of records of this kind."""
-        ...

@@ -44,19 +44,15 @@ class CorruptedImages(Protocol):
 
     def title(self, name: str) -> str:
         """Name of the domain."""
-        ...
 
     def pixels(self, key: Key, places: Tensor) -> Tensor:
         """Corrupted images at ``places``, (n, C, H, W) uint8."""
-        ...
 
     def check(self, keys: Sequence[Key]) -> None:
         """Raise ``DataError`` where images of one of the keys are missing or wrong."""
-        ...
 
     def digest(self, keys: Sequence[Key], places: Tensor) -> str:
         """SHA-256 over all that the pixels are made of."""
-        ...
 
 
 class GeneratedImages:

@@ -55,7 +55,6 @@ class Images(Protocol):
 
     def content(self, row: int) -> bytes:
         """SHA-256 of the stored image: equal for exact copies."""
-        ...
 
 
 class _HashedImages:

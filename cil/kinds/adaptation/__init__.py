@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cil.kinds.parts import KindOfParts
-
-if TYPE_CHECKING:
-    from cil.kinds.base import Kind
 
 
 class Adaptation(KindOfParts):
@@ -33,4 +28,4 @@ class Adaptation(KindOfParts):
         return issubclass(learner, Adapter)
 
 
-ADAPTATION: Kind = Adaptation()
+ADAPTATION = Adaptation()

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cil.kinds.parts import KindOfParts
-
-if TYPE_CHECKING:
-    from cil.kinds.base import Kind
 
 
 class Classes(KindOfParts):
@@ -32,4 +27,4 @@ class Classes(KindOfParts):
         return issubclass(learner, Strategy) and not learner.takes_task
 
 
-CLASSES: Kind = Classes()
+CLASSES = Classes()

@@ -9,7 +9,6 @@ from cil.kinds.parts import KindOfParts
 
 if TYPE_CHECKING:
     from cil.engine.work import Work
-    from cil.kinds.base import Kind
 
 
 class Foreign(KindOfParts):
@@ -38,4 +37,4 @@ class Foreign(KindOfParts):
         raise ConfigError("a foreign record is of another toolbox, which alone can run it again")
 
 
-FOREIGN: Kind = Foreign()
+FOREIGN = Foreign()

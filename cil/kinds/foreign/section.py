@@ -155,16 +155,15 @@ def _curves(rows: Sequence[ForeignRow], paint: Mapping[str, str]) -> Picture:
 
 def _beside(parts: Sequence[tuple[Sequence[Group], Sequence[ForeignRow]]], record: Record) -> tuple[RowsOfOthers, ...]:
     """The rows that met the same data set in the same portions as a run of ours."""
-    run = RunSummary(record)
-    return tuple(
-        _others(groups[0].first, rows, run) for groups, rows in parts if rows and _same_split(groups[0].first, run)
-    )
-
-
-def _others(first: RunSummary, rows: Sequence[ForeignRow], run: RunSummary) -> RowsOfOthers:
-    order = "" if first.stream["class_order"] == list(run.order[1]) else ", another class order"
-    heading = f"foreign: read from logs, not billed{order}; not ranked"
-    return RowsOfOthers(heading, tuple(row.line_beside() for row in rows), tuple(row.entry(heading) for row in rows))
+    run, found = RunSummary(record), []
+    for groups, rows in parts:
+        first = groups[0].first
+        if rows and _same_split(first, run):
+            order = "" if first.stream["class_order"] == list(run.order[1]) else ", another class order"
+            heading = f"foreign: read from logs, not billed{order}; not ranked"
+            lines, entries = [row.line_beside() for row in rows], [row.entry(heading) for row in rows]
+            found.append(RowsOfOthers(heading, tuple(lines), tuple(entries)))
+    return tuple(found)
 
 
 def _same_split(other: RunSummary, run: RunSummary) -> bool:

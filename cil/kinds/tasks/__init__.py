@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cil.kinds.parts import KindOfParts
-
-if TYPE_CHECKING:
-    from cil.kinds.base import Kind
 
 
 class Tasks(KindOfParts):
@@ -33,4 +28,4 @@ class Tasks(KindOfParts):
         return issubclass(learner, Strategy) and learner.takes_task
 
 
-TASKS: Kind = Tasks()
+TASKS = Tasks()
