@@ -82,7 +82,6 @@ def _options(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _stream(overrides: Sequence[str]) -> Any:
-    """The stream, reduced; what is left of it is printed."""
     from cil.cli.build import build_stream
     from cil.cli.compose import compose
 
@@ -93,7 +92,6 @@ def _stream(overrides: Sequence[str]) -> Any:
 
 
 def _size(stream: Any) -> str:
-    """Length and images of a stream."""
     facts = stream.description()
     return f"{sum(facts.get('train_counts') or facts['counts']):,} images in {len(stream)} parts"
 

@@ -63,7 +63,6 @@ class Used:
 
     @property
     def words(self) -> str:
-        """Its name and source in one line."""
         if self.toolbox is None:
             return f"{self.name}: {source(_class(self.group, self.name))}"
         return (
@@ -73,7 +72,6 @@ class Used:
 
 
 def _methods(item: str) -> list[Used]:
-    """The methods of a folder of runs, or the one of this name."""
     if Path(item).exists():
         from cil.report.runs import RunSummary, find_runs
 

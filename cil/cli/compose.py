@@ -66,7 +66,6 @@ def _more_overrides(job: Job) -> list[str]:
 
 
 def _refuse_unread(job: Job) -> None:
-    """Refuse keys of adapters where there is none."""
     for key in map(key_of, job.overrides):
         if job.learner == METHODS[0] and key.startswith("adaptation."):
             raise ConfigError(f"{key} is read with an adapter alone; choose one, as adapter=tent, or leave it out")
@@ -296,7 +295,6 @@ def _named(overrides: Sequence[str], group: str) -> Iterator[str]:
 
 
 def _class_without_file(name: str, group: str) -> str | None:
-    """The class of a method without a file, ``module:Class``; None for one that has a file, or no class."""
     if CLASS.fullmatch(name):
         import_from_here()
         return name

@@ -79,7 +79,6 @@ class Forecast:
     jobs: int
 
     def lines(self) -> Iterator[str]:
-        """In words, a line for each matter."""
         done = self.here + sum(self.elsewhere.values())
         left = self.total - done - len(self.over)
         where = ", ".join(f"{count} in {folder}" for folder, count in sorted(self.elsewhere.items()))

@@ -21,7 +21,6 @@ Any timm model is known too: model=timm model.name=timm:NAME; CLIP: model=clip m
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the names."""
     for kind in arguments:
         if kind not in LISTED:
             raise ConfigError(f"cil list has no kind '{kind}'; {nearest(kind, LISTED)}")

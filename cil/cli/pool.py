@@ -80,7 +80,6 @@ class RunEnd:
 
     @property
     def words(self) -> str:
-        """Status, time and error, for people."""
         status = {"over_budget": "over budget", "interrupted": "interrupted, saved"}.get(self.status, self.status)
         time = "before, not run again" if self.found else f"after {self.seconds:.0f} s"
         return f"{status} {time}{f': {self.error}' if self.error else ''}"
@@ -169,7 +168,6 @@ def record_of(run_dir: Path) -> Record | None:
 
 
 def _listen(children: Mapping[int, _Child], screen: ProgressScreen) -> None:
-    """Wait until a child sends something, or ends."""
     handles: dict[Any, int] = {child.pipe: number for number, child in children.items()}
     handles |= {child.process.sentinel: number for number, child in children.items()}
     try:
@@ -181,7 +179,6 @@ def _listen(children: Mapping[int, _Child], screen: ProgressScreen) -> None:
 
 
 def _drain(number: int, child: _Child, screen: ProgressScreen) -> None:
-    """Take everything that a child has sent so far."""
     try:
         while child.pipe.poll():
             message = child.pipe.recv()
@@ -240,7 +237,6 @@ def _interrupts() -> Iterator[_Interrupts]:
 
 
 def _execute(queued: QueuedRun, pipe: Connection) -> None:
-    """Do one run, and send how it ended."""
     os.setpgid(0, 0)  # a Ctrl-C on the terminal reaches the parent alone, which passes it on once
     for number in stop_signals():
         signal.signal(number, signal.default_int_handler)

@@ -111,7 +111,6 @@ def take_over(identities: Mapping[Path, Mapping[str, Any]], found: Mapping[Path,
 
 
 def _note(out: Path, before: Mapping[str, str], taken: Mapping[str, str]) -> None:
-    """Write which runs were taken over, where that has changed."""
     if dict(taken) != before:
         write_json_atomic(out / REUSED, sealed({"taken_over": dict(taken)}))
 
@@ -192,7 +191,6 @@ def _check_whole(record: Record) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a run, all or nothing."""
     part = target.with_name(f"{PARTIAL}{os.getpid()}.{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

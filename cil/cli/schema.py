@@ -54,7 +54,6 @@ def _check_section(section: Mapping[str, Any], prefix: str, sections: set[str]) 
 
 
 def _tree() -> dict[str, Any]:
-    """The keys as nested mappings."""
     tree: dict[str, Any] = dict.fromkeys(BUILT)
     for key in KEYS:
         *path, last = key.split(".")

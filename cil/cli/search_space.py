@@ -47,7 +47,6 @@ class Range:
         return IntDistribution(low, high, log) if self.kind.startswith("int") else FloatDistribution(low, high, log)
 
     def value(self, drawn: Any) -> Any:
-        """The value of the key for a draw of Optuna's."""
         if self.kind == "choices":
             return self.values[drawn]
         if self.kind.startswith("int"):
@@ -55,12 +54,10 @@ class Range:
         return min(max(float(f"{drawn:.{DIGITS}g}"), self.values[0]), self.values[1])
 
     def override(self, value: Any) -> str:
-        """The value as on a command line."""
         group = "." not in self.key
         return f"{self.key}={value if group else json.dumps(value)}"
 
     def plain(self) -> dict[str, Any]:
-        """For a record."""
         return {self.kind: list(self.values)}
 
 
@@ -164,7 +161,6 @@ class Study:
         return {each.key: each.value(trial.params[each.key]) for each in self.ranges}
 
     def tell(self, number: int, score: float | None) -> None:
-        """Report the score of a trial; None where it did not finish."""
         from optuna.trial import TrialState
 
         self._study.tell(number, score, state=TrialState.FAIL if score is None else None)

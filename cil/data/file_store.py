@@ -207,7 +207,6 @@ class FileStore:
 
     @property
     def view(self) -> str:
-        """What is made of the files."""
         return f"files {self.shape} {self.shorter}"
 
     def pixels(self, rows: Tensor) -> Tensor:
@@ -238,7 +237,6 @@ class FileStore:
         return torch.from_numpy(stacked)
 
     def take(self, rows: Tensor) -> FileStore:
-        """A store of those files alone."""
         paths = [self.paths[row] for row in rows.tolist()]
         return FileStore(paths, self.size, self.channels, self.shorter, self.digests)
 
@@ -320,7 +318,6 @@ class _Looked(NamedTuple):
 
 
 def _look_at(path: str) -> _Looked | DataError:
-    """Decode a file and take its sum; else what is wrong with it."""
     try:
         content = Path(path).read_bytes()
         decoded = _decoded(io.BytesIO(content), path, "RGB", draft=True)

@@ -128,13 +128,11 @@ class Looks:
         )
 
     def state(self) -> dict[str, Any]:
-        """Plain data, for a snapshot."""
         copied = self._copied.nonzero()[0]
         kept = {"copied": copied.tolist(), "shares": self._copied[copied].tolist()}
         return {"counts": self.counts.tolist(), "by_reader": dict(self.by_reader), **kept}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a snapshot."""
         self.counts = np.array(state["counts"], dtype=np.int64)
         self.by_reader = dict(state["by_reader"])
         self._copied[:] = 0

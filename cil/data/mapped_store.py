@@ -41,7 +41,6 @@ class MappedStore:
 
     @property
     def view(self) -> str:
-        """What is made of what ``sums`` are of: the name of the file says it."""
         return f"decoded {self.shape} {self.path.name}"
 
     def pixels(self, rows: Tensor) -> Tensor:

@@ -109,7 +109,6 @@ def _load(given: str | Mapping[str, Any] | Dataset, root: Path, size: int | None
 
 
 def _class_names(sets: Sequence[Dataset]) -> list[str]:
-    """The names, with the set in front where two sets have the same."""
     count = Counter(name for data in sets for name in data.classes)
     return [f"{data.name}/{name}" if count[name] > 1 else name for data in sets for name in data.classes]
 
@@ -159,7 +158,6 @@ class FittedStore:
 
     @property
     def view(self) -> str:
-        """What is made of what the other store digests."""
         return f"{'padded' if self.pad else 'resized'} to {self.shape}: {view_of(self.store)}"
 
     def digest(self, rows: Tensor) -> bytes:

@@ -180,7 +180,6 @@ def _label_of(label: Any, where: str) -> int:
 
 
 def _pixels_of(image: Any, size: int | None, channels: int | None, where: str) -> Tensor:
-    """(C, H, W) uint8 of an image of any kind."""
     from PIL import Image
 
     if isinstance(image, Image.Image):
@@ -197,7 +196,6 @@ def _pixels_of(image: Any, size: int | None, channels: int | None, where: str) -
 
 
 def _array_of(image: Any, where: str) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8."""
     array = np.asarray(image)
     if isinstance(image, Tensor) and array.ndim == 3:
         array = array.transpose(1, 2, 0)

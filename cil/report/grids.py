@@ -45,11 +45,9 @@ class Grid:
         return [line for _, lines in self.parts for line in lines]
 
     def cells(self, line: Line) -> list[str]:
-        """The cells of a line, one for each heading."""
         return [line.cells.get(head, NOTHING) for head in self.heads]
 
     def column(self, head: str) -> list[str]:
-        """The cells under a heading."""
         return [line.cells.get(head, NOTHING) for line in self.lines]
 
 

@@ -114,7 +114,6 @@ def document(title: str, subtitle: str, body: Iterable[str]) -> str:
 
 
 def _contents(content: Table) -> str:
-    """Links to the parts of a long page."""
     parts = [(f"table-{place}", section.heading) for place, section in enumerate(content.sections, 1)]
     parts += [(f"reading-{place}", aid.title) for place, aid in enumerate(content.readings, 1)]
     parts += [("runs", "Runs, and the commands that make them")] if content.runs else []
@@ -166,7 +165,6 @@ def _section(section: Section, place: int, paint: Mapping[str, str]) -> str:
 
 
 def _titled(table: Titled) -> str:
-    """A further table under its heading."""
     note = f'\n<p class="note">{escape(table.note)}</p>' if table.note else ""
     return f"<h3>{escape(table.heading)}</h3>\n{_grid(table.grid)}{note}"
 

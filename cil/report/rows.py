@@ -36,7 +36,6 @@ class Cap:
 
     @property
     def head(self) -> str:
-        """Heading of its column."""
         return f"{self.name} ({self.unit})"
 
     @property
@@ -99,7 +98,6 @@ class Row:
 
     @property
     def seconds(self) -> float | None:
-        """Wall-clock time of the whole run."""
         return mean([run.result("seconds", "total") for run in self.runs])
 
     @property
@@ -123,15 +121,12 @@ class Row:
 
     @property
     def caps_entry(self) -> dict[str, float]:
-        """The same for CSV and JSON, unrounded."""
         return {f"cap_{cap.name}": cap.last for cap in self.caps}
 
     def score(self, *path: str | int) -> Score:
-        """A result of each seed."""
         return Score({run.seed: run.result(*path) for run in self.runs})
 
     def largest(self, *path: str | int) -> int | None:
-        """The largest result of the seeds."""
         return largest(run.result(*path) for run in self.runs)
 
     def carried(self, convention: str = "exact") -> int | None:
@@ -149,7 +144,6 @@ class Row:
         return max((run.three_lines for run in self.shown), key=lambda lines: sum(lines.values()), default={})
 
     def line(self, cells: Mapping[str, str]) -> Line:
-        """Its line in a grid, with its marks."""
         return Line(self.label, cells, tuple(note.mark for note in self.notes))
 
 

@@ -113,7 +113,6 @@ def schedule_words(run: RunSummary) -> str:
 
 
 def first_words(run: RunSummary) -> str:
-    """What differs in the first experience."""
     first = {key: value for key, value in (_trainer(run).get("first") or {}).items() if value is not None}
     return ", ".join(f"{FIRST.get(key, key)} {value}" for key, value in first.items())
 

@@ -110,7 +110,6 @@ def _artists(axes: Axes, labels: Collection[str]) -> Iterator[tuple[Any, str]]:
 
 
 def _flat(parts: Any) -> Iterator[Artist]:
-    """All artists of nested tuples; missing ones left out."""
     if isinstance(parts, (tuple, list)):
         for part in parts:
             yield from _flat(part)
@@ -119,7 +118,6 @@ def _flat(parts: Any) -> Iterator[Artist]:
 
 
 def _values(axes: Axes, line: Line2D, label: str) -> list[str]:
-    """A title for each point that is drawn."""
     x, y = axes.get_xlabel() or "x", axes.get_ylabel() or "y"
     data: Any = line.get_xydata()
     points = [(float(a), float(b)) for a, b in data]

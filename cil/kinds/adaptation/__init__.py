@@ -22,7 +22,6 @@ class Adaptation(KindOfParts):
     tested = "cil.kinds.adaptation.subject:AdapterSubject"
 
     def runs(self, learner: type) -> bool:
-        """True for adapters."""
         from cil.adapt import Adapter
 
         return issubclass(learner, Adapter)

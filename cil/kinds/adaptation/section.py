@@ -92,7 +92,6 @@ def _section(groups: Sequence[Group], number: int) -> Section:
 
 
 def _setup(title: str, source: str, groups: Sequence[Group]) -> str:
-    """The set-up as a paragraph for a paper."""
     severity = groups[0].first.stream.get("severity")
     batches = ", ".join(settings_list.values_of((run for group in groups for run in group.runs), "batch_size"))
     data = f"Stream: {title}{f', severity {severity}' if severity else ''}; {source}; {batches} images a batch."
@@ -128,7 +127,6 @@ def _grid(rows: Sequence[Row], domains: Sequence[str]) -> Grid:
 
 
 def _entry(row: Row, domains: Sequence[str]) -> dict[str, Any]:
-    """The row without structure, numbers unrounded."""
     return {
         "label": row.label,
         "n": len(row.runs),
@@ -146,7 +144,6 @@ def _entry(row: Row, domains: Sequence[str]) -> dict[str, Any]:
 
 
 def _facts(groups: Sequence[Group]) -> dict[str, str]:
-    """Settings that all rows share, in words."""
     runs = [run for group in groups for run in group.runs]
     stream, source = runs[0].stream, runs[0].identity.get("source") or {}
     facts = {

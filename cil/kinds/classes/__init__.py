@@ -21,7 +21,6 @@ class Classes(KindOfParts):
     tested = "cil.kinds.classes.subject:StrategySubject"
 
     def runs(self, learner: type) -> bool:
-        """True for strategies that are not told the task."""
         from cil.strategies import Strategy
 
         return issubclass(learner, Strategy) and not learner.takes_task

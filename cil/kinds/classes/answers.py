@@ -67,7 +67,6 @@ class Answers:
         return answered
 
     def count(self, slots: Tensor, where: Tensor) -> None:
-        """Count the answers to the last batch: images of ``slots`` (N,) and experiences ``where`` (N,)."""
         for name, scores in self._given.items():
             place, known = ranks(scores, slots), where < self.learned
             right = torch.stack([((place < best) & known).sum() for best in (1, BEST)])

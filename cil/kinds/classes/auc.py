@@ -35,7 +35,6 @@ class Area:
     mean: float | None
 
     def words(self, decimals: int) -> str:
-        """Area and deviation."""
         return decimal(self.area, decimals) + ("" if self.std is None else f" ± {self.std:.{decimals}f}")
 
 
@@ -144,7 +143,6 @@ def _area(limits: Sequence[int], scores: Sequence[Score]) -> Area:
 
 
 def _section(stream: str, convention: str, limits: Sequence[int], curves: Sequence[BudgetCurve]) -> Section:
-    """Average incremental and last accuracy at each budget, and the areas under them."""
     x = [limit / MIB for limit in limits]  # the survey's unit
     digits = next(digits for digits in count(2) if len({f"{size:.{digits}f}" for size in x}) == len(x))
     sizes = [f"{size:.{digits}f}" for size in x]

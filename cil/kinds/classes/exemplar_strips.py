@@ -79,7 +79,6 @@ def first_exemplars(run: RunSummary) -> Array | None:
 
 
 def _read(path: Path) -> tuple[dict[str, Array], str | None]:
-    """All tensors of a file, and the sum that it says of itself."""
     with safe_open(path, framework="np") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(SEAL)  # noqa: SIM118
 

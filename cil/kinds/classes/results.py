@@ -118,7 +118,6 @@ def averages(rows: Rows, stream: Stream) -> Averages:
 
 
 def _mean(percent: np.ndarray) -> float:
-    """Mean of those that are known."""
     known = percent[~np.isnan(percent)]
     return float(known.mean()) if len(known) else np.nan
 
@@ -184,7 +183,6 @@ class ScoresSoFar(CurveSoFar):
     """Accuracy on all classes seen and forgetting, boundary by boundary."""
 
     def add(self, row: Counts) -> None:
-        """Go on by the counts of ``evaluate``."""
         correct, count = (row[name].numpy().astype(float) for name in ("correct", "count"))
         accuracies = metrics.accuracy_from_counts(correct, count)
         until = len(self.curve) + 1  # experiences learned

@@ -225,13 +225,11 @@ def _legend(rows: Sequence[Row], counted: Sequence[str]) -> str:
 
 
 def _own_metrics(row: Row) -> dict[str, Score]:
-    """Metrics that other packages bring."""
     names = dict.fromkeys(name for run in row.runs for name in run.result("metrics") or ())
     return {name: row.score("metrics", name) for name in names}
 
 
 def _tuning(row: Row) -> str:
-    """How its settings were chosen."""
     return tuning_words(row.shown[0]) if row.shown else NONE
 
 
@@ -241,7 +239,6 @@ def _tuning_flops(row: Row) -> int:
 
 
 def _has_public(rows: Iterable[Row]) -> bool:
-    """True if a row carries public weights, so that totals without them are worth showing."""
     return any(map(_public, rows))
 
 
@@ -250,12 +247,10 @@ def _public(row: Row) -> int:
 
 
 def _own(row: Row, convention: str) -> int | None:
-    """Carried bytes without public weights."""
     return largest(run.own(convention) for run in row.shown)
 
 
 def _flops(row: Row) -> float | None:
-    """Of everything but evaluation."""
     return mean([run.flops for run in row.runs])
 
 
@@ -276,7 +271,6 @@ def _bill(rows: Sequence[Row], convention: str) -> Grid:
 
 
 def _entry(row: Row, counted: Sequence[str]) -> dict[str, Any]:
-    """The row without structure, numbers unrounded."""
     entry: dict[str, Any] = {
         "label": row.label, "strategy": row.group.first.learner, "standing": row.standing, "n": len(row.runs),
         "seeds": " ".join(map(str, row.seeds)), **scores_entry(_scores(row)),
@@ -295,14 +289,12 @@ def _scores(row: Row) -> dict[str, Score]:
 
 
 def _structure(row: Row, counted: Sequence[str]) -> dict[str, Any]:
-    """Further content of the row for JSON."""
     values = {name: {str(seed): value for seed, value in score.values.items()} for name, score in _scores(row).items()}
     kinds = {convention: row.bytes_by_kind(convention) for convention in counted}
     return {"seeds": row.seeds, "bytes_by_kind": kinds, "values": values}
 
 
 def _reading(rows: Sequence[Row], sections: Sequence[Section]) -> ReadingAid:
-    """The terms that these rows use."""
     used = dict.fromkeys(("past %", "unused %"), any(use_cells(rows))) | {
         "tuning": any(_tuning(row) != NONE for row in rows),
         "own": _has_public(rows),
@@ -354,7 +346,6 @@ def _data_words(groups: Sequence[Group]) -> str:
 
 
 def _facts(groups: Sequence[Group], budget: dict[str, Any]) -> dict[str, str]:
-    """Settings that all rows share, in words."""
     first, runs = groups[0].first, [run for group in groups for run in group.runs]
     stream = first.stream
     orders = {run.seed: run.order[1] for run in runs}

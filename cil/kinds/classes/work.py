@@ -94,11 +94,9 @@ class ClassWork(StrategyWork):
         return self.stream.judged_by_validation()
 
     def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> ClassScores:
-        """Accuracy over time and forgetting."""
         return class_scores(rows, facts, self.stream)
 
     def so_far(self, rows: Rows, facts: Sequence[Facts]) -> Mapping[str, Any]:
-        """The accuracy curve, its mean, and forgetting."""
         return self._so_far.over(rows).results()
 
     def arrays(self, rows: Rows) -> Mapping[str, Part]:
@@ -116,7 +114,6 @@ class ClassWork(StrategyWork):
         return found
 
     def panels(self, record: Record) -> list[Panel]:
-        """The accuracy matrix, confusion and the accuracy of each class besides."""
         parts = record.arrays().parts("confusion") if record.results.get("accuracy_matrix") else ()
         return [
             *super().panels(record),

@@ -25,7 +25,6 @@ class Foreign(KindOfParts):
     report = "cil.kinds.foreign.section:sections"
 
     def runs(self, learner: type) -> bool:
-        """No learner is run by this kind."""
         return False
 
     def work(self, **parts: Any) -> Work:

@@ -51,12 +51,10 @@ class ForeignRow:
 
     @property
     def curves(self) -> list[list[float]]:
-        """Accuracy after each experience, for each seed."""
         return [run.result("answers", self.answer, "accuracy_curve") or [] for run in self.runs]
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """Beside its name."""
         run = self.runs[0]
         stopped = () if run.status == "finished" else (f"{run.status} {run.done}/{run.steps}",)
         return ("foreign", *stopped)
@@ -72,7 +70,6 @@ class ForeignRow:
         return Score({run.seed: run.result(*path) for run in self.runs})
 
     def line(self) -> Line:
-        """Its line in its own table."""
         scores = self.scores()
         cells = {head: str(scores[name]) for head, name in HEADS.items()}
         return Line(self.label, {"n": str(len(self.runs)), **cells, "exemplars": whole(self._exemplars())}, self.marks)

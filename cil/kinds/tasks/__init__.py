@@ -22,7 +22,6 @@ class Tasks(KindOfParts):
     tested = "cil.kinds.tasks.rules:TaskSubject"
 
     def runs(self, learner: type) -> bool:
-        """True for strategies that are told the task."""
         from cil.strategies import Strategy
 
         return issubclass(learner, Strategy) and learner.takes_task

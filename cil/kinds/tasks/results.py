@@ -89,7 +89,6 @@ class ErrorsSoFar(CurveSoFar):
         self._total = 0.0
 
     def add(self, row: Mapping[str, Tensor]) -> None:
-        """Go on by the counts of ``evaluate_tasks``."""
         scores = row[f"score.{self.split}"].numpy()
         self._total += float(scores[len(self.curve)])
         self.extend(self._total / (len(self.curve) + 1), scores)

@@ -82,7 +82,6 @@ class TaskRow(Row):
 
     @property
     def errors(self) -> list[Score]:
-        """The error of each task right after its training."""
         return [self.score("errors", self.split, task) for task in range(self.tasks)]
 
     @property
@@ -139,14 +138,12 @@ def _row(group: Group, label: str, split: str, tasks: int) -> TaskRow:
 
 
 def _at_end(run: RunSummary, split: str) -> float | None:
-    """The mean error of all tasks after the last one; None where earlier ones were not evaluated again."""
     found = run.result("errors_at_end", split) or ()
     again = str(run.stream.get("reevaluate")) != "none" and found and None not in found
     return sum(found) / len(found) if again else None
 
 
 def _chosen(run: RunSummary) -> int | None:
-    """Operations of the trials that a search chose; None where there was none, or a trial does not say."""
     trials = [trial for event in run.result("events") or () for trial in event.get("search") or ()]
     chosen = [trial.get("flops") for trial in trials if trial.get("chosen")]
     return sum(chosen) if chosen and None not in chosen else None
