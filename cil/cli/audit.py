@@ -144,11 +144,7 @@ def _here(record: Record, experience: int | None, given: Sequence[str], run: str
 
 
 def check_own(record: Record) -> None:
-    """Refuse what another toolbox left.
-
-    Raises:
-        ConfigError: naming the toolbox.
-    """
+    """Refuse what another toolbox left."""
     if toolbox := record.identity.get("toolbox"):
         raise ConfigError(f"{record.directory} is foreign: {toolbox}, which made it, alone can run it again")
 

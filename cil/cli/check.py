@@ -51,11 +51,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _learner(name: str) -> Any:
-    """The class of that name.
-
-    Raises:
-        ConfigError: where there is none.
-    """
     from cil import adapt, strategies
 
     known = adapt if name in adapt.names() and name not in strategies.names() else strategies
@@ -97,11 +92,6 @@ def _size(stream: Any) -> str:
 
 
 def _subject(learner: Any, given: Mapping[str, Any], stream: Any) -> Any:
-    """The learner under test.
-
-    Raises:
-        ConfigError: for an unknown hyperparameter.
-    """
     from cil.testing import kind_of
 
     kind = kind_of(learner, stream)

@@ -104,7 +104,6 @@ def run_all(
     Args:
         runs: In the order in which they are begun. One that has finished before is not run again.
         fork: True: children are forked; else they start anew.
-        screen: Shows how far they are.
         grace: Seconds after a Ctrl-C until children that still run are killed.
 
     Raises:

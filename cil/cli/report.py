@@ -192,11 +192,6 @@ def _failure(record: Record, write: Callable[[Sequence[Record]], str]) -> str | 
 
 
 def _parsed(arguments: list[str]) -> Request:
-    """Options and paths apart.
-
-    Raises:
-        ConfigError: for an option that there is not, or that lacks its value.
-    """
     rest, port = _without_port(arguments)
     flags = (*PRINTED, "--watch", "--published", "--no-pictures")
     paths, values, given_flags = split_options(rest, {"--html": "", "--lines": "", "--figures": ""}, flags)

@@ -87,10 +87,7 @@ def _by_digest(root: Path, out: Path) -> dict[str, list[Path]]:
 def take_over(identities: Mapping[Path, Mapping[str, Any]], found: Mapping[Path, Path], out: Path) -> None:
     """Put finished runs of other folders into the folder of a comparison, and say which.
 
-    A file takes no room twice where the file system has links.
-
-    Args:
-        identities, found: As for ``find_finished``, and what it gave.
+    A file takes no room twice where the file system has links. ``identities`` are those of ``find_finished``.
     """
     before = _read(out)
     missing = {str(path.relative_to(out)) for path in identities if not path.exists()}

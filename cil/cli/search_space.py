@@ -135,11 +135,6 @@ class Study:
     Each draw is keyed by seed, key and number of the trial: the same seed gives the same trials, a further key moves no
     other one, and methods that share a key share its draws. With ``tpe`` a trial depends on the results told before.
 
-    Args:
-        ranges: What is drawn.
-        sampler: ``random`` or ``tpe``.
-        seed: Seed of the draws.
-
     Raises:
         ConfigError: where Optuna is not installed.
     """

@@ -223,11 +223,7 @@ def _run_trials(setting: Setting, trials: Sequence[Trial], jobs: int, out: Path)
 
 
 def _refuse_damaged(ends: Sequence[RunEnd]) -> None:
-    """Choose nothing where the record of a trial is there and cannot be read.
-
-    Raises:
-        RecordError: naming it.
-    """
+    """Choose nothing where the record of a trial is there and cannot be read."""
     from cil.tracking import Record
     from cil.tracking.files import RECORD
 

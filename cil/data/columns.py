@@ -83,10 +83,6 @@ def columns_of_table(
 ) -> tuple[Samples, Names]:
     """Columns of a ``.csv`` file: ``image``, a path beside it; ``accepted``, names of classes with ; between; groups.
 
-    Args:
-        files: Of the samples, in their order.
-        classes: Names of all classes.
-
     Raises:
         DataError: for an image without a row or with two, or an unknown class, naming file and line.
     """

@@ -178,6 +178,7 @@ class FileStore:
 
     Raises:
         ConfigError: where size or channels are out of range.
+        DataError: from all reads, for a file that is no readable image, naming it.
 
     Source: Evaluation view: the survey of Zhou et al. 2024; equal to torchvision's Resize and CenterCrop.
     """
@@ -210,11 +211,7 @@ class FileStore:
         return f"files {self.shape} {self.shorter}"
 
     def pixels(self, rows: Tensor) -> Tensor:
-        """Evaluation view, (n, C, size, size) uint8; decoded on as many threads as torch may use.
-
-        Raises:
-            DataError: for a file that is no readable image, naming it.
-        """
+        """Evaluation view, (n, C, size, size) uint8; decoded on as many threads as torch may use."""
         stacked = np.empty((len(rows), *self.shape), np.uint8)
 
         def decode(place: int, row: int) -> None:
@@ -226,11 +223,7 @@ class FileStore:
         return torch.from_numpy(stacked)
 
     def training_pixels(self, rows: Tensor, draws: Tensor) -> Tensor:
-        """Training view by ``draws`` (n, 4) in [0, 1): area, ratio of sides, left, top.
-
-        Raises:
-            DataError: for a file that is no readable image, naming it.
-        """
+        """Training view by ``draws`` (n, 4) in [0, 1): area, ratio of sides, left, top."""
         stacked = np.empty((len(rows), *self.shape), np.uint8)
         for place, row, own in zip(stacked, rows.tolist(), draws.tolist(), strict=True):
             self._put(place, self._training_view(row, own))

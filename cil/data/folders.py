@@ -128,8 +128,6 @@ def class_folders(
     Args:
         splits: Folders that may hold the test images; the first one that exists is used.
         names: Class folders; None: all.
-        in_memory: See ``folder``.
-        settings: Arguments of ``Dataset``.
     """
     train_folder, test_folder = _split_folder(where, ("train",)), _split_folder(where, splits)
     known = _class_folders(train_folder)

@@ -140,13 +140,7 @@ class Looks:
 
 
 class CountedStore:
-    """A store whose reads are looks.
-
-    Args:
-        store: Source of the pixels.
-        images: Number of the image in each of its rows.
-        looks: Counts.
-    """
+    """A store whose reads are looks; ``images`` has the number of the image in each of its rows."""
 
     def __init__(self, store: Store, images: Images, looks: Looks) -> None:
         self.uncounted = store  # for the engine, which counts what it serves, and for memories, which copy

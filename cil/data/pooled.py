@@ -126,13 +126,7 @@ def _fitted(samples: Samples, shape: Shape, pad: bool) -> Samples:
 
 
 class FittedStore:
-    """Images of another store, brought to one shape.
-
-    Args:
-        store: The other store.
-        shape: (C, H, W) wanted; C is 3, or that of the store.
-        pad: Put smaller images on black; else they are resized.
-    """
+    """Images of another store, brought to one ``shape`` (C, H, W): ``pad`` puts smaller ones on black, else resized."""
 
     in_memory = False
 

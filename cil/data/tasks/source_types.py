@@ -28,10 +28,7 @@ class SourceType:
 
 
 def open_source(source: Mapping[str, Any], access: Access) -> ExampleTable:
-    """The examples of a source.
-
-    Args:
-        source: ``type`` and its keys, as a manifest has them.
+    """The examples of a source: ``type`` and its keys, as a manifest has them.
 
     Raises:
         DataError: where something is missing, naming the place; or may not be downloaded.

@@ -49,13 +49,9 @@ class AdaptationWork:
     resumed from. It sees images alone: no label, no name of a domain, no count of what is to come.
 
     Args:
-        stream: The stream that is met.
         make_adapter: A source to a fresh adapter.
         make_source: A device to a fresh trained network.
         recipe: How source phases are trained; how often the log is written and snapshots are made (steps: batches).
-        name: The adapter, for messages.
-        runtime: Device and precision.
-        seed: All random draws follow from it.
         columns: (K,) column of the scores that belongs to each slot of the stream; None where they are the same.
         batch_size: Images a batch; the last one of a segment may be shorter.
         clean: Also measure the error on the clean test images, before and after: a copy of the adapter meets them as it

@@ -63,10 +63,7 @@ def plots(rows: Sequence[Row], limit: int | None, convention: str, number: int, 
     """All plots that rows have numbers for; unfinished ones have none.
 
     Args:
-        rows: Those of one section.
         limit: Bytes allowed at the end of the stream, counted by ``convention``.
-        number: Place of the section on its page.
-        paint: Colour of each label.
     """
     known = [row for row in rows if row.runs and all(run.result("accuracy_curve") for run in row.runs)]
     if not known:

@@ -32,10 +32,6 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
 
     Of domain streams with the means of R by ``domain_summary``; of others whose classes come back with
     ``forgetting_by_class``, as an experience that brings no class has no test data, and R a gap.
-
-    Args:
-        rows: Counts of ``evaluate`` after each experience so far.
-        facts: Plain data committed with each.
     """
     names = ("correct", "correct_task_aware", "count")
     counted = [[row[name].numpy() for name in names] for row in rows]

@@ -26,9 +26,6 @@ class SampleAnswers:
     """Keeps of some classes the first image that an evaluation asks about, small, and what was answered.
 
     No image is asked about for this alone.
-
-    Args:
-        classes: Those seen.
     """
 
     def __init__(self, classes: int) -> None:

@@ -28,11 +28,7 @@ class Foreign(KindOfParts):
         return False
 
     def work(self, **parts: Any) -> Work:
-        """Refuse to run.
-
-        Raises:
-            ConfigError: always.
-        """
+        """Refuse to run."""
         raise ConfigError("a foreign record is of another toolbox, which alone can run it again")
 
 

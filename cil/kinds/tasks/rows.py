@@ -101,9 +101,6 @@ def task_rows(
     """Rows of groups that met the same tasks, lowest mean error first.
 
     Args:
-        groups: The runs of each row.
-        labels: Their names.
-        split: The one that errors are of.
         chance: Error of a guess at each task, percent.
     """
     rows = marked([_row(group, label, split, len(chance)) for group, label in zip(groups, labels, strict=True)])

@@ -12,18 +12,13 @@ from cil.report.images import picture
 from cil.report.page import definitions, document, figures, html_table, write_page
 from cil.report.plots import COLOURS, FAINT, INK, WIDTH, Picture, draw_plots, figure_of, legend
 
-Task = Mapping[str, Any]  # id, dataset, year, domain, kind, classes, final, counts
+Task = Mapping[
+    str, Any
+]  # as the record of a task stream describes its events: id, dataset, year, domain, kind, classes, final, counts
 
 
 def timeline_picture(tasks: Sequence[Task]) -> Picture:
-    """Training images of each task in order, coloured by domain.
-
-    Args:
-        tasks: As the record of a task stream describes its events.
-
-    Returns:
-        Title, caption and figure.
-    """
+    """Training images of each task in order, coloured by domain."""
     figure, (axes,) = figure_of(3.6, width=1.7 * WIDTH)
     domains = list(dict.fromkeys(task["domain"] for task in tasks))
     seen: set[str] = set()
@@ -63,13 +58,7 @@ def write_timeline(
     """Write one self-contained page: the timeline, then each task with what it is and a strip of images.
 
     Args:
-        name: Name of the stream.
-        tasks: See ``timeline_picture``.
         strips: A PNG for each task, or None.
-        facts: More to say of the stream.
-
-    Returns:
-        The path.
 
     Raises:
         ConfigError: where the page cannot be written there.
