@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ OPTIONS = (  # of Hydra
 )
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--experimental-rerun")
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what --info may be followed by
+COMPOSING = ("run", "sweep", "compare", "budget", "show", "evaluate")  # commands whose words Hydra completes
 CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class
 INSTEAD = {  # key on the command line: keys by which a recipe may have set the same
     "optimizer": ("optimizer", "trainer.first.lr", "trainer.first.weight_decay"),
@@ -175,6 +176,22 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
         task(job)
     else:
         _by_hydras_own(options, overrides, task)
+
+
+def complete(arguments: Sequence[str], commands: Iterable[str]) -> int:
+    """Answer ``cil -sc install=bash``, and what the installed function asks for at each key press."""
+    words = os.environ.get("COMP_LINE", "").split()
+    new_word = os.environ.get("COMP_LINE", "").endswith(" ")
+    if "COMP_LINE" in os.environ:
+        if len(words) < 2 or (len(words) == 2 and not new_word):
+            start = words[1] if len(words) == 2 else ""
+            print(" ".join(name for name in commands if name.startswith(start)))
+            return 0
+        if words[1] not in COMPOSING:
+            return 0
+        os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]]) + (" " if new_word else "")
+    application(arguments, lambda job: None)
+    return 0
 
 
 def _plain_job(overrides: Sequence[str]) -> Job | None:

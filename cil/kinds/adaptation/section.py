@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from cil.kinds.adaptation.plots import plots
 from cil.report import settings_list
 from cil.report.bills import bill_cells, bill_entry
 from cil.report.grids import Grid, Titled, byte_bill, decimal, flops, grid, scores_entry, whole
-from cil.report.grouping import Group, comparisons, grouped
+from cil.report.grouping import MIB, Group, comparisons, grouped
 from cil.report.labels import labels_of
+from cil.report.plots import WIDTH, Picture, Plot, band, dot_style, draw_plots, figure_of, legend, line_style
 from cil.report.rows import Row, beside, incomplete, lowest_error, marked, mean, remarks
 from cil.report.runs import conventions_of
 from cil.report.section import ReadingAid, Section, Sections
@@ -87,7 +87,7 @@ def _section(groups: Sequence[Group], number: int) -> Section:
         remarks=remarks(rows),
         warnings=tuple(_warnings(groups, rows)),
         entries=tuple(identity | _entry(row, stream["domains"]) for row in rows),
-        plots=partial(plots, rows, stream["segments"]),
+        plots=partial(_plots, rows, stream["segments"]),
     )
 
 
@@ -171,3 +171,40 @@ def _warnings(groups: Sequence[Group], rows: Sequence[Row]) -> Iterable[str]:
     yield from settings_list.unlike_values(runs, "threads")
     yield from settings_list.unlike_versions(runs)
     yield from settings_list.edited_code(groups, rows)
+
+
+def _plots(rows: Sequence[Row], segments: Sequence[str], number: int, paint: Mapping[str, str]) -> list[Plot]:
+    """Error over time, and mean error against bytes."""
+    known = [row for row in rows if row.score("mean_error").mean is not None]
+    if not known:
+        return []
+    over_time = partial(_over_time, known, segments, paint)
+    return draw_plots(number, over_time, partial(_against_bytes, known, paint), labels=paint)
+
+
+def _over_time(rows: Sequence[Row], segments: Sequence[str], paint: Mapping[str, str]) -> Picture:
+    figure, (axes,) = figure_of(4.6, width=1.7 * WIDTH)
+    places = list(range(len(segments)))
+    for place, row in enumerate(rows):
+        columns = [row.score("segment_errors", segment) for segment in places]
+        style = line_style(paint[row.label], place)
+        centre = [column.mean or 0.0 for column in columns]
+        axes.plot(places, centre, **style, label=row.label)
+        if len(row.runs) > 1:
+            band(axes, places, centre, [column.std or 0.0 for column in columns], style["color"], row.label)
+    every = max(1, len(places) // 30)
+    axes.set_xticks(places[::every], segments[::every], rotation=55, ha="right", fontsize=8)
+    axes.set(ylim=(0, None), ylabel="online error, %")
+    legend(axes)
+    return "Error over time", "Of each segment, in order of arrival. Mean over seeds; band: one deviation.", figure
+
+
+def _against_bytes(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture:
+    figure, (axes,) = figure_of(3.9)
+    for place, row in enumerate(rows):
+        held, error = (row.peak_training_bytes or 0) / MIB, row.score("mean_error").mean or 0.0
+        axes.plot([held], [error], **dot_style(paint[row.label], place), label=row.label)
+    axes.set(xlabel="held at once during an update, MiB", ylabel="mean online error, %", xlim=(0, None))
+    axes.margins(x=0.08, y=0.12)
+    legend(axes)
+    return "Error against memory", "Down and left is better.", figure

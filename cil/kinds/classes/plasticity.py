@@ -76,11 +76,6 @@ def plasticity_entry(row: Row, joints: Sequence[Group]) -> dict[str, Any]:
     return scores_entry({key: scores.get(head, Score({})) for head, key in KEYS.items()})
 
 
-def joint_groups(groups: Sequence[Group]) -> list[Group]:
-    """Those of joint training that finished."""
-    return [group for group in groups if group.first.learner == REFERENCE and group.finished]
-
-
 def tested(run: RunSummary) -> list[int] | None:
     """Test images of each experience; None where classes come back, or the record does not say."""
     counts, slots = run.result("class_counts"), run.stream.get("new_slots")

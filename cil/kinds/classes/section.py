@@ -76,7 +76,8 @@ def sections(records: Sequence[Record]) -> Sections:
     streams: list[tuple[str, list[Row]]] = []
     for settings in alike:
         made = [class_rows(setting) for setting in settings]
-        joints = plasticity.joint_groups([group for setting in settings for group in setting])
+        trained = [group for setting in settings for group in setting if group.finished]
+        joints = [group for group in trained if group.first.learner == plasticity.REFERENCE]
         for setting, own in zip(settings, made, strict=True):
             found.append(_section(setting, own, len(found) + 1 if several else 0, joints))
         streams += [(stream_words(settings[0][0].first), own) for own in made]

@@ -18,8 +18,8 @@ class Tasks(KindOfParts):
     results = "cil.kinds.tasks.record_types:TaskResults"
     works = "cil.kinds.tasks.work:TaskWork"
     report = "cil.kinds.tasks.section:sections"
-    contract = "cil.kinds.tasks.rules:RULES"
-    tested = "cil.kinds.tasks.rules:TaskSubject"
+    contract = "cil.kinds.classes.rules:RULES"
+    tested = "cil.kinds.tasks.subject:TaskSubject"
 
     def runs(self, learner: type) -> bool:
         from cil.strategies import Strategy
