@@ -116,11 +116,7 @@ def _instead_of_recipe(overrides: Sequence[str], choices: Mapping[str, str]) -> 
 
 
 def files_of(overrides: Sequence[str]) -> dict[str, str]:
-    """Dotted keys of the configuration to the file that had the last word on them, as ``conf/optimizer/sgd.yaml``.
-
-    Raises:
-        ConfigError: for whatever Hydra refuses.
-    """
+    """Dotted keys of the configuration to the file that had the last word on them, as ``conf/optimizer/sgd.yaml``."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
     from omegaconf import OmegaConf

@@ -34,8 +34,6 @@ class QueuedRun:
     """A run that waits for a process of its own.
 
     Args:
-        label: For people.
-        run_dir: Where its record will be.
         make: Gives the run; called in the child, where it must be picklable if that is not forked.
         run: Digest of its identity; a record of another run in its folder is not taken for its own. Empty: any is.
     """

@@ -24,13 +24,7 @@ DIGITS = 4  # significant ones of a drawn number, so that what is printed is wha
 
 @dataclass(frozen=True)
 class Range:
-    """The values that one key may take.
-
-    Attributes:
-        key: Key of the configuration, dotted; or a group.
-        kind: One of ``RANGES``.
-        values: The choices, or low and high.
-    """
+    """The values that one key, dotted, or a group of the configuration may take: the choices, or low and high."""
 
     key: str
     kind: str

@@ -68,8 +68,6 @@ class Setting:
 
     Attributes:
         cells: The runs to be reported before anything is tuned, one for each seed.
-        job: One of them.
-        ranges: What is drawn.
     """
 
     cells: list[Cell]

@@ -74,11 +74,7 @@ def workspace(sweep: Sweep, project: str, entity: str, name: str) -> Any:
 
 
 def report(sweep: Sweep, project: str, entity: str, name: str) -> Any:
-    """A report: the same panels for each stream, with its runs alone.
-
-    Raises:
-        ConfigError: where ``wandb-workspaces`` is missing.
-    """
+    """A report: the same panels for each stream, with its runs alone; it raises what ``workspace`` does."""
     ws, wr = _packages()
     blocks: list[Any] = [wr.TableOfContents()]
     for stream, ids in (sweep.streams or {project: []}).items():

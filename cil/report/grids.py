@@ -66,12 +66,7 @@ def grid(first: str, lines: Iterable[Line]) -> Grid:
 
 
 def byte_bill(first: str, rows: Sequence[tuple[str, Mapping[str, int], Mapping[str, int | None]]]) -> Grid:
-    """Bytes by kind.
-
-    Args:
-        first: Heading of the names.
-        rows: (label, bytes by kind, further columns such as the total).
-    """
+    """Bytes by kind, of rows of (label, bytes by kind, further columns such as the total)."""
     kinds = kinds_of_bytes(sizes for _, sizes, _ in rows)
     lines = []
     for label, sizes, more in rows:

@@ -201,7 +201,6 @@ def paragraph(data: str, groups: Sequence[Group], budget: str, trained: bool = T
 
     Args:
         data: A sentence on the stream.
-        groups: The rows.
         budget: What they may carry, in words.
         trained: False where the runs are of a network that was trained before, and the recipe is not theirs.
     """

@@ -39,7 +39,6 @@ def svg_of(figure: Figure, prefix: str, title: str, labels: Collection[str] = ()
     Args:
         prefix: Beginning of all ids.
         title: For those who cannot see it.
-        labels: Names of the rows.
     """
     points = _mark_rows(figure, labels)
     root = ElementTree.fromstring(_printed(figure, prefix))

@@ -272,13 +272,9 @@ def materialise(
     published name. Frost without photographs is written as ``frost_synthetic.npy``.
 
     Args:
-        dataset: Its test images are corrupted.
         folder: Made where it is missing; files of the same names are replaced.
         corruptions, seed, table, exact_bug_compat, frost_photos: See ``cil.streams.corrupted``, which makes the same
             images of them.
-
-    Returns:
-        The folder.
 
     Raises:
         ConfigError: for an unknown corruption or table.

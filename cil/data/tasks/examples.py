@@ -99,7 +99,6 @@ class FileImages(_HashedImages):
     """Image files, or boxes in them.
 
     Args:
-        paths: Files, one for each example.
         boxes: (n, 4) left, top, right, bottom in pixels, or None for whole images.
     """
 

@@ -67,12 +67,7 @@ def adaptation_results(
 
 
 class SegmentsSoFar(SoFar):
-    """Errors of each segment and of all images so far.
-
-    Attributes:
-        errors: Percent wrong in each segment.
-        wrong, count: Wrong answers and images of all segments.
-    """
+    """Errors of each segment, in percent, and of all images so far."""
 
     def clear(self) -> None:
         self.errors: list[float | None] = []

@@ -82,13 +82,7 @@ class SegmentCounts:
 
     @contextmanager
     def metering(self, adapter: Adapter, watch: StepWatch, images: int, drawn: bool) -> Iterator[bool]:
-        """Around a batch; gives whether it is counted, which takes time and computes the same bits.
-
-        Args:
-            watch: Looks at the batches of the adapter.
-            images: Of the batch.
-            drawn: Whether it was drawn to be counted.
-        """
+        """Around a batch; gives whether it is counted (``drawn``, or due): that takes time and computes the same bits."""
         size, before = str(images), adapter.context.flops.count
         if drawn or self.kinds.due(size):
             flops = Flops()

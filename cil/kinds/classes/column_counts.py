@@ -27,7 +27,6 @@ class ColumnCounts:
         """Count a batch.
 
         Args:
-            columns: Columns of the images.
             best: (N,) answers.
             right: (N,) True where the answer is the image's class.
             num_classes: Slots seen: an image none of whose accepted classes was seen does not count.

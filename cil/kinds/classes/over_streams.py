@@ -29,7 +29,6 @@ class Workload:
     """Rows of one stream that may be compared, with the accuracy that they are to reach.
 
     Attributes:
-        rows: Ranked rows by label.
         key: Result that the target is of: the last accuracy on validation images where all have it, else on test ones.
         target: Percent: the median over the rows, each the mean over its seeds.
     """

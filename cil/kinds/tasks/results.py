@@ -74,11 +74,7 @@ def task_scores(
 
 
 class ErrorsSoFar(CurveSoFar):
-    """The mean score of events right after their training, and forgetting, event by event.
-
-    Args:
-        split: The headline split.
-    """
+    """The mean score of events right after their training, and forgetting, event by event, in the headline split."""
 
     def __init__(self, split: str) -> None:
         self.split = split

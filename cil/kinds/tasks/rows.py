@@ -23,8 +23,6 @@ class TaskRow(Row):
     """One learner in one setting, over its seeds. Percent and operations; unknown where no run says it.
 
     Attributes:
-        split: The one that errors are of.
-        tasks: How many there are.
         normalised: N, the mean over tasks of N_t in percent: 0 is a guess, 100 the best row of each task.
         relative: E_rel against ``independent`` on the same seeds, percent; below 0 is fewer errors.
         front: True if no other row has as low an error for as few operations.
