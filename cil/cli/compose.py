@@ -14,7 +14,7 @@ from cil.cli.cases import case_overrides
 from cil.cli.composition import CONFIG, Composition, alone, composition, hydra_ready, opened, raw_config, version_base
 from cil.cli.environment import in_environment
 from cil.cli.job import Job
-from cil.cli.names import METHODS, conf_dir, entry_group, has_file, key_of, plugin_conf_dirs, plugin_target, target_of
+from cil.cli.names import METHODS, conf_dir, entry_group, file_of, key_of, plugin_conf_dirs, plugin_target, target_of
 from cil.cli.names import choices as group_choices
 from cil.cli.refusals import leaves_of, one_line_errors, refuse_choices
 from cil.cli.schema import check
@@ -94,7 +94,7 @@ def _refuse_mixed_optimizers(job: Job) -> None:
 def _suited_scale(job: Job) -> list[str]:
     """The scale's own file for such streams, ``_SCALE_BUILDER.yaml``, where there is one."""
     suited = f"_{job.choices.get('scale')}_{(job.config.get('stream') or {}).get('builder')}"
-    return [f"scale={suited}"] if has_file("scale", suited) else []
+    return [f"scale={suited}"] if file_of("scale", suited) else []
 
 
 def _instead_of_recipe(overrides: Sequence[str], choices: Mapping[str, str]) -> list[str]:

@@ -21,6 +21,7 @@ from cil.tracking.files import RECORD
 from cil.tracking.storage import PARTIAL
 
 _say = logging.getLogger("cil.cli")
+RUNS = Path("runs")  # the folder of runs whose place nobody chose
 REUSED = "reused.json"  # in the folder of a comparison, under taken_over: run -> folder that it was taken from
 
 
@@ -48,12 +49,10 @@ def earlier_runs(folder: Path) -> list[EarlierRun]:
     return found
 
 
-def find_finished(
-    identities: Mapping[Path, Mapping[str, Any]], out: Path, root: Path = Path("runs")
-) -> dict[Path, Path]:  # fmt: skip
+def find_finished(identities: Mapping[Path, Mapping[str, Any]], out: Path) -> dict[Path, Path]:
     """Finished runs of the same identity in other folders.
 
-    Looked at are the folder beside ``out``, the folders in it, and everything under ``root``.
+    Looked at are the folder beside ``out``, the folders in it, and everything under ``runs/``.
 
     Args:
         identities: Folder of a run, under ``out``, to its identity; those that are there already are left alone.
@@ -67,18 +66,18 @@ def find_finished(
         if path.exists() and any(path.iterdir()):
             continue
         digest = identity_hash(identity)
-        place = next(_finished(_places(path.relative_to(out), out, root), digest), None)
+        place = next(_finished(_places(path.relative_to(out), out), digest), None)
         if place is None:
-            anywhere = _by_digest(root, out) if anywhere is None else anywhere
+            anywhere = _by_digest(out) if anywhere is None else anywhere
             place = next(_finished(anywhere.get(digest, ()), digest), None)
         if place is not None:
             found[path] = place
     return found
 
 
-def _by_digest(root: Path, out: Path) -> dict[str, list[Path]]:
+def _by_digest(out: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
-    for one in earlier_runs(root):
+    for one in earlier_runs(RUNS):
         if out.absolute() not in one.path.absolute().parents:
             found.setdefault(one.run, []).append(one.path)
     return found
@@ -144,9 +143,9 @@ def _read(out: Path) -> dict[str, str]:
     return found
 
 
-def _places(place: Path, out: Path, root: Path) -> Iterator[Path]:
+def _places(place: Path, out: Path) -> Iterator[Path]:
     """Where else a run with this place in a comparison may lie."""
-    for above in dict.fromkeys((root, out.parent)):
+    for above in dict.fromkeys((RUNS, out.parent)):
         if above.is_dir():
             folders = sorted(folder for folder in above.iterdir() if folder.is_dir())
             yield from (folder / place for folder in (above, *folders) if folder.absolute() != out.absolute())

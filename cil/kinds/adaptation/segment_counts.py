@@ -82,7 +82,7 @@ class SegmentCounts:
 
     @contextmanager
     def metering(self, adapter: Adapter, watch: StepWatch, images: int, drawn: bool) -> Iterator[bool]:
-        """Around a batch; gives whether it is counted (``drawn``, or due): that takes time and computes the same bits."""
+        """Around a batch; gives whether it is counted (``drawn``, or due), which takes time and changes no bit."""
         size, before = str(images), adapter.context.flops.count
         if drawn or self.kinds.due(size):
             flops = Flops()
