@@ -13,14 +13,13 @@ from functools import partial
 from operator import call
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
 from cil.cli.pool import record_of
 from cil.cli.reuse import RUNS, EarlierRun, earlier_runs
 from cil.engine.driver import Run
-from cil.engine.planned import PlannedWork
 from cil.engine.process import in_child
 from cil.engine.timed_step import SecondsPerImage
 from cil.errors import CilError
@@ -30,6 +29,19 @@ RECIPE = ("strategy", "adapter", "model", "trainer", "optimizer", "scheduler", "
 LONG = 5.0  # seconds of the first timing from which on a person wants to know what goes on
 RECORDS = 2 * MIB  # bytes of a record, its log and its arrays
 A_BOUNDARY = 0.5  # seconds of an experience beside steps: hooks, evaluation, files; 0.3 to 0.5 on small images
+
+
+@runtime_checkable
+class Foreseen(Protocol):
+    """Work that says what it will take before anything is done; see ``PlannedWork``, whose methods these are."""
+
+    def excess(self) -> str | None: ...
+
+    def stored_bytes(self) -> list[int]: ...
+
+    def rates(self) -> SecondsPerImage: ...
+
+    def duration(self, rates: SecondsPerImage) -> float: ...
 
 
 class Measured(NamedTuple):
@@ -119,7 +131,7 @@ def forecast(runs: Mapping[Path, tuple[str, Run]], found: Mapping[Path, Path], o
         steps = measured[_recipe_of(run.identity)]
         if like:
             alike.append(max(like))
-        elif isinstance(steps, Measured) and isinstance(run.work, PlannedWork):
+        elif isinstance(steps, Measured) and isinstance(run.work, Foreseen):
             timed.append(run.work.duration(steps.rates) + A_BOUNDARY * run.work.boundaries)
         else:
             unknown[label] = steps if isinstance(steps, str) else ""
@@ -134,7 +146,7 @@ def forecast(runs: Mapping[Path, tuple[str, Run]], found: Mapping[Path, Path], o
 def _over(run: Run) -> str | None:
     """Why a run does not fit its budget, in a few words; None where it fits, or does not say."""
     try:
-        why = run.work.excess() if isinstance(run.work, PlannedWork) else None
+        why = run.work.excess() if isinstance(run.work, Foreseen) else None
     except CilError:  # told where the run is executed
         return None
     return None if why is None else why.partition(": ")[0]
@@ -175,7 +187,7 @@ def _measured(run: Run) -> Measured | str:
 
     On the CPU in a process of its own, as this one forks later and must start no threads; a GPU is lost by a fork.
     """
-    if not isinstance(run.work, PlannedWork):
+    if not isinstance(run.work, Foreseen):
         return ""
     apart = in_child if run.runtime.device == "cpu" else call
     with TemporaryDirectory() as folder:
@@ -188,7 +200,7 @@ def _measured(run: Run) -> Measured | str:
     return "" if math.isnan(first + last) else Measured(SecondsPerImage(first, last), memory)
 
 
-def _write_measured(run: Run, work: PlannedWork, path: Path) -> None:
+def _write_measured(run: Run, work: Foreseen, path: Path) -> None:
     torch.set_num_threads(run.runtime.threads or torch.get_num_threads())
     path.write_text(json.dumps([*work.rates(), _peak_memory(run.runtime.torch_device)]))
 
@@ -205,7 +217,7 @@ def _peak_memory(device: torch.device) -> int:
 
 def _disk(run: Run) -> int:
     """The state that is stored, twice while the next one is written (all of them with ``checkpoint.keep=all``)."""
-    if not isinstance(run.work, PlannedWork):
+    if not isinstance(run.work, Foreseen):
         return RECORDS
     sizes = run.work.stored_bytes()
     return RECORDS + (sum(sizes) if run.options.keep == "all" else 2 * max(sizes))
