@@ -113,11 +113,7 @@ def audit(
 def _in_process(
     directory: Path, experience: int, run: str | Planner | None, device: str, given: Sequence[str]
 ) -> None:  # fmt: skip
-    """``cil audit --experience`` in a fresh interpreter, which sees the modules that this one sees.
-
-    Raises:
-        ConfigError: with the line that it ended with.
-    """
+    """``cil audit --experience`` in a fresh interpreter, which sees the modules that this one sees."""
     command = [sys.executable, "-m", "cil.cli.main", "audit", str(directory), "--experience", str(experience), *given]
     if run is not None:
         command += ["--run", run if isinstance(run, str) else f"{run.__module__}:{getattr(run, '__qualname__', run)}"]
@@ -144,11 +140,7 @@ def _here(record: Record, experience: int | None, given: Sequence[str], run: str
 
 
 def check_own(record: Record) -> None:
-    """Refuse what another toolbox left.
-
-    Raises:
-        ConfigError: naming the toolbox.
-    """
+    """Refuse what another toolbox left."""
     if toolbox := record.identity.get("toolbox"):
         raise ConfigError(f"{record.directory} is foreign: {toolbox}, which made it, alone can run it again")
 

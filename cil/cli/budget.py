@@ -65,7 +65,6 @@ class Bills:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the bills."""
     overrides = [item for item in arguments if item != "--json"]
     environment.prepare(overrides)
     jobs = _without_seeds(expand(overrides))
@@ -132,7 +131,6 @@ def _words(budget: dict[str, Any]) -> str:
 
 
 def _table(title: str, rows: Sequence[Bills], count: int, value: Callable[[Bill], int]) -> str:
-    """As many columns as the terminal is wide; the rest below."""
     cells = [[f"{value(bill):,}" for bill in item.bills] for item in rows]
     heads = [str(index + 1) for index in range(count)]
     wide = max(len(text) for line in [heads, *cells] for text in line) + 2

@@ -21,7 +21,7 @@ from cil.engine.driver import Run
 from cil.engine.options import RunOptions
 from cil.engine.recipe import Recipe
 from cil.errors import ConfigError
-from cil.kinds.command_line import kind_of
+from cil.kinds.command_line import commands_for
 from cil.memory import Budget
 from cil.streams import Stream, stream_builder
 from cil.streams.shifts import ShiftStream
@@ -75,7 +75,7 @@ def build(
     given = {"root": root, "threads": threads, "command": job.command, **changes}
     options = RunOptions.from_config(job.config, **given)
     scale = {"scale": job.scale} if job.scale else {}
-    return kind_of(job, stream).build(job, stream, options, {**scale, **(facts or {})})
+    return commands_for(job, stream).build(job, stream, options, {**scale, **(facts or {})})
 
 
 def build_stream(config: Mapping[str, Any]) -> Stream | ShiftStream:

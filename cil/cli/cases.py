@@ -67,7 +67,6 @@ def _terms(condition: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _value(job: Job, key: str) -> str:
-    """The file of a group, or the value of a key."""
     if key in job.choices:
         return str(job.choices[key])
     node: Any = job.config

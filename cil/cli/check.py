@@ -51,11 +51,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _learner(name: str) -> Any:
-    """The class of that name.
-
-    Raises:
-        ConfigError: where there is none.
-    """
     from cil import adapt, strategies
 
     known = adapt if name in adapt.names() and name not in strategies.names() else strategies
@@ -82,7 +77,6 @@ def _options(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _stream(overrides: Sequence[str]) -> Any:
-    """The stream, reduced; what is left of it is printed."""
     from cil.cli.build import build_stream
     from cil.cli.compose import compose
 
@@ -93,17 +87,11 @@ def _stream(overrides: Sequence[str]) -> Any:
 
 
 def _size(stream: Any) -> str:
-    """Length and images of a stream."""
     facts = stream.description()
     return f"{sum(facts.get('train_counts') or facts['counts']):,} images in {len(stream)} parts"
 
 
 def _subject(learner: Any, given: Mapping[str, Any], stream: Any) -> Any:
-    """The learner under test.
-
-    Raises:
-        ConfigError: for an unknown hyperparameter.
-    """
     from cil.testing import kind_of
 
     kind = kind_of(learner, stream)

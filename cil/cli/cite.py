@@ -13,6 +13,7 @@ from typing import Any
 
 import cil.report
 from cil.cli.arguments import split_options
+from cil.cli.names import METHODS
 from cil.errors import ConfigError
 
 HELP = """
@@ -63,7 +64,6 @@ class Used:
 
     @property
     def words(self) -> str:
-        """Its name and source in one line."""
         if self.toolbox is None:
             return f"{self.name}: {source(_class(self.group, self.name))}"
         return (
@@ -73,7 +73,6 @@ class Used:
 
 
 def _methods(item: str) -> list[Used]:
-    """The methods of a folder of runs, or the one of this name."""
     if Path(item).exists():
         from cil.report.runs import RunSummary, find_runs
 
@@ -81,10 +80,8 @@ def _methods(item: str) -> list[Used]:
         return [
             Used(run.kind.learner, run.learner, run.convention == "survey", run.identity.get("toolbox")) for run in runs
         ]
-    from cil import adapt, strategies
-
-    for group, names in (("strategy", strategies.names()), ("adapter", adapt.names())):
-        if item in names:
+    for group in METHODS:
+        if _class(group, item) is not None:
             return [Used(group, item)]
     raise ConfigError(f"{item} is no folder and no method; cil list strategies and cil list adapters name all")
 
@@ -93,9 +90,8 @@ def _class(group: str, name: str) -> Any:
     """The class of a method; None for one that is not registered here, as a record alone imports nothing."""
     from cil import adapt, strategies
 
-    if group == "adapter":
-        return adapt.find(name) if name in adapt.names() else None
-    return strategies.find(name) if name in strategies.names() else None
+    room = adapt if group == "adapter" else strategies
+    return room.find(name) if name in room.names() else None
 
 
 def source(method: Any) -> str:

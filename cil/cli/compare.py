@@ -96,9 +96,6 @@ def run_cells(cells: Sequence[Cell], jobs: int, out: Path, plan: Plan | None = N
     Args:
         plan: Cell, jobs and ``out`` to a run, in place of ``plan_cell``; it is pickled where children are not forked.
             Without one it is said what they will take, and what has finished elsewhere is taken over.
-
-    Raises:
-        ConfigError: naming the cell that is wrong.
     """
     from cil.cli.pool import QueuedRun
     from cil.cli.run import print_warnings

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from cil.cli.cases import case_overrides
 from cil.cli.composition import CONFIG, Composition, alone, composition, hydra_ready, opened, raw_config, version_base
 from cil.cli.environment import in_environment
 from cil.cli.job import Job
-from cil.cli.names import METHODS, conf_dir, entry_group, has_file, key_of, plugin_conf_dirs, plugin_target, target_of
+from cil.cli.names import METHODS, conf_dir, entry_group, file_of, key_of, plugin_conf_dirs, plugin_target, target_of
 from cil.cli.names import choices as group_choices
 from cil.cli.refusals import leaves_of, one_line_errors, refuse_choices
 from cil.cli.schema import check
@@ -28,6 +28,7 @@ OPTIONS = (  # of Hydra
 )
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--experimental-rerun")
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what --info may be followed by
+COMPOSING = ("run", "sweep", "compare", "budget", "show", "evaluate")  # commands whose words Hydra completes
 CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class
 INSTEAD = {  # key on the command line: keys by which a recipe may have set the same
     "optimizer": ("optimizer", "trainer.first.lr", "trainer.first.weight_decay"),
@@ -48,14 +49,9 @@ def compose(overrides: Sequence[str] = ()) -> Job:
     """
     with one_line_errors(overrides, raw_config):
         _offer_plugins(overrides)
-        job = _before_recipe(_composed_job(overrides, overrides))
+        job = _before_recipe(_job(composition(overrides), overrides))
     check(job.config)
     return job
-
-
-def _composed_job(overrides: Sequence[str], asked: Sequence[str]) -> Job:
-    """Compose by Hydra; ``asked`` is what the job says it was made of."""
-    return _job(composition(overrides), asked)
 
 
 def _before_recipe(job: Job) -> Job:
@@ -63,7 +59,7 @@ def _before_recipe(job: Job) -> Job:
     _refuse_unread(job)
     _refuse_mixed_optimizers(job)
     more = _more_overrides(job)
-    return _composed_job([*job.overrides, *more], job.overrides) if more else job
+    return _job(composition([*job.overrides, *more]), job.overrides) if more else job
 
 
 def _more_overrides(job: Job) -> list[str]:
@@ -71,7 +67,6 @@ def _more_overrides(job: Job) -> list[str]:
 
 
 def _refuse_unread(job: Job) -> None:
-    """Refuse keys of adapters where there is none."""
     for key in map(key_of, job.overrides):
         if job.learner == METHODS[0] and key.startswith("adaptation."):
             raise ConfigError(f"{key} is read with an adapter alone; choose one, as adapter=tent, or leave it out")
@@ -99,7 +94,7 @@ def _refuse_mixed_optimizers(job: Job) -> None:
 def _suited_scale(job: Job) -> list[str]:
     """The scale's own file for such streams, ``_SCALE_BUILDER.yaml``, where there is one."""
     suited = f"_{job.choices.get('scale')}_{(job.config.get('stream') or {}).get('builder')}"
-    return [f"scale={suited}"] if has_file("scale", suited) else []
+    return [f"scale={suited}"] if file_of("scale", suited) else []
 
 
 def _instead_of_recipe(overrides: Sequence[str], choices: Mapping[str, str]) -> list[str]:
@@ -121,11 +116,7 @@ def _instead_of_recipe(overrides: Sequence[str], choices: Mapping[str, str]) -> 
 
 
 def files_of(overrides: Sequence[str]) -> dict[str, str]:
-    """Dotted keys of the configuration to the file that had the last word on them, as ``conf/optimizer/sgd.yaml``.
-
-    Raises:
-        ConfigError: for whatever Hydra refuses.
-    """
+    """Dotted keys of the configuration to the file that had the last word on them, as ``conf/optimizer/sgd.yaml``."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
     from omegaconf import OmegaConf
@@ -183,6 +174,22 @@ def application(arguments: Sequence[str], task: Callable[[Job], Any]) -> None:
         _by_hydras_own(options, overrides, task)
 
 
+def complete(arguments: Sequence[str], commands: Iterable[str]) -> int:
+    """Answer ``cil -sc install=bash``, and what the installed function asks for at each key press."""
+    words = os.environ.get("COMP_LINE", "").split()
+    new_word = os.environ.get("COMP_LINE", "").endswith(" ")
+    if "COMP_LINE" in os.environ:
+        if len(words) < 2 or (len(words) == 2 and not new_word):
+            start = words[1] if len(words) == 2 else ""
+            print(" ".join(name for name in commands if name.startswith(start)))
+            return 0
+        if words[1] not in COMPOSING:
+            return 0
+        os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]]) + (" " if new_word else "")
+    application(arguments, lambda job: None)
+    return 0
+
+
 def _plain_job(overrides: Sequence[str]) -> Job | None:
     """The job, where there is one that can be composed without Hydra's command line, which does so twice."""
     from omegaconf.errors import OmegaConfBaseException
@@ -220,7 +227,7 @@ def _by_hydras_own(options: Sequence[str], overrides: list[str], task: Callable[
     with one_line_errors(overrides, raw_config):
         _offer_plugins(overrides)
         if {"--cfg", "-c"} & {item.partition("=")[0] for item in options}:  # shows what would run
-            overrides += _more_overrides(_composed_job(overrides, overrides))
+            overrides += _more_overrides(_job(composition(overrides), overrides))
         app = hydra.main(config_path=str(conf_dir()), config_name=CONFIG, **version_base())(called)
         sys.argv = ["cil", *options, *opened(overrides)]
         try:
@@ -301,7 +308,6 @@ def _named(overrides: Sequence[str], group: str) -> Iterator[str]:
 
 
 def _class_without_file(name: str, group: str) -> str | None:
-    """The class of a method without a file, ``module:Class``; None for one that has a file, or no class."""
     if CLASS.fullmatch(name):
         import_from_here()
         return name

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 
-from cil.cli.names import OWN, conf_dir, file_of, has_file
+from cil.cli.names import OWN, conf_dir, file_of
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -175,7 +175,7 @@ def _strategy_put_in(choices: tuple[str, ...]) -> Composition | None:
     base = _of_files(tuple(f"strategy={BLANK}" if item == f"strategy={named[0]}" else item for item in choices))
     chosen = {key: named[0] if value == BLANK else value for key, value in base.choices.items()}
     chosen[BY_STRATEGY] = f"{chosen['recipe']}_{named[0]}"
-    if has_file(BY_STRATEGY, chosen[BY_STRATEGY]) or any(BLANK in str(value) for value in chosen.values()):
+    if file_of(BY_STRATEGY, chosen[BY_STRATEGY]) or any(BLANK in str(value) for value in chosen.values()):
         return None
     config = copy.deepcopy(base.config)
     config.strategy = OmegaConf.merge(OmegaConf.load(path), config.strategy)  # of files that are merged after it

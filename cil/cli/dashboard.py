@@ -55,11 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _check_online(entity: str) -> None:
-    """Refuse what a server would refuse, or would never answer.
-
-    Raises:
-        ConfigError: without an entity, a key or a server.
-    """
+    """Refuse what a server would refuse, or would never answer."""
     from cil.tracking.wandb_server import has_key, reachable
 
     if not entity:

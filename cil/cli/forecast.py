@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 
 from cil.cli.pool import record_of
-from cil.cli.reuse import EarlierRun, earlier_runs
+from cil.cli.reuse import RUNS, EarlierRun, earlier_runs
 from cil.engine.driver import Run
 from cil.engine.process import in_child
 from cil.engine.timed_step import SecondsPerImage
@@ -79,7 +79,6 @@ class Forecast:
     jobs: int
 
     def lines(self) -> Iterator[str]:
-        """In words, a line for each matter."""
         done = self.here + sum(self.elsewhere.values())
         left = self.total - done - len(self.over)
         where = ", ".join(f"{count} in {folder}" for folder, count in sorted(self.elsewhere.items()))
@@ -112,9 +111,7 @@ class Forecast:
         return f"{_duration(sum(known))} of computing, so at most about {_duration(most)} ({'; '.join(parts)}){more}"
 
 
-def forecast(
-    runs: Mapping[Path, tuple[str, Run]], found: Mapping[Path, Path], out: Path, jobs: int, root: Path = Path("runs")
-) -> Forecast:
+def forecast(runs: Mapping[Path, tuple[str, Run]], found: Mapping[Path, Path], out: Path, jobs: int) -> Forecast:
     """Look ahead. Says on the standard error that it times steps, where they are long.
 
     Args:
@@ -126,7 +123,7 @@ def forecast(
     left = {path: run for path, run in runs.items() if path not in found and path not in here}
     over = {label: why for label, run in left.values() if (why := _over(run))}
     todo = [(label, run) for label, run in left.values() if label not in over]
-    known = [*earlier_runs(root), *earlier_runs(out)] if todo else []
+    known = [*earlier_runs(RUNS), *earlier_runs(out)] if todo else []
     measured = _timings([run for _, run in todo])
     alike, timed, unknown = [], [], {}
     for label, run in todo:

@@ -109,7 +109,6 @@ def _swept(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]], J
 
 
 def _of_method(override: str) -> bool:
-    """True for a key of a strategy or an adapter."""
     group, dot, _ = key_of(override).partition(".")
     return bool(dot) and group in METHODS
 
@@ -142,7 +141,6 @@ def _all(override: str, task_aware: bool) -> str:
 
 
 def _takes_task(strategy: str) -> bool:
-    """True for a strategy that is given the task of each image; its class is imported."""
     environment.limit_spinning()
     from cil.targets import resolve
 

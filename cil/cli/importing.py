@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from cil.cli.arguments import split_options
 from cil.errors import ConfigError
-from cil.kinds.command_line import find_kind
+from cil.kinds.command_line import find_commands
 
 HELP = """
 usage: cil import LOG_OR_FOLDER... [--into DIR]
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         records += [write_record(record, options["--into"]) for record in found]
         problems += more
     for record in records:
-        print(find_kind(record.kind).summary(record))
+        print(find_commands(record.kind).summary(record))
     many = f"{len(records)} foreign record{'s' * (len(records) != 1)}"
     print(f"{many} below {options['--into']}; cil report shows them, and ranks none")
     for problem in problems:

@@ -6,6 +6,7 @@ import ast
 import shutil
 from collections.abc import Sequence
 
+from cil.cli.formats import in_columns
 from cil.cli.names import KINDS, PACKAGE, Known, known
 from cil.errors import ConfigError, nearest
 
@@ -20,7 +21,6 @@ Any timm model is known too: model=timm model.name=timm:NAME; CLIP: model=clip m
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the names."""
     for kind in arguments:
         if kind not in LISTED:
             raise ConfigError(f"cil list has no kind '{kind}'; {nearest(kind, LISTED)}")
@@ -30,10 +30,8 @@ def main(arguments: Sequence[str]) -> int:
         found = plots() if kind == "plots" else known(kind)
         if not found:
             print("  none but those that are built in" if kind == "metrics" else "  none")
-        wide = max(map(len, found), default=0)
-        mine = max((len(item.origin) for item in found.values()), default=0)
-        for name, item in found.items():
-            print(f"  {name.ljust(wide)}  {item.origin.ljust(mine)}  {item.about}".rstrip()[:columns])
+        for line in in_columns([(f"  {name}", item.origin, item.about) for name, item in found.items()], right=()):
+            print(line[:columns])
     return 0
 
 

@@ -103,7 +103,7 @@ def _command(given: list[str]) -> int:
         print(f"cil {version('cil')}")
         return 0
     if name in ("-sc", "--shell-completion"):
-        return int(import_module("cil.cli.completion").complete(given, COMMANDS))
+        return int(import_module("cil.cli.compose").complete(given, COMMANDS))
     if name not in COMMANDS:
         raise ConfigError(f"no command '{name}'; {nearest(name, COMMANDS)}")
     _check_folder()

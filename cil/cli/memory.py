@@ -56,12 +56,12 @@ def measure(cell: Cell, experience: int | None = None) -> tuple[str, Sequence[Tr
         experience: Experience of a strategy, from 1; None: the largest of the first, the second and the last.
     """
     from cil.cli.build import build_stream
-    from cil.kinds.command_line import kind_of
+    from cil.kinds.command_line import commands_for
     from cil.streams.known_shapes import without_images
 
     job = cell.job
     stream = without_images(job.config["stream"]) or build_stream(job.config)
-    label, steps = kind_of(job, stream).memory(job, stream, experience)
+    label, steps = commands_for(job, stream).memory(job, stream, experience)
     return ", ".join([label, *cell.settings]), steps
 
 

@@ -169,11 +169,6 @@ def _files(group: str) -> Iterator[tuple[Path, str]]:
             yield path, origin
 
 
-def has_file(group: str, name: str) -> bool:
-    """True where a configuration group has a file of that name, one that others share too."""
-    return file_of(group, name) is not None
-
-
 def file_of(group: str, name: str) -> Path | None:
     """The file of that name in a configuration group, one that others share too; None where there is none."""
     paths = (folder / group / f"{name}.yaml" for folder in (conf_dir(), *plugin_conf_dirs()))

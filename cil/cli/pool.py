@@ -34,8 +34,6 @@ class QueuedRun:
     """A run that waits for a process of its own.
 
     Args:
-        label: For people.
-        run_dir: Where its record will be.
         make: Gives the run; called in the child, where it must be picklable if that is not forked.
         run: Digest of its identity; a record of another run in its folder is not taken for its own. Empty: any is.
     """
@@ -80,7 +78,6 @@ class RunEnd:
 
     @property
     def words(self) -> str:
-        """Status, time and error, for people."""
         status = {"over_budget": "over budget", "interrupted": "interrupted, saved"}.get(self.status, self.status)
         time = "before, not run again" if self.found else f"after {self.seconds:.0f} s"
         return f"{status} {time}{f': {self.error}' if self.error else ''}"
@@ -105,7 +102,6 @@ def run_all(
     Args:
         runs: In the order in which they are begun. One that has finished before is not run again.
         fork: True: children are forked; else they start anew.
-        screen: Shows how far they are.
         grace: Seconds after a Ctrl-C until children that still run are killed.
 
     Raises:
@@ -153,7 +149,8 @@ def run_all(
                 _forward(children, interrupts)
                 deadline = min(deadline, time.monotonic() + grace)
             if time.monotonic() >= deadline:
-                _kill(children)
+                for child in children.values():  # they did not stop when they were told to
+                    child.process.kill()
         if interrupts.count:
             raise KeyboardInterrupt
     return [ends[number] for number in range(len(runs))]
@@ -168,7 +165,6 @@ def record_of(run_dir: Path) -> Record | None:
 
 
 def _listen(children: Mapping[int, _Child], screen: ProgressScreen) -> None:
-    """Wait until a child sends something, or ends."""
     handles: dict[Any, int] = {child.pipe: number for number, child in children.items()}
     handles |= {child.process.sentinel: number for number, child in children.items()}
     try:
@@ -180,7 +176,6 @@ def _listen(children: Mapping[int, _Child], screen: ProgressScreen) -> None:
 
 
 def _drain(number: int, child: _Child, screen: ProgressScreen) -> None:
-    """Take everything that a child has sent so far."""
     try:
         while child.pipe.poll():
             message = child.pipe.recv()
@@ -219,13 +214,6 @@ def _forward(children: Mapping[int, _Child], interrupts: _Interrupts) -> None:
                 os.kill(child.process.pid, signal.SIGINT)
 
 
-def _kill(children: Mapping[int, _Child]) -> None:
-    """End children that did not stop when they were told to."""
-    for child in children.values():
-        if child.process.is_alive():
-            child.process.kill()
-
-
 @contextmanager
 def _interrupts() -> Iterator[_Interrupts]:
     """Count the signals that ask to stop, in place of an exception in the middle of anything."""
@@ -246,7 +234,6 @@ def _interrupts() -> Iterator[_Interrupts]:
 
 
 def _execute(queued: QueuedRun, pipe: Connection) -> None:
-    """Do one run, and send how it ended."""
     os.setpgid(0, 0)  # a Ctrl-C on the terminal reaches the parent alone, which passes it on once
     for number in stop_signals():
         signal.signal(number, signal.default_int_handler)

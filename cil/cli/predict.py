@@ -81,9 +81,6 @@ def shorter_side(identity: Mapping[str, Any], size: int) -> int | None:
 def answers(net: Trained, files: Sequence[str], top: int, shorter: int | None) -> Iterator[dict[str, Any]]:
     """``file``, and the ``classes`` with the highest ``scores``, best first.
 
-    Args:
-        shorter: See ``shorter_side``.
-
     Raises:
         DataError: for a file that is no readable image, naming it.
     """

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self, TextIO
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -18,11 +18,10 @@ class ProgressScreen:
     Args:
         total: How many there are.
         quiet: Show nothing but the end of those that did not finish.
-        stream: Standard error by default.
     """
 
-    def __init__(self, total: int, quiet: bool = False, stream: TextIO | None = None) -> None:
-        self._total, self._quiet, self._stream = total, quiet, stream or sys.stderr
+    def __init__(self, total: int, quiet: bool = False) -> None:
+        self._total, self._quiet, self._stream = total, quiet, sys.stderr
         self._labels: dict[int, str] = {}
         self._shares: dict[int, float] = {}
         self._tasks: dict[int, TaskID] = {}
@@ -50,7 +49,6 @@ class ProgressScreen:
             self._bars.stop()
 
     def start(self, number: int, label: str) -> None:
-        """Show that a run was started."""
         self._labels[number], self._shares[number] = label, 0.0
         if self._bars is not None:
             self._bars.update(self._whole, description=self._counts())
@@ -110,7 +108,6 @@ class ProgressScreen:
                 self._line(", ".join(filter(None, (self._counts(), self._outlook()))))
 
     def _counts(self) -> str:
-        """How many runs are done, of those how many did not finish, and how many are running."""
         running, failed = len(self._shares), self._failed
         more = [f"{running} running"] * bool(running) + [f"{failed} not finished"] * bool(failed)
         return ", ".join([f"{self._done}/{self._total} runs", *more])
@@ -122,7 +119,6 @@ class ProgressScreen:
         return ", ".join(filter(None, (left, best)))
 
     def _time_left(self) -> str:
-        """Time left, from what was done since this screen began."""
         done = self._done + sum(self._shares.values())
         if done <= self._before:
             return ""

@@ -29,9 +29,6 @@ def other_ranks(runtime: Runtime, arguments: Sequence[str]) -> Iterator[None]:
 
     Where torchrun or SLURM started this process, or several machines are asked for, nothing is started.
 
-    Args:
-        arguments: Those of ``cil run``.
-
     Raises:
         TrainingError: where one of them ended, with its reason.
     """
@@ -61,13 +58,7 @@ def other_ranks(runtime: Runtime, arguments: Sequence[str]) -> Iterator[None]:
 
 
 class Other:
-    """One of the other processes; its words are read where the run fails, as it is silent about all that rank 0 says.
-
-    Args:
-        rank: Its number.
-        words: File for its standard error.
-        arguments: Those of ``cil run``.
-    """
+    """One of the other processes; its words are read where the run fails, as it is silent about what rank 0 says."""
 
     def __init__(self, rank: int, words: Path, arguments: Sequence[str]) -> None:
         self.rank, self._words = rank, words

@@ -30,7 +30,6 @@ def one_line_errors(overrides: Sequence[str], make_config: MakeConfig) -> Iterat
     """Turn errors of Hydra and OmegaConf into one line.
 
     Args:
-        overrides: What was asked for.
         make_config: Overrides to a configuration, to look for the key that was meant.
 
     Raises:

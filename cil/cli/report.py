@@ -62,7 +62,6 @@ class Request:
 
     @property
     def command(self) -> str:
-        """The line that makes the page again."""
         paths = [_shown(path) for path in self.paths]
         more = ["--published"] * self.published + ["--no-pictures"] * (not self.pictures)
         return shlex.join(["cil", "report", *paths, *more, "--html", _shown(self.page or Path("page.html"))])
@@ -88,7 +87,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _once(request: Request) -> int:
-    """Make the report; 1 where a record was left out."""
     from cil.report.runs import read_runs
 
     records, problems = read_runs(request.paths)
@@ -100,7 +98,6 @@ def _once(request: Request) -> int:
 
 
 def _watch(request: Request) -> int:
-    """Write the files anew whenever a record has changed."""
     from cil.report.watch import follow
 
     def make() -> None:
@@ -195,11 +192,6 @@ def _failure(record: Record, write: Callable[[Sequence[Record]], str]) -> str | 
 
 
 def _parsed(arguments: list[str]) -> Request:
-    """Options and paths apart.
-
-    Raises:
-        ConfigError: for an option that there is not, or that lacks its value.
-    """
     rest, port = _without_port(arguments)
     flags = (*PRINTED, "--watch", "--published", "--no-pictures")
     paths, values, given_flags = split_options(rest, {"--html": "", "--lines": "", "--figures": ""}, flags)

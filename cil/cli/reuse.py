@@ -21,6 +21,7 @@ from cil.tracking.files import RECORD
 from cil.tracking.storage import PARTIAL
 
 _say = logging.getLogger("cil.cli")
+RUNS = Path("runs")  # the folder of runs whose place nobody chose
 REUSED = "reused.json"  # in the folder of a comparison, under taken_over: run -> folder that it was taken from
 
 
@@ -48,12 +49,10 @@ def earlier_runs(folder: Path) -> list[EarlierRun]:
     return found
 
 
-def find_finished(
-    identities: Mapping[Path, Mapping[str, Any]], out: Path, root: Path = Path("runs")
-) -> dict[Path, Path]:  # fmt: skip
+def find_finished(identities: Mapping[Path, Mapping[str, Any]], out: Path) -> dict[Path, Path]:
     """Finished runs of the same identity in other folders.
 
-    Looked at are the folder beside ``out``, the folders in it, and everything under ``root``.
+    Looked at are the folder beside ``out``, the folders in it, and everything under ``runs/``.
 
     Args:
         identities: Folder of a run, under ``out``, to its identity; those that are there already are left alone.
@@ -67,18 +66,18 @@ def find_finished(
         if path.exists() and any(path.iterdir()):
             continue
         digest = identity_hash(identity)
-        place = next(_finished(_places(path.relative_to(out), out, root), digest), None)
+        place = next(_finished(_places(path.relative_to(out), out), digest), None)
         if place is None:
-            anywhere = _by_digest(root, out) if anywhere is None else anywhere
+            anywhere = _by_digest(out) if anywhere is None else anywhere
             place = next(_finished(anywhere.get(digest, ()), digest), None)
         if place is not None:
             found[path] = place
     return found
 
 
-def _by_digest(root: Path, out: Path) -> dict[str, list[Path]]:
+def _by_digest(out: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
-    for one in earlier_runs(root):
+    for one in earlier_runs(RUNS):
         if out.absolute() not in one.path.absolute().parents:
             found.setdefault(one.run, []).append(one.path)
     return found
@@ -87,10 +86,7 @@ def _by_digest(root: Path, out: Path) -> dict[str, list[Path]]:
 def take_over(identities: Mapping[Path, Mapping[str, Any]], found: Mapping[Path, Path], out: Path) -> None:
     """Put finished runs of other folders into the folder of a comparison, and say which.
 
-    A file takes no room twice where the file system has links.
-
-    Args:
-        identities, found: As for ``find_finished``, and what it gave.
+    A file takes no room twice where the file system has links. ``identities`` are those of ``find_finished``.
     """
     before = _read(out)
     missing = {str(path.relative_to(out)) for path in identities if not path.exists()}
@@ -111,7 +107,6 @@ def take_over(identities: Mapping[Path, Mapping[str, Any]], found: Mapping[Path,
 
 
 def _note(out: Path, before: Mapping[str, str], taken: Mapping[str, str]) -> None:
-    """Write which runs were taken over, where that has changed."""
     if dict(taken) != before:
         write_json_atomic(out / REUSED, sealed({"taken_over": dict(taken)}))
 
@@ -148,9 +143,9 @@ def _read(out: Path) -> dict[str, str]:
     return found
 
 
-def _places(place: Path, out: Path, root: Path) -> Iterator[Path]:
+def _places(place: Path, out: Path) -> Iterator[Path]:
     """Where else a run with this place in a comparison may lie."""
-    for above in dict.fromkeys((root, out.parent)):
+    for above in dict.fromkeys((RUNS, out.parent)):
         if above.is_dir():
             folders = sorted(folder for folder in above.iterdir() if folder.is_dir())
             yield from (folder / place for folder in (above, *folders) if folder.absolute() != out.absolute())
@@ -192,7 +187,6 @@ def _check_whole(record: Record) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a run, all or nothing."""
     part = target.with_name(f"{PARTIAL}{os.getpid()}.{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from cil.cli.ranks import other_ranks
 from cil.cli.schema import check
 from cil.engine.launched import place_of
 from cil.errors import CilError, RankEnded, in_words
-from cil.kinds.command_line import find_kind
+from cil.kinds.command_line import find_commands
 
 if TYPE_CHECKING:
     from cil.engine.driver import Run
@@ -72,7 +72,7 @@ def _bill(job: Job) -> str:
 
     run = build(job, progress=False)
     print_warnings([run])
-    return find_kind(run.identity["kind"]).bill(run)
+    return find_commands(run.identity["kind"]).bill(run)
 
 
 def execute(job: Job, arguments: Sequence[str] = ()) -> str:
@@ -96,7 +96,7 @@ def execute(job: Job, arguments: Sequence[str] = ()) -> str:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"what was computed is in {run.run_dir}; the same command goes on from there") from None
     with reading(record):
-        return find_kind(record.kind).summary(record, note)
+        return find_commands(record.kind).summary(record, note)
 
 
 def _beside(run: Run) -> str:
@@ -187,7 +187,7 @@ def _one_of_many(root: str, failures: Path, stop: Path | None, here: int, job: J
         if stop is not None and stop.exists():
             return
         record = run.execute()
-        print(find_kind(record.kind).summary(record), flush=True)
+        print(find_commands(record.kind).summary(record), flush=True)
     except KeyboardInterrupt:
         if stop is None or not elsewhere:
             raise

@@ -46,14 +46,14 @@ def _check_section(section: Mapping[str, Any], prefix: str, sections: set[str]) 
             raise ConfigError(unknown_key(key, _tree()))
         if key in sections:
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{key} is {value!r}; it has keys of its own, as in {key}.{_first(key)}=...")
+                first = next(name for name in KEYS if name.startswith(f"{key}."))
+                raise ConfigError(f"{key} is {value!r}; it has keys of its own, as in {first}=...")
             _check_section(value, f"{key}.", sections)
         else:
             check_value(key, value)
 
 
 def _tree() -> dict[str, Any]:
-    """The keys as nested mappings."""
     tree: dict[str, Any] = dict.fromkeys(BUILT)
     for key in KEYS:
         *path, last = key.split(".")
@@ -62,10 +62,6 @@ def _tree() -> dict[str, Any]:
             node = node.setdefault(step, {})
         node[last] = None
     return tree
-
-
-def _first(key: str) -> str:
-    return next(name.removeprefix(f"{key}.") for name in KEYS if name.startswith(f"{key}."))
 
 
 def _check_budget(budget: Mapping[str, Any]) -> None:

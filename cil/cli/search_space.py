@@ -24,13 +24,7 @@ DIGITS = 4  # significant ones of a drawn number, so that what is printed is wha
 
 @dataclass(frozen=True)
 class Range:
-    """The values that one key may take.
-
-    Attributes:
-        key: Key of the configuration, dotted; or a group.
-        kind: One of ``RANGES``.
-        values: The choices, or low and high.
-    """
+    """The values that one key, dotted, or a group of the configuration may take: the choices, or low and high."""
 
     key: str
     kind: str
@@ -47,7 +41,6 @@ class Range:
         return IntDistribution(low, high, log) if self.kind.startswith("int") else FloatDistribution(low, high, log)
 
     def value(self, drawn: Any) -> Any:
-        """The value of the key for a draw of Optuna's."""
         if self.kind == "choices":
             return self.values[drawn]
         if self.kind.startswith("int"):
@@ -55,12 +48,10 @@ class Range:
         return min(max(float(f"{drawn:.{DIGITS}g}"), self.values[0]), self.values[1])
 
     def override(self, value: Any) -> str:
-        """The value as on a command line."""
         group = "." not in self.key
         return f"{self.key}={value if group else json.dumps(value)}"
 
     def plain(self) -> dict[str, Any]:
-        """For a record."""
         return {self.kind: list(self.values)}
 
 
@@ -138,11 +129,6 @@ class Study:
     Each draw is keyed by seed, key and number of the trial: the same seed gives the same trials, a further key moves no
     other one, and methods that share a key share its draws. With ``tpe`` a trial depends on the results told before.
 
-    Args:
-        ranges: What is drawn.
-        sampler: ``random`` or ``tpe``.
-        seed: Seed of the draws.
-
     Raises:
         ConfigError: where Optuna is not installed.
     """
@@ -164,26 +150,19 @@ class Study:
         return {each.key: each.value(trial.params[each.key]) for each in self.ranges}
 
     def tell(self, number: int, score: float | None) -> None:
-        """Report the score of a trial; None where it did not finish."""
         from optuna.trial import TrialState
 
         self._study.tell(number, score, state=TrialState.FAIL if score is None else None)
 
 
 def _sampler(name: str, seed: int, number: int) -> BaseSampler:
-    from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+    from optuna.samplers import RandomSampler, TPESampler
 
     if name == "tpe":
         return TPESampler(seed=seed_for(seed, "tpe", number))
 
-    class Keyed(BaseSampler):
+    class Keyed(RandomSampler):
         """Uniform, each key and trial by a generator of its own."""
-
-        def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-            return {}
-
-        def sample_relative(self, study: Any, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
-            return {}
 
         def sample_independent(self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
             own = RandomSampler(seed=seed_for(seed, param_name, trial.number))

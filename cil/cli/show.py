@@ -8,7 +8,7 @@ from pathlib import Path
 from cil.cli import environment
 from cil.cli.arguments import split_options
 from cil.errors import ConfigError
-from cil.kinds.command_line import find_kind
+from cil.kinds.command_line import find_commands
 
 MOST_IMAGES = 500  # in a row of the picture: its file then has 50,000 pixels a row
 HELP = """
@@ -41,9 +41,9 @@ def main(arguments: Sequence[str]) -> int:
         from cil.tracking.record import reading
 
         record = Record.load(paths[0])
-        kind = find_kind(record.kind)
+        commands = find_commands(record.kind)
         with reading(record):
-            text = kind.curve(record)
+            text = commands.curve(record)
         print(text)
         return 0
     if not (options["--count"].isdigit() and 1 <= int(options["--count"]) <= MOST_IMAGES):
@@ -56,9 +56,12 @@ def main(arguments: Sequence[str]) -> int:
     from cil.streams.show import contact_sheet
 
     stream = build_stream(compose(overrides).config)
-    kind, count = find_kind(stream.kind), int(options["--count"])
+    commands, count = find_commands(stream.kind), int(options["--count"])
     out = Path(options["--out"] or f"{stream.name}.png")
     as_page = out.suffix == ".html"
-    path = kind.stream_page(stream, out, count) if as_page else contact_sheet(stream, out, count)
-    print("\n".join([*kind.stream_lines(stream), f"{'page' if as_page else 'picture'}: {path}"]))
+    draw = getattr(commands, "stream_page", None) if as_page else contact_sheet
+    if draw is None:
+        raise ConfigError(f"--out {out}: a page is of a stream of tasks that tells the task, not of '{stream.name}'")
+    path = draw(stream, out, count)
+    print("\n".join([*commands.stream_lines(stream), f"{'page' if as_page else 'picture'}: {path}"]))
     return 0

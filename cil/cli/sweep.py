@@ -37,7 +37,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _launched(arguments: Sequence[str]) -> int:
-    """Let Hydra launch the runs, then aggregate."""
     from cil.report.page import refuse_foreign_report
 
     overrides, _, out = split_jobs_and_out(arguments)

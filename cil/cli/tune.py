@@ -68,8 +68,6 @@ class Setting:
 
     Attributes:
         cells: The runs to be reported before anything is tuned, one for each seed.
-        job: One of them.
-        ranges: What is drawn.
     """
 
     cells: list[Cell]
@@ -166,7 +164,6 @@ def _check_value(job: Job, each: Range, value: Any) -> None:
 
 
 def _tune(setting: Setting, jobs: int, out: Path) -> TuningReport:
-    """Search, then the runs that are reported."""
     trials = _search(setting, jobs, out / "trials") if setting.protocol.trials else []
     scored = [trial for trial in trials if trial.score is not None]
     if trials and not scored:
@@ -224,11 +221,7 @@ def _run_trials(setting: Setting, trials: Sequence[Trial], jobs: int, out: Path)
 
 
 def _refuse_damaged(ends: Sequence[RunEnd]) -> None:
-    """Choose nothing where the record of a trial is there and cannot be read.
-
-    Raises:
-        RecordError: naming it.
-    """
+    """Choose nothing where the record of a trial is there and cannot be read."""
     from cil.tracking import Record
     from cil.tracking.files import RECORD
 
@@ -238,7 +231,6 @@ def _refuse_damaged(ends: Sequence[RunEnd]) -> None:
 
 
 def _read(group: Sequence[Trial], end: RunEnd, metric: str) -> None:
-    """Score, error and operations of equal trials, from the one that was run."""
     record = next(iter(records_of([end])), None)
     results = record.results if record is not None else {}
     finished = record is not None and record.status == "finished"
@@ -249,7 +241,6 @@ def _read(group: Sequence[Trial], end: RunEnd, metric: str) -> None:
 
 
 def _tuning(setting: Setting, trials: Sequence[Trial], chosen: Trial) -> dict[str, Any]:
-    """The tuning as the record of a tuned run has it."""
     from cil.cli.search_space import space_hash
 
     tune = setting.tune
@@ -296,7 +287,6 @@ def _overrides(setting: Setting, trial: Trial) -> list[str]:
 
 
 def _print_reports(reports: Sequence[TuningReport], out: Path) -> None:
-    """Print what was found, and leave it as JSON."""
     from cil.tracking import write_json_atomic
 
     contents = [content(report) for report in reports]
@@ -372,7 +362,6 @@ def _spread(scores: Mapping[str, float]) -> str:
 
 
 def _mean(values: Sequence[float]) -> str:
-    """Mean and standard deviation over seeds."""
     from statistics import fmean, stdev
 
     if not values:

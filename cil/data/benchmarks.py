@@ -134,7 +134,9 @@ def open_benchmark(name: str, root: Path, path: str | Path | None = None, size: 
             return _of_files(name, root, split, size, str(where))
     if (where / "train").is_dir():
         settings: dict[str, Any] = {"splits": ("test", "val"), **IMAGENET_STATISTICS}
-        return _sized(class_folders(name, root, where, size, **settings), known)
+        found = class_folders(name, root, where, size, **settings)
+        sizes = (len(found.classes), len(found.train), len(found.test))
+        return found if sizes == known.sizes else replace(found, official=False)
     folder = None if known.unsplit is None else where / known.unsplit
     if folder is not None and folder.is_dir() and subfolders(folder):
         return replace(_of_files(name, root, _own_split(folder), size, str(where)), official=False)
@@ -148,11 +150,6 @@ def _what_goes_where(known: Benchmark) -> str:
     if known.unsplit is not None:
         ways.append(f"{known.unsplit}/CLASS/*, of which a fifth is then for test".removeprefix("./"))
     return "; or ".join(ways)
-
-
-def _sized(data: Dataset, known: Benchmark) -> Dataset:
-    found = (len(data.classes), len(data.train), len(data.test))
-    return data if found == known.sizes else replace(data, official=False)
 
 
 def _own_split(folder: Path) -> Split:
@@ -173,13 +170,13 @@ def _own_split(folder: Path) -> Split:
     return Split(train, test, classes)
 
 
-def _of_files(name: str, root: Path, split: Split, size: int, source: str, **settings: Any) -> Dataset:
+def _of_files(name: str, root: Path, split: Split, size: int, source: str) -> Dataset:
     def samples(files: Files) -> Samples:
         store = FileStore(files[0], size, digests=root / "cache" / "digests")
         return Samples(store, torch.tensor(files[1], dtype=torch.int64))
 
-    given: dict[str, Any] = {"augment": _AUGMENT, **IMAGENET_STATISTICS, **settings}
-    return Dataset(name, samples(split.train), samples(split.test), split.classes, source=source, **given)
+    given: dict[str, Any] = {"augment": _AUGMENT, "source": source, **IMAGENET_STATISTICS}
+    return Dataset(name, samples(split.train), samples(split.test), split.classes, **given)
 
 
 def _register(name: str) -> None:

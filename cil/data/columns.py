@@ -75,17 +75,13 @@ def columns_of_arrays(
                 f"{where}: accepted has labels from {accepted.min()} to {accepted.max()}; they are of 0 to "
                 f"{classes - 1}, or -1 for none"
             )
-    return with_columns(samples, {name: _texts(array) for name, array in groups.items()}, accepted)
+    return with_columns(samples, {name: array.astype(str).tolist() for name, array in groups.items()}, accepted)
 
 
 def columns_of_table(
     samples: Samples, files: Sequence[Path], table: Path, classes: Sequence[str]
 ) -> tuple[Samples, Names]:
     """Columns of a ``.csv`` file: ``image``, a path beside it; ``accepted``, names of classes with ; between; groups.
-
-    Args:
-        files: Of the samples, in their order.
-        classes: Names of all classes.
 
     Raises:
         DataError: for an image without a row or with two, or an unknown class, naming file and line.
@@ -124,11 +120,6 @@ def _accepted_names(table: Path, cells: Sequence[str], classes: Sequence[str]) -
     for row, own in zip(labels, found, strict=True):
         row[: len(own)] = own
     return labels
-
-
-def _texts(array: np.ndarray) -> list[str]:
-    texts: list[str] = array.astype(str).tolist()
-    return texts
 
 
 def by_name(samples: Samples, own: Sequence[str], classes: Sequence[str], where: str | Path) -> Samples:

@@ -41,12 +41,17 @@ def digits(root: Path) -> Dataset:
 
     The last fifth of each class in file order is the test split.
     """
-    package = find_spec("sklearn")  # its file is read without it, as importing it takes a second
+    return _split_in_order("digits", *read_digits(), "scikit-learn")
+
+
+def read_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images and labels in file order; the file is read without scikit-learn, as importing it takes a second."""
+    package = find_spec("sklearn")
     assert package is not None and package.origin is not None
     with gzip.open(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", "rt") as file:
         table = np.loadtxt(file, delimiter=",")
     images = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # 17 levels in the file
-    return _split_in_order("digits", images, table[:, -1].astype(np.int64), "scikit-learn")
+    return images, table[:, -1].astype(np.int64)
 
 
 @register_dataset("mnist5k")

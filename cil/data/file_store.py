@@ -178,6 +178,7 @@ class FileStore:
 
     Raises:
         ConfigError: where size or channels are out of range.
+        DataError: from all reads, for a file that is no readable image, naming it.
 
     Source: Evaluation view: the survey of Zhou et al. 2024; equal to torchvision's Resize and CenterCrop.
     """
@@ -207,15 +208,10 @@ class FileStore:
 
     @property
     def view(self) -> str:
-        """What is made of the files."""
         return f"files {self.shape} {self.shorter}"
 
     def pixels(self, rows: Tensor) -> Tensor:
-        """Evaluation view, (n, C, size, size) uint8; decoded on as many threads as torch may use.
-
-        Raises:
-            DataError: for a file that is no readable image, naming it.
-        """
+        """Evaluation view, (n, C, size, size) uint8; decoded on as many threads as torch may use."""
         stacked = np.empty((len(rows), *self.shape), np.uint8)
 
         def decode(place: int, row: int) -> None:
@@ -227,18 +223,13 @@ class FileStore:
         return torch.from_numpy(stacked)
 
     def training_pixels(self, rows: Tensor, draws: Tensor) -> Tensor:
-        """Training view by ``draws`` (n, 4) in [0, 1): area, ratio of sides, left, top.
-
-        Raises:
-            DataError: for a file that is no readable image, naming it.
-        """
+        """Training view by ``draws`` (n, 4) in [0, 1): area, ratio of sides, left, top."""
         stacked = np.empty((len(rows), *self.shape), np.uint8)
         for place, row, own in zip(stacked, rows.tolist(), draws.tolist(), strict=True):
             self._put(place, self._training_view(row, own))
         return torch.from_numpy(stacked)
 
     def take(self, rows: Tensor) -> FileStore:
-        """A store of those files alone."""
         paths = [self.paths[row] for row in rows.tolist()]
         return FileStore(paths, self.size, self.channels, self.shorter, self.digests)
 
@@ -320,7 +311,6 @@ class _Looked(NamedTuple):
 
 
 def _look_at(path: str) -> _Looked | DataError:
-    """Decode a file and take its sum; else what is wrong with it."""
     try:
         content = Path(path).read_bytes()
         decoded = _decoded(io.BytesIO(content), path, "RGB", draft=True)

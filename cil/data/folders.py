@@ -44,8 +44,7 @@ def folder(root: Path, path: str | Path, size: int = 224, channels: int = 3, in_
         DataError: where folders, classes or images are missing, naming the folder.
     """
     where = _find(path, root)
-    shorter = size if in_memory else None
-    return class_folders(where.name, root, where, size, channels, shorter, in_memory, splits=("test", "val"))
+    return class_folders(where.name, root, where, size, channels, in_memory=in_memory, splits=("test", "val"))
 
 
 @register_dataset("tiny_imagenet")
@@ -68,8 +67,8 @@ def imagenet1000(root: Path, path: str | Path = "imagenet1000", size: int = 224,
         in_memory: See ``folder``; both views are then of the centre, of which random resized crops are taken.
     """
     where, augment = _find(path, root), Augment(flip=True, brightness=63 / 255, resized_crop=True)
-    held: dict[str, Any] = {"shorter": size if in_memory else None, "in_memory": in_memory}
-    return class_folders("imagenet1000", root, where, size, augment=augment, **held, **IMAGENET_STATISTICS)
+    settings = {"augment": augment, **IMAGENET_STATISTICS}
+    return class_folders("imagenet1000", root, where, size, in_memory=in_memory, **settings)
 
 
 @register_dataset("imagenet100")
@@ -105,9 +104,8 @@ def imagenet100(
         names = sorted(names[label] for label in order[:100])
     elif len(names) != 100:
         raise DataError(f"{where} has {len(names)} classes; imagenet100 needs 100 or 1000, or stream.class_list")
-    # flips alone: the survey's code changes no brightness here
-    held: dict[str, Any] = {"shorter": size if in_memory else None, "in_memory": in_memory, "augment": _FILES}
-    return class_folders("imagenet100", root, where, size, names=names, **held, **IMAGENET_STATISTICS)
+    settings = {"augment": _FILES, **IMAGENET_STATISTICS}  # flips alone: the survey's code changes no brightness here
+    return class_folders("imagenet100", root, where, size, in_memory=in_memory, names=names, **settings)
 
 
 def class_folders(
@@ -128,9 +126,8 @@ def class_folders(
     Args:
         splits: Folders that may hold the test images; the first one that exists is used.
         names: Class folders; None: all.
-        in_memory: See ``folder``.
-        settings: Arguments of ``Dataset``.
     """
+    shorter = size if in_memory else shorter
     train_folder, test_folder = _split_folder(where, ("train",)), _split_folder(where, splits)
     known = _class_folders(train_folder)
     names = known if names is None else names

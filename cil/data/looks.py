@@ -128,13 +128,11 @@ class Looks:
         )
 
     def state(self) -> dict[str, Any]:
-        """Plain data, for a snapshot."""
         copied = self._copied.nonzero()[0]
         kept = {"copied": copied.tolist(), "shares": self._copied[copied].tolist()}
         return {"counts": self.counts.tolist(), "by_reader": dict(self.by_reader), **kept}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a snapshot."""
         self.counts = np.array(state["counts"], dtype=np.int64)
         self.by_reader = dict(state["by_reader"])
         self._copied[:] = 0
@@ -142,39 +140,29 @@ class Looks:
 
 
 class CountedStore:
-    """A store whose reads are looks.
-
-    Args:
-        store: Source of the pixels.
-        images: Number of the image in each of its rows.
-        looks: Counts.
-    """
+    """A store whose reads are looks; ``images`` has the number of the image in each of its rows."""
 
     def __init__(self, store: Store, images: Images, looks: Looks) -> None:
-        self._store, self.images, self.looks = store, images, looks
+        self.uncounted = store  # for the engine, which counts what it serves, and for memories, which copy
+        self.images, self.looks = images, looks
         self.shape, self.in_memory = store.shape, store.in_memory
 
     def __len__(self) -> int:
-        return len(self._store)
+        return len(self.uncounted)
 
     def pixels(self, rows: Tensor) -> Tensor:
         self.looks.read(self.images[_numbers(rows)])
-        return self._store.pixels(rows)
+        return self.uncounted.pixels(rows)
 
     def training_pixels(self, rows: Tensor, draws: Tensor) -> Tensor:
         self.looks.read(self.images[_numbers(rows)])
-        return self._store.training_pixels(rows, draws)
+        return self.uncounted.training_pixels(rows, draws)
 
     def take(self, rows: Tensor) -> CountedStore:
-        return CountedStore(self._store.take(rows), self.images[_numbers(rows)], self.looks)
+        return CountedStore(self.uncounted.take(rows), self.images[_numbers(rows)], self.looks)
 
     def digest(self, rows: Tensor) -> bytes:
-        return self._store.digest(rows)
-
-    @property
-    def uncounted(self) -> Store:
-        """The store beneath: for the engine, which counts what it serves, and for memories, which copy."""
-        return self._store
+        return self.uncounted.digest(rows)
 
 
 def counted(samples: Samples, looks: Looks) -> Samples:

@@ -24,7 +24,6 @@ class MappedStore:
     """Rows of a file of images, (C, H, W) uint8 one after the other. The file is mapped while a batch is read.
 
     Args:
-        path: The file.
         shape: (C, H, W).
         sums: (n, 32) SHA-256 of the content of each image, whatever it is counted of.
         rows: (n,) places in the file; all in order where left out.
@@ -41,7 +40,6 @@ class MappedStore:
 
     @property
     def view(self) -> str:
-        """What is made of what ``sums`` are of: the name of the file says it."""
         return f"decoded {self.shape} {self.path.name}"
 
     def pixels(self, rows: Tensor) -> Tensor:

@@ -222,11 +222,11 @@ def svhn(root: Path) -> Dataset:
     def fetch(folder: Path) -> dict[str, Arrays]:
         from torchvision.datasets import SVHN
 
-        parts = {}
-        for split in ("train", "test"):
-            data = SVHN(str(folder), split=split, download=True)  # checked there
-            parts[split] = {"images": data.data.transpose(0, 2, 3, 1), "labels": data.labels.astype(np.int64)}
-        return parts
+        sets = {split: SVHN(str(folder), split=split, download=True) for split in ("train", "test")}  # checked there
+        return {
+            split: {"images": data.data.transpose(0, 2, 3, 1), "labels": data.labels.astype(np.int64)}
+            for split, data in sets.items()
+        }
 
     return _load_or_fetch("svhn", root, fetch)
 

@@ -64,7 +64,6 @@ def cut_hole(images: Tensor, draws: Tensor, side: int) -> Tensor:
 
 
 def _steps(draws: Sequence[float], policy: str) -> tuple[Step | None, Step | None]:
-    """First and second operation on an image; None for no operation."""
     signs = [1 if draw < 0.5 else -1 for draw in draws[4:]]
     if policy == "randaugment":
         names = [None, *(name for name in _operations() if name != "Invert")]

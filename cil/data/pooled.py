@@ -100,20 +100,15 @@ def _load(given: str | Mapping[str, Any] | Dataset, root: Path, size: int | None
     if size is not None and "size" in dataset_options(name):
         options.setdefault("size", size)  # files are decoded at the size that is wanted
     data = load_dataset(name, root, **options)
-    if augment is not None:
-        data = _with_augment(data, augment)
-    return data
-
-
-def _with_augment(data: Dataset, given: Any) -> Dataset:
-    if not isinstance(given, Mapping) or not given.keys() <= Augment.__dataclass_fields__.keys():
+    if augment is None:
+        return data
+    if not isinstance(augment, Mapping) or not augment.keys() <= Augment.__dataclass_fields__.keys():
         known = ", ".join(Augment.__dataclass_fields__)
-        raise ConfigError(f"stream.dataset: augment of '{data.name}' is {given!r}; its arguments are {known}")
-    return replace(data, augment=Augment(**given))
+        raise ConfigError(f"stream.dataset: augment of '{data.name}' is {augment!r}; its arguments are {known}")
+    return replace(data, augment=Augment(**augment))
 
 
 def _class_names(sets: Sequence[Dataset]) -> list[str]:
-    """The names, with the set in front where two sets have the same."""
     count = Counter(name for data in sets for name in data.classes)
     return [f"{data.name}/{name}" if count[name] > 1 else name for data in sets for name in data.classes]
 
@@ -131,13 +126,7 @@ def _fitted(samples: Samples, shape: Shape, pad: bool) -> Samples:
 
 
 class FittedStore:
-    """Images of another store, brought to one shape.
-
-    Args:
-        store: The other store.
-        shape: (C, H, W) wanted; C is 3, or that of the store.
-        pad: Put smaller images on black; else they are resized.
-    """
+    """Images of another store, brought to one ``shape`` (C, H, W): ``pad`` puts smaller ones on black, else resized."""
 
     in_memory = False
 
@@ -163,7 +152,6 @@ class FittedStore:
 
     @property
     def view(self) -> str:
-        """What is made of what the other store digests."""
         return f"{'padded' if self.pad else 'resized'} to {self.shape}: {view_of(self.store)}"
 
     def digest(self, rows: Tensor) -> bytes:

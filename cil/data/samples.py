@@ -32,19 +32,15 @@ class Store(Protocol):
 
     def pixels(self, rows: Tensor) -> Tensor:
         """Evaluation view of ``rows``: (n, C, H, W) uint8."""
-        ...
 
     def training_pixels(self, rows: Tensor, draws: Tensor) -> Tensor:
         """Training view of ``augment.resized_crop``: random parts (``crop_box``) by ``draws`` (n, 4) in [0, 1)."""
-        ...
 
     def take(self, rows: Tensor) -> Store:
         """A store that holds ``rows`` alone, and cannot reach the others."""
-        ...
 
     def digest(self, rows: Tensor) -> bytes:
         """SHA-256 over the content of ``rows``, in that order."""
-        ...
 
 
 def view_of(store: Store) -> str | None:

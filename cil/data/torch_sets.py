@@ -7,6 +7,7 @@ import inspect
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,6 @@ def _label_of(label: Any, where: str) -> int:
 
 
 def _pixels_of(image: Any, size: int | None, channels: int | None, where: str) -> Tensor:
-    """(C, H, W) uint8 of an image of any kind."""
     from PIL import Image
 
     if isinstance(image, Image.Image):
@@ -196,7 +196,6 @@ def _pixels_of(image: Any, size: int | None, channels: int | None, where: str) -
 
 
 def _array_of(image: Any, where: str) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8."""
     array = np.asarray(image)
     if isinstance(image, Tensor) and array.ndim == 3:
         array = array.transpose(1, 2, 0)
@@ -264,13 +263,7 @@ def _decode_all(
 
 
 def _stacked(images: Iterator[Tensor]) -> Iterator[Tensor]:
-    held: list[Tensor] = []
-    for image in images:
-        held.append(image)
-        if len(held) == _PIECE:
-            yield torch.stack(held)
-            held = []
-    if held:
+    while held := list(islice(images, _PIECE)):
         yield torch.stack(held)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from cil.engine.work import Work
-from cil.report.kind import ReportedKind
+from cil.report.section import ReportedKind
 from cil.testing.check import CheckedKind
 
 
@@ -19,4 +19,3 @@ class Kind(ReportedKind, CheckedKind, Protocol):
 
     def work(self, **parts: Any) -> Work:
         """The work of a run; ``parts`` are those that ``cil.plan`` gives to all kinds with such learners."""
-        ...

@@ -6,8 +6,9 @@ Both are built without a server and are plain data; only ``saved`` sends them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from cil.errors import ConfigError
@@ -73,11 +74,7 @@ def workspace(sweep: Sweep, project: str, entity: str, name: str) -> Any:
 
 
 def report(sweep: Sweep, project: str, entity: str, name: str) -> Any:
-    """A report: the same panels for each stream, with its runs alone.
-
-    Raises:
-        ConfigError: where ``wandb-workspaces`` is missing.
-    """
+    """A report: the same panels for each stream, with its runs alone; it raises what ``workspace`` does."""
     ws, wr = _packages()
     blocks: list[Any] = [wr.TableOfContents()]
     for stream, ids in (sweep.streams or {project: []}).items():
@@ -106,28 +103,20 @@ def _only(ws: Any, ids: Sequence[str]) -> list[Any]:
 def _sections(sweep: Sweep) -> list[tuple[str, list[Any]]]:
     """Titles and fresh panels; each is laid out two or three in a row."""
     _, wr = _packages()
-    over = _line_plots(wr, "experience")
-    of_score = [over(name.replace("_", " "), [f"eval/{name}"]) for name in sweep.scores]
-    bytes_of = [over(f"bytes of {kind}", [f"ledger/{kind}"]) for kind in sweep.kinds]
+    plot = partial(wr.LinePlot, groupby_aggfunc="mean", groupby_rangefunc="stddev")  # of a group of runs
+    over, trained = partial(plot, x="experience"), partial(plot, x="opt_step")
+    of_score = [over(title=name.replace("_", " "), y=[f"eval/{name}"]) for name in sweep.scores]
+    bytes_of = [over(title=f"bytes of {kind}", y=[f"ledger/{kind}"]) for kind in sweep.kinds]
     tables = ("accuracy_matrix", "class_accuracy", "confusion", "ledger")
     of_tables = [wr.WeavePanelSummaryTable(table_name=f"tables/{name}") for name in tables]
-    trained = _line_plots(wr, "opt_step")
+    losses = [trained(title="loss", y=["train/loss"]), trained(title="loss of epochs", y=["epoch/loss"])]
     last = [wr.BarPlot(title=f"last {name.replace('_', ' ')}", metrics=[f"eval/{name}"]) for name in sweep.scores[:1]]
     return [
         ("Results", _laid_out(wr, [*of_score, *last])),
-        ("Memory", _laid_out(wr, [*bytes_of, over("exemplars", ["spent/exemplars"])])),
+        ("Memory", _laid_out(wr, [*bytes_of, over(title="exemplars", y=["spent/exemplars"])])),
         ("Tables", _laid_out(wr, [*of_tables, wr.MediaBrowser(title="confusion", media_keys=["pictures/confusion"])])),
-        ("Training", _laid_out(wr, [trained("loss", ["train/loss"]), trained("loss of epochs", ["epoch/loss"])])),
+        ("Training", _laid_out(wr, losses)),
     ]
-
-
-def _line_plots(wr: Any, axis: str) -> Callable[[str, list[str]], Any]:
-    """Makes plots over an axis; of a group of runs the mean, and as a band the standard deviation."""
-
-    def plot(title: str, names: list[str]) -> Any:
-        return wr.LinePlot(title=title, x=axis, y=names, groupby_aggfunc="mean", groupby_rangefunc="stddev")
-
-    return plot
 
 
 def _laid_out(wr: Any, panels: list[Any]) -> list[Any]:

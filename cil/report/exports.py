@@ -28,7 +28,6 @@ def to_markdown(table: Table) -> str:
 
 
 def _titled(table: Titled) -> Iterable[str]:
-    """A further table under its heading."""
     yield f"{_escaped(table.heading)}:"
     yield _markdown(table.grid)
     if table.note:

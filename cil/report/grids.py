@@ -45,11 +45,9 @@ class Grid:
         return [line for _, lines in self.parts for line in lines]
 
     def cells(self, line: Line) -> list[str]:
-        """The cells of a line, one for each heading."""
         return [line.cells.get(head, NOTHING) for head in self.heads]
 
     def column(self, head: str) -> list[str]:
-        """The cells under a heading."""
         return [line.cells.get(head, NOTHING) for line in self.lines]
 
 
@@ -68,12 +66,7 @@ def grid(first: str, lines: Iterable[Line]) -> Grid:
 
 
 def byte_bill(first: str, rows: Sequence[tuple[str, Mapping[str, int], Mapping[str, int | None]]]) -> Grid:
-    """Bytes by kind.
-
-    Args:
-        first: Heading of the names.
-        rows: (label, bytes by kind, further columns such as the total).
-    """
+    """Bytes by kind, of rows of (label, bytes by kind, further columns such as the total)."""
     kinds = kinds_of_bytes(sizes for _, sizes, _ in rows)
     lines = []
     for label, sizes, more in rows:

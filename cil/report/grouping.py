@@ -72,19 +72,12 @@ def grouped(records: Iterable[Record]) -> list[Group]:
     """Runs by everything that makes a setting except the seed, in an order that does not depend on theirs."""
     runs = sorted((RunSummary(record) for record in records), key=_rank)
     groups = []
-    for alike in _split(
-        runs,
-        lambda run: _text(
-            [
-                _shared_facts(run),
-                run.learner,
-                run.bound,
-                _without_null(run.budget),
-                _setting(run.config),
-                run.identity.get("tuning"),
-            ]
-        ),
-    ):
+
+    def setting(run: RunSummary) -> str:
+        method, budget, tuning = (run.learner, run.bound), _without_null(run.budget), run.identity.get("tuning")
+        return _text([_shared_facts(run), method, budget, _setting(run.config), tuning])
+
+    for alike in _split(runs, setting):
         for same in _split(alike, partial(_other_seeds, _free_seeds(alike))):
             groups += [_group(part) for part in _by_stream(same)]
     return sorted(groups, key=lambda group: (-len(group.runs), *_rank(group.first)))

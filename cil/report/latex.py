@@ -40,7 +40,6 @@ def _table(section: Section, place: int) -> str:
 
 
 def _sentences(section: Section) -> list[str]:
-    """What stands around the table, on one line each."""
     verdicts = [verdict.text for verdict in section.verdicts]
     said = [section.setup, section.legend, *verdicts, *section.remarks, *section.warnings]
     return [" ".join(sentence.split()) for sentence in said if sentence]

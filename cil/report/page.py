@@ -114,7 +114,6 @@ def document(title: str, subtitle: str, body: Iterable[str]) -> str:
 
 
 def _contents(content: Table) -> str:
-    """Links to the parts of a long page."""
     parts = [(f"table-{place}", section.heading) for place, section in enumerate(content.sections, 1)]
     parts += [(f"reading-{place}", aid.title) for place, aid in enumerate(content.readings, 1)]
     parts += [("runs", "Runs, and the commands that make them")] if content.runs else []
@@ -166,7 +165,6 @@ def _section(section: Section, place: int, paint: Mapping[str, str]) -> str:
 
 
 def _titled(table: Titled) -> str:
-    """A further table under its heading."""
     note = f'\n<p class="note">{escape(table.note)}</p>' if table.note else ""
     return f"<h3>{escape(table.heading)}</h3>\n{_grid(table.grid)}{note}"
 
@@ -188,10 +186,15 @@ def _grid(grid: Grid, best: Mapping[str, str] | None = None) -> str:
                 look = BEST if won else WORDS if len(cell) > LETTERS else ""
                 row.append(f"<td{look}>{_cell(cell, rooms[head])}</td>")
             body.append(f'<tr data-row="{escape(line.name)}">{"".join(row)}</tr>')
-    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
-    inside = "\n".join(body)
-    dense = ' class="dense huge"' if len(heads) >= HUGE else ' class="dense"' if len(heads) >= DENSE else ""
-    return f'<div class="wide"><table{dense}>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{inside}\n</tbody></table></div>'
+    look = "dense huge" if len(heads) >= HUGE else "dense" if len(heads) >= DENSE else ""
+    return html_table(map(escape, heads), body, look)
+
+
+def html_table(heads: Iterable[str], rows: Iterable[str], look: str = "") -> str:
+    """A table as HTML: the inside of its headings, whole rows, and its classes in the style of the page."""
+    top = "".join(f'<th scope="col">{head}</th>' for head in heads)
+    body, style = "\n".join(rows), f' class="{look}"' if look else ""
+    return f'<div class="wide"><table{style}>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
 def _cell(text: str, room: int) -> str:

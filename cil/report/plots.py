@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cil.report.colours import BOUND, COLOURS, FAINT, INK, ON_DARK, ON_LIGHT
-from cil.report.svg import svg_of
+from cil.report.svg import BOUND, COLOURS, FAINT, INK, ON_DARK, ON_LIGHT, svg_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import TypeVar
 
-from cil.report.audits import audit_words
 from cil.report.grids import Line
 from cil.report.grouping import Group
 from cil.report.runs import RunSummary
-from cil.report.verdicts import Score, Verdict, verdict
+from cil.report.verdicts import Score, Verdict, few, verdict
+from cil.tracking.audits import Audit
 
 SLOW, BRIEF = 4, 1.0  # times the median of seconds for an operation; seconds below which start-up is most of a run
 
@@ -36,7 +36,6 @@ class Cap:
 
     @property
     def head(self) -> str:
-        """Heading of its column."""
         return f"{self.name} ({self.unit})"
 
     @property
@@ -99,7 +98,6 @@ class Row:
 
     @property
     def seconds(self) -> float | None:
-        """Wall-clock time of the whole run."""
         return mean([run.result("seconds", "total") for run in self.runs])
 
     @property
@@ -123,15 +121,12 @@ class Row:
 
     @property
     def caps_entry(self) -> dict[str, float]:
-        """The same for CSV and JSON, unrounded."""
         return {f"cap_{cap.name}": cap.last for cap in self.caps}
 
     def score(self, *path: str | int) -> Score:
-        """A result of each seed."""
         return Score({run.seed: run.result(*path) for run in self.runs})
 
     def largest(self, *path: str | int) -> int | None:
-        """The largest result of the seeds."""
         return largest(run.result(*path) for run in self.runs)
 
     def carried(self, convention: str = "exact") -> int | None:
@@ -149,7 +144,6 @@ class Row:
         return max((run.three_lines for run in self.shown), key=lambda lines: sum(lines.values()), default={})
 
     def line(self, cells: Mapping[str, str]) -> Line:
-        """Its line in a grid, with its marks."""
         return Line(self.label, cells, tuple(note.mark for note in self.notes))
 
 
@@ -185,6 +179,36 @@ def common_notes(group: Group) -> Iterable[Note]:
     if any(one.get("preprocess") == "unit_range" for one in options):
         yield Note("unit range", "unit range: images stay in [0, 1], not normalised as for the public weights")
     yield from (Note(*words) for words in audit_words(group.finished))
+
+
+def audit_words(runs: Sequence[RunSummary]) -> Iterable[tuple[str, str]]:
+    """Marks and sentences on the audits of the runs of one setting: those that differ first."""
+    found = [(run, audit) for run in runs for audit in run.audits]
+    refuted = [f"{_audited(run, audit)} ({audit.key})" for run, audit in found if audit.refutes]
+    if refuted:
+        yield "audit differs", f"audit differs, so not ranked: redone from its stored state, {few(refuted)}"
+    unlike = [(run, audit) for run, audit in found if not (audit.equal or audit.elsewhere or audit.refutes)]
+    unsure = [f"{_audited(run, audit)} ({audit.key})" for run, audit in unlike]
+    if unsure:
+        yield "audit unsure", f"audit unsure: other bits on a device that need not give the same twice, {few(unsure)}"
+    elsewhere = [
+        f"{_audited(run, audit)} (other {', '.join(audit.elsewhere)})" for run, audit in found if audit.elsewhere
+    ]
+    apart = [pair for pair in found if pair[1].elsewhere and not pair[1].equal]
+    if elsewhere:
+        much = f"{len(apart)} of {len(elsewhere)} with other bits, which says nothing" if apart else "the same bits"
+        yield "audited elsewhere", f"audited elsewhere: {few(elsewhere)}: {much}"
+    same = [pair for pair in found if pair[1].equal and not pair[1].elsewhere]
+    if same and not refuted:
+        seeds = len({run.seed for run, _ in same})
+        mark = "audited" if seeds == len(runs) else f"audited {seeds}/{len(runs)}"
+        count = f"{len(same)} experience{'s' * (len(same) > 1)}"
+        yield mark, f"{mark}: {count} redone from the stored state before, with the same bits"
+
+
+def _audited(run: RunSummary, audit: Audit) -> str:
+    parts = "" if "state" in audit.compared else f" ({' and '.join(audit.compared)} alone)"
+    return f"experience {audit.experience} of seed {run.seed}{parts}"
 
 
 def mean(values: Sequence[float | None]) -> float | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cil import plugins
 from cil.errors import ConfigError
-from cil.report.kind import ReportedKind
+from cil.report.section import ReportedKind
 from cil.tracking import Record, RecordError, identity_hash
 from cil.tracking.audits import Audit, read_audits
 from cil.tracking.files import INDEX_OF_ARRAYS, METRICS, RECORD

@@ -113,7 +113,6 @@ def schedule_words(run: RunSummary) -> str:
 
 
 def first_words(run: RunSummary) -> str:
-    """What differs in the first experience."""
     first = {key: value for key, value in (_trainer(run).get("first") or {}).items() if value is not None}
     return ", ".join(f"{FIRST.get(key, key)} {value}" for key, value in first.items())
 
@@ -202,7 +201,6 @@ def paragraph(data: str, groups: Sequence[Group], budget: str, trained: bool = T
 
     Args:
         data: A sentence on the stream.
-        groups: The rows.
         budget: What they may carry, in words.
         trained: False where the runs are of a network that was trained before, and the recipe is not theirs.
     """

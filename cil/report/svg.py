@@ -9,13 +9,20 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from cil.report.colours import BOUND, COLOURS, FAINT, INK
-
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+
+# Okabe and Ito's colours without yellow, then darker ones: told apart by most readers with a colour deficiency;
+# for more than ten rows a deeper shade of each
+COLOURS = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6a3d9a", "#8c510a", "#35978f", "#7f7f7f"),
+    *("#003a5c", "#7d3700", "#00573f", "#8a3f68", "#8a6000", "#2a7fb5", "#3a2158", "#4c2c05", "#1c5650", "#454545"),
+)
+INK, FAINT, BOUND = "#1f2933", "#d9dee4", "#52606d"
+ON_DARK, ON_LIGHT = "#fefefe", "#1e2832"  # text on the coloured cells of a heat map, whatever the page's colours are
 
 NAMESPACES = {"": "http://www.w3.org/2000/svg", "xlink": "http://www.w3.org/1999/xlink"}
 ROW = "row:"  # how the id of an artist begins that belongs to a row
@@ -32,7 +39,6 @@ def svg_of(figure: Figure, prefix: str, title: str, labels: Collection[str] = ()
     Args:
         prefix: Beginning of all ids.
         title: For those who cannot see it.
-        labels: Names of the rows.
     """
     points = _mark_rows(figure, labels)
     root = ElementTree.fromstring(_printed(figure, prefix))
@@ -103,7 +109,6 @@ def _artists(axes: Axes, labels: Collection[str]) -> Iterator[tuple[Any, str]]:
 
 
 def _flat(parts: Any) -> Iterator[Artist]:
-    """All artists of nested tuples; missing ones left out."""
     if isinstance(parts, (tuple, list)):
         for part in parts:
             yield from _flat(part)
@@ -112,7 +117,6 @@ def _flat(parts: Any) -> Iterator[Artist]:
 
 
 def _values(axes: Axes, line: Line2D, label: str) -> list[str]:
-    """A title for each point that is drawn."""
     x, y = axes.get_xlabel() or "x", axes.get_ylabel() or "y"
     data: Any = line.get_xydata()
     points = [(float(a), float(b)) for a, b in data]

@@ -62,7 +62,6 @@ def _layout(grid: Grid, width: int) -> list[str]:
 
 
 def _columns(grid: Grid, heads: Sequence[str], width: int) -> list[str]:
-    """Some of the columns side by side, block below block."""
     names = _padded([grid.first, *(f"{line.name} *" if line.marks else line.name for line in grid.lines)], left=True)
     rest = [_numbers(head, grid.column(head)) for head in heads]
     lines: list[str] = []

@@ -47,10 +47,13 @@ class Score:
         value = self.values[seed]
         return math.nan if value is None else value
 
-    def __str__(self) -> str:
+    def words(self, digits: int = 2) -> str:
+        """Mean and deviation."""
         if self.mean is None:
             return "–"
-        return f"{self.mean:.2f}" if self.std is None else f"{self.mean:.2f} ± {self.std:.2f}"
+        return f"{self.mean:.{digits}f}" if self.std is None else f"{self.mean:.{digits}f} ± {self.std:.{digits}f}"
+
+    __str__ = words
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from cil.errors import CilError, ConfigError
+from cil.report.runs import run_directories
 from cil.tracking.files import RECORD
 
 PAUSE = 2.0  # seconds between two looks at the records
@@ -20,13 +20,8 @@ HOST = "127.0.0.1"  # no other machine reaches it
 
 def state_of(paths: Sequence[Path]) -> frozenset[tuple[str, int]]:
     """Records under the paths, and when each was written."""
-    found = set()
-    for path in paths:
-        for directory, _, files in os.walk(path):
-            if RECORD in files:
-                file = Path(directory, RECORD)
-                found.add((str(file), file.stat().st_mtime_ns))
-    return frozenset(found)
+    files = [directory / RECORD for path in paths for directory in run_directories(path)]
+    return frozenset((str(file), file.stat().st_mtime_ns) for file in files)
 
 
 def follow(paths: Sequence[Path], make: Callable[[], None], pause: float = PAUSE, rounds: int | None = None) -> None:

@@ -16,7 +16,7 @@ import torch
 import cil as package
 from cil.cli.build import build_stream
 from cil.cli.compose import compose, split_hydra_options
-from cil.kinds.command_line import find_kind
+from cil.kinds.command_line import find_commands
 from cil.tracking import Record
 
 DIGITS = ("stream=split_digits", "trainer.max_steps=2", "trainer.epochs=1", "progress=false")
@@ -215,7 +215,7 @@ def test_a_long_class_order_is_cut():
     order = str([*range(30, 94), *range(30)]).replace(" ", "")
     given = ["stream.base=34", "stream.increment=20", f"stream.order={order}", "stream.train_per_class=2"]
     stream = build_stream(compose(["stream=split_glyphs", *given]).config)
-    first, second = find_kind(stream.kind).stream_lines(stream)
+    first, second = find_commands(stream.kind).stream_lines(stream)
     assert "4 experiences of 34 + 3 x 20 new classes, 188 training images" in first
     assert second.endswith(f"class order {', '.join(map(chr, range(63, 83)))}, ...")  # their names: ? is number 30
 

@@ -26,7 +26,7 @@ VERSION = 1  # raise it when a pixel may change: it is part of fingerprints
 ALIKE_FROM = {"64": 46, "224": 120}  # pixels: sides from here on are nearer to that size, as ratios
 _AT_ONCE = 1 << 21  # values that are worked on together; they become float64
 
-_WHERE = {
+_WHERE = {  # modules, which import SciPy, so only when asked for
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
     "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"),
     "weather": ("snow", "frost", "fog", "spatter"),
@@ -170,7 +170,8 @@ def _apply(
         )
     chosen = table_of(*images.shape[1:3]) if table == "auto" else table
     numbers = parameters(name, severity, chosen)
-    function = _function(name)
+    module = next(module for module, names in _WHERE.items() if name in names)
+    function: Callable[..., NDArray[np.uint8]] = getattr(import_module(f"cil.data.corruptions.{module}"), name)
     if name == "glass_blur":
         function = functools.partial(function, exact_bug_compat=exact_bug_compat)
     elif name == "frost":
@@ -181,10 +182,3 @@ def _apply(
         part = images[start : start + step]
         corrupted[start : start + step] = function(part, numbers, itertools.islice(rngs, len(part)))
     return corrupted
-
-
-def _function(name: str) -> Callable[..., NDArray[np.uint8]]:
-    """Loaded when asked for: they import SciPy."""
-    module = next(module for module, names in _WHERE.items() if name in names)
-    found: Callable[..., NDArray[np.uint8]] = getattr(import_module(f"cil.data.corruptions.{module}"), name)
-    return found

@@ -44,19 +44,15 @@ class CorruptedImages(Protocol):
 
     def title(self, name: str) -> str:
         """Name of the domain."""
-        ...
 
     def pixels(self, key: Key, places: Tensor) -> Tensor:
         """Corrupted images at ``places``, (n, C, H, W) uint8."""
-        ...
 
     def check(self, keys: Sequence[Key]) -> None:
         """Raise ``DataError`` where images of one of the keys are missing or wrong."""
-        ...
 
     def digest(self, keys: Sequence[Key], places: Tensor) -> str:
         """SHA-256 over all that the pixels are made of."""
-        ...
 
 
 class GeneratedImages:
@@ -276,13 +272,9 @@ def materialise(
     published name. Frost without photographs is written as ``frost_synthetic.npy``.
 
     Args:
-        dataset: Its test images are corrupted.
         folder: Made where it is missing; files of the same names are replaced.
         corruptions, seed, table, exact_bug_compat, frost_photos: See ``cil.streams.corrupted``, which makes the same
             images of them.
-
-    Returns:
-        The folder.
 
     Raises:
         ConfigError: for an unknown corruption or table.

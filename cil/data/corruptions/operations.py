@@ -108,18 +108,17 @@ def plasma(noise: Floats, decay: float) -> Floats:
         half = step // 2
         corners = field[:, ::step, ::step]
         below, beside = np.roll(corners, -1, 1), np.roll(corners, -1, 2)
-        places = {
-            "centres": np.s_[:, half::step, half::step],
-            "rows": np.s_[:, ::step, half::step],
-            "columns": np.s_[:, half::step, ::step],
-        }
+        between, in_rows, in_columns = (
+            np.s_[:, half::step, half::step],
+            np.s_[:, ::step, half::step],
+            np.s_[:, half::step, ::step],
+        )
         around = corners + below + beside + np.roll(below, -1, 2)
-        field[places["centres"]] = around / 4 + strength * noise[places["centres"]]
-        centres = field[places["centres"]]
+        centres = field[between] = around / 4 + strength * noise[between]
         around = corners + beside + centres + np.roll(centres, 1, 1)
-        field[places["rows"]] = around / 4 + strength * noise[places["rows"]]
+        field[in_rows] = around / 4 + strength * noise[in_rows]
         around = corners + below + centres + np.roll(centres, 1, 2)
-        field[places["columns"]] = around / 4 + strength * noise[places["columns"]]
+        field[in_columns] = around / 4 + strength * noise[in_columns]
         step, strength = half, strength / decay**2
     field -= field.min((1, 2), keepdims=True)
     field /= np.maximum(field.max((1, 2), keepdims=True), 1e-12)

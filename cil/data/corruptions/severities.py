@@ -13,11 +13,11 @@ NAMES = (*CANONICAL, *EXTRA)  # a corruption's place is part of its seeds: appen
 SEVERITIES = (1, 2, 3, 4, 5)
 SETS = ("32", "64", "224")
 
-_ELASTIC_32, _ELASTIC_64, _ELASTIC_224 = (
-    32,
-    64,
-    244,
-)  # pixels that alpha, sigma and shift are multiplied by; 244 is the published value
+
+def _elastic(pixels: int, *rows: tuple[float, float, float]) -> tuple[Any, ...]:
+    """Alpha, sigma and shift as shares of so many pixels."""
+    return tuple(tuple(share * pixels for share in row) for row in rows)
+
 
 # The function of a corruption says what its numbers mean. Severities 1 to 5, left to right.
 _SMALL: dict[str, tuple[Any, ...]] = {
@@ -39,9 +39,8 @@ _SMALL: dict[str, tuple[Any, ...]] = {
     "fog": ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
     "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),
     "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
-    "elastic_transform": tuple(
-        tuple(share * _ELASTIC_32 for share in row)
-        for row in ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))
+    "elastic_transform": _elastic(
+        32, (0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)
     ),
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
     "jpeg_compression": (80, 65, 58, 50, 40),
@@ -75,10 +74,9 @@ _LARGE: dict[str, tuple[Any, ...]] = {
     "fog": ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
     "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),
     "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
-    "elastic_transform": tuple(
-        tuple(share * _ELASTIC_224 for share in row)
-        for row in ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))
-    ),
+    "elastic_transform": _elastic(
+        244, (2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02)
+    ),  # 244 is the published value
     "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),
     "jpeg_compression": (25, 18, 15, 10, 7),
     "speckle_noise": (0.15, 0.2, 0.35, 0.45, 0.6),
@@ -111,9 +109,8 @@ _MIDDLE: dict[str, tuple[Any, ...]] = {  # Tiny-ImageNet-C
     "fog": ((0.4, 3), (0.7, 3), (1, 2.5), (1.5, 2), (2, 1.75)),
     "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),
     "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
-    "elastic_transform": tuple(
-        tuple(share * _ELASTIC_64 for share in row)
-        for row in ((0, 0, 0.08), (0.05, 0.3, 0.06), (0.1, 0.08, 0.06), (0.1, 0.03, 0.03), (0.16, 0.03, 0.02))
+    "elastic_transform": _elastic(
+        64, (0, 0, 0.08), (0.05, 0.3, 0.06), (0.1, 0.08, 0.06), (0.1, 0.03, 0.03), (0.16, 0.03, 0.02)
     ),
     "pixelate": (0.9, 0.8, 0.7, 0.6, 0.5),
     "jpeg_compression": (65, 58, 50, 40, 25),

@@ -1,7 +1,6 @@
 """Tasks: examples out of many kinds of sources, their labels, and which split each belongs to."""
 
-from cil.data.tasks.access import Access, parts_of
-from cil.data.tasks.examples import ExampleTable, FileImages, Images
+from cil.data.tasks.examples import Access, ExampleTable, FileImages, Images, parts_of
 from cil.data.tasks.file_sources import column_of, read_table
 from cil.data.tasks.generators import GENERATORS
 from cil.data.tasks.labels import LabelledExamples, buckets, label_examples

@@ -1,9 +1,12 @@
-"""A task's examples as they come from a source: images that are read when asked for, labels, further columns."""
+"""A task's examples as they come from a source: images that are read when asked for, labels, further columns.
+
+Also what all kinds of source share: permissions, the keys of their parts.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +18,32 @@ from cil.data.file_store import read_image
 from cil.errors import DataError
 
 Pixels = NDArray[np.uint8]
+PART_NAMES = ("all", "train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Access:
+    """Permissions for opening a source.
+
+    Attributes:
+        root: The data root; paths are relative to it.
+        download: True: data that are not there may be fetched.
+        why_not: The reason where they may not.
+    """
+
+    root: Path
+    download: bool = False
+    why_not: str = ""
+
+
+def parts_of(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The publisher's parts (train, val, test) that a source names, in order."""
+    return {name: source[name] for name in PART_NAMES if name in source}
+
+
+def origin_hint(source: Mapping[str, Any]) -> str:
+    """End of a message about missing data: where they can be obtained, if the source says so."""
+    return f" ({source['obtain']})" if source.get("obtain") else ""
 
 
 class Images(Protocol):
@@ -26,7 +55,6 @@ class Images(Protocol):
 
     def content(self, row: int) -> bytes:
         """SHA-256 of the stored image: equal for exact copies."""
-        ...
 
 
 class _HashedImages:
@@ -71,7 +99,6 @@ class FileImages(_HashedImages):
     """Image files, or boxes in them.
 
     Args:
-        paths: Files, one for each example.
         boxes: (n, 4) left, top, right, bottom in pixels, or None for whole images.
     """
 

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from cil.data.arrays import read_npz
 from cil.data.file_store import images_below, subfolders
-from cil.data.tasks.access import Access, origin_hint, parts_of
-from cil.data.tasks.examples import ExampleTable, FileImages, in_memory, join_tables
+from cil.data.tasks.examples import Access, ExampleTable, FileImages, in_memory, join_tables, origin_hint, parts_of
 from cil.errors import DataError, nearest
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from cil.data.embedded import read_digits
 from cil.data.tasks.examples import ExampleTable, in_memory
 from cil.data.tasks.splits import SPLITS, generator, split_rows
 from cil.errors import DataError
@@ -109,20 +110,20 @@ def _mask(shape: str, centre: NDArray[Any], radius: int) -> NDArray[np.bool_]:
 
 def digits() -> ExampleTable:
     """1797 handwritten digits, 8x8 grey, 10 classes (UCI optdigits, the test part)."""
-    images, labels = _digits()
+    images, labels = read_digits()
     return ExampleTable(in_memory(images), labels, names=tuple(map(str, range(10))))
 
 
 def digit_parity(seed: int = 0) -> ExampleTable:
     """The digits as even or odd, each in the split that it has in task ``digits``."""
-    images, labels = _digits()
+    images, labels = read_digits()
     columns = {"split": _digit_splits(labels, seed)}
     return ExampleTable(in_memory(images), labels % 2, columns, ("even", "odd"))
 
 
 def digits_rot(seed: int = 0) -> ExampleTable:
     """The digits 2, 3, 4, 5 and 7, each turned by 0, 90, 180 or 270 degrees; splits as in ``digits``."""
-    images, labels = _digits()
+    images, labels = read_digits()
     split = _digit_splits(labels, seed)
     rows = np.flatnonzero(np.isin(labels, (2, 3, 4, 5, 7)))
     turns = np.empty(len(labels), np.int64)
@@ -138,7 +139,7 @@ def digits_noisy(seed: int = 0, sigma: float = 0.2) -> ExampleTable:
     Args:
         sigma: Standard deviation of the noise, where white is 1.
     """
-    images, labels = _digits()
+    images, labels = read_digits()
     draw = generator(seed, "digits-noisy")
     made: list[NDArray[np.uint8]] = []
     for image in images:
@@ -151,7 +152,7 @@ def digits_noisy(seed: int = 0, sigma: float = 0.2) -> ExampleTable:
 
 def digit_pairs(seed: int = 0, counts: Sequence[int] = PAIRS) -> ExampleTable:
     """Two digits side by side, 32x32 grey; a label for each digit. Both are of the same split of ``digits``."""
-    images, labels = _digits()
+    images, labels = read_digits()
     split, draw = _digit_splits(labels, seed), generator(seed, "digit-pairs")
     made: list[NDArray[np.uint8]] = []
     targets = np.zeros((sum(counts), 10), np.int64)
@@ -163,13 +164,6 @@ def digit_pairs(seed: int = 0, counts: Sequence[int] = PAIRS) -> ExampleTable:
             targets[len(made), labels[pair]] = 1
             made.append(canvas)
     return _table_of(made, targets, counts, tuple(map(str, range(10))))
-
-
-def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    return np.rint(data.images * (255 / 16)).astype(np.uint8), data.target.astype(np.int64)  # 17 levels in the file
 
 
 def _digit_splits(labels: NDArray[np.int64], seed: int) -> NDArray[np.str_]:
@@ -222,7 +216,7 @@ def photo_patches(seed: int = 0, counts: Sequence[int] = (40, 10, 10, 20)) -> Ex
         ends = [high // 2, high // 2 + high // 8, high // 2 + 2 * (high // 8), high]
         for name_of, start, end, most in zip(SPLITS, [0, *ends], ends, counts, strict=False):
             cells = [(row, column) for row in range(start, end) for column in range(wide)]
-            cells = [cell for cell in cells if not _is_flat(_tile(picture, *cell))]
+            cells = [cell for cell in cells if np.ptp(_tile(picture, *cell), axis=(0, 1)).any()]
             for place in np.sort(draw.permutation(len(cells))[:most]):
                 tiles.append(_tile(picture, *cells[place]))
                 labels.append(label)
@@ -245,10 +239,6 @@ def _picture(name: str) -> NDArray[np.uint8]:
 
 def _tile(picture: NDArray[np.uint8], row: int, column: int) -> NDArray[np.uint8]:
     return picture[TILE * row : TILE * (row + 1), TILE * column : TILE * (column + 1)]
-
-
-def _is_flat(tile: NDArray[np.uint8]) -> bool:
-    return bool((np.ptp(tile, axis=(0, 1)) == 0).all())
 
 
 def _table_of(

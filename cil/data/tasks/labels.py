@@ -131,7 +131,6 @@ def _codes(values: NDArray[Any], names: Names | None, classes: int | Sequence[st
 def _matrix(
     values: Values, names: Names | None, classes: int | Sequence[str], mapping: Mapping[str, Any]
 ) -> tuple[NDArray[np.int64], Names]:
-    """(n, L) of 0 and 1, and the names of the labels."""
     many = classes if isinstance(classes, int) else len(classes)
     listed = None if isinstance(classes, int) else tuple(classes)
     if isinstance(values, list):

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from cil.data.tasks.access import PART_NAMES, Access
-from cil.data.tasks.examples import ExampleTable
+from cil.data.tasks.examples import PART_NAMES, Access, ExampleTable
 from cil.data.tasks.file_sources import csv_table, imagefolder, npz
 from cil.data.tasks.generators import GENERATORS
 from cil.data.tasks.libraries import hub, torchvision
@@ -29,10 +28,7 @@ class SourceType:
 
 
 def open_source(source: Mapping[str, Any], access: Access) -> ExampleTable:
-    """The examples of a source.
-
-    Args:
-        source: ``type`` and its keys, as a manifest has them.
+    """The examples of a source: ``type`` and its keys, as a manifest has them.
 
     Raises:
         DataError: where something is missing, naming the place; or may not be downloaded.

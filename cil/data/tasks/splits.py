@@ -143,7 +143,6 @@ def _by_shares(
 
 
 def _cut(rows: Rows, shares: Shares, draw: Generator) -> list[tuple[str, Rows]]:
-    """One stratum, shuffled and cut."""
     shuffled, start, pieces = rows[draw.permutation(len(rows))], 0, []
     for name, many in apportion(len(rows), shares).items():
         pieces.append((name, shuffled[start : start + many]))

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cil.kinds.parts import KindOfParts
-
-if TYPE_CHECKING:
-    from cil.kinds.base import Kind
 
 
 class Adaptation(KindOfParts):
@@ -27,10 +22,9 @@ class Adaptation(KindOfParts):
     tested = "cil.kinds.adaptation.subject:AdapterSubject"
 
     def runs(self, learner: type) -> bool:
-        """True for adapters."""
         from cil.adapt import Adapter
 
         return issubclass(learner, Adapter)
 
 
-ADAPTATION: Kind = Adaptation()
+ADAPTATION = Adaptation()

@@ -67,26 +67,19 @@ def adaptation_results(
 
 
 class SegmentsSoFar(SoFar):
-    """Errors of each segment and of all images so far.
-
-    Attributes:
-        errors: Percent wrong in each segment.
-        wrong, count: Wrong answers and images of all segments.
-    """
+    """Errors of each segment, in percent, and of all images so far."""
 
     def clear(self) -> None:
         self.errors: list[float | None] = []
         self.wrong, self.count = 0, 0
 
     def add(self, row: Counts) -> None:
-        """Go on by the counts of a segment; those of the deployment have none."""
         if "wrong" in row:
             wrong, count = int(row["wrong"].sum()), int(row["count"].sum())
             self.errors.append(percent(wrong, count))
             self.wrong, self.count = self.wrong + wrong, self.count + count
 
     def results(self) -> dict[str, Any]:
-        """``segment_errors`` and ``online_error``."""
         return {"segment_errors": self.errors, "online_error": percent(self.wrong, self.count)}
 
     def arrays(self, row: Counts) -> dict[str, Part]:

@@ -92,13 +92,13 @@ def where_a_domain_begins_is_not_known(subject: AdapterSubject) -> None:
     one, size = subject.on_undivided(), subject.small_batch
     with one.fresh(stream=cut_every(one.stream, 2 * size)) as cut:
         first, second = (_predictions(run) for run in (one.finished(), cut))
-        place = _first_difference(first, second)
-        if place is not None:
+        different = (first != second).nonzero()
+        if len(different):
             names = ", ".join(subject.unkept())
             raise ContractError(
                 f"with a segment for every two batches, and so a fresh adapter that holds the state, batch "
-                f"{place // size} is answered otherwise than in one segment: what an update reads of earlier batches "
-                f"must be named by self.keep(...), and nothing may depend on where a domain begins"
+                f"{int(different[0]) // size} is answered otherwise than in one segment: what an update reads of "
+                f"earlier batches must be named by self.keep(...), and nothing may depend on where a domain begins"
                 + (f"; not kept is {names}" if names else "")
             )
 
@@ -123,12 +123,6 @@ def _negative_end(samples: Samples) -> Samples:
 def _predictions(run: CheckedRun[Adapter]) -> Tensor:
     """Slots predicted for all images, in order of arrival."""
     return torch.cat([run.evaluated(index)["predictions"] for index in run.boundaries[1:]])
-
-
-def _first_difference(one: Tensor, other: Tensor) -> int | None:
-    """The first place at which two rows of answers differ."""
-    places = (one != other).nonzero()
-    return int(places[0]) if len(places) else None
 
 
 def the_images_are_left_as_they_are(subject: AdapterSubject) -> None:

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from cil.kinds.adaptation.plots import plots
+from cil.report import settings_list
 from cil.report.bills import bill_cells, bill_entry
 from cil.report.grids import Grid, Titled, byte_bill, decimal, flops, grid, scores_entry, whole
-from cil.report.grouping import Group, comparisons, grouped
+from cil.report.grouping import MIB, Group, comparisons, grouped
 from cil.report.labels import labels_of
+from cil.report.plots import WIDTH, Picture, Plot, band, dot_style, draw_plots, figure_of, legend, line_style
 from cil.report.rows import Row, beside, incomplete, lowest_error, marked, mean, remarks
 from cil.report.runs import conventions_of
 from cil.report.section import ReadingAid, Section, Sections
-from cil.report.settings_list import (
-    computing,
-    edited_code,
-    known,
-    one_seed,
-    unlike_values,
-    unlike_versions,
-    values_of,
-    versions_of,
-)  # fmt: skip
 from cil.report.setup import paragraph
 from cil.tracking import Record
 
@@ -96,14 +87,13 @@ def _section(groups: Sequence[Group], number: int) -> Section:
         remarks=remarks(rows),
         warnings=tuple(_warnings(groups, rows)),
         entries=tuple(identity | _entry(row, stream["domains"]) for row in rows),
-        plots=partial(plots, rows, stream["segments"]),
+        plots=partial(_plots, rows, stream["segments"]),
     )
 
 
 def _setup(title: str, source: str, groups: Sequence[Group]) -> str:
-    """The set-up as a paragraph for a paper."""
     severity = groups[0].first.stream.get("severity")
-    batches = ", ".join(values_of((run for group in groups for run in group.runs), "batch_size"))
+    batches = ", ".join(settings_list.values_of((run for group in groups for run in group.runs), "batch_size"))
     data = f"Stream: {title}{f', severity {severity}' if severity else ''}; {source}; {batches} images a batch."
     return paragraph(data, groups, "", trained=False)
 
@@ -137,7 +127,6 @@ def _grid(rows: Sequence[Row], domains: Sequence[str]) -> Grid:
 
 
 def _entry(row: Row, domains: Sequence[str]) -> dict[str, Any]:
-    """The row without structure, numbers unrounded."""
     return {
         "label": row.label,
         "n": len(row.runs),
@@ -155,7 +144,6 @@ def _entry(row: Row, domains: Sequence[str]) -> dict[str, Any]:
 
 
 def _facts(groups: Sequence[Group]) -> dict[str, str]:
-    """Settings that all rows share, in words."""
     runs = [run for group in groups for run in group.runs]
     stream, source = runs[0].stream, runs[0].identity.get("source") or {}
     facts = {
@@ -167,19 +155,56 @@ def _facts(groups: Sequence[Group]) -> dict[str, str]:
         "order": " → ".join(stream["segments"]),
         "severity": str(stream.get("severity", "")),
         "source": ", ".join(f"{key} {value}" for key, value in source.items() if key != "kind" and value is not None),
-        "batch size": ", ".join(values_of(runs, "batch_size")),
-        **computing(runs),
-        "versions": ", ".join(versions_of(runs)),
+        "batch size": ", ".join(settings_list.values_of(runs, "batch_size")),
+        **settings_list.computing(runs),
+        "versions": ", ".join(settings_list.versions_of(runs)),
     }
-    return known(facts)
+    return settings_list.known(facts)
 
 
 def _warnings(groups: Sequence[Group], rows: Sequence[Row]) -> Iterable[str]:
     runs = [run for group in groups for run in group.runs]
     if runs[0].stream.get("data") == "unofficial":
         yield "Unofficial data: these are not the published images; they were made here, or come from other files."
-    yield from one_seed(rows)
-    yield from unlike_values(runs, "batch_size")
-    yield from unlike_values(runs, "threads")
-    yield from unlike_versions(runs)
-    yield from edited_code(groups, rows)
+    yield from settings_list.one_seed(rows)
+    yield from settings_list.unlike_values(runs, "batch_size")
+    yield from settings_list.unlike_values(runs, "threads")
+    yield from settings_list.unlike_versions(runs)
+    yield from settings_list.edited_code(groups, rows)
+
+
+def _plots(rows: Sequence[Row], segments: Sequence[str], number: int, paint: Mapping[str, str]) -> list[Plot]:
+    """Error over time, and mean error against bytes."""
+    known = [row for row in rows if row.score("mean_error").mean is not None]
+    if not known:
+        return []
+    over_time = partial(_over_time, known, segments, paint)
+    return draw_plots(number, over_time, partial(_against_bytes, known, paint), labels=paint)
+
+
+def _over_time(rows: Sequence[Row], segments: Sequence[str], paint: Mapping[str, str]) -> Picture:
+    figure, (axes,) = figure_of(4.6, width=1.7 * WIDTH)
+    places = list(range(len(segments)))
+    for place, row in enumerate(rows):
+        columns = [row.score("segment_errors", segment) for segment in places]
+        style = line_style(paint[row.label], place)
+        centre = [column.mean or 0.0 for column in columns]
+        axes.plot(places, centre, **style, label=row.label)
+        if len(row.runs) > 1:
+            band(axes, places, centre, [column.std or 0.0 for column in columns], style["color"], row.label)
+    every = max(1, len(places) // 30)
+    axes.set_xticks(places[::every], segments[::every], rotation=55, ha="right", fontsize=8)
+    axes.set(ylim=(0, None), ylabel="online error, %")
+    legend(axes)
+    return "Error over time", "Of each segment, in order of arrival. Mean over seeds; band: one deviation.", figure
+
+
+def _against_bytes(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture:
+    figure, (axes,) = figure_of(3.9)
+    for place, row in enumerate(rows):
+        held, error = (row.peak_training_bytes or 0) / MIB, row.score("mean_error").mean or 0.0
+        axes.plot([held], [error], **dot_style(paint[row.label], place), label=row.label)
+    axes.set(xlabel="held at once during an update, MiB", ylabel="mean online error, %", xlim=(0, None))
+    axes.margins(x=0.08, y=0.12)
+    legend(axes)
+    return "Error against memory", "Down and left is better.", figure

@@ -44,7 +44,6 @@ class SegmentCounts:
 
     @classmethod
     def of(cls, saved: Mapping[str, Any], predicted: Tensor) -> SegmentCounts:
-        """From what ``saved`` gave."""
         made = cls(**{**saved, "kinds": StepKinds.of(saved["kinds"])})
         made._predicted = [predicted]
         return made
@@ -66,11 +65,9 @@ class SegmentCounts:
         return self.kinds.flops - self.before + self.extra
 
     def saved(self) -> dict[str, Any]:
-        """As JSON, without predictions."""
         return asdict(self)
 
     def add(self, predicted: Tensor, truth: Tensor, seconds: float | None) -> None:
-        """One batch more."""
         self.wrong.append(int((predicted != truth).sum()))
         self.count.append(len(predicted))
         self._predicted.append(predicted.cpu())
@@ -78,22 +75,14 @@ class SegmentCounts:
             self.seconds.append(seconds)
 
     def predictions(self) -> Tensor:
-        """Columns predicted, in order of arrival."""
         return torch.cat(self._predicted)
 
     def error(self, batches: int) -> float:
-        """Percent wrong in the last batches."""
         return 100 * sum(self.wrong[-batches:]) / sum(self.count[-batches:])
 
     @contextmanager
     def metering(self, adapter: Adapter, watch: StepWatch, images: int, drawn: bool) -> Iterator[bool]:
-        """Around a batch; gives whether it is counted, which takes time and computes the same bits.
-
-        Args:
-            watch: Looks at the batches of the adapter.
-            images: Of the batch.
-            drawn: Whether it was drawn to be counted.
-        """
+        """Around a batch; gives whether it is counted (``drawn``, or due), which takes time and changes no bit."""
         size, before = str(images), adapter.context.flops.count
         if drawn or self.kinds.due(size):
             flops = Flops()

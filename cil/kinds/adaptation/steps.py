@@ -34,14 +34,7 @@ from cil.memory.training_memory import ForwardTracker, SavedByPart, TrainingMemo
 
 @dataclass
 class AdapterSteps:
-    """The steps of an adapter on a network, measured before it meets an image.
-
-    Args:
-        make_adapter, make_source: As for an adaptation run.
-        name: The adapter, for messages.
-        recipe: How its source phases are trained, where it has some.
-        precision, seed: As for a run.
-    """
+    """The steps of an adapter on a network, measured before it meets an image; made of parts of an adaptation run."""
 
     make_adapter: Callable[[SourceModel], Adapter]
     make_source: Callable[[torch.device], SourceModel]

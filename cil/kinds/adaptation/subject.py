@@ -39,7 +39,6 @@ class AdapterRun(CheckedRun[Adapter]):
 
     @torch.enable_grad()
     def answers(self, learner: Adapter, images: Tensor) -> Tensor:
-        """Scores of images to which the adapter adapts."""
         return learner.adapt_and_predict(images.clone())
 
 

@@ -49,13 +49,9 @@ class AdaptationWork:
     resumed from. It sees images alone: no label, no name of a domain, no count of what is to come.
 
     Args:
-        stream: The stream that is met.
         make_adapter: A source to a fresh adapter.
         make_source: A device to a fresh trained network.
         recipe: How source phases are trained; how often the log is written and snapshots are made (steps: batches).
-        name: The adapter, for messages.
-        runtime: Device and precision.
-        seed: All random draws follow from it.
         columns: (K,) column of the scores that belongs to each slot of the stream; None where they are the same.
         batch_size: Images a batch; the last one of a segment may be shorter.
         clean: Also measure the error on the clean test images, before and after: a copy of the adapter meets them as it
@@ -93,7 +89,6 @@ class AdaptationWork:
 
     @property
     def length(self) -> int:
-        """Segments of the stream."""
         return len(self.stream)
 
     def check(self) -> None:
@@ -131,7 +126,6 @@ class AdaptationWork:
         return self._frozen(adapter).ledger()
 
     def _frozen(self, adapter: Adapter) -> Frozen:
-        """What an adapter carries, as plain data."""
         return freeze(adapter, self.stream.image_shape, len(self.stream.classes))
 
     def rebuilt(self, state: State | None) -> Adapter:
@@ -157,22 +151,18 @@ class AdaptationWork:
         return adapter
 
     def train(self, index: int, context: Context) -> Boundary:
-        """Deploy the adapter, or let it meet a segment."""
         return self._deploy(context) if index == DEPLOYED else self._adapt(index, context)
 
     def evaluate(self, index: int, context: Context) -> None:
         """Nothing: an adapter predicts while it adapts."""
 
     def results(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> AdaptationResults:
-        """Errors by domain and segment, and what was carried and spent."""
         return adaptation_results(rows, facts, self.stream)
 
     def so_far(self, rows: Rows, facts: Sequence[Facts]) -> Mapping[str, Any]:
-        """Errors of the segments, and of all images."""
         return self._so_far.over(rows).results()
 
     def arrays(self, rows: Rows) -> Mapping[str, Part]:
-        """``wrong``, ``count``, ``segment`` of each batch, and ``running_error``."""
         return self._so_far.over(rows).arrays(rows[-1])
 
     def line(
@@ -190,7 +180,6 @@ class AdaptationWork:
         return values, axes | {"step": sum(fact["steps"] for fact in facts)}
 
     def panels(self, record: Record) -> list[Panel]:
-        """Bytes by kind after each segment, and the errors of domains."""
         results = record.results
         domains = [*zip(self.stream.domains, results.get("domain_errors") or (), strict=False)]
         return [
@@ -320,7 +309,6 @@ class AdaptationWork:
         return Boundary(carried, facts, held, counts=counts)
 
     def _batches(self, samples: Samples, first: int) -> Iterator[tuple[int, Batch]]:
-        """Batches in order of arrival, from number ``first`` on."""
         left = samples[first * self.batch_size :] if first else samples
         yield from enumerate(left.batches(self.batch_size, self.runtime.torch_device), first)
 
@@ -363,11 +351,9 @@ class AdaptationWork:
         return {"clean_wrong": torch.tensor([wrong]), "clean_count": torch.tensor([len(samples)])}
 
     def _truth(self, slots: Tensor) -> Tensor:
-        """The columns that are right."""
         return slots if self.columns is None else self.columns.to(slots.device)[slots]
 
     def _slots(self, columns: Tensor) -> Tensor:
-        """Columns of the scores as slots of the stream."""
         return columns if self.columns is None else self.columns.argsort()[columns]
 
     def _now(self) -> float:

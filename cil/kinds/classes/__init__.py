@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cil.kinds.parts import KindOfParts
-
-if TYPE_CHECKING:
-    from cil.kinds.base import Kind
 
 
 class Classes(KindOfParts):
@@ -26,10 +21,9 @@ class Classes(KindOfParts):
     tested = "cil.kinds.classes.subject:StrategySubject"
 
     def runs(self, learner: type) -> bool:
-        """True for strategies that are not told the task."""
         from cil.strategies import Strategy
 
         return issubclass(learner, Strategy) and not learner.takes_task
 
 
-CLASSES: Kind = Classes()
+CLASSES = Classes()

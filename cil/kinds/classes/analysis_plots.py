@@ -62,10 +62,8 @@ def _curves(
             centre = means[row.label]
             style = line_style(row_colour(row, paint), place, dashed=row.bound)
             panel.plot(range(1, len(centre) + 1), centre, **style, label=row.label)
-        panel.set_ylim(0, 100 if words.endswith("%") else 1)
-        panel.set_xlabel("experiences learned")
+        panel.set(ylim=(0, 100 if words.endswith("%") else 1), xlabel="experiences learned", ylabel=words)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.set_ylabel(words)
     legend(axes[-1])
     return title, f"{caption} Mean over seeds.", figure
 
@@ -103,8 +101,7 @@ def _costs(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture | None:
         sizes = [cost for _, _, cost in points]
         if max(sizes) > 20 * min(sizes):
             panel.set_xscale("log")
-        panel.set_xlabel(words)
-        panel.set_ylabel("last accuracy, %")
+        panel.set(xlabel=words, ylabel="last accuracy, %")
         panel.margins(x=0.1, y=0.12)
     legend(axes[-1])
     caption = "Mean over seeds; bars: one standard deviation. Up and left is better. Seconds: on equal machines alone."
@@ -177,7 +174,6 @@ def _panels(down: int, across: int, width: float, height: float) -> tuple[Any, A
     figure = Figure(figsize=(width * across + 1.0, height * down + 0.2), layout="constrained")
     grid = figure.subplots(down, across, squeeze=False)
     for axes in grid.flat:
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     return figure, grid

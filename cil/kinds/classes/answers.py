@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from cil.engine.answers_checked import checked_scores
 from cil.engine.lifecycle import Learners
+from cil.kinds.classes.evaluation import Predict
 from cil.memory import FeatureMemory, Flops, class_means
 from cil.models import Output
 from cil.strategies import Strategy
@@ -19,8 +20,6 @@ from cil.strategies.parts import nearest_mean
 NEAREST_MEAN = "nearest_mean"
 OWN, FURTHER = "answer.own.", "answer.further."  # beginnings of names of counts
 BEST = 5  # classes among which the right one is, for top-5 accuracy
-
-Predict = Callable[[Tensor], Tensor]
 
 
 class Answers:
@@ -68,7 +67,6 @@ class Answers:
         return answered
 
     def count(self, slots: Tensor, where: Tensor) -> None:
-        """Count the answers to the last batch: images of ``slots`` (N,) and experiences ``where`` (N,)."""
         for name, scores in self._given.items():
             place, known = ranks(scores, slots), where < self.learned
             right = torch.stack([((place < best) & known).sum() for best in (1, BEST)])

@@ -98,9 +98,7 @@ def anytime_picture(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture | 
         ends |= {last[index] for index in sorted(last)[:-1]}
     for end in sorted(ends) if len(ends) <= 60 else ():
         axes.axvline(end, color=INK, linewidth=0.6, linestyle=":", zorder=0)
-    axes.set_ylim(0, 100)
-    axes.set_xlabel("optimizer steps")
-    axes.set_ylabel("accuracy on the classes exposed so far, %")
+    axes.set(ylim=(0, 100), xlabel="optimizer steps", ylabel="accuracy on the classes exposed so far, %")
     legend(axes)
     caption = "Evaluated inside experiences; dotted: their ends. Mean over seeds that were evaluated at the same steps."
     return "Accuracy inside experiences", caption, figure

@@ -35,7 +35,6 @@ class Area:
     mean: float | None
 
     def words(self, decimals: int) -> str:
-        """Area and deviation."""
         return decimal(self.area, decimals) + ("" if self.std is None else f" ± {self.std:.{decimals}f}")
 
 
@@ -144,7 +143,6 @@ def _area(limits: Sequence[int], scores: Sequence[Score]) -> Area:
 
 
 def _section(stream: str, convention: str, limits: Sequence[int], curves: Sequence[BudgetCurve]) -> Section:
-    """Average incremental and last accuracy at each budget, and the areas under them."""
     x = [limit / MIB for limit in limits]  # the survey's unit
     digits = next(digits for digits in count(2) if len({f"{size:.{digits}f}" for size in x}) == len(x))
     sizes = [f"{size:.{digits}f}" for size in x]
@@ -185,7 +183,6 @@ def _picture(
         points = [(size, s.mean, s.std or 0.0) for size, s in zip(x, curve, strict=True) if s.known]
         sizes, y, std = zip(*points, strict=True) if points else ((), (), ())
         axes.errorbar(sizes, y, yerr=std, **line_style(colour, place), label=label, capsize=2, elinewidth=1)
-    axes.set_xlabel(f"budget, MiB of 2^20 bytes ({convention})")
-    axes.set_ylabel("accuracy, %")
+    axes.set(xlabel=f"budget, MiB of 2^20 bytes ({convention})", ylabel="accuracy, %")
     legend(axes)
     return f"{words} against the budget", "Mean over seeds; bars: one standard deviation.", figure

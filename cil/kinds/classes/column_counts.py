@@ -18,11 +18,7 @@ Counts = Mapping[str, Tensor]
 
 
 class ColumnCounts:
-    """Counts answers by the columns of the test images; see ``cil.data.columns``.
-
-    Args:
-        groups: Names of the groups of each column.
-    """
+    """Counts answers by the columns of the test images; see ``cil.data.columns``."""
 
     def __init__(self, groups: Mapping[str, Sequence[str]]) -> None:
         self._counts = {GROUP + name: torch.zeros(len(known), 2, dtype=torch.int64) for name, known in groups.items()}
@@ -31,7 +27,6 @@ class ColumnCounts:
         """Count a batch.
 
         Args:
-            columns: Columns of the images.
             best: (N,) answers.
             right: (N,) True where the answer is the image's class.
             num_classes: Slots seen: an image none of whose accepted classes was seen does not count.
@@ -54,10 +49,6 @@ class ColumnCounts:
 
 def group_scores(rows: Sequence[Counts], groups: Mapping[str, Sequence[str]]) -> dict[str, GroupScores]:
     """Accuracy by group after each experience, and the worst group, for each column.
-
-    Args:
-        rows: Counts after each experience.
-        groups: Names of the groups of each column.
 
     Source: Koh et al. 2021 (WILDS); Gustafson et al. 2023 (FACET).
     """

@@ -83,7 +83,6 @@ class StrategyCommands:
         return "\n".join([head, *self.result_lines(record), self.cost_line(results), f"  record: {record.directory}"])
 
     def result_lines(self, record: Record) -> Iterator[str]:
-        """Accuracy and forgetting, for the summary."""
         results, many = record.results, record.identity["stream"]["experiences"]
         curve = numbers(results["accuracy_curve"])
         yield f"  accuracy on all classes seen, after each of {many} experiences (%): {curve}"
@@ -93,7 +92,6 @@ class StrategyCommands:
         yield from _parts_lines(results)
 
     def cost_line(self, results: Mapping[str, Any]) -> str:
-        """Bytes, exemplars and time, for the summary."""
         totals = results["ledger"][-1]["totals"]
         return (
             f"  carries {totals['exact']['total']:,} bytes, {totals['survey']['total']:,} as the survey counts;"
@@ -146,7 +144,6 @@ def _open_to_fit(strategy: partial[Any], job: Job) -> partial[Any]:
 
 
 def _refuse_adapters(config: Mapping[str, Any]) -> None:
-    """Refuse what only adapters read."""
     if config["source"] is not None:
         raise ConfigError(f"source={config['source']} is for adapters; choose one, as in adapter=tent")
     if config["adaptation"]["clean"]:

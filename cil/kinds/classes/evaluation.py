@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from cil.errors import ContractError
 from cil.kinds.classes.column_counts import ColumnCounts
 from cil.memory import Flops
 from cil.streams import Stream
+
+CORRECT, COUNT = "validation.correct", "validation.count"  # names of counts of held-out images
 
 Predict = Callable[[Tensor], Tensor]
 
@@ -32,7 +35,7 @@ def evaluate(
     seed: int,
     device: torch.device,
     batch_size: int = 500,
-    answered: Callable[[Tensor, Tensor], None] = lambda slots, where: None,
+    answered: Callable[[Tensor, Tensor, Tensor, Tensor], None] = lambda *batch: None,
 ) -> dict[str, Tensor]:
     """Count right and wrong answers.
 
@@ -42,7 +45,7 @@ def evaluate(
     Args:
         predict: (N, C, H, W) float images in [0, 1] to (N, num_classes) scores.
         num_classes: Slots seen.
-        answered: Told after each batch the slots (N,) and experiences (N,) of its images.
+        answered: Told after each batch its images, their scores (N, num_classes), slots (N,) and experiences (N,).
 
     Returns:
         What ``ColumnCounts`` counts, where the stream has columns; and
@@ -75,7 +78,7 @@ def evaluate(
             raise ContractError(
                 f"predict gave scores of shape {tuple(scores.shape)} for {len(images)} images and {num_classes} classes"
             )
-        answered(slots, where)
+        answered(images, scores, slots, where)
         broken |= scores.isnan().any()
         best = scores.argmax(1)
         right = best == slots
@@ -96,6 +99,17 @@ def evaluate(
         "count": count,
         "flops": torch.tensor([float(total)], dtype=torch.float64),
     }
+
+
+def validation_counts(predict: Predict, stream: Stream, num_classes: int, **how: Any) -> dict[str, Tensor]:
+    """Right answers and held-out images of each experience, (T,); ``flops`` of the pass.
+
+    Args:
+        stream: Whose test images are the validation images; from ``Stream.judged_by_validation``.
+        how: Further arguments of ``evaluate``.
+    """
+    counts = evaluate(predict, stream, num_classes, **how)
+    return {CORRECT: counts["correct"], COUNT: counts["count"], "flops": counts["flops"]}
 
 
 def shuffled(

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from cil.report.images import picture, png_strip
+from cil.report.page import html_table
 from cil.report.rows import Row
 from cil.report.runs import RunSummary
 from cil.tracking.digests import SEAL, tensors_sum, unseal
@@ -38,9 +39,8 @@ def exemplar_table(rows: Sequence[Row]) -> str:
     note = (
         f"The first exemplar kept of each class, up to {CLASSES}, in order of arrival; of the first seed, at the end."
     )
-    head = '<thead><tr><th scope="col">strategy</th><th scope="col">exemplars</th></tr></thead>'
-    table = "\n".join([f'<table class="timeline strip">\n{head}\n<tbody>', *lines, "</tbody></table>"])
-    return f'<h3>Exemplars</h3>\n<div class="wide">{table}</div>\n<p class="note">{note}</p>'
+    table = html_table(["strategy", "exemplars"], lines, "timeline strip")
+    return f'<h3>Exemplars</h3>\n{table}\n<p class="note">{note}</p>'
 
 
 def first_exemplars(run: RunSummary) -> Array | None:
@@ -79,7 +79,6 @@ def first_exemplars(run: RunSummary) -> Array | None:
 
 
 def _read(path: Path) -> tuple[dict[str, Array], str | None]:
-    """All tensors of a file, and the sum that it says of itself."""
     with safe_open(path, framework="np") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(SEAL)  # noqa: SIM118
 

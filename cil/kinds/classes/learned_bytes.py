@@ -59,8 +59,7 @@ def learned_bytes_picture(rows: Sequence[Row], paint: Mapping[str, str]) -> Pict
             style = dot_style(row_colour(row, paint), place, size=8)
             axes.errorbar([size], [score.mean or 0.0], yerr=[score.std or 0.0], capsize=3, **style, label=row.label)
         axes.set_xscale("symlog", linthresh=1)  # methods that learn nothing stand at 0
-        axes.set_xlim(left=-0.2)
-        axes.set_xlabel(f"{' and '.join(names)}, KiB")
+        axes.set(xlim=(-0.2, None), xlabel=f"{' and '.join(names)}, KiB")
     panels[0].set_ylabel("last accuracy, %")
     legend(panels[0])
     caption = (

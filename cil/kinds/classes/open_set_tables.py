@@ -28,13 +28,10 @@ def open_set_table(rows: Sequence[Row]) -> Titled | None:
     met = [row for row in rows if row.runs and all(run.result("open_set") for run in row.runs)]
     if not met:
         return None
-    lines = [
-        Line(
-            row.label,
-            {head: _fraction(score) for head, score in _scores(row).items()} | {"Avg %": str(row.score(AVERAGE))},
-        )
-        for row in met
-    ]
+    lines = []
+    for row in met:
+        cells = {head: score.words(digits=3) for head, score in _scores(row).items()}
+        lines.append(Line(row.label, cells | {"Avg %": str(row.score(AVERAGE))}))
     return Titled(HEADING, grid("strategy", lines), NOTE)
 
 
@@ -54,9 +51,3 @@ def _scores(row: Row) -> dict[str, Score]:
 def _mean(curve: Sequence[float | None]) -> float | None:
     known = [value for value in curve if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _fraction(score: Score) -> str:
-    if score.mean is None:
-        return str(score)
-    return f"{score.mean:.3f}" if score.std is None else f"{score.mean:.3f} ± {score.std:.3f}"

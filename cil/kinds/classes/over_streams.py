@@ -15,7 +15,7 @@ from cil import metrics
 from cil.kinds.classes.rows import LAST, ranked
 from cil.kinds.classes.seeds import ranking
 from cil.report.grids import Line, decimal, grid
-from cil.report.plots import Picture, Plot, draw_plots, figure_of, legend, line_style
+from cil.report.plots import Picture, draw_plots, figure_of, legend, line_style
 from cil.report.rows import Row
 from cil.report.section import Section
 from cil.report.verdicts import Score
@@ -29,7 +29,6 @@ class Workload:
     """Rows of one stream that may be compared, with the accuracy that they are to reach.
 
     Attributes:
-        rows: Ranked rows by label.
         key: Result that the target is of: the last accuracy on validation images where all have it, else on test ones.
         target: Percent: the median over the rows, each the mean over its seeds.
     """
@@ -132,7 +131,7 @@ def _section(workloads: Sequence[Workload], labels: Sequence[str]) -> Section:
             "workloads": [{"name": one.name, "target": one.target, "of": one.key[0]} for one in workloads],
             "rows": [_entry(row, ranks) for row in rows],
         },
-        plots=partial(_plots, rows),
+        plots=lambda number, paint: draw_plots(number, partial(_profile, rows, paint)),
     )
 
 
@@ -141,18 +140,13 @@ def _entry(row: StreamsRow, ranks: Mapping[str, float]) -> dict[str, Any]:
     return {"label": row.label, "flops_to_target": times, "score": row.score, "mean_rank": ranks.get(row.label)}
 
 
-def _plots(rows: Sequence[StreamsRow], number: int, paint: Mapping[str, str]) -> list[Plot]:
-    return draw_plots(number, partial(_profile, rows, paint))
-
-
 def _profile(rows: Sequence[StreamsRow], paint: Mapping[str, str]) -> Picture:
     factors = np.linspace(1, MOST, 121)
     shares = metrics.performance_profile([row.times for row in rows], factors)
     figure, (axes,) = figure_of(3.9)
     for place, (row, share) in enumerate(zip(rows, shares, strict=True)):
         axes.plot(factors, share, **(line_style(paint[row.label], place) | {"marker": ""}), label=row.label)
-    axes.set_ylim(-0.03, 1.03)
-    axes.set_xlabel("training FLOPs by those of the cheapest")
+    axes.set(ylim=(-0.03, 1.03), xlabel="training FLOPs by those of the cheapest")
     axes.set_ylabel("share of streams on which the target is reached")
     legend(axes)
     return "Performance profiles", "Up and left is better.", figure

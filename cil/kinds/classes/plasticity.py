@@ -44,7 +44,7 @@ def plasticity_scores(row: Row, joints: Sequence[Group]) -> dict[str, Score]:
         joints: Groups of joint training on the same stream, for intransigence.
     """
     references: Mapping[int, RunSummary] = {} if row.group.first.learner == REFERENCE else _reference(row, joints)
-    measures: dict[str, Callable[[RunSummary], float | None]] = {
+    measures: dict[str, Callable[[RunSummary], Any]] = {
         OLD: lambda run: _old_new(run).old,
         NEW: lambda run: _old_new(run).new,
         HARMONIC: lambda run: _old_new(run).harmonic,
@@ -54,7 +54,9 @@ def plasticity_scores(row: Row, joints: Sequence[Group]) -> dict[str, Score]:
         WITHIN: lambda run: within_task(run)[-1],
         FOUND: lambda run: run.result("task_identification_curve", -1),
     }
-    found = {head: Score({run.seed: _known(measure(run)) for run in row.runs}) for head, measure in measures.items()}
+    found = {
+        head: Score({run.seed: metrics.plain(measure(run)) for run in row.runs}) for head, measure in measures.items()
+    }
     return {head: one for head, one in found.items() if any(value is not None for value in one.values.values())}
 
 
@@ -72,11 +74,6 @@ def plasticity_entry(row: Row, joints: Sequence[Group]) -> dict[str, Any]:
     """The same with keys for CSV and JSON, numbers unrounded, None where undefined."""
     scores = plasticity_scores(row, joints)
     return scores_entry({key: scores.get(head, Score({})) for head, key in KEYS.items()})
-
-
-def joint_groups(groups: Sequence[Group]) -> list[Group]:
-    """Those of joint training that finished."""
-    return [group for group in groups if group.first.learner == REFERENCE and group.finished]
 
 
 def tested(run: RunSummary) -> list[int] | None:
@@ -134,7 +131,3 @@ def _reference(row: Row, joints: Sequence[Group]) -> Mapping[int, RunSummary]:
 
 def _model(run: RunSummary) -> dict[str, Any]:
     return {key: value for key, value in flat(run.config).items() if key.startswith("model.")}
-
-
-def _known(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value

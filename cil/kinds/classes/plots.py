@@ -63,10 +63,7 @@ def plots(rows: Sequence[Row], limit: int | None, convention: str, number: int, 
     """All plots that rows have numbers for; unfinished ones have none.
 
     Args:
-        rows: Those of one section.
         limit: Bytes allowed at the end of the stream, counted by ``convention``.
-        number: Place of the section on its page.
-        paint: Colour of each label.
     """
     known = [row for row in rows if row.runs and all(run.result("accuracy_curve") for run in row.runs)]
     if not known:
@@ -102,8 +99,7 @@ def _accuracy_curves(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture |
     axes.set_ylim(0, 100)
     if len(sizes) <= TICKS:
         axes.set_xticks([sum(sizes[: step + 1]) for step in range(len(sizes))] or axes.get_xticks())
-    axes.set_xlabel("classes seen" if sizes else "experiences")
-    axes.set_ylabel("accuracy on all classes seen, %")
+    axes.set(xlabel="classes seen" if sizes else "experiences", ylabel="accuracy on all classes seen, %")
     legend(axes)
     caption = (
         "After each experience, on the test images of all classes seen. Line: mean over seeds; band: one standard "
@@ -135,8 +131,7 @@ def _accuracy_against_bytes(
         axes.set_xscale("log")
     else:
         axes.locator_params(axis="x", nbins=4)  # sizes that are nearly the same have long numbers
-    axes.set_xlabel(f"carried after the last experience, MiB ({convention})")
-    axes.set_ylabel("last accuracy, %")
+    axes.set(xlabel=f"carried after the last experience, MiB ({convention})", ylabel="last accuracy, %")
     axes.margins(x=0.08, y=0.12)
     legend(axes)
     return "Last accuracy against bytes", "Bars: one standard deviation over seeds. Up and left is better.", figure

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 
-from cil import metrics
+from cil import metrics, plugins
 from cil.engine.anytime import anytime_results
 from cil.engine.running import Counts, CurveSoFar
 from cil.engine.spending import Rows
+from cil.errors import in_words
 from cil.kinds.classes.answers import FURTHER, OWN
 from cil.kinds.classes.column_counts import accepted_scores, group_scores
-from cil.kinds.classes.held_out import COUNT, validation_curve
-from cil.kinds.classes.own_metrics import own_metrics
+from cil.kinds.classes.evaluation import CORRECT, COUNT
 from cil.kinds.classes.record_types import Averages, ClassScores, OpenSetScores
 from cil.kinds.classes.unknowns import UNKNOWN, open_set_scores
 from cil.metrics import plain
 from cil.streams import DomainStream, Stream
+from cil.tracking.record_types import Scores
+
+OWN_METRICS = "cil.metrics"  # entry points of metrics that other packages bring
+_say = logging.getLogger("cil.kinds")
 
 
 def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream) -> ClassScores:
@@ -26,10 +32,6 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
 
     Of domain streams with the means of R by ``domain_summary``; of others whose classes come back with
     ``forgetting_by_class``, as an experience that brings no class has no test data, and R a gap.
-
-    Args:
-        rows: Counts of ``evaluate`` after each experience so far.
-        facts: Plain data committed with each.
     """
     names = ("correct", "correct_task_aware", "count")
     counted = [[row[name].numpy() for name in names] for row in rows]
@@ -67,6 +69,33 @@ def class_scores(rows: Rows, facts: Sequence[Mapping[str, Any]], stream: Stream)
     return scores
 
 
+def own_metrics(matrix: Any) -> dict[str, float | None]:
+    """What each metric of another package says of a run; None where it is undefined, or fails.
+
+    A metric is a function of the matrix R, (T, T) percent with NaN where an experience was not evaluated, to a number.
+    One that fails is named in a warning with its line: a run that was trained is not lost to it.
+    """
+    found: dict[str, float | None] = {}
+    for name in plugins.names(OWN_METRICS):
+        try:
+            value = float(plugins.find(OWN_METRICS, name)(np.array(matrix, dtype=float)))
+        except Exception as error:  # whatever a function of others raises
+            _say.warning(f"the metric {name} is left out: {in_words(error)}")
+            value = math.nan
+        found[name] = value if math.isfinite(value) else None
+    return found
+
+
+def validation_curve(rows: Rows) -> Scores:
+    """Percent of the held-out images of all experiences learned, after each; null where none was counted."""
+    curve = []
+    for index, row in enumerate(rows):
+        right, among = (row[name][: index + 1].sum() if name in row else np.nan for name in (CORRECT, COUNT))
+        curve.append(float(metrics.accuracy_from_counts(float(right), float(among))))
+    found: Scores = plain(curve)
+    return found
+
+
 def averages(rows: Rows, stream: Stream) -> Averages:
     """Accuracy on all classes seen with equal weight for each image, each class and, of a pool, each data set."""
     origins = np.array(stream.provenance.origins)
@@ -85,7 +114,6 @@ def averages(rows: Rows, stream: Stream) -> Averages:
 
 
 def _mean(percent: np.ndarray) -> float:
-    """Mean of those that are known."""
     known = percent[~np.isnan(percent)]
     return float(known.mean()) if len(known) else np.nan
 
@@ -151,7 +179,6 @@ class ScoresSoFar(CurveSoFar):
     """Accuracy on all classes seen and forgetting, boundary by boundary."""
 
     def add(self, row: Counts) -> None:
-        """Go on by the counts of ``evaluate``."""
         correct, count = (row[name].numpy().astype(float) for name in ("correct", "count"))
         accuracies = metrics.accuracy_from_counts(correct, count)
         until = len(self.curve) + 1  # experiences learned

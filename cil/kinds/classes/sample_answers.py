@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,8 +11,6 @@ from cil.report.images import SIDE
 
 IMAGES, SLOTS, ANSWERS = "sample_images", "sample_slots", "sample_answers"  # names of counts, and of arrays
 COUNT = 16  # images, of as many classes
-
-Predict = Callable[[Tensor], Tensor]
 
 
 def spread(classes: int, count: int = COUNT) -> list[int]:
@@ -30,29 +26,14 @@ class SampleAnswers:
     """Keeps of some classes the first image that an evaluation asks about, small, and what was answered.
 
     No image is asked about for this alone.
-
-    Args:
-        classes: Those seen.
     """
 
     def __init__(self, classes: int) -> None:
         self._wanted = set(spread(classes))
-        self._last = torch.empty(0), torch.empty(0)  # images and scores of the last batch
         self._found: dict[int, tuple[Tensor, int]] = {}  # by slot
 
-    def listening(self, predict: Predict) -> Predict:
-        """The same ``predict``, whose last images and scores are kept."""
-
-        def answered(images: Tensor) -> Tensor:
-            scores = predict(images)
-            self._last = images, scores
-            return scores
-
-        return answered
-
-    def count(self, slots: Tensor) -> None:
-        """Look through the last batch, whose images are of ``slots`` (N,), for classes that are still without one."""
-        images, scores = self._last
+    def count(self, images: Tensor, scores: Tensor, slots: Tensor) -> None:
+        """Look through a batch, whose images are of ``slots`` (N,), for classes that are still without one."""
         for slot in sorted(self._wanted - self._found.keys()):
             rows = (slots == slot).nonzero()[:1, 0]
             if len(rows):

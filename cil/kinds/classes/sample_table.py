@@ -10,6 +10,7 @@ import numpy as np
 
 from cil.kinds.classes.sample_answers import ANSWERS, IMAGES, SLOTS
 from cil.report.images import picture, png_strip
+from cil.report.page import html_table
 from cil.report.rows import Row
 from cil.report.runs import RunSummary
 
@@ -42,15 +43,8 @@ def _table(alike: Sequence[tuple[Row, Array, Array, Array]]) -> str:
     first, images, slots, _ = alike[0]
     classes = first.runs[0].stream["classes"]  # by slot
     names = [str(classes[slot]) for slot in slots]
-    heads = "".join(
-        f'<th scope="col">{picture(png_strip([image]), name)}{escape(name)}</th>'
-        for image, name in zip(images, names, strict=True)
-    )
-    lines = [_line(row, slots, answers) for row, _, _, answers in alike]
-    top = f'<thead><tr><th scope="col">strategy</th>{heads}</tr></thead>'
-    return (
-        f'<div class="wide"><table class="samples">\n{top}\n<tbody>\n' + "\n".join(lines) + "\n</tbody></table></div>"
-    )
+    heads = [f"{picture(png_strip([image]), name)}{escape(name)}" for image, name in zip(images, names, strict=True)]
+    return html_table(["strategy", *heads], [_line(row, slots, answers) for row, _, _, answers in alike], "samples")
 
 
 def _line(row: Row, slots: Array, answers: Array) -> str:

@@ -7,44 +7,23 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from cil.kinds.classes.answer_tables import TERMS as ANSWER_TERMS
-from cil.kinds.classes.answer_tables import answers_entry, answers_table
-from cil.kinds.classes.anytime_tables import TERMS as ANYTIME_TERMS
-from cil.kinds.classes.anytime_tables import anytime_entry, anytime_table, evaluated
+from cil.kinds.classes import answer_tables, anytime_tables, learned_bytes, open_set_tables, plasticity, seeds
 from cil.kinds.classes.auc import curve_sections
 from cil.kinds.classes.exemplar_strips import exemplar_table
 from cil.kinds.classes.group_tables import group_tables, groups_entry
-from cil.kinds.classes.learned_bytes import three_lines_entry, three_lines_table
-from cil.kinds.classes.open_set_tables import HEADING as OPEN_SET
-from cil.kinds.classes.open_set_tables import TERMS as OPEN_SET_TERMS
-from cil.kinds.classes.open_set_tables import open_set_entry, open_set_table
 from cil.kinds.classes.over_streams import stream_sections
-from cil.kinds.classes.plasticity import HEADING as PLASTICITY
-from cil.kinds.classes.plasticity import TERMS as PLASTICITY_TERMS
-from cil.kinds.classes.plasticity import joint_groups, plasticity_entry, plasticity_table
 from cil.kinds.classes.plots import plots
 from cil.kinds.classes.published import published_beside
 from cil.kinds.classes.rows import AVERAGE, FORGETTING, LAST, by_standing, class_rows, ranked
 from cil.kinds.classes.sample_table import sample_tables
-from cil.kinds.classes.seeds import HEADING as SEEDS
-from cil.kinds.classes.seeds import TERMS as SEED_TERMS
-from cil.kinds.classes.seeds import seeds_content, seeds_table
 from cil.kinds.classes.set_order import set_order_sections
+from cil.report import settings_list
 from cil.report.bills import USE_TERMS, bill_cells, bill_entry, bill_terms, use_cells, use_entry
 from cil.report.grids import Grid, Titled, byte_bill, flops, scores_entry, seconds, whole
 from cil.report.grouping import Group, budget_words, by_budget, comparisons, differing, grouped
 from cil.report.rows import Row, largest, mean, remarks
 from cil.report.runs import CONVENTIONS, RunSummary, all_equal, conventions_of, dig, in_effect
 from cil.report.section import ReadingAid, Section, Sections
-from cil.report.settings_list import (
-    computing,
-    edited_code,
-    known,
-    one_seed,
-    unlike_values,
-    unlike_versions,
-    versions_of,
-)
 from cil.report.setup import image_facts, paragraph, training_facts
 from cil.report.tuning import NONE, tuning_facts, tuning_of, tuning_warnings, tuning_words
 from cil.report.verdicts import Score, few, verdict
@@ -97,7 +76,8 @@ def sections(records: Sequence[Record]) -> Sections:
     streams: list[tuple[str, list[Row]]] = []
     for settings in alike:
         made = [class_rows(setting) for setting in settings]
-        joints = joint_groups([group for setting in settings for group in setting])
+        trained = [group for setting in settings for group in setting if group.finished]
+        joints = [group for group in trained if group.first.learner == plasticity.REFERENCE]
         for setting, own in zip(settings, made, strict=True):
             found.append(_section(setting, own, len(found) + 1 if several else 0, joints))
         streams += [(stream_words(settings[0][0].first), own) for own in made]
@@ -156,19 +136,20 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: 
     ]
     counted = conventions_of(run for group in groups for run in group.runs)
     bills = {convention: _bill(rows, convention) for convention in counted}
-    inside, answers, unknown = anytime_table(rows), answers_table(rows), open_set_table(rows)
-    kept, over_seeds = plasticity_table(rows, joints), seeds_table(competitors)
-    three_lines = three_lines_table(rows)
+    inside, answers = anytime_tables.anytime_table(rows), answer_tables.answers_table(rows)
+    unknown = open_set_tables.open_set_table(rows)
+    kept, over_seeds = plasticity.plasticity_table(rows, joints), seeds.seeds_table(competitors)
+    three_lines = learned_bytes.three_lines_table(rows)
     identity = {"table": max(number, 1), "budget": facts.get("budget"), "title": f"{title}; {subtitle}"}
     entries = [
         identity
         | _entry(row, counted)
-        | (answers_entry(row) if answers else {})
-        | (three_lines_entry(row) if three_lines else {})
+        | (answer_tables.answers_entry(row) if answers else {})
+        | (learned_bytes.three_lines_entry(row) if three_lines else {})
         | groups_entry(row)
-        | (plasticity_entry(row, joints) if kept else {})
-        | (open_set_entry(row) if unknown else {})
-        | (anytime_entry(row) if inside else {})
+        | (plasticity.plasticity_entry(row, joints) if kept else {})
+        | (open_set_tables.open_set_entry(row) if unknown else {})
+        | (anytime_tables.anytime_entry(row) if inside else {})
         for row in rows
     ]
     return Section(
@@ -192,18 +173,13 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: 
         entries=tuple(entries),
         content={
             "rows": [entry | _structure(row, counted) for entry, row in zip(entries, rows, strict=True)],
-            **({"paired_tests": seeds_content(competitors)} if over_seeds else {}),
+            **({"paired_tests": seeds.seeds_content(competitors)} if over_seeds else {}),
         },
         plots=partial(plots, rows, first.limit, first.convention),
         published=partial(published_beside, [group.first for group in groups if not group.first.bound] or [first]),
         setting=competitor.record,
-        pictures=partial(_pictures, rows),
+        pictures=lambda: "\n".join(filter(None, (sample_tables(rows), exemplar_table(rows)))),
     )
-
-
-def _pictures(rows: Sequence[Row]) -> str:
-    """Test images with answers, then exemplars, as HTML."""
-    return "\n".join(filter(None, (sample_tables(rows), exemplar_table(rows))))
 
 
 def _grid(rows: Sequence[Row], counted: Sequence[str]) -> Grid:
@@ -250,13 +226,11 @@ def _legend(rows: Sequence[Row], counted: Sequence[str]) -> str:
 
 
 def _own_metrics(row: Row) -> dict[str, Score]:
-    """Metrics that other packages bring."""
     names = dict.fromkeys(name for run in row.runs for name in run.result("metrics") or ())
     return {name: row.score("metrics", name) for name in names}
 
 
 def _tuning(row: Row) -> str:
-    """How its settings were chosen."""
     return tuning_words(row.shown[0]) if row.shown else NONE
 
 
@@ -266,7 +240,6 @@ def _tuning_flops(row: Row) -> int:
 
 
 def _has_public(rows: Iterable[Row]) -> bool:
-    """True if a row carries public weights, so that totals without them are worth showing."""
     return any(map(_public, rows))
 
 
@@ -275,12 +248,10 @@ def _public(row: Row) -> int:
 
 
 def _own(row: Row, convention: str) -> int | None:
-    """Carried bytes without public weights."""
     return largest(run.own(convention) for run in row.shown)
 
 
 def _flops(row: Row) -> float | None:
-    """Of everything but evaluation."""
     return mean([run.flops for run in row.runs])
 
 
@@ -301,7 +272,6 @@ def _bill(rows: Sequence[Row], convention: str) -> Grid:
 
 
 def _entry(row: Row, counted: Sequence[str]) -> dict[str, Any]:
-    """The row without structure, numbers unrounded."""
     entry: dict[str, Any] = {
         "label": row.label, "strategy": row.group.first.learner, "standing": row.standing, "n": len(row.runs),
         "seeds": " ".join(map(str, row.seeds)), **scores_entry(_scores(row)),
@@ -320,14 +290,12 @@ def _scores(row: Row) -> dict[str, Score]:
 
 
 def _structure(row: Row, counted: Sequence[str]) -> dict[str, Any]:
-    """Further content of the row for JSON."""
     values = {name: {str(seed): value for seed, value in score.values.items()} for name, score in _scores(row).items()}
     kinds = {convention: row.bytes_by_kind(convention) for convention in counted}
     return {"seeds": row.seeds, "bytes_by_kind": kinds, "values": values}
 
 
 def _reading(rows: Sequence[Row], sections: Sequence[Section]) -> ReadingAid:
-    """The terms that these rows use."""
     used = dict.fromkeys(("past %", "unused %"), any(use_cells(rows))) | {
         "tuning": any(_tuning(row) != NONE for row in rows),
         "own": _has_public(rows),
@@ -340,11 +308,11 @@ def _reading(rows: Sequence[Row], sections: Sequence[Section]) -> ReadingAid:
     terms += tuple(
         term for term in bill_terms(conventions_of(run for row in rows for run in row.group.runs)) if term not in TERMS
     )
-    several = ANSWER_TERMS if answers_table(rows) else ()
-    inside = ANYTIME_TERMS if any(map(evaluated, rows)) else ()
+    several = answer_tables.TERMS if answer_tables.answers_table(rows) else ()
+    inside = anytime_tables.TERMS if any(map(anytime_tables.evaluated, rows)) else ()
     shown = {table.heading for section in sections for table in section.tables}
-    further = {PLASTICITY: PLASTICITY_TERMS, SEEDS: SEED_TERMS, OPEN_SET: OPEN_SET_TERMS}
-    analysis = tuple(term for heading, terms in further.items() if heading in shown for term in terms)
+    further = (plasticity, seeds, open_set_tables)
+    analysis = tuple(term for tables in further if tables.HEADING in shown for term in tables.TERMS)
     return ReadingAid("How to read this", INTRODUCTION, terms + several + analysis + inside)
 
 
@@ -379,7 +347,6 @@ def _data_words(groups: Sequence[Group]) -> str:
 
 
 def _facts(groups: Sequence[Group], budget: dict[str, Any]) -> dict[str, str]:
-    """Settings that all rows share, in words."""
     first, runs = groups[0].first, [run for group in groups for run in group.runs]
     stream = first.stream
     orders = {run.seed: run.order[1] for run in runs}
@@ -401,11 +368,11 @@ def _facts(groups: Sequence[Group], budget: dict[str, Any]) -> dict[str, str]:
         "budget": budget_words(budget),
         "counted": f"at {budget['at']}" if budget.get("at") else "",
         "reserve": " or ".join(sorted({str(run.budget["reserve"]) for run in runs if run.budget.get("reserve")})),
-        **computing(runs),
+        **settings_list.computing(runs),
         "tuning": " | ".join(dict.fromkeys(words for run in runs if (words := tuning_facts(run)))),
-        "versions": ", ".join(versions_of(runs)),
+        "versions": ", ".join(settings_list.versions_of(runs)),
     }
-    return known(facts)
+    return settings_list.known(facts)
 
 
 def _warnings(groups: Sequence[Group], rows: Sequence[Row]) -> Iterable[str]:
@@ -414,7 +381,7 @@ def _warnings(groups: Sequence[Group], rows: Sequence[Row]) -> Iterable[str]:
     first = runs[0]
     if first.stream.get("data") == "unofficial":
         yield "Unofficial data: the fingerprint is not that of the official set."
-    yield from one_seed(rows)
+    yield from settings_list.one_seed(rows)
     if all(group.first.identity.get("uses_horizon") for group in groups):
         yield "The length of the stream was known in advance to all rows (budget.reserve=final, or by design)."
     planners = [row.label for row in rows if any(note.mark == "uses horizon" for note in row.notes)]
@@ -425,9 +392,9 @@ def _warnings(groups: Sequence[Group], rows: Sequence[Row]) -> Iterable[str]:
     if first.limit is None:
         counted = "The budget counts exemplars" if first.counts_exemplars else "There is no budget"
         yield f"{counted}: carried bytes are reported and not equal."
-    yield from unlike_versions(runs)
-    yield from unlike_values(runs, "threads")
-    yield from edited_code(groups, rows)
+    yield from settings_list.unlike_versions(runs)
+    yield from settings_list.unlike_values(runs, "threads")
+    yield from settings_list.edited_code(groups, rows)
     yield from tuning_warnings([group.first for group in groups if not group.first.bound])
     recipe = [key for key in differing([group.first for group in groups], in_effect) if key.startswith(RECIPE)]
     if recipe:

@@ -47,7 +47,6 @@ class OrderEffect:
         return f"{score.mean:+.2f}{half}"
 
     def entry(self) -> dict[str, Any]:
-        """The row for JSON, numbers unrounded."""
         found: dict[str, Any] = {"label": self.label}
         for average in AVERAGES:
             found[f"last_by_set_{average}"] = self.by_set[average].mean

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from cil import metrics
-from cil.kinds.classes.evaluation import evaluable, shuffled
+from cil.kinds.classes.evaluation import Predict, evaluable, shuffled
 from cil.memory import Flops
 from cil.metrics import plain
 from cil.streams import Stream
 
 KNOWN, CORRECT, UNKNOWN = "open_set.known", "open_set.correct", "open_set.unknown"  # names of counts
-
-Predict = Callable[[Tensor], Tensor]
 
 
 class Unknowns:
@@ -35,21 +33,11 @@ class Unknowns:
 
     def __init__(self, learned: int) -> None:
         self.learned, self.flops = learned, 0
-        self._last = torch.empty(0)  # scores of the last batch, (N, C)
         self._known, self._correct, self._unknown = list[Tensor](), list[Tensor](), list[Tensor]()
 
-    def listening(self, predict: Predict) -> Predict:
-        """The same ``predict``, whose last scores are kept."""
-
-        def answered(images: Tensor) -> Tensor:
-            self._last = predict(images)
-            return self._last
-
-        return answered
-
-    def count(self, slots: Tensor, where: Tensor) -> None:
-        """Keep the highest scores of the last batch: images of ``slots`` (N,) and experiences ``where`` (N,)."""
-        best, answer = self._last.max(1)
+    def count(self, scores: Tensor, slots: Tensor, where: Tensor) -> None:
+        """Keep the highest of the ``scores`` (N, C) of images of ``slots`` (N,) and experiences ``where`` (N,)."""
+        best, answer = scores.max(1)
         known = where < self.learned
         self._known.append(best[known].float().cpu())
         self._correct.append((answer == slots)[known].cpu())

@@ -16,8 +16,7 @@ from cil.engine.running import Counts, Rows
 from cil.engine.work import Context, Facts
 from cil.errors import ConfigError
 from cil.kinds.classes.answers import Answers
-from cil.kinds.classes.evaluation import evaluate
-from cil.kinds.classes.held_out import validation_counts
+from cil.kinds.classes.evaluation import evaluate, validation_counts
 from cil.kinds.classes.record_types import ClassScores
 from cil.kinds.classes.results import ScoresSoFar, class_scores
 from cil.kinds.classes.sample_answers import ANSWERS, IMAGES, SLOTS, SampleAnswers
@@ -56,23 +55,20 @@ class ClassWork(StrategyWork):
         unknowns = Unknowns(index + 1) if self.open_set else None
         seen = self.stream.signatures[index].num_classes  # not what the learner says
         samples = SampleAnswers(seen) if self.pictures and index == len(self.stream) - 1 else None
-        asked = answers.listening(predict)
-        asked = asked if samples is None else samples.listening(asked)
-        asked = asked if unknowns is None else unknowns.listening(asked)
 
-        def answered(slots: Tensor, where: Tensor) -> None:
+        def answered(images: Tensor, scores: Tensor, slots: Tensor, where: Tensor) -> None:
             answers.count(slots, where)
             if samples is not None:
-                samples.count(slots)
+                samples.count(images, scores, slots)
             if unknowns is not None:
-                unknowns.count(slots, where)
+                unknowns.count(scores, slots, where)
 
         how: dict[str, Any] = {
             "seed": self.seed,
             "device": self.runtime.torch_device,
             "batch_size": self.evaluation_batch,
         }
-        counts = evaluate(asked, self.stream, seen, answered=answered, **how)
+        counts = evaluate(answers.listening(predict), self.stream, seen, answered=answered, **how)
         flops = counts["flops"] + answers.flops
         counts |= answers.counts() | classifier_norms(learner) | ({} if samples is None else samples.counts())
         if self._held_out is not None:
@@ -98,11 +94,9 @@ class ClassWork(StrategyWork):
         return self.stream.judged_by_validation()
 
     def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> ClassScores:
-        """Accuracy over time and forgetting."""
         return class_scores(rows, facts, self.stream)
 
     def so_far(self, rows: Rows, facts: Sequence[Facts]) -> Mapping[str, Any]:
-        """The accuracy curve, its mean, and forgetting."""
         return self._so_far.over(rows).results()
 
     def arrays(self, rows: Rows) -> Mapping[str, Part]:
@@ -120,7 +114,6 @@ class ClassWork(StrategyWork):
         return found
 
     def panels(self, record: Record) -> list[Panel]:
-        """The accuracy matrix, confusion and the accuracy of each class besides."""
         parts = record.arrays().parts("confusion") if record.results.get("accuracy_matrix") else ()
         return [
             *super().panels(record),

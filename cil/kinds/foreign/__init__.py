@@ -9,7 +9,6 @@ from cil.kinds.parts import KindOfParts
 
 if TYPE_CHECKING:
     from cil.engine.work import Work
-    from cil.kinds.base import Kind
 
 
 class Foreign(KindOfParts):
@@ -26,16 +25,11 @@ class Foreign(KindOfParts):
     report = "cil.kinds.foreign.section:sections"
 
     def runs(self, learner: type) -> bool:
-        """No learner is run by this kind."""
         return False
 
     def work(self, **parts: Any) -> Work:
-        """Refuse to run.
-
-        Raises:
-            ConfigError: always.
-        """
+        """Refuse to run."""
         raise ConfigError("a foreign record is of another toolbox, which alone can run it again")
 
 
-FOREIGN: Kind = Foreign()
+FOREIGN = Foreign()

@@ -10,7 +10,7 @@ from typing import Any
 from cil.report.grids import Line, grid, scores_entry, whole
 from cil.report.grouping import Group, comparisons, grouped
 from cil.report.labels import labels_of
-from cil.report.plots import WIDTH, Picture, Plot, draw_plots, figure_of, legend, line_style
+from cil.report.plots import WIDTH, Picture, draw_plots, figure_of, legend, line_style
 from cil.report.rows import incomplete, largest
 from cil.report.runs import RunSummary
 from cil.report.section import ReadingAid, RowsOfOthers, Section, Sections
@@ -51,12 +51,10 @@ class ForeignRow:
 
     @property
     def curves(self) -> list[list[float]]:
-        """Accuracy after each experience, for each seed."""
         return [run.result("answers", self.answer, "accuracy_curve") or [] for run in self.runs]
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """Beside its name."""
         run = self.runs[0]
         stopped = () if run.status == "finished" else (f"{run.status} {run.done}/{run.steps}",)
         return ("foreign", *stopped)
@@ -72,7 +70,6 @@ class ForeignRow:
         return Score({run.seed: run.result(*path) for run in self.runs})
 
     def line(self) -> Line:
-        """Its line in its own table."""
         scores = self.scores()
         cells = {head: str(scores[name]) for head, name in HEADS.items()}
         return Line(self.label, {"n": str(len(self.runs)), **cells, "exemplars": whole(self._exemplars())}, self.marks)
@@ -136,12 +133,8 @@ def _section(first: RunSummary, rows: Sequence[ForeignRow], number: int) -> Sect
         remarks=tuple(stopped),
         warnings=("Foreign results: read from logs of another toolbox, not billed, and not ranked.",),
         entries=tuple(identity | row.entry("read from logs, not billed") for row in rows),
-        plots=partial(_plots, rows),
+        plots=lambda number, paint: draw_plots(number, partial(_curves, rows, paint), labels=paint),
     )
-
-
-def _plots(rows: Sequence[ForeignRow], number: int, paint: Mapping[str, str]) -> list[Plot]:
-    return draw_plots(number, partial(_curves, rows, paint), labels=paint)
 
 
 def _curves(rows: Sequence[ForeignRow], paint: Mapping[str, str]) -> Picture:
@@ -152,25 +145,22 @@ def _curves(rows: Sequence[ForeignRow], paint: Mapping[str, str]) -> Picture:
         centre = [sum(curve[step] for curve in row.curves) / len(row.curves) for step in range(steps)]
         classes = [sum(sizes[: step + 1]) for step in range(steps)]
         axes.plot(classes, centre, **line_style(paint[row.label], place, dashed=True), label=row.label)
-    axes.set_ylim(0, 100)
-    axes.set_xlabel("classes seen")
-    axes.set_ylabel("accuracy on all classes seen, %")
+    axes.set(ylim=(0, 100), xlabel="classes seen", ylabel="accuracy on all classes seen, %")
     legend(axes)
     return "Accuracy over the stream, foreign", "As the logs say, after each experience; mean over seeds.", figure
 
 
 def _beside(parts: Sequence[tuple[Sequence[Group], Sequence[ForeignRow]]], record: Record) -> tuple[RowsOfOthers, ...]:
     """The rows that met the same data set in the same portions as a run of ours."""
-    run = RunSummary(record)
-    return tuple(
-        _others(groups[0].first, rows, run) for groups, rows in parts if rows and _same_split(groups[0].first, run)
-    )
-
-
-def _others(first: RunSummary, rows: Sequence[ForeignRow], run: RunSummary) -> RowsOfOthers:
-    order = "" if first.stream["class_order"] == list(run.order[1]) else ", another class order"
-    heading = f"foreign: read from logs, not billed{order}; not ranked"
-    return RowsOfOthers(heading, tuple(row.line_beside() for row in rows), tuple(row.entry(heading) for row in rows))
+    run, found = RunSummary(record), []
+    for groups, rows in parts:
+        first = groups[0].first
+        if rows and _same_split(first, run):
+            order = "" if first.stream["class_order"] == list(run.order[1]) else ", another class order"
+            heading = f"foreign: read from logs, not billed{order}; not ranked"
+            lines, entries = [row.line_beside() for row in rows], [row.entry(heading) for row in rows]
+            found.append(RowsOfOthers(heading, tuple(lines), tuple(entries)))
+    return tuple(found)
 
 
 def _same_split(other: RunSummary, run: RunSummary) -> bool:

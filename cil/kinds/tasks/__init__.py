@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cil.kinds.parts import KindOfParts
-
-if TYPE_CHECKING:
-    from cil.kinds.base import Kind
 
 
 class Tasks(KindOfParts):
@@ -23,14 +18,13 @@ class Tasks(KindOfParts):
     results = "cil.kinds.tasks.record_types:TaskResults"
     works = "cil.kinds.tasks.work:TaskWork"
     report = "cil.kinds.tasks.section:sections"
-    contract = "cil.kinds.tasks.rules:RULES"
-    tested = "cil.kinds.tasks.rules:TaskSubject"
+    contract = "cil.kinds.classes.rules:RULES"
+    tested = "cil.kinds.tasks.subject:TaskSubject"
 
     def runs(self, learner: type) -> bool:
-        """True for strategies that are told the task."""
         from cil.strategies import Strategy
 
         return issubclass(learner, Strategy) and learner.takes_task
 
 
-TASKS: Kind = Tasks()
+TASKS = Tasks()

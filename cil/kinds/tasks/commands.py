@@ -20,7 +20,6 @@ class TaskCommands(StrategyCommands):
     matrix_title = "score on task (column) after learning (row), percent"
 
     def result_lines(self, record: Record) -> Iterator[str]:
-        """Errors by split, and operations by what they were spent on."""
         results = record.results
         for split, errors in results["errors"].items():
             yield f"  error right after each of {len(errors)} events, {split} (%): {numbers(errors)}"
@@ -43,7 +42,6 @@ class TaskCommands(StrategyCommands):
         return [*lines, *_task_lines(stream.description()["tasks"])]
 
     def stream_page(self, stream: Any, path: Path, count: int) -> Path:
-        """Years, domains, sizes, and a strip of training images of each task."""
         from cil.kinds.tasks.timeline import write_timeline
         from cil.streams.show import strip
 

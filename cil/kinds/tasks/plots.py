@@ -34,8 +34,7 @@ def _front(rows: Sequence[TaskRow], paint: Mapping[str, str]) -> Picture:
             label=row.label,
         )  # fmt: skip
     _logarithmic(axes, [row.spent for row in rows])
-    axes.set_xlabel("operations over the stream, search and validation included")
-    axes.set_ylabel("mean error E, %")
+    axes.set(xlabel="operations over the stream, search and validation included", ylabel="mean error E, %")
     axes.margins(x=0.08, y=0.12)
     legend(axes)
     caption = (
@@ -53,8 +52,7 @@ def _over_stream(rows: Sequence[TaskRow], paint: Mapping[str, str]) -> Picture:
         style = line_style(row_colour(row, paint), place, dashed=row.bound)
         axes.plot(row.so_far, running, **style, label=row.label)
     _logarithmic(axes, [value for row in rows for value in row.so_far])
-    axes.set_xlabel("operations so far, search and validation included")
-    axes.set_ylabel("mean error of the tasks so far, %")
+    axes.set(xlabel="operations so far, search and validation included", ylabel="mean error of the tasks so far, %")
     legend(axes)
     return "The stream, task by task", f"A point a task, {rows[0].tasks} in all. Means over seeds.", figure
 

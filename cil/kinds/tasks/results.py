@@ -74,11 +74,7 @@ def task_scores(
 
 
 class ErrorsSoFar(CurveSoFar):
-    """The mean score of events right after their training, and forgetting, event by event.
-
-    Args:
-        split: The headline split.
-    """
+    """The mean score of events right after their training, and forgetting, event by event, in the headline split."""
 
     def __init__(self, split: str) -> None:
         self.split = split
@@ -89,7 +85,6 @@ class ErrorsSoFar(CurveSoFar):
         self._total = 0.0
 
     def add(self, row: Mapping[str, Tensor]) -> None:
-        """Go on by the counts of ``evaluate_tasks``."""
         scores = row[f"score.{self.split}"].numpy()
         self._total += float(scores[len(self.curve)])
         self.extend(self._total / (len(self.curve) + 1), scores)

@@ -23,8 +23,6 @@ class TaskRow(Row):
     """One learner in one setting, over its seeds. Percent and operations; unknown where no run says it.
 
     Attributes:
-        split: The one that errors are of.
-        tasks: How many there are.
         normalised: N, the mean over tasks of N_t in percent: 0 is a guess, 100 the best row of each task.
         relative: E_rel against ``independent`` on the same seeds, percent; below 0 is fewer errors.
         front: True if no other row has as low an error for as few operations.
@@ -82,7 +80,6 @@ class TaskRow(Row):
 
     @property
     def errors(self) -> list[Score]:
-        """The error of each task right after its training."""
         return [self.score("errors", self.split, task) for task in range(self.tasks)]
 
     @property
@@ -102,9 +99,6 @@ def task_rows(
     """Rows of groups that met the same tasks, lowest mean error first.
 
     Args:
-        groups: The runs of each row.
-        labels: Their names.
-        split: The one that errors are of.
         chance: Error of a guess at each task, percent.
     """
     rows = marked([_row(group, label, split, len(chance)) for group, label in zip(groups, labels, strict=True)])
@@ -139,14 +133,12 @@ def _row(group: Group, label: str, split: str, tasks: int) -> TaskRow:
 
 
 def _at_end(run: RunSummary, split: str) -> float | None:
-    """The mean error of all tasks after the last one; None where earlier ones were not evaluated again."""
     found = run.result("errors_at_end", split) or ()
     again = str(run.stream.get("reevaluate")) != "none" and found and None not in found
     return sum(found) / len(found) if again else None
 
 
 def _chosen(run: RunSummary) -> int | None:
-    """Operations of the trials that a search chose; None where there was none, or a trial does not say."""
     trials = [trial for event in run.result("events") or () for trial in event.get("search") or ()]
     chosen = [trial.get("flops") for trial in trials if trial.get("chosen")]
     return sum(chosen) if chosen and None not in chosen else None

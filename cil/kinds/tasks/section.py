@@ -99,7 +99,6 @@ def _section(groups: Sequence[Group], number: int) -> Section:
 
 
 def _grid(rows: Sequence[TaskRow]) -> Grid:
-    """The main table: error and operations."""
     kinds = _paired_kinds(rows)
     related = any(row.relative.mean is not None for row in rows)
     again = any(row.at_end.mean is not None for row in rows)
@@ -130,7 +129,6 @@ def _paired_kinds(rows: Sequence[TaskRow]) -> list[str]:
 
 
 def _tables(rows: Sequence[TaskRow], tasks: Sequence[Task], chance: Sequence[float | None]) -> Iterable[Titled]:
-    """The tables below the main one: errors by task, operations by part, sources."""
     finished = [row for row in rows if row.runs]
     names = [f"{task['year']} {task['id']}" for task in tasks]
     lines = []
@@ -199,7 +197,6 @@ def _parts(row: TaskRow) -> dict[str, float]:
 
 
 def _entries(rows: Sequence[TaskRow], tasks: Sequence[Task]) -> Iterable[dict[str, Any]]:
-    """Rows without structure, numbers unrounded, all with the same keys."""
     parts = list(dict.fromkeys(part for row in rows for part in row.flops))
     kinds = list(dict.fromkeys(kind for row in rows for kind in row.parts))
     for row in rows:
@@ -294,7 +291,6 @@ def _budget_facts(groups: Sequence[Group]) -> Iterable[str]:
 
 
 def _facts(groups: Sequence[Group], split: str) -> dict[str, str]:
-    """Settings that all rows share, in words."""
     runs = [run for group in groups for run in group.runs]
     stream = runs[0].stream
     manifest = stream.get("manifest") or ""

@@ -9,21 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from cil.report.images import picture
-from cil.report.page import definitions, document, figures, write_page
+from cil.report.page import definitions, document, figures, html_table, write_page
 from cil.report.plots import COLOURS, FAINT, INK, WIDTH, Picture, draw_plots, figure_of, legend
 
-Task = Mapping[str, Any]  # id, dataset, year, domain, kind, classes, final, counts
+Task = Mapping[
+    str, Any
+]  # as the record of a task stream describes its events: id, dataset, year, domain, kind, classes, final, counts
 
 
 def timeline_picture(tasks: Sequence[Task]) -> Picture:
-    """Training images of each task in order, coloured by domain.
-
-    Args:
-        tasks: As the record of a task stream describes its events.
-
-    Returns:
-        Title, caption and figure.
-    """
+    """Training images of each task in order, coloured by domain."""
     figure, (axes,) = figure_of(3.6, width=1.7 * WIDTH)
     domains = list(dict.fromkeys(task["domain"] for task in tasks))
     seen: set[str] = set()
@@ -45,11 +40,9 @@ def timeline_picture(tasks: Sequence[Task]) -> Picture:
     shown = list(range(0, len(tasks), every))
     names = [f"{tasks[place]['year']} {tasks[place]['id']}" for place in shown]
     axes.set_xticks(shown, names, rotation=55, ha="right", fontsize=8)
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=1)
+    axes.set(yscale="log", ylim=(1, None), ylabel="training images")
     axes.grid(visible=False, axis="x")
     axes.tick_params(axis="x", color=FAINT)
-    axes.set_ylabel("training images")
     legend(axes)
     caption = "In order of arrival. Round: one label an image; square: several; hollow: a data set that came before."
     return "The stream", caption, figure
@@ -65,13 +58,7 @@ def write_timeline(
     """Write one self-contained page: the timeline, then each task with what it is and a strip of images.
 
     Args:
-        name: Name of the stream.
-        tasks: See ``timeline_picture``.
         strips: A PNG for each task, or None.
-        facts: More to say of the stream.
-
-    Returns:
-        The path.
 
     Raises:
         ConfigError: where the page cannot be written there.
@@ -92,12 +79,8 @@ def timeline_table(tasks: Sequence[Task], strips: Sequence[bytes | None]) -> str
     shown = any(strips)
     splits = dict.fromkeys(name for task in tasks for name in task.get("counts") or {})
     heads = ["year", "task", "domain", "asks for", *splits, *(["training images"] if shown else [])]
-    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
-    rows = "\n".join(_row(task, strip, list(splits), shown) for task, strip in zip(tasks, strips, strict=True))
-    return (
-        f'<div class="wide"><table class="timeline">\n<thead><tr>{top}</tr></thead>\n<tbody>\n{rows}\n'
-        "</tbody></table></div>"
-    )
+    rows = [_row(task, strip, list(splits), shown) for task, strip in zip(tasks, strips, strict=True)]
+    return html_table(map(escape, heads), rows, "timeline")
 
 
 def _row(task: Task, strip: bytes | None, splits: Sequence[str], shown: bool) -> str:

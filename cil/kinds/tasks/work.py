@@ -59,11 +59,9 @@ class TaskWork(StrategyWork):
         return {f"thumbnails.{len(rows) - 1}": Part(row["thumbnails"].numpy())} if "thumbnails" in row else {}
 
     def scores(self, rows: Sequence[Counts], facts: Sequence[Facts]) -> TaskScores:
-        """Errors by task and split."""
         return task_scores(rows, facts, self.stream)
 
     def panels(self, record: Record) -> list[Panel]:
-        """Errors of each event by split besides, and what each one is."""
         results = record.results
         keys = ("index", "task", "year", "domain", "classes", "updates", "carried_bytes")
         events = [[event[key] for key in keys] for event in results.get("events") or ()]

@@ -105,9 +105,9 @@ def test_answers_within_the_right_experience(runs):
 
 def test_scores_of_known_images_by_hand():
     unknowns = Unknowns(learned=1)
-    predict = unknowns.listening(lambda images: images)
-    predict(torch.tensor([[5.0, 0], [4.0, 1], [0, 3.0], [9.0, 9.0]]))
-    unknowns.count(torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 0, 1]))  # the last is of an experience to come
+    scores = torch.tensor([[5.0, 0], [4.0, 1], [0, 3.0], [9.0, 9.0]])
+    places = torch.tensor([0, 0, 0, 1])  # the last is of an experience to come
+    unknowns.count(scores, places, places)
     counts = unknowns.counts()
     assert counts["open_set.known"].tolist() == [5, 4, 3] and counts["open_set.correct"].tolist() == [True, True, False]
     row = counts | {"open_set.unknown": torch.tensor([4.5, 2.0])}

@@ -1,14 +1,11 @@
-"""Rules that strategies keep on task streams: those of class streams, tried on toy streams that tell the task."""
+"""A strategy under test on toy streams that tell the task; the rules are those of class streams."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from cil.kinds.classes.rules import RULES
 from cil.kinds.classes.subject import StrategySubject
 from cil.testing.toy import long_tasks, toy_tasks
-
-__all__ = ["RULES", "TaskSubject"]
 
 
 class TaskSubject(StrategySubject):
