@@ -99,7 +99,8 @@ class AggregatedBackbone(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Normalised images (N, C, H, W) to features (N, D) and the mixed map after each stage."""
         if not self.is_split:
-            return self.branches[0](images)
+            found: tuple[Tensor, tuple[Tensor, ...]] = self.branches[0](images)
+            return found
         stable, plastic = self.branches
         maps: list[Tensor] = []
         s, p = stable.stem(images), plastic.stem(images)

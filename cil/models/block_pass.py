@@ -41,14 +41,16 @@ def run_blocks(backbone: TimmBackbone, images: Tensor, run: RunBlock) -> Tensor:
     count = x.shape[1]
     for index, block in enumerate(vit.blocks):
         x = run(index, block, x)
-    return vit.forward_head(vit.norm(x[:, :count]), pre_logits=True)
+    found: Tensor = vit.forward_head(vit.norm(x[:, :count]), pre_logits=True)
+    return found
 
 
 def prefixed_block(block: Any, x: Tensor, keys: Tensor, values: Tensor, whole: bool = False) -> Tensor:
     """Output of a block whose attention has a prefix; see ``prefixed_attention``."""
     attended = prefixed_attention(block.attn, block.norm1(x), keys, values, whole)
     x = x + block.drop_path1(block.ls1(attended))
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    found: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    return found
 
 
 def prefixed_attention(attention: Any, x: Tensor, keys: Tensor, values: Tensor, whole: bool = False) -> Tensor:
@@ -82,4 +84,5 @@ def prefixed_attention(attention: Any, x: Tensor, keys: Tensor, values: Tensor, 
     else:
         made = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
     made = made.transpose(1, 2).flatten(2)
-    return attention.proj_drop(attention.proj(getattr(attention, "norm", nn.Identity())(made)))
+    found: Tensor = attention.proj_drop(attention.proj(getattr(attention, "norm", nn.Identity())(made)))
+    return found

@@ -51,7 +51,8 @@ class GatedAttention(nn.Module):
         gate = self.gate.sigmoid().view(-1, 1, 1)
         attention = (1 - gate) * content + gate * place
         mixed = attention @ split_heads(self.v(tokens), self.heads)
-        return self.proj(mixed.transpose(-3, -2).flatten(-2))
+        found: Tensor = self.proj(mixed.transpose(-3, -2).flatten(-2))
+        return found
 
     @torch.no_grad()
     def start_local(self) -> None:
@@ -177,7 +178,8 @@ class ConViT(nn.Module):
     def tokens(self, images: Tensor) -> Tensor:
         """Normalised images (N, C, H, W) to the last patches (N, P, D), row by row."""
         patches = self.embed(images).flatten(2).transpose(1, 2) + self.position
-        return self.blocks(patches)
+        found: Tensor = self.blocks(patches)
+        return found
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Normalised images (N, C, H, W) to features (N, D), and the map (N, D, H', W') of the patches."""

@@ -130,7 +130,8 @@ class NetFactory:
             torch.default_generator.manual_seed(key)
             backbone = drop_counters(self._make())
         backbone = backbone.to("meta" if on_meta else self._device)
-        return backbone.to(memory_format=self._format)  # type: ignore[call-overload]
+        formatted: nn.Module = backbone.to(memory_format=self._format)  # type: ignore[call-overload]
+        return formatted
 
 
 def _head_maker(head: str | Callable[[int], Head]) -> Callable[[int], Head]:

@@ -78,7 +78,8 @@ class FrozenLayers(TorchFunctionMode):
 
 
 def _apply(function: type[Function], *arguments: Any) -> Tensor:
-    return function.apply(*arguments)
+    found: Tensor = function.apply(*arguments)
+    return found
 
 
 def _normalise(
@@ -159,7 +160,8 @@ def _conv2d(
 ) -> Tensor:
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
     if trained or not input.requires_grad or isinstance(padding, str):
-        return func(input, weight, bias, stride, padding, dilation, groups)
+        found: Tensor = func(input, weight, bias, stride, padding, dilation, groups)
+        return found
     return _apply(_LeanConv2d, input, weight, bias, stride, padding, dilation, groups)
 
 

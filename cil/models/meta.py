@@ -41,7 +41,8 @@ class MetaNetwork(nn.Module):
 
     def forward(self, x: Tensor, entered: Tensor) -> Tensor:
         """x~_k = BN_k(x_k) + ReLU(BN'_k(Conv_k(x~_{k-1}))) of ``x``, x_k, and ``entered``, x~_{k-1}."""
-        return self.norm(x) + F.relu(self.conv_norm(self.conv(entered)))
+        found: Tensor = self.norm(x) + F.relu(self.conv_norm(self.conv(entered)))
+        return found
 
 
 def _groups(channels: int) -> int:

@@ -72,7 +72,8 @@ class TunedPrefixes(Tuner):
     def features(self, backbone: TimmBackbone, images: Tensor) -> Tensor:
         def run(index: int, block: Any, x: Tensor) -> Tensor:
             if index >= len(self.tokens):
-                return block(x)
+                found: Tensor = block(x)
+                return found
             keys, values = self.scales[index] * self.tokens[index]
             return prefixed_block(block, x, keys, values, whole=True)
 

@@ -111,7 +111,8 @@ def forward_with_prompts(backbone: TimmBackbone, images: Tensor, prompts: Tensor
         prompts = prompts + vit.pos_embed[:, :1]
     first = vit.num_prefix_tokens
     x = torch.cat([x[:, :first], prompts.to(x.dtype), x[:, first:]], dim=1) if prompts.shape[1] else x
-    return vit.norm(vit.blocks(x))
+    found: Tensor = vit.norm(vit.blocks(x))
+    return found
 
 
 def prompt_features(backbone: TimmBackbone, images: Tensor, prompts: Tensor, position: str = "class") -> Tensor:
@@ -119,4 +120,5 @@ def prompt_features(backbone: TimmBackbone, images: Tensor, prompts: Tensor, pos
     vit = backbone.model
     first = vit.num_prefix_tokens
     tokens = forward_with_prompts(backbone, images, prompts, position)[:, first : first + prompts.shape[1]]
-    return vit.fc_norm(tokens.mean(1))  # an identity where the last norm comes before the mean
+    found: Tensor = vit.fc_norm(tokens.mean(1))  # an identity where the last norm comes before the mean
+    return found

@@ -48,7 +48,8 @@ class TaskNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D)."""
-        return self.backbone(self.normalise(images))[0]
+        found: Tensor = self.backbone(self.normalise(images))[0]
+        return found
 
     def of(self, name: str) -> TaskNet:
         """The network that answers for a task: this one."""
@@ -77,7 +78,8 @@ class TaskNets(nn.Module):
 
     def of(self, name: str) -> TaskNet:
         """The network that answers for a task."""
-        return self.nets[name]
+        found: TaskNet = self.nets[name]
+        return found
 
     def names(self) -> list[str]:
         """The tasks that have a network, in order of arrival."""
@@ -85,7 +87,8 @@ class TaskNets(nn.Module):
 
     def forward(self, images: Tensor, name: str) -> Output:
         """Float images (N, C, H, W) in [0, 1] to the outputs of one task."""
-        return self.of(name)(images, name)
+        found: Output = self.of(name)(images, name)
+        return found
 
     @property
     def survey_parameters(self) -> int:
@@ -140,7 +143,8 @@ class TaskPool(nn.Module):
         if self.place(name) is None:
             count, (outputs, width) = len(images), self.heads[name].weight.shape
             return Output(images.new_zeros(count, outputs), images.new_zeros(count, width))
-        return self.of(name)(images, name)
+        found: Output = self.of(name)(images, name)
+        return found
 
     @property
     def survey_parameters(self) -> int:

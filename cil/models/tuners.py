@@ -46,7 +46,8 @@ class Replaced(Tuner):
         raise NotImplementedError
 
     def features(self, backbone: nn.Module, images: Tensor) -> Tensor:
-        return functional_call(backbone, dict(self.values(backbone)), (images,))[0]
+        found: Tensor = functional_call(backbone, dict(self.values(backbone)), (images,))[0]
+        return found
 
 
 class LowRankSums(Replaced):
@@ -75,7 +76,8 @@ class LowRankSums(Replaced):
             for name, summed in self.sums(backbone).items():
                 hook = backbone.get_submodule(name).register_forward_hook(partial(_summed_output, summed))
                 stack.callback(hook.remove)
-            return functional_call(backbone, dict(self.other_values()), (images,))[0]
+            found: Tensor = functional_call(backbone, dict(self.other_values()), (images,))[0]
+            return found
 
 
 def _summed_output(summed: LayerSum, layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -193,7 +195,8 @@ class BlockAdapters(Tuner):
         def run(index: int, block: Any, x: Tensor) -> Tensor:
             x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
             added: Tensor = SCALE * self.adapters[index](x)
-            return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + added
+            found: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + added
+            return found
 
         return run_blocks(backbone, images, run)
 
@@ -220,11 +223,13 @@ class AttentionAdapters(Tuner):
     def features(self, backbone: TimmBackbone, images: Tensor) -> Tensor:
         def run(index: int, block: Any, x: Tensor) -> Tensor:
             if index >= len(self.adapters):
-                return block(x)
+                found: Tensor = block(x)
+                return found
             normed = block.norm1(x)
             added: Tensor = self.scales[index] * self.adapters[index](normed)
             x = x + block.drop_path1(block.ls1(block.attn(normed)) + added)
-            return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+            moved: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+            return moved
 
         return run_blocks(backbone, images, run)
 
@@ -254,7 +259,8 @@ class PromptTokens(Tuner):
             if index < len(self.tokens):
                 x = x if index == 0 else x[:, :-count]
                 x = torch.cat([x, self.tokens[index].to(x.dtype).expand(len(x), -1, -1)], dim=1)
-            return block(x)
+            found: Tensor = block(x)
+            return found
 
         return run_blocks(backbone, images, run)
 
@@ -270,7 +276,8 @@ class TrainedCopy(Tuner):
             vars(layer).pop("train", None)  # what keeps a frozen network in evaluation mode
 
     def features(self, backbone: nn.Module, images: Tensor) -> Tensor:
-        return self.copy(images)[0]
+        found: Tensor = self.copy(images)[0]
+        return found
 
 
 def make_tuner(kind: str, backbone: nn.Module, rank: int, user: str, prompts: int = 5) -> Tuner:

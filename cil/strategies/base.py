@@ -140,7 +140,8 @@ class Strategy(Holder):
 
     def predict(self, images: Tensor) -> Tensor:
         """Score each class seen: (N, C, H, W) float in [0, 1] to (N, num_classes). Default: the logits of the head."""
-        return self.net(images).logits
+        found: Tensor = self.net(images).logits
+        return found
 
     def further_answers(self, images: Tensor, output: Output) -> Mapping[str, Tensor]:
         """Scores of the same images, (N, num_classes), by other means that are carried, by name. Default: none.

@@ -153,7 +153,8 @@ class BiC(Strategy):
 
     def predict(self, images: Tensor) -> Tensor:
         """Corrected logits: (N, ...) to (N, C)."""
-        return self.bias(self.net(images).logits)
+        found: Tensor = self.bias(self.net(images).logits)
+        return found
 
     def further_answers(self, images: Tensor, output: Output) -> dict[str, Tensor]:
         return {"head": output.logits}

@@ -85,4 +85,5 @@ class BNTuning(FrozenLinear):
     def features(self, images: Tensor) -> Tensor:
         """(N, D) with the tuned values in place of those of ``net``."""
         tuned = dict(zip(self.names, self.tuned, strict=True))
-        return functional_call(self.net, tuned, (images,)).features
+        found: Tensor = functional_call(self.net, tuned, (images,)).features
+        return found

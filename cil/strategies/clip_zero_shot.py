@@ -76,4 +76,5 @@ class ClipZeroShot(Strategy):
     def predict(self, images: Tensor) -> Tensor:
         features = F.normalize(full_precision(self.net(images).features))
         with in_full_precision(features):
-            return self.net.backbone.logit_factor() * features @ self.weights.T
+            found: Tensor = self.net.backbone.logit_factor() * features @ self.weights.T
+            return found

@@ -102,7 +102,8 @@ class EASE(FrozenTransformer):
 
     def features(self, index: int, images: Tensor) -> Tensor:
         """phi_index: (N, ...) to (N, D)."""
-        return self.adapters[index].features(self.vit, self.normalise(images))
+        found: Tensor = self.adapters[index].features(self.vit, self.normalise(images))
+        return found
 
     def predict(self, images: Tensor) -> Tensor:
         """The scores above; minus infinity for a class without images: (N, ...) to (N, C)."""

@@ -211,7 +211,8 @@ class EcoTTACIL(FrozenBackbone):
 
     def features(self, images: Tensor, metas: MetaNetworks) -> Tensor:
         """f of images (N, C, H, W), (N, D)."""
-        return self.grouped(metas)(images).features
+        found: Tensor = self.grouped(metas)(images).features
+        return found
 
     def _net_and_head(self) -> FeaturesAndHead:
         return FeaturesAndHead(

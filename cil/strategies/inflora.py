@@ -124,4 +124,5 @@ def designed(moments: Tensor, basis: Subspace, rank: int) -> Tensor:
     rest = basis.outside(moments.double())  # symmetric C: its right singular vectors are those wanted
     _, values, rows = torch.linalg.svd(rest)
     left = values[:rank, None] > 1e-6 * moments.trace()
-    return basis.outside(rows[:rank]) * left / 3**0.5
+    found: Tensor = basis.outside(rows[:rank]) * left / 3**0.5
+    return found

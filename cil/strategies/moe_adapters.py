@@ -149,7 +149,8 @@ class MoEAdapters(Strategy):
 
     def selector_loss(self, batch: Batch) -> Tensor:
         """Mean square of what an autoencoder gets wrong."""
-        return self.selectors[-1](self.plain_features(self.net.normalise(batch.images))).mean()
+        found: Tensor = self.selectors[-1](self.plain_features(self.net.normalise(batch.images))).mean()
+        return found
 
     @torch.no_grad()
     def after_experience(self, experience: Experience) -> None:
@@ -192,7 +193,8 @@ class MoEAdapters(Strategy):
     def plain_features(self, x: Tensor) -> Tensor:
         """(N, D) of normalised images by CLIP alone, without gradient."""
         with torch.no_grad():
-            return backbone_output(self.net.backbone, x)[0]
+            found: Tensor = backbone_output(self.net.backbone, x)[0]
+            return found
 
     def class_weights(self, classes: Sequence[int]) -> Tensor:
         """(C, D) unit means of the texts of some classes, as the text tower is now."""
@@ -215,7 +217,8 @@ class Autoencoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         with in_full_precision(features):  # the smallest error chooses a router
             target = full_precision(features).sigmoid()
-            return (self.decoder(self.encoder(target).relu()).sigmoid() - target).square().mean(1)
+            found: Tensor = (self.decoder(self.encoder(target).relu()).sigmoid() - target).square().mean(1)
+            return found
 
 
 def as_bytes(name: str) -> Tensor:

@@ -143,7 +143,8 @@ class MOS(GaussianAlignment, FrozenTransformer):
 
     def features(self, index: int, images: Tensor) -> Tensor:
         """(N, D) of images in [0, 1], with the adapters of an experience."""
-        return self.adapters[index].features(self.vit, self.normalise(images))
+        found: Tensor = self.adapters[index].features(self.vit, self.normalise(images))
+        return found
 
     def predict(self, images: Tensor) -> Tensor:
         """softmax z_a + softmax (t + 1) z_first: (N, ...) to (N, C)."""

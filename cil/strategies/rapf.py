@@ -188,4 +188,5 @@ def fused(old: Tensor, new: Tensor, least: float) -> Tensor:
     p, r = u.T @ new, u.T @ old
     apart = (p - r).abs()
     mask = (apart / apart.max().clamp(min=1e-12) + least).clamp(max=1)
-    return u @ (mask * p + (1 - mask) * r)
+    found: Tensor = u @ (mask * p + (1 - mask) * r)
+    return found

@@ -147,7 +147,8 @@ class TRGP(TaskLearner):
 
     def answer(self, images: Tensor, task: TaskKey) -> Output:
         """The network's output for a task, by its own weights."""
-        return functional_call(self.net, self.weights_of(task), (images, task.name))
+        found: Output = functional_call(self.net, self.weights_of(task), (images, task.name))
+        return found
 
     def weights_of(self, task: TaskKey) -> dict[str, Tensor]:
         """Weights of the layers as a task uses them, where they are not those that all share: W + W M K M'.
@@ -191,7 +192,8 @@ class TRGP(TaskLearner):
         return {name: layer.weight[0].numel() for name, layer in weighted_layers(self.net.backbone).items()}
 
     def _like(self) -> Tensor:
-        return next(self.net.backbone.parameters())
+        found: Tensor = next(self.net.backbone.parameters())
+        return found
 
 
 def trust_region(shares: Tensor | Sequence[float], least: float, most: int) -> list[int]:

@@ -202,7 +202,8 @@ class Subject(ABC, Generic[L]):
         """What was seen of the finished run: ``side_effects`` of hooks, one line each, and ``otherwise``, boundaries at
         which the learner answered otherwise than the one rebuilt from its state. Of other streams nothing is noted.
         """
-        return json.loads(_notes_on(self.finished().run.run_dir).read_text())
+        found: dict[str, list[Any]] = json.loads(_notes_on(self.finished().run.run_dir).read_text())
+        return found
 
     def answering_otherwise(self, run: CheckedRun[L], learners: Sequence[L]) -> list[int]:
         """Boundaries at which a learner that is given its own state answers otherwise than the rebuilt one.

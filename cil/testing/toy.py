@@ -64,7 +64,8 @@ class _ToyBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + x.mean(1, keepdim=True)
-        return x + self.mlp(self.norm2(x))
+        found: torch.Tensor = x + self.mlp(self.norm2(x))
+        return found
 
 
 @register_model("toy_clip_transformer")

@@ -101,7 +101,8 @@ class MixedNorm2d(nn.Module):
         scale = scale if self.weight is None else scale * self.weight
         shift = -mean * scale
         shift = shift if self.bias is None else shift + self.bias
-        return self.after((x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).to(x.dtype))
+        found: Tensor = self.after((x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).to(x.dtype))
+        return found
 
 
 def replace_batch_norms(net: nn.Module, make: Callable[[nn.BatchNorm2d], Made]) -> list[Made]:

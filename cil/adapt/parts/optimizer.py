@@ -75,7 +75,8 @@ class CarriedOptimizer(nn.Module):
         second.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
         # 1 - b^t, without the rounding error of b^t near 1
         unbiased, scale = (-torch.expm1(self.steps * math.log(b)) for b in (b1, b2))
-        return first / unbiased / ((second / scale).sqrt() + 1e-8)
+        found: Tensor = first / unbiased / ((second / scale).sqrt() + 1e-8)
+        return found
 
 
 def make_optimizer(

@@ -25,7 +25,8 @@ class Logits(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(images).logits
+        found: Tensor = self.net(images).logits
+        return found
 
 
 class Host(Strategy):

@@ -67,7 +67,8 @@ class FrozenTransformer(Strategy):
     def plain_features(self, x: Tensor) -> Tensor:
         """(N, D) of normalised images by the transformer alone, without gradient: the query of prompts."""
         with torch.no_grad():
-            return backbone_output(self.vit, x)[0]
+            found: Tensor = backbone_output(self.vit, x)[0]
+            return found
 
     def local_cross_entropy(self, features: Tensor, slots: Tensor) -> Tensor:
         """Cross-entropy of ``net`` over the classes that have data in the experience: the training mask."""

@@ -127,7 +127,8 @@ class TaskSubspaces(nn.Module):
     def shares(self, rows: Tensor) -> Tensor:
         """|g S_j S_j'| / |g| of each task j, for rows g (N, d): (T,)."""
         squares = (rows @ self.basis.to(rows)).square().sum(0)
-        return (self.members.to(rows) @ squares).sqrt() / rows.norm().clamp(min=1e-12)
+        found: Tensor = (self.members.to(rows) @ squares).sqrt() / rows.norm().clamp(min=1e-12)
+        return found
 
     def columns_of(self, tasks: Sequence[int], count: int) -> Tensor:
         """(count, d): a row a task, 1 where it needs a column; then rows of 0."""

@@ -229,4 +229,5 @@ class TaskLearner(Strategy):
     def predict(self, images: Tensor, task: TaskKey | None = None) -> Tensor:
         """Score the classes of the task, which must be given: (N, C, H, W) float in [0, 1] to (N, task.classes)."""
         assert task is not None
-        return self.net(images, task.name).logits
+        found: Tensor = self.net(images, task.name).logits
+        return found
