@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cil.tracking import Record
 
 HELP = """
-usage: cil report PATH... [--html FILE] [--lines FILE] [--figures DIR] [--csv | --markdown | --latex]
+usage: cil report PATH... [--html FILE] [--lines FILE] [--figures DIR] [--csv | --json | --markdown | --latex]
                           [--published] [--no-pictures] [--watch | --serve [PORT]]
 
 Every run at or under the paths, in one table: mean and deviation over seeds, forgetting, all bills. A record that
@@ -35,6 +35,7 @@ cannot be used is named and left out; the command then ends with 1.
   --lines FILE   a line for each run, seed and experience; .csv, or .parquet (the extra cil[frames])
   --figures DIR  the figures of the page, each as SVG and as PDF
   --csv          unrounded, one line a row
+  --json         the same with bills, settings and remarks, section by section
   --markdown     with all bills
   --published    with published numbers of the same stream, split and budget, which are not ranked
   --no-pictures  a page without images of the data set: no test images with answers, no exemplars
@@ -44,7 +45,7 @@ cannot be used is named and left out; the command then ends with 1.
 
 A file is replaced only where it was made by cil report.
 """
-PRINTED = ("--csv", "--markdown", "--latex")
+PRINTED = ("--csv", "--json", "--markdown", "--latex")
 PORT = 8000
 
 
@@ -147,7 +148,7 @@ def _content(records: Sequence[Record], request: Request) -> Table:
 
 def _text(records: Sequence[Record], request: Request) -> str:
     """Write the files that were asked for and name them; else the report in the form that was asked for."""
-    from cil.report import to_csv, to_latex, to_markdown, to_text, write_figures, write_lines
+    from cil.report import to_csv, to_json, to_latex, to_markdown, to_text, write_figures, write_lines
     from cil.report.page import html, write_page
 
     said, whole = [], _content(records, request)
@@ -158,8 +159,11 @@ def _text(records: Sequence[Record], request: Request) -> str:
     if request.figures is not None:
         said.append(f"figures: {len(write_figures(whole, request.figures))} files in {request.figures}\n")
     if request.form:
-        write: Callable[[Table], str] = {"--csv": to_csv, "--latex": to_latex, "--markdown": to_markdown}[request.form]
-        return f"{write(whole)}\n" if request.form == "--markdown" else write(whole)
+        writers: dict[str, Callable[[Table], str]] = {
+            "--csv": to_csv, "--json": to_json, "--latex": to_latex, "--markdown": to_markdown,
+        }  # fmt: skip
+        text = writers[request.form](whole)
+        return text if text.endswith("\n") else f"{text}\n"
     return "".join(said) or f"{to_text(whole, shutil.get_terminal_size((120, 24)).columns)}\n"
 
 

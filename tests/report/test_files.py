@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import sys
 import urllib.error
 import urllib.request
@@ -111,6 +112,9 @@ def test_the_command_writes_what_is_asked_for(run, tmp_path, capsys, monkeypatch
     assert said == "page: page.html\nlines: lines.csv\nfigures: 8 files in figures\n"
     assert "cil report runs --html page.html" in Path("page.html").read_text()
     assert command.main([str(runs), "--latex"]) == 0 and r"\toprule" in capsys.readouterr().out
+    assert command.main([str(runs), "--json"]) == 0
+    (section,) = json.loads(capsys.readouterr().out)["sections"]
+    assert section["rows"] and section["facts"]
     for options, words in (
         (("--csv", "--latex"), "choose one"), (("--watch",), "add --html FILE"), (("--serve=x",), "no port"),
     ):  # fmt: skip
