@@ -21,6 +21,8 @@ from cil.strategies.parts.setup_warnings import cosine_net
 from cil.strategies.registry import register
 from cil.streams import Experience
 
+MARGIN = 0.6  # delta
+
 
 @register("podnet")
 class PODNet(Strategy):
@@ -65,7 +67,7 @@ class PODNet(Strategy):
         spatial: float = 5.0,
         flat: float = 1.0,
         proxies: int = 10,
-        margin: float = 0.6,
+        margin: float = MARGIN,
         margin_on: str = "all",
         hinge: bool = False,
         tune_epochs: int = 20,
@@ -90,6 +92,11 @@ class PODNet(Strategy):
             self.warnings.append(
                 f"podnet: with strategy.margin_on={margin_on} and no hinge the loss has no lower bound, and the scale "
                 f"of the head grows without end: set strategy.hinge=true (the paper) or strategy.margin_on=all"
+            )
+        if margin_on == "all" and margin != MARGIN:
+            self.warnings.append(
+                f"podnet: strategy.margin={margin} has no effect with strategy.margin_on=all, where it cancels; for "
+                "the paper's margin set strategy.margin_on=similarity strategy.hinge=true"
             )
 
     def build_net(self) -> GrowingNet:

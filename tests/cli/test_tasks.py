@@ -49,6 +49,20 @@ def test_a_learner_meets_a_manifest_of_ones_own(asked, tmp_path, monkeypatch):
         evaluate(run.run_dir, run.work.stream)
 
 
+def test_the_recipe_of_nevis22_is_the_papers_and_what_is_typed_wins_over_it(asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = compose([*asked, "strategy=independent", "recipe=nevis22"]).config
+    assert {key: config["strategy"]["search"][key] for key in ("trials", "steps")} == {"trials": 16, "steps": 50_000}
+    assert [config["optimizer"][key] for key in ("momentum", "nesterov", "weight_decay")] == [0.9, True, 1e-4]
+    assert config["scheduler"]["minimum"] == 1e-8 and config["scheduler"]["_target_"].endswith(".cosine")
+    assert config["stream"]["augment"] == {"resized_crop": True, "flip": True}
+    short = ["strategy.search.trials=1", "strategy.search.steps=2", "scheduler.warmup=0"]
+    given = [*asked, "strategy=independent", "recipe=nevis22", *short]
+    assert "independent on mine, seed 0: finished" in execute(compose(given))
+    with pytest.raises(ConfigError, match=r"unknown key strategy\.search; Replay has none"):
+        build(compose([*asked, "stream.heads=offset", "strategy=replay", "recipe=nevis22"]))
+
+
 def test_a_foundation_strategy_reads_it_class_by_class(asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("finetune", "icarl"):

@@ -87,6 +87,12 @@ def test_a_loss_without_lower_bound_is_warned_of(given, bounded):
     assert (loss >= 0) == bounded
 
 
+def test_a_margin_that_cancels_is_warned_of_where_it_was_asked_for():
+    given = [{}, {"margin": 0.2}, {"margin": 0.2, "margin_on": "similarity", "hinge": True}]
+    told = [any("margin=0.2 has no effect" in warning for warning in bare("podnet", **one).warnings) for one in given]
+    assert told == [False, True, False]
+
+
 def test_the_papers_margin_moves_the_scale_until_the_gap_is_as_wide():
     """sigma (s_y - delta) under the hinge: d loss / d sigma is delta while the loss is above 0, and 0 after it."""
     for logits, teaches in ((Z, 0.6), ([[9.0, 0.1, 0.3]], 0.0)):

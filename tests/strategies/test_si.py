@@ -160,6 +160,18 @@ def test_penalty_and_pull_are_exactly_zero_when_an_experience_begins(learn, stre
     assert len(seen) == 4
 
 
+@pytest.mark.parametrize("heads", [False, True])
+def test_rows_of_old_classes_do_not_decay_unless_heads_are_pulled(heads):
+    learner = begin(bare("si", classes=[2, 1], heads=heads))
+    before, head = bits(learner.net.head), learner.net.head
+    optimizer = torch.optim.SGD(learner.net.parameters(), lr=0.5, momentum=0.9, weight_decay=0.1)
+    for _ in range(3):
+        step(learner, optimizer, batch(2))
+    for name in ("weight", "bias"):
+        assert torch.equal(getattr(head, name)[:2], before[name][:2]) == (not heads or name == "bias")  # biases are 0
+    assert not torch.equal(head.weight[2:], before["weight"][2:])
+
+
 class InTheLoss(SI):
     """The same method with the penalty's gradient taken by autograd, as a term of the loss."""
 

@@ -228,6 +228,11 @@ def test_nevis22_variants_have_the_published_sizes(nevis):
     assert [item.dataset for item in nevis.variant("debug").ordered()] == ["pascal-voc-2007", "coil-20"]
     major = nevis.variant("major_domains")
     assert len(major) == 70 and sum(item.year < 2019 for item in major) == 43
+    large = nevis.variant("large_datasets")
+    assert len(large) == 67 and sum(item.year < 2019 for item in large) == 40
+    assert {item.id for item in large if item.year > 2018} == {item.id for item in nevis if item.year > 2018}
+    assert {"usps", "lfw", "pacs", "caltech-101-silhouettes"} <= set(large.datasets)  # listed, though they are smaller
+    assert [(item.dataset, item.year) for item in nevis.variant("imagenet_only")] == [("imagenet", 2014)]
     assert tiny.offsets()["cifar-100"] == nevis.offsets()["cifar-100"] > 1000
 
 
