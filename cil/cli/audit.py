@@ -158,11 +158,7 @@ def _empty_temporary_folder() -> Iterator[Path]:
 
 
 def planned(record: Record, given: Sequence[str], run: str, device: str) -> Run:
-    """The run of a record planned again, from its command or by a function; nothing is imported that it names.
-
-    Raises:
-        ConfigError: where its command names code, or there is none.
-    """
+    """The run of a record planned again by its command, where that names no code, or by a function."""
     from cil.cli.build import build
     from cil.cli.compose import compose, own_class
     from cil.engine.driver import Run
@@ -181,11 +177,7 @@ def planned(record: Record, given: Sequence[str], run: str, device: str) -> Run:
 
 
 def recorded_overrides(record: Record, given: set[str]) -> list[str]:
-    """Overrides of the command that a record says it was made by, without those that are given anew.
-
-    Raises:
-        ConfigError: where there is no command, or one that names something to import.
-    """
+    """Overrides of the command that a record was made by, without those given anew; refused where one names code."""
     command = shlex.split(str(record.environment.get("command") or ""))
     where = f"{record.directory}/record.json: environment.command"
     if command[:2] != ["cil", "run"]:

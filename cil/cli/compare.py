@@ -124,11 +124,7 @@ def run_cells(cells: Sequence[Cell], jobs: int, out: Path, plan: Plan | None = N
 
 
 def plan_runs(cells: Sequence[Cell], jobs: int, out: Path, make: Plan | None = None) -> dict[Path, tuple[Cell, Run]]:
-    """The runs of all cells, each once, by their folders.
-
-    Raises:
-        ConfigError: naming the cell that is wrong.
-    """
+    """The runs of all cells, each once, by their folders; an error names its cell."""
     import torch
 
     make = make or plan_cell

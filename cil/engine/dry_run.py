@@ -140,11 +140,7 @@ def dry_run(
 
 
 def _declared(learner: Strategy) -> int:
-    """What ``side_bytes`` gives.
-
-    Raises:
-        ContractError: where it is no number of bytes.
-    """
+    """What ``side_bytes`` gives, which must be a number of bytes."""
     declared = learner.side_bytes()
     if type(declared) is not int or declared < 0:
         raise ContractError(f"{type(learner).__name__}.side_bytes gives {declared!r}; it must be a whole number from 0")

@@ -262,11 +262,7 @@ class Fit:
         return named
 
     def _terms(self, result: Any) -> dict[str, Tensor]:
-        """What a loss gave, as named terms.
-
-        Raises:
-            ContractError: where it gave something else.
-        """
+        """What a loss gave, as named terms; anything else is refused."""
         terms = dict(result) if isinstance(result, Mapping) else {"loss": result}
         odd = [type(term).__name__ for term in terms.values() if not isinstance(term, Tensor)]
         if odd or not terms:

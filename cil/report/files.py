@@ -101,11 +101,7 @@ def _write(path: Path, data: bytes, sign: bytes) -> None:
 
 
 def write_file(path: Path, data: bytes) -> Path:
-    """Write a file all or nothing, with the folders above it.
-
-    Raises:
-        ConfigError: if it cannot be written there.
-    """
+    """Write a file all or nothing, with the folders above it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
