@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -26,6 +26,7 @@ from cil.engine.runtime import Runtime
 from cil.engine.step_kinds import StepWatch, drawn_steps
 from cil.errors import ConfigError, ContractError, Diverged
 from cil.memory.meters import SavedBytesRefused, rest_paused
+from cil.models.frozen import constant
 from cil.strategies import Phase, Progress, Strategy
 
 _say = logging.getLogger("cil.engine")
@@ -187,8 +188,11 @@ class Fit:
                             with counting() as saving:
                                 losses = self._step(batch, share, update, saving)
                                 watch.note(losses)
-                        except SavedBytesRefused as refused:
-                            self._repeat(refused)
+                        except SavedBytesRefused as refused:  # from here on what is saved is not counted
+                            _warn_once(
+                                f"phase '{self.phase.name}': {refused}; its activations are left out of the record"
+                            )
+                            self.cost.saves = False
                     self.window.add(losses)
                     progress.step += 1
                     self.cost.steps += update
@@ -225,11 +229,6 @@ class Fit:
             if batch is None:
                 return
             yield batch
-
-    def _repeat(self, refused: SavedBytesRefused) -> None:
-        """Let steps be made without counting what is saved for backward, from one on that refuses it."""
-        _warn_once(f"phase '{self.phase.name}': {refused}; its activations are left out of the record")
-        self.cost.saves = False
 
     def _step(self, batch: Batch, share: float, update: bool, saving: AbstractContextManager[Any]) -> dict[str, Tensor]:
         ranks, optimizer = self.runtime.ranks, self._optimizer
@@ -377,18 +376,10 @@ class Fit:
         return content["epoch"], content["step"]
 
 
-@contextmanager
-def gradients_for(parameters: Sequence[Tensor], trainable: Sequence[Tensor]) -> Iterator[None]:
+def gradients_for(parameters: Sequence[Tensor], trainable: Sequence[Tensor]) -> AbstractContextManager[None]:
     """Gradients for what a phase optimises alone: others would be computed, held and never used."""
     chosen = {id(parameter) for parameter in parameters}
-    others = [parameter for parameter in trainable if id(parameter) not in chosen]
-    for parameter in others:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in others:
-            parameter.requires_grad_(True)
+    return constant([parameter for parameter in trainable if id(parameter) not in chosen])
 
 
 @cache
