@@ -67,7 +67,16 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(text(Record.load(paths[0]), one) for one in found))
         print(f"{paths[0]}: {sum(one.equal for one in found)} of {len(found)} experiences have the same bits")
         return int(not all(one.equal for one in found))
-    return _here(Record.load(paths[0]), experience, overrides, options["--run"], options["--device"])
+    from cil.engine.audit import Redoing, chosen
+
+    record = Record.load(paths[0])
+    check_own(record)
+    with _empty_temporary_folder() as folder:
+        redoing = Redoing(record, planned(record, overrides, options["--run"], options["--device"]))
+        redone = redoing.redo(chosen(record) if experience is None else experience, folder / "run")
+    write_audit(record.directory, redone)
+    print(text(record, redone), flush=True)
+    return int(not redone.equal)
 
 
 def audit(
@@ -124,19 +133,6 @@ def _in_process(
     if ended.returncode not in (0, 1) or not ended.stdout:
         said = ended.stderr.strip().splitlines() or [f"its process ended with {ended.returncode}"]
         raise ConfigError(said[-1].removeprefix("cil: "))
-
-
-def _here(record: Record, experience: int | None, given: Sequence[str], run: str, device: str) -> int:
-    """Redo an experience in this process, and keep what came out; 0 where all bits are the same."""
-    from cil.engine.audit import Redoing, chosen
-
-    check_own(record)
-    with _empty_temporary_folder() as folder:
-        redoing = Redoing(record, planned(record, given, run, device))
-        found = redoing.redo(chosen(record) if experience is None else experience, folder / "run")
-    write_audit(record.directory, found)
-    print(text(record, found), flush=True)
-    return int(not found.equal)
 
 
 def check_own(record: Record) -> None:

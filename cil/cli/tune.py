@@ -196,6 +196,8 @@ def _search(setting: Setting, jobs: int, out: Path) -> list[Trial]:
 def _run_trials(setting: Setting, trials: Sequence[Trial], jobs: int, out: Path) -> None:
     """Run them, equal ones once, and read what came out."""
     from cil.cli.tuning_protocols import plan_trial, with_overrides
+    from cil.tracking import Record
+    from cil.tracking.files import RECORD
 
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -211,22 +213,14 @@ def _run_trials(setting: Setting, trials: Sequence[Trial], jobs: int, out: Path)
     if cut := [number for number, end in enumerate(ends) if end.status in CUT_SHORT]:
         for number, end in zip(cut, run([cells[number] for number in cut]), strict=True):
             ends[number] = end
-    _refuse_damaged(ends)
+    for end in ends:
+        if (end.run.run_dir / RECORD).exists():  # one that is there and cannot be read: nothing is chosen
+            Record.load(end.run.run_dir)
     for end in ends:
         if end.bad:
             print(f"cil: {end.failure}; so it cannot be chosen", file=sys.stderr)
     for group, end in zip(groups.values(), ends, strict=True):
         _read(group, end, setting.tune["metric"])
-
-
-def _refuse_damaged(ends: Sequence[RunEnd]) -> None:
-    """Choose nothing where the record of a trial is there and cannot be read."""
-    from cil.tracking import Record
-    from cil.tracking.files import RECORD
-
-    for end in ends:
-        if (end.run.run_dir / RECORD).exists():
-            Record.load(end.run.run_dir)
 
 
 def _read(group: Sequence[Trial], end: RunEnd, metric: str) -> None:

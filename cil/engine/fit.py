@@ -188,11 +188,8 @@ class Fit:
                             with counting() as saving:
                                 losses = self._step(batch, share, update, saving)
                                 watch.note(losses)
-                        except SavedBytesRefused as refused:  # from here on what is saved is not counted
-                            _warn_once(
-                                f"phase '{self.phase.name}': {refused}; its activations are left out of the record"
-                            )
-                            self.cost.saves = False
+                        except SavedBytesRefused as refused:
+                            self._repeat(refused)
                     self.window.add(losses)
                     progress.step += 1
                     self.cost.steps += update
@@ -229,6 +226,11 @@ class Fit:
             if batch is None:
                 return
             yield batch
+
+    def _repeat(self, refused: SavedBytesRefused) -> None:
+        """Let steps be made without counting what is saved for backward, from one on that refuses it."""
+        _warn_once(f"phase '{self.phase.name}': {refused}; its activations are left out of the record")
+        self.cost.saves = False
 
     def _step(self, batch: Batch, share: float, update: bool, saving: AbstractContextManager[Any]) -> dict[str, Tensor]:
         ranks, optimizer = self.runtime.ranks, self._optimizer

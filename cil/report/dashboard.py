@@ -42,7 +42,11 @@ class Sweep:
 
 
 def sweep_of(records: Sequence[Record]) -> Sweep:
-    """The sweep of these records, of which one at least was logged to wandb."""
+    """The sweep of these records.
+
+    Raises:
+        ConfigError: where none of them was logged to wandb.
+    """
     streams, scores, kinds = dict[str, list[str]](), dict[str, None](), dict[str, None]()
     for record in records:
         path = record.directory / _IDENTIFIER

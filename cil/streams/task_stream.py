@@ -191,10 +191,7 @@ def task_stream(
     heads = heads or whole.stream.heads
     chosen = _check_splits(splits, whole, heads)
     lock = known_lock(whole.path, wanted.root) if whole.path else Lock()
-    named = whole if variant is None else whole.variant(variant)
-    selected, notes = available(named.select(sizes=sizes_of(lock), **vars(filters)))
-    for note in notes:
-        _log.warning(note)
+    selected = _select(whole if variant is None else whole.variant(variant), filters, lock)
     tasks = _in_one_shape(selected.ordered(shuffle, order_seed), image_size)
     _check_heads(tasks, heads)
     data = {task.dataset: task for task in reversed(tasks)}
@@ -215,8 +212,7 @@ def task_stream(
         "order": _labels_of_slots(keys, selected, heads),
         "fingerprint": _fingerprint(selected, tasks, loaded, heads),
     }
-    mean, std = ([0.5] * shape[0] if values is None else values for values in (wanted.mean, wanted.std))
-    given["mean"], given["std"] = check_channels(mean, std, shape[0])
+    given["mean"], given["std"] = _normalisation(wanted, shape[0])
     steps = [_step(index, keys, seen, loaded[task.dataset], chosen, heads) for index, task in enumerate(tasks)]
     given["signatures"], given["parts"], tests, counts = zip(*steps, strict=True)
     if heads == "offset":  # classes of all tasks share batches
@@ -227,6 +223,12 @@ def task_stream(
     return TaskStream(**given, augment=augment, events=events, tests=tests, reevaluate=reevaluate, facts=facts)
 
 
+def _normalisation(wanted: ImageOptions, channels: int) -> list[tuple[float, ...]]:
+    """Mean and std of each channel, by default 0.5, which gives [-1, 1]."""
+    mean, std = ([0.5] * channels if values is None else values for values in (wanted.mean, wanted.std))
+    return check_channels(mean, std, channels)
+
+
 def _events(
     keys: Sequence[TaskKey], tasks: Sequence[ManifestTask], counts: Sequence[Mapping[str, int]], final: int | None
 ) -> list[Event]:
@@ -235,6 +237,14 @@ def _events(
         Event(key, task.id, task.year, task.domain, task.kind, final is not None and task.year >= final, own)
         for key, task, own in zip(keys, tasks, counts, strict=True)
     ]
+
+
+def _select(manifest: Manifest, filters: TaskFilter, lock: Lock) -> Manifest:
+    """The tasks that a stream is made of; what is left out is told in a warning."""
+    selected, notes = available(manifest.select(sizes=sizes_of(lock), **vars(filters)))
+    for note in notes:
+        _log.warning(note)
+    return selected
 
 
 def _read(

@@ -89,10 +89,9 @@ class StrategyCommands:
         results, many = record.results, record.identity["stream"]["experiences"]
         curve = numbers(results["accuracy_curve"])
         yield f"  accuracy on all classes seen, after each of {many} experiences (%): {curve}"
-        last, average, lost = (
-            results[f"{name}"] for name in ("last_accuracy", "average_incremental_accuracy", "forgetting")
-        )
-        yield f"  last {percent(last)}   average incremental {percent(average)}   forgetting {percent(lost)}"
+        names = {"last": "last_accuracy", "average incremental": "average_incremental_accuracy"}
+        names |= {"forgetting": "forgetting"}
+        yield "  " + "   ".join(f"{name} {percent(results[key])}" for name, key in names.items())
         yield from _parts_lines(results)
 
     def cost_line(self, results: Mapping[str, Any]) -> str:
