@@ -157,11 +157,7 @@ def source_batch_keys(method: Any) -> list[str]:
 
 
 def _placed(make: MakeAdapter, name: str, sources: Weights | Finished, source: SourceModel) -> Adapter:
-    """An adapter on its source.
-
-    Raises:
-        ConfigError: for an adapter that cuts a network, where a finished run answers by more than one.
-    """
+    """An adapter on its source; refused where it cuts a network and a finished run answers by more than one."""
     try:
         return make(source)
     except NoChain as error:

@@ -87,7 +87,12 @@ def plan_training(
     **given: Any,
 ) -> Run:
     """The run that ``train`` executes; ``given`` as for ``train``."""
-    _check_names(given)
+    takes = {*inspect.signature(train).parameters, *(item.name for item in fields(RunOptions))} - {"options"}
+    for name in given.keys() - takes:
+        for key, kind in (("recipe", Recipe), ("budget", Budget)):
+            if name in {item.name for item in fields(kind)}:
+                raise ConfigError(f"unknown key {name}; train takes it as {key}=cil.{kind.__name__}({name}=...)")
+        raise ConfigError(f"unknown key {name}; train has none; {nearest(name, takes)}")
     check_types(recipe=(given.get("recipe"), Recipe, None))
     recipe = given.pop("recipe", None) or Recipe()
     changes = {name: given.pop(name, None) for name in ("epochs", "batch_size", "lr")}
@@ -113,16 +118,6 @@ _TYPES = {
     str: "a name", int: "a whole number", Callable: "a class or a partial of one", Mapping: "a mapping",
     Stream: "a cil.Stream", Budget: "a cil.Budget", Recipe: "a cil.Recipe", Anytime: "a cil.Anytime", Path: "a path",
 }  # fmt: skip
-
-
-def _check_names(options: Mapping[str, Any]) -> None:
-    """Refuse options that ``train`` does not take, and say where they belong."""
-    takes = {*inspect.signature(train).parameters, *(item.name for item in fields(RunOptions))} - {"options"}
-    for name in options.keys() - takes:
-        for key, kind in (("recipe", Recipe), ("budget", Budget)):
-            if name in {item.name for item in fields(kind)}:
-                raise ConfigError(f"unknown key {name}; train takes it as {key}=cil.{kind.__name__}({name}=...)")
-        raise ConfigError(f"unknown key {name}; train has none; {nearest(name, takes)}")
 
 
 def plan(

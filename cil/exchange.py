@@ -140,11 +140,7 @@ def _write_onnx(program: ExportedProgram, path: Path) -> None:
 
 
 def _difference(net: Trained, path: Path, ending: str, count: int) -> float:
-    """The largest difference of scores on random images.
-
-    Raises:
-        ConfigError: where it is above the tolerance.
-    """
+    """The largest difference of scores on random images, refused above the tolerance."""
     images = torch.rand(count, *net.image_shape, generator=torch.Generator().manual_seed(count))
     with torch.no_grad():
         expected = net(images).float()

@@ -6,6 +6,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib import import_module
@@ -139,7 +140,10 @@ def check_arguments(call: Callable[..., Any], given: Mapping[str, Any], key: str
         name for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY)
     ]
     free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = _hints(call)
+    annotated: Any = call.__init__ if isinstance(call, type) else call  # type: ignore[misc]
+    hints: dict[str, Any] = {}
+    with suppress(Exception):  # annotations that name things which are imported for type checking only
+        hints = typing.get_type_hints(annotated)
     for name, value in given.items():
         where = f"{key}.{name}" if key else name
         if name not in known and not free:
@@ -152,14 +156,6 @@ def check_arguments(call: Callable[..., Any], given: Mapping[str, Any], key: str
 
 def _name(call: Any) -> str:
     return getattr(call, "__name__", type(call).__name__)
-
-
-def _hints(call: Any) -> dict[str, Any]:
-    annotated: Any = call.__init__ if isinstance(call, type) else call  # type: ignore[misc]
-    try:
-        return typing.get_type_hints(annotated)
-    except Exception:  # annotations that name things which are imported for type checking only
-        return {}
 
 
 def fits(value: Any, hint: Any) -> bool:

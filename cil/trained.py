@@ -186,11 +186,7 @@ def _learners(record: Record, strategy: Any, device: str, experience: int | None
 
 
 def _strategy(record: Record) -> Any:
-    """The strategy of a record. A record is data: it names what is registered, or what the caller has imported.
-
-    Raises:
-        ConfigError: where it names anything else, or arguments that would have to be called.
-    """
+    """The strategy of a record. A record is data: it names what is registered, or what the caller has imported."""
     config, name = record.identity["config"]["strategy"], str(record.identity.get("strategy"))
     if isinstance(config, str):
         return find(config)

@@ -73,11 +73,7 @@ def split_jobs_and_out(arguments: Sequence[str]) -> tuple[list[str], str, str]:
 
 
 def whole_number(option: str, given: str, least: int = 1) -> int | None:
-    """The whole number that an option was given; None where it was given none.
-
-    Raises:
-        ConfigError: where it is below ``least``, or no whole number.
-    """
+    """The whole number that an option was given, ``least`` or more; None where it was given none."""
     if given and not (given.isdigit() and int(given) >= least):
         raise ConfigError(f"{option} is {given}; it must be a whole number of {least} or more")
     return int(given) if given else None

@@ -67,7 +67,16 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(text(Record.load(paths[0]), one) for one in found))
         print(f"{paths[0]}: {sum(one.equal for one in found)} of {len(found)} experiences have the same bits")
         return int(not all(one.equal for one in found))
-    return _here(Record.load(paths[0]), experience, overrides, options["--run"], options["--device"])
+    from cil.engine.audit import Redoing, chosen
+
+    record = Record.load(paths[0])
+    check_own(record)
+    with _empty_temporary_folder() as folder:
+        redoing = Redoing(record, planned(record, overrides, options["--run"], options["--device"]))
+        redone = redoing.redo(chosen(record) if experience is None else experience, folder / "run")
+    write_audit(record.directory, redone)
+    print(text(record, redone), flush=True)
+    return int(not redone.equal)
 
 
 def audit(
@@ -126,19 +135,6 @@ def _in_process(
         raise ConfigError(said[-1].removeprefix("cil: "))
 
 
-def _here(record: Record, experience: int | None, given: Sequence[str], run: str, device: str) -> int:
-    """Redo an experience in this process, and keep what came out; 0 where all bits are the same."""
-    from cil.engine.audit import Redoing, chosen
-
-    check_own(record)
-    with _empty_temporary_folder() as folder:
-        redoing = Redoing(record, planned(record, given, run, device))
-        found = redoing.redo(chosen(record) if experience is None else experience, folder / "run")
-    write_audit(record.directory, found)
-    print(text(record, found), flush=True)
-    return int(not found.equal)
-
-
 def check_own(record: Record) -> None:
     """Refuse what another toolbox left."""
     if toolbox := record.identity.get("toolbox"):
@@ -158,11 +154,7 @@ def _empty_temporary_folder() -> Iterator[Path]:
 
 
 def planned(record: Record, given: Sequence[str], run: str, device: str) -> Run:
-    """The run of a record planned again, from its command or by a function; nothing is imported that it names.
-
-    Raises:
-        ConfigError: where its command names code, or there is none.
-    """
+    """The run of a record planned again by its command, where that names no code, or by a function."""
     from cil.cli.build import build
     from cil.cli.compose import compose, own_class
     from cil.engine.driver import Run
@@ -181,11 +173,7 @@ def planned(record: Record, given: Sequence[str], run: str, device: str) -> Run:
 
 
 def recorded_overrides(record: Record, given: set[str]) -> list[str]:
-    """Overrides of the command that a record says it was made by, without those that are given anew.
-
-    Raises:
-        ConfigError: where there is no command, or one that names something to import.
-    """
+    """Overrides of the command that a record was made by, without those given anew; refused where one names code."""
     command = shlex.split(str(record.environment.get("command") or ""))
     where = f"{record.directory}/record.json: environment.command"
     if command[:2] != ["cil", "run"]:

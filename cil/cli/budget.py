@@ -67,7 +67,10 @@ class Bills:
 def main(arguments: Sequence[str]) -> int:
     overrides = [item for item in arguments if item != "--json"]
     environment.prepare(overrides)
-    jobs = _without_seeds(expand(overrides))
+    jobs: dict[str, Job] = {}  # one for each label: a seed changes no bill
+    for cell in expand(overrides):
+        varied = {key: value for key, value in cell.varied.items() if key != "seed"}
+        jobs.setdefault(Cell(cell.job, varied).label, cell.job)
     found = [_bills(job, label, alone=len(jobs) == 1) for label, job in jobs.items()]
     print(json.dumps([asdict(bills) for bills in found], indent=1) if "--json" in arguments else bills_text(found))
     return 0
@@ -82,15 +85,6 @@ def _bills(job: Job, label: str, alone: bool) -> Bills:
         given = f"{job.learner}={job.method}"
         raise ConfigError(f"cil budget is of strategies; cil run {given} ... --dry-run says what it carries")
     return Bills.of(build(job, stream=without_images(job.config["stream"]), progress=False), label, alone)
-
-
-def _without_seeds(cells: Sequence[Cell]) -> dict[str, Job]:
-    """One job for each label: a seed changes no bill."""
-    jobs: dict[str, Job] = {}
-    for cell in cells:
-        varied = {key: value for key, value in cell.varied.items() if key != "seed"}
-        jobs.setdefault(Cell(cell.job, varied).label, cell.job)
-    return jobs
 
 
 def bills_text(found: Sequence[Bills]) -> str:

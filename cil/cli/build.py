@@ -95,7 +95,9 @@ def build_stream(config: Mapping[str, Any]) -> Stream | ShiftStream:
     if any(CLASS.search(str(given.get(name) or "")) for name in ("dataset", "benchmark")):  # module:function
         import_from_here()
     key = json.dumps([named or target, given], sort_keys=True)
-    known = own_data() if _names_files(given) else _streams
+    texts = [str(given.get(name) or "") for name in ("manifest", "dataset", "benchmark")]
+    names_files = bool(given.get("path")) or any(mark in text for text in texts for mark in "/.:")
+    known = own_data() if names_files else _streams
     if key not in known:
         stream = call(**made(given, "stream") | (_shared_data(given) if named in OF_A_DATA_SET else {}))
         if not hasattr(stream, "kind"):
@@ -114,12 +116,6 @@ def _shared_data(given: Mapping[str, Any]) -> dict[str, Dataset]:
     if key not in _data:
         _data[key] = load_dataset(name, key[1])
     return {"dataset": _data[key]}
-
-
-def _names_files(given: Mapping[str, Any]) -> bool:
-    """True where a stream's configuration has a path, or a module of the user's, in place of names alone."""
-    texts = [str(given.get(name) or "") for name in ("manifest", "dataset", "benchmark")]
-    return bool(given.get("path")) or any(mark in text for text in texts for mark in "/.:")
 
 
 def method_of(config: Mapping[str, Any], group: str) -> Any:

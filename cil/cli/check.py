@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,16 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("cil check needs a strategy or an adapter: module:Class, or a name of cil list")
     given, chosen = _options([item for item in arguments if "=" in item])
     environment.prepare()
+    from cil.testing import kind_of
+
     sys.path.insert(0, str(Path.cwd()))  # an own idea in the folder one stands in
     stream = _stream(chosen) if chosen else None
     learners = {name: _learner(name) for name in names}  # all, before the first is checked
-    subjects = {name: _subject(learner, given, stream) for name, learner in learners.items()}
+    subjects = {}
+    for name, learner in learners.items():
+        kind = kind_of(learner, stream)
+        check_arguments(learner, given, kind.learner)
+        subjects[name] = kind.subject(learner, given, stream)
     broken = sum(_checked(name, subject) for name, subject in subjects.items())
     return 1 if broken else 0
 
@@ -89,14 +95,6 @@ def _stream(overrides: Sequence[str]) -> Any:
 def _size(stream: Any) -> str:
     facts = stream.description()
     return f"{sum(facts.get('train_counts') or facts['counts']):,} images in {len(stream)} parts"
-
-
-def _subject(learner: Any, given: Mapping[str, Any], stream: Any) -> Any:
-    from cil.testing import kind_of
-
-    kind = kind_of(learner, stream)
-    check_arguments(learner, given, kind.learner)
-    return kind.subject(learner, given, stream)
 
 
 def _checked(name: str, subject: Any) -> int:

@@ -75,7 +75,9 @@ def grid(arguments: Sequence[str], command: str) -> int:
     ends = run_cells(cells, jobs, out)
     if records := records_of(ends):
         again = shlex.join(["cil", command, *arguments])
-        print(write_report(records, out, title_of(cells[0].job, command), again))
+        first = cells[0].job
+        title = f"{command}: {_name(first)}{f', scale={first.scale}' if first.scale else ''}"
+        print(write_report(records, out, title, again))
         if others := _others(records, out):
             print(f"also in {out}: {others} of other commands; cil report {out} has all in one table")
     return print_errors(ends)
@@ -124,11 +126,7 @@ def run_cells(cells: Sequence[Cell], jobs: int, out: Path, plan: Plan | None = N
 
 
 def plan_runs(cells: Sequence[Cell], jobs: int, out: Path, make: Plan | None = None) -> dict[Path, tuple[Cell, Run]]:
-    """The runs of all cells, each once, by their folders.
-
-    Raises:
-        ConfigError: naming the cell that is wrong.
-    """
+    """The runs of all cells, each once, by their folders; an error names its cell."""
     import torch
 
     make = make or plan_cell
@@ -249,11 +247,6 @@ def jobs_of(given: str, job: Job, most: int) -> int:
 
 def _name(job: Job) -> str:
     return job.choices.get("experiment") or job.choices["stream"]
-
-
-def title_of(job: Job, command: str) -> str:
-    """What a table is of: the command, the experiment or stream, and the scale where that changes the setting."""
-    return f"{command}: {_name(job)}{f', scale={job.scale}' if job.scale else ''}"
 
 
 def folder_of(job: Job, overrides: Sequence[str]) -> str:

@@ -318,11 +318,7 @@ def _class_without_file(name: str, group: str) -> str | None:
 
 
 def own_class(name: str | None, key: str) -> Any:
-    """The class that ``module:Class`` names on a command line; None for no name.
-
-    Raises:
-        ConfigError: where it has another form, or cannot be imported.
-    """
+    """The class that ``module:Class`` names on a command line; None for no name."""
     if name is None:
         return None
     if not CLASS.fullmatch(name):

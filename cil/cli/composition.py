@@ -42,7 +42,10 @@ class Composition:
         """Of a configuration without Hydra's own part, and that part."""
         chosen = {key: value for key, value in hydra.runtime.choices.items() if not key.startswith("hydra/")}
         sweep = {key: str(value) for key, value in (hydra.sweeper.get("params") or {}).items()}
-        return cls(config, chosen, sweep, _asks_nothing(hydra))
+        # in all that its command line does beside composing, is that part as in conf/config.yaml?
+        asked = (hydra.mode, hydra.callbacks, hydra.verbose, hydra.output_subdir, hydra.job.chdir, hydra.job.env_set)
+        logs = [hydra.runtime.choices.get(f"hydra/{kind}_logging") for kind in ("job", "hydra")]
+        return cls(config, chosen, sweep, not any(asked) and hydra.run.dir == "." and logs == ["none", "none"])
 
     def container(self, resolve: bool) -> dict[str, Any]:
         """The configuration as plain mappings and lists.
@@ -54,13 +57,6 @@ class Composition:
 
         found = OmegaConf.to_container(self.config, resolve=resolve, throw_on_missing=resolve)
         return cast(dict[str, Any], found)
-
-
-def _asks_nothing(hydra: Any) -> bool:
-    """True where Hydra's own part is as in ``conf/config.yaml`` in all that its command line does beside composing."""
-    asked = (hydra.mode, hydra.callbacks, hydra.verbose, hydra.output_subdir, hydra.job.chdir, hydra.job.env_set)
-    logs = [hydra.runtime.choices.get(f"hydra/{kind}_logging") for kind in ("job", "hydra")]
-    return not any(asked) and hydra.run.dir == "." and logs == ["none", "none"]
 
 
 _merged: dict[tuple[str, ...], Composition] | None = None  # by the choice of files; None outside of a command
@@ -114,6 +110,7 @@ def _remembered(overrides: Sequence[str]) -> Composition | None:
     Hydra merges the files that groups choose, and then sets values in their order. Which files these are depends on no
     value, so values are set here on a copy of what was merged.
     """
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -125,7 +122,8 @@ def _remembered(overrides: Sequence[str]) -> Composition | None:
         parsed = OverridesParser.create().parse_overrides(opened(overrides))
         if not all(map(_is_plain, parsed)):
             return None
-        files = [one for one in parsed if _is_group(one)]
+        loader: Any = GlobalHydra.instance().config_loader()
+        files = [one for one in parsed if loader.repository.group_exists(one.key_or_group)]
         base = _of_files(tuple(str(one.input_line) for one in files))
         config = copy.deepcopy(base.config)
         OmegaConf.set_struct(config, True)
@@ -142,13 +140,6 @@ def _is_plain(override: Override) -> bool:
     simple = override.type is not None and override.type.name in ("CHANGE", "FORCE_ADD")
     own = override.package is None and not override.key_or_group.startswith("hydra")
     return simple and own and not override.is_sweep_override()
-
-
-def _is_group(override: Override) -> bool:
-    from hydra.core.global_hydra import GlobalHydra
-
-    loader: Any = GlobalHydra.instance().config_loader()
-    return bool(loader.repository.group_exists(override.key_or_group))
 
 
 def _of_files(choices: tuple[str, ...]) -> Composition:

@@ -55,7 +55,8 @@ def main(arguments: Sequence[str]) -> int:
     stream: Any = build_stream(change_stream(record, changes))
     found = evaluate(paths[0], stream, strategy=strategy, experience=experience, device=options["--device"])
     same = not any(key_of(item).startswith("stream.") for item in changes)
-    recorded = recorded_accuracy(record, found["experience"]) if same else None
+    curve = record.results.get("accuracy_curve") or ()  # of the run's own stream
+    recorded = curve[found["experience"]] if same and found["experience"] < len(curve) else None
     print(json.dumps(found, indent=1) if "--json" in flags else text(record, stream.name, found, recorded))
     if recorded is None or abs(recorded - found["accuracy"]) < ROUNDING:
         return 0
@@ -66,12 +67,6 @@ def main(arguments: Sequence[str]) -> int:
         file=sys.stderr,
     )
     return 1
-
-
-def recorded_accuracy(record: Record, experience: int) -> float | None:
-    """What the record says of the run's own stream; None where its kind of run has no such number."""
-    curve = record.results.get("accuracy_curve")
-    return curve[experience] if curve and experience < len(curve) else None
 
 
 def change_stream(record: Record, overrides: Sequence[str]) -> dict[str, Any]:

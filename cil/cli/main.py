@@ -164,18 +164,12 @@ def _print_error(error: BaseException, code: int) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<9} {about}" for name, about in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: cil COMMAND [key=value ...]      cil COMMAND --help says more",
-            "",
-            *lines,
-            "",
-            "  cil run strategy=icarl stream=split_mnist5k budget.exemplars=200",
-            "  cil compare experiment=demo strategy=finetune,replay,icarl,joint seed=0,1",
-            "",
-            'shell completion: eval "$(cil -sc install=bash)"      version: cil --version',
-        ]
+    commands = "\n".join(f"  {name:<9} {about}" for name, about in COMMANDS.items())
+    return (
+        f"usage: cil COMMAND [key=value ...]      cil COMMAND --help says more\n\n{commands}\n\n"
+        "  cil run strategy=icarl stream=split_mnist5k budget.exemplars=200\n"
+        "  cil compare experiment=demo strategy=finetune,replay,icarl,joint seed=0,1\n\n"
+        'shell completion: eval "$(cil -sc install=bash)"      version: cil --version'
     )
 
 

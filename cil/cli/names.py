@@ -73,11 +73,7 @@ def own_conf_dirs() -> dict[Path, str]:
 
 
 def check_own_conf_dirs() -> None:
-    """Look at the user's own folders of the configuration.
-
-    Raises:
-        ConfigError: where one is missing, has no group, or a file with the name of a built-in one.
-    """
+    """Refuse folders of the user's own that are missing, have no group, or a file with the name of a built-in one."""
     groups = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
     for folder, given in own_conf_dirs().items():
         if not any((folder / group).is_dir() for group in groups):
@@ -90,11 +86,7 @@ def check_own_conf_dirs() -> None:
 
 
 def _check_own_file(path: Path) -> None:
-    """Look at a file of the user's own, which the composition of the configuration would not name.
-
-    Raises:
-        ConfigError: where it is no text with keys, or its keys would end up below the name of its group.
-    """
+    """Refuse a file of the user's own that is no text with keys, or whose keys would end up below its group's name."""
     import yaml
 
     loader: Any = type("Loader", (yaml.SafeLoader,), {})  # as Hydra reads: a key that is there twice is refused

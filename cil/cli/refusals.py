@@ -85,14 +85,7 @@ def refuse_choices(overrides: Sequence[str]) -> None:
 
 
 def parse_overrides(overrides: Sequence[str], config: dict[str, Any] | None = None) -> list[Override]:
-    """Overrides by Hydra's grammar.
-
-    Args:
-        config: Where the key is looked for that was meant.
-
-    Raises:
-        ConfigError: for one that is none.
-    """
+    """Overrides by Hydra's grammar; where one is none, the key that was meant is looked for in ``config``."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     with one_line_errors(overrides, lambda _: config or {}):

@@ -168,11 +168,7 @@ def _finished(places: Iterable[Path], run: str) -> Iterator[Path]:
 
 
 def _check_whole(record: Record) -> None:
-    """Read what a report and ``cil evaluate`` read of a run.
-
-    Raises:
-        CilError: naming the first file that is missing or damaged.
-    """
+    """Read what a report and ``cil evaluate`` read of a run; an error names the first file missing or damaged."""
     from cil.engine.checkpoint import Checkpoints
     from cil.engine.recovery import committed, read_counts
 

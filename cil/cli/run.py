@@ -86,7 +86,11 @@ def execute(job: Job, arguments: Sequence[str] = ()) -> str:
 
     run = build(job)
     if run.runtime.all_devices > 1 and place_of().rank:
-        return _beside(run)
+        try:  # the part of another rank, which says nothing but what went wrong here
+            run.execute()
+        except RankEnded:
+            raise SystemExit(1) from None  # whoever ended first says why
+        return ""
     print_warnings([run])
     note = "  (was finished before, nothing was run)" if run.finished() else ""
     alone = bool(note) or run.runtime.all_devices == 1
@@ -97,15 +101,6 @@ def execute(job: Job, arguments: Sequence[str] = ()) -> str:
         raise KeyboardInterrupt(f"what was computed is in {run.run_dir}; the same command goes on from there") from None
     with reading(record):
         return find_commands(record.kind).summary(record, note)
-
-
-def _beside(run: Run) -> str:
-    """Do the part of another rank than the first, and say nothing but what went wrong here."""
-    try:
-        run.execute()
-    except RankEnded:
-        raise SystemExit(1) from None  # whoever ended first says why
-    return ""
 
 
 def launch(arguments: Sequence[str], root: str = "runs") -> int:

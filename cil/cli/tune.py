@@ -107,6 +107,8 @@ def main(arguments: Sequence[str]) -> int:
     overrides, asked_jobs, asked_out = split_jobs_and_out(arguments)
     if any(item.startswith("tune.space=") for item in overrides):
         overrides = ["tune.space=null", *overrides]  # in place of what a file says, where Hydra would merge the two
+    from cil.tracking import write_json_atomic
+
     cells = expand(overrides)
     tune = cells[0].job.config["tune"]
     jobs = jobs_of(asked_jobs, cells[0].job, max(tune["trials"], len(cells)))
@@ -116,7 +118,10 @@ def main(arguments: Sequence[str]) -> int:
     settings = [_setting(alike) for alike in _by_setting(cells)]
     reports = [_tune(setting, jobs, out) for setting in settings]
     records = [record for report in reports for record in report.records]
-    _print_reports(reports, out)
+    contents = [content(report) for report in reports]
+    print("".join(f"{text(each)}\n\n" for each in contents), end="")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(out / "tune.json", contents)
     if records:
         title = f"tune: {cells[0].job.choices.get('experiment') or cells[0].job.choices['stream']}"
         print(write_report(list({str(record.directory): record for record in records}.values()), out, title))
@@ -136,7 +141,7 @@ def _setting(cells: list[Cell]) -> Setting:
     import torch
 
     from cil.cli.search_space import read_ranges
-    from cil.cli.tuning_protocols import protocol_of, tuning_streams
+    from cil.cli.tuning_protocols import protocol_of, tuning_streams, with_overrides
 
     torch.set_num_threads(1)  # this process will fork
     job = cells[0].job
@@ -146,18 +151,12 @@ def _setting(cells: list[Cell]) -> Setting:
     ranges = read_ranges(job.config["tune"]["space"])
     for each in ranges:
         for value in each.values:
-            _check_value(job, each, value)
+            try:
+                with_overrides(job, ["tune.space=null", each.override(value)])
+            except CilError as error:
+                raise ConfigError(f"tune.space: {error}") from error
     plan_cell(cells[0], 1, Path())
     return Setting(cells, job, protocol, ranges, *tuning_streams(job, protocol))
-
-
-def _check_value(job: Job, each: Range, value: Any) -> None:
-    from cil.cli.tuning_protocols import with_overrides
-
-    try:
-        with_overrides(job, ["tune.space=null", each.override(value)])
-    except CilError as error:
-        raise ConfigError(f"tune.space: {error}") from error
 
 
 # search -------------------------------------------------------------------------------------------------------------
@@ -197,6 +196,8 @@ def _search(setting: Setting, jobs: int, out: Path) -> list[Trial]:
 def _run_trials(setting: Setting, trials: Sequence[Trial], jobs: int, out: Path) -> None:
     """Run them, equal ones once, and read what came out."""
     from cil.cli.tuning_protocols import plan_trial, with_overrides
+    from cil.tracking import Record
+    from cil.tracking.files import RECORD
 
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -212,22 +213,14 @@ def _run_trials(setting: Setting, trials: Sequence[Trial], jobs: int, out: Path)
     if cut := [number for number, end in enumerate(ends) if end.status in CUT_SHORT]:
         for number, end in zip(cut, run([cells[number] for number in cut]), strict=True):
             ends[number] = end
-    _refuse_damaged(ends)
+    for end in ends:
+        if (end.run.run_dir / RECORD).exists():  # one that is there and cannot be read: nothing is chosen
+            Record.load(end.run.run_dir)
     for end in ends:
         if end.bad:
             print(f"cil: {end.failure}; so it cannot be chosen", file=sys.stderr)
     for group, end in zip(groups.values(), ends, strict=True):
         _read(group, end, setting.tune["metric"])
-
-
-def _refuse_damaged(ends: Sequence[RunEnd]) -> None:
-    """Choose nothing where the record of a trial is there and cannot be read."""
-    from cil.tracking import Record
-    from cil.tracking.files import RECORD
-
-    for end in ends:
-        if (end.run.run_dir / RECORD).exists():
-            Record.load(end.run.run_dir)
 
 
 def _read(group: Sequence[Trial], end: RunEnd, metric: str) -> None:
@@ -284,16 +277,6 @@ def _overrides(setting: Setting, trial: Trial) -> list[str]:
 
 
 # report -------------------------------------------------------------------------------------------------------------
-
-
-def _print_reports(reports: Sequence[TuningReport], out: Path) -> None:
-    from cil.tracking import write_json_atomic
-
-    contents = [content(report) for report in reports]
-    for each in contents:
-        print(text(each), end="\n\n")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(out / "tune.json", contents)
 
 
 def content(report: TuningReport) -> dict[str, Any]:

@@ -43,11 +43,7 @@ class TuningProtocol:
 
 
 def protocol_of(job: Job) -> TuningProtocol:
-    """Read ``tune.protocol`` and what belongs to it.
-
-    Raises:
-        ConfigError: where the stream has too few classes or experiences for it, or cannot be used for it.
-    """
+    """Read ``tune.protocol`` and what belongs to it; refused for a stream with too few classes or experiences."""
     tune = job.config["tune"]
     stream = _stream(job)
     if tune["protocol"] == "none":

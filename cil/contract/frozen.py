@@ -83,11 +83,7 @@ def freeze(learner: Holder, shape: tuple[int, int, int], num_classes: int, netwo
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:
-    """A tensor without a class of its own.
-
-    Raises:
-        StateError: for a subclass of ``Tensor``.
-    """
+    """A tensor without a class of its own; a subclass of ``Tensor`` is refused."""
     if type(tensor) not in (Tensor, nn.Parameter):
         raise StateError(f"state(): {name} is a {type(tensor).__name__}; what is carried are plain tensors")
     return tensor.detach()

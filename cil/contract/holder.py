@@ -103,11 +103,7 @@ class Holder:
         object.__setattr__(self, name, value)
 
     def _refuse_teacher(self, name: str, value: nn.Module) -> None:
-        """Raise where a frozen copy of a kept network is held in training as anything but a teacher: those are charged.
-
-        Raises:
-            ContractError: naming both.
-        """
+        """Refuse a frozen copy of a kept network held in training as anything but a teacher: those are charged."""
         kept = self._kept[name]
         if kept.kind == "teacher" or kept.lifetime == "carried":
             return
@@ -419,11 +415,7 @@ def _check_structure(name: str, own: Mapping[str, Tensor], given: Mapping[str, T
 
 
 def _storable(name: str, tensor: Tensor) -> Tensor:
-    """A tensor that a file of weights can hold: dense, of a plain type, with its own values.
-
-    Raises:
-        StateError: for any other.
-    """
+    """A tensor that a file of weights can hold: dense, of a plain type, with its own values; others are refused."""
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.dtype is torch.complex32:
         raise StateError(
             f"{name} is a tensor of {tensor.dtype}, {tensor.layout}: what is kept is stored as dense numbers; keep "

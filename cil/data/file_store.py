@@ -71,7 +71,8 @@ def _decoded(source: Any, path: str | Path, mode: str, draft: bool = False) -> _
             if not file.mode.startswith(("I", "F")):
                 image = file.convert(mode)
             elif file.mode.startswith("I;16") or (file.mode == "I" and file.format in ("PNG", "PPM")):
-                image = Image.fromarray(_eight_bits(np.asarray(file))).convert(mode)
+                pixels = (np.asarray(file).astype(np.uint32) + 128) // 257  # 16 bits, rounded to 8
+                image = Image.fromarray(pixels.astype(np.uint8)).convert(mode)
             if image is not None:
                 orientation = _orientation(file)
                 turn = _TURNS.get(orientation)
@@ -94,11 +95,6 @@ def _orientation(file: Any) -> int:
         return int(file.getexif().get(274, 1))
     except Exception:  # damaged EXIF data: the image itself was decoded
         return 1
-
-
-def _eight_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """16-bit numbers as 8-bit ones: divided by 257, rounded."""
-    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def centre_cut(image: Image, size: int, shorter: int) -> Image:
@@ -226,7 +222,11 @@ class FileStore:
         """Training view by ``draws`` (n, 4) in [0, 1): area, ratio of sides, left, top."""
         stacked = np.empty((len(rows), *self.shape), np.uint8)
         for place, row, own in zip(stacked, rows.tolist(), draws.tolist(), strict=True):
-            self._put(place, self._training_view(row, own))
+            image = self._decode(row)
+            left, top, width, height = crop_box(image.width, image.height, own)
+            # not resize(box=...), which lets in a little of the surroundings of the box
+            part = image.crop((left, top, left + width, top + height))
+            self._put(place, part.resize((self.size, self.size), _BILINEAR))
         return torch.from_numpy(stacked)
 
     def take(self, rows: Tensor) -> FileStore:
@@ -273,13 +273,6 @@ class FileStore:
             with suppress(OSError), replacing(kept) as part:  # nowhere to keep it: computed again next time
                 part.write_bytes(made)
         return made
-
-    def _training_view(self, row: int, draws: Sequence[float]) -> Image:
-        image = self._decode(row)
-        left, top, width, height = crop_box(image.width, image.height, draws)
-        # not resize(box=...), which lets in a little of the surroundings of the box
-        part = image.crop((left, top, left + width, top + height))
-        return part.resize((self.size, self.size), _BILINEAR)
 
     def _decode(self, row: int) -> Image:
         return read_image(self.paths[row], "RGB" if self.channels == 3 else "L")

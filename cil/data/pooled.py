@@ -78,11 +78,12 @@ def pool(sets: Sequence[Dataset], size: int | None = None, fit: Fit = "resize") 
         first += len(data.classes)
     official = None if any(data.official is None for data in sets) else all(data.official for data in sets)
     origins = [data.name for data in sets for _ in data.classes]
+    count = Counter(name for data in sets for name in data.classes)
     return Dataset(
         name="+".join(names),
         train=concatenated(splits["train"]),
         test=concatenated(splits["test"]),
-        classes=_class_names(sets),
+        classes=[f"{data.name}/{name}" if count[name] > 1 else name for data in sets for name in data.classes],
         official=official,
         augment=AugmentByClass.of([data.augment for data in sets], [names.index(origin) for origin in origins]),
         source="; ".join(data.source for data in sets if data.source),
@@ -106,11 +107,6 @@ def _load(given: str | Mapping[str, Any] | Dataset, root: Path, size: int | None
         known = ", ".join(Augment.__dataclass_fields__)
         raise ConfigError(f"stream.dataset: augment of '{data.name}' is {augment!r}; its arguments are {known}")
     return replace(data, augment=Augment(**augment))
-
-
-def _class_names(sets: Sequence[Dataset]) -> list[str]:
-    count = Counter(name for data in sets for name in data.classes)
-    return [f"{data.name}/{name}" if count[name] > 1 else name for data in sets for name in data.classes]
 
 
 def _fitted(samples: Samples, shape: Shape, pad: bool) -> Samples:

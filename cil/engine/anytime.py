@@ -224,11 +224,7 @@ class AnytimeObserver:
         return scores.masked_fill(~self.exposed, -torch.inf).argmax(1)
 
     def _scores(self, learner: Any, images: Tensor) -> Tensor:
-        """Scores of the classes that the learner answers by.
-
-        Raises:
-            ContractError: where it cannot answer yet.
-        """
+        """Scores of the classes that the learner answers by; refused where it cannot answer yet."""
         try:
             with torch.no_grad(), self.runtime.autocast(), self.runtime.frozen_features(), all_evaluating(learner):
                 scores = learner.predict(images)

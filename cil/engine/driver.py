@@ -54,7 +54,8 @@ class Run:
     runtime: Runtime
 
     def __post_init__(self) -> None:
-        check_boundary(self.options.boundary, self.runtime)
+        if self.options.boundary == "process" and (self.runtime.device != "cpu" or torch.get_num_threads() > 1):
+            raise ConfigError("boundary=process forks, so it needs device=cpu and trainer.threads=1")
         if self.runtime.all_devices > 1:
             check_shared(self.work, self.options, self.runtime.all_devices)
         self.checkpoints = Checkpoints(Path(self.run_dir), self.options.keep, identity_hash(self.identity))
@@ -284,9 +285,3 @@ class Run:
 
 def _arrays_of(index: int) -> str:
     return f"boundary-{index:03d}"
-
-
-def check_boundary(boundary: str, runtime: Runtime) -> None:
-    """Refuse processes where they cannot be forked."""
-    if boundary == "process" and (runtime.device != "cpu" or torch.get_num_threads() > 1):
-        raise ConfigError("boundary=process forks, so it needs device=cpu and trainer.threads=1")

@@ -129,7 +129,10 @@ def dry_run(
             )
         held = planned_exemplars(learner, taken, held)
         plain.grow(len(taken.new_slots))
-        bills.append(_bill(learner, taken, held, budget, SideLimit.of(plain, taken, budget, _declared(learner))))
+        side = learner.side_bytes()
+        if type(side) is not int or side < 0:
+            raise ContractError(f"{type(learner).__name__}.side_bytes gives {side!r}; it must be a whole number from 0")
+        bills.append(_bill(learner, taken, held, budget, SideLimit.of(plain, taken, budget, side)))
     if learner.unallocated() and len(signatures) > 1:
         name = learner.unallocated()[0]
         raise ConfigError(
@@ -137,18 +140,6 @@ def dry_run(
             f"knows its bytes before training: make it there at its final size, or keep it with lifetime='training'"
         )
     return bills
-
-
-def _declared(learner: Strategy) -> int:
-    """What ``side_bytes`` gives.
-
-    Raises:
-        ContractError: where it is no number of bytes.
-    """
-    declared = learner.side_bytes()
-    if type(declared) is not int or declared < 0:
-        raise ContractError(f"{type(learner).__name__}.side_bytes gives {declared!r}; it must be a whole number from 0")
-    return declared
 
 
 def planned_exemplars(learner: Strategy, signature: Signature, held: Mapping[int, int]) -> dict[int, int]:

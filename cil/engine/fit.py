@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -26,6 +26,7 @@ from cil.engine.runtime import Runtime
 from cil.engine.step_kinds import StepWatch, drawn_steps
 from cil.errors import ConfigError, ContractError, Diverged
 from cil.memory.meters import SavedBytesRefused, rest_paused
+from cil.models.frozen import constant
 from cil.strategies import Phase, Progress, Strategy
 
 _say = logging.getLogger("cil.engine")
@@ -262,11 +263,7 @@ class Fit:
         return named
 
     def _terms(self, result: Any) -> dict[str, Tensor]:
-        """What a loss gave, as named terms.
-
-        Raises:
-            ContractError: where it gave something else.
-        """
+        """What a loss gave, as named terms; anything else is refused."""
         terms = dict(result) if isinstance(result, Mapping) else {"loss": result}
         odd = [type(term).__name__ for term in terms.values() if not isinstance(term, Tensor)]
         if odd or not terms:
@@ -381,18 +378,10 @@ class Fit:
         return content["epoch"], content["step"]
 
 
-@contextmanager
-def gradients_for(parameters: Sequence[Tensor], trainable: Sequence[Tensor]) -> Iterator[None]:
+def gradients_for(parameters: Sequence[Tensor], trainable: Sequence[Tensor]) -> AbstractContextManager[None]:
     """Gradients for what a phase optimises alone: others would be computed, held and never used."""
     chosen = {id(parameter) for parameter in parameters}
-    others = [parameter for parameter in trainable if id(parameter) not in chosen]
-    for parameter in others:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in others:
-            parameter.requires_grad_(True)
+    return constant([parameter for parameter in trainable if id(parameter) not in chosen])
 
 
 @cache

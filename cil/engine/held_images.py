@@ -66,7 +66,12 @@ class HeldImages:
             stores = [store for store, _ in found.parts if not isinstance(store, CountedStore | EncodedStore)]
             return len(found) if any(tuple(store.shape) == self.shape for store in stores) else 0
         if isinstance(found, nn.Module):
-            return self._in_network(found)
+            total = 0
+            for layer in found.modules():  # parameters, buffers, attributes and hooks
+                if id(layer) not in self._known:
+                    self._known.add(id(layer))
+                    total += self._inside(value for name, value in vars(layer).items() if name != "_modules")
+            return total
         if isinstance(found, Tensor | np.ndarray) and sorted(found.shape[-3:]) == sorted(self.shape):
             return math.prod(found.shape[:-3])
         for block in _numbers(found):
@@ -90,16 +95,6 @@ class HeldImages:
                 )
                 if int(near.sum()) >= least:
                     self._found.add(form)
-
-    def _in_network(self, network: nn.Module) -> int:
-        """In its parameters, buffers, attributes and hooks."""
-        total = 0
-        for layer in network.modules():
-            if id(layer) in self._known:
-                continue
-            self._known.add(id(layer))
-            total += self._inside(value for name, value in vars(layer).items() if name != "_modules")
-        return total
 
 
 def _numbers(found: Any) -> Iterator[Tensor]:

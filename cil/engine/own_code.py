@@ -28,7 +28,8 @@ def files_of(module: str, path: Path) -> dict[str, Path]:
         for other in sorted(_imported(name, file)):
             first = other.partition(".")[0]
             own = first == module.partition(".")[0] if deep else folder.name not in INSTALLED and first != "cil"
-            if own and _is_in(folder, first) and (place := _place(other)) is not None:
+            beside = (folder / f"{first}.py").is_file() or (folder / first).is_dir()  # nothing is imported to know
+            if own and beside and (place := _place(other)) is not None:
                 left.append((other, place))
     return found
 
@@ -44,11 +45,6 @@ def _imported(module: str, path: Path) -> Iterator[str]:
                 with suppress(ImportError):
                     origin = resolve_name("." * node.level + (node.module or ""), package)
                     yield from (origin, *(f"{origin}.{alias.name}" for alias in node.names))
-
-
-def _is_in(folder: Path, first: str) -> bool:
-    """True where a module or package without dots lies right in a folder; nothing is imported to know."""
-    return (folder / f"{first}.py").is_file() or (folder / first).is_dir()
 
 
 def _place(module: str) -> Path | None:

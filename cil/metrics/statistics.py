@@ -42,9 +42,11 @@ def ci(values: ArrayLike, level: float = 0.95) -> Interval:
     """
     if not 0 < level < 1:
         raise DataError(f"level is {level}; allowed is between 0 and 1.")
+    from scipy.stats import t as student
+
     x = floats("values", values, ndim=1)
     n, centre, std = len(x), mean(x), _std(x)
-    half = _quantile(level, n) * std / np.sqrt(n) if n >= 3 else float("nan")
+    half = float(student.ppf((1 + level) / 2, n - 1)) * std / np.sqrt(n) if n >= 3 else float("nan")
     return Interval(
         n=n,
         mean=centre,
@@ -119,9 +121,3 @@ def holm(p: ArrayLike) -> Floats:
 
 def _std(values: Floats) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
-
-
-def _quantile(level: float, n: int) -> float:
-    from scipy.stats import t as student
-
-    return float(student.ppf((1 + level) / 2, n - 1))

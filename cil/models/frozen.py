@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -46,6 +46,19 @@ def evaluating(net: nn.Module) -> Iterator[None]:
         for layer, _, frozen_before in modes:
             if is_frozen(layer) and not frozen_before:
                 layer.eval()
+
+
+@contextmanager
+def constant(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Within this context no gradient reaches these parameters."""
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def is_frozen(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cil.errors import ConfigError
 from cil.report.exports import csv_text
-from cil.report.plots import Plot, styled
+from cil.report.plots import styled
 from cil.report.table import Table
 from cil.tracking import Record, write_bytes_atomic
 from cil.tracking.lines import EXTRA, MissingPackage, lines
@@ -62,19 +62,16 @@ def write_figures(content: Table, folder: Path) -> list[Path]:
     for place, section in enumerate(content.sections, 1):
         for plot in section.plots(place, content.paint):
             title = re.sub(r"[^a-z0-9]+", "-", plot.title.lower()).strip("-")
-            for suffix, data in _formats(plot):
+            if plot.figure is None:  # of a package that draws in its own way
+                marked = plot.svg.replace("<svg", f'<svg xmlns="http://www.w3.org/2000/svg" data-by="{MADE_BY}"')
+                drawn = [("svg", marked.encode())]
+            else:
+                drawn = [(suffix, _drawn(plot.figure, suffix)) for suffix in ("svg", "pdf")]
+            for suffix, data in drawn:
                 path = folder / f"{place}-{title}.{suffix}"
                 _write(path, data, MADE_BY.encode())
                 written.append(path)
     return written
-
-
-def _formats(plot: Plot) -> list[tuple[str, bytes]]:
-    if plot.figure is None:  # of a package that draws in its own way
-        return [
-            ("svg", plot.svg.replace("<svg", f'<svg xmlns="http://www.w3.org/2000/svg" data-by="{MADE_BY}"').encode())
-        ]
-    return [(suffix, _drawn(plot.figure, suffix)) for suffix in ("svg", "pdf")]
 
 
 def _drawn(figure: Figure, suffix: str) -> bytes:
@@ -101,11 +98,7 @@ def _write(path: Path, data: bytes, sign: bytes) -> None:
 
 
 def write_file(path: Path, data: bytes) -> Path:
-    """Write a file all or nothing, with the folders above it.
-
-    Raises:
-        ConfigError: if it cannot be written there.
-    """
+    """Write a file all or nothing, with the folders above it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

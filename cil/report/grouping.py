@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -50,24 +50,6 @@ class Group:
         return {run.seed: run.order for run in self.runs}
 
 
-@dataclass
-class _Comparison:
-    """Groups that met the same streams on the same kind of device, at the same precision."""
-
-    facts: Hashable  # see _shared_facts
-    orders: dict[int, Any]
-    groups: list[Group] = field(default_factory=list)
-
-    def admits(self, group: Group) -> bool:
-        """True if the group met the same streams: on each seed that both know; without one, on all."""
-        if _shared_facts(group.first) != self.facts:
-            return False
-        shared = self.orders.keys() & group.orders.keys()
-        if shared:
-            return all(self.orders[seed] == group.orders[seed] for seed in shared)
-        return set(self.orders.values()) == set(group.orders.values())
-
-
 def grouped(records: Iterable[Record]) -> list[Group]:
     """Runs by everything that makes a setting except the seed, in an order that does not depend on theirs."""
     runs = sorted((RunSummary(record) for record in records), key=_rank)
@@ -85,15 +67,23 @@ def grouped(records: Iterable[Record]) -> list[Group]:
 
 def comparisons(groups: Iterable[Group]) -> list[list[Group]]:
     """Groups by the streams they met: numbers are compared inside one list only."""
-    found: list[_Comparison] = []
+    found: list[tuple[Hashable, dict[int, Any], list[Group]]] = []  # shared facts, orders that were met, the groups
     for group in groups:
-        comparison = next((one for one in found if one.admits(group)), None)
-        if comparison is None:
-            comparison = _Comparison(_shared_facts(group.first), {})
-            found.append(comparison)
-        comparison.groups.append(group)
-        comparison.orders |= {seed: order for seed, order in group.orders.items() if seed not in comparison.orders}
-    return [comparison.groups for comparison in found]
+        facts, orders = _shared_facts(group.first), group.orders
+        same = (one for one in found if one[0] == facts and _same_streams(one[1], orders))
+        _, met, alike = next(same, (facts, {}, []))
+        if not alike:
+            found.append((facts, met, alike))
+        alike.append(group)
+        met |= {seed: order for seed, order in orders.items() if seed not in met}
+    return [alike for _, _, alike in found]
+
+
+def _same_streams(met: Mapping[int, Any], orders: Mapping[int, Any]) -> bool:
+    """True where orders are the same on each seed that both know; without one, on all."""
+    if shared := met.keys() & orders.keys():
+        return all(met[seed] == orders[seed] for seed in shared)
+    return set(met.values()) == set(orders.values())
 
 
 def by_budget(groups: Sequence[Group]) -> list[list[Group]]:

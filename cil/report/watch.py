@@ -18,23 +18,18 @@ RELOAD = 10  # seconds after which a browser asks again
 HOST = "127.0.0.1"  # no other machine reaches it
 
 
-def state_of(paths: Sequence[Path]) -> frozenset[tuple[str, int]]:
-    """Records under the paths, and when each was written."""
-    files = [directory / RECORD for path in paths for directory in run_directories(path)]
-    return frozenset((str(file), file.stat().st_mtime_ns) for file in files)
-
-
 def follow(paths: Sequence[Path], make: Callable[[], None], pause: float = PAUSE, rounds: int | None = None) -> None:
     """Call ``make`` at once, and again whenever a record has changed, until Ctrl-C.
 
     Args:
         rounds: Looks at the records; None for no end.
     """
-    before: frozenset[tuple[str, int]] | None = None
+    before: set[tuple[Path, int]] | None = None
     done = 0
     while rounds is None or done < rounds:
         time.sleep(pause if done else 0)
-        now = state_of(paths)
+        records = [directory / RECORD for path in paths for directory in run_directories(path)]
+        now = {(record, record.stat().st_mtime_ns) for record in records}
         if now != before:
             make()
         before, done = now, done + 1

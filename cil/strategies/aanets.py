@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from cil.data import Batch, Samples
 from cil.errors import ConfigError
 from cil.memory import Budget
 from cil.models import AggregatedBackbone, GrowingNet, NetFactory, evaluating
+from cil.models.frozen import constant
 from cil.strategies.base import Strategy, check
 from cil.strategies.parts import balanced_set
 from cil.strategies.parts.wrappers import Wrapper
@@ -140,16 +140,3 @@ class AANets(Wrapper):
     def _branches(self) -> list[nn.Parameter]:
         """Parameters that learn, without the shares."""
         return [p for p in self.trainable() if p is not self.net.backbone.mixture]
-
-
-@contextmanager
-def constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Within this context no gradient reaches these parameters."""
-    learning = [p for p in parameters if p.requires_grad]
-    for parameter in learning:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)

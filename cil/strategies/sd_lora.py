@@ -91,11 +91,7 @@ class SDLoRA(FrozenTransformer):
 
 
 def _checked(pairs: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The pairs of ``later_ranks``.
-
-    Raises:
-        ConfigError: where they are not pairs of an experience and a rank, both from 1 on, or do not rise.
-    """
+    """The pairs of ``later_ranks``: an experience and a rank, both from 1 on, which rise."""
     plain = [[*pair] for pair in pairs]
     starts = [pair[0] for pair in plain if len(pair) == 2 and min(pair) >= 1]
     if len(starts) < len(plain) or starts != sorted({*starts}):

@@ -109,7 +109,10 @@ def _name(
 
 def _provenance(data: Dataset, labels: Sequence[int], train_rows: Tensor, test_rows: Tensor) -> Provenance:
     groups = {column: tuple(names) for column, names in data.groups.items()}
-    shared = 0 if data.official else _in_both(data, train_rows, test_rows)
+    shared = 0
+    if not data.official:  # test images that are training images too, byte for byte
+        train, test = data.image_keys
+        shared = int(np.isin(test[test_rows.numpy()], train[train_rows.numpy()]).sum())
     note = (
         f"{shared:,} of {len(test_rows):,} test images of '{data.name}' are training images too, so accuracy is too "
         f"high: remove them from one of the two"
@@ -120,12 +123,6 @@ def _provenance(data: Dataset, labels: Sequence[int], train_rows: Tensor, test_r
     origins = tuple(data.origins[label] for label in labels)
     images = (rows.sort().values for rows in (train_rows, test_rows))
     return Provenance(fingerprint_of(data.digest, sorted(labels), *images), origins, groups, notes)
-
-
-def _in_both(data: Dataset, train_rows: Tensor, test_rows: Tensor) -> int:
-    """Test images that are among the training images, byte for byte."""
-    train, test = data.image_keys
-    return int(np.isin(test[test_rows.numpy()], train[train_rows.numpy()]).sum())
 
 
 def _check_dataset_options(dataset: str | Sequence[Any] | Dataset, options: Mapping[str, Any]) -> None:

@@ -90,7 +90,12 @@ def rotated_domains(dataset: str | Sequence[Any] | Dataset, *, angles: Sequence[
 
     Source: Lopez-Paz, Ranzato, NeurIPS 2017 (there at random within each experience).
     """
-    turns = _check_angles(angles)
+    numbers: list[Any] = list(angles) if isinstance(angles, Iterable) and not isinstance(angles, str) else [None]
+    if not all(map(is_finite, numbers)):
+        raise ConfigError(f"stream.angles is {angles!r}; it must list a number of degrees for each experience")
+    turns = tuple(float(angle) % 360 for angle in numbers)
+    if not turns or len(set(turns)) != len(turns):
+        raise StreamError(f"stream.angles is {list(numbers)}; name each angle once, one at least")
     pool = _whole_data_set(dataset, options)
     changes = {f"{angle:g} degrees": partial(rotate, angle=angle) if angle else None for angle in turns}
     return _changed_images(pool, changes, f"rotated_{pool.name}", repr(turns))
@@ -242,16 +247,6 @@ def _change_pixels(samples: Any, change: Change | None) -> Any:
     if samples is None or change is None:
         return samples
     return Samples(ArrayStore(change(samples.pixels)), samples.slots)
-
-
-def _check_angles(given: Any) -> tuple[float, ...]:
-    numbers: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
-    if not all(map(is_finite, numbers)):
-        raise ConfigError(f"stream.angles is {given!r}; it must list a number of degrees for each experience")
-    turns = tuple(float(angle) % 360 for angle in numbers)
-    if not turns or len(set(turns)) != len(turns):
-        raise StreamError(f"stream.angles is {list(numbers)}; name each angle once, one at least")
-    return turns
 
 
 def _find(path: str | Path, root: str | Path | None) -> Path:

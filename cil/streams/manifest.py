@@ -28,7 +28,7 @@ class ManifestTask:
 
     Attributes:
         id: Name of the event, unique.
-        dataset: Key of the data: tasks with the same key share source, split and head.
+        dataset: Key of the data: tasks with the same key share source, split and head. In a file by default the id.
         year, date: Time of publication; the date (ISO, optional) gives a finer order.
         domain, kind: One of ``DOMAINS``, ``KINDS``.
         classes: Number of classes, or their names in order.

@@ -19,7 +19,7 @@ from cil.errors import DataError, StreamError
 from cil.streams.manifest import Manifest
 from cil.streams.manifest_files import SHIPPED
 from cil.streams.manifest_rules import Problem, errors_in
-from cil.streams.task_data import TaskData, TaskError, available, open_task
+from cil.streams.task_data import TaskData, TaskError, available, copies_across, open_task
 
 Lock = dict[str, dict[str, Any]]
 
@@ -81,7 +81,12 @@ def validate_data(
             problems += damaged
             if damaged:
                 continue
-            found[task.id] = lock_entry(data) | ({"offset": offsets[task.dataset]} if task.dataset in offsets else {})
+            found[task.id] = {
+                "counts": {name: len(data.rows[name]) for name in SPLITS},
+                "classes": {name: _histogram(data, name).tolist() for name in SPLITS},
+                "sha256": _digest(data),
+                **({"offset": offsets[task.dataset]} if task.dataset in offsets else {}),
+            }
         except TaskError as error:
             problems.append(Problem(task.id, error.path, error.reason))
         except DataError as error:  # a file that is damaged
@@ -110,7 +115,7 @@ def check_task(data: TaskData) -> Iterator[Problem]:
             yield Problem(task.id, "empty_labels", said, "warning")
     how = task.splits.get("duplicates", "error")
     if how != "drop":
-        copies = data.copies()
+        copies = copies_across(data.images, data.rows)
         if copies:
             where = next(iter(copies.values()))
             example = " and ".join(f"{name} (row {rows[0]})" for name, rows in where.items())
@@ -131,15 +136,6 @@ def unreadable(data: TaskData, most: int = 3) -> Iterator[Problem]:
                 yield Problem(data.task.id, "source", str(error))
     if found > most:
         yield Problem(data.task.id, "source", f"{found - most} more images cannot be read")
-
-
-def lock_entry(data: TaskData) -> dict[str, Any]:
-    """Entry of a task in the lock file: counts and class histograms by split, and a hash over all examples."""
-    return {
-        "counts": {name: len(data.rows[name]) for name in SPLITS},
-        "classes": {name: _histogram(data, name).tolist() for name in SPLITS},
-        "sha256": _digest(data),
-    }
 
 
 def _histogram(data: TaskData, name: str) -> NDArray[np.int64]:

@@ -106,7 +106,7 @@ def _join(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 
 def _make_task(own: Mapping[str, Any]) -> ManifestTask:
     """A task of settings that were checked."""
-    made = dict(own)
+    made = {"dataset": own["id"], **own}
     made["year"] = own.get("year") or int(own["date"][:4])
     made["splits"] = {"rule": "A", **_section(own, "splits")}
     if isinstance(own["classes"], list):

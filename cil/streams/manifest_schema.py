@@ -189,7 +189,7 @@ TASK: Section = {
     "paper": section,
     "note": text,
 }
-NEEDED = ("id", "dataset", "domain", "kind", "classes", "source", "license")
+NEEDED = ("id", "domain", "kind", "classes", "source", "license")
 INNER: dict[str, Section] = {
     "license": {"name": filled, "url": text, "redistributable": flag, "accept": flag},
     "preprocess": {"resize": whole(1), "hflip": flag, "interpolation": one_of("bilinear", "nearest"), "lazy": flag},

@@ -39,10 +39,6 @@ class TaskData:
     rows: dict[str, NDArray[np.int64]]
     dropped: tuple[int, ...] = ()
 
-    def copies(self) -> dict[bytes, dict[str, list[int]]]:
-        """Rows by content and split, of images that occur in more than one split."""
-        return copies_across(self.images, self.rows)
-
 
 class TaskError(DataError):
     """The data of a task are missing or not as its manifest says.

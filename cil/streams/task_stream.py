@@ -302,11 +302,7 @@ def _check_heads(tasks: Sequence[ManifestTask], heads: str) -> None:
 
 
 def _in_one_shape(tasks: Sequence[ManifestTask], size: int | None) -> tuple[ManifestTask, ...]:
-    """Tasks whose images have one shape.
-
-    Raises:
-        StreamError: where sizes differ and none is asked for.
-    """
+    """Tasks whose images have one shape; refused where sizes differ and none is asked for."""
     if size is not None:
         tasks = [replace(task, preprocess={**task.preprocess, "resize": size}) for task in tasks]
     sizes = sorted({task.preprocess.get("resize", 64) for task in tasks})
@@ -343,11 +339,7 @@ def _names(task: ManifestTask) -> list[str]:
 def _cap(
     task: ManifestTask, splits: Mapping[str, Samples], wanted: ImageOptions, needed: Sequence[str]
 ) -> dict[str, Samples]:
-    """At most so many images of a class in train and in what is evaluated.
-
-    Raises:
-        StreamError: where a split that is needed has no image.
-    """
+    """At most so many images of a class in train and in what is evaluated; a split without any is refused."""
     caps = {"train": wanted.train_per_class, **dict.fromkeys(SPLITS, wanted.test_per_class)}
     capped = {name: _choose(samples, task, name, caps.get(name)) for name, samples in splits.items()}
     for name in needed:

@@ -168,26 +168,22 @@ def add_arrays(directory: Path, name: str, arrays: Mapping[str, Part], run: str 
     with replacing(path) as temporary:
         temporary.write_bytes(data)
     line = sealed({"run": run, "file": path.name, "sum": hashlib.sha256(data).hexdigest(), "arrays": list(arrays)})
-    _append(path.with_name(INDEX), json.dumps(line, separators=(",", ":")).encode() + b"\n")
+    index = path.with_name(INDEX)
+    try:
+        with index.open("ab+") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)  # a crash may have cut the last line short
+            file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise TrainingError(f"cannot write {index}: {error.strerror}; make room") from error
 
 
 def forget_arrays(directory: Path) -> None:
     """Begin the arrays of a run directory anew: none of its files counts any more."""
     for path in (directory / FOLDER / INDEX, directory / DENSE):
         path.unlink(missing_ok=True)
-
-
-def _append(path: Path, line: bytes) -> None:
-    """Add a line, after the last whole one: a crash may have cut it short."""
-    try:
-        with path.open("ab+") as file:
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise TrainingError(f"cannot write {path}: {error.strerror}; make room") from error
 
 
 def _read_index(path: Path, run: str) -> list[dict[str, Any]]:

@@ -8,15 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cil.data.tasks.examples import (
-    Access,
-    ArrayImages,
-    ExampleTable,
-    in_memory,
-    join_tables,
-    origin_hint,
-    parts_of,
-)
+from cil.data.tasks.examples import Access, ArrayImages, ExampleTable, in_memory, join_tables, origin_hint, parts_of
 from cil.errors import DataError, nearest
 
 _BINARY = {"CIFAR10": "cifar10", "CIFAR100": "cifar100"}  # torchvision would unpickle them; read in another edition

@@ -120,7 +120,13 @@ def split_rows(
         found = {
             name: _listed_rows(name, rule["lists"][name], columns, count, listed) for name in _in_order(rule["lists"])
         }
-    return _check_overlap(found)
+    owner: dict[int, str] = {}
+    for name, rows in found.items():
+        for row in rows.tolist():
+            if row in owner:
+                raise DataError(f"example {row} is in {owner[row]} and in {name}; splits may not overlap")
+            owner[row] = name
+    return {name: np.sort(found.get(name, np.array([], dtype=np.int64))).astype(np.int64) for name in SPLITS}
 
 
 def _by_shares(
@@ -192,16 +198,6 @@ def _listed_rows(
             raise DataError(f"list of {name} has '{item}', which is no example of the source ({count} in all)")
         rows.append(row)
     return np.array(rows, dtype=np.int64)
-
-
-def _check_overlap(found: dict[str, Rows]) -> dict[str, Rows]:
-    owner: dict[int, str] = {}
-    for name, rows in found.items():
-        for row in rows.tolist():
-            if row in owner:
-                raise DataError(f"example {row} is in {owner[row]} and in {name}; splits may not overlap")
-            owner[row] = name
-    return {name: np.sort(found.get(name, np.array([], dtype=np.int64))).astype(np.int64) for name in SPLITS}
 
 
 def _in_order(named: Mapping[str, Any]) -> dict[str, Any]:

@@ -123,7 +123,9 @@ def from_avalanche(
         mean=mean,
         std=std,
     )
-    stream.provenance = Provenance(notes=_notes(name, [*train, judged], signatures))
+    tested = set(judged.slots.tolist())
+    missing = sum(slot not in tested for signature in signatures for slot in signature.new_slots)
+    stream.provenance = Provenance(notes=(f"{missing} classes of '{name}' have no test image",) if missing else ())
     return stream
 
 
@@ -243,9 +245,3 @@ def _refuse_heads(benchmark: Any, name: str) -> None:
             f"{name} has {len(seen)} tasks that share the labels {sorted(shared)[:5]}; make it with "
             f"return_task_id=False and class_ids_from_zero_in_each_exp=False"
         )
-
-
-def _notes(name: str, samples: Sequence[Samples], signatures: Sequence[Signature]) -> tuple[str, ...]:
-    judged = set(samples[-1].slots.tolist())
-    missing = [slot for s in signatures for slot in s.new_slots if slot not in judged]
-    return (f"{len(missing)} classes of '{name}' have no test image",) if missing else ()

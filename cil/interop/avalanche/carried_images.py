@@ -135,7 +135,11 @@ class LogitsBuffer(ClassBuffer):
 
     def restore(self, strategy: Any, data: Any) -> None:
         if len(data):
-            data = with_logits(data, self.learner.memory.samples().extras["logits"])
+            utils, flat = library("benchmarks.utils"), library("benchmarks.utils.flat_data").FlatData
+            attribute = library("benchmarks.utils.data_attribute").TensorDataAttribute
+            logits = list(self.learner.memory.samples().extras["logits"])
+            rows = attribute(flat([logits], discard_elements_not_in_indices=True), name="logits", use_in_getitem=True)
+            data = utils.make_avalanche_dataset(data, data_attributes=[rows])  # items end with the logits of the image
         super().restore(strategy, data)
 
     def side_data(self, buffers: Mapping[int, Any]) -> dict[str, Tensor]:
@@ -204,15 +208,6 @@ def attribute_of(data: Any, name: str) -> list[Any]:
     """An attribute of each item of a data set of Avalanche."""
     values = getattr(data, name)
     return [values[row] for row in range(len(data))]
-
-
-def with_logits(data: Any, logits: Tensor) -> Any:
-    """A data set whose items end with the logits of the image."""
-    utils = library("benchmarks.utils")
-    attribute = library("benchmarks.utils.data_attribute").TensorDataAttribute
-    flat = library("benchmarks.utils.flat_data").FlatData
-    rows = flat([list(logits)], discard_elements_not_in_indices=True)
-    return utils.make_avalanche_dataset(data, data_attributes=[attribute(rows, name="logits", use_in_getitem=True)])
 
 
 def shares(total: int, count: int) -> list[int]:

@@ -106,18 +106,13 @@ def where_a_domain_begins_is_not_known(subject: AdapterSubject) -> None:
 def later_images_are_not_known(subject: AdapterSubject) -> None:
     """With other images later on, earlier images get the same answers."""
     one = subject.on_undivided()
-    with one.fresh(stream=with_images(one.stream, 0, _negative_end)) as second:
+    stream = with_images(one.stream, 0, lambda s: s[: len(s) // 2] + _negative(s[len(s) // 2 :]))
+    with one.fresh(stream=stream) as second:
         here = len(one.stream.segments[0].domains) // 2
         answers = (_predictions(run)[:here] for run in (one.finished(), second))
         demand(
             same_bits(*answers), "with other images later on, earlier ones are answered otherwise; allowed: those met"
         )
-
-
-def _negative_end(samples: Samples) -> Samples:
-    """The second half of the images as their negatives."""
-    half = len(samples) // 2
-    return samples[:half] + _negative(samples[half:])
 
 
 def _predictions(run: CheckedRun[Adapter]) -> Tensor:

@@ -70,13 +70,16 @@ def _section(groups: Sequence[Group], number: int) -> Section:
     subtitle = f"source {source.get('name')}"
     bill = [(r.label, r.bytes_by_kind(), {"carried": r.carried(), "with an update": _peak(r)}) for r in rows if r.shown]
     identity = {"table": max(number, 1), "title": f"{title}; {subtitle}"}
+    severity = f", severity {stream['severity']}" if stream.get("severity") else ""
+    batches = ", ".join(settings_list.values_of((run for group in groups for run in group.runs), "batch_size"))
+    data = f"Stream: {title}{severity}; {subtitle}; {batches} images a batch."
     return Section(
         title=title,
         subtitle=subtitle,
         number=number,
         rows=tuple(rows),
         facts=_facts(groups),
-        setup=_setup(title, subtitle, groups),
+        setup=paragraph(data, groups, "", trained=False),
         legend="" if number > 1 else LEGEND,
         grid=_grid(rows, stream["domains"]),
         best=dict.fromkeys(["error, mean %"], winner) if (winner := verdicts and verdicts[0].winner) else {},
@@ -89,13 +92,6 @@ def _section(groups: Sequence[Group], number: int) -> Section:
         entries=tuple(identity | _entry(row, stream["domains"]) for row in rows),
         plots=partial(_plots, rows, stream["segments"]),
     )
-
-
-def _setup(title: str, source: str, groups: Sequence[Group]) -> str:
-    severity = groups[0].first.stream.get("severity")
-    batches = ", ".join(settings_list.values_of((run for group in groups for run in group.runs), "batch_size"))
-    data = f"Stream: {title}{f', severity {severity}' if severity else ''}; {source}; {batches} images a batch."
-    return paragraph(data, groups, "", trained=False)
 
 
 def _peak(row: Row) -> int | None:

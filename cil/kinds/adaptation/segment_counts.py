@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -100,13 +100,11 @@ class SegmentCounts:
     def _counting(self, adapter: Adapter, flops: Flops) -> Iterator[None]:
         """Count operations, bytes kept for backward and gradients of what runs inside."""
         sizes = dict[int, int]()
-        hooks = [p.register_hook(partial(_note, sizes, number)) for number, p in enumerate(adapter.trainable())]
-        try:
+        with ExitStack() as hooks:
+            for number, parameter in enumerate(adapter.trainable()):
+                hooks.enter_context(parameter.register_hook(partial(_note, sizes, number)))
             with flops.counting(), SavedBytes(held_tensors(adapter)) as saved:
                 yield
-        finally:
-            for hook in hooks:
-                hook.remove()
         self.activations = max(self.activations, saved.peak)
         self.gradients = max(self.gradients, sum(sizes.values()))
 

@@ -113,11 +113,8 @@ def outputs_for(images: Tensor) -> Iterator[list[Output]]:
         if isinstance(output, Output) and given and given[0] is images:
             met.append(output)
 
-    hook = register_module_forward_hook(note)
-    try:
+    with register_module_forward_hook(note):
         yield met
-    finally:
-        hook.remove()
 
 
 def ranks(scores: Tensor, slots: Tensor) -> Tensor:

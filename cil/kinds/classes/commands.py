@@ -37,7 +37,10 @@ class StrategyCommands:
         from cil.engine.anytime import Anytime
 
         config = job.config
-        _refuse_adapters(config)
+        if config["source"] is not None:
+            raise ConfigError(f"source={config['source']} is for adapters; choose one, as in adapter=tent")
+        if config["adaptation"]["clean"]:
+            raise ConfigError("adaptation.clean is for adapters; choose one, as in adapter=tent")
         strategy = method_of(config, "strategy")
         if find_kind(stream.kind).learner != job.learner:
             raise ConfigError(
@@ -141,13 +144,6 @@ def _open_to_fit(strategy: partial[Any], job: Job) -> partial[Any]:
     if f"strategy.{key}" in map(key_of, job.overrides):
         return strategy
     return partial(strategy.func, **{name: value for name, value in strategy.keywords.items() if name != key})
-
-
-def _refuse_adapters(config: Mapping[str, Any]) -> None:
-    if config["source"] is not None:
-        raise ConfigError(f"source={config['source']} is for adapters; choose one, as in adapter=tent")
-    if config["adaptation"]["clean"]:
-        raise ConfigError("adaptation.clean is for adapters; choose one, as in adapter=tent")
 
 
 def images_of(stream: Stream) -> str:

@@ -42,11 +42,6 @@ def _inputs(rows: Sequence[Row]) -> Iterator[str]:
             yield f"Images{f' of {few(labels)}' if len(found) > 1 else ''}: {words}."
 
 
-def three_lines_entry(row: Row) -> dict[str, int]:
-    """The same for CSV and JSON."""
-    return {f"{name}_bytes": size for name, size in row.three_lines.items()}
-
-
 def learned_bytes_picture(rows: Sequence[Row], paint: Mapping[str, str]) -> Picture | None:
     """Last accuracy against the bytes that were learned, and against these with what is stored."""
     known = [(row, score) for row in _known(rows) if (score := row.score(LAST)).mean is not None]

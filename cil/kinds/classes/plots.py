@@ -199,7 +199,9 @@ def _accuracy_matrices(rows: Sequence[Row]) -> Picture | None:
     figure = Figure(figsize=(2.9 * across + 0.8, 2.9 * down), layout="constrained")
     grid = figure.subplots(down, across, squeeze=False)
     for axes, row in zip(grid.flat, rows, strict=False):
-        picture = _heat_map(axes, _mean_matrix(row), row.label)
+        runs = [[_numbers(line) for line in run.result("accuracy_matrix")] for run in row.runs]
+        lines = [[sum(cell) / len(cell) for cell in zip(*line, strict=True)] for line in zip(*runs, strict=True)]
+        picture = _heat_map(axes, lines, row.label)
     for axes in list(grid.flat)[len(rows) :]:
         axes.set_axis_off()
     figure.colorbar(picture, ax=list(grid.flat), shrink=0.9 / down, aspect=25, label="accuracy, %", pad=0.02)
@@ -227,11 +229,6 @@ def _heat_map(axes: Axes, matrix: list[list[float]], label: str) -> Any:
                     font = 8 if size <= 8 else 6
                     axes.text(j + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", color=shade, fontsize=font)
     return picture
-
-
-def _mean_matrix(row: Row) -> list[list[float]]:
-    matrices = [[_numbers(line) for line in run.result("accuracy_matrix")] for run in row.runs]
-    return [[sum(values) / len(values) for values in zip(*lines, strict=True)] for lines in zip(*matrices, strict=True)]
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:

@@ -28,7 +28,8 @@ def published_beside(runs: Sequence[RunSummary]) -> tuple[RowsOfOthers, ...]:
     A row says in its name which network or epochs it has, where a run of its method, or else the first one, has others.
     """
     content, run = _content(), runs[0]
-    order = "" if _same_order(run.order[1]) else "; another class order"
+    theirs = np.random.RandomState(CLASS_ORDER_SEED).permutation(len(run.order[1]))
+    order = "" if list(run.order[1]) == theirs.tolist() else "; another class order"
     scale = f"; the runs have scale={run.scale}" if run.scale else ""
     return tuple(
         _published(
@@ -69,7 +70,7 @@ def _other_setting(strategy: str, dataset: str, setting: Mapping[str, Any], run:
 
 def _matches(run: RunSummary, table: Mapping[str, Any], images: Mapping[str, int]) -> bool:
     """True for the same data set, whole, in the same portions, under the same budget."""
-    stream = run.stream
+    stream, trainer = run.stream, run.config.get("trainer") or {}
     sizes = [len(slots) for slots in stream.get("new_slots") or ()]
     name, base, increment = table["dataset"], table["base"], table["increment"]
     return (
@@ -79,7 +80,7 @@ def _matches(run: RunSummary, table: Mapping[str, Any], images: Mapping[str, int
         and bool((run.identity.get("networks") or {}).get("weights")) == bool(table.get("pretrained"))
         and ("order" not in table or table["order"] == ("by_set" if in_turn(stream) else "mixed"))
         and _same_budget(run, table)
-        and _same_training(run, table.get("training", {}))
+        and all(trainer.get(key) == value for key, value in table.get("training", {}).items())  # such as one epoch
     )
 
 
@@ -91,17 +92,6 @@ def _same_budget(run: RunSummary, table: Mapping[str, Any]) -> bool:
     if run.limit is not None or budget.get("per_class") is not None:
         return False
     return bool((budget.get("exemplars") or 0) == table["exemplars"])
-
-
-def _same_training(run: RunSummary, training: Mapping[str, Any]) -> bool:
-    """True where a run has what sets a publication's training apart, such as one epoch."""
-    trainer = run.config.get("trainer") or {}
-    return all(trainer.get(key) == value for key, value in training.items())
-
-
-def _same_order(order: Sequence[int]) -> bool:
-    wanted: list[int] = np.random.RandomState(CLASS_ORDER_SEED).permutation(len(order)).tolist()
-    return list(order) == wanted
 
 
 @cache

@@ -25,7 +25,9 @@ STANDINGS = {  # in order, each with its heading
 def class_rows(groups: Sequence[Group]) -> list[Row]:
     """Groups of one setting as rows: ranked ones first, highest last accuracy first."""
     planned = [bool(group.first.identity.get("uses_horizon")) for group in groups]
-    least = _least_with_exemplars(groups)
+    runs = [run for group in groups for run in group.finished if run.exemplars and not run.bound]
+    sizes = (run.carried(run.convention) for run in runs)  # of competitors with exemplars
+    least = min((size for size in sizes if size is not None), default=None)
     rows = [
         _row(group, label, planner and not all(planned), least)
         for group, label, planner in zip(groups, labels_of(groups), planned, strict=True)
@@ -45,13 +47,6 @@ def by_standing(rows: Iterable[Row], cells: Callable[[Row], Mapping[str, str]]) 
     for row in rows:
         lines[STANDINGS[row.standing]].append(row.line(cells(row)))
     return Grid("strategy", tuple((heading, tuple(part)) for heading, part in lines.items() if part))
-
-
-def _least_with_exemplars(groups: Sequence[Group]) -> int | None:
-    """Fewest bytes that a competitor with exemplars carries; None where none has any."""
-    runs = [run for group in groups for run in group.runs if run.status == "finished" and not run.bound]
-    sizes = [run.carried(run.convention) for run in runs if run.exemplars]
-    return min((size for size in sizes if size is not None), default=None)
 
 
 def _row(group: Group, label: str, planner: bool, least: int | None) -> Row:

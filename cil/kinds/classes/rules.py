@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -54,7 +55,9 @@ def the_budget_is_never_exceeded(subject: StrategySubject) -> None:
     """Under a budget of exemplars, and under one of bytes, no boundary is over it."""
     try:
         demand_within(subject, subject.finished().record.results, Budget(exemplars=EXEMPLARS))
-        budget = _half_as_many(subject)
+        fixed = max(bill.fixed["exact"] for bill in subject.finished().work.bill)
+        pixels = math.prod(subject.stream.image_shape)  # of the same structure, half as many exemplars
+        budget = Budget(limits=[fixed + EXEMPLARS // 2 * (pixels + 1)])
         with subject.fresh(budget=budget, recipe=BRIEF) as run:
             demand_within(subject, run.record.results, budget)
     except BudgetExceeded as error:
@@ -75,13 +78,6 @@ def demand_within(subject: StrategySubject, results: Mapping[str, Any], budget: 
                 f"after experience {index} {held:,} {unit} are carried; budget.{key} allows {allowed or 0:,}: ask "
                 f"self.budget.exemplar_slots(self) how many exemplars fit",
             )
-
-
-def _half_as_many(subject: StrategySubject) -> Budget:
-    """The bytes of a learner of the same structure and of half as many exemplars."""
-    fixed = max(bill.fixed["exact"] for bill in subject.finished().work.bill)
-    channels, height, width = subject.stream.image_shape
-    return Budget(limits=[fixed + EXEMPLARS // 2 * (channels * height * width + 1)])
 
 
 def the_live_learner_answers_as_the_rebuilt_one(subject: StrategySubject) -> None:

@@ -145,7 +145,7 @@ def _section(groups: Sequence[Group], rows: Sequence[Row], number: int, joints: 
         identity
         | _entry(row, counted)
         | (answer_tables.answers_entry(row) if answers else {})
-        | (learned_bytes.three_lines_entry(row) if three_lines else {})
+        | ({f"{name}_bytes": size for name, size in row.three_lines.items()} if three_lines else {})
         | groups_entry(row)
         | (plasticity.plasticity_entry(row, joints) if kept else {})
         | (open_set_tables.open_set_entry(row) if unknown else {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -73,11 +73,6 @@ class ForeignRow:
         scores = self.scores()
         cells = {head: str(scores[name]) for head, name in HEADS.items()}
         return Line(self.label, {"n": str(len(self.runs)), **cells, "exemplars": whole(self._exemplars())}, self.marks)
-
-    def line_beside(self) -> Line:
-        """Its line below a table of ours, which has other answers in a table of their own."""
-        line = self.line()
-        return Line(line.name, {head: cell for head, cell in line.cells.items() if head != TOP5}, line.marks)
 
     def entry(self, heading: str) -> dict[str, Any]:
         """The same for CSV and JSON, numbers unrounded."""
@@ -158,8 +153,9 @@ def _beside(parts: Sequence[tuple[Sequence[Group], Sequence[ForeignRow]]], recor
         if rows and _same_split(first, run):
             order = "" if first.stream["class_order"] == list(run.order[1]) else ", another class order"
             heading = f"foreign: read from logs, not billed{order}; not ranked"
-            lines, entries = [row.line_beside() for row in rows], [row.entry(heading) for row in rows]
-            found.append(RowsOfOthers(heading, tuple(lines), tuple(entries)))
+            lines = [row.line() for row in rows]  # other answers have a table of their own
+            lines = [replace(one, cells={h: cell for h, cell in one.cells.items() if h != TOP5}) for one in lines]
+            found.append(RowsOfOthers(heading, tuple(lines), tuple(row.entry(heading) for row in rows)))
     return tuple(found)
 
 

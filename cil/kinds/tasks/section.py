@@ -71,10 +71,8 @@ def _section(groups: Sequence[Group], number: int) -> Section:
     chance = chance_errors((run for group in groups for run in group.runs), tasks, split)
     rows = task_rows(groups, _labelled(groups), split, chance)
     years = [task["year"] for task in tasks]
-    title, budgets = (
-        f"{groups[0].first.stream_name}: {len(years)} tasks, {min(years)} to {max(years)}",
-        _budgets(groups),
-    )
+    title = f"{groups[0].first.stream_name}: {len(years)} tasks, {min(years)} to {max(years)}"
+    budgets = _budgets(groups)
     identity = {"table": max(number, 1), "title": f"{title}; {budgets}"}
     return Section(
         title=title,
@@ -99,7 +97,9 @@ def _section(groups: Sequence[Group], number: int) -> Section:
 
 
 def _grid(rows: Sequence[TaskRow]) -> Grid:
-    kinds = _paired_kinds(rows)
+    met = {kind for row in rows for kind in row.parts}
+    pairs = (("development", "final"), ("multiclass", "multilabel"))
+    kinds = [kind for pair in pairs if met.issuperset(pair) for kind in pair]
     related = any(row.relative.mean is not None for row in rows)
     again = any(row.at_end.mean is not None for row in rows)
     stored = any(row.exemplars for row in rows)
@@ -119,13 +119,6 @@ def _grid(rows: Sequence[TaskRow]) -> Grid:
         cells |= row.caps_cells
         lines.append(row.line(cells | {"seconds": seconds(row.seconds)}))
     return grid("learner", lines)
-
-
-def _paired_kinds(rows: Sequence[TaskRow]) -> list[str]:
-    """Kinds and years, where there are both."""
-    met = {kind for row in rows for kind in row.parts}
-    pairs = (("development", "final"), ("multiclass", "multilabel"))
-    return [kind for pair in pairs if met.issuperset(pair) for kind in pair]
 
 
 def _tables(rows: Sequence[TaskRow], tasks: Sequence[Task], chance: Sequence[float | None]) -> Iterable[Titled]:

@@ -37,7 +37,14 @@ class TaskWork(StrategyWork):
 
     def check_stream(self, learner: Strategy) -> None:
         """Refuse trials without held-out data, and a look inside experiences: heads are evaluated one by one."""
-        check_judged(learner.searches, self.stream)
+        events = self.stream.events if learner.searches else ()
+        lacking = [event.id for event in events if event.counts.get("dev") == 0]
+        if lacking:
+            raise ConfigError(
+                f"strategy.search has trials, and no dev images judge them in {', '.join(lacking[:3])}"
+                f"{f' and {len(lacking) - 3} more tasks' if lacking[3:] else ''}; give these a dev split, choose "
+                f"others by stream.ids, or set strategy.search.trials=0"
+            )
         if self.anytime is not None:
             raise ConfigError(
                 f"anytime.every is {self.anytime.every}, and stream '{self.stream.name}' tells the task: set it to "
@@ -75,15 +82,3 @@ class TaskWork(StrategyWork):
         """The curve of the headline split, its mean, and forgetting where tasks are evaluated again."""
         found = self._so_far.over(rows).results()
         return found if self.stream.reevaluate != "none" else found | {"forgetting": None}
-
-
-def check_judged(searches: bool, stream: TaskStream) -> None:
-    """Refuse a search on tasks without the held-out data that judge its trials."""
-    events = stream.events if searches else ()
-    lacking = [event.id for event in events if event.counts.get("dev") == 0]
-    if lacking:
-        raise ConfigError(
-            f"strategy.search has trials, and no dev images judge them in {', '.join(lacking[:3])}"
-            f"{f' and {len(lacking) - 3} more tasks' if lacking[3:] else ''}; give these a dev split, choose others by "
-            f"stream.ids, or set strategy.search.trials=0"
-        )

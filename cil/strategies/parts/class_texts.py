@@ -141,11 +141,7 @@ def read_sentences(path: str | Path) -> dict[str, list[str]]:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A mapping of a JSON file.
-
-    Raises:
-        ValueError: for a key that is there twice, of which the last would hide the others.
-    """
+    """A mapping of a JSON file; a key that is there twice is refused, as the last would hide the others."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
