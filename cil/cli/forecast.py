@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 
 from cil.cli.pool import record_of
-from cil.cli.reuse import RUNS, EarlierRun, earlier_runs
+from cil.cli.reuse import EarlierRun, runs_of_streams
 from cil.engine.driver import Run
 from cil.engine.process import in_child
 from cil.engine.timed_step import SecondsPerImage
@@ -101,13 +101,13 @@ class Forecast:
             if seconds:
                 parts.append(f"{len(seconds)} {how}")
         known = [*self.alike, *self.timed]
+        why = next((why for why in self.unknown.values() if why), "")
+        reason = "none like them has finished" + (f", and steps could not be timed: {why}" if why else "")
         if not known:
-            why = next((why for why in self.unknown.values() if why), "")
-            failed = f", and steps could not be timed: {why}" if why else ""
-            return f"not known of {len(self.unknown)} runs: none like them has finished{failed}"
+            return f"not known of {len(self.unknown)} runs: {reason}"
         # the last to end may be the longest one, begun when all others are done
         most = sum(known) / self.jobs + max(known) * (1 - 1 / self.jobs)
-        more = f"; not known of {len(self.unknown)} more" if self.unknown else ""
+        more = f"; not known of {len(self.unknown)} more: {reason}" if self.unknown else ""
         return f"{_duration(sum(known))} of computing, so at most about {_duration(most)} ({'; '.join(parts)}){more}"
 
 
@@ -123,7 +123,7 @@ def forecast(runs: Mapping[Path, tuple[str, Run]], found: Mapping[Path, Path], o
     left = {path: run for path, run in runs.items() if path not in found and path not in here}
     over = {label: why for label, run in left.values() if (why := _over(run))}
     todo = [(label, run) for label, run in left.values() if label not in over]
-    known = [*earlier_runs(RUNS), *earlier_runs(out)] if todo else []
+    known = runs_of_streams({path.relative_to(out).parent for path in left}, out) if todo else []
     measured = _timings([run for _, run in todo])
     alike, timed, unknown = [], [], {}
     for label, run in todo:

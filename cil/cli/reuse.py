@@ -49,6 +49,18 @@ def earlier_runs(folder: Path) -> list[EarlierRun]:
     return found
 
 
+def runs_of_streams(streams: Iterable[Path], out: Path) -> list[EarlierRun]:
+    """Every finished run where ``find_finished`` looks, and in ``out``; beside ``out`` those of some streams.
+
+    Args:
+        streams: Folders of streams, as they are named under ``out``.
+    """
+    beside = [place for stream in sorted(streams) for place in _places(stream, out)]
+    runs = RUNS.absolute()
+    folders = [RUNS, out, *(place for place in beside if runs not in place.absolute().parents)]
+    return [one for folder in folders for one in earlier_runs(folder)]
+
+
 def find_finished(identities: Mapping[Path, Mapping[str, Any]], out: Path) -> dict[Path, Path]:
     """Finished runs of the same identity in other folders.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cil.report.grouping import Group
+from cil.report.labels import labels_of
 from cil.report.runs import RunSummary, dig, in_effect
 from cil.report.settings_list import known, values_of, versions_of
 from cil.report.verdicts import few
@@ -21,6 +22,8 @@ def training_facts(groups: Sequence[Group]) -> dict[str, str]:
         "network": network_words,
         "epochs": epochs_words,
         "batch size": batch_words,
+        "single pass": pass_words,
+        "looks": looks_words,
         "optimizer": optimizer_words,
         "schedule": schedule_words,
         "first experience": first_words,
@@ -36,13 +39,13 @@ def training_facts(groups: Sequence[Group]) -> dict[str, str]:
 def by_row(groups: Sequence[Group], say: Callable[[RunSummary], str]) -> str:
     """What is said of all rows; where they differ, each with the rows that it holds for, those without left out."""
     found: dict[str, list[str]] = {}
-    for group in groups:
+    for group, name in zip(groups, labels_of(groups), strict=True):
         if text := say(group.first):
-            found.setdefault(text, []).append(group.first.learner)
+            found.setdefault(text, []).append(name)
     said = sum(map(len, found.values()))
     if len(found) < 2 and said in (0, len(groups)):
         return next(iter(found), "")
-    return "; ".join(f"{text} ({few(list(dict.fromkeys(names)))})" for text, names in found.items())
+    return "; ".join(f"{text} ({few(names)})" for text, names in found.items())
 
 
 def image_facts(groups: Sequence[Group]) -> dict[str, str]:
@@ -98,6 +101,20 @@ def batch_words(run: RunSummary) -> str:
     trainer = _trainer(run)
     many = trainer.get("accumulate") or 1
     return f"{_number(trainer.get('batch_size'))}{f', {many} batches summed into a step' if many > 1 else ''}"
+
+
+def pass_words(run: RunSummary) -> str:
+    """How one pass over the stream goes; empty where epochs are shuffled."""
+    steps, complexity = (_trainer(run).get(key) for key in ("updates_per_batch", "complexity"))
+    if complexity:
+        return f"in the order of the stream, batches that arrive during a step are missed (complexity {complexity})"
+    return f"in the order of the stream, {steps} steps a batch" if steps else ""
+
+
+def looks_words(run: RunSummary) -> str:
+    """The cap on reads of each new image; empty without one."""
+    looks = _trainer(run).get("looks")
+    return "" if looks in (None, "free") else f"at most {looks} at each new image, hooks included"
 
 
 def optimizer_words(run: RunSummary) -> str:
@@ -210,8 +227,8 @@ def paragraph(data: str, groups: Sequence[Group], budget: str, trained: bool = T
     if budget:
         sentences.append(f"Budget: {budget}.")
     seeds = sorted({run.seed for run in runs})
-    numbers = "seed" if len(seeds) == 1 else "seeds"
-    sentences.append(f"Numbers are of {numbers} {few(list(map(str, seeds)))}, with the sample standard deviation.")
+    several = f"seeds {few(list(map(str, seeds)))}, with the sample standard deviation"
+    sentences.append(f"Numbers are of {several if len(seeds) > 1 else f'seed {seeds[0]} alone'}.")
     made = ", ".join(versions_of(runs))
     precision, device = (" and ".join(values_of(runs, key)) for key in ("precision", "device"))
     sentences.append(f"Computed in {precision} on {device}{f' with {made}' if made else ''}.")
@@ -234,7 +251,8 @@ def _training_sentences(facts: Mapping[str, str]) -> Iterable[str]:
     yield from (form.format(facts[key]) for key, form in said.items() if key in facts)
     if "epochs" in facts and "batch size" in facts:
         yield f"Epochs of each experience: {facts['epochs']}; images a batch: {facts['batch size']}."
-    more = {"first experience": "In the first experience: {}.", "clipping": "Clipping: {}.",
+    more = {"single pass": "Single pass: {}.", "looks": "Looks: {}.",
+            "first experience": "In the first experience: {}.", "clipping": "Clipping: {}.",
             "augmentation": "Augmentation of training images: {}.", "normalisation": "Normalisation of images: {}.",
             "resized": "The network resizes images {}.",
             "exemplars chosen by": "Exemplars are chosen by {}."}  # fmt: skip

@@ -30,7 +30,11 @@ class Table:
 
     def with_published(self) -> Table:
         """The same with numbers of publications on the same settings beside the rows; they are never ranked."""
-        return replace(self, sections=tuple(section.with_published() for section in self.sections))
+        sections = tuple(section.with_published() for section in self.sections)
+        if any(new is not old for new, old in zip(sections, self.sections, strict=True)):
+            return replace(self, sections=sections)
+        none = "No published numbers of this data set, split and budget are known."
+        return replace(self, warnings=(*self.warnings, none))
 
     def without_pictures(self) -> Table:
         """The same without images of the data sets, which not everybody may be shown."""

@@ -37,6 +37,13 @@ def test_a_dry_run_counts_what_exists_wherever_it_lies_and_trains_nothing(cil, t
     assert {record.run for record in find_runs("here")} >= {done.run}
 
 
+def test_a_like_run_beside_the_folder_of_a_comparison_tells_the_time(cil):
+    asked = (*DIGITS, "strategy=replay", "trainer.threads=1", "jobs=1")
+    cil("compare", *asked, "seed=0", "out=one")
+    said = cil("compare", *asked, "seed=1", "out=two", "--dry-run")
+    assert "to be trained, 1 at a time: 1" in said.out and "1 by the slowest like run that has finished" in said.out
+
+
 def test_who_does_not_fit_at_a_point_is_named_and_left_out_there(cil):
     asked = (*DIGITS, "strategy=der,replay", "budget=bytes", "budget.points=[50_000,200_000]", "jobs=1")
     said = cil("compare", *asked, "--dry-run")
@@ -86,6 +93,8 @@ def test_a_time_that_is_not_known_says_why():
     for unknown, why in ({"a": "", "b": ""}, ""), ({"a": "", "b": "no hub"}, ", and steps could not be timed: no hub"):
         lines = list(Forecast(2, 0, {}, 0, [], [], unknown, {}, 0, None, 1).lines())
         assert lines[1] == f"time: not known of 2 runs: none like them has finished{why}"
+        lines = list(Forecast(3, 0, {}, 0, [], [9.0], unknown, {}, 0, None, 1).lines())
+        assert lines[1].endswith(f"; not known of 2 more: none like them has finished{why}")
 
 
 @pytest.mark.parametrize("name", ["benchmark", "aligned", "curve"])

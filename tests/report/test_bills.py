@@ -136,7 +136,7 @@ def test_the_set_up_is_a_paragraph_and_its_facts_are_settings(run):
         "multistep, milestones [80, 120], gamma 0.1.", "Epochs of each experience: 170; images a batch: 128.",
         "random crop after padding by 4 pixels, horizontal flip, brightness times U[0.75, 1.25]", "400 for training",
         "40 for testing", "0.1 of each class's training images, held out", "chosen by herding", "200 exemplars",
-        "seed 0,",
+        "seed 0 alone",
     ):  # fmt: skip
         assert part in section.setup, part
     assert section.facts["optimizer"] == "SGD, learning rate 0.1, momentum 0.9"
@@ -194,3 +194,23 @@ def test_a_run_whose_process_is_gone_has_stopped(run):
     lock.close()
     (record.directory / LOCK).unlink()
     assert {note.mark for note in rows_of(record)["icarl"].notes} == {"stopped 2/2"}
+
+
+def test_the_set_up_says_looks_and_passes_of_rows_and_names_rows_of_one_method_apart(run):
+    trainers = [{"looks": "1", "updates_per_batch": 3}, {"looks": "free", "complexity": "5/2"}]
+    selections = ["random", "herding"]
+    runs = [
+        run("icarl", config={"trainer": trainer, "strategy": {"selection": selection}})
+        for trainer, selection in zip(trainers, selections, strict=True)
+    ]
+    section = table(runs).sections[0]
+    once, free = sorted(row.label for row in section.rows)
+    assert "selection=herding" in once and "selection=random" in free
+    once, free = free, once
+    assert section.facts["looks"] == f"at most 1 at each new image, hooks included ({once})"
+    assert f"in the order of the stream, 3 steps a batch ({once})" in section.facts["single pass"]
+    assert f"missed (complexity 5/2) ({free})" in section.facts["single pass"]
+    for words in (f"Looks: {section.facts['looks']}.", f"Single pass: {section.facts['single pass']}."):
+        assert words in section.setup
+    assert f"random ({once})" in section.setup and "Numbers are of seed 0 alone." in section.setup
+    assert "looks" not in table([run("icarl")]).sections[0].facts

@@ -48,6 +48,12 @@ def test_the_online_rows_of_libcontinual_stand_beside_one_epoch_in_batches_of_te
     assert not any("LibContinual" in found for found in offline)
 
 
+def test_where_no_published_numbers_are_known_this_is_said(run):
+    (warning,) = table([run("icarl")]).with_published().warnings
+    assert warning == "No published numbers of this data set, split and budget are known."
+    assert table([cifar(run)]).with_published().warnings == ()
+
+
 FIVE = ["cifar10", "mnist", "fashion_mnist", "svhn", "notmnist"]
 
 
