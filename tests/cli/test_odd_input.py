@@ -15,7 +15,7 @@ CASES = {  # arguments, or an override of a run: parts of the line
     "experiment=null": "experiment is null; it must be the name of a file of the group, as experiment=NAME, or left",
     "adapter=null": "as adapter=NAME, or left out; known: bn_stats,",
     "scale=null": "as scale=NAME, or left out; known: paper, quick, small",
-    "recipe=null": "as recipe=NAME; known: default, survey",
+    "recipe=null": "as recipe=NAME; known: default, nevis22, survey",
     "model=null": "model is null; it must be the name of a file of the group, as model=NAME; known: ",
     ("compare", "strategy=finetune", "experiment=null"): "experiment is null; it must be",
     "trainer=3": "trainer is 3; it must be the name of a file",
