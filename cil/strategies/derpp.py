@@ -41,8 +41,8 @@ class DERpp(ReservoirRehearsal):
         Buzzega, Boschini, Porrello, Abati, Calderara. NeurIPS 2020, arXiv:2004.07211, equations 5 and 6, Algorithm 2.
         Departures: there the head has its final width from the start, and the logits of classes to come are stored when
         an image is. Here it has outputs for the classes seen, and logits of that width are charged. ``mean_over`` and
-        ``insert`` as in the reference gave 5.1 points more on 20 classes of CIFAR-100, two seeds. Not the expandable DER
-        (``der``).
+        ``insert`` as in the reference gave 5.1 points more on 20 classes of CIFAR-100, two seeds. Not the expandable
+        DER (``der``).
     """
 
     whole_batches = "outputs of a batch are stored after its step"
