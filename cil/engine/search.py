@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from cil.adapt import Adapter
-from cil.contract import Search
+from cil.contract import Phase, Search
 from cil.engine.cost import Cost
 from cil.engine.keys import generator
 from cil.engine.lifecycle import all_evaluating
+from cil.engine.work import Context
 from cil.errors import ConfigError, ContractError, Diverged
 from cil.memory import Flops
 from cil.strategies import Strategy
 
-if TYPE_CHECKING:
-    from cil.engine.phases import Training
-
 RESERVED = ("phase", "trial", "error", "steps", "flops", "diverged", "chosen")  # keys of a trial in the record
 Held = tuple[dict[str, Tensor], dict[str, Any]]  # what ``Holder.full_state`` gives
+
+
+class Trainer(Protocol):
+    """Trains a trial: ``cil.engine.phases.Training``."""
+
+    context: Context
+    index: int
+    seed: int
+    first_step: int
+    error: Callable[[Any, Any], float] | None
+
+    def fit(
+        self, learner: Strategy | Adapter, phase: Phase, number: int | str, costs: Sequence[Cost], trial: bool = False
+    ) -> Cost: ...
+
+    def spent(self, costs: Sequence[Cost], more: Cost | None = None) -> bool:
+        """True if the budget leaves no further step after these costs, and some more."""
+        ...
+
+    def keep(self, name: str, costs: Sequence[Cost], tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+        """Write a snapshot."""
+        ...
+
+    def go_on_from(self, content: Mapping[str, Any]) -> None:
+        """What is counted beside the learner, as a snapshot has it."""
+        ...
 
 
 @dataclass
@@ -32,7 +56,7 @@ class Trials:
     a resumed run goes on with the next trial, or inside the one it was in.
     """
 
-    training: Training
+    training: Trainer
     learner: Strategy | Adapter
     search: Search
     number: int

@@ -3,30 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
 from cil.contract import RuntimeContext, Search
 from cil.data import Samples
-from cil.engine.dry_run import held_in, planned_exemplars
+from cil.engine.dry_run import Bill, held_in, planned_exemplars
 from cil.engine.keys import generator
-from cil.engine.lifecycle import admit, all_evaluating, enter
+from cil.engine.lifecycle import MakeFactory, MakeLearner, admit, all_evaluating, enter
 from cil.engine.measured_step import Measured, modules_of, noise_samples, on_meta_or_cpu, phase_step, report, summed
-from cil.memory import Allowance, ExemplarMemory, FeatureMemory, selection, tensor_bytes
+from cil.engine.recipe import Recipe
+from cil.engine.runtime import Runtime
+from cil.memory import Allowance, Budget, ExemplarMemory, FeatureMemory, selection, tensor_bytes
 from cil.memory.exemplars import label_dtype
 from cil.memory.features import DTYPES
 from cil.memory.training_memory import ForwardTracker, TrainingMemory, bytes_by_part, in_ledger_order
 from cil.strategies import Strategy
-from cil.streams import Experience, Signature
-
-if TYPE_CHECKING:
-    from cil.engine.planned import PlannedWork
+from cil.streams import Experience, Signature, Stream
 
 ENOUGH = 4  # batches of noise on the CPU, where an experience has more images
+
+
+class Planned(Protocol):
+    """What is planned: ``cil.engine.planned.PlannedWork``."""
+
+    stream: Stream
+    budget: Budget
+    recipe: Recipe
+    name: str
+    runtime: Runtime
+    seed: int
+
+    @property
+    def make_learner(self) -> MakeLearner: ...
+
+    @property
+    def make_factory(self) -> MakeFactory: ...
+
+    @property
+    def final_bytes(self) -> int | None: ...
+
+    @property
+    def bill(self) -> Sequence[Bill]: ...
 
 
 class StrategySteps:
@@ -36,7 +58,7 @@ class StrategySteps:
         work: What is planned; nothing of its stream is looked at but the signatures.
     """
 
-    def __init__(self, work: PlannedWork) -> None:
+    def __init__(self, work: Planned) -> None:
         self.work, self.signatures = work, work.stream.signatures
 
     def largest(self, batch_size: int | None = None) -> TrainingMemory:
