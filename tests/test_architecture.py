@@ -106,7 +106,7 @@ def test_a_room_looks_only_where_it_may(room):
         assert not odd, f"{path.name} may not import {sorted(odd)}"
 
 
-@pytest.mark.parametrize("room", ["kinds", "metrics", "report", "tracking"])
+@pytest.mark.parametrize("room", rooms())
 def test_imports_go_in_no_circle_within_a_room(room):
     files = files_of(room)
     try:
