@@ -29,10 +29,12 @@ import cil
 from cil.streams import Stream
 
 HEADS = {"icarl": "nearest mean"}  # what it reports and we compare with; else the head
+NETWORKS = {"podnet": "cosine_resnet32", "coil": "cosine_resnet32", "memo": "memo_resnet32"}
 RMM_RATES = [0.4, 0.4, 0.4, 0.5, 0.5]  # m_b and c_b of five experiences, as in the survey's benchmark
 RMM_TILTS = [0.0, 0.0, 0.0, 0.1, 0.1]
 OF_METHOD: dict[str, dict[str, Any]] = {  # settings of its own file of a method
     "rmm": {"model_name": "rmm-foster", "beta1": 0.97, "m_rate_list": RMM_RATES, "c_rate_list": RMM_TILTS},
+    "coil": {"sinkhorn": 0.464, "calibration_term": 1.5, "norm_term": 3.0, "reg_term": 1e-3},
 }
 
 
@@ -118,12 +120,16 @@ def curve(where: Path, method: str, seed: int, setting: Setting, distinct: bool 
     for name, value in lengths.items():
         if hasattr(code, name):
             setattr(code, name, value)
+    if method == "coil":
+        code.memory_size = setting.exemplars
+    if method == "fetril":  # it brings its own augmentation: both sides are to have the same
+        code.transforms.ColorJitter = code.CIFAR10Policy = code.Cutout = lambda *_, **__: torch.nn.Identity()
     base: Any = importlib.import_module("models.base")
     base.batch_size = 500
     given: dict[str, Any] = {
         **lengths, "model_name": method, "memory_size": setting.exemplars, "fixed_memory": False,
         "device": [torch.device("cpu")],
-        "convnet_type": {"podnet": "cosine_resnet32", "memo": "memo_resnet32"}.get(method, "resnet32"),
+        "convnet_type": NETWORKS.get(method, "resnet32"),
         "init_epochs": epochs, "boosting_epochs": epochs, "compression_epochs": epochs, "lr": setting.rate, "T": 2,
         "beta1": 0.96, "beta2": 0.97, "oofc": "ft", "is_teacher_wa": False, "is_student_wa": False, "wa_value": 1,
         "lambda_okd": 1, "scheduler": "cosine", "t_max": epochs, "init_lr_decay": 0.1, "lrate_decay": 0.1,
