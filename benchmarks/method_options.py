@@ -26,10 +26,13 @@ import torch
 from pycil import Setting
 
 import cil
-from cil.engine.recipe import Recipe, multistep
+from cil.data import Augment
+from cil.engine.recipe import Recipe, cosine, multistep
 from cil.strategies import find
+from cil.strategies.dytox import DyTox
 from cil.strategies.gem import GEM
 from cil.strategies.rmm import RMM
+from cil.strategies.si import SI
 
 
 class FirstGivesUp(RMM):
@@ -57,6 +60,21 @@ class BatchFirst(GEM):
         super().adjust_gradients(batch)
 
 
+class OldHeadsDecay(SI):
+    """Nothing holds the rows of old classes: the optimizer lets them decay."""
+
+    def prepare(self, experience: Any) -> None:
+        super().prepare(experience)
+        self.rows = {}
+
+
+class DivergenceInTuning(DyTox):
+    """The second phase has the divergence loss too."""
+
+    def tuning_loss(self, batch: Any) -> dict[str, torch.Tensor]:
+        return dict(self.loss(batch)) if self.tuning_teacher else self._classes(batch)[1]
+
+
 PAIRS: dict[str, tuple[Any, Any]] = {  # method: old, new; each a dict of options or a partial of a class
     "podnet": ({"margin_on": "target", "tune_epochs": 5}, {"tune_epochs": 5}),
     "bic": ({}, {"second_stage": "survey"}),
@@ -70,28 +88,49 @@ PAIRS: dict[str, tuple[Any, Any]] = {  # method: old, new; each a dict of option
     "pass": ({"pseudo_by_classes": True}, {}),
     "gdumb": ({}, {"cutmix": 0.5}),
     "fetril": ({}, {"similarity": "euclidean"}),
+    "si": (partial(OldHeadsDecay), {}),
+    "dytox": (partial(DivergenceInTuning, tuning_lr=5e-5), {"tuning_lr": 1.25e-5}),
 }
 SETTING = Setting()
 COSINE = ("podnet", "aanets")
 SLOWER = {"pass": 100, "mas": 10}  # rates are divided by: mas diverges at the rate of the others
 
 
-def curve(method: str, side: str, seed: int, precision: str) -> list[float]:
-    """The accuracy curve of one run."""
+def recipe_of(method: str, side: str) -> Recipe:
+    """How a method is trained; dytox as ``recipe=survey`` has it and had it, for fewer epochs."""
+    if method == "dytox":
+        rate, first, minimum = (1.25e-4, 0.008, 1e-5) if side == "new" else (5e-4, 0.002, 0.0)
+        return Recipe(
+            epochs=100, batch_size=128, optimizer=partial(torch.optim.AdamW, lr=rate, weight_decay=1e-6),
+            scheduler=partial(cosine, warmup=5, warmup_factor=first, minimum=minimum),
+        )  # fmt: skip
     rate = SETTING.rate / SLOWER.get(method, 1)
-    recipe = Recipe(
+    return Recipe(
         epochs=SETTING.epochs, batch_size=SETTING.batch, scheduler=partial(multistep, milestones=SETTING.milestones),
         optimizer=partial(torch.optim.SGD, lr=rate, momentum=0.9, weight_decay=SETTING.decay),
     )  # fmt: skip
+
+
+def model_of(method: str, side: str) -> Any:
+    """The network of a method."""
+    if method == "dytox":  # narrower and shallower: the whole one takes an hour a run
+        options = {"width": 96, "depth": 3, "drop_path": 0.1 if side == "new" else 0.0}
+        return {"name": "convit", "options": options}
+    return f"resnet{SETTING.depth}_cosine" if method in COSINE else f"resnet{SETTING.depth}"
+
+
+def curve(method: str, side: str, seed: int, precision: str) -> list[float]:
+    """The accuracy curve of one run."""
     given = PAIRS[method][side == "new"]
     strategy = partial(find(method), **given) if isinstance(given, dict) else given
     scope = "carried+incoming" if method == "rmm" else "carried"
     budget = cil.Budget(exemplars=SETTING.exemplars, scope=scope)
-    model = f"resnet{SETTING.depth}_cosine" if method in COSINE else f"resnet{SETTING.depth}"
+    other = method == "dytox" and side == "new"
+    stream = SETTING.stream(augment=Augment(crop_padding=4, flip=True, policy="randaugment") if other else None)
     with tempfile.TemporaryDirectory() as folder:
         record = cil.train(
-            strategy, SETTING.stream(), model, budget,
-            recipe=recipe, seed=seed, run_dir=folder, precision=precision, progress=False,
+            strategy, stream, model_of(method, side), budget,
+            recipe=recipe_of(method, side), seed=seed, run_dir=folder, precision=precision, progress=False,
         )  # fmt: skip
         return list(record.results["accuracy_curve"])
 

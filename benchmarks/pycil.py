@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 import cil
+from cil.data import Augment
 from cil.streams import Stream
 
 HEADS = {"icarl": "nearest mean"}  # what it reports and we compare with; else the head
@@ -71,12 +72,13 @@ class Setting:
     milestones: tuple[int, ...] = (12, 17)
     depth: int = 14
 
-    def stream(self) -> Stream:
-        """The images."""
+    def stream(self, augment: Augment | None = None) -> Stream:
+        """The images, augmented as the survey does unless told otherwise."""
         return cil.class_incremental(
             "cifar100", base=0 if self.base == self.each else self.base, increment=self.each, order_seed=1993,
             classes=self.classes, train_per_class=self.per_class, test_per_class=self.test_per_class,
             mean=[0.5071, 0.4867, 0.4408], std=[0.2675, 0.2565, 0.2761],
+            augment=augment,
         )  # fmt: skip
 
     def arrays(self) -> list[tuple[np.ndarray, np.ndarray]]:
