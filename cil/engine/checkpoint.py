@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load, save_file
 from torch import Tensor
 
@@ -35,6 +37,7 @@ from cil.tracking.digests import SEAL, sealed, tensors_sum, unseal
 KEEP = ("all", "last", "best")
 NUMBERED = re.compile(r"(experience-(\d{3,})\.(json|safetensors)|evaluation-(\d{3,})\.safetensors)")
 SNAPSHOT = re.compile(r"((now|(phase|search)-\d+)\.json|(now|(phase|search)-\d+)-[ab]\.safetensors)")
+OF_NUMPY = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool, torch.float32, torch.float64}
 IN_BOUNDARY = ("files", "kinds", "meta", "references", "survey", "libcontinual", "facts")
 IN_SNAPSHOT = ("tensors", "names")
 READ_LAST = 16  # evaluations that are held in memory
@@ -55,7 +58,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], run: str = "") -> s
             plain[name] = tensor.clone()
     seal = _sum_of(path, plain, run)
     with replacing(path) as temporary:
-        save_file(plain, temporary, {SEAL: seal})
+        if OF_NUMPY.issuperset(tensor.dtype for tensor in plain.values()):  # keeps nothing; the same bytes
+            save_arrays({name: tensor.numpy() for name, tensor in plain.items()}, temporary, {SEAL: seal})
+        else:  # keeps 6 kB for each size of a tensor that it ever wrote
+            save_file(plain, temporary, {SEAL: seal})
     return seal
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import gc
 import json
 import os
 import pickletools
@@ -77,6 +79,33 @@ def test_what_is_read_lies_as_torch_would_lay_it(tmp_path):
     held = [bytearray(37 + count) for count in range(50)]  # a heap that is in use
     found = read_tensors(tmp_path / "many.safetensors")
     assert held and {tensor.data_ptr() % 64 for tensor in found.values()} == {0}
+
+
+def test_writing_tensors_of_many_sizes_leaves_nothing_in_memory(tmp_path):
+    """A run of many experiences writes tensors that grow; safetensors' own way keeps a type for each size."""
+    before = _array_types()
+    for count in range(1001, 1061):
+        checkpoint.write_tensors(tmp_path / "grows.safetensors", {"labels": torch.arange(count)})
+    assert _array_types() - before < 10
+
+
+def _array_types() -> int:
+    gc.collect()
+    return sum(isinstance(found, type) and issubclass(found, ctypes.Array) for found in gc.get_objects())
+
+
+def test_tensors_are_written_alike_by_either_way(tmp_path, monkeypatch):
+    tensors = {
+        "last": torch.rand(2, 3)[:, ::2],
+        "one": torch.tensor(True),
+        "none": torch.zeros(0, 4),
+        "b": torch.arange(5),
+    }
+    checkpoint.write_tensors(tmp_path / "some.safetensors", tensors)
+    found = (tmp_path / "some.safetensors").read_bytes()
+    monkeypatch.setattr(checkpoint, "OF_NUMPY", set())
+    checkpoint.write_tensors(tmp_path / "some.safetensors", tensors)
+    assert (tmp_path / "some.safetensors").read_bytes() == found
 
 
 def test_only_what_changed_is_written_and_what_is_frozen_once(kept, tmp_path):
@@ -292,7 +321,7 @@ def test_nothing_in_a_run_directory_is_a_pickle(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch):
-    save = checkpoint.save_file
+    save = checkpoint.save_arrays
     room = 4  # files that still find room: one experience writes a snapshot, the boundary and the evaluation
 
     def full(tensors, path, *rest):
@@ -304,7 +333,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch):
         save(tensors, path, *rest)
 
     with monkeypatch.context() as disk:
-        disk.setattr(checkpoint, "save_file", full)
+        disk.setattr(checkpoint, "save_arrays", full)
         with pytest.raises(TrainingError) as stopped:
             small_run(Rehearse, tmp_path, keep="all").execute()
     told = str(stopped.value)
