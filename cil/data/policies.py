@@ -29,9 +29,9 @@ def apply_policy(pixels: Tensor, draws: Tensor, policy: str) -> Tensor:
         (n, C, H, W) uint8. Pixels that come from outside an image are 0.
 
     Source: Cubuk et al., CVPR 2019, arXiv:1805.09501 (the 25 pairs found on CIFAR-10, as torchvision has them), and
-    2020, arXiv:1909.13719 (two of 14 operations at magnitude 9). ``rand_m9`` is as timm's ``rand-m9``: each of the two is
-    done with a chance of one half, and there is Invert in place of the identity; without SolarizeAdd, and Posterize
-    leaves four bits, there one.
+    2020, arXiv:1909.13719 (two of 14 operations at magnitude 9). ``rand_m9`` is as timm's ``rand-m9``: each of the two
+    is done with a chance of one half, and there is Invert in place of the identity; without SolarizeAdd, and
+    Posterize leaves four bits, there one.
     """
     done = pixels.clone()
     plan = [_steps(own, policy) for own in draws.tolist()]
@@ -72,9 +72,9 @@ def _steps(draws: Sequence[float], policy: str) -> tuple[Step | None, Step | Non
         found = [names[int(choice * len(names))] for choice in draws[:2]]
         steps = [None if name is None else (name, LEVEL * sign) for name, sign in zip(found, signs, strict=True)]
     elif policy == "rand_m9":
-        names = list(_operations())
+        known = list(_operations())
         steps = [
-            (names[int(choice * len(names))], LEVEL * sign) if chance < 0.5 else None
+            (known[int(choice * len(known))], LEVEL * sign) if chance < 0.5 else None
             for choice, chance, sign in zip(draws[:2], draws[2:4], signs, strict=True)
         ]
     else:

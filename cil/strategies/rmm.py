@@ -133,7 +133,7 @@ class RMM(Wrapper):
         return quotas | self._tilt_quotas(sorted(losses, key=lambda slot: (losses[slot], slot)), quota)
 
     def _logits(self, images: Samples, net: nn.Module) -> Tensor:
-        """Logits (N, C) of the network that exemplars are chosen by; where it has none, of the host's, or the scores."""
+        """Logits (N, C) of the network that exemplars are chosen by; where it has none, of the host's, or scores."""
         for candidate in (net, self.net):
             if candidate.num_classes == self.num_classes:
                 return extract_outputs(candidate, images).logits
