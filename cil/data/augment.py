@@ -35,7 +35,8 @@ class Augment:
         crop_area: Least share of the area that such a part has.
         crop_size: Side in pixels that such a part of a stored image is resized to, as a network with a larger input
             wants it (224); null: the old size. Images of files have ``stream.image_size``.
-        policy: ``autoaugment`` or ``randaugment``, on images rounded to whole grey levels; see ``cil.data.policies``.
+        policy: ``autoaugment``, ``randaugment`` or ``rand_m9``, on images rounded to whole grey levels; see
+            ``cil.data.policies``.
         cutout: Side in pixels of a square of zeros around a random pixel; 0: none.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-POLICIES = ("autoaugment", "randaugment")
+POLICIES = ("autoaugment", "randaugment", "rand_m9")
 DRAWS = 6  # numbers in [0, 1) for each image: two choices, two chances, two signs
 LEVEL = 0.9  # of RandAugment: magnitude 9 on a scale of 10
 
@@ -29,7 +29,9 @@ def apply_policy(pixels: Tensor, draws: Tensor, policy: str) -> Tensor:
         (n, C, H, W) uint8. Pixels that come from outside an image are 0.
 
     Source: Cubuk et al., CVPR 2019, arXiv:1805.09501 (the 25 pairs found on CIFAR-10, as torchvision has them), and
-    2020, arXiv:1909.13719 (two of 14 operations at magnitude 9).
+    2020, arXiv:1909.13719 (two of 14 operations at magnitude 9). ``rand_m9`` is as timm's ``rand-m9``: each of the two
+    is done with a chance of one half, and there is Invert in place of the identity; without SolarizeAdd, and
+    Posterize leaves four bits, there one.
     """
     done = pixels.clone()
     plan = [_steps(own, policy) for own in draws.tolist()]
@@ -69,6 +71,12 @@ def _steps(draws: Sequence[float], policy: str) -> tuple[Step | None, Step | Non
         names = [None, *(name for name in _operations() if name != "Invert")]
         found = [names[int(choice * len(names))] for choice in draws[:2]]
         steps = [None if name is None else (name, LEVEL * sign) for name, sign in zip(found, signs, strict=True)]
+    elif policy == "rand_m9":
+        known = list(_operations())
+        steps = [
+            (known[int(choice * len(known))], LEVEL * sign) if chance < 0.5 else None
+            for choice, chance, sign in zip(draws[:2], draws[2:4], signs, strict=True)
+        ]
     else:
         pair = _pairs()[int(draws[0] * len(_pairs()))]
         steps = [

@@ -156,8 +156,7 @@ class EcoTTACIL(FrozenBackbone):
         self.distillation, self.temperature = rehearsal if distillation is None else distillation, temperature
         self.scope = ("all" if rehearsal else "new") if scope == "auto" else scope
         self.answer = ("linear" if rehearsal else "ncm") if head == "auto" else head
-        by_mean = "nearest_mean" if rehearsal else "class_means"
-        self.answers_by = by_mean if self.answer == "ncm" else "head"
+        self.answers_by = "class_means" if self.answer == "ncm" else "head"  # of features as they are: not iCaRL's rule
         self.old_rows_learn = rehearsal if train_old_head is None else train_old_head
         self.per_task, self.routing, self.consolidation = sharing == "per_task", routing, consolidation
         self.warmup_epochs, self.warmup_lr = warmup_epochs, warmup_lr
@@ -361,7 +360,7 @@ class EcoTTACIL(FrozenBackbone):
         return route(scores, torch.stack(uncertainties, 1), self.tasks)
 
     def further_answers(self, images: Tensor, output: Output) -> dict[str, Tensor]:
-        return {"head": self.head(output.features)} if self.answers_by == "nearest_mean" else {}
+        return {"head": self.head(output.features)} if self.rehearses and self.answer == "ncm" else {}
 
     def _answers(self, features: Tensor) -> Tensor:
         means = self.means if self.sums is None else self.sums

@@ -33,8 +33,9 @@ class ERACE(ReservoirRehearsal):
 
     Source:
         Caccia, Aljundi, Asadi, Tuytelaars, Pineau, Belilovsky. ICLR 2022, arXiv:2104.05025, section 4, Algorithm 1.
-        There is no output for a class that was not seen yet, so none is left open. Departure: with several epochs the
-        reference code inserts an image at every step of every epoch, so that copies of it are held.
+        There is no output for a class that was not seen yet, so none is left open. Departures: with several epochs the
+        reference code (Mammoth) inserts an image at every step of every epoch, so that copies of it are held; in the
+        authors' own the first experience has exemplars and no mask, which is neither value of ``task_free``.
     """
 
     def __init__(

@@ -33,7 +33,8 @@ class RMM(Wrapper):
     held beside the images, keeps them all: after it there are as many more exemplars as a share m_0 of a later
     experience's images, in advance of what that one gives up. Level 2: the half of the new classes with
     the larger cross-entropy gets floor(q (1 - c_b)) exemplars each, the other half floor(q (1 + c_b)), for q =
-    floor(M_b / C). With rates and tilts of 0 it is the host, bit for bit.
+    floor(M_b / C); by the network that exemplars are chosen by, which around foster is the one of two branches. With
+    rates and tilts of 0 it is the host, bit for bit.
 
     Args:
         host: Name of the wrapped method; it must keep exemplars, by the part ``store_exemplars``.
@@ -132,8 +133,8 @@ class RMM(Wrapper):
         return quotas | self._tilt_quotas(sorted(losses, key=lambda slot: (losses[slot], slot)), quota)
 
     def _logits(self, images: Samples, net: nn.Module) -> Tensor:
-        """Logits (N, C) of the network; where its outputs are kept elsewhere, of ``net``, or else the scores."""
-        for candidate in (self.net, net):
+        """Logits (N, C) of the network that exemplars are chosen by; where it has none, of the host's, or scores."""
+        for candidate in (net, self.net):
             if candidate.num_classes == self.num_classes:
                 return extract_outputs(candidate, images).logits
         with torch.no_grad():

@@ -153,7 +153,7 @@ def test_dytox_has_the_rates_of_128_images_the_least_of_them_drop_path_and_randa
     config = compose(["strategy=dytox", "recipe=survey"]).config
     assert config["optimizer"]["lr"] == pytest.approx(5e-4 * 128 / 512)
     assert config["scheduler"]["minimum"] == 1e-5
-    assert config["model"]["options"]["drop_path"] == 0.1 and config["stream"]["augment"]["policy"] == "randaugment"
+    assert config["model"]["options"]["drop_path"] == 0.1 and config["stream"]["augment"]["policy"] == "rand_m9"
 
 
 def test_moe_adapters_warms_up_for_30_steps_and_goes_down_by_a_cosine_over_the_rest():

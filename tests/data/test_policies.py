@@ -10,7 +10,7 @@ from cil.data import Augment, to_float
 from cil.data.policies import DRAWS, apply_policy, cut_hole
 from cil.errors import ConfigError
 
-PARTS = [{"policy": "autoaugment"}, {"policy": "randaugment"}, {"cutout": 6}]
+PARTS = [{"policy": "autoaugment"}, {"policy": "randaugment"}, {"policy": "rand_m9"}, {"cutout": 6}]
 
 
 def key(seed=0):
@@ -69,6 +69,15 @@ def test_the_second_operation_sees_what_the_first_one_made():
     found = apply_policy(noise(), draws((3.5 / 14, 12.5 / 14)), "randaugment")
     moved = apply_policy(noise(), draws((3.5 / 14, 0)), "randaugment")
     assert torch.equal(found, f.autocontrast(moved))
+
+
+def test_rand_m9_does_each_of_its_two_with_a_chance_of_one_half():
+    x, last = noise(), 13.5 / 14  # of its 14, Invert; ShearX is the first
+    assert torch.equal(apply_policy(x, draws((last, 0), (0.49, 0.5)), "rand_m9"), 255 - x)
+    assert torch.equal(apply_policy(x, draws((last, 0), (0.5, 0.5)), "rand_m9"), x)
+    assert torch.equal(apply_policy(x, draws((last, last), (0.49, 0.49)), "rand_m9"), x)  # there and back
+    leant = apply_policy(x, draws((last, 0), (0.5, 0.49)), "rand_m9")
+    assert (leant.int() - EXPECTED["ShearX"](x).int()).abs().max() <= 1
 
 
 def test_autoaugment_takes_a_pair_and_each_of_its_operations_by_its_chance():

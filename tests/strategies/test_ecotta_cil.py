@@ -373,6 +373,14 @@ def test_with_exemplars_means_are_theirs_and_neither_carried_nor_charged(learn):
     held = learner.memory.samples()
     means = torch.stack([extract(learner._net_and_head(), held.of_class(slot)).mean(0) for slot in range(6)])
     torch.testing.assert_close(F.normalize(learner.means), F.normalize(means), rtol=1e-4, atol=1e-5)
+    results = done.record.results  # means of features as they are: iCaRL's, of features of unit length, stand beside
+    assert results["answer"] == "class_means" and set(results["answers"]) == {"class_means", "head", "nearest_mean"}
+    images, slots = (torch.cat([getattr(done.stream.test(k), part) for k in range(3)]) for part in ("images", "slots"))
+    unit = [F.normalize(extract(learner._net_and_head(), held.of_class(slot))).mean(0) for slot in range(6)]
+    with torch.no_grad():
+        near = F.normalize(learner.features(images, learner.metas.latest)) @ F.normalize(torch.stack(unit)).T
+    right = 100 * (near.argmax(1) == slots).float().mean().item()
+    assert results["answers"]["nearest_mean"]["last_accuracy"] == pytest.approx(right, abs=0.01)
     empty = learn("ecotta_cil", hyperparameters=options, recipe=ONE_EPOCH, budget=Budget(exemplars=0)).learner(2)
     assert empty.means is None
     images = done.stream.test(0).images

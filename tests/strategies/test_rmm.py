@@ -272,7 +272,8 @@ def test_harder_is_a_larger_cross_entropy_on_the_own_images_after_training(learn
         if when == "trained":
             for slot in experience.new_slots:
                 images = experience.train.of_class(slot)
-                losses[slot] = F.cross_entropy(extract_outputs(learner.net, images).logits, images.slots).item()
+                net = learner.boosted if host == "foster" else learner.net
+                losses[slot] = F.cross_entropy(extract_outputs(net, images).logits, images.slots).item()
         if when == "done":
             counts, quota = learner.memory.counts(), 4
             easy, hard = sorted(experience.new_slots, key=losses.__getitem__)
@@ -288,6 +289,20 @@ def test_harder_is_a_larger_cross_entropy_on_the_own_images_after_training(learn
 
     done = learn(Last, stream, hyperparameters=options(host, rates=[0.25], tilts=[0.0, 0.0, tilt]), budget=exemplars)
     assert len(losses) == 2 and done.record.results["exemplars"][2] == 24
+
+
+def test_around_foster_the_network_of_two_branches_says_which_classes_are_hard():
+    learner = bare("rmm", classes=[2, 2], host="foster", tilts=[0.5])
+    learner.boosted = learner._two_backbones()
+    with torch.no_grad():
+        for head, slot in ((learner.net.head, 2), (learner.boosted.head, 3)):
+            head.weight.zero_()
+            head.bias.copy_(2 * F.one_hot(torch.tensor(slot), 4))  # the other new class is the harder one
+    images = Samples.from_arrays(torch.zeros(40, 3, 12, 12, dtype=torch.uint8), torch.tensor([2, 3] * 20))
+    learner.arriving = {2: 20, 3: 20}
+    experience = Experience(signatures([2, 2], images=20)[1], images)
+    # cross-entropies of slots 2 and 3: log(e^2 + 3) = 2.34 and 0.34 there, the other way round by the student
+    assert learner.quotas(experience, 10, learner.boosted) == {3: 15, 2: 5}
 
 
 def test_old_classes_keep_the_quota(learn):
