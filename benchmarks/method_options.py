@@ -126,7 +126,7 @@ def curve(method: str, side: str, seed: int, precision: str) -> list[float]:
     scope = "carried+incoming" if method == "rmm" else "carried"
     budget = cil.Budget(exemplars=SETTING.exemplars, scope=scope)
     other = method == "dytox" and side == "new"
-    stream = SETTING.stream(augment=Augment(crop_padding=4, flip=True, policy="randaugment") if other else None)
+    stream = SETTING.stream(augment=Augment(crop_padding=4, flip=True, policy="rand_m9") if other else None)
     with tempfile.TemporaryDirectory() as folder:
         record = cil.train(
             strategy, stream, model_of(method, side), budget,
