@@ -7,11 +7,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cil.contract import Holder
+from cil.contract import Holder, Phase
+from cil.contract.reachable import data_of_phase
+from cil.contract.unkept import copied_by
 from cil.engine.step_kinds import StepKinds, StepWatch
 from cil.errors import ContractError
 from cil.memory import Entry, Flops, SavedBytes, tensor_bytes
@@ -38,6 +41,7 @@ class Cost:
     cut: bool = False  # whether training ended here because the budget left no further step
     loss: float | None = None  # mean of the last epoch
     reused: float = 0.0  # seconds of another run that trained it
+    own_images: int = 0  # of the phase, that are neither new ones nor exemplars
 
     def __post_init__(self) -> None:
         self._saved: SavedBytes | None = None  # of a step that is counted
@@ -153,6 +157,32 @@ def held_in_training(learner: Holder, costs: Sequence[Cost]) -> list[Entry]:
     largest = max((cost.entries for cost in costs), key=_bytes_of, default=[])
     end = [*Holder.training_entries(learner), *largest]
     return max([end, *([*cost.held, *cost.entries] for cost in costs)], key=_bytes_of)
+
+
+def held_by_phase(learner: Holder, phase: Phase) -> list[Entry]:
+    """A ledger line for what the loss and the training mode of a phase close over, and the learner does not keep.
+
+    Raises:
+        ContractError: for a frozen copy of a network that is kept: that is a teacher, and conventions charge teachers.
+    """
+    held, sizes = learner.held(), list[tuple[int, int]]()
+    known = set(map(id, held_tensors(learner)))
+    for found in data_of_phase([phase.loss, phase.train_mode], held.values()):
+        if isinstance(found, np.ndarray):
+            sizes.append((found.nbytes, found.size))
+            continue
+        if isinstance(found, torch.nn.Module) and (copied := copied_by(found, held)):
+            raise ContractError(
+                f"the loss of phase '{phase.name}' closes over a frozen copy of {copied}: that is a teacher, and "
+                f"conventions charge teachers; self.keep('teacher', None, kind='teacher') in __init__, and read "
+                f"self.teacher there"
+            )
+        tensors = [found] if isinstance(found, Tensor) else [*found.parameters(), *found.buffers()]
+        own = {id(tensor): tensor for tensor in tensors if id(tensor) not in known}
+        known |= own.keys()
+        sizes += [(tensor_bytes(tensor), tensor.numel()) for tensor in own.values()]
+    size, numel = sum(pair[0] for pair in sizes), sum(pair[1] for pair in sizes)
+    return [_entry(phase.name, "temporary", size, numel, "mixed")] if size else []
 
 
 def _bytes_of(lines: Sequence[Entry]) -> int:
