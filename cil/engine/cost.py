@@ -165,8 +165,8 @@ def held_by_phase(learner: Holder, phase: Phase) -> list[Entry]:
     Raises:
         ContractError: for a frozen copy of a network that is kept: that is a teacher, and conventions charge teachers.
     """
-    held, sizes = learner.held(), list[tuple[int, int]]()
-    known = set(map(id, held_tensors(learner)))
+    held, sizes = Holder.held(learner), list[tuple[int, int]]()
+    known = {id(tensor) for value in held.values() for tensor in _tensors(value)}
     for found in data_of_phase([phase.loss, phase.train_mode], held.values()):
         if isinstance(found, np.ndarray):
             sizes.append((found.nbytes, found.size))
