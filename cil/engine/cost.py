@@ -41,6 +41,7 @@ class Cost:
     cut: bool = False  # whether training ended here because the budget left no further step
     loss: float | None = None  # mean of the last epoch
     reused: float = 0.0  # seconds of another run that trained it
+    modules: int = 0  # bytes of carried modules when it ended
     own_images: int = 0  # of the phase, that are neither new ones nor exemplars
 
     def __post_init__(self) -> None:
@@ -155,8 +156,20 @@ class Unbilled(Cost):
 def held_in_training(learner: Holder, costs: Sequence[Cost]) -> list[Entry]:
     """Ledger lines of when most was held in training only: at the end, or beside a phase if that was given up since."""
     largest = max((cost.entries for cost in costs), key=_bytes_of, default=[])
-    end = [*Holder.training_entries(learner), *largest]
-    return max([end, *([*cost.held, *cost.entries] for cost in costs)], key=_bytes_of)
+    end, left = [*Holder.training_entries(learner), *largest], carried_modules(learner)
+    return max([end, *([*cost.held, *_taken_out(cost, left), *cost.entries] for cost in costs)], key=_bytes_of)
+
+
+def carried_modules(learner: Holder) -> int:
+    """Bytes of the modules that are kept as carried."""
+    kept = (name for name, kept in learner._kept.items() if kept.lifetime == "carried" and kept.reference is None)
+    modules = [value for name in kept if isinstance(value := vars(learner)[name], torch.nn.Module)]
+    return sum(tensor_bytes(tensor) for module in modules for tensor in module.state_dict().values())
+
+
+def _taken_out(cost: Cost, left: int) -> list[Entry]:
+    """A line for parts of carried modules that were there beside a phase and are not carried."""
+    return [_entry("parts", "temporary", cost.modules - left, 0, "mixed")] if cost.modules > left else []
 
 
 def held_by_phase(learner: Holder, phase: Phase) -> list[Entry]:

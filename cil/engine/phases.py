@@ -16,7 +16,7 @@ from cil.data import Augment, Samples
 from cil.data.looks import Looks
 from cil.engine.anytime import AnytimeObserver
 from cil.engine.arrival import leading
-from cil.engine.cost import Cost, held_by_phase
+from cil.engine.cost import Cost, carried_modules, held_by_phase
 from cil.engine.fit import Fit
 from cil.engine.keys import reseed
 from cil.engine.lifecycle import all_evaluating
@@ -138,7 +138,7 @@ class Training:
                 raise
             fit.cost.trial = {"diverged": True}
         fit.cost.held = [*Holder.training_entries(learner), *held_by_phase(learner, phase)]
-        fit.cost.own_images = own_images(phase)
+        fit.cost.modules, fit.cost.own_images = carried_modules(learner), own_images(phase)
         if self.observer is not None and not trial and fit.cost.cut and fit.recipe.pace is not None:
             self.observer.all_arrived(len(phase.samples))
         return fit.cost
