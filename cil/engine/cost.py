@@ -41,7 +41,7 @@ class Cost:
     cut: bool = False  # whether training ended here because the budget left no further step
     loss: float | None = None  # mean of the last epoch
     reused: float = 0.0  # seconds of another run that trained it
-    modules: int = 0  # bytes of carried modules when it ended
+    weighed: int = 0  # bytes of carried modules when it ended
     own_images: int = 0  # of the phase, that are neither new ones nor exemplars
 
     def __post_init__(self) -> None:
@@ -169,7 +169,7 @@ def carried_modules(learner: Holder) -> int:
 
 def _taken_out(cost: Cost, left: int) -> list[Entry]:
     """A line for parts of carried modules that were there beside a phase and are not carried."""
-    return [_entry("parts", "temporary", cost.modules - left, 0, "mixed")] if cost.modules > left else []
+    return [_entry("parts", "temporary", cost.weighed - left, 0, "mixed")] if cost.weighed > left else []
 
 
 def held_by_phase(learner: Holder, phase: Phase) -> list[Entry]:
