@@ -125,7 +125,7 @@ class Holder:
         if self._made is None:
             return
         made = set(map(id, self._made))
-        for name, found in self._data_beside():
+        for name, found in Holder._data_beside(self):
             if id(found) not in made:
                 raise NotKept(
                     f"{type(self).__name__}.{name} came to hold a {type(found).__name__}, inside an object, that was "
@@ -146,7 +146,7 @@ class Holder:
 
     def _data_beside(self) -> Iterator[tuple[str, Any]]:
         own = {name: value for name, value in vars(self).items() if name not in ("context", "_made")}
-        return data_beside(own, self.held(), self.context)
+        return data_beside(own, Holder.held(self), self.context)
 
     def _refuse_data(self, name: str, value: Any) -> None:
         """Raise where data would be lost at the boundary."""

@@ -10,7 +10,8 @@ from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, Genera
 from typing import Any
 from weakref import ReferenceType
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from cil.contract.unkept import DATA, PLAIN, parts_of_function
 from cil.data import Batch
@@ -71,6 +72,17 @@ def data_beside(attributes: Mapping[str, Any], kept: Mapping[str, Any], context:
             own = own or set(map(id, _parts_of(kept.values())))
             if id(found) not in own:
                 yield name, found
+
+
+def data_of_phase(functions: Iterable[Any], kept: Iterable[Any]) -> Iterator[Any]:
+    """Tensors, modules and arrays that functions of a phase close over and that are no part of what is kept.
+
+    Samples and batches, which the engine hands over, are left out.
+    """
+    own = set(map(id, _parts_of(kept)))
+    for found in reachable_data(functions, _is_lent):
+        if id(found) not in own and isinstance(found, Tensor | nn.Module | np.ndarray):
+            yield found
 
 
 def _beside_layers(module: nn.Module) -> Iterator[Any]:

@@ -74,9 +74,9 @@ def lost_buffers(name: str, module: nn.Module) -> list[str]:
 
 def copied_by(module: nn.Module, others: Mapping[str, Any]) -> str | None:
     """The name of a network that ``module`` is a frozen copy of, by class and shapes; None where it is of none."""
-    if any(parameter.requires_grad for parameter in module.parameters()):
-        return None
     shapes = _shapes(module)
+    if not shapes or any(parameter.requires_grad for parameter in module.parameters()):  # a loss has no weights
+        return None
     alike = (name for name, other in others.items() if type(other) is type(module) and other is not module)
     return next((name for name in alike if _shapes(others[name]) == shapes), None)
 

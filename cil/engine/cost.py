@@ -7,11 +7,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cil.contract import Holder
+from cil.contract import Holder, Phase
+from cil.contract.reachable import data_of_phase
+from cil.contract.unkept import copied_by
 from cil.engine.step_kinds import StepKinds, StepWatch
 from cil.errors import ContractError
 from cil.memory import Entry, Flops, SavedBytes, tensor_bytes
@@ -38,6 +41,8 @@ class Cost:
     cut: bool = False  # whether training ended here because the budget left no further step
     loss: float | None = None  # mean of the last epoch
     reused: float = 0.0  # seconds of another run that trained it
+    weighed: int = 0  # bytes of carried modules when it ended
+    own_images: int = 0  # of the phase, that are neither new ones nor exemplars
 
     def __post_init__(self) -> None:
         self._saved: SavedBytes | None = None  # of a step that is counted
@@ -151,8 +156,46 @@ class Unbilled(Cost):
 def held_in_training(learner: Holder, costs: Sequence[Cost]) -> list[Entry]:
     """Ledger lines of when most was held in training only: at the end, or beside a phase if that was given up since."""
     largest = max((cost.entries for cost in costs), key=_bytes_of, default=[])
-    end = [*Holder.training_entries(learner), *largest]
-    return max([end, *([*cost.held, *cost.entries] for cost in costs)], key=_bytes_of)
+    end, left = [*Holder.training_entries(learner), *largest], carried_modules(learner)
+    return max([end, *([*cost.held, *_taken_out(cost, left), *cost.entries] for cost in costs)], key=_bytes_of)
+
+
+def carried_modules(learner: Holder) -> int:
+    """Bytes of the modules that are kept as carried."""
+    kept = (name for name, kept in learner._kept.items() if kept.lifetime == "carried" and kept.reference is None)
+    modules = [value for name in kept if isinstance(value := vars(learner)[name], torch.nn.Module)]
+    return sum(tensor_bytes(tensor) for module in modules for tensor in module.state_dict().values())
+
+
+def _taken_out(cost: Cost, left: int) -> list[Entry]:
+    """A line for parts of carried modules that were there beside a phase and are not carried."""
+    return [_entry("parts", "temporary", cost.weighed - left, 0, "mixed")] if cost.weighed > left else []
+
+
+def held_by_phase(learner: Holder, phase: Phase) -> list[Entry]:
+    """A ledger line for what the loss and the training mode of a phase close over, and the learner does not keep.
+
+    Raises:
+        ContractError: for a frozen copy of a network that is kept: that is a teacher, and conventions charge teachers.
+    """
+    held, sizes = Holder.held(learner), list[tuple[int, int]]()
+    known = {id(tensor) for value in held.values() for tensor in _tensors(value)}
+    for found in data_of_phase([phase.loss, phase.train_mode], held.values()):
+        if isinstance(found, np.ndarray):
+            sizes.append((found.nbytes, found.size))
+            continue
+        if isinstance(found, torch.nn.Module) and (copied := copied_by(found, held)):
+            raise ContractError(
+                f"the loss of phase '{phase.name}' closes over a frozen copy of {copied}: that is a teacher, and "
+                f"conventions charge teachers; self.keep('teacher', None, kind='teacher') in __init__, and read "
+                f"self.teacher there"
+            )
+        tensors = [found] if isinstance(found, Tensor) else [*found.parameters(), *found.buffers()]
+        own = {id(tensor): tensor for tensor in tensors if id(tensor) not in known}
+        known |= own.keys()
+        sizes += [(tensor_bytes(tensor), tensor.numel()) for tensor in own.values()]
+    size, numel = sum(pair[0] for pair in sizes), sum(pair[1] for pair in sizes)
+    return [_entry(phase.name, "temporary", size, numel, "mixed")] if size else []
 
 
 def _bytes_of(lines: Sequence[Entry]) -> int:

@@ -28,6 +28,7 @@ from cil.engine.recovery import check_owner, recover
 from cil.engine.running import Rows
 from cil.engine.runtime import Runtime
 from cil.engine.status import Stop, status_kept
+from cil.engine.torch_settings import torch_as_before
 from cil.engine.work import Context, Facts, Work
 from cil.errors import BudgetExceeded, CilError, ConfigError
 from cil.tracking import FileLogger, Loggers, Record, build_loggers, describe_environment, identity_hash
@@ -66,6 +67,7 @@ class Run:
         """The method, for messages."""
         return self.work.name
 
+    @torch_as_before()
     def execute(self) -> Record:
         """Run to the end, from wherever a run in this directory stood.
 

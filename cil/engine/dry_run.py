@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cil.contract import freeze
 from cil.engine.lifecycle import MakeLearner, admit
+from cil.engine.torch_settings import torch_as_before
 from cil.errors import BudgetExceeded, CilError, ConfigError, ContractError, in_words
 from cil.memory import Allowance, Budget, tensor_bytes
 from cil.memory.budget import MORE_BESIDE
@@ -88,6 +89,7 @@ class SideLimit:
         return cls(own + declared, networks)
 
 
+@torch_as_before()
 def dry_run(
     make_learner: MakeLearner,
     make_net: Callable[[], NetFactory],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
+from collections.abc import Callable
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -16,12 +17,24 @@ def key(seed: int, *parts: object) -> int:
     True
     """
     text = "/".join(map(str, (seed, *parts))).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def generator(seed: int, *parts: object) -> torch.Generator:
     """A fresh CPU generator for one purpose at one place."""
     return torch.Generator().manual_seed(key(seed, *parts))
+
+
+def lent(seed: int, *parts: object) -> Callable[[str], torch.Generator]:
+    """``generator`` of a purpose at one place, for a learner: which place, and which seed, is not to be read off it."""
+    begun = blake2b("/".join(map(str, (seed, *parts))).encode(), digest_size=8)
+
+    def keyed(purpose: str) -> torch.Generator:
+        own = begun.copy()
+        own.update(f"/{purpose}".encode())
+        return torch.Generator().manual_seed(int.from_bytes(own.digest(), "big") >> 1)
+
+    return keyed
 
 
 def reseed(seed: int, *parts: object) -> None:

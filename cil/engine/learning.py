@@ -109,6 +109,8 @@ class StrategyWork(PlannedWork):
         }
         if reused := sum(cost.reused for cost in costs):
             facts["reused_seconds"] = reused
+        if not self.bound and (made := max((cost.own_images for cost in costs), default=0)):
+            facts["own_images"] = made
         if observed is not None:
             facts["anytime"] = observed
             facts["seconds"]["train"] -= observed["seconds"]

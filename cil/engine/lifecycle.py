@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from torch import Tensor
 from cil.contract import Holder, RuntimeContext
 from cil.data import Augment
 from cil.engine.answers_checked import checked_scores
-from cil.engine.keys import generator, reseed
+from cil.engine.keys import lent, reseed
 from cil.engine.runtime import Runtime
 from cil.errors import ContractError, StateError
 from cil.memory import Allowance, Budget, NextBoundary, State
@@ -134,8 +133,8 @@ class Learners:
         device = self.runtime.torch_device
         allowance = Allowance(self.budget, NextBoundary(final_bytes=self.final_bytes))
         learner = self.make_learner(self.make_factory(seed=self.seed, device=device), allowance)
-        keyed = partial(generator, self.seed, "strategy", index)
-        learner.context = RuntimeContext(device, keyed, self.runtime.backward, copy(self.augment))
+        keyed = lent(self.seed, "strategy", index)
+        learner.context = RuntimeContext(device, keyed, self.runtime.lent_backward, copy(self.augment))
         return learner.to(device)
 
     def rebuilt(self, index: int, state: State | None) -> Strategy:

@@ -51,15 +51,9 @@ def refuse_copies(phase: Phase, looks: Looks, shape: tuple[int, int, int]) -> No
     Raises:
         ContractError: where looks are capped and there are such images.
     """
-    streams = [phase.data] if isinstance(phase.data, Samples) else list(phase.data.values())
-    odd = [
-        store
-        for samples in streams
-        for store, rows in samples.parts
-        if len(rows) and tuple(store.shape) != NO_PIXELS and not isinstance(store, CountedStore | EncodedStore)
-    ]
     if looks.limit is None:
         return
+    streams = _streams(phase)
     rehearsed = sum(
         _in_raw_images(store, rows)
         for samples in streams
@@ -72,17 +66,32 @@ def refuse_copies(phase: Phase, looks: Looks, shape: tuple[int, int, int]) -> No
             f"{looks.copies:,} be carried, and trainer.looks is {looks.limit}: hand over images of experience.train in "
             f"place of copies, raise the budget, or set trainer.looks=free"
         )
-    if odd:
+    if own_images(phase):
         raise ContractError(
             f"phase '{phase.name}' of {looks.method} is trained on images that are neither experience.train nor "
             f"exemplars of a memory, and trainer.looks is {looks.limit}: hand over rows of these, or set it to free"
         )
 
 
-def refuse_hoard(looks: Looks, learner: Strategy, shape: tuple[int, int, int], batch: Batch) -> None:
+def own_images(phase: Phase) -> int:
+    """Images of a phase that are neither those of the experience nor exemplars; features in place of them are none."""
+    return sum(
+        len(rows)
+        for samples in _streams(phase)
+        for store, rows in samples.parts
+        if tuple(store.shape) != NO_PIXELS and not isinstance(store, CountedStore | EncodedStore)
+    )
+
+
+def _streams(phase: Phase) -> list[Samples]:
+    return [phase.data] if isinstance(phase.data, Samples) else list(phase.data.values())
+
+
+def refuse_hoard(looks: Looks, learner: Strategy, phase: Phase, shape: tuple[int, int, int], batch: Batch) -> None:
     """Refuse images that a learner holds after a step, beyond those that may be carried and the batch in hand.
 
-    Images of the experience that were looked at once could be trained on again from there. Features are no images.
+    Images of the experience that were looked at once could be trained on again from there, also from where the loss of
+    the phase closes over them. Features are no images.
 
     Raises:
         ContractError: where looks are capped and there are more.
@@ -93,7 +102,8 @@ def refuse_hoard(looks: Looks, learner: Strategy, shape: tuple[int, int, int], b
     skipped = {"make_net", "context", "_kept", "_made", *memories}
     roots = [own[name] for name in own.keys() - skipped]
     of_classes = [value for kind in type(learner).__mro__ if not of_library(kind) for value in vars(kind).values()]
-    beside = HeldImages(shape, batch.images).count([*roots, *of_classes])
+    of_phase = [phase.loss, phase.train_mode]
+    beside = HeldImages(shape, batch.images).count([*roots, *of_classes, *of_phase])
     room = UNLIMITED if looks.copies is None else looks.copies
     if rehearsed + max(0, beside - len(batch)) > room:
         raise ContractError(

@@ -16,11 +16,11 @@ from cil.data import Augment, Samples
 from cil.data.looks import Looks
 from cil.engine.anytime import AnytimeObserver
 from cil.engine.arrival import leading
-from cil.engine.cost import Cost
+from cil.engine.cost import Cost, carried_modules, held_by_phase
 from cil.engine.fit import Fit
 from cil.engine.keys import reseed
 from cil.engine.lifecycle import all_evaluating
-from cil.engine.look_limits import refuse_copies, refuse_hoard
+from cil.engine.look_limits import own_images, refuse_copies, refuse_hoard
 from cil.engine.plain_phase import PlainPhase
 from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
@@ -109,6 +109,7 @@ class Training:
             costs: Bills of all phases before it.
             trial: Its loss may become infinite: the cost then says so.
         """
+        held_by_phase(learner, phase)  # refuses
         if self.looks is not None and self.arriving is not None:
             refuse_copies(phase, self.looks, self.arriving.shape)
         fit = Fit(
@@ -123,7 +124,7 @@ class Training:
             fit.watch, fit.ahead = partial(self.observer.batch, learner), partial(self.observer.ahead, learner)
         if self._looks_are_limited and self.looks is not None and self.arriving is not None:
             assert isinstance(learner, Strategy)
-            fit.held = partial(refuse_hoard, self.looks, learner, self.arriving.shape)
+            fit.held = partial(refuse_hoard, self.looks, learner, phase, self.arriving.shape)
         now = self.context.snapshot("now")
         now = now if now is not None and now[1]["phase"] == number else None
         if now is not None:
@@ -136,7 +137,8 @@ class Training:
             if not trial:
                 raise
             fit.cost.trial = {"diverged": True}
-        fit.cost.held = Holder.training_entries(learner)
+        fit.cost.held = [*Holder.training_entries(learner), *held_by_phase(learner, phase)]
+        fit.cost.weighed, fit.cost.own_images = carried_modules(learner), own_images(phase)
         if self.observer is not None and not trial and fit.cost.cut and fit.recipe.pace is not None:
             self.observer.all_arrived(len(phase.samples))
         return fit.cost

@@ -19,6 +19,7 @@ from cil.engine.recipe import Recipe
 from cil.engine.runtime import Runtime
 from cil.engine.strategy_steps import StrategySteps
 from cil.engine.timed_step import SecondsPerImage, seconds_of_training, seconds_per_image
+from cil.engine.torch_settings import torch_as_before
 from cil.errors import BudgetExceeded, ConfigError
 from cil.memory import Allowance, Budget
 from cil.models.base import Backbone
@@ -208,6 +209,7 @@ class PlannedWork:
     def _on_meta(self) -> Any:
         return self.make_factory(seed=self.seed, meta=True)
 
+    @torch_as_before()
     def _structure(self) -> Strategy:
         """A learner without values that has met nothing."""
         return self.make_learner(self._on_meta(), Allowance(self.budget))

@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,6 +185,11 @@ class Runtime:
         """Backward, scaled where the precision needs it."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
+    @property
+    def lent_backward(self) -> Callable[[Tensor], None]:
+        """``backward`` for a learner: where losses are not scaled a plain function, from which nothing leads here."""
+        return self.backward if self.precision == "fp16" else plain_backward
+
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Undo the loss scale in the gradients, before anyone looks at them."""
         if self.scaler is not None:
@@ -203,6 +208,11 @@ class Runtime:
         self.scaler = self.known = None
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
+
+
+def plain_backward(loss: Tensor) -> None:
+    """Backward of a loss that is not scaled."""
+    loss.backward()
 
 
 def autocast_on(device: str, precision: str) -> AbstractContextManager[Any]:

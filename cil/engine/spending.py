@@ -45,6 +45,9 @@ def spent(rows: Rows, facts: Sequence[Mapping[str, Any]]) -> Spending:
     own = [fact.get("own_updates", 0) for fact in facts]
     if any(own):
         found["own_updates"] = own
+    images = [fact.get("own_images", 0) for fact in facts]
+    if any(images):
+        found["own_images"] = images
     reused = [fact.get("reused_seconds", 0.0) for fact in facts]
     if any(reused):
         found["reused_seconds"] = reused

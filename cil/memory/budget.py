@@ -186,10 +186,14 @@ class Budget:
             return ledger.beside.bytes
         return min(ledger.beside.bytes + ledger.by_kind().get("buffers", 0), ledger.unpaid_bytes)
 
-    def copy(self) -> Budget:
-        """The same terms as an object of its own, down to its lists: they were checked when it was made."""
+    def lent(self, experience: int) -> Budget:
+        """The same terms for a learner at an experience: it can change nothing of them, down to their lists.
+
+        Limits of later experiences are left out: they would tell how many come.
+        """
         own = copy(self)
-        object.__setattr__(own, "limits", None if self.limits is None else tuple(self.limits))
+        known = None if self.limits is None else tuple(self.limits[: experience + 1])
+        object.__setattr__(own, "limits", known)
         object.__setattr__(own, "caps", dict(self.caps))
         return own
 
@@ -262,7 +266,7 @@ class Allowance:
     boundary: NextBoundary
 
     def __init__(self, budget: Budget, boundary: NextBoundary = NextBoundary()) -> None:
-        object.__setattr__(self, "budget", budget.copy())  # whoever is lent it cannot change what the user asked
+        object.__setattr__(self, "budget", budget.lent(boundary.experience))
         object.__setattr__(self, "boundary", boundary)
 
     @classmethod
@@ -297,7 +301,7 @@ class Allowance:
 
     @property
     def limits(self) -> Sequence[int] | None:
-        """Bytes that the user allows after each experience; None where bytes are not capped."""
+        """Bytes that the user allows after each experience up to this one; None where bytes are not capped."""
         return self.budget.limits
 
     @property

@@ -153,8 +153,9 @@ SomeRow = TypeVar("SomeRow", bound=Row)
 def marked(rows: Sequence[SomeRow]) -> list[SomeRow]:
     """The rows of a table, with remarks on those whose effort is unlike that of the others.
 
-    Marked are those that took steps of optimizers by themselves, beside those of their phases, and those whose seconds
-    for an operation are several times the median of the table: what they do is not all counted as operations.
+    Marked are those that took steps of optimizers by themselves, beside those of their phases; those whose phases had
+    images that are neither new nor exemplars, as a generator makes; and those whose seconds for an operation are
+    several times the median of the table: what they do is not all counted as operations.
     """
     paces = [row.pace for row in rows if row.pace is not None]
     usual = median(paces) if len(paces) > 2 else None
@@ -165,6 +166,11 @@ def _effort(row: Row, usual: float | None) -> Iterable[Note]:
     own = max((sum(run.result("own_updates") or ()) for run in row.runs), default=0)
     if own:
         yield Note("own steps", f"own steps: took {own:,} optimizer steps beside those of its phases; they are counted")
+    images = max((max(run.result("own_images") or (0,)) for run in row.runs), default=0)
+    if images:
+        yield Note(
+            "own images", f"own images: trained on up to {images:,} that are neither of the experience nor exemplars"
+        )
     if usual is not None and row.pace is not None and row.pace > SLOW * usual:
         times = f"{row.pace / usual:.1f} times the median of the table"
         words = "it may do what is not counted as FLOPs, or have run on a busier machine"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 BY_STEP = (  # results of strategies with an entry for each experience
     "accuracy_curve", "accuracy_matrix", "accuracy_matrix_task_aware", "losses", "ledger", "exemplars", "given_up",
-    "over_budget", "flops", "seconds", "compute", "own_updates", "caps",
+    "over_budget", "flops", "seconds", "compute", "own_updates", "own_images", "caps",
 )  # fmt: skip
 EXTRA = "pip install 'cil[frames]'"
 

@@ -140,6 +140,7 @@ class Spending(TypedDict):
     much. ``losses`` are means of the last epoch, of the phase where it was largest; null without training. ``compute``
     is there under a budget of it, ``own_updates`` where the learner took steps of optimizers by itself.
     ``reused_seconds`` are those of ``seconds`` that another run took, for a phase that was taken over from it.
+    ``own_images`` is there where a phase was trained on images that are neither new nor exemplars: most of a phase.
     """
 
     losses: NotRequired[list[float | None]]
@@ -153,6 +154,7 @@ class Spending(TypedDict):
     peak_parameters: int | None
     compute: NotRequired[list[dict[str, Spent] | None]]
     own_updates: NotRequired[list[int]]
+    own_images: NotRequired[list[int]]
     looks: NotRequired[list[LooksAt]]
     reused_seconds: NotRequired[list[float]]
 

@@ -280,6 +280,19 @@ class InTheNetwork(Listed):
         del self.net.head.seen
 
 
+class InAPhase(Learner):
+    """The same in a list that the loss of a phase closes over."""
+
+    def phases(self, experience):
+        seen = []
+
+        def loss(batch):
+            seen.append(batch.images)
+            return self.net(torch.cat(seen)).logits.square().mean()
+
+        yield Phase("main", self.training_set(experience), loss)
+
+
 class Turned(Listed):
     """The same with channels last."""
 
@@ -366,7 +379,9 @@ class Reservoir(Rehearse):
 WRITTEN = [Written, OneRow, Columns, Halved, Normalised, AsBytes, AsNumbers, InAStream]
 
 
-@pytest.mark.parametrize("kind", [Ring, Listed, Batches, Boxed, Turned, InTheNetwork, Reservoir, OnTheClass, *WRITTEN])
+@pytest.mark.parametrize(
+    "kind", [Ring, Listed, Batches, Boxed, Turned, InTheNetwork, InAPhase, Reservoir, OnTheClass, *WRITTEN]
+)
 def test_images_held_beyond_what_may_be_carried_are_no_way_around_the_cap(tmp_path, kind):
     words = rf"{kind.__name__} holds \d+ images in training, the budget lets \d be carried beside the batch in hand"
     with pytest.raises(ContractError, match=words):

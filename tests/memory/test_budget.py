@@ -267,8 +267,9 @@ def test_what_a_learner_is_lent_is_a_copy_that_is_not_checked_again(monkeypatch)
     """A learner is grown once for each experience behind it, and lent a budget each time."""
     budget = Budget(exemplars=3, limits=(5, 6), caps={"a": 1.0})
     monkeypatch.setattr("cil.memory.budget.check_value", lambda *given: pytest.fail("checked again"))
-    lent = Allowance(budget).budget
+    lent = Allowance(budget, NextBoundary(experience=1)).budget
     assert lent == budget and lent is not budget and lent.caps is not budget.caps
+    assert Allowance(budget).budget.limits == (5,)  # of the first experience
 
 
 def test_what_a_user_asked_for_does_not_change():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -81,12 +81,32 @@ class SegmentCounts:
         return 100 * sum(self.wrong[-batches:]) / sum(self.count[-batches:])
 
     @contextmanager
+    def hook(self) -> Iterator[None]:
+        """Around what is asked of the adapter between batches."""
+        flops = Flops()
+        with flops.counting():
+            yield
+        self.extra += flops.count
+
+    @contextmanager
+    def looking(self, watch: StepWatch) -> Iterator[None]:
+        """Inside, ``watch`` is open; what the adapter does when it is asked what is to be watched is billed."""
+        with ExitStack() as stack:
+            with self.hook():
+                stack.enter_context(watch)
+            watch.take(0)  # was billed just now
+            yield
+
+    @contextmanager
     def metering(self, adapter: Adapter, watch: StepWatch, images: int, drawn: bool) -> Iterator[bool]:
         """Around a batch; gives whether it is counted (``drawn``, or due), which takes time and changes no bit."""
         size, before = str(images), adapter.context.flops.count
         if drawn or self.kinds.due(size):
             flops = Flops()
-            with self._counting(adapter, flops):
+            with self.hook():
+                trained = adapter.trainable()
+            watch.take(0)
+            with self._counting(adapter, trained, flops):
                 yield True
             count = flops.count
         else:
@@ -97,11 +117,11 @@ class SegmentCounts:
         self.kinds.add(size, watch.take(images), None if count is None else count - extra, drawn)
 
     @contextmanager
-    def _counting(self, adapter: Adapter, flops: Flops) -> Iterator[None]:
+    def _counting(self, adapter: Adapter, trained: Iterable[Tensor], flops: Flops) -> Iterator[None]:
         """Count operations, bytes kept for backward and gradients of what runs inside."""
         sizes = dict[int, int]()
         with ExitStack() as hooks:
-            for number, parameter in enumerate(adapter.trainable()):
+            for number, parameter in enumerate(trained):
                 hooks.enter_context(parameter.register_hook(partial(_note, sizes, number)))
             with flops.counting(), SavedBytes(held_tensors(adapter)) as saved:
                 yield

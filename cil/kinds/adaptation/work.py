@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from cil.contract import Frozen, Holder, RuntimeContext, freeze
 from cil.data import Augment, Batch, Samples
 from cil.engine.answers_checked import checked_scores
 from cil.engine.cost import held_in_training
-from cil.engine.keys import generator, reseed
+from cil.engine.keys import generator, lent, reseed
 from cil.engine.lifecycle import as_structured
 from cil.engine.phases import Training
 from cil.engine.process import Stopped
@@ -140,9 +139,7 @@ class AdaptationWork:
                 f"'{self.stream.name}' has {classes} of {shape}"
             )
         adapter = self.make_adapter(source)
-        adapter.context = RuntimeContext(
-            device, partial(generator, self.seed, "adapter", "build"), self.runtime.backward
-        )
+        adapter.context = RuntimeContext(device, lent(self.seed, "adapter", "build"), self.runtime.lent_backward)
         adapter.to(device)
         if state is not None:
             reseed(self.seed, "load")
@@ -204,14 +201,14 @@ class AdaptationWork:
         costs, samples = [], None
         if adapter.needs_source:
             samples = self._source()
-            adapter.context.generator = partial(generator, self.seed, "adapter", "source")
+            adapter.context.generator = lent(self.seed, "adapter", "source")
             modes = [(layer, layer.training) for module in adapter.modules() for layer in module.modules()]
             training = Training(context, DEPLOYED, self.seed, self.recipe, Augment(), self.runtime)
             costs = training.run(adapter, adapter.phases(samples))
             for layer, mode in modes:
                 layer.training = mode
         trained = context.clock.seconds
-        adapter.context.generator = partial(generator, self.seed, "adapter", "deploy")
+        adapter.context.generator = lent(self.seed, "adapter", "deploy")
         reseed(self.seed, "deploy")
         with self.runtime.autocast(), flops.counting():
             adapter.deploy(samples)
@@ -259,7 +256,7 @@ class AdaptationWork:
         drawn = drawn_steps(last, generator(self.seed, "counted", self.stream.fingerprint, index)).tolist()
         watch = StepWatch(adapter)
         for number, batch in self._batches(samples, len(counts.wrong)):
-            with watch, counts.metering(adapter, watch, len(batch), drawn[number]) as counted:
+            with counts.looking(watch), counts.metering(adapter, watch, len(batch), drawn[number]) as counted:
                 predicted, seconds = self._predicted(adapter, batch, (index, number), f"{segment.name}, batch {number}")
             counts.add(predicted, self._truth(batch.slots), None if counted else seconds)
             done = number + 1
@@ -269,7 +266,8 @@ class AdaptationWork:
                 context.log("step", {"error": counts.error(self.recipe.log_every)}, where | totals)
             stopped = context.stop() and done < last
             if stopped or self.recipe.snapshot_due(done, saved):
-                tensors, meta = adapter.full_state()
+                with counts.hook():
+                    tensors, meta = adapter.full_state()
                 tensors |= {f"{PREDICTED}slots": counts.predictions()}
                 context.save("now", tensors, {"meta": meta, "tally": counts.saved()})
                 saved = time.monotonic()
@@ -316,7 +314,7 @@ class AdaptationWork:
         self, adapter: Adapter, batch: Batch, place: tuple[int | str, int], where: str
     ) -> tuple[Tensor, float]:  # fmt: skip
         """Columns (N,) that the adapter predicts, and the seconds it took. It is handed the images and nothing else."""
-        adapter.context.generator = partial(generator, self.seed, "adapter", *place)
+        adapter.context.generator = lent(self.seed, "adapter", *place)
         reseed(self.seed, "adapt", *place)
         began = self._now()
         try:

@@ -12,7 +12,10 @@ class Tasks(KindOfParts):
     learner = "strategy"
     unit = "experiences"
     progress = "accuracy_curve"
-    by_step = ("errors", "losses", "ledger", "exemplars", "over_budget", "flops", "seconds", "compute", "own_updates")
+    by_step = (
+        "errors", "losses", "ledger", "exemplars", "over_budget", "flops", "seconds", "compute", "own_updates",
+        "own_images",
+    )  # fmt: skip
     commands = "cil.kinds.tasks.commands:COMMANDS"
     identity = "cil.kinds.tasks.record_types:TaskIdentity"
     results = "cil.kinds.tasks.record_types:TaskResults"

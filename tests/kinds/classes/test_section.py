@@ -52,18 +52,28 @@ def test_an_undefined_value_of_one_seed_leaves_the_mean_undefined(run):
 
 
 def test_rows_whose_seconds_for_an_operation_are_unlike_those_of_the_others_are_marked(run):
-    """The operations of all are the same; they train for 5, 30, 40, 50 and 190 seconds: the median is 40."""
+    """The operations of all are the same; they train for 5, 30, 40, 40, 50 and 190 seconds: the median is 40."""
 
     def took(name, seconds, **results):
         each = {"train": [seconds / 2] * 2, "consolidate": [0.0] * 2, "evaluate": [99.0] * 2, "total": 200.0}
         return run(name, results={"seconds": each, **results})
 
     honest = [took("icarl", 30.0), took("wa", 40.0), took("bic", 50.0)]
-    found = rows(table([*honest, took("der", 190.0), took("lwf", 5.0, own_updates=[100, 20])]))
+    found = rows(
+        table(
+            [
+                *honest,
+                took("der", 190.0),
+                took("lwf", 5.0, own_updates=[100, 20]),
+                took("ewc", 40.0, own_images=[0, 40]),
+            ]
+        )
+    )
     marks = {
-        label: [note.mark for note in row.notes if note.mark in ("slow", "own steps")] for label, row in found.items()
+        label: [note.mark for note in row.notes if note.mark in ("slow", "own steps", "own images")]
+        for label, row in found.items()
     }
-    assert marks == {"icarl": [], "wa": [], "bic": [], "der": ["slow"], "lwf": ["own steps"]}
+    assert marks == {"icarl": [], "wa": [], "bic": [], "der": ["slow"], "lwf": ["own steps"], "ewc": ["own images"]}
     texts = [note.text for note in (*found["der"].notes, *found["lwf"].notes)]
     assert any("4.8 times the median of the table" in text for text in texts)
     assert any(text.startswith("own steps: took 120 optimizer steps beside those of its phases") for text in texts)

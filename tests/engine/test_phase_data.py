@@ -1,0 +1,103 @@
+"""What the loss of a phase closes over, and images of a phase that are not the stream's."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from toys import Learner, Rehearse, small_run
+
+from cil.data import Samples
+from cil.errors import ContractError
+from cil.memory import Budget
+from cil.strategies import Phase
+
+NUMBERS = 100
+
+
+class ClosesOverATeacher(Learner):
+    """Distils from a copy of its network that is a variable of ``phases``."""
+
+    def phases(self, experience):
+        teacher = deepcopy(self.net).eval().requires_grad_(False)
+
+        def loss(batch):
+            return F.mse_loss(self.net(batch.images).logits, teacher(batch.images).logits)
+
+        yield Phase("main", self.training_set(experience), loss)
+
+
+class ClosesOverData(Learner):
+    """Weights of classes, a module that learns nothing, its own network and samples."""
+
+    def phases(self, experience):
+        weight, table, layer = torch.ones(NUMBERS), np.ones(NUMBERS, np.float32), nn.Linear(4, 1, bias=False)
+        both, data = nn.Sequential(self.net), experience.train
+
+        def loss(batch):
+            logits = both(batch.images).logits
+            return (
+                F.cross_entropy(logits, batch.slots, weight[: logits.shape[1]])
+                + 0 * (table[0] + len(data))
+                + (0 * layer(batch.images.flatten(1)).mean().detach())
+            )
+
+        yield Phase("main", self.training_set(experience), loss)
+
+
+def test_a_teacher_that_a_loss_closes_over_is_refused(tmp_path):
+    """Under ``libcontinual``, which charges teachers, it was free; and the peak of training bytes lacked it."""
+    for budget in (Budget(exemplars=3), Budget(limits=[10_000], convention="libcontinual")):
+        with pytest.raises(ContractError, match=r"closes over a frozen copy of net: that is a teacher.*self\.keep"):
+            small_run(ClosesOverATeacher, tmp_path / budget.convention, budget=budget).execute()
+
+
+def test_what_a_loss_closes_over_is_held_in_training(tmp_path):
+    own, plain = (small_run(kind, tmp_path / kind.__name__).execute().results for kind in (ClosesOverData, Learner))
+    entries = own["ledger"][-1]["entries"]
+    lines = [entry["bytes"] for entry in entries if entry["kind"] == "temporary"]
+    assert lines == [4 * (2 * NUMBERS + 4)]  # neither the network nor images of the experience
+    assert own["ledger"][-1]["totals"]["exact"] == plain["ledger"][-1]["totals"]["exact"]
+
+
+class TakenOut(Learner):
+    """Has a copy of its network as a part of it while it trains."""
+
+    def before_experience(self, experience):
+        self.net.copy = deepcopy(self.net)
+
+    def after_experience(self, experience):
+        del self.net.copy
+
+
+def test_parts_of_a_network_that_are_taken_out_again_were_held_in_training(tmp_path):
+    record = small_run(TakenOut, tmp_path).execute()
+    lines = [
+        {entry["name"]: entry["bytes"] for entry in ledger["entries"] if entry["kind"] == "temporary"}
+        for ledger in record.results["ledger"]
+    ]
+    head = [4 * (4 * classes + classes) for classes in (0, 2, 4)]  # of the network before each experience
+    assert [line.get("parts.temporary", 0) for line in lines] == head
+
+
+class TwoInOne(Rehearse):
+    """Stores two images of four bits in the place of one."""
+
+    def training_set(self, experience):
+        packed = self.memory.samples()
+        if not len(packed):
+            return experience.train
+        pixels = torch.cat([packed.pixels & 240, packed.pixels << 4])
+        return experience.train + Samples.from_arrays(pixels, packed.slots.repeat(2))
+
+
+def test_images_of_a_phase_that_are_not_the_streams_are_told(tmp_path):
+    """Whatever they were made of: of exemplars that are two in one, or a public set that was read on import."""
+    own = small_run(TwoInOne, tmp_path / "own", budget=Budget(exemplars=4)).execute().results
+    assert own["exemplars"][0] == 4 and own["own_images"][:2] == [0, 8]
+    plain = small_run(Rehearse, tmp_path / "plain", budget=Budget(exemplars=4)).execute().results
+    assert "own_images" not in plain
