@@ -194,6 +194,8 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: where the package of an entry point cannot be imported.
         """
+        if not isinstance(name, str):
+            return None
         self._load_once(name)
         for point in points(self.group):
             if point.name == name and name not in self.registered:

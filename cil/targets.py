@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -15,8 +15,10 @@ from typing import Any
 
 from cil.errors import CilError, ConfigError, nearest
 from cil.errors import in_words as error_in_words
+from cil.values import MOST_NUMBER, MOST_WHOLE, beyond_meaning
 
 TARGET, PARTIAL = "_target_", "_partial_"
+LISTS = (list, tuple, Sequence, Collection, Iterable)  # hints of what a list is given for
 
 
 def resolve(target: str, key: str = TARGET) -> Any:
@@ -150,8 +152,15 @@ def check_arguments(call: Callable[..., Any], given: Mapping[str, Any], key: str
             offered = [item for item in known if parameters[item].default is not inspect.Parameter.empty]
             meant = nearest(name, offered or known, prefix=where.removesuffix(name))
             raise ConfigError(f"unknown key {where}; {_name(call)} has none; {meant}")
-        if name in hints and not fits(value, hints[name]):
-            raise ConfigError(f"{where} is {value!r}; it must be {in_words(hints[name])}")
+        hint = hints.get(name, Any)
+        if not fits(value, hint):
+            words = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+            must = nearest(str(value), words) if words else f"it must be {in_words(hint)}"
+            raise ConfigError(f"{where} is {value!r}; {must}")
+        if beyond_meaning(value):
+            raise ConfigError(
+                f"{where} is {value!r}; numbers must be finite, at most {MOST_NUMBER:g}, and whole ones {MOST_WHOLE:,}"
+            )
 
 
 def _name(call: Any) -> str:
@@ -169,9 +178,10 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, item) for item in arguments)
     if origin is typing.Literal:
         return value in arguments
-    if origin in (list, tuple, Sequence, Iterable):
+    if origin in LISTS:
         items = [item for item in arguments if item is not ...]
-        return isinstance(value, list | tuple) and (not items or all(any(fits(v, h) for h in items) for v in value))
+        listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        return listed and (not items or all(any(fits(v, h) for h in items) for v in value))
     if hint in (None, types.NoneType):
         return value is None
     if hint is float:
@@ -186,8 +196,10 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Mapping)
     if hint is Any:
         return True
-    if isinstance(hint, type) and (value is None or isinstance(value, bool | int | float | str | list)):
-        return isinstance(value, hint)
+    if isinstance(value, Mapping) and TARGET in value:
+        return True  # it is judged when it is built
+    if isinstance(hint, type) and (value is None or isinstance(value, bool | int | float | str | list | Mapping)):
+        return not getattr(hint, "_is_protocol", False) and isinstance(value, hint)
     return True  # built objects are judged by whoever takes them
 
 
@@ -208,7 +220,7 @@ def in_words(hint: Any) -> str:
         return " or ".join(dict.fromkeys(in_words(item) for item in plain or typing.get_args(hint)))
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(map(str, typing.get_args(hint)))
-    if typing.get_origin(hint) in (list, tuple, Sequence, Iterable):
+    if typing.get_origin(hint) in LISTS:
         items = {_ITEMS[item] for item in typing.get_args(hint) if item in _ITEMS}
         return f"a list of {' or '.join(sorted(items))}" if items else "a list"
-    return getattr(hint, "__name__", str(hint))
+    return f"an object of the class {hint.__name__}" if isinstance(hint, type) else str(hint)

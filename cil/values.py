@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from cil.errors import ConfigError, nearest
@@ -47,9 +48,23 @@ def above_zero(none: bool = False, zero: bool = False, most: float = MOST_NUMBER
 
 def one_of(*names: Any) -> Rule:
     def rule(value: Any) -> str | None:
-        return None if value in names else nearest(value, ("null" if name is None else name for name in names))
+        return None if is_in(value, names) else nearest(value, map(yaml_word, names))
 
     return rule
+
+
+def is_in(value: Any, names: Iterable[Any]) -> bool:
+    """True for one of these values; 1 is not true, and 0 not false.
+
+    >>> is_in(1, (True, "auto")), is_in("auto", (True, "auto"))
+    (False, True)
+    """
+    return any(isinstance(value, bool) is isinstance(name, bool) and value == name for name in names)
+
+
+def yaml_word(value: object) -> str:
+    """A value as a configuration file writes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def text(none: bool = False) -> Rule:
@@ -69,6 +84,14 @@ def folder(value: Any) -> str | None:
     if len(os.fsencode(value)) > LONGEST_PATH or longest > LONGEST_NAME:
         return f"it must be a path of at most {LONGEST_PATH} bytes, {LONGEST_NAME} for each folder, or null"
     return None
+
+
+def home_path(path: str | os.PathLike[str]) -> Path:
+    """A path with the home folder in place of ``~``; that of a user who is not known stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def when(test: Callable[[Any], object], words: str) -> Rule:
@@ -124,6 +147,17 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def beyond_meaning(value: object) -> bool:
+    """True for a number, or a list with one, that is not finite or that no tensor takes.
+
+    >>> beyond_meaning(2**70), beyond_meaning([0.5, float("nan")]), beyond_meaning(1e9)
+    (True, True, False)
+    """
+    if isinstance(value, list | tuple):
+        return any(map(beyond_meaning, value))
+    return _is_number(value) and not abs(value) <= (MOST_WHOLE if is_whole(value) else MOST_NUMBER)
+
+
 def is_finite(value: object) -> TypeGuard[float]:
     """True for a finite number of any type but bool."""
     return _is_number(value) and abs(value) < float("inf")
@@ -169,12 +203,12 @@ KEYS: dict[str, Rule] = {
     "variants": variants,
     "seed": whole(0),
     "run_dir": folder,
-    "data_root": text(none=True),
+    "data_root": folder,
     "device": text(),
     "progress": one_of("auto", True, False),
     "boundary": one_of("inline", "process"),
-    "source": text(none=True),
-    "reuse": text(none=True),
+    "source": folder,
+    "reuse": folder,
     "adaptation.batch_size": whole(1),
     "adaptation.clean": one_of(True, False),
     "checkpoint.keep": one_of("last", "all", "best"),
@@ -243,7 +277,9 @@ BUILT_KEYS: dict[str, Rule] = {
     "optimizer.momentum": factor,
     "optimizer.betas": factors,
     "scheduler.minimum": above_zero(zero=True),
-    "scheduler.gamma": above_zero(),
+    "scheduler.gamma": above_zero(most=MOST_RATE),
+    "scheduler.first": whole(1, most=MOST_EPOCHS),
+    "scheduler.factor": whole(1, most=MOST_EPOCHS),
     "scheduler.milestones": milestones,
     "scheduler.warmup": whole(0),
     "scheduler.warmup_factor": above_zero(most=1),

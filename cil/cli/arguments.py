@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cil.errors import ConfigError
+from cil.values import folder
 
 
 def split_options(
@@ -65,6 +66,8 @@ def split_jobs_and_out(arguments: Sequence[str]) -> tuple[list[str], str, str]:
     jobs = values["jobs"]
     if jobs != "auto" and not (jobs.isdigit() and int(jobs) > 0):
         raise ConfigError(f"jobs is '{jobs}'; it must be auto, or a whole number of 1 or more")
+    if must := folder(values["out"]):
+        raise ConfigError(f"out is {values['out']!r}; {must}")
     for path in (Path(values["out"]), *Path(values["out"]).parents):
         if path.exists() and not path.is_dir():
             what = "is a file" if str(path) == values["out"] else f"lies below {path}, which is a file"

@@ -15,6 +15,7 @@ from typing import Any
 
 from cil.errors import ConfigError
 from cil.plugins import BUILT_IN, owner_of, points
+from cil.values import home_path
 
 OWN = "CIL_CONFIG_DIR"  # the environment's name for --config-dir, which processes of a command share
 PACKAGE = Path(__file__).parent.parent
@@ -69,7 +70,7 @@ def plugin_points() -> tuple[EntryPoint, ...]:
 def own_conf_dirs() -> dict[Path, str]:
     """Folders of ``--config-dir``, or of the environment's CIL_CONFIG_DIR, and how they were named."""
     given = filter(None, os.environ.get(OWN, "").split(os.pathsep))
-    return {Path(folder).expanduser().absolute(): folder for folder in given}
+    return {home_path(folder).absolute(): folder for folder in given}
 
 
 def check_own_conf_dirs() -> None:

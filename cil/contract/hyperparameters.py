@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cil.errors import ConfigError
-from cil.values import is_finite
+from cil.values import MOST_NUMBER, MOST_RATE, is_finite, is_in, yaml_word
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Checks:
         cil.errors.ConfigError: strategy.tuned of podnet is 'all'; allowed: head, network
         """
         for key, value in given.items():
-            if value not in allowed:
-                words = ", ".join(map(_yaml, allowed))
+            if not is_in(value, allowed):
+                words = ", ".join(map(yaml_word, allowed))
                 raise ConfigError(f"{self.group}.{key} of {method} is {value!r}; allowed: {words}")
 
     def choices(self, allowed: Mapping[str, Sequence[object]], method: str, /, **given: object) -> None:
@@ -68,11 +68,8 @@ class Checks:
 
     def _numbers(self, method: str, given: Mapping[str, object], words: str, allows: Callable[[float], bool]) -> None:
         for key, value in given.items():
-            if value is None or (is_finite(value) and allows(value)):
+            most = MOST_RATE if key.endswith("lr") else MOST_NUMBER
+            if value is None or (is_finite(value) and allows(value) and value <= most):
                 continue
-            raise ConfigError(f"{self.group}.{key} of {method} is {value!r}; it must be {words}")
-
-
-def _yaml(value: object) -> str:
-    """A value as a configuration file writes it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+            upper = f", at most {most:g}" if is_finite(value) and value > most else ""
+            raise ConfigError(f"{self.group}.{key} of {method} is {value!r}; it must be {words}{upper}")

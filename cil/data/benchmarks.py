@@ -21,6 +21,7 @@ from cil.data.folders import IMAGENET_STATISTICS, class_folders
 from cil.data.registry import Dataset, register_dataset
 from cil.data.samples import Samples
 from cil.errors import ConfigError, DataError
+from cil.values import home_path
 
 Files = tuple[list[str], list[int]]  # paths, and the class of each
 Read = Callable[[Path], "Split | None"]  # None where the folder has another layout
@@ -126,7 +127,7 @@ def open_benchmark(name: str, root: Path, path: str | Path | None = None, size: 
     Raises:
         DataError: where the folder is missing or has another layout; it says what goes where.
     """
-    known, where = BENCHMARKS[name], Path(path).expanduser() if path is not None else root / name
+    known, where = BENCHMARKS[name], home_path(path) if path is not None else root / name
     where = where if where.is_absolute() or where.is_dir() else root / where
     for _, read in known.layouts:
         split = read(where)
@@ -216,7 +217,7 @@ def core50(root: Path, path: str | Path = "core50", size: int = 128, level: str 
     """
     if level not in ("object", "category"):
         raise ConfigError(f"stream.level is '{level}'; it must be object or category")
-    where = Path(path).expanduser()
+    where = home_path(path)
     where = where if where.is_absolute() or where.is_dir() else root / where
     sessions = sorted(int(name[1:]) for name in (subfolders(where) if where.is_dir() else ()) if name[1:].isdigit())
     if not set(CORE50_TEST) < set(sessions):

@@ -32,6 +32,8 @@ T = TypeVar("T")
 _say = logging.getLogger("cil")
 warnings.filterwarnings("ignore", message="Image size .*decompression bomb")  # read, up to the size that Pillow refuses
 UNREAD_SUFFIXES = frozenset((".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".svg"))  # pictures left out, and said
+# decoded whatever the suffix says; for EPS, which it knows too, Pillow would start Ghostscript
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
 
 
@@ -63,7 +65,7 @@ def _decoded(source: Any, path: str | Path, mode: str, draft: bool = False) -> _
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(source) as file:
+        with Image.open(source, formats=FORMATS) as file:
             if draft:
                 file.draft(mode, (1, 1))
             deep = any(";16" in str(tile[3]) for tile in file.tile)

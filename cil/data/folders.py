@@ -18,6 +18,7 @@ from cil.data.mapped_store import MappedStore, write_images
 from cil.data.registry import Dataset, register_dataset
 from cil.data.samples import ArrayStore, Samples, Store
 from cil.errors import DataError
+from cil.values import home_path
 
 _PIECE = 500  # images that are decoded at a time for a mapped file
 IMAGENET_STATISTICS: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -170,7 +171,7 @@ def _store_of(files: FileStore, in_memory: Held, root: Path) -> Store:
 
 def _find(path: str | Path, root: Path) -> Path:
     """``path`` as it stands, else inside the data root."""
-    given = Path(path).expanduser()
+    given = home_path(path)
     for place in (given, root / given):
         if place.exists():
             return place

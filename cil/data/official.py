@@ -19,6 +19,7 @@ from cil.data.columns import ACCEPTED, by_name, columns_of_arrays
 from cil.data.registry import Dataset, register_dataset
 from cil.data.samples import Samples
 from cil.errors import DataError
+from cil.values import home_path
 
 CIFAR_AUGMENT = Augment(crop_padding=4, flip=True, brightness=63 / 255)  # the survey's recipe
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # the survey's, for both CIFAR sets
@@ -96,7 +97,7 @@ def npz(root: Path, path: str | Path, name: str | None = None) -> Dataset:
     Raises:
         DataError: for anything missing or wrong, naming the file.
     """
-    where = Path(path).expanduser()
+    where = home_path(path)
     where = where if where.exists() or where.is_absolute() else root / where
     name = name or where.stem
     if where.is_dir():

@@ -20,6 +20,7 @@ from cil.data.samples import Samples
 from cil.errors import ConfigError, DataError, nearest
 from cil.plugins import Registry
 from cil.targets import check_arguments
+from cil.values import home_path
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def dataset_names(root: str | Path | None = None) -> list[str]:
 def data_root(root: str | Path | None = None) -> Path:
     """Folder of data sets and caches: ``root``, else the environment's CIL_DATA, else ~/.cache/cil."""
     chosen = root or os.environ.get("CIL_DATA") or Path.home() / ".cache" / "cil"
-    return Path(chosen).expanduser()
+    return home_path(chosen)
 
 
 def load_dataset(name: str | Sequence[Any], /, root: str | Path | None = None, **options: Any) -> Dataset:
@@ -156,6 +157,8 @@ def load_dataset(name: str | Sequence[Any], /, root: str | Path | None = None, *
         DataError: where files are missing or wrong.
     """
     if isinstance(name, list | tuple):
+        if not all(isinstance(item, str | Mapping | Dataset) for item in name):
+            raise ConfigError(f"stream.dataset is {name!r}; a list has names of data sets, or mappings with a name")
         name, options = "pooled", {**options, "sets": name}
     elif isinstance(name, str) and ":" in name:
         name, options = "torch", {**options, "make": name}

@@ -131,7 +131,8 @@ class Jpeg:
 
         images = torch.empty(len(sizes), *shape, dtype=torch.uint8)
         for row, chunk in enumerate(data.cpu().split(sizes.tolist())):
-            image = Image.open(io.BytesIO(chunk.numpy().tobytes())).convert("L" if shape[0] == 1 else "RGB")
+            file = io.BytesIO(chunk.numpy().tobytes())
+            image = Image.open(file, formats=("JPEG",)).convert("L" if shape[0] == 1 else "RGB")
             images[row] = torch.from_numpy(np.array(image)).reshape(shape[1], shape[2], shape[0]).permute(2, 0, 1)
         return images
 

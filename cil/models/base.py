@@ -11,8 +11,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cil.errors import ConfigError
+from cil.values import is_whole
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+MOST_SIZE = 2**16  # of one side of a layer, or of layers
+
+
+def check_sizes(**options: Any) -> None:
+    """Refuse options of a model that are no whole number of channels, blocks, heads, ...
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    for key, value in options.items():
+        if not (is_whole(value) and 1 <= value <= MOST_SIZE):
+            raise ConfigError(f"model.options.{key} is {value!r}; it must be a whole number from 1 to {MOST_SIZE:,}")
 
 
 class Output(NamedTuple):

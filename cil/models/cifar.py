@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from cil.errors import ConfigError
-from cil.models.base import Backbone, count_parameters, he_normal
+from cil.models.base import Backbone, check_sizes, count_parameters, he_normal
 from cil.models.blocks import BasicBlock, Shortcut, conv3x3, make_stages
 from cil.models.registry import ImageSize, register_model
 
@@ -41,6 +41,7 @@ class CifarResNet(Backbone):
         shortcut: Shortcut = "append",
         cosine: bool = False,
     ) -> None:
+        check_sizes(width=width)
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
             raise ConfigError(f"a CIFAR ResNet has depth 6n + 2 (14, 20, 26, 32, ...), not {depth}; see model.name")

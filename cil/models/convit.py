@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cil.errors import ConfigError
-from cil.models.base import Output, count_parameters
+from cil.models.base import MOST_SIZE, Output, check_sizes, count_parameters
 from cil.models.frozen import freeze
 from cil.models.heads import LinearHead
 from cil.models.registry import ImageSize, register_model
@@ -151,6 +151,9 @@ class ConViT(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        check_sizes(patch_size=patch_size, width=width, depth=depth, heads=heads)
+        if not 0 < mlp_ratio <= MOST_SIZE:
+            raise ConfigError(f"model.options.mlp_ratio is {mlp_ratio}; it must be above 0, at most {MOST_SIZE:,}")
         if not 0 <= drop_path < 1:
             raise ConfigError(f"model.options.drop_path is {drop_path}; it must be 0 or more, and below 1")
         height, across = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -158,7 +161,7 @@ class ConViT(nn.Module):
             raise ConfigError(
                 f"patches of {patch_size} pixels do not fill images of {height}x{across}; see model.options.patch_size"
             )
-        if heads < 1 or width < 1 or width % heads:
+        if width % heads:
             raise ConfigError(f"{heads} heads do not divide tokens of {width} numbers; see model.options.heads")
         self.grid = (height // patch_size, across // patch_size)
         self.heads, self.mlp_ratio, self.feature_dim = heads, mlp_ratio, width

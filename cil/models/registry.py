@@ -13,6 +13,7 @@ from cil.errors import ConfigError, nearest
 from cil.models.base import drop_counters
 from cil.models.weights import load_weights
 from cil.plugins import Registry
+from cil.targets import check_arguments
 
 ImageSize = int | tuple[int, int]  # H, or (H, W)
 Builder = Callable[..., nn.Module]
@@ -59,6 +60,7 @@ def build_backbone(
     if name.startswith("timm:"):
         from cil.models.timm_zoo import timm_backbone
 
+        check_arguments(timm_backbone, options, "model.options")
         return timm_backbone(name.removeprefix("timm:"), weights, in_channels, image_size, **options)
     if name.startswith("clip:"):
         from cil.models.clip import clip_backbone
@@ -78,6 +80,7 @@ def build_backbone(
         inspect.signature(builder).bind(**arguments)
     except TypeError as error:
         raise ConfigError(f"model '{name}': {error}; see model.options") from error
+    check_arguments(builder, options, "model.options")
     backbone = drop_counters(builder(**arguments))
     if weights is not None:
         load_weights(backbone, weights)

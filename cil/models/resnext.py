@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cil.models.base import Backbone, he_normal
+from cil.models.base import Backbone, check_sizes, he_normal
 from cil.models.blocks import conv1x1, make_shortcut
 from cil.models.registry import ImageSize, register_model
 
@@ -44,6 +44,7 @@ class CifarResNeXt(Backbone):
     usual_size = 32
 
     def __init__(self, groups: int = 4, base_width: int = 32, in_channels: int = 3) -> None:
+        check_sizes(groups=groups, base_width=base_width)
         stages, inputs = [], 64
         for index in range(3):
             planes, stride = 64 * 2**index, 1 if index == 0 else 2

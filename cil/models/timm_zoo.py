@@ -102,7 +102,7 @@ def timm_backbone(
         if config is not None and config.fixed_input_size:
             options.setdefault("img_size", image_size)
         model = timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_channels, **options)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"timm cannot build '{name}' with {options}: {reason}; see the keys of model") from error
     if weights is not None and not next(model.parameters()).is_meta:

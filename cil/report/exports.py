@@ -62,12 +62,17 @@ def to_csv(table: Table) -> str:
     return csv_text(entries) if entries else ""  # of runs without results alone
 
 
+def _no_formula(value: Any) -> Any:
+    """Text that a spreadsheet would calculate, as the name of a stranger's method may be, begins with an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
 def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:
     """Lines as CSV with all columns that any of them has, nothing where undefined."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: _no_formula(value) for name, value in line.items()} for line in lines)
     return out.getvalue()
 
 

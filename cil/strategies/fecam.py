@@ -70,6 +70,7 @@ class FeCAM(FrozenBackbone):
     ) -> None:
         super().__init__(make_net, budget, train_first, first_head)
         check.one_of(COVARIANCES, "fecam", covariance=covariance)
+        check.at_least(1, "fecam", rank=rank)
         check.above(0, "fecam", diagonal_shrinkage=diagonal_shrinkage)
         check.at_least(0, "fecam", other_shrinkage=other_shrinkage)
         if tukey == "auto":

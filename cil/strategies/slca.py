@@ -98,7 +98,7 @@ class SLCA(GaussianAlignment):
             0, "slca", cross_entropy=cross_entropy, reverse=reverse, jitter=jitter, answer_growth=answer_growth,
             align_epochs=align_epochs,
         )  # fmt: skip
-        check.at_least(1, "slca", align_samples=align_samples, align_batch=align_batch)
+        check.at_least(1, "slca", rank=rank, align_samples=align_samples, align_batch=align_batch)
         check.above(0, "slca", backbone_lr=backbone_lr, first_lr=first_lr, align_lr=align_lr, temperature=temperature)
         self.backbone_lr, self.first_lr = backbone_lr, first_lr
         self.answer_growth = answer_growth if scaling == "decay" and align_epochs else 0.0

@@ -109,15 +109,7 @@ def _name(
 
 def _provenance(data: Dataset, labels: Sequence[int], train_rows: Tensor, test_rows: Tensor) -> Provenance:
     groups = {column: tuple(names) for column, names in data.groups.items()}
-    shared = 0
-    if not data.official:  # test images that are training images too, byte for byte
-        train, test = data.image_keys
-        shared = int(np.isin(test[test_rows.numpy()], train[train_rows.numpy()]).sum())
-    note = (
-        f"{shared:,} of {len(test_rows):,} test images of '{data.name}' are training images too, so accuracy is too "
-        f"high: remove them from one of the two"
-    )
-    notes = (note,) if shared else ()
+    notes = () if data.official else _doubled_images(data, train_rows, test_rows)
     if not data.origins:
         return Provenance(groups=groups, notes=notes)
     origins = tuple(data.origins[label] for label in labels)
@@ -185,3 +177,21 @@ def _experience_data(
         test=partial(take_rows, test, test_rows),
         validation=partial(take_rows, train, validation_rows),
     )
+
+
+def _doubled_images(data: Dataset, train_rows: Tensor, test_rows: Tensor) -> tuple[str, ...]:
+    """Notes on images that are there twice, byte for byte: in training and test, or in two classes."""
+    train, test = (keys[rows.numpy()] for keys, rows in zip(data.image_keys, (train_rows, test_rows), strict=True))
+    notes = []
+    if shared := int(np.isin(test, train).sum()):
+        notes.append(
+            f"{shared:,} of {len(test):,} test images of '{data.name}' are training images too, so accuracy is too "
+            f"high: remove them from one of the two"
+        )
+    with_label = np.stack([train, data.train.slots[train_rows].numpy().astype(train.dtype)], 1)
+    if doubled := len(np.unique(with_label, axis=0)) - len(np.unique(train)):
+        notes.append(
+            f"{doubled:,} training images of '{data.name}' stand in two classes or more, so one of their labels is "
+            f"wrong: remove them from all but one"
+        )
+    return tuple(notes)

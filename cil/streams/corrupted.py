@@ -31,7 +31,7 @@ from cil.streams.base import fingerprint_of
 from cil.streams.options import MOST_SEED, accepts, check_choice, check_integers, normalisation, take
 from cil.streams.registry import register_stream
 from cil.streams.shifts import Segment, ShiftStream
-from cil.values import is_finite, is_whole
+from cil.values import home_path, is_finite, is_whole
 
 __all__ = ["DomainOrder", "PixelOptions", "corrupted", "materialise"]
 
@@ -169,7 +169,7 @@ class PixelOptions:
         Raises:
             DataError: where files are missing or wrong, naming them.
         """
-        where = Path(self.folder or PUBLISHED.get(dataset.name, (f"{dataset.name}-C", ""))[0]).expanduser()
+        where = home_path(self.folder or PUBLISHED.get(dataset.name, (f"{dataset.name}-C", ""))[0])
         where = where if where.exists() or where.is_absolute() else data_root(root) / where
         if self.folder is not None and self.data == "generated":
             raise StreamError(f"stream.folder is {self.folder} with stream.data=generated; leave one out")

@@ -21,7 +21,7 @@ from cil.streams.base import ExperienceData, Signature, Stream, fingerprint_of
 from cil.streams.image_pool import ImagePool, generator, image_pool
 from cil.streams.options import MOST_EXPERIENCES, DatasetOptions, SplitOptions, accepts, check_integers, take
 from cil.streams.registry import register_stream
-from cil.values import is_finite
+from cil.values import home_path, is_finite
 
 Change = Callable[[Tensor], Tensor]  # changes (n, C, H, W) uint8
 COLUMNS = ("image", "label", "domain", "split")
@@ -250,7 +250,7 @@ def _change_pixels(samples: Any, change: Change | None) -> Any:
 
 
 def _find(path: str | Path, root: str | Path | None) -> Path:
-    given = Path(path).expanduser()
+    given = home_path(path)
     for place in (given, data_root(root) / given):
         if place.is_dir() or (place.is_file() and place.suffix == ".csv"):
             return place

@@ -15,6 +15,8 @@ import numpy as np
 
 from cil.errors import ConfigError, StreamError, nearest
 from cil.streams.manifest_schema import DOMAINS, HEADS, KINDS, SHUFFLES, VERSION
+from cil.streams.options import check_seed
+from cil.values import is_whole
 
 __all__ = [
     "DOMAINS", "HEADS", "KINDS", "SHUFFLES", "VERSION", "Manifest", "ManifestTask", "StreamInfo", "TaskFilter",
@@ -135,6 +137,16 @@ class TaskFilter:
     first: int | None = None
     last: int | None = None
 
+    def __post_init__(self) -> None:
+        for key, least in (("min_size", 0), ("first", 1), ("last", 1)):
+            value = getattr(self, key)
+            if value is not None and not (is_whole(value) and value >= least):
+                raise ConfigError(f"stream.{key} is {value!r}; it must be a whole number from {least} on, or null")
+        if self.years is not None and not (
+            len(self.years) == 2 and all(year is None or is_whole(year) for year in self.years)
+        ):
+            raise ConfigError(f"stream.years is {list(self.years)}; it must be [first, last], null for an open end")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -180,6 +192,7 @@ class Manifest:
         """
         shuffle = self.stream.shuffle if shuffle is None else shuffle
         seed = self.stream.seed if seed is None else seed
+        check_seed(seed)
         if shuffle not in SHUFFLES:
             raise ConfigError(f"no shuffle '{shuffle}' (stream.shuffle); {nearest(shuffle, SHUFFLES)}")
         tasks = sorted(self.tasks, key=lambda task: task.when)

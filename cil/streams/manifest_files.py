@@ -9,6 +9,7 @@ from typing import Any
 from cil.errors import ConfigError, StreamError, nearest
 from cil.streams.manifest import Manifest, as_mapping
 from cil.streams.manifest_rules import errors_in, parse
+from cil.values import home_path
 
 MOST_VALUES = 1_000_000  # of a YAML file
 SHIPPED = Path(__file__).parent / "manifests"
@@ -27,7 +28,7 @@ def manifest_path(name: str | Path) -> Path:
     Raises:
         ConfigError: where there is neither.
     """
-    given = Path(name).expanduser()
+    given = home_path(name)
     if given.is_file():
         return given
     shipped = SHIPPED / f"{given.name.removesuffix('.yaml')}.yaml"

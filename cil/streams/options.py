@@ -68,6 +68,9 @@ class ImageOptions:
     std: Sequence[float] | None = None
     root: str | Path | None = None
 
+    def __post_init__(self) -> None:
+        check_counts(train_per_class=self.train_per_class, test_per_class=self.test_per_class)
+
     def augmentation(self, default: Augment) -> Augment:
         """The augmentation that was asked for, else ``default``.
 
@@ -105,14 +108,10 @@ class DatasetOptions(ImageOptions):
     validation: float = 0.0
 
     def __post_init__(self) -> None:
-        if not is_whole(self.order_seed):
-            raise ConfigError(f"stream.order_seed is {self.order_seed!r}; it must be a whole number")
-        for key in ("classes", "train_per_class", "test_per_class"):
-            value = getattr(self, key)
-            if key == "classes" and isinstance(value, list | tuple):
-                continue  # looked up among the classes of the data set
-            if value is not None and not (is_whole(value) and value >= 1):
-                raise ConfigError(f"stream.{key} is {value!r}; it must be a whole number from 1 on, or null for all")
+        super().__post_init__()
+        check_seed(self.order_seed)
+        if not isinstance(self.classes, list | tuple):  # which is looked up among the classes of the data set
+            check_counts(classes=self.classes)
         share = self.validation
         if not is_finite(share) or not 0 <= share < 1:
             raise ConfigError(f"stream.validation is {share!r}; it is the share of training images, in [0, 1)")
@@ -172,7 +171,7 @@ def check_channels(mean: Sequence[float], std: Sequence[float], channels: int) -
             raise StreamError(f"stream.{key} has {len(own)} values; images have {channels} channels")
         if not all(math.isfinite(value) and (value > 0 or key == "mean") for value in own):
             raise StreamError(f"stream.{key} is {list(own)}; need finite numbers{', above 0' * (key == 'std')}")
-        if any(abs(value) > 1 or (key == "std" and value < SMALLEST_STD) for value in own):
+        if not all((0 if key == "mean" else SMALLEST_STD) <= value <= 1 for value in own):
             raise StreamError(
                 f"stream.{key} is {list(own)}; need numbers of images in [0, 1]"
                 f"{f', from {SMALLEST_STD} to 1' * (key == 'std')}: divide those of images in [0, 255] by 255"
@@ -214,7 +213,16 @@ def check_choice(key: str, value: Any, allowed: Sequence[str], more: str = "") -
         raise ConfigError(f"stream.{key} is {value!r}; {nearest(str(value), allowed)}{more}")
 
 
-def check_seed(seed: int) -> None:
-    """Refuse seeds that numpy's legacy generator does not take."""
+def check_counts(**values: Any) -> None:
+    """Refuse values that are neither None nor whole numbers from 1 on."""
+    for key, value in values.items():
+        if value is not None and not (is_whole(value) and value >= 1):
+            raise ConfigError(f"stream.{key} is {value!r}; it must be a whole number from 1 on, or null for all")
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what is no whole number, and seeds that numpy's legacy generator does not take."""
+    if not is_whole(seed):
+        raise ConfigError(f"stream.order_seed is {seed!r}; it must be a whole number")
     if not 0 <= seed <= MOST_SEED:
         raise StreamError(f"stream.order_seed is {seed}; it must be in 0 to 2^32 - 1")

@@ -23,7 +23,7 @@ from cil.streams.manifest_data import Lock, compare_with_lock, known_lock, sizes
 from cil.streams.manifest_files import read_manifest
 from cil.streams.manifest_schema import EVALUATED as SPLITS
 from cil.streams.manifest_schema import HEADS
-from cil.streams.options import ImageOptions, accepts, check_channels, check_choice, take
+from cil.streams.options import ImageOptions, accepts, check_channels, check_choice, check_counts, take
 from cil.streams.registry import register_stream
 from cil.streams.task_data import TaskError, available, load_task
 
@@ -188,7 +188,7 @@ def task_stream(
     if missing not in MISSING:
         raise ConfigError(f"stream.missing is '{missing}'; {nearest(missing, MISSING)}")
     whole = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
-    heads = heads or whole.stream.heads
+    heads = whole.stream.heads if heads is None else heads
     chosen = _check_splits(splits, whole, heads)
     lock = known_lock(whole.path, wanted.root) if whole.path else Lock()
     selected = _select(whole if variant is None else whole.variant(variant), filters, lock)
@@ -303,6 +303,7 @@ def _check_heads(tasks: Sequence[ManifestTask], heads: str) -> None:
 
 def _in_one_shape(tasks: Sequence[ManifestTask], size: int | None) -> tuple[ManifestTask, ...]:
     """Tasks whose images have one shape; refused where sizes differ and none is asked for."""
+    check_counts(image_size=size)
     if size is not None:
         tasks = [replace(task, preprocess={**task.preprocess, "resize": size}) for task in tasks]
     sizes = sorted({task.preprocess.get("resize", 64) for task in tasks})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from cil.errors import CilError, ConfigError, nearest
 from cil.plugins import load, points
+from cil.targets import check_arguments
 from cil.tracking.record import Record
 
 if TYPE_CHECKING:
@@ -224,6 +225,7 @@ def _by_target(target: str, options: Mapping[str, Any]) -> Logger:
 
 
 def _construct(maker: Any, options: Mapping[str, Any], name: str) -> Logger:
+    check_arguments(maker, options, "logger")
     try:
         logger = maker(**options)
     except TypeError as error:

@@ -34,7 +34,7 @@ _FINISH_SECONDS = 60  # limit of waiting for what is not sent yet; it stays on d
 _EVERY = 0.5  # seconds between lines of steps, and of epochs: a line costs up to a millisecond
 _LINES, _CELLS = 50, 10_000  # most lines of a chart, and cells of a confusion matrix that is drawn; tables are whole
 _log = logging.getLogger("cil.tracking")
-NOT_IN_PROJECT = "/\\#?%:"  # characters
+NOT_IN_NAMES = "/\\#?%:"  # characters
 
 
 class WandbLogger:
@@ -74,9 +74,10 @@ class WandbLogger:
     ) -> None:
         if mode not in MODES:
             raise ConfigError(f"logger.mode={mode} is unknown; {nearest(mode, MODES)}")
-        if not 0 < len(project) <= 128 or set(project) & set(NOT_IN_PROJECT):
-            odd = " ".join(NOT_IN_PROJECT)
-            raise ConfigError(f"logger.project is '{project}'; wandb takes 1 to 128 characters, and none of {odd}")
+        for key, name in (("project", project), *((("id", id),) if id is not None else ())):
+            if not 0 < len(name) <= 128 or set(name) & set(NOT_IN_NAMES):
+                odd = " ".join(NOT_IN_NAMES)
+                raise ConfigError(f"logger.{key} is '{name}'; wandb takes 1 to 128 characters, and none of {odd}")
         self.mode, self.project, self.entity, self.group = mode, project, entity, group
         self.tags, self.id = list(tags), id
         self._run: wandb.Run | None = None

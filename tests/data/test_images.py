@@ -86,6 +86,18 @@ def test_images_in_training_and_test_are_counted_before_training(image_folder, t
     assert notes(classes=["ant"]) == ()
 
 
+def test_one_image_in_two_classes_is_said_before_training(image_folder, tmp_path):
+    def notes():
+        return class_incremental("folder", path=str(image_folder), root=tmp_path, size=8).provenance.notes
+
+    for number, file in enumerate(sorted(image_folder.glob("*/*/*.png"))):
+        Image.new("RGB", (8, 8), (7, 7, number)).save(file)
+    assert notes() == ()
+    (image_folder / "train" / "cat" / "0.png").write_bytes((image_folder / "train" / "ant" / "0.png").read_bytes())
+    (note,) = notes()
+    assert note.startswith("1 training images of 'pets' stand in two classes or more")
+
+
 def test_damaged_files_are_named_when_a_stream_is_made_and_mended_ones_go_on(image_folder, tmp_path):
     def made():
         return class_incremental("folder", path=str(image_folder), root=tmp_path, increment=1, size=8)

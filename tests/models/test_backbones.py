@@ -182,8 +182,8 @@ def test_a_cifar_resnet_refuses_other_depths_than_6n_plus_2(depth):
     [
         ("resnet23", {}, "did you mean .*resnet20"),
         ("resnet32", {"stem": "3x3"}, "unexpected keyword argument 'stem'"),
-        ("resnet32", {"shortcut": "left"}, "append, centre or conv"),
-        ("resnet18", {"stem": "5x5"}, "7x7, 3x3 or 3x3pool"),
+        ("resnet32", {"shortcut": "left"}, "known: append, centre, conv"),
+        ("resnet18", {"stem": "5x5"}, "known: 3x3, 3x3pool, 7x7"),
         ("resnet32", {"weights": "hub"}, "no weights on the hub"),
         ("convnet4", {}, "at least 32 pixels"),
     ],

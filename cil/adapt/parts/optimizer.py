@@ -102,7 +102,8 @@ def make_optimizer(
     """
     check.one_of((None, "adam", "sgd"), adapter, optimizer=optimizer)
     check.at_least(0, adapter, lr=lr)
-    check.between(0, 1, adapter, momentum=momentum)
+    check.at_least(0, adapter, momentum=momentum)
+    check.below(1, adapter, momentum=momentum)
     name = default_by_classes(optimizer, num_classes, {10: "adam", 100: "adam", 1000: "sgd"})
     rate = default_by_classes(lr, num_classes, {10: 1e-3, 100: 1e-3, 1000: imagenet_lr})
     return CarriedOptimizer(tuned, name, rate, momentum, nesterov)

@@ -21,6 +21,7 @@ from cil.data.file_store import IMAGE_SUFFIXES, FileStore
 from cil.data.registry import Dataset
 from cil.data.samples import Samples
 from cil.errors import DataError
+from cil.values import home_path
 
 MARK = "generated.json"  # beside arrays that ``materialise`` wrote: they are not the published ones
 SAVED_AS = {"64": 85, "224": 85}  # JPEG quality of the published files; CIFAR-C is arrays
@@ -286,7 +287,7 @@ def materialise(
     source = GeneratedImages(
         dataset.test, seed=seed, table=table, exact_bug_compat=exact_bug_compat, frost_photos=frost_photos
     )
-    where = Path(folder).expanduser()
+    where = home_path(folder)
     where.mkdir(parents=True, exist_ok=True)
     (where / MARK).write_text(json.dumps({**source.settings, "dataset": dataset.name}, indent=1))
     count, (channels, height, width) = len(dataset.test), dataset.test.shape

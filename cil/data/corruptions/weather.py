@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cil.data.corruptions import operations as ops
 from cil.data.corruptions.operations import Floats, Generators, Pixels, to_pixels, to_unit
 from cil.errors import DataError
+from cil.values import home_path
 
 WATER, MUD = (175 / 255, 238 / 255, 238 / 255), (63 / 255, 42 / 255, 20 / 255)
 PHOTOS = 5  # the generating code lists six photographs and draws from the first five
@@ -104,7 +105,7 @@ def frost_photos(folder: str | Path, scale: float) -> list[Pixels]:
 
     from cil.data.file_store import IMAGE_SUFFIXES, read_image
 
-    where = Path(folder).expanduser()
+    where = home_path(folder)
     found = sorted(path for path in where.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)[:PHOTOS]
     if not found:
         raise DataError(f"{where} has no photograph of frost; put images there or leave out stream.frost_photos")

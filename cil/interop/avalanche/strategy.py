@@ -65,6 +65,7 @@ class AvalancheStrategy(Host):
         require("strategy=avalanche")
         check.at_least(1, "avalanche", epochs=epochs, batch_size=batch_size)
         check.at_least(0, "avalanche", lr=lr, momentum=momentum, weight_decay=weight_decay)
+        check.below(1, "avalanche", momentum=momentum)
         _refuse_unseen(self.budget.budget)
         found = method(name, type(self).bound)
         self.class_name, self.restarts = name, found.restarts

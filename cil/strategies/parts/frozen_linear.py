@@ -25,8 +25,9 @@ class FrozenLinear(FrozenBackbone):
         check.one_of((True, False), method_name(self), rehearsal=rehearsal, train_old_head=train_old_head)
         self.scope, self.old_rows_learn = "all" if rehearsal else "new", train_old_head
         self.keep("head", fresh_head(self), kind="parameters")
+        memory = ExemplarMemory(codec, selection)  # which refuses unknown names whether it is kept or not
         if rehearsal:
-            self.keep("memory", ExemplarMemory(codec, selection), kind="exemplars")
+            self.keep("memory", memory, kind="exemplars")
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D) of images in [0, 1]: those of ``net``, unless more is learned in it."""
