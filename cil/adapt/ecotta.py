@@ -107,9 +107,10 @@ class EcoTTA(Adapter):
         warmup_augment: bool = True,
     ) -> None:
         super().__init__(source)
-        check.at_least(0, "ecotta", regularisation=regularisation, threshold=threshold, lr=lr, warmup_lr=warmup_lr)
-        check.between(0, 1, "ecotta", momentum=momentum, alpha=alpha)
-        check.at_least(0, "ecotta", warmup_epochs=warmup_epochs)
+        check.at_least(0, "ecotta", regularisation=regularisation, threshold=threshold, lr=lr, momentum=momentum)
+        check.at_least(0, "ecotta", warmup_lr=warmup_lr, warmup_epochs=warmup_epochs)
+        check.between(0, 1, "ecotta", alpha=alpha)
+        check.below(1, "ecotta", momentum=momentum)
         check.at_least(1, "ecotta", warmup_batch_size=warmup_batch_size)
         check.choices(
             CHOICES, "ecotta", update=update, reg_reduction=reg_reduction, predict_from=predict_from,

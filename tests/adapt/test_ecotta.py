@@ -351,6 +351,7 @@ def test_the_file_shows_the_defaults():
         ({"grad_path": "none"}, "adapter.grad_path of ecotta is 'none'; allowed: full, lean, stop"),
         ({"mask_bits": 2}, "adapter.mask_bits of ecotta is 2; allowed: 1, 8"),
         ({"regularisation": -1}, "adapter.regularisation of ecotta is -1; it must be 0 or more"),
+        ({"momentum": 1.0}, "adapter.momentum of ecotta is 1.0; it must be below 1"),
         ({"parts": 9}, "adapter.parts is 9; this network has 6 residual blocks, so 1 to 6"),
         ({"kernel": 2}, "adapter.kernel is 2; it must be odd"),
     ],
