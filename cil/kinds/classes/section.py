@@ -255,6 +255,11 @@ def _flops(row: Row) -> float | None:
     return mean([run.flops for run in row.runs])
 
 
+def _evaluation_flops(row: Row) -> float | None:
+    """Of answers after all experiences, with what a method makes first when its state is loaded."""
+    return mean([run.result("flops", "evaluation", -1) for run in row.runs])
+
+
 def _looks(row: Row) -> float | None:
     """How often an image of an experience was read for training."""
     return mean([run.looks for run in row.runs]) if row.runs else None
@@ -280,7 +285,8 @@ def _entry(row: Row, counted: Sequence[str]) -> dict[str, Any]:
     return entry | use_entry(row) | {
         "public_bytes": _public(row), "exemplars": row.exemplars,
         "images_beside": row.images_beside, "flops": _flops(row), "looks": _looks(row), "tuning": _tuning(row),
-        "tuning_flops": _tuning_flops(row), "peak_training_bytes": row.peak_training_bytes, "seconds": row.seconds,
+        "tuning_flops": _tuning_flops(row), "evaluation_flops": _evaluation_flops(row),
+        "peak_training_bytes": row.peak_training_bytes, "seconds": row.seconds,
         **row.caps_entry, **scores_entry(_own_metrics(row)), "notes": "; ".join(note.text for note in row.notes),
     }  # fmt: skip
 
