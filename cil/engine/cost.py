@@ -179,7 +179,7 @@ def held_by_phase(learner: Holder, phase: Phase) -> list[Entry]:
         ContractError: for a frozen copy of a network that is kept: that is a teacher, and conventions charge teachers.
     """
     held, sizes = Holder.held(learner), list[tuple[int, int]]()
-    known = {id(tensor) for value in held.values() for tensor in _tensors(value)}
+    known = {_storage(tensor) for value in held.values() for tensor in _tensors(value)}
     for found in data_of_phase([phase.loss, phase.train_mode], held.values()):
         if isinstance(found, np.ndarray):
             sizes.append((found.nbytes, found.size))
@@ -191,11 +191,17 @@ def held_by_phase(learner: Holder, phase: Phase) -> list[Entry]:
                 f"self.teacher there"
             )
         tensors = [found] if isinstance(found, Tensor) else [*found.parameters(), *found.buffers()]
-        own = {id(tensor): tensor for tensor in tensors if id(tensor) not in known}
-        known |= own.keys()
-        sizes += [(tensor_bytes(tensor), tensor.numel()) for tensor in own.values()]
+        for tensor in tensors:
+            if _storage(tensor) not in known:  # a view of what is kept is no copy of it
+                known.add(_storage(tensor))
+                sizes.append((tensor_bytes(tensor), tensor.numel()))
     size, numel = sum(pair[0] for pair in sizes), sum(pair[1] for pair in sizes)
     return [_entry(phase.name, "temporary", size, numel, "mixed")] if size else []
+
+
+def _storage(tensor: Tensor) -> int:
+    """A number of where the values of a tensor are, which views of it share."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
 def _bytes_of(lines: Sequence[Entry]) -> int:

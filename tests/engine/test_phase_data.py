@@ -101,3 +101,20 @@ def test_images_of_a_phase_that_are_not_the_streams_are_told(tmp_path):
     assert own["exemplars"][0] == 4 and own["own_images"][:2] == [0, 8]
     plain = small_run(Rehearse, tmp_path / "plain", budget=Budget(exemplars=4)).execute().results
     assert "own_images" not in plain
+
+
+class ClosesOverViews(Learner):
+    """Weights of its own network, detached and cut: views, not copies."""
+
+    def phases(self, experience):
+        weight, first = self.net.head.weight.detach(), self.net.head.weight.data[:1]
+
+        def loss(batch):
+            return F.cross_entropy(self.net(batch.images).logits, batch.slots) + 0 * (weight.sum() + first.sum())
+
+        yield Phase("main", self.training_set(experience), loss)
+
+
+def test_views_of_what_is_kept_are_not_held_twice(tmp_path):
+    entries = small_run(ClosesOverViews, tmp_path).execute().results["ledger"][-1]["entries"]
+    assert not [entry for entry in entries if entry["kind"] == "temporary"]
