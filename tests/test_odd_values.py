@@ -151,7 +151,9 @@ def ghostscript(monkeypatch):
 
 def test_no_program_is_started_for_a_file_that_says_it_is_a_picture(tmp_path, ghostscript):
     (tmp_path / "cat.png").write_bytes(EPS)
-    with pytest.raises(DataError, match=r"cat\.png cannot be read as an image \(none of JPEG, PNG, BMP, WEBP, GIF, TIFF, PPM\)"):
+    with pytest.raises(
+        DataError, match=r"cat\.png cannot be read as an image \(none of JPEG, PNG, BMP, WEBP, GIF, TIFF, PPM\)"
+    ):
         read_image(tmp_path / "cat.png")
     assert not ghostscript
 

@@ -71,7 +71,7 @@ def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:
     """Lines as CSV with all columns that any of them has, nothing where undefined."""
     out = io.StringIO()
     columns = list(dict.fromkeys(name for line in lines for name in line))
-    rows = [columns, *([line.get(name) for name in columns] for line in lines)]
+    rows: list[list[Any]] = [columns, *([line.get(name) for name in columns] for line in lines)]
     csv.writer(out, lineterminator="\n").writerows(map(_no_formula, row) for row in rows)
     return out.getvalue()
 

@@ -52,7 +52,9 @@ def framed_builder(frame: Frame | None = None, edge: SupportsFloat = 0.0, drawn:
 def test_hints_of_mappings_and_protocols_are_asked_of_plain_values():
     check_arguments(framed_builder, {"frame": {"width": 3}, "edge": 1.0, "drawn": None}, "stream")
     for key, value in (("frame", 3), ("edge", []), ("drawn", {}), ("drawn", 3)):
-        with pytest.raises(ConfigError, match=rf"stream\.{key} is .*; it must be an object of the class \w+( or null)?$"):
+        with pytest.raises(
+            ConfigError, match=rf"stream\.{key} is .*; it must be an object of the class \w+( or null)?$"
+        ):
             check_arguments(framed_builder, {key: value}, "stream")
 
 
