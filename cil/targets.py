@@ -198,9 +198,18 @@ def fits(value: Any, hint: Any) -> bool:
         return True
     if isinstance(value, Mapping) and TARGET in value:
         return True  # it is judged when it is built
+    if typing.is_typeddict(hint):
+        return isinstance(value, Mapping)
     if isinstance(hint, type) and (value is None or isinstance(value, bool | int | float | str | list | Mapping)):
-        return not getattr(hint, "_is_protocol", False) and isinstance(value, hint)
+        return _is_a(value, hint)
     return True  # built objects are judged by whoever takes them
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    try:
+        return isinstance(value, kind)
+    except TypeError:  # a protocol that is for type checkers alone: no plain value has methods that one asks for
+        return False
 
 
 _ITEMS = {float: "numbers", int: "whole numbers", bool: "true or false", str: "texts"}
@@ -216,8 +225,9 @@ def in_words(hint: Any) -> str:
     if hint in words:
         return words[hint]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        plain = [item for item in typing.get_args(hint) if item in words or typing.get_origin(item) is not None]
-        return " or ".join(dict.fromkeys(in_words(item) for item in plain or typing.get_args(hint)))
+        every = typing.get_args(hint)
+        plain = [item for item in every if item in words or typing.get_origin(item) is not None]
+        return " or ".join(dict.fromkeys(map(in_words, every if plain in ([], [types.NoneType]) else plain)))
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in LISTS:

@@ -129,7 +129,10 @@ def test_folders_and_pictures(tmp_path, caplog):
     assert "the folders 'Ant' and 'ant', which differ in case or spelling alone" in caplog.text
     assert "links to folders are not followed inside a class" in caplog.text
     (tmp_path / "page.jpg").write_text("<!DOCTYPE html>")
-    with pytest.raises(DataError, match=r"page\.jpg cannot be read as an image \(of no known format\); replace"):
+    with pytest.raises(
+        DataError,
+        match=r"page\.jpg cannot be read as an image \(none of JPEG, PNG, BMP, WEBP, GIF, TIFF, PPM\); replace",
+    ):
         read_image(tmp_path / "page.jpg")
     (tmp_path / "x\ny").mkdir()
     with pytest.raises(DataError, match=r"the name 'x\\ny' in .* has signs that cannot be seen"):

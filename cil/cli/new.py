@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import packages_distributions
 from keyword import iskeyword
 from pathlib import Path
 from string import Template
@@ -87,8 +85,6 @@ def _check(what: str, name: str) -> None:
         raise ConfigError(
             f"the name is {name}; it must be a Python name in small letters from a to z, as my_idea, and not end with _"
         )
-    if name in sys.stdlib_module_names or name in packages_distributions():
-        raise ConfigError(f"there is a module {name} already, which would not be found beside it; choose another name")
     group = KINDS[what].group
     taken = set(names(f"cil.{group}")) | set(known(group) if group in ("strategies", "adapters", "streams") else ())
     if name in taken:

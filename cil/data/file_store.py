@@ -82,7 +82,8 @@ def _decoded(source: Any, path: str | Path, mode: str, draft: bool = False) -> _
                 return _Decoded(turned, orientation if turn is not None else 1, deep)
             kind = {"F": "floats", "I": "32-bit numbers"}.get(file.mode, file.mode)
     except UnidentifiedImageError:
-        raise DataError(f"{path} cannot be read as an image (of no known format); replace or remove it") from None
+        formats = ", ".join(FORMATS)
+        raise DataError(f"{path} cannot be read as an image (none of {formats}); replace or remove it") from None
     except Exception as error:  # damaged bytes make decoders raise all sorts of things
         raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from None
     raise DataError(f"{path} has pixels that are {kind}, whose range is not known; save it with 8 or 16 bits a channel")

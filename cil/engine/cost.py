@@ -80,7 +80,7 @@ class Cost:
 
     @contextmanager
     def step(
-        self, learner: Holder, watch: StepWatch, phase: str, sizes: Sequence[int], update: bool, drawn: bool
+        self, learner: Holder, watch: StepWatch, phase: Phase, sizes: Sequence[int], update: bool, drawn: bool
     ) -> Iterator[AbstractContextManager[Any]]:
         """Around a batch, from its loss to ``after_step``; what it gives goes around the forward pass alone.
 
@@ -96,10 +96,10 @@ class Cost:
             with flops.counting():
                 yield nullcontext()
         else:
-            self._saved = SavedBytes(held_tensors(learner))
+            self._saved = SavedBytes([*held_tensors(learner), *beside_phase(learner, phase)[0]])
             with flops.counting():
                 yield self._saved
-            self._bill(phase, self._saved.peak)  # a loss may go back inside
+            self._bill(phase.name, self._saved.peak)  # a loss may go back inside
             self._saved = None
         extra = max(0, learner.context.flops.count - before)
         self.extra += extra
@@ -173,16 +173,24 @@ def _taken_out(cost: Cost, left: int) -> list[Entry]:
 
 
 def held_by_phase(learner: Holder, phase: Phase) -> list[Entry]:
-    """A ledger line for what the loss and the training mode of a phase close over, and the learner does not keep.
+    """A ledger line for what a phase holds beside the learner; see ``beside_phase``."""
+    tensors, arrays = beside_phase(learner, phase)
+    size = sum(map(tensor_bytes, tensors)) + sum(array.nbytes for array in arrays)
+    numel = sum(tensor.numel() for tensor in tensors) + sum(array.size for array in arrays)
+    return [_entry(phase.name, "temporary", size, numel, "mixed")] if size else []
+
+
+def beside_phase(learner: Holder, phase: Phase) -> tuple[list[Tensor], list[np.ndarray]]:
+    """Tensors and arrays that the loss and the training mode of a phase close over, and the learner does not keep.
 
     Raises:
         ContractError: for a frozen copy of a network that is kept: that is a teacher, and conventions charge teachers.
     """
-    held, sizes = Holder.held(learner), list[tuple[int, int]]()
-    known = {id(tensor) for value in held.values() for tensor in _tensors(value)}
+    held, tensors, arrays = Holder.held(learner), dict[int, Tensor](), list[np.ndarray]()
+    known = {_storage(tensor) for value in held.values() for tensor in _tensors(value)}
     for found in data_of_phase([phase.loss, phase.train_mode], held.values()):
         if isinstance(found, np.ndarray):
-            sizes.append((found.nbytes, found.size))
+            arrays.append(found)
             continue
         if isinstance(found, torch.nn.Module) and (copied := copied_by(found, held)):
             raise ContractError(
@@ -190,12 +198,15 @@ def held_by_phase(learner: Holder, phase: Phase) -> list[Entry]:
                 f"conventions charge teachers; self.keep('teacher', None, kind='teacher') in __init__, and read "
                 f"self.teacher there"
             )
-        tensors = [found] if isinstance(found, Tensor) else [*found.parameters(), *found.buffers()]
-        own = {id(tensor): tensor for tensor in tensors if id(tensor) not in known}
-        known |= own.keys()
-        sizes += [(tensor_bytes(tensor), tensor.numel()) for tensor in own.values()]
-    size, numel = sum(pair[0] for pair in sizes), sum(pair[1] for pair in sizes)
-    return [_entry(phase.name, "temporary", size, numel, "mixed")] if size else []
+        for tensor in _tensors(found):
+            if _storage(tensor) not in known:  # a view of what is kept is no copy of it
+                tensors.setdefault(_storage(tensor), tensor)
+    return list(tensors.values()), arrays
+
+
+def _storage(tensor: Tensor) -> int:
+    """A number of where the values of a tensor are, which views of it share."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
 def _bytes_of(lines: Sequence[Entry]) -> int:

@@ -178,7 +178,7 @@ class Fit:
                     share = _share(loader.bounds, step, recipe.accumulate)
                     sizes = [len(part) for part in batch.streams.values()] or [len(batch)]
                     counting = partial(
-                        self.cost.step, learner, watch, self.phase.name, sizes, update,
+                        self.cost.step, learner, watch, self.phase, sizes, update,
                         drawn[epoch * in_epoch + step],
                     )  # fmt: skip
                     losses: dict[str, Tensor] = {}

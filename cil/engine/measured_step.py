@@ -21,7 +21,7 @@ from cil.contract import Holder, Phase
 from cil.data import ArrayStore, Augment, Batch, Samples
 from cil.data.samples import batch_bounds, to_float
 from cil.engine.arrival import Pace
-from cil.engine.cost import Cost, Unbilled, held_tensors
+from cil.engine.cost import Cost, Unbilled, beside_phase, held_by_phase, held_tensors
 from cil.engine.fit import Fit, LossWindow
 from cil.engine.loader import Keyed, PhaseLoader
 from cil.engine.recipe import Recipe
@@ -75,14 +75,17 @@ class StepMeter(Unbilled):
 
     @contextmanager
     def step(
-        self, learner: Holder, watch: StepWatch, phase: str, sizes: Sequence[int], update: bool, drawn: bool
+        self, learner: Holder, watch: StepWatch, phase: Phase, sizes: Sequence[int], update: bool, drawn: bool
     ) -> Iterator[AbstractContextManager[Any]]:
         self.largest = max(self.largest, sum(sizes))
-        yield self._forward(learner)
+        here = torch.empty((), device=learner.device)
+        beside = [tensor for tensor in beside_phase(learner, phase)[0] if tensor.layout is torch.strided]
+        beside = [torch.broadcast_tensors(here, tensor)[1] for tensor in beside]  # a view, on ``meta`` of its stand-in
+        yield self._forward([*held_tensors(learner), *beside])
 
     @contextmanager
-    def _forward(self, learner: Holder) -> Iterator[None]:
-        with counting_inputs(self.modules.values()) as count, SavedByPart(self.watch, held_tensors(learner)) as saved:
+    def _forward(self, held: Sequence[Tensor]) -> Iterator[None]:
+        with counting_inputs(self.modules.values()) as count, SavedByPart(self.watch, held) as saved:
             yield
         self.meters.append((saved.peak, saved.at_peak))
         self.counts.append(count)
@@ -176,7 +179,10 @@ def phase_step(
     with ForwardTracker(modules) as watch:
         meter = StepMeter(modules, watch)
         first_steps(learner, phase, recipe, meter, lambda cost: cost.steps >= FIRST)
-        return meter.measured(phase.name) if meter.meters else None
+        if not meter.meters:
+            return None
+        step, beside = meter.measured(phase.name), held_by_phase(learner, phase)
+        return replace(step, added=summed(step.added, *({line.kind: line.bytes} for line in beside)))
 
 
 def first_steps(

@@ -101,7 +101,7 @@ class StrategySteps:
             phase = phase.trial(phase.middle) if isinstance(phase, Search) else phase
             step = phase_step(learner, phase, self.work.recipe.of(phase, index), batch_size)
             if step is not None:
-                step = replace(step, added=step.added | ({"temporary": copies} if copies else {}))
+                step = replace(step, added=summed(step.added, {"temporary": copies} if copies else {}))
                 found.append(step)
 
     def reach_phases(self, index: int, device: torch.device) -> tuple[Strategy, Experience]:

@@ -43,7 +43,7 @@ class Stopwatch(Unbilled):
 
     @contextmanager
     def step(
-        self, learner: Holder, watch: StepWatch, phase: str, sizes: Sequence[int], update: bool, drawn: bool
+        self, learner: Holder, watch: StepWatch, phase: Phase, sizes: Sequence[int], update: bool, drawn: bool
     ) -> Iterator[AbstractContextManager[Any]]:
         began = time.perf_counter()
         yield nullcontext()

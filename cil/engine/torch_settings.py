@@ -22,18 +22,26 @@ def torch_as_before() -> Iterator[None]:
 
     Put back are types, gradients, threads, choices of kernels, and hooks on all modules and optimizers.
     """
-    before = [(write, read(), read) for read, write in _settings()]
+    before = [(write, _read(read), read) for read, write in _settings()]
     hooks = [(hooked, dict(hooked)) for hooked in _hooked()]
     try:
         yield
     finally:
         for write, value, read in before:
-            if read() != value:
+            if value is not None and _read(read) != value:
                 write(value)
         for hooked, held in hooks:
             if hooked != held:
                 hooked.clear()
                 hooked.update(held)
+
+
+def _read(read: Callable[[], Any]) -> Any:
+    """A setting; None where torch does not tell: of a precision that was set by its new names, and not as a whole."""
+    try:
+        return read()
+    except RuntimeError:
+        return None
 
 
 def _settings() -> list[Setting]:
@@ -45,9 +53,10 @@ def _settings() -> list[Setting]:
         (torch.is_anomaly_enabled, torch.autograd.anomaly_mode.set_detect_anomaly),
         (torch.get_default_device, _set_device),
         (partial(torch.is_autocast_enabled, "cpu"), partial(torch.set_autocast_enabled, "cpu")),
+        (partial(torch.get_autocast_dtype, "cpu"), partial(torch.set_autocast_dtype, "cpu")),
         (torch.get_num_threads, torch.set_num_threads),
         (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-        (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+        (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),  # or a warning alone
         *((partial(getattr, owner, name), partial(setattr, owner, name)) for owner, name in flags),
     ]
 

@@ -35,7 +35,8 @@ class SavedBytes:
     """
 
     def __init__(self, exclude: Iterable[Tensor] = ()) -> None:
-        self._references = [StorageWeakRef(tensor.untyped_storage()) for tensor in exclude]
+        dense = (tensor for tensor in exclude if tensor.layout is torch.strided)  # others have no storage
+        self._references = [StorageWeakRef(tensor.untyped_storage()) for tensor in dense]
         self._known = {reference.cdata for reference in self._references}
         self._seen: dict[int, int] = {}
         self._kept: dict[int, list[int]] = {}  # by storage: its bytes, and the number of graph nodes that keep it now

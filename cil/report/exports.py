@@ -70,9 +70,9 @@ def _no_formula(value: Any) -> Any:
 def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:
     """Lines as CSV with all columns that any of them has, nothing where undefined."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _no_formula(value) for name, value in line.items()} for line in lines)
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    rows: list[list[Any]] = [columns, *([line.get(name) for name in columns] for line in lines)]
+    csv.writer(out, lineterminator="\n").writerows(map(_no_formula, row) for row in rows)
     return out.getvalue()
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from toys import Learner, Rehearse, small_run
 
 from cil.data import Samples
-from cil.errors import ContractError
+from cil.errors import BudgetExceeded, ContractError
 from cil.memory import Budget
 from cil.strategies import Phase
 
@@ -36,13 +36,14 @@ class ClosesOverData(Learner):
 
     def phases(self, experience):
         weight, table, layer = torch.ones(NUMBERS), np.ones(NUMBERS, np.float32), nn.Linear(4, 1, bias=False)
+        one = torch.ones(())
         both, data = nn.Sequential(self.net), experience.train
 
         def loss(batch):
             logits = both(batch.images).logits
             return (
                 F.cross_entropy(logits, batch.slots, weight[: logits.shape[1]])
-                + 0 * (table[0] + len(data))
+                + 0 * (table[0] + len(data) + one)
                 + (0 * layer(batch.images.flatten(1)).mean().detach())
             )
 
@@ -60,7 +61,7 @@ def test_what_a_loss_closes_over_is_held_in_training(tmp_path):
     own, plain = (small_run(kind, tmp_path / kind.__name__).execute().results for kind in (ClosesOverData, Learner))
     entries = own["ledger"][-1]["entries"]
     lines = [entry["bytes"] for entry in entries if entry["kind"] == "temporary"]
-    assert lines == [4 * (2 * NUMBERS + 4)]  # neither the network nor images of the experience
+    assert lines == [4 * (2 * NUMBERS + 4 + 1)]  # neither the network nor images of the experience
     assert own["ledger"][-1]["totals"]["exact"] == plain["ledger"][-1]["totals"]["exact"]
 
 
@@ -101,3 +102,67 @@ def test_images_of_a_phase_that_are_not_the_streams_are_told(tmp_path):
     assert own["exemplars"][0] == 4 and own["own_images"][:2] == [0, 8]
     plain = small_run(Rehearse, tmp_path / "plain", budget=Budget(exemplars=4)).execute().results
     assert "own_images" not in plain
+
+
+class ClosesOverViews(Learner):
+    """Weights of its own network, detached and cut: views, not copies."""
+
+    def phases(self, experience):
+        weight, first = self.net.head.weight.detach(), self.net.head.weight.data[:1]
+
+        def loss(batch):
+            return F.cross_entropy(self.net(batch.images).logits, batch.slots) + 0 * (weight.sum() + first.sum())
+
+        yield Phase("main", self.training_set(experience), loss)
+
+
+def test_views_of_what_is_kept_are_not_held_twice(tmp_path):
+    entries = small_run(ClosesOverViews, tmp_path).execute().results["ledger"][-1]["entries"]
+    assert not [entry for entry in entries if entry["kind"] == "temporary"]
+
+
+class WeighsBy(Learner):
+    """Multiplies by numbers that backward needs: of its phase, or made anew in each step."""
+
+    of_phase = True
+
+    def phases(self, experience):
+        weight = torch.ones(NUMBERS)
+
+        def own(batch):
+            return (self.net(batch.images).logits.sum() * weight).mean()
+
+        def anew(batch):
+            return (self.net(batch.images).logits.sum() * torch.ones(NUMBERS)).mean()
+
+        yield Phase("main", self.training_set(experience), own if self.of_phase else anew)
+
+
+class WeighsAnew(WeighsBy):
+    of_phase = False
+
+
+def test_what_a_loss_closes_over_is_held_once_also_where_backward_needs_it(tmp_path):
+    peaks = [
+        small_run(kind, tmp_path / kind.__name__).execute().results["peak_training_bytes"]
+        for kind in (WeighsBy, WeighsAnew)
+    ]
+    assert peaks[0] == peaks[1]
+
+
+def test_what_a_loss_closes_over_is_in_the_step_that_is_measured_before_training(tmp_path):
+    allowed = small_run(ClosesOverData, tmp_path / "any").execute().results["peak_training_bytes"]
+    small_run(ClosesOverData, tmp_path / "fits", budget=Budget(training_bytes=allowed)).execute()
+    with pytest.raises(BudgetExceeded, match=r"in a step of 4 images .*temporary [\d,]+"):
+        small_run(ClosesOverData, tmp_path / "less", budget=Budget(training_bytes=allowed - 1)).execute()
+    with pytest.raises(ContractError, match="closes over a frozen copy of net"):
+        small_run(LateTeacher, tmp_path / "late", budget=Budget(training_bytes=10**6)).execute()
+    assert not (tmp_path / "late" / "checkpoint" / "experience-000.json").exists()
+
+
+class LateTeacher(Learner):
+    """The same teacher, from the second experience on."""
+
+    def phases(self, experience):
+        kind = ClosesOverATeacher if experience.index else Learner
+        return kind.phases(self, experience)

@@ -10,6 +10,7 @@ import torch
 from toys import Learner, small_run
 
 from cil.api import plan
+from cil.engine.torch_settings import torch_as_before
 from cil.memory import Budget
 from cil.testing.toy import toy_stream
 
@@ -68,3 +69,32 @@ def test_what_a_bill_changes_of_torch_is_put_back():
     before = settings()
     assert plan(InDoubles, toy_stream(), "smallconv", Budget(exemplars=2)).work.bill
     assert settings() == before
+
+
+def test_what_the_user_set_holds_after_a_run():
+    """Also a warning in place of an error, which is a setting of its own, and the type of autocast."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch_as_before():
+            torch.use_deterministic_algorithms(True)
+            torch.set_autocast_dtype("cpu", torch.float16)
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.get_autocast_dtype("cpu") is torch.bfloat16
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch has the old names alone")
+def test_a_precision_that_torch_does_not_tell_stops_no_run(tmp_path):
+    """Set by its new name for one device, asking for it by the old one is an error of torch."""
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        with pytest.raises(RuntimeError):
+            torch.get_float32_matmul_precision()
+        assert small_run(Learner, tmp_path).execute().results["losses"]
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    with torch_as_before():
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
+from typing import Protocol, SupportsFloat, TypedDict
 
 import pytest
 
@@ -34,6 +35,27 @@ def test_shared_fields_count_as_keys_with_their_types_and_defaults():
     check_arguments(open_builder, {"path": "here", "red": 2, "anything": 0}, "stream")
     with pytest.raises(ConfigError, match=r"stream\.green is 'much'; it must be a number or null"):
         check_arguments(open_builder, {"green": "much"}, "stream")
+
+
+class Frame(TypedDict):
+    width: int
+
+
+class Drawn(Protocol):
+    def draw(self) -> int: ...
+
+
+def framed_builder(frame: Frame | None = None, edge: SupportsFloat = 0.0, drawn: Drawn | None = None):
+    return frame, edge, drawn
+
+
+def test_hints_of_mappings_and_protocols_are_asked_of_plain_values():
+    check_arguments(framed_builder, {"frame": {"width": 3}, "edge": 1.0, "drawn": None}, "stream")
+    for key, value in (("frame", 3), ("edge", []), ("drawn", {}), ("drawn", 3)):
+        with pytest.raises(
+            ConfigError, match=rf"stream\.{key} is .*; it must be an object of the class \w+( or null)?$"
+        ):
+            check_arguments(framed_builder, {key: value}, "stream")
 
 
 def test_other_keys_are_refused_where_there_are_no_options_of_a_data_set():
