@@ -101,3 +101,33 @@ def test_images_of_a_phase_that_are_not_the_streams_are_told(tmp_path):
     assert own["exemplars"][0] == 4 and own["own_images"][:2] == [0, 8]
     plain = small_run(Rehearse, tmp_path / "plain", budget=Budget(exemplars=4)).execute().results
     assert "own_images" not in plain
+
+
+PAST: list[Samples] = []
+
+
+class KeepsThePast(Rehearse):
+    """Trains on images of earlier experiences, which a variable of the module holds."""
+
+    def training_set(self, experience):
+        data = super().training_set(experience)
+        for past in PAST:
+            data = data + past
+        return data
+
+    def after_experience(self, experience):
+        PAST.append(experience.train)
+
+
+class LooksBack(KeepsThePast):
+    def training_set(self, experience):
+        assert all(len(past.images) for past in PAST)
+        return experience.train
+
+
+@pytest.mark.parametrize("kind", [KeepsThePast, LooksBack])
+def test_images_of_an_experience_that_is_over_are_refused(kind, tmp_path):
+    """They counted as images of the experience in hand, so that nothing told them."""
+    PAST.clear()
+    with pytest.raises(ContractError, match=r"reads images of experience 0, which is over.*self\.keep"):
+        small_run(kind, tmp_path, budget=Budget(exemplars=4)).execute()
