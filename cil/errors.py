@@ -6,6 +6,7 @@ import difflib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import TracebackType
 
 
 class CilError(Exception):
@@ -60,6 +61,7 @@ class RankEnded(TrainingError):
     """Another process of a run on several devices ended, or cannot be reached."""
 
 
+HERE = Path(__file__).parent
 LIBRARIES = sys.stdlib_module_names | {
     *("torch", "torchvision", "numpy", "PIL", "scipy", "sklearn", "timm", "safetensors"),
     *("hydra", "omegaconf", "yaml", "antlr4", "joblib", "wandb", "tensorboard", "matplotlib", "rich", "optuna"),
@@ -71,12 +73,15 @@ def places_of(error: BaseException) -> tuple[str, str]:
 
     Each is empty where it was not there.
     """
-    here, own, ours = Path(__file__).parent, "", ""
-    trace = error.__traceback__
+    return _places(error.__traceback__)
+
+
+def _places(trace: TracebackType | None) -> tuple[str, str]:
+    own, ours = "", ""
     while trace is not None:
         code, line = trace.tb_frame.f_code, trace.tb_lineno
         place = f"{code.co_filename}:{line}, in {code.co_name}"
-        if Path(code.co_filename).is_relative_to(here):
+        if Path(code.co_filename).is_relative_to(HERE):
             ours = place
         elif str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] not in LIBRARIES:
             own = place
@@ -84,9 +89,24 @@ def places_of(error: BaseException) -> tuple[str, str]:
     return own, ours
 
 
+def _called_place(error: BaseException) -> str:
+    """``FILE:LINE, in FUNCTION`` where an error was last in code of a user that the framework called; else empty."""
+    trace = error.__traceback__
+    while trace is not None:
+        if Path(trace.tb_frame.f_code.co_filename).is_relative_to(HERE):
+            return _places(trace)[0]
+        trace = trace.tb_next
+    return ""
+
+
 def in_words(error: BaseException) -> str:
-    """An error in one line: one of the framework as it is, any other with its type and the place where it arose."""
+    """An error in one line: one of the framework as it is, any other with its type and the place where it arose.
+
+    A broken rule that arose in a learner's code has its place too.
+    """
     text = " ".join(str(error).split())
+    if isinstance(error, ContractError | NotKept) and (place := _called_place(error)) and place not in text:
+        return f"{text} ({place})"
     if isinstance(error, CilError):
         return text
     if isinstance(error, SystemExit):

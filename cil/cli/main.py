@@ -155,10 +155,9 @@ def _print_error(error: BaseException, code: int) -> int:
         import traceback
 
         traceback.print_exc()
-    if isinstance(error, CilError):
-        text = " ".join(str(error).split())
-    else:
-        text = f"{in_words(error)}; CIL_TRACEBACK=1 shows how it came there"
+    text = in_words(error)
+    if not isinstance(error, CilError):
+        text += "; CIL_TRACEBACK=1 shows how it came there"
     print(f"cil: {text}", file=sys.stderr)
     return code
 

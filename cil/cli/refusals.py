@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from cil.cli.names import choices as group_choices
@@ -129,6 +130,8 @@ def unknown_key(bad: str, config: dict[str, Any]) -> str:
 
     >>> unknown_key("epochs", {"trainer": {"epochs": 1}})
     "unknown key epochs; did you mean 'trainer.epochs'?"
+    >>> unknown_key("schedule", {"trainer": {"first": {"schedule": "cosine"}}})
+    "unknown key schedule; did you mean 'scheduler' or 'trainer.first.schedule'?"
     >>> unknown_key("stream.augment.flip", {"stream": {"augment": None}})
     'stream.augment is null here: give it as a whole, stream.augment={flip: VALUE}'
     """
@@ -148,7 +151,8 @@ def unknown_key(bad: str, config: dict[str, Any]) -> str:
     if path and isinstance(section, dict) and section:
         known = [key for key in section if key not in (TARGET, PARTIAL)]
         return f"unknown key {bad}; {nearest(last, known, prefix=bad.removesuffix(last))}"
-    same = [key for key in leaves_of(config) if key.rpartition(".")[2] == last]
+    same = get_close_matches(bad, GROUPS, n=1, cutoff=0.8)
+    same += [key for key in leaves_of(config) if key.rpartition(".")[2] == last]
     if same:
         return f"unknown key {bad}; did you mean {' or '.join(repr(key) for key in same)}?"
     return f"unknown key {bad}; {nearest(bad.partition('.')[0], {*GROUPS, *config})}"

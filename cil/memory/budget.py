@@ -275,7 +275,9 @@ class Allowance:
         return given if isinstance(given, Allowance) else cls(given)
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise ContractError(f"budget.{name} cannot be set by a learner: what may be carried is the user's to say")
+        raise ContractError(
+            f"budget.{name} cannot be set by a learner: what may be carried is the user's to say, by the keys budget.*"
+        )
 
     def __delattr__(self, name: str) -> None:
         self.__setattr__(name, None)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cil.report.grids import Line
 from cil.report.grouping import Group
@@ -162,15 +162,20 @@ def marked(rows: Sequence[SomeRow]) -> list[SomeRow]:
     return [replace(row, notes=(*row.notes, *_effort(row, usual))) for row in rows]
 
 
-def _effort(row: Row, usual: float | None) -> Iterable[Note]:
-    own = max((sum(run.result("own_updates") or ()) for run in row.runs), default=0)
+def effort_notes(results: Sequence[Mapping[str, Any]]) -> Iterable[Note]:
+    """Remarks on the steps and images of runs that are not those of phases, of the run that has most."""
+    own = max((sum(result.get("own_updates") or ()) for result in results), default=0)
     if own:
         yield Note("own steps", f"own steps: took {own:,} optimizer steps beside those of its phases; they are counted")
-    images = max((max(run.result("own_images") or (0,)) for run in row.runs), default=0)
+    images = max((max(result.get("own_images") or (0,)) for result in results), default=0)
     if images:
         yield Note(
             "own images", f"own images: trained on up to {images:,} that are neither of the experience nor exemplars"
         )
+
+
+def _effort(row: Row, usual: float | None) -> Iterable[Note]:
+    yield from effort_notes([run.record.results for run in row.runs])
     if usual is not None and row.pace is not None and row.pace > SLOW * usual:
         times = f"{row.pace / usual:.1f} times the median of the table"
         words = "it may do what is not counted as FLOPs, or have run on a busier machine"

@@ -218,3 +218,43 @@ def test_a_bug_in_a_loss_names_its_file_and_line(cil, tmp_path, monkeypatch):
     assert said.code == 2 and "strategy" in said.line and "own_bug" in said.line and "class" in said.line
     said = cil("check", "own_bug:idea")
     assert said.code == 2 and "own_bug:idea" in said.line and "class" in said.line
+
+
+RAISES = """
+from cil import Strategy
+
+
+class Raises(Strategy):
+    def loss(self, batch):
+        self.budget.exemplars = 10_000
+"""
+
+
+def test_a_rule_that_is_broken_in_own_code_names_its_line(cil, tmp_path):
+    (tmp_path / "own_rule.py").write_text(RAISES)
+    line = cil("run", "strategy=own_rule:Raises", *DIGITS).line
+    assert "budget.exemplars cannot be set by a learner" in line and "own_rule.py:7, in loss)" in line
+
+
+HIDES = """
+import torch
+import torch.nn.functional as F
+
+from cil import Strategy
+
+
+class Hides(Strategy):
+    def loss(self, batch):
+        return F.cross_entropy(self.net(batch.images).logits, batch.slots)
+
+    def after_step(self, batch):
+        optimizer = torch.optim.SGD(self.net.parameters(), lr=0.01)
+        self.loss(batch).backward()
+        optimizer.step()
+"""
+
+
+def test_steps_of_its_own_are_said_when_a_run_ends(cil, tmp_path):
+    (tmp_path / "own_steps.py").write_text(HIDES)
+    out = cil("run", "strategy=own_steps:Hides", *DIGITS).out
+    assert "optimizer steps beside those of its phases; they are counted" in out

@@ -166,3 +166,33 @@ class LateTeacher(Learner):
     def phases(self, experience):
         kind = ClosesOverATeacher if experience.index else Learner
         return kind.phases(self, experience)
+
+
+PAST: list[Samples] = []
+
+
+class KeepsThePast(Rehearse):
+    """Trains on images of earlier experiences, which a variable of the module holds."""
+
+    def training_set(self, experience):
+        data = super().training_set(experience)
+        for past in PAST:
+            data = data + past
+        return data
+
+    def after_experience(self, experience):
+        PAST.append(experience.train)
+
+
+class LooksBack(KeepsThePast):
+    def training_set(self, experience):
+        assert all(len(past.images) for past in PAST)
+        return experience.train
+
+
+@pytest.mark.parametrize("kind", [KeepsThePast, LooksBack])
+def test_images_of_an_experience_that_is_over_are_refused(kind, tmp_path):
+    """They counted as images of the experience in hand, so that nothing told them."""
+    PAST.clear()
+    with pytest.raises(ContractError, match=r"reads images of experience 0, which is over.*self\.keep"):
+        small_run(kind, tmp_path, budget=Budget(exemplars=4)).execute()

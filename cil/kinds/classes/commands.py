@@ -83,7 +83,8 @@ class StrategyCommands:
         scale = f", scale={identity['scale']}" if "scale" in identity else ""
         where = f"{identity['stream']['name']}{scale}"
         head = f"{identity['strategy']} on {where}, seed {identity['seed']}: {record.status}{note}"
-        return "\n".join([head, *self.result_lines(record), self.cost_line(results), f"  record: {record.directory}"])
+        lines = [head, *self.result_lines(record), self.cost_line(results), *_effort_lines(results)]
+        return "\n".join([*lines, f"  record: {record.directory}"])
 
     def result_lines(self, record: Record) -> Iterator[str]:
         results, many = record.results, record.identity["stream"]["experiences"]
@@ -119,6 +120,13 @@ class StrategyCommands:
         many = f"{len(stream)} experiences of {sizes([len(one.new_slots) for one in stream.signatures])} new classes"
         order = ", ".join(stream.classes[:SHOWN]) + (", ..." if len(stream.order) > SHOWN else "")
         return [f"{stream.name}: {many}, {images_of(stream)}", f"{data_of(stream)}; class order {order}"]
+
+
+def _effort_lines(results: Mapping[str, Any]) -> Iterator[str]:
+    """What marks a row in tables and is known of one run: steps and images of its own."""
+    from cil.report.rows import effort_notes
+
+    yield from (f"  {note.text}" for note in effort_notes([results]))
 
 
 def _parts_lines(results: Mapping[str, Any]) -> Iterator[str]:
