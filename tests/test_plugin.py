@@ -243,7 +243,8 @@ def test_its_kind_has_a_rule_of_its_own(installed, tmp_path):
         rules = [rule for rule in kind.rules() if rule.__name__ == "a_query_finds_the_same_alone"]
         assert [found.error for found in testing.outcomes(kind.subject(finetune, {}, stream), rules)] == [None]
     broken = [line for line in done.stdout.splitlines() if line.startswith("BROKEN")]
-    assert broken == ["BROKEN a_query_finds_the_same_alone: a query that is asked alone finds other images"]
+    told = "BROKEN a_query_finds_the_same_alone: a query that is asked alone finds other images"
+    assert len(broken) == 1 and broken[0].startswith(told)
 
 
 def test_without_the_package_its_records_are_left_out_with_one_line(compared):

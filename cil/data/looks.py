@@ -45,23 +45,6 @@ class Looks:
         self.by_reader: dict[str, int] = {}
         self.limit, self.method, self.experience = limit, method, experience
         self._reader = "a hook"
-        self._ended = False
-
-    def end(self) -> None:
-        """The experience is over: its images are read no more."""
-        self._ended = True
-
-    def refuse_past(self) -> None:
-        """Refuse to read images of an experience that is over.
-
-        Raises:
-            ContractError: naming the experience.
-        """
-        if self._ended:
-            raise ContractError(
-                f"{self.method} reads images of experience {self.experience}, which is over; of the past there is what "
-                f"self.keep(...) names, as exemplars of a memory"
-            )
 
     @contextmanager
     def by(self, reader: str) -> Iterator[None]:
@@ -78,7 +61,6 @@ class Looks:
         Raises:
             BudgetExceeded: where one has more looks than are allowed.
         """
-        self.refuse_past()
         images = images[images >= 0]
         if not len(images):
             return
@@ -198,25 +180,21 @@ def counted(samples: Samples, looks: Looks) -> Samples:
 def uncounted(samples: Samples) -> tuple[Samples, Images | None, Looks | None]:
     """The same samples, of which reads are no looks; the number of the image in each row; and who counts.
 
-    None and None where nobody does.
-
-    Raises:
-        ContractError: where some are of an experience that is over.
+    None and None where nobody does. Images of an experience that is over are none of those that are counted.
     """
     counting = [store.looks for store, _ in samples.parts if isinstance(store, CountedStore)]
     if not counting:
         return samples, None, None
-    for looks in counting:
-        looks.refuse_past()
+    looks = max(counting, key=lambda each: each.experience)
     parts: list[tuple[Store, Tensor]] = []
     images = []
     for store, rows in samples.parts:
         parts.append((uncounted_store(store), rows))
-        if isinstance(store, CountedStore):
+        if isinstance(store, CountedStore) and store.looks is looks:
             images.append(store.images[_numbers(rows)])
         else:
             images.append(np.full(len(rows), -1, dtype=np.int64))
-    return samples.over(parts), np.concatenate(images), counting[0]
+    return samples.over(parts), np.concatenate(images), looks
 
 
 def uncounted_store(store: Store) -> Store:

@@ -93,8 +93,6 @@ class StrategyWork(PlannedWork):
             findings, parts = plain(learner.diagnostics), dict(learner.context.parts)
             check_codecs(learner, arriving, stored=True)
             carried = self.frozen(learner, index)  # last, as it shares the tensors of the learner
-            if not self.bound:
-                looks.end()
         total = self.runtime.ranks.total  # of operations: all devices together
         facts: dict[str, Any] = {
             "signature": asdict(self.stream.signatures[index]),

@@ -66,20 +66,25 @@ def refuse_copies(phase: Phase, looks: Looks, shape: tuple[int, int, int]) -> No
             f"{looks.copies:,} be carried, and trainer.looks is {looks.limit}: hand over images of experience.train in "
             f"place of copies, raise the budget, or set trainer.looks=free"
         )
-    if own_images(phase):
+    if own_images(phase, looks):
         raise ContractError(
             f"phase '{phase.name}' of {looks.method} is trained on images that are neither experience.train nor "
             f"exemplars of a memory, and trainer.looks is {looks.limit}: hand over rows of these, or set it to free"
         )
 
 
-def own_images(phase: Phase) -> int:
-    """Images of a phase that are neither those of the experience nor exemplars; features in place of them are none."""
+def own_images(phase: Phase, looks: Looks | None) -> int:
+    """Images of a phase that are neither those of the experience, which ``looks`` counts, nor exemplars.
+
+    Features in place of images are none.
+    """
     return sum(
         len(rows)
         for samples in _streams(phase)
         for store, rows in samples.parts
-        if tuple(store.shape) != NO_PIXELS and not isinstance(store, CountedStore | EncodedStore)
+        if tuple(store.shape) != NO_PIXELS
+        and not isinstance(store, EncodedStore)
+        and not (isinstance(store, CountedStore) and (looks is None or store.looks is looks))
     )
 
 

@@ -138,7 +138,7 @@ class Training:
                 raise
             fit.cost.trial = {"diverged": True}
         fit.cost.held = [*Holder.training_entries(learner), *held_by_phase(learner, phase)]
-        fit.cost.weighed, fit.cost.own_images = carried_modules(learner), own_images(phase)
+        fit.cost.weighed, fit.cost.own_images = carried_modules(learner), own_images(phase, self.looks)
         if self.observer is not None and not trial and fit.cost.cut and fit.recipe.pace is not None:
             self.observer.all_arrived(len(phase.samples))
         return fit.cost
