@@ -30,6 +30,7 @@ import overhead
 import torch
 
 from cil.api import plan
+from cil.contract import Phase
 from cil.engine import learning
 from cil.engine.asked_again import Asked
 from cil.engine.cost import Cost
@@ -100,6 +101,7 @@ def costs(net: str, count: int) -> tuple[Middle, Middle]:
     learner.train_mode()
     images, tally = torch.rand(2, *stream.image_shape), Tally()  # batch norm wants two
     optimizer, cost = torch.optim.SGD(learner.trainable(), lr=0.0), Cost()
+    phase = Phase("main", stream[0].train, learner.loss)
 
     def plain() -> None:
         loss = learner.net(images).logits.square().mean()
@@ -108,7 +110,7 @@ def costs(net: str, count: int) -> tuple[Middle, Middle]:
         optimizer.zero_grad(set_to_none=True)
 
     def metered(drawn: bool) -> None:
-        with cost.step(learner, watch, "main", [1], True, drawn) as saving:
+        with cost.step(learner, watch, phase, [1], True, drawn) as saving:
             with saving:
                 plain()
             watch.note(["loss"])
