@@ -114,6 +114,12 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 
+def folder_in(root: Path, path: str | Path) -> Path:
+    """A folder as it is named, where it is there or absolute; else inside the data root."""
+    given = home_path(path)
+    return given if given.is_absolute() or given.is_dir() else root / given
+
+
 def open_benchmark(name: str, root: Path, path: str | Path | None = None, size: int = 224) -> Dataset:
     """One of ``BENCHMARKS``.
 
@@ -127,8 +133,7 @@ def open_benchmark(name: str, root: Path, path: str | Path | None = None, size: 
     Raises:
         DataError: where the folder is missing or has another layout; it says what goes where.
     """
-    known, where = BENCHMARKS[name], home_path(path) if path is not None else root / name
-    where = where if where.is_absolute() or where.is_dir() else root / where
+    known, where = BENCHMARKS[name], root / name if path is None else folder_in(root, path)
     for _, read in known.layouts:
         split = read(where)
         if split is not None:
@@ -217,8 +222,7 @@ def core50(root: Path, path: str | Path = "core50", size: int = 128, level: str 
     """
     if level not in ("object", "category"):
         raise ConfigError(f"stream.level is '{level}'; it must be object or category")
-    where = home_path(path)
-    where = where if where.is_absolute() or where.is_dir() else root / where
+    where = folder_in(root, path)
     sessions = sorted(int(name[1:]) for name in (subfolders(where) if where.is_dir() else ()) if name[1:].isdigit())
     if not set(CORE50_TEST) < set(sessions):
         raise DataError(

@@ -16,8 +16,15 @@ def key(seed: int, *parts: object) -> int:
     >>> key(0, "order", 1, 2) == key(0, "order", 1, 2) != key(0, "order", 2, 1)
     True
     """
-    text = "/".join(map(str, (seed, *parts))).encode()
-    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1
+    return _number(_hash_of(seed, *parts))
+
+
+def _hash_of(*parts: object) -> blake2b:
+    return blake2b("/".join(map(str, parts)).encode(), digest_size=8)
+
+
+def _number(hashed: blake2b) -> int:
+    return int.from_bytes(hashed.digest(), "big") >> 1
 
 
 def generator(seed: int, *parts: object) -> torch.Generator:
@@ -27,12 +34,12 @@ def generator(seed: int, *parts: object) -> torch.Generator:
 
 def lent(seed: int, *parts: object) -> Callable[[str], torch.Generator]:
     """``generator`` of a purpose at one place, for a learner: which place, and which seed, is not to be read off it."""
-    begun = blake2b("/".join(map(str, (seed, *parts))).encode(), digest_size=8)
+    begun = _hash_of(seed, *parts)
 
     def keyed(purpose: str) -> torch.Generator:
         own = begun.copy()
         own.update(f"/{purpose}".encode())
-        return torch.Generator().manual_seed(int.from_bytes(own.digest(), "big") >> 1)
+        return torch.Generator().manual_seed(_number(own))
 
     return keyed
 

@@ -16,7 +16,7 @@ from cil.data import Augment, Samples
 from cil.data.looks import Looks
 from cil.engine.anytime import AnytimeObserver
 from cil.engine.arrival import leading
-from cil.engine.cost import Cost, carried_modules, held_by_phase
+from cil.engine.cost import Cost, beside_phase, carried_modules, held_by_phase
 from cil.engine.fit import Fit
 from cil.engine.keys import reseed
 from cil.engine.lifecycle import all_evaluating
@@ -109,7 +109,7 @@ class Training:
             costs: Bills of all phases before it.
             trial: Its loss may become infinite: the cost then says so.
         """
-        held_by_phase(learner, phase)  # refuses
+        beside_phase(learner, phase)  # refuses a teacher
         if self.looks is not None and self.arriving is not None:
             refuse_copies(phase, self.looks, self.arriving.shape)
         fit = Fit(

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from cil.data import Augment, Dataset, Samples, data_root
+from cil.data.benchmarks import folder_in
 from cil.data.file_store import FileStore
 from cil.errors import DataError
 from cil.streams.domains import DomainStream, chosen_domains, stream_of_domains
 from cil.streams.options import DatasetOptions, SplitOptions, accepts
 from cil.streams.registry import register_stream
-from cil.values import home_path
 
 ORDER = ("real", "quickdraw", "painting", "sketch", "infograph", "clipart")  # of the published numbers
 
@@ -41,8 +41,7 @@ def domainnet(
     """
     shared = SplitOptions(order="natural", **options)
     root = data_root(shared.root)
-    where = home_path(path)
-    where = where if where.is_absolute() or where.is_dir() else root / where
+    where = folder_in(root, path)
     known = [name for name in ORDER if (where / f"{name}_train.txt").is_file()]
     if not known:
         raise DataError(
